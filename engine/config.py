@@ -1,0 +1,84 @@
+"""The engine's options: read once, validated once, frozen.
+
+Invariant: an EngineConfig that exists is valid as far as it can be told without the model and the
+device; what depends on those is checked where they are known, and raised as ConfigError too.
+Where values come from (flags, environment, TOML) is the service's affair.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.engine.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Options of the engine; the field's metadata holds the help text of each."""
+
+    model: str = _option("pocket", "directory, Hub id, `pocket`, or random:SHAPE (random:0.6B)")
+    revision: str | None = _option(None, "revision of a Hub id")
+    max_num_seqs: int = _option(256, "most requests in one step")
+    max_num_batched_tokens: int = _option(8192, "most tokens in one step")
+    max_model_len: int | None = _option(None, "most tokens of a request; default: the model's own")
+    block_size: int = _option(64, "tokens a cache block holds: 16, 32, 64, 128 or 256")
+    num_blocks: int | None = _option(None, "cache blocks; default: from free memory")
+    gpu_memory_utilization: float = _option(0.9, "share of the GPU's memory to use, with num_blocks unset")
+    cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU, with num_blocks unset")
+    tensor_parallel_size: int = _option(1, "GPUs to spread the model over (only 1 is supported)")
+    enforce_eager: bool = _option(False, "never use captured graphs")
+    enable_prefix_caching: bool = _option(True, "reuse blocks of equal prefixes")
+    prefix_cache_seed: int | None = _option(
+        None, "fixes the hash seed of the prefix cache (replicas behind one router); default: random"
+    )
+    overlap: bool = _option(True, "plan the next step while one runs")
+    two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
+    dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
+    kv_cache_dtype: str = _option("auto", "auto: as dtype (nothing else is supported)")
+    device: str = _option("auto", "auto, cpu or cuda")
+    seed: int = _option(0, "seed of random weights")
+
+    def __post_init__(self) -> None:
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        if self.max_model_len is not None:
+            _at_least("max_model_len", self.max_model_len, 2)
+        if self.num_blocks is not None:
+            _at_least("num_blocks", self.num_blocks, 2)
+        _one_of("block_size", self.block_size, BLOCK_SIZES)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
+        _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization = {self.gpu_memory_utilization}: must be above 0, at most 1"
+            )
+        if not self.cpu_kv_gib > 0:
+            raise ConfigError(f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0")
+        if not self.model:
+            raise ConfigError("model is empty: give a directory, a Hub id, pocket or random:SHAPE")
+
+    def replace(self, **changes: Any) -> "EngineConfig":
+        """A copy with some options changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+
+def _at_least(name: str, value: int, limit: int) -> None:
+    if value < limit:
+        reason = " (max_num_seqs)" if name == "max_num_batched_tokens" else ""
+        raise ConfigError(f"{name} = {value}: must be at least {limit}{reason}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        choices = ", ".join(str(a) for a in allowed)
+        raise ConfigError(f"{name} = {value!r}: supported: {choices}")

@@ -1,0 +1,51 @@
+"""Everything the engine raises on purpose.
+
+QuireError
+├── ConfigError        an option or a model's configuration that cannot be used: names it, and why
+├── ModelError         a model directory or checkpoint that cannot be loaded: names the file or weight
+├── CapacityError      memory does not suffice: carries the numbers, and the option to turn
+├── RequestError       a request that can never run: names the field, the value and the limit
+├── StepError          a step failed; every request in flight ends with it. Carries an id for the log
+└── EngineDeadError    the engine thread is gone; nothing will be answered. Carries an id for the log
+"""
+
+
+class QuireError(Exception):
+    """Base of all errors that Quire raises on purpose. Its text is one line, fit for a person."""
+
+
+class ConfigError(QuireError):
+    """An option or configuration value that cannot be used."""
+
+
+class ModelError(QuireError):
+    """A model that cannot be loaded."""
+
+
+class CapacityError(QuireError):
+    """Not enough memory for what was asked."""
+
+
+class RequestError(QuireError):
+    """A request that can never run, refused before any state exists."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class StepError(QuireError):
+    """A step failed. `error_id` stands beside the trace in the log."""
+
+    def __init__(self, error_id: str, cause: str) -> None:
+        super().__init__(f"a step failed ({error_id}): {cause}")
+        self.error_id = error_id
+
+
+class EngineDeadError(QuireError):
+    """The engine thread has ended. `error_id` stands beside the trace in the log."""
+
+    def __init__(self, error_id: str) -> None:
+        super().__init__(f"the engine has stopped ({error_id})")
+        self.error_id = error_id

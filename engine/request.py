@@ -1,0 +1,212 @@
+"""What is asked of the engine, and what it keeps of it while it runs. Read this first.
+
+A request's life is one number chasing another: `num_computed_tokens` (tokens whose keys and values
+stand in the cache) chases `num_tokens` (prompt, outputs, and a placeholder for each token that a
+step in flight will sample). There is no prefill phase and no decode phase.
+
+    token_ids        [ prompt ........ | outputs known .... ]
+    num_tokens       [ prompt ........ | outputs known .... | placeholders ]
+    num_computed     planned so far, steps in flight included
+    num_applied      computed by steps whose results have been applied; only blocks below it are
+                     ever registered in the prefix cache
+
+A request with n > 1 becomes n `Request`s of one key, told apart by their index. The engine thread
+alone touches them.
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+
+class FinishReason(enum.Enum):
+    """Why one index ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends; complete, nothing is left to a default.
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep all. `seed` is 64 bits wide.
+    `logprobs` None: none; k: the chosen token's and the best k. EOS and stop ids are honoured from
+    `min_tokens` outputs on; EOS not at all with ignore_eos.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    @property
+    def ending_ids(self) -> frozenset[int]:
+        """Ids that end the request once min_tokens have come."""
+        eos = () if self.ignore_eos else self.eos_token_ids
+        return frozenset(self.stop_token_ids).union(eos)
+
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether any token may be filtered out before drawing."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What the service submits. `key` is the submitter's own and unique among live requests.
+
+    `resume_token_ids` (n = 1) are outputs that the client already holds: they count for positions,
+    max and min tokens and penalties, and are not sent again. `client` names whose share it uses.
+    """
+
+    key: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    n: int = 1
+    priority: int = 0
+    cache_salt: bytes = b""
+    resume_token_ids: tuple[int, ...] = ()
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Of one sampled token, from the raw logits. `top`: (id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
+class Output:
+    """What one step (or the queue) has to say of one index. Plain data; crosses threads.
+
+    `started` marks the first time this index was scheduled; `cached_tokens` are its prefix hit.
+    `finish` is set once, in the last output of the index. `stop_token_id`: the EOS or stop id that
+    ended it (it is the last of token_ids). `time`: the clock (time.monotonic) of the step's end,
+    or of scheduling for `started`.
+    """
+
+    key: int
+    index: int
+    time: float = 0.0
+    started: bool = False
+    cached_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish: FinishReason | None = None
+    stop_token_id: int | None = None
+    error_id: str | None = None
+    preemptions: int = 0
+    peak_blocks: int = 0
+
+
+class Status(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+class Request:
+    """One index of a submitted request, as the scheduler keeps it."""
+
+    __slots__ = (
+        "admission",
+        "arrival",
+        "block_hashes",
+        "block_table",
+        "cached_tokens",
+        "emitted",
+        "epoch",
+        "in_flight",
+        "index",
+        "leader",
+        "num_applied_tokens",
+        "num_computed_tokens",
+        "num_placeholders",
+        "num_prompt_tokens",
+        "num_resumed",
+        "peak_blocks",
+        "preemptions",
+        "priority",
+        "sampling",
+        "served",
+        "slot",
+        "spec",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(self, spec: GenerationRequest, index: int, arrival: int) -> None:
+        self.spec = spec
+        self.sampling = spec.sampling
+        self.index = index
+        self.arrival = arrival
+        self.priority = spec.priority
+        self.status = Status.WAITING
+        self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
+        self.num_prompt_tokens = len(spec.prompt_token_ids)
+        self.num_resumed = len(spec.resume_token_ids)
+        self.num_placeholders = 0
+        self.num_computed_tokens = 0
+        self.num_applied_tokens = 0
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
+        self.slot = -1
+        self.epoch = 0  # raised by preemption: results planned under an older one are dropped
+        self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch
+        self.admission = -1  # order of the last admission; victims are the last admitted
+        self.cached_tokens = -1  # prefix hit when first scheduled; -1 before
+        self.preemptions = 0
+        self.peak_blocks = 0
+        self.served = 0
+        self.emitted = 0  # outputs handed out
+        self.leader: Request | None = None  # the sibling whose prompt blocks this one may fork
+
+    @property
+    def key(self) -> int:
+        return self.spec.key
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and placeholders."""
+        return len(self.token_ids) + self.num_placeholders
+
+    @property
+    def num_outputs(self) -> int:
+        """Known outputs, resumed ones included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Prompt and outputs can never be more."""
+        return self.num_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens not yet planned."""
+        return self.num_tokens - self.num_computed_tokens

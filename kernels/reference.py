@@ -1,0 +1,407 @@
+"""Every kernel again in plain PyTorch: the CPU path, and the oracle of the Triton kernels.
+
+Invariant: a function here and its Triton twin take the same arguments, write the same buffers and
+keep the same rules (ties go to the lowest id, softmax and norms in fp32, noise keyed by seed,
+position and vocabulary id), so that either may stand in for the other.
+
+Shapes used throughout:
+    T tokens of R rows (a row is one request's part of a step), L rows that sample a token
+    S slots (persistent places of requests on the device; the last one is the null slot)
+    caches: [num_blocks, kv_heads, block_size, head_dim]; block 0 is the null block
+    slot_mapping: [T] int64, block * block_size + offset, where a token's key and value are written
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_INF = float("inf")
+
+
+# ---------------------------------------------------------------- norms, products, activations
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis, computed in fp32 and rounded once. x: [..., H], weight: [H]."""
+    h = x.float()
+    h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    return (h * weight.float()).to(x.dtype)
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up, with gate and up side by side. x: [T, 2 * I] -> [T, I]."""
+    gate, up = x.chunk(2, dim=-1)
+    if x.dtype == torch.float32:
+        return F.silu(gate).mul_(up)
+    return (F.silu(gate.float()) * up.float()).to(x.dtype)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The one matrix product of the model, with what stands before and after it.
+
+    x: [T, K]; weight: [N, K] (with silu: [2 * I, K], gate rows then up rows) -> [T, N] or [T, I].
+    norm_weight: [K], RMSNorm x first. residual: [T, N], added to the result. out_dtype: the
+    result's dtype (float32 for logits), else x's.
+    """
+    if norm_weight is not None:
+        x = rms_norm(x, norm_weight, eps)
+    y = F.linear(x, weight)
+    if silu:
+        y = silu_mul(y)
+    if residual is not None:
+        y = residual + y
+    return y if out_dtype is None else y.to(out_dtype)
+
+
+# ---------------------------------------------------------------- rotary embedding and KV write
+
+
+def qk_norm_rope_kv_write(
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """Norm q and k per head, rotate both, write k and v to the cache; returns q: [T, Hq, D].
+
+    qkv: [T, (Hq + 2 * Hkv) * D], heads of q, then k, then v. q_norm, k_norm: [D].
+    cos_sin: [positions, D] fp32, D/2 cosines then D/2 sines. positions: [T]. Norm and rotation are
+    computed in fp32 and rounded once. Source of the rotation: RoFormer (Su et al., 2021), halves
+    rotated against each other as in Llama.
+    """
+    num_blocks, kv_heads, block_size, dim = k_cache.shape
+    tokens = qkv.shape[0]
+    heads = qkv.view(tokens, -1, dim)
+    q_heads = heads.shape[1] - 2 * kv_heads
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+
+    qk = heads[:, : q_heads + kv_heads].float()
+    qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + eps)
+    first, second = qk.chunk(2, dim=-1)
+    weight = torch.cat(
+        (q_norm.float().expand(q_heads, dim), k_norm.float().expand(kv_heads, dim))
+    )
+    w1, w2 = weight.chunk(2, dim=-1)
+    first, second = first * w1, second * w2
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    rotated = rotated.to(qkv.dtype)
+
+    block, offset = slot_mapping // block_size, slot_mapping % block_size
+    k_cache[block, :, offset] = rotated[:, q_heads:].to(k_cache.dtype)
+    v_cache[block, :, offset] = heads[:, q_heads + kv_heads :].to(v_cache.dtype)
+    return rotated[:, :q_heads]
+
+
+# ---------------------------------------------------------------- attention
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_context_len: int,
+) -> Tensor:
+    """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
+
+    q: [R, Hq, D]; block_tables: [R, >= blocks] int32; context_lens: [R], the new token included.
+    max_context_len bounds context_lens (an int known to the host). A context of 0 gives zeros.
+    """
+    rows, q_heads, dim = q.shape
+    _, kv_heads, block_size, _ = k_cache.shape
+    blocks = -(-max_context_len // block_size)
+    table = block_tables[:, :blocks].long()
+    # [R, blocks, Hkv, block, D] -> [R, Hkv, blocks * block, D]
+    k = k_cache[table].transpose(1, 2).reshape(rows, kv_heads, blocks * block_size, dim).float()
+    v = v_cache[table].transpose(1, 2).reshape(rows, kv_heads, blocks * block_size, dim).float()
+    grouped = q.float().view(rows, kv_heads, q_heads // kv_heads, dim)
+    scores = (grouped @ k.transpose(-1, -2)) * scale
+    seen = torch.arange(blocks * block_size, device=q.device)[None] < context_lens[:, None]
+    scores.masked_fill_(~seen[:, None, None], -_INF)
+    weights = torch.softmax(scores, dim=-1).nan_to_num_(0.0)
+    # What lies past the context may be anything, NaN included: 0 * NaN must not leak.
+    v = v.masked_fill(~seen[:, None, :, None], 0.0)
+    return (weights @ v).reshape(rows, q_heads, dim).to(q.dtype)
+
+
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_query_len: int,
+    max_context_len: int,
+) -> Tensor:
+    """Causal attention of each row's new tokens over its cached prefix and themselves.
+
+    q: [T, Hq, D], rows packed one after the other; query_start_loc: [R + 1]; context_lens: [R],
+    cached and new tokens together. A row's last query token sees its whole context. [T, Hq, D].
+    """
+    out = torch.empty_like(q)
+    _, q_heads, dim = q.shape
+    _, kv_heads, block_size, _ = k_cache.shape
+    starts, contexts = query_start_loc.tolist(), context_lens.tolist()
+    for row, context in enumerate(contexts):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
+        table = block_tables[row, : -(-context // block_size)].long()
+        k = k_cache[table].transpose(0, 1).reshape(kv_heads, -1, dim)[:, :context].float()
+        v = v_cache[table].transpose(0, 1).reshape(kv_heads, -1, dim)[:, :context].float()
+        new = end - begin
+        last_seen = torch.arange(context - new, context, device=q.device)
+        mask = torch.arange(context, device=q.device)[None] <= last_seen[:, None]
+        out[begin:end] = (
+            F.scaled_dot_product_attention(
+                q[begin:end].transpose(0, 1)[None].float(),
+                k[None],
+                v[None],
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=True,
+            )[0]
+            .transpose(0, 1)
+            .to(q.dtype)
+        )
+    return out
+
+
+def copy_blocks(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
+    """Copy whole blocks. caches: [..., num_blocks, ...] of one layer; source, target: [C] int64."""
+    k_cache[target] = k_cache[source]
+    v_cache[target] = v_cache[source]
+
+
+# ---------------------------------------------------------------- sampling
+# logits: [L, V] fp32, changed in place by the functions that say so. slots: [L], the slot of each
+# row; per-slot tensors are [S]. positions: [L], where in the sequence the sampled token will stand.
+
+
+def apply_penalties(
+    logits: Tensor,
+    slots: Tensor,
+    prompt_mask: Tensor,
+    output_counts: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+) -> None:
+    """Repetition (Keskar et al., 2019), presence and frequency penalties, in place.
+
+    prompt_mask: [S, V] bool, ids of the prompt; output_counts: [S, V] int32, ids sampled so far.
+    """
+    counts = output_counts[slots]
+    in_output = counts > 0
+    factor = repetition[slots, None]
+    seen = in_output | prompt_mask[slots]
+    logits.copy_(torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits))
+    logits.sub_(counts * frequency[slots, None])
+    logits.sub_(in_output * presence[slots, None])
+
+
+def mask_stop_tokens(
+    logits: Tensor, slots: Tensor, positions: Tensor, stop_ids: Tensor, min_position: Tensor
+) -> None:
+    """Forbid the ids that would end a row before its min_tokens, in place.
+
+    stop_ids: [S, M] int32, -1 where unused; min_position: [S], first position they are allowed at.
+    """
+    ids = stop_ids[slots].long()
+    early = (positions < min_position[slots])[:, None] & (ids >= 0)
+    mask = torch.zeros_like(logits, dtype=torch.bool)
+    mask.scatter_(1, ids.clamp(min=0), early.logical_and(ids >= 0))
+    # Unused entries are clamped to id 0 and may overwrite it with False: set id 0 on its own.
+    mask[:, 0] = (early & (ids == 0)).any(1)
+    logits.masked_fill_(mask, -_INF)
+
+
+def filter_logits(
+    logits: Tensor, slots: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> None:
+    """Top-k, then top-p on what is left, then min-p; removed ids become -inf, in place.
+
+    Probabilities are those after temperature (0 counts as 1). Every id that ties with the last one
+    kept is kept. top_k: [S] int32, 0 = all; top_p: [S], 1 = all; min_p: [S], 0 = all.
+    Source: Holtzman et al., 2020 (top-p); Nguyen et al., 2024 (min-p).
+    """
+    t = temperature[slots, None]
+    scaled = logits / torch.where(t > 0, t, 1.0)
+    order = scaled.sort(dim=-1, descending=True).values
+    vocab = logits.shape[1]
+    k = top_k[slots, None].long()
+    k = torch.where(k > 0, k, vocab).clamp(max=vocab)
+    kth = order.gather(1, k - 1)
+    kept = order.masked_fill(order < kth, -_INF)
+    probs = torch.softmax(kept, dim=-1)
+    before = probs.cumsum(-1) - probs
+    nucleus = order.masked_fill(before >= top_p[slots, None], _INF).amin(-1, keepdim=True)
+    nucleus = torch.where(top_p[slots, None] < 1, nucleus, -_INF)
+    floor = order[:, :1] + torch.log(min_p[slots, None])
+    threshold = torch.maximum(torch.maximum(kth, nucleus), floor)
+    logits.masked_fill_(scaled < threshold, -_INF)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijective 32-bit hash on int32, in place (constants found by Wellons, `lowbias32`)."""
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x846CA68B - (1 << 32)
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+def exponential_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """Exponential(1) noise [L, V], a pure function of (seed, position, vocabulary id).
+
+    seeds: [L] int64 (already told apart by sibling index); positions: [L].
+    """
+    low = (((seeds & 0xFFFFFFFF) + (1 << 31)) % (1 << 32) - (1 << 31)).int()
+    high = (seeds >> 32).int()
+    first = _mix(low ^ _mix(positions.int() + 0x1E3779B9))
+    second = _mix(high ^ _mix(first + 0x05EBCA6B))
+    ids = torch.arange(vocab, dtype=torch.int32, device=seeds.device)
+    x = _mix(_mix(ids[None] ^ first[:, None]) ^ second[:, None])
+    # Uniform in (0, 1): (x + 0.5) / 2**32 for x read as unsigned.
+    u = (x.float() + (2.0**31 + 0.5)) * 2.0**-32
+    return -torch.log1p(-u.clamp_(max=1 - 2.0**-24))
+
+
+def sample(
+    logits: Tensor, slots: Tensor, positions: Tensor, temperature: Tensor, seeds: Tensor
+) -> Tensor:
+    """Draw one id a row by the Gumbel-max rule; temperature 0 takes the best. Returns [L] int64.
+
+    Source: Gumbel-max (Gumbel, 1954): argmax(logits / temperature - log(exponential noise)).
+    """
+    t = temperature[slots, None]
+    noise = exponential_noise(seeds[slots], positions, logits.shape[1])
+    noisy = logits / torch.where(t > 0, t, 1.0) - noise.log_()
+    return torch.where(t > 0, noisy, logits).argmax(-1)
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The best id of each row, the lowest where several are best. [L, V] -> [L] int64."""
+    return logits.argmax(-1)
+
+
+def logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-softmax of raw logits: the chosen token's and the best `count`.
+
+    Returns chosen [L] fp32, rank [L] int64 (1 = best), top ids [L, count], top values [L, count].
+    """
+    total = logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(1, tokens[:, None].long())
+    rank = (logits > chosen).sum(-1) + 1
+    values, ids = logits.topk(count, dim=-1)
+    return (chosen - total)[:, 0], rank, ids, values - total
+
+
+# ---------------------------------------------------------------- state on the device
+
+
+def prepare_decode(
+    row_slots: Tensor,
+    last_token: Tensor,
+    num_computed: Tensor,
+    slot_tables: Tensor,
+    block_size: int,
+    token_ids: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor,
+) -> None:
+    """Fill a step's inputs for rows of one token each, from what the slots hold.
+
+    row_slots: [R]; last_token, num_computed: [S] int32; slot_tables: [S, M] int32.
+    Outputs, [R] each: token_ids, positions, slot_mapping (int64), context_lens; block_tables [R, M].
+    """
+    slots = row_slots.long()
+    tables = slot_tables[slots]
+    computed = num_computed[slots]
+    token_ids.copy_(last_token[slots])
+    positions.copy_(computed)
+    context_lens.copy_(computed + 1)
+    block_tables.copy_(tables)
+    blocks = tables.gather(1, (computed // block_size).long()[:, None])[:, 0]
+    slot_mapping.copy_(blocks.long() * block_size + computed % block_size)
+
+
+def prepare_mixed(
+    row_slots: Tensor,
+    query_start_loc: Tensor,
+    num_computed: Tensor,
+    last_token: Tensor,
+    slot_tables: Tensor,
+    block_size: int,
+    token_ids: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor,
+) -> None:
+    """The same for rows of any length; token_ids: [T] comes filled, -1 where the slot's last
+    sampled token stands in. query_start_loc: [R + 1]; num_computed: [S]. Outputs as above, per
+    token [T] or per row [R].
+    """
+    slots = row_slots.long()
+    lens = query_start_loc.diff()
+    rows = torch.repeat_interleave(
+        torch.arange(len(slots), device=slots.device), lens, output_size=len(token_ids)
+    )
+    within = torch.arange(len(token_ids), device=slots.device) - query_start_loc[rows]
+    computed = num_computed[slots]
+    tables = slot_tables[slots]
+    where = computed[rows] + within
+    token_ids.copy_(torch.where(token_ids < 0, last_token[slots][rows], token_ids))
+    positions.copy_(where)
+    context_lens.copy_(computed + lens)
+    block_tables.copy_(tables)
+    blocks = tables[rows, where // block_size].long()
+    slot_mapping.copy_(blocks * block_size + where % block_size)
+
+
+def advance(
+    row_slots: Tensor,
+    query_lens: Tensor | None,
+    num_computed: Tensor,
+    sampled_rows: Tensor | None,
+    tokens: Tensor,
+    last_token: Tensor,
+    output_counts: Tensor | None,
+) -> None:
+    """After a step: move each slot on, and remember its sampled token for the next one.
+
+    row_slots: [R]; query_lens: [R] (None: all 1); sampled_rows: [L] rows that sampled (None: all);
+    tokens: [L]; output_counts: [S, V] int32, counted up unless None. The null slot (the last one)
+    stays where it is: its rows are padding.
+    """
+    slots = row_slots.long()
+    null = num_computed.shape[0] - 1
+    step = torch.ones_like(row_slots) if query_lens is None else query_lens
+    num_computed[slots] = (num_computed[slots] + step.int()) * (slots != null)
+    sampled = slots if sampled_rows is None else slots[sampled_rows.long()]
+    last_token[sampled] = tokens.to(last_token.dtype)
+    if output_counts is not None:
+        one = torch.ones_like(sampled, dtype=output_counts.dtype)
+        output_counts.index_put_((sampled, tokens.long()), one, accumulate=True)
