@@ -1,0 +1,213 @@
+"""Compile every Triton kernel for sm_90 on a machine with no GPU, and report what the code costs.
+
+    python tools/compile_offline.py [--only WORD] [--json FILE]
+
+Registers, shared memory, spills and matrix instructions are read from the machine code. The
+launches compiled are those of the public functions themselves, called on meta tensors, so what is
+reported is what will run. Exits 1 if a hot configuration spills, or if any kernel asks for more
+shared memory than the device gives a program (an offline compile does not check that).
+
+To register kernels, write a function that calls them (tensors from `empty`) and decorate it with
+`@cases(hot=...)`; import the kernels inside it.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel's module is imported
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+SHARED_LIMIT = 232_448  # bytes a program may use on sm_90
+_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class OfflineDriver:
+    """Stands in for the CUDA driver: enough for compiling, nothing for launching."""
+
+    target = GPUTarget("cuda", 90, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel uses; sizes in bytes, counts of instructions in the code."""
+
+    case: str
+    kernel: str
+    hot: bool
+    warps: int
+    stages: int
+    registers: int
+    shared: int
+    spill_stores: int
+    spill_loads: int
+    wgmma: int
+    mma: int
+    cp_async: int
+    tma: int
+    wide_loads: int
+    seconds: float
+
+    @property
+    def fault(self) -> str:
+        """Why this kernel must not ship, or nothing."""
+        if self.shared > SHARED_LIMIT:
+            return f"shared memory {self.shared} > {SHARED_LIMIT}"
+        if self.hot and self.spill_stores + self.spill_loads:
+            return f"{self.spill_stores} spilled stores, {self.spill_loads} loads"
+        return ""
+
+
+Calls = Iterator[tuple[str, Callable[[], object]]]
+_SOURCES: list[tuple[Callable[[], Calls], bool]] = []
+
+
+def cases(*, hot: bool) -> Callable[[Callable[[], Calls]], Callable[[], Calls]]:
+    """Register a generator of (name, call that launches kernels). hot: a spill is a fault."""
+
+    def register(source: Callable[[], Calls]) -> Callable[[], Calls]:
+        _SOURCES.append((source, hot))
+        return source
+
+    return register
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory: aligned and contiguous, as the compiler sees it."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[tuple[Any, float]]]:
+    """Compile instead of launching; collects (compiled kernel, seconds), each kernel once."""
+    found: list[tuple[Any, float]] = []
+    original = JITFunction.run
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        del warmup
+        start = time.perf_counter()
+        compiled = original(self, *args, grid=grid, warmup=True, **options)
+        if all(compiled is not other for other, _ in found):
+            found.append((compiled, time.perf_counter() - start))
+        return compiled
+
+    JITFunction.run = run
+    try:
+        yield found
+    finally:
+        JITFunction.run = original
+
+
+def _dump(cubin: Path, option: str) -> str:
+    command = [str(_BIN / "cuobjdump"), option, str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def report(compiled: Any, *, case: str, hot: bool, seconds: float) -> Report:
+    """Read the machine code of one compiled kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = dict(re.findall(r"(REG|SHARED):(\d+)", _dump(cubin, "--dump-resource-usage")))
+        code = _dump(cubin, "-sass")
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, code))
+
+    return Report(
+        case=case,
+        kernel=compiled.metadata.name,
+        hot=hot,
+        warps=compiled.metadata.num_warps,
+        stages=compiled.metadata.num_stages,
+        registers=int(usage["REG"]),
+        shared=compiled.metadata.shared,
+        spill_stores=count(r"\bSTL\b"),
+        spill_loads=count(r"\bLDL\b"),
+        wgmma=count(r"\bHGMMA\b"),
+        mma=count(r"\bHMMA\b"),
+        cp_async=count(r"\bLDGSTS\b"),
+        tma=count(r"\bUTMALDG\b"),
+        wide_loads=count(r"LDG\.E\.\S*128"),
+        seconds=round(seconds, 2),
+    )
+
+
+def compile_all(only: str = "", *, hot_only: bool = False) -> Iterator[Report]:
+    """Compile every registered call whose name contains `only`."""
+    driver.set_active(OfflineDriver())
+    for source, hot in _SOURCES:
+        if hot_only and not hot:
+            continue
+        for name, call in source():
+            if only not in name:
+                continue
+            with recorded_launches() as found:
+                call()
+            for compiled, seconds in found:
+                yield report(compiled, case=name, hot=hot, seconds=seconds)
+
+
+# ---------------------------------------------------------------- what is compiled
+
+
+def _print(row: Report) -> None:
+    print(
+        f"{row.case:44} {row.kernel:26} {row.warps:2}w {row.stages}s {row.registers:3} regs"
+        f" {row.shared:6} B shared  spill {row.spill_stores}/{row.spill_loads}"
+        f"  wgmma {row.wgmma} mma {row.mma} cp.async {row.cp_async} tma {row.tma}"
+        f" ldg128 {row.wide_loads}  {row.seconds} s  {row.fault}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--hot", action="store_true", help="hot cases alone")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args()
+    rows = []
+    for row in compile_all(options.only, hot_only=options.hot):
+        _print(row)
+        rows.append(row)
+    if options.json:
+        options.json.write_text(
+            json.dumps([asdict(r) | {"fault": r.fault} for r in rows], indent=1)
+        )
+    return 1 if any(row.fault for row in rows) or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
