@@ -1,0 +1,190 @@
+"""Every operation of a step as one object: the model and the runner call an `Ops`, nothing else.
+
+Invariant: whatever `select` returns keeps the rules of `reference.py` (arguments, buffers written,
+ties, noise), so the caller never asks which device it runs on. The functions of `reference.py` are
+the documentation of each operation: shapes, dtypes and sources stand there.
+
+Two things hold for every implementation and are the caller's to respect:
+    `linear(residual=r)` may reuse r's storage for its result: r is not to be read afterwards.
+    The Triton operations launch on the current stream and share one workspace: one stream at a time.
+"""
+
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+
+class KernelsUnavailable(RuntimeError):
+    """A device was asked for whose kernels cannot be loaded here."""
+
+
+class Ops(Protocol):
+    """The operations of one device. See the function of the same name in `reference.py`."""
+
+    # Norms, products, activations.
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def silu_mul(self, x: Tensor) -> Tensor: ...
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+    # Rotary embedding, cache, attention.
+    def qk_norm_rope_kv_write(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor: ...
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_context_len: int,
+    ) -> Tensor: ...
+
+    def prefill_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_start_loc: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_query_len: int,
+        max_context_len: int,
+    ) -> Tensor: ...
+
+    def copy_blocks(
+        self, k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor
+    ) -> None: ...
+
+    # Sampling.
+    def apply_penalties(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        prompt_mask: Tensor,
+        output_counts: Tensor,
+        repetition: Tensor,
+        presence: Tensor,
+        frequency: Tensor,
+    ) -> None: ...
+
+    def mask_stop_tokens(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        stop_ids: Tensor,
+        min_position: Tensor,
+    ) -> None: ...
+
+    def filter_logits(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+    ) -> None: ...
+
+    def sample(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, temperature: Tensor, seeds: Tensor
+    ) -> Tensor: ...
+
+    def greedy(self, logits: Tensor) -> Tensor: ...
+
+    def logprobs(
+        self, logits: Tensor, tokens: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    # State on the device.
+    def prepare_decode(
+        self,
+        row_slots: Tensor,
+        last_token: Tensor,
+        num_computed: Tensor,
+        slot_tables: Tensor,
+        block_size: int,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        context_lens: Tensor,
+        block_tables: Tensor,
+    ) -> None: ...
+
+    def prepare_mixed(
+        self,
+        row_slots: Tensor,
+        query_start_loc: Tensor,
+        num_computed: Tensor,
+        last_token: Tensor,
+        slot_tables: Tensor,
+        block_size: int,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        context_lens: Tensor,
+        block_tables: Tensor,
+    ) -> None: ...
+
+    def advance(
+        self,
+        row_slots: Tensor,
+        query_lens: Tensor | None,
+        num_computed: Tensor,
+        sampled_rows: Tensor | None,
+        tokens: Tensor,
+        last_token: Tensor,
+        output_counts: Tensor | None,
+    ) -> None: ...
+
+
+def select(device: torch.device, *, pdl: bool = False) -> Ops:
+    """The operations for a device: Triton's on CUDA, the PyTorch twins on the CPU.
+
+    pdl: launch the Triton kernels as programmatic dependents of one another (CUDA, sm_90 and up).
+    Raises KernelsUnavailable for another device, or for CUDA where triton cannot be imported.
+    """
+    if device.type == "cpu":
+        if pdl:
+            raise KernelsUnavailable("pdl=True needs a CUDA device, the device is cpu")
+        # A module is a legal implementation of a protocol: its functions are the methods.
+        from quire.kernels import reference
+
+        return cast(Ops, reference)
+    if device.type != "cuda":
+        raise KernelsUnavailable(f"device {device}: no kernels for it, supported are cuda and cpu")
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise KernelsUnavailable(
+            f"device {device} needs triton, which cannot be imported: {error}"
+        ) from error
+    from quire.kernels.triton_ops import TritonOps
+
+    return TritonOps.on(device, pdl=pdl)
