@@ -182,6 +182,50 @@ def compile_all(only: str = "", *, hot_only: bool = False) -> Iterator[Report]:
 # ---------------------------------------------------------------- what is compiled
 
 
+_INT = torch.int32
+
+
+def _caches(blocks: int, kv_heads: int, block_size: int, dim: int, dtype: torch.dtype) -> Tensor:
+    return empty(blocks, kv_heads, block_size, dim, dtype=dtype)
+
+
+def _decode(
+    rows: int, group: int, dim: int, block_size: int, dtype: torch.dtype = torch.bfloat16, **launch: Any
+) -> Callable[[], object]:
+    def call() -> object:
+        from quire.kernels.decode_attention import decode_attention
+
+        cache = _caches(64, 8, block_size, dim, dtype)
+        q = empty(rows, 8 * group, dim, dtype=dtype)
+        table, context = empty(rows, 64, dtype=_INT), empty(rows, dtype=_INT)
+        return decode_attention(q, cache, cache, table, context, 0.1, 4096, **launch)
+
+    return call
+
+
+@cases(hot=True)
+def hot_decode() -> Calls:
+    for rows in (1, 64):
+        for group in (2, 4):
+            for pdl in (False, True):
+                yield (
+                    f"decode D128 G{group} rows {rows} pdl {pdl}",
+                    _decode(rows, group, 128, 64, pdl=pdl),
+                )
+    yield "decode D64 G2 block 16", _decode(64, 2, 64, 16)
+
+
+@cases(hot=False)
+def other_decode() -> Calls:
+    for dim in (16, 32, 96, 256):
+        yield f"decode D{dim}", _decode(64, 2, dim, 64)
+    for block_size in (16, 32, 128, 256):
+        yield f"decode block {block_size}", _decode(64, 2, 128, block_size)
+    for dtype in (torch.float16, torch.float32):
+        for dim in (64, 128, 256):
+            yield f"decode {dtype} D{dim}", _decode(64, 16, dim, 64, dtype)
+
+
 def _print(row: Report) -> None:
     print(
         f"{row.case:44} {row.kernel:26} {row.warps:2}w {row.stages}s {row.registers:3} regs"
