@@ -31,13 +31,14 @@ class EngineConfig:
     max_model_len: int | None = _option(None, "most tokens of a request; default: the model's own")
     block_size: int = _option(64, "tokens a cache block holds: 16, 32, 64, 128 or 256")
     num_blocks: int | None = _option(None, "cache blocks; default: from free memory")
-    gpu_memory_utilization: float = _option(0.9, "share of the GPU's memory to use, with num_blocks unset")
-    cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU, with num_blocks unset")
+    gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
+    cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU")
     tensor_parallel_size: int = _option(1, "GPUs to spread the model over (only 1 is supported)")
     enforce_eager: bool = _option(False, "never use captured graphs")
     enable_prefix_caching: bool = _option(True, "reuse blocks of equal prefixes")
     prefix_cache_seed: int | None = _option(
-        None, "fixes the hash seed of the prefix cache (replicas behind one router); default: random"
+        None,
+        "hash seed of the prefix cache, equal on replicas; default: random",
     )
     overlap: bool = _option(True, "plan the next step while one runs")
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
@@ -60,7 +61,8 @@ class EngineConfig:
         _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
-                f"gpu_memory_utilization = {self.gpu_memory_utilization}: must be above 0, at most 1"
+                f"gpu_memory_utilization = {self.gpu_memory_utilization}: "
+                "must be above 0 and at most 1"
             )
         if not self.cpu_kv_gib > 0:
             raise ConfigError(f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0")

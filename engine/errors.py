@@ -1,12 +1,12 @@
 """Everything the engine raises on purpose.
 
 QuireError
-├── ConfigError        an option or a model's configuration that cannot be used: names it, and why
-├── ModelError         a model directory or checkpoint that cannot be loaded: names the file or weight
+├── ConfigError        an option or a model's configuration that cannot be used: names it
+├── ModelError         a model that cannot be loaded: names the file or weight
 ├── CapacityError      memory does not suffice: carries the numbers, and the option to turn
 ├── RequestError       a request that can never run: names the field, the value and the limit
-├── StepError          a step failed; every request in flight ends with it. Carries an id for the log
-└── EngineDeadError    the engine thread is gone; nothing will be answered. Carries an id for the log
+├── StepError          a step failed; every request in flight ends with it; its id is in the log
+└── EngineDeadError    the engine thread is gone; nothing will be answered; its id is in the log
 """
 
 

@@ -141,6 +141,7 @@ class Request:
         "block_table",
         "cached_tokens",
         "emitted",
+        "ending_ids",
         "epoch",
         "in_flight",
         "index",
@@ -149,12 +150,12 @@ class Request:
         "num_computed_tokens",
         "num_placeholders",
         "num_prompt_tokens",
+        "num_registered_blocks",
         "num_resumed",
         "peak_blocks",
         "preemptions",
         "priority",
         "sampling",
-        "served",
         "slot",
         "spec",
         "status",
@@ -164,6 +165,7 @@ class Request:
     def __init__(self, spec: GenerationRequest, index: int, arrival: int) -> None:
         self.spec = spec
         self.sampling = spec.sampling
+        self.ending_ids = spec.sampling.ending_ids
         self.index = index
         self.arrival = arrival
         self.priority = spec.priority
@@ -176,6 +178,7 @@ class Request:
         self.num_applied_tokens = 0
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
+        self.num_registered_blocks = 0  # of block_table, known to the prefix cache
         self.slot = -1
         self.epoch = 0  # raised by preemption: results planned under an older one are dropped
         self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch
@@ -183,7 +186,6 @@ class Request:
         self.cached_tokens = -1  # prefix hit when first scheduled; -1 before
         self.preemptions = 0
         self.peak_blocks = 0
-        self.served = 0
         self.emitted = 0  # outputs handed out
         self.leader: Request | None = None  # the sibling whose prompt blocks this one may fork
 
@@ -208,5 +210,6 @@ class Request:
 
     @property
     def remaining(self) -> int:
-        """Tokens not yet planned."""
-        return self.num_tokens - self.num_computed_tokens
+        """Tokens that may be planned: the last one of all is sampled, never computed."""
+        target = min(self.num_tokens, self.max_total_tokens - 1)
+        return target - self.num_computed_tokens
