@@ -1,0 +1,234 @@
+"""Products for up to a hundred rows or so, on tensor cores, bound by reading the weight.
+
+Invariant: `out[m, n]` is summed over K in steps of BLOCK_K, in order, within each of SPLIT equal
+shares of K; the shares are then added in index order by the last program to arrive at a tile. So
+the order of the reduction depends on (BLOCK_K, SPLIT) and the instruction alone, never on which
+program came first. Tables give one weight shape several (BLOCK_K, SPLIT, SWAP) by number of rows:
+across those buckets results agree to rounding, not bit for bit.
+
+Between launches every counter is zero: the last arriver of a tile puts it back.
+
+Around the product: RMSNorm of x before it (with SPLIT = 1), SiLU·mul and the residual after it.
+With NORM, x is scaled by the norm's weight and rounded to x's dtype; the row's 1/rms multiplies the
+sum afterwards.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+MAX_TILES = 65_536  # counters a workspace must hold
+
+
+@triton.jit
+def _prefetch(ptr):
+    """Ask L2 for the line of each pointer. Nothing waits for it."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [ptr],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _epilogue(
+    out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """acc: [BLOCK_M, BLOCK_N] fp32. SiLU·mul, residual, store."""
+    if SILU:
+        gate, up = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
+        y = gate / (1.0 + tl.exp(-gate)) * up
+        n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    else:
+        y = acc
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (m < M)[:, None] & (n < COLUMNS)[None, :]
+    at = m.to(tl.int64)[:, None] * COLUMNS + n[None, :]
+    if RESIDUAL:
+        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _skinny_kernel(
+    x_ptr,  # [M, K]
+    w_ptr,  # [COLUMNS, K]; with SILU [2 * COLUMNS, K]
+    out_ptr,  # [M, COLUMNS]
+    residual_ptr,  # [M, COLUMNS], read if RESIDUAL; may be out_ptr
+    norm_ptr,  # [K], read if NORM
+    partial_ptr,  # [SPLIT, M, tiles * BLOCK_N] fp32, used if SPLIT > 1
+    counter_ptr,  # [>= tiles of the grid] int32, zeros, used if SPLIT > 1
+    M,
+    COLUMNS,
+    K,
+    K_SHARE,  # K / SPLIT, rounded up to a multiple of BLOCK_K
+    eps,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # weight rows a program (gate and up rows together)
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SWAP: tl.constexpr,  # weights are the M side of the instruction (BLOCK_N >= 64: wgmma)
+    STAGES: tl.constexpr,
+    NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SILU: tl.constexpr,
+    EVEN_K: tl.constexpr,  # K = SPLIT * K_SHARE
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (tiles of weight rows, ceil(M / BLOCK_M), SPLIT)."""
+    tile = tl.program_id(0)
+    share = tl.program_id(2)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, BLOCK_N)
+    if SILU:  # the tile's first half holds gate rows, its second half the matching up rows
+        HALF: tl.constexpr = BLOCK_N // 2
+        column = tile * HALF + lane % HALF
+        n = tl.where(lane < HALF, column, COLUMNS + column)
+    else:
+        column = tile * BLOCK_N + lane
+        n = column
+    # Rows past the end read the last row: what they give is never stored.
+    n = tl.where(column < COLUMNS, n, COLUMNS - 1).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    begin = share * K_SHARE
+    at_w = w_ptr + n[:, None] * K + (begin + k)[None, :]
+    at_x = x_ptr + m.to(tl.int64)[:, None] * K + (begin + k)[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        if PREFETCH:
+            LINE: tl.constexpr = 128 * 8 // w_ptr.dtype.element_ty.primitive_bitwidth
+            line = tl.arange(0, BLOCK_K // LINE) * LINE
+            for start in range(0, K_SHARE, BLOCK_K):
+                _prefetch(w_ptr + n[:, None] * K + (begin + start + line)[None, :])
+        gdc_wait()
+    in_m = (m < M)[:, None]
+    if SWAP:
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for start in tl.range(0, K_SHARE, BLOCK_K, num_stages=STAGES):
+        if EVEN_K:
+            w = tl.load(at_w + start)
+            x = tl.load(at_x + start, mask=in_m, other=0.0)
+        else:
+            in_k = (begin + start + k < K)[None, :]
+            w = tl.load(at_w + start, mask=in_k, other=0.0)
+            x = tl.load(at_x + start, mask=in_m & in_k, other=0.0)
+        if NORM:
+            if EVEN_K:
+                norm = tl.load(norm_ptr + begin + start + k)
+            else:
+                norm = tl.load(norm_ptr + begin + start + k, mask=begin + start + k < K, other=0.0)
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+            x = (wide * norm.to(tl.float32)[None, :]).to(x.dtype)
+        if SWAP:
+            acc = tl.dot(w, x.T, acc, input_precision="ieee")
+        else:
+            acc = tl.dot(x, w.T, acc, input_precision="ieee")
+    if SWAP:
+        acc = acc.T
+    if NORM:
+        acc = acc * (1.0 / tl.sqrt(squares / K + eps))[:, None]
+    if SPLIT == 1:
+        _epilogue(out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU)
+    else:
+        width = tl.num_programs(0) * BLOCK_N
+        at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + lane)[None, :]
+        size = tl.num_programs(0).to(tl.int64) * BLOCK_N * M
+        tl.store(partial_ptr + share * size + at, acc, mask=in_m)
+        tl.debug_barrier()
+        counter = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
+        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
+            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for s in tl.static_range(SPLIT):
+                total += tl.load(
+                    partial_ptr + s * size + at, mask=in_m, other=0.0, cache_modifier=".cg"
+                )
+            _epilogue(
+                out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU
+            )
+            tl.store(counter, 0)
+
+
+def new_counters(device: torch.device) -> Tensor:
+    """The workspace of split products: [MAX_TILES] int32 zeros. One a stream."""
+    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
+
+
+def skinny(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    block_k: int,
+    split: int = 1,
+    swap: bool = True,
+    stages: int = 4,
+    warps: int = 4,
+    prefetch: bool = False,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    counters: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """out = x @ weight.T, with what `linear` may put around it. x: [M, K], any M.
+
+    The tile, split, stages and warps are the variant's. out may be residual. counters: as made by
+    `new_counters`, needed if split > 1. Raises ValueError for a norm with split > 1.
+    """
+    rows, width = x.shape
+    columns = out.shape[1]
+    if norm_weight is not None and split > 1:
+        raise ValueError(f"a norm needs split 1, the variant has split {split}")
+    tiles = triton.cdiv(columns * (2 if silu else 1), block_n)
+    grid = (tiles, triton.cdiv(rows, block_m), split)
+    partial: Tensor = out
+    if split > 1:
+        if counters is None:
+            raise ValueError(f"split {split} needs counters")
+        if tiles * grid[1] > MAX_TILES:
+            raise ValueError(f"{tiles * grid[1]} tiles exceed the {MAX_TILES} of split products")
+        shape = (split, rows, tiles * block_n)
+        partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    share = triton.cdiv(triton.cdiv(width, split), block_k) * block_k
+    _skinny_kernel[grid](
+        x,
+        weight,
+        out,
+        out if residual is None else residual,
+        x if norm_weight is None else norm_weight,
+        partial,
+        x if counters is None else counters,
+        rows,
+        columns,
+        width,
+        share,
+        eps,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        SPLIT=split,
+        SWAP=swap,
+        STAGES=stages,
+        NORM=norm_weight is not None,
+        RESIDUAL=residual is not None,
+        SILU=silu,
+        EVEN_K=share * split == width,
+        PREFETCH=prefetch and pdl,
+        PDL=pdl,
+        num_warps=warps,
+        launch_pdl=pdl,
+    )

@@ -1,0 +1,111 @@
+"""Which kernel computes a product: a table by weight shape and number of rows, and a rule beside it.
+
+Invariant: every (shape, rows) has an answer that runs. The table (`linear_table.json`, written by
+tools/tune_linear.py on the card that it names) holds what was measured; the rule stands in for what
+was not. The choice is a pure function of the shape, the rows and the dtype.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TABLE = Path(__file__).with_name("linear_table.json")
+
+
+@dataclass(frozen=True)
+class Gemv:
+    """The kernel of gemv.py: weight rows a program, warps a program."""
+
+    block_n: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Skinny:
+    """The kernel of skinny.py. fuse_norm: a norm before the product is computed inside it."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    swap: bool
+    stages: int
+    warps: int
+    split: int = 1
+    fuse_norm: bool = False
+    prefetch: bool = False
+
+
+@dataclass(frozen=True)
+class Library:
+    """torch's own product (cuBLAS), with norm and activation as kernels of their own."""
+
+
+Variant = Gemv | Skinny | Library
+Table = Mapping[tuple[int, int], Mapping[int, Variant]]
+_KINDS: dict[str, type[Gemv] | type[Skinny] | type[Library]] = {
+    "gemv": Gemv,
+    "skinny": Skinny,
+    "library": Library,
+}
+
+
+def to_json(variant: Variant) -> dict[str, Any]:
+    """A variant as the table's JSON writes it."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(variant, cls))
+    return {"kind": kind} | asdict(variant)
+
+
+def from_json(fields: dict[str, Any]) -> Variant:
+    """The inverse of `to_json`. Raises KeyError or TypeError for what it does not know."""
+    rest = dict(fields)
+    return _KINDS[rest.pop("kind")](**rest)
+
+
+@cache
+def table() -> Table:
+    """The checked-in table: {(N, K): {rows bucket: variant}}."""
+    shapes = json.loads(TABLE.read_text())["shapes"]
+    return {
+        (entry["n"], entry["k"]): {int(r): from_json(v) for r, v in entry["rows"].items()}
+        for entry in shapes
+    }
+
+
+def choose(n: int, k: int, rows: int, dtype: torch.dtype, silu: bool) -> Variant:
+    """The variant for a weight [n, k] (with silu: gate and up rows together) and so many rows."""
+    if dtype == torch.float32 or rows > ROW_BUCKETS[-1]:
+        return Library()
+    bucket = next(b for b in ROW_BUCKETS if rows <= b)
+    listed = table().get((n, k), {}).get(bucket)
+    return listed or rule(n, k, bucket, silu)
+
+
+def rule(n: int, k: int, bucket: int, silu: bool) -> Variant:
+    """What to use where nothing was measured, in the spirit of what was."""
+    if bucket == 1 and k <= 8192 and k % 8 == 0:
+        return _gemv(k, silu)
+    if bucket == 2 and n * k <= 4 << 20 and k % 8 == 0 and not silu:
+        return _gemv(k, silu)
+    if bucket > 64 or k % 8:
+        return Library()
+    block_m = max(16, bucket)
+    if n <= 2048 and k >= 2048:
+        if bucket <= 16:
+            return Skinny(16, 32, 128, swap=False, stages=4, warps=4, split=4)
+        return Skinny(min(block_m, 32), 64, 128, swap=True, stages=4, warps=4, split=4)
+    split = 2 if n <= 6144 and k >= 4096 and not silu else 1
+    return Skinny(block_m, 64, 128, swap=True, stages=4, warps=4, split=split)
+
+
+def _gemv(k: int, silu: bool) -> Gemv:
+    """Two weight rows a program while they fit its registers."""
+    for block_n, warps in ((2, 4), (2, 8), (1, 8)):
+        if block_n * k * (2 if silu else 1) <= 64 * 32 * warps:
+            return Gemv(block_n, warps)
+    return Gemv(1, 16)
