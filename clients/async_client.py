@@ -1,0 +1,230 @@
+"""The asyncio client: the same as the synchronous one, in another colour.
+
+Invariant: as there, the call does not outlive the loop over it. grpc.aio does not cancel a call
+whose iteration is left, so the iterator does: when the loop is left nothing but the loop holds it,
+and its end cancels the call. A cancelled task cancels the call as well.
+
+    async with AsyncClient("127.0.0.1:50051") as client:
+        async for event in client.generate("Once upon a time"):
+            ...
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self, Unpack, cast
+
+import grpc
+import grpc.aio
+
+from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
+from quire.clients.errors import ClientError, call_error, from_rpc_error
+from quire.clients.events import Collector, Completion, Event, from_proto
+from quire.clients.prompts import Options, Prompt, build_request
+from quire.clients.retry import RetryPolicy, Tries
+from quire.v1 import inference_pb2 as pb
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+
+class _Stream:
+    """The call of the moment: shared by a generation and the iterator over it."""
+
+    def __init__(self) -> None:
+        self.call: Any = None
+        self.cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def hold(self, call: Any) -> None:
+        self.call = call
+        self._loop = asyncio.get_running_loop()
+        if self.cancelled:
+            call.cancel()
+
+    def cancel(self) -> None:
+        """Idempotent, and callable from a finalizer in any thread."""
+        self.cancelled = True
+        call, loop = self.call, self._loop
+        if call is None or loop is None or loop.is_closed():
+            return
+        try:
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:
+            call.cancel()
+        else:
+            loop.call_soon_threadsafe(call.cancel)
+
+
+def _task_is_cancelled() -> bool:
+    """Tells a cancelled task from a cancelled call: grpc.aio raises the same for both."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _Events:
+    """The iterator of one `async for`. Its end, by any way, cancels the call."""
+
+    def __init__(
+        self, client: "AsyncClient", request: pb.GenerateRequest, stream: _Stream, tries: Tries
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._stream = stream
+        self._tries = tries
+        self._received = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            response = await self._next_message()
+            if response is None:
+                raise StopAsyncIteration
+            event = from_proto(response)
+            if event is not None:
+                return event
+
+    async def _next_message(self) -> pb.GenerateResponse | None:
+        while True:
+            if self._stream.call is None:
+                self._stream.hold(self._client._open(self._request, self._tries.begin()))
+            try:
+                response = await self._stream.call.read()
+            except grpc.RpcError as raw:
+                await self._wait_or_raise(raw)
+                continue
+            except asyncio.CancelledError:
+                self._stream.cancel()
+                if _task_is_cancelled():
+                    raise
+                code = grpc.StatusCode.CANCELLED
+                raise call_error(code, "cancelled by this client", None) from None
+            if response is grpc.aio.EOF:
+                return None
+            self._received = True
+            return cast(pb.GenerateResponse, response)
+
+    async def _wait_or_raise(self, raw: grpc.RpcError) -> None:
+        error = from_rpc_error(raw)
+        wait = None if self._received or self._stream.cancelled else self._tries.wait_after(error)
+        if wait is None:
+            raise error from None
+        self._stream.call = None
+        await asyncio.sleep(wait)
+
+    def __del__(self) -> None:
+        self._stream.cancel()
+
+
+class AsyncGeneration:
+    """One request's stream. Iterate it once; nothing is sent before."""
+
+    def __init__(self, client: "AsyncClient", request: pb.GenerateRequest, timeout: float | None):
+        self._client = client
+        self._request = request
+        self._timeout = timeout
+        self._stream = _Stream()
+        self._used = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        if self._used:
+            raise ClientError("a generation can be iterated once; call generate() again")
+        self._used = True
+        tries = Tries(self._client.retry, self._timeout)
+        return _Events(self._client, self._request, self._stream, tries)
+
+    async def completions(self) -> list[Completion]:
+        """Runs to the end; one Completion for each index."""
+        collector = Collector()
+        async for event in self:
+            collector.add(event)
+        return collector.completions()
+
+    async def text(self) -> str:
+        """Runs to the end; the text of index 0."""
+        return (await self.completions())[0].text
+
+    def cancel(self) -> None:
+        """Cancels the call, if it still runs."""
+        self._stream.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class AsyncClient:
+    """As Client, for asyncio. Belongs to the event loop it was made in: make it inside one."""
+
+    def __init__(
+        self,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: TLS | bool = False,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self.connection = Connection(address, api_key=api_key, tls=tls)
+        self.retry = retry or RetryPolicy()
+        self._timeout = timeout
+        self._channel = self.connection.aio_channel()
+        self._stub: Any = pb_grpc.InferenceServiceStub(self._channel)
+
+    def generate(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncGeneration:
+        """A stream of events for text, token ids, or messages; see Client.generate."""
+        return AsyncGeneration(self, build_request(prompt, options), self._seconds(timeout))
+
+    def send(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> AsyncGeneration:
+        """The same for a message of the contract, used as it is."""
+        return AsyncGeneration(self, request, self._seconds(timeout))
+
+    async def stats(
+        self, *, include_block_map: bool = False, timeout: float | None = None
+    ) -> pb.StatsResponse:
+        """The server's state, as the contract's message."""
+        request = pb.StatsRequest(include_block_map=include_block_map)
+        return cast(pb.StatsResponse, await self._unary(self._stub.Stats, request, timeout))
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> str:
+        """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = await self._unary(stub.Check, request, timeout)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+    async def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
+        tries = Tries(self.retry, self._seconds(timeout))
+        while True:
+            try:
+                seconds = tries.begin()
+                return await method(request, timeout=seconds, metadata=self.connection.metadata)
+            except grpc.RpcError as raw:
+                error = from_rpc_error(raw)
+            wait = tries.wait_after(error)
+            if wait is None:
+                raise error
+            await asyncio.sleep(wait)
+
+    def _seconds(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    def _open(self, request: pb.GenerateRequest, timeout: float | None) -> Any:
+        return self._stub.Generate(request, timeout=timeout, metadata=self.connection.metadata)
+
+    async def close(self) -> None:
+        """Ends every call of this client and its connections."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

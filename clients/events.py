@@ -1,0 +1,178 @@
+"""What a stream brings, as plain values: Started, then Deltas, then one Finished for each index.
+
+Invariant: an event is frozen and holds no protobuf object; what the server left unset is None.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from quire.v1 import inference_pb2 as pb
+
+
+class FinishReason(enum.StrEnum):
+    """Why an index ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+    ERROR = "error"
+    UNKNOWN = "unknown"
+    """A reason that this client is too old to know."""
+
+
+_REASONS = {
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_ABORTED: FinishReason.ABORTED,
+    pb.FINISH_REASON_ERROR: FinishReason.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was scheduled, and this is what it runs with."""
+
+    request_id: str
+    seed: int
+    model_fingerprint: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One of the most probable tokens of a position; logprob is a natural logarithm."""
+
+    id: int
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The chosen token's log-probability; rank 1 is the most probable."""
+
+    id: int
+    bytes: bytes
+    logprob: float
+    rank: int
+    top: tuple[TopLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What has come since the last delta of the same index: never cumulative."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of one index. Times in seconds."""
+
+    index: int
+    reason: FinishReason
+    stop_token_id: int | None
+    stop_string: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    queued: float
+    prefill: float
+    decode: float
+    preemptions: int
+    peak_blocks: int
+
+
+Event: TypeAlias = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One index, whole: its deltas joined, and how it ended."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finished: Finished
+
+
+def from_proto(response: pb.GenerateResponse) -> Event | None:
+    """The event of a message, or None for a kind that this client is too old to know."""
+    kind = response.WhichOneof("event")
+    if kind == "delta":
+        return _delta(response.delta)
+    if kind == "started":
+        return _started(response.started)
+    if kind == "finished":
+        return _finished(response.finished)
+    return None
+
+
+def _started(m: pb.Started) -> Started:
+    return Started(m.request_id, m.seed, m.model_fingerprint, m.prompt_tokens, m.cached_tokens)
+
+
+def _delta(m: pb.Delta) -> Delta:
+    logprobs = tuple(_logprob(t) for t in m.logprobs)
+    return Delta(m.index, m.text, tuple(m.token_ids), logprobs)
+
+
+def _logprob(m: pb.TokenLogprob) -> TokenLogprob:
+    top = tuple(TopLogprob(t.id, t.bytes, t.logprob) for t in m.top)
+    return TokenLogprob(m.id, m.bytes, m.logprob, m.rank, top)
+
+
+def _finished(m: pb.Finished) -> Finished:
+    matched = m.WhichOneof("matched")
+    return Finished(
+        index=m.index,
+        reason=_REASONS.get(m.reason, FinishReason.UNKNOWN),
+        stop_token_id=m.stop_token_id if matched == "stop_token_id" else None,
+        stop_string=m.stop_string if matched == "stop_string" else None,
+        prompt_tokens=m.usage.prompt_tokens,
+        completion_tokens=m.usage.completion_tokens,
+        cached_tokens=m.usage.cached_tokens,
+        queued=m.timings.queued,
+        prefill=m.timings.prefill,
+        decode=m.timings.decode,
+        preemptions=m.preemptions,
+        peak_blocks=m.peak_blocks,
+    )
+
+
+class Collector:
+    """Joins the events of one stream into completions. Feed it each event once, in order."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[str]] = {}
+        self._ids: dict[int, list[int]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._finished: dict[int, Finished] = {}
+
+    def add(self, event: Event) -> None:
+        """Takes one event."""
+        if isinstance(event, Delta):
+            self._texts.setdefault(event.index, []).append(event.text)
+            self._ids.setdefault(event.index, []).extend(event.token_ids)
+            self._logprobs.setdefault(event.index, []).extend(event.logprobs)
+        elif isinstance(event, Finished):
+            self._finished[event.index] = event
+
+    def completions(self) -> list[Completion]:
+        """The indices that have finished, in order."""
+        return [
+            Completion(
+                index,
+                "".join(self._texts.get(index, ())),
+                tuple(self._ids.get(index, ())),
+                tuple(self._logprobs.get(index, ())),
+                finished,
+            )
+            for index, finished in sorted(self._finished.items())
+        ]

@@ -1,0 +1,74 @@
+"""When a call may be tried again, and when.
+
+Invariant: a call is repeated only where not one message of it was received, at most
+`attempts - 1` times, and never past its deadline. UNAVAILABLE waits by exponential backoff with
+jitter (so that clients of a restarted server do not return in step); RESOURCE_EXHAUSTED is
+repeated only if the server says when, and then waits at least that long.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+
+from quire.clients.errors import CallError, OptionError, Overloaded, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Bounds of retrying. attempts counts the first try; seconds."""
+
+    attempts: int = 4
+    first_backoff: float = 0.1
+    max_backoff: float = 2.0
+    max_pushback: float = 30.0
+    """A server that asks for a longer wait than this is not waited for."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise OptionError(f"retry.attempts: {self.attempts}; at least 1")
+        if min(self.first_backoff, self.max_backoff, self.max_pushback) < 0:
+            raise OptionError("retry: waits are not negative")
+
+
+NO_RETRY = RetryPolicy(attempts=1)
+
+
+class Tries:
+    """The tries of one call: counts them, and keeps its deadline (timeout: seconds or None)."""
+
+    def __init__(self, policy: RetryPolicy, timeout: float | None) -> None:
+        if timeout is not None and not timeout > 0:
+            raise OptionError(f"timeout: {timeout}; a positive number of seconds")
+        self._policy = policy
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._made = 0
+
+    def begin(self) -> float | None:
+        """Counts a try; returns the seconds left for it, None for no limit."""
+        self._made += 1
+        if self._deadline is None:
+            return None
+        return max(self._deadline - time.monotonic(), 0.001)
+
+    def wait_after(self, error: CallError) -> float | None:
+        """Seconds to wait before the next try, or None: give the error to the caller."""
+        if self._made >= self._policy.attempts:
+            return None
+        wait = self._wait(error)
+        if wait is None:
+            return None
+        if self._deadline is not None and time.monotonic() + wait >= self._deadline:
+            return None
+        return wait
+
+    def _wait(self, error: CallError) -> float | None:
+        pushback = error.details.retry_after
+        if pushback is not None and pushback > self._policy.max_pushback:
+            return None
+        backoff = min(self._policy.first_backoff * 2 ** (self._made - 1), self._policy.max_backoff)
+        jittered = backoff * random.uniform(0.5, 1.0)
+        if isinstance(error, Unavailable):
+            return max(jittered, pushback or 0.0)
+        if isinstance(error, Overloaded) and pushback is not None:
+            return pushback + jittered
+        return None

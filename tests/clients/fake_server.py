@@ -1,0 +1,227 @@
+"""A small server of the contract, for the clients' tests: no model, every turn under control.
+
+Invariant: what it does with a call is told by the request itself (the text prompt is a script), so
+that a test says in one place what it expects.
+
+Scripts, as the text prompt:
+    say WORDS          each word a delta, then finished
+    forever            deltas until the call ends
+    hang               accepted, started, then nothing until the call ends
+    fail CODE MESSAGE  the status at once
+    late CODE          started and one delta, then the status
+    fail-times N       UNAVAILABLE for the first N calls of this script, then `say ok`
+    busy-times N MS    RESOURCE_EXHAUSTED with a pushback of MS, N times, then `say ok`
+Token ids and chats are answered with `say` of what was received.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from quire.v1 import inference_pb2 as pb
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+
+@dataclass
+class Seen:
+    """What the server has seen. `ended` is set when a streaming call has come to its end."""
+
+    requests: list[pb.GenerateRequest] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
+
+
+def started(request: pb.GenerateRequest) -> pb.GenerateResponse:
+    event = pb.Started(
+        request_id=request.request_id or "made-up",
+        seed=request.sampling.seed or 7,
+        model_fingerprint="fake",
+        prompt_tokens=5,
+        cached_tokens=4,
+    )
+    return pb.GenerateResponse(started=event)
+
+
+def delta(index: int, text: str) -> pb.GenerateResponse:
+    ids = list(text.encode())[:1]
+    logprob = pb.TokenLogprob(
+        id=ids[0],
+        bytes=text.encode(),
+        logprob=-0.5,
+        rank=1,
+        top=[pb.TopLogprob(id=1, bytes=b"a", logprob=-0.25)],
+    )
+    return pb.GenerateResponse(
+        delta=pb.Delta(index=index, text=text, token_ids=ids, logprobs=[logprob])
+    )
+
+
+def finished(index: int, count: int) -> pb.GenerateResponse:
+    usage = pb.Usage(prompt_tokens=5, completion_tokens=count, cached_tokens=4)
+    event = pb.Finished(
+        index=index,
+        reason=pb.FINISH_REASON_STOP,
+        stop_token_id=2,
+        usage=usage,
+        timings=pb.Timings(queued=0.25, prefill=0.5, decode=1.5),
+        peak_blocks=3,
+    )
+    return pb.GenerateResponse(finished=event)
+
+
+class Servicer(pb_grpc.InferenceServiceServicer):
+    """Plays the scripts."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+
+    def Generate(
+        self, request: pb.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.GenerateResponse]:
+        self.seen.requests.append(request)
+        self.seen.metadata.append(dict(context.invocation_metadata()))
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        context.send_initial_metadata((("quire-request-id", request.request_id or "made-up"),))
+        try:
+            yield from self._play(request, context, ended)
+        finally:
+            if not context.is_active() or ended.is_set():
+                self.seen.cancelled.set()
+
+    def _play(
+        self, request: pb.GenerateRequest, context: grpc.ServicerContext, ended: threading.Event
+    ) -> Iterator[pb.GenerateResponse]:
+        verb, *rest = script(request)
+        self.seen.calls[verb] += 1
+        if verb == "fail":
+            refuse(context, grpc.StatusCode[rest[0]], " ".join(rest[1:]))
+        if verb == "fail-times" and self.seen.calls[verb] <= int(rest[0]):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+        if verb == "busy-times" and self.seen.calls[verb] <= int(rest[0]):
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", rest[1]),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
+        yield started(request)
+        self.seen.started.set()
+        if verb == "hang":
+            ended.wait(30)
+            return
+        while verb == "forever" and not ended.wait(0.002):
+            yield delta(0, "x")
+        if verb == "late":
+            yield delta(0, "x")
+            context.abort(grpc.StatusCode[rest[0]], "late")
+        words = rest if verb == "say" else ["ok"]
+        for index in range(request.sampling.n or 1):
+            for i, word in enumerate(words):
+                yield delta(index, word if i == 0 else " " + word)
+            yield finished(index, len(words))
+
+    def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsResponse:
+        self.seen.metadata.append(dict(context.invocation_metadata()))
+        self.seen.calls["stats"] += 1
+        return stats(request.include_block_map)
+
+
+def script(request: pb.GenerateRequest) -> list[str]:
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return request.text.split(" ")
+    if kind == "token_ids":
+        return ["say", *(str(i) for i in request.token_ids.ids)]
+    last = request.chat.messages[-1].content
+    known = last.split(" ")[0] in ("say", "forever", "hang", "fail", "late")
+    return last.split(" ") if known else ["say", *(m.content for m in request.chat.messages)]
+
+
+def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:
+    """Ends the call with rich details, as the real server does."""
+    violation = error_details_pb2.BadRequest.FieldViolation(field="top_p", description=message)
+    details = [
+        error_details_pb2.BadRequest(field_violations=[violation]),
+        error_details_pb2.ErrorInfo(reason="BECAUSE", domain="quire"),
+    ]
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, message)
+
+
+def stats(block_map: bool = False) -> pb.StatsResponse:
+    histogram = pb.Histogram(bounds=[0.01, 0.1, 1.0], counts=[1, 8, 1, 0], sum=0.6)
+    response = pb.StatsResponse(
+        model=pb.ModelInfo(
+            name="fake",
+            architecture="Qwen3ForCausalLM",
+            parameters=1234,
+            vocab_size=300,
+            max_model_len=4096,
+            dtype="float32",
+            device="cpu",
+        ),
+        engine_config={"max_num_seqs": "8"},
+        requests=pb.RequestStats(running=1, waiting=2, accepted=30, finished_stop=20),
+        cache=pb.CacheStats(
+            block_size=16,
+            blocks_total=6,
+            blocks_free=3,
+            blocks_cached=1,
+            blocks_in_use=3,
+            blocks_shared=1,
+            prefix_tokens_queried=200,
+            prefix_tokens_hit=50,
+            bytes_per_token=1024,
+        ),
+        tokens=pb.TokenStats(prompt=200, prefill_computed=150, generated=90, delivered=88),
+        steps=pb.StepStats(total=40, eager=40),
+        time_to_first_token=histogram,
+        inter_token_latency=histogram,
+        queue_time=histogram,
+        memory=pb.DeviceMemory(total=1 << 30, weights=1 << 20, kv_cache=1 << 21),
+        uptime_seconds=61.5,
+        version="0.1.0",
+    )
+    response.requests.refused["RESOURCE_EXHAUSTED"] = 3
+    if block_map:
+        response.cache.block_map = bytes([2, 3, 1, 0, 0, 2])
+    return response
+
+
+class FakeServer:
+    """The server on a port of its own, until the `with` ends."""
+
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        self.seen = Seen()
+        self._server = grpc.server(ThreadPoolExecutor(32))
+        pb_grpc.add_InferenceServiceServicer_to_server(Servicer(self.seen), self._server)
+        checks = health.HealthServicer()
+        checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        checks.set("liveness", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
+        if credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "FakeServer":
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None).wait()
