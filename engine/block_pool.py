@@ -186,7 +186,7 @@ class BlockPool:
     # ------------------------------------------------------------ integrity
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise AssertionError unless the invariant holds for these block tables, all that exist."""
+        """Raise AssertionError unless the invariant holds; `tables` are all that exist."""
         held = Counter(block for table in tables for block in table)
         assert NULL_BLOCK not in held, "a table holds the null block"
         assert NULL_BLOCK not in self._free and NULL_BLOCK not in self._hash_of

@@ -17,6 +17,8 @@ alone touches them.
 import enum
 from dataclasses import dataclass, field
 
+MAX_ENDING_IDS = 128  # EOS and stop ids that one request may have together
+
 
 class FinishReason(enum.Enum):
     """Why one index ended."""

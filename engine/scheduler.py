@@ -22,6 +22,7 @@ from quire.engine.block_pool import BlockPool
 from quire.engine.errors import RequestError
 from quire.engine.plan import BlockUpdate, PlanRow, StepPlan, StepResult
 from quire.engine.request import (
+    MAX_ENDING_IDS,
     FinishReason,
     GenerationRequest,
     Output,
@@ -100,6 +101,11 @@ class Scheduler:
             raise RequestError("prompt", "is empty: at least one token is needed")
         if params.max_tokens < 1:
             raise RequestError("max_tokens", f"{params.max_tokens} is below 1")
+        if len(params.ending_ids) > MAX_ENDING_IDS:
+            raise RequestError(
+                "stop_token_ids",
+                f"{len(params.ending_ids)} with the EOS ids; at most {MAX_ENDING_IDS} can be held",
+            )
         if len(spec.resume_token_ids) > params.max_tokens:
             raise RequestError(
                 "resume_token_ids",
@@ -409,7 +415,7 @@ class Scheduler:
         return outputs
 
     def fail(self, error_id: str) -> list[Output]:
-        """A step failed: end the requests of every step in flight; none of their blocks is known."""
+        """A step failed: all requests in flight end with it; none of their blocks is known."""
         plans, self._in_flight = self._in_flight, []
         self.counters.failed_steps += len(plans)
         for plan in plans:
@@ -526,6 +532,11 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps planned whose results have not been applied."""
+        return len(self._in_flight)
 
     @property
     def has_requests(self) -> bool:

@@ -1,0 +1,267 @@
+"""Puts an engine together: model, cache, slots, runner, scheduler, in the order memory demands.
+
+Weights first, then everything of fixed size, then a profile run of the largest step; what is left
+of the memory budget becomes the KV cache; then warm-up and capture.
+"""
+
+import dataclasses
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quire.engine import sizing
+from quire.engine.block_pool import BlockPool
+from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
+from quire.engine.errors import ConfigError
+from quire.engine.forward_batch import ForwardBatch, KVCache
+from quire.engine.layers.parallel import World
+from quire.engine.model_config import ModelConfig
+from quire.engine.models.registry import Model, build_model
+from quire.engine.runner import Runner
+from quire.engine.scheduler import Scheduler
+from quire.engine.slots import SlotState
+from quire.engine.stats import EngineInfo, EngineStats
+from quire.kernels.ops import KernelsUnavailable, Ops, select
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+RANDOM_PREFIX = "random:"
+
+
+@dataclass(slots=True)
+class Engine:
+    """An engine that is ready."""
+
+    core: EngineCore
+    info: EngineInfo
+    runner: Runner
+    device: torch.device
+    _memory: tuple[int, int] = (0, 0)
+    _memory_read: float = float("-inf")
+
+    def stats(self) -> EngineStats:
+        """A snapshot, taken between steps. Memory is asked for once a second: it is slow to ask."""
+        scheduler, pool = self.core.scheduler, self.core.scheduler.pool
+        counters, now = scheduler.counters, time.monotonic()
+        if now - self._memory_read > 1:
+            self._memory, self._memory_read = _memory(self.device), now
+        memory = self._memory
+        return EngineStats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            blocks_total=pool.num_usable,
+            blocks_free=pool.num_free,
+            blocks_cached=pool.num_cached,
+            blocks_in_use=pool.num_usable - pool.num_free,
+            blocks_shared=pool.num_shared,
+            prefix_tokens_queried=counters.prefix_queried,
+            prefix_tokens_hit=counters.prefix_hit,
+            evictions=pool.evictions,
+            preemptions=counters.preemptions,
+            prompt_tokens=counters.prompt_tokens,
+            prefill_computed=counters.prefill_computed,
+            generated=counters.generated,
+            discarded=counters.discarded,
+            steps_total=counters.steps,
+            steps_graph=self.runner.counters.graph_steps,
+            steps_eager=self.runner.counters.eager_steps,
+            steps_mixed=counters.mixed_steps,
+            steps_failed=counters.failed_steps,
+            memory_allocated=memory[0],
+            memory_peak=memory[1],
+        )
+
+
+def model_config(config: EngineConfig) -> ModelConfig:
+    """The model's configuration, from its directory or its named random shape."""
+    if config.model.startswith(RANDOM_PREFIX):
+        return ModelConfig.named_shape(config.model.removeprefix(RANDOM_PREFIX))
+    return ModelConfig.from_directory(Path(config.model))
+
+
+def build_engine(config: EngineConfig, progress: Progress) -> Engine:
+    """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is."""
+    clock = _TimeLine()
+    shape = model_config(config)
+    device = sizing.resolve_device(config)
+    dtype = sizing.resolve_dtype(config, shape, device)
+    max_model_len = sizing.resolve_max_model_len(config, shape)
+    try:
+        ops = select(device)
+    except KernelsUnavailable as error:
+        raise ConfigError(str(error)) from error
+    clock.mark("device")
+
+    model = build_model(shape, ops, dtype=dtype, device=device, world=World())
+    if config.model.startswith(RANDOM_PREFIX):
+        model.load_random(config.seed)
+    else:
+        model.load(
+            Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
+        )
+    clock.mark("weights")
+
+    max_blocks = -(-max_model_len // config.block_size)
+    state = SlotState(config.max_num_seqs, max_blocks, shape.vocab_size, device)
+    num_blocks = _size_cache(config, shape, model, ops, state, dtype, max_model_len)
+    kv = _allocate_cache(shape, num_blocks, config.block_size, dtype, device)
+    clock.mark("cache")
+
+    use_graphs = device.type == "cuda" and not config.enforce_eager
+    runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
+    runner.warm_up(lambda share: progress("graphs", share))
+    clock.mark("warm-up")
+    clock.log()
+
+    pool = BlockPool(
+        kv.num_blocks, config.block_size, config.enable_prefix_caching, config.prefix_cache_seed
+    )
+    scheduler = Scheduler(
+        pool,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        two_phase=config.two_phase,
+    )
+    core = EngineCore(scheduler, runner, overlap=config.overlap)
+    info = EngineInfo(
+        architecture=shape.architecture,
+        fingerprint=model.fingerprint,
+        parameters=shape.num_parameters,
+        vocab_size=shape.vocab_size,
+        max_model_len=max_model_len,
+        dtype=str(dtype).removeprefix("torch."),
+        device=_device_name(device),
+        block_size=config.block_size,
+        num_blocks=pool.num_usable,
+        kv_bytes_per_token=shape.kv_bytes_per_token(dtype),
+        weight_bytes=shape.weight_bytes(dtype),
+        kv_cache_bytes=2 * kv.k.nbytes,
+        device_memory_total=_total_memory(device),
+        eos_token_ids=shape.eos_token_ids,
+        generation=shape.generation,
+        options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+    )
+    return Engine(core, info, runner, device)
+
+
+def _size_cache(
+    config: EngineConfig,
+    shape: ModelConfig,
+    model: Model,
+    ops: Ops,
+    state: SlotState,
+    dtype: torch.dtype,
+    max_model_len: int,
+) -> int:
+    """Cache blocks, the null block included, that fit beside the largest step."""
+    device = state.seeds.device
+    if device.type == "cpu":
+        budget, what = sizing.cpu_budget(config)
+    elif config.num_blocks is None:
+        peak = _profile(config, shape, model, dtype, device, max_model_len)
+        budget, what = sizing.gpu_budget(config, device, peak)
+    else:
+        budget, what = 0, ""
+    return sizing.cache_blocks(config, shape, dtype, budget, what)
+
+
+@torch.inference_mode()
+def _profile(
+    config: EngineConfig,
+    shape: ModelConfig,
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> int:
+    """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
+    kv = _allocate_cache(shape, 1, config.block_size, dtype, device)
+    tokens = config.max_num_batched_tokens
+    length = min(tokens, max_model_len)
+    rows = -(-tokens // length)
+    ends = torch.arange(rows + 1, dtype=torch.int32, device=device).mul_(length).clamp_(max=tokens)
+    blocks = -(-max_model_len // config.block_size)
+    count = min(config.max_num_seqs, tokens)
+    batch = ForwardBatch(
+        token_ids=torch.zeros(tokens, dtype=torch.int32, device=device),
+        positions=torch.arange(tokens, dtype=torch.int32, device=device) % length,
+        slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=device),
+        context_lens=ends.diff(),
+        block_tables=torch.zeros(rows, blocks, dtype=torch.int32, device=device),
+        prefill_start_loc=ends,
+        logits_rows=torch.arange(count, dtype=torch.int64, device=device),
+        num_decode_rows=0,
+        max_query_len=length,
+        max_context_len=length,
+    )
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        logits = model.logits(model.forward(batch, kv), batch.logits_rows)
+        logits.clone().sort(dim=-1)
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of memory in a step of max_num_batched_tokens = {tokens} tokens: "
+            f"lower it, or max_num_seqs = {config.max_num_seqs}"
+        ) from error
+    peak = torch.cuda.max_memory_reserved(device)
+    del kv, logits
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _allocate_cache(
+    shape: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+    k, v = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+    return KVCache(k, v)
+
+
+def _device_name(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def _total_memory(device: torch.device) -> int:
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes allocated now and at the peak; on the CPU the process's resident ones."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak, peak
+    return pages * os.sysconf("SC_PAGE_SIZE"), peak
+
+
+class _TimeLine:
+    """What the start spent its time on, logged in one line."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._marks: list[str] = []
+
+    def mark(self, stage: str) -> None:
+        now = time.monotonic()
+        self._marks.append(f"{stage} {now - self._last:.2f} s")
+        self._last = now
+
+    def log(self) -> None:
+        log.info("start: %s", ", ".join(self._marks))
