@@ -29,7 +29,7 @@ from quire.engine.runner import Runner
 from quire.engine.scheduler import Scheduler
 from quire.engine.slots import SlotState
 from quire.engine.stats import EngineInfo, EngineStats
-from quire.kernels.ops import KernelsUnavailable, Ops, select
+from quire.kernels.ops import KernelsUnavailable, select
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def build_engine(config: EngineConfig, progress: Progress) -> Engine:
 
     max_blocks = -(-max_model_len // config.block_size)
     state = SlotState(config.max_num_seqs, max_blocks, shape.vocab_size, device)
-    num_blocks = _size_cache(config, shape, model, ops, state, dtype, max_model_len)
+    num_blocks = _size_cache(config, shape, model, state, dtype, max_model_len)
     kv = _allocate_cache(shape, num_blocks, config.block_size, dtype, device)
     clock.mark("cache")
 
@@ -158,7 +158,6 @@ def _size_cache(
     config: EngineConfig,
     shape: ModelConfig,
     model: Model,
-    ops: Ops,
     state: SlotState,
     dtype: torch.dtype,
     max_model_len: int,

@@ -50,7 +50,7 @@ class EngineCore:
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
     def step(self) -> list[Output]:
-        """One turn: launches at most one step and applies at most one. Raises only what is fatal."""
+        """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
         self.busy_since = time.monotonic()
         try:
             return self._turn()

@@ -19,8 +19,8 @@ from quire.kernels.ops import Ops
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """row_slots: [R] int32. Of a mixed step also query_lens: [R] int32, and sampled_rows: [L] int64,
-    the rows that sample a token (None: all of them do)."""
+    """row_slots: [R] int32. Of a mixed step also query_lens: [R] int32, and sampled_rows: [L]
+    int64, the rows that sample a token."""
 
     batch: ForwardBatch
     row_slots: Tensor
@@ -31,7 +31,7 @@ class StepInputs:
 def decode_inputs(
     ops: Ops, state: SlotState, block_size: int, row_slots: Tensor, max_context_len: int
 ) -> StepInputs:
-    """Rows of one token each. row_slots: [R] int32 on the device, perhaps padded with null slots."""
+    """Rows of one token each. row_slots: [R] int32, perhaps padded with the null slot."""
     rows, device = row_slots.shape[0], row_slots.device
     blocks = state.block_tables.shape[1]
     token_ids, positions, context_lens = (

@@ -37,7 +37,7 @@ class Needs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """tokens: [L] int64. With logprobs: chosen [L], rank [L], top_ids [L, 20], top_values [L, 20]."""
+    """tokens: [L] int64. logprobs: chosen [L], rank [L], top ids [L, 20], top values [L, 20]."""
 
     tokens: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None

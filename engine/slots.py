@@ -8,7 +8,6 @@ throughout, and it never advances.
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from quire.engine.plan import BlockUpdate
 from quire.engine.request import MAX_ENDING_IDS, Request
