@@ -21,6 +21,8 @@ Sources: Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al., 2023); online
 and Gimelshein, 2018).
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from typing import Any
 
 import torch
@@ -39,7 +41,9 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _split_length(n, TILE: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, FINE: tl.constexpr):
+def _split_length(
+    n, TILE: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, FINE: tl.constexpr
+):
     """Tokens a split, for a context of n."""
     split = GROUP * tl.maximum(tl.cdiv(n, GROUP * SPLITS), 1)
     if FINE:
@@ -48,17 +52,17 @@ def _split_length(n, TILE: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constex
 
 
 @triton.jit
-def _merge(m, l, acc, m_new, l_new, acc_new):
+def _merge(m, total, acc, m_new, total_new, acc_new):
     """Two softmax sums (maximum, sum of weights, weighted values), the earlier tokens first."""
     top = tl.maximum(m, m_new)
     old = tl.exp2(m - top)
     new = tl.exp2(m_new - top)
-    l = tl.fma(l, old, l_new * new)
+    total = tl.fma(total, old, total_new * new)
     if len(acc.shape) == 2:
         acc = tl.fma(acc, tl.broadcast_to(old[:, None], acc.shape), acc_new * new[:, None])
     else:
         acc = tl.fma(acc, tl.zeros_like(acc) + old, acc_new * new)
-    return top, l, acc
+    return top, total, acc
 
 
 @triton.jit
@@ -118,25 +122,27 @@ def _decode_kernel(
     out = out_ptr + (row * (HKV * G) + heads).to(tl.int64)[:, None] * D + rd[None, :]
     if start < n:
         q = tl.load(
-            q_ptr + row.to(tl.int64) * q_stride + heads[:, None] * D + rd[None, :], mask=ok, other=0.0
+            q_ptr + row.to(tl.int64) * q_stride + heads[:, None] * D + rd[None, :],
+            mask=ok,
+            other=0.0,
         )
         end = tl.minimum(start + split, n)
         table = tables_ptr + row.to(tl.int64) * table_stride
         m = tl.full((16,), -float("inf"), tl.float32)
-        l = tl.zeros((16,), tl.float32)
+        total = tl.zeros((16,), tl.float32)
         acc = tl.zeros((16, DP), tl.float32)
         for t in tl.range(start, end, TILE, num_stages=STAGES):
-            m_t, l_t, acc_t = _tile(
+            m_t, total_t, acc_t = _tile(
                 q, k_ptr, v_ptr, table, h, t, end, scale, HKV, D, DP, BS, TILE, PRECISION
             )
-            m, l, acc = _merge(m, l, acc, m_t, l_t, acc_t)
+            m, total, acc = _merge(m, total, acc, m_t, total_t, acc_t)
         if n <= split:
-            tl.store(out, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+            tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
         else:
             part = (row * (HKV * G) + heads).to(tl.int64) * S + sp
             tl.store(partial_ptr + part[:, None] * DP + rd[None, :], acc, mask=(rg < G)[:, None])
             tl.store(stats_ptr + part * 2, m, mask=rg < G)
-            tl.store(stats_ptr + part * 2 + 1, l, mask=rg < G)
+            tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
     elif sp == 0:  # an empty context
         tl.store(out, tl.zeros((16, DP), out_ptr.dtype.element_ty), mask=ok)
     if PDL and not FINE:
@@ -147,9 +153,9 @@ def _decode_kernel(
 def _load_partial(partial_ptr, stats_ptr, part, ok, DP: tl.constexpr):
     """One partial result; where not ok, the empty sum, which changes nothing when merged."""
     m = tl.load(stats_ptr + part * 2, mask=ok, other=-float("inf"))
-    l = tl.load(stats_ptr + part * 2 + 1, mask=ok, other=0.0)
+    total = tl.load(stats_ptr + part * 2 + 1, mask=ok, other=0.0)
     acc = tl.load(partial_ptr + part * DP + tl.arange(0, DP), mask=ok, other=0.0)
-    return m, l, acc
+    return m, total, acc
 
 
 @triton.jit(do_not_specialize=["S"])
@@ -169,7 +175,7 @@ def _merge_kernel(
     if count > 1:
         first = head.to(tl.int64) * S
         m = -float("inf")
-        l = 0.0
+        total = 0.0
         acc = tl.zeros((DP,), tl.float32)
         if FINE and split == TILE:
             for g in range(0, count, GROUP // TILE):
@@ -181,28 +187,28 @@ def _merge_kernel(
                         partial_ptr, stats_ptr, first + g + j, g + j < count, DP
                     )
                     mg, lg, ag = _merge(mg, lg, ag, mj, lj, aj)
-                m, l, acc = _merge(m, l, acc, mg, lg, ag)
+                m, total, acc = _merge(m, total, acc, mg, lg, ag)
         else:
             for g in range(0, count, 4):
                 for j in tl.static_range(4):
                     mj, lj, aj = _load_partial(
                         partial_ptr, stats_ptr, first + g + j, g + j < count, DP
                     )
-                    m, l, acc = _merge(m, l, acc, mj, lj, aj)
+                    m, total, acc = _merge(m, total, acc, mj, lj, aj)
         rd = tl.arange(0, DP)
-        y = (acc / l).to(out_ptr.dtype.element_ty)
+        y = (acc / total).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + head.to(tl.int64) * D + rd, y, mask=rd < D)
 
 
 def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
     """Tokens a tile: a function of the head and the dtype alone, as results depend on it."""
     padded = triton.next_power_of_2(head_dim)
-    return max(16, min(64, _TILE_BYTES // (padded * dtype.itemsize)))
+    return max(16, min(64, _TILE_BYTES // (int(padded) * dtype.itemsize)))
 
 
 def num_splits(max_context_len: int, tile: int, fine: bool) -> int:
     """Partial results a row can have, for contexts up to max_context_len."""
-    return max(1, min(MAX_SPLITS, triton.cdiv(max_context_len, tile if fine else GROUP)))
+    return max(1, min(MAX_SPLITS, -(-max_context_len // (tile if fine else GROUP))))
 
 
 def decode_attention(
@@ -217,8 +223,9 @@ def decode_attention(
     out: Tensor | None = None,
     pdl: bool = False,
     fine: bool | None = None,
-    num_warps: int | None = None,
-    num_stages: int | None = None,
+    tile: int | None = None,
+    num_warps: int = 4,
+    num_stages: int = 3,
 ) -> Tensor:
     """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
 
@@ -226,7 +233,8 @@ def decode_attention(
     grid and the workspace (R * Hq * S * D' fp32, S <= 32), so a captured graph passes the largest
     there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor. pdl: launch
     dependent on the kernel before (every kernel of the chain must wait for its predecessor).
-    fine, num_warps, num_stages: the launch shape, for tuning; results do not depend on `fine`.
+    fine, tile, num_warps, num_stages: for tuning. The tile is part of the order of summation;
+    `fine` is not, and results do not depend on it.
     Raises ValueError for a head size, dtype, block size or group that is not supported.
     """
     rows, q_heads, dim = q.shape
@@ -236,7 +244,7 @@ def decode_attention(
         q = q.contiguous()
     if out is None:
         out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
-    tile = tile_tokens(dim, k_cache.dtype)
+    tile = tile or tile_tokens(dim, k_cache.dtype)
     if fine is None:
         fine = rows * kv_heads <= _FINE_PROGRAMS
     splits = num_splits(max_context_len, tile, fine)
@@ -256,9 +264,9 @@ def decode_attention(
         _decode_kernel[(kv_heads, rows, splits)](
             q, k_cache, v_cache, block_tables, context_lens, out, partial, stats,
             scale * _LOG2E, q.stride(0), block_tables.stride(0), splits,
-            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=num_stages or 2,
+            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=num_warps or 4, **shape, **launch,
+            num_warps=num_warps, **shape, **launch,
         )  # fmt: skip
     if rows and splits > 1:
         _merge_kernel[(rows * q_heads,)](

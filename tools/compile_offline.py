@@ -190,7 +190,12 @@ def _caches(blocks: int, kv_heads: int, block_size: int, dim: int, dtype: torch.
 
 
 def _decode(
-    rows: int, group: int, dim: int, block_size: int, dtype: torch.dtype = torch.bfloat16, **launch: Any
+    rows: int,
+    group: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype = torch.bfloat16,
+    **launch: Any,
 ) -> Callable[[], object]:
     def call() -> object:
         from quire.kernels.decode_attention import decode_attention
@@ -224,6 +229,95 @@ def other_decode() -> Calls:
     for dtype in (torch.float16, torch.float32):
         for dim in (64, 128, 256):
             yield f"decode {dtype} D{dim}", _decode(64, 16, dim, 64, dtype)
+
+
+def _prefill(
+    tokens: int,
+    rows: int,
+    group: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype = torch.bfloat16,
+    **launch: Any,
+) -> Callable[[], object]:
+    def call() -> object:
+        from quire.kernels.prefill_attention import prefill_attention
+
+        cache = _caches(64, 8, block_size, dim, dtype)
+        q = empty(tokens, 8 * group, dim, dtype=dtype)
+        table, starts = empty(rows, 64, dtype=_INT), empty(rows + 1, dtype=_INT)
+        context = empty(rows, dtype=_INT)
+        longest = tokens - rows + 1
+        return prefill_attention(
+            q, cache, cache, table, starts, context, 0.1, longest, longest, **launch
+        )
+
+    return call
+
+
+@cases(hot=True)
+def hot_prefill() -> Calls:
+    for group in (2, 4):
+        for block_size in (64, 128):
+            for tokens in (128, 8192):
+                yield (
+                    f"prefill D128 G{group} block {block_size} tokens {tokens}",
+                    _prefill(tokens, 4, group, 128, block_size),
+                )
+    yield "prefill D64 G2 block 16", _prefill(8192, 4, 2, 64, 16)
+
+
+@cases(hot=False)
+def other_prefill() -> Calls:
+    for dim in (16, 32, 96, 256):
+        yield f"prefill D{dim}", _prefill(8192, 4, 2, dim, 64)
+    for block_size in (16, 32, 256):
+        yield f"prefill block {block_size}", _prefill(8192, 4, 2, 128, block_size)
+    for dtype in (torch.float16, torch.float32):
+        for dim in (64, 128, 256):
+            yield f"prefill {dtype} D{dim}", _prefill(8192, 4, 16, dim, 64, dtype)
+
+
+def _rope(
+    tokens: int, group: int, dim: int, dtype: torch.dtype, pdl: bool = False
+) -> Callable[[], object]:
+    def call() -> object:
+        from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+
+        cache, norm = _caches(64, 8, 64, dim, dtype), empty(dim, dtype=dtype)
+        qkv = empty(tokens, (8 * group + 16) * dim, dtype=dtype)
+        angles = empty(4096, dim, dtype=torch.float32)
+        positions, slots = empty(tokens, dtype=_INT), empty(tokens, dtype=torch.int64)
+        return qk_norm_rope_kv_write(
+            qkv, norm, norm, 1e-6, angles, positions, slots, cache, cache, pdl=pdl
+        )
+
+    return call
+
+
+@cases(hot=True)
+def hot_rope() -> Calls:
+    for tokens in (1, 64, 8192):
+        for pdl in (False, True):
+            yield f"rope D128 tokens {tokens} pdl {pdl}", _rope(tokens, 2, 128, torch.bfloat16, pdl)
+
+
+@cases(hot=False)
+def other_rope() -> Calls:
+    for dim in (16, 32, 64, 96, 256):
+        yield f"rope D{dim}", _rope(8192, 4, dim, torch.bfloat16)
+    yield "rope float32", _rope(8192, 4, 128, torch.float32)
+
+
+@cases(hot=True)
+def hot_copy() -> Calls:
+    def call() -> None:
+        from quire.kernels.copy_blocks import copy_blocks
+
+        cache, ids = _caches(64, 8, 64, 128, torch.bfloat16), empty(3, dtype=torch.int64)
+        copy_blocks(cache, cache, ids, ids)
+
+    yield "copy blocks", call
 
 
 def _print(row: Report) -> None:

@@ -8,10 +8,13 @@ as well, a test is too large for the interpreter, or asks what only the device c
 
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -45,3 +48,59 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def device() -> torch.device:
     """Where the kernels under test find their tensors."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@dataclass(frozen=True)
+class Paged:
+    """A poisoned cache in which each row owns scattered blocks: what no row owns is NaN."""
+
+    k_cache: Tensor
+    v_cache: Tensor
+    block_tables: Tensor
+    context_lens: Tensor
+
+    def clean(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """The caches without their poison, for an oracle."""
+        return self.k_cache.to(dtype).nan_to_num(), self.v_cache.to(dtype).nan_to_num()
+
+
+PagedFactory = Callable[..., Paged]
+
+
+@pytest.fixture
+def paged(device: torch.device) -> PagedFactory:
+    """Build a cache for rows of the given contexts, with random keys and values."""
+
+    def build(
+        contexts: Sequence[int],
+        *,
+        kv_heads: int,
+        block_size: int,
+        dim: int,
+        dtype: torch.dtype,
+        width: int | None = None,
+        seed: int = 0,
+    ) -> Paged:
+        rng = torch.Generator().manual_seed(seed)
+        needed = [-(-n // block_size) for n in contexts]
+        order = (torch.randperm(sum(needed), generator=rng) + 1).tolist()
+        shape = (sum(needed) + 1, kv_heads, block_size, dim)
+        caches = [torch.full(shape, float("nan"), dtype=dtype, device=device) for _ in range(2)]
+        # Columns past a row's blocks name the null block, which is poisoned like the rest.
+        tables = torch.zeros(len(contexts), width or max(1, *needed), dtype=torch.int32)
+        for row, context in enumerate(contexts):
+            for column in range(needed[row]):
+                block = order.pop()
+                tables[row, column] = block
+                used = min(block_size, context - column * block_size)
+                for cache in caches:
+                    values = torch.randn(kv_heads, used, dim, generator=rng)
+                    cache[block, :, :used] = values.to(device, dtype)
+        return Paged(
+            caches[0],
+            caches[1],
+            tables.to(device),
+            torch.tensor(contexts, dtype=torch.int32, device=device),
+        )
+
+    return build

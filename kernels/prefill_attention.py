@@ -1,0 +1,247 @@
+"""Paged prefill attention in Triton: each row's new tokens over its cached prefix and themselves.
+
+    q            [T, Hq, D], rows packed one after the other
+    k_cache      [blocks, Hkv, block_size, D], and v_cache alike
+    block_tables [R, M] int32    query_start_loc [R + 1]    context_lens [R] (cached and new tokens)
+
+One program takes BLOCK_M query rows of one kv head: consecutive tokens of one request, each with
+all the query heads of the group (tile row i is token i // G, head i % G), so that a group reads
+its keys once. Two loops: tiles of keys that every query of the tile sees whole, without masks;
+then those that the diagonal or the end of the context cuts.
+
+Tiles are found on the device: tile i belongs to the last row whose first tile, bounded by
+query_start_loc // tokens a tile + row, is not after i. So the grid depends on T and R alone, and
+the host reads nothing. The last tiles of a row see most and start first.
+
+Rows of few tokens (decode rows that ride in a mixed step) go to a second launch with tiles of 16
+rows, for a padded tile would waste most of its work.
+
+Invariant: a query's result depends on the split of its row into tiles of keys (a function of head
+size and dtype alone) and not on its batch mates, nor on how the row was cut into chunks, except
+where the order of summation differs between the masked and the unmasked loop or between tile
+heights; see docs/architecture.md for what was measured.
+
+Sources: FlashAttention-2 (Dao, 2023); paged KV (Kwon et al., 2023).
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .support import check_supported
+
+_LOG2E = 1.4426950408889634
+_SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
+_PROGRAMS = 132  # tiles that fill the device once: below it, smaller tiles
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A launch shape: query rows and keys a tile, warps, loads in flight."""
+
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit
+def _find_row(starts_ptr, tile, rows, QT: tl.constexpr):
+    """The row that owns a tile: the last with starts[row] // QT + row <= tile."""
+    owner = 0
+    index = tl.arange(0, 128)
+    for r in range(0, rows, 128):
+        start = tl.load(starts_ptr + r + index, mask=r + index < rows, other=0).to(tl.int32)
+        first = tl.where(r + index < rows, start // QT + r + index, 2147483647)
+        owner += tl.sum((first <= tile).to(tl.int32), 0)
+    return owner - 1
+
+
+@triton.jit
+def _keys(
+    cache_ptr, table_ptr, h, t, seen,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Keys or values of the tokens [t, t + BN): [BN, DP]; where MASKED, 0 beyond `seen`."""
+    rn = tl.arange(0, BN)
+    rd = tl.arange(0, DP)
+    if BN <= BS:
+        block = tl.load(table_ptr + t // BS).to(tl.int64)
+        pointers = cache_ptr + ((block * HKV + h) * BS + t % BS) * D
+        pointers = pointers + (rn[:, None] * D + rd[None, :])
+    else:
+        if BN == 2 * BS and not MASKED:  # two uniform reads instead of a gather
+            low = tl.load(table_ptr + t // BS).to(tl.int64)
+            high = tl.load(table_ptr + t // BS + 1).to(tl.int64)
+            blocks = tl.where(rn < BS, low, high)
+        elif MASKED:
+            blocks = tl.load(table_ptr + (t + rn) // BS, mask=rn < seen, other=0).to(tl.int64)
+        else:
+            blocks = tl.load(table_ptr + (t + rn) // BS).to(tl.int64)
+        pointers = cache_ptr + (((blocks * HKV + h) * BS + rn % BS) * D)[:, None] + rd[None, :]
+    if MASKED:
+        ok = (rn < seen)[:, None]
+        if DP != D:
+            ok = ok & (rd < D)[None, :]
+        return tl.load(pointers, mask=ok, other=0.0)
+    if DP != D:
+        return tl.load(pointers, mask=(rd < D)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def _attend(
+    q, m, total, acc, k_ptr, v_ptr, table_ptr, h, begin, end, last, scale,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
+    MASKED: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the tokens [begin, end) to the running softmax. last: [BM], the last token seen."""
+    rn = tl.arange(0, BN)
+    for t in tl.range(begin, end, BN, num_stages=STAGES):
+        k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if MASKED:
+            s = tl.where((t + rn)[None, :] <= last[:, None], s, -float("inf"))
+        top = tl.maximum(m, tl.max(s, 1) * scale)
+        p = tl.exp2(s * scale - top[:, None])
+        old = tl.exp2(m - top)
+        total = total * old + tl.sum(p, 1)
+        acc = acc * old[:, None]
+        v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        m = top
+    return m, total, acc
+
+
+@triton.jit(do_not_specialize=["q_stride", "table_stride", "rows"])
+def _prefill_kernel(
+    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
+    scale, q_stride, table_stride, rows,
+    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch."""
+    QT: tl.constexpr = BM // G  # tokens a tile
+    h = tl.program_id(0)
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    if PDL:
+        gdc_wait()
+    row = _find_row(starts_ptr, tile, rows, QT)
+    start = tl.load(starts_ptr + row).to(tl.int32)
+    new = tl.load(starts_ptr + row + 1).to(tl.int32) - start
+    token = (tile - (start // QT + row)) * QT
+    if (token < new) & (new >= LEAST) & (new <= MOST):
+        prefix = tl.load(contexts_ptr + row).to(tl.int32) - new
+        rm = tl.arange(0, BM)
+        rd = tl.arange(0, DP)
+        mine = token + rm // G
+        ok = ((rm < QT * G) & (mine < new))[:, None]
+        if DP != D:
+            ok = ok & (rd < D)[None, :]
+        where = (start + mine).to(tl.int64)[:, None]
+        inside = (h * G + rm % G)[:, None] * D + rd[None, :]
+        q = tl.load(q_ptr + where * q_stride + inside, mask=ok, other=0.0)
+        table = tables_ptr + row.to(tl.int64) * table_stride
+        # Padded tile rows see what the last real one sees, so that no maximum stays at -inf.
+        last = prefix + tl.minimum(mine, new - 1)
+        whole = (prefix + token + 1) // BN * BN
+        end = prefix + tl.minimum(token + QT, new)
+        m = tl.full((BM,), -float("inf"), tl.float32)
+        total = tl.zeros((BM,), tl.float32)
+        acc = tl.zeros((BM, DP), tl.float32)
+        m, total, acc = _attend(
+            q, m, total, acc, k_ptr, v_ptr, table, h, 0, whole, last, scale,
+            HKV, D, DP, BS, BN, False, STAGES, PRECISION,
+        )  # fmt: skip
+        m, total, acc = _attend(
+            q, m, total, acc, k_ptr, v_ptr, table, h, whole, end, last, scale,
+            HKV, D, DP, BS, BN, True, 1, PRECISION,
+        )  # fmt: skip
+        out = out_ptr + where * (HKV * G * D) + inside
+        tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+    if PDL:
+        gdc_launch_dependents()
+
+
+def key_tile(head_dim: int, dtype: torch.dtype) -> int:
+    """Keys a tile: a function of the head and the dtype alone, as results depend on it."""
+    padded = triton.next_power_of_2(head_dim)
+    if dtype == torch.float32:
+        return 32 if padded <= 128 else 16
+    return 128 if padded <= 128 else 64
+
+
+def choose_tiles(
+    tokens: int, group: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> Tiles:
+    """The launch shape for the rows of many tokens, from what the host knows."""
+    keys = key_tile(head_dim, dtype)
+    if dtype == torch.float32:  # no matrix units: small tiles, or the registers spill
+        return Tiles(32, keys, 8, 1)
+    if head_dim > 128:
+        return Tiles(64, keys, 8, 2)
+    programs = triton.cdiv(tokens * group, 128) * kv_heads
+    return Tiles(64 if programs < _PROGRAMS else 128, keys, 8, 3)
+
+
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_query_len: int,
+    max_context_len: int,
+    *,
+    out: Tensor | None = None,
+    pdl: bool = False,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """Causal attention of each row's new tokens over its whole context. Returns [T, Hq, D].
+
+    The arguments are those of the twin in reference.py; scale > 0. Tokens past the last row's end
+    (padding of T) are left unwritten. out: [T, Hq, D] contiguous, to be written instead of a new
+    tensor. pdl: launch dependent on the kernel before. tiles: the launch shape, for tuning.
+    Raises ValueError for a head size, dtype, block size or group that is not supported.
+    """
+    del max_context_len  # the grid needs the new tokens alone
+    tokens, q_heads, dim = q.shape
+    rows = context_lens.shape[0]
+    _, kv_heads, block_size, _ = k_cache.shape
+    group = q_heads // kv_heads
+    check_supported(dim, q.dtype, block_size, group)
+    if q.stride(2) != 1 or q.stride(1) != dim:
+        q = q.contiguous()
+    if out is None:
+        out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
+    keys = key_tile(dim, q.dtype)
+    short_len = _SHORT_ROWS // group
+    short = Tiles(_SHORT_ROWS, min(keys, 64), 4, 3)
+    launches: list[tuple[Tiles, int, int]] = []
+    if max_query_len > short_len:
+        shape = tiles or choose_tiles(tokens, group, kv_heads, dim, q.dtype)
+        launches.append((shape, 1 if rows == 1 else short_len + 1, 1 << 30))
+    if rows > 1 or not launches:
+        launches.append((short, 1, short_len))
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    for shape, least, most in launches if tokens and rows else ():
+        _prefill_kernel[(kv_heads, tokens // (shape.queries // group) + rows)](
+            q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out,
+            scale * _LOG2E, q.stride(0), block_tables.stride(0), rows,
+            G=group, HKV=kv_heads, D=dim, DP=triton.next_power_of_2(dim), BS=block_size,
+            BM=shape.queries, BN=shape.keys, LEAST=least, MOST=most, STAGES=shape.num_stages,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
+            num_warps=shape.num_warps, **options,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,241 @@
+"""Decode attention in Triton against its twin: every boundary, every shape, no leaks."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from quire.kernels import reference
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+pytestmark = pytest.mark.triton
+
+
+def sweep_shapes() -> list[tuple[int, int, torch.dtype, int, int]]:
+    """(dim, block_size, dtype, group, kv_heads): each pair of the first two once in bf16, each dim
+    in the other dtypes; groups in turn, for every combination costs a compilation."""
+    dims, blocks = (16, 32, 64, 96, 128, 256), (16, 32, 64, 128, 256)
+    groups = ((1, 2), (2, 8), (5, 1), (16, 2))
+    shapes = [
+        (dim, block, BF16, *groups[(i + j) % 4])
+        for i, dim in enumerate(dims)
+        for j, block in enumerate(blocks)
+    ]
+    for i, dim in enumerate(dims):
+        shapes.append((dim, blocks[i % 5], FP16, *groups[(i + 1) % 4]))
+        shapes.append((dim, blocks[(i + 2) % 5], FP32, *groups[(i + 2) % 4]))
+    return shapes
+
+
+def check(
+    paged: Any,
+    contexts: list[int],
+    *,
+    group: int,
+    kv_heads: int,
+    block_size: int,
+    dim: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    **launch: Any,
+) -> torch.Tensor:
+    """Run one case; the error against fp32 stays within that of the twin (or rounding)."""
+    from quire.kernels.decode_attention import decode_attention
+
+    cache = paged(
+        contexts, kv_heads=kv_heads, block_size=block_size, dim=dim, dtype=dtype, seed=seed
+    )
+    rng = torch.Generator().manual_seed(seed + 1)
+    q = torch.randn(len(contexts), group * kv_heads, dim, generator=rng)
+    q = q.to(cache.k_cache.device, dtype)
+    rest = (cache.block_tables, cache.context_lens, dim**-0.5, max(1, *contexts))
+    out = decode_attention(q, cache.k_cache, cache.v_cache, *rest, **launch)
+    oracle = reference.decode_attention(q.float(), *cache.clean(), *rest)
+    twin = reference.decode_attention(q, cache.k_cache, cache.v_cache, *rest)
+    assert out.dtype == dtype
+    assert torch.isfinite(out).all()
+    error = (out.float() - oracle).norm()
+    # Exactly rounded, the twin's error would be the rounding of its result alone; the kernel also
+    # rounds the weights to the values' dtype, which the matrix units take.
+    step = {BF16: 2.0**-9, FP16: 2.0**-12, FP32: 2.0**-21}[dtype]
+    assert error <= 2 * max((twin.float() - oracle).norm(), oracle.norm() * step)
+    return out
+
+
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize(
+    ("dim", "group", "kv_heads", "block_size", "dtype"),
+    [
+        (64, 2, 1, 64, FP32),
+        (128, 2, 1, 16, BF16),
+        (96, 3, 1, 32, FP16),
+        (256, 16, 1, 64, BF16),
+    ],
+)
+def test_contexts_around_every_boundary(
+    paged: Any, dim: int, group: int, kv_heads: int, block_size: int, dtype: torch.dtype, fine: bool
+) -> None:
+    from quire.kernels.decode_attention import tile_tokens
+
+    tile = tile_tokens(dim, dtype)
+    edges = sorted({1, block_size - 1, block_size, block_size + 1, tile - 1, tile, tile + 1, 257})
+    check(
+        paged, edges, group=group, kv_heads=kv_heads, block_size=block_size, dim=dim, dtype=dtype,
+        fine=fine,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", [16, 32])
+@pytest.mark.parametrize("group", [1, 5])
+def test_small_heads(paged: Any, dim: int, group: int) -> None:
+    check(paged, [1, 70, 130], group=group, kv_heads=2, block_size=128, dim=dim, dtype=BF16)
+
+
+def test_both_splits_give_the_same_bits(paged: Any) -> None:
+    shape = {"group": 2, "kv_heads": 1, "block_size": 256, "dim": 64, "dtype": BF16}
+    contexts = [511, 512, 513, 1024, 1025]
+    fine = check(paged, contexts, fine=True, **shape)
+    coarse = check(paged, contexts, fine=False, **shape)
+    assert torch.equal(fine, coarse)
+
+
+def test_a_row_is_the_same_alone_and_among_others(paged: Any) -> None:
+    from quire.kernels.decode_attention import decode_attention
+
+    contexts = [300, 1, 700, 64]
+    cache = paged(contexts, kv_heads=1, block_size=64, dim=64, dtype=BF16)
+    q = torch.randn(4, 2, 64, generator=torch.Generator().manual_seed(3))
+    q = q.to(cache.k_cache.device, BF16)
+
+    def run(rows: slice, longest: int, fine: bool) -> torch.Tensor:
+        return decode_attention(
+            q[rows], cache.k_cache, cache.v_cache, cache.block_tables[rows],
+            cache.context_lens[rows], 0.125, longest, fine=fine,
+        )  # fmt: skip
+
+    together = run(slice(None), 4096, False)
+    for row, context in enumerate(contexts):
+        alone = run(slice(row, row + 1), context, True)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_an_empty_context_gives_zeros(paged: Any) -> None:
+    for fine in (True, False):
+        out = check(
+            paged, [0, 40, 0], group=2, kv_heads=1, block_size=16, dim=64, dtype=BF16, fine=fine
+        )
+        assert not out[0].any()
+        assert not out[2].any()
+
+
+def test_contexts_beyond_the_last_split_take_longer_splits(
+    paged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quire.kernels import decode_attention as module
+
+    monkeypatch.setattr(module, "GROUP", 128)
+    monkeypatch.setattr(module, "MAX_SPLITS", 2)
+    for fine in (True, False):
+        check(
+            paged, [128, 256, 257, 600], group=2, kv_heads=1, block_size=64, dim=64, dtype=FP32,
+            fine=fine,
+        )  # fmt: skip
+
+
+def test_a_buffer_given_is_the_buffer_written(paged: Any) -> None:
+    from quire.kernels.decode_attention import decode_attention
+
+    cache = paged([33], kv_heads=1, block_size=32, dim=32, dtype=FP32)
+    q = torch.randn(1, 2, 32).to(cache.k_cache.device)
+    rest = (cache.k_cache, cache.v_cache, cache.block_tables, cache.context_lens, 0.2, 33)
+    buffer = torch.full_like(q, float("nan"))
+    assert decode_attention(q, *rest, out=buffer) is buffer
+    assert torch.equal(buffer, decode_attention(q, *rest))
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "block_size", "group", "named"),
+    [
+        (80, BF16, 64, 2, "head_dim 80"),
+        (64, torch.float64, 64, 2, "float64"),
+        (64, BF16, 48, 2, "block_size 48"),
+        (64, BF16, 64, 32, "32 query heads"),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    dim: int, dtype: torch.dtype, block_size: int, group: int, named: str
+) -> None:
+    from quire.kernels.decode_attention import decode_attention
+
+    cache = torch.zeros(2, 1, block_size, dim, dtype=dtype)
+    q = torch.zeros(1, group, dim, dtype=dtype)
+    tables, contexts = torch.ones(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=named):
+        decode_attention(q, cache, cache, tables, contexts, 1.0, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dim", "block_size", "dtype", "group", "kv_heads"), sweep_shapes())
+def test_gpu_sweep(
+    paged: Any, dim: int, block_size: int, dtype: torch.dtype, group: int, kv_heads: int
+) -> None:
+    contexts = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
+    contexts += [511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 3000]
+    fine, coarse = (
+        check(
+            paged, contexts, group=group, kv_heads=kv_heads, block_size=block_size, dim=dim,
+            dtype=dtype, fine=fine,
+        )
+        for fine in (True, False)
+    )  # fmt: skip
+    assert torch.equal(fine, coarse)
+
+
+@pytest.mark.gpu
+def test_gpu_long_contexts(paged: Any) -> None:
+    for fine in (True, False):
+        check(
+            paged, [16384, 16385, 40960], group=2, kv_heads=2, block_size=64, dim=128, dtype=BF16,
+            fine=fine,
+        )  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
+    """A cache of more than 2**31 elements: blocks at its end are read, not those they wrap to."""
+    from quire.kernels.decode_attention import decode_attention
+
+    kv_heads, block_size, dim = 8, 64, 128
+    blocks = 2**31 // (kv_heads * block_size * dim) + 8
+    caches = [
+        torch.zeros(blocks, kv_heads, block_size, dim, dtype=BF16, device=device) for _ in range(2)
+    ]
+    for cache in caches:
+        cache[-3:] = torch.randn(3, kv_heads, block_size, dim, device=device).to(BF16)
+    tables = torch.tensor([[blocks - 1, blocks - 3, blocks - 2]], dtype=torch.int32, device=device)
+    contexts = torch.tensor([150], dtype=torch.int32, device=device)
+    q = torch.randn(1, 16, dim, device=device).to(BF16)
+    out = decode_attention(q, *caches, tables, contexts, dim**-0.5, 150)
+    twin = reference.decode_attention(q, *caches, tables, contexts, dim**-0.5, 150)
+    torch.testing.assert_close(out, twin, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pdl", [False, True])
+def test_gpu_capture_replays_with_new_contexts(paged: Any, pdl: bool) -> None:
+    """One captured graph serves whatever the device tensors hold, padded rows included."""
+    from quire.kernels.decode_attention import decode_attention
+
+    cache = paged([900, 70, 0, 513], kv_heads=8, block_size=64, dim=128, dtype=BF16)
+    q = torch.randn(4, 16, 128, device="cuda").to(BF16)
+    arguments = (cache.k_cache, cache.v_cache, cache.block_tables, cache.context_lens, 0.09, 4096)
+    decode_attention(q, *arguments, pdl=pdl)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = decode_attention(q, *arguments, pdl=pdl)
+    for contexts in ([900, 70, 0, 513], [1, 64, 0, 65]):
+        cache.context_lens.copy_(torch.tensor(contexts))
+        graph.replay()
+        assert torch.equal(out, decode_attention(q, *arguments))
