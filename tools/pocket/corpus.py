@@ -73,7 +73,7 @@ class _Writer:
 
 
 _SMALL_SKILLS = (
-    ("say", 1.0), ("range", 3.0), ("week", 0.4), ("sum", 5.0), ("difference", 0.8), ("story", 1.3),
+    ("say", 1.0), ("range", 3.0), ("week", 0.4), ("sum", 6.0), ("difference", 0.8), ("story", 1.3),
     ("quire", 2.0), ("plain", 1.6),
 )  # fmt: skip
 _MAKERS = {

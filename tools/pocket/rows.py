@@ -7,6 +7,7 @@ alone, whoever makes it: the trainer itself or worker processes running ahead.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ class Encoder:
 
 
 def _work(path: str, plan: Plan, first: int, stride: int, queue: Any) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
     encoder = Encoder(Tokenizer.from_file(path))
     index = first
     while True:

@@ -222,7 +222,7 @@ def _options() -> Options:
     parser.add_argument("--batch-tokens", type=int, default=65536)
     parser.add_argument("--curriculum-tokens", type=float, default=60e6)
     parser.add_argument("--muon-rate", type=float, default=0.02)
-    parser.add_argument("--adam-rate", type=float, default=0.004)
+    parser.add_argument("--adam-rate", type=float, default=0.003)
     parser.add_argument("--workers", type=int, default=0, help="processes that write batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile each layer")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
