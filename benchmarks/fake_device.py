@@ -1,0 +1,122 @@
+"""A device that takes a given time for a step and makes tokens up: what remains is the host.
+
+Steps queue as on a GPU: one begins when it is launched and the one before it has ended. The wait
+releases the interpreter lock. Tokens are a pure function of (key, index, position), so a stream's
+content can be checked.
+"""
+
+import dataclasses
+import time
+
+from quire.engine.block_pool import BlockPool
+from quire.engine.build import Progress
+from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
+from quire.engine.model_config import GenerationDefaults
+from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduler import Scheduler
+from quire.engine.stats import EngineInfo, EngineStats, snapshot
+
+VOCAB_SIZE = 4096
+FIRST_PLAIN_ID = 256  # ids below may be special in a tokenizer: never made up
+
+
+def token_at(key: int, index: int, position: int) -> int:
+    """The made-up token of a position."""
+    mixed = (key * 1_000_003 + index * 7919 + position * 104_729) & 0x7FFFFFFF
+    return FIRST_PLAIN_ID + mixed % (VOCAB_SIZE - FIRST_PLAIN_ID)
+
+
+class FakePending:
+    """A step that ends at a given time."""
+
+    def __init__(self, plan: StepPlan, ends_at: float) -> None:
+        self._plan = plan
+        self._ends_at = ends_at
+
+    def wait(self) -> StepResult:
+        left = self._ends_at - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+        tokens = []
+        for row in self._plan.rows:
+            if row.samples:
+                request = row.request
+                tokens.append([token_at(request.key, request.index, row.start + row.num_tokens)])
+        return StepResult(tokens)
+
+
+class FakeRunner:
+    """Runs every plan in `step_seconds`; `idle_seconds` adds up what the device waited for work."""
+
+    def __init__(self, step_seconds: float) -> None:
+        self.step_seconds = step_seconds
+        self.idle_seconds = 0.0
+        self.steps = 0
+        self._free_at = 0.0
+
+    def execute(self, plan: StepPlan) -> FakePending:
+        now = time.monotonic()
+        if self.steps and now > self._free_at:
+            self.idle_seconds += now - self._free_at
+        self._free_at = max(now, self._free_at) + self.step_seconds
+        self.steps += 1
+        return FakePending(plan, self._free_at)
+
+    def reset(self) -> None:
+        self._free_at = 0.0
+
+    @staticmethod
+    def is_fatal(error: Exception) -> bool:
+        del error
+        return False
+
+
+class FakeEngine:
+    """Stands in for quire.engine.build.Engine."""
+
+    def __init__(self, config: EngineConfig, step_seconds: float) -> None:
+        max_model_len = config.max_model_len or 4096
+        num_blocks = config.num_blocks or 65_536
+        pool = BlockPool(num_blocks + 1, config.block_size, config.enable_prefix_caching)
+        scheduler = Scheduler(
+            pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            two_phase=config.two_phase,
+        )
+        self.runner = FakeRunner(step_seconds)
+        self.core = EngineCore(scheduler, self.runner, overlap=config.overlap)
+        self.info = EngineInfo(
+            architecture="fake",
+            fingerprint="fake",
+            parameters=0,
+            vocab_size=VOCAB_SIZE,
+            max_model_len=max_model_len,
+            dtype="none",
+            device="fake",
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            kv_bytes_per_token=0,
+            weight_bytes=0,
+            kv_cache_bytes=0,
+            device_memory_total=0,
+            eos_token_ids=(),
+            generation=GenerationDefaults(),
+            options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+        )
+
+    def stats(self) -> EngineStats:
+        return snapshot(self.core.scheduler)
+
+
+class FakeBuilder:
+    """A builder for AsyncEngine: `AsyncEngine(config, FakeBuilder(0.01))`."""
+
+    def __init__(self, step_seconds: float) -> None:
+        self._step_seconds = step_seconds
+
+    def __call__(self, config: EngineConfig, progress: Progress) -> FakeEngine:
+        progress("fake", 1.0)
+        return FakeEngine(config, self._step_seconds)
