@@ -1,34 +1,40 @@
 """Clients of Quire: `Client`, `AsyncClient`, the command line and the load test.
 
-Imports the stubs, never the engine: runs wherever grpcio does, without torch.
+Imports the stubs, never the engine: runs wherever grpcio does, without torch. The names below are
+imported when they are first asked for, so that the command line can set gRPC's log level before
+gRPC is loaded.
 """
 
-from quire.clients.async_client import AsyncClient, AsyncGeneration
-from quire.clients.client import Client, Generation
-from quire.clients.connection import TLS
-from quire.clients.errors import (
-    CallError,
-    Cancelled,
-    ClientError,
-    DeadlineExceeded,
-    InvalidRequest,
-    OptionError,
-    Overloaded,
-    Unauthenticated,
-    Unavailable,
-)
-from quire.clients.events import (
-    Completion,
-    Delta,
-    Event,
-    Finished,
-    FinishReason,
-    Started,
-    TokenLogprob,
-    TopLogprob,
-)
-from quire.clients.prompts import Message, Tool
-from quire.clients.retry import NO_RETRY, RetryPolicy
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quire.clients.async_client import AsyncClient, AsyncGeneration
+    from quire.clients.client import Client, Generation
+    from quire.clients.connection import TLS
+    from quire.clients.errors import (
+        CallError,
+        Cancelled,
+        ClientError,
+        DeadlineExceeded,
+        InvalidRequest,
+        OptionError,
+        Overloaded,
+        Unauthenticated,
+        Unavailable,
+    )
+    from quire.clients.events import (
+        Completion,
+        Delta,
+        Event,
+        Finished,
+        FinishReason,
+        Started,
+        TokenLogprob,
+        TopLogprob,
+    )
+    from quire.clients.prompts import Message, Tool
+    from quire.clients.retry import NO_RETRY, RetryPolicy
 
 __all__ = [
     "NO_RETRY",
@@ -58,3 +64,51 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
 ]
+
+_MODULES = {
+    "async_client": (
+        "AsyncClient",
+        "AsyncGeneration",
+    ),
+    "client": (
+        "Client",
+        "Generation",
+    ),
+    "connection": ("TLS",),
+    "errors": (
+        "CallError",
+        "Cancelled",
+        "ClientError",
+        "DeadlineExceeded",
+        "InvalidRequest",
+        "OptionError",
+        "Overloaded",
+        "Unauthenticated",
+        "Unavailable",
+    ),
+    "events": (
+        "Completion",
+        "Delta",
+        "Event",
+        "Finished",
+        "FinishReason",
+        "Started",
+        "TokenLogprob",
+        "TopLogprob",
+    ),
+    "prompts": (
+        "Message",
+        "Tool",
+    ),
+    "retry": (
+        "NO_RETRY",
+        "RetryPolicy",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

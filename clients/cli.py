@@ -1,0 +1,117 @@
+"""The `quire` command.
+
+Invariant: a client's command never imports more than the client needs (it starts in a fraction of
+a second, without torch); the server's commands are found through the entry-point group
+`quire.commands` when one of them, or the help, is asked for.
+"""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines help nobody here
+
+from quire.clients.commands.chat import chat
+from quire.clients.commands.common import INTERRUPTED
+from quire.clients.commands.generate import generate
+from quire.clients.commands.stats import health, stats
+
+GROUP = "quire.commands"
+SERVER_COMMANDS = ("serve", "batch", "bench-cache")
+CLIENT_COMMANDS = ("generate", "chat", "stats", "health", "loadtest", "top")
+HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quire {importlib.metadata.version('quire')}")
+        raise typer.Exit
+
+
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """Serve Qwen3 models over gRPC, and talk to them."""
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The commands; the server's only where the arguments may ask for them."""
+    app = typer.Typer(
+        name="quire", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True
+    )
+    app.callback()(_root)
+    app.command()(generate)
+    app.command()(chat)
+    app.command()(stats)
+    app.command()(health)
+    if not any(word in CLIENT_COMMANDS for word in arguments[:1]):
+        _add_server_commands(app)
+    return app
+
+
+def _add_server_commands(app: typer.Typer) -> None:
+    """Asks each entry point to register its commands; stands in for those that cannot."""
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            entry.load()(app)
+        except ImportError as error:
+            _stand_in(app, error)
+
+
+def _stand_in(app: typer.Typer, error: ImportError) -> None:
+    def missing(_: typer.Context) -> None:
+        print(f"{HOW_TO_GET_THE_SERVER} ({error})", file=sys.stderr)
+        raise typer.Exit(1)
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    for name in SERVER_COMMANDS:
+        app.command(
+            name, help=r"(needs the server: pip install '.\[server]')", context_settings=settings
+        )(missing)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0, 1, 2 (usage) or 130 (Ctrl-C)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    usage_error = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
+    try:
+        result = build_app(words)(args=words, prog_name="quire", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        if words[:1] and words[0] in SERVER_COMMANDS:
+            print(f"{HOW_TO_GET_THE_SERVER} ({error})", file=sys.stderr)
+            return 1
+        raise
+    except usage_error as error:
+        return _explain_usage(error)
+    return result if isinstance(result, int) else 0
+
+
+def _explain_usage(error: BaseException) -> int:
+    message = error.format_message()  # type: ignore[attr-defined]
+    if message:
+        print(f"quire: {message} (see --help)", file=sys.stderr)
+    else:  # no command given: the help is the message
+        error.show()  # type: ignore[attr-defined]
+    return int(error.exit_code)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The client's commands, one a file: plain functions that `quire.clients.cli` registers."""

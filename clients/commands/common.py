@@ -1,0 +1,191 @@
+"""What the commands share: the options that name a server, and errors as one line.
+
+Invariant: a command ends with 0, with 1 and one line on standard error that says what to do, with
+2 for a usage error, or with 130 after Ctrl-C. It never shows a traceback for what a person can
+cause from outside.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from quire.clients.client import Client
+from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
+from quire.clients.errors import (
+    CallError,
+    Cancelled,
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    OptionError,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
+from quire.clients.retry import RetryPolicy
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+
+SERVER = "Server"
+Address = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--address",
+        "-a",
+        envvar="QUIRE_CLIENT_ADDRESS",
+        help=f"HOST:PORT; several times for several servers. [default: {DEFAULT_ADDRESS}]",
+        rich_help_panel=SERVER,
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="QUIRE_CLIENT_API_KEY",
+        help="Sent over TLS or to loopback only. Better in the environment than on the line.",
+        rich_help_panel=SERVER,
+    ),
+]
+UseTLS = Annotated[bool, typer.Option("--tls", help="Use TLS.", rich_help_panel=SERVER)]
+RootFile = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", help="PEM file of authorities; means --tls.", rich_help_panel=SERVER),
+]
+CertFile = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", help="Client certificate (PEM).", rich_help_panel=SERVER),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--tls-key", help="Its key (PEM).", rich_help_panel=SERVER)
+]
+ServerName = Annotated[
+    str | None,
+    typer.Option("--tls-server-name", help="Name on the certificate.", rich_help_panel=SERVER),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Deadline of each call, in seconds.", rich_help_panel=SERVER),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def make_tls(
+    tls: bool,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_server_name: str | None,
+) -> TLS | bool:
+    """TLS from the options; any of its files turns it on."""
+    if not (tls or tls_ca or tls_cert or tls_key or tls_server_name):
+        return False
+    return TLS(tls_ca, tls_cert, tls_key, tls_server_name)
+
+
+def make_client(
+    address: Sequence[str] | None,
+    api_key: str | None,
+    tls: TLS | bool,
+    timeout: float | None,
+    retry: RetryPolicy | None = None,
+) -> Client:
+    """A client as the options say."""
+    addresses = list(address) if address else DEFAULT_ADDRESS
+    return Client(addresses, api_key=api_key, tls=tls, timeout=timeout, retry=retry)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One line on standard error, and the end."""
+    line = " ".join(message.split())
+    print(f"quire: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Wraps a command so that what it raises becomes the line and the code promised above."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except OptionError as error:
+            fail(str(error), code=2)
+        except CallError as error:
+            fail(explain(error))
+        except ClientError as error:
+            fail(str(error))
+
+    return wrapped
+
+
+@contextmanager
+def errors_at(connection: Connection) -> Iterator[None]:
+    """Inside it, a failed call ends the command with a line that names the server."""
+    try:
+        yield
+    except CallError as error:
+        fail(explain(error, connection))
+
+
+def explain(error: CallError, connection: Connection | None = None) -> str:
+    """What happened, and what to do about it."""
+    at = f" at {connection}" if connection else ""
+    if isinstance(error, Unavailable):
+        return _unavailable(error.message, at)
+    if isinstance(error, Unauthenticated):
+        return f"{error.message} (give the key with --api-key or QUIRE_CLIENT_API_KEY)"
+    if isinstance(error, Overloaded):
+        after = error.details.retry_after
+        return f"{error.message} (try again{f' in {after:g} s' if after else ' later'})"
+    if isinstance(error, DeadlineExceeded):
+        return "the deadline passed before the end (raise --timeout)"
+    if error.code.name == "UNIMPLEMENTED":
+        return f"the server{at} does not offer this call: is it a Quire of this version?"
+    if isinstance(error, InvalidRequest | Cancelled):
+        return error.message
+    return f"{error.code.name}: {error.message}"
+
+
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "packet length too long")
+_NO_TRUST = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "certificate verify failed",
+    "self-signed",
+    "Peer name",
+    "Hostname",
+)
+_GONE = ("Connection refused", "No route to host", "Network is unreachable", "refused", "timed out")
+_NO_NAME = ("Name or service not known", "DNS resolution", "Domain name not found", "nodename nor")
+_CUT = ("Socket closed", "Connection reset", "connection reset", "End of TCP stream", "EOF")
+
+
+def _unavailable(message: str, at: str) -> str:
+    def says(signs: tuple[str, ...]) -> bool:
+        return any(sign in message for sign in signs)
+
+    if says(_NO_NAME):
+        return f"no such host{at}: check --address"
+    if says(_NOT_TLS):
+        return f"the server{at} does not speak TLS on this port: leave the --tls options out"
+    if says(_NO_TRUST):
+        return (
+            f"the certificate of the server{at} is not trusted: name its authority with --tls-ca,"
+            " or the name it carries with --tls-server-name"
+        )
+    if "http1" in message or "settings frame" in message.lower():
+        return f"what listens{at} is not gRPC: check the port (--address)"
+    if says(_CUT) or "handshake" in message.lower():
+        return (
+            f"the connection{at} was cut at once: if the server uses TLS, add --tls or --tls-ca;"
+            " if it wants a client certificate, --tls-cert and --tls-key"
+        )
+    if says(_GONE):
+        return f"no server{at}: start one with `quire serve`, or name another with --address"
+    return f"the server{at} takes no requests now: {message}"

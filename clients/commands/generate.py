@@ -1,0 +1,152 @@
+"""`quire generate`: one prompt, its tokens as they come.
+
+Invariant: what is on standard output is the model's and nothing else's, so that it can be piped.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from quire.clients.client import Generation
+from quire.clients.commands import common, sampling
+from quire.clients.commands.terminal import note, say
+from quire.clients.errors import OptionError
+from quire.clients.events import Collector, Delta, Event, Finished
+from quire.clients.prompts import Prompt
+
+
+@common.one_line_errors
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads standard input.")],
+    ids: Annotated[bool, typer.Option("--ids", help="The prompt is token ids: `1 2 3`.")] = False,
+    ids_only: Annotated[bool, typer.Option("--ids-only", help="Print ids, no text.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Send it as a user's message.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system message; means --chat.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
+    request_id: Annotated[str | None, typer.Option(help="A name for logs.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher runs first.")] = None,
+    cache_salt: Annotated[str | None, typer.Option(help="Separates prefix caches.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model wanted.")] = None,
+    temperature: sampling.Temperature = None,
+    top_p: sampling.TopP = None,
+    top_k: sampling.TopK = None,
+    min_p: sampling.MinP = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    presence_penalty: sampling.PresencePenalty = None,
+    frequency_penalty: sampling.FrequencyPenalty = None,
+    seed: sampling.Seed = None,
+    n: sampling.N = None,
+    max_tokens: sampling.MaxTokens = None,
+    min_tokens: sampling.MinTokens = None,
+    stop: sampling.Stop = None,
+    include_stop: sampling.IncludeStop = False,
+    stop_token_ids: sampling.StopTokenIds = None,
+    ignore_eos: sampling.IgnoreEos = False,
+    logprobs: sampling.Logprobs = None,
+    address: common.Address = None,
+    api_key: common.ApiKey = None,
+    tls: common.UseTLS = False,
+    tls_ca: common.RootFile = None,
+    tls_cert: common.CertFile = None,
+    tls_key: common.KeyFile = None,
+    tls_server_name: common.ServerName = None,
+    timeout: common.Timeout = None,
+) -> None:
+    """Generate from one prompt; tokens appear as they come."""
+    secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with common.make_client(address, api_key, secure, timeout) as client:
+        generation = client.generate(
+            _prompt(text, ids, chat, system),
+            ids_only=ids_only or None,
+            request_id=request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            model=model,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            n=n,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop=stop or None,
+            include_stop=include_stop or None,
+            stop_token_ids=stop_token_ids or None,
+            ignore_eos=ignore_eos or None,
+            logprobs=logprobs,
+        )
+        with common.errors_at(client.connection):
+            _show(generation, as_json=as_json, ids_only=ids_only, several=(n or 1) > 1)
+
+
+def _prompt(text: str, ids: bool, chat: bool, system: str | None) -> Prompt:
+    if ids:
+        if chat or system is not None:
+            raise OptionError("--ids and --chat exclude each other")
+        return _parse_ids(text)
+    if chat or system is not None:
+        turns = [] if system is None else [{"role": "system", "content": system}]
+        return [*turns, {"role": "user", "content": text}]
+    return text
+
+
+def _parse_ids(text: str) -> Sequence[int]:
+    words = text.replace(",", " ").split()
+    for word in words:
+        if not word.isdecimal():
+            raise OptionError(f"--ids: {word!r} is not a token id")
+    return [int(word) for word in words]
+
+
+def _show(generation: Generation, *, as_json: bool, ids_only: bool, several: bool) -> None:
+    collector = Collector()
+    for event in generation:
+        collector.add(event)
+        if as_json:
+            say(json.dumps(as_dict(event), ensure_ascii=False) + "\n")
+        elif isinstance(event, Delta) and not several:
+            say("".join(f"{i} " for i in event.token_ids) if ids_only else event.text)
+    if as_json:
+        return
+    for completion in collector.completions():
+        if several:
+            words = " ".join(map(str, completion.token_ids)) if ids_only else completion.text
+            say(f"[{completion.index}] {words}\n")
+        elif completion.index == 0:
+            say("\n")
+        note(summary(completion.finished))
+
+
+def summary(end: Finished) -> str:
+    """How an index ended and where its time went, in one line."""
+    rate = f", {(end.completion_tokens - 1) / end.decode:.1f} tokens/s" if end.decode > 0 else ""
+    return (
+        f"{end.completion_tokens} tokens, {end.reason}; prompt {end.prompt_tokens}"
+        f" ({end.cached_tokens} cached); queued {end.queued * 1e3:.0f} ms,"
+        f" prefill {end.prefill * 1e3:.0f} ms, decode {end.decode * 1e3:.0f} ms{rate}"
+    )
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """An event as JSON holds it: its kind, then its fields; bytes become lists of numbers."""
+    fields: dict[str, Any] = _plain(dataclasses.asdict(event))
+    return {"event": type(event).__name__.lower(), **fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return list(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

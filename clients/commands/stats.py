@@ -1,0 +1,234 @@
+"""`quire stats`: what the server holds and has done; `quire health`: whether it serves."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quire.clients.client import Client
+from quire.clients.commands import common
+from quire.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Watch = Annotated[
+    float | None, typer.Option(help="Again every so many seconds, until Ctrl-C.", min=0.05)
+]
+
+
+@common.one_line_errors
+def stats(
+    as_json: common.AsJson = False,
+    watch: Watch = None,
+    address: common.Address = None,
+    api_key: common.ApiKey = None,
+    tls: common.UseTLS = False,
+    tls_ca: common.RootFile = None,
+    tls_cert: common.CertFile = None,
+    tls_key: common.KeyFile = None,
+    tls_server_name: common.ServerName = None,
+    timeout: common.Timeout = 10.0,
+) -> None:
+    """Show what the server holds and has done."""
+    secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
+    with common.make_client(address, api_key, secure, timeout) as client:
+        with common.errors_at(client.connection):
+            if watch is None:
+                _show_once(client, as_json)
+            elif as_json:
+                _watch_json(client, watch)
+            else:
+                _watch_table(client, watch)
+
+
+@common.one_line_errors
+def health(
+    service: Annotated[
+        str, typer.Argument(help="Empty or quire.v1.InferenceService: readiness; or liveness.")
+    ] = "",
+    address: common.Address = None,
+    api_key: common.ApiKey = None,
+    tls: common.UseTLS = False,
+    tls_ca: common.RootFile = None,
+    tls_cert: common.CertFile = None,
+    tls_key: common.KeyFile = None,
+    tls_server_name: common.ServerName = None,
+    timeout: common.Timeout = 5.0,
+) -> None:
+    """Ask the health service; exit 0 if it says SERVING, 1 if not."""
+    secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
+    with common.make_client(address, api_key, secure, timeout) as client:
+        with common.errors_at(client.connection):
+            answer = client.health(service)
+    print(answer)
+    if answer != "SERVING":
+        raise typer.Exit(1)
+
+
+def _show_once(client: Client, as_json: bool) -> None:
+    response = client.stats()
+    if as_json:
+        print(json.dumps(as_dict(response), indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(table(response))
+
+
+def _watch_json(client: Client, seconds: float) -> None:
+    while True:
+        print(json.dumps(as_dict(client.stats())), flush=True)
+        time.sleep(seconds)
+
+
+def _watch_table(client: Client, seconds: float) -> None:
+    from rich.live import Live
+
+    with Live(table(client.stats()), auto_refresh=False) as live:
+        while True:
+            time.sleep(seconds)
+            live.update(table(client.stats()), refresh=True)
+
+
+def as_dict(response: pb.StatsResponse) -> dict[str, object]:
+    """The message with the contract's names; 64-bit numbers are numbers, zeros are there."""
+    from google.protobuf.json_format import MessageToDict
+
+    found = MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return {key: _numbers(value, key) for key, value in found.items()}
+
+
+def _numbers(value: object, key: str = "") -> object:
+    """protobuf's JSON writes 64-bit integers as text; a reader of statistics wants numbers."""
+    if isinstance(value, dict):
+        text = key == "engine_config"
+        return {k: v if text else _numbers(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value.isdecimal() and key not in _TEXT:
+        return int(value)
+    return value
+
+
+_TEXT = frozenset({"name", "fingerprint", "architecture", "dtype", "device", "version"})
+
+
+def table(response: pb.StatsResponse) -> "Group":
+    """The statistics as rich shows them."""
+    from rich.console import Group
+    from rich.table import Table
+
+    grid = Table(title=_title(response), show_header=False, title_justify="left")
+    grid.add_column(style="bold")
+    grid.add_column()
+    for name, value in rows(response):
+        grid.add_row(name, value)
+    return Group(grid)
+
+
+def _title(response: pb.StatsResponse) -> str:
+    model = response.model
+    return f"{model.name} on {model.device}, up {_span(response.uptime_seconds)}"
+
+
+def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
+    """Name and value of each line of the table."""
+    model, cache, requests = response.model, response.cache, response.requests
+    tokens, steps, memory = response.tokens, response.steps, response.memory
+    refused = sum(requests.refused.values())
+    by_status = ", ".join(f"{name} {count}" for name, count in sorted(requests.refused.items()))
+    return [
+        (
+            "model",
+            f"{model.architecture}, {model.parameters / 1e6:,.1f} M parameters, {model.dtype},"
+            f" up to {model.max_model_len:,} tokens",
+        ),
+        ("requests", f"{requests.running} running, {requests.waiting} waiting"),
+        (
+            "finished",
+            f"stop {requests.finished_stop:,}, length {requests.finished_length:,},"
+            f" aborted {requests.finished_aborted:,}, error {requests.finished_error:,}"
+            f" of {requests.accepted:,} accepted",
+        ),
+        ("refused", f"{refused:,}{f' ({by_status})' if by_status else ''}"),
+        (
+            "cache blocks",
+            f"{cache.blocks_in_use:,} in use ({cache.blocks_shared:,} shared),"
+            f" {cache.blocks_free:,} free ({cache.blocks_cached:,} cached)"
+            f" of {cache.blocks_total:,} × {cache.block_size} tokens",
+        ),
+        (
+            "prefix cache",
+            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens found"
+            f" ({share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)}),"
+            f" {cache.evictions:,} evictions",
+        ),
+        ("preemptions", f"{cache.preemptions:,}"),
+        (
+            "tokens",
+            f"prompt {tokens.prompt:,} (computed {tokens.prefill_computed:,}),"
+            f" generated {tokens.generated:,}, delivered {tokens.delivered:,},"
+            f" discarded {tokens.discarded:,}",
+        ),
+        (
+            "steps",
+            f"{steps.total:,}: graph {steps.graph:,}, eager {steps.eager:,},"
+            f" mixed {steps.mixed:,}, failed {steps.failed:,}",
+        ),
+        ("first token", quantiles(response.time_to_first_token)),
+        ("between tokens", quantiles(response.inter_token_latency)),
+        ("queue", quantiles(response.queue_time)),
+        (
+            "memory",
+            f"weights {size(memory.weights)}, KV {size(memory.kv_cache)},"
+            f" peak {size(memory.peak)} of {size(memory.total)}",
+        ),
+    ]
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage; a dash for nothing of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def quantiles(histogram: pb.Histogram) -> str:
+    """Mean and p50, p90, p99 of a histogram, read off its buckets."""
+    count = sum(histogram.counts)
+    if not count:
+        return "–"
+    found = ", ".join(f"p{q} {_bound(histogram, q / 100)}" for q in (50, 90, 99))
+    return f"{found}, mean {milliseconds(histogram.sum / count)} ({count:,})"
+
+
+def _bound(histogram: pb.Histogram, q: float) -> str:
+    """`≤ x`: the upper bound of the bucket that holds the quantile: no more is known."""
+    wanted = q * sum(histogram.counts)
+    seen = 0
+    for i, count in enumerate(histogram.counts):
+        seen += count
+        if seen >= wanted and i < len(histogram.bounds):
+            return f"≤ {milliseconds(histogram.bounds[i])}"
+    return f"> {milliseconds(histogram.bounds[-1])}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time for people, from seconds."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,26 @@
+"""Writing a model's words to a terminal.
+
+Invariant: what a model says cannot move the cursor, colour the screen or ring the bell.
+"""
+
+import sys
+import unicodedata
+
+_KEPT = "\n\t"
+
+
+def printable(text: str) -> str:
+    """The text without control characters, line ends and tabs kept."""
+    return "".join(c for c in text if c in _KEPT or unicodedata.category(c) != "Cc")
+
+
+def say(text: str) -> None:
+    """Writes to standard output at once; control characters pass where it is not a terminal."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line beside the output: on standard error, and only where someone watches."""
+    if sys.stderr.isatty():
+        print(f"\033[2m{text}\033[0m", file=sys.stderr)
