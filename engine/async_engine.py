@@ -17,16 +17,28 @@ import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from quire.engine.build import Engine, Progress, build_engine
+from quire.engine.build import Progress, build_engine
 from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
 from quire.engine.errors import EngineDeadError, QuireError
 from quire.engine.request import GenerationRequest, Output
 from quire.engine.stats import EngineInfo, EngineStats
 
 log = logging.getLogger(__name__)
 
-Builder = Callable[[EngineConfig, Progress], Engine]
+
+class BuiltEngine(Protocol):
+    """What the thread drives."""
+
+    core: EngineCore
+    info: EngineInfo
+
+    def stats(self) -> EngineStats: ...
+
+
+Builder = Callable[[EngineConfig, Progress], BuiltEngine]
 
 
 @dataclass(slots=True)
@@ -110,7 +122,7 @@ class AsyncEngine:
         self._keys = itertools.count(1)
         self._stats = EngineStats()
         self._info: EngineInfo | None = None
-        self._engine: Engine | None = None
+        self._engine: BuiltEngine | None = None
         self._block_maps: list[asyncio.Future[bytes]] = []
         self._dead: EngineDeadError | None = None
         self._stopping = False
@@ -291,7 +303,7 @@ class AsyncEngine:
                 log.critical("%s", error)
             self._call(self._on_death, EngineDeadError(error_id))
 
-    def _turn(self, engine: Engine) -> bool:
+    def _turn(self, engine: BuiltEngine) -> bool:
         """Take commands, run one turn of the core, publish. False: stop."""
         commands = self._take_commands(idle=not engine.core.scheduler.has_requests)
         if commands.stop:

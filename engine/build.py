@@ -28,7 +28,7 @@ from quire.engine.models.registry import Model, build_model
 from quire.engine.runner import Runner
 from quire.engine.scheduler import Scheduler
 from quire.engine.slots import SlotState
-from quire.engine.stats import EngineInfo, EngineStats
+from quire.engine.stats import EngineInfo, EngineStats, snapshot
 from quire.kernels.ops import KernelsUnavailable, select
 
 log = logging.getLogger(__name__)
@@ -50,34 +50,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot, taken between steps. Memory is asked for once a second: it is slow to ask."""
-        scheduler, pool = self.core.scheduler, self.core.scheduler.pool
-        counters, now = scheduler.counters, time.monotonic()
+        now = time.monotonic()
         if now - self._memory_read > 1:
             self._memory, self._memory_read = _memory(self.device), now
-        memory = self._memory
-        return EngineStats(
-            running=scheduler.num_running,
-            waiting=scheduler.num_waiting,
-            blocks_total=pool.num_usable,
-            blocks_free=pool.num_free,
-            blocks_cached=pool.num_cached,
-            blocks_in_use=pool.num_usable - pool.num_free,
-            blocks_shared=pool.num_shared,
-            prefix_tokens_queried=counters.prefix_queried,
-            prefix_tokens_hit=counters.prefix_hit,
-            evictions=pool.evictions,
-            preemptions=counters.preemptions,
-            prompt_tokens=counters.prompt_tokens,
-            prefill_computed=counters.prefill_computed,
-            generated=counters.generated,
-            discarded=counters.discarded,
-            steps_total=counters.steps,
-            steps_graph=self.runner.counters.graph_steps,
-            steps_eager=self.runner.counters.eager_steps,
-            steps_mixed=counters.mixed_steps,
-            steps_failed=counters.failed_steps,
-            memory_allocated=memory[0],
-            memory_peak=memory[1],
+        counters = self.runner.counters
+        return snapshot(
+            self.core.scheduler, counters.graph_steps, counters.eager_steps, self._memory
         )
 
 

@@ -129,17 +129,18 @@ class Scheduler:
     def submit(self, spec: GenerationRequest) -> None:
         """Queue all indices of a request, or raise RequestError (see check) and keep no state."""
         self.check(spec)
-        siblings = [self._arrive(spec, index) for index in range(spec.n)]
-        for request in siblings[1:]:
-            request.leader = siblings[0]
+        leader, *followers = siblings = [self._arrive(spec, index) for index in range(spec.n)]
         self._requests[spec.key] = siblings
-        for request in siblings:
-            self._waiting.push(request)
+        self._waiting.push(leader)
+        for request in followers:
+            request.leader = leader
+            self._waiting.hold(leader, request)
         if spec.resume_token_ids:
-            self._finish_if_resumed_complete(siblings[0])
+            self._finish_if_resumed_complete(leader)
 
     def _arrive(self, spec: GenerationRequest, index: int) -> Request:
         self._arrivals += 1
+        self._waiting.enter(spec.client)
         return Request(spec, index, self._arrivals)
 
     def _finish_if_resumed_complete(self, request: Request) -> None:
@@ -223,6 +224,7 @@ class Scheduler:
         if samples:
             request.num_placeholders += 1
         request.in_flight += 1
+        self._waiting.charge(request.spec.client, count)
         draft.budget -= count
         draft.planned.add(request)
         row = PlanRow(request, request.epoch, request.slot, start, count, samples)
@@ -287,25 +289,10 @@ class Scheduler:
     # ------------------------------------------------------------ admission
 
     def _admit(self, draft: _Draft) -> None:
-        later: list[Request] = []  # siblings whose leader has not computed the prompt yet
         while draft.budget > 0 and self._slots and not draft.starved:
-            request = self._waiting.pop()
-            if request is None:
-                break
-            if self._must_wait_for_leader(request):
-                later.append(request)
-            elif not self._admit_one(request, draft):
-                later.append(request)
-                break
-        for request in later:
-            self._waiting.push(request)
-
-    @staticmethod
-    def _must_wait_for_leader(request: Request) -> bool:
-        leader = request.leader
-        if leader is None or leader.status is Status.FINISHED:
-            return False
-        return leader.num_applied_tokens < request.num_prompt_tokens
+            request = self._waiting.head()
+            if request is None or not self._admit_one(request, draft):
+                return
 
     def _admit_one(self, request: Request, draft: _Draft) -> bool:
         """Give a waiting request its slot, its known prefix and blocks for all it has."""
@@ -361,7 +348,7 @@ class Scheduler:
 
     def _enter(self, request: Request, shared: Sequence[int], computed: int, draft: _Draft) -> None:
         self.pool.share(shared)
-        request.status = Status.RUNNING
+        self._waiting.take(request)
         request.slot = self._slots.pop()
         self._admissions += 1
         request.admission = self._admissions
@@ -408,6 +395,8 @@ class Scheduler:
                 self.counters.discarded += len(tokens)
             else:
                 request.num_applied_tokens = row.start + row.num_tokens
+                if row.start < request.num_prompt_tokens <= request.num_applied_tokens:
+                    self._waiting.release(request)
                 self._append(request, tokens, logprob, outputs)
                 if request.status is Status.RUNNING:
                     self._register_full_blocks(request)
@@ -490,6 +479,8 @@ class Scheduler:
             self._running.remove(request)
         else:
             self._waiting.forget(request)
+        self._waiting.release(request)
+        self._waiting.leave(request.spec.client)
         siblings = self._requests[request.key]
         siblings.remove(request)
         if not siblings:

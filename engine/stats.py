@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from quire.engine.model_config import GenerationDefaults
+from quire.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters of one moment. Counters only rise. Memory in bytes.
-
-    busy_since: time.monotonic() at which the present step began, None between steps.
-    """
+    """Gauges and counters of one moment. Counters only rise. Memory in bytes."""
 
     running: int = 0
     waiting: int = 0
@@ -56,4 +54,37 @@ class EngineStats:
     steps_failed: int = 0
     memory_allocated: int = 0
     memory_peak: int = 0
-    busy_since: float | None = None
+
+
+def snapshot(
+    scheduler: Scheduler,
+    graph_steps: int = 0,
+    eager_steps: int = 0,
+    memory: tuple[int, int] = (0, 0),
+) -> EngineStats:
+    """What scheduler and pool hold and have counted. memory: bytes allocated now, at the peak."""
+    pool, counters = scheduler.pool, scheduler.counters
+    return EngineStats(
+        running=scheduler.num_running,
+        waiting=scheduler.num_waiting,
+        blocks_total=pool.num_usable,
+        blocks_free=pool.num_free,
+        blocks_cached=pool.num_cached,
+        blocks_in_use=pool.num_usable - pool.num_free,
+        blocks_shared=pool.num_shared,
+        prefix_tokens_queried=counters.prefix_queried,
+        prefix_tokens_hit=counters.prefix_hit,
+        evictions=pool.evictions,
+        preemptions=counters.preemptions,
+        prompt_tokens=counters.prompt_tokens,
+        prefill_computed=counters.prefill_computed,
+        generated=counters.generated,
+        discarded=counters.discarded,
+        steps_total=counters.steps,
+        steps_graph=graph_steps,
+        steps_eager=eager_steps,
+        steps_mixed=counters.mixed_steps,
+        steps_failed=counters.failed_steps,
+        memory_allocated=memory[0],
+        memory_peak=memory[1],
+    )
