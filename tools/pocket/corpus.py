@@ -50,7 +50,7 @@ def render(messages: list[Message], ask: bool = False) -> str:
 def estimate(text: str) -> float:
     """About how many tokens `text` has; only used to know when a row is full."""
     if not text.isascii():
-        return 1.8 * len(text)
+        return 1.3 * len(text)
     words = text.count(" ") + text.count("\n") + 1
     return 0.8 * len(text) if len(text) > 8 * words else 1.4 * words + 1
 

@@ -83,7 +83,7 @@ def cjk(draw: Draw, units: int) -> str:
 
 
 MAKERS = {"words": words, "alnum": alnum, "cjk": cjk}
-TOKENS_PER_UNIT = {"words": 1.55, "alnum": 0.8, "cjk": 1.8}
+TOKENS_PER_UNIT = {"words": 1.55, "alnum": 0.8, "cjk": 1.25}
 """Rough tokens a unit; a test holds them to the tokenizer."""
 
 

@@ -96,6 +96,8 @@ class Trainer:
         if options.resume:
             self._load()
         if options.compile:
+            # A layer that does not compile runs as it is.
+            torch._dynamo.config.suppress_errors = True
             for layer in self.model.model.layers:
                 layer.compile(dynamic=False)
 
