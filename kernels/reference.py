@@ -83,7 +83,7 @@ def qk_norm_rope_kv_write(
     computed in fp32 and rounded once. Source of the rotation: RoFormer (Su et al., 2021), halves
     rotated against each other as in Llama.
     """
-    num_blocks, kv_heads, block_size, dim = k_cache.shape
+    _, kv_heads, block_size, dim = k_cache.shape
     tokens = qkv.shape[0]
     heads = qkv.view(tokens, -1, dim)
     q_heads = heads.shape[1] - 2 * kv_heads
@@ -92,9 +92,7 @@ def qk_norm_rope_kv_write(
     qk = heads[:, : q_heads + kv_heads].float()
     qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + eps)
     first, second = qk.chunk(2, dim=-1)
-    weight = torch.cat(
-        (q_norm.float().expand(q_heads, dim), k_norm.float().expand(kv_heads, dim))
-    )
+    weight = torch.cat((q_norm.float().expand(q_heads, dim), k_norm.float().expand(kv_heads, dim)))
     w1, w2 = weight.chunk(2, dim=-1)
     first, second = first * w1, second * w2
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -107,6 +105,27 @@ def qk_norm_rope_kv_write(
 
 
 # ---------------------------------------------------------------- attention
+
+
+def _row_blocks(block_tables: Tensor, kv_heads: int, columns: int) -> Tensor:
+    """Where each head's part of each block lies, in a cache seen as [blocks * Hkv, ...].
+
+    block_tables: [R, >= columns] -> [R, Hkv, columns] int64.
+    """
+    heads = torch.arange(kv_heads, device=block_tables.device)
+    return block_tables[:, None, :columns].long() * kv_heads + heads[None, :, None]
+
+
+def _gathered(cache: Tensor, parts: Tensor, context: int) -> Tensor:
+    """A row's keys or values in token order, fp32: [Hkv, context, D]. parts: [Hkv, blocks]."""
+    _, kv_heads, block_size, dim = cache.shape
+    flat = cache.view(-1, block_size * dim).index_select(0, parts.reshape(-1))
+    return flat.view(kv_heads, -1, dim)[:, :context].float()
+
+
+def _one_token(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of one scaled token. q: [Hkv, G, D]; k, v: [Hkv, context, D], fp32."""
+    return torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
 
 
 def decode_attention(
@@ -125,19 +144,16 @@ def decode_attention(
     """
     rows, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
-    blocks = -(-max_context_len // block_size)
-    table = block_tables[:, :blocks].long()
-    # [R, blocks, Hkv, block, D] -> [R, Hkv, blocks * block, D]
-    k = k_cache[table].transpose(1, 2).reshape(rows, kv_heads, blocks * block_size, dim).float()
-    v = v_cache[table].transpose(1, 2).reshape(rows, kv_heads, blocks * block_size, dim).float()
-    grouped = q.float().view(rows, kv_heads, q_heads // kv_heads, dim)
-    scores = (grouped @ k.transpose(-1, -2)) * scale
-    seen = torch.arange(blocks * block_size, device=q.device)[None] < context_lens[:, None]
-    scores.masked_fill_(~seen[:, None, None], -_INF)
-    weights = torch.softmax(scores, dim=-1).nan_to_num_(0.0)
-    # What lies past the context may be anything, NaN included: 0 * NaN must not leak.
-    v = v.masked_fill(~seen[:, None, :, None], 0.0)
-    return (weights @ v).reshape(rows, q_heads, dim).to(q.dtype)
+    out = torch.zeros(rows, kv_heads, q_heads // kv_heads, dim, device=q.device)
+    scaled = q.reshape(out.shape).float() * scale
+    parts = _row_blocks(block_tables, kv_heads, -(-max_context_len // block_size))
+    # Row by row: no row pays for the longest, and its result does not depend on the others.
+    for row, context in enumerate(context_lens.tolist()):
+        if context:
+            mine = parts[row, :, : -(-context // block_size)]
+            k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
+            out[row] = _one_token(scaled[row], k, v)
+    return out.view(rows, q_heads, dim).to(q.dtype)
 
 
 def prefill_attention(
@@ -156,33 +172,42 @@ def prefill_attention(
     q: [T, Hq, D], rows packed one after the other; query_start_loc: [R + 1]; context_lens: [R],
     cached and new tokens together. A row's last query token sees its whole context. [T, Hq, D].
     """
-    out = torch.empty_like(q)
+    del max_query_len  # sizes a kernel's grid; rows are walked here
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
-    starts, contexts = query_start_loc.tolist(), context_lens.tolist()
-    for row, context in enumerate(contexts):
+    parts = _row_blocks(block_tables, kv_heads, -(-max_context_len // block_size))
+    starts = query_start_loc.tolist()
+    for row, context in enumerate(context_lens.tolist()):
         begin, end = starts[row], starts[row + 1]
         if begin == end:
             continue
-        table = block_tables[row, : -(-context // block_size)].long()
-        k = k_cache[table].transpose(0, 1).reshape(kv_heads, -1, dim)[:, :context].float()
-        v = v_cache[table].transpose(0, 1).reshape(kv_heads, -1, dim)[:, :context].float()
-        new = end - begin
-        last_seen = torch.arange(context - new, context, device=q.device)
-        mask = torch.arange(context, device=q.device)[None] <= last_seen[:, None]
-        out[begin:end] = (
-            F.scaled_dot_product_attention(
-                q[begin:end].transpose(0, 1)[None].float(),
-                k[None],
-                v[None],
-                attn_mask=mask,
-                scale=scale,
-                enable_gqa=True,
-            )[0]
-            .transpose(0, 1)
-            .to(q.dtype)
-        )
+        mine = parts[row, :, : -(-context // block_size)]
+        k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
+        queries = q[begin:end].float()
+        if end - begin == 1:  # exactly as in decode_attention
+            grouped = queries.view(kv_heads, -1, dim) * scale
+            out[begin] = _one_token(grouped, k, v).view(q_heads, dim)
+        else:
+            out[begin:end] = _causal(queries, k, v, scale)
     return out
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The last tokens of a sequence over all of it. q: [new, Hq, D]; k, v: [Hkv, context, D]."""
+    new, context = q.shape[0], k.shape[1]
+    mask = None
+    if new < context:
+        mask = torch.ones(new, context, dtype=torch.bool, device=q.device).tril_(context - new)
+    return F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        k[None],
+        v[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=True,
+    )[0].transpose(0, 1)
 
 
 def copy_blocks(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
@@ -213,7 +238,8 @@ def apply_penalties(
     in_output = counts > 0
     factor = repetition[slots, None]
     seen = in_output | prompt_mask[slots]
-    logits.copy_(torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits))
+    damped = torch.where(logits > 0, logits / factor, logits * factor)
+    logits.copy_(torch.where(seen, damped, logits))
     logits.sub_(counts * frequency[slots, None])
     logits.sub_(in_output * presence[slots, None])
 
@@ -240,24 +266,59 @@ def filter_logits(
     """Top-k, then top-p on what is left, then min-p; removed ids become -inf, in place.
 
     Probabilities are those after temperature (0 counts as 1). Every id that ties with the last one
-    kept is kept. top_k: [S] int32, 0 = all; top_p: [S], 1 = all; min_p: [S], 0 = all.
+    kept is kept, and the best id always is. top_k: [S] int32, 0 = all; top_p: [S], 1 = all;
+    min_p: [S], 0 = all.
     Source: Holtzman et al., 2020 (top-p); Nguyen et al., 2024 (min-p).
     """
-    t = temperature[slots, None]
-    scaled = logits / torch.where(t > 0, t, 1.0)
-    order = scaled.sort(dim=-1, descending=True).values
     vocab = logits.shape[1]
-    k = top_k[slots, None].long()
+    k, p, least = top_k[slots, None].long(), top_p[slots, None], min_p[slots, None]
     k = torch.where(k > 0, k, vocab).clamp(max=vocab)
-    kth = order.gather(1, k - 1)
-    kept = order.masked_fill(order < kth, -_INF)
-    probs = torch.softmax(kept, dim=-1)
-    before = probs.cumsum(-1) - probs
-    nucleus = order.masked_fill(before >= top_p[slots, None], _INF).amin(-1, keepdim=True)
-    nucleus = torch.where(top_p[slots, None] < 1, nucleus, -_INF)
-    floor = order[:, :1] + torch.log(min_p[slots, None])
-    threshold = torch.maximum(torch.maximum(kth, nucleus), floor)
-    logits.masked_fill_(scaled < threshold, -_INF)
+    if not bool(((k < vocab) | (p < 1) | (least > 0)).any()):
+        return
+    scaled = logits * _inverse_temperature(temperature, slots)
+    threshold, sure = _lowest_kept(scaled, k, p, min(vocab, _BEST))
+    if not bool(sure.all()):
+        rest = ~sure
+        threshold[rest] = _lowest_kept(scaled[rest], k[rest], p[rest], vocab)[0]
+    floor = scaled.amax(-1, keepdim=True) + torch.log(least)
+    logits.masked_fill_(scaled < torch.maximum(threshold, floor), -_INF)
+
+
+def _inverse_temperature(temperature: Tensor, slots: Tensor) -> Tensor:
+    """1 / temperature of each row, [L, 1]; 1 where the temperature is 0."""
+    t = temperature[slots, None]
+    return 1.0 / torch.where(t > 0, t, 1.0)
+
+
+_BEST = 1024  # values of a row sorted at first: nearly always enough
+
+
+def _lowest_kept(scaled: Tensor, k: Tensor, p: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The lowest value that top-k and then top-p keep, judged by a row's best `width` values.
+
+    scaled: [L, V]; k: [L, 1], V = all; p: [L, 1]. Returns thresholds [L, 1] and, for each row,
+    whether the values beyond `width` could not have changed it: [L].
+    """
+    vocab = scaled.shape[1]
+    best = scaled.topk(width, dim=-1).values
+    limited = k < vocab
+    kth = torch.where(limited, best.gather(1, (k - 1).clamp(max=width - 1)), -_INF)
+    kept = best.masked_fill(best < kth, -_INF)
+    nucleus = p < 1
+    total = kept.logsumexp(-1, keepdim=True)
+    if bool((nucleus & ~limited).any()):
+        total = torch.where(limited, total, scaled.logsumexp(-1, keepdim=True))
+    probs = (kept - total).exp_()
+    upto = probs.cumsum(-1)
+    outside = upto - probs >= p
+    outside[:, 0] = False
+    last = kept.masked_fill(outside, _INF).amin(-1, keepdim=True)
+    if width == vocab:
+        sure = torch.ones_like(limited)
+    else:
+        all_seen = (scaled >= kth).sum(-1, keepdim=True) <= width
+        sure = torch.where(limited, all_seen, ~nucleus | (upto[:, -1:] >= p))
+    return torch.where(nucleus, last, kth), sure[:, 0]
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -270,20 +331,28 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
+def _noise(ids: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """Exponential(1) noise for int32 vocabulary ids; seeds and positions broadcast against them."""
+    low = (((seeds & 0xFFFFFFFF) + (1 << 31)) % (1 << 32) - (1 << 31)).int()
+    high = (seeds >> 32).int()
+    first = _mix(low ^ _mix(positions.int() + 0x1E3779B9))
+    second = _mix(high ^ _mix(first + 0x05EBCA6B))
+    x = _mix(_mix(ids ^ first) ^ second)
+    # Uniform in (0, 1) with its digits near 0, where the winners are: an exact 0 would win always.
+    u = (x.bitwise_and_(0x7FFFFFFF).float() + 0.5).mul_(2.0**-31)
+    return u.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
+
+
 def exponential_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
     """Exponential(1) noise [L, V], a pure function of (seed, position, vocabulary id).
 
     seeds: [L] int64 (already told apart by sibling index); positions: [L].
     """
-    low = (((seeds & 0xFFFFFFFF) + (1 << 31)) % (1 << 32) - (1 << 31)).int()
-    high = (seeds >> 32).int()
-    first = _mix(low ^ _mix(positions.int() + 0x1E3779B9))
-    second = _mix(high ^ _mix(first + 0x05EBCA6B))
     ids = torch.arange(vocab, dtype=torch.int32, device=seeds.device)
-    x = _mix(_mix(ids[None] ^ first[:, None]) ^ second[:, None])
-    # Uniform in (0, 1): (x + 0.5) / 2**32 for x read as unsigned.
-    u = (x.float() + (2.0**31 + 0.5)) * 2.0**-32
-    return -torch.log1p(-u.clamp_(max=1 - 2.0**-24))
+    return _noise(ids[None], seeds[:, None], positions[:, None])
+
+
+_NOISE_AT_ONCE = 1 << 18  # elements: what a core's cache holds
 
 
 def sample(
@@ -293,10 +362,24 @@ def sample(
 
     Source: Gumbel-max (Gumbel, 1954): argmax(logits / temperature - log(exponential noise)).
     """
-    t = temperature[slots, None]
-    noise = exponential_noise(seeds[slots], positions, logits.shape[1])
-    noisy = logits / torch.where(t > 0, t, 1.0) - noise.log_()
-    return torch.where(t > 0, noisy, logits).argmax(-1)
+    tokens = logits.argmax(-1)
+    hot = (temperature[slots] > 0).nonzero()[:, 0]
+    scale = _inverse_temperature(temperature, slots)
+    for rows in hot.split(max(1, _NOISE_AT_ONCE // logits.shape[1])):
+        noisy = logits[rows] * scale[rows]
+        _subtract_log_noise(noisy, seeds[slots[rows]], positions[rows])
+        tokens[rows] = noisy.argmax(-1)
+    return tokens
+
+
+def _subtract_log_noise(scaled: Tensor, seeds: Tensor, positions: Tensor) -> None:
+    """scaled: [L, V], changed. Ids at -inf cannot win: after a filter, noise is made for the rest."""
+    alive = scaled > -_INF
+    if 4 * int(alive.sum()) > scaled.numel():
+        scaled.sub_(exponential_noise(seeds, positions, scaled.shape[1]).log_())
+        return
+    rows, ids = alive.nonzero(as_tuple=True)
+    scaled[rows, ids] -= _noise(ids.int(), seeds[rows], positions[rows]).log_()
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -334,7 +417,8 @@ def prepare_decode(
     """Fill a step's inputs for rows of one token each, from what the slots hold.
 
     row_slots: [R]; last_token, num_computed: [S] int32; slot_tables: [S, M] int32.
-    Outputs, [R] each: token_ids, positions, slot_mapping (int64), context_lens; block_tables [R, M].
+    Outputs, [R] each: token_ids, positions, slot_mapping (int64), context_lens; block_tables:
+    [R, M].
     """
     slots = row_slots.long()
     tables = slot_tables[slots]
