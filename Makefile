@@ -1,0 +1,94 @@
+# One obvious command for each habit. `make demo` and `make test` work from a fresh clone.
+#
+#   PYTHON=python3.12   the interpreter the environment is made with (3.11 or newer)
+#   TORCH=cpu           take torch's CPU build (on Linux, pip's default brings CUDA: 3 GB)
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TESTS ?= tests
+
+ifeq ($(TORCH),cpu)
+PIP += --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+.PHONY: help demo test test-gpu check proto bench plots screens soak chaos mutants pocket clean
+
+help:
+	@echo "make demo      install, serve the embedded model, talk to it, stop"
+	@echo "make test      the whole CPU suite"
+	@echo "make check     style, types, import rules, contract, stubs, and the wheel"
+	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make bench     benchmarks that suit this machine;  make plots: their pictures"
+	@echo "make soak      the long property tests;  make mutants: old faults put back"
+	@echo "make chaos     faults injected into a server under load"
+	@echo "make screens   the pictures in the README"
+	@echo "make proto     the stubs, from proto/quire/v1/inference.proto"
+	@echo "make pocket    train the embedded model again"
+	@echo "make clean     remove what the above have made, the environment included"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "quire: Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "quire: this Python makes no environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# What runs (.server), and what also develops (.dev). A stamp older than its inputs installs again.
+$(VENV)/.server: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.server $@
+
+# grpcio-tools wants versions of its own, so it has an environment of its own.
+.venv-proto/.done: | $(BIN)/python
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0
+	@touch $@
+
+demo: $(VENV)/.server
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu $(TESTS)
+
+check: $(VENV)/.dev .venv-proto/.done
+	$(BIN)/python tools/check.py
+
+proto: .venv-proto/.done
+	cd proto && ../.venv-proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. \
+		--grpc_python_out=. quire/v1/inference.proto
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/run.py
+
+plots: $(VENV)/.dev
+	$(BIN)/python tools/plots.py
+
+screens: $(VENV)/.dev
+	$(BIN)/python tools/screens.py
+
+soak: $(VENV)/.dev
+	$(BIN)/python tools/soak.py
+
+chaos: $(VENV)/.dev
+	$(BIN)/python tools/chaos.py
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tools/mutants.py
+
+pocket: $(VENV)/.dev
+	$(BIN)/python tools/pocket/train.py
+
+clean:
+	rm -rf $(VENV) .venv-proto .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.hypothesis .import_linter_cache examples/node/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
