@@ -37,9 +37,9 @@ def _pairs(messages: list[corpus.Message]) -> list[tuple[str, str]]:
 def test_the_bytes_follow_from_the_seed_in_another_process(tmp_path: Path) -> None:
     out = tmp_path / "corpus.txt"
     subprocess.run(
-        [sys.executable, str(TOOLS / "corpus.py"), "--seed", "3", "--conversations", "40"]
-        + ["--out", str(out)],
+        [sys.executable, str(TOOLS / "corpus.py"), "--seed", "3", "--conversations", "40"],
         check=True,
+        stdout=out.open("wb"),
         env={**os.environ, "PYTHONHASHSEED": "12345"},
     )
     here = "".join(
