@@ -20,15 +20,15 @@ _BYTES_A_LANE = 16  # one load instruction of one thread
 
 @triton.jit
 def _load_weights(
-    w_ptr, n, rows, start, K: tl.constexpr, BLOCK_K: tl.constexpr, MASK_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    w_ptr, n, rows, START: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASK_N: tl.constexpr,
 ):  # fmt: skip
-    """A tile [len(n), BLOCK_K] of the weight from column `start` on; zeros outside."""
-    k = start + tl.arange(0, BLOCK_K)
+    """A tile [len(n), BLOCK_K] of the weight from column START on; zeros outside."""
+    k = START + tl.arange(0, BLOCK_K)
     at = w_ptr + n[:, None] * K + k[None, :]
     if MASK_N:
         w = tl.load(at, mask=(n < rows)[:, None] & (k < K)[None, :], other=0.0)
-    elif EVEN_K:
+    elif START + BLOCK_K <= K:
         w = tl.load(at)
     else:
         w = tl.load(at, mask=(k < K)[None, :], other=0.0)
@@ -36,10 +36,10 @@ def _load_weights(
 
 
 @triton.jit
-def _load_row(ptr, start, K: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
+def _load_row(ptr, START: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Columns [1, BLOCK_K] of one row in fp32. Two axes, so that they lie as the weights do."""
-    k = (start + tl.arange(0, BLOCK_K))[None, :]
-    if EVEN_K:
+    k = (START + tl.arange(0, BLOCK_K))[None, :]
+    if START + BLOCK_K <= K:
         x = tl.load(ptr + k)
     else:
         x = tl.load(ptr + k, mask=k < K, other=0.0)
@@ -72,12 +72,13 @@ def _gemv_kernel(
     up = ()
     norm = ()
     for c in tl.static_range(CHUNKS):
-        EVEN: tl.constexpr = (c + 1) * BLOCK_K <= K
-        w = w + (_load_weights(w_ptr, n, N, c * BLOCK_K, K, BLOCK_K, MASK_N, EVEN),)
+        tile = _load_weights(w_ptr, n, N, c * BLOCK_K, K, BLOCK_K, MASK_N)
+        w = w + (tile,)  # noqa: RUF005 (what Triton reads)
         if SILU:
-            up = up + (_load_weights(w_ptr, N + n, 2 * N, c * BLOCK_K, K, BLOCK_K, MASK_N, EVEN),)
+            tile = _load_weights(w_ptr, N + n, 2 * N, c * BLOCK_K, K, BLOCK_K, MASK_N)
+            up = up + (tile,)  # noqa: RUF005
         if NORM:
-            norm = norm + (_load_row(norm_ptr, c * BLOCK_K, K, BLOCK_K, EVEN),)
+            norm = norm + (_load_row(norm_ptr, c * BLOCK_K, K, BLOCK_K),)  # noqa: RUF005
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -86,8 +87,7 @@ def _gemv_kernel(
         acc_up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         squares = tl.zeros((1, BLOCK_K), tl.float32)
         for c in tl.static_range(CHUNKS):
-            EVEN_X: tl.constexpr = (c + 1) * BLOCK_K <= K
-            x = _load_row(x_ptr + m * K, c * BLOCK_K, K, BLOCK_K, EVEN_X)
+            x = _load_row(x_ptr + m * K, c * BLOCK_K, K, BLOCK_K)
             if NORM:
                 squares += x * x
                 x = x * norm[c]

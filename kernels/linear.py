@@ -10,9 +10,10 @@ then agree to rounding, not bit for bit.
 """
 
 import torch
+from torch import Tensor
+
 from quire.kernels import gemv, norms, skinny, tuning
 from quire.kernels.tuning import Gemv, Library, Skinny, Variant
-from torch import Tensor
 
 
 def linear(

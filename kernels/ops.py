@@ -6,7 +6,7 @@ the documentation of each operation: shapes, dtypes and sources stand there.
 
 Two things hold for every implementation and are the caller's to respect:
     `linear(residual=r)` may reuse r's storage for its result: r is not to be read afterwards.
-    The Triton operations launch on the current stream and share one workspace: one stream at a time.
+    The Triton operations share one workspace: they run on one stream at a time.
 """
 
 from typing import Protocol, cast

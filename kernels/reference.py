@@ -316,7 +316,7 @@ def _lowest_kept(scaled: Tensor, k: Tensor, p: Tensor, width: int) -> tuple[Tens
     if width == vocab:
         sure = torch.ones_like(limited)
     else:
-        all_seen = (scaled >= kth).sum(-1, keepdim=True) <= width
+        all_seen = (k <= width) & ((scaled >= kth).sum(-1, keepdim=True) <= width)
         sure = torch.where(limited, all_seen, ~nucleus | (upto[:, -1:] >= p))
     return torch.where(nucleus, last, kth), sure[:, 0]
 
@@ -373,7 +373,7 @@ def sample(
 
 
 def _subtract_log_noise(scaled: Tensor, seeds: Tensor, positions: Tensor) -> None:
-    """scaled: [L, V], changed. Ids at -inf cannot win: after a filter, noise is made for the rest."""
+    """scaled: [L, V], changed. Ids at -inf cannot win: after a filter, noise is for the rest."""
     alive = scaled > -_INF
     if 4 * int(alive.sum()) > scaled.numel():
         scaled.sub_(exponential_noise(seeds, positions, scaled.shape[1]).log_())

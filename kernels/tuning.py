@@ -1,4 +1,4 @@
-"""Which kernel computes a product: a table by weight shape and number of rows, and a rule beside it.
+"""Which kernel computes a product: a table by weight shape and rows, and a rule beside it.
 
 Invariant: every (shape, rows) has an answer that runs. The table (`linear_table.json`, written by
 tools/tune_linear.py on the card that it names) holds what was measured; the rule stands in for what

@@ -1,0 +1,274 @@
+"""The Triton kernels as one `Ops`, with the workspace that they share.
+
+Invariant: every method launches kernels on the current stream and reads nothing back, so any
+sequence of them can be captured in a graph. Grids follow from shapes and host integers alone.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from quire.kernels import (
+    copy_blocks,
+    decode_attention,
+    filtering,
+    linear,
+    norms,
+    prefill_attention,
+    qk_norm_rope,
+    reference,
+    sampling,
+    skinny,
+    state,
+)
+
+
+@dataclass(frozen=True)
+class TritonOps:
+    """Implements `ops.Ops`. counters: the split products' workspace, zeros between launches."""
+
+    counters: Tensor
+    pdl: bool = False
+
+    @classmethod
+    def on(cls, device: torch.device, *, pdl: bool = False) -> Self:
+        """The operations on one device, with a workspace of their own."""
+        return cls(counters=skinny.new_counters(device), pdl=pdl)
+
+    # ------------------------------------------------------------ norms, products, activations
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norms.rms_norm(x, weight, eps, pdl=self.pdl)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        return norms.silu_mul(x, pdl=self.pdl)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return linear.linear(
+            x,
+            weight,
+            norm_weight=norm_weight,
+            eps=eps,
+            residual=residual,
+            silu=silu,
+            out_dtype=out_dtype,
+            counters=self.counters,
+            pdl=self.pdl,
+        )
+
+    # ------------------------------------------------------------ cache and attention
+
+    def qk_norm_rope_kv_write(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor:
+        return qk_norm_rope.qk_norm_rope_kv_write(
+            qkv,
+            q_norm,
+            k_norm,
+            eps,
+            cos_sin,
+            positions,
+            slot_mapping,
+            k_cache,
+            v_cache,
+            pdl=self.pdl,
+        )
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_context_len: int,
+    ) -> Tensor:
+        return decode_attention.decode_attention(
+            q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len, pdl=self.pdl
+        )
+
+    def prefill_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_start_loc: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_query_len: int,
+        max_context_len: int,
+    ) -> Tensor:
+        return prefill_attention.prefill_attention(
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            query_start_loc,
+            context_lens,
+            scale,
+            max_query_len,
+            max_context_len,
+            pdl=self.pdl,
+        )
+
+    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
+        copy_blocks.copy_blocks(k_cache, v_cache, source, target, pdl=self.pdl)
+
+    # ------------------------------------------------------------ sampling
+
+    def apply_penalties(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        prompt_mask: Tensor,
+        output_counts: Tensor,
+        repetition: Tensor,
+        presence: Tensor,
+        frequency: Tensor,
+    ) -> None:
+        sampling.apply_penalties(
+            logits,
+            slots,
+            prompt_mask,
+            output_counts,
+            repetition,
+            presence,
+            frequency,
+            pdl=self.pdl,
+        )
+
+    def mask_stop_tokens(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        stop_ids: Tensor,
+        min_position: Tensor,
+    ) -> None:
+        sampling.mask_stop_tokens(logits, slots, positions, stop_ids, min_position, pdl=self.pdl)
+
+    def filter_logits(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+    ) -> None:
+        filtering.filter_logits(logits, slots, temperature, top_k, top_p, min_p, pdl=self.pdl)
+
+    def sample(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, temperature: Tensor, seeds: Tensor
+    ) -> Tensor:
+        return sampling.sample(logits, slots, positions, temperature, seeds, pdl=self.pdl)
+
+    def greedy(self, logits: Tensor) -> Tensor:
+        return sampling.greedy(logits, pdl=self.pdl)
+
+    def logprobs(
+        self, logits: Tensor, tokens: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return reference.logprobs(logits, tokens, count)
+
+    # ------------------------------------------------------------ state on the device
+
+    def prepare_decode(
+        self,
+        row_slots: Tensor,
+        last_token: Tensor,
+        num_computed: Tensor,
+        slot_tables: Tensor,
+        block_size: int,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        context_lens: Tensor,
+        block_tables: Tensor,
+    ) -> None:
+        state.prepare_decode(
+            row_slots,
+            last_token,
+            num_computed,
+            slot_tables,
+            block_size,
+            token_ids,
+            positions,
+            slot_mapping,
+            context_lens,
+            block_tables,
+            pdl=self.pdl,
+        )
+
+    def prepare_mixed(
+        self,
+        row_slots: Tensor,
+        query_start_loc: Tensor,
+        num_computed: Tensor,
+        last_token: Tensor,
+        slot_tables: Tensor,
+        block_size: int,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        context_lens: Tensor,
+        block_tables: Tensor,
+    ) -> None:
+        state.prepare_mixed(
+            row_slots,
+            query_start_loc,
+            num_computed,
+            last_token,
+            slot_tables,
+            block_size,
+            token_ids,
+            positions,
+            slot_mapping,
+            context_lens,
+            block_tables,
+            pdl=self.pdl,
+        )
+
+    def advance(
+        self,
+        row_slots: Tensor,
+        query_lens: Tensor | None,
+        num_computed: Tensor,
+        sampled_rows: Tensor | None,
+        tokens: Tensor,
+        last_token: Tensor,
+        output_counts: Tensor | None,
+    ) -> None:
+        state.advance(
+            row_slots,
+            query_lens,
+            num_computed,
+            sampled_rows,
+            tokens,
+            last_token,
+            output_counts,
+            pdl=self.pdl,
+        )
