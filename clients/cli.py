@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> int:
-    usage_error = typer.BadParameter.__mro__[2]  # ClickException, wherever typer keeps it
+    # ClickException, wherever this typer keeps it
+    usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     try:
         result = build_app(words)(args=words, prog_name="quire", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -133,7 +133,7 @@ class Connection:
     @property
     def options(self) -> ChannelOptions:
         """Channel options: round_robin, keepalive, message size, no retries behind our back."""
-        service_config = {"loadBalancingConfig": [{"round_robin": {}}]}
+        service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
         options: ChannelOptions = [
             ("grpc.service_config", json.dumps(service_config)),
             ("grpc.enable_retries", 0),

@@ -16,6 +16,7 @@ words, and the rich details decoded where the server sent them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 
@@ -107,7 +108,7 @@ def call_error(code: grpc.StatusCode, message: str | None, trailers: Metadata | 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
     """The exception for what grpc (synchronous or aio) has raised."""
-    trailers: Metadata | None = error.trailing_metadata()
+    trailers = cast(Metadata | None, error.trailing_metadata())
     return call_error(error.code(), error.details(), trailers)
 
 

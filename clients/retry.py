@@ -65,7 +65,8 @@ class Tries:
         pushback = error.details.retry_after
         if pushback is not None and pushback > self._policy.max_pushback:
             return None
-        backoff = min(self._policy.first_backoff * 2 ** (self._made - 1), self._policy.max_backoff)
+        growth = float(2 ** (self._made - 1))
+        backoff = min(self._policy.first_backoff * growth, self._policy.max_backoff)
         jittered = backoff * random.uniform(0.5, 1.0)
         if isinstance(error, Unavailable):
             return max(jittered, pushback or 0.0)

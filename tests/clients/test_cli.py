@@ -1,0 +1,326 @@
+"""The command line as a process of its own: output, error lines, exit codes, Ctrl-C."""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+WAIT = 30
+
+
+def environment(**extra: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_")}
+    return {**kept, "COLUMNS": "200", **extra}
+
+
+def quire(*words: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quire.clients.cli", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        env=environment(**extra),
+        check=False,
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error line, checked to be just that."""
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("quire: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_generate_prints_the_text_and_nothing_else(server: Any) -> None:
+    done = quire("generate", "say hello wörld 🎈", "-a", server.address)
+    assert (done.stdout, done.stderr, done.returncode) == ("hello wörld 🎈\n", "", 0)
+
+
+def test_generate_sends_every_sampling_field(server: Any) -> None:
+    given = {
+        "temperature": 0.5, "top-p": 0.5, "top-k": 4, "min-p": 0.25, "repetition-penalty": 1.5,
+        "presence-penalty": 0.5, "frequency-penalty": -0.5, "seed": 0, "n": 2, "max-tokens": 9,
+        "min-tokens": 1, "logprobs": 3, "stop": "a b", "stop-token-id": 7,
+    }  # fmt: skip
+    words = [w for name, value in given.items() for w in (f"--{name}", str(value))]
+    done = quire(
+        "generate", "say x", "--include-stop", "--ignore-eos", *words, "-a", server.address
+    )
+    assert done.stdout == "[0] x\n[1] x\n"
+    sampling = server.seen.requests[0].sampling
+    from quire.v1 import inference_pb2 as pb
+
+    sent = {field.name for field, _ in sampling.ListFields()}
+    assert sent == set(pb.SamplingParams.DESCRIPTOR.fields_by_name)
+    assert (list(sampling.stop), list(sampling.stop_token_ids)) == (["a b"], [7])
+    assert (sampling.seed, sampling.top_k, sampling.logprobs) == (0, 4, 3)
+
+
+def test_generate_json_is_one_object_a_line(server: Any) -> None:
+    done = quire("generate", "say a", "--json", "-a", server.address)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["event"] for e in events] == ["started", "delta", "finished"]
+    assert events[1]["logprobs"][0]["bytes"] == [97]
+    assert events[2]["reason"] == "stop"
+
+
+def test_generate_from_ids_stdin_and_as_chat(server: Any) -> None:
+    done = quire("generate", "--ids", "5, 6 7", "--ids-only", "-a", server.address)
+    assert done.stdout.split() == [str(b"5"[0]), str(b" "[0]), str(b" "[0])]
+    assert list(server.seen.requests[0].token_ids.ids) == [5, 6, 7]
+    assert server.seen.requests[0].ids_only
+    quire("generate", "-", "-a", server.address, stdin="say from stdin")
+    assert server.seen.requests[1].text == "say from stdin"
+    quire("generate", "hi", "--system", "be brief", "-a", server.address)
+    turns = [(m.role, m.content) for m in server.seen.requests[2].chat.messages]
+    assert turns == [("system", "be brief"), ("user", "hi")]
+
+
+def test_chat_keeps_the_history(server: Any) -> None:
+    turns = "say one\n\nsay two\n/reset\nsay three\n/exit\nsay four\n"
+    done = quire("chat", "--system", "s", "--no-thinking", "-a", server.address, stdin=turns)
+    assert (done.stdout, done.stderr) == ("one\ntwo\nthree\n", "")
+    chats = [[m.content for m in r.chat.messages] for r in server.seen.requests]
+    assert chats == [["s", "say one"], ["s", "say one", "one", "say two"], ["s", "say three"]]
+    assert server.seen.requests[0].chat.template_args["enable_thinking"] is False
+
+
+def test_stats_as_table_and_json(server: Any) -> None:
+    done = quire("stats", "-a", server.address)
+    assert "50 of 200 prompt tokens found (25.0 %)" in done.stdout
+    assert "RESOURCE_EXHAUSTED 3" in done.stdout
+    found = json.loads(quire("stats", "--json", "-a", server.address).stdout)
+    assert found["cache"]["blocks_total"] == 6
+    assert found["engine_config"] == {"max_num_seqs": "8"}
+    assert found["steps"]["graph"] == 0
+    assert found["time_to_first_token"]["counts"] == [1, 8, 1, 0]
+
+
+def test_health_is_an_exit_code(server: Any) -> None:
+    assert quire("health", "-a", server.address).returncode == 0
+    done = quire("health", "liveness", "-a", server.address)
+    assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
+
+
+def test_the_environment_names_the_server(server: Any) -> None:
+    done = quire(
+        "generate", "say x", QUIRE_CLIENT_ADDRESS=server.address, QUIRE_CLIENT_API_KEY="secret"
+    )
+    assert done.stdout == "x\n"
+    assert server.seen.metadata[0]["authorization"] == "Bearer secret"
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nothing listens, kept so by a bound socket."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["stats"], ["health"], ["chat"]])
+def test_no_server(command: list[str], nobody: str) -> None:
+    line = one_line(quire(*command, "-a", nobody, stdin="x\n"), 1)
+    assert nobody in line and "quire serve" in line and "--address" in line
+
+
+def test_a_port_that_is_not_grpc() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                peer.recv(1024)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert "not gRPC" in one_line(quire("stats", "-a", address, "--timeout", "5"), 1)
+
+
+def test_a_grpc_server_of_another_kind() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    try:
+        line = one_line(quire("stats", "-a", f"127.0.0.1:{port}"), 1)
+        assert "is it a Quire" in line
+    finally:
+        other.stop(None)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with cert.pem and key.pem for localhost and 127.0.0.1."""
+    directory = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+            "-nodes", "-days", "2", "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem"),
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return directory
+
+
+def test_tls_and_its_mismatches(fake: Any, server: Any, certificate: Path) -> None:
+    cert, key = str(certificate / "cert.pem"), str(certificate / "key.pem")
+    pair = [(Path(key).read_bytes(), Path(cert).read_bytes())]
+    with fake.FakeServer(grpc.ssl_server_credentials(pair)) as tls:
+        assert quire("stats", "--tls-ca", cert, "-a", tls.address).returncode == 0
+        assert "add --tls" in one_line(quire("stats", "-a", tls.address), 1)
+        assert "--tls-ca" in one_line(quire("stats", "--tls", "-a", tls.address), 1)
+        wrong_name = quire("stats", "--tls-ca", cert, "--tls-server-name", "x", "-a", tls.address)
+        assert "--tls-server-name" in one_line(wrong_name, 1)
+    does_not = quire("stats", "--tls", "-a", server.address)
+    assert "does not speak TLS" in one_line(does_not, 1)
+    mutual = grpc.ssl_server_credentials(pair, pair[0][1], require_client_auth=True)
+    with fake.FakeServer(mutual) as tls:
+        ours = ["--tls-cert", cert, "--tls-key", key]
+        assert quire("stats", "--tls-ca", cert, *ours, "-a", tls.address).returncode == 0
+        refused = quire("stats", "--tls-ca", cert, "-a", tls.address)
+        assert "--tls-cert" in one_line(refused, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["stats", "--frob"], "--frob"),
+        (["generate"], "prompt"),
+        (["nonsense"], "nonsense"),
+        (["stats", "--timeout", "soon"], "--timeout"),
+        (["stats", "-a", "http://x"], "address"),
+        (["stats", "-a", "10.0.0.1:5", "--api-key", "k"], "TLS"),
+        (["generate", "1 x", "--ids"], "'x'"),
+        (["stats", "--tls-ca", "/no/such.pem"], "/no/such.pem"),
+        (["generate", "x", "--seed", "-1"], "seed"),
+    ],
+)
+def test_usage_errors_are_one_line_and_code_two(words: list[str], named: str) -> None:
+    assert named in one_line(quire(*words), 2)
+
+
+def test_what_the_server_refuses_is_said_in_its_words(server: Any) -> None:
+    done = quire("generate", "fail INVALID_ARGUMENT top_p: 7 is above 1", "-a", server.address)
+    assert one_line(done, 1) == "quire: top_p: 7 is above 1\n"
+    done = quire("generate", "fail UNAUTHENTICATED no key", "-a", server.address)
+    assert "--api-key" in one_line(done, 1)
+    done = quire("generate", "hang", "--timeout", "0.2", "-a", server.address)
+    assert "--timeout" in one_line(done, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_ctrl_c_cancels_on_the_server(server: Any, command: str) -> None:
+    words = ["generate", "forever"] if command == "generate" else ["chat"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire.clients.cli", *words, "-a", server.address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    if command == "chat":
+        process.stdin.write(b"forever\n")
+        process.stdin.flush()
+    assert process.stdout.read(3) == b"xxx"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    assert errors == b""
+    assert server.seen.cancelled.wait(WAIT)
+
+
+def test_a_reader_that_leaves_cancels(server: Any) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire.clients.cli", "generate", "forever", "-a", server.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(3)
+    process.stdout.close()
+    assert process.wait(WAIT) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert server.seen.cancelled.wait(WAIT)
+
+
+def test_a_model_cannot_drive_the_terminal(server: Any) -> None:
+    """On a terminal, control characters are left out; in a pipe, bytes pass as they are."""
+    hostile = "say \x1b[2Jred\x07"
+    assert quire("generate", hostile, "-a", server.address).stdout == "\x1b[2Jred\x07\n"
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire.clients.cli", "generate", hostile, "-a", server.address],
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.wait(WAIT) == 0
+    os.close(follower)
+    shown = os.read(leader, 4096)
+    os.close(leader)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert shown == b"[2Jred\r\n"
+
+
+def test_version_and_help() -> None:
+    assert quire("--version").stdout.startswith("quire 0.")
+    for command in ("generate", "chat", "stats", "health"):
+        assert quire(command, "--help").returncode == 0
+
+
+def test_client_commands_import_neither_torch_nor_the_engine() -> None:
+    """Nor anything else that is slow to load."""
+    program = (
+        "import sys, quire.clients.cli as c\n"
+        "try: c.main(['stats', '--help'])\n"
+        "except SystemExit: pass\n"
+        "slow = {'torch', 'transformers', 'numpy', 'matplotlib', 'quire.engine', 'quire.service'}\n"
+        "sys.exit(' '.join(slow & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_the_server_the_command_says_how_to_get_it() -> None:
+    """An entry point that cannot be imported is what a light installation has."""
+    program = (
+        "import sys\n"
+        "sys.modules['quire.service.commands'] = None\n"
+        "import quire.clients.cli as c\n"
+        "c.main(sys.argv[1:])"
+    )
+    for words in (["serve", "--port", "0"], ["batch"], ["bench-cache", "x"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            capture_output=True,
+            text=True,
+            timeout=WAIT,
+            env=environment(),
+            check=False,
+        )
+        assert "pip install '.[server]'" in one_line(done, 1)

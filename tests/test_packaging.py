@@ -1,0 +1,76 @@
+"""What is packaged is what is there: every package of the tree is named in pyproject.toml."""
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"engine": "engine", "kernels": "kernels", "service": "service", "clients": "clients"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+def packages_on_disk() -> set[str]:
+    found = {"quire.v1"}
+    for name, directory in ROOMS.items():
+        for file in (ROOT / directory).rglob("*.py"):
+            parts = file.parent.relative_to(ROOT / directory).parts
+            found.add(".".join(("quire", name, *parts)))
+    return found
+
+
+def test_every_package_is_listed(project: dict[str, Any]) -> None:
+    listed = set(project["tool"]["setuptools"]["packages"])
+    missing = packages_on_disk() - listed
+    assert not missing, f"these would vanish from the wheel: {sorted(missing)}"
+    for name in listed - {"quire.v1"}:
+        assert (ROOT.joinpath(*name.split(".")[1:])).is_dir(), name
+
+
+def test_no_package_lacks_its_init(project: dict[str, Any]) -> None:
+    for name in project["tool"]["setuptools"]["packages"]:
+        parts = name.split(".")[1:]
+        where = ROOT / "proto/quire/v1" if parts == ["v1"] else ROOT.joinpath(*parts)
+        has_python = any(where.glob("*.py"))
+        assert (where / "__init__.py").exists() or not has_python, name
+
+
+def test_the_rooms_say_that_they_are_typed() -> None:
+    for room in ROOMS.values():
+        assert (ROOT / room / "py.typed").exists(), room
+
+
+def test_the_light_install_is_light(project: dict[str, Any]) -> None:
+    heavy = ("torch", "triton", "transformers", "numpy", "jinja2", "safetensors", "matplotlib")
+    base = " ".join(project["project"]["dependencies"]).lower()
+    assert not [name for name in heavy if name in base]
+    assert not [name for name in heavy if name in str(project["build-system"])]
+
+
+def test_constraints_pin_every_direct_dependency(project: dict[str, Any]) -> None:
+    pinned = {
+        line.split("==")[0].lower().replace("-", "_"): line.split("==")[1]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    wanted = list(project["project"]["dependencies"])
+    for extra in ("server", "loadtest", "dev"):
+        wanted += project["project"]["optional-dependencies"][extra]
+    for requirement in wanted:
+        name = requirement.split(">")[0].split("[")[0].split(";")[0].strip()
+        assert name == "quire" or name.lower().replace("-", "_") in pinned, name
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_entry_points_are_installed() -> None:
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="quire")
+    assert {e.value for e in scripts} == {"quire.clients.cli:main"}
+    servers = importlib.metadata.entry_points(group="quire.commands")
+    assert {e.value for e in servers} == {"quire.service.commands:register"}
