@@ -1,0 +1,131 @@
+"""Floors: the least time that each workload can take on one H200, from the model's shape alone.
+
+Invariant: a floor counts only what cannot be avoided (weights read once a step, KV read once, the
+products' and attention's arithmetic) at what the card measures for a large copy and a large product.
+A measured time under its floor means that the measurement is wrong.
+
+    python benchmarks/floors.py [--shape 0.6B ...]
+"""
+
+import argparse
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from common import COPY_BYTES, MATMUL_FLOPS, print_table
+
+from quire.engine.model_config import ModelConfig
+
+SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
+ELEMENT = 2  # bytes of a bf16 number
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Floors of one model in bf16. Times in seconds, rates in tokens a second."""
+
+    layer_parameters: int  # of all layers' matrices
+    head_parameters: int
+    layers: int
+    attention_width: int  # query heads times their size
+    kv_bytes: int  # a token
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Floors":
+        """The floors of a model's shape; norms and biases are too small to count."""
+        heads = 2 * config.num_q_heads + 2 * config.num_kv_heads
+        per_layer = heads * config.head_dim * config.hidden_size
+        per_layer += 3 * config.intermediate_size * config.hidden_size
+        return cls(
+            layer_parameters=config.num_layers * per_layer,
+            head_parameters=config.vocab_size * config.hidden_size,
+            layers=config.num_layers,
+            attention_width=config.num_q_heads * config.head_dim,
+            kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * ELEMENT,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Read once a step: all matrices and the head (the embedding gives a row a token)."""
+        return (self.layer_parameters + self.head_parameters) * ELEMENT
+
+    def products(self, rows: int) -> float:
+        """All products of a decode step of so many rows: bytes or arithmetic, what is more."""
+        parameters = self.layer_parameters + self.head_parameters
+        return max(self.weight_bytes / COPY_BYTES, 2 * parameters * rows / MATMUL_FLOPS)
+
+    def kv_read(self, tokens: int) -> float:
+        """Reading so many tokens' keys and values, in all layers."""
+        return tokens * self.kv_bytes / COPY_BYTES
+
+    def decode(self, rows: int, context: int) -> float:
+        """One decode step of `rows` requests of `context` tokens each."""
+        return self.products(rows) + self.kv_read(rows * context)
+
+    def prefill(self, tokens: int, cached: int = 0) -> float:
+        """One prompt's new tokens, causal, over `cached` earlier ones; its last goes to the head."""
+        attended = tokens * cached + tokens * (tokens + 1) // 2
+        arithmetic = 2 * self.layer_parameters * tokens + 2 * self.head_parameters
+        arithmetic += 4 * self.attention_width * self.layers * attended
+        return arithmetic / MATMUL_FLOPS
+
+    def first_token(self, tokens: int, cached: int = 0) -> float:
+        """Time to first token of a lone prompt: its arithmetic, or reading weights and prefix."""
+        read = self.weight_bytes / COPY_BYTES + self.kv_read(cached)
+        return max(self.prefill(tokens - cached, cached), read)
+
+    def prefill_rate(self, length: int) -> float:
+        """Prompt tokens a second, many prompts of one length."""
+        return length / self.prefill(length)
+
+    def batch_run(self, prompts: list[int], outputs: list[int]) -> float:
+        """All prompts at once, then steps until the longest output ends. Seconds."""
+        total = sum(self.prefill(length) for length in prompts)
+        for step in range(1, max(outputs)):
+            active = [p + step for p, o in zip(prompts, outputs, strict=True) if o > step]
+            total += self.products(len(active)) + self.kv_read(sum(active))
+        return total
+
+
+def nano_256() -> tuple[list[list[int]], list[int]]:
+    """The workload of nano-vllm's bench.py: 256 prompts of token ids, and each one's max_tokens."""
+    draw = random.Random(0)
+    prompts = [
+        [draw.randint(0, 10_000) for _ in range(draw.randint(100, 1024))] for _ in range(256)
+    ]
+    return prompts, [draw.randint(100, 1024) for _ in range(256)]
+
+
+def workloads(floors: Floors) -> dict[str, tuple[float, str]]:
+    """The floor of every workload of the main table, and its unit."""
+    prompts, outputs = nano_256()
+    seconds = floors.batch_run([len(p) for p in prompts], outputs)
+    found = {"nano-256": (sum(outputs) / seconds, "tokens/s")}
+    for rows, context in ((1, 128), (8, 1024), (64, 1024), (256, 1024)):
+        found[f"decode-b{rows}"] = (floors.decode(rows, context) * 1e3, "ms")
+    found["prefill"] = (floors.prefill_rate(1024), "tokens/s")
+    found["ttft-cold"] = (floors.first_token(3000) * 1e3, "ms")
+    found["ttft-hit"] = (floors.first_token(3000, 2999 // 64 * 64) * 1e3, "ms")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Floors of each workload, by model shape.")
+    parser.add_argument("--shape", nargs="+", default=list(SHAPES))
+    options = parser.parse_args()
+    models = {name: Floors.of(ModelConfig.named_shape(name)) for name in options.shape}
+    table = {name: workloads(floors) for name, floors in models.items()}
+    rows: list[list[object]] = [
+        ["weights", "GB", *(f.weight_bytes / 1e9 for f in models.values())],
+        ["kv of a token", "bytes", *(f.kv_bytes for f in models.values())],
+    ]
+    for name, (_, unit) in next(iter(table.values())).items():
+        rows.append([name, unit, *(found[name][0] for found in table.values())])
+    print_table("floors on one H200, bf16", ["workload", "unit", *models], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Floors: the published table, from the models' shapes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from quire.engine.model_config import ModelConfig
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def floors() -> ModuleType:
+    return _load("floors")
+
+
+def _workload(floors: ModuleType, shape: str, name: str) -> float:
+    found = floors.workloads(floors.Floors.of(ModelConfig.named_shape(shape)))
+    return float(found[name][0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "gigabytes", "kv_bytes", "batch_1", "batch_256"),
+    [
+        ("0.6B", 1.19, 114_688, 0.277, 7.38),
+        ("1.7B", 3.44, 114_688, 0.800, 8.11),
+        ("4B", 8.05, 147_456, 1.87, 11.6),
+        ("8B", 15.14, 147_456, 3.52, 13.9),
+        ("14B", 27.98, 163_840, 6.51, 19.1),
+        ("32B", 63.97, 262_144, 14.9, 36.7),
+    ],
+)
+def test_floors_by_model(
+    floors: ModuleType,
+    shape: str,
+    gigabytes: float,
+    kv_bytes: int,
+    batch_1: float,
+    batch_256: float,
+) -> None:
+    model = floors.Floors.of(ModelConfig.named_shape(shape))
+    assert model.weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
+    assert model.kv_bytes == kv_bytes
+    assert model.decode(1, 128) * 1e3 == pytest.approx(batch_1, rel=0.02)
+    assert model.decode(256, 1024) * 1e3 == pytest.approx(batch_256, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "large"),
+    [
+        ("nano-256", 36_200, 12_700),
+        ("decode-b8", 0.50, 3.80),
+        ("decode-b64", 2.03, 5.77),
+        ("prefill", 791_000, 55_700),
+    ],
+)
+def test_floors_by_workload(floors: ModuleType, name: str, small: float, large: float) -> None:
+    assert _workload(floors, "0.6B", name) == pytest.approx(small, rel=0.02)
+    assert _workload(floors, "8B", name) == pytest.approx(large, rel=0.02)
+
+
+def test_nano_256_is_the_published_workload(floors: ModuleType) -> None:
+    prompts, outputs = floors.nano_256()
+    assert sum(map(len, prompts)) == 142_827
+    assert sum(outputs) == 133_966
+
+
+def test_a_cached_prefix_is_read_not_computed(floors: ModuleType) -> None:
+    model = floors.Floors.of(ModelConfig.named_shape("0.6B"))
+    assert model.first_token(3000, 2944) < model.first_token(3000) / 5
+    assert model.first_token(3000, 2944) > model.weight_bytes / 4.3e12
+
+
+def test_shares_of_floors(floors: ModuleType) -> None:
+    common = sys.modules["common"]
+    time = common.result_row("decode-b1", "0.6B", "quire", [0.9, 0.5, 0.7], "ms", 0.35)
+    assert time["value"] == 0.7
+    assert time["share_of_floor"] == pytest.approx(0.5)
+    rate = common.result_row("prefill", "0.6B", "quire", [100.0], "tokens/s", 400.0)
+    assert rate["share_of_floor"] == 0.25
+    assert common.result_row("x", "y", "z", [1.0], "us")["share_of_floor"] is None
+
+
+def test_results_say_where_they_come_from(floors: ModuleType, tmp_path: Path) -> None:
+    import json
+
+    common = sys.modules["common"]
+    path = tmp_path / "deep" / "x.json"
+    common.write_results(path, [{"workload": "w"}], ["benchmarks/x.py", "--quick"])
+    document = json.loads(path.read_text())
+    assert document["command"] == "python benchmarks/x.py --quick"
+    assert document["rows"] == [{"workload": "w"}]
+    assert document["versions"]["torch"]
+    assert document["commit"]
+    assert set(document) == {"machine", "versions", "commit", "command", "rows"}
+    assert floors.SHAPES[0] == "0.6B"
