@@ -1,0 +1,80 @@
+"""Who computes which part of a layer (Shoeybi et al., 2019, "Megatron-LM"), and what is exchanged.
+
+Invariant: the shards of all ranks, put together, are the whole layer, and each rank can tell its
+own from (rank, size) alone. In a world of one every shard is the whole and nothing is exchanged.
+Rows of a weight are outputs, its columns are inputs.
+"""
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+from torch import Tensor
+
+from quire.engine.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among those that share the model."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"tensor_parallel_size = {self.size}: must be at least 1")
+        if not 0 <= self.rank < self.size:
+            raise ConfigError(f"rank = {self.rank}: must be from 0 to {self.size - 1}")
+
+    # ------------------------------------------------------------ shards
+
+    def split(self, total: int, what: str) -> slice:
+        """This rank's equal part of `total` rows or columns. Raises ConfigError if none exists."""
+        if total % self.size:
+            raise ConfigError(
+                f"{what} = {total}: must be a multiple of tensor_parallel_size = {self.size}"
+            )
+        part = total // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def split_kv_heads(self, heads: int, what: str) -> slice:
+        """As `split`; where there are fewer heads than ranks, neighbours hold the same head."""
+        if heads >= self.size:
+            return self.split(heads, what)
+        if self.size % heads:
+            raise ConfigError(
+                f"{what} = {heads}: must divide tensor_parallel_size = {self.size}, "
+                "or be a multiple of it"
+            )
+        head = self.rank * heads // self.size
+        return slice(head, head + 1)
+
+    def split_vocab(self, vocab_size: int) -> tuple[slice, int]:
+        """This rank's ids, and how many rows its table has: the last ranks' are padded."""
+        rows = -(-vocab_size // self.size)
+        first = min(self.rank * rows, vocab_size)
+        return slice(first, min(first + rows, vocab_size)), rows
+
+    # ------------------------------------------------------------ exchange
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' x."""
+        return x if self.size == 1 else self._no_exchange()
+
+    def gather_vocab(self, logits: Tensor, vocab_size: int) -> Tensor:
+        """All ranks' logits side by side, padding cut off. [L, rows] -> [L, vocab_size]."""
+        del vocab_size
+        return logits if self.size == 1 else self._no_exchange()
+
+    def _no_exchange(self) -> NoReturn:
+        raise ConfigError(f"tensor_parallel_size = {self.size}: only 1 can run so far")
+
+
+def scale_slice(part: slice, by: int) -> slice:
+    """Heads to rows: each index of `part` stands for `by` of them."""
+    return slice(part.start * by, part.stop * by)
+
+
+def length(part: slice) -> int:
+    """Indices in a slice with both ends."""
+    return int(part.stop - part.start)

@@ -1,0 +1,32 @@
+"""Architectures that can be run, by the name in config.json."""
+
+from collections.abc import Callable
+
+import torch
+
+from quire.engine.errors import ConfigError
+from quire.engine.layers.parallel import World
+from quire.engine.model_config import QWEN3, ModelConfig
+from quire.engine.models.base import CausalModel
+from quire.engine.models.qwen3 import Qwen3
+from quire.kernels.ops import Ops
+
+Model = CausalModel
+
+_MODELS: dict[str, Callable[..., CausalModel]] = {QWEN3: Qwen3}
+
+
+def build_model(
+    config: ModelConfig,
+    ops: Ops,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    world: World | None = None,
+) -> CausalModel:
+    """A model with unfilled parameters; `load` or `load_random` comes next. Raises ConfigError."""
+    if config.architecture not in _MODELS:
+        known = ", ".join(_MODELS)
+        raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
+    build = _MODELS[config.architecture]
+    return build(config, ops, dtype=dtype, device=device, world=world or World())

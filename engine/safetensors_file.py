@@ -1,0 +1,99 @@
+"""The safetensors format, read without mapping: headers, and bytes at an offset.
+
+Invariant: a StoredTensor lies wholly within its file as it was when the header was read, and its
+size follows from dtype and shape; a file that says otherwise is refused.
+
+Format: 8 bytes, the header's length (little-endian); the header, a JSON object of
+name -> {dtype, shape, data_offsets}; then the data, which the offsets count from.
+Source: https://huggingface.co/docs/safetensors
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quire.engine.errors import ModelError
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor's bytes stand. offset: from the beginning of the file."""
+
+    name: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the first axis."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a file, by name. Raises ModelError for a file that is not sound."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
+                raise ModelError(f"{path}: corrupt: header of {length} bytes in {size}")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: corrupt: the header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: corrupt: the header is not an object")
+    header.pop("__metadata__", None)
+    data = 8 + length
+    return {name: _entry(path, name, said, data, size) for name, said in header.items()}
+
+
+def _entry(path: Path, name: str, said: Any, data: int, size: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
+        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound:
+        raise ModelError(f"{path}: corrupt: the header's entry of {name}")
+    if dtype not in _DTYPES:
+        supported = ", ".join(_DTYPES)
+        raise ModelError(f"{path}: {name}: dtype {dtype} is not supported ({supported})")
+    tensor = StoredTensor(name, path, _DTYPES[dtype], tuple(shape), data + begin)
+    if end - begin != tensor.nbytes or data + end > size:
+        raise ModelError(
+            f"{path}: corrupt: {name} of {tensor.nbytes} bytes at {begin} to {end}, "
+            f"in {size - data} bytes of data"
+        )
+    return tensor
+
+
+def read_into(file: int, tensor: StoredTensor, start: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the tensor's bytes from `start` on. file: a descriptor of its file.
+
+    Raises ModelError if the file has become shorter or cannot be read.
+    """
+    done = 0
+    while done < len(buffer):
+        try:
+            count = os.preadv(file, [buffer[done:]], tensor.offset + start + done)
+        except OSError as error:
+            raise ModelError(f"{tensor.path}: cannot be read: {error.strerror}") from error
+        if count == 0:
+            raise ModelError(f"{tensor.path}: ends within {tensor.name}")
+        done += count
