@@ -1,4 +1,4 @@
-"""Runs a model without the engine: one prompt over a cache of its own, through hand-built batches."""
+"""Runs a model without the engine: one prompt, a cache of its own, hand-built batches."""
 
 import torch
 from torch import Tensor
