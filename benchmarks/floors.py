@@ -1,7 +1,7 @@
 """Floors: the least time that each workload can take on one H200, from the model's shape alone.
 
 Invariant: a floor counts only what cannot be avoided (weights read once a step, KV read once, the
-products' and attention's arithmetic) at what the card measures for a large copy and a large product.
+products' and attention's arithmetic) at what the card measures for a large copy or product.
 A measured time under its floor means that the measurement is wrong.
 
     python benchmarks/floors.py [--shape 0.6B ...]
@@ -66,7 +66,7 @@ class Floors:
         return self.products(rows) + self.kv_read(rows * context)
 
     def prefill(self, tokens: int, cached: int = 0) -> float:
-        """One prompt's new tokens, causal, over `cached` earlier ones; its last goes to the head."""
+        """One prompt's new tokens, causal, over `cached` earlier ones; the last meets the head."""
         attended = tokens * cached + tokens * (tokens + 1) // 2
         arithmetic = 2 * self.layer_parameters * tokens + 2 * self.head_parameters
         arithmetic += 4 * self.attention_width * self.layers * attended

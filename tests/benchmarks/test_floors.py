@@ -1,6 +1,7 @@
 """Floors: the published table, from the models' shapes."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -84,7 +85,8 @@ def test_a_cached_prefix_is_read_not_computed(floors: ModuleType) -> None:
     assert model.first_token(3000, 2944) > model.weight_bytes / 4.3e12
 
 
-def test_shares_of_floors(floors: ModuleType) -> None:
+@pytest.mark.usefixtures("floors")
+def test_shares_of_floors() -> None:
     common = sys.modules["common"]
     time = common.result_row("decode-b1", "0.6B", "quire", [0.9, 0.5, 0.7], "ms", 0.35)
     assert time["value"] == 0.7
@@ -94,9 +96,8 @@ def test_shares_of_floors(floors: ModuleType) -> None:
     assert common.result_row("x", "y", "z", [1.0], "us")["share_of_floor"] is None
 
 
-def test_results_say_where_they_come_from(floors: ModuleType, tmp_path: Path) -> None:
-    import json
-
+@pytest.mark.usefixtures("floors")
+def test_results_say_where_they_come_from(tmp_path: Path) -> None:
     common = sys.modules["common"]
     path = tmp_path / "deep" / "x.json"
     common.write_results(path, [{"workload": "w"}], ["benchmarks/x.py", "--quick"])
@@ -106,4 +107,3 @@ def test_results_say_where_they_come_from(floors: ModuleType, tmp_path: Path) ->
     assert document["versions"]["torch"]
     assert document["commit"]
     assert set(document) == {"machine", "versions", "commit", "command", "rows"}
-    assert floors.SHAPES[0] == "0.6B"

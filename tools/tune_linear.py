@@ -1,0 +1,304 @@
+"""Find the fastest kernel for each product of the models, and write kernels/linear_table.json.
+
+    python tools/tune_linear.py --shape 0.6B 8B            # on the GPU; about three minutes
+    python tools/tune_linear.py --shape 0.6B --rows 1 8 --dry-run
+
+Each candidate is timed with what stands around it in the model (norm, SiLU·mul, residual), in a
+captured chain over distinct weights (cold caches), and checked against torch's product. Entries of
+shapes that were not asked for stay in the table as they are. Kernels are compiled in forked
+processes before the device is touched.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import torch
+from common import COPY_BYTES, capture, machine, precompile, replay_us, versions
+from torch import Tensor
+
+from quire.engine.model_config import ModelConfig
+from quire.kernels import gemv, linear, skinny, tuning
+from quire.kernels.tuning import Gemv, Library, Skinny, Variant
+
+SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
+COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache
+SHARED_LIMIT = 227 << 10  # bytes of shared memory a program may use
+MARGIN = 1.01  # a candidate must beat an earlier (simpler) one by this
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of a model: weight [n, k], and what stands around it."""
+
+    name: str
+    n: int
+    k: int
+    norm: bool = False
+    residual: bool = False
+    silu: bool = False
+    out_dtype: torch.dtype | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.n // 2 if self.silu else self.n
+
+
+def products(shape: str) -> list[Product]:
+    """The five products of a model."""
+    c = ModelConfig.named_shape(shape)
+    q, kv, hidden = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size
+    inner = c.intermediate_size
+    return [
+        Product(f"{shape} qkv", q + 2 * kv, hidden, norm=True),
+        Product(f"{shape} o", hidden, q, residual=True),
+        Product(f"{shape} gate/up", 2 * inner, hidden, norm=True, silu=True),
+        Product(f"{shape} down", hidden, inner, residual=True),
+        Product(f"{shape} head", c.vocab_size, hidden, norm=True, out_dtype=torch.float32),
+    ]
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def _gemvs(product: Product, rows: int) -> Iterator[Variant]:
+    if rows > gemv.MAX_ROWS:
+        return
+    for block_n in (1, 2, 4):
+        for warps in (2, 4, 8, 16):
+            held = block_n * product.k * (2 if product.silu else 1) // (32 * warps)
+            if 8 <= held <= 64:
+                yield Gemv(block_n, warps)
+
+
+def _tiles(rows: int) -> Iterator[Skinny]:
+    """Tiles that have won somewhere, or came near."""
+    if rows <= 64:
+        yield Skinny(16, 64, 128, swap=True, stages=4, warps=4)
+        yield Skinny(16, 128, 64, swap=True, stages=5, warps=4)
+        yield Skinny(16, 64, 256, swap=True, stages=3, warps=4)
+        yield Skinny(16, 32, 128, swap=False, stages=4, warps=4)
+        yield Skinny(16, 32, 256, swap=False, stages=3, warps=4)
+    if rows <= 16:
+        yield Skinny(16, 16, 256, swap=False, stages=4, warps=4)
+    if 16 < rows <= 64:
+        yield Skinny(32, 64, 128, swap=True, stages=4, warps=4)
+        yield Skinny(32, 128, 64, swap=True, stages=5, warps=4)
+    if rows > 32:
+        yield Skinny(64, 64, 128, swap=True, stages=4, warps=4)
+        yield Skinny(64, 32, 128, swap=False, stages=4, warps=4)
+        yield Skinny(64, 64, 128, swap=False, stages=4, warps=4)
+        yield Skinny(64, 128, 64, swap=False, stages=4, warps=4)
+        yield Skinny(64, 128, 64, swap=True, stages=4, warps=4)
+    if rows > 64:
+        yield Skinny(128, 64, 64, swap=False, stages=4, warps=4)
+        yield Skinny(128, 128, 64, swap=False, stages=4, warps=8)
+
+
+def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
+    for tile in _tiles(rows):
+        if tile.stages * tile.block_k * (tile.block_m + tile.block_n) * 2 > SHARED_LIMIT:
+            continue
+        programs = -(-product.n // tile.block_n) * -(-rows // tile.block_m)
+        for split in (1, 2, 4):
+            if split > 1 and (programs * split > 528 or product.k < split * 2 * tile.block_k):
+                continue
+            plain = dataclasses.replace(tile, split=split)
+            yield plain
+            if pdl and rows <= 16 and product.n * product.k * 2 < 24 << 20:
+                yield dataclasses.replace(plain, prefetch=True)
+            if product.norm and split == 1 and rows <= 64:
+                fused = dataclasses.replace(plain, fuse_norm=True)
+                yield fused
+                if pdl and rows <= 16 and product.n * product.k * 2 < 24 << 20:
+                    yield dataclasses.replace(fused, prefetch=True)
+
+
+def candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
+    """The library first: others must beat it."""
+    return [Library(), *_gemvs(product, rows), *_skinnies(product, rows, pdl)]
+
+
+# ---------------------------------------------------------------- running
+
+
+def _call(
+    variant: Variant, product: Product, tensors: dict[str, Tensor], weight: Tensor, pdl: bool
+) -> Tensor:
+    return linear.run(
+        variant,
+        tensors["x"],
+        weight,
+        norm_weight=tensors["norm"] if product.norm else None,
+        eps=1e-6,
+        residual=tensors["residual"] if product.residual else None,
+        silu=product.silu,
+        out_dtype=product.out_dtype,
+        counters=tensors["counters"],
+        pdl=pdl,
+    )
+
+
+def _tensors(product: Product, rows: int, device: str) -> dict[str, Tensor]:
+    def new(*shape: int) -> Tensor:
+        empty = torch.empty(*shape, dtype=torch.bfloat16, device=device)
+        return empty if device == "meta" else empty.normal_()
+
+    return {
+        "x": new(rows, product.k),
+        "norm": new(product.k),
+        "residual": new(rows, product.columns),
+        "counters": skinny.new_counters(torch.device(device)),
+    }
+
+
+def _compilations(todo: list[tuple[Product, int]], pdl: bool) -> list[Callable[[], object]]:
+    """One call on meta tensors for every distinct kernel that the candidates need."""
+    seen: set[Any] = set()
+    calls: list[Callable[[], object]] = []
+    for product, rows in todo:
+        tensors = _tensors(product, rows, "meta")
+        weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="meta")
+        for variant in candidates(product, rows, pdl):
+            around = (product.norm, product.residual, product.silu, product.out_dtype)
+            exact = (rows, product.k) if isinstance(variant, Gemv) else ()
+            if isinstance(variant, Library) or (variant, around, exact) in seen:
+                continue
+            seen.add((variant, around, exact))
+            calls.append(lambda v=variant, p=product, t=tensors, w=weight: _call(v, p, t, w, pdl))
+    return calls
+
+
+class Bench:
+    """Times candidates over weights cut from one large random buffer."""
+
+    def __init__(self, largest: int, pdl: bool) -> None:
+        self._buffer = torch.empty(largest, dtype=torch.bfloat16, device="cuda").normal_(std=0.02)
+        self._pdl = pdl
+
+    def weights(self, product: Product) -> list[Tensor]:
+        """Distinct weights, together well above the L2 cache."""
+        size = product.n * product.k
+        count = max(1, min(28, -(-COLD_BYTES // (2 * size)), self._buffer.numel() // size))
+        return [self._buffer[i * size : (i + 1) * size].view(product.n, -1) for i in range(count)]
+
+    def time(
+        self,
+        variant: Variant,
+        product: Product,
+        tensors: dict[str, Tensor],
+        wanted: Tensor | None,
+    ) -> float | None:
+        """Microseconds a call; None if the variant does not run or is wrong."""
+        weights = self.weights(product)
+        try:
+            if wanted is not None:
+                fresh = tensors | {"residual": tensors["residual"].clone()}
+                found = _call(variant, product, fresh, weights[0], self._pdl)
+                if not _close(found, wanted):
+                    print(f"WRONG: {product.name} {variant}", flush=True)
+                    return None
+
+            def chain() -> None:
+                for weight in weights * max(1, 8 // len(weights)):
+                    _call(variant, product, tensors, weight, self._pdl)
+
+            graph = capture(chain)
+        except Exception as error:
+            print(f"failed: {product.name} {variant}: {error!r:.120}", flush=True)
+            return None
+        tensors["residual"].normal_()
+        calls = len(weights) * max(1, 8 // len(weights))
+        return statistics.median(replay_us(graph, 5)) / calls
+
+    def best(self, product: Product, rows: int) -> tuple[Variant, float, float]:
+        """The winner, its time, and the library's."""
+        tensors = _tensors(product, rows, "cuda")
+        fresh = tensors | {"residual": tensors["residual"].clone()}
+        wanted = _call(Library(), product, fresh, self.weights(product)[0], self._pdl)
+        found: list[tuple[float, Variant]] = []
+        for variant in candidates(product, rows, self._pdl):
+            time_us = self.time(variant, product, tensors, wanted)
+            if time_us is not None:
+                found.append((time_us, variant))
+        best = found[0]
+        for candidate in found[1:]:
+            if candidate[0] * MARGIN < best[0]:
+                best = candidate
+        return best[1], best[0], found[0][0]
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    error = (found.float() - wanted.float()).norm() / wanted.float().norm()
+    return bool(error < 1e-2)
+
+
+def _merge(entries: list[dict[str, Any]], path: Path) -> None:
+    """Put new entries over the table's old ones of the same shape and rows."""
+    table = json.loads(path.read_text())
+    shapes = {(e["n"], e["k"]): e for e in table["shapes"]}
+    for entry in entries:
+        old = shapes.get((entry["n"], entry["k"]), {"rows": {}, "us": {}, "library_us": {}})
+        for key in ("rows", "us", "library_us"):
+            merged = old.get(key, {}) | entry[key]
+            entry[key] = dict(sorted(merged.items(), key=lambda item: int(item[0])))
+        shapes[(entry["n"], entry["k"])] = entry
+    table["shapes"] = list(shapes.values())
+    table["measured_on"] = {"machine": machine(), "versions": versions()}
+    path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tune the products' kernels.")
+    parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
+    parser.add_argument("--rows", nargs="+", type=int, default=list(tuning.ROW_BUCKETS))
+    parser.add_argument("--plain", action="store_true", help="without dependent launch")
+    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
+    parser.add_argument("--compile-only", action="store_true", help="no device is needed")
+    parser.add_argument("--processes", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=tuning.TABLE)
+    options = parser.parse_args()
+    unknown = set(options.rows) - set(tuning.ROW_BUCKETS)
+    if unknown:
+        parser.error(f"--rows {sorted(unknown)}: the table's buckets are {tuning.ROW_BUCKETS}")
+    pdl, begun = not options.plain, time.perf_counter()
+    todo = {(p.n, p.k): p for shape in options.shape for p in products(shape)}.values()
+    pairs = [(product, rows) for product in todo for rows in options.rows]
+    calls = _compilations(pairs, pdl)
+    faults = precompile(calls, options.processes)
+    print(f"{len(calls)} kernels, {len(faults)} failed: {time.perf_counter() - begun:.0f} s")
+    print("\n".join(faults[:5]), flush=True)
+    if options.compile_only:
+        return
+    bench = Bench(max(max(p.n * p.k for p in todo), COLD_BYTES // 2 + (64 << 20)), pdl)
+    entries = []
+    for product in todo:
+        entry: dict[str, Any] = {"name": product.name, "n": product.n, "k": product.k}
+        entry |= {"rows": {}, "us": {}, "library_us": {}}
+        floor = product.n * product.k * 2 / COPY_BYTES * 1e6
+        print(f"{product.name} {product.n} x {product.k}, floor {floor:.2f} us", flush=True)
+        for rows in options.rows:
+            variant, best_us, library_us = bench.best(product, rows)
+            entry["rows"][str(rows)] = tuning.to_json(variant)
+            entry["us"][str(rows)] = round(best_us, 2)
+            entry["library_us"][str(rows)] = round(library_us, 2)
+            took = time.perf_counter() - begun
+            print(
+                f"  {rows:4}: {best_us:7.2f} us  library {library_us:7.2f}  {variant}  [{took:.0f} s]"
+            )
+        entries.append(entry)
+        if not options.dry_run:
+            _merge([entry], options.out)
+
+
+if __name__ == "__main__":
+    main()
