@@ -1,0 +1,304 @@
+"""Causal prefill attention: standard PyTorch, naive Triton, the paged flash kernel, and SDPA.
+
+    python benchmarks/prefill.py [--quick | --tune] [--output benchmarks/results/prefill.json]
+
+A row's value is TFLOP/s over the causal half of the scores (4 * Hq * D flop a pair of tokens); its
+floor is the card's 790 TFLOP/s. Sequences of one length share 16k tokens, 16 query heads of 128
+over 8. Memory is what the call allocates at its peak beyond its inputs. A version that cannot run
+a length is reported with the reason, not left out. The last rows are chunks over a cached prefix,
+and a chunk beside decode rows, in microseconds.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    COPY_BYTES,
+    MATMUL_FLOPS,
+    Row,
+    chain_us,
+    precompile,
+    result_row,
+    write_results,
+)
+from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, Rows, event_us, relative_error
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from quire.kernels import historical, reference
+from quire.kernels.naive_prefill import naive_triton_prefill
+from quire.kernels.prefill_attention import Tiles, prefill_attention
+
+GROUP = 2
+TOKENS = 16_384  # a step of one length
+ERROR = 1e-2
+MODEL = f"{GROUP * KV_HEADS}/{KV_HEADS} heads of {HEAD_DIM}"
+
+
+def flops(news: Sequence[int], contexts: Sequence[int]) -> float:
+    """Of causal attention: each new token against what it sees."""
+    pairs = sum(n * (c - n) + n * (n + 1) / 2 for n, c in zip(news, contexts, strict=True))
+    return 4 * GROUP * KV_HEADS * HEAD_DIM * pairs
+
+
+class Step:
+    """Rows of new tokens over cached prefixes, and the call that attends them."""
+
+    def __init__(self, pool: Pool, news: Sequence[int], cached: Sequence[int], block: int) -> None:
+        self.news = list(news)
+        self.contexts = [n + c for n, c in zip(news, cached, strict=True)]
+        self.rows = Rows.build(pool, self.contexts, block)
+        self.starts = torch.tensor([0, *news]).cumsum(0).int().cuda()
+        shape = (sum(news), GROUP * KV_HEADS, HEAD_DIM)
+        self.q = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
+
+    def call(self, layer: int = 0, **launch: Any) -> Callable[[], Tensor]:
+        k, v = self.rows.layers[layer]
+        return partial(
+            prefill_attention, self.q, k, v, self.rows.block_tables, self.starts,
+            self.rows.context_lens, SCALE, max(self.news), max(self.contexts), **launch,
+        )  # fmt: skip
+
+    def check(self, **launch: Any) -> None:
+        """Raises where the kernel is wrong; long steps are checked on their last 64 tokens."""
+        found = self.call(**launch)()
+        k, v = self.rows.layers[0]
+        last = min(64, self.news[-1])
+        wanted = reference.prefill_attention(
+            self.q[-last:], k, v, self.rows.block_tables[-1:],
+            torch.tensor([0, last]), self.rows.context_lens[-1:], SCALE, last, self.contexts[-1],
+        )  # fmt: skip
+        error = relative_error(found[-last:], wanted)
+        if error > ERROR or not torch.isfinite(found).all():
+            raise AssertionError(f"prefill_attention is wrong: error {error} with {launch}")
+
+    def times(self, runs: int, **launch: Any) -> list[float]:
+        layers = min(8, len(self.rows.layers))
+        return chain_us([self.call(layer, **launch) for layer in range(layers)], runs)
+
+    @property
+    def flops(self) -> float:
+        return flops(self.news, self.contexts)
+
+
+def rate_row(workload: str, engine: str, times: list[float], work: float, memory: float) -> Row:
+    """A row in TFLOP/s; memory in MiB."""
+    rates = [work / t / 1e6 for t in times]
+    floor = MATMUL_FLOPS / 1e12
+    return result_row(workload, MODEL, engine, rates, "TFLOP/s", floor, memory_mib=memory)
+
+
+def refused_row(workload: str, engine: str, reason: str) -> Row:
+    """A version that cannot run this length, and why."""
+    return {
+        "workload": workload,
+        "model": MODEL,
+        "engine": engine,
+        "value": None,
+        "unit": "TFLOP/s",
+        "floor": MATMUL_FLOPS / 1e12,
+        "share_of_floor": None,
+        "runs": [],
+        "reason": reason,
+    }
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """Memory a call takes at its peak, its result included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def library_rows(workload: str, length: int, count: int, runs: int) -> Iterator[Row]:
+    """SDPA's backends on dense tensors [count, heads, length, D], keys not repeated."""
+    q, k, v = (
+        torch.empty(count, heads, length, HEAD_DIM, dtype=torch.bfloat16, device="cuda").normal_()
+        for heads in (GROUP * KV_HEADS, KV_HEADS, KV_HEADS)
+    )
+    work = flops([length] * count, [length] * count)
+    for name, backend in (
+        ("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION),
+        ("sdpa-flash", SDPBackend.FLASH_ATTENTION),
+    ):
+        call = partial(
+            torch.nn.functional.scaled_dot_product_attention,
+            q, k, v, is_causal=True, scale=SCALE, enable_gqa=True,
+        )  # fmt: skip
+        try:
+            with sdpa_kernel(backend):
+                memory = peak_mib(call)
+                yield rate_row(workload, name, chain_us([call] * 4, runs), work, memory)
+        except RuntimeError as error:
+            yield refused_row(workload, name, str(error).splitlines()[0][:160])
+
+
+def historical_rows(workload: str, length: int) -> Iterator[Row]:
+    """What came before, one sequence after the other."""
+    q, k, v = (
+        torch.empty(length, heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda").normal_()
+        for heads in (GROUP * KV_HEADS, KV_HEADS, KV_HEADS)
+    )
+    work = flops([length], [length])
+    for name, function in (
+        ("pytorch-standard", historical.standard_prefill),
+        ("naive-triton", naive_triton_prefill),
+    ):
+        call = partial(function, q, k, v, SCALE)
+        try:
+            memory = peak_mib(call)
+            yield rate_row(workload, name, event_us(call, 3), work, memory)
+        except Exception as error:  # out of shared memory, of tensor size, or of device memory
+            yield refused_row(workload, name, f"{type(error).__name__}: {error}"[:200])
+    torch.cuda.empty_cache()
+
+
+def measure(quick: bool) -> list[Row]:
+    lengths = (
+        (128, 1024, 4096, 8192) if quick else (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+    )
+    runs = 3 if quick else 7
+    pool = Pool(2**30)
+    results: list[Row] = []
+
+    def keep(row: Row) -> None:
+        print_row(row)
+        results.append(row)
+
+    for length in lengths:
+        count = max(1, min(256, TOKENS // length))
+        workload = f"prefill-attention-{length}x{count}"
+        for block in (64,) if quick else (64, 128, 256):
+            step = Step(pool, [length] * count, [0] * count, block)
+            step.check()
+            memory = peak_mib(step.call())
+            name = "quire" if block == 64 else f"quire-block{block}"
+            keep(rate_row(workload, name, step.times(runs), step.flops, memory))
+        for row in library_rows(workload, length, count, runs):
+            keep(row)
+        if not quick or length in (128, 1024):
+            for row in historical_rows(workload, length):
+                keep(row)
+    for row in mixed_rows(pool, runs):
+        keep(row)
+    return results
+
+
+def mixed_rows(pool: Pool, runs: int) -> Iterator[Row]:
+    """Chunks over a prefix and beside decode rows: microseconds, against the larger floor."""
+    for name, news, cached in (
+        ("hit-3000-new-56", [56], [2944]),
+        ("chunk-2048-over-2048", [2048], [2048]),
+        ("chunk-2048-beside-64-decode-rows", [2048] + [1] * 64, [0] + [1030] * 64),
+        ("64-decode-rows", [1] * 64, [1030] * 64),
+    ):
+        step = Step(pool, news, cached, 64)
+        step.check()
+        times = step.times(runs)
+        floor = max(step.flops / MATMUL_FLOPS, step.rows.kv_bytes / COPY_BYTES) * 1e6
+        yield result_row(f"prefill-attention-{name}", MODEL, "quire", times, "us/layer", floor)
+
+
+def print_row(row: Row) -> None:
+    label = f"{row['workload']:50} {row['engine']:18}"
+    if row["value"] is None:
+        print(f"{label} -- {row['reason']}", flush=True)
+        return
+    memory = f"  {row['memory_mib']:.0f} MiB" if "memory_mib" in row else ""
+    print(
+        f"{label} {row['value']:9.1f} {row['unit']}  floor {row['floor']:.1f}"
+        f"  {row['share_of_floor']:.1%}{memory}",
+        flush=True,
+    )
+
+
+# ---------------------------------------------------------------- tuning
+
+LAUNCHES = [
+    Tiles(128, 128, 8, 2),
+    Tiles(128, 128, 8, 3),
+    Tiles(128, 128, 8, 4),
+    Tiles(128, 64, 8, 2),
+    Tiles(128, 64, 8, 3),
+    Tiles(128, 64, 8, 4),
+    Tiles(128, 64, 4, 3),
+    Tiles(64, 64, 4, 2),
+    Tiles(64, 64, 4, 3),
+    Tiles(64, 128, 4, 2),
+    Tiles(64, 128, 8, 2),
+    Tiles(64, 128, 8, 3),
+]
+
+
+def tune() -> None:
+    """Time every launch shape at a few lengths and block sizes; print them in order."""
+    pool = Pool(2**29)
+    for block, (length, count, cached) in itertools.product(
+        (64, 128), ((8192, 2, 0), (4096, 4, 0), (1024, 16, 0), (512, 1, 0), (56, 1, 2944))
+    ):
+        step = Step(pool, [length] * count, [cached] * count, block)
+        found = []
+        for tiles in LAUNCHES:
+            try:
+                step.check(tiles=tiles)
+                found.append((statistics.median(step.times(3, tiles=tiles)), tiles))
+            except Exception as error:
+                print("failed", tiles, repr(error)[:120])
+        found.sort(key=lambda one: one[0])
+        print(f"{length} new x {count} over {cached}, block {block}")
+        for value, tiles in found[:6]:
+            print(f"  {value:9.2f} us {step.flops / value / 1e6:6.1f} TFLOP/s {tiles}", flush=True)
+
+
+def compile_first(tuning: bool) -> None:
+    """Fill Triton's cache in parallel, before CUDA starts."""
+    calls: list[Callable[[], object]] = []
+    for block, rows, tokens in itertools.product((64, 128, 256), (1, 4), (8, 8192)):
+        launches: list[Tiles | None] = [None, *(LAUNCHES if tuning else ())]
+        calls.extend(partial(_on_meta, tokens, rows, block, tiles) for tiles in launches)
+    for fault in precompile(calls):
+        print("not compiled:", fault, flush=True)
+
+
+def _on_meta(tokens: int, rows: int, block: int, tiles: Tiles | None) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    cache = empty(8, KV_HEADS, block, HEAD_DIM)
+    q = empty(tokens, GROUP * KV_HEADS, HEAD_DIM)
+    tables, lens = empty(rows, 64, dtype=torch.int32), empty(rows + 1, dtype=torch.int32)
+    return prefill_attention(
+        q, cache, cache, tables, lens, lens[1:], SCALE, tokens, tokens, tiles=tiles
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Causal prefill attention on a GPU.")
+    parser.add_argument("--quick", action="store_true", help="few cases, under a minute")
+    parser.add_argument("--tune", action="store_true", help="try launch shapes, write nothing")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prefill.json"))
+    options = parser.parse_args()
+    compile_first(options.tune)
+    if not torch.cuda.is_available():
+        print("a CUDA device is needed", file=sys.stderr)
+        return 2
+    torch.manual_seed(0)
+    if options.tune:
+        tune()
+        return 0
+    write_results(options.output, measure(options.quick))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
