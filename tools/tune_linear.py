@@ -291,10 +291,10 @@ def main() -> None:
             entry["rows"][str(rows)] = tuning.to_json(variant)
             entry["us"][str(rows)] = round(best_us, 2)
             entry["library_us"][str(rows)] = round(library_us, 2)
-            took = time.perf_counter() - begun
             print(
-                f"  {rows:4}: {best_us:7.2f} us  library {library_us:7.2f}  {variant}  [{took:.0f} s]"
+                f"  {rows:4}: {best_us:7.2f} us  library {library_us:7.2f}  {variant}", flush=True
             )
+        print(f"  [{time.perf_counter() - begun:.0f} s]", flush=True)
         entries.append(entry)
         if not options.dry_run:
             _merge([entry], options.out)
