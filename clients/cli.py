@@ -18,7 +18,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines help nob
 from quire.clients.commands.chat import chat
 from quire.clients.commands.common import INTERRUPTED
 from quire.clients.commands.generate import generate
+from quire.clients.commands.loadtest import loadtest
 from quire.clients.commands.stats import health, stats
+from quire.clients.commands.top import top
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "batch", "bench-cache")
@@ -51,6 +53,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command()(chat)
     app.command()(stats)
     app.command()(health)
+    app.command()(loadtest)
+    app.command()(top)
     if not any(word in CLIENT_COMMANDS for word in arguments[:1]):
         _add_server_commands(app)
     return app

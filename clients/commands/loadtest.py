@@ -1,0 +1,370 @@
+"""`quire loadtest`: load from one or several client processes, and what came of it."""
+
+import json
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quire.clients.commands import common
+from quire.clients.connection import DEFAULT_ADDRESS
+from quire.clients.errors import OptionError
+
+if TYPE_CHECKING:
+    from quire.clients.loadtest.drive import Outcome, Target
+    from quire.clients.loadtest.workload import Session
+
+_WORK = "What is sent"
+_WHEN = "When"
+_WORKLOADS = ("random", "shared-prefix", "chat", "trace")
+_TRACED = "trace"
+
+
+def _option(text: str, panel: str, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, help=text, rich_help_panel=panel)
+    return option
+
+
+@common.one_line_errors
+def loadtest(
+    workload: Annotated[str, _option(f"One of {', '.join(_WORKLOADS)}.", _WORK)] = "random",
+    requests: Annotated[
+        int | None,
+        _option("Sessions to send (random, chat: 100 unless said; trace: its first).", _WORK),
+    ] = None,
+    prompt_tokens: Annotated[str, _option("Length or LOW:HIGH (random, chat).", _WORK)] = "128",
+    output_tokens: Annotated[str, _option("Length or LOW:HIGH.", _WORK)] = "64",
+    prefix_share: Annotated[float, _option("Share common to all prompts (random).", _WORK)] = 0.0,
+    groups: Annotated[int, _option("Groups (shared-prefix).", _WORK)] = 8,
+    prompts_per_group: Annotated[int, _option("Prompts in each (shared-prefix).", _WORK)] = 16,
+    prefix_tokens: Annotated[str, _option("Length of each prefix (shared-prefix).", _WORK)] = "256",
+    question_tokens: Annotated[str, _option("What follows it (shared-prefix).", _WORK)] = "32",
+    turns: Annotated[int, _option("Turns of a session (chat).", _WORK)] = 4,
+    trace: Annotated[
+        Path | None, _option("JSONL: text, messages or token_count; max_tokens; time.", _WORK)
+    ] = None,
+    temperature: Annotated[float, _option("0 is greedy.", _WORK)] = 0.0,
+    ignore_eos: Annotated[bool, _option("Make every output its full length.", _WORK)] = True,
+    ids_only: Annotated[bool, _option("Ask for ids, no text.", _WORK, "--ids-only")] = False,
+    reuse_cache: Annotated[
+        bool, _option("Let runs find each other's prefixes in the cache.", _WORK, "--reuse-cache")
+    ] = False,
+    seed: Annotated[int, _option("Of lengths, ids and arrivals.", _WORK)] = 0,
+    concurrency: Annotated[
+        list[int] | None,
+        _option(
+            "Closed loop of so many (8 unless said); several: a run each. With --rate: a cap.",
+            _WHEN,
+        ),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        _option("Open loop: sessions a second; several times: a run each.", _WHEN),
+    ] = None,
+    arrivals: Annotated[
+        str, _option("constant, poisson, gamma, or trace (its times).", _WHEN)
+    ] = "poisson",
+    burstiness: Annotated[float, _option("Shape of gamma; below 1 is bursty.", _WHEN)] = 1.0,
+    speed: Annotated[float, _option("Replay a trace's times so much faster.", _WHEN)] = 1.0,
+    warmup: Annotated[int, _option("First sessions, not measured.", _WHEN)] = 0,
+    processes: Annotated[int, _option("Client processes.", _WHEN)] = 1,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(help="Limit in ms, as ttft:500, tpot:50, itl:80 or e2el:5000; several."),
+    ] = None,
+    as_json: common.AsJson = False,
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="Each request's figures in the JSON.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    address: common.Address = None,
+    api_key: common.ApiKey = None,
+    tls: common.UseTLS = False,
+    tls_ca: common.RootFile = None,
+    tls_cert: common.CertFile = None,
+    tls_key: common.KeyFile = None,
+    tls_server_name: common.ServerName = None,
+    timeout: common.Timeout = None,
+) -> None:
+    """Put load on a server and say what it made of it."""
+    from quire.clients.loadtest.summary import parse_limits
+    from quire.clients.loadtest.workload import Span
+
+    plan = Plan(
+        workload=workload,
+        requests=requests,
+        prompt=Span.parse("prompt-tokens", prompt_tokens),
+        output=Span.parse("output-tokens", output_tokens),
+        prefix_share=prefix_share,
+        groups=groups,
+        prompts_per_group=prompts_per_group,
+        prefix=Span.parse("prefix-tokens", prefix_tokens),
+        question=Span.parse("question-tokens", question_tokens),
+        turns=turns,
+        trace=trace,
+        arrivals=arrivals,
+        burstiness=burstiness,
+        speed=speed,
+        warmup=warmup,
+        processes=processes,
+        seed=seed,
+        reuse_cache=reuse_cache,
+        options={
+            "temperature": temperature,
+            "ignore_eos": ignore_eos or None,
+            "ids_only": ids_only or None,
+        },
+    )
+    limits = parse_limits(goodput or [])
+    steps = list(_steps(plan, concurrency or [], rate or []))
+    if report is not None:
+        _check_report(report)
+    secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
+    with common.make_client(address, api_key, secure, timeout or 10) as client:
+        with common.errors_at(client.connection):
+            model = client.stats().model
+    target = _target(address, api_key, secure, timeout, model.vocab_size)
+    sessions = plan.sessions(model.max_model_len)
+    runs = [_run(plan, step, sessions, target, model.name, limits, detailed) for step in steps]
+    if report is not None:
+        from quire.clients.loadtest.report import write
+
+        write(report, runs)
+        print(f"report: {report}", file=sys.stderr)
+    _print(runs, as_json)
+    if any(run.summary["completed"] == 0 for run in runs):
+        common.fail(_why_nothing(runs))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One run of a sweep: closed loop where rate is None."""
+
+    rate: float | None
+    concurrency: int | None
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return f"concurrency {self.concurrency}"
+        return "trace's times" if math.isnan(self.rate) else f"{self.rate:g} sessions/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: what it was, its figures, its records."""
+
+    step: Step
+    summary: dict[str, Any]
+    outcome: "Outcome"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The options, but for the server and the sweep."""
+
+    workload: str
+    requests: int | None
+    prompt: Any
+    output: Any
+    prefix_share: float
+    groups: int
+    prompts_per_group: int
+    prefix: Any
+    question: Any
+    turns: int
+    trace: Path | None
+    arrivals: str
+    burstiness: float
+    speed: float
+    warmup: int
+    processes: int
+    seed: int
+    reuse_cache: bool
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.workload not in _WORKLOADS:
+            raise OptionError(f"workload: {self.workload!r}; one of {', '.join(_WORKLOADS)}")
+        if (self.workload == "trace") != (self.trace is not None):
+            raise OptionError("trace: the file goes with --workload trace, and that with a file")
+        if self.arrivals == _TRACED and self.trace is None:
+            raise OptionError("arrivals: trace's times need --workload trace")
+        if self.requests is not None and self.workload == "shared-prefix":
+            raise OptionError("requests: shared-prefix sends --groups times --prompts-per-group")
+        for name in ("requests", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name}: {value}; at least 1")
+        if self.warmup < 0:
+            raise OptionError(f"warmup: {self.warmup}; at least 0")
+
+    def sessions(self, max_model_len: int) -> "list[Session]":
+        """The workload, checked against the model's length and the warm-up."""
+        from quire.clients.loadtest.workload import check_fits
+
+        sessions = list(self._sessions())
+        if len(sessions) <= self.warmup:
+            raise OptionError(f"warmup: {self.warmup} of {len(sessions)} sessions leaves none")
+        check_fits(sessions, max_model_len)
+        return sessions
+
+    def _sessions(self) -> "Iterator[Session]":
+        from quire.clients.loadtest import workload as w
+
+        lengths = w.Lengths(self.prompt, self.output)
+        count = 100 if self.requests is None else self.requests
+        if self.trace is not None:
+            return w.trace(self.trace, self.requests)
+        if self.workload == "chat":
+            return w.conversations(count, self.turns, lengths, self.seed)
+        if self.workload == "shared-prefix":
+            return w.shared_prefix_groups(
+                self.groups,
+                self.prompts_per_group,
+                self.prefix,
+                self.question,
+                self.output,
+                self.seed,
+            )
+        return w.random_prompts(count, lengths, self.prefix_share, self.seed)
+
+
+def _steps(plan: Plan, concurrency: Sequence[int], rates: Sequence[float]) -> Iterator[Step]:
+    if any(c < 1 for c in concurrency):
+        raise OptionError(f"concurrency: {min(concurrency)}; at least 1")
+    if any(not (r > 0 and math.isfinite(r)) for r in rates):
+        raise OptionError("rate: above 0, in sessions a second")
+    open_loop = bool(rates) or plan.arrivals == _TRACED
+    if not open_loop:
+        yield from (Step(None, c) for c in concurrency or [8])
+        return
+    if len(concurrency) > 1:
+        raise OptionError("concurrency: with --rate it is a cap, and there is but one")
+    if plan.arrivals == _TRACED and rates:
+        raise OptionError("rate: the trace's times set it; use --speed")
+    cap = concurrency[0] if concurrency else None
+    yield from (Step(r, cap) for r in rates or [math.nan])
+
+
+def _target(
+    address: Sequence[str] | None,
+    api_key: str | None,
+    tls: Any,
+    timeout: float | None,
+    vocab_size: int,
+) -> "Target":
+    from quire.clients.loadtest.drive import Target
+
+    where = list(address) if address else [DEFAULT_ADDRESS]
+    return Target(where, api_key, tls or None, timeout, vocab_size)
+
+
+def _run(
+    plan: Plan,
+    step: Step,
+    sessions: "Sequence[Session]",
+    target: "Target",
+    model: str,
+    limits: Mapping[str, float],
+    detailed: bool,
+) -> Run:
+    from quire.clients.loadtest import arrivals, drive
+    from quire.clients.loadtest.summary import summarize
+
+    starts: list[float] | None = None
+    if plan.arrivals == _TRACED:
+        starts = arrivals.traced_starts(sessions, plan.speed)
+    elif step.rate is not None:
+        starts = arrivals.intended_starts(
+            plan.arrivals, step.rate, plan.burstiness, len(sessions), plan.seed
+        )
+    salt = None if plan.reuse_cache else f"loadtest-{secrets.token_hex(8)}"
+    load = drive.Load(
+        sessions,
+        starts,
+        step.concurrency,
+        plan.warmup,
+        plan.processes,
+        plan.seed,
+        {**plan.options, "cache_salt": salt},
+    )
+    total = sum(len(session.turns) for session in sessions)
+    with _progress(str(step), total) as progress:
+        outcome = drive.run(target, load, progress)
+    head = _head(plan, step, model, total)
+    return Run(step, {**head, **summarize(outcome, limits, detailed)}, outcome)
+
+
+def _head(plan: Plan, step: Step, model: str, total: int) -> dict[str, Any]:
+    closed = step.rate is None
+    return {
+        "date": time.strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": "quire.v1",
+        "backend": "quire",
+        "label": str(step),
+        "model_id": model,
+        "tokenizer_id": model,
+        "workload": plan.workload,
+        "num_prompts": total,
+        "warmup": plan.warmup,
+        "arrivals": "closed" if closed else plan.arrivals,
+        "request_rate": "inf" if closed else None if math.isnan(step.rate or 0) else step.rate,
+        "burstiness": plan.burstiness,
+        "max_concurrency": step.concurrency,
+        "seed": plan.seed,
+    }
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar on standard error, where someone watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _check_report(path: Path) -> None:
+    """Says before the run, not after it, that a report cannot be written."""
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        common.fail("the report needs matplotlib: pip install '.[loadtest]'")
+    if not path.resolve().parent.is_dir():
+        raise OptionError(f"report: no directory {path.resolve().parent}")
+
+
+def _print(runs: Sequence[Run], as_json: bool) -> None:
+    if as_json:
+        plain = [run.summary for run in runs]
+        print(json.dumps(plain[0] if len(plain) == 1 else {"runs": plain}, indent=2))
+        return
+    from rich.console import Console
+
+    from quire.clients.loadtest.text import table
+
+    Console().print(table([(str(run.step), run.summary) for run in runs]))
+    for run in runs:
+        for sign in run.summary["client_limits"]:
+            print(f"quire: {run.step}: the client was the limit: {sign}", file=sys.stderr)
+
+
+def _why_nothing(runs: Sequence[Run]) -> str:
+    for run in runs:
+        for record in run.outcome.records:
+            if record.message:
+                return f"no request completed; the first said {record.status}: {record.message}"
+    return "no request completed"

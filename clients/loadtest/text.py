@@ -1,0 +1,50 @@
+"""The figures of runs as rows of words: a column for each run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ROWS = (
+    ("requests completed", "completed", "{:,}"),
+    ("requests failed", "failed", "{:,}"),
+    ("duration, s", "duration", "{:.2f}"),
+    ("requests/s", "request_throughput", "{:.2f}"),
+    ("requests/s within limits", "request_goodput", "{:.2f}"),
+    ("output tokens/s", "output_throughput", "{:,.1f}"),
+    ("all tokens/s", "total_token_throughput", "{:,.1f}"),
+    ("prompt tokens cached", "prefix_hit_rate", "{:.1%}"),
+    ("most requests at once", "max_concurrent_requests", "{:,}"),
+)
+_LATENCIES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("end to end", "e2el"))
+_PERCENTILES = (50, 90, 99)
+
+
+def cells(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Each row's name and, for each summary, its figure; rows that nobody filled are left out."""
+    for name, key, form in _ROWS:
+        if any(run[key] is not None for run in runs):
+            yield name, [_cell(run[key], form) for run in runs]
+    for name, key in _LATENCIES:
+        for q in _PERCENTILES:
+            yield f"{name} p{q}, ms", [_cell(run[f"p{q}_{key}_ms"], "{:,.1f}") for run in runs]
+    for status in sorted({status for run in runs for status in run["errors_by_status"]}):
+        yield status, [_cell(run["errors_by_status"].get(status, 0), "{:,}") for run in runs]
+
+
+def _cell(value: Any, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> "Table":
+    """The same for the terminal; runs: title and summary of each."""
+    from rich.table import Table
+
+    grid = Table(title="Load test", title_justify="left")
+    grid.add_column("")
+    for title, _ in runs:
+        grid.add_column(title, justify="right")
+    for name, values in cells([summary for _, summary in runs]):
+        grid.add_row(name, *values)
+    return grid
