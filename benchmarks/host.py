@@ -1,7 +1,6 @@
 """CPU time of each part of a step, and what the device waited for it.
 
-Runs anywhere on a fake device step; on a CUDA machine `--device cuda` runs the real engine on random
-weights and reads the gap between steps from the device's own clock. Parts:
+Runs anywhere, on a device that only takes time. Parts:
     schedule   plan the step
     launch     upload what changed, enqueue the step (on the fake device: nothing)
     apply      take the result in, find ends, register blocks

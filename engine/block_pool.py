@@ -174,6 +174,12 @@ class BlockPool:
         self._hash_of[block] = block_hash
         self._tokens_of[block] = self._pack(token_ids, index)
 
+    def forget_all(self) -> None:
+        """Empty the prefix cache; blocks in use stay with their tables."""
+        for block in tuple(self._hash_of):
+            self._forget(block)
+        self.num_cached = 0
+
     def _forget(self, block: int) -> None:
         """The one place where a hash leaves the index."""
         block_hash = self._hash_of.pop(block)
