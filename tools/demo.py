@@ -23,11 +23,13 @@ from quire.clients.commands.stats import table
 
 START_SECONDS = 240
 STOP_SECONDS = 60
-SYSTEM = (
-    "You are a friendly helper in a small library. You answer in plain words, in one or two short"
-    " sentences, and you never make anything up. If you do not know something, you say so."
+FACTS = (
+    "Remember these facts. The code of Anna is 4812. The city of Tom is Oslo. The animal of Maria"
+    " is a fox. The code of Peter is 7305. The colour of Lena is green. The tool of Oscar is a"
+    " hammer. The fruit of Nina is a plum. The code of David is 2968. The job of Clara is baker."
 )
-QUESTION = "Tell me a short story about a cat and a bird."
+STORY = "Tell me a short story about a cat."
+RECALL = "What is the code of Peter?"
 
 
 class DemoError(Exception):
@@ -103,10 +105,10 @@ def wait_until_serving(client: Client) -> None:
         time.sleep(0.1)
 
 
-def ask(client: Client, max_tokens: int) -> tuple[str, Started, Finished]:
-    """One chat, its words printed as they come."""
-    messages = [Message("system", SYSTEM), Message("user", QUESTION)]
-    print(f"> {QUESTION}")
+def ask(client: Client, question: str, max_tokens: int) -> tuple[str, Started, Finished]:
+    """A question after the facts, the answer's words printed as they come."""
+    messages = [Message("user", FACTS), Message("assistant", "Noted."), Message("user", question)]
+    print(f"> {question}")
     text, started, finished = "", None, None
     for event in client.generate(messages, max_tokens=max_tokens, temperature=0.6, seed=11):
         if isinstance(event, Started):
@@ -119,30 +121,27 @@ def ask(client: Client, max_tokens: int) -> tuple[str, Started, Finished]:
     print()
     if started is None or finished is None or finished.completion_tokens == 0:
         raise DemoError("the stream had no start, no tokens or no end")
-    return text, started, finished
-
-
-def report(started: Started, finished: Finished) -> None:
-    """Where the time and the tokens went."""
     print(
         f"  [{finished.completion_tokens} tokens, {finished.reason}; prompt"
         f" {started.prompt_tokens} tokens, {started.cached_tokens} of them found in the cache;"
         f" prefill {finished.prefill * 1e3:.0f} ms, decode {finished.decode * 1e3:.0f} ms]"
     )
+    return text, started, finished
 
 
 def show(client: Client, max_tokens: int, heading: str) -> None:
-    """The same chat twice, and what the server says of it."""
-    print(heading.format("The first time"))
-    first, started, finished = ask(client, max_tokens)
-    report(started, finished)
-    print(heading.format("The same again: its prefix is cached, its tokens are equal"))
-    second, started, finished = ask(client, max_tokens)
-    report(started, finished)
+    """A chat, the same again, another one after the same beginning, and what the server says."""
+    print(heading.format("A chat that begins with nine facts"))
+    print(f"> {FACTS}\nNoted.")
+    first, _, _ = ask(client, STORY, max_tokens)
+    print(heading.format("The same again: its prefix is cached, its words are equal"))
+    second, started, _ = ask(client, STORY, max_tokens)
     if started.cached_tokens == 0:
         raise DemoError("the second prompt found nothing in the prefix cache")
     if first != second:
         raise DemoError("the same seed gave another text")
+    print(heading.format("The same beginning, another question"))
+    ask(client, RECALL, max_tokens)
     from rich.console import Console
 
     print(heading.format("Stats"))
