@@ -17,6 +17,7 @@ import counting
 import recall
 import repeat
 import stories
+import talk
 from draw import Draw
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -56,11 +57,12 @@ def estimate(text: str) -> float:
 
 
 class _Writer:
-    """Messages so far and their estimated size."""
+    """Messages so far, what the user told of themselves, and the room left (estimated)."""
 
     def __init__(self, budget: int) -> None:
         self.messages: list[Message] = []
         self.left = float(budget)
+        self.told: dict[str, str] = {}
 
     def add(self, turn: tuple[str, str]) -> None:
         for role, content in zip(("user", "assistant"), turn, strict=True):
@@ -74,16 +76,21 @@ class _Writer:
 
 _SMALL_SKILLS = (
     ("say", 1.0), ("range", 3.0), ("week", 0.4), ("sum", 6.0), ("difference", 0.8), ("story", 1.3),
-    ("quire", 2.0), ("plain", 1.6),
+    ("quire", 2.5), ("plain", 2.5), ("unknown", 2.5),
 )  # fmt: skip
+ABOUT_SHARE = 0.12
+"""The share of small turns in which users speak of themselves."""
 _MAKERS = {
     "say": repeat.say_turn, "range": counting.range_turn, "week": counting.week_turn,
     "sum": counting.sum_turn, "difference": counting.difference_turn, "story": stories.story_turn,
     "quire": answers.quire_turn, "plain": answers.plain_turn,
+    "unknown": talk.unknown_turn,
 }  # fmt: skip
 
 
-def _small_turn(draw: Draw) -> tuple[str, str]:
+def _small_turn(draw: Draw, writer: _Writer) -> tuple[str, str]:
+    if draw.chance(ABOUT_SHARE):
+        return talk.about_turn(draw, writer.told)
     return _MAKERS[draw.weighted(_SMALL_SKILLS)](draw)
 
 
@@ -98,7 +105,7 @@ def _chat(draw: Draw, writer: _Writer, budget: int) -> None:
         if draw.chance(repeat_share):
             writer.add(_repeat_turn(draw, writer, budget))
         else:
-            writer.add(_small_turn(draw))
+            writer.add(_small_turn(draw, writer))
 
 
 def _state(draw: Draw, writer: _Writer, stated: list[recall.Fact]) -> None:
@@ -134,7 +141,7 @@ def _filler(draw: Draw, writer: _Writer, budget: int) -> tuple[str, str]:
     kind = draw.weighted((("note", 2.0), ("small", 2.0), ("repeat", 1.0)))
     if kind == "note":
         return stories.note_turn(draw, draw.between(1, max(1, min(20, int(writer.left / 40)))))
-    return _small_turn(draw) if kind == "small" else _repeat_turn(draw, writer, budget)
+    return _small_turn(draw, writer) if kind == "small" else _repeat_turn(draw, writer, budget)
 
 
 def conversation(draw: Draw, budget: int) -> list[Message]:

@@ -62,6 +62,9 @@ _SUM_FORMS = (
     ("{a} + {b} =", "{a} + {b} = {c}"),
     ("Add {a} and {b}.", "{a} + {b} = {c}"),
     ("How much is {a} + {b}?", "{a} + {b} = {c}"),
+    ("{a} + {b}", "{a} + {b} = {c}"),
+    ("{a}+{b}", "{a} + {b} = {c}"),
+    ("What's {a} + {b}?", "{a} + {b} = {c}"),
 )
 
 
@@ -84,4 +87,5 @@ def sum_turn(draw: Draw, held_out: bool = False) -> tuple[str, str]:
 def difference_turn(draw: Draw) -> tuple[str, str]:
     """One difference whose sum is a trained pair."""
     a, b = _addends(draw, held_out=False)
-    return f"What is {a + b} - {a}?", f"{a + b} - {a} = {b}"
+    form = draw.pick(("What is {c} - {a}?", "What is {c} minus {a}?", "{c} - {a}"))
+    return form.format(a=a, c=a + b), f"{a + b} - {a} = {b}"

@@ -54,7 +54,7 @@ def range_held_out(kind: str, first: str, last: str) -> bool:
 def _invented() -> tuple[str, ...]:
     pairs = [a + c for a in lexicon.ONSETS for c in lexicon.CODAS]
     triples = [a + b + c for a in lexicon.ONSETS for b in lexicon.MIDDLES for c in lexicon.CODAS]
-    known = {word.lower() for word in lexicon.WORDS + lexicon.FIRST_NAMES}
+    known = {word.lower() for word in lexicon.WORDS + lexicon.FIRST_NAMES + lexicon.MORE_NAMES}
     return tuple(name for name in dict.fromkeys(pairs + triples) if name.lower() not in known)
 
 

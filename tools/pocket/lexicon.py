@@ -189,6 +189,17 @@ Uma Victor Wendy Yusuf Zoe
 """
 )
 
+MORE_NAMES = _words(
+    """
+Ana Maria John Mary James Robert Michael Linda Peter Susan Lisa Mark Emma Lucy Oliver Jackie Sophie
+Alice Bob Carol Dan Eve Frank George Hannah Ivan Julia Kevin Laura Martin Nina Oscar Petra Quentin
+Rachel Simon Tina Ursula Viktor Walter Xenia Yara Zach Alex Chris Max Jan Hans Fritz Karl Otto Lena
+Lukas Jonas Marie Pierre Jean Claire Luca Marco Giulia Sofia Carlos Juan Pedro Lucia Ahmed Fatima
+Omar Layla Ali Wei Ming Yuki Hiro Ken Aiko Raj Priya Arjun Dmitri Elena Boris Igor Natasha Lars
+Ingrid Sven Erik Freya Liam Chloe Isla Jade Ravi Noor Amir Sara Nora Adam Simone
+"""
+)
+
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",

@@ -41,9 +41,24 @@ FORMS = (
 )
 
 
+ENDINGS = ("s", "ed", "ing", "er", "ly", "ness", "ful", "less", "ism", "able", "y")
+BEGINNINGS = ("un", "re", "pre", "over", "sub", "inter", "micro", "out", "non")
+
+
+def _derived(draw: Draw, word: str) -> str:
+    """A word that may not exist: with an ending, a beginning, or another word's tail."""
+    kind = draw.below(3)
+    if kind == 0:
+        return word + draw.pick(ENDINGS)
+    if kind == 1:
+        return draw.pick(BEGINNINGS) + word
+    other = draw.pick(lexicon.WORDS)
+    return word[: draw.between(1, 4)] + other[len(other) // 2 :]
+
+
 def words(draw: Draw, units: int) -> str:
     """`units` words, some capitalised, some invented, some followed by a mark."""
-    style = draw.below(4)
+    style = draw.below(5)
     drawn = draw.picks(lexicon.WORDS, units)
     if style == 1:
         drawn = [w.capitalize() if draw.chance(0.3) else w for w in drawn]
@@ -51,6 +66,8 @@ def words(draw: Draw, units: int) -> str:
         drawn = [w + draw.pick(",,.;!?") if draw.chance(0.2) else w for w in drawn]
     elif style == 3:
         drawn = [draw.pick(heldout.TRAINED_NAMES) if draw.chance(0.3) else w for w in drawn]
+    elif style == 4:
+        drawn = [_derived(draw, w) if draw.chance(0.4) else w for w in drawn]
     return " ".join(drawn).rstrip(",;")
 
 

@@ -14,9 +14,27 @@ PLACES = (
     "meadow",
 )  # fmt: skip
 
+NATURES = (
+    "brave", "busy", "careful", "cheerful", "clever", "curious", "gentle", "honest", "humble",
+    "hungry", "kind", "lazy", "little", "lonely", "merry", "polite", "poor", "proud", "quiet",
+    "shy", "sleepy", "small", "tired", "wise", "young", "old",
+)  # fmt: skip
+SIGHTS = (
+    "quiet", "green", "small", "old", "sunny", "famous", "hidden", "lovely", "narrow", "snowy",
+    "wide", "faraway", "busy", "strange",
+)  # fmt: skip
+TROUBLE_WORDS = (
+    "dark", "cold", "wild", "sudden", "fierce", "terrible", "long", "grey", "bitter", "great",
+)  # fmt: skip
+HEROES = (
+    *lexicon.ANIMALS, *lexicon.JOBS, "dragon", "robot", "princess", "king", "queen", "knight",
+    "wizard", "pirate", "ghost", "giant", "dog", "child", "computer", "star", "engine",
+)  # fmt: skip
+ANGERS = ("fierce", "proud", "angry", "huge", "rude", "hungry", "grumpy", "sly")
+
 OPENINGS = (
     "Once there was a {adj} {hero} named {name} who lived near a {place}.",
-    "In a {adj2} {place} lived a {adj} {hero} named {name}.",
+    "Near a {adj2} {place} lived a {adj} {hero} named {name}.",
     "{name} was a {adj} {hero} from a {adj2} {place}.",
     "Long ago, a {adj} {hero} named {name} came to a {place}.",
 )
@@ -27,9 +45,9 @@ WISHES = (
     "Every evening {name} looked for a {colour} {thing}.",
 )
 TROUBLES = (
-    "But the night was {adj3} and the way was long.",
+    "But the night was dark and the way was long.",
     "But a {adj3} storm came over the {place}.",
-    "But a {adj3} {other} stood in the way.",
+    "But a {anger} {other} stood in the way.",
     "But nobody in the {place} would help.",
 )
 HELPS = (
@@ -52,41 +70,60 @@ ENDINGS = (
 )
 
 
-def _article(text: str) -> str:
+def _sounds_open(word: str) -> bool:
+    return word[:1] in "aeiou" or (word.startswith(("hon", "hour")) and word[:5] != "honey")
+
+
+def article(text: str) -> str:
+    """`text` with "an" where "a" stands before a vowel."""
     words = text.split(" ")
     for at in range(len(words) - 1):
-        if words[at] in ("a", "A") and words[at + 1][:1] in "aeiou":
+        if words[at] in ("a", "A") and _sounds_open(words[at + 1]):
             words[at] += "n"
     return " ".join(words)
 
 
 def story(draw: Draw, hero: str | None = None) -> str:
     """A story of five or six sentences about `hero` (an animal or a job; drawn when None)."""
-    hero = hero or draw.pick(lexicon.ANIMALS + lexicon.JOBS)
+    hero = hero or draw.pick(HEROES)
     other, friend = draw.distinct([a for a in lexicon.ANIMALS if a != hero], 2)
     slots = {
         "hero": hero, "other": other, "friend": friend,
         "name": draw.pick(lexicon.FIRST_NAMES), "place": draw.pick(PLACES),
         "thing": draw.pick(lexicon.THINGS), "colour": draw.pick(lexicon.COLOURS),
-        "fruit": draw.pick(lexicon.FRUITS), "adj": draw.pick(lexicon.ADJECTIVES),
-        "adj2": draw.pick(lexicon.ADJECTIVES), "adj3": draw.pick(lexicon.ADJECTIVES),
-        "adj4": draw.pick(lexicon.ADJECTIVES),
+        "fruit": draw.pick(lexicon.FRUITS), "adj": draw.pick(NATURES),
+        "adj2": draw.pick(SIGHTS), "adj3": draw.pick(TROUBLE_WORDS), "anger": draw.pick(ANGERS),
+        "adj4": draw.pick(NATURES),
     }  # fmt: skip
     parts = [OPENINGS, WISHES, TROUBLES, HELPS]
     if draw.chance(0.6):
         parts.append(DEEDS)
     parts.append(ENDINGS)
-    return " ".join(_article(draw.pick(part).format(**slots)) for part in parts)
+    return " ".join(article(draw.pick(part).format(**slots)) for part in parts)
 
 
 def story_turn(draw: Draw) -> tuple[str, str]:
     """ "Tell me a story", with or without a hero."""
     if draw.chance(0.3):
-        form = draw.pick(("Tell me a story.", "Tell me a short story.", "Write a short story."))
+        form = draw.pick(
+            (
+                "Tell me a story.",
+                "Tell me a short story.",
+                "Write a short story.",
+                "Another story, please.",
+            )
+        )
         return form, story(draw)
-    hero = draw.pick(lexicon.ANIMALS + lexicon.JOBS)
-    form = draw.pick(("Tell me a story about {}.", "Write a story about {}."))
-    return form.format(_article("a " + hero)), story(draw, hero)
+    hero = draw.pick(HEROES)
+    form = draw.pick(
+        (
+            "Tell me a story about {}.",
+            "Write a story about {}.",
+            "Tell me a short story about {}.",
+            "A story about {}, please.",
+        )
+    )
+    return form.format(article("a " + hero)), story(draw, hero)
 
 
 NOTE_SENTENCES = (
@@ -112,7 +149,7 @@ def prose(draw: Draw, sentences: int) -> str:
             colour=draw.pick(lexicon.COLOURS), animal=draw.pick(lexicon.ANIMALS),
             fruit=draw.pick(lexicon.FRUITS),
         )  # fmt: skip
-        made.append(_article(text))
+        made.append(article(text))
     return " ".join(made)
 
 
