@@ -320,6 +320,84 @@ def hot_copy() -> Calls:
     yield "copy blocks", call
 
 
+@cases(hot=True)
+def products() -> Calls:
+    from quire.kernels import linear, skinny, tuning
+
+    counters = skinny.new_counters(torch.device("meta"))
+    for (n, k), rows in tuning.table().items():
+        silu, head = n in (6144, 24_576) and k < n // 4, n > 100_000
+        columns = n // 2 if silu else n
+        for bucket, variant in rows.items():
+            if isinstance(variant, tuning.Library):
+                continue
+            norm = empty(k) if k in (1024, 4096) and columns >= 3072 else None
+            residual = None if silu or head or norm is not None else empty(bucket, columns)
+
+            def call(
+                v: tuning.Variant = variant,
+                sizes: tuple[int, int, int] = (bucket, n, k),
+                norm: Tensor | None = norm,
+                residual: Tensor | None = residual,
+                silu: bool = silu,
+                out_dtype: torch.dtype | None = torch.float32 if head else None,
+            ) -> None:
+                m, n, k = sizes
+                linear.run(
+                    v,
+                    empty(m, k),
+                    empty(n, k),
+                    norm_weight=norm,
+                    eps=1e-6,
+                    residual=residual,
+                    silu=silu,
+                    out_dtype=out_dtype,
+                    counters=counters,
+                    pdl=True,
+                )
+
+            yield f"linear {n} x {k}, {bucket} rows", call
+
+
+@cases(hot=True)
+def norms_sampling_state() -> Calls:
+    from quire.kernels import filtering, norms, sampling, state
+
+    rows, vocab = 256, 151_936
+    logits, slots = empty(rows, vocab, dtype=torch.float32), empty(rows, dtype=torch.int64)
+    amount, ints = empty(257, dtype=torch.float32), empty(257, dtype=torch.int32)
+    seeds, tables = empty(257, dtype=torch.int64), empty(257, 64, dtype=torch.int32)
+    prompt = empty(257, vocab, dtype=torch.bool)
+    counts = empty(257, vocab, dtype=torch.int32)
+    out, mapping = empty(rows, dtype=torch.int32), empty(rows, dtype=torch.int64)
+    yield "rms_norm", lambda: norms.rms_norm(empty(rows, 4096), empty(4096), 1e-6)
+    yield "silu_mul", lambda: norms.silu_mul(empty(rows, 6144))
+    yield "greedy", lambda: sampling.greedy(logits)
+    yield "sample", lambda: sampling.sample(logits, slots, slots, amount, seeds)
+    yield (
+        "apply_penalties",
+        lambda: sampling.apply_penalties(logits, slots, prompt, counts, amount, amount, amount),
+    )
+    yield "mask_stop_tokens", lambda: sampling.mask_stop_tokens(logits, slots, slots, tables, ints)
+    yield (
+        "filter_logits",
+        lambda: filtering.filter_logits(logits, slots, amount, ints, amount, amount),
+    )
+    yield (
+        "prepare_decode",
+        lambda: state.prepare_decode(
+            slots, ints, ints, tables, 64, out, out, mapping, out, tables[:rows]
+        ),
+    )
+    yield (
+        "prepare_mixed",
+        lambda: state.prepare_mixed(
+            slots, ints, ints, ints, tables, 64, out, out, mapping, out, tables[:rows]
+        ),
+    )
+    yield "advance", lambda: state.advance(slots, None, ints, None, slots, ints, counts)
+
+
 def _print(row: Report) -> None:
     print(
         f"{row.case:44} {row.kernel:26} {row.warps:2}w {row.stages}s {row.registers:3} regs"
