@@ -1,0 +1,36 @@
+"""Token ids to text, one token at a time.
+
+Invariant: the texts that `push` and `flush` return, joined, are what decoding all bytes at once
+gives, with U+FFFD where the bytes are not UTF-8. Bytes that may still become a character are held
+back, three at most; `whole` says that none are.
+"""
+
+import codecs
+from collections.abc import Sequence
+
+
+class Detokenizer:
+    """Incremental decoding over a table of each token's bytes."""
+
+    __slots__ = ("_decoder", "_pieces", "whole")
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        """pieces: the bytes of each id, empty for ids that give no text."""
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.whole = True
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now."""
+        piece = self._pieces[token_id]
+        if self.whole and piece.isascii():
+            return piece.decode("ascii")
+        text = self._decoder.decode(piece)
+        self.whole = not self._decoder.getstate()[0]
+        return text
+
+    def flush(self) -> str:
+        """No more tokens come: what was held back, as U+FFFD."""
+        text = self._decoder.decode(b"", final=True)
+        self.whole = True
+        return text

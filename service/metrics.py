@@ -1,0 +1,136 @@
+"""Prometheus metrics on a port of their own, made at each scrape from what is counted anyway.
+
+Invariant: serving a request never touches a metric; no label holds a key, a peer or a request.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from quire.engine.request import FinishReason
+from quire.engine.stats import EngineStats
+from quire.service.histogram import Histogram
+from quire.service.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers are; the engine's are None until it is ready."""
+
+    ledger: Ledger
+    engine: Callable[[], EngineStats | None]
+
+
+class QuireCollector(Collector):
+    """Reads everything at the moment of the scrape."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        yield from _service_metrics(self._sources.ledger)
+        engine = self._sources.engine()
+        if engine is not None:
+            yield from _engine_metrics(engine)
+
+
+class MetricsServer:
+    """The HTTP server behind --metrics-port, on a thread of its own."""
+
+    def __init__(self, host: str, port: int, collector: Collector) -> None:
+        """Listens at once. Raises OSError if the port is in use."""
+        registry = CollectorRegistry()
+        registry.register(collector)
+        started: Any = start_http_server(port, addr=host, registry=registry)
+        self._server, self._thread = started
+        self.port: int = self._server.server_port
+
+    def stop(self) -> None:
+        """Close the port and end the thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _service_metrics(ledger: Ledger) -> Iterator[Metric]:
+    yield _histogram(
+        "quire_time_to_first_token_seconds",
+        "From acceptance to the first token",
+        ledger.time_to_first_token,
+    )
+    yield _histogram(
+        "quire_inter_token_latency_seconds",
+        "Between consecutive tokens of one completion",
+        ledger.inter_token_latency,
+    )
+    yield _histogram(
+        "quire_request_queue_seconds",
+        "From acceptance to the first time scheduled",
+        ledger.queue_time,
+    )
+    yield _histogram(
+        "quire_e2e_request_latency_seconds",
+        "From acceptance to the end of the call",
+        ledger.end_to_end,
+    )
+    finished = CounterMetricFamily(
+        "quire_requests_finished", "Completions ended", labels=["reason"]
+    )
+    for reason in FinishReason:
+        finished.add_metric([reason.value], ledger.finished[reason])
+    yield finished
+    rpcs = CounterMetricFamily("quire_rpcs", "Calls ended", labels=["method", "code"])
+    for (method, code), count in list(ledger.rpcs.items()):
+        rpcs.add_metric([method, code], count)
+    yield rpcs
+    yield _counter("quire_delivered_tokens", "Tokens delivered to streams", ledger.delivered)
+
+
+def _engine_metrics(engine: EngineStats) -> Iterator[Metric]:
+    yield _gauge("quire_requests_running", "Completions being computed", engine.running)
+    yield _gauge("quire_requests_waiting", "Completions waiting", engine.waiting)
+    usage = engine.blocks_in_use / max(engine.blocks_total, 1)
+    yield _gauge("quire_kv_cache_usage_ratio", "Share of cache blocks in use", usage)
+    yield _counter("quire_prompt_tokens", "Prompt tokens scheduled", engine.prompt_tokens)
+    yield _counter("quire_generation_tokens", "Tokens sampled", engine.generated)
+    yield _counter(
+        "quire_prefix_cache_queries", "Prompt tokens looked up", engine.prefix_tokens_queried
+    )
+    yield _counter("quire_prefix_cache_hits", "Prompt tokens found", engine.prefix_tokens_hit)
+    yield _counter("quire_prefix_cache_evictions", "Cached blocks given up", engine.evictions)
+    yield _counter("quire_preemptions", "Completions put back to the queue", engine.preemptions)
+    steps = CounterMetricFamily("quire_engine_steps", "Steps of the engine", labels=["kind"])
+    steps.add_metric(["graph"], engine.steps_graph)
+    steps.add_metric(["eager"], engine.steps_eager)
+    yield steps
+    yield _counter("quire_engine_steps_failed", "Steps that failed", engine.steps_failed)
+    yield _gauge("quire_device_memory_bytes", "Memory allocated", engine.memory_allocated)
+    yield _gauge("quire_device_memory_peak_bytes", "Most allocated at once", engine.memory_peak)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    """Prometheus' buckets are cumulative."""
+    counts, total = list(histogram.counts), 0
+    buckets = []
+    for bound, count in zip((*histogram.bounds, float("inf")), counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=histogram.sum)

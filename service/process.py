@@ -1,0 +1,97 @@
+"""`quire serve` as a process: event loop, signals, exit code.
+
+Invariant: the first SIGTERM or SIGINT drains, the second ends the process at once. Standard output
+carries one line, `serving MODEL on HOST:PORT`, when the server is ready.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from quire.engine import sizing
+from quire.engine.async_engine import AsyncEngine
+from quire.engine.build import model_config
+from quire.service import logs
+from quire.service.models import resolve
+from quire.service.progress import Progress
+from quire.service.server import Server, run
+from quire.service.settings import Settings
+
+log = logging.getLogger("quire.service")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# With many streams the interpreter's default of 5 ms would let the event loop hold up the engine.
+_SWITCH_SECONDS = 0.0005
+
+
+def serve_forever(settings: Settings) -> int:
+    """Returns the exit code. Raises QuireError for what cannot be started."""
+    logs.set_up(settings.service.log_format, settings.service.log_level)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        code = runner.run(_serve(settings))
+    if code is None:
+        # A stop was asked for while the model was loading: the engine's thread cannot be joined.
+        _leave(128 + signal.SIGTERM)
+    return code
+
+
+def _loop_factory() -> Callable[[], Any] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], Any] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(settings: Settings) -> int | None:
+    stop_asked = asyncio.Event()
+    _install_signals(stop_asked)
+    resolved = resolve(settings.engine)
+    engine_config = settings.engine.replace(model=resolved.engine_model)
+    max_model_len = sizing.resolve_max_model_len(engine_config, model_config(engine_config))
+    server = Server(settings, resolved, AsyncEngine(engine_config))
+    await server.open(max_model_len)
+    progress = Progress()
+    loading = asyncio.create_task(server.load(progress))
+    asked = asyncio.create_task(stop_asked.wait())
+    await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
+    progress.close()
+    asked.cancel()
+    if not loading.done():
+        return None
+    await loading
+
+    def ready() -> None:
+        host = settings.service.host
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        print(f"serving {server.model_name} on {shown}:{server.port}", flush=True)
+        if server.metrics_port:
+            log.info("metrics on %s:%d", settings.service.metrics_host, server.metrics_port)
+
+    return await run(server, stop_asked, ready)
+
+
+def _install_signals(stop_asked: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop_asked.is_set():
+            log.warning("second %s: leaving at once", number.name)
+            _leave(128 + number)
+        stop_asked.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+
+
+def _leave(code: int) -> None:
+    """End the process without waiting for any thread."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,210 @@
+"""The server's life: open the port, load, serve, drain, stop.
+
+Invariant: the port is open and NOT_SERVING before the model is loaded; SERVING only after warm-up.
+The end has an order: NOT_SERVING first, then no new calls, then the streams get `drain_seconds`,
+then the engine stops (which ends what is left), then the port closes. A dead engine ends the
+process with another exit code than 0.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+
+from quire.engine.async_engine import AsyncEngine
+from quire.engine.errors import ConfigError
+from quire.service import tokenizer as tokenizers
+from quire.service.admission import Admission
+from quire.service.chat_template import ChatTemplate
+from quire.service.health import NAME as HEALTH_NAME
+from quire.service.health import Health
+from quire.service.ledger import Ledger
+from quire.service.metrics import MetricsServer, QuireCollector, Sources
+from quire.service.models import ResolvedModel
+from quire.service.servicer import SERVICE, InferenceServicer, Serving, handler
+from quire.service.settings import Settings
+from quire.service.state import Lifecycle, Phase
+from quire.service.stats import StatsReporter
+from quire.service.validation import ServedModel, Validator
+
+log = logging.getLogger("quire.service")
+
+ProgressReport = Callable[[str, float], None]
+
+EXIT_OK, EXIT_DEAD = 0, 1
+_GRACE = 2.0  # seconds that calls which have ended get to be written
+_ENGINE_STOP = 10.0  # seconds that the engine gets to end its step
+_BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
+_MIN_MESSAGE = 4 << 20
+_MAX_METADATA = 16 << 10
+
+
+def quire_version() -> str:
+    """The installed version."""
+    try:
+        return version("quire")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Server:
+    """One engine behind one port."""
+
+    def __init__(self, settings: Settings, resolved: ResolvedModel, engine: AsyncEngine) -> None:
+        """engine: not started yet."""
+        self._settings = settings
+        self._resolved = resolved
+        self._engine = engine
+        self._lifecycle = Lifecycle()
+        self._health = Health()
+        self.ledger = Ledger()
+        self._admission = Admission(settings.service.max_waiting)
+        self._servicer = InferenceServicer(self._lifecycle, self.ledger, self._admission)
+        self._server: grpc.aio.Server | None = None
+        self._metrics: MetricsServer | None = None
+        self.port = 0
+        self.metrics_port = 0
+
+    # ------------------------------------------------------------ beginning
+
+    async def open(self, max_model_len: int) -> None:
+        """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
+        service = self._settings.service
+        self._server = grpc.aio.server(options=_channel_options(max_model_len))
+        self._server.add_generic_rpc_handlers((handler(self._servicer),))
+        await self._health.add_to(self._server)
+        if service.reflection:
+            _add_reflection(self._server, with_health=self._health.available)
+        self.port = self._bind(self._server)
+        self._open_metrics()
+        await self._server.start()
+
+    async def load(self, progress: ProgressReport | None = None) -> None:
+        """Load model and tokenizer side by side, then serve. Raises QuireError."""
+        await self._engine.start(progress)
+        info = self._engine.info
+        tokenizer = await asyncio.to_thread(
+            tokenizers.load, self._resolved.tokenizer_directory, info.vocab_size
+        )
+        chat = None
+        if tokenizer.chat_template is not None:
+            chat = ChatTemplate(
+                tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special
+            )
+        name = self._settings.service.served_model_name or self._resolved.name
+        model = ServedModel(name, info, tokenizer, chat)
+        stats = StatsReporter(self._engine, model, self.ledger, quire_version())
+        self._servicer.serving = Serving(self._engine, model, Validator(model), stats)
+        self._lifecycle.advance(Phase.READY)
+        await self._health.set_ready(True)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self._settings.service.served_model_name or self._resolved.name
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        host, port = self._settings.service.host, self._settings.service.port
+        address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
+        try:
+            bound = server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
+        return bound
+
+    def _open_metrics(self) -> None:
+        service = self._settings.service
+        if service.metrics_port is None:
+            return
+
+        def engine_stats() -> Any:
+            return self._engine.stats() if self._servicer.serving is not None else None
+
+        collector = QuireCollector(Sources(self.ledger, engine_stats))
+        try:
+            self._metrics = MetricsServer(service.metrics_host, service.metrics_port, collector)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve metrics on {service.metrics_host}:{service.metrics_port}: "
+                f"{error.strerror or error}"
+            ) from error
+        self.metrics_port = self._metrics.port
+
+    # ------------------------------------------------------------ end
+
+    async def wait_dead(self) -> None:
+        """Returns when the engine has died, having told the probes."""
+        error_id = await self._engine.wait_dead()
+        self._lifecycle.error_id = error_id
+        self._lifecycle.advance(Phase.DEAD)
+        log.critical("the engine has died (%s): shutting down", error_id)
+        await self._health.set_ready(False)
+
+    async def drain(self) -> None:
+        """Refuse new calls and let the open ones end, for `drain_seconds` at most."""
+        self._lifecycle.advance(Phase.DRAINING)
+        await self._health.set_ready(False)
+        seconds = self._settings.service.drain_seconds
+        log.info("draining", extra={"fields": {"open": self.ledger.open, "seconds": seconds}})
+        try:
+            async with asyncio.timeout(seconds):
+                await self._servicer.wait_idle()
+        except TimeoutError:
+            log.warning("drain time is over", extra={"fields": {"open": self.ledger.open}})
+
+    async def stop(self) -> None:
+        """Stop the engine, which ends what is open, then close the ports."""
+        try:
+            async with asyncio.timeout(_ENGINE_STOP):
+                await self._engine.stop()
+        except TimeoutError:
+            log.error("the engine did not end its step in %g s", _ENGINE_STOP)
+        if self._server is not None:
+            await self._server.stop(_GRACE)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.stop)
+
+
+async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], None]) -> int:
+    """Serve until asked to stop or the engine dies. Returns the exit code."""
+    dead = asyncio.create_task(server.wait_dead())
+    asked = asyncio.create_task(stop_asked.wait())
+    try:
+        ready()
+        await asyncio.wait({dead, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not dead.done():
+            draining = asyncio.create_task(server.drain())
+            await asyncio.wait({dead, draining}, return_when=asyncio.FIRST_COMPLETED)
+        code = EXIT_DEAD if dead.done() else EXIT_OK
+        await server.stop()
+        return code
+    finally:
+        dead.cancel()
+        asked.cancel()
+
+
+def _channel_options(max_model_len: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
+        ("grpc.max_receive_message_length", max(_MIN_MESSAGE, max_model_len * _BYTES_A_TOKEN)),
+        ("grpc.max_metadata_size", _MAX_METADATA),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _add_reflection(server: grpc.aio.Server, *, with_health: bool) -> None:
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError:
+        log.warning("grpcio-reflection is not installed: reflection is off")
+        return
+    names = [SERVICE, reflection.SERVICE_NAME]
+    if with_health:
+        names.append(HEALTH_NAME)
+    reflection.enable_server_reflection(names, server)

@@ -1,0 +1,317 @@
+"""quire.v1.InferenceService: Generate and Stats.
+
+Invariant: a call is refused before it is accepted, or accepted and then counted to its end,
+whatever that end is: `finally` closes the engine's stream (which aborts it), gives up its place in
+the queue and enters what is open as aborted. A fault in one call ends that call alone.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from quire.engine.async_engine import AsyncEngine
+from quire.engine.errors import EngineDeadError, RequestError
+from quire.engine.request import FinishReason, GenerationRequest
+from quire.service import errors
+from quire.service.admission import Admission, Place
+from quire.service.errors import Refusal
+from quire.service.ledger import Ledger
+from quire.service.output import CallOutput
+from quire.service.state import Lifecycle, Phase
+from quire.service.stats import StatsReporter
+from quire.service.validation import Accepted, ServedModel, Validator
+from quire.v1 import inference_pb2 as pb
+
+log = logging.getLogger("quire.service")
+
+SERVICE = "quire.v1.InferenceService"
+REQUEST_ID_KEY = "quire-request-id"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_FIELDS = {  # what the engine calls a field, and where the contract has it
+    "max_tokens": "sampling.max_tokens",
+    "stop_token_ids": "sampling.stop_token_ids",
+}
+
+
+class Malformed:
+    """Stands for a message whose bytes could not be decoded."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """What there is once the model is loaded."""
+
+    engine: AsyncEngine
+    model: ServedModel
+    validator: Validator
+    stats: StatsReporter
+
+
+@dataclass(slots=True)
+class Call:
+    """One accepted call."""
+
+    accepted: Accepted
+    output: CallOutput
+    place: Place
+    accepted_at: float
+
+
+class InferenceServicer:
+    """Answers the two calls. `serving` is set once the engine is ready."""
+
+    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, admission: Admission) -> None:
+        self._lifecycle = lifecycle
+        self._ledger = ledger
+        self._admission = admission
+        self.serving: Serving | None = None
+        self._open_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when no accepted call is open."""
+        await self._idle.wait()
+
+    # ------------------------------------------------------------ Generate
+
+    async def Generate(
+        self, request: pb.GenerateRequest | Malformed, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams one request's tokens."""
+        code = grpc.StatusCode.CANCELLED  # unless the end is reached
+        try:
+            try:
+                call, serving = await self._accept(request, context)
+            except Refusal as refusal:
+                code = refusal.code
+                self._ledger.refuse(code)
+                await errors.abort(context, refusal)
+            engine_stream: AsyncGenerator[Any, None] | None = None
+            failure: Refusal | None = None
+            try:
+                for message in call.output.already_complete():
+                    yield message
+                if not call.output.done:
+                    engine_stream = serving.engine.generate(call.accepted.generation)
+                    async for outputs in engine_stream:
+                        for message in call.output.take(outputs):
+                            yield message
+                    failure = self._failed_step(call)
+            except EngineDeadError as error:
+                failure, reason = self._engine_gone(error)
+                for message in call.output.end(reason):
+                    yield message
+            except Exception as error:
+                failure = self._fault(error)
+                for message in call.output.end(FinishReason.ERROR):
+                    yield message
+            finally:
+                if engine_stream is not None:
+                    await engine_stream.aclose()
+                self._close(call)
+            code = failure.code if failure is not None else grpc.StatusCode.OK
+            if failure is not None:
+                await errors.abort(context, failure)
+        finally:
+            self._ledger.rpc("Generate", _ended(code, context))
+
+    async def _accept(
+        self, request: pb.GenerateRequest | Malformed, context: Context
+    ) -> tuple[Call, Serving]:
+        refusal = self._lifecycle.refusal()
+        if refusal is not None:
+            raise refusal
+        if isinstance(request, Malformed):
+            raise errors.malformed()
+        serving = self.serving
+        assert serving is not None
+        try:
+            accepted = await serving.validator.validate(request)
+            accepted = _with_key(accepted, serving.engine.new_key())
+            serving.engine.check(accepted.generation)
+        except RequestError as error:
+            field = _FIELDS.get(error.field, error.field)
+            raise errors.invalid_field(field, error.message) from error
+        except Refusal:
+            raise
+        except Exception as error:
+            raise self._fault(error) from error
+        refusal = self._lifecycle.refusal()  # it may have changed while a long text was tokenized
+        if refusal is not None:
+            raise refusal
+        place = self._admission.enter(accepted.generation.n)
+        return await self._open(accepted, place, serving, context), serving
+
+    async def _open(
+        self, accepted: Accepted, place: Place, serving: Serving, context: Context
+    ) -> Call:
+        """From here on the call is accepted, and its end will be counted."""
+        now, key = time.monotonic(), accepted.generation.key
+
+        def end_index(index: int, kept: int) -> None:
+            serving.engine.finish(key, index, kept)
+
+        def on_started(waited: float) -> None:
+            place.started()
+            self._admission.observe_wait(waited)
+
+        self._ledger.accept(accepted.generation.n)
+        self._open_calls += 1
+        self._idle.clear()
+        output = CallOutput(
+            accepted,
+            serving.model.tokenizer,
+            serving.model.info.fingerprint,
+            self._ledger,
+            now,
+            end_index,
+            on_started,
+        )
+        call = Call(accepted, output, place, now)
+        try:
+            await context.send_initial_metadata(((REQUEST_ID_KEY, accepted.request_id),))
+        except BaseException:
+            self._close(call)
+            raise
+        return call
+
+    def _close(self, call: Call) -> None:
+        """The one end of an accepted call."""
+        self._open_calls -= 1
+        if not self._open_calls:
+            self._idle.set()
+        call.place.leave()
+        call.output.abandon()
+        record, request = call.output.record(), call.accepted.generation
+        elapsed = time.monotonic() - call.accepted_at
+        self._ledger.end_to_end.observe(elapsed)
+        log.info(
+            "request ended",
+            extra={
+                "fields": {
+                    "request_id": call.accepted.request_id,
+                    "finish": ",".join(record.reasons),
+                    "prompt_tokens": len(request.prompt_token_ids),
+                    "cached_tokens": record.cached_tokens,
+                    "completion_tokens": record.delivered,
+                    "queued_s": round(record.queued, 4),
+                    "first_token_s": record.first_token and round(record.first_token, 4),
+                    "total_s": round(elapsed, 4),
+                    "preemptions": record.preemptions,
+                }
+            },
+        )
+
+    @staticmethod
+    def _failed_step(call: Call) -> Refusal | None:
+        error_id = call.output.error_id
+        return None if error_id is None else errors.internal(error_id)
+
+    def _engine_gone(self, error: EngineDeadError) -> tuple[Refusal, FinishReason]:
+        if self._lifecycle.phase is Phase.DRAINING:  # stopped by us, in the drain's last stage
+            return errors.unavailable("the server is shutting down", "DRAINING"), (
+                FinishReason.ABORTED
+            )
+        return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
+
+    @staticmethod
+    def _fault(error: Exception) -> Refusal:
+        error_id = secrets.token_hex(4)
+        log.error("a call failed (%s)", error_id, exc_info=error)
+        return errors.internal(error_id)
+
+    # ------------------------------------------------------------ Stats
+
+    async def Stats(
+        self, request: pb.StatsRequest | Malformed, context: Context
+    ) -> pb.StatsResponse:
+        """Answers what the server holds and has done; also while draining."""
+        code = grpc.StatusCode.CANCELLED
+        try:
+            try:
+                response = await self._stats(request)
+            except Refusal as refusal:
+                code = refusal.code
+                await errors.abort(context, refusal)
+            code = grpc.StatusCode.OK
+            return response
+        finally:
+            self._ledger.rpc("Stats", _ended(code, context))
+
+    async def _stats(self, request: pb.StatsRequest | Malformed) -> pb.StatsResponse:
+        if isinstance(request, Malformed):
+            raise errors.malformed()
+        refusal = self._lifecycle.refusal()
+        if self.serving is None or self._lifecycle.phase is Phase.DEAD:
+            assert refusal is not None
+            raise refusal
+        try:
+            block_map = b""
+            if request.include_block_map:
+                block_map = await self.serving.engine.block_map()
+            return self.serving.stats.response(block_map)
+        except EngineDeadError as error:
+            raise errors.unavailable(str(error), "ENGINE_DEAD") from error
+        except Exception as error:
+            raise self._fault(error) from error
+
+
+def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:
+    """The code as the client sees it: a call that was cut off may have met its deadline."""
+    if code is not grpc.StatusCode.CANCELLED:
+        return code
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return code
+
+
+def _with_key(accepted: Accepted, key: int) -> Accepted:
+    given = accepted.generation
+    keyed = GenerationRequest(
+        key=key,
+        prompt_token_ids=given.prompt_token_ids,
+        sampling=given.sampling,
+        n=given.n,
+        priority=given.priority,
+        cache_salt=given.cache_salt,
+        resume_token_ids=given.resume_token_ids,
+        client=given.client,
+    )
+    return Accepted(accepted.request_id, keyed, accepted.text)
+
+
+def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
+    """The service's methods. Messages that cannot be decoded reach the servicer as Malformed, so
+    that they too are answered with a status of the contract."""
+    methods = {
+        "Generate": grpc.unary_stream_rpc_method_handler(
+            servicer.Generate,
+            request_deserializer=_decoder(pb.GenerateRequest.FromString),
+            response_serializer=pb.GenerateResponse.SerializeToString,
+        ),
+        "Stats": grpc.unary_unary_rpc_method_handler(
+            servicer.Stats,
+            request_deserializer=_decoder(pb.StatsRequest.FromString),
+            response_serializer=pb.StatsResponse.SerializeToString,
+        ),
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except Exception:
+            return Malformed()
+
+    return decode

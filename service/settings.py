@@ -1,0 +1,221 @@
+"""The server's options, and where their values come from.
+
+A value is taken from the command line's flag, else from the environment (QUIRE_ and the option's
+name in capitals), else from the TOML file (sections [engine] and [service]), else from the default.
+
+Invariant: nothing is accepted and ignored. An unknown key, section or QUIRE_ variable, and a value
+of the wrong type, is a ConfigError that names it and where it stands. (Names that begin with
+QUIRE_CLIENT_ are the clients' own.)
+"""
+
+import dataclasses
+import ipaddress
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
+from quire.service.logs import FORMATS, LEVELS
+
+ENV_PREFIX = "QUIRE_"
+CLIENT_PREFIX = "QUIRE_CLIENT_"
+CONFIG_VARIABLE = "QUIRE_CONFIG"
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """Options of the server; the field's metadata holds the help text of each."""
+
+    host: str = _option("127.0.0.1", "address to listen on")
+    port: int = _option(50051, "port to listen on; 0 takes a free one")
+    metrics_host: str = _option("127.0.0.1", "address of the Prometheus metrics")
+    metrics_port: int | None = _option(None, "port of the Prometheus metrics; default: none")
+    insecure: bool = _option(False, "listen beyond this machine without TLS and credentials")
+    served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
+    max_waiting: int = _option(1024, "most completions waiting; more are refused")
+    drain_seconds: float = _option(30.0, "seconds that streams get to end after SIGTERM")
+    reflection: bool = _option(True, "answer gRPC reflection")
+    log_format: str = _option("text", "text or json")
+    log_level: str = _option("info", "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        _in_range("port", self.port, 0, 65535)
+        if self.metrics_port is not None:
+            _in_range("metrics_port", self.metrics_port, 0, 65535)
+        _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
+        if not 0 <= self.drain_seconds <= 86400:
+            raise ConfigError(f"drain_seconds = {self.drain_seconds}: must be 0 to 86400")
+        _one_of("log_format", self.log_format, FORMATS)
+        _one_of("log_level", self.log_level, LEVELS)
+        self._refuse_exposure("host", self.host)
+        if self.metrics_port is not None:
+            self._refuse_exposure("metrics_host", self.metrics_host)
+
+    def _refuse_exposure(self, name: str, host: str) -> None:
+        if not self.insecure and not is_loopback(host):
+            raise ConfigError(
+                f"{name} = {host}: would be open to the network without TLS; "
+                "give insecure = true (--insecure) if that is meant"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything `quire serve` runs with."""
+
+    engine: EngineConfig
+    service: ServiceConfig
+
+    def to_toml(self) -> str:
+        """The settings in force as a file that can be read back; unset ones as comments."""
+        sections = [("engine", self.engine), ("service", self.service)]
+        return "\n".join(_section(name, config) for name, config in sections)
+
+
+SECTIONS: dict[str, type] = {"engine": EngineConfig, "service": ServiceConfig}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def option_types(config: type) -> dict[str, tuple[type, bool]]:
+    """Of each option its type, and whether it may be unset."""
+    hints = typing.get_type_hints(config)
+    return {f.name: _plain_type(hints[f.name]) for f in dataclasses.fields(config)}
+
+
+def read_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
+) -> Settings:
+    """Merge the sources. flags: those that were given. Raises ConfigError."""
+    if file is None and environment.get(CONFIG_VARIABLE):
+        file = Path(environment[CONFIG_VARIABLE])
+    from_file = _read_file(file) if file is not None else {}
+    from_environment = _read_environment(environment)
+    merged = {}
+    for section, config in SECTIONS.items():
+        names = option_types(config)
+        values = dict(from_file.get(section, {}))
+        values.update({k: v for k, v in from_environment.items() if k in names})
+        values.update({k: v for k, v in flags.items() if k in names})
+        merged[section] = config(**values)
+    return Settings(**merged)
+
+
+def _plain_type(hint: Any) -> tuple[type, bool]:
+    if isinstance(hint, types.UnionType):
+        inner = [t for t in typing.get_args(hint) if t is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def _read_file(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for section, values in content.items():
+        if section not in SECTIONS:
+            known = ", ".join(f"[{name}]" for name in SECTIONS)
+            raise ConfigError(f"{path}: unknown key {section!r} at the top; sections: {known}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {section} is not a section")
+        known_types = option_types(SECTIONS[section])
+        for name, value in values.items():
+            where = f"{path}: [{section}] {name}"
+            if name not in known_types:
+                raise ConfigError(f"{where}: unknown option")
+            values[name] = _checked(where, value, *known_types[name])
+    return content
+
+
+def _checked(where: str, value: Any, wanted: type, _optional: bool) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{where} = {value!r}: must be {_article(wanted)}")
+    return value
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {name: kind for config in SECTIONS.values() for name, kind in _kinds(config)}
+    values = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable.startswith(CLIENT_PREFIX):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in known:
+            raise ConfigError(f"environment variable {variable}: no such option")
+        values[name] = _parsed(f"environment variable {variable}", text, known[name])
+    return values
+
+
+def _kinds(config: type) -> list[tuple[str, type]]:
+    return [(name, kind) for name, (kind, _) in option_types(config).items()]
+
+
+def _parsed(where: str, text: str, wanted: type) -> Any:
+    if wanted is bool:
+        if text.lower() in _TRUE:
+            return True
+        if text.lower() in _FALSE:
+            return False
+        raise ConfigError(f"{where} = {text!r}: must be true or false")
+    try:
+        return wanted(text)
+    except ValueError:
+        raise ConfigError(f"{where} = {text!r}: must be {_article(wanted)}") from None
+
+
+def _article(wanted: type) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return names[wanted]
+
+
+def _section(name: str, config: Any) -> str:
+    lines = [f"[{name}]"]
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        shown = f"# {option.name} =" if value is None else f"{option.name} = {_toml(value)}"
+        lines.append(f"{shown}  # {option.metadata['help']}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
+
+
+def _in_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} = {value}: must be {low} to {high}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} = {value!r}: supported: {', '.join(allowed)}")

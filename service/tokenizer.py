@@ -1,0 +1,154 @@
+"""The model's tokenizer: text to ids, ids to bytes.
+
+Invariant: `pieces[i]` and `text_pieces[i]` exist for every id of the model's vocabulary; joined and
+decoded as UTF-8 the latter are the text, so special tokens and ids that the tokenizer does not know
+are empty there. Needs neither transformers nor torch.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from quire.engine.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A byte-level tokenizer, read once. Safe to use from several threads."""
+
+    backend: Backend
+    pieces: Sequence[bytes]  # each id's bytes
+    text_pieces: Sequence[bytes]  # the same, special tokens empty
+    special_tokens: tuple[str, ...]
+    eos_token_ids: tuple[int, ...]
+    chat_template: str | None
+    template_tokens: Mapping[str, str]  # bos_token, eos_token, … as templates know them
+    size: int  # one more than the highest id
+
+    @property
+    def longest_piece(self) -> int:
+        """Bytes of the longest token."""
+        return max(len(piece) for piece in self.pieces)
+
+    def max_text_bytes(self, tokens: int) -> int:
+        """No text of more bytes can be tokenized into so few tokens."""
+        shrinks = 3 if self.backend.normalizer is not None else 1  # NFC composes up to 3 to 1
+        return tokens * self.longest_piece * shrinks
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text; special tokens written in it are recognised."""
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def find_special(self, text: str) -> str | None:
+        """A special token written in the text, or None."""
+        return next((token for token in self.special_tokens if token in text), None)
+
+
+def load(directory: Path, vocab_size: int) -> Tokenizer:
+    """Read tokenizer.json and tokenizer_config.json. Raises ModelError, naming the file."""
+    backend = _backend(directory)
+    size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if size > vocab_size:
+        raise ModelError(
+            f"{directory / 'tokenizer.json'}: holds ids up to {size - 1}, "
+            f"but the model's vocab_size is {vocab_size}"
+        )
+    added = backend.get_added_tokens_decoder()
+    special = {i: token.content for i, token in added.items() if token.special}
+    pieces = _pieces(backend, vocab_size)
+    texts = [b"" if i in special else piece for i, piece in enumerate(pieces)]
+    config = _read_json(directory / "tokenizer_config.json")
+    tokens = _named_tokens(config)
+    eos = tokens.get("eos_token")
+    eos_id = backend.token_to_id(eos) if eos is not None else None
+    return Tokenizer(
+        backend=backend,
+        pieces=pieces,
+        text_pieces=texts,
+        special_tokens=tuple(special.values()),
+        eos_token_ids=() if eos_id is None else (eos_id,),
+        chat_template=_chat_template(directory, config),
+        template_tokens=tokens,
+        size=size,
+    )
+
+
+def _backend(directory: Path) -> Backend:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"no tokenizer: {path} is missing")
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ModelError(f"{path}: not a tokenizer: {error}") from error
+    if not _is_byte_level(backend):
+        kind = type(backend.decoder).__name__
+        raise ModelError(f"{path}: its decoder is {kind}; only byte-level ones are supported")
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _is_byte_level(backend: Backend) -> bool:
+    return type(backend.decoder).__name__ == "ByteLevel"
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level vocabularies write bytes as (from GPT-2): printable bytes
+    stand for themselves, the others for characters from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(plain)]
+    alphabet = {chr(b): b for b in plain}
+    alphabet.update({chr(0x100 + i): b for i, b in enumerate(others)})
+    return alphabet
+
+
+def _pieces(backend: Backend, vocab_size: int) -> list[bytes]:
+    """Bytes of each id. A token with a character outside the alphabet stands for its own UTF-8."""
+    table = {ord(c): chr(b) for c, b in byte_alphabet().items()}
+    pieces = [b""] * vocab_size
+    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+        if all(ord(c) in table for c in token):
+            pieces[token_id] = token.translate(table).encode("latin-1")
+        else:
+            pieces[token_id] = token.encode()
+    return pieces
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token and the like; each is a string or an object with its content."""
+    tokens = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
+        value = config.get(name)
+        if isinstance(value, Mapping):
+            value = value.get("content")
+        if isinstance(value, str):
+            tokens[name] = value
+    return tokens
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
