@@ -8,6 +8,8 @@ are compared in a second kernel.
 logits: [L, V] fp32, contiguous. Filtering (top-k, top-p, min-p) stands in filtering.py.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 import torch
 import triton
 import triton.language as tl
