@@ -106,6 +106,9 @@ class Scheduler:
                 "stop_token_ids",
                 f"{len(params.ending_ids)} with the EOS ids; at most {MAX_ENDING_IDS} can be held",
             )
+        if spec.n < 1 or (spec.n > 1 and spec.resume_token_ids):
+            limit = "exactly 1 with resume_token_ids" if spec.resume_token_ids else "at least 1"
+            raise RequestError("n", f"{spec.n}: must be {limit}")
         if len(spec.resume_token_ids) > params.max_tokens:
             raise RequestError(
                 "resume_token_ids",
@@ -320,9 +323,14 @@ class Scheduler:
 
     @staticmethod
     def _fork_source(request: Request) -> Request | None:
-        """The running sibling whose prompt is computed, if this request never ran itself."""
+        """The running sibling whose prompt is computed, if this request never ran itself.
+
+        A leader that was preempted and runs again may be at its prompt still, or again.
+        """
         leader = request.leader
-        return leader if leader is not None and leader.status is Status.RUNNING else None
+        if leader is None or leader.status is not Status.RUNNING:
+            return None
+        return leader if leader.num_applied_tokens >= leader.num_prompt_tokens else None
 
     def _find_prefix(self, request: Request) -> list[int]:
         """Cached blocks of the request's prefix: whole ones, leaving a token to compute."""
@@ -395,11 +403,10 @@ class Scheduler:
                 self.counters.discarded += len(tokens)
             else:
                 request.num_applied_tokens = row.start + row.num_tokens
+                self._register_full_blocks(request)
                 if row.start < request.num_prompt_tokens <= request.num_applied_tokens:
                     self._waiting.release(request)
                 self._append(request, tokens, logprob, outputs)
-                if request.status is Status.RUNNING:
-                    self._register_full_blocks(request)
         outputs.extend(self.drain_outputs())
         return outputs
 

@@ -87,13 +87,13 @@ class WaitingQueue:
         self._admissions += 1
         request.status = Status.RUNNING
         self._live -= 1
+        self._trim()
 
     def forget(self, request: Request) -> None:
         """A waiting request has ended (its status says so already)."""
         assert request.status is not Status.WAITING
         self._live -= 1
-        if len(self._oldest) > 2 * self._live + 64:
-            self._sweep()
+        self._trim()
 
     # ------------------------------------------------------------ heaps
 
@@ -122,6 +122,10 @@ class WaitingQueue:
         while self._oldest and self._oldest[0][-1].status is not Status.WAITING:
             heapq.heappop(self._oldest)
         return self._oldest[0][-1] if self._oldest else None
+
+    def _trim(self) -> None:
+        if len(self._oldest) > 2 * self._live + 64:
+            self._sweep()
 
     def _sweep(self) -> None:
         """Forget entries of requests that no longer wait, and doubles of preempted ones."""

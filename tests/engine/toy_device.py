@@ -1,0 +1,163 @@
+"""A device without arithmetic: it remembers what stands in each cache slot, and checks what it
+reads.
+
+Invariant: a cache slot holds the digest of the whole sequence up to its token, so one comparison
+tells whether a row's context is its own: right tokens, right order, right salt, nothing written
+over by a neighbour. Plans are executed in stream order and only from what they carry and what
+earlier plans left in the slots, as the real runner does it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from quire.engine.plan import PlanRow, StepPlan
+from quire.engine.request import GenerationRequest, Request
+
+EOS = 0
+GARBAGE = -1  # never a digest
+
+
+def root(salt: bytes) -> int:
+    """The digest of nothing at all, under a salt."""
+    return hash((7, *salt)) & 0xFFFFFFFFFFFF
+
+
+def extend(digest: int, token: int) -> int:
+    """The digest of one more token."""
+    return hash((digest, token)) & 0xFFFFFFFFFFFF
+
+
+def draw(digest: int, seed: int, index: int, vocab: int) -> int:
+    """The toy model: the next token is a function of the sequence, the seed and the index."""
+    return (hash((digest, seed, index, 3)) >> 7) % vocab
+
+
+class Oracle:
+    """One index alone, to the very end: token_ids and digests of prompt and max_tokens outputs.
+
+    `expected` are the outputs that a client must get: from the resumed ones on, up to an ending id.
+    """
+
+    def __init__(self, spec: GenerationRequest, index: int, vocab: int) -> None:
+        params = spec.sampling
+        self.token_ids = list(spec.prompt_token_ids)
+        self.digests: list[int] = []
+        digest = root(spec.cache_salt)
+        for token in self.token_ids:
+            digest = extend(digest, token)
+            self.digests.append(digest)
+        prompt = len(self.token_ids)
+        self.stops = False
+        end = prompt + params.max_tokens
+        for count in range(1, params.max_tokens + 1):
+            token = draw(digest, params.seed, index, vocab)
+            self.token_ids.append(token)
+            digest = extend(digest, token)
+            self.digests.append(digest)
+            if not self.stops and count >= params.min_tokens and token in params.ending_ids:
+                self.stops = True
+                end = prompt + count
+        self.expected = self.token_ids[prompt + len(spec.resume_token_ids) : end]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What a slot knows between steps. Stale columns stay, as they do on a device."""
+
+    table: dict[int, int] = field(default_factory=dict)
+    last_token: int = GARBAGE
+    num_computed: int = GARBAGE
+
+
+class ToyDevice:
+    """Cache blocks with a memory, and slots."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        vocab: int,
+        oracle_of: Callable[[Request], Oracle],
+    ) -> None:
+        self.block_size = block_size
+        self.vocab = vocab
+        self.blocks = [[GARBAGE] * block_size for _ in range(num_blocks)]
+        self.slots = [_Slot() for _ in range(max_num_seqs)]
+        self._oracle_of = oracle_of
+
+    def execute(self, plan: StepPlan) -> list[list[int]]:
+        """Run a step; returns the sampled tokens. Raises AssertionError on any corruption."""
+        self._prepare(plan)
+        for row in plan.rows:  # all read before any writes: nobody may lean on a neighbour's step
+            self._check_context(row)
+        written: set[tuple[int, int]] = set()
+        sampled = []
+        for row in plan.rows:
+            digest = self._compute(row, written)
+            slot = self.slots[row.slot]
+            slot.num_computed += row.num_tokens
+            if row.samples:
+                request = row.request
+                token = draw(digest, request.sampling.seed, request.index, self.vocab)
+                slot.last_token = token
+                sampled.append([token])
+        return sampled
+
+    def spoil(self, plan: StepPlan, rows: int) -> None:
+        """A step that fails after `rows` of its rows: what they would have written is garbage."""
+        self._prepare(plan)
+        for row in plan.rows[:rows]:
+            slot = self.slots[row.slot]
+            for position in range(row.start, row.start + row.num_tokens):
+                block, offset = self._place(slot, position)
+                self.blocks[block][offset] = GARBAGE
+
+    def _prepare(self, plan: StepPlan) -> None:
+        for request in plan.admitted:
+            slot = self.slots[request.slot]
+            slot.last_token = request.token_ids[-1]
+            slot.num_computed = request.num_applied_tokens
+        for update in plan.block_updates:
+            self.slots[update.slot].table[update.column] = update.block
+        for source, target in plan.copies:
+            self.blocks[target] = list(self.blocks[source])
+
+    def _place(self, slot: _Slot, position: int) -> tuple[int, int]:
+        column, offset = divmod(position, self.block_size)
+        return slot.table[column], offset
+
+    def _check_context(self, row: PlanRow) -> None:
+        slot, size = self.slots[row.slot], self.block_size
+        digests = self._oracle_of(row.request).digests
+        assert slot.num_computed == row.start, "the device stands elsewhere than the plan"
+        for column, begin in enumerate(range(0, row.start, size)):
+            width = min(size, row.start - begin)
+            held = self.blocks[slot.table[column]][:width]
+            assert held == digests[begin : begin + width], (
+                f"corrupt context: request {row.request.key}.{row.request.index}, column {column}"
+            )
+
+    def _compute(self, row: PlanRow, written: set[tuple[int, int]]) -> int:
+        slot, request = self.slots[row.slot], row.request
+        oracle = self._oracle_of(request)
+        end = row.start + row.num_tokens
+        if row.num_tokens == 1 and row.samples:
+            tokens = [slot.last_token]  # a decode row: the slot feeds itself
+        else:
+            tokens = request.token_ids[row.start : end]
+        assert tokens == oracle.token_ids[row.start : end], "a row computes tokens not its own"
+        if row.start:
+            block, offset = self._place(slot, row.start - 1)
+            digest = self.blocks[block][offset]
+        else:
+            digest = root(request.spec.cache_salt)
+        for position, token in enumerate(tokens, row.start):
+            digest = extend(digest, token)
+            place = self._place(slot, position)
+            assert place[0] != 0, "a row writes the null block"
+            assert place not in written, "two rows write one slot"
+            written.add(place)
+            self.blocks[place[0]][place[1]] = digest
+        assert digest == oracle.digests[end - 1]
+        return digest
