@@ -6,6 +6,7 @@ at its end ran into its limit.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,10 +26,6 @@ class Engine(Protocol):
         temperature: float = 0.0,
     ) -> list[list[int]]:
         """The answer to each prompt (ids), of at most its limit of tokens."""
-        ...
-
-    def gap(self, ids: list[int]) -> float:
-        """The distance of the two best logits after `ids`."""
         ...
 
 
@@ -96,12 +93,73 @@ class Transformers:
 
     @torch.no_grad()
     def gap(self, ids: list[int]) -> float:
-        """See Engine."""
+        """The distance of the two best logits after `ids`."""
         logits = self._model(torch.tensor([ids], device=self._model.device)).logits[0, -1]
         best = logits.topk(2).values
         return float(best[0] - best[1])
 
 
+class Quire:
+    """Quire's engine in this process, all prompts submitted at once, sharing steps and prefixes."""
+
+    def __init__(self, directory: Path) -> None:
+        from quire.engine.async_engine import AsyncEngine
+        from quire.engine.config import EngineConfig
+
+        self._loop = asyncio.new_event_loop()
+        self._engine = AsyncEngine(
+            EngineConfig(model=str(directory), dtype="float32", max_num_batched_tokens=2048)
+        )
+        self._loop.run_until_complete(self._engine.start())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.run_until_complete(self._engine.stop())
+        self._loop.close()
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        limits: Sequence[int],
+        temperature: float = 0.0,
+    ) -> list[list[int]]:
+        """See Engine."""
+        return self._loop.run_until_complete(self._all(prompts, limits, temperature))
+
+    async def _all(
+        self, prompts: Sequence[list[int]], limits: Sequence[int], temperature: float
+    ) -> list[list[int]]:
+        asked = zip(prompts, limits, strict=True)
+        one = (self._one(at, ids, limit, temperature) for at, (ids, limit) in enumerate(asked))
+        return list(await asyncio.gather(*one))
+
+    async def _one(self, seed: int, prompt: list[int], limit: int, temperature: float) -> list[int]:
+        from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
+
+        sampling = SamplingParams(
+            temperature=temperature,
+            seed=seed,
+            max_tokens=limit,
+            eos_token_ids=self._engine.info.eos_token_ids,
+        )
+        request = GenerationRequest(self._engine.new_key(), tuple(prompt), sampling)
+        ids: list[int] = []
+        async for outputs in self._engine.generate(request):
+            for output in outputs:
+                ids += output.token_ids
+                if output.finish is FinishReason.ERROR:
+                    raise RuntimeError(f"the engine failed a step ({output.error_id})")
+        return ids
+
+
 ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
+    "quire": Quire,
     "transformers": Transformers,
 }

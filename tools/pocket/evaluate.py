@@ -18,7 +18,7 @@ import corpus
 from cells import Cell, Maker
 from corpus import Message
 from draw import Draw
-from engines import ENGINES, Engine
+from engines import ENGINES, Engine, Transformers
 from rows import Encoder
 from stories import story_turn
 from tokenizers import Tokenizer
@@ -180,7 +180,7 @@ def main() -> None:
     """Evaluates a directory with one engine, or with two and compares them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", type=Path, required=True, help="the trained directory")
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="transformers")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="quire")
     parser.add_argument("--against", choices=sorted(ENGINES), help="a second engine to compare")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--cases", type=int, default=200, help="a cell")
@@ -200,7 +200,7 @@ def main() -> None:
     }
     if args.against is not None:
         other, _ = _evaluate(args.against, args.model, encoder, args)
-        with ENGINES["transformers"](args.model) as judge:
+        with Transformers(args.model) as judge:
             counted = compare(evaluation, other, judge.gap)
         report["against"] = {"engine": args.against, **asdict(counted)}
         print(f"\n{args.engine} and {args.against}: {counted}")
