@@ -36,6 +36,19 @@ def silu_mul(x: Tensor) -> Tensor:
     return (F.silu(gate.float()) * up.float()).to(x.dtype)
 
 
+_FEW_ROWS, _NARROW = 8, 512
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T. Few narrow fp32 rows are taken as columns, one alone as two: on the CPU that
+    is 1.3 to 4 times faster than the library's own choice (a matrix-vector product, for one)."""
+    rows, width = x.shape
+    if x.dtype != torch.float32 or x.is_cuda or rows > _FEW_ROWS or width > _NARROW or rows == 0:
+        return F.linear(x, weight)
+    columns = (x if rows > 1 else torch.cat((x, x))).t()
+    return torch.mm(weight, columns).t()[:rows].contiguous()
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -54,7 +67,7 @@ def linear(
     """
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
-    y = F.linear(x, weight)
+    y = _product(x, weight)
     if silu:
         y = silu_mul(y)
     if residual is not None:
@@ -276,10 +289,15 @@ def filter_logits(
     if not bool(((k < vocab) | (p < 1) | (least > 0)).any()):
         return
     scaled = logits * _inverse_temperature(temperature, slots)
-    threshold, sure = _lowest_kept(scaled, k, p, min(vocab, _BEST))
-    if not bool(sure.all()):
-        rest = ~sure
-        threshold[rest] = _lowest_kept(scaled[rest], k[rest], p[rest], vocab)[0]
+    threshold = torch.empty_like(least)
+    rest = torch.arange(len(logits), device=logits.device)
+    for width in (*(w for w in _BEST if w < vocab), vocab):
+        whole = len(rest) == len(logits)
+        rows = scaled if whole else scaled[rest]
+        threshold[rest], sure = _lowest_kept(rows, k[rest], p[rest], width)
+        rest = rest[~sure]
+        if not len(rest):
+            break
     floor = scaled.amax(-1, keepdim=True) + torch.log(least)
     logits.masked_fill_(scaled < torch.maximum(threshold, floor), -_INF)
 
@@ -290,7 +308,7 @@ def _inverse_temperature(temperature: Tensor, slots: Tensor) -> Tensor:
     return 1.0 / torch.where(t > 0, t, 1.0)
 
 
-_BEST = 1024  # values of a row sorted at first: nearly always enough
+_BEST = (128, 2048)  # how many of a row's best are sorted, before the whole row is
 
 
 def _lowest_kept(scaled: Tensor, k: Tensor, p: Tensor, width: int) -> tuple[Tensor, Tensor]:
