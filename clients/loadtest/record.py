@@ -5,6 +5,7 @@ share; latencies count from `intended`, when the request should have been sent, 
 """
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 OK = "OK"
@@ -49,7 +50,7 @@ class Record:
     @property
     def gaps(self) -> list[float]:
         """Inter-token latencies: between one message with tokens and the next."""
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.times)]
 
     @property
     def tpot(self) -> float | None:

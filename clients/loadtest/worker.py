@@ -124,8 +124,7 @@ class Worker:
 
         tasks = []
         for session, start in zip(self._sessions, self._job.starts or [], strict=True):
-            ahead = start - self._now()
-            if ahead > 0:
+            while (ahead := start - self._now()) > 0:  # a loop's timers may be early by a tick
                 await asyncio.sleep(ahead)
             tasks.append(asyncio.create_task(gated(session, start)))
         await asyncio.gather(*tasks)

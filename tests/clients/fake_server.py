@@ -10,6 +10,7 @@ Scripts, as the text prompt:
     fail CODE MESSAGE  the status at once
     late CODE          started and one delta, then the status
     fail-times N       UNAVAILABLE for the first N calls of this script, then `say ok`
+    gather N           nothing until N calls of this script are here at once, then `say ok`
     busy-times N MS    RESOURCE_EXHAUSTED with a pushback of MS, N times, then `say ok`
 Token ids and chats are answered with `say` of what was received.
 """
@@ -38,6 +39,7 @@ class Seen:
     calls: Counter[str] = field(default_factory=Counter)
     cancelled: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
+    gathered: threading.Condition = field(default_factory=threading.Condition)
 
 
 def started(request: pb.GenerateRequest) -> pb.GenerateResponse:
@@ -110,6 +112,14 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         if verb == "busy-times" and self.seen.calls[verb] <= int(rest[0]):
             context.set_trailing_metadata((("grpc-retry-pushback-ms", rest[1]),))
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
+        if verb == "gather":
+            with self.seen.gathered:
+                self.seen.gathered.notify_all()
+                enough = self.seen.gathered.wait_for(
+                    lambda: self.seen.calls[verb] >= int(rest[0]), timeout=10
+                )
+            if not enough:
+                context.abort(grpc.StatusCode.ABORTED, "nobody else came")
         yield started(request)
         self.seen.started.set()
         if verb == "hang":
