@@ -237,6 +237,12 @@ LAUNCHES = [
     Tiles(64, 128, 4, 2),
     Tiles(64, 128, 8, 2),
     Tiles(64, 128, 8, 3),
+    Tiles(128, 128, 8, 2, tma=True),
+    Tiles(128, 128, 8, 3, tma=True),
+    Tiles(128, 64, 8, 2, tma=True),
+    Tiles(128, 64, 8, 3, tma=True),
+    Tiles(64, 64, 4, 2, tma=True),
+    Tiles(64, 64, 4, 3, tma=True),
 ]
 
 
@@ -249,6 +255,8 @@ def tune() -> None:
         step = Step(pool, [length] * count, [cached] * count, block)
         found = []
         for tiles in LAUNCHES:
+            if tiles.tma and tiles.keys > block:
+                continue
             try:
                 step.check(tiles=tiles)
                 found.append((statistics.median(step.times(3, tiles=tiles)), tiles))

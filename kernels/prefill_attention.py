@@ -34,6 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .support import check_supported
 
@@ -44,12 +45,16 @@ _PROGRAMS = 132  # tiles that fill the device once: below it, smaller tiles
 
 @dataclass(frozen=True)
 class Tiles:
-    """A launch shape: query rows and keys a tile, warps, loads in flight."""
+    """A launch shape: query rows and keys a tile, warps, loads in flight.
+
+    tma: whole tiles come through descriptors made on the host, where a tile lies in one block.
+    """
 
     queries: int
     keys: int
     num_warps: int
     num_stages: int
+    tma: bool = False
 
 
 @triton.jit
@@ -99,14 +104,19 @@ def _keys(
 
 @triton.jit
 def _attend(
-    q, m, total, acc, k_ptr, v_ptr, table_ptr, h, begin, end, last, scale,
+    q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, begin, end, last, scale,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
-    MASKED: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the tokens [begin, end) to the running softmax. last: [BM], the last token seen."""
     rn = tl.arange(0, BN)
     for t in tl.range(begin, end, BN, num_stages=STAGES):
-        k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        if TMA:
+            block = tl.load(table_ptr + t // BS)
+            cell = (block * HKV + h) * BS + t % BS
+            k = k_boxes.load([cell, 0])
+        else:
+            k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED:
             s = tl.where((t + rn)[None, :] <= last[:, None], s, -float("inf"))
@@ -115,7 +125,10 @@ def _attend(
         old = tl.exp2(m - top)
         total = total * old + tl.sum(p, 1)
         acc = acc * old[:, None]
-        v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        if TMA:
+            v = v_boxes.load([cell, 0])
+        else:
+            v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = top
     return m, total, acc
@@ -123,13 +136,16 @@ def _attend(
 
 @triton.jit(do_not_specialize=["q_stride", "table_stride", "rows"])
 def _prefill_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
     scale, q_stride, table_stride, rows,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch."""
+    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch.
+
+    k_boxes, v_boxes: where TMA, descriptors of the caches as [blocks * HKV * BS, D].
+    """
     QT: tl.constexpr = BM // G  # tokens a tile
     h = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -159,17 +175,24 @@ def _prefill_kernel(
         total = tl.zeros((BM,), tl.float32)
         acc = tl.zeros((BM, DP), tl.float32)
         m, total, acc = _attend(
-            q, m, total, acc, k_ptr, v_ptr, table, h, 0, whole, last, scale,
-            HKV, D, DP, BS, BN, False, STAGES, PRECISION,
+            q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, 0, whole, last, scale,
+            HKV, D, DP, BS, BN, False, TMA, STAGES, PRECISION,
         )  # fmt: skip
         m, total, acc = _attend(
-            q, m, total, acc, k_ptr, v_ptr, table, h, whole, end, last, scale,
-            HKV, D, DP, BS, BN, True, 1, PRECISION,
+            q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, whole, end, last, scale,
+            HKV, D, DP, BS, BN, True, False, 1, PRECISION,
         )  # fmt: skip
         out = out_ptr + where * (HKV * G * D) + inside
         tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
     if PDL:
         gdc_launch_dependents()
+
+
+def _boxes(cache: Tensor, keys: int) -> TensorDescriptor:
+    """A descriptor of a cache as rows of one head, read `keys` rows at a time."""
+    dim = cache.shape[3]
+    rows = cache.numel() // dim
+    return TensorDescriptor(cache, [rows, dim], [dim, 1], [keys, dim])
 
 
 def key_tile(head_dim: int, dtype: torch.dtype) -> int:
@@ -236,11 +259,15 @@ def prefill_attention(
         launches.append((short, 1, short_len))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     for shape, least, most in launches if tokens and rows else ():
+        # A tile that spans blocks cannot be one box, nor one padded beyond the head.
+        tma = shape.tma and shape.keys <= block_size and dim == triton.next_power_of_2(dim)
+        boxes = [_boxes(cache, shape.keys) if tma else None for cache in (k_cache, v_cache)]
         _prefill_kernel[(kv_heads, tokens // (shape.queries // group) + rows)](
-            q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out,
+            q, k_cache, v_cache, *boxes, block_tables, query_start_loc, context_lens, out,
             scale * _LOG2E, q.stride(0), block_tables.stride(0), rows,
             G=group, HKV=kv_heads, D=dim, DP=triton.next_power_of_2(dim), BS=block_size,
-            BM=shape.queries, BN=shape.keys, LEAST=least, MOST=most, STAGES=shape.num_stages,
+            BM=shape.queries, BN=shape.keys, LEAST=least, MOST=most,
+            TMA=tma, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
             num_warps=shape.num_warps, **options,
         )  # fmt: skip

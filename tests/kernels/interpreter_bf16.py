@@ -59,6 +59,11 @@ def install() -> None:
             return interpreter.TensorHandle(_rounded(src.data.astype(np.float32)), tl.bfloat16)
         return truncate(self, src, dst)
 
+    def get_bf16(_self: Any, value: float) -> Any:
+        return interpreter.TensorHandle(_rounded(np.array([value], np.float32)), tl.bfloat16)
+
+    if not hasattr(builder, "get_bf16"):  # what a descriptor pads with; missing before 3.8
+        builder.get_bf16 = get_bf16
     builder.create_dot = create_dot
     builder.binary_op = binary_op
     builder.unary_op = unary_op

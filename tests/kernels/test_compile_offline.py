@@ -11,13 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("only", ["decode D128 G2", "prefill D128 G2 block 64", "rope D128"])
-def test_hot_attention_kernels_do_not_spill(only: str, tmp_path: Path) -> None:
+def test_hot_attention_kernels_do_not_spill(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     rows = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "tools" / "compile_offline.py"), "--hot"]
     run = subprocess.run(
-        [*command, "--only", only, "--json", str(rows)],
+        [*command, "--only", "D128 G2", "--json", str(rows)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -25,7 +24,6 @@ def test_hot_attention_kernels_do_not_spill(only: str, tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads(rows.read_text())
-    assert found
+    assert {row["case"].split()[0] for row in found} == {"decode", "prefill"}
     assert all(row["registers"] > 0 for row in found)
-    if "prefill" in only:
-        assert any(row["wgmma"] > 0 for row in found)
+    assert any(row["wgmma"] > 0 for row in found if row["case"].startswith("prefill"))

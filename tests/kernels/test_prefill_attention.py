@@ -1,5 +1,6 @@
 """Prefill attention in Triton against its twin: ragged rows, prefixes, chunks, no leaks."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,17 @@ def test_a_chunk_gives_what_the_whole_gave(paged: Any) -> None:
     torch.testing.assert_close(chunks, whole, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_tiles_through_descriptors(paged: Any, block_size: int) -> None:
+    from quire.kernels.prefill_attention import Tiles
+
+    for dtype in (FP32, BF16):
+        check(
+            paged, [(0, 150), (200, 70)], group=2, kv_heads=1, block_size=block_size, dim=64,
+            dtype=dtype, tiles=Tiles(64, 64, 4, 2, tma=True),
+        )  # fmt: skip
+
+
 def test_what_is_not_supported_is_named() -> None:
     from quire.kernels.prefill_attention import prefill_attention
 
@@ -135,10 +147,11 @@ def test_gpu_every_launch_shape_agrees(paged: Any) -> None:
     from quire.kernels.prefill_attention import Tiles
 
     for tiles in (Tiles(64, 128, 8, 2), Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3)):
-        check(
-            paged, [(0, 1000), (300, 513), (77, 1)], group=2, kv_heads=4, block_size=64, dim=128,
-            dtype=BF16, tiles=tiles,
-        )  # fmt: skip
+        for tma in (False, True):
+            check(
+                paged, [(0, 1000), (300, 513), (77, 1)], group=2, kv_heads=4, block_size=128,
+                dim=128, dtype=BF16, tiles=replace(tiles, tma=tma),
+            )  # fmt: skip
 
 
 @pytest.mark.gpu
