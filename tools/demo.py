@@ -41,8 +41,9 @@ class Server:
 
     def __init__(self, model: str, arguments: list[str]) -> None:
         quire = Path(sys.executable).with_name("quire")
-        command = [str(quire), "serve", "--model", model, "--port", "0", *arguments]
-        print(f"$ quire serve --model {model} --port 0 {' '.join(arguments)}".rstrip(), flush=True)
+        words = ["serve", "--model", model, "--port", "0", "--log-level", "warning", *arguments]
+        command = [str(quire), *words]
+        print(f"$ quire {' '.join(words)}", flush=True)
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
         )

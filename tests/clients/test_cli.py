@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import pytest
 
+from quire.clients import cli
+
 WAIT = 30
 
 
@@ -213,8 +215,15 @@ def test_tls_and_its_mismatches(fake: Any, server: Any, certificate: Path) -> No
         (["generate", "x", "--seed", "-1"], "seed"),
     ],
 )
-def test_usage_errors_are_one_line_and_code_two(words: list[str], named: str) -> None:
-    assert named in one_line(quire(*words), 2)
+def test_usage_errors_are_one_line_and_code_two(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    out, err = capsys.readouterr()
+    assert named in one_line(
+        subprocess.CompletedProcess(words, int(ended.value.code or 0), out, err), 2
+    )
 
 
 def test_what_the_server_refuses_is_said_in_its_words(server: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from quire.clients import OptionError
+from quire.clients import OptionError, cli
 from quire.clients.loadtest import arrivals, drive, statistics, workload
 from quire.clients.loadtest.drive import Load, Outcome, Target
 from quire.clients.loadtest.record import ClientLoad, Record
@@ -361,10 +361,14 @@ def test_a_sweep_with_a_report(server: Any, tmp_path: Path) -> None:
         (["--report", "/no/such/dir/x.html"], "report"),
     ],
 )
-def test_bad_options_are_one_line(server: Any, words: list[str], named: str) -> None:
-    done = quire(*words, "-a", server.address)
-    assert done.returncode == 2, done
-    assert done.stderr.count("\n") == 1 and named in done.stderr
+def test_bad_options_are_one_line(
+    server: Any, words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["loadtest", *words, "-a", server.address])
+    _, errors = capsys.readouterr()
+    assert ended.value.code == 2, errors
+    assert errors.count("\n") == 1 and named in errors
     assert not server.seen.requests
 
 
