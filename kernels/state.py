@@ -38,8 +38,9 @@ def _prepare_decode_kernel(
     slot_mapping_ptr,  # [R]
     context_lens_ptr,  # [R]
     block_tables_ptr,  # [R, width]
-    table_width,
-    out_width,
+    table_stride,
+    out_stride,
+    width,
     BLOCK_SIZE: tl.constexpr,
     TABLE_BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -51,14 +52,14 @@ def _prepare_decode_kernel(
         gdc_wait()
     slot = tl.load(row_slots_ptr + row).to(tl.int64)
     computed = tl.load(num_computed_ptr + slot)
-    table = slot_tables_ptr + slot * table_width
+    table = slot_tables_ptr + slot * table_stride
     block = tl.load(table + computed // BLOCK_SIZE).to(tl.int64)
     token = tl.load(last_token_ptr + slot)
     tl.store(token_ids_ptr + row, token.to(token_ids_ptr.dtype.element_ty))
     tl.store(positions_ptr + row, computed.to(positions_ptr.dtype.element_ty))
     tl.store(context_lens_ptr + row, (computed + 1).to(context_lens_ptr.dtype.element_ty))
     tl.store(slot_mapping_ptr + row, block * BLOCK_SIZE + computed % BLOCK_SIZE)
-    _copy_table(table, block_tables_ptr + row * out_width, out_width, TABLE_BLOCK)
+    _copy_table(table, block_tables_ptr + row * out_stride, width, TABLE_BLOCK)
 
 
 @triton.jit
@@ -73,8 +74,9 @@ def _prepare_mixed_kernel(
     slot_mapping_ptr,  # [T]
     context_lens_ptr,  # [R]
     block_tables_ptr,  # [R, width]
-    table_width,
-    out_width,
+    table_stride,
+    out_stride,
+    width,
     BLOCK_SIZE: tl.constexpr,
     TABLE_BLOCK: tl.constexpr,
     TOKEN_BLOCK: tl.constexpr,
@@ -90,7 +92,7 @@ def _prepare_mixed_kernel(
     length = tl.load(query_start_ptr + row + 1).to(tl.int32) - begin
     computed = tl.load(num_computed_ptr + slot).to(tl.int32)
     last = tl.load(last_token_ptr + slot)
-    table = slot_tables_ptr + slot * table_width
+    table = slot_tables_ptr + slot * table_stride
     lane = tl.arange(0, TOKEN_BLOCK)
     for start in range(0, length, TOKEN_BLOCK):
         within = start + lane
@@ -106,7 +108,7 @@ def _prepare_mixed_kernel(
         tl.store(at, block * BLOCK_SIZE + where % BLOCK_SIZE, mask=inside)
     context = computed + length
     tl.store(context_lens_ptr + row, context.to(context_lens_ptr.dtype.element_ty))
-    _copy_table(table, block_tables_ptr + row * out_width, out_width, TABLE_BLOCK)
+    _copy_table(table, block_tables_ptr + row * out_stride, width, TABLE_BLOCK)
 
 
 @triton.jit
@@ -184,6 +186,7 @@ def prepare_decode(
         block_tables,
         slot_tables.stride(0),
         block_tables.stride(0),
+        block_tables.shape[1],
         BLOCK_SIZE=block_size,
         TABLE_BLOCK=_TABLE_BLOCK,
         PDL=pdl,
@@ -224,6 +227,7 @@ def prepare_mixed(
         block_tables,
         slot_tables.stride(0),
         block_tables.stride(0),
+        block_tables.shape[1],
         BLOCK_SIZE=block_size,
         TABLE_BLOCK=_TABLE_BLOCK,
         TOKEN_BLOCK=_TOKEN_BLOCK,

@@ -70,6 +70,21 @@ def test_prepare_decode(width: int, device: torch.device) -> None:
     assert out["slot_mapping"][2].item() == 0
 
 
+@pytest.mark.triton
+def test_tables_may_be_parts_of_wider_ones(device: torch.device) -> None:
+    from quire.kernels import state
+
+    slots = Slots.of([5, 20], 8, device)
+    wide = torch.cat((slots.tables, torch.full_like(slots.tables, 9)), 1)
+    rows = torch.tensor([1, 0], dtype=torch.int32, device=device)
+    out = _outputs(2, 2, 8, device)
+    target = torch.full((2, 16), -7, dtype=torch.int32, device=device)
+    out["block_tables"] = target[:, :8]
+    state.prepare_decode(rows, slots.last_token, slots.num_computed, wide[:, :8], BLOCK, **out)
+    _same(_prepare_decode(reference, slots, rows, device), out)
+    assert (target[:, 8:] == -7).all()
+
+
 def _prepare_mixed(
     module: Any, slots: Slots, rows: Tensor, lens: list[int], device: torch.device
 ) -> dict[str, Tensor]:
