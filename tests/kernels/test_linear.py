@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
+
 from quire.kernels import reference, tuning
 from quire.kernels.tuning import Gemv, Library, Skinny, Variant
-from torch import Tensor
 
 BF16 = torch.bfloat16
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from quire.kernels import reference
 from torch import Tensor
+
+from quire.kernels import reference
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

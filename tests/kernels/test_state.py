@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from quire.kernels import reference
 from torch import Tensor
+
+from quire.kernels import reference
 
 BLOCK = 16
 
