@@ -15,6 +15,7 @@ const definition = protoLoader.loadSync("quire/v1/inference.proto", {
   longs: String, // 64-bit numbers do not fit JavaScript's
   enums: String,
   oneofs: true,
+  defaults: true, // an empty text is "", not undefined
 });
 const { InferenceService } = grpc.loadPackageDefinition(definition).quire.v1;
 
