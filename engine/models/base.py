@@ -25,10 +25,16 @@ def no_progress(done: int, total: int) -> None:
 
 
 class CausalModel(ABC):
-    """A decoder that maps token ids to the logits of the next one."""
+    """A decoder that maps token ids to the logits of the next one.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    num_kv_heads: those of this rank, which its cache holds.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, num_kv_heads: int
+    ) -> None:
         self.config = config
+        self.num_kv_heads = num_kv_heads
         self.dtype = dtype
         self.device = device
         self._weights: str | None = None

@@ -15,7 +15,7 @@ from quire.engine.forward_batch import ForwardBatch, KVCache
 from quire.engine.layers.attention import paged_attention
 from quire.engine.layers.embedding import VocabTable
 from quire.engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
-from quire.engine.layers.parallel import World, scale_slice
+from quire.engine.layers.parallel import World, length, scale_slice
 from quire.engine.layers.placement import Placement, new_weight, whole
 from quire.engine.layers.rotary import cos_sin_table
 from quire.engine.model_config import ModelConfig
@@ -128,7 +128,8 @@ class Qwen3(CausalModel):
         device: torch.device,
         world: World,
     ) -> None:
-        super().__init__(config, dtype, device)
+        kv_heads = world.split_kv_heads(config.num_kv_heads, "num_key_value_heads")
+        super().__init__(config, dtype, device, length(kv_heads))
         self._ops = ops
         size = config.vocab_size, config.hidden_size
         self.embedding = VocabTable(

@@ -29,4 +29,6 @@ def build_model(
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
     build = _MODELS[config.architecture]
-    return build(config, ops, dtype=dtype, device=device, world=world or World())
+    # Tensors made under inference mode could not be filled by threads, which are not under it.
+    with torch.inference_mode(False):
+        return build(config, ops, dtype=dtype, device=device, world=world or World())

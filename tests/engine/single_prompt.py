@@ -11,7 +11,7 @@ def new_cache(model: CausalModel, tokens: int, block_size: int = 16) -> KVCache:
     """A cache for `tokens` tokens, the null block beside them, filled with NaN: none may leak."""
     config = model.config
     blocks = -(-tokens // block_size) + 1
-    shape = (config.num_layers, blocks, config.num_kv_heads, block_size, config.head_dim)
+    shape = (config.num_layers, blocks, model.num_kv_heads, block_size, config.head_dim)
     k, v = (torch.full(shape, torch.nan, dtype=model.dtype, device=model.device) for _ in range(2))
     return KVCache(k, v)
 
