@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import corpus
-from cells import Cell, Maker
+from cells import CONTEXT, Cell, Maker
 from corpus import Message
 from draw import Draw
 from engines import ENGINES, Engine, Transformers
@@ -24,8 +24,9 @@ from stories import story_turn
 from tokenizers import Tokenizer
 
 SEED = 2026
-EXTRA_TOKENS = 16
-"""An answer may run this much longer than expected before it counts as not stopping."""
+EXTRA_TOKENS = 200
+"""An answer may run this much longer than expected, as far as the context reaches, before it counts
+as not stopping."""
 STORIES = 100
 STORY_TOKENS = 300
 STOP_FLOOR = 0.99
@@ -87,6 +88,7 @@ class Evaluation:
         self.engine, self.encoder, self.say = engine, encoder, say
         self.answers: dict[str, list[list[int]]] = {}
         self.prompts: dict[str, list[list[int]]] = {}
+        self.results: list[Result] = []
         self.stopped = self.asked = 0
 
     def cell(self, cell: Cell, seed: int, count: int) -> Result:
@@ -94,26 +96,29 @@ class Evaluation:
         encode = self.encoder.tokenizer.encode
         cases = list(cell.cases(seed, count))
         prompts = [encode(case.text).ids for case in cases]
-        limits = [len(encode(case.answer).ids) + 1 + EXTRA_TOKENS for case in cases]
+        wanted = [len(encode(case.answer).ids) + 1 + EXTRA_TOKENS for case in cases]
+        limits = [min(w, CONTEXT - len(p)) for w, p in zip(wanted, prompts, strict=True)]
         answers = self.engine.generate(prompts, limits)
         self.prompts[cell.name], self.answers[cell.name] = prompts, answers
         right = sum(self._right(ids, c.answer) for ids, c in zip(answers, cases, strict=True))
         self.stopped += sum(self._ended(ids) for ids in answers)
         self.asked += count
-        return self._told(Result(cell.name, right, count, cell.floor))
+        result = self._told(Result(cell.name, right, count, cell.floor))
+        self.results.append(result)
+        return result
 
     def stopping(self) -> Result:
         """How many answers of all cells so far the model ended itself."""
         return self._told(Result("stops by itself", self.stopped, self.asked, STOP_FLOOR))
 
-    def stories(self, seed: int) -> Result:
+    def stories(self, seed: int, count: int = STORIES) -> Result:
         """Sampled stories (temperature 1) without an 8-gram three times running."""
-        questions = [story_turn(Draw(seed, "stories", at))[0] for at in range(STORIES)]
+        questions = [story_turn(Draw(seed, "stories", at))[0] for at in range(count)]
         texts = [corpus.render([Message("user", text)], ask=True) for text in questions]
         prompts = [self.encoder.tokenizer.encode(text).ids for text in texts]
-        answers = self.engine.generate(prompts, [STORY_TOKENS] * STORIES, temperature=1.0)
+        answers = self.engine.generate(prompts, [STORY_TOKENS] * count, temperature=1.0)
         good = sum(not repeats_thrice(ids) for ids in answers)
-        return self._told(Result("stories without a loop", good, STORIES, STORY_FLOOR))
+        return self._told(Result("stories without a loop", good, count, STORY_FLOOR))
 
     def _ended(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in (self.encoder.im_end, self.encoder.pad)

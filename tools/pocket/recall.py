@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import heldout
 import lexicon
+import stories
 from draw import Draw
 from repeat import DIGITS, LOWER
 
@@ -24,6 +25,8 @@ WORD_VALUES = {
     "tool": lexicon.THINGS,
     "job": lexicon.JOBS,
 }
+COUNTED = ("animal", "fruit", "tool", "job")
+"""Attributes whose value may be told with an article."""
 STATEMENTS = ("The {a} of {n} is {v}.", "{n}'s {a} is {v}.")
 QUESTIONS = ("What is the {a} of {n}?", "What is {n}'s {a}?")
 INTRODUCTIONS = (
@@ -61,15 +64,17 @@ def _value(draw: Draw, attribute: str) -> str:
         # Runs of at most three letters: no invented name can appear in one by accident.
         groups = ["".join(draw.picks(LOWER, 2)) + "".join(draw.picks(DIGITS, 1)) for _ in range(2)]
         return "".join(groups)
-    return draw.pick(WORD_VALUES[attribute])
+    word = draw.pick(WORD_VALUES[attribute])
+    return stories.article(f"a {word}") if attribute in COUNTED and draw.chance(0.3) else word
 
 
 def facts(draw: Draw, count: int, held_out: bool = False) -> list[Fact]:
     """`count` facts of different (name, attribute) pairs, in one wording or mixed."""
     names = heldout.HELD_OUT_NAMES if held_out else heldout.TRAINED_NAMES
     pool = draw.distinct(names, count)
-    if not held_out and draw.chance(0.2):
-        pool[: min(count, 5)] = draw.distinct(lexicon.FIRST_NAMES, min(count, 5))
+    if not held_out and draw.chance(0.3):
+        some = min(count, draw.between(1, 20))
+        pool[:some] = draw.distinct(lexicon.FIRST_NAMES + lexicon.MORE_NAMES, some)
     if draw.chance(0.3):
         pool = draw.picks(pool, count)
     style = draw.below(3)
@@ -86,7 +91,8 @@ def facts(draw: Draw, count: int, held_out: bool = False) -> list[Fact]:
 def block(draw: Draw, stated: list[Fact]) -> str:
     """The facts as one text, one a line or in running sentences."""
     separator = "\n" if draw.chance(0.6) else " "
-    return draw.pick(INTRODUCTIONS) + "\n" + separator.join(fact.statement for fact in stated)
+    facts_text = separator.join(fact.statement for fact in stated)
+    return draw.pick(INTRODUCTIONS) + draw.pick(("\n", separator)) + facts_text
 
 
 def question(draw: Draw, fact: Fact) -> tuple[str, str]:
