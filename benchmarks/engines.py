@@ -34,7 +34,7 @@ class OfflineEngine(Protocol):
 class QuireEngine:
     """Quire's own loop, driven from here: no threads, no text, no gRPC."""
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, model: str, *, pdl: bool | None = None, **options: Any) -> None:
         from quire.engine.build import build_engine
         from quire.engine.config import EngineConfig
 
@@ -43,7 +43,7 @@ class QuireEngine:
             "max_num_seqs": MAX_NUM_SEQS,
         }
         self.config = EngineConfig(model=model, **(defaults | options))
-        self.engine = build_engine(self.config, lambda _stage, _share: None)
+        self.engine = build_engine(self.config, lambda _stage, _share: None, pdl=pdl)
         self._key = 0
 
     def generate(self, asks: Sequence[Ask]) -> int:

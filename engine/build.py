@@ -66,17 +66,22 @@ def model_config(config: EngineConfig) -> ModelConfig:
     return ModelConfig.from_directory(Path(config.model))
 
 
-def build_engine(config: EngineConfig, progress: Progress) -> Engine:
-    """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is."""
+def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None = None) -> Engine:
+    """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is.
+
+    pdl: launch kernels as programmatic dependents; None: where the device can (sm_90 and up).
+    """
     clock = _TimeLine()
     shape = model_config(config)
     device = sizing.resolve_device(config)
     dtype = sizing.resolve_dtype(config, shape, device)
     max_model_len = sizing.resolve_max_model_len(config, shape)
     try:
-        ops = select(device)
+        ops = select(device, pdl=_can_chain(device) if pdl is None else pdl)
     except KernelsUnavailable as error:
         raise ConfigError(str(error)) from error
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
     clock.mark("device")
 
     model = build_model(shape, ops, dtype=dtype, device=device, world=World())
@@ -203,6 +208,10 @@ def _allocate_cache(
     size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
     k, v = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
     return KVCache(k, v)
+
+
+def _can_chain(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _device_name(device: torch.device) -> str:

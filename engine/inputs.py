@@ -5,8 +5,10 @@ slots; the host sends which slots take part and the prompt tokens that the devic
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -66,33 +68,70 @@ def decode_inputs(
     return StepInputs(batch, row_slots)
 
 
-def stage_mixed(staging: Staging, plan: StepPlan) -> None:
-    """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens."""
-    lens = np.array([row.num_tokens for row in plan.rows], np.int32)
+class MixedShape(NamedTuple):
+    """Rows of one token, longer rows, and the longer rows' tokens; exact, or padded for a graph."""
+
+    decode_rows: int
+    prefill_rows: int
+    prefill_tokens: int
+
+    @staticmethod
+    def of(plan: StepPlan) -> "MixedShape":
+        decode = plan.num_decode_rows
+        return MixedShape(decode, len(plan.rows) - decode, plan.num_tokens - decode)
+
+
+def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: int) -> None:
+    """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
+
+    Padding rows belong to the null slot; the last of them takes the padding tokens. The arrays'
+    sizes follow from `shape` alone, so that a graph finds them where they were captured.
+    """
+    decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]
+    row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)
+    row_slots[: len(decode)] = [row.slot for row in decode]
+    row_slots[shape.decode_rows :][: len(longer)] = [row.slot for row in longer]
+    lens = np.zeros_like(row_slots)
+    lens[: shape.decode_rows] = 1
+    lens[shape.decode_rows :][: len(longer)] = [row.num_tokens for row in longer]
+    total = shape.decode_rows + shape.prefill_tokens
+    lens[-1] += total - lens.sum()
     starts = np.zeros(len(lens) + 1, np.int32)
     np.cumsum(lens, out=starts[1:])
-    tokens: list[int] = [-1] * plan.num_decode_rows  # the slot's own last token
-    for row in plan.rows[plan.num_decode_rows :]:
-        tokens.extend(row.request.token_ids[row.start : row.start + row.num_tokens])
-    sampled = [index for index, row in enumerate(plan.rows) if row.samples]
-    staging.put("token_ids", np.array(tokens, np.int32))
-    staging.put("row_slots", np.array([row.slot for row in plan.rows], np.int32))
+    tokens = np.zeros(total, np.int32)
+    tokens[: shape.decode_rows] = -1  # the slot's own last token
+    known = [t for r in longer for t in r.request.token_ids[r.start : r.start + r.num_tokens]]
+    tokens[shape.decode_rows :][: len(known)] = known
+    staging.put("token_ids", tokens)
+    staging.put("row_slots", row_slots)
     staging.put("query_lens", lens)
     staging.put("query_start_loc", starts)
-    first = plan.num_decode_rows
-    staging.put("prefill_start_loc", starts[first:] - starts[first])
-    if sampled:
-        staging.put("sampled_rows", np.array(sampled, np.int64))
-        staging.put("logits_rows", starts[1:][sampled].astype(np.int64) - 1)
+    staging.put("prefill_start_loc", starts[shape.decode_rows :] - starts[shape.decode_rows])
+    sampled = _sampled_rows(plan, shape)
+    staging.put("logits_rows", starts[1:][sampled].astype(np.int64) - 1)
+    staging.put("sampled_rows", sampled)
+
+
+def _sampled_rows(plan: StepPlan, shape: MixedShape) -> npt.NDArray[np.int64]:
+    """All rows of a padded step, which is made of rows that sample; else those that do."""
+    if shape == MixedShape.of(plan):
+        return np.flatnonzero([row.samples for row in plan.rows])
+    return np.arange(shape.decode_rows + shape.prefill_rows)
 
 
 def mixed_inputs(
-    ops: Ops, state: SlotState, block_size: int, staging: Staging, plan: StepPlan
+    ops: Ops,
+    state: SlotState,
+    block_size: int,
+    staging: Staging,
+    shape: MixedShape,
+    max_query_len: int,
+    max_context_len: int,
 ) -> StepInputs:
     """Rows of any length, from the upload that stage_mixed prepared."""
     device = state.seeds.device
-    rows, tokens = len(plan.rows), plan.num_tokens
-    token_ids = staging.get("token_ids")
+    rows, tokens = shape.decode_rows + shape.prefill_rows, shape.decode_rows + shape.prefill_tokens
+    token_ids = staging.get("token_ids").clone()  # filled in place, and staged only once
     row_slots = staging.get("row_slots")
     positions = torch.empty(tokens, dtype=torch.int32, device=device)
     slot_mapping = torch.empty(tokens, dtype=torch.int64, device=device)
@@ -119,9 +158,10 @@ def mixed_inputs(
         context_lens=context_lens,
         block_tables=block_tables,
         prefill_start_loc=staging.get("prefill_start_loc"),
-        logits_rows=staging.find("logits_rows"),
-        num_decode_rows=plan.num_decode_rows,
-        max_query_len=max(row.num_tokens for row in plan.rows),
-        max_context_len=max(row.start + row.num_tokens for row in plan.rows),
+        logits_rows=staging.get("logits_rows"),
+        num_decode_rows=shape.decode_rows,
+        max_query_len=max_query_len,
+        max_context_len=max_context_len,
     )
-    return StepInputs(batch, row_slots, staging.get("query_lens"), staging.find("sampled_rows"))
+    query_lens, sampled_rows = staging.get("query_lens"), staging.get("sampled_rows")
+    return StepInputs(batch, row_slots, query_lens, sampled_rows)

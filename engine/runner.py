@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from quire.engine.forward_batch import KVCache
-from quire.engine.graphs import DecodeGraphs
-from quire.engine.inputs import StepInputs, decode_inputs, mixed_inputs, stage_mixed
+from quire.engine.graphs import MIXED_TOKENS, GraphKey, GraphSizes, StepGraphs
+from quire.engine.inputs import MixedShape, StepInputs, decode_inputs, mixed_inputs, stage_mixed
 from quire.engine.models.registry import Model
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.sampler import Needs, Sampled, Sampler, to_logprobs
@@ -78,35 +78,61 @@ class Runner:
         self._device = state.seeds.device
         self._sampler = Sampler(ops, state)
         self._staging = Staging(self._device)
-        self._row_slots: list[int] = []  # of the last decode step, and whether it may be reused
-        self._row_slots_device: Tensor | None = None
-        self._needs = Needs()
+        self._row_slots = torch.full(
+            (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
+        )
+        self._row_slots_host: list[int] = []  # what the last decode step put there
+        self._decoding: list[int] = []  # the same without padding, and what its rows need
+        self._needs: Needs | None = None
         self._results = [self._pinned(state.null_slot) for _ in range(RESULT_RING)]
         self._turn = 0
-        self._graphs: DecodeGraphs | None = None
-        if use_graphs:
-            self._graphs = DecodeGraphs(
-                self._decode_step,
-                max_num_seqs=state.null_slot,
-                max_model_len=max_model_len,
-                null_slot=state.null_slot,
-                device=self._device,
-            )
+        self._sizes = GraphSizes(state.null_slot, max_model_len)
+        self._graphs = StepGraphs() if use_graphs else None
+        self._seen: set[GraphKey] = (
+            set()
+        )  # steps that ran eagerly once: the next time they are kept
 
-    def _pinned(self, size: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.empty(size, dtype=dtype, pin_memory=self._device.type == "cuda")
+    def _pinned(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
 
     @torch.inference_mode()
     def warm_up(self, progress: Callable[[float], None]) -> None:
-        """Compile and capture what every deployment needs; other variants when first wanted."""
-        if self._graphs is not None:
-            common = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
-            self._graphs.capture_ladder(common, progress)
-            torch.cuda.synchronize(self._device)
+        """Compile and capture what every deployment needs, on null rows, so that no slot moves.
+
+        Largest first: smaller graphs then fit into the memory that the larger took. Everything
+        else is captured when it is wanted for the second time.
+        """
+        if self._graphs is None:
+            return
+        kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
+        bound = self._sizes.context_bounds[0]
+        keys = [
+            self._sizes.decode(rows, bound, needs)
+            for rows in reversed(self._sizes.decode_rows)
+            for needs in kinds
+        ]
+        lone = [self._sizes.mixed(0, 1, tokens, bound, Needs()) for tokens in MIXED_TOKENS]
+        keys += [key for key in reversed(lone) if key is not None]
+        for done, key in enumerate(keys):
+            self._warm_one(key)
+            progress((done + 1) / len(keys))
+        torch.cuda.synchronize(self._device)
+
+    def _warm_one(self, key: GraphKey) -> None:
+        assert self._graphs is not None
+        if key.prefill_tokens:
+            self._staging.begin()
+            nothing = StepPlan(0, (), (), (), (), 0, 0)
+            stage_mixed(self._staging, nothing, _shape(key), self._state.null_slot)
+            self._staging.upload()
+        step = self._step_of(key)
+        step()
+        self._graphs.capture(key, step)
 
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
-        self._row_slots = []
+        self._row_slots_host = []
+        self._needs = None
 
     @staticmethod
     def is_fatal(error: Exception) -> bool:
@@ -120,60 +146,97 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult:
         """Enqueue one step."""
-        is_decode = plan.num_decode_rows == len(plan.rows)
         self._staging.begin()
+        if plan.admitted:
+            self._needs = None
+        if plan.num_decode_rows == len(plan.rows):
+            key, shape = self._decode_key(plan), None
+            changed = self._stage_row_slots(plan, key)
+        else:
+            key = self._mixed_key(plan)
+            shape = MixedShape.of(plan) if key is None else _shape(key)
+            stage_mixed(self._staging, plan, shape, self._state.null_slot)
+            changed = False
+        self._write(plan)
+        if changed:
+            row_slots = self._staging.get("row_slots")
+            self._row_slots[: len(row_slots)].copy_(row_slots)
+        if key is not None:
+            return self._collect(plan, self._run(key), key.decode_rows)
+        assert shape is not None
+        self.counters.eager_steps += 1
+        context = max(row.start + row.num_tokens for row in plan.rows)
+        longest = max(row.num_tokens for row in plan.rows)
+        sampled = self._mixed_step(shape, longest, context, _needs(plan))
+        return self._collect(plan, sampled, shape.decode_rows)
+
+    def _write(self, plan: StepPlan) -> None:
+        """What must stand on the device before the rows are computed."""
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
         if plan.copies:
             self._staging.put("copies", np.array(plan.copies, np.int64).T)
-        changed = is_decode and self._stage_row_slots(plan)
-        if not is_decode:
-            stage_mixed(self._staging, plan)
         self._staging.upload()
         self._state.write(self._staging, plan.admitted)
         if plan.copies:
             source, target = self._staging.get("copies")
             for layer in range(self._kv.k.shape[0]):
                 self._ops.copy_blocks(self._kv.k[layer], self._kv.v[layer], source, target)
-        if changed:
-            self._take_row_slots()
-        return self._decode(plan) if is_decode else self._mixed(plan)
 
-    def _stage_row_slots(self, plan: StepPlan) -> bool:
-        slots = [row.slot for row in plan.rows]
-        changed = slots != self._row_slots
-        if changed or plan.admitted:
-            self._needs = _needs(plan)
-        if not changed:
-            return False
-        self._row_slots = slots
-        size = self._graphs.size_for(len(slots)) if self._graphs else len(slots)
-        padding = [self._state.null_slot] * (size - len(slots))
-        self._staging.put("row_slots", np.array(slots + padding, np.int32))
-        return True
-
-    def _take_row_slots(self) -> None:
-        row_slots = self._staging.get("row_slots")
-        if self._graphs is None:
-            self._row_slots_device = row_slots
-        else:
-            self._graphs.row_slots[: len(row_slots)].copy_(row_slots)
-
-    def _decode(self, plan: StepPlan) -> PendingResult:
-        bound = max(row.start for row in plan.rows) + 1
+    def _run(self, key: GraphKey) -> Sampled:
+        """A step by its key: replayed, or run eagerly and kept if it was wanted before."""
         if self._graphs is not None:
-            sampled = self._graphs.replay(len(plan.rows), bound, self._needs)
+            sampled = self._graphs.replay(key)
             if sampled is not None:
                 self.counters.graph_steps += 1
-                return self._collect(plan, sampled)
-            row_slots = self._graphs.row_slots[: len(plan.rows)]
-        else:
-            assert self._row_slots_device is not None
-            row_slots = self._row_slots_device
+                return sampled
         self.counters.eager_steps += 1
-        return self._collect(plan, self._decode_step(row_slots, bound, self._needs))
+        step = self._step_of(key)
+        sampled = step()
+        if self._graphs is not None and key not in self._graphs:
+            if key in self._seen:
+                self._graphs.capture(key, step)
+            self._seen.add(key)
+        return sampled
+
+    def _step_of(self, key: GraphKey) -> Callable[[], Sampled]:
+        if not key.prefill_tokens:
+            row_slots = self._row_slots[: key.decode_rows]
+            return lambda: self._decode_step(row_slots, key.context_bound, key.needs)
+        longest = min(key.prefill_tokens, key.context_bound)
+        return lambda: self._mixed_step(_shape(key), longest, key.context_bound, key.needs)
+
+    # ------------------------------------------------------------ keys
+
+    def _decode_key(self, plan: StepPlan) -> GraphKey:
+        slots = [row.slot for row in plan.rows]
+        if self._needs is None or slots != self._decoding:
+            self._decoding, self._needs = slots, _needs(plan)
+        bound = max(row.start for row in plan.rows) + 1
+        if self._graphs is None:
+            return GraphKey(len(slots), 0, 0, bound, self._needs)
+        return self._sizes.decode(len(slots), bound, self._needs)
+
+    def _mixed_key(self, plan: StepPlan) -> GraphKey | None:
+        """None: exact sizes, eagerly, because the step is long or some row does not sample yet."""
+        if self._graphs is None or not all(row.samples for row in plan.rows):
+            return None
+        shape = MixedShape.of(plan)
+        context = max(row.start + row.num_tokens for row in plan.rows)
+        return self._sizes.mixed(*shape, context, _needs(plan))
+
+    def _stage_row_slots(self, plan: StepPlan, key: GraphKey) -> bool:
+        padding = [self._state.null_slot] * (key.decode_rows - len(plan.rows))
+        slots = self._decoding + padding
+        if slots == self._row_slots_host:
+            return False
+        self._row_slots_host = slots
+        self._staging.put("row_slots", np.array(slots, np.int32))
+        return True
+
+    # ------------------------------------------------------------ what runs on the device
 
     def _decode_step(self, row_slots: Tensor, max_context_len: int, needs: Needs) -> Sampled:
-        """A whole step of one-token rows: what a graph captures."""
+        """A whole step of one-token rows."""
         block_size = self._kv.block_size
         inputs = decode_inputs(self._ops, self._state, block_size, row_slots, max_context_len)
         hidden = self._model.forward(inputs.batch, self._kv)
@@ -182,56 +245,76 @@ class Runner:
         self._advance(inputs, sampled, needs)
         return sampled
 
-    def _mixed(self, plan: StepPlan) -> PendingResult:
-        self.counters.eager_steps += 1
-        self._row_slots = []
-        block_size = self._kv.block_size
-        inputs = mixed_inputs(self._ops, self._state, block_size, self._staging, plan)
+    def _mixed_step(
+        self, shape: MixedShape, longest: int, max_context_len: int, needs: Needs
+    ) -> Sampled:
+        """A whole step of rows of any length, from the upload."""
+        block_size, staging = self._kv.block_size, self._staging
+        inputs = mixed_inputs(
+            self._ops, self._state, block_size, staging, shape, longest, max_context_len
+        )
         hidden = self._model.forward(inputs.batch, self._kv)
         rows = inputs.sampled_rows
-        if rows is None:  # no row has come to its end: nothing is sampled
-            self._advance(inputs, None, Needs())
-            return PendingResult(plan, torch.empty(0, dtype=torch.int64), None, lambda: None)
-        needs = _needs(plan)
-        logits = self._model.logits(hidden, inputs.batch.logits_rows)
-        positions = inputs.batch.context_lens[rows]
-        sampled = self._sampler(logits, inputs.row_slots[rows], positions, needs)
+        assert rows is not None
+        if rows.numel():
+            logits = self._model.logits(hidden, inputs.batch.logits_rows)
+            positions = inputs.batch.context_lens[rows]
+            sampled = self._sampler(logits, inputs.row_slots[rows], positions, needs)
+        else:  # no row has come to its end
+            sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
         self._advance(inputs, sampled, needs)
-        return self._collect(plan, sampled)
+        return sampled
 
-    def _advance(self, inputs: StepInputs, sampled: Sampled | None, needs: Needs) -> None:
+    def _advance(self, inputs: StepInputs, sampled: Sampled, needs: Needs) -> None:
         state = self._state
-        none = torch.empty(0, dtype=torch.int64, device=self._device)
         self._ops.advance(
             inputs.row_slots,
             inputs.query_lens,
             state.num_computed,
-            none if sampled is None else inputs.sampled_rows,
-            none if sampled is None else sampled.tokens,
+            inputs.sampled_rows,
+            sampled.tokens,
             state.last_token,
             state.output_counts if needs.adjusts else None,
         )
 
     # ------------------------------------------------------------ results
 
-    def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
-        count = sum(row.samples for row in plan.rows)
+    def _collect(self, plan: StepPlan, sampled: Sampled, decode_rows: int) -> PendingResult:
+        """Start the copies to the host. Of a padded step the real rows are the first `decode` of
+        its `decode_rows`, and the first of those behind."""
+        decode, count = plan.num_decode_rows, sum(row.samples for row in plan.rows)
+        parts = [slice(0, decode), slice(decode_rows, decode_rows + count - decode)]
+        if decode == decode_rows or count == decode:
+            parts = [slice(0, count)]
         if self._device.type == "cpu":
-            values = sampled.logprobs
-            return PendingResult(plan, sampled.tokens[:count], values, lambda: None)
+            assert len(parts) == 1
+            return PendingResult(plan, sampled.tokens[:count], sampled.logprobs, lambda: None)
         self._turn = (self._turn + 1) % RESULT_RING
         tokens = self._results[self._turn][:count]
-        tokens.copy_(sampled.tokens[:count], non_blocking=True)
+        _copy_parts(tokens, sampled.tokens, parts)
         logprobs = None
         if sampled.logprobs is not None:
-            logprobs = tuple(self._to_host(value[:count]) for value in sampled.logprobs)
+            logprobs = tuple(self._to_host(value, parts, count) for value in sampled.logprobs)
         event = torch.cuda.Event()
         event.record()
         return PendingResult(plan, tokens, logprobs, event.synchronize)
 
-    def _to_host(self, value: Tensor) -> Tensor:
-        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        return host.copy_(value, non_blocking=True)
+    def _to_host(self, value: Tensor, parts: list[slice], count: int) -> Tensor:
+        host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
+        _copy_parts(host, value, parts)
+        return host
+
+
+def _copy_parts(host: Tensor, value: Tensor, parts: list[slice]) -> None:
+    begin = 0
+    for part in parts:
+        length = part.stop - part.start
+        host[begin : begin + length].copy_(value[part], non_blocking=True)
+        begin += length
+
+
+def _shape(key: GraphKey) -> MixedShape:
+    return MixedShape(key.decode_rows, key.prefill_rows, key.prefill_tokens)
 
 
 def _needs(plan: StepPlan) -> Needs:

@@ -1,7 +1,9 @@
 """One upload a step: named arrays packed into a pinned buffer, copied to the device at once.
 
 Invariant: a pinned buffer is not written again before the copy that reads it has ended. There is a
-ring of them, each with its event, one more than steps can be in flight.
+ring of them, each with its event, one more than steps can be in flight. On the device there is one
+buffer, overwritten in stream order: arrays that are put in the same order with the same sizes lie
+at the same addresses in every step, so a captured graph may read them.
 """
 
 from typing import Any
@@ -25,6 +27,7 @@ class Staging:
         self._buffers = [self._new_buffer() for _ in range(ring)]
         self._events: list[torch.cuda.Event | None] = [None] * ring
         self._turn = 0
+        self._target = torch.empty(capacity, dtype=torch.uint8, device=device)
         self._arrays: list[tuple[str, npt.NDArray[Any]]] = []
         self._tensors: dict[str, Tensor] = {}
 
@@ -54,7 +57,7 @@ class Staging:
             raw[offset:end] = array.view(np.uint8).reshape(-1)
             places.append((name, offset, end, array))
             offset += -(-array.nbytes // _ALIGN) * _ALIGN
-        device = host[:total].to(self._device, non_blocking=True) if self._pinned else host
+        device = self._copy(host[:total])
         if self._pinned:
             event = torch.cuda.Event()
             event.record()
@@ -62,6 +65,15 @@ class Staging:
         for name, begin, end, array in places:
             view = device[begin:end].view(_DTYPES[array.dtype.name])
             self._tensors[name] = view.view(array.shape)
+
+    def _copy(self, host: Tensor) -> Tensor:
+        """Enqueue the copy; an upload too large for the device's buffer gets one of its own."""
+        if not self._pinned:
+            return host
+        if host.numel() > self._target.numel():
+            return host.to(self._device, non_blocking=True)
+        target = self._target[: host.numel()]
+        return target.copy_(host, non_blocking=True)
 
     def _writable(self, size: int) -> Tensor:
         """The next buffer of the ring, once the copy that last read it has ended."""
