@@ -1,0 +1,174 @@
+"""Real engine cores over small random Qwen3 models on the CPU, in fp32, with blocks of any size.
+
+Scores are watched on their way to the sampler: for each token sampled, how far the chosen one stood
+above the next best, noise and temperature included.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire.engine.block_pool import BlockPool
+from quire.engine.core import EngineCore
+from quire.engine.forward_batch import KVCache
+from quire.engine.model_config import QWEN3, ModelConfig, RopeScaling
+from quire.engine.models.base import CausalModel
+from quire.engine.models.registry import build_model
+from quire.engine.request import FinishReason, GenerationRequest
+from quire.engine.runner import Runner
+from quire.engine.scheduler import Scheduler
+from quire.engine.slots import SlotState
+from quire.kernels import reference
+
+CPU = torch.device("cpu")
+
+
+def model_config(
+    *,
+    q_heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    tied: bool = True,
+    yarn: bool = False,
+    vocab: int = 384,
+    layers: int = 2,
+) -> ModelConfig:
+    """A Qwen3 so small that a step takes about a millisecond, and whose outputs vary."""
+    scaling = RopeScaling(4.0, 32, 1.1) if yarn else None
+    return ModelConfig(
+        architecture=QWEN3,
+        vocab_size=vocab,
+        hidden_size=48,
+        num_layers=layers,
+        num_q_heads=q_heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=96,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+        max_position_embeddings=128,
+        rope_theta=1e4,
+        rope_scaling=scaling,
+        stored_dtype="float32",
+        initializer_range=0.12,
+    )
+
+
+class WatchedOps:
+    """The reference kernels; notes of each sampled row how close the decision was."""
+
+    def __init__(self) -> None:
+        self.margins: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reference, name)
+
+    def greedy(self, logits: Tensor) -> Tensor:
+        self._note(logits)
+        return reference.greedy(logits)
+
+    def sample(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, temperature: Tensor, seeds: Tensor
+    ) -> Tensor:
+        heat = temperature[slots]
+        noise = reference.exponential_noise(seeds[slots], positions, logits.shape[1]).log()
+        hot = logits / heat.clamp_min(1e-9)[:, None] - noise
+        self._note(torch.where(heat[:, None] > 0, hot, logits))
+        return reference.sample(logits, slots, positions, temperature, seeds)
+
+    def _note(self, scores: Tensor) -> None:
+        best = scores.topk(2, dim=-1).values
+        self.margins.extend((best[:, 0] - best[:, 1]).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How an engine is to run. The default is the reference: alone, whole, uncached, plain."""
+
+    max_num_seqs: int = 1
+    max_num_batched_tokens: int = 256
+    num_blocks: int = 129
+    block_size: int = 4
+    max_model_len: int = 128
+    caching: bool = False
+    overlap: bool = False
+    two_phase: bool = False
+
+
+def load_model(config: ModelConfig, seed: int) -> tuple[CausalModel, WatchedOps]:
+    """A model with random weights, on watched kernels."""
+    ops = WatchedOps()
+    model = build_model(config, ops, dtype=torch.float32, device=CPU)  # type: ignore[arg-type]
+    model.load_random(seed)
+    return model, ops
+
+
+def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
+    """An engine core with a cache of its own over a model that may be shared."""
+    config = model.config
+    size = (
+        config.num_layers,
+        setup.num_blocks,
+        config.num_kv_heads,
+        setup.block_size,
+        config.head_dim,
+    )
+    kv = KVCache(torch.full(size, torch.nan), torch.full(size, torch.nan))
+    kv.k[:, 0].zero_()
+    kv.v[:, 0].zero_()
+    max_blocks = -(-setup.max_model_len // setup.block_size)
+    state = SlotState(setup.max_num_seqs, max_blocks, config.vocab_size, CPU)
+    runner = Runner(
+        model,
+        ops,  # type: ignore[arg-type]
+        kv,
+        state,
+        max_model_len=setup.max_model_len,
+        use_graphs=False,
+    )
+    scheduler = Scheduler(
+        BlockPool(setup.num_blocks, setup.block_size, setup.caching),
+        max_num_seqs=setup.max_num_seqs,
+        max_num_batched_tokens=setup.max_num_batched_tokens,
+        max_model_len=setup.max_model_len,
+        two_phase=setup.two_phase,
+    )
+    return EngineCore(scheduler, runner, overlap=setup.overlap)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one index."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+def run(core: EngineCore, specs: Iterable[GenerationRequest]) -> dict[tuple[int, int], Outcome]:
+    """Submit all and run to the end. Raises AssertionError if something is left."""
+    outcomes: dict[tuple[int, int], Outcome] = {}
+    tokens = 0
+    for spec in specs:
+        core.scheduler.submit(spec)
+        tokens += spec.n * (len(spec.prompt_token_ids) + spec.sampling.max_tokens)
+    for _ in range(8 * tokens + 16):
+        if not core.scheduler.has_requests:
+            break
+        for output in core.step():
+            outcome = outcomes.setdefault((output.key, output.index), Outcome())
+            outcome.token_ids += output.token_ids
+            outcome.cached_tokens = max(outcome.cached_tokens, output.cached_tokens)
+            outcome.preemptions = max(outcome.preemptions, output.preemptions)
+            if output.finish is not None:
+                assert outcome.finish is None
+                outcome.finish = output.finish
+    assert not core.scheduler.has_requests
+    pool = core.scheduler.pool
+    pool.check([])
+    assert pool.num_free == pool.num_usable
+    return outcomes

@@ -1,0 +1,260 @@
+"""Equal to itself: however a request is served, it gets the tokens that it gets alone.
+
+Small random Qwen3 models run in fp32 through the real core, runner and kernel twins. The reference
+is a request alone, whole, uncached, in the plain loop. Sums of other shapes round differently, so
+a difference is allowed where the reference itself hung by less than MARGIN (noise and temperature
+included); such places are counted, and must stay below one in a thousand tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import pytest
+from small_engine import Outcome, Setup, WatchedOps, build_core, load_model, model_config, run
+
+from quire.engine.models.base import CausalModel
+from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
+
+MARGIN = 1e-4
+MAX_TOKENS = 20
+MODELS = {
+    "grouped, tied": model_config(),
+    "untied, yarn": model_config(q_heads=6, kv_heads=1, head_dim=8, tied=False, yarn=True),
+}
+SAMPLINGS = {
+    "greedy": SamplingParams(max_tokens=MAX_TOKENS),
+    "penalised": SamplingParams(
+        max_tokens=MAX_TOKENS,
+        repetition_penalty=1.3,
+        presence_penalty=0.2,
+        frequency_penalty=0.1,
+        min_tokens=5,
+        stop_token_ids=(7,),
+    ),
+    "seeded": SamplingParams(max_tokens=MAX_TOKENS, temperature=0.9, seed=11),
+    "filtered": SamplingParams(
+        max_tokens=MAX_TOKENS, temperature=1.2, top_k=40, top_p=0.9, min_p=0.01, seed=5
+    ),
+}
+LENGTHS = (1, 4, 5, 17, 23, 32)
+
+
+@dataclass(slots=True)
+class Books:
+    """What all comparisons of the module add up to."""
+
+    compared: int = 0
+    excused: int = 0
+    smallest: float = float("inf")
+    notes: list[str] = field(default_factory=list)
+
+
+BOOKS = Books()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def books() -> Iterator[None]:
+    """Excuses are rare, or they are no excuses."""
+    yield
+    print(
+        f"\n{BOOKS.compared} tokens compared, {BOOKS.excused} excused, "
+        f"smallest margin {BOOKS.smallest:.2e} {BOOKS.notes}"
+    )
+    assert BOOKS.excused * 1000 <= BOOKS.compared
+
+
+def prompts() -> list[tuple[int, ...]]:
+    """Prompts of the lengths around block boundaries; the later ones share the first ones' text."""
+    text = [(37 * i * i + 11 * i) % 383 + 1 for i in range(64)]
+    whole = [tuple(text[:length]) for length in LENGTHS]
+    return [*whole, (*text[:16], 3, 1, 4), (*text[:16], 1, 5)]
+
+
+def requests(sampling: SamplingParams) -> list[GenerationRequest]:
+    return [GenerationRequest(key, prompt, sampling) for key, prompt in enumerate(prompts())]
+
+
+@cache
+def model_of(name: str) -> tuple[CausalModel, WatchedOps]:
+    return load_model(MODELS[name], seed=3)
+
+
+@cache
+def reference(name: str, kind: str) -> dict[int, tuple[list[int], list[float]]]:
+    """Of each request alone: its tokens, and by how much each was chosen."""
+    model, ops = model_of(name)
+    alone = {}
+    for request in requests(SAMPLINGS[kind]):
+        ops.margins.clear()
+        outcome = run(build_core(model, ops, Setup()), [request])[request.key, 0]
+        assert len(ops.margins) == len(outcome.token_ids)
+        alone[request.key] = outcome.token_ids, list(ops.margins)
+        BOOKS.smallest = min(BOOKS.smallest, *ops.margins)
+    return alone
+
+
+def serve(
+    name: str, specs: Sequence[GenerationRequest], setup: Setup
+) -> dict[tuple[int, int], Outcome]:
+    return run(build_core(*model_of(name), setup), specs)
+
+
+def compare(tokens: list[int], expected: list[int], margins: list[float], what: str) -> None:
+    """Equal, token for token, up to the first place where the reference itself hung by a hair."""
+    for place, (token, wanted) in enumerate(zip(tokens, expected, strict=False)):
+        if token != wanted:
+            assert margins[place] < MARGIN, f"{what}: token {place} is {token}, not {wanted}"
+            BOOKS.excused += 1
+            BOOKS.notes.append(what)
+            return
+        BOOKS.compared += 1
+    assert len(tokens) == len(expected), what
+
+
+def check_all(name: str, kind: str, outcomes: dict[tuple[int, int], Outcome], what: str) -> None:
+    for key, (expected, margins) in reference(name, kind).items():
+        outcome = outcomes[key, 0]
+        assert outcome.finish in (FinishReason.LENGTH, FinishReason.STOP)
+        compare(outcome.token_ids, expected, margins, f"{name}, {kind}, {what}, request {key}")
+
+
+every_model = pytest.mark.parametrize("name", MODELS)
+every_sampling = pytest.mark.parametrize("kind", SAMPLINGS)
+
+
+@every_model
+@every_sampling
+def test_the_reference_varies(name: str, kind: str) -> None:
+    """Models that repeat one token would be equal to anything."""
+    outputs = reference(name, kind).values()
+    assert len({token for tokens, _ in outputs for token in tokens}) >= 32
+    assert len({tuple(tokens) for tokens, _ in outputs}) >= len(LENGTHS)
+
+
+BATCHED = Setup(max_num_seqs=8)
+WAYS = {
+    "batched": BATCHED,
+    "overlapped": replace(BATCHED, overlap=True),
+    "two_phase": replace(BATCHED, two_phase=True),
+    "two_phase, overlapped": replace(BATCHED, two_phase=True, overlap=True),
+    "shared prefixes": replace(BATCHED, caching=True, overlap=True),
+    "one block a request": replace(BATCHED, block_size=128, num_blocks=9),
+    "a token a block": replace(BATCHED, block_size=1, num_blocks=512, caching=True),
+    "queued": replace(BATCHED, max_num_seqs=3, caching=True, overlap=True),
+}
+
+
+@every_model
+@every_sampling
+@pytest.mark.parametrize("way", WAYS)
+def test_batched_in_every_way_is_alone(name: str, kind: str, way: str) -> None:
+    check_all(name, kind, serve(name, requests(SAMPLINGS[kind]), WAYS[way]), way)
+
+
+@every_model
+@every_sampling
+@pytest.mark.parametrize("overlap", (False, True))
+def test_cached_is_uncached(name: str, kind: str, overlap: bool) -> None:
+    core = build_core(*model_of(name), replace(BATCHED, caching=True, overlap=overlap))
+    specs = requests(SAMPLINGS[kind])
+    check_all(name, kind, run(core, specs), "cold")
+    hot = run(core, specs)
+    check_all(name, kind, hot, "hot")
+    for spec in specs:
+        expected = (len(spec.prompt_token_ids) - 1) // 4 * 4
+        assert hot[spec.key, 0].cached_tokens == expected
+
+
+@every_model
+@pytest.mark.parametrize("kind", ("greedy", "filtered"))
+@pytest.mark.parametrize("chunk", range(1, 18))
+def test_chunked_is_whole(name: str, kind: str, chunk: int) -> None:
+    """Alone in chunks of every size; and packed with others' tokens into steps of that size."""
+    for setup in (
+        Setup(max_num_batched_tokens=chunk),
+        Setup(max_num_batched_tokens=chunk, max_num_seqs=min(chunk, 8), overlap=True, caching=True),
+    ):
+        check_all(name, kind, serve(name, requests(SAMPLINGS[kind]), setup), f"chunks of {chunk}")
+
+
+@every_model
+@every_sampling
+@pytest.mark.parametrize("overlap", (False, True))
+@pytest.mark.parametrize("caching", (False, True))
+def test_preempted_is_not(name: str, kind: str, overlap: bool, caching: bool) -> None:
+    setup = replace(BATCHED, num_blocks=22, caching=caching, overlap=overlap)
+    outcomes = serve(name, requests(SAMPLINGS[kind]), setup)
+    assert sum(outcome.preemptions for outcome in outcomes.values()) >= 3
+    check_all(name, kind, outcomes, "preempted")
+
+
+@every_model
+@every_sampling
+def test_resumed_is_unbroken(name: str, kind: str) -> None:
+    """After each of 1 to 17 tokens, on an engine that has seen nothing of the stream before."""
+    expected = reference(name, kind)
+    for held in range(1, 18):
+        specs = [
+            replace(spec, resume_token_ids=tuple(expected[spec.key][0][:held]))
+            for spec in requests(SAMPLINGS[kind])
+            if held < len(expected[spec.key][0])
+        ]
+        assert len(specs) >= 2
+        outcomes = serve(name, specs, replace(BATCHED, overlap=True, caching=held % 2 == 0))
+        for spec in specs:
+            tokens, margins = expected[spec.key]
+            compare(
+                outcomes[spec.key, 0].token_ids,
+                tokens[held:],
+                margins[held:],
+                f"{name}, {kind}, resumed after {held}, request {spec.key}",
+            )
+
+
+@every_model
+@pytest.mark.parametrize("kind", ("seeded", "filtered", "penalised"))
+@pytest.mark.parametrize("caching", (False, True))
+def test_siblings_by_fork_are_siblings_in_turn(name: str, kind: str, caching: bool) -> None:
+    """Forked from the leader's blocks, or each on its own because only one may run at a time."""
+    specs = [replace(spec, n=3) for spec in requests(SAMPLINGS[kind])]
+    model, ops = model_of(name)
+    in_turn, margins = {}, {}
+    for spec in specs:
+        ops.margins.clear()
+        outcomes = run(build_core(model, ops, Setup()), [spec])
+        in_turn.update(outcomes)
+        count = 0
+        for index in range(3):
+            length = len(outcomes[spec.key, index].token_ids)
+            margins[spec.key, index] = ops.margins[count : count + length]
+            count += length
+        BOOKS.smallest = min(BOOKS.smallest, *ops.margins)
+    core = build_core(model, ops, replace(BATCHED, max_num_seqs=24, caching=caching, overlap=True))
+    for place, outcome in run(core, specs).items():
+        compare(
+            outcome.token_ids,
+            in_turn[place].token_ids,
+            margins[place],
+            f"{name}, {kind}, sibling {place}",
+        )
+    if SAMPLINGS[kind].temperature:
+        for spec in specs:
+            assert len({tuple(in_turn[spec.key, i].token_ids) for i in range(3)}) == 3
+            alone = reference(name, kind)[spec.key]
+            compare(in_turn[spec.key, 0].token_ids, *alone, f"{name}, {kind}, the leader")
+
+
+@every_model
+@every_sampling
+def test_everything_at_once(name: str, kind: str) -> None:
+    """Tiny cache, tiny steps, shared prefixes, planned ahead, twice."""
+    setup = Setup(
+        max_num_seqs=5, max_num_batched_tokens=7, num_blocks=22, caching=True, overlap=True
+    )
+    core = build_core(*model_of(name), setup)
+    for _ in range(2):
+        outcomes = run(core, requests(SAMPLINGS[kind]))
+        check_all(name, kind, outcomes, "everything")
+    assert core.scheduler.counters.preemptions > 0
+    assert core.scheduler.counters.prefix_hit > 0
