@@ -7,6 +7,7 @@ exit code says whether all passed. `python tools/check.py NAME…` runs only tho
 
 import filecmp
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,8 @@ def _same(a: Path, b: Path) -> bool:
 
 def wheel() -> None:
     """Build the wheel, install it away from the tree, and let it serve and generate."""
+    # What an earlier build has left there would get into this wheel, deleted files included.
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     with tempfile.TemporaryDirectory() as directory:
         away = Path(directory)
         run(

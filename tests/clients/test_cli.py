@@ -100,6 +100,31 @@ def test_chat_keeps_the_history(server: Any) -> None:
     assert server.seen.requests[0].chat.template_args["enable_thinking"] is False
 
 
+def test_chat_on_a_terminal(server: Any) -> None:
+    """A prompt, an answer, an error that leaves the conversation standing, and Ctrl-D."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire.clients.cli", "chat", "-a", server.address],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment(),
+    )
+    os.close(follower)
+    typed = ["say one", "fail INVALID_ARGUMENT too long", "say two", "\x04"]
+    shown = b""
+    for line in typed:
+        while not shown.endswith(b"> "):
+            shown += os.read(leader, 4096)
+        shown += b"|"
+        os.write(leader, line.encode() + (b"" if line == "\x04" else b"\n"))
+    assert process.wait(WAIT) == 0
+    os.close(leader)
+    assert b"one\r\n" in shown and b"two\r\n" in shown and b"too long" in shown
+    last = [m.content for m in server.seen.requests[-1].chat.messages]
+    assert last == ["say one", "one", "say two"]
+
+
 def test_stats_as_table_and_json(server: Any) -> None:
     done = quire("stats", "-a", server.address)
     assert "50 of 200 prompt tokens found (25.0 %)" in done.stdout
