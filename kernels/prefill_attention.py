@@ -250,7 +250,7 @@ def prefill_attention(
         out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
     keys = key_tile(dim, q.dtype)
     short_len = _SHORT_ROWS // group
-    short = Tiles(_SHORT_ROWS, min(keys, 64), 4, 3)
+    short = Tiles(_SHORT_ROWS, min(keys, 64), 4, 2)
     launches: list[tuple[Tiles, int, int]] = []
     if max_query_len > short_len:
         shape = tiles or choose_tiles(tokens, group, kv_heads, dim, q.dtype)
