@@ -16,10 +16,10 @@ the host reads nothing. The last tiles of a row see most and start first.
 Rows of few tokens (decode rows that ride in a mixed step) go to a second launch with tiles of 16
 rows, for a padded tile would waste most of its work.
 
-Invariant: a query's result depends on the split of its row into tiles of keys (a function of head
-size and dtype alone) and not on its batch mates, nor on how the row was cut into chunks, except
-where the order of summation differs between the masked and the unmasked loop or between tile
-heights; see docs/architecture.md for what was measured.
+Invariant: a query's result depends on its own context and on the height of its tile, never on its
+batch mates. Tiles of keys are cut at fixed multiples (a function of head size and dtype), but the
+launch for short rows takes shorter ones: a chunk of a few tokens may differ from the whole in the
+last bits.
 
 Sources: FlashAttention-2 (Dao, 2023); paged KV (Kwon et al., 2023).
 """
