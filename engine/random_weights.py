@@ -99,7 +99,7 @@ def save_random(
     if len(shards) > 1:
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
     _write_json(directory / "config.json", hf_config(config, stored))
-    _write_json(directory / "generation_config.json", _hf_generation(config))
+    _write_json(directory / "generation_config.json", hf_generation(config))
     return config
 
 
@@ -150,16 +150,15 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _hf_generation(config: ModelConfig) -> dict[str, Any]:
+def hf_generation(config: ModelConfig) -> dict[str, Any]:
+    """generation_config.json of a model."""
     defaults = config.generation
     values: dict[str, Any] = {
         name: getattr(defaults, name) for name in defaults.__dataclass_fields__
     }
     values["eos_token_id"] = list(config.eos_token_ids)
-    greedy = not defaults.temperature
-    values["do_sample"] = not greedy
-    if greedy:
-        values.pop("temperature")
+    if defaults.temperature is not None:
+        values["do_sample"] = defaults.temperature > 0
     return {name: value for name, value in values.items() if value not in (None, [])}
 
 

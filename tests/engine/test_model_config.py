@@ -79,7 +79,7 @@ def test_both_key_styles_say_the_same(tmp_path: Path) -> None:
 def test_both_key_styles_at_once_must_agree(tmp_path: Path) -> None:
     same = HUB | {"rope_scaling": YARN, "rope_parameters": YARN | {"rope_theta": 1e6}}
     assert read(tmp_path, same).rope_scaling is not None
-    with pytest.raises(ConfigError, match="rope_scaling .* contradicts rope_parameters"):
+    with pytest.raises(ConfigError, match=r"rope_scaling .* contradicts rope_parameters"):
         read(tmp_path, same | {"rope_scaling": YARN | {"factor": 2.0}})
 
 
@@ -221,7 +221,7 @@ def test_parameters_are_those_that_a_checkpoint_holds(name: str) -> None:
 
 
 def test_an_unknown_shape_or_architecture_is_named() -> None:
-    with pytest.raises(ConfigError, match="'7B': unknown; known: 0.6B"):
+    with pytest.raises(ConfigError, match=r"'7B': unknown; known: 0\.6B"):
         ModelConfig.named_shape("7B")
     config = dataclasses.replace(ModelConfig.named_shape("tiny"), architecture="GPT9")
     with pytest.raises(ConfigError, match="GPT9: not supported; known: Qwen3ForCausalLM"):
