@@ -5,6 +5,7 @@ of the memory budget becomes the KV cache; then warm-up and capture.
 """
 
 import dataclasses
+import importlib.metadata
 import logging
 import os
 import resource
@@ -211,7 +212,11 @@ def _allocate_cache(
 
 
 def _can_chain(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether kernels can be launched as dependents: Hopper and newer, triton 3.5 and newer."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 5)
 
 
 def _device_name(device: torch.device) -> str:
