@@ -36,13 +36,18 @@ def write_manifest(directory: Path) -> None:
     _write_json(directory / "manifest.json", digests)
 
 
-def write_model(model: Pocket, encoder: Encoder, directory: Path) -> None:
-    """Weights (bf16) and configurations beside the tokenizer already in `directory`."""
+def write_model(model: Pocket, encoder: Encoder, directory: Path, training: str = "") -> None:
+    """Weights (bf16) and configurations beside the tokenizer already in `directory`.
+
+    training: how the weights were made; kept in the weights' own metadata.
+    """
     weights = {
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights, directory / "model.safetensors", metadata={"format": "pt", "training": training}
+    )
     (directory / "model.safetensors").chmod(0o644)
     config = model.shape.hugging_face(encoder.im_end, encoder.pad)
     _write_json(directory / "config.json", config)

@@ -192,6 +192,10 @@ def _report(trainer: Trainer, encoder: Encoder, count: int) -> None:
         print(f"{score.cell.name:28s} exact {score.exact:6.1%} tokens {score.tokens:7.2%}{floor}")
 
 
+def _device_name(options: Options) -> str:
+    return torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device
+
+
 def run(options: Options) -> None:
     """One training run from nothing (or from its state) to the directory."""
     options.out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +212,9 @@ def run(options: Options) -> None:
     finally:
         batches.close()
     trainer.save()
-    export.write_model(trainer.model, encoder, options.out)
+    steps = f"{trainer.next_batch} steps of {options.batch_tokens} tokens"
+    how = f"seed {options.seed}, {steps}, torch {torch.__version__} on {_device_name(options)}"
+    export.write_model(trainer.model, encoder, options.out, how)
     if options.score_cases:
         _report(trainer, encoder, options.score_cases)
 
