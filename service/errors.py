@@ -14,7 +14,7 @@ try:
     from google.protobuf import any_pb2
     from google.rpc import error_details_pb2, status_pb2
 except ImportError:  # googleapis-common-protos comes with grpcio-status, which is optional
-    error_details_pb2 = None  # type: ignore[assignment]
+    error_details_pb2 = None
 
 DOMAIN = "quire"
 PUSHBACK = "grpc-retry-pushback-ms"
@@ -81,7 +81,8 @@ class Refusal(Exception):
             packed = any_pb2.Any()
             packed.Pack(detail)
             status.details.append(packed)
-        return status.SerializeToString()
+        packed_status: bytes = status.SerializeToString()
+        return packed_status
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from quire.engine import sizing
 from quire.engine.async_engine import AsyncEngine
@@ -34,10 +34,10 @@ def serve_forever(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code = runner.run(_serve(settings))
-    if code is None:
-        # A stop was asked for while the model was loading: the engine's thread cannot be joined.
-        _leave(128 + signal.SIGTERM)
-    return code
+    if code is not None:
+        return code
+    # A stop was asked for while the model was loading: the engine's thread cannot be joined.
+    _leave(128 + signal.SIGTERM)
 
 
 def _loop_factory() -> Callable[[], Any] | None:
@@ -90,7 +90,7 @@ def _install_signals(stop_asked: asyncio.Event) -> None:
         loop.add_signal_handler(number, on_signal, number)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process without waiting for any thread."""
     sys.stdout.flush()
     sys.stderr.flush()

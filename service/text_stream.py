@@ -50,15 +50,18 @@ class TextStream:
         self._marks: list[tuple[int, int]] = []  # (ids, characters) of the pending, ascending
 
     def replay(self, token_ids: Sequence[int]) -> StopMatch | None:
-        """Go through outputs that the client holds already: none of them will be sent."""
+        """Go through outputs that the client holds already, with their text: none is sent again.
+
+        A part of a character at their end is all that is still to come of them.
+        """
         for token_id in token_ids:
             match = self.push(token_id)
             if match is not None:
                 return match
-            self.take()
+        self._text_start += len(self._text)
+        self._text = ""
         self._ids.clear()
-        # A mark counts pending ids, and there are none any more: what is left is held-back text.
-        self._marks = [(0, chars) for _, chars in self._marks]
+        self._marks.clear()
         return None
 
     def push(self, token_id: int, logprob: TokenLogprob | None = None) -> StopMatch | None:
@@ -87,7 +90,8 @@ class TextStream:
 
     def take(self) -> Piece | None:
         """What may be sent now, or None."""
-        limit = len(self._text) - (self._finder.held if self._finder is not None else 0)
+        held = self._finder.held if self._finder is not None else 0
+        limit = max(len(self._text) - held, 0)  # of a resumed stream, some of it has been sent
         marks = self._marks
         last = len(marks) - 1
         while last >= 0 and marks[last][1] > limit:
@@ -106,7 +110,7 @@ class TextStream:
 
     def _cut(self, match: StopMatch) -> None:
         cut = match.end if self._include_stop else match.start
-        self._text = self._text[: cut - self._text_start]
+        self._text = self._text[: max(cut - self._text_start, 0)]
         self._marks = [(len(self._ids), len(self._text))]
         self._finder = None
 

@@ -167,7 +167,7 @@ class Validator:
         model = self._model.info.generation
 
         def pick(name: str, otherwise: float) -> float:
-            if given.HasField(name):  # type: ignore[arg-type]
+            if given.HasField(name):
                 return float(getattr(given, name))
             default = getattr(model, name, None)
             return otherwise if default is None else default
@@ -279,7 +279,7 @@ def _check_sampling(given: pb.SamplingParams, faults: _Faults, vocab_size: int) 
 
 def _check_numbers(given: pb.SamplingParams, faults: _Faults) -> None:
     def check(name: str, low: float, high: float, *, open_low: bool = False) -> None:
-        if not given.HasField(name):  # type: ignore[arg-type]
+        if not given.HasField(name):
             return
         value = getattr(given, name)
         if not math.isfinite(value):

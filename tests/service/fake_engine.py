@@ -1,0 +1,148 @@
+"""A device under the tests' control, beneath the real engine, scheduler and block pool.
+
+Its "model" says the prompt back, token by token, then EOS, and from the start again: so a test
+chooses the output by choosing the prompt. Steps can be held, failed, or killed.
+"""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from quire.engine.block_pool import BlockPool
+from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
+from quire.engine.model_config import GenerationDefaults
+from quire.engine.plan import PlanRow, StepPlan, StepResult
+from quire.engine.request import TokenLogprob
+from quire.engine.scheduler import Scheduler
+from quire.engine.stats import EngineInfo, EngineStats, snapshot
+
+VOCAB_SIZE = 4096
+EOS = 2
+
+
+class DeviceLost(Exception):
+    """What no engine survives."""
+
+
+def said_back(row: PlanRow) -> int:
+    """The prompt again, then EOS, over and over."""
+    request = row.request
+    position = row.start + row.num_tokens - request.num_prompt_tokens
+    prompt = request.token_ids[: request.num_prompt_tokens]
+    at = position % (len(prompt) + 1)
+    return EOS if at == len(prompt) else prompt[at]
+
+
+def logprob_of(token_id: int, top: int) -> TokenLogprob:
+    best = tuple((token_id + i, -0.5 - i) for i in range(top))
+    return TokenLogprob(token_id, -0.5, 1, best)
+
+
+class Device:
+    """What the tests turn. `step_seconds`: time of a step."""
+
+    def __init__(self, step_seconds: float = 0.0) -> None:
+        self.step_seconds = step_seconds
+        self.open = threading.Event()  # clear: steps wait
+        self.open.set()
+        self.fail: Exception | None = None  # raised by the next step
+        self.steps = 0
+        self.say: Callable[[PlanRow], int] = said_back
+
+    def hold(self) -> None:
+        self.open.clear()
+
+    def release(self) -> None:
+        self.open.set()
+
+    # ------------------------------------------------------------ what the engine calls
+
+    def execute(self, plan: StepPlan) -> "Pending":
+        return Pending(self, plan)
+
+    def reset(self) -> None:
+        pass
+
+    def is_fatal(self, error: Exception) -> bool:
+        return isinstance(error, DeviceLost)
+
+
+class Pending:
+    def __init__(self, device: Device, plan: StepPlan) -> None:
+        self._device = device
+        self._plan = plan
+
+    def wait(self) -> StepResult:
+        device = self._device
+        device.open.wait()
+        if device.step_seconds:
+            time.sleep(device.step_seconds)
+        device.steps += 1
+        if device.fail is not None:
+            error, device.fail = device.fail, None
+            raise error
+        rows = [row for row in self._plan.rows if row.samples]
+        tokens = [[device.say(row)] for row in rows]
+        logprobs = None
+        if any(row.request.sampling.logprobs is not None for row in rows):
+            logprobs = [
+                None
+                if row.request.sampling.logprobs is None
+                else logprob_of(token[0], row.request.sampling.logprobs)
+                for row, token in zip(rows, tokens, strict=True)
+            ]
+        return StepResult(tokens, logprobs)
+
+
+class FakeEngine:
+    """Stands in for quire.engine.build.Engine."""
+
+    def __init__(self, config: EngineConfig, device: Device) -> None:
+        max_model_len = config.max_model_len or 2048
+        num_blocks = config.num_blocks or 512
+        pool = BlockPool(num_blocks + 1, config.block_size, config.enable_prefix_caching)
+        scheduler = Scheduler(
+            pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            two_phase=config.two_phase,
+        )
+        self.core = EngineCore(scheduler, device, overlap=config.overlap)
+        self.info = EngineInfo(
+            architecture="Fake",
+            fingerprint="fake-fingerprint",
+            parameters=1,
+            vocab_size=VOCAB_SIZE,
+            max_model_len=max_model_len,
+            dtype="none",
+            device="fake",
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            kv_bytes_per_token=1,
+            weight_bytes=1,
+            kv_cache_bytes=1,
+            device_memory_total=1,
+            eos_token_ids=(EOS,),
+            generation=GenerationDefaults(),
+            options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+        )
+
+    def stats(self) -> EngineStats:
+        return snapshot(self.core.scheduler)
+
+
+class Builder:
+    """A builder for AsyncEngine over one device."""
+
+    def __init__(self, device: Device, before: Callable[[], None] | None = None) -> None:
+        self._device = device
+        self._before = before
+
+    def __call__(self, config: EngineConfig, progress: Callable[[str, float], None]) -> FakeEngine:
+        if self._before is not None:
+            self._before()
+        progress("weights", 1.0)
+        return FakeEngine(config, self._device)
