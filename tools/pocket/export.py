@@ -39,17 +39,15 @@ def write_manifest(directory: Path) -> None:
 def write_model(model: Pocket, encoder: Encoder, directory: Path, training: str = "") -> None:
     """Weights (bf16) and configurations beside the tokenizer already in `directory`.
 
-    training: how the weights were made; kept in the weights' own metadata.
+    training: how the weights were made; kept in config.json.
     """
     weights = {
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(
-        weights, directory / "model.safetensors", metadata={"format": "pt", "training": training}
-    )
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
-    config = model.shape.hugging_face(encoder.im_end, encoder.pad)
+    config = {**model.shape.hugging_face(encoder.im_end, encoder.pad), "training": training}
     _write_json(directory / "config.json", config)
     generation = {
         "do_sample": False,
