@@ -10,6 +10,7 @@ from quire.engine.model_config import QWEN3, ModelConfig
 from quire.engine.models.base import CausalModel
 from quire.engine.models.qwen3 import Qwen3
 from quire.kernels.ops import Ops
+from quire.kernels.support import BLOCK_SIZES, check_supported
 
 Model = CausalModel
 
@@ -28,7 +29,19 @@ def build_model(
     if config.architecture not in _MODELS:
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
+    _check_kernels(config, dtype, device)
     build = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
         return build(config, ops, dtype=dtype, device=device, world=world or World())
+
+
+def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse here what a kernel would refuse in the first step."""
+    if device.type != "cuda":
+        return
+    try:
+        group = config.num_q_heads // config.num_kv_heads
+        check_supported(config.head_dim, dtype, BLOCK_SIZES[0], group)
+    except ValueError as error:
+        raise ConfigError(f"device = {device.type}: {error}") from None

@@ -228,6 +228,22 @@ def test_an_unknown_shape_or_architecture_is_named() -> None:
         build_model(config, reference, dtype=torch.float32, device=torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head_dim": 80}, "head_dim 80 is not supported: one of 16, 32, 64, 96, 128, 256"),
+        ({"num_q_heads": 32, "num_kv_heads": 1}, "32 query heads a kv head are not supported"),
+    ],
+)
+def test_what_the_gpu_s_kernels_cannot_do_is_refused_before_loading(
+    changes: dict[str, int], words: str
+) -> None:
+    config = dataclasses.replace(ModelConfig.named_shape("tiny"), **changes)
+    with pytest.raises(ConfigError, match=f"device = cuda: {words}"):
+        build_model(config, reference, dtype=torch.bfloat16, device=torch.device("cuda"))
+    build_model(config, reference, dtype=torch.bfloat16, device=torch.device("cpu"))
+
+
 def test_fingerprint_follows_what_changes_the_function() -> None:
     config = ModelConfig.named_shape("tiny")
 
