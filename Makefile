@@ -9,12 +9,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TESTS ?= tests
+BENCH_CPU ?= benchmarks/host.py benchmarks/cpu_vs_transformers.py
+BENCH_CUDA ?= benchmarks/prefill.py benchmarks/decode.py benchmarks/kernels.py benchmarks/offline.py
 
 ifeq ($(TORCH),cpu)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help demo test test-gpu check proto bench plots screens soak chaos mutants pocket clean
+.PHONY: help demo test test-gpu check proto bench plots screens soak mutants pocket clean
 
 help:
 	@echo "make demo      install, serve the embedded model, talk to it, stop"
@@ -23,7 +25,6 @@ help:
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make bench     benchmarks that suit this machine;  make plots: their pictures"
 	@echo "make soak      the long property tests;  make mutants: old faults put back"
-	@echo "make chaos     faults injected into a server under load"
 	@echo "make screens   the pictures in the README"
 	@echo "make proto     the stubs, from proto/quire/v1/inference.proto"
 	@echo "make pocket    train the embedded model again"
@@ -38,11 +39,13 @@ $(BIN)/python:
 
 # What runs (.server), and what also develops (.dev). A stamp older than its inputs installs again.
 $(VENV)/.server: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[server]'
+	@echo "installing Quire and its server into $(VENV)"
+	@$(PIP) --editable '.[server]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[dev]'
+	@echo "installing Quire, its server and what develops it into $(VENV)"
+	@$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.server $@
 
 # grpcio-tools wants versions of its own, so it has an environment of its own.
@@ -68,7 +71,9 @@ proto: .venv-proto/.done
 		--grpc_python_out=. quire/v1/inference.proto
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/run.py
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+		then scripts="$(BENCH_CUDA)"; else scripts="$(BENCH_CPU)"; fi; \
+	for script in $$scripts; do echo "-- $$script"; $(BIN)/python $$script || exit 1; done
 
 plots: $(VENV)/.dev
 	$(BIN)/python tools/plots.py
@@ -78,9 +83,6 @@ screens: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py
-
-chaos: $(VENV)/.dev
-	$(BIN)/python tools/chaos.py
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tools/mutants.py

@@ -74,6 +74,12 @@ class View:
             self._snapshots.clear()
         self._snapshots.append(snapshot)
 
+    def copy(self) -> "View":
+        """The view as it is now; what is added later leaves it alone."""
+        other = View()
+        other._snapshots.extend(self._snapshots)
+        return other
+
     def rates(self, counter: str) -> list[float]:
         """Tokens a second between each two snapshots, of a field of TokenStats; oldest first."""
         found = []
