@@ -78,6 +78,8 @@ _SMALL_SKILLS = (
     ("say", 1.0), ("range", 3.0), ("week", 0.4), ("sum", 6.0), ("difference", 0.8), ("story", 1.3),
     ("quire", 2.5), ("plain", 2.5), ("unknown", 2.5),
 )  # fmt: skip
+ABSENT_SHARE = 0.12
+"""The share of questions about facts that were never stated."""
 ABOUT_SHARE = 0.12
 """The share of small turns in which users speak of themselves."""
 _MAKERS = {
@@ -132,7 +134,10 @@ def _recall(draw: Draw, writer: _Writer, budget: int) -> None:
             writer.add(_filler(draw, writer, budget))
             quiet -= before - writer.left
         elif draw.chance(asked_share):
-            writer.add(recall.question(draw, draw.pick(stated)))
+            if draw.chance(ABSENT_SHARE):
+                writer.add(recall.absent_question(draw, stated))
+            else:
+                writer.add(recall.question(draw, draw.pick(stated)))
         else:
             writer.add(_filler(draw, writer, budget))
 

@@ -7,6 +7,7 @@ itself. Every case is of the held-out class (see `cells`); intervals are Wilson'
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -200,6 +201,7 @@ def main() -> None:
     evaluation, results = _evaluate(args.engine, args.model, encoder, args)
     report: dict[str, object] = {
         "engine": args.engine,
+        "sha256": hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest(),
         "seed": args.seed,
         "cells": [{**asdict(r), "interval": wilson(r.right, r.count)} for r in results],
     }

@@ -1,7 +1,7 @@
 """Facts stated early and asked late.
 
 Invariant: within one conversation a (name, attribute) pair is stated once, so that each question
-has one answer. Held-out conversations use held-out names alone.
+has one answer; a question about anything else is answered by saying so. Held-out conversations use held-out names alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ INTRODUCTIONS = (
     "Remember these facts.", "Please remember:", "Here are some facts to keep in mind.",
     "Note the following.", "Keep this in mind.",
 )  # fmt: skip
+UNTOLD = "You have not told me that."
 ACKNOWLEDGEMENTS = ("Noted.", "I will remember.", "Understood.", "Got it.")
 
 
@@ -99,3 +100,15 @@ def question(draw: Draw, fact: Fact) -> tuple[str, str]:
     """A question about `fact`, usually in the wording that stated it."""
     form = fact.form if draw.chance(0.75) else 1 - fact.form
     return fact.question(form)
+
+
+def absent_question(draw: Draw, stated: list[Fact]) -> tuple[str, str]:
+    """A question about something that was not stated: of another name, or of another attribute."""
+    taken = {(fact.name, fact.attribute) for fact in stated}
+    while True:
+        known = bool(stated) and draw.chance(0.3)
+        name = draw.pick(stated).name if known else draw.pick(heldout.TRAINED_NAMES)
+        attribute = draw.pick(ATTRIBUTES)
+        if (name, attribute) not in taken:
+            asked, _ = Fact(name, attribute, "", draw.below(2)).question(draw.below(2))
+            return asked, UNTOLD

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import heldout
 import lexicon
+import recall
 import repeat
 import stories
 from draw import Draw
@@ -196,7 +197,15 @@ def _nonsense(draw: Draw) -> str:
 def unknown_turn(draw: Draw) -> tuple[str, str]:
     """Something outside the skills, and the answer that says so."""
     kind = draw.weighted(
-        (("know", 3.0), ("free", 1.0), ("task", 2.0), ("sum", 0.7), ("bare", 1.0), ("said", 1.0))
+        (
+            ("know", 3.0),
+            ("free", 1.0),
+            ("task", 2.0),
+            ("sum", 0.7),
+            ("bare", 1.0),
+            ("said", 1.0),
+            ("fact", 0.4),
+        )
     )
     if kind == "know":
         return loosely(draw, draw.pick(KNOWLEDGE_FORMS).format(t=_topic(draw))), UNKNOWN
@@ -209,6 +218,8 @@ def unknown_turn(draw: Draw) -> tuple[str, str]:
         sign = draw.pick((" times ", " * ", " / ", " x ", " divided by ", "*"))
         form = draw.pick(("What is {}?", "{}", "{} =", "How much is {}?"))
         return form.format(f"{draw.below(1000)}{sign}{draw.below(1000)}"), ONLY_SMALL
+    if kind == "fact":
+        return recall.absent_question(draw, [])
     if kind == "bare":
         return _nonsense(draw), UNCLEAR
     return stories.prose(draw, draw.between(1, 2)), HEARD
