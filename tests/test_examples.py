@@ -1,5 +1,7 @@
-"""The examples do what the README says they do, against a server that speaks the contract."""
+"""The examples and the README do what they say, against a server that speaks the contract."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import pytest
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 class Parrot(pb_grpc.InferenceServiceServicer):
@@ -22,7 +26,8 @@ class Parrot(pb_grpc.InferenceServiceServicer):
     def Generate(
         self, request: pb.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GenerateResponse]:
-        words = request.chat.messages[0].content
+        chatting = request.WhichOneof("prompt") == "chat"
+        words = request.chat.messages[0].content if chatting else request.text
         if words == "refuse":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
         yield pb.GenerateResponse(started=pb.Started(request_id="r", seed=1 << 63))
@@ -33,6 +38,9 @@ class Parrot(pb_grpc.InferenceServiceServicer):
         yield pb.GenerateResponse(
             finished=pb.Finished(reason=pb.FINISH_REASON_STOP, stop_token_id=2, usage=usage)
         )
+
+    def Stats(self, request: pb.StatsRequest, context: object) -> pb.StatsResponse:  # noqa: ARG002
+        return pb.StatsResponse(cache=pb.CacheStats(prefix_tokens_hit=42))
 
 
 @pytest.fixture
@@ -67,3 +75,29 @@ def test_python_with_nothing_but_the_stubs(address: str) -> None:
 )
 def test_node(address: str) -> None:
     check("node", str(EXAMPLES / "node" / "chat.js"), address=address)
+
+
+def test_the_readmes_first_call(address: str) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 10
+    done = run(sys.executable, "-c", program.replace("127.0.0.1:50051", address))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Tell me a short story about a fox.Once upon a time\n42\n"
+
+
+def test_the_readmes_options_exist() -> None:
+    """Every option that the README shows for a command is one that the command has."""
+    shown = {"serve": set(re.findall(r"`(--[a-z-]+)`", README.split("## Client commands")[0]))}
+    for line in README.replace("\\\n", " ").splitlines():
+        found = re.match(r"quire (\S+)(.*)", line.split("#")[0])
+        if found:
+            shown.setdefault(found[1], set()).update(re.findall(r"--[a-z-]+", found[2]))
+    assert {"serve", "chat", "generate", "stats", "top", "loadtest"} <= set(shown)
+    for command, options in shown.items():
+        help_text = subprocess.run(
+            [sys.executable, "-m", "quire.clients.cli", command, "--help"],
+            capture_output=True, text=True, timeout=60, check=True,
+            env={**os.environ, "COLUMNS": "200"},
+        ).stdout  # fmt: skip
+        missing = {option for option in options if option not in help_text}
+        assert not missing, f"quire {command}: {sorted(missing)}"
