@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TESTS ?= tests
+POCKET ?= --max-minutes 7 --workers 12 --compile
 BENCH_CPU ?= benchmarks/host.py benchmarks/cpu_vs_transformers.py
 BENCH_CUDA ?= benchmarks/prefill.py benchmarks/decode.py benchmarks/kernels.py benchmarks/offline.py
 
@@ -88,7 +89,8 @@ mutants: $(VENV)/.dev
 	$(BIN)/python tools/mutants.py
 
 pocket: $(VENV)/.dev
-	$(BIN)/python tools/pocket/train.py
+	$(BIN)/python tools/pocket/train.py --out build/pocket $(POCKET)
+	$(BIN)/python tools/pocket/publish.py --trained build/pocket
 
 clean:
 	rm -rf $(VENV) .venv-proto .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

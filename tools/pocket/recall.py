@@ -1,7 +1,8 @@
 """Facts stated early and asked late.
 
 Invariant: within one conversation a (name, attribute) pair is stated once, so that each question
-has one answer; a question about anything else is answered by saying so. Held-out conversations use held-out names alone.
+has one answer; a question about anything else is answered by saying so. Held-out conversations use
+held-out names alone.
 """
 
 from __future__ import annotations
