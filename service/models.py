@@ -2,7 +2,7 @@
 
     pocket          the model that ships with this package, checked against its manifest
     random:SHAPE    no files: seeded random weights, with pocket's tokenizer
-    a directory     as it is
+    a directory     as it is; checked against its manifest, if it has one like pocket's
     NAME or A/NAME  fetched from the Hugging Face Hub: safetensors, JSON, tokenizer files; no code
 
 Invariant: what is resolved is on this machine; no code of a model is ever fetched or run.
@@ -48,6 +48,8 @@ def resolve(config: EngineConfig) -> ResolvedModel:
         return ResolvedModel(name, name, pocket_model.directory())
     if path.is_dir():
         _refuse_revision(config)
+        if pocket_model.has_manifest(path):
+            _verify(path)
         return ResolvedModel(path.resolve().name, str(path), path)
     if path.exists():
         raise ConfigError(f"model = {name}: is a file; give the directory that holds it")
@@ -67,11 +69,15 @@ def _refuse_revision(config: EngineConfig) -> None:
 
 def _pocket() -> ResolvedModel:
     directory = pocket_model.directory()
+    _verify(directory)
+    return ResolvedModel(POCKET, str(directory), directory)
+
+
+def _verify(directory: Path) -> None:
     try:
         pocket_model.verify(directory)
     except ValueError as error:
         raise ModelError(str(error)) from error
-    return ResolvedModel(POCKET, str(directory), directory)
 
 
 def _fetch(name: str, revision: str | None) -> Path:

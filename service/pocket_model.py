@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def directory() -> Path:
@@ -30,6 +32,21 @@ def _digests(manifest: Path) -> dict[str, str]:
     if not isinstance(content, dict) or not content:
         raise ValueError(f"model directory {manifest.parent}: file {MANIFEST} names no file")
     return {str(name): str(digest) for name, digest in content.items()}
+
+
+def has_manifest(path: Path) -> bool:
+    """Whether a directory holds a manifest of this kind: file names and their sha256."""
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(
+            isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in content.values()
+        )
+    )
 
 
 def verify(path: Path) -> None:

@@ -2,11 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ModelError
 from quire.service import pocket_model
+from quire.service.models import resolve
 
 
 @pytest.fixture
@@ -48,3 +53,54 @@ def test_a_missing_or_broken_manifest_is_named(copy: Path) -> None:
 
 def test_the_model_is_small(shipped: Path) -> None:
     assert 2e6 <= (shipped / "model.safetensors").stat().st_size <= 8.5e6
+
+
+def test_a_server_refuses_an_incomplete_or_altered_directory_by_name(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve(EngineConfig(model=str(copy))).engine_model == str(copy)
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    with pytest.raises(ModelError, match=r"file config\.json is altered"):
+        resolve(EngineConfig(model=str(copy)))
+    (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"file config\.json is missing"):
+        resolve(EngineConfig(model=str(copy)))
+    monkeypatch.setattr(pocket_model, "directory", lambda: copy)
+    with pytest.raises(ModelError, match=r"file config\.json is missing"):
+        resolve(EngineConfig(model="pocket"))
+
+
+def test_the_command_names_the_file_in_one_line(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(copy)]
+    done = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "tokenizer.json is missing" in line
+
+
+def test_the_evaluation_and_the_card_are_about_what_ships(shipped: Path) -> None:
+    import publish
+
+    assert (shipped / "README.md").read_text() == publish.card(shipped)
+
+
+def test_a_card_about_other_weights_is_refused(copy: Path) -> None:
+    import publish
+
+    report = json.loads((copy / "evaluation.json").read_text())
+    (copy / "evaluation.json").write_text(json.dumps({**report, "sha256": "0" * 64}))
+    with pytest.raises(SystemExit, match="about other weights"):
+        publish.card(copy)
+
+
+def test_publishing_takes_only_a_whole_directory(copy: Path, tmp_path: Path) -> None:
+    import publish
+
+    target = tmp_path / "target"
+    target.mkdir()
+    publish.install(copy, target)
+    pocket_model.verify(target)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        publish.install(copy, target)
