@@ -54,18 +54,36 @@ ApiKey = Annotated[
 UseTLS = Annotated[bool, typer.Option("--tls", help="Use TLS.", rich_help_panel=SERVER)]
 RootFile = Annotated[
     Path | None,
-    typer.Option("--tls-ca", help="PEM file of authorities; means --tls.", rich_help_panel=SERVER),
+    typer.Option(
+        "--tls-ca",
+        envvar="QUIRE_CLIENT_TLS_CA",
+        help="PEM file of authorities; means --tls.",
+        rich_help_panel=SERVER,
+    ),
 ]
 CertFile = Annotated[
     Path | None,
-    typer.Option("--tls-cert", help="Client certificate (PEM).", rich_help_panel=SERVER),
+    typer.Option(
+        "--tls-cert",
+        envvar="QUIRE_CLIENT_TLS_CERT",
+        help="Client certificate (PEM).",
+        rich_help_panel=SERVER,
+    ),
 ]
 KeyFile = Annotated[
-    Path | None, typer.Option("--tls-key", help="Its key (PEM).", rich_help_panel=SERVER)
+    Path | None,
+    typer.Option(
+        "--tls-key", envvar="QUIRE_CLIENT_TLS_KEY", help="Its key (PEM).", rich_help_panel=SERVER
+    ),
 ]
 ServerName = Annotated[
     str | None,
-    typer.Option("--tls-server-name", help="Name on the certificate.", rich_help_panel=SERVER),
+    typer.Option(
+        "--tls-server-name",
+        envvar="QUIRE_CLIENT_TLS_SERVER_NAME",
+        help="Name on the certificate.",
+        rich_help_panel=SERVER,
+    ),
 ]
 Timeout = Annotated[
     float | None,
