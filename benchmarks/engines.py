@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 MAX_MODEL_LEN = 4096
 MAX_NUM_SEQS = 256
+MAX_NUM_BATCHED_TOKENS = 16_384  # what vLLM takes offline on such a card
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class QuireEngine:
         defaults: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,
             "max_num_seqs": MAX_NUM_SEQS,
+            "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
         }
         self.config = EngineConfig(model=model, **(defaults | options))
         self.engine = build_engine(self.config, lambda _stage, _share: None, pdl=pdl)
@@ -77,6 +79,7 @@ class VllmEngine:
         defaults: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,
             "max_num_seqs": MAX_NUM_SEQS,
+            "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
             "load_format": "auto" if (Path(model) / "model.safetensors").exists() else "dummy",
             "skip_tokenizer_init": True,
         }
