@@ -5,6 +5,7 @@ can be asked again.
 """
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -79,6 +80,8 @@ class Conversation:
     def run(self) -> None:
         """Until the end of input or /exit."""
         if self._interactive:
+            with suppress(ImportError):  # line editing for input(), where the system has it
+                import readline  # noqa: F401
             self._client.stats()  # says now, not after the first turn, that nobody is there
             note(_HELP)
         while (line := self._read()) is not None:

@@ -3,7 +3,9 @@ server."""
 
 import json
 import math
+import os
 import random
+import signal
 import statistics as oracle
 import subprocess
 import sys
@@ -379,3 +381,21 @@ def test_nothing_completed_is_an_error(server: Any, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "INTERNAL: broken" in done.stderr
     assert json.loads(done.stdout)["errors_by_status"] == {"INTERNAL": 1}
+
+
+def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
+    """130, not a word on standard error, and the calls are cancelled on the server."""
+    trace = tmp_path / "t.jsonl"
+    trace.write_text((json.dumps({"text": "hang", "max_tokens": 1}) + "\n") * 4)
+    words = ["--workload", "trace", "--trace", str(trace), "--processes", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire.clients.cli", "loadtest", *words, "-a", server.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert server.seen.started.wait(30)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+    assert server.seen.cancelled.wait(30)
