@@ -7,6 +7,7 @@ of the memory budget becomes the KV cache; then warm-up and capture.
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import os
 import resource
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from quire.engine import sizing
@@ -207,8 +209,17 @@ def _allocate_cache(
     shape: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
     size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+    if device.type == "cpu":
+        return KVCache(_lazy_zeros(size, dtype), _lazy_zeros(size, dtype))
     k, v = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
     return KVCache(k, v)
+
+
+def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on the CPU that take memory as they are touched: torch.zeros would write every page,
+    seconds a GiB where pages are slow to get."""
+    num_bytes = math.prod(size) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
 
 
 def _can_chain(device: torch.device) -> bool:
