@@ -7,6 +7,7 @@ from typing import Any
 
 from quire.clients import AsyncClient
 from quire.engine.async_engine import AsyncEngine
+from quire.engine.build import model_config
 from quire.engine.config import EngineConfig
 from quire.service.models import resolve
 from quire.service.server import Server
@@ -25,11 +26,13 @@ async def serving(**options: Any) -> AsyncIterator[AsyncClient]:
     """Serves `pocket` with these engine options until the block is left."""
     settings = Settings(EngineConfig(**{"num_blocks": 257, **options}), ServiceConfig(port=0))
     resolved = resolve(settings.engine)
-    engine = AsyncEngine(settings.engine.replace(model=resolved.engine_model))
+    config = settings.engine.replace(model=resolved.engine_model)
+    shape = model_config(config)
+    engine = AsyncEngine(config)
     server = Server(settings, resolved, engine)
-    await server.open(2048)
+    await server.open(shape.max_position_embeddings)
     try:
-        await server.load()
+        await server.load(shape.vocab_size)
         async with AsyncClient(f"127.0.0.1:{server.port}", timeout=120) as client:
             yield client
     finally:
