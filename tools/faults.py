@@ -1,0 +1,369 @@
+"""The faults that `make mutants` puts back: what systems like this one got wrong, as patches.
+
+Each names the file, the text that is right, what it becomes, and the tests that should notice. The
+first part of a name says where users reported the fault; `quire` are faults of its own making.
+"""
+
+from dataclasses import dataclass
+
+REGRESSIONS = "tests/test_regressions.py::test_"
+POOL = "tests/engine/test_block_pool.py"
+SCHEDULER = "tests/engine/test_scheduler.py"
+TRAFFIC = (
+    "tests/engine/test_scheduler_properties.py"
+    "::test_random_traffic_neither_leaks_nor_hangs_nor_corrupts"
+)
+PROPERTIES = "tests/engine/test_scheduler_properties.py::test_"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One patch. `old` stands in `file` exactly once."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _regression(name: str) -> tuple[str, ...]:
+    return (REGRESSIONS + name,)
+
+
+CACHE = (
+    Fault(
+        "nano-vllm-114: a whole prompt is taken from the cache",
+        "engine/scheduler.py",
+        "limit = (len(known) - 1) // self.pool.block_size",
+        "limit = len(known) // self.pool.block_size",
+        _regression("nano_vllm_114_prompt_wholly_cached"),
+    ),
+    Fault(
+        "nano-vllm-153: a block that is taken keeps its hash",
+        "engine/block_pool.py",
+        "                self._forget(block)\n                self.num_cached -= 1\n",
+        "                self.num_cached -= 1\n",
+        _regression("nano_vllm_153_reallocated_block_kept_its_hash"),
+    ),
+    Fault(
+        "nano-vllm-208: blocks are known when they are planned",
+        "engine/scheduler.py",
+        "        self._add_row(request, min(request.remaining, draft.budget), draft)\n"
+        "        return True\n",
+        "        self._add_row(request, min(request.remaining, draft.budget), draft)\n"
+        "        request.num_applied_tokens = min(\n"
+        "            request.num_computed_tokens, len(request.token_ids)\n"
+        "        )\n"
+        "        self._register_full_blocks(request)\n"
+        "        return True\n",
+        _regression("nano_vllm_208_prefix_that_no_step_has_computed_yet"),
+    ),
+    Fault(
+        "nano-vllm-219: a duplicate overwrites the entry of its hash",
+        "engine/block_pool.py",
+        "named = self._blocks_of.setdefault(block_hash, {})",
+        "named = self._blocks_of[block_hash] = {}",
+        (POOL,),
+    ),
+    Fault(
+        "nano-vllm-207: free blocks are counted before the hit takes some",
+        "engine/scheduler.py",
+        "if self.pool.num_free_among(shared) + fresh + reserve > self.pool.num_free:",
+        "if fresh + reserve > self.pool.num_free:",
+        (TRAFFIC,),
+    ),
+    Fault(
+        "nano-vllm-30: a block is taken by a modulo test",
+        "engine/scheduler.py",
+        "needed = self.pool.blocks_needed(request.num_computed_tokens + count) - len(table)",
+        "needed = int((request.num_computed_tokens + count) % self.pool.block_size == 1)",
+        _regression("nano_vllm_30_block_boundary"),
+    ),
+    Fault(
+        "minivllm-70: a block that is taken has no reference",
+        "engine/block_pool.py",
+        "            self._ref_counts[block] = 1\n",
+        "            self._ref_counts[block] = 0\n",
+        _regression("minivllm_70_reference_counts_under_traffic"),
+    ),
+    Fault(
+        "minivllm-75: an off by one in the blocks that a length needs",
+        "engine/block_pool.py",
+        "return -(-num_tokens // self.block_size)",
+        "return num_tokens // self.block_size + 1",
+        (POOL,),
+    ),
+    Fault(
+        "minivllm-53: the pool has more blocks than the cache",
+        "engine/build.py",
+        "kv.num_blocks, config.block_size, config.enable_prefix_caching,",
+        "kv.num_blocks + 1, config.block_size, config.enable_prefix_caching,",
+        _regression("minivllm_53_more_blocks_counted_than_the_cache_has"),
+    ),
+    Fault(
+        "minivllm-98: after a hit positions begin at 0",
+        "engine/slots.py",
+        "        request.num_applied_tokens,\n",
+        "        0,\n",
+        _regression("minivllm_98_hit_whose_cache_prefill_ignored"),
+    ),
+    Fault(
+        "vllm-11829: the salt is left out of the hash",
+        "engine/block_pool.py",
+        'self._seed + struct.pack("<I", len(salt)) + salt)',
+        "self._seed)",
+        _regression("vllm_11829_collisions_across_tenants"),
+    ),
+    Fault(
+        "vllm-12621: the seed of hashes can be known",
+        "engine/block_pool.py",
+        "secrets.token_bytes(16) if seed is None",
+        "bytes(16) if seed is None",
+        _regression("vllm_11829_collisions_across_tenants"),
+    ),
+    Fault(
+        "vllm-29261: tokens are not compared on a hit",
+        "engine/block_pool.py",
+        "if self._tokens_of[block] != self._pack(token_ids, index):",
+        "if block not in self._tokens_of:",
+        _regression("vllm_11829_collisions_across_tenants"),
+    ),
+    Fault(
+        "tgi-2489: blocks that were never computed stay as a prefix",
+        "engine/scheduler.py",
+        "        was, request.status = request.status, Status.FINISHED\n"
+        "        if was is Status.RUNNING:\n",
+        "        was, request.status = request.status, Status.FINISHED\n"
+        "        if was is Status.RUNNING:\n"
+        "            request.num_applied_tokens = min(\n"
+        "                request.num_computed_tokens, len(request.token_ids)\n"
+        "            )\n"
+        "            self._register_full_blocks(request)\n",
+        _regression("tgi_2489_blocks_freed_before_prefill_served_as_a_prefix"),
+    ),
+    Fault(
+        "mini-sglang-149: the integrity check does nothing",
+        "engine/block_pool.py",
+        "        held = Counter(block for table in tables for block in table)\n",
+        "        held = Counter(block for table in tables for block in table)\n        return\n",
+        _regression("mini_sglang_149_check_that_checks_nothing"),
+    ),
+    Fault(
+        "quire: heads of a prefix are evicted before its tail",
+        "engine/block_pool.py",
+        "for block in reversed(table):",
+        "for block in table:",
+        (POOL,),
+    ),
+)
+
+SCHEDULING = (
+    Fault(
+        "nano-vllm-274: what can never fit is admitted",
+        "engine/scheduler.py",
+        "        if needed > usable:\n",
+        "        if needed > usable + 1:\n",
+        _regression("nano_vllm_274_lone_sequence_exhausts_the_cache"),
+    ),
+    Fault(
+        "nano-vllm-277: what fits exactly is refused",
+        "engine/scheduler.py",
+        "self.pool.blocks_needed(total - 1), self.pool.num_usable",
+        "self.pool.blocks_needed(total), self.pool.num_usable",
+        (PROPERTIES + "theorem_a_lone_request_that_is_admitted_finishes",),
+    ),
+    Fault(
+        "minivllm-6: a preempted request is lost",
+        "engine/scheduler.py",
+        "        request.num_registered_blocks = 0\n        self._waiting.push(request)\n",
+        "        request.num_registered_blocks = 0\n",
+        _regression("minivllm_6_sequence_lost_on_preemption"),
+    ),
+    Fault(
+        "minivllm-51: nobody is admitted again once blocks ran out",
+        "engine/scheduler.py",
+        "        if request is None or not self._admit_one(request, draft):",
+        "        if request is None or request.epoch or not self._admit_one(request, draft):",
+        _regression("minivllm_6_sequence_lost_on_preemption"),
+    ),
+    Fault(
+        "vllm-23347: a request planned in this step is preempted",
+        "engine/scheduler.py",
+        "candidates = [r for r in self._running if r not in draft.planned]",
+        "candidates = list(self._running)",
+        _regression("vllm_23347_planned_in_this_step_and_preempted"),
+    ),
+    Fault(
+        "vllm-39734: a request larger than the cache waits in the queue",
+        "engine/scheduler.py",
+        "        if needed > usable:\n",
+        "        if usable < 0:\n",
+        _regression("vllm_39734_request_larger_than_the_cache_blocks_the_queue"),
+    ),
+    Fault(
+        "nano-vllm: decode rows wait while a prompt is chunked",
+        "engine/scheduler.py",
+        "        if self.two_phase:\n            self._plan_two_phase(draft)\n",
+        "        if draft.budget:\n            self._plan_two_phase(draft)\n",
+        _regression("nano_vllm_decodes_wait_for_a_chunked_prompt"),
+    ),
+    Fault(
+        "mini-sglang: an over-long prompt is accepted",
+        "engine/scheduler.py",
+        "        if total > self.max_model_len:\n",
+        "        if total > 10 * self.max_model_len:\n",
+        (SCHEDULER,),
+    ),
+    Fault(
+        "gllm: jitter in admission",
+        "engine/waiting_queue.py",
+        "rank = (priority, self._served[client], arrival)",
+        'rank = (priority, int(__import__("random").random() * 9), arrival)',
+        _regression("gllm_jitter_in_admission"),
+    ),
+    Fault(
+        "quire: the longest waiting is never helped",
+        "engine/waiting_queue.py",
+        "            return self._first_arrived()\n        return self._first_ranked()\n",
+        "            return self._first_ranked()\n        return self._first_ranked()\n",
+        (PROPERTIES + "nobody_starves_behind_endless_traffic_of_higher_priority",),
+    ),
+    Fault(
+        "quire: siblings fork a prompt that is not computed",
+        "engine/scheduler.py",
+        "return leader if leader.num_applied_tokens >= leader.num_prompt_tokens else None",
+        "return leader",
+        (SCHEDULER,),
+    ),
+    Fault(
+        "quire: siblings write into the leader's block",
+        "engine/scheduler.py",
+        "            shared = fork.block_table[: computed // self.pool.block_size]\n",
+        "            shared = fork.block_table[: computed // self.pool.block_size + 1]\n",
+        (SCHEDULER,),
+    ),
+    Fault(
+        "quire: steps are planned past max_tokens",
+        "engine/request.py",
+        "target = min(self.num_tokens, self.max_total_tokens - 1)",
+        "target = self.num_tokens",
+        (SCHEDULER,),
+    ),
+    Fault(
+        "quire: an ending id ends before min_tokens",
+        "engine/scheduler.py",
+        "if request.num_outputs >= params.min_tokens and token in request.ending_ids:",
+        "if token in request.ending_ids:",
+        (SCHEDULER,),
+    ),
+)
+
+OVERLAP = (
+    Fault(
+        "mini-sglang-111: an aborted request's blocks go at once, and again",
+        "engine/scheduler.py",
+        "        if request.in_flight == 0:\n            self._vacate(request)\n",
+        "        self._vacate(request)\n",
+        _regression("mini_sglang_111_abort_of_a_request_in_the_step_in_flight"),
+    ),
+    Fault(
+        "sglang-18803: results of before a preemption count",
+        "engine/scheduler.py",
+        "            elif row.epoch != request.epoch:\n",
+        "            elif row.epoch > request.epoch:\n",
+        (TRAFFIC,),
+    ),
+    Fault(
+        "vllm-57355: max_num_seqs is no captured size",
+        "engine/graphs.py",
+        "if size < max_num_seqs} | {max_num_seqs})",
+        "if size <= max_num_seqs})",
+        _regression("vllm_57355_max_num_seqs_was_no_captured_size"),
+    ),
+    Fault(
+        "vllm-10903: block tables are a column too narrow",
+        "engine/build.py",
+        "max_blocks = -(-max_model_len // config.block_size)\n    state",
+        "max_blocks = max_model_len // config.block_size\n    state",
+        _regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
+    ),
+    Fault(
+        "mini-sglang-56: a coarse ladder of captured sizes",
+        "engine/graphs.py",
+        "*range(8, 64, 8), *range(64, 256, 16),",
+        "8, 16, 32, 64, 128,",
+        _regression("mini_sglang_56_padding_wasted_by_a_coarse_ladder"),
+    ),
+)
+
+LOADING_AND_TEXT = (
+    Fault(
+        "mini-sglang-88: noise comes from a generator with a state",
+        "kernels/reference.py",
+        "_subtract_log_noise(noisy, seeds[slots[rows]], positions[rows])",
+        "_subtract_log_noise(noisy, torch.randint(9**9, (len(rows),)), positions[rows])",
+        _regression("mini_sglang_88_unseeded_sampling_differs_between_ranks"),
+    ),
+    Fault(
+        "mini-sglang-93: tensors are loaded whole",
+        "engine/weights.py",
+        "placement.chunks(CHUNK_BYTES // stored[name].dtype.itemsize)",
+        "placement.chunks(1 << 40)",
+        _regression("mini_sglang_93_out_of_memory_while_loading"),
+    ),
+    Fault(
+        "nano-vllm-69: a weight that the model does not have is passed over",
+        "engine/weights.py",
+        '    _check_names(directory, stored.keys() - placements.keys(), "is not a weight of the'
+        ' model")\n',
+        "",
+        _regression("nano_vllm_69_wrong_weights_gave_garbage"),
+    ),
+    Fault(
+        "vllm-6758: a tied head stored twice is not looked at",
+        "engine/weights.py",
+        "        if one[:count] != other[:count]:\n",
+        "        if count < 0:\n",
+        _regression("nano_vllm_69_wrong_weights_gave_garbage"),
+    ),
+    Fault(
+        "exo-1691: each token is decoded by itself",
+        "service/detokenizer.py",
+        "text = self._decoder.decode(piece)",
+        'text = piece.decode("utf-8", "replace")',
+        _regression("exo_1691_character_split_across_tokens"),
+    ),
+    Fault(
+        "mlx-vlm-309: only the first file's EOS ids count",
+        "engine/hf_config.py",
+        'eos += defaults.integers("eos_token_id", least=0, below=vocab)',
+        'eos = eos or defaults.integers("eos_token_id", least=0, below=vocab)',
+        _regression("mlx_vlm_309_only_one_eos_id_honoured"),
+    ),
+    Fault(
+        "vllm-28172: usage counts characters of the text",
+        "service/output.py",
+        "        state.delivered += len(piece.ids)\n",
+        "        state.delivered += len(piece.text)\n",
+        _regression("vllm_28172_usage_counted_by_encoding_the_text_again"),
+    ),
+    Fault(
+        "smg-2426: a stale abort is an error",
+        "engine/scheduler.py",
+        "        for request in tuple(self._requests.get(key, ())):\n"
+        "            self.counters.aborted_in_flight",
+        "        for request in tuple(self._requests[key]):\n"
+        "            self.counters.aborted_in_flight",
+        _regression("smg_2426_stale_or_repeated_abort"),
+    ),
+    Fault(
+        "sglang-omni-2077: the event loop changes the tables itself",
+        "engine/async_engine.py",
+        "            self._send(finish=(key, index, kept))\n",
+        "            self._engine.core.scheduler.finish(key, index, kept)  # type: ignore\n",
+        _regression("sglang_omni_2077_two_threads_touched_the_tables"),
+    ),
+)
+
+FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *LOADING_AND_TEXT)
