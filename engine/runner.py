@@ -77,7 +77,7 @@ class Runner:
         self._state = state
         self._device = state.seeds.device
         self._sampler = Sampler(ops, state)
-        self._staging = Staging(self._device)
+        self._staging = Staging(self._device, capacity=_fixed_bytes(state.null_slot))
         self._row_slots = torch.full(
             (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
         )
@@ -311,6 +311,13 @@ def _copy_parts(host: Tensor, value: Tensor, parts: list[slice]) -> None:
         length = part.stop - part.start
         host[begin : begin + length].copy_(value[part], non_blocking=True)
         begin += length
+
+
+def _fixed_bytes(max_num_seqs: int) -> int:
+    """Room for what a captured mixed step reads of its upload (see stage_mixed): at most 4 bytes a
+    token and 32 a row. Its longer rows have two tokens or more each, padded to a power of two."""
+    rows = max_num_seqs + MIXED_TOKENS[-1]
+    return max(1 << 16, 40 * rows + 4 * MIXED_TOKENS[-1])
 
 
 def _shape(key: GraphKey) -> MixedShape:

@@ -3,7 +3,8 @@
 Invariant: a pinned buffer is not written again before the copy that reads it has ended. There is a
 ring of them, each with its event, one more than steps can be in flight. On the device there is one
 buffer, overwritten in stream order: arrays that are put in the same order with the same sizes lie
-at the same addresses in every step, so a captured graph may read them.
+at the same addresses in every step, so a captured graph may read them, provided that they come
+first and end within the buffer's capacity. What comes behind may be of any size.
 """
 
 from typing import Any
@@ -57,23 +58,29 @@ class Staging:
             raw[offset:end] = array.view(np.uint8).reshape(-1)
             places.append((name, offset, end, array))
             offset += -(-array.nbytes // _ALIGN) * _ALIGN
-        device = self._copy(host[:total])
+        head, rest = self._copy(host[:total])
         if self._pinned:
             event = torch.cuda.Event()
             event.record()
             self._events[self._turn] = event
         for name, begin, end, array in places:
-            view = device[begin:end].view(_DTYPES[array.dtype.name])
+            source = head if end <= head.numel() else rest
+            view = source[begin:end].view(_DTYPES[array.dtype.name])
             self._tensors[name] = view.view(array.shape)
 
-    def _copy(self, host: Tensor) -> Tensor:
-        """Enqueue the copy; an upload too large for the device's buffer gets one of its own."""
+    def _copy(self, host: Tensor) -> tuple[Tensor, Tensor]:
+        """Enqueue the copy. Returns what lies at the fixed address, and the whole.
+
+        An upload too large for the device's buffer gets one of its own; its head is in both places,
+        since a graph looks for it where it always was.
+        """
         if not self._pinned:
-            return host
-        if host.numel() > self._target.numel():
-            return host.to(self._device, non_blocking=True)
-        target = self._target[: host.numel()]
-        return target.copy_(host, non_blocking=True)
+            return host, host
+        if host.numel() <= self._target.numel():
+            target = self._target[: host.numel()].copy_(host, non_blocking=True)
+            return target, target
+        whole = host.to(self._device, non_blocking=True)
+        return self._target.copy_(whole[: self._target.numel()]), whole
 
     def _writable(self, size: int) -> Tensor:
         """The next buffer of the ring, once the copy that last read it has ended."""
