@@ -1,6 +1,7 @@
 """Training: rows, learning targets, bit-for-bit runs, resuming, and what transformers reads."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from network import Pocket, Shape
 from optim import Muon, Optimizers, orthogonal
 from rows import Batches, Encoder, Plan
 from score import Scorer
+
+from quire.service import pocket_model
 
 TOOLS = Path(corpus.__file__).parent
 SMALL = Shape(
@@ -29,17 +32,31 @@ def _train(out: Path, *extra: str) -> str:
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_run_of_twenty_steps_repeats_bit_for_bit(tmp_path: Path) -> None:
-    first = _train(tmp_path / "a", "--steps", "20")
-    assert _train(tmp_path / "b", "--steps", "20", "--workers", "1") == first
-    assert _train(tmp_path / "c", "--steps", "20", "--seed", "1") != first
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What twenty steps leave behind."""
+    out = tmp_path_factory.mktemp("trained")
+    _train(out, "--steps", "20")
+    return out
 
 
-def test_a_run_goes_on_from_its_state(tmp_path: Path) -> None:
-    first = _train(tmp_path, "--steps", "3")
-    assert _train(tmp_path, "--steps", "2", "--resume") != first
+def test_a_run_of_twenty_steps_repeats_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    _train(tmp_path, "--steps", "20", "--workers", "1")
+    names = sorted(path.name for path in trained.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        if "state" not in name:
+            assert (trained / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    pocket_model.verify(trained)
+
+
+def test_a_run_goes_on_from_its_state(trained: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "copy"))
+    first = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    assert _train(out, "--steps", "2", "--resume") != first
+    assert ", 22 steps of 512 tokens" in (out / "config.json").read_text()
     for name in ("state-weights.safetensors", "state-momenta.safetensors"):
-        assert (tmp_path / name).stat().st_size < 16 * 2**20
+        assert (out / name).stat().st_size < 16 * 2**20
 
 
 def test_only_the_assistant_is_learnt(encoder: Encoder) -> None:
