@@ -62,7 +62,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TESTS)
 
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu $(TESTS)
+	$(BIN)/python tools/test_gpu.py
 
 check: $(VENV)/.dev .venv-proto/.done
 	$(BIN)/python tools/check.py

@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import print_table, write_results
+from kernel_probes import broken_kernels
 from torch import Tensor
+from watched import Served, WatchedEngine, Way, requests
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from common import print_table, write_results  # noqa: E402
-from kernel_probes import broken_kernels  # noqa: E402
-from watched import Served, WatchedEngine, Way, requests  # noqa: E402
-
-from quire.engine.request import GenerationRequest, SamplingParams  # noqa: E402
-from quire.kernels import reference  # noqa: E402
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.kernels import reference
 
 # Most that a logit may differ by, as a share of the spread (standard deviation) of a row of logits.
 BOUNDS = {"bfloat16": 0.1, "float32": 0.02}

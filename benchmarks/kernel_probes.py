@@ -77,7 +77,7 @@ class Probes:
     # ------------------------------------------------------------ attention
 
     def cache(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and a table of WIDEST sequences that share their blocks' content by turns."""
+        """Keys, values and a table of WIDEST sequences, of which each eighth is the same."""
         blocks = -(-CONTEXT // BLOCK)
         count = 8 * blocks + 1
         k, v = (self.draw(count, KV_HEADS, BLOCK, DIM) for _ in range(2))

@@ -7,7 +7,7 @@ Seeds are therefore the requests' keys, from 1; row 0 belongs to the null slot.
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -190,12 +190,16 @@ def _current_stream() -> Any:
     return torch.cuda.current_stream() if torch.cuda.is_available() else None
 
 
-def on_stream(stream: Any) -> contextlib.AbstractContextManager[Any]:
-    """The engine's own stream, where there is one; what came before it has ended."""
+@contextlib.contextmanager
+def on_stream(stream: Any) -> Iterator[None]:
+    """The engine's own stream, where there is one; what came before has ended, and so has this."""
     if stream is None:
-        return contextlib.nullcontext()
+        yield
+        return
     torch.cuda.synchronize()
-    return torch.cuda.stream(stream)
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
@@ -208,6 +212,3 @@ def current_stream_kept() -> Iterator[None]:
         if stream is not None:
             torch.cuda.synchronize()
             torch.cuda.set_stream(stream)
-
-
-Build = Callable[[Way, str], WatchedEngine]

@@ -5,18 +5,15 @@ layers of the 0.6B shape. Where QUIRE_EXACTNESS names a file, the table is writt
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmark_code import common, exactness, watched
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import exactness  # noqa: E402
-from common import write_results  # noqa: E402
-from exactness import PAIRS, SAMPLINGS, Bench, Comparison, Pair  # noqa: E402
-from watched import WatchedEngine, requests  # noqa: E402
+Bench, Comparison, Pair = exactness.Bench, exactness.Comparison, exactness.Pair
+PAIRS, SAMPLINGS = exactness.PAIRS, exactness.SAMPLINGS
+requests = watched.requests
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +36,7 @@ def books() -> Iterator[None]:
     print(f"\n{compared} tokens compared, {excused} places excused")
     path = os.environ.get("QUIRE_EXACTNESS")
     if path:
-        write_results(Path(path), exactness.rows_of(RESULTS))
+        common.write_results(Path(path), exactness.rows_of(RESULTS))
     assert excused * 10 <= compared
 
 
@@ -78,7 +75,7 @@ def test_the_ways_are_what_they_say(bench: Bench, kind: str) -> None:
 def test_watching_changes_no_token(way: exactness.Way) -> None:
     """The log stands between the head and the sampler: without it, everything is as with it."""
     bench = Bench("bfloat16")
-    unwatched = WatchedEngine(way, "bfloat16", watch=False)
+    unwatched = watched.WatchedEngine(way, "bfloat16", watch=False)
     for kind in SAMPLINGS:
         expected = bench.served(way, kind, 8).tokens
         assert unwatched.serve(requests(8, SAMPLINGS[kind])).tokens == expected

@@ -1,0 +1,173 @@
+"""Every test that needs a CUDA device, with what was run on what as JSON (`make test-gpu`).
+
+    python tools/test_gpu.py [--out FILE] [--jobs N] [-k WORDS]
+
+Each test file runs in a process of its own, several at once, so that kernels compile side by side.
+The JSON holds commit, versions, machine, the counts, the failures' messages, and how long each file
+took; beside it, exactness.json is the table of what is bit for bit the same and what is not. Exits
+1 where a test failed, 2 where there is no device.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from common import commit, machine, versions  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+MARKS = "gpu or triton"
+_MARKED = re.compile(r"mark\.(gpu|triton)\b")
+_MOST_OF_A_MESSAGE = 4000
+
+
+@dataclass
+class Outcome:
+    """What came of one file: counts, and (test, message) of each failure."""
+
+    path: str
+    seconds: float = 0.0
+    passed: int = 0
+    skipped: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+
+def marked_files(root: Path) -> list[Path]:
+    """Test files that mark anything for a device, the slowest kinds (whole engines) first."""
+    files = [p for p in sorted(root.rglob("test_*.py")) if _MARKED.search(p.read_text("utf-8"))]
+    return sorted(files, key=lambda path: "engine" not in path.parts)
+
+
+def run_file(path: Path, words: str, environment: dict[str, str], seconds: int) -> Outcome:
+    """Run one file's marked tests in a process of their own."""
+    outcome = Outcome(str(path.relative_to(ROOT)))
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", MARKS, f"--junitxml={report}"]
+        command += [*(["-k", words] if words else []), str(path)]
+        try:
+            run = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+            code, said = run.returncode, run.stdout + run.stderr
+        except subprocess.TimeoutExpired as error:
+            code, said = -1, f"stopped after {seconds} s\n{_text(error.stdout)}"
+        if report.exists():
+            read_report(report, outcome)
+    # 5: no test of this file was selected. Anything else without a failed test is one itself.
+    if code not in (0, 5) and not outcome.failures:
+        outcome.failures.append({"test": outcome.path, "message": said[-_MOST_OF_A_MESSAGE:]})
+    outcome.seconds = round(time.monotonic() - begin, 1)
+    return outcome
+
+
+def _text(output: str | bytes | None) -> str:
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+
+
+def read_report(report: Path, outcome: Outcome) -> None:
+    """Count pytest's JUnit report into an outcome."""
+    for case in ET.parse(report).getroot().iter("testcase"):
+        fault = case.find("failure")
+        fault = case.find("error") if fault is None else fault
+        if fault is not None:
+            name = f"{case.get('classname')}::{case.get('name')}"
+            message = (fault.text or fault.get("message") or "")[-_MOST_OF_A_MESSAGE:]
+            outcome.failures.append({"test": name, "message": message})
+        elif case.find("skipped") is not None:
+            outcome.skipped += 1
+        else:
+            outcome.passed += 1
+
+
+def document(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+    """What is written."""
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    return {
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "command": " ".join(["python", *sys.argv]),
+        "seconds": round(seconds, 1),
+        "passed": sum(outcome.passed for outcome in outcomes),
+        "failed": len(failures),
+        "skipped": sum(outcome.skipped for outcome in outcomes),
+        "failures": failures,
+        "files": {
+            outcome.path: {
+                "passed": outcome.passed,
+                "failed": len(outcome.failures),
+                "skipped": outcome.skipped,
+                "seconds": outcome.seconds,
+            }
+            for outcome in outcomes
+        },
+    }
+
+
+def has_device() -> bool:
+    """Asked in a process of its own: this one stays without a CUDA context."""
+    ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
+
+
+def main() -> int:
+    """Run all, write the JSON, and say what failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "test-gpu.json")
+    parser.add_argument("--jobs", type=int, default=max(1, min(10, (os.cpu_count() or 2) // 2)))
+    parser.add_argument("--seconds", type=int, default=400, help="most that one file may take")
+    parser.add_argument("-k", dest="words", default="", help="only tests that match, as in pytest")
+    options = parser.parse_args()
+    if not has_device():
+        print("a CUDA device is needed", file=sys.stderr)
+        return 2
+    out = options.out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    exactness = {"QUIRE_EXACTNESS": str(out.with_name("exactness.json"))}
+    environment = os.environ | ({} if options.words else exactness)
+    begin, outcomes = time.monotonic(), []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        asked = [
+            pool.submit(run_file, path, options.words, environment, options.seconds)
+            for path in marked_files(ROOT / "tests")
+        ]
+        for future in asked:
+            outcome = future.result()
+            outcomes.append(outcome)
+            print(
+                f"{outcome.path:45} {outcome.passed:4} passed {len(outcome.failures):3} failed "
+                f"{outcome.skipped:3} skipped  {outcome.seconds:6.1f} s",
+                flush=True,
+            )
+    found = document(outcomes, time.monotonic() - begin)
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for failure in found["failures"]:
+        print(f"\nFAILED {failure['test']}\n{failure['message'][-1500:]}")
+    print(f"\n{found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped")
+    return int(found["failed"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
