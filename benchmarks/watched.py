@@ -153,7 +153,9 @@ class WatchedEngine:
         for log in self._logs:
             for spec in specs:
                 first, count = len(spec.prompt_token_ids), len(served.tokens[spec.key])
-                served.logits[spec.key] = log.logits[spec.key, first : first + count].cpu()
+                served.logits[spec.key] = log.logits[spec.key, first : first + count].to(
+                    "cpu", copy=True
+                )
         return served
 
     def _drive(self, specs: Sequence[GenerationRequest], served: Served) -> None:
