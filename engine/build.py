@@ -87,7 +87,10 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
     clock.mark("device")
 
-    model = build_model(shape, ops, dtype=dtype, device=device, world=World())
+    weight_bytes = shape.weight_bytes(dtype)
+    hint = "take a smaller model or dtype, or free memory on the device"
+    with sizing.room_for("the weights", weight_bytes, device, hint):
+        model = build_model(shape, ops, dtype=dtype, device=device, world=World())
     if config.model.startswith(RANDOM_PREFIX):
         model.load_random(config.seed)
     else:
@@ -97,9 +100,12 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
     clock.mark("weights")
 
     max_blocks = -(-max_model_len // config.block_size)
-    state = SlotState(config.max_num_seqs, max_blocks, shape.vocab_size, device)
+    state = _new_slots(config, shape, max_blocks, device)
     num_blocks = _size_cache(config, shape, model, state, dtype, max_model_len)
-    kv = _allocate_cache(shape, num_blocks, config.block_size, dtype, device)
+    cache_bytes = num_blocks * config.block_size * shape.kv_bytes_per_token(dtype)
+    hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
+    with sizing.room_for("the KV cache", cache_bytes, device, hint):
+        kv = _allocate_cache(shape, num_blocks, config.block_size, dtype, device)
     clock.mark("cache")
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
@@ -130,7 +136,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         block_size=config.block_size,
         num_blocks=pool.num_usable,
         kv_bytes_per_token=shape.kv_bytes_per_token(dtype),
-        weight_bytes=shape.weight_bytes(dtype),
+        weight_bytes=weight_bytes,
         kv_cache_bytes=2 * kv.k.nbytes,
         device_memory_total=_total_memory(device),
         eos_token_ids=shape.eos_token_ids,
@@ -138,6 +144,16 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
     )
     return Engine(core, info, runner, device)
+
+
+def _new_slots(
+    config: EngineConfig, shape: ModelConfig, max_blocks: int, device: torch.device
+) -> SlotState:
+    slots = config.max_num_seqs + 1
+    nbytes = slots * (5 * shape.vocab_size + 4 * max_blocks)  # what penalties count, block tables
+    hint = f"lower max_num_seqs = {config.max_num_seqs}"
+    with sizing.room_for("the slots of running requests", nbytes, device, hint):
+        return SlotState(config.max_num_seqs, max_blocks, shape.vocab_size, device)
 
 
 def _size_cache(
@@ -190,15 +206,15 @@ def _profile(
         max_context_len=length,
     )
     torch.cuda.reset_peak_memory_stats(device)
-    try:
+    logits_bytes = 4 * count * shape.vocab_size
+    hint = (
+        f"lower max_num_batched_tokens = {tokens} or max_num_seqs = {config.max_num_seqs} "
+        "(these are the bytes of the logits alone)"
+    )
+    with sizing.room_for("the largest step", logits_bytes, device, hint):
         logits = model.logits(model.forward(batch, kv), batch.logits_rows)
         logits.clone().sort(dim=-1)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"out of memory in a step of max_num_batched_tokens = {tokens} tokens: "
-            f"lower it, or max_num_seqs = {config.max_num_seqs}"
-        ) from error
     peak = torch.cuda.max_memory_reserved(device)
     del kv, logits
     torch.cuda.empty_cache()

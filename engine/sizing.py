@@ -5,6 +5,8 @@ taken from `num_blocks`), and both the block pool and the cache tensors are made
 that leaves no block is an error with the numbers in it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +105,24 @@ def gpu_budget(config: EngineConfig, device: torch.device, peak_bytes: int) -> t
         f"less {others / _GIB:.1f} GiB of others,"
     )
     return budget, what
+
+
+@contextmanager
+def room_for(what: str, nbytes: int, device: torch.device, hint: str) -> Iterator[None]:
+    """Raises CapacityError in place of torch's or numpy's own: what was to be had, its size, what is free."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(error, kinds) and "allocate memory" not in str(error):
+            raise
+        free = ""
+        if device.type == "cuda":
+            left, total = torch.cuda.mem_get_info(device)
+            free = f", and {left / _GIB:.2f} of {total / _GIB:.2f} GiB are free"
+        raise CapacityError(
+            f"out of memory for {what}: {nbytes / _GIB:.2f} GiB are needed{free}; {hint}"
+        ) from error
 
 
 def cpu_budget(config: EngineConfig) -> tuple[int, str]:
