@@ -149,9 +149,11 @@ class Runner:
         self._staging.begin()
         if plan.admitted:
             self._needs = None
+        key: GraphKey | None
+        shape: MixedShape | None
         if plan.num_decode_rows == len(plan.rows):
-            key, shape = self._decode_key(plan), None
-            changed = self._stage_row_slots(plan, key)
+            key = decode = self._decode_key(plan)
+            shape, changed = None, self._stage_row_slots(plan, decode)
         else:
             key = self._mixed_key(plan)
             shape = MixedShape.of(plan) if key is None else _shape(key)
@@ -287,12 +289,12 @@ class Runner:
         if decode == decode_rows or count == decode:
             parts = [slice(0, count)]
         if self._device.type == "cpu":
-            assert len(parts) == 1
-            return PendingResult(plan, sampled.tokens[:count], sampled.logprobs, lambda: None)
+            tokens, values = _joined(sampled.tokens, parts), sampled.logprobs
+            logprobs = None if values is None else tuple(_joined(v, parts) for v in values)
+            return PendingResult(plan, tokens, logprobs, lambda: None)
         self._turn = (self._turn + 1) % RESULT_RING
-        tokens = self._results[self._turn][:count]
+        tokens, logprobs = self._results[self._turn][:count], None
         _copy_parts(tokens, sampled.tokens, parts)
-        logprobs = None
         if sampled.logprobs is not None:
             logprobs = tuple(self._to_host(value, parts, count) for value in sampled.logprobs)
         event = torch.cuda.Event()
@@ -303,6 +305,10 @@ class Runner:
         host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
         _copy_parts(host, value, parts)
         return host
+
+
+def _joined(value: Tensor, parts: list[slice]) -> Tensor:
+    return torch.cat([value[part] for part in parts])
 
 
 def _copy_parts(host: Tensor, value: Tensor, parts: list[slice]) -> None:

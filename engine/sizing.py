@@ -109,7 +109,7 @@ def gpu_budget(config: EngineConfig, device: torch.device, peak_bytes: int) -> t
 
 @contextmanager
 def room_for(what: str, nbytes: int, device: torch.device, hint: str) -> Iterator[None]:
-    """Raises CapacityError in place of torch's or numpy's own: what was to be had, its size, what is free."""
+    """Raises CapacityError in place of torch's or numpy's own, with the size and what is free."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
