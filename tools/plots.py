@@ -57,7 +57,9 @@ def save(figure: Any, document: Row, target: Path) -> None:
     """Write PNG and SVG, captioned with where the figures come from."""
     machine, versions = document.get("machine", {}), document.get("versions", {})
     device = machine.get("gpu") or machine.get("cpu") or "unknown device"
-    caption = f"{device}, torch {versions.get('torch')}, commit {document.get('commit', '?')[:12]}"
+    commit, _, dirty = document.get("commit", "?").partition("+")
+    commit = commit[:12] + (f"+{dirty}" if dirty else "")
+    caption = f"{device}, torch {versions.get('torch')}, commit {commit}"
     figure.text(0.99, 0.005, caption, ha="right", va="bottom", fontsize=7, color="#495057")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def bars(axes: Axes, rows: Sequence[Row], labels: Sequence[str], unit: str) -> N
     places = range(len(rows))
     axes.barh(places, [row["value"] for row in rows], color=COLOURS[0], height=0.6)
     for place, row in zip(places, rows, strict=True):
-        note = f" {row['value']:.3g}"
+        note = f" {row['value']:,.0f}" if row["value"] >= 1000 else f" {row['value']:.3g}"
         if row.get("floor"):
             axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=COLOURS[1], lw=2)
             note += f" ({row['share_of_floor']:.0%} of floor)"
