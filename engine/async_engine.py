@@ -309,13 +309,14 @@ class AsyncEngine:
         if commands.stop:
             return False
         scheduler = engine.core.scheduler
+        refused: list[Output] = []
         for request in commands.submit:
-            scheduler.submit(request)
+            refused += engine.core.submit(request)
         for key, index, kept in commands.finish:
             scheduler.finish(key, index, kept)
         for key in commands.abort:
             scheduler.abort(key)
-        outputs = engine.core.step()
+        outputs = refused + engine.core.step()
         self._stats = engine.stats()
         block_map = scheduler.pool.block_map() if commands.block_map else None
         if outputs or block_map is not None:

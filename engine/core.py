@@ -4,8 +4,9 @@ The overlapped loop plans and launches step N + 1 before it looks at the result 
 device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
 token still on its way (scheduler), and the device feeds itself its own last token (slots).
 
-A step that fails ends the requests of every step in flight, and the engine goes on; a fault of the
-device itself (`Runner.is_fatal`) ends the engine.
+A fault in one request ends that request; a step that fails ends the requests of every step in
+flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
+leaves the scheduler's books in doubt, ends the engine.
 """
 
 import logging
@@ -14,8 +15,9 @@ import time
 from collections import deque
 from typing import Protocol
 
+from quire.engine.errors import CorruptStateError
 from quire.engine.plan import StepPlan, StepResult
-from quire.engine.request import Output
+from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -52,38 +54,61 @@ class EngineCore:
     def step(self) -> list[Output]:
         """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
         self.busy_since = time.monotonic()
+        said: list[Output] = []
         try:
-            return self._turn()
+            self._turn(said)
         except Exception as error:
-            if self.runner.is_fatal(error):
+            if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
                 raise
-            return self._fail(error)
+            said += self._fail(error)
         finally:
             self.busy_since = None
+        return said
 
-    def _plain_turn(self) -> list[Output]:
-        plan = self.scheduler.schedule()
-        started = self._said()
+    def submit(self, request: GenerationRequest) -> list[Output]:
+        """Queue a request. One that cannot be queued ends at once: that is what is returned."""
+        try:
+            self.scheduler.submit(request)
+        except Exception as error:
+            error_id = secrets.token_hex(4)
+            log.error("a request could not be queued (%s)", error_id, exc_info=error)
+            self.scheduler.abort(request.key)
+            others = [o for o in self.scheduler.drain_outputs() if o.key != request.key]
+            ends = [Output(request.key, i, error_id=error_id) for i in range(request.n)]
+            for output in ends:
+                output.finish = FinishReason.ERROR
+            return self._stamp(others + ends)
+        return []
+
+    def _plain_turn(self, said: list[Output]) -> None:
+        plan = self._plan()
+        said += self._said()
         if plan is None:
-            return started
+            return
         result = self.runner.execute(plan).wait()
-        return started + self._stamp(self.scheduler.apply(plan, result))
+        said += self._stamp(self.scheduler.apply(plan, result))
 
-    def _overlapped_turn(self) -> list[Output]:
-        plan = self.scheduler.schedule()
-        started = self._said()
+    def _overlapped_turn(self, said: list[Output]) -> None:
+        plan = self._plan()
+        said += self._said()
         if plan is not None:
             self._in_flight.append((plan, self.runner.execute(plan)))
         if not self._in_flight or (plan is not None and len(self._in_flight) <= RUN_AHEAD):
-            return started
+            return
         oldest, pending = self._in_flight[0]
         result = pending.wait()
         self._in_flight.popleft()
-        return started + self._stamp(self.scheduler.apply(oldest, result))
+        said += self._stamp(self.scheduler.apply(oldest, result))
+
+    def _plan(self) -> StepPlan | None:
+        try:
+            return self.scheduler.schedule()
+        except Exception as error:  # blocks and slots may have been given out for no plan
+            raise CorruptStateError(f"planning failed: {error}") from error
 
     def _fail(self, error: Exception) -> list[Output]:
         if not self.scheduler.num_in_flight:
-            raise error  # planning itself is at fault: the next turn would only fail again
+            raise error  # no request can answer for it
         error_id = secrets.token_hex(4)
         log.error("a step failed (%s)", error_id, exc_info=error)
         self._in_flight.clear()

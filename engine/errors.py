@@ -5,6 +5,7 @@ QuireError
 ├── ModelError         a model that cannot be loaded: names the file or weight
 ├── CapacityError      memory does not suffice: carries the numbers, and the option to turn
 ├── RequestError       a request that can never run: names the field, the value and the limit
+├── CorruptStateError  the engine's books can not be trusted any more: the engine ends
 ├── StepError          a step failed; every request in flight ends with it; its id is in the log
 └── EngineDeadError    the engine thread is gone; nothing will be answered; its id is in the log
 """
@@ -33,6 +34,10 @@ class RequestError(QuireError):
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+
+
+class CorruptStateError(QuireError):
+    """A fault half-way through a change of state; nothing planned from here on could be trusted."""
 
 
 class StepError(QuireError):

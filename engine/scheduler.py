@@ -15,11 +15,13 @@ Invariants
   finishes, and the first in rank is never preempted for one behind it: traffic always drains.
 """
 
+import logging
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from quire.engine.block_pool import BlockPool
-from quire.engine.errors import RequestError
+from quire.engine.errors import CorruptStateError, RequestError
 from quire.engine.plan import BlockUpdate, PlanRow, StepPlan, StepResult
 from quire.engine.request import (
     MAX_ENDING_IDS,
@@ -31,6 +33,8 @@ from quire.engine.request import (
     TokenLogprob,
 )
 from quire.engine.waiting_queue import WaitingQueue
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -380,35 +384,67 @@ class Scheduler:
     # ------------------------------------------------------------ results
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
-        """Take in the result of the oldest plan in flight; returns what there is to say."""
+        """Take in the result of the oldest plan in flight; returns what there is to say.
+
+        Raises ValueError, before anything has changed, if the result does not fit the plan. What
+        goes wrong with one row's result ends that request alone, with ERROR; CorruptStateError if
+        that can not be done.
+        """
+        decode = plan.num_decode_rows  # they come first, and all of them sample
+        samples = decode + sum([row.samples for row in plan.rows[decode:]])
+        if len(result.tokens) != samples:
+            raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
         self._retire(plan)
         outputs = self.drain_outputs()
         self.counters.steps += 1
         self.counters.mixed_steps += plan.is_mixed
         sampled = 0
         for row in plan.rows:
-            request = row.request
             tokens: list[int] = []
             logprob = None
             if row.samples:
                 tokens = result.tokens[sampled]
                 logprob = result.logprobs[sampled] if result.logprobs else None
                 sampled += 1
-            request.in_flight -= 1
-            self._count(row, tokens)
-            if request.status is Status.FINISHED:
-                self.counters.discarded += len(tokens)
-                self._release_if_idle(request)
-            elif row.epoch != request.epoch:
-                self.counters.discarded += len(tokens)
-            else:
-                request.num_applied_tokens = row.start + row.num_tokens
-                self._register_full_blocks(request)
-                if row.start < request.num_prompt_tokens <= request.num_applied_tokens:
-                    self._waiting.release(request)
-                self._append(request, tokens, logprob, outputs)
+            row.request.in_flight -= 1
+            said = len(outputs)
+            try:
+                self._apply_row(row, tokens, logprob, outputs)
+            except Exception as error:
+                if row.request.status is Status.FINISHED:
+                    raise CorruptStateError(str(error)) from error  # half-way through its end
+                del outputs[said:]
+                self._fail_one(row.request, error)
         outputs.extend(self.drain_outputs())
         return outputs
+
+    def _apply_row(
+        self,
+        row: PlanRow,
+        tokens: Sequence[int],
+        logprob: TokenLogprob | None,
+        outputs: list[Output],
+    ) -> None:
+        request = row.request
+        self._count(row, tokens)
+        if request.status is Status.FINISHED:
+            self.counters.discarded += len(tokens)
+            self._release_if_idle(request)
+        elif row.epoch != request.epoch:
+            self.counters.discarded += len(tokens)
+        else:
+            request.num_applied_tokens = row.start + row.num_tokens
+            self._register_full_blocks(request)
+            if row.start < request.num_prompt_tokens <= request.num_applied_tokens:
+                self._waiting.release(request)
+            self._append(request, tokens, logprob, outputs)
+
+    def _fail_one(self, request: Request, error: Exception) -> None:
+        """End one request by a fault that is its alone."""
+        error_id = secrets.token_hex(4)
+        log.error("a request failed (%s)", error_id, exc_info=error)
+        output = Output(request.key, request.index, error_id=error_id)
+        self._finish(request, FinishReason.ERROR, output)
 
     def fail(self, error_id: str) -> list[Output]:
         """A step failed: all requests in flight end with it; none of their blocks is known."""
