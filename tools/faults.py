@@ -15,6 +15,12 @@ TRAFFIC = (
 )
 PROPERTIES = "tests/engine/test_scheduler_properties.py::test_"
 
+PADDED = ("tests/engine/test_equivalences.py::test_padding_writes_nowhere_that_a_request_has_left",)
+REPLAYED = (
+    "tests/engine/test_equivalences.py::test_padded_steps_are_replayed_with_fewer_rows_"
+    "than_they_hold",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -297,6 +303,23 @@ OVERLAP = (
     ),
 )
 
+PADDING = (
+    Fault(
+        "minivllm: padded rows of a decode step write through another's block table",
+        "engine/runner.py",
+        "padding = [self._state.null_slot] * (key.decode_rows - len(plan.rows))",
+        "padding = [0] * (key.decode_rows - len(plan.rows))",
+        PADDED,
+    ),
+    Fault(
+        "vllm-40047: padded rows of a mixed step are a request's",
+        "engine/inputs.py",
+        "row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)",
+        "row_slots = np.zeros(shape.decode_rows + shape.prefill_rows, np.int32)",
+        REPLAYED,
+    ),
+)
+
 LOADING_AND_TEXT = (
     Fault(
         "mini-sglang-88: noise comes from a generator with a state",
@@ -366,4 +389,4 @@ LOADING_AND_TEXT = (
     ),
 )
 
-FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *LOADING_AND_TEXT)
+FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *PADDING, *LOADING_AND_TEXT)

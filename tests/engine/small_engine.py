@@ -4,7 +4,7 @@ Scores are watched on their way to the sampler: for each token sampled, how far 
 above the next best, noise and temperature included.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch import Tensor
 from quire.engine.block_pool import BlockPool
 from quire.engine.core import EngineCore
 from quire.engine.forward_batch import KVCache
+from quire.engine.graphs import GraphKey
 from quire.engine.model_config import QWEN3, ModelConfig, RopeScaling
 from quire.engine.models.base import CausalModel
 from quire.engine.models.registry import build_model
+from quire.engine.plan import StepPlan
 from quire.engine.request import FinishReason, GenerationRequest
-from quire.engine.runner import Runner
+from quire.engine.runner import PendingResult, Runner
+from quire.engine.sampler import Sampled
 from quire.engine.scheduler import Scheduler
 from quire.engine.slots import SlotState
 from quire.kernels import reference
@@ -84,6 +87,37 @@ class WatchedOps:
         self.margins.extend((best[:, 0] - best[:, 1]).tolist())
 
 
+class PaddedRunner(Runner):
+    """Runs the steps that a GPU would capture, padded as they would be, one by one.
+
+    What stands in for a graph is the step's own function: it reads nothing but the slots and the
+    upload, so running it again is a replay.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.kept: dict[GraphKey, Callable[[], Sampled]] = {}
+        self.padded_rows = 0
+        self._graphs = self  # type: ignore[assignment]
+
+    def __contains__(self, key: GraphKey) -> bool:
+        return key in self.kept
+
+    def capture(self, key: GraphKey, step: Callable[[], Sampled]) -> None:
+        self.kept[key] = step
+
+    def replay(self, key: GraphKey) -> Sampled | None:
+        return self.kept[key]() if key in self.kept else None
+
+    def _collect(self, plan: StepPlan, sampled: Sampled, decode_rows: int) -> PendingResult:
+        """The real rows of a padded step: the first decode rows, the first of the longer ones."""
+        decode = plan.num_decode_rows
+        self.padded_rows += decode_rows - decode
+        longer = sum(row.samples for row in plan.rows) - decode
+        real = [*range(decode), *range(decode_rows, decode_rows + longer)]
+        return PendingResult(plan, sampled.tokens[real], None, lambda: None)
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """How an engine is to run. The default is the reference: alone, whole, uncached, plain."""
@@ -96,6 +130,7 @@ class Setup:
     caching: bool = False
     overlap: bool = False
     two_phase: bool = False
+    padded: bool = False
 
 
 def load_model(config: ModelConfig, seed: int) -> tuple[CausalModel, WatchedOps]:
@@ -121,7 +156,8 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
     kv.v[:, 0].zero_()
     max_blocks = -(-setup.max_model_len // setup.block_size)
     state = SlotState(setup.max_num_seqs, max_blocks, config.vocab_size, CPU)
-    runner = Runner(
+    make = PaddedRunner if setup.padded else Runner
+    runner = make(
         model,
         ops,  # type: ignore[arg-type]
         kv,

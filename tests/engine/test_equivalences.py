@@ -11,7 +11,16 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
-from small_engine import Outcome, Setup, WatchedOps, build_core, load_model, model_config, run
+from small_engine import (
+    Outcome,
+    PaddedRunner,
+    Setup,
+    WatchedOps,
+    build_core,
+    load_model,
+    model_config,
+    run,
+)
 
 from quire.engine.models.base import CausalModel
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
@@ -142,6 +151,9 @@ WAYS = {
     "one block a request": replace(BATCHED, block_size=128, num_blocks=9),
     "a token a block": replace(BATCHED, block_size=1, num_blocks=512, caching=True),
     "queued": replace(BATCHED, max_num_seqs=3, caching=True, overlap=True),
+    "padded": replace(BATCHED, padded=True),
+    "padded, chunked": replace(BATCHED, max_num_batched_tokens=9, padded=True, overlap=True),
+    "padded, preempted": replace(BATCHED, num_blocks=22, padded=True, caching=True, overlap=True),
 }
 
 
@@ -150,6 +162,43 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_batched_in_every_way_is_alone(name: str, kind: str, way: str) -> None:
     check_all(name, kind, serve(name, requests(SAMPLINGS[kind]), WAYS[way]), way)
+
+
+def test_padded_steps_are_replayed_with_fewer_rows_than_they_hold() -> None:
+    """Otherwise the padded ways above would show nothing."""
+    name, kind = "grouped, tied", "seeded"
+    core = build_core(*model_of(name), WAYS["padded, chunked"])
+    runner = core.runner
+    assert isinstance(runner, PaddedRunner)
+    for _ in range(2):
+        check_all(name, kind, run(core, requests(SAMPLINGS[kind])), "padded")
+    assert runner.counters.graph_steps >= 20
+    assert runner.padded_rows >= 10
+    assert {bool(key.prefill_tokens) for key in runner.kept} == {False, True}
+
+
+def test_padding_writes_nowhere_that_a_request_has_left() -> None:
+    """A slot's table is stale beyond its last request's end: the blocks there are others' now.
+
+    The first slot holds a long prompt for one step, then a short request; when that has ended too,
+    three rows run as four, and they have grown into what the long prompt left.
+    """
+    name, kind = "grouped, tied", "greedy"
+    tokens_of = {5: 1, 1: 20, 2: 20, 3: 20, 0: 6}  # by request, in the order of admission
+    known = {spec.key: spec for spec in requests(SAMPLINGS[kind])}
+    specs = [
+        replace(known[key], sampling=replace(known[key].sampling, max_tokens=count))
+        for key, count in tokens_of.items()
+    ]
+    core = build_core(*model_of(name), Setup(max_num_seqs=4, padded=True))
+    runner = core.runner
+    assert isinstance(runner, PaddedRunner)
+    outcomes = run(core, specs)
+    assert runner.padded_rows >= 10
+    for key, count in tokens_of.items():
+        expected, margins = reference(name, kind)[key]
+        what = f"padded beside a gap, {key}"
+        compare(outcomes[key, 0].token_ids, expected[:count], margins[:count], what)
 
 
 @every_model
