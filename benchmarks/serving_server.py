@@ -1,0 +1,148 @@
+"""The server process of the serving benchmark: the engine straight, then the same one served.
+
+The engine is built on its own thread, and there, before it is handed to the server, it runs the
+works straight: its loop driven to the end, every token made into text, no event loop, no gRPC.
+Speaks JSON lines: says what came of the straight runs and the port; then, asked to `mark`, begins
+to count, and asked to `report`, says what was counted.
+
+    python benchmarks/serving_server.py JSON
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_device import VOCAB_SIZE, FakeBuilder
+from serving_client import loop_factory
+from serving_vocabulary import save_tokenizer
+from serving_work import Work
+from thread_times import ThreadTimes
+
+from quire.engine.async_engine import AsyncEngine, BuiltEngine
+from quire.engine.build import Progress, build_engine, model_config
+from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.service import logs
+from quire.service import tokenizer as tokenizers
+from quire.service.models import ResolvedModel
+from quire.service.process import _SWITCH_SECONDS
+from quire.service.server import Server
+from quire.service.settings import ServiceConfig, Settings
+from quire.service.text_stream import TextStream
+
+MAX_MODEL_LEN = 4096
+
+
+class StraightRuns:
+    """A builder that runs works on the engine before it gives it away."""
+
+    def __init__(self, build: Any, works: list[Work], pieces: Any) -> None:
+        self._build, self._works, self._pieces = build, works, pieces
+        self.results: list[dict[str, float]] = []
+
+    def __call__(self, config: EngineConfig, progress: Progress) -> BuiltEngine:
+        engine: BuiltEngine = self._build(config, progress)
+        key = 1 << 40  # beyond what the server will give
+        for work in self._works:
+            self.results.append(self._run(engine.core, work, key))
+            key += work.streams
+        return engine
+
+    def _run(self, core: EngineCore, work: Work, key: int) -> dict[str, float]:
+        requests = []
+        for i, ask in enumerate(work.asks()):
+            params = SamplingParams(
+                temperature=ask.temperature, max_tokens=ask.max_tokens, seed=1, ignore_eos=True
+            )
+            salt = f"straight/{work.salt}".encode()
+            requests.append(GenerationRequest(key + i, ask.prompt, params, cache_salt=salt))
+        texts = {r.key: TextStream(self._pieces) for r in requests}
+        first, tokens, characters = {}, 0, 0
+        threads, steps = ThreadTimes(), core.scheduler.counters.steps
+        began = time.monotonic()
+        for request in requests:
+            core.scheduler.submit(request)
+        while core.scheduler.has_requests:
+            for output in core.step():
+                text = texts[output.key]
+                for token_id in output.token_ids:
+                    text.push(token_id)
+                piece = text.end() if output.finish is not None else text.take()
+                if piece is not None:
+                    first.setdefault(output.key, output.time - began)
+                    tokens += len(piece.ids)
+                    characters += len(piece.text)
+        seconds = time.monotonic() - began
+        wanted = sum(r.sampling.max_tokens for r in requests)
+        if tokens != wanted:
+            raise RuntimeError(f"{tokens} tokens came, {wanted} were asked for")
+        return {
+            "seconds": seconds,
+            "tokens": tokens,
+            "characters": characters,
+            "ttft_p50": sorted(first.values())[len(first) // 2],
+            "steps": core.scheduler.counters.steps - steps,
+            "engine_cpu": threads.shares().get("quire-engine", 0.0),
+        }
+
+
+class Counted:
+    """What the server did between mark and report."""
+
+    def __init__(self, server: Server, engine: AsyncEngine) -> None:
+        self._server, self._engine = server, engine
+        self._threads = ThreadTimes()
+        self._steps = engine.stats().steps_total
+
+    def report(self) -> dict[str, Any]:
+        """CPU share of each thread, and steps."""
+        steps = self._engine.stats().steps_total - self._steps
+        return {"cpu": self._threads.shares(), "steps": steps}
+
+
+async def main(job: dict[str, Any], scratch: Path) -> None:
+    config = EngineConfig(max_model_len=MAX_MODEL_LEN, **job["engine"])
+    fake = job["step_ms"] is not None
+    vocabulary = VOCAB_SIZE if fake else model_config(config).vocab_size
+    save_tokenizer(scratch, vocabulary)
+    pieces = tokenizers.load(scratch, vocabulary).text_pieces
+    builder = StraightRuns(
+        FakeBuilder(job["step_ms"] / 1e3) if fake else build_engine,
+        [Work(**plain) for plain in job["straight"]],
+        pieces,
+    )
+    engine = AsyncEngine(config, builder)
+    settings = Settings(config, ServiceConfig(port=0, reflection=False, max_waiting=1 << 20))
+    server = Server(settings, ResolvedModel("benchmark", config.model, scratch), engine)
+    await server.open(MAX_MODEL_LEN)
+    await server.load(vocabulary)
+    say({"port": server.port, "straight": builder.results})
+    loop, counted = asyncio.get_running_loop(), Counted(server, engine)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        if line.strip() == "mark":
+            counted = Counted(server, engine)
+            say({})
+        else:
+            say(counted.report())
+    await server.stop()
+
+
+def say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    logs.set_up("text", "info")  # as it runs in production; the benchmark drops what it says
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    with (
+        tempfile.TemporaryDirectory() as scratch_directory,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        runner.run(main(json.loads(sys.argv[1]), Path(scratch_directory)))
