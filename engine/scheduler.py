@@ -414,6 +414,7 @@ class Scheduler:
                 if row.request.status is Status.FINISHED:
                     raise CorruptStateError(str(error)) from error  # half-way through its end
                 del outputs[said:]
+                self.counters.discarded += len(tokens)
                 self._fail_one(row.request, error)
         outputs.extend(self.drain_outputs())
         return outputs

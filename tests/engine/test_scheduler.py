@@ -9,7 +9,13 @@ from toy_device import EOS, Oracle
 
 from quire.engine.errors import RequestError
 from quire.engine.plan import StepPlan, StepResult
-from quire.engine.request import FinishReason, GenerationRequest, SamplingParams, Status
+from quire.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    Request,
+    SamplingParams,
+    Status,
+)
 from quire.engine.waiting_queue import AGEING
 
 PROMPT = (1, 2, 1, 1, 2, 2, 1, 2, 1, 2)
@@ -327,6 +333,41 @@ def test_a_failed_step_ends_those_in_flight_and_nobody_else() -> None:
     assert simulator.pool.num_cached == 0, "nothing a failed step wrote is ever hit"
     drain(simulator)
     assert simulator.records[3, 0].ended is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("depth", (0, 1))
+def test_a_fault_in_one_rows_result_ends_that_request_alone(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator = build(depth=depth, num_blocks=40)
+    for key in (1, 2, 3):
+        simulator.submit(spec(key, (key,) * 10, 8))
+    for _ in range(4):
+        simulator.turn()
+    register = simulator.scheduler._register_full_blocks
+
+    def fails(request: Request) -> None:
+        if request.key == 2:
+            raise RuntimeError("spilled coffee")
+        register(request)
+
+    monkeypatch.setattr(simulator.scheduler, "_register_full_blocks", fails)
+    simulator.records[2, 0].cut = FinishReason.ERROR
+    drain(simulator)  # counts tokens, blocks and slots
+    ended = [simulator.records[key, 0].ended for key in (1, 2, 3)]
+    assert ended == [FinishReason.LENGTH, FinishReason.ERROR, FinishReason.LENGTH]
+
+
+def test_a_result_that_does_not_fit_the_plan_changes_nothing() -> None:
+    simulator = build()
+    simulator.submit(spec(1))
+    simulator.launch()
+    plan, tokens = simulator.in_flight[0]
+    for bad in ([], [[1], [1]]):
+        with pytest.raises(ValueError, match=f"{len(bad)} rows of tokens for 1 that sample"):
+            simulator.scheduler.apply(plan, StepResult(bad))
+    assert tokens
+    drain(simulator)
 
 
 def test_blocks_of_a_request_that_ends_with_the_step_that_filled_them_are_kept() -> None:
