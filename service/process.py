@@ -34,10 +34,10 @@ def serve_forever(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code = runner.run(_serve(settings))
-    if code is not None:
-        return code
-    # A stop was asked for while the model was loading: the engine's thread cannot be joined.
-    _leave(128 + signal.SIGTERM)
+    if code is None:
+        # A stop was asked for while the model was loading: the engine's thread cannot be joined.
+        _leave(128 + signal.SIGTERM)
+    return code
 
 
 def _loop_factory() -> Callable[[], Any] | None:
@@ -54,18 +54,22 @@ async def _serve(settings: Settings) -> int | None:
     _install_signals(stop_asked)
     resolved = resolve(settings.engine)
     engine_config = settings.engine.replace(model=resolved.engine_model)
-    max_model_len = sizing.resolve_max_model_len(engine_config, model_config(engine_config))
+    shape = model_config(engine_config)
     server = Server(settings, resolved, AsyncEngine(engine_config))
-    await server.open(max_model_len)
+    await server.open(sizing.resolve_max_model_len(engine_config, shape))
     progress = Progress()
-    loading = asyncio.create_task(server.load(progress))
+    loading = asyncio.create_task(server.load(shape.vocab_size, progress))
     asked = asyncio.create_task(stop_asked.wait())
     await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
     progress.close()
     asked.cancel()
     if not loading.done():
         return None
-    await loading
+    try:
+        await loading
+    except BaseException:
+        await server.stop()
+        raise
 
     def ready() -> None:
         host = settings.service.host

@@ -82,14 +82,16 @@ class Server:
         self._open_metrics()
         await self._server.start()
 
-    async def load(self, progress: ProgressReport | None = None) -> None:
-        """Load model and tokenizer side by side, then serve. Raises QuireError."""
-        await self._engine.start(progress)
-        info = self._engine.info
-        tokenizer = await asyncio.to_thread(
-            tokenizers.load, self._resolved.tokenizer_directory, info.vocab_size
+    async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
+        """Load tokenizer and model side by side, then serve. Raises QuireError."""
+        reading = asyncio.create_task(
+            asyncio.to_thread(tokenizers.load, self._resolved.tokenizer_directory, vocab_size)
         )
-        chat = None
+        try:
+            await self._engine.start(progress)
+        finally:
+            await asyncio.wait({reading})
+        info, tokenizer, chat = self._engine.info, reading.result(), None
         if tokenizer.chat_template is not None:
             chat = ChatTemplate(
                 tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special

@@ -17,7 +17,7 @@ import grpc
 
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError, RequestError
-from quire.engine.request import FinishReason, GenerationRequest
+from quire.engine.request import FinishReason
 from quire.service import errors
 from quire.service.admission import Admission, Place
 from quire.service.errors import Refusal
@@ -25,7 +25,7 @@ from quire.service.ledger import Ledger
 from quire.service.output import CallOutput
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
-from quire.service.validation import Accepted, ServedModel, Validator
+from quire.service.validation import Accepted, ServedModel, Validator, with_key
 from quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger("quire.service")
@@ -135,7 +135,7 @@ class InferenceServicer:
         assert serving is not None
         try:
             accepted = await serving.validator.validate(request)
-            accepted = _with_key(accepted, serving.engine.new_key())
+            accepted = with_key(accepted, serving.engine.new_key())
             serving.engine.check(accepted.generation)
         except RequestError as error:
             field = _FIELDS.get(error.field, error.field)
@@ -272,21 +272,6 @@ def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:
     if remaining is not None and remaining <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return code
-
-
-def _with_key(accepted: Accepted, key: int) -> Accepted:
-    given = accepted.generation
-    keyed = GenerationRequest(
-        key=key,
-        prompt_token_ids=given.prompt_token_ids,
-        sampling=given.sampling,
-        n=given.n,
-        priority=given.priority,
-        cache_salt=given.cache_salt,
-        resume_token_ids=given.resume_token_ids,
-        client=given.client,
-    )
-    return Accepted(accepted.request_id, keyed, accepted.text)
 
 
 def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:

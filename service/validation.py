@@ -6,6 +6,7 @@ together.
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import math
 import re
@@ -52,6 +53,12 @@ class Accepted:
     request_id: str
     generation: GenerationRequest
     text: TextOptions
+
+
+def with_key(accepted: Accepted, key: int) -> Accepted:
+    """The same under a key that no other request has."""
+    generation = dataclasses.replace(accepted.generation, key=key)
+    return dataclasses.replace(accepted, generation=generation)
 
 
 @dataclass(frozen=True, slots=True)

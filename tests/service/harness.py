@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from fake_engine import Builder, Device
+from fake_engine import VOCAB_SIZE, Builder, Device
 from google.rpc import error_details_pb2, status_pb2
 
 from quire.engine.async_engine import AsyncEngine
@@ -86,7 +86,7 @@ async def serving(
     server = Server(chosen, resolved, async_engine)
     await server.open(2048)
     if load:
-        await server.load()
+        await server.load(VOCAB_SIZE)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
     try:
         yield Running(server, device, async_engine, channel)

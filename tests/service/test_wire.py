@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_engine import EOS, Device, DeviceLost
+from fake_engine import EOS, VOCAB_SIZE, Device, DeviceLost
 from google.protobuf import struct_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -389,8 +389,9 @@ def test_a_failed_step_ends_its_requests_with_an_id_and_the_engine_goes_on() -> 
         async with serving(device) as running:
             device.hold()
             request = ask([300], max_tokens=1000, ignore_eos=True)
-            calls = [running.stub.Generate(request) for _ in range(3)]
+            calls = [running.stub.Generate(request)]
             assert (await first(calls[0])).HasField("started")
+            calls += [running.stub.Generate(request) for _ in range(2)]
             device.fail = ValueError("a bad step")
             device.release()
             answers = [await read(call) for call in calls]
@@ -464,7 +465,7 @@ def test_while_loading_the_port_is_open_and_not_ready() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await running.stats()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            await running.server.load()
+            await running.server.load(VOCAB_SIZE)
             for name in ("", "quire.v1.InferenceService", "liveness"):
                 assert await health(running, name) == SERVING
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK

@@ -1,0 +1,100 @@
+"""Where options come from, and that none is accepted and ignored."""
+
+from pathlib import Path
+
+import pytest
+
+from quire.engine.errors import ConfigError
+from quire.service.settings import ServiceConfig, is_loopback, read_settings
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.toml", "[engine]\nmax_num_seqs = 3\n[service]\nport = 1\nmax_waiting = 7\n"
+    )
+    environment = {"QUIRE_PORT": "2", "QUIRE_BLOCK_SIZE": "32", "QUIRE_CLIENT_ADDRESS": "x"}
+    merged = read_settings({"port": 3}, environment, file)
+    assert merged.service.port == 3
+    assert merged.engine.block_size == 32
+    assert (merged.service.max_waiting, merged.engine.max_num_seqs) == (7, 3)
+    assert merged.service.drain_seconds == ServiceConfig().drain_seconds
+    assert read_settings({}, environment, file).service.port == 2
+
+
+def test_what_is_printed_can_be_read_back(tmp_path: Path) -> None:
+    flags = {"port": 9, "model": 'a "quoted" \\ name', "metrics_port": 4, "enforce_eager": True}
+    once = read_settings({**flags, "drain_seconds": 1.5}, {}, None)
+    again = read_settings({}, {}, write(tmp_path / "c.toml", once.to_toml()))
+    assert again == once
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[engine]\nmax_seqs = 3\n", ["[engine] max_seqs", "unknown"]),
+        ("[server]\nport = 3\n", ["server", "[service]"]),
+        ("port = 3\n", ["port", "top"]),
+        ("engine = 3\n", ["engine"]),
+        ('[service]\nport = "3"\n', ["port", "whole number"]),
+        ("[service]\nport = true\n", ["port", "whole number"]),
+        ("[engine]\nenforce_eager = 1\n", ["enforce_eager", "true or false"]),
+        ("[engine]\ncpu_kv_gib = 'x'\n", ["cpu_kv_gib", "number"]),
+        ("[engine\n", ["not TOML"]),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings({}, {}, write(tmp_path / "bad.toml", text))
+    assert "bad.toml" in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [
+        ({"QUIRE_PROT": "1"}, "QUIRE_PROT"),
+        ({"QUIRE_PORT": "x"}, "QUIRE_PORT"),
+        ({"QUIRE_ENFORCE_EAGER": "maybe"}, "QUIRE_ENFORCE_EAGER"),
+        ({"QUIRE_CONFIG": "/does/not/exist"}, "/does/not/exist"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_its_name(environment: dict[str, str], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        read_settings({}, environment, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ({"port": 70000}, "port"),
+        ({"metrics_port": -1}, "metrics_port"),
+        ({"max_waiting": 0}, "max_waiting"),
+        ({"drain_seconds": -1.0}, "drain_seconds"),
+        ({"log_format": "xml"}, "log_format"),
+        ({"log_level": "loud"}, "log_level"),
+        ({"host": "0.0.0.0"}, "insecure"),
+        ({"host": "::"}, "insecure"),
+        ({"metrics_port": 1, "metrics_host": "10.0.0.1"}, "insecure"),
+        ({"block_size": 7}, "block_size"),
+    ],
+)
+def test_a_bad_value_is_refused(flags: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        read_settings(flags, {}, None)
+
+
+def test_loopback_is_what_only_this_machine_can_reach() -> None:
+    assert all(
+        is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")
+    )
+    assert not any(
+        is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", "")
+    )
+    read_settings({"host": "0.0.0.0", "insecure": True}, {}, None)
