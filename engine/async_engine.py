@@ -25,6 +25,7 @@ from quire.engine.core import EngineCore
 from quire.engine.errors import EngineDeadError, QuireError
 from quire.engine.request import GenerationRequest, Output
 from quire.engine.stats import EngineInfo, EngineStats
+from quire.engine.step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class AsyncEngine:
         self._block_maps: list[asyncio.Future[bytes]] = []
         self._dead: EngineDeadError | None = None
         self._stopping = False
+        self.abandoned = False  # given up: the thread may be in its step for ever
         self._thread: threading.Thread | None = None
 
     # ------------------------------------------------------------ life
@@ -152,12 +154,22 @@ class AsyncEngine:
     async def stop(self) -> None:
         """End the thread. Open generate() calls get EngineDeadError."""
         self._stopping = True
+        if self.abandoned:
+            return
         with self._wake:
             self._commands.stop = True
             self._wake.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
         self._end_streams(EngineDeadError("stopped"))
+
+    def give_up(self) -> str:
+        """The thread is in a step that does not end: from here on the engine counts as dead, and
+        nobody waits for it. Open generate() calls get EngineDeadError. Returns the error's id."""
+        error = EngineDeadError(secrets.token_hex(4))
+        self.abandoned = True
+        self._on_death(error)
+        return error.error_id
 
     async def wait_dead(self) -> str:
         """Returns, with the error's id, when the engine thread has ended by a fault."""
@@ -240,6 +252,15 @@ class AsyncEngine:
     def busy_since(self) -> float | None:
         """When the step that is running now began (time.monotonic), None between steps."""
         return None if self._engine is None else self._engine.core.busy_since
+
+    def step_times(self) -> StepTimes | None:
+        """How long steps have taken so far; None before the engine is ready."""
+        return None if self._engine is None else self._engine.core.step_times
+
+    @property
+    def thread(self) -> int | None:
+        """The ident of the engine's thread."""
+        return None if self._thread is None else self._thread.ident
 
     async def block_map(self) -> bytes:
         """One byte a block: 0 free, 1 cached, 2 in use, 3 shared."""

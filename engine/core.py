@@ -19,6 +19,7 @@ from quire.engine.errors import CorruptStateError
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduler import Scheduler
+from quire.engine.step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class EngineCore:
         self.scheduler = scheduler
         self.runner = runner
         self.busy_since: float | None = None  # when the wait for the present step began
-        self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
+        self.step_times = StepTimes()
+        self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
     def step(self) -> list[Output]:
@@ -85,19 +87,23 @@ class EngineCore:
         said += self._said()
         if plan is None:
             return
+        launched = time.monotonic()
         result = self.runner.execute(plan).wait()
+        self.step_times.ended(plan, launched)
         said += self._stamp(self.scheduler.apply(plan, result))
 
     def _overlapped_turn(self, said: list[Output]) -> None:
         plan = self._plan()
         said += self._said()
         if plan is not None:
-            self._in_flight.append((plan, self.runner.execute(plan)))
+            launched = time.monotonic()
+            self._in_flight.append((plan, self.runner.execute(plan), launched))
         if not self._in_flight or (plan is not None and len(self._in_flight) <= RUN_AHEAD):
             return
-        oldest, pending = self._in_flight[0]
+        oldest, pending, launched = self._in_flight[0]
         result = pending.wait()
         self._in_flight.popleft()
+        self.step_times.ended(oldest, launched)
         said += self._stamp(self.scheduler.apply(oldest, result))
 
     def _plan(self) -> StepPlan | None:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from quire.engine.request import FinishReason
 from quire.engine.stats import EngineStats
+from quire.engine.step_times import StepTimes
 from quire.service.histogram import Histogram
 from quire.service.ledger import Ledger
 
@@ -28,6 +29,8 @@ class Sources:
 
     ledger: Ledger
     engine: Callable[[], EngineStats | None]
+    step_times: Callable[[], StepTimes | None]
+    step_hung: Callable[[], bool]
 
 
 class QuireCollector(Collector):
@@ -39,9 +42,13 @@ class QuireCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
         yield from _service_metrics(self._sources.ledger)
-        engine = self._sources.engine()
+        engine, step_times = self._sources.engine(), self._sources.step_times()
         if engine is not None:
             yield from _engine_metrics(engine)
+        if step_times is not None:
+            yield _step_seconds(step_times)
+        hung = float(self._sources.step_hung())
+        yield _gauge("quire_step_hung", "1 while a step has taken longer than it may", hung)
 
 
 class MetricsServer:
@@ -126,11 +133,24 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
+def _step_seconds(step_times: StepTimes) -> Metric:
+    metric = HistogramMetricFamily(
+        "quire_engine_step_seconds", "A step's time, by what it holds", labels=["kind"]
+    )
+    for kind, histogram in step_times.histograms.items():
+        metric.add_metric([kind], _buckets(histogram), histogram.sum)
+    return metric
+
+
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    """Prometheus' buckets are cumulative."""
+    return HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus' are cumulative."""
     counts, total = list(histogram.counts), 0
     buckets = []
     for bound, count in zip((*histogram.bounds, float("inf")), counts, strict=True):
         total += count
         buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
-    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=histogram.sum)
+    return buckets

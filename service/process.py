@@ -1,6 +1,7 @@
 """`quire serve` as a process: event loop, signals, exit code.
 
-Invariant: the first SIGTERM or SIGINT drains, the second ends the process at once. Standard output
+Invariant: a process whose engine has died or hangs ends with another exit code than 0, whatever its
+threads do. The first SIGTERM or SIGINT drains, the second ends the process at once. Standard output
 carries one line, `serving MODEL on HOST:PORT`, when the server is ready.
 """
 
@@ -18,8 +19,9 @@ from quire.engine.build import model_config
 from quire.service import logs
 from quire.service.models import resolve
 from quire.service.progress import Progress
-from quire.service.server import Server, run
-from quire.service.settings import Settings
+from quire.service.server import EXIT_DEAD, Server, run
+from quire.service.settings import ServiceConfig, Settings
+from quire.service.watchdog import hold_deadman
 
 log = logging.getLogger("quire.service")
 
@@ -78,7 +80,20 @@ async def _serve(settings: Settings) -> int | None:
         if server.metrics_port:
             log.info("metrics on %s:%d", settings.service.metrics_host, server.metrics_port)
 
-    return await run(server, stop_asked, ready)
+    deadman = asyncio.create_task(_deadman(settings.service))
+    try:
+        code = await run(server, stop_asked, ready)
+    finally:
+        deadman.cancel()
+    if server.engine_abandoned:
+        _leave(code or EXIT_DEAD)
+    return code
+
+
+async def _deadman(service: ServiceConfig) -> None:
+    """Watch over the event loop itself, where the watchdog may end the process at all."""
+    if service.watchdog_seconds and service.watchdog_exit_seconds:
+        await hold_deadman(service.watchdog_seconds + service.watchdog_exit_seconds)
 
 
 def _install_signals(stop_asked: asyncio.Event) -> None:

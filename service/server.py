@@ -25,10 +25,11 @@ from quire.service.ledger import Ledger
 from quire.service.metrics import MetricsServer, QuireCollector, Sources
 from quire.service.models import ResolvedModel
 from quire.service.servicer import SERVICE, InferenceServicer, Serving, handler
-from quire.service.settings import Settings
+from quire.service.settings import ServiceConfig, Settings
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
 from quire.service.validation import ServedModel, Validator
+from quire.service.watchdog import Verdict, Watchdog, stack_of
 
 log = logging.getLogger("quire.service")
 
@@ -39,6 +40,8 @@ _GRACE = 2.0  # seconds that calls which have ended get to be written
 _ENGINE_STOP = 10.0  # seconds that the engine gets to end its step
 _BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
 _MIN_MESSAGE = 4 << 20
+_NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
+_PING_ANSWER_MS = 20_000
 _MAX_METADATA = 16 << 10
 
 
@@ -65,6 +68,8 @@ class Server:
         self._servicer = InferenceServicer(self._lifecycle, self.ledger, self._admission)
         self._server: grpc.aio.Server | None = None
         self._metrics: MetricsServer | None = None
+        self._watchdog = _watchdog(settings, engine)
+        self._watching: asyncio.Task[None] | None = None
         self.port = 0
         self.metrics_port = 0
 
@@ -73,7 +78,7 @@ class Server:
     async def open(self, max_model_len: int) -> None:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
-        self._server = grpc.aio.server(options=_channel_options(max_model_len))
+        self._server = grpc.aio.server(options=_channel_options(max_model_len, service))
         self._server.add_generic_rpc_handlers((handler(self._servicer),))
         await self._health.add_to(self._server)
         if service.reflection:
@@ -102,6 +107,26 @@ class Server:
         self._servicer.serving = Serving(self._engine, model, Validator(model), stats)
         self._lifecycle.advance(Phase.READY)
         await self._health.set_ready(True)
+        if self._watchdog is not None:
+            self._watching = asyncio.create_task(self._watchdog.watch(self._on_watchdog))
+
+    async def _on_watchdog(self, verdict: Verdict) -> None:
+        """A step has taken too long, or has ended after all, or is given up."""
+        hung = verdict is not Verdict.RECOVERED
+        if verdict is Verdict.HUNG:
+            stack = stack_of(self._engine.thread)
+            log.critical("a step hangs; the engine's thread stands here:\n%s", stack)
+        elif verdict is Verdict.RECOVERED:
+            log.warning("the step that hung has ended")
+        else:
+            log.critical("a step hangs: the engine is given up (%s)", self._engine.give_up())
+        await self._health.set_alive(not hung)
+        await self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
+
+    @property
+    def engine_abandoned(self) -> bool:
+        """Whether the engine's thread may run for ever: the process must not wait for it."""
+        return self._engine.abandoned
 
     @property
     def model_name(self) -> str:
@@ -127,7 +152,11 @@ class Server:
         def engine_stats() -> Any:
             return self._engine.stats() if self._servicer.serving is not None else None
 
-        collector = QuireCollector(Sources(self.ledger, engine_stats))
+        def step_hung() -> bool:
+            return self._watchdog is not None and self._watchdog.hung
+
+        sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung)
+        collector = QuireCollector(sources)
         try:
             self._metrics = MetricsServer(service.metrics_host, service.metrics_port, collector)
         except OSError as error:
@@ -161,11 +190,14 @@ class Server:
 
     async def stop(self) -> None:
         """Stop the engine, which ends what is open, then close the ports."""
+        if self._watching is not None:
+            self._watching.cancel()
         try:
             async with asyncio.timeout(_ENGINE_STOP):
                 await self._engine.stop()
         except TimeoutError:
             log.error("the engine did not end its step in %g s", _ENGINE_STOP)
+            self._engine.give_up()
         if self._server is not None:
             await self._server.stop(_GRACE)
         if self._metrics is not None:
@@ -190,8 +222,20 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
         asked.cancel()
 
 
-def _channel_options(max_model_len: int) -> list[tuple[str, int]]:
+def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:
+    service = settings.service
+    if not service.watchdog_seconds:
+        return None
+    return Watchdog(engine.busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
+
+
+def _channel_options(max_model_len: int, service: ServiceConfig) -> list[tuple[str, int]]:
+    keepalive = round(service.keepalive_seconds * 1000)
     return [
+        # A client whose machine or network is gone says nothing: ping it, or its stream runs on.
+        ("grpc.keepalive_time_ms", keepalive or _NEVER_MS),
+        ("grpc.keepalive_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
         ("grpc.max_receive_message_length", max(_MIN_MESSAGE, max_model_len * _BYTES_A_TOKEN)),
         ("grpc.max_metadata_size", _MAX_METADATA),

@@ -45,6 +45,15 @@ class ServiceConfig:
     served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
     max_waiting: int = _option(1024, "most completions waiting; more are refused")
     drain_seconds: float = _option(30.0, "seconds that streams get to end after SIGTERM")
+    keepalive_seconds: float = _option(
+        30.0, "seconds after which a silent client is pinged, and cut off without an answer; 0: never"
+    )
+    watchdog_seconds: float = _option(
+        120.0, "seconds after which a step counts as hung: liveness NOT_SERVING; 0: never"
+    )
+    watchdog_exit_seconds: float = _option(
+        120.0, "seconds more after which a hung step ends the process; 0: never"
+    )
     reflection: bool = _option(True, "answer gRPC reflection")
     log_format: str = _option("text", "text or json")
     log_level: str = _option("info", "debug, info, warning or error")
@@ -56,6 +65,9 @@ class ServiceConfig:
         _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
         if not 0 <= self.drain_seconds <= 86400:
             raise ConfigError(f"drain_seconds = {self.drain_seconds}: must be 0 to 86400")
+        for name in ("keepalive_seconds", "watchdog_seconds", "watchdog_exit_seconds"):
+            if not 0 <= getattr(self, name) <= 86400:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 to 86400")
         _one_of("log_format", self.log_format, FORMATS)
         _one_of("log_level", self.log_level, LEVELS)
         self._refuse_exposure("host", self.host)
