@@ -46,7 +46,8 @@ class ServiceConfig:
     max_waiting: int = _option(1024, "most completions waiting; more are refused")
     drain_seconds: float = _option(30.0, "seconds that streams get to end after SIGTERM")
     keepalive_seconds: float = _option(
-        30.0, "seconds after which a silent client is pinged, and cut off without an answer; 0: never"
+        30.0,
+        "seconds after which a silent client is pinged, and cut off without an answer; 0: never",
     )
     watchdog_seconds: float = _option(
         120.0, "seconds after which a step counts as hung: liveness NOT_SERVING; 0: never"
