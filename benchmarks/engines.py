@@ -5,6 +5,7 @@ cache. Each engine runs alone in its process, in the same conditions.
 """
 
 import dataclasses
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ class QuireEngine:
         }
         self.config = EngineConfig(model=model, **(defaults | options))
         self.engine = build_engine(self.config, lambda _stage, _share: None, pdl=pdl)
+        gc.collect()
+        gc.freeze()  # as the server does: the collector need not look at it all again
         self._key = 0
 
     def generate(self, asks: Sequence[Ask]) -> int:

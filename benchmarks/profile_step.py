@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import itertools
+
 from common import print_table, result_row, write_results
 from engines import QuireEngine
 from floors import Floors
@@ -77,7 +79,7 @@ def main() -> None:
             spans[event.name[:60]].append(event.time_range.elapsed_us())
         gaps = [
             later.time_range.start - earlier.time_range.end
-            for earlier, later in zip(events, events[1:], strict=False)
+            for earlier, later in itertools.pairwise(events)
         ]
         floor = floors.decode(batch, options.context) * 1e6
         table: list[list[object]] = []

@@ -24,6 +24,8 @@ from quire.kernels import (
     state,
 )
 
+_ATTENTION_ALONE = 128  # rows from which decode attention loses by being launched early
+
 
 @dataclass(frozen=True)
 class TritonOps:
@@ -106,7 +108,14 @@ class TritonOps:
         max_context_len: int,
     ) -> Tensor:
         return decode_attention.decode_attention(
-            q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len, pdl=self.pdl
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            context_lens,
+            scale,
+            max_context_len,
+            pdl=self.pdl and q.shape[0] < _ATTENTION_ALONE,
         )
 
     def prefill_attention(

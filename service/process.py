@@ -6,6 +6,7 @@ carries one line, `serving MODEL on HOST:PORT`, when the server is ready.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -72,6 +73,10 @@ async def _serve(settings: Settings) -> int | None:
     except BaseException:
         await server.stop()
         raise
+
+    # What start-up made stays: collections need not look at it again, and stall no step for it.
+    gc.collect()
+    gc.freeze()
 
     def ready() -> None:
         host = settings.service.host
