@@ -276,8 +276,8 @@ OVERLAP = (
     Fault(
         "sglang-18803: results of before a preemption count",
         "engine/scheduler.py",
-        "            elif row.epoch != request.epoch:\n",
-        "            elif row.epoch > request.epoch:\n",
+        "elif row.epoch != request.epoch:",
+        "elif row.epoch > request.epoch:",
         (TRAFFIC,),
     ),
     Fault(
