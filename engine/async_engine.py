@@ -3,7 +3,8 @@
 Invariant: the engine is built on, and touched by, its own thread alone. What crosses is plain data:
 inward a list of commands under one short lock, outward one batch of outputs a step, delivered by
 one call into the event loop however many streams there are. On the loop's side each stream merges
-what has come until its reader takes it, so a slow reader gets larger updates, never a longer queue.
+what has come until its reader takes it, so a slow reader gets larger updates, never a longer queue;
+and the pacer wakes readers only as fast as the loop can afford, so many streams do the same.
 
 `generate` is an async generator whose `finally` always aborts: the normal end, a cancelled call and
 an error are one path, and a stale abort is nothing.
@@ -23,6 +24,7 @@ from quire.engine.build import Progress, build_engine
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.errors import EngineDeadError, QuireError
+from quire.engine.pacing import Pacer
 from quire.engine.request import GenerationRequest, Output
 from quire.engine.stats import EngineInfo, EngineStats
 from quire.engine.step_times import StepTimes
@@ -67,13 +69,16 @@ class _Batch:
 class _Stream:
     """Loop side of one request: what has come and was not yet taken."""
 
-    __slots__ = ("_pending", "_wake", "error", "open_indices")
+    __slots__ = ("_pending", "_queued", "_ready", "_waiter", "error", "is_new", "open_indices")
 
     def __init__(self, n: int) -> None:
         self.open_indices = set(range(n))
         self.error: EngineDeadError | None = None
         self._pending: dict[int, Output] = {}
-        self._wake = asyncio.Event()
+        self._queued = False  # the pacer will wake it
+        self._ready = False  # woken, and not yet taken from
+        self.is_new = True  # no token was taken yet
+        self._waiter: asyncio.Future[None] | None = None
 
     def push(self, output: Output) -> None:
         waiting = self._pending.get(output.index)
@@ -81,16 +86,33 @@ class _Stream:
             self._pending[output.index] = output
         else:
             merge(waiting, output)
-        self._wake.set()
+
+    def queue(self) -> bool:
+        """Whether the pacer is to be told: there is news, and nobody on the way to take it."""
+        if self._queued or self._ready:
+            return False
+        self._queued = True
+        return True
 
     def wake(self) -> None:
-        self._wake.set()
+        """What has come may be taken."""
+        self._queued = False
+        self._ready = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def take(self) -> list[Output]:
         """All that has come, at least one output unless the stream was ended from outside."""
-        await self._wake.wait()
-        self._wake.clear()
+        if not self._ready:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._ready = False
         taken, self._pending = list(self._pending.values()), {}
+        if self.is_new:
+            self.is_new = not any(output.token_ids for output in taken)
         return taken
 
 
@@ -138,6 +160,7 @@ class AsyncEngine:
         progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
         """
         self._loop = asyncio.get_running_loop()
+        self._pacer = Pacer(self._loop.call_later)
         self._died: asyncio.Future[str] = self._loop.create_future()
         ready: asyncio.Future[EngineInfo] = self._loop.create_future()
         report = progress or (lambda _stage, _share: None)
@@ -283,11 +306,14 @@ class AsyncEngine:
                 stream = self._streams.get(output.key)
                 if stream is not None:
                     stream.push(output)
+                    if stream.queue():
+                        self._pacer.add(stream, first=stream.is_new)
             if batch.block_map is not None:
                 answers, self._block_maps = self._block_maps, []
                 for answer in answers:
                     if not answer.done():
                         answer.set_result(batch.block_map)
+        self._pacer.run()
 
     def _end_streams(self, error: EngineDeadError) -> None:
         self._dead = error

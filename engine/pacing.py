@@ -1,0 +1,94 @@
+"""Which streams are woken when: the event loop's share of a core is kept below a bound.
+
+The loop and the engine's thread share one interpreter, so what the loop burns on many small
+messages the engine's host work waits for. The pacer keeps a bucket of the loop's CPU time: it fills
+with wall time at `SHARE`, and is drained by whatever the loop's thread really used. While there is
+credit, streams with news are woken, a few in each turn of the loop, so that new calls get their
+turns too; with none left they wait for it to fill, and what comes meanwhile is merged. So a lone
+stream gets each token at once, and a thousand get one larger delta where there is time for it.
+
+Invariant: a stream that was added is woken once, in the order of adding, those with first words
+before the others; and within about `PATIENCE` of loop time however busy the loop is.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+SHARE = 0.4  # of one core, for the event loop's thread
+BURST = 0.004  # seconds of CPU time that can be saved up
+LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
+PATIENCE = 0.1  # seconds in which all that wait are woken, whatever the loop uses
+SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
+
+_LEAST_PAUSE = 0.0005
+
+
+class Wakeable(Protocol):
+    """A stream whose reader may be told to take what has come."""
+
+    def wake(self) -> None: ...
+
+
+class Pacer:
+    """Wakes streams on the loop whose call_later it is given. Touched on that loop alone."""
+
+    def __init__(
+        self,
+        call_later: Callable[[float, Callable[[], None]], object],
+        wall: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """wall and cpu: seconds; cpu is what the calling thread has used."""
+        self._call_later = call_later
+        self._wall, self._cpu = wall, cpu
+        self._first: deque[Wakeable] = deque()
+        self._later: deque[Wakeable] = deque()
+        self._credit = BURST
+        self._wall_seen, self._cpu_seen = wall(), cpu()
+        self._scheduled = False
+
+    def __len__(self) -> int:
+        """Streams that wait to be woken."""
+        return len(self._first) + len(self._later)
+
+    def add(self, stream: Wakeable, *, first: bool) -> None:
+        """The stream has news; first: its first words. `run` is to follow."""
+        (self._first if first else self._later).append(stream)
+
+    def run(self) -> None:
+        """Wake whom there is credit for, unless a turn that will do so is scheduled."""
+        if not self._scheduled and (self._first or self._later):
+            self._turn()
+
+    def _turn(self) -> None:
+        """One slice; the next follows in the loop's next turn, or when there is credit again."""
+        self._scheduled = False
+        self._settle()
+        if self._credit > 0:
+            self._wake(SLICE)
+            pause = 0.0
+        else:
+            pause = min(max(-self._credit / SHARE, _LEAST_PAUSE), LONGEST_PAUSE)
+        if self._first or self._later:
+            self._scheduled = True
+            self._call_later(pause, self._turn if pause == 0 else self._after_pause)
+
+    def _after_pause(self) -> None:
+        """What a pause owes, even if the loop was busy with other things all along."""
+        self._settle()
+        if self._credit <= 0:
+            self._credit = 0.0
+            self._wake(max(1, int(len(self) * LONGEST_PAUSE / PATIENCE)))
+        self._turn()
+
+    def _settle(self) -> None:
+        wall, cpu = self._wall(), self._cpu()
+        self._credit += SHARE * (wall - self._wall_seen) - (cpu - self._cpu_seen)
+        self._credit = max(min(self._credit, BURST), -SHARE * LONGEST_PAUSE)
+        self._wall_seen, self._cpu_seen = wall, cpu
+
+    def _wake(self, count: int) -> None:
+        for _ in range(min(count, len(self))):
+            (self._first or self._later).popleft().wake()
