@@ -7,7 +7,8 @@ Every AGEING-th admission goes to the longest waiting request whatever its rank,
 highest waiting priority, so nothing starves for ever.
 
 Invariant: `len` counts exactly the waiting requests, held ones included. Entries of requests that
-no longer wait are dropped lazily; a heap never holds many more dead entries than live ones.
+no longer wait are dropped lazily; a heap never holds many more dead entries than live ones, and
+none when nobody waits.
 """
 
 import heapq
@@ -124,7 +125,10 @@ class WaitingQueue:
         return self._oldest[0][-1] if self._oldest else None
 
     def _trim(self) -> None:
-        if len(self._oldest) > 2 * self._live + 64:
+        if not self._live:
+            self._oldest.clear()
+            self._ranked.clear()
+        elif len(self._oldest) > 2 * self._live + 64:
             self._sweep()
 
     def _sweep(self) -> None:

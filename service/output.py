@@ -206,15 +206,18 @@ class CallOutput:
 
     # ------------------------------------------------------------ ends
 
-    def end(self, reason: FinishReason) -> Iterator[pb.GenerateResponse]:
-        """End what is still open, from this side: the engine or the server is going away."""
+    def end(self, reason: FinishReason, *, flush: bool = True) -> Iterator[pb.GenerateResponse]:
+        """End what is still open, from this side: the engine or the server is going away.
+
+        flush: what was held back is sent; not so where it may be what this call failed of.
+        """
         for index, state in enumerate(self._indices):
             if state.finish is not None:
                 continue
             if not self._started:
                 self._close(state, reason)
                 continue
-            piece = state.text.end() if state.text is not None else None
+            piece = state.text.end() if flush and state.text is not None else None
             if piece is not None:
                 yield self._delta(state, piece, index)
             yield from self._finish(index, reason)
@@ -270,8 +273,6 @@ class CallOutput:
     # ------------------------------------------------------------ messages
 
     def _delta(self, state: IndexState, piece: Piece, index: int) -> pb.GenerateResponse:
-        state.delivered += len(piece.ids)
-        self._ledger.delivered += len(piece.ids)
         delta = pb.Delta(index=index, text=piece.text, token_ids=piece.ids)
         for logprob in piece.logprobs or ():
             delta.logprobs.append(
@@ -286,6 +287,8 @@ class CallOutput:
                     ],
                 )
             )
+        state.delivered += len(piece.ids)  # only now: what cannot be told has not been delivered
+        self._ledger.delivered += len(piece.ids)
         return pb.GenerateResponse(delta=delta)
 
     def _bytes(self, token_id: int) -> bytes:

@@ -111,7 +111,7 @@ class InferenceServicer:
                     yield message
             except Exception as error:
                 failure = self._fault(error)
-                for message in call.output.end(FinishReason.ERROR):
+                for message in call.output.end(FinishReason.ERROR, flush=False):
                     yield message
             finally:
                 if engine_stream is not None:
