@@ -11,8 +11,9 @@ Invariants
 - A block is registered in the prefix cache only when the step that filled it has been applied.
 - No clock, no randomness, no order of a set enters a decision: equal submissions and results give
   equal plans.
-- A request is refused at submission if it could never fit alone. So a lone request always
-  finishes, and the first in rank is never preempted for one behind it: traffic always drains.
+- A request is refused at submission if it could never fit alone, so a lone request always
+  finishes. Of those that run, the first admitted of the highest priority is never preempted, and
+  whenever it has to wait for a block another one advances: traffic always drains.
 """
 
 import logging
