@@ -150,6 +150,51 @@ def queue_full(waiting: int, limit: int, retry_after: float) -> Refusal:
     )
 
 
+def tokens_waiting(waiting: int, asked: int, limit: int, retry_after: float) -> Refusal:
+    """The prompts that wait are too long together."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"prompts of {waiting} tokens wait, this one has {asked}: max_waiting_tokens = {limit}",
+        reason="QUEUE_FULL",
+        retry_after=retry_after,
+    )
+
+
+def queue_too_long(estimate: float, limit: float, option: str, retry_after: float) -> Refusal:
+    """It could not start in time. Seconds; option: what sets the limit."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"could start in about {estimate:.3g} s, and {option} allows {max(limit, 0.0):.3g} s",
+        reason="QUEUE_TOO_LONG",
+        retry_after=retry_after,
+    )
+
+
+def rate_limited(what: str, rate: float, retry_after: float) -> Refusal:
+    """This client has used its share of requests or tokens."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"this client's {what} are limited: rate_limit_{what} = {rate:g} a second",
+        reason="RATE_LIMITED",
+        retry_after=retry_after,
+    )
+
+
+def too_many_streams(limit: int, retry_after: float) -> Refusal:
+    """This client has as many calls open as it may."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"this client has {limit} calls open: max_streams_per_client = {limit}",
+        reason="TOO_MANY_STREAMS",
+        retry_after=retry_after,
+    )
+
+
+def unauthenticated(why: str) -> Refusal:
+    """The credentials are missing or wrong."""
+    return Refusal(grpc.StatusCode.UNAUTHENTICATED, why, reason="UNAUTHENTICATED")
+
+
 def unavailable(why: str, reason: str) -> Refusal:
     """Not now, not here: loading, draining or dead."""
     return Refusal(grpc.StatusCode.UNAVAILABLE, why, reason=reason)

@@ -20,6 +20,7 @@ class Ledger:
         self.accepted = 0
         self.finished: Counter[FinishReason] = Counter()
         self.refused: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()  # of Generate, by ErrorInfo's reason
         self.rpcs: Counter[tuple[str, str]] = Counter()
         self.delivered = 0
         self.time_to_first_token = Histogram(LATENCY_BOUNDS)
@@ -36,9 +37,10 @@ class Ledger:
         """A call of n indices may run."""
         self.accepted += n
 
-    def refuse(self, code: grpc.StatusCode) -> None:
+    def refuse(self, code: grpc.StatusCode, reason: str) -> None:
         """A call ended before it was accepted."""
         self.refused[code.name] += 1
+        self.refusals[reason] += 1
 
     def rpc(self, method: str, code: grpc.StatusCode) -> None:
         """A call has ended."""

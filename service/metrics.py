@@ -3,7 +3,7 @@
 Invariant: serving a request never touches a metric; no label holds a key, a peer or a request.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from quire.engine.stats import EngineStats
 from quire.engine.step_times import StepTimes
 from quire.service.histogram import Histogram
 from quire.service.ledger import Ledger
+from quire.service.tls import TLSFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +55,37 @@ class QuireCollector(Collector):
 class MetricsServer:
     """The HTTP server behind --metrics-port, on a thread of its own."""
 
-    def __init__(self, host: str, port: int, collector: Collector) -> None:
-        """Listens at once. Raises OSError if the port is in use."""
+    def __init__(
+        self, host: str, port: int, collectors: Sequence[Collector], tls: TLSFiles | None = None
+    ) -> None:
+        """Listens at once; over TLS with these files. Raises OSError if the port is in use."""
         registry = CollectorRegistry()
-        registry.register(collector)
-        started: Any = start_http_server(port, addr=host, registry=registry)
+        for collector in collectors:
+            registry.register(collector)
+        self._tls = tls
+        started: Any = start_http_server(port, addr=host, registry=registry, **_tls_options(tls))
         self._server, self._thread = started
         self.port: int = self._server.server_port
+
+    def reload_tls(self) -> None:
+        """New connections get what the files hold now."""
+        if self._tls is not None:
+            self._server.socket.context.load_cert_chain(self._tls.cert, self._tls.key)
 
     def stop(self) -> None:
         """Close the port and end the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _tls_options(tls: TLSFiles | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    options: dict[str, Any] = {"certfile": str(tls.cert), "keyfile": str(tls.key)}
+    if tls.client_ca is not None:
+        options |= {"client_cafile": str(tls.client_ca), "client_auth_required": True}
+    return options
 
 
 def _service_metrics(ledger: Ledger) -> Iterator[Metric]:

@@ -17,19 +17,24 @@ import grpc
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import ConfigError
 from quire.service import tokenizer as tokenizers
-from quire.service.admission import Admission
+from quire.service.admission import Admission, Policy
+from quire.service.auth import Guard
 from quire.service.chat_template import ChatTemplate
 from quire.service.health import NAME as HEALTH_NAME
 from quire.service.health import Health
 from quire.service.ledger import Ledger
+from quire.service.limits import ClientLimits, Limits
 from quire.service.metrics import MetricsServer, QuireCollector, Sources
 from quire.service.models import ResolvedModel
-from quire.service.servicer import SERVICE, InferenceServicer, Serving, handler
-from quire.service.settings import ServiceConfig, Settings
+from quire.service.protection_metrics import ProtectionCollector
+from quire.service.security import read_security, tls_files
+from quire.service.servicer import SERVICE, Entrance, InferenceServicer, Serving, handler
+from quire.service.settings import ServiceConfig, Settings, is_loopback
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
 from quire.service.validation import ServedModel, Validator
 from quire.service.watchdog import Verdict, Watchdog, stack_of
+from quire.service.watched import keep_fresh
 
 log = logging.getLogger("quire.service")
 
@@ -64,28 +69,66 @@ class Server:
         self._lifecycle = Lifecycle()
         self._health = Health()
         self.ledger = Ledger()
-        self._admission = Admission(settings.service.max_waiting)
-        self._servicer = InferenceServicer(self._lifecycle, self.ledger, self._admission)
+        self._security = read_security(settings.service)
+        self._admission = Admission(_policy(settings), lambda: engine.stats().running)
+        self._servicer = InferenceServicer(
+            self._lifecycle,
+            self.ledger,
+            Entrance(
+                self._security.authenticator,
+                ClientLimits(_limits(settings)),
+                self._admission,
+                settings.service.log_prompts,
+            ),
+        )
         self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
         self._watchdog = _watchdog(settings, engine)
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
         self.metrics_port = 0
+        self.health_port = 0
 
     # ------------------------------------------------------------ beginning
 
     async def open(self, max_model_len: int) -> None:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
-        self._server = grpc.aio.server(options=_channel_options(max_model_len, service))
+        authenticator = self._security.authenticator
+        guards = [Guard(authenticator)] if authenticator.required else []
+        options = _channel_options(max_model_len, service)
+        self._server = grpc.aio.server(options=options, interceptors=guards)
         self._server.add_generic_rpc_handlers((handler(self._servicer),))
         await self._health.add_to(self._server)
         if service.reflection:
             _add_reflection(self._server, with_health=self._health.available)
-        self.port = self._bind(self._server)
+        credentials = self._security.credentials()
+        self.port = _bind(self._server, service.host, service.port, credentials)
         self._open_metrics()
+        await self._open_health()
         await self._server.start()
+        if self._security.watched:
+            self._refreshing = asyncio.create_task(keep_fresh(self._security.watched))
+        if not (authenticator.required or self._security.mutual or is_loopback(service.host)):
+            log.warning(
+                "anyone who can reach %s may call: no api_keys, no tls_client_ca", service.host
+            )
+
+    async def _open_health(self) -> None:
+        """A port for probes that speak no TLS: it answers nothing but health."""
+        service = self._settings.service
+        if service.health_port is None:
+            return
+        if not self._health.available:
+            raise ConfigError("health_port: needs the package grpcio-health-checking")
+        self._health_server = grpc.aio.server(options=_channel_options(1, service))
+        await self._health.add_to(self._health_server)
+        self.health_port = _bind(
+            self._health_server, service.health_host, service.health_port, None
+        )
+        await self._health_server.start()
 
     async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
         """Load tokenizer and model side by side, then serve. Raises QuireError."""
@@ -133,17 +176,6 @@ class Server:
         """The name under which the model is served."""
         return self._settings.service.served_model_name or self._resolved.name
 
-    def _bind(self, server: grpc.aio.Server) -> int:
-        host, port = self._settings.service.host, self._settings.service.port
-        address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
-        try:
-            bound = server.add_insecure_port(address)
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
-        return bound
-
     def _open_metrics(self) -> None:
         service = self._settings.service
         if service.metrics_port is None:
@@ -156,15 +188,28 @@ class Server:
             return self._watchdog is not None and self._watchdog.hung
 
         sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung)
-        collector = QuireCollector(sources)
+        material, beyond = self._security.tls, not is_loopback(service.metrics_host)
+
+        def expires_at() -> float | None:
+            return None if material is None else material.value.expires_at
+
+        collectors = [
+            QuireCollector(sources),
+            ProtectionCollector(self._admission, self.ledger, expires_at),
+        ]
+        files = tls_files(service) if material is not None and beyond else None
         try:
-            self._metrics = MetricsServer(service.metrics_host, service.metrics_port, collector)
+            self._metrics = metrics = MetricsServer(
+                service.metrics_host, service.metrics_port, collectors, files
+            )
         except OSError as error:
             raise ConfigError(
                 f"cannot serve metrics on {service.metrics_host}:{service.metrics_port}: "
                 f"{error.strerror or error}"
             ) from error
-        self.metrics_port = self._metrics.port
+        self.metrics_port = metrics.port
+        if material is not None:
+            material.on_change.append(lambda _: metrics.reload_tls())
 
     # ------------------------------------------------------------ end
 
@@ -190,16 +235,18 @@ class Server:
 
     async def stop(self) -> None:
         """Stop the engine, which ends what is open, then close the ports."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._refreshing):
+            if task is not None:
+                task.cancel()
         try:
             async with asyncio.timeout(_ENGINE_STOP):
                 await self._engine.stop()
         except TimeoutError:
             log.error("the engine did not end its step in %g s", _ENGINE_STOP)
             self._engine.give_up()
-        if self._server is not None:
-            await self._server.stop(_GRACE)
+        for server in (self._server, self._health_server):
+            if server is not None:
+                await server.stop(_GRACE)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.stop)
 
@@ -220,6 +267,44 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
     finally:
         dead.cancel()
         asked.cancel()
+
+
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> int:
+    address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
+    try:
+        if credentials is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
+    return bound
+
+
+def _policy(settings: Settings) -> Policy:
+    service = settings.service
+    return Policy(
+        slots=settings.engine.max_num_seqs,
+        max_waiting=service.max_waiting,
+        max_waiting_tokens=service.max_waiting_tokens,
+        max_queue_seconds=service.max_queue_seconds,
+        queue_target_seconds=service.queue_target_seconds,
+        queue_burst_seconds=service.queue_burst_seconds,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    service = settings.service
+    return Limits(
+        requests=service.rate_limit_requests,
+        tokens=service.rate_limit_tokens,
+        burst_seconds=service.rate_limit_burst_seconds,
+        streams=service.max_streams_per_client,
+    )
 
 
 def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:

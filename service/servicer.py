@@ -17,11 +17,13 @@ import grpc
 
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError, RequestError
-from quire.engine.request import FinishReason
+from quire.engine.request import FinishReason, GenerationRequest
 from quire.service import errors
 from quire.service.admission import Admission, Place
+from quire.service.auth import Authenticator, Caller
 from quire.service.errors import Refusal
 from quire.service.ledger import Ledger
+from quire.service.limits import ClientLimits, Permit
 from quire.service.output import CallOutput
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
@@ -61,16 +63,28 @@ class Call:
     accepted: Accepted
     output: CallOutput
     place: Place
+    permit: Permit
+    client: str
     accepted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What a call has to pass: who it is from, what they may have, and who may wait."""
+
+    authenticator: Authenticator
+    limits: ClientLimits
+    admission: Admission
+    log_prompts: bool = False
 
 
 class InferenceServicer:
     """Answers the two calls. `serving` is set once the engine is ready."""
 
-    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, admission: Admission) -> None:
+    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._admission = admission
+        self._entrance = entrance
         self.serving: Serving | None = None
         self._open_calls = 0
         self._idle = asyncio.Event()
@@ -92,7 +106,7 @@ class InferenceServicer:
                 call, serving = await self._accept(request, context)
             except Refusal as refusal:
                 code = refusal.code
-                self._ledger.refuse(code)
+                self._ledger.refuse(code, refusal.reason)
                 await errors.abort(context, refusal)
             engine_stream: AsyncGenerator[Any, None] | None = None
             failure: Refusal | None = None
@@ -126,6 +140,7 @@ class InferenceServicer:
     async def _accept(
         self, request: pb.GenerateRequest | Malformed, context: Context
     ) -> tuple[Call, Serving]:
+        caller = self._entrance.authenticator.caller(context)
         refusal = self._lifecycle.refusal()
         if refusal is not None:
             raise refusal
@@ -133,8 +148,48 @@ class InferenceServicer:
             raise errors.malformed()
         serving = self.serving
         assert serving is not None
+        permit = self._entrance.limits.enter(caller.client)
         try:
-            accepted = await serving.validator.validate(request)
+            call = await self._let_in(request, context, serving, caller, permit)
+        except BaseException:
+            permit.end(0)
+            raise
+        return call, serving
+
+    async def _let_in(
+        self,
+        request: pb.GenerateRequest,
+        context: Context,
+        serving: Serving,
+        caller: Caller,
+        permit: Permit,
+    ) -> Call:
+        admission, n = self._entrance.admission, max(request.sampling.n, 1)
+        # First without the prompt: in an overload a refusal must cost next to nothing.
+        admission.consider(caller.client, n, request.priority, context.time_remaining())
+        accepted = await self._validate(request, serving, caller)
+        refusal = self._lifecycle.refusal()  # it may have changed while a long text was tokenized
+        if refusal is not None:
+            raise refusal
+        generation = accepted.generation
+        permit.take(_most_tokens(generation))
+        place = admission.enter(
+            caller.client,
+            generation.n,
+            generation.priority,
+            len(generation.prompt_token_ids),
+            context.time_remaining(),
+        )
+        if self._entrance.log_prompts:
+            fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
+            log.info("request accepted", extra={"fields": fields})
+        return await self._open(accepted, place, permit, serving, context)
+
+    async def _validate(
+        self, request: pb.GenerateRequest, serving: Serving, caller: Caller
+    ) -> Accepted:
+        try:
+            accepted = await serving.validator.validate(request, caller.tenant, caller.client)
             accepted = with_key(accepted, serving.engine.new_key())
             serving.engine.check(accepted.generation)
         except RequestError as error:
@@ -144,14 +199,15 @@ class InferenceServicer:
             raise
         except Exception as error:
             raise self._fault(error) from error
-        refusal = self._lifecycle.refusal()  # it may have changed while a long text was tokenized
-        if refusal is not None:
-            raise refusal
-        place = self._admission.enter(accepted.generation.n)
-        return await self._open(accepted, place, serving, context), serving
+        return accepted
 
     async def _open(
-        self, accepted: Accepted, place: Place, serving: Serving, context: Context
+        self,
+        accepted: Accepted,
+        place: Place,
+        permit: Permit,
+        serving: Serving,
+        context: Context,
     ) -> Call:
         """From here on the call is accepted, and its end will be counted."""
         now, key = time.monotonic(), accepted.generation.key
@@ -159,9 +215,8 @@ class InferenceServicer:
         def end_index(index: int, kept: int) -> None:
             serving.engine.finish(key, index, kept)
 
-        def on_started(waited: float) -> None:
+        def on_started(_waited: float) -> None:
             place.started()
-            self._admission.observe_wait(waited)
 
         self._ledger.accept(accepted.generation.n)
         self._open_calls += 1
@@ -175,7 +230,7 @@ class InferenceServicer:
             end_index,
             on_started,
         )
-        call = Call(accepted, output, place, now)
+        call = Call(accepted, output, place, permit, accepted.generation.client, now)
         try:
             await context.send_initial_metadata(((REQUEST_ID_KEY, accepted.request_id),))
         except BaseException:
@@ -191,6 +246,8 @@ class InferenceServicer:
         call.place.leave()
         call.output.abandon()
         record, request = call.output.record(), call.accepted.generation
+        prompt_tokens = len(request.prompt_token_ids)
+        call.permit.end(prompt_tokens + len(request.resume_token_ids) + record.delivered)
         elapsed = time.monotonic() - call.accepted_at
         self._ledger.end_to_end.observe(elapsed)
         log.info(
@@ -199,7 +256,8 @@ class InferenceServicer:
                 "fields": {
                     "request_id": call.accepted.request_id,
                     "finish": ",".join(record.reasons),
-                    "prompt_tokens": len(request.prompt_token_ids),
+                    "client": call.client,
+                    "prompt_tokens": prompt_tokens,
                     "cached_tokens": record.cached_tokens,
                     "completion_tokens": record.delivered,
                     "queued_s": round(record.queued, 4),
@@ -237,6 +295,7 @@ class InferenceServicer:
         code = grpc.StatusCode.CANCELLED
         try:
             try:
+                self._entrance.authenticator.caller(context)
                 response = await self._stats(request)
             except Refusal as refusal:
                 code = refusal.code
@@ -272,6 +331,21 @@ def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:
     if remaining is not None and remaining <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return code
+
+
+def _most_tokens(request: GenerationRequest) -> int:
+    """Prompt and all the outputs that it may make; resumed ones count among them."""
+    return len(request.prompt_token_ids) + request.n * request.sampling.max_tokens
+
+
+def _shown_prompt(request: pb.GenerateRequest) -> str:
+    """The prompt as the log shows it where that was asked for: on one line."""
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return repr(request.text)
+    if kind == "chat":
+        return repr([(message.role, message.content) for message in request.chat.messages])
+    return repr(list(request.token_ids.ids))
 
 
 def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:

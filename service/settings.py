@@ -41,9 +41,45 @@ class ServiceConfig:
     port: int = _option(50051, "port to listen on; 0 takes a free one")
     metrics_host: str = _option("127.0.0.1", "address of the Prometheus metrics")
     metrics_port: int | None = _option(None, "port of the Prometheus metrics; default: none")
-    insecure: bool = _option(False, "listen beyond this machine without TLS and credentials")
+    health_host: str = _option("127.0.0.1", "address of the plaintext health checks")
+    health_port: int | None = _option(
+        None, "port that answers health checks alone, without TLS; default: none"
+    )
+    insecure: bool = _option(False, "listen beyond this machine without TLS")
+    tls_cert: str | None = _option(None, "PEM file of the certificate; read again when it changes")
+    tls_key: str | None = _option(None, "PEM file of the certificate's key, without a passphrase")
+    tls_client_ca: str | None = _option(
+        None, "PEM file: clients need a certificate signed by one of these"
+    )
+    api_keys: str | None = _option(
+        None, "file of hashed API keys (quire hash-key); calls need one of them"
+    )
     served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
     max_waiting: int = _option(1024, "most completions waiting; more are refused")
+    max_waiting_tokens: int | None = _option(
+        None, "most prompt tokens waiting together; default: no limit"
+    )
+    max_queue_seconds: float = _option(
+        60.0, "a call that would start later than this is refused at once"
+    )
+    queue_burst_seconds: float = _option(
+        5.0, "a queue that stands for longer is cut to queue_target_seconds"
+    )
+    queue_target_seconds: float = _option(
+        0.02, "while a queue stands, a call that would start later is refused"
+    )
+    rate_limit_requests: float | None = _option(
+        None, "calls a second of one client; default: no limit"
+    )
+    rate_limit_tokens: float | None = _option(
+        None, "tokens a second of one client, prompt and output; default: no limit"
+    )
+    rate_limit_burst_seconds: float = _option(
+        10.0, "a client may save up its rates for so many seconds"
+    )
+    max_streams_per_client: int | None = _option(
+        None, "calls that one client may have open; default: no limit"
+    )
     drain_seconds: float = _option(30.0, "seconds that streams get to end after SIGTERM")
     keepalive_seconds: float = _option(
         30.0,
@@ -58,11 +94,13 @@ class ServiceConfig:
     reflection: bool = _option(True, "answer gRPC reflection")
     log_format: str = _option("text", "text or json")
     log_level: str = _option("info", "debug, info, warning or error")
+    log_prompts: bool = _option(False, "write prompts to the log")
 
     def __post_init__(self) -> None:
         _in_range("port", self.port, 0, 65535)
-        if self.metrics_port is not None:
-            _in_range("metrics_port", self.metrics_port, 0, 65535)
+        for name in ("metrics_port", "health_port"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name), 0, 65535)
         _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
         if not 0 <= self.drain_seconds <= 86400:
             raise ConfigError(f"drain_seconds = {self.drain_seconds}: must be 0 to 86400")
@@ -71,15 +109,35 @@ class ServiceConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 to 86400")
         _one_of("log_format", self.log_format, FORMATS)
         _one_of("log_level", self.log_level, LEVELS)
+        self._check_limits()
+        self._check_tls()
         self._refuse_exposure("host", self.host)
         if self.metrics_port is not None:
             self._refuse_exposure("metrics_host", self.metrics_host)
 
+    def _check_limits(self) -> None:
+        for name in ("max_waiting_tokens", "max_streams_per_client"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name), 1, 1 << 40)
+        for name in ("max_queue_seconds", "queue_burst_seconds", "queue_target_seconds"):
+            _within(name, getattr(self, name), 0.0, 86400.0)
+        for name in ("rate_limit_requests", "rate_limit_tokens"):
+            if getattr(self, name) is not None:
+                _within(name, getattr(self, name), 1e-6, 1e12)
+        _within("rate_limit_burst_seconds", self.rate_limit_burst_seconds, 0.0, 86400.0)
+
+    def _check_tls(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("tls_cert and tls_key go together: one of them is missing")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ConfigError("tls_client_ca needs tls_cert and tls_key")
+
     def _refuse_exposure(self, name: str, host: str) -> None:
-        if not self.insecure and not is_loopback(host):
+        if self.tls_cert is None and not self.insecure and not is_loopback(host):
+            secret = "; API keys would be sent in clear" if self.api_keys is not None else ""
             raise ConfigError(
-                f"{name} = {host}: would be open to the network without TLS; "
-                "give insecure = true (--insecure) if that is meant"
+                f"{name} = {host}: would be open to the network without TLS{secret}; give "
+                "tls_cert and tls_key, or insecure = true (--insecure) if that is meant"
             )
 
 
@@ -227,6 +285,11 @@ def _toml(value: Any) -> str:
 def _in_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name} = {value}: must be {low} to {high}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # false for a NaN too
+        raise ConfigError(f"{name} = {value}: must be {low:g} to {high:g}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

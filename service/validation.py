@@ -122,8 +122,11 @@ class Validator:
         self._longest_prompt = min(model.info.max_model_len, model.cache_tokens) - 1
         self._max_text_bytes = model.tokenizer.max_text_bytes(model.info.max_model_len)
 
-    async def validate(self, request: pb.GenerateRequest, tenant: str = "") -> Accepted:
-        """Raises Refusal."""
+    async def validate(
+        self, request: pb.GenerateRequest, tenant: str = "", client: str = ""
+    ) -> Accepted:
+        """tenant: whose cache entries it may share; client: whose share of the machine it uses.
+        Raises Refusal."""
         if request.model and request.model != self._model.name:
             raise unknown_model(request.model, self._model.name)
         self._check_fields(request)
@@ -137,7 +140,7 @@ class Validator:
             priority=request.priority,
             cache_salt=effective_salt(tenant, request.cache_salt),
             resume_token_ids=tuple(request.resume_token_ids),
-            client=tenant,
+            client=client,
         )
         options = TextOptions(tuple(sampling.stop), sampling.include_stop, request.ids_only)
         return Accepted(request.request_id or uuid.uuid4().hex, generation, options)
