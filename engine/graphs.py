@@ -129,3 +129,5 @@ class StepGraphs:
                 (str(error).splitlines() or [type(error).__name__])[0],
             )
             self._graphs[key] = None
+            # torch leaves the pool of a broken capture unusable; what is captured keeps its own.
+            self._pool = torch.cuda.graph_pool_handle()

@@ -24,7 +24,14 @@ from quire.kernels import (
     state,
 )
 
-_ATTENTION_ALONE = 128  # rows from which decode attention loses by being launched early
+# Where a launch as a dependent was measured to lose: programs that wait hold slots of a kernel that
+# still has the memory busy.
+_ATTENTION_ALONE = 128  # rows, of decode attention
+_WEIGHT_ALONE = 120 << 20  # bytes of a product's weight, at one row and from 64 rows up
+
+
+def _chains(weight: Tensor, rows: int) -> bool:
+    return weight.nbytes <= _WEIGHT_ALONE or 1 < rows < 64
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class TritonOps:
             silu=silu,
             out_dtype=out_dtype,
             counters=self.counters,
-            pdl=self.pdl,
+            pdl=self.pdl and _chains(weight, x.shape[0]),
         )
 
     # ------------------------------------------------------------ cache and attention
