@@ -1,4 +1,4 @@
-"""The server's commands: serve, batch, bench-cache.
+"""The server's commands: serve, batch, bench-cache, hash-key.
 
 Invariant: a fault that a person can cause ends with one line on standard error and exit code 2,
 without a traceback. Nothing heavy is imported before a command is run.
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +46,28 @@ def register(app: typer.Typer) -> None:
         extra_flag("tokens", int, 64, "Tokens to decode in the second part.", "--tokens"),
     ]
     app.command("bench-cache")(with_flags(bench_cache, "bench-cache", bench_flags))
+    app.command("hash-key")(hash_key)
+
+
+def hash_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; logs and limits know it by this.")],
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Take the key from standard input; else make one.")
+    ] = False,
+) -> int:
+    """Print a line for the file of API keys; a key that is made is shown once, on stderr."""
+
+    def run() -> int:
+        from quire.service.auth import make_entry, new_key
+
+        key = sys.stdin.readline().rstrip("\r\n") if stdin else new_key()
+        entry = make_entry(name, key)
+        if not stdin:
+            print(f"the key, shown this once: {key}", file=sys.stderr)
+        print(entry)
+        return 0
+
+    return _explained(run)
 
 
 def serve(values: dict[str, Any]) -> int:

@@ -85,7 +85,9 @@ def credentials(material: WatchedFiles[TLSMaterial], *, mutual: bool) -> grpc.Se
         return in_force.configuration()
 
     return grpc.dynamic_ssl_server_credentials(
-        in_force.configuration(), newer, require_client_authentication=mutual
+        in_force.configuration(),
+        newer,  # type: ignore[arg-type]  # None: nothing new, as gRPC documents it
+        require_client_authentication=mutual,
     )
 
 
