@@ -128,11 +128,14 @@ def start_seconds(directory: Path, runs: int) -> list[float]:
 
 def random_directory(shape: str, parent: Path) -> Path:
     """A checkpoint of random weights with the embedded model's tokenizer beside it."""
+    import torch
+
     from quire.engine.random_weights import save_random
     from quire.service import pocket_model
 
     directory = parent / shape
-    save_random(shape, directory, seed=0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    save_random(shape, directory, seed=0, device=device)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pocket_model.directory() / name, directory / name)
     return directory
