@@ -61,8 +61,8 @@ async def main() -> None:
             messages = [request(ask, work.salt) for ask in asks]
             print(json.dumps({"ready": True}), flush=True)
             start = json.loads(await loop.run_in_executor(None, sys.stdin.readline))["start"]
-            await asyncio.sleep(start - time.monotonic())
             threads = ThreadTimes()
+            await asyncio.sleep(start - time.monotonic())
             streams = await asyncio.gather(*(stream(stub, m) for m in messages))
             for got, ask in zip(streams, asks, strict=True):
                 if got["tokens"] != ask.max_tokens:

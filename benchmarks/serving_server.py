@@ -9,6 +9,7 @@ to count, and asked to `report`, says what was counted.
 """
 
 import asyncio
+import gc
 import json
 import sys
 import tempfile
@@ -124,6 +125,8 @@ async def main(job: dict[str, Any], scratch: Path) -> None:
     await server.open(MAX_MODEL_LEN)
     await server.load(vocabulary)
     say({"port": server.port, "straight": builder.results})
+    gc.collect()
+    gc.freeze()  # as `quire serve` does
     loop, counted = asyncio.get_running_loop(), Counted(server, engine)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if line.strip() == "mark":

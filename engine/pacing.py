@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-SHARE = 0.4  # of one core, for the event loop's thread
+SHARE = 0.25  # of one core, for the event loop's thread
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
-PATIENCE = 0.1  # seconds in which all that wait are woken, whatever the loop uses
+PATIENCE = 0.2  # seconds in which all that wait are woken, whatever the loop uses
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 
 _LEAST_PAUSE = 0.0005
+_SLICES = 4  # between two looks at the clocks, which cost a call into the kernel
 
 
 class Wakeable(Protocol):
@@ -48,6 +49,7 @@ class Pacer:
         self._credit = BURST
         self._wall_seen, self._cpu_seen = wall(), cpu()
         self._scheduled = False
+        self._unsettled = 0  # slices since the last look at the clocks
 
     def __len__(self) -> int:
         """Streams that wait to be woken."""
@@ -65,8 +67,10 @@ class Pacer:
     def _turn(self) -> None:
         """One slice; the next follows in the loop's next turn, or when there is credit again."""
         self._scheduled = False
-        self._settle()
+        if self._unsettled == 0:
+            self._settle()
         if self._credit > 0:
+            self._unsettled = (self._unsettled + 1) % _SLICES
             self._wake(SLICE)
             pause = 0.0
         else:
@@ -77,6 +81,7 @@ class Pacer:
 
     def _after_pause(self) -> None:
         """What a pause owes, even if the loop was busy with other things all along."""
+        self._unsettled = 0
         self._settle()
         if self._credit <= 0:
             self._credit = 0.0

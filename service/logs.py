@@ -1,17 +1,22 @@
 """Structured logs on standard error, as text or JSON, one line a record.
 
 Invariant: a record's own values stand in `extra={"fields": {...}}` and are written as fields;
-nothing here, and nothing that the service logs, holds a prompt's or an output's text.
+nothing here, and nothing that the service logs, holds a prompt's or an output's text. Lines are
+written in order; those below warning within `WRITE_SECONDS`, many at a time, by a thread of their
+own: a write for every call would hold up the event loop under load.
 """
 
 import json
 import logging
 import sys
+import threading
 import time
-from typing import Any
+from collections import deque
+from typing import Any, TextIO
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
+WRITE_SECONDS = 0.1
 
 
 class TextFormatter(logging.Formatter):
@@ -47,9 +52,55 @@ def _timestamp(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
+class BatchHandler(logging.Handler):
+    """Gathers lines; warnings and worse are written at once, with all that came before them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: deque[str] = deque()
+        self._writing = threading.Lock()
+        self._filled = threading.Event()
+        self._writer: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+            return
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif not self._filled.is_set():
+            self._start()
+            self._filled.set()
+
+    def flush(self) -> None:
+        """Write what was gathered. A stream that is gone takes the lines with it."""
+        with self._writing:
+            gathered = [self._lines.popleft() for _ in range(len(self._lines))]
+            try:
+                self._stream.write("".join(gathered))
+                self._stream.flush()
+            except (OSError, ValueError):
+                return
+
+    def _start(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name="quire-log", daemon=True)
+            self._writer.start()
+
+    def _write(self) -> None:
+        while True:
+            self._filled.wait()
+            time.sleep(WRITE_SECONDS)
+            self._filled.clear()
+            self.flush()
+
+
 def set_up(log_format: str, level: str) -> None:
     """Send all of Quire's logs to standard error; other libraries' from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BatchHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
