@@ -32,6 +32,7 @@ from quire.service.servicer import SERVICE, Entrance, InferenceServicer, Serving
 from quire.service.settings import ServiceConfig, Settings, is_loopback
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
+from quire.service.tracing import Tracer, make_tracer
 from quire.service.validation import ServedModel, Validator
 from quire.service.watchdog import Verdict, Watchdog, stack_of
 from quire.service.watched import keep_fresh
@@ -61,8 +62,14 @@ def quire_version() -> str:
 class Server:
     """One engine behind one port."""
 
-    def __init__(self, settings: Settings, resolved: ResolvedModel, engine: AsyncEngine) -> None:
-        """engine: not started yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        resolved: ResolvedModel,
+        engine: AsyncEngine,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """engine: not started yet. tracer: default by the settings. Raises ConfigError."""
         self._settings = settings
         self._resolved = resolved
         self._engine = engine
@@ -70,6 +77,7 @@ class Server:
         self._health = Health()
         self.ledger = Ledger()
         self._security = read_security(settings.service)
+        self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._admission = Admission(_policy(settings), lambda: engine.stats().running)
         self._servicer = InferenceServicer(
             self._lifecycle,
@@ -80,6 +88,7 @@ class Server:
                 self._admission,
                 settings.service.log_prompts,
             ),
+            self._tracer,
         )
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None
@@ -249,6 +258,7 @@ class Server:
                 await server.stop(_GRACE)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.stop)
+        await asyncio.to_thread(self._tracer.close)
 
 
 async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], None]) -> int:

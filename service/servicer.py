@@ -27,6 +27,7 @@ from quire.service.limits import ClientLimits, Permit
 from quire.service.output import CallOutput
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
+from quire.service.tracing import EndedCall, Times, Tracer
 from quire.service.validation import Accepted, ServedModel, Validator, with_key
 from quire.v1 import inference_pb2 as pb
 
@@ -81,10 +82,13 @@ class Entrance:
 class InferenceServicer:
     """Answers the two calls. `serving` is set once the engine is ready."""
 
-    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance, tracer: Tracer
+    ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
         self._entrance = entrance
+        self._tracer = tracer
         self.serving: Serving | None = None
         self._open_calls = 0
         self._idle = asyncio.Event()
@@ -101,10 +105,15 @@ class InferenceServicer:
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams one request's tokens."""
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
+        began, began_ns = time.monotonic(), time.time_ns()
+        call: Call | None = None
         try:
             try:
                 call, serving = await self._accept(request, context)
-            except Refusal as refusal:
+            except Exception as error:
+                if isinstance(error, grpc.aio.BaseError):
+                    raise  # the client has gone
+                refusal = error if isinstance(error, Refusal) else self._fault(error)
                 code = refusal.code
                 self._ledger.refuse(code, refusal.reason)
                 await errors.abort(context, refusal)
@@ -135,7 +144,23 @@ class InferenceServicer:
             if failure is not None:
                 await errors.abort(context, failure)
         finally:
-            self._ledger.rpc("Generate", _ended(code, context))
+            code = _ended(code, context)
+            self._ledger.rpc("Generate", code)
+            if self._tracer.active:
+                self._trace(context, began, began_ns, code, call)
+
+    def _trace(
+        self,
+        context: Context,
+        began: float,
+        began_ns: int,
+        code: grpc.StatusCode,
+        call: Call | None,
+    ) -> None:
+        times, attributes = (Times(), {}) if call is None else _told(call, began)
+        ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
+        metadata = context.invocation_metadata() or ()
+        self._tracer.ended(EndedCall(metadata, began_ns, ended_ns, code, times, attributes))
 
     async def _accept(
         self, request: pb.GenerateRequest | Malformed, context: Context
@@ -183,7 +208,11 @@ class InferenceServicer:
         if self._entrance.log_prompts:
             fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
             log.info("request accepted", extra={"fields": fields})
-        return await self._open(accepted, place, permit, serving, context)
+        try:
+            return await self._open(accepted, place, permit, serving, context)
+        except BaseException:
+            place.leave()
+            raise
 
     async def _validate(
         self, request: pb.GenerateRequest, serving: Serving, caller: Caller
@@ -218,9 +247,6 @@ class InferenceServicer:
         def on_started(_waited: float) -> None:
             place.started()
 
-        self._ledger.accept(accepted.generation.n)
-        self._open_calls += 1
-        self._idle.clear()
         output = CallOutput(
             accepted,
             serving.model.tokenizer,
@@ -230,6 +256,9 @@ class InferenceServicer:
             end_index,
             on_started,
         )
+        self._ledger.accept(accepted.generation.n)
+        self._open_calls += 1
+        self._idle.clear()
         call = Call(accepted, output, place, permit, accepted.generation.client, now)
         try:
             await context.send_initial_metadata(((REQUEST_ID_KEY, accepted.request_id),))
@@ -321,6 +350,24 @@ class InferenceServicer:
             raise errors.unavailable(str(error), "ENGINE_DEAD") from error
         except Exception as error:
             raise self._fault(error) from error
+
+
+def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
+    """What a trace says of an accepted call that began then (time.monotonic)."""
+    record, waited = call.output.record(), call.accepted_at - began
+    times = Times(
+        queued=waited,
+        prefill=waited + record.queued if call.output.started else None,
+        decode=None if record.first_token is None else waited + record.first_token,
+    )
+    return times, {
+        "quire.request_id": call.accepted.request_id,
+        "quire.finish": ",".join(record.reasons),
+        "quire.prompt_tokens": len(call.accepted.generation.prompt_token_ids),
+        "quire.cached_tokens": record.cached_tokens,
+        "quire.completion_tokens": record.delivered,
+        "quire.preemptions": record.preemptions,
+    }
 
 
 def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:

@@ -26,6 +26,7 @@ from quire.service.logs import FORMATS, LEVELS
 ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
+_OTLP_SCHEMES = ("http://", "https://")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -91,6 +92,9 @@ class ServiceConfig:
     watchdog_exit_seconds: float = _option(
         120.0, "seconds more after which a hung step ends the process; 0: never"
     )
+    otlp_endpoint: str | None = _option(
+        None, "collector of OpenTelemetry traces (http://HOST:4317); default: OTEL_* variables"
+    )
     reflection: bool = _option(True, "answer gRPC reflection")
     log_format: str = _option("text", "text or json")
     log_level: str = _option("info", "debug, info, warning or error")
@@ -107,6 +111,10 @@ class ServiceConfig:
         for name in ("keepalive_seconds", "watchdog_seconds", "watchdog_exit_seconds"):
             if not 0 <= getattr(self, name) <= 86400:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 to 86400")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(_OTLP_SCHEMES):
+            raise ConfigError(
+                f"otlp_endpoint = {self.otlp_endpoint}: must begin with http:// or https://"
+            )
         _one_of("log_format", self.log_format, FORMATS)
         _one_of("log_level", self.log_level, LEVELS)
         self._check_limits()

@@ -16,6 +16,7 @@ from quire.service import pocket_model
 from quire.service.models import ResolvedModel
 from quire.service.server import Server
 from quire.service.settings import ServiceConfig, Settings
+from quire.service.tracing import Tracer
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -79,13 +80,14 @@ async def serving(
     engine: dict[str, Any] | None = None,
     load: bool = True,
     before: Callable[[], None] | None = None,
+    tracer: Tracer | None = None,
     **service: Any,
 ) -> AsyncIterator[Running]:
     device = device or Device()
     chosen = settings(engine, **service)
     resolved = ResolvedModel("fake", "fake", pocket_model.directory())
     async_engine = AsyncEngine(chosen.engine, Builder(device, before))
-    server = Server(chosen, resolved, async_engine)
+    server = Server(chosen, resolved, async_engine, tracer)
     await server.open(2048)
     if load:
         await server.load(VOCAB_SIZE)
