@@ -29,7 +29,7 @@ from serving_work import Work
 HERE = Path(__file__).parent
 HEAD_START = 0.3  # seconds between the order to start and the start
 RECORD = ((10.0, 64), (10.0, 256), (50.0, 1000), (2.0, 256), (5.0, 256))
-FAKE_SECONDS = 5.0  # a fake run's length: short ones would show nothing but their beginning
+OUTPUT = 512  # tokens of a stream on the fake device: about nano-256's mean
 GPU_WORKS = (
     Work("nano-256", 256),
     Work("128/256", 256),
@@ -234,8 +234,8 @@ def fake_works(options: argparse.Namespace) -> list[tuple[float, Work]]:
         wanted = tuple((options.step_ms, n) for n in options.streams)
     works = []
     for step_ms, streams in wanted:
-        steps = options.output or max(64, round(FAKE_SECONDS / step_ms * 1e3))
-        works.append((step_ms, Work(f"{streams} streams, {step_ms:g} ms", streams, output=steps)))
+        name = f"{streams} streams, {step_ms:g} ms"
+        works.append((step_ms, Work(name, streams, output=options.output)))
     return works
 
 
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--model-shape", default="0.6B", help="with --device cuda")
     parser.add_argument("--step-ms", type=float, help="of the fake device")
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--output", type=int, help="tokens of each stream on the fake device")
+    parser.add_argument("--output", type=int, default=OUTPUT, help="tokens a stream, fake device")
     parser.add_argument("--only", nargs="+", help="with --device cuda: works by number, from 0")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clients", type=int, help="processes; default 1, with cuda 4")

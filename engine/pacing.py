@@ -11,6 +11,7 @@ Invariant: a stream that was added is woken once, in the order of adding, those 
 before the others; and within about `PATIENCE` of loop time however busy the loop is.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Protocol
 SHARE = 0.25  # of one core, for the event loop's thread
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
-PATIENCE = 0.2  # seconds in which all that wait are woken, whatever the loop uses
+PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 
 _LEAST_PAUSE = 0.0005
@@ -49,6 +50,7 @@ class Pacer:
         self._credit = BURST
         self._wall_seen, self._cpu_seen = wall(), cpu()
         self._scheduled = False
+        self._longest = 0  # the queue, since it was last empty
         self._unsettled = 0  # slices since the last look at the clocks
 
     def __len__(self) -> int:
@@ -58,6 +60,7 @@ class Pacer:
     def add(self, stream: Wakeable, *, first: bool) -> None:
         """The stream has news; first: its first words. `run` is to follow."""
         (self._first if first else self._later).append(stream)
+        self._longest = max(self._longest, len(self))
 
     def run(self) -> None:
         """Wake whom there is credit for, unless a turn that will do so is scheduled."""
@@ -78,6 +81,8 @@ class Pacer:
         if self._first or self._later:
             self._scheduled = True
             self._call_later(pause, self._turn if pause == 0 else self._after_pause)
+        else:
+            self._longest = 0
 
     def _after_pause(self) -> None:
         """What a pause owes, even if the loop was busy with other things all along."""
@@ -85,7 +90,7 @@ class Pacer:
         self._settle()
         if self._credit <= 0:
             self._credit = 0.0
-            self._wake(max(1, int(len(self) * LONGEST_PAUSE / PATIENCE)))
+            self._wake(math.ceil(self._longest * LONGEST_PAUSE / PATIENCE))
         self._turn()
 
     def _settle(self) -> None:

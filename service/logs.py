@@ -106,3 +106,9 @@ def set_up(log_format: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("quire").setLevel(level.upper())
+
+
+def flush() -> None:
+    """Write what was gathered: before anything else is said on standard error, and at the end."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()

@@ -35,8 +35,11 @@ def serve_forever(settings: Settings) -> int:
     """Returns the exit code. Raises QuireError for what cannot be started."""
     logs.set_up(settings.service.log_format, settings.service.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code = runner.run(_serve(settings))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            code = runner.run(_serve(settings))
+    finally:
+        logs.flush()
     if code is None:
         # A stop was asked for while the model was loading: the engine's thread cannot be joined.
         _leave(128 + signal.SIGTERM)
@@ -116,6 +119,7 @@ def _install_signals(stop_asked: asyncio.Event) -> None:
 
 def _leave(code: int) -> NoReturn:
     """End the process without waiting for any thread."""
+    logs.flush()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

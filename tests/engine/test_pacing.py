@@ -1,0 +1,158 @@
+"""How fast streams are woken, on clocks that the test turns: the same calls, the same order."""
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from quire.engine.pacing import BURST, LONGEST_PAUSE, PATIENCE, SHARE, SLICE, Pacer
+
+
+class Loop:
+    """An event loop of its own time. Waking a stream costs CPU time, as its messages would."""
+
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
+        self.now = 0.0
+        self.used = 0.0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self.pacer = Pacer(self.call_later, lambda: self.now, lambda: self.used)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (self.now + delay, next(self._order), call))
+
+    def burn(self, seconds: float) -> None:
+        self.now += seconds
+        self.used += seconds
+
+    def run_until(self, time: float) -> None:
+        while self._timers and self._timers[0][0] <= time:
+            due, _, call = heapq.heappop(self._timers)
+            self.now = max(self.now, due)
+            call()
+        self.now = max(self.now, time)
+
+
+class Stream:
+    """Counts tokens as an engine's stream does: what comes between two wakes goes together."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._waits: list[float] = []
+        self.messages: list[int] = []
+        self.longest_wait = 0.0
+
+    def push(self, *, first: bool = False) -> None:
+        self._waits.append(self._loop.now)
+        if len(self._waits) == 1:
+            self._loop.pacer.add(self, first=first)
+
+    def wake(self) -> None:
+        self.messages.append(len(self._waits))
+        self.longest_wait = max(self.longest_wait, self._loop.now - self._waits[0])
+        self._waits.clear()
+        self._loop.burn(self._loop.cost)
+
+
+def steps(loop: Loop, streams: list[Stream], count: int, seconds: float) -> None:
+    """Steps of an engine: a token for each stream every `seconds`."""
+    for step in range(1, count + 1):
+        for stream in streams:
+            stream.push()
+        loop.pacer.run()
+        loop.run_until(step * seconds)
+    loop.run_until(loop.now + 1)
+
+
+def test_a_lone_stream_gets_each_token_at_once() -> None:
+    loop = Loop(cost=0.0001)
+    stream = Stream(loop)
+    steps(loop, [stream], 1000, 0.0007)
+    assert stream.messages == [1] * 1000
+    assert stream.longest_wait == 0
+
+
+def test_few_streams_are_not_held_back() -> None:
+    loop = Loop(cost=0.00004)
+    streams = [Stream(loop) for _ in range(32)]
+    steps(loop, streams, 300, 0.01)
+    assert all(stream.messages == [1] * 300 for stream in streams)
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(256, 0.01), (1000, 0.05), (1000, 0.002)])
+def test_many_streams_get_fewer_messages_and_every_token(count: int, seconds: float) -> None:
+    loop = Loop(cost=0.00005)
+    streams = [Stream(loop) for _ in range(count)]
+    steps(loop, streams, 100, seconds)
+    assert all(sum(stream.messages) == 100 for stream in streams)
+    assert sum(len(stream.messages) for stream in streams) < 0.7 * count * 100
+    assert len(loop.pacer) == 0
+
+
+def test_the_loop_s_share_is_kept() -> None:
+    loop = Loop(cost=0.00005)
+    streams = [Stream(loop) for _ in range(1000)]
+    steps(loop, streams, 200, 0.05)
+    slack = BURST + 4 * SLICE * loop.cost  # what is saved up, and spent before the next look
+    assert loop.used <= (SHARE * 1.1) * loop.now + slack
+
+
+def test_nothing_waits_for_ever_however_busy_the_loop_is() -> None:
+    loop = Loop(cost=0.0)
+    streams = [Stream(loop) for _ in range(500)]
+
+    def busy() -> None:
+        loop.burn(0.01)  # other calls take all there is
+        loop.call_later(0.0, busy)
+
+    busy()
+    for stream in streams:
+        stream.push()
+    loop.pacer.run()
+    loop.run_until(10 * PATIENCE)
+    assert all(stream.messages == [1] for stream in streams)
+    assert max(stream.longest_wait for stream in streams) < 1.5 * PATIENCE
+
+
+def test_order_is_kept_and_first_words_go_before() -> None:
+    loop, woken = Loop(cost=0.001), []
+
+    class Named:
+        def __init__(self, name: int) -> None:
+            self.name = name
+
+        def wake(self) -> None:
+            woken.append(self.name)
+            loop.burn(loop.cost)
+
+    for name in range(40):
+        loop.pacer.add(Named(name), first=False)
+    for name in range(100, 104):
+        loop.pacer.add(Named(name), first=True)
+    loop.pacer.run()
+    loop.run_until(5)
+    assert woken == [*range(100, 104), *range(40)]
+
+
+def test_the_same_clocks_give_the_same_deltas() -> None:
+    def once() -> list[list[int]]:
+        loop = Loop(cost=0.00005)
+        streams = [Stream(loop) for _ in range(300)]
+        steps(loop, streams, 50, 0.005)
+        return [stream.messages for stream in streams]
+
+    assert once() == once()
+
+
+def test_an_idle_time_saves_up_no_more_than_a_burst() -> None:
+    loop = Loop(cost=0.0005)
+    loop.run_until(100)
+    streams = [Stream(loop) for _ in range(400)]
+    for stream in streams:
+        stream.push()
+    used = loop.used
+    loop.pacer.run()
+    loop.run_until(100 + LONGEST_PAUSE / 2)
+    assert loop.used - used <= BURST + 4 * SLICE * loop.cost
