@@ -1,0 +1,29 @@
+"""2,000 messages that make little sense; `make soak` sends 100,000."""
+
+import gc
+
+import grpc
+from fuzzing import Fuzz, fuzzed
+from harness import ask, generate, run, serving
+from storm import OURS, objects_of_calls
+
+
+def test_messages_that_make_no_sense_are_answered_as_such_and_leave_nothing() -> None:
+    messages = fuzzed(2000, 1)
+
+    async def test() -> None:
+        async with serving(engine={"num_blocks": 40}, max_waiting=10_000) as running:
+            fuzz = Fuzz(running)
+            await fuzz.send_all(messages)
+            assert not fuzz.wrong, "\n".join(fuzz.wrong[:5])
+            for expected in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"):
+                assert fuzz.codes[f"Generate {expected}"] > 10
+            assert fuzz.codes["Stats OK"] > 10
+            await running.idle()
+            assert running.server.ledger.open == 0
+            assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
+            await running.idle()
+            gc.collect()
+            assert not objects_of_calls(OURS)
+
+    run(test)
