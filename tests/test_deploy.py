@@ -4,13 +4,21 @@ opens a server to the network unasked."""
 import configparser
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from quire.engine.config import EngineConfig
 from quire.engine.stats import EngineStats
+from quire.engine.step_times import StepTimes
+from quire.service.admission import Admission, Policy
 from quire.service.ledger import Ledger
 from quire.service.metrics import QuireCollector, Sources
+from quire.service.protection_metrics import ProtectionCollector
+from quire.service.settings import ServiceConfig, Settings, read_settings
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 
@@ -21,8 +29,15 @@ def exported() -> set[str]:
     names: set[str] = set()
     ledger = Ledger()
     ledger.rpcs["Generate", "OK"] += 1
-    for metric in QuireCollector(Sources(ledger, EngineStats)).collect():
-        names |= {sample.name for sample in metric.samples}
+    ledger.refusals["QUEUE_FULL"] += 1
+    sources = Sources(ledger, EngineStats, StepTimes, lambda: False)
+    admission = Admission(Policy(slots=1))
+    for collector in (
+        QuireCollector(sources),
+        ProtectionCollector(admission, ledger, lambda: 1.0),
+    ):
+        for metric in collector.collect():
+            names |= {sample.name for sample in metric.samples}
     return names
 
 
@@ -73,7 +88,78 @@ def test_systemd_waits_longer_than_the_drain() -> None:
     unit = configparser.ConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(DEPLOY / "quire.service")
-    from quire.service.settings import ServiceConfig
-
     assert int(unit["Service"]["TimeoutStopSec"]) > ServiceConfig().drain_seconds
     assert unit["Service"]["Restart"] == "on-failure"
+
+
+# ------------------------------------------------------------ Kubernetes
+
+
+def manifest(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / "kubernetes" / f"{name}.yaml").read_text())
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Settings:
+    """What the server makes of the file that the manifests mount."""
+    file = tmp_path / "quire.toml"
+    file.write_text(manifest("configmap")["data"]["quire.toml"])
+    return read_settings({}, {}, file)
+
+
+def test_the_probes_ask_a_port_without_tls_that_is_opened_for_them(mounted: Settings) -> None:
+    pod = manifest("deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    readiness, liveness = container["readinessProbe"]["grpc"], container["livenessProbe"]["grpc"]
+    assert readiness["service"] == "quire.v1.InferenceService"
+    assert liveness["service"] == "liveness"
+    assert mounted.service.health_host == "0.0.0.0"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert readiness["port"] == liveness["port"] == mounted.service.health_port == ports["health"]
+    assert (ports["grpc"], ports["metrics"]) == (mounted.service.port, mounted.service.metrics_port)
+
+
+def test_the_pod_may_take_longer_to_end_than_the_drain(mounted: Settings) -> None:
+    pod = manifest("deployment")["spec"]["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[0] == "sleep"
+    ending = int(command[1]) + mounted.service.drain_seconds + 12  # the engine, then the port
+    assert ending < pod["terminationGracePeriodSeconds"]
+
+
+def test_every_file_that_the_server_reads_is_mounted_from_a_secret(mounted: Settings) -> None:
+    pod = manifest("deployment")["spec"]["template"]["spec"]
+    secrets = {volume["name"] for volume in pod["volumes"] if "secret" in volume}
+    places = {
+        mount["mountPath"]
+        for mount in pod["containers"][0]["volumeMounts"]
+        if mount["name"] in secrets and mount["readOnly"]
+    }
+    service = mounted.service
+    for path in (service.tls_cert, service.tls_key, service.api_keys):
+        assert path is not None and str(Path(path).parent) in places
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert not service.insecure
+
+
+def test_one_replica_stays_when_a_node_goes() -> None:
+    deployment, budget = manifest("deployment"), manifest("poddisruptionbudget")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert 0 < budget["spec"]["minAvailable"] < deployment["spec"]["replicas"]
+    assert manifest("service")["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_page_for_operators_knows_every_alert_and_every_option() -> None:
+    page = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    rules = (DEPLOY / "alerts.yaml").read_text()
+    for name in re.findall(r"alert: (\w+)", rules):
+        assert name in page, name
+    reasons = re.findall(
+        r'reason="([A-Z_]+)"', (DEPLOY.parent / "service" / "errors.py").read_text()
+    )
+    for reason in reasons:
+        assert reason in page, reason
+    known = {f.name for section in (ServiceConfig, EngineConfig) for f in fields(section)}
+    for option in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page):
+        assert option in known or option.startswith("quire_"), option
