@@ -31,6 +31,10 @@ from quire.engine.step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
+# More outputs than this in a step are handed over only when the next one has been launched and the
+# thread waits for the device: the event loop's work on them would delay that launch.
+AT_ONCE = 16
+
 
 class BuiltEngine(Protocol):
     """What the thread drives."""
@@ -141,6 +145,7 @@ class AsyncEngine:
         self._wake = threading.Condition(self._lock)
         self._commands = _Commands()
         self._undelivered: list[_Batch] = []
+        self._held: _Batch | None = None  # the engine thread's, until it waits for the device
         self._streams: dict[int, _Stream] = {}
         self._keys = itertools.count(1)
         self._stats = EngineStats()
@@ -341,9 +346,11 @@ class AsyncEngine:
         self._stats = self._engine.stats()
         self._call(_set_result, ready, self._engine.info)
         try:
+            self._engine.core.before_wait = self._publish_held
             while self._turn(self._engine):
                 pass
         except BaseException as error:
+            self._publish_held()
             error_id = secrets.token_hex(4)
             log.critical("the engine thread has died (%s): %s", error_id, traceback.format_exc())
             if isinstance(error, QuireError):
@@ -364,11 +371,19 @@ class AsyncEngine:
         for key in commands.abort:
             scheduler.abort(key)
         outputs = refused + engine.core.step()
+        self._publish_held()  # where the turn had nothing to wait for
         self._stats = engine.stats()
         block_map = scheduler.pool.block_map() if commands.block_map else None
         if outputs or block_map is not None:
-            self._publish(_Batch(outputs, block_map))
+            self._held = _Batch(outputs, block_map)
+        if len(outputs) <= AT_ONCE or not scheduler.has_requests:
+            self._publish_held()
         return True
+
+    def _publish_held(self) -> None:
+        if self._held is not None:
+            batch, self._held = self._held, None
+            self._publish(batch)
 
     def _take_commands(self, *, idle: bool) -> _Commands:
         with self._wake:

@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from quire.engine.errors import CorruptStateError
@@ -50,6 +51,7 @@ class EngineCore:
         self.runner = runner
         self.busy_since: float | None = None  # when the wait for the present step began
         self.step_times = StepTimes()
+        self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
         self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
@@ -88,7 +90,10 @@ class EngineCore:
         if plan is None:
             return
         launched = time.monotonic()
-        result = self.runner.execute(plan).wait()
+        pending = self.runner.execute(plan)
+        if self.before_wait is not None:
+            self.before_wait()
+        result = pending.wait()
         self.step_times.ended(plan, launched)
         said += self._stamp(self.scheduler.apply(plan, result))
 
@@ -101,6 +106,8 @@ class EngineCore:
         if not self._in_flight or (plan is not None and len(self._in_flight) <= RUN_AHEAD):
             return
         oldest, pending, launched = self._in_flight[0]
+        if self.before_wait is not None:
+            self.before_wait()
         result = pending.wait()
         self._in_flight.popleft()
         self.step_times.ended(oldest, launched)
