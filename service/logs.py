@@ -1,9 +1,9 @@
 """Structured logs on standard error, as text or JSON, one line a record.
 
 Invariant: a record's own values stand in `extra={"fields": {...}}` and are written as fields;
-nothing here, and nothing that the service logs, holds a prompt's or an output's text. Lines are
-written in order; those below warning within `WRITE_SECONDS`, many at a time, by a thread of their
-own: a write for every call would hold up the event loop under load.
+nothing that the service logs holds an output's text, nor a prompt's unless `log_prompts` is set.
+Lines are written in order; those below warning within `WRITE_SECONDS`, many at a time, by a thread
+of their own: a write for every call would hold up the event loop under load.
 """
 
 import json

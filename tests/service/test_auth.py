@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fake_engine import Device
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -305,6 +306,29 @@ def test_limits_are_a_keys_own_wherever_it_is_used(keys: Path) -> None:
             again = await generate(running, ask([300]), metadata=bearer(ALICE))
             assert again.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert (await generate(running, ask([300]), metadata=bearer(BOB))).code is OK
+
+    run(test)
+
+
+def test_a_client_that_came_first_with_much_does_not_go_first_with_all(keys: Path) -> None:
+    async def test() -> None:
+        device = Device(step_seconds=0.01)
+        engine = {"max_num_seqs": 1, "enable_prefix_caching": False}
+        async with serving(device, engine=engine, api_keys=str(keys)) as running:
+            device.hold()
+            loud = []
+            for _ in range(12):
+                call = running.stub.Generate(ask([300, 301, 302]), metadata=bearer(ALICE))
+                await call.initial_metadata()
+                loud.append(read(call))
+            quiet = running.stub.Generate(ask([300, 301, 302]), metadata=bearer(BOB))
+            await quiet.initial_metadata()
+            device.release()
+            answers = await asyncio.gather(read(quiet), *loud)
+            mine, *theirs = [answer.finished[0].timings for answer in answers]
+            # Times of starting, since all were let in at nearly the same moment.
+            earlier = sum(their.queued < mine.queued for their in theirs)
+            assert earlier <= 2  # the one that ran, and the oldest when it is its turn
 
     run(test)
 
