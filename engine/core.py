@@ -74,14 +74,14 @@ class EngineCore:
         try:
             self.scheduler.submit(request)
         except Exception as error:
+            if self.scheduler.knows(request.key):
+                raise CorruptStateError(f"queueing failed half-way: {error}") from error
             error_id = secrets.token_hex(4)
             log.error("a request could not be queued (%s)", error_id, exc_info=error)
-            self.scheduler.abort(request.key)
-            others = [o for o in self.scheduler.drain_outputs() if o.key != request.key]
             ends = [Output(request.key, i, error_id=error_id) for i in range(request.n)]
             for output in ends:
                 output.finish = FinishReason.ERROR
-            return self._stamp(others + ends)
+            return self._stamp(ends)
         return []
 
     def _plain_turn(self, said: list[Output]) -> None:

@@ -138,7 +138,10 @@ class Scheduler:
         """Queue all indices of a request, or raise RequestError (see check) and keep no state."""
         self.check(spec)
         leader, *followers = siblings = [self._arrive(spec, index) for index in range(spec.n)]
+        # What can fail has been done: from here on there is state.
         self._requests[spec.key] = siblings
+        for _ in siblings:
+            self._waiting.enter(spec.client)
         self._waiting.push(leader)
         for request in followers:
             request.leader = leader
@@ -148,7 +151,6 @@ class Scheduler:
 
     def _arrive(self, spec: GenerationRequest, index: int) -> Request:
         self._arrivals += 1
-        self._waiting.enter(spec.client)
         return Request(spec, index, self._arrivals)
 
     def _finish_if_resumed_complete(self, request: Request) -> None:
@@ -463,6 +465,10 @@ class Scheduler:
                     output = Output(request.key, request.index, error_id=error_id)
                     self._finish(request, FinishReason.ERROR, output)
         return self.drain_outputs()
+
+    def knows(self, key: int) -> bool:
+        """Whether there is state of an unfinished request of this key."""
+        return key in self._requests
 
     def drain_outputs(self) -> list[Output]:
         """What was said since the last call, outside of apply."""
