@@ -131,7 +131,7 @@ class Admission:
         self._check_room(client, n, priority, now)
         most = self.policy.max_waiting_tokens
         if most is not None and self.waiting_tokens and self.waiting_tokens + tokens > most:
-            retry = self._retry(self.estimate(client, n, priority, now))
+            retry = self._retry(self.estimate(client, priority, now))
             raise tokens_waiting(self.waiting_tokens, tokens, most, retry)
         self._check_wait(client, n, priority, remaining, now)
         place = Place(self, client, priority, n, tokens, now)
@@ -153,14 +153,14 @@ class Admission:
         own = sum(queue[client] for queue in self._queues.values())
         clients = len({name for queue in self._queues.values() for name in queue} | {client})
         if self.waiting >= 2 * most or (own + n) * clients > most:
-            retry = self._retry(self.estimate(client, n, priority, now))
+            retry = self._retry(self.estimate(client, priority, now))
             raise queue_full(self.waiting, most, retry)
 
     def _check_wait(
         self, client: str, n: int, priority: int, remaining: float | None, now: float
     ) -> None:
         self._look(now)
-        estimate = self.estimate(client, n, priority, now)
+        estimate = self.estimate(client, priority, now)
         limit, option = self.policy.max_queue_seconds, "max_queue_seconds"
         standing = self.standing(now) and not self._below_share(client, n, now)
         if standing and self.policy.queue_target_seconds < limit:
@@ -177,10 +177,10 @@ class Admission:
 
     # ------------------------------------------------------------ the estimate
 
-    def estimate(self, client: str, n: int, priority: int, now: float) -> float:
-        """Seconds until n indices of this client would start; 0 if at once, or if nothing is known
-        about how fast the queue moves."""
-        excess = self._ahead(client, n, priority) + n - self._free(now)
+    def estimate(self, client: str, priority: int, now: float) -> float:
+        """Seconds until one more call of this client would start, with its first index; 0 if at
+        once, or if nothing is known about how fast the queue moves."""
+        excess = self._ahead(client, priority) + 1 - self._free(now)
         if excess <= 0:
             return 0.0
         rate = self._rate.per_second(self._running(), now)
@@ -188,9 +188,9 @@ class Admission:
 
     def estimated_wait(self) -> float:
         """Of one more call of a client that is not here yet."""
-        return self.estimate("", 1, 0, self._clock())
+        return self.estimate("", 0, self._clock())
 
-    def _ahead(self, client: str, n: int, priority: int) -> int:
+    def _ahead(self, client: str, priority: int) -> int:
         """Waiting indices that go first: all of higher priorities; of this one, each client's up to
         as many as this client then has. (Ageing lets one in eight through earlier.)"""
         ahead = 0
@@ -199,7 +199,7 @@ class Admission:
                 ahead += queue.total()
             elif level == priority:
                 own = queue[client]
-                ahead += sum(min(count, own + n) for name, count in queue.items() if name != client)
+                ahead += sum(min(count, own + 1) for name, count in queue.items() if name != client)
                 ahead += own
         return ahead
 

@@ -120,6 +120,10 @@ class Server:
         await self._server.start()
         if self._security.watched:
             self._refreshing = asyncio.create_task(keep_fresh(self._security.watched))
+        if authenticator.required and credentials is None and not is_loopback(service.host):
+            log.warning(
+                "API keys come over %s in clear: anyone on the way can read them", service.host
+            )
         if not (authenticator.required or self._security.mutual or is_loopback(service.host)):
             log.warning(
                 "anyone who can reach %s may call: no api_keys, no tls_client_ca", service.host

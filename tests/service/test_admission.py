@@ -8,7 +8,7 @@ import pytest
 from fake_engine import Device
 from google.rpc import error_details_pb2
 from harness import Answer, Running, ask, generate, read, run, serving
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.service.admission import Admission, Place, Policy
@@ -133,7 +133,7 @@ def test_the_estimate_is_what_the_wait_turns_out_to_be() -> None:
     house.learn()
     estimates = []
     for _ in range(20):
-        estimates.append(house.admission.estimate("a", 1, 0, house.clock()))
+        estimates.append(house.admission.estimate("a", 0, house.clock()))
         house.ask()
     house.waits.clear()
     house.step(30.0)
@@ -149,7 +149,7 @@ def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     house.learn()
     for _ in range(24):
         house.ask()
-    assert 4 < house.admission.estimate("a", 1, 0, house.clock()) < 7
+    assert 4 < house.admission.estimate("a", 0, house.clock()) < 7
     refusal = house.refused(remaining=2.0)
     assert refusal.reason == "QUEUE_TOO_LONG"
     assert "deadline" in refusal.message
@@ -207,9 +207,9 @@ def test_a_cache_that_is_full_makes_a_queue_whatever_slots_are_free() -> None:
     admission.policy = Policy(64, max_queue_seconds=3.0)  # as if there were many more slots
     for _ in range(12):
         house.ask()
-    assert admission.estimate("a", 1, 0, clock()) == 0.0
+    assert admission.estimate("a", 0, clock()) == 0.0
     house.step(0.9)
-    assert admission.estimate("a", 1, 0, clock()) > 1.0
+    assert admission.estimate("a", 0, clock()) > 1.0
 
 
 # ------------------------------------------------------------ bursts and standing queues
@@ -270,6 +270,24 @@ def test_a_queue_that_does_not_end_is_cut_though_it_does_not_grow() -> None:
     assert house.admission.waiting <= 1
 
 
+def test_a_call_of_many_indices_is_not_kept_out_for_ever() -> None:
+    """There will never be as many slots free at once as it would fill."""
+    house = House(slots=4, seconds=1.0)
+    house.learn()
+    flood(house, 12, 20)
+    assert house.admission.standing(house.clock())
+    let_in = 0
+    for _ in range(20):
+        house.step(0.7)
+        try:
+            house.admission.enter("many", 16).leave()
+            let_in += 1
+        except Refusal:
+            pass
+        flood(house, 12, 0.3)
+    assert let_in
+
+
 # ------------------------------------------------------------ shares
 
 
@@ -304,6 +322,7 @@ def test_places_are_shared_when_they_are_scarce() -> None:
     house.refused("one more")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_counts_return_to_zero_whatever_happens(data: st.DataObject) -> None:
     clock = Clock()

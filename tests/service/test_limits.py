@@ -4,7 +4,7 @@ import grpc
 import pytest
 from fake_engine import Device
 from harness import ask, first, generate, read, run, serving
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.service.errors import Refusal
@@ -105,6 +105,7 @@ def test_clients_that_owe_nothing_are_forgotten() -> None:
     stays.end(0)
 
 
+@settings(deadline=None)
 @given(
     rate=st.floats(0.1, 100),
     burst=st.floats(1, 50),
