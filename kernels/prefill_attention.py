@@ -16,12 +16,25 @@ the host reads nothing. The last tiles of a row see most and start first.
 Rows of few tokens (decode rows that ride in a mixed step) go to a second launch with tiles of 16
 rows, for a padded tile would waste most of its work.
 
-Invariant: a query's result depends on its own context and on the height of its tile, never on its
-batch mates. Tiles of keys are cut at fixed multiples (a function of head size and dtype), but the
-launch for short rows takes shorter ones: a chunk of a few tokens may differ from the whole in the
-last bits.
+Few tiles over long contexts (a prompt whose prefix is cached) would leave most of the device idle:
+then the context is split over programs too. Each writes what its split gives
 
-Sources: FlashAttention-2 (Dao, 2023); paged KV (Kwon et al., 2023).
+    partial [T, Hq, S, D'] fp32        stats [T, Hq, S, 2] fp32 (maximum, sum of weights)
+
+and a second kernel merges a query's splits in index order. Splits are cut at multiples of SPLIT
+tokens, or of the least multiple of it that cuts the row's context into MAX_SPLITS. A query that
+sees one split alone is finished by its first program, and the programs of splits that no query
+sees leave at once, so that a captured graph may bound the contexts from far above.
+
+Invariant: a query's result depends on its own context, on the height of its tile, and on whether
+the step is split, which follows from the numbers of tokens, rows and heads; never on what the batch
+mates hold, nor on max_context_len. Tiles of keys are cut at fixed multiples (a function of head
+size and dtype) and summed in order, but short rows take lower tiles and a split step sums split by
+split: a chunk of a few tokens may differ from the whole in the last bits. Contexts of one split
+give the same bits either way.
+
+Sources: FlashAttention-2 (Dao, 2023); Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al.,
+2023).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -36,10 +49,15 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .decode_attention import _split_length
+from .prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
 from .support import check_supported
 
+SPLIT = 256  # tokens of a split of the context
+_FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
 _LOG2E = 1.4426950408889634
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
+_ANY = 1 << 30  # more new tokens than any row has
 
 
 @dataclass(frozen=True)
@@ -133,29 +151,43 @@ def _attend(
     return m, total, acc
 
 
-@triton.jit(do_not_specialize=["q_stride", "table_stride", "rows"])
+@triton.jit(do_not_specialize=["q_stride", "table_stride", "rows", "S"])
 def _prefill_kernel(
     q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
-    scale, q_stride, table_stride, rows,
+    partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch.
+    """grid (HKV, tiles, S): rows of LEAST to MOST new tokens; others belong to another launch.
 
     k_boxes, v_boxes: where TMA, descriptors of the caches as [blocks * HKV * BS, D].
+    SPLIT: tokens a split at least; 0 where a program takes the whole context (S is 1).
     """
     QT: tl.constexpr = BM // G  # tokens a tile
     h = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     if PDL:
+        if SPLIT:  # few programs: the merge may wait beside them
+            gdc_launch_dependents()
         gdc_wait()
     row = _find_row(starts_ptr, tile, rows, QT)
     start = tl.load(starts_ptr + row).to(tl.int32)
     new = tl.load(starts_ptr + row + 1).to(tl.int32) - start
+    context = tl.load(contexts_ptr + row).to(tl.int32)
     token = (tile - (start // QT + row)) * QT
-    if (token < new) & (new >= LEAST) & (new <= MOST):
-        prefix = tl.load(contexts_ptr + row).to(tl.int32) - new
+    prefix = context - new
+    begin = 0
+    end = prefix + tl.minimum(token + QT, new)
+    active = (token < new) & (new >= LEAST) & (new <= MOST)
+    if SPLIT:
+        sp = tl.program_id(2)
+        split = _split_length(context, SPLIT, SPLIT, SPLITS, False)
+        begin = sp * split
+        active = active & (begin < end)
+        end = tl.minimum(end, begin + split)
+    if active:
         rm = tl.arange(0, BM)
         rd = tl.arange(0, DP)
         mine = token + rm // G
@@ -169,21 +201,34 @@ def _prefill_kernel(
         # Padded tile rows see what the last real one sees, so that no maximum stays at -inf.
         last = prefix + tl.minimum(mine, new - 1)
         whole = (prefix + token + 1) // BN * BN
-        end = prefix + tl.minimum(token + QT, new)
+        if SPLIT:
+            whole = tl.minimum(tl.maximum(whole, begin), end)
         m = tl.full((BM,), -float("inf"), tl.float32)
         total = tl.zeros((BM,), tl.float32)
         acc = tl.zeros((BM, DP), tl.float32)
         m, total, acc = _attend(
-            q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, 0, whole, last, scale,
+            q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, begin, whole, last, scale,
             HKV, D, DP, BS, BN, False, TMA, STAGES, PRECISION,
         )  # fmt: skip
         m, total, acc = _attend(
             q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, whole, end, last, scale,
             HKV, D, DP, BS, BN, True, False, 1, PRECISION,
         )  # fmt: skip
+        if SPLIT:
+            # A query that does not see this split has no maximum: its NaN are not stored.
+            seen = (rm < QT * G) & (mine < new) & (last >= begin)
+            many = seen & (last >= split)
+            first = (start + token).to(tl.int64) * (HKV * G) * S + sp
+            part = (rm // G * (HKV * G) + h * G + rm % G) * S
+            partial = partial_ptr + first * DP
+            tl.store(partial + (part * DP)[:, None] + rd[None, :], acc, mask=many[:, None])
+            stats = stats_ptr + first * 2
+            tl.store(stats + part * 2, m, mask=many)
+            tl.store(stats + part * 2 + 1, total, mask=many)
+            ok = ok & (seen & (last < split))[:, None]
         out = out_ptr + where * (HKV * G * D) + inside
         tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
-    if PDL:
+    if PDL and not SPLIT:
         gdc_launch_dependents()
 
 
@@ -212,6 +257,42 @@ def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(64, keys, 4, 2, tma=True)
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """Tiles for the rows of `least` to `most` new tokens. split: tokens; 0 for whole contexts."""
+
+    tiles: Tiles
+    least: int
+    most: int
+    split: int = 0
+
+
+def _plan(
+    tokens: int, rows: int, kv_heads: int, group: int, longest: int, tiles: Tiles, split: int | None
+) -> list[_Launch]:
+    """The launches of a step. tiles: for rows of many tokens; split: None to choose, 0 for never.
+
+    A step of few tiles takes all its rows in one launch: waste costs it less than a launch.
+    """
+    short_len = _SHORT_ROWS // group
+    short = Tiles(_SHORT_ROWS, tiles.keys, 4, 2)
+    lone = tiles if longest > short_len else short
+    if split is None:
+        programs = kv_heads * _num_tiles(tokens, rows, group, lone)
+        split = SPLIT if programs <= _FEW_PROGRAMS else 0
+    if split % tiles.keys:
+        raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
+    if split or rows == 1:
+        return [_Launch(lone, 1, _ANY, split)]
+    few = _Launch(short, 1, short_len)
+    return [_Launch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
+
+
+def _num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:
+    """Tiles at most, whatever the rows' lengths."""
+    return tokens // (tiles.queries // group) + rows
+
+
 def prefill_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -226,15 +307,18 @@ def prefill_attention(
     out: Tensor | None = None,
     pdl: bool = False,
     tiles: Tiles | None = None,
+    split: int | None = None,
 ) -> Tensor:
     """Causal attention of each row's new tokens over its whole context. Returns [T, Hq, D].
 
     The arguments are those of the twin in reference.py; scale > 0. Tokens past the last row's end
-    (padding of T) are left unwritten. out: [T, Hq, D] contiguous, to be written instead of a new
-    tensor. pdl: launch dependent on the kernel before. tiles: the launch shape, for tuning.
+    (padding of T) are left unwritten. max_context_len only bounds the grid and the workspace of a
+    split step (T * Hq * S * (D' + 2) fp32, S <= 16, for at most 128 tiles), so a captured graph
+    passes the largest there will be. out: [T, Hq, D] contiguous, to be written instead of a new
+    tensor. pdl: launch dependent on the kernel before. tiles, split: the launch shape and the
+    tokens a split (a multiple of the tile's keys; 0 for none), for tuning.
     Raises ValueError for a head size, dtype, block size or group that is not supported.
     """
-    del max_context_len  # the grid needs the new tokens alone
     tokens, q_heads, dim = q.shape
     rows = context_lens.shape[0]
     _, kv_heads, block_size, _ = k_cache.shape
@@ -244,27 +328,28 @@ def prefill_attention(
         q = q.contiguous()
     if out is None:
         out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
-    keys = key_tile(dim, q.dtype)
-    short_len = _SHORT_ROWS // group
-    short = Tiles(_SHORT_ROWS, keys, 4, 2)
-    launches: list[tuple[Tiles, int, int]] = []
-    if max_query_len > short_len:
-        shape = tiles or choose_tiles(dim, q.dtype)
-        launches.append((shape, 1 if rows == 1 else short_len + 1, 1 << 30))
-    if rows > 1 or not launches:
-        launches.append((short, 1, short_len))
+    padded = triton.next_power_of_2(dim)
+    tiles = tiles or choose_tiles(dim, q.dtype)
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
-    for shape, least, most in launches if tokens and rows else ():
+    plan = _plan(tokens, rows, kv_heads, group, max_query_len, tiles, split)
+    for launch in plan if tokens and rows else ():
+        shape = launch.tiles
+        # One split is the whole context, bit for bit.
+        split = launch.split if max_context_len > launch.split else 0
+        splits = num_splits(max_context_len, split) if split else 1
+        partial, stats = workspace(q, splits if split else 0)
         # A tile that spans blocks cannot be one box, nor one padded beyond the head.
-        tma = shape.tma and shape.keys <= block_size and dim == triton.next_power_of_2(dim)
+        tma = shape.tma and shape.keys <= block_size and dim == padded
         boxes = [_boxes(cache, shape.keys) if tma else None for cache in (k_cache, v_cache)]
-        _prefill_kernel[(kv_heads, tokens // (shape.queries // group) + rows)](
+        _prefill_kernel[(kv_heads, _num_tiles(tokens, rows, group, shape), splits)](
             q, k_cache, v_cache, *boxes, block_tables, query_start_loc, context_lens, out,
-            scale * _LOG2E, q.stride(0), block_tables.stride(0), rows,
-            G=group, HKV=kv_heads, D=dim, DP=triton.next_power_of_2(dim), BS=block_size,
-            BM=shape.queries, BN=shape.keys, LEAST=least, MOST=most,
-            TMA=tma, STAGES=shape.num_stages,
+            partial, stats, scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
+            G=group, HKV=kv_heads, D=dim, DP=padded, BS=block_size,
+            BM=shape.queries, BN=shape.keys, LEAST=launch.least, MOST=launch.most,
+            SPLIT=split, SPLITS=MAX_SPLITS, TMA=tma, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
             num_warps=shape.num_warps, **options,
         )  # fmt: skip
+        if split:
+            merge_splits(query_start_loc, context_lens, out, partial, stats, splits, split, pdl=pdl)
     return out

@@ -238,6 +238,8 @@ def _prefill(
     dim: int,
     block_size: int,
     dtype: torch.dtype = torch.bfloat16,
+    *,
+    cached: int = 0,
     **launch: Any,
 ) -> Callable[[], object]:
     def call() -> object:
@@ -249,7 +251,7 @@ def _prefill(
         context = empty(rows, dtype=_INT)
         longest = tokens - rows + 1
         return prefill_attention(
-            q, cache, cache, table, starts, context, 0.1, longest, longest, **launch
+            q, cache, cache, table, starts, context, 0.1, longest, cached + longest, **launch
         )
 
     return call
@@ -264,6 +266,13 @@ def hot_prefill() -> Calls:
                     f"prefill D128 G{group} block {block_size} tokens {tokens}",
                     _prefill(tokens, 4, group, 128, block_size),
                 )
+    for group in (2, 4):
+        for tokens in (4, 64):  # short rows' tiles, and the others', split
+            for pdl in (False, True):
+                yield (
+                    f"prefill D128 G{group} split tokens {tokens} pdl {pdl}",
+                    _prefill(tokens, 2, group, 128, 64, cached=4096, pdl=pdl),
+                )
     yield "prefill D64 G2 block 16", _prefill(8192, 4, 2, 64, 16)
 
 
@@ -271,11 +280,13 @@ def hot_prefill() -> Calls:
 def other_prefill() -> Calls:
     for dim in (16, 32, 96, 256):
         yield f"prefill D{dim}", _prefill(8192, 4, 2, dim, 64)
+        yield f"prefill D{dim} split", _prefill(64, 2, 2, dim, 64, cached=4096)
     for block_size in (16, 32, 256):
         yield f"prefill block {block_size}", _prefill(8192, 4, 2, 128, block_size)
     for dtype in (torch.float16, torch.float32):
         for dim in (64, 128, 256):
             yield f"prefill {dtype} D{dim}", _prefill(8192, 4, 16, dim, 64, dtype)
+            yield f"prefill {dtype} D{dim} split", _prefill(8, 1, 16, dim, 64, dtype, cached=4096)
 
 
 def _rope(

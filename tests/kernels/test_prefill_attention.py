@@ -121,6 +121,88 @@ def test_tiles_through_descriptors(paged: Any, block_size: int) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_contexts_around_a_split(paged: Any, group: int) -> None:
+    """Splits of 64 tokens: prefixes and chunks that end before, at and past each boundary."""
+    rows = [(60, 3), (60, 4), (0, 0), (60, 5), (126, 1), (127, 1), (128, 1), (122, 8)]
+    rows += [(0, 65)] if group == 1 else []
+    shape = {"group": group, "kv_heads": 1, "block_size": 32, "dim": 32, "dtype": BF16}
+    check(paged, rows, split=64, **shape)
+
+
+@pytest.mark.parametrize(
+    ("dim", "block_size", "dtype"), [(64, 64, BF16), (96, 16, FP16), (16, 128, FP32)]
+)
+def test_a_few_tokens_over_a_long_prefix_are_split(
+    paged: Any, dim: int, block_size: int, dtype: torch.dtype
+) -> None:
+    from quire.kernels.prefill_attention import SPLIT
+
+    shape = {"group": 2, "kv_heads": 1, "block_size": block_size, "dim": dim, "dtype": dtype}
+    for context in (SPLIT - 1, SPLIT, SPLIT + 1, 3 * SPLIT + 2):
+        check(paged, [(context - 3, 3)], **shape)
+    check(paged, [(0, 0), (500, 20), (3, 0), (0, 9), (511, 1), (2, 0)], **shape)
+
+
+def _split_case(paged: Any, rows: list[tuple[int, int]], seed: int = 0) -> tuple[Any, ...]:
+    """What prefill_attention takes for rows of (cached, new), up to the scale."""
+    news = [new for _, new in rows]
+    contexts = [sum(row) for row in rows]
+    cache = paged(contexts, kv_heads=1, block_size=64, dim=64, dtype=BF16)
+    device = cache.k_cache.device
+    q = torch.randn(sum(news), 2, 64, generator=torch.Generator().manual_seed(seed))
+    starts = torch.tensor([0, *news]).cumsum(0).int().to(device)
+    return (
+        q.to(device, BF16), cache.k_cache, cache.v_cache, cache.block_tables, starts,
+        cache.context_lens, 0.125,
+    )  # fmt: skip
+
+
+def test_one_split_gives_the_bits_of_no_split(paged: Any) -> None:
+    """What a query sees decides: those within the first split are summed as without splits."""
+    from quire.kernels.prefill_attention import prefill_attention
+
+    arguments = _split_case(paged, [(90, 60)])
+    split, plain = (prefill_attention(*arguments, 60, 4096, split=n) for n in (128, 0))
+    assert torch.equal(split[:38], plain[:38])
+    assert not torch.equal(split, plain)
+    torch.testing.assert_close(split, plain, atol=1e-2, rtol=1e-2)
+
+
+def test_the_bound_of_the_context_changes_nothing(paged: Any) -> None:
+    from quire.kernels.prefill_attention import prefill_attention
+
+    for rows in ([(100, 40)], [(100, 40), (0, 3)], [(300, 40), (30, 3)]):
+        arguments = _split_case(paged, rows)
+        exact, bounded = (
+            prefill_attention(*arguments, 40, bound) for bound in (sum(rows[0]), 16_384)
+        )
+        assert torch.equal(exact, bounded)
+
+
+def test_long_contexts_take_longer_splits(paged: Any) -> None:
+    """Beyond the most splits of one length: here 16 of 64 tokens."""
+    shape = {"group": 2, "kv_heads": 1, "block_size": 128, "dim": 16, "dtype": BF16}
+    check(paged, [(1020, 4), (1020, 5), (2040, 10)], split=64, **shape)
+
+
+def test_padding_of_the_tokens_is_left_unwritten(paged: Any) -> None:
+    from quire.kernels.prefill_attention import prefill_attention
+
+    q, *rest = _split_case(paged, [(300, 9)])
+    padded = torch.cat([q, torch.full_like(q, float("nan"))])
+    out = prefill_attention(padded, *rest, 9, 309, out=torch.full_like(padded, -7.0))
+    assert torch.equal(out[:9], prefill_attention(q, *rest, 9, 309))
+    assert (out[9:] == -7.0).all()
+
+
+def test_a_split_cuts_no_tile(paged: Any) -> None:
+    from quire.kernels.prefill_attention import prefill_attention
+
+    with pytest.raises(ValueError, match="split 96 is not a multiple of 64"):
+        prefill_attention(*_split_case(paged, [(0, 9)]), 9, 9, split=96)
+
+
 def test_what_is_not_supported_is_named() -> None:
     from quire.kernels.prefill_attention import prefill_attention
 
@@ -157,6 +239,67 @@ def test_gpu_every_launch_shape_agrees(paged: Any) -> None:
 @pytest.mark.gpu
 def test_gpu_one_long_row(paged: Any) -> None:
     check(paged, [(100, 5000)], group=2, kv_heads=2, block_size=64, dim=128, dtype=BF16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dim", "block_size", "dtype", "group", "kv_heads"), sweep_shapes())
+def test_gpu_split_sweep(
+    paged: Any, dim: int, block_size: int, dtype: torch.dtype, group: int, kv_heads: int
+) -> None:
+    shape = {"group": group, "kv_heads": kv_heads, "block_size": block_size, "dim": dim}
+    for row in ((200, 55), (200, 56), (200, 57), (2944, 56), (4095, 1), (4090, 7), (9000, 30)):
+        check(paged, [row], dtype=dtype, split=256, **shape)
+    rows = [(0, 0), (2944, 20), (255, 1), (0, 300), (256, 1), (3, 0), (500, 13), (7, 0)]
+    check(paged, rows, dtype=dtype, split=256, **shape)
+    check(paged, rows, dtype=dtype, split=512, **shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_gpu_a_prefix_hit(paged: Any, group: int) -> None:
+    from quire.kernels.prefill_attention import Tiles
+
+    shape = {"group": group, "kv_heads": 8, "block_size": 64, "dim": 128, "dtype": BF16}
+    for rows in ([(2944, 56)], [(2944, 56), (0, 8)], [(2944, 3), (0, 13)]):
+        check(paged, rows, **shape)
+        for tma in (False, True):
+            check(paged, rows, split=256, tiles=Tiles(128, 64, 8, 3, tma=tma), **shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pdl", [False, True])
+def test_gpu_capture_replays_split_steps_with_new_rows(paged: Any, pdl: bool) -> None:
+    """One captured graph serves whatever the device tensors hold, empty splits included."""
+    from quire.kernels.prefill_attention import prefill_attention
+
+    cache = paged([3000, 700, 64], kv_heads=8, block_size=64, dim=128, dtype=BF16)
+    q = torch.randn(64, 16, 128, device="cuda").to(BF16)
+    starts = torch.zeros(4, dtype=torch.int32, device="cuda")
+
+    def run(**launch: Any) -> torch.Tensor:
+        return prefill_attention(
+            q, cache.k_cache, cache.v_cache, cache.block_tables, starts, cache.context_lens, 0.09,
+            64, 4096, **launch,
+        )  # fmt: skip
+
+    def put(news: list[int], contexts: list[int]) -> None:
+        starts[1:].copy_(torch.tensor(news).cumsum(0))
+        cache.context_lens.copy_(torch.tensor(contexts))
+
+    put([56, 0, 8], [3000, 700, 8])
+    run(pdl=pdl)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(pdl=pdl)
+    cases: tuple[tuple[list[int], list[int]], ...] = (
+        ([56, 0, 8], [3000, 700, 8]), ([1, 63, 0], [256, 700, 64]), ([4, 40, 20], [5, 257, 20]),
+    )  # fmt: skip
+    for news, contexts in cases:
+        put(news, contexts)
+        graph.replay()
+        assert torch.equal(out, run())
+        assert torch.isfinite(out).all()
 
 
 @pytest.mark.gpu
