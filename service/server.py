@@ -334,6 +334,7 @@ def _channel_options(max_model_len: int, service: ServiceConfig) -> list[tuple[s
         # A client whose machine or network is gone says nothing: ping it, or its stream runs on.
         ("grpc.keepalive_time_ms", keepalive or _NEVER_MS),
         ("grpc.keepalive_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
+        ("grpc.http2.ping_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
         ("grpc.max_receive_message_length", max(_MIN_MESSAGE, max_model_len * _BYTES_A_TOKEN)),
