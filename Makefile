@@ -17,7 +17,7 @@ ifeq ($(TORCH),cpu)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help demo test test-gpu check proto bench plots screens soak mutants pocket clean
+.PHONY: help demo test test-gpu check proto bench plots screens chaos soak mutants pocket clean
 
 help:
 	@echo "make demo      install, serve the embedded model, talk to it, stop"
@@ -25,7 +25,8 @@ help:
 	@echo "make check     style, types, import rules, contract, stubs, and the wheel"
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make bench     benchmarks that suit this machine;  make plots: their pictures"
-	@echo "make soak      the long property tests;  make mutants: old faults put back"
+	@echo "make chaos     10,000 streams with everything that goes wrong (minutes)"
+	@echo "make soak      the long property tests and fuzz;  make mutants: old faults put back"
 	@echo "make screens   the pictures in the README"
 	@echo "make proto     the stubs, from proto/quire/v1/inference.proto"
 	@echo "make pocket    train the embedded model again"
@@ -84,6 +85,10 @@ screens: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py
+	$(BIN)/python tools/fuzz.py
+
+chaos: $(VENV)/.dev
+	$(BIN)/python tools/chaos.py
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tools/mutants.py
