@@ -49,35 +49,57 @@ def flops(news: Sequence[int], contexts: Sequence[int]) -> float:
 
 
 class Step:
-    """Rows of new tokens over cached prefixes, and the call that attends them."""
+    """Rows of new tokens over cached prefixes, and the call that attends them.
 
-    def __init__(self, pool: Pool, news: Sequence[int], cached: Sequence[int], block: int) -> None:
+    bound: of the contexts, where the call is not told the longest, as in a captured step.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        news: Sequence[int],
+        cached: Sequence[int],
+        block: int,
+        *,
+        group: int = GROUP,
+        bound: int = 0,
+    ) -> None:
+        self.bound = bound
         self.news = list(news)
         self.contexts = [n + c for n, c in zip(news, cached, strict=True)]
         self.rows = Rows.build(pool, self.contexts, block)
         self.starts = torch.tensor([0, *news]).cumsum(0).int().cuda()
-        shape = (sum(news), GROUP * KV_HEADS, HEAD_DIM)
+        shape = (sum(news), group * KV_HEADS, HEAD_DIM)
         self.q = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
 
     def call(self, layer: int = 0, **launch: Any) -> Callable[[], Tensor]:
         k, v = self.rows.layers[layer]
         return partial(
             prefill_attention, self.q, k, v, self.rows.block_tables, self.starts,
-            self.rows.context_lens, SCALE, max(self.news), max(self.contexts), **launch,
+            self.rows.context_lens, SCALE, max(self.news),
+            max(self.bound, *self.contexts), **launch,
         )  # fmt: skip
 
     def check(self, **launch: Any) -> None:
-        """Raises where the kernel is wrong; long steps are checked on their last 64 tokens."""
+        """Raises where the kernel is wrong; the first row and the last, on their last 64 tokens."""
         found = self.call(**launch)()
         k, v = self.rows.layers[0]
-        last = min(64, self.news[-1])
-        wanted = reference.prefill_attention(
-            self.q[-last:], k, v, self.rows.block_tables[-1:],
-            torch.tensor([0, last]), self.rows.context_lens[-1:], SCALE, last, self.contexts[-1],
-        )  # fmt: skip
-        error = relative_error(found[-last:], wanted)
-        if error > ERROR or not torch.isfinite(found).all():
-            raise AssertionError(f"prefill_attention is wrong: error {error} with {launch}")
+        end = 0
+        for row, new in enumerate(self.news):
+            end += new
+            if row not in (0, len(self.news) - 1):
+                continue
+            last = min(64, new)
+            wanted = reference.prefill_attention(
+                self.q[end - last : end], k, v, self.rows.block_tables[row : row + 1],
+                torch.tensor([0, last]), self.rows.context_lens[row : row + 1], SCALE, last,
+                self.contexts[row],
+            )  # fmt: skip
+            error = relative_error(found[end - last : end], wanted)
+            if error > ERROR:
+                raise AssertionError(f"prefill_attention is wrong: error {error} with {launch}")
+        if not torch.isfinite(found).all():
+            raise AssertionError(f"prefill_attention is not finite with {launch}")
 
     def times(self, runs: int, **launch: Any) -> list[float]:
         layers = min(8, len(self.rows.layers))
@@ -85,7 +107,7 @@ class Step:
 
     @property
     def flops(self) -> float:
-        return flops(self.news, self.contexts)
+        return flops(self.news, self.contexts) * self.q.shape[1] / (GROUP * KV_HEADS)
 
 
 def rate_row(workload: str, engine: str, times: list[float], work: float, memory: float) -> Row:
@@ -196,8 +218,8 @@ def measure(quick: bool) -> list[Row]:
 
 def mixed_rows(pool: Pool, runs: int) -> Iterator[Row]:
     """Chunks over a prefix and beside decode rows: microseconds, against the larger floor."""
+    yield from hit_rows(pool, runs)
     for name, news, cached in (
-        ("hit-3000-new-56", [56], [2944]),
         ("chunk-2048-over-2048", [2048], [2048]),
         ("chunk-2048-beside-64-decode-rows", [2048] + [1] * 64, [0] + [1030] * 64),
         ("64-decode-rows", [1] * 64, [1030] * 64),
@@ -207,6 +229,27 @@ def mixed_rows(pool: Pool, runs: int) -> Iterator[Row]:
         times = step.times(runs)
         floor = max(step.flops / MATMUL_FLOPS, step.rows.kv_bytes / COPY_BYTES) * 1e6
         yield result_row(f"prefill-attention-{name}", MODEL, "quire", times, "us/layer", floor)
+
+
+def hit_rows(pool: Pool, runs: int) -> Iterator[Row]:
+    """A prompt of which all but the end is cached, its context split and not; also as a captured
+    step sends it: padded to 64 tokens by a second row, the context bounded by 4096."""
+    for name, news, cached, bound in (
+        ("hit-3000-new-56", [56], [2944], 0),
+        ("hit-3000-new-56-captured", [56, 8], [2944, 0], 4096),
+        ("hit-3000-new-3-captured", [3, 13], [2944, 0], 4096),
+        ("cold-56-captured", [56, 8], [0, 0], 4096),
+        ("hit-3000-new-250-captured", [250, 6], [2750, 0], 4096),
+    ):
+        for group, split in itertools.product((2, 4), (None, 0)):
+            step = Step(pool, news, cached, 64, group=group, bound=bound)
+            step.check(split=split)
+            times = step.times(runs, split=split)
+            floor = max(step.flops / MATMUL_FLOPS, step.rows.kv_bytes / COPY_BYTES) * 1e6
+            yield result_row(
+                f"prefill-attention-{name}", f"{group * KV_HEADS}/{KV_HEADS} heads of {HEAD_DIM}",
+                "quire" if split is None else "quire-unsplit", times, "us/layer", floor,
+            )  # fmt: skip
 
 
 def print_row(row: Row) -> None:
@@ -244,6 +287,15 @@ LAUNCHES = [
     Tiles(64, 64, 4, 2, tma=True),
     Tiles(64, 64, 4, 3, tma=True),
 ]
+SPLITS = (0, 128, 256, 512, 1024)
+SPLIT_LAUNCHES = [
+    Tiles(64, 64, 4, 2, tma=True),
+    Tiles(64, 64, 4, 3, tma=True),
+    Tiles(64, 64, 4, 3),
+    Tiles(64, 64, 8, 3, tma=True),
+    Tiles(128, 64, 8, 2, tma=True),
+    Tiles(128, 64, 8, 3, tma=True),
+]
 
 
 def tune() -> None:
@@ -266,11 +318,40 @@ def tune() -> None:
         print(f"{length} new x {count} over {cached}, block {block}")
         for value, tiles in found[:6]:
             print(f"  {value:9.2f} us {step.flops / value / 1e6:6.1f} TFLOP/s {tiles}", flush=True)
+    tune_splits(pool)
+
+
+def tune_splits(pool: Pool) -> None:
+    """Time the lengths of a split, with the launch shapes, on prefix hits."""
+    for group, new, cached in itertools.product((2, 4), (56, 250), (2750, 16_000)):
+        step = Step(pool, [new, 8], [cached, 0], 64, group=group)
+        found = []
+        for tiles, split in itertools.product(SPLIT_LAUNCHES, SPLITS):
+            try:
+                step.check(tiles=tiles, split=split)
+                times = step.times(3, tiles=tiles, split=split)
+                found.append((statistics.median(times), split, tiles))
+            except Exception as error:
+                print("failed", tiles, split, repr(error)[:120])
+        found.sort(key=lambda one: one[0])
+        print(f"{new} new over {cached}, {group * KV_HEADS} heads")
+        for value, split, tiles in found[:6]:
+            print(f"  {value:9.2f} us  split {split:5} {tiles}", flush=True)
 
 
 def compile_first(tuning: bool) -> None:
     """Fill Triton's cache in parallel, before CUDA starts."""
-    calls: list[Callable[[], object]] = []
+    calls: list[Callable[[], object]] = [
+        partial(_on_meta, 64, 2, 64, None, group=group, split=split)
+        for group in (2, 4)
+        for split in (None, 0)
+    ]
+    calls += [partial(_on_meta, 3, 1, 64, None, group=group) for group in (2, 4)]
+    if tuning:
+        calls += [
+            partial(_on_meta, 64, 2, 64, tiles, group=group, split=split)
+            for group, tiles, split in itertools.product((2, 4), SPLIT_LAUNCHES, SPLITS)
+        ]
     for block, rows, tokens in itertools.product((64, 128, 256), (1, 4), (8, 8192)):
         launches: list[Tiles | None] = [None, *(LAUNCHES if tuning else ())]
         calls.extend(partial(_on_meta, tokens, rows, block, tiles) for tiles in launches)
@@ -278,16 +359,25 @@ def compile_first(tuning: bool) -> None:
         print("not compiled:", fault, flush=True)
 
 
-def _on_meta(tokens: int, rows: int, block: int, tiles: Tiles | None) -> Tensor:
+def _on_meta(
+    tokens: int,
+    rows: int,
+    block: int,
+    tiles: Tiles | None,
+    *,
+    group: int = GROUP,
+    split: int | None = None,
+) -> Tensor:
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     cache = empty(8, KV_HEADS, block, HEAD_DIM)
-    q = empty(tokens, GROUP * KV_HEADS, HEAD_DIM)
+    q = empty(tokens, group * KV_HEADS, HEAD_DIM)
     tables, lens = empty(rows, 64, dtype=torch.int32), empty(rows + 1, dtype=torch.int32)
     return prefill_attention(
-        q, cache, cache, tables, lens, lens[1:], SCALE, tokens, tokens, tiles=tiles
-    )
+        q, cache, cache, tables, lens, lens[1:], SCALE, tokens, max(4096, tokens),
+        tiles=tiles, split=split,
+    )  # fmt: skip
 
 
 def main() -> int:
