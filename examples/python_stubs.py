@@ -1,6 +1,6 @@
 """A client with nothing but the stubs that protoc makes: what any other language would write too.
 
-    python examples/python_stubs.py "Tell me a story." 127.0.0.1:50051
+python examples/python_stubs.py "Tell me a story." 127.0.0.1:50051
 """
 
 import sys
