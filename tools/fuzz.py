@@ -14,15 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
 sys.path.insert(0, str(ROOT / "tests" / "service"))
 
 from fuzzing import Fuzz, fuzzed  # noqa: E402
 from harness import Running, serving  # noqa: E402
-from storm import OURS, Report, Sample, objects_of_calls  # noqa: E402
+from storm import OURS, Report, Sample, objects_of_calls, resident  # noqa: E402
 
 PORTION = 2000
 MOST_GROWTH = 1024  # bytes a message
@@ -69,7 +67,7 @@ async def look(running: Running, fuzz: Fuzz, memory: Report) -> None:
     left = objects_of_calls(OURS)
     if left or running.server.ledger.open:
         fuzz.wrong.append(f"after {memory.calls}: left over: {dict(left)}")
-    memory.samples.append(Sample(memory.calls, psutil.Process().memory_info().rss))
+    memory.samples.append(Sample(memory.calls, resident()))
 
 
 if __name__ == "__main__":
