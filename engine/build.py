@@ -101,11 +101,12 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
 
     max_blocks = -(-max_model_len // config.block_size)
     state = _new_slots(config, shape, max_blocks, device)
-    num_blocks = _size_cache(config, shape, model, state, dtype, max_model_len)
-    cache_bytes = num_blocks * config.block_size * shape.kv_bytes_per_token(dtype)
+    cache_dtype = sizing.resolve_cache_dtype(dtype, device)
+    num_blocks = _size_cache(config, shape, model, state, cache_dtype, max_model_len)
+    cache_bytes = num_blocks * config.block_size * shape.kv_bytes_per_token(cache_dtype)
     hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
     with sizing.room_for("the KV cache", cache_bytes, device, hint):
-        kv = _allocate_cache(shape, num_blocks, config.block_size, dtype, device)
+        kv = _allocate_cache(shape, num_blocks, config.block_size, cache_dtype, device)
     clock.mark("cache")
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
@@ -135,7 +136,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         device=_device_name(device),
         block_size=config.block_size,
         num_blocks=pool.num_usable,
-        kv_bytes_per_token=shape.kv_bytes_per_token(dtype),
+        kv_bytes_per_token=shape.kv_bytes_per_token(cache_dtype),
         weight_bytes=weight_bytes,
         kv_cache_bytes=2 * kv.k.nbytes,
         device_memory_total=_total_memory(device),

@@ -43,7 +43,7 @@ class EngineConfig:
     overlap: bool = _option(True, "plan the next step while one runs")
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
-    kv_cache_dtype: str = _option("auto", "auto: as dtype (nothing else is supported)")
+    kv_cache_dtype: str = _option("auto", "auto: as dtype, float32 on the CPU; no other")
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
 

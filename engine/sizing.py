@@ -65,6 +65,12 @@ def resolve_dtype(config: EngineConfig, model: ModelConfig, device: torch.device
     return torch.bfloat16 if stored is torch.float32 else stored
 
 
+def resolve_cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The data type of keys and values: the model's, but float32 on a CPU, whose attention
+    computes in it: a narrower cache would be widened again in every step."""
+    return torch.float32 if device.type == "cpu" else dtype
+
+
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     """Most tokens of a request. Raises ConfigError beyond what the model was made for."""
     limit = model.max_position_embeddings
@@ -139,8 +145,9 @@ def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
         budget, what = gpu_budget(config, device, weights)
     else:
         budget, what = cpu_budget(config)
-    usable = cache_blocks(config, model, dtype, budget, what) - 1
-    per_token = model.kv_bytes_per_token(dtype)
+    cache_dtype = resolve_cache_dtype(dtype, device)
+    usable = cache_blocks(config, model, cache_dtype, budget, what) - 1
+    per_token = model.kv_bytes_per_token(cache_dtype)
     return SizingPlan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
