@@ -112,8 +112,10 @@ def qk_norm_rope_kv_write(
     rotated = rotated.to(qkv.dtype)
 
     block, offset = slot_mapping // block_size, slot_mapping % block_size
-    k_cache[block, :, offset] = rotated[:, q_heads:].to(k_cache.dtype)
-    v_cache[block, :, offset] = heads[:, q_heads + kv_heads :].to(v_cache.dtype)
+    head = torch.arange(kv_heads, device=qkv.device)
+    where = ((block[:, None] * kv_heads + head) * block_size + offset[:, None]).view(-1)
+    for cache, fresh in ((k_cache, rotated[:, q_heads:]), (v_cache, heads[:, -kv_heads:])):
+        cache.view(-1, dim).index_copy_(0, where, fresh.to(cache.dtype).reshape(-1, dim))
     return rotated[:, :q_heads]
 
 
@@ -130,15 +132,16 @@ def _row_blocks(block_tables: Tensor, kv_heads: int, columns: int) -> Tensor:
 
 
 def _gathered(cache: Tensor, parts: Tensor, context: int) -> Tensor:
-    """A row's keys or values in token order, fp32: [Hkv, context, D]. parts: [Hkv, blocks]."""
+    """A row's keys or values in token order, fp32: [Hkv, context, D]. parts: [Hkv * blocks]."""
     _, kv_heads, block_size, dim = cache.shape
-    flat = cache.view(-1, block_size * dim).index_select(0, parts.reshape(-1))
+    flat = cache.view(-1, block_size * dim).index_select(0, parts)
     return flat.view(kv_heads, -1, dim)[:, :context].float()
 
 
-def _one_token(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _one_token(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
     """Softmax attention of one scaled token. q: [Hkv, G, D]; k, v: [Hkv, context, D], fp32."""
-    return torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
+    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1)
+    return torch.bmm(weights, v, out=out) if out is not None else torch.bmm(weights, v)
 
 
 def decode_attention(
@@ -163,9 +166,9 @@ def decode_attention(
     # Row by row: no row pays for the longest, and its result does not depend on the others.
     for row, context in enumerate(context_lens.tolist()):
         if context:
-            mine = parts[row, :, : -(-context // block_size)]
+            mine = parts[row, :, : -(-context // block_size)].reshape(-1)
             k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
-            out[row] = _one_token(scaled[row], k, v)
+            _one_token(scaled[row], k, v, out[row])
     return out.view(rows, q_heads, dim).to(q.dtype)
 
 
@@ -195,7 +198,7 @@ def prefill_attention(
         begin, end = starts[row], starts[row + 1]
         if begin == end:
             continue
-        mine = parts[row, :, : -(-context // block_size)]
+        mine = parts[row, :, : -(-context // block_size)].reshape(-1)
         k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
         queries = q[begin:end].float()
         if end - begin == 1:  # exactly as in decode_attention

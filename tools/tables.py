@@ -24,14 +24,13 @@ FILES = {
     "offline-8B.json": True,
     "start-8B.json": True,
     "serving-0.6B.json": True,
-    "demo-0.6B.json": False,
+    "serving-0.6B-256.json": False,
     "decode.json": False,
     "prefill.json": False,
     "kernels.json": False,
     "host.json": False,
     "cpu-vs-transformers.json": True,
     "serving-cpu.json": True,
-    "overload.json": True,
 }
 
 
