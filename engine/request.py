@@ -153,7 +153,6 @@ class Request:
         "num_placeholders",
         "num_prompt_tokens",
         "num_registered_blocks",
-        "num_resumed",
         "peak_blocks",
         "preemptions",
         "priority",
@@ -174,7 +173,6 @@ class Request:
         self.status = Status.WAITING
         self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
         self.num_prompt_tokens = len(spec.prompt_token_ids)
-        self.num_resumed = len(spec.resume_token_ids)
         self.num_placeholders = 0
         self.num_computed_tokens = 0
         self.num_applied_tokens = 0

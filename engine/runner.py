@@ -88,9 +88,7 @@ class Runner:
         self._turn = 0
         self._sizes = GraphSizes(state.null_slot, max_model_len)
         self._graphs = StepGraphs() if use_graphs else None
-        self._seen: set[GraphKey] = (
-            set()
-        )  # steps that ran eagerly once: the next time they are kept
+        self._seen: set[GraphKey] = set()  # ran eagerly once: kept the next time
 
     def _pinned(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
