@@ -135,12 +135,11 @@ def print_row(result: Row) -> None:
 # ---------------------------------------------------------------- tuning
 
 LAUNCHES = [
-    {"fine": fine, "tile": tile, "num_warps": warps, "num_stages": stages}
-    for fine in (True, False)
+    {"level": level, "tile": tile, "num_warps": warps, "num_stages": stages}
+    for level in (0, 1, 2)
     for tile in (32, 64)
-    for warps in (1, 2, 4)
-    for stages in (2, 3, 5)
-    if not (tile == 64 and warps == 1)
+    for warps in (2, 4)
+    for stages in (2, 3, 4)
 ]
 
 
@@ -157,7 +156,7 @@ def tune(seconds_left: float = 240.0) -> None:
         q = queries(rows, 2)
         found = []
         for launch in LAUNCHES:
-            if launch["fine"] and len(contexts) > 64:
+            if launch["level"] == 0 and len(contexts) > 64:
                 continue
             check(rows, q, **launch)
             for pdl in (False, True):
@@ -169,8 +168,7 @@ def tune(seconds_left: float = 240.0) -> None:
         print(f"batch {len(contexts)}, context {contexts[0]}: floor {floor:.1f} us")
         for kept, title in (
             (found[:5], "best"),
-            ([f for f in found if f[2]["fine"]][:3], "fine"),
-            ([f for f in found if not f[2]["fine"]][:3], "coarse"),
+            *(([f for f in found if f[2]["level"] == n][:3], f"level {n}") for n in (0, 1, 2)),
             ([f for f in found if not f[1]][:2], "plain launch"),
         ):
             for value, pdl, launch in kept:

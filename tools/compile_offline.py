@@ -210,12 +210,12 @@ def _decode(
 
 @cases(hot=True)
 def hot_decode() -> Calls:
-    for rows in (1, 64):
+    for level in (0, 1, 2):
         for group in (2, 4):
             for pdl in (False, True):
                 yield (
-                    f"decode D128 G{group} rows {rows} pdl {pdl}",
-                    _decode(rows, group, 128, 64, pdl=pdl),
+                    f"decode D128 G{group} level {level} pdl {pdl}",
+                    _decode(64, group, 128, 64, level=level, pdl=pdl),
                 )
     yield "decode D64 G2 block 16", _decode(64, 2, 64, 16)
 

@@ -8,6 +8,7 @@ import torch
 from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+LEVELS = (0, 1, 2)  # a split is a tile, a unit, a super
 
 pytestmark = pytest.mark.triton
 
@@ -63,7 +64,7 @@ def check(
     return out
 
 
-@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("dim", "group", "kv_heads", "block_size", "dtype"),
     [
@@ -74,7 +75,7 @@ def check(
     ],
 )
 def test_contexts_around_every_boundary(
-    paged: Any, dim: int, group: int, kv_heads: int, block_size: int, dtype: torch.dtype, fine: bool
+    paged: Any, dim: int, group: int, kv_heads: int, block_size: int, dtype: torch.dtype, level: int
 ) -> None:
     from quire.kernels.decode_attention import tile_tokens
 
@@ -82,7 +83,7 @@ def test_contexts_around_every_boundary(
     edges = sorted({1, block_size - 1, block_size, block_size + 1, tile - 1, tile, tile + 1, 257})
     check(
         paged, edges, group=group, kv_heads=kv_heads, block_size=block_size, dim=dim, dtype=dtype,
-        fine=fine,
+        level=level,
     )  # fmt: skip
 
 
@@ -92,12 +93,37 @@ def test_small_heads(paged: Any, dim: int, group: int) -> None:
     check(paged, [1, 70, 130], group=group, kv_heads=2, block_size=128, dim=dim, dtype=BF16)
 
 
-def test_both_splits_give_the_same_bits(paged: Any) -> None:
-    shape = {"group": 2, "kv_heads": 1, "block_size": 256, "dim": 64, "dtype": BF16}
-    contexts = [511, 512, 513, 1024, 1025]
-    fine = check(paged, contexts, fine=True, **shape)
-    coarse = check(paged, contexts, fine=False, **shape)
-    assert torch.equal(fine, coarse)
+def same_bits(results: list[torch.Tensor]) -> bool:
+    return all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "tile", "contexts"),
+    [
+        (64, BF16, None, [255, 256, 257, 2048, 2049]),
+        (16, FP32, 64, [1, 8192, 8193]),
+        (256, FP32, None, [256, 512, 513]),
+    ],
+)
+def test_all_splits_give_the_same_bits(
+    paged: Any, dim: int, dtype: torch.dtype, tile: int | None, contexts: list[int]
+) -> None:
+    shape = {"group": 2, "kv_heads": 1, "block_size": 256, "dim": dim, "dtype": dtype}
+    assert same_bits([check(paged, contexts, level=level, tile=tile, **shape) for level in LEVELS])
+
+
+def test_the_levels_agree_at_every_edge_of_the_tree(
+    paged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree in small: tiles of 16, units of 32, supers of 128, longer units beyond 512."""
+    from quire.kernels import decode_attention as module
+
+    monkeypatch.setattr(module, "UNIT", 32)
+    monkeypatch.setattr(module, "SUPER", 4)
+    monkeypatch.setattr(module, "MAX_SPLITS", 16)
+    edges = [15, 16, 17, 31, 32, 33, 127, 128, 129, 256, 257, 384, 511, 512, 513, 1025]
+    shape = {"group": 3, "kv_heads": 1, "block_size": 32, "dim": 16, "dtype": FP32}
+    assert same_bits([check(paged, edges, level=level, tile=16, **shape) for level in LEVELS])
 
 
 def test_a_row_is_the_same_alone_and_among_others(paged: Any) -> None:
@@ -108,39 +134,78 @@ def test_a_row_is_the_same_alone_and_among_others(paged: Any) -> None:
     q = torch.randn(4, 2, 64, generator=torch.Generator().manual_seed(3))
     q = q.to(cache.k_cache.device, BF16)
 
-    def run(rows: slice, longest: int, fine: bool) -> torch.Tensor:
+    def run(rows: slice, longest: int, level: int) -> torch.Tensor:
         return decode_attention(
             q[rows], cache.k_cache, cache.v_cache, cache.block_tables[rows],
-            cache.context_lens[rows], 0.125, longest, fine=fine,
+            cache.context_lens[rows], 0.125, longest, level=level,
         )  # fmt: skip
 
-    together = run(slice(None), 4096, False)
+    together = run(slice(None), 4096, 2)
     for row, context in enumerate(contexts):
-        alone = run(slice(row, row + 1), context, True)
+        alone = run(slice(row, row + 1), context, 0)
         assert torch.equal(alone[0], together[row])
 
 
-def test_an_empty_context_gives_zeros(paged: Any) -> None:
-    for fine in (True, False):
-        out = check(
-            paged, [0, 40, 0], group=2, kv_heads=1, block_size=16, dim=64, dtype=BF16, fine=fine
-        )
-        assert not out[0].any()
-        assert not out[2].any()
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_empty_context_gives_zeros(paged: Any, level: int) -> None:
+    out = check(
+        paged, [0, 40, 0], group=2, kv_heads=1, block_size=16, dim=64, dtype=BF16, level=level
+    )
+    assert not out[0].any()
+    assert not out[2].any()
 
 
+@pytest.mark.parametrize("level", LEVELS)
 def test_contexts_beyond_the_last_split_take_longer_splits(
-    paged: Any, monkeypatch: pytest.MonkeyPatch
+    paged: Any, monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
     from quire.kernels import decode_attention as module
 
-    monkeypatch.setattr(module, "GROUP", 128)
+    monkeypatch.setattr(module, "UNIT", 128)
     monkeypatch.setattr(module, "MAX_SPLITS", 2)
-    for fine in (True, False):
-        check(
-            paged, [128, 256, 257, 600], group=2, kv_heads=1, block_size=64, dim=64, dtype=FP32,
-            fine=fine,
-        )  # fmt: skip
+    check(
+        paged, [128, 256, 257, 600], group=2, kv_heads=1, block_size=64, dim=64, dtype=FP32,
+        level=level,
+    )  # fmt: skip
+
+
+def test_the_workspace_holds_the_splits_of_every_context() -> None:
+    from quire.kernels.decode_attention import MAX_SPLITS, SUPER, UNIT, num_splits
+
+    for n in [*range(1, 4200), 8191, 8192, 8193, 16_384, 16_385, 40_960]:
+        unit = UNIT * max(1, -(-n // (UNIT * MAX_SPLITS)))
+        tile = 64 if n <= 64 * MAX_SPLITS else unit
+        for level, split in enumerate((tile, unit, unit * SUPER)):
+            for longest in (n, n + 1, 40_960):
+                assert -(-n // split) <= num_splits(longest, 64, level) <= MAX_SPLITS
+    assert num_splits(2048, 64, 2) == 1
+
+
+def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
+    from quire.kernels.decode_attention import UNIT, split_level
+
+    levels = [split_level(programs, 4096) for programs in (1, 8, 128, 129, 255, 256, 4096)]
+    assert levels == sorted(levels)
+    assert levels[0] == 0
+    assert levels[-1] == 2
+    assert {split_level(programs, UNIT) for programs in (1, 4096)} == {1}
+
+
+@pytest.mark.parametrize(("rows", "q_heads"), [(1, 16), (256, 5), (300, 40)])
+def test_a_merge_of_several_heads_is_that_of_one(
+    paged: Any, monkeypatch: pytest.MonkeyPatch, rows: int, q_heads: int
+) -> None:
+    from quire.kernels import decode_attention as module
+
+    heads, warps = module.merge_shape(rows, q_heads)
+    assert heads & (heads - 1) == 0
+    assert 1 <= warps <= heads
+    shape = {"group": 5, "kv_heads": 1, "block_size": 64, "dim": 32, "dtype": FP32}
+    found = []
+    for merged in (1, heads):
+        monkeypatch.setattr(module, "merge_shape", lambda *_, h=merged: (h, 1))
+        found.append(check(paged, [300, 0, 64, 1100], level=1, **shape))
+    assert same_bits(found)
 
 
 def test_a_buffer_given_is_the_buffer_written(paged: Any) -> None:
@@ -175,6 +240,11 @@ def test_what_is_not_supported_is_named(
         decode_attention(q, cache, cache, tables, contexts, 1.0, 1)
 
 
+def test_a_tile_must_divide_a_unit(paged: Any) -> None:
+    with pytest.raises(ValueError, match="tile 96"):
+        check(paged, [5], group=1, kv_heads=1, block_size=16, dim=16, dtype=FP32, tile=96)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dim", "block_size", "dtype", "group", "kv_heads"), sweep_shapes())
 def test_gpu_sweep(
@@ -182,23 +252,21 @@ def test_gpu_sweep(
 ) -> None:
     contexts = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
     contexts += [511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 3000]
-    fine, coarse = (
+    found = [
         check(
             paged, contexts, group=group, kv_heads=kv_heads, block_size=block_size, dim=dim,
-            dtype=dtype, fine=fine,
+            dtype=dtype, level=level,
         )
-        for fine in (True, False)
-    )  # fmt: skip
-    assert torch.equal(fine, coarse)
+        for level in LEVELS
+    ]  # fmt: skip
+    assert same_bits(found)
 
 
 @pytest.mark.gpu
 def test_gpu_long_contexts(paged: Any) -> None:
-    for fine in (True, False):
-        check(
-            paged, [16384, 16385, 40960], group=2, kv_heads=2, block_size=64, dim=128, dtype=BF16,
-            fine=fine,
-        )  # fmt: skip
+    shape = {"group": 2, "kv_heads": 2, "block_size": 64, "dim": 128, "dtype": BF16}
+    contexts = [8192, 8193, 16384, 16385, 40960]
+    assert same_bits([check(paged, contexts, level=level, **shape) for level in LEVELS])
 
 
 @pytest.mark.gpu
