@@ -29,11 +29,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_mul(x: Tensor) -> Tensor:
-    """silu(gate) * up, with gate and up side by side. x: [T, 2 * I] -> [T, I]."""
+    """silu(gate) * up, with gate and up side by side. x: [T, 2 * I] -> [T, I].
+
+    In bf16 silu(gate) is rounded before the product, as in transformers: on a CPU an fp32 copy of
+    both costs more than the activation.
+    """
     gate, up = x.chunk(2, dim=-1)
-    if x.dtype == torch.float32:
-        return F.silu(gate).mul_(up)
-    return (F.silu(gate.float()) * up.float()).to(x.dtype)
+    return F.silu(gate).mul_(up)
 
 
 _FEW_ROWS, _NARROW = 8, 512
@@ -77,6 +79,8 @@ def linear(
 
 # ---------------------------------------------------------------- rotary embedding and KV write
 
+_TOKENS_AT_ONCE = 256  # what a core's cache holds of their fp32 copies
+
 
 def qk_norm_rope_kv_write(
     qkv: Tensor,
@@ -98,6 +102,15 @@ def qk_norm_rope_kv_write(
     """
     _, kv_heads, block_size, dim = k_cache.shape
     tokens = qkv.shape[0]
+    if tokens > _TOKENS_AT_ONCE:
+        shares = (x.split(_TOKENS_AT_ONCE) for x in (qkv, positions, slot_mapping))
+        parts = [
+            qk_norm_rope_kv_write(
+                some, q_norm, k_norm, eps, cos_sin, places, slots, k_cache, v_cache
+            )
+            for some, places, slots in zip(*shares, strict=True)
+        ]
+        return torch.cat(parts)
     heads = qkv.view(tokens, -1, dim)
     q_heads = heads.shape[1] - 2 * kv_heads
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
@@ -170,6 +183,28 @@ def decode_attention(
             k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
             _one_token(scaled[row], k, v, out[row])
     return out.view(rows, q_heads, dim).to(q.dtype)
+
+
+def rope_decode_attention(
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_context_len: int,
+) -> Tensor:
+    """A step of one-token rows: qk_norm_rope_kv_write, then decode_attention. [R, Hq, D]."""
+    q = qk_norm_rope_kv_write(
+        qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache
+    )
+    return decode_attention(q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len)
 
 
 def prefill_attention(
