@@ -2,7 +2,8 @@
 
     python tools/test_gpu.py [--out FILE] [--jobs N] [-k WORDS]
 
-Each test file runs in a process of its own, several at once, so that kernels compile side by side.
+Tests run in many processes at once, so that kernels compile side by side: each file of the engine's
+tests in one of its own, those of the kernels cut into shares.
 The JSON holds commit, versions, machine, the counts, the failures' messages, and how long each file
 took; beside it, exactness.json is the table of what is bit for bit the same and what is not. Exits
 1 where a test failed or none ran, 2 where there is no device.
@@ -33,6 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "gpu or triton"
 _MARKED = re.compile(r"mark\.(gpu|triton)\b")
 _MOST_OF_A_MESSAGE = 4000
+_SHARE = 24  # tests of a kernel's file in one process
 
 
 @dataclass
@@ -52,14 +54,32 @@ def marked_files(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: "engine" not in path.parts)
 
 
-def run_file(path: Path, words: str, environment: dict[str, str], seconds: int) -> Outcome:
-    """Run one file's marked tests in a process of their own."""
+def shares(files: Sequence[Path], words: str) -> list[tuple[Path, list[str]]]:
+    """What runs in one process: a file, and which of its tests (as pytest names them)."""
+    kernels = [path for path in files if "kernels" in path.parts]
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", MARKS]
+    command += [*(["-k", words] if words else []), *map(str, kernels)]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    found = [(path, [str(path)]) for path in files if path not in kernels]
+    for path in kernels:
+        name = str(path.relative_to(ROOT))
+        ids = [line for line in listed.splitlines() if line.startswith(name + "::")]
+        # Every n-th, so that tests of one kind, which take as long, are spread.
+        count = -(-len(ids) // _SHARE)
+        found += [(path, ids[i::count]) for i in range(count)] or [(path, [str(path)])]
+    return found
+
+
+def run_share(
+    path: Path, tests: Sequence[str], words: str, environment: dict[str, str], seconds: int
+) -> Outcome:
+    """Run some of one file's marked tests in a process of their own."""
     outcome = Outcome(str(path.relative_to(ROOT)))
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", MARKS, f"--junitxml={report}"]
-        command += [*(["-k", words] if words else []), str(path)]
+        command += [*(["-k", words] if words else []), *tests]
         try:
             run = subprocess.run(
                 command,
@@ -80,6 +100,18 @@ def run_file(path: Path, words: str, environment: dict[str, str], seconds: int) 
         outcome.failures.append({"test": outcome.path, "message": said[-_MOST_OF_A_MESSAGE:]})
     outcome.seconds = round(time.monotonic() - begin, 1)
     return outcome
+
+
+def merged(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """One a file; its seconds are those of all its processes."""
+    files: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        whole = files.setdefault(outcome.path, Outcome(outcome.path))
+        whole.seconds = round(whole.seconds + outcome.seconds, 1)
+        whole.passed += outcome.passed
+        whole.skipped += outcome.skipped
+        whole.failures += outcome.failures
+    return list(files.values())
 
 
 def _text(output: str | bytes | None) -> str:
@@ -136,8 +168,8 @@ def main() -> int:
     """Run all, write the JSON, and say what failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS / "test-gpu.json")
-    parser.add_argument("--jobs", type=int, default=max(1, min(10, (os.cpu_count() or 2) // 2)))
-    parser.add_argument("--seconds", type=int, default=400, help="most that one file may take")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--seconds", type=int, default=400, help="most that one process may take")
     parser.add_argument("-k", dest="words", default="", help="only tests that match, as in pytest")
     options = parser.parse_args()
     if not has_device():
@@ -150,8 +182,8 @@ def main() -> int:
     begin, outcomes = time.monotonic(), []
     with ThreadPoolExecutor(options.jobs) as pool:
         asked = [
-            pool.submit(run_file, path, options.words, environment, options.seconds)
-            for path in marked_files(ROOT / "tests")
+            pool.submit(run_share, path, tests, options.words, environment, options.seconds)
+            for path, tests in shares(marked_files(ROOT / "tests"), options.words)
         ]
         for future in asked:
             outcome = future.result()
@@ -161,7 +193,7 @@ def main() -> int:
                 f"{outcome.skipped:3} skipped  {outcome.seconds:6.1f} s",
                 flush=True,
             )
-    found = document(outcomes, time.monotonic() - begin)
+    found = document(merged(outcomes), time.monotonic() - begin)
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for failure in found["failures"]:
         print(f"\nFAILED {failure['test']}\n{failure['message'][-1500:]}")
