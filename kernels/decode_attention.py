@@ -22,13 +22,17 @@ levels agree because a merge with the empty sum is exact (of finite values), whe
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
+`rope_decode_attention` takes the product's qkv instead of q: each program norms and rotates its own
+query heads, and the one whose split holds a row's last token writes that token's key and value
+before it reads them. No other program reads that token. It gives the bits of the two kernels.
+
 Sources: Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al., 2023); online softmax (Milakov
 and Gimelshein, 2018).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-from typing import Any
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import triton
@@ -36,6 +40,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .qk_norm_rope import head_elements, load_halves, load_heads, norm_rope
 from .support import check_supported
 
 UNIT = 256  # tokens: the shortest split of level 1
@@ -50,19 +55,37 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
+def least_multiple(n, LENGTH: tl.constexpr, MOST: tl.constexpr):
+    """The least multiple of LENGTH that cuts n tokens into MOST pieces or fewer."""
+    return LENGTH * tl.maximum(tl.cdiv(n, LENGTH * MOST), 1)
+
+
+@triton.jit
 def _split_length(
     n,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a unit and of a split, for a context of n. Tiles are splits within one super."""
-    unit = UNIT * tl.maximum(tl.cdiv(n, UNIT * SPLITS), 1)
+    unit = least_multiple(n, UNIT, SPLITS)
     split = unit
     if LEVEL == 0:
         split = tl.where((n <= TILE * SPLITS) & (n <= UNIT * SUPER), TILE, unit)
     if LEVEL == 2:
         split = unit * SUPER
     return unit, split
+
+
+@triton.jit
+def _columns(D: tl.constexpr, DP: tl.constexpr):
+    """The element of a head that each of DP columns holds, and which columns hold one: a head's
+    halves lie side by side, each padded to a power of two, as the rotation leaves them."""
+    rd = tl.arange(0, DP)
+    inside = rd < D
+    if DP != D:
+        inside = rd % (DP // 2) < D // 2
+        rd = rd // (DP // 2) * (D // 2) + rd % (DP // 2)
+    return rd, inside
 
 
 @triton.jit
@@ -94,11 +117,11 @@ def _tile(
 ):  # fmt: skip
     """Attention of q [16, DP] over the tokens [t, min(t + TILE, end)): (maximum, sum, values)."""
     rn = tl.arange(0, TILE)
-    rd = tl.arange(0, DP)
+    rd, inside = _columns(D, DP)
     seen = t + rn < end
     ok = seen[:, None]
     if DP != D:
-        ok = ok & (rd < D)[None, :]
+        ok = ok & inside[None, :]
     if TILE <= BS:  # the tile lies inside one block: one read of the table
         block = tl.load(table_ptr + t // BS).to(tl.int64)
         base = ((block * HKV + h) * BS + t % BS) * D
@@ -147,51 +170,86 @@ def _sum_of(
     return m, total, acc
 
 
-@triton.jit(do_not_specialize=["q_stride", "table_stride", "S"])
+@triton.jit
+def _write_token(
+    k, k_exchanged, v, w1, w2, cos, sin, eps, k_ptr, v_ptr, slot, h,
+    HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotate the key in the first of k's heads; write it and v [2 * HALF] to the cache."""
+    cell = ((slot // BS * HKV + h) * BS + slot % BS) * D
+    y = norm_rope(k, k_exchanged, w1, w2, cos, sin, eps, D)
+    rows = tl.arange(0, k.shape[0])
+    at, ok = head_elements(rows, D, rows == 0, D, HALF)
+    tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
+    rd, inside = _columns(D, 2 * HALF)
+    tl.store(v_ptr + cell + rd, v.to(v_ptr.dtype.element_ty), mask=inside)
+    tl.debug_barrier()  # what some threads of this program wrote, others of it read
+
+
+@triton.jit(do_not_specialize=["table_stride", "S"])
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr,
+    q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr, eps,
     scale, q_stride, table_stride, S,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
-    LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, R, S)"""
+    """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]"""
     h = tl.program_id(0)
     row = tl.program_id(1)
     sp = tl.program_id(2)
+    HALF: tl.constexpr = DP // 2
+    rg = tl.arange(0, 16)
+    rd, inside = _columns(D, DP)
+    heads = h * G + rg
+    q_ptr += row.to(tl.int64) * q_stride
+    if ROPE:  # norm weights never change: they may be fetched before the kernel ahead has finished
+        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
+        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
     if PDL:
         if LEVEL == 0:  # few programs: the merge may wait beside them
             gdc_launch_dependents()
         gdc_wait()
     n = tl.load(contexts_ptr + row).to(tl.int32)
+    if ROPE:  # asked for at once: their ways to memory overlap
+        position = tl.load(positions_ptr + row).to(tl.int64)
+        slot = tl.load(slots_ptr + row).to(tl.int64)
+        x, exchanged = load_heads(q_ptr, heads, rg < G, D, HALF)
+        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rg, rg == 0, D, HALF)
+        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
     unit, split = _split_length(n, TILE, UNIT, SUPER, SPLITS, LEVEL)
     start = sp * split
-    rg = tl.arange(0, 16)
-    rd = tl.arange(0, DP)
-    ok = (rg < G)[:, None] & (rd < D)[None, :]
-    heads = h * G + rg
-    out = out_ptr + (row * (HKV * G) + heads).to(tl.int64)[:, None] * D + rd[None, :]
-    if start < n:
-        q = tl.load(
-            q_ptr + row.to(tl.int64) * q_stride + heads[:, None] * D + rd[None, :],
-            mask=ok,
-            other=0.0,
-        )
-        end = tl.minimum(start + split, n)
+    if (start < n) | (sp == 0):
+        ok = (rg < G)[:, None] & inside[None, :]
+        if ROPE:
+            cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+            y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
+            q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
+            if sp == tl.maximum(n - 1, 0) // split:
+                _write_token(
+                    k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
+                    HKV, D, HALF, BS,
+                )  # fmt: skip
+        else:
+            q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
         table = tables_ptr + row.to(tl.int64) * table_stride
         m, total, acc = _sum_of(
-            q, k_ptr, v_ptr, table, h, start, end, unit, scale,
+            q, k_ptr, v_ptr, table, h, start, tl.minimum(start + split, n), unit, scale,
             D, DP, HKV, BS, TILE, LEVEL, STAGES, PRECISION,
         )  # fmt: skip
+        index = (row * (HKV * G) + heads).to(tl.int64)
         if n <= split:
+            total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
+            out = out_ptr + index[:, None] * D + rd[None, :]
             tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
         else:
-            part = (row * (HKV * G) + heads).to(tl.int64) * S + sp
-            tl.store(partial_ptr + part[:, None] * DP + rd[None, :], acc, mask=(rg < G)[:, None])
+            part = index * S + sp
+            at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
+            tl.store(at, acc, mask=(rg < G)[:, None])
             tl.store(stats_ptr + part * 2, m, mask=rg < G)
             tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
-    elif sp == 0:  # an empty context
-        tl.store(out, tl.zeros((16, DP), out_ptr.dtype.element_ty), mask=ok)
     if PDL and LEVEL > 0:
         gdc_launch_dependents()
 
@@ -257,10 +315,9 @@ def _merge_kernel(
             total, acc = _merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
         else:
             total, acc = _merged(partial_ptr, stats_ptr, first, count, SUPER, 1, HP, DP)
-        rd = tl.arange(0, DP)
+        rd, inside = _columns(D, DP)
         y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-        out = out_ptr + heads[:, None] * D + rd[None, :]
-        tl.store(out, y, mask=(rd < D)[None, :])
+        tl.store(out_ptr + heads[:, None] * D + rd[None, :], y, mask=inside[None, :])
 
 
 def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
@@ -293,6 +350,32 @@ def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
     return heads, min(heads, 4)
 
 
+class Launch(TypedDict, total=False):
+    """How to launch, mostly for tuning. Of these only tile and num_warps are part of the order of
+    summation: results depend on no other.
+
+    pdl: dependent on the kernel before (every kernel of the chain must wait for its predecessor).
+    level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
+    """
+
+    pdl: bool
+    level: int | None
+    tile: int | None
+    num_warps: int
+    num_stages: int
+
+
+class _Rope(NamedTuple):
+    """What the kernel needs to norm, rotate and write; in its order."""
+
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    cos_sin: Tensor | None = None
+    positions: Tensor | None = None
+    slot_mapping: Tensor | None = None
+    eps: float = 0.0
+
+
 def decode_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -303,30 +386,77 @@ def decode_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    **launch: Unpack[Launch],
+) -> Tensor:
+    """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
+
+    The arguments are those of the twin in reference.py; scale > 0. max_context_len only bounds the
+    grid and the workspace (R * Hq * S * D' fp32, S <= 32), so a captured graph passes the largest
+    there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor.
+    Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
+    """
+    rows, q_heads, dim = q.shape
+    if q.stride(2) != 1 or q.stride(1) != dim:
+        q = q.contiguous()
+    if out is None:
+        out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
+    caches = (k_cache, v_cache, block_tables, context_lens)
+    return _attend(q, caches, scale, max_context_len, _Rope(), out, **launch)
+
+
+def rope_decode_attention(
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_context_len: int,
+    *,
+    out: Tensor | None = None,
+    **launch: Unpack[Launch],
+) -> Tensor:
+    """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D].
+
+    The arguments are those of the twin in reference.py; slot_mapping is where the row's block table
+    puts its last token. Otherwise as above.
+    """
+    _, kv_heads, _, dim = k_cache.shape
+    rows, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
+    if qkv.stride(1) != 1:
+        qkv = qkv.contiguous()
+    if out is None:
+        out = torch.empty(rows, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
+    caches = (k_cache, v_cache, block_tables, context_lens)
+    rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
+    return _attend(qkv, caches, scale, max_context_len, rope, out, **launch)
+
+
+def _attend(
+    source: Tensor,
+    caches: tuple[Tensor, Tensor, Tensor, Tensor],
+    scale: float,
+    max_context_len: int,
+    rope: _Rope,
+    out: Tensor,
+    *,
     pdl: bool = False,
     level: int | None = None,
     tile: int | None = None,
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> Tensor:
-    """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
-
-    The arguments are those of the twin in reference.py; scale > 0. max_context_len only bounds the
-    grid and the workspace (R * Hq * S * D' fp32, S <= 32), so a captured graph passes the largest
-    there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor. pdl: launch
-    dependent on the kernel before (every kernel of the chain must wait for its predecessor).
-    level (0 to 2: a split is a tile, a unit, a super), tile (a divisor of UNIT), num_warps,
-    num_stages: for tuning. Tile and warps are part of the order of summation; level and stages are
-    not, and results do not depend on them.
-    Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
-    """
-    rows, q_heads, dim = q.shape
+    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope."""
+    rows, q_heads, dim = out.shape
+    k_cache, _, block_tables, context_lens = caches
     _, kv_heads, block_size, _ = k_cache.shape
-    check_supported(dim, q.dtype, block_size, q_heads // kv_heads)
-    if q.stride(2) != 1 or q.stride(1) != dim:
-        q = q.contiguous()
-    if out is None:
-        out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
+    check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
     tile = tile or tile_tokens(dim, k_cache.dtype)
     if UNIT % tile:
         raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
@@ -337,7 +467,7 @@ def decode_attention(
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
         dtype=torch.float32,
-        device=q.device,
+        device=source.device,
     )
     stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
     launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
@@ -347,11 +477,11 @@ def decode_attention(
     }  # fmt: skip
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
-            q, k_cache, v_cache, block_tables, context_lens, out, partial, stats,
-            scale * _LOG2E, q.stride(0), block_tables.stride(0), splits,
+            source, *caches, out, partial, stats, *rope,
+            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits,
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=num_stages,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=num_warps, **shape, **launch,
+            PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
+            ROPE=rope.q_norm is not None, num_warps=num_warps, **shape, **launch,
         )  # fmt: skip
     if rows and splits > 1:
         heads, warps = merge_shape(rows, q_heads)

@@ -64,6 +64,23 @@ class Ops(Protocol):
         max_context_len: int,
     ) -> Tensor: ...
 
+    def rope_decode_attention(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_context_len: int,
+    ) -> Tensor: ...
+
     def prefill_attention(
         self,
         q: Tensor,

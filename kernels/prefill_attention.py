@@ -49,7 +49,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .decode_attention import _split_length
+from .decode_attention import least_multiple
 from .prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
 from .support import check_supported
 
@@ -183,7 +183,7 @@ def _prefill_kernel(
     active = (token < new) & (new >= LEAST) & (new <= MOST)
     if SPLIT:
         sp = tl.program_id(2)
-        split = _split_length(context, SPLIT, SPLIT, SPLITS, False)
+        split = least_multiple(context, SPLIT, SPLITS)
         begin = sp * split
         active = active & (begin < end)
         end = tl.minimum(end, begin + split)

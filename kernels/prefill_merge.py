@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_attention import _split_length
+from .decode_attention import least_multiple
 
 MAX_SPLITS = 16  # of a query; longer contexts have longer splits
 
@@ -53,7 +53,7 @@ def _merge_kernel(
     stop = tl.load(starts_ptr + row + 1).to(tl.int32)
     context = tl.load(contexts_ptr + row).to(tl.int32)
     position = context - (stop - token)
-    count = position // _split_length(context, SPLIT, SPLIT, SPLITS, False) + 1
+    count = position // least_multiple(context, SPLIT, SPLITS) + 1
     if (token < stop) & (count > 1):
         which = token.to(tl.int64) * tl.num_programs(0) + head
         rs = tl.arange(0, SPLITS)

@@ -6,7 +6,11 @@
     result   [T, Hq, D], the rotated q
 
 One program takes a few heads of one token, all of one kind (q, k or v). Norm and rotation are fp32
-and rounded once; v is copied. A head's result depends on that head alone.
+and rounded once; v is copied.
+
+Invariant: a head's result depends on that head alone, bit for bit, whatever kernel computes it and
+however its elements lie on the threads: squares are added along a fixed tree, and where a product
+meets a sum it is said which of them fuse. Decode attention calls the same functions.
 
 Sources: RMSNorm (Zhang and Sennrich, 2019); RoFormer (Su et al., 2021), halves rotated as in Llama.
 """
@@ -25,7 +29,65 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .support import check_supported
 
 
-@triton.jit(do_not_specialize=["stride"])
+@triton.jit
+def load_halves(ptr, D: tl.constexpr, HALF: tl.constexpr):
+    """The two halves of a vector of D (a norm's weights, cosines and sines): [HALF] fp32 each."""
+    rd = tl.arange(0, HALF)
+    first = tl.load(ptr + rd, mask=rd < D // 2, other=0.0)
+    second = tl.load(ptr + D // 2 + rd, mask=rd < D // 2, other=0.0)
+    return first.to(tl.float32), second.to(tl.float32)
+
+
+@triton.jit
+def head_elements(heads, stride, some, D: tl.constexpr, HALF: tl.constexpr):
+    """Offsets [heads, 2, HALF] of the elements of some heads, `stride` apart, and which there are.
+
+    The halves are an axis of their own, each padded to a power of two."""
+    side = tl.arange(0, 2)[None, :, None]
+    rd = tl.arange(0, HALF)[None, None, :]
+    ok = some[:, None, None] & (side < 2) & (rd < D // 2)
+    return heads[:, None, None] * stride + side * (D // 2) + rd, ok
+
+
+@triton.jit
+def load_heads(ptr, heads, some, D: tl.constexpr, HALF: tl.constexpr):
+    """Heads of one token, and the same with their halves exchanged: [heads, 2, HALF] each."""
+    at, ok = head_elements(heads, D, some, D, HALF)
+    side = tl.arange(0, 2)[None, :, None]
+    x = tl.load(ptr + at, mask=ok, other=0.0)
+    return x, tl.load(ptr + at + (1 - 2 * side) * (D // 2), mask=ok, other=0.0)
+
+
+@triton.jit
+def norm_rope(x, exchanged, w1, w2, cos, sin, eps, D: tl.constexpr):
+    """RMSNorm of each head of x [heads, 2, HALF], then its rotation; fp32, for the caller to round.
+
+    x and exchanged: of load_heads; w1, w2, cos, sin: [HALF] each, of load_halves."""
+    f = x.to(tl.float32)
+    mean = tl.fma(_sum_of_squares(f), 1.0 / D, eps)
+    scale = tl.broadcast_to(tl.rsqrt(mean)[:, :, None], f.shape)
+    first = tl.arange(0, 2)[None, :, None] == 0
+    w = tl.where(first, w1[None, None, :], w2[None, None, :])
+    w_exchanged = tl.where(first, w2[None, None, :], w1[None, None, :])
+    turn = tl.where(first, -sin[None, None, :], sin[None, None, :])
+    turned = exchanged.to(tl.float32) * scale * w_exchanged * turn
+    return tl.fma(f * scale * w, tl.broadcast_to(cos[None, None, :], f.shape), turned)
+
+
+@triton.jit
+def _sum_of_squares(f):
+    """[heads, 2, HALF] fp32 -> [heads, 1]. Neighbours first: a sum of two is the same either way
+    round, so no layout changes it. As an fma with 0, no square fuses with the addition after it."""
+    squares = tl.fma(f, f, tl.zeros_like(f))
+    squares = tl.reshape(squares, [f.shape[0], 2 * f.shape[2]])
+    for _ in tl.static_range(8):  # 2**8: the largest head
+        if squares.shape[1] > 1:
+            pairs = tl.reshape(squares, [squares.shape[0], squares.shape[1] // 2, 2])
+            squares = tl.sum(pairs, 2)
+    return squares
+
+
+@triton.jit
 def _qk_norm_rope_kernel(
     qkv_ptr, q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr,
     eps, stride,
@@ -36,45 +98,28 @@ def _qk_norm_rope_kernel(
     token = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * HP
     heads = first + tl.arange(0, HP)
-    rd = tl.arange(0, HALF)
-    lane = rd < D // 2
-    ok = lane[None, :] & (heads < HQ + 2 * HKV)[:, None]
+    some = heads < HQ + 2 * HKV
     # Norm weights never change: they may be fetched before the kernel ahead has finished.
-    norm_ptr = k_norm_ptr if first >= HQ else q_norm_ptr
-    w1 = tl.load(norm_ptr + rd, mask=lane, other=0.0).to(tl.float32)
-    w2 = tl.load(norm_ptr + D // 2 + rd, mask=lane, other=0.0).to(tl.float32)
+    w1, w2 = load_halves(k_norm_ptr if first >= HQ else q_norm_ptr, D, HALF)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    source = qkv_ptr + token * stride + heads[:, None] * D + rd[None, :]
-    x1 = tl.load(source, mask=ok, other=0.0)
-    x2 = tl.load(source + D // 2, mask=ok, other=0.0)
     slot = tl.load(slots_ptr + token).to(tl.int64)
+    position = tl.load(positions_ptr + token).to(tl.int64)
     cell = (slot // BS * HKV * BS + slot % BS) * D
+    x, exchanged = load_heads(qkv_ptr + token * stride, heads, some, D, HALF)
     if first >= HQ + HKV:
-        offset = cell + (heads - HQ - HKV)[:, None] * (BS * D) + rd[None, :]
-        tl.store(v_ptr + offset, x1.to(v_ptr.dtype.element_ty), mask=ok)
-        tl.store(v_ptr + offset + D // 2, x2.to(v_ptr.dtype.element_ty), mask=ok)
+        at, ok = head_elements(heads - HQ - HKV, BS * D, some, D, HALF)
+        tl.store(v_ptr + cell + at, x.to(v_ptr.dtype.element_ty), mask=ok)
     else:
-        angle = cos_sin_ptr + tl.load(positions_ptr + token).to(tl.int64) * D + rd
-        cos = tl.load(angle, mask=lane, other=0.0)[None, :]
-        sin = tl.load(angle + D // 2, mask=lane, other=0.0)[None, :]
-        f1 = x1.to(tl.float32)
-        f2 = x2.to(tl.float32)
-        mean = (tl.sum(f1 * f1, 1) + tl.sum(f2 * f2, 1)) / D
-        scale = tl.rsqrt(mean + eps)[:, None]
-        f1 = f1 * scale * w1[None, :]
-        f2 = f2 * scale * w2[None, :]
-        y1 = f1 * cos - f2 * sin
-        y2 = f2 * cos + f1 * sin
+        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+        y = norm_rope(x, exchanged, w1, w2, cos, sin, eps, D)
         if first >= HQ:
-            offset = cell + (heads - HQ)[:, None] * (BS * D) + rd[None, :]
-            tl.store(k_ptr + offset, y1.to(k_ptr.dtype.element_ty), mask=ok)
-            tl.store(k_ptr + offset + D // 2, y2.to(k_ptr.dtype.element_ty), mask=ok)
+            at, ok = head_elements(heads - HQ, BS * D, some, D, HALF)
+            tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
         else:
-            target = q_ptr + (token * HQ + heads[:, None]) * D + rd[None, :]
-            tl.store(target, y1.to(q_ptr.dtype.element_ty), mask=ok)
-            tl.store(target + D // 2, y2.to(q_ptr.dtype.element_ty), mask=ok)
+            at, ok = head_elements(heads, D, some, D, HALF)
+            tl.store(q_ptr + token * (HQ * D) + at, y.to(q_ptr.dtype.element_ty), mask=ok)
 
 
 def launch_shape(tokens: int, q_heads: int, kv_heads: int) -> tuple[int, int]:

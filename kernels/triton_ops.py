@@ -125,6 +125,39 @@ class TritonOps:
             pdl=self.pdl and q.shape[0] < _ATTENTION_ALONE,
         )
 
+    def rope_decode_attention(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_context_len: int,
+    ) -> Tensor:
+        return decode_attention.rope_decode_attention(
+            qkv,
+            q_norm,
+            k_norm,
+            eps,
+            cos_sin,
+            positions,
+            slot_mapping,
+            k_cache,
+            v_cache,
+            block_tables,
+            context_lens,
+            scale,
+            max_context_len,
+            pdl=self.pdl and qkv.shape[0] < _ATTENTION_ALONE,
+        )
+
     def prefill_attention(
         self,
         q: Tensor,

@@ -208,27 +208,54 @@ def _decode(
     return call
 
 
+def _rope_decode(
+    rows: int,
+    group: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype = torch.bfloat16,
+    **launch: Any,
+) -> Callable[[], object]:
+    def call() -> object:
+        from quire.kernels.decode_attention import rope_decode_attention
+
+        cache, norm = _caches(64, 8, block_size, dim, dtype), empty(dim, dtype=dtype)
+        qkv = empty(rows, (8 * group + 16) * dim, dtype=dtype)
+        angles = empty(4096, dim, dtype=torch.float32)
+        ints, slots = empty(rows, dtype=_INT), empty(rows, dtype=torch.int64)
+        table = empty(rows, 64, dtype=_INT)
+        return rope_decode_attention(
+            qkv, norm, norm, 1e-6, angles, ints, slots, cache, cache, table, ints, 0.1, 4096,
+            **launch,
+        )  # fmt: skip
+
+    return call
+
+
 @cases(hot=True)
 def hot_decode() -> Calls:
-    for level in (0, 1, 2):
-        for group in (2, 4):
-            for pdl in (False, True):
-                yield (
-                    f"decode D128 G{group} level {level} pdl {pdl}",
-                    _decode(64, group, 128, 64, level=level, pdl=pdl),
-                )
-    yield "decode D64 G2 block 16", _decode(64, 2, 64, 16)
+    for name, make in (("decode", _decode), ("rope-decode", _rope_decode)):
+        for level in (0, 1, 2):
+            for group in (2, 4):
+                for pdl in (False, True):
+                    yield (
+                        f"{name} D128 G{group} level {level} pdl {pdl}",
+                        make(64, group, 128, 64, level=level, pdl=pdl),
+                    )
+        yield f"{name} D64 G2 block 16", make(64, 2, 64, 16)
 
 
 @cases(hot=False)
 def other_decode() -> Calls:
     for dim in (16, 32, 96, 256):
         yield f"decode D{dim}", _decode(64, 2, dim, 64)
+        yield f"rope-decode D{dim}", _rope_decode(64, 2, dim, 64)
     for block_size in (16, 32, 128, 256):
         yield f"decode block {block_size}", _decode(64, 2, 128, block_size)
     for dtype in (torch.float16, torch.float32):
         for dim in (64, 128, 256):
             yield f"decode {dtype} D{dim}", _decode(64, 16, dim, 64, dtype)
+            yield f"rope-decode {dtype} D{dim}", _rope_decode(64, 16, dim, 64, dtype)
 
 
 def _prefill(

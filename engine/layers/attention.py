@@ -12,12 +12,30 @@ from quire.kernels.ops import Ops
 
 
 def paged_attention(
-    ops: Ops, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch, scale: float
+    ops: Ops,
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    eps: float,
+    rope: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
 ) -> Tensor:
-    """q: [T, Hq, D], cache already written -> [T, Hq * D]."""
+    """Norm of q and k, rotation, cache write and attention of a step's tokens.
+
+    qkv: [T, (Hq + 2 * Hkv) * D]; q_norm, k_norm: [D]; rope: [positions, D];
+    caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D].
+    """
+    written = (
+        qkv, q_norm, k_norm, eps, rope, batch.positions, batch.slot_mapping, k_cache, v_cache
+    )  # fmt: skip
+    if batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
+        rows = (batch.block_tables, batch.context_lens)
+        return ops.rope_decode_attention(*written, *rows, scale, batch.max_context_len).flatten(1)
+    q = ops.qk_norm_rope_kv_write(*written)
     decode = batch.num_decode_rows
-    if decode == batch.num_rows:
-        return _decode(ops, q, k_cache, v_cache, batch, scale).flatten(1)
     if decode == 0:
         return _prefill(ops, q, k_cache, v_cache, batch, scale).flatten(1)
     # Two kernels, one result: decode rows come first.

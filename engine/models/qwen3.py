@@ -2,9 +2,9 @@
 
 Invariant: `forward` only enqueues work: it reads nothing back from the device, and all it touches
 beside its arguments has a fixed address, so that a step can be captured. One layer is four products
-with what stands around them fused in, one write of keys and values, and attention:
+with what stands around them fused in, and attention, with the write of keys and values before it:
 
-    residual -> norm, qkv -> q/k norm, rotation, cache write -> attention -> o, + residual
+    residual -> norm, qkv -> q/k norm, rotation, cache write, attention -> o, + residual
              -> norm, gate and up, silu * -> down, + residual
 """
 
@@ -99,18 +99,18 @@ class Qwen3Layer:
     ) -> Tensor:
         """residual: [T, H]; caches: [num_blocks, Hkv, block_size, D] -> [T, H]."""
         qkv = self.qkv(residual, self.input_norm, self._eps)
-        q = self._ops.qk_norm_rope_kv_write(
+        attended = paged_attention(
+            self._ops,
             qkv,
             self.q_norm,
             self.k_norm,
             self._eps,
             rope,
-            batch.positions,
-            batch.slot_mapping,
             k_cache,
             v_cache,
+            batch,
+            self._scale,
         )
-        attended = paged_attention(self._ops, q, k_cache, v_cache, batch, self._scale)
         residual = self.o(attended, residual)
         activated = self.gate_up(residual, self.post_norm, self._eps, silu=True)
         return self.down(activated, residual)
