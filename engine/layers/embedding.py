@@ -37,7 +37,7 @@ class VocabTable:
     def embed(self, token_ids: Tensor) -> Tensor:
         """[T] int32 -> [T, hidden]."""
         if self._world.size == 1:
-            return F.embedding(token_ids, self.weight)
+            return self.weight[token_ids]  # of a few rows far faster on a device than F.embedding
         return self._world.all_reduce(self.embed_part(token_ids))
 
     def embed_part(self, token_ids: Tensor) -> Tensor:
