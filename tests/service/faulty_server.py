@@ -9,13 +9,12 @@ the interpreter's lock all the while); lost (the device is).
 import ctypes
 import sys
 import threading
-from typing import Any
 
 from fake_engine import Builder, Device, DeviceLost, Pending
 
-from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.plan import StepPlan, StepResult
+from quire.engine.thread_link import ThreadLink
 from quire.service import process, server
 from quire.service.settings import ServiceConfig, Settings
 
@@ -57,11 +56,9 @@ def main() -> int:
     fault, bounds = sys.argv[1], [float(word) for word in sys.argv[2:]] or [0.0, 0.0]
     device = FaultyDevice(fault)
 
-    def engine(config: EngineConfig) -> AsyncEngine:
-        return AsyncEngine(config, Builder(device))
+    def make_link(config: EngineConfig) -> ThreadLink:
+        return ThreadLink(config, Builder(device))
 
-    replaced: Any = process
-    replaced.AsyncEngine = engine
     server._ENGINE_STOP = 0.5
     service = ServiceConfig(
         port=0,
@@ -69,7 +66,8 @@ def main() -> int:
         watchdog_seconds=bounds[0],
         watchdog_exit_seconds=bounds[1],
     )
-    return process.serve_forever(Settings(EngineConfig(block_size=16, num_blocks=512), service))
+    settings = Settings(EngineConfig(block_size=16, num_blocks=512), service)
+    return process.serve_forever(settings, make_link)
 
 
 if __name__ == "__main__":

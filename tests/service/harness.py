@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
+from quire.engine.thread_link import ThreadLink
 from quire.service import pocket_model
 from quire.service.models import ResolvedModel
 from quire.service.server import Server
@@ -86,7 +87,7 @@ async def serving(
     device = device or Device()
     chosen = settings(engine, **service)
     resolved = ResolvedModel("fake", "fake", pocket_model.directory())
-    async_engine = AsyncEngine(chosen.engine, Builder(device, before))
+    async_engine = AsyncEngine(ThreadLink(chosen.engine, Builder(device, before)))
     server = Server(chosen, resolved, async_engine, tracer)
     await server.open(2048)
     if load:

@@ -20,8 +20,9 @@ from storm import FaultyDevice, Poison
 
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.request import Request
+from quire.engine.thread_link import stack_of
 from quire.service.metrics import QuireCollector, Sources
-from quire.service.watchdog import Verdict, Watchdog, stack_of
+from quire.service.watchdog import Verdict, Watchdog
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
