@@ -17,18 +17,19 @@ from pathlib import Path
 
 from quire.engine import busy
 from quire.engine.busy import BusyMark
-from quire.engine.errors import ConfigError
 
 _STANDARD_ERROR = 2
 
 
 class Child:
-    """Starts when made. `socket` and `busy` are this side's ends."""
+    """Starts when made. `socket` and `busy` are this side's ends. For POSIX systems.
+
+    To be made by a thread that lives as long as the child: Linux can tell a child of the end of
+    the thread that has started it, not of the process (prctl(2), PR_SET_PDEATHSIG).
+    """
 
     def __init__(self, program: Sequence[str]) -> None:
         """program: a command line, to which the numbers of the two descriptors are added."""
-        if os.name != "posix":
-            raise ConfigError("a process for the engine needs a POSIX system")
         self.socket, theirs = socket.socketpair()
         with theirs, _shared_memory(busy.SIZE) as memory:
             self.busy = BusyMark(memoryview(mmap.mmap(memory, busy.SIZE)))

@@ -11,6 +11,7 @@ answer. SIGUSR1 writes the stacks of all threads to standard error.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import mmap
@@ -18,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import NoReturn
@@ -32,6 +34,7 @@ from quire.engine.request import Output
 
 EXIT_OK, EXIT_DEAD, EXIT_REFUSED, EXIT_ORPHANED = 0, 1, 2, 3
 _STANDARD_ERROR = 2
+_PR_SET_PDEATHSIG = 1
 _LAST_WORDS = 5.0  # seconds that a parent gets to take them
 _CHUNK = 1 << 18  # bytes read at once
 
@@ -194,6 +197,8 @@ def _prepare(parent: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR, all_threads=True)
     threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
 

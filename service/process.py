@@ -1,8 +1,9 @@
 """`quire serve` as a process: event loop, signals, exit code.
 
 Invariant: a process whose engine has died or hangs ends with another exit code than 0, whatever its
-threads do, and leaves no engine's process behind. The first SIGTERM or SIGINT drains, the second ends the process at once. Standard output
-carries one line, `serving MODEL on HOST:PORT`, when the server is ready.
+threads do, and however it ends it leaves no engine's process behind. The first SIGTERM or SIGINT
+drains, the second ends the process at once. Standard output carries one line,
+`serving MODEL on HOST:PORT`, when the server is ready.
 """
 
 import asyncio

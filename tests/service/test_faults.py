@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import torch
 from fake_engine import EOS, Device
@@ -474,6 +475,20 @@ def test_a_step_that_holds_its_own_interpreter_leaves_the_server_time_for_last_w
         code, errors = server.end()
         assert code == 1
         assert "the engine is given up" in errors and "in lock_twice" in errors
+
+
+def test_a_step_that_holds_its_own_interpreter_does_not_outlive_the_server() -> None:
+    with (
+        process("process", "grabs", "0.2", "0") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = stream(pb_grpc.InferenceServiceStub(channel))
+        (engine,) = psutil.Process(server.process.pid).children()
+        assert server.process.stderr is not None
+        assert any("in lock_twice" in line for line in server.process.stderr)
+        server.process.kill()
+        engine.wait(PATIENCE)
+        assert codes_of([call]) == {grpc.StatusCode.UNAVAILABLE}
 
 
 @PLACES
