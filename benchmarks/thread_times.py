@@ -39,7 +39,8 @@ class ThreadTimes:
 
 def _names() -> dict[int, str]:
     known = {t.native_id: t.name for t in threading.enumerate() if t.native_id is not None}
-    known[os.getpid()] = "event loop"  # the main thread's id is the process's
+    if threading.main_thread().name == "MainThread":  # nobody has given it another name
+        known[os.getpid()] = "event loop"
     return {i: "poller" if "poll" in name.lower() else name for i, name in known.items()}
 
 

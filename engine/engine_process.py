@@ -152,6 +152,8 @@ def run(
     load_builder: called at once, before the parent has said what to build: its imports take long.
     connection, mark: the file descriptors of the socket and of the BusyMark's memory.
     """
+    for descriptor in (connection, mark):  # or compilers that are run here would hold them open
+        os.set_inheritable(descriptor, False)
     parent = socket.socket(fileno=connection)
     _prepare(parent)
     builder = load_builder()

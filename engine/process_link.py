@@ -184,6 +184,8 @@ class ProcessLink:
             self._loop.remove_reader(self._child.socket)
             self._loop.remove_writer(self._child.socket)
             self._child.socket.close()
+            if self._ended and not self._ready.done():  # stopped while it was built
+                self._ready.set_exception(EngineDeadError("stopped"))
 
     # ------------------------------------------------------------ sight
 

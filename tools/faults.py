@@ -392,4 +392,45 @@ LOADING_AND_TEXT = (
     ),
 )
 
-FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *PADDING, *LOADING_AND_TEXT)
+FRAMES = ("tests/engine/test_process_frames.py",)
+PLACES = "tests/engine/test_places.py::test_"
+
+TWO_PROCESSES = (
+    Fault(
+        "quire: what a slow parent does not take is overwritten",
+        "engine/engine_process.py",
+        "self._late = batch if self._late is None else joined(self._late, batch)",
+        "self._late = batch",
+        FRAMES,
+    ),
+    Fault(
+        "quire: last words are said without what was kept",
+        "engine/engine_process.py",
+        "        self._socket.settimeout(_LAST_WORDS)\n        self._pack_late()\n",
+        "        self._socket.settimeout(_LAST_WORDS)\n",
+        FRAMES,
+    ),
+    Fault(
+        "quire: a joined output forgets its first token's time",
+        "engine/request.py",
+        "        if not self.token_ids:\n            self.first_token_at",
+        "        if later.token_ids:\n            self.first_token_at",
+        ("tests/service/test_output_times.py",),
+    ),
+    Fault(
+        "quire: a frozen child passes for an idle one",
+        "engine/process_link.py",
+        "return self._asked_since if since is None else since",
+        "return since",
+        (PLACES + "a_frozen_child_shows_as_busy_even_if_it_was_idle",),
+    ),
+    Fault(
+        "quire: a turn that leaves the engine idle says nothing",
+        "engine/engine_loop.py",
+        "if outputs or idle or overdue or self._map_asked:",
+        "if outputs or self._map_asked:",
+        (PLACES + "the_same_requests_get_the_same_answers_and_the_same_books",),
+    ),
+)
+
+FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *PADDING, *LOADING_AND_TEXT, *TWO_PROCESSES)

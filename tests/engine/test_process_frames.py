@@ -153,17 +153,21 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
 def test_last_words_come_after_all_others() -> None:
     parent, ours = socket.socketpair()
     with parent, ours:
-        channel = Channel(ours)
+        channel, published = Channel(ours), 0
         while channel._late is None:
             outputs = [Output(key, 0, token_ids=[1] * 50) for key in range(200)]
             channel.publish(Batch(outputs, EngineStats(), StepTimes()))
+            published += 50
         parent.setblocking(True)
         reader = socket_reader(parent)
-        next(reader)  # makes room: the rest can be sent
+        first = next(reader)  # makes room: the rest can be sent
         channel.close((wire.DIED, "id"))
         ours.close()
-        *batches, last = [kind for kind, *_ in reader]
-    assert last == wire.DIED and set(batches) == {wire.BATCH}
+        *rest, last = reader
+    batches = [wire.unpack_batch(message) for message in (first, *rest)]
+    said = [output for batch in batches for output in batch.outputs if output.key == 7]
+    assert sum(len(output.token_ids) for output in said) == published
+    assert last == (wire.DIED, "id")
 
 
 def socket_reader(parent: socket.socket) -> Iterator[wire.Message]:
