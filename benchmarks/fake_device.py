@@ -9,9 +9,9 @@ import dataclasses
 import time
 
 from quire.engine.block_pool import BlockPool
-from quire.engine.build import Progress
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
+from quire.engine.engine_loop import Progress
 from quire.engine.model_config import GenerationDefaults
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.scheduler import Scheduler

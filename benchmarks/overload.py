@@ -51,6 +51,7 @@ async def serve(options: dict[str, Any]) -> None:
 
     from quire.engine.async_engine import AsyncEngine
     from quire.engine.config import EngineConfig
+    from quire.engine.thread_link import ThreadLink
     from quire.service import pocket_model
     from quire.service.models import ResolvedModel
     from quire.service.server import Server
@@ -60,7 +61,7 @@ async def serve(options: dict[str, Any]) -> None:
         max_num_seqs=SLOTS, max_num_batched_tokens=2048, max_model_len=1024, num_blocks=4096
     )
     settings = Settings(config, ServiceConfig(port=0, **options))
-    engine = AsyncEngine(config, FakeBuilder(STEP_SECONDS))
+    engine = AsyncEngine(ThreadLink(config, FakeBuilder(STEP_SECONDS)))
     server = Server(settings, ResolvedModel("fake", "fake", pocket_model.directory()), engine)
     await server.open(1024)
     await server.load(VOCABULARY)

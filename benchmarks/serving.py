@@ -1,8 +1,9 @@
 """Tokens a second through gRPC, over the same requests straight on the engine, in one run.
 
-Both sides make text; max_num_seqs is the number of streams, which all begin at once. The server
-runs in one process (engine and front end), the clients in processes of their own. Straight runs
-and served runs alternate where the start is cheap (fake device), each on a fresh server.
+Both sides make text; max_num_seqs is the number of streams, which all begin at once. The engine
+runs where `quire serve` would have it (on a thread of the server, or in a process of its own), the
+clients in processes of their own. Straight runs and served runs alternate where the start is cheap
+(fake device), each on a fresh server.
 
     python benchmarks/serving.py                                   # the works of record, no GPU
     python benchmarks/serving.py --step-ms 10 --streams 64 256
@@ -85,6 +86,7 @@ class Setup:
     engine: dict[str, Any]
     clients: int
     verbose: bool
+    engine_process: bool
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def on_one_server(setup: Setup, works: list[Work]) -> list[Pair]:
         warm_up = replace(warm_up, output=8)
     job = {
         "step_ms": setup.step_ms,
+        "engine_process": setup.engine_process,
         "engine": setup.engine | {"max_num_seqs": works[0].streams},
         "straight": [w.plain() for w in (warm_up, *works)],
     }
@@ -249,9 +252,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="with --device cuda: works by number, from 0")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clients", type=int, help="processes; default 1, with cuda 4")
+    parser.add_argument(
+        "--engine-process", choices=("auto", "on", "off"), default="auto", help="auto: with cuda"
+    )
     parser.add_argument("--verbose", action="store_true", help="show what the processes log")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    apart = options.engine_process == "on"
+    if options.engine_process == "auto":
+        apart = options.device == "cuda"
     records: list[dict[str, Any]] = []
     table: list[list[object]] = []
 
@@ -265,7 +274,7 @@ def main() -> None:
     if options.device == "fake":
         for step_ms, work in fake_works(options):
             engine = {"num_blocks": work.streams * 64, "max_num_batched_tokens": 16_384}
-            setup = Setup(step_ms, engine, options.clients or 1, options.verbose)
+            setup = Setup(step_ms, engine, options.clients or 1, options.verbose, apart)
             note(work.name, "fake", pairs(setup, work, 1, options.runs))
     else:
         engine = {
@@ -273,7 +282,7 @@ def main() -> None:
             "device": "cuda",
             "max_num_batched_tokens": 16_384,
         }
-        setup = Setup(None, engine, options.clients or 4, options.verbose)
+        setup = Setup(None, engine, options.clients or 4, options.verbose, apart)
         chosen = [int(i) for i in options.only] if options.only else range(len(GPU_WORKS))
         for work in (GPU_WORKS[i] for i in chosen):
             name = work.name if work.name == "nano-256" else f"{work.streams} x {work.name}"

@@ -1,11 +1,13 @@
 """The server process of the serving benchmark: the engine straight, then the same one served.
 
-The engine is built on its own thread, and there, before it is handed to the server, it runs the
-works straight: its loop driven to the end, every token made into text, no event loop, no gRPC.
+The engine is built where it will be served from, on a thread or in a process of its own, and there,
+before it is handed to the server, it runs the works straight: its loop driven to the end, every
+token made into text, no event loop, no gRPC. What came of it is left in a file.
 Speaks JSON lines: says what came of the straight runs and the port; then, asked to `mark`, begins
 to count, and asked to `report`, says what was counted.
 
     python benchmarks/serving_server.py JSON
+    python benchmarks/serving_server.py JSON SCRATCH SOCKET MARK      # the engine's process
 """
 
 import asyncio
@@ -13,9 +15,11 @@ import gc
 import json
 import sys
 import tempfile
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,11 +29,17 @@ from serving_vocabulary import save_tokenizer
 from serving_work import Work
 from thread_times import ThreadTimes
 
-from quire.engine.async_engine import AsyncEngine, BuiltEngine
-from quire.engine.build import Progress, build_engine, model_config
+from quire.engine import engine_process
+from quire.engine.async_engine import AsyncEngine
+from quire.engine.build import build_engine
+from quire.engine.child import Child
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
+from quire.engine.engine_loop import BuiltEngine, Progress
+from quire.engine.process_link import ProcessLink
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.shape import model_config
+from quire.engine.thread_link import ThreadLink
 from quire.service import logs
 from quire.service import tokenizer as tokenizers
 from quire.service.models import ResolvedModel
@@ -44,16 +54,18 @@ MAX_MODEL_LEN = 4096
 class StraightRuns:
     """A builder that runs works on the engine before it gives it away."""
 
-    def __init__(self, build: Any, works: list[Work], pieces: Any) -> None:
-        self._build, self._works, self._pieces = build, works, pieces
-        self.results: list[dict[str, float]] = []
+    def __init__(self, build: Any, works: list[Work], scratch: Path) -> None:
+        self._build, self._works, self._scratch = build, works, scratch
 
     def __call__(self, config: EngineConfig, progress: Progress) -> BuiltEngine:
         engine: BuiltEngine = self._build(config, progress)
+        self._pieces = tokenizers.load(self._scratch, engine.info.vocab_size).text_pieces
         key = 1 << 40  # beyond what the server will give
+        results = []
         for work in self._works:
-            self.results.append(self._run(engine.core, work, key))
+            results.append(self._run(engine.core, work, key))
             key += work.streams
+        results_file(self._scratch).write_text(json.dumps(results))
         return engine
 
     def _run(self, core: EngineCore, work: Work, key: int) -> dict[str, float]:
@@ -94,47 +106,69 @@ class StraightRuns:
         }
 
 
+def results_file(scratch: Path) -> Path:
+    """What came of the straight runs."""
+    return scratch / "straight.json"
+
+
+def builder(job: dict[str, Any], scratch: Path) -> StraightRuns:
+    """Of the engine that the job asks for."""
+    step_ms = job["step_ms"]
+    build = build_engine if step_ms is None else FakeBuilder(step_ms / 1e3)
+    return StraightRuns(build, [Work(**plain) for plain in job["straight"]], scratch)
+
+
 class Counted:
     """What the server did between mark and report."""
 
-    def __init__(self, server: Server, engine: AsyncEngine) -> None:
-        self._server, self._engine = server, engine
+    def __init__(self, engine: AsyncEngine, child: Child | None) -> None:
+        self._engine = engine
         self._threads = ThreadTimes()
+        self._child = None if child is None else ThreadTimes(child.pid)
         self._steps = engine.stats().steps_total
 
     def report(self) -> dict[str, Any]:
-        """CPU share of each thread, and steps."""
+        """CPU share of each thread, the engine's process among them, and steps."""
         steps = self._engine.stats().steps_total - self._steps
-        return {"cpu": self._threads.shares(), "steps": steps}
+        cpu = self._threads.shares()
+        if self._child is not None:
+            cpu |= self._child.shares()
+        return {"cpu": cpu, "steps": steps}
 
 
-async def main(job: dict[str, Any], scratch: Path) -> None:
+async def main(job: dict[str, Any], scratch: Path, stack: ExitStack) -> None:
     config = EngineConfig(max_model_len=MAX_MODEL_LEN, **job["engine"])
     fake = job["step_ms"] is not None
     vocabulary = VOCAB_SIZE if fake else model_config(config).vocab_size
     save_tokenizer(scratch, vocabulary)
-    pieces = tokenizers.load(scratch, vocabulary).text_pieces
-    builder = StraightRuns(
-        FakeBuilder(job["step_ms"] / 1e3) if fake else build_engine,
-        [Work(**plain) for plain in job["straight"]],
-        pieces,
-    )
-    engine = AsyncEngine(config, builder)
+    child = None
+    if job["engine_process"]:
+        child = Child([sys.executable, __file__, json.dumps(job), str(scratch)])
+        stack.callback(child.end)
+        engine = AsyncEngine(ProcessLink(config, child))
+    else:
+        engine = AsyncEngine(ThreadLink(config, builder(job, scratch)))
     settings = Settings(config, ServiceConfig(port=0, reflection=False, max_waiting=1 << 20))
     server = Server(settings, ResolvedModel("benchmark", config.model, scratch), engine)
     await server.open(MAX_MODEL_LEN)
     await server.load(vocabulary)
-    say({"port": server.port, "straight": builder.results})
+    say({"port": server.port, "straight": json.loads(results_file(scratch).read_text())})
     gc.collect()
     gc.freeze()  # as `quire serve` does
-    loop, counted = asyncio.get_running_loop(), Counted(server, engine)
+    loop, counted = asyncio.get_running_loop(), Counted(engine, child)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if line.strip() == "mark":
-            counted = Counted(server, engine)
+            counted = Counted(engine, child)
             say({})
         else:
             say(counted.report())
     await server.stop()
+
+
+def be_the_child(job: dict[str, Any], scratch: Path, connection: int, mark: int) -> NoReturn:
+    """The engine's process."""
+    threading.current_thread().name = "quire-engine"
+    engine_process.run(lambda: builder(job, scratch), connection, mark)
 
 
 def say(message: dict[str, Any]) -> None:
@@ -143,9 +177,12 @@ def say(message: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     logs.set_up("text", "info")  # as it runs in production; the benchmark drops what it says
+    if sys.argv[2:]:
+        be_the_child(json.loads(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
     sys.setswitchinterval(_SWITCH_SECONDS)
     with (
         tempfile.TemporaryDirectory() as scratch_directory,
+        ExitStack() as stack,
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        runner.run(main(json.loads(sys.argv[1]), Path(scratch_directory)))
+        runner.run(main(json.loads(sys.argv[1]), Path(scratch_directory), stack))

@@ -1,10 +1,9 @@
-"""The asyncio face of the engine, and the thread behind it.
+"""The asyncio face of an engine, wherever it runs.
 
-Invariant: the engine is built on, and touched by, its own thread alone. What crosses is plain data:
-inward a list of commands under one short lock, outward one batch of outputs a step, delivered by
-one call into the event loop however many streams there are. On the loop's side each stream merges
-what has come until its reader takes it, so a slow reader gets larger updates, never a longer queue;
-and the pacer wakes readers only as fast as the loop can afford, so many streams do the same.
+Invariant: what crosses the link is plain data: commands inward, batches outward, one call a step
+however many streams there are. On this side each stream joins what has come until its reader takes
+it, so a slow reader gets larger updates, never a longer queue; and the pacer wakes readers only as
+fast as the loop can afford, so many streams do the same.
 
 `generate` is an async generator whose `finally` always aborts: the normal end, a cancelled call and
 an error are one path, and a stale abort is nothing.
@@ -12,62 +11,18 @@ an error are one path, and a stale abort is nothing.
 
 import asyncio
 import itertools
-import logging
 import secrets
-import threading
-import traceback
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from quire.engine.build import Progress, build_engine
-from quire.engine.config import EngineConfig
-from quire.engine.core import EngineCore
-from quire.engine.errors import EngineDeadError, QuireError
+from quire.engine.commands import Abort, AskBlockMap, Finish, Submit
+from quire.engine.engine_loop import Batch
+from quire.engine.errors import EngineDeadError
+from quire.engine.link import Link, Receiver
 from quire.engine.pacing import Pacer
 from quire.engine.request import GenerationRequest, Output
+from quire.engine.request_limits import RequestLimits
 from quire.engine.stats import EngineInfo, EngineStats
 from quire.engine.step_times import StepTimes
-
-log = logging.getLogger(__name__)
-
-# More outputs than this in a step are handed over only when the next one has been launched and the
-# thread waits for the device: the event loop's work on them would delay that launch.
-AT_ONCE = 16
-
-
-class BuiltEngine(Protocol):
-    """What the thread drives."""
-
-    core: EngineCore
-    info: EngineInfo
-
-    def stats(self) -> EngineStats: ...
-
-
-Builder = Callable[[EngineConfig, Progress], BuiltEngine]
-
-
-@dataclass(slots=True)
-class _Commands:
-    """What the event loop has asked for since the engine last looked."""
-
-    submit: list[GenerationRequest] = field(default_factory=list)
-    finish: list[tuple[int, int, int]] = field(default_factory=list)
-    abort: list[int] = field(default_factory=list)
-    block_map: bool = False
-    stop: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.submit or self.finish or self.abort or self.block_map or self.stop)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What one turn of the engine has to say."""
-
-    outputs: list[Output]
-    block_map: bytes | None = None
 
 
 class _Stream:
@@ -89,7 +44,7 @@ class _Stream:
         if waiting is None:
             self._pending[output.index] = output
         else:
-            merge(waiting, output)
+            waiting.join(output)
 
     def queue(self) -> bool:
         """Whether the pacer is to be told: there is news, and nobody on the way to take it."""
@@ -120,87 +75,53 @@ class _Stream:
         return taken
 
 
-def merge(first: Output, later: Output) -> None:
-    """Put a later output of the same index behind an earlier one."""
-    first.started = first.started or later.started
-    first.cached_tokens = max(first.cached_tokens, later.cached_tokens)
-    first.token_ids.extend(later.token_ids)
-    if later.logprobs is not None:
-        first.logprobs = [*(first.logprobs or []), *later.logprobs]
-    first.time = later.time
-    first.finish = later.finish
-    first.stop_token_id = later.stop_token_id
-    first.error_id = later.error_id
-    first.preemptions = max(first.preemptions, later.preemptions)
-    first.peak_blocks = max(first.peak_blocks, later.peak_blocks)
-
-
 class AsyncEngine:
-    """An engine on a thread of its own. All methods are to be called on one event loop."""
+    """One engine behind one link. All methods are to be called on one event loop."""
 
-    def __init__(self, config: EngineConfig, builder: Builder = build_engine) -> None:
-        self._config = config
-        self._builder = builder
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
-        self._commands = _Commands()
-        self._undelivered: list[_Batch] = []
-        self._held: _Batch | None = None  # the engine thread's, until it waits for the device
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._streams: dict[int, _Stream] = {}
         self._keys = itertools.count(1)
         self._stats = EngineStats()
+        self._step_times: StepTimes | None = None
         self._info: EngineInfo | None = None
-        self._engine: BuiltEngine | None = None
+        self._limits: RequestLimits | None = None
         self._block_maps: list[asyncio.Future[bytes]] = []
         self._dead: EngineDeadError | None = None
-        self._stopping = False
-        self.abandoned = False  # given up: the thread may be in its step for ever
-        self._thread: threading.Thread | None = None
+        self.abandoned = False  # given up: it may be in its step for ever
 
     # ------------------------------------------------------------ life
 
     async def start(self, progress: Callable[[str, float], None] | None = None) -> None:
-        """Load, size and warm up on the engine's thread.
+        """Load, size and warm up, at the link's other end.
 
         progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
         """
-        self._loop = asyncio.get_running_loop()
-        self._pacer = Pacer(self._loop.call_later)
-        self._died: asyncio.Future[str] = self._loop.create_future()
-        ready: asyncio.Future[EngineInfo] = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        self._pacer = Pacer(loop.call_later, self._link.loop_share)
+        self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)
-
-        def on_progress(stage: str, share: float) -> None:
-            self._loop.call_soon_threadsafe(report, stage, share)
-
-        self._thread = threading.Thread(
-            target=self._run, args=(ready, on_progress), name="quire-engine", daemon=True
-        )
-        self._thread.start()
-        self._info = await ready
+        info = await self._link.start(Receiver(self._deliver, self._on_death, report))
+        self._limits = RequestLimits(info.max_model_len, info.block_size, info.num_blocks)
+        self._info = info
 
     async def stop(self) -> None:
-        """End the thread. Open generate() calls get EngineDeadError."""
-        self._stopping = True
-        if self.abandoned:
-            return
-        with self._wake:
-            self._commands.stop = True
-            self._wake.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-        self._end_streams(EngineDeadError("stopped"))
+        """End the engine. Open generate() calls get EngineDeadError."""
+        await self._link.stop()
+        if self._dead is None:
+            self._end_streams(EngineDeadError("stopped"))
 
     def give_up(self) -> str:
-        """The thread is in a step that does not end: from here on the engine counts as dead, and
-        nobody waits for it. Open generate() calls get EngineDeadError. Returns the error's id."""
+        """The engine is in a step that does not end: from here on it counts as dead, and nobody
+        waits for it. Open generate() calls get EngineDeadError. Returns the error's id."""
         error = EngineDeadError(secrets.token_hex(4))
         self.abandoned = True
+        self._link.give_up()
         self._on_death(error)
         return error.error_id
 
     async def wait_dead(self) -> str:
-        """Returns, with the error's id, when the engine thread has ended by a fault."""
+        """Returns, with the error's id, when the engine has ended by a fault."""
         return await asyncio.shield(self._died)
 
     @property
@@ -218,11 +139,11 @@ class AsyncEngine:
 
     def check(self, request: GenerationRequest) -> None:
         """Raise RequestError if the request can never run."""
-        assert self._engine is not None
-        self._engine.core.scheduler.check(request)
+        assert self._limits is not None
+        self._limits.check(request)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Output], None]:
-        """Submit a request and yield what comes, merged to at most one output an index.
+        """Submit a request and yield what comes, joined to at most one output an index.
 
         Ends when each index has had its `finish` or was ended by finish(). Raises RequestError
         before anything is submitted, EngineDeadError if the engine ends under it.
@@ -233,7 +154,7 @@ class AsyncEngine:
         stream = _Stream(request.n)
         self._streams[request.key] = stream
         try:
-            self._send(submit=request)
+            self._link.send(Submit(request))
             while stream.open_indices:
                 outputs = await stream.take()
                 if stream.error is not None:
@@ -245,7 +166,7 @@ class AsyncEngine:
                     yield outputs
         finally:
             del self._streams[request.key]
-            self._send(abort=request.key)
+            self._link.send(Abort(request.key))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of its outputs (resumed ones not counted): a stop string was
@@ -254,59 +175,40 @@ class AsyncEngine:
         if stream is not None and index in stream.open_indices:
             stream.open_indices.discard(index)
             stream.wake()
-            self._send(finish=(key, index, kept))
-
-    def _send(
-        self,
-        submit: GenerationRequest | None = None,
-        finish: tuple[int, int, int] | None = None,
-        abort: int | None = None,
-    ) -> None:
-        with self._wake:
-            if submit is not None:
-                self._commands.submit.append(submit)
-            if finish is not None:
-                self._commands.finish.append(finish)
-            if abort is not None:
-                self._commands.abort.append(abort)
-            self._wake.notify()
+            self._link.send(Finish(key, index, kept))
 
     # ------------------------------------------------------------ sight
 
     def stats(self) -> EngineStats:
-        """The latest snapshot."""
+        """The latest snapshot that has come."""
         return self._stats
-
-    def busy_since(self) -> float | None:
-        """When the step that is running now began (time.monotonic), None between steps."""
-        return None if self._engine is None else self._engine.core.busy_since
 
     def step_times(self) -> StepTimes | None:
         """How long steps have taken so far; None before the engine is ready."""
-        return None if self._engine is None else self._engine.core.step_times
+        return self._step_times
 
-    @property
-    def thread(self) -> int | None:
-        """The ident of the engine's thread."""
-        return None if self._thread is None else self._thread.ident
+    def busy_since(self) -> float | None:
+        """Since when the engine has been at its present step (time.monotonic); None: idle."""
+        return self._link.busy_since()
+
+    def stack(self) -> str:
+        """Where the engine stands now, or where that is written."""
+        return self._link.stack()
 
     async def block_map(self) -> bytes:
         """One byte a block: 0 free, 1 cached, 2 in use, 3 shared."""
         if self._dead is not None:
             raise self._dead
-        answer: asyncio.Future[bytes] = self._loop.create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._block_maps.append(answer)
-        with self._wake:
-            self._commands.block_map = True
-            self._wake.notify()
+        self._link.send(AskBlockMap())
         return await answer
 
-    # ------------------------------------------------------------ delivery, on the event loop
+    # ------------------------------------------------------------ what the engine says
 
-    def _deliver(self) -> None:
-        with self._lock:
-            batches, self._undelivered = self._undelivered, []
+    def _deliver(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
+            self._stats, self._step_times = batch.stats, batch.step_times
             for output in batch.outputs:
                 stream = self._streams.get(output.key)
                 if stream is not None:
@@ -334,82 +236,3 @@ class AsyncEngine:
         self._end_streams(error)
         if not self._died.done():
             self._died.set_result(error.error_id)
-
-    # ------------------------------------------------------------ the engine's thread
-
-    def _run(self, ready: "asyncio.Future[EngineInfo]", progress: Progress) -> None:
-        try:
-            self._engine = self._builder(self._config, progress)
-        except BaseException as error:
-            self._call(_set_exception, ready, error)
-            return
-        self._stats = self._engine.stats()
-        self._call(_set_result, ready, self._engine.info)
-        try:
-            self._engine.core.before_wait = self._publish_held
-            while self._turn(self._engine):
-                pass
-        except BaseException as error:
-            self._publish_held()
-            error_id = secrets.token_hex(4)
-            log.critical("the engine thread has died (%s): %s", error_id, traceback.format_exc())
-            if isinstance(error, QuireError):
-                log.critical("%s", error)
-            self._call(self._on_death, EngineDeadError(error_id))
-
-    def _turn(self, engine: BuiltEngine) -> bool:
-        """Take commands, run one turn of the core, publish. False: stop."""
-        commands = self._take_commands(idle=not engine.core.scheduler.has_requests)
-        if commands.stop:
-            return False
-        scheduler = engine.core.scheduler
-        refused: list[Output] = []
-        for request in commands.submit:
-            refused += engine.core.submit(request)
-        for key, index, kept in commands.finish:
-            scheduler.finish(key, index, kept)
-        for key in commands.abort:
-            scheduler.abort(key)
-        outputs = refused + engine.core.step()
-        self._publish_held()  # where the turn had nothing to wait for
-        self._stats = engine.stats()
-        block_map = scheduler.pool.block_map() if commands.block_map else None
-        if outputs or block_map is not None:
-            self._held = _Batch(outputs, block_map)
-        if len(outputs) <= AT_ONCE or not scheduler.has_requests:
-            self._publish_held()
-        return True
-
-    def _publish_held(self) -> None:
-        if self._held is not None:
-            batch, self._held = self._held, None
-            self._publish(batch)
-
-    def _take_commands(self, *, idle: bool) -> _Commands:
-        with self._wake:
-            while idle and not self._commands:
-                self._wake.wait()
-            commands, self._commands = self._commands, _Commands()
-        return commands
-
-    def _publish(self, batch: _Batch) -> None:
-        """One call into the loop a step; none while the loop has not answered the last."""
-        with self._lock:
-            self._undelivered.append(batch)
-            first = len(self._undelivered) == 1
-        if first:
-            self._call(self._deliver)
-
-    def _call(self, function: Callable[..., None], *args: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, *args)
-
-
-def _set_result(future: "asyncio.Future[EngineInfo]", info: EngineInfo) -> None:
-    if not future.done():
-        future.set_result(info)
-
-
-def _set_exception(future: "asyncio.Future[EngineInfo]", error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

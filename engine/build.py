@@ -12,7 +12,6 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from quire.engine import sizing
 from quire.engine.block_pool import BlockPool
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
+from quire.engine.engine_loop import Progress
 from quire.engine.errors import ConfigError
 from quire.engine.forward_batch import ForwardBatch, KVCache
 from quire.engine.layers.parallel import World
@@ -30,14 +30,12 @@ from quire.engine.model_config import ModelConfig
 from quire.engine.models.registry import Model, build_model
 from quire.engine.runner import Runner
 from quire.engine.scheduler import Scheduler
+from quire.engine.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.slots import SlotState
 from quire.engine.stats import EngineInfo, EngineStats, snapshot
 from quire.kernels.ops import KernelsUnavailable, select
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, float], None]
-RANDOM_PREFIX = "random:"
 
 
 @dataclass(slots=True)
@@ -62,13 +60,6 @@ class Engine:
         )
 
 
-def model_config(config: EngineConfig) -> ModelConfig:
-    """The model's configuration, from its directory or its named random shape."""
-    if config.model.startswith(RANDOM_PREFIX):
-        return ModelConfig.named_shape(config.model.removeprefix(RANDOM_PREFIX))
-    return ModelConfig.from_directory(Path(config.model))
-
-
 def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None = None) -> Engine:
     """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is.
 
@@ -78,7 +69,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
     shape = model_config(config)
     device = sizing.resolve_device(config)
     dtype = sizing.resolve_dtype(config, shape, device)
-    max_model_len = sizing.resolve_max_model_len(config, shape)
+    max_model_len = resolve_max_model_len(config, shape)
     try:
         ops = select(device, pdl=_can_chain(device) if pdl is None else pdl)
     except KernelsUnavailable as error:

@@ -49,7 +49,6 @@ class EngineCore:
     def __init__(self, scheduler: Scheduler, runner: StepRunner, *, overlap: bool) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.busy_since: float | None = None  # when the wait for the present step began
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
         self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
@@ -57,7 +56,6 @@ class EngineCore:
 
     def step(self) -> list[Output]:
         """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
-        self.busy_since = time.monotonic()
         said: list[Output] = []
         try:
             self._turn(said)
@@ -65,8 +63,6 @@ class EngineCore:
             if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
                 raise
             said += self._fail(error)
-        finally:
-            self.busy_since = None
         return said
 
     def submit(self, request: GenerationRequest) -> list[Output]:
@@ -135,5 +131,5 @@ class EngineCore:
     def _stamp(outputs: list[Output]) -> list[Output]:
         now = time.monotonic()
         for output in outputs:
-            output.time = now
+            output.stamp(now)
         return outputs

@@ -7,7 +7,7 @@ QuireError
 ├── RequestError       a request that can never run: names the field, the value and the limit
 ├── CorruptStateError  the engine's books can not be trusted any more: the engine ends
 ├── StepError          a step failed; every request in flight ends with it; its id is in the log
-└── EngineDeadError    the engine thread is gone; nothing will be answered; its id is in the log
+└── EngineDeadError    the engine is gone; nothing will be answered; its id is in the log
 """
 
 
@@ -49,7 +49,7 @@ class StepError(QuireError):
 
 
 class EngineDeadError(QuireError):
-    """The engine thread has ended. `error_id` stands beside the trace in the log."""
+    """The engine has ended. `error_id` stands beside the trace in the log."""
 
     def __init__(self, error_id: str) -> None:
         super().__init__(f"the engine has stopped ({error_id})")

@@ -1,11 +1,12 @@
 """Which streams are woken when: the event loop's share of a core is kept below a bound.
 
-The loop and the engine's thread share one interpreter, so what the loop burns on many small
-messages the engine's host work waits for. The pacer keeps a bucket of the loop's CPU time: it fills
-with wall time at `SHARE`, and is drained by whatever the loop's thread really used. While there is
-credit, streams with news are woken, a few in each turn of the loop, so that new calls get their
-turns too; with none left they wait for it to fill, and what comes meanwhile is merged. So a lone
-stream gets each token at once, and a thousand get one larger delta where there is time for it.
+Where the loop and the engine's thread share one interpreter, what the loop burns on many small
+messages the engine's host work waits for; and where they do not, the loop itself has but one core.
+The pacer keeps a bucket of the loop's CPU time: it fills with wall time at its share of a core, and
+is drained by whatever the loop's thread really used. While there is credit, streams with news are
+woken, a few in each turn of the loop, so that new calls get their turns too; with none left they
+wait for it to fill, and what comes meanwhile is merged. So a lone stream gets each token at once,
+and a thousand get one larger delta where there is time for it.
 
 Invariant: a stream that was added is woken once, in the order of adding, but that those with first
 words get three places in four; and within about `PATIENCE` (four times that under a flood of new
@@ -18,7 +19,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-SHARE = 0.25  # of one core, for the event loop's thread
+# Of one core, for the event loop's thread:
+THREAD_SHARE = 0.25  # where the engine's thread is in the same interpreter
+PROCESS_SHARE = 0.6  # where it has a process of its own: the rest is for new calls
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses
@@ -40,11 +43,13 @@ class Pacer:
     def __init__(
         self,
         call_later: Callable[[float, Callable[[], None]], object],
+        share: float = THREAD_SHARE,
         wall: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        """wall and cpu: seconds; cpu is what the calling thread has used."""
+        """share: of one core. wall and cpu: seconds; cpu is what the calling thread has used."""
         self._call_later = call_later
+        self._share = share
         self._wall, self._cpu = wall, cpu
         self._first: deque[Wakeable] = deque()
         self._later: deque[Wakeable] = deque()
@@ -78,7 +83,7 @@ class Pacer:
             self._wake(SLICE)
             pause = 0.0
         else:
-            pause = min(max(-self._credit / SHARE, _LEAST_PAUSE), LONGEST_PAUSE)
+            pause = min(max(-self._credit / self._share, _LEAST_PAUSE), LONGEST_PAUSE)
         if self._first or self._later:
             self._scheduled = True
             self._call_later(pause, self._turn if pause == 0 else self._after_pause)
@@ -96,8 +101,8 @@ class Pacer:
 
     def _settle(self) -> None:
         wall, cpu = self._wall(), self._cpu()
-        self._credit += SHARE * (wall - self._wall_seen) - (cpu - self._cpu_seen)
-        self._credit = max(min(self._credit, BURST), -SHARE * LONGEST_PAUSE)
+        self._credit += self._share * (wall - self._wall_seen) - (cpu - self._cpu_seen)
+        self._credit = max(min(self._credit, BURST), -self._share * LONGEST_PAUSE)
         self._wall_seen, self._cpu_seen = wall, cpu
 
     def _wake(self, count: int) -> None:

@@ -107,22 +107,48 @@ class Output:
 
     `started` marks the first time this index was scheduled; `cached_tokens` are its prefix hit.
     `finish` is set once, in the last output of the index. `stop_token_id`: the EOS or stop id that
-    ended it (it is the last of token_ids). `time`: the clock (time.monotonic) of the step's end,
-    or of scheduling for `started`.
+    ended it (it is the last of token_ids).
+
+    Times are time.monotonic(): of scheduling for `started`, else of the end of the step. `time` is
+    that of the last thing said; `started_at` and `first_token_at` those of `started` and of the
+    first of token_ids, whatever was joined to them since.
     """
 
     key: int
     index: int
     time: float = 0.0
-    started: bool = False
-    cached_tokens: int = 0
+    first_token_at: float = 0.0
     token_ids: list[int] = field(default_factory=list)
+    preemptions: int = 0
+    peak_blocks: int = 0
+    started: bool = False
+    started_at: float = 0.0
+    cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     error_id: str | None = None
-    preemptions: int = 0
-    peak_blocks: int = 0
+
+    def stamp(self, now: float) -> None:
+        """All that it says, it says now."""
+        self.time = self.first_token_at = self.started_at = now
+
+    def join(self, later: "Output") -> None:
+        """Put a later output of the same index behind this one."""
+        if later.started:
+            self.started, self.started_at = True, later.started_at
+        if not self.token_ids:
+            self.first_token_at = later.first_token_at
+        self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
+        self.token_ids.extend(later.token_ids)
+        if later.logprobs is not None:
+            self.logprobs = [*(self.logprobs or []), *later.logprobs]
+        self.time = later.time
+        self.finish = later.finish
+        self.stop_token_id = later.stop_token_id
+        self.error_id = later.error_id
+        self.preemptions = max(self.preemptions, later.preemptions)
+        self.peak_blocks = max(self.peak_blocks, later.peak_blocks)
 
 
 class Status(enum.Enum):

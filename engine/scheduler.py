@@ -22,10 +22,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from quire.engine.block_pool import BlockPool
-from quire.engine.errors import CorruptStateError, RequestError
+from quire.engine.errors import CorruptStateError
 from quire.engine.plan import BlockUpdate, PlanRow, StepPlan, StepResult
 from quire.engine.request import (
-    MAX_ENDING_IDS,
     FinishReason,
     GenerationRequest,
     Output,
@@ -33,6 +32,7 @@ from quire.engine.request import (
     Status,
     TokenLogprob,
 )
+from quire.engine.request_limits import RequestLimits
 from quire.engine.waiting_queue import WaitingQueue
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Scheduler:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_model_len = max_model_len
+        self.limits = RequestLimits(max_model_len, pool.block_size, pool.num_usable)
         self.two_phase = two_phase
         self.counters = SchedulerCounters()
         self._waiting = WaitingQueue()
@@ -101,38 +101,7 @@ class Scheduler:
 
     def check(self, spec: GenerationRequest) -> None:
         """Raise RequestError if the request can never run. Needs no state; any thread may call."""
-        prompt, params = len(spec.prompt_token_ids), spec.sampling
-        if prompt == 0:
-            raise RequestError("prompt", "is empty: at least one token is needed")
-        if params.max_tokens < 1:
-            raise RequestError("max_tokens", f"{params.max_tokens} is below 1")
-        if len(params.ending_ids) > MAX_ENDING_IDS:
-            raise RequestError(
-                "stop_token_ids",
-                f"{len(params.ending_ids)} with the EOS ids; at most {MAX_ENDING_IDS} can be held",
-            )
-        if spec.n < 1 or (spec.n > 1 and spec.resume_token_ids):
-            limit = "exactly 1 with resume_token_ids" if spec.resume_token_ids else "at least 1"
-            raise RequestError("n", f"{spec.n}: must be {limit}")
-        if len(spec.resume_token_ids) > params.max_tokens:
-            raise RequestError(
-                "resume_token_ids",
-                f"{len(spec.resume_token_ids)} ids are more than max_tokens = {params.max_tokens}",
-            )
-        total = prompt + params.max_tokens
-        if total > self.max_model_len:
-            raise RequestError(
-                "max_tokens",
-                f"prompt ({prompt}) + max_tokens ({params.max_tokens}) = {total} tokens exceed "
-                f"max_model_len = {self.max_model_len}",
-            )
-        needed, usable = self.pool.blocks_needed(total - 1), self.pool.num_usable
-        if needed > usable:
-            raise RequestError(
-                "max_tokens",
-                f"prompt ({prompt}) + max_tokens ({params.max_tokens}) = {total} tokens need "
-                f"{needed} cache blocks of {self.pool.block_size}; the cache has {usable}",
-            )
+        self.limits.check(spec)
 
     def submit(self, spec: GenerationRequest) -> None:
         """Queue all indices of a request, or raise RequestError (see check) and keep no state."""

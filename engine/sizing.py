@@ -14,6 +14,7 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model_config import ModelConfig
+from quire.engine.shape import resolve_max_model_len
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _GIB = 1 << 30
@@ -69,18 +70,6 @@ def resolve_cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype
     """The data type of keys and values: the model's, but float32 on a CPU, whose attention
     computes in it: a narrower cache would be widened again in every step."""
     return torch.float32 if device.type == "cpu" else dtype
-
-
-def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """Most tokens of a request. Raises ConfigError beyond what the model was made for."""
-    limit = model.max_position_embeddings
-    if config.max_model_len is None:
-        return limit
-    if config.max_model_len > limit:
-        raise ConfigError(
-            f"max_model_len = {config.max_model_len}: the model has {limit} positions"
-        )
-    return config.max_model_len
 
 
 def cache_blocks(

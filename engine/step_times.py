@@ -15,6 +15,7 @@ BOUNDS = (
     *(0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 KINDS = ("decode", "prefill", "mixed")
+Values = list[tuple[list[int], float]]
 
 
 def kind_of(plan: StepPlan) -> str:
@@ -30,6 +31,18 @@ class StepTimes:
     def __init__(self) -> None:
         self.histograms = {kind: Histogram(BOUNDS) for kind in KINDS}
         self._last_end = 0.0
+
+    @classmethod
+    def of(cls, values: Values) -> "StepTimes":
+        """A copy made of what `values` gave, perhaps in another process."""
+        times = cls()
+        for histogram, (counts, seconds) in zip(times.histograms.values(), values, strict=True):
+            histogram.counts, histogram.sum = counts, seconds
+        return times
+
+    def values(self) -> Values:
+        """Counts and sum of each kind, in order, as plain data."""
+        return [(h.counts, h.sum) for h in self.histograms.values()]
 
     def ended(self, plan: StepPlan, launched: float) -> None:
         """The result of a step launched at that time (time.monotonic) is here."""

@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from quire.engine.build import RANDOM_PREFIX, model_config
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
+from quire.engine.shape import RANDOM_PREFIX, model_config
 from quire.engine.stats import EngineInfo
 from quire.service.local import Local, local
 from quire.service.models import resolve

@@ -115,9 +115,12 @@ def _serve(values: dict[str, Any]) -> int:
 
         print(report(settings.engine), end="")
         return 0
-    from quire.service.process import serve_forever
+    from quire.service.placement import placed
 
-    return serve_forever(settings)
+    with placed(settings) as make_link:
+        from quire.service.process import serve_forever
+
+        return serve_forever(settings, make_link)
 
 
 def _explained(run: Callable[[], int]) -> int:

@@ -1,8 +1,8 @@
 """What a configuration would take, told without loading it."""
 
 from quire.engine import sizing
-from quire.engine.build import model_config
 from quire.engine.config import EngineConfig
+from quire.engine.shape import model_config
 from quire.service.models import resolve
 
 _GIB, _KIB = 1 << 30, 1 << 10

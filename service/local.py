@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from quire.engine.async_engine import AsyncEngine
-from quire.engine.build import model_config
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RequestError, StepError
 from quire.engine.request import FinishReason
+from quire.engine.shape import model_config
+from quire.engine.thread_link import ThreadLink
 from quire.service import tokenizer as tokenizers
 from quire.service.chat_template import ChatTemplate
 from quire.service.errors import Refusal
@@ -78,7 +79,7 @@ async def local(config: EngineConfig) -> AsyncIterator[Local]:
         chat = ChatTemplate(
             tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special
         )
-    engine, progress = AsyncEngine(config), Progress()
+    engine, progress = AsyncEngine(ThreadLink(config)), Progress()
     try:
         await engine.start(progress)
         progress.close()

@@ -132,8 +132,8 @@ class CallOutput:
 
     def _on_started(self, state: IndexState, output: Output) -> Iterator[pb.GenerateResponse]:
         state.cached_tokens = output.cached_tokens
-        state.started_at = output.time
-        waited = max(output.time - self._accepted_at, 0.0)
+        state.started_at = output.started_at
+        waited = max(output.started_at - self._accepted_at, 0.0)
         self._ledger.queue_time.observe(waited)
         self._on_start(waited)
         if not self._started:
@@ -152,14 +152,14 @@ class CallOutput:
         )
 
     def _on_times(self, state: IndexState, output: Output) -> None:
-        count = len(output.token_ids)
-        if state.last_token_at is None:
-            state.first_token_at = output.time
-            self._ledger.time_to_first_token.observe(output.time - self._accepted_at)
-        else:
-            # Several tokens here mean that the reader was late: their steps share the time.
-            gap = (output.time - state.last_token_at) / count
-            self._ledger.inter_token_latency.observe(gap, count)
+        count, before = len(output.token_ids), state.last_token_at
+        if before is None:
+            count, before = count - 1, output.first_token_at
+            state.first_token_at = before
+            self._ledger.time_to_first_token.observe(before - self._accepted_at)
+        if count:
+            # Several tokens here were joined: their steps share the time.
+            self._ledger.inter_token_latency.observe((output.time - before) / count, count)
         state.last_token_at = output.time
 
     def _on_tokens(

@@ -1,8 +1,9 @@
 """`quire serve` as a process: event loop, signals, exit code.
 
 Invariant: a process whose engine has died or hangs ends with another exit code than 0, whatever its
-threads do. The first SIGTERM or SIGINT drains, the second ends the process at once. Standard output
-carries one line, `serving MODEL on HOST:PORT`, when the server is ready.
+threads do, and however it ends it leaves no engine's process behind. The first SIGTERM or SIGINT
+drains, the second ends the process at once. Standard output carries one line,
+`serving MODEL on HOST:PORT`, when the server is ready.
 """
 
 import asyncio
@@ -14,11 +15,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from quire.engine import sizing
 from quire.engine.async_engine import AsyncEngine
-from quire.engine.build import model_config
+from quire.engine.errors import EngineDeadError
+from quire.engine.shape import model_config, resolve_max_model_len
 from quire.service import logs
 from quire.service.models import resolve
+from quire.service.placement import LinkMaker
 from quire.service.progress import Progress
 from quire.service.server import EXIT_DEAD, Server, run
 from quire.service.settings import ServiceConfig, Settings
@@ -31,17 +33,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SWITCH_SECONDS = 0.0005
 
 
-def serve_forever(settings: Settings) -> int:
-    """Returns the exit code. Raises QuireError for what cannot be started."""
+def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
+    """Returns the exit code. make_link: where the engine is to run (see placement).
+
+    Raises QuireError for what cannot be started.
+    """
     logs.set_up(settings.service.log_format, settings.service.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            code = runner.run(_serve(settings))
+            code = runner.run(_serve(settings, make_link))
     finally:
         logs.flush()
     if code is None:
-        # A stop was asked for while the model was loading: the engine's thread cannot be joined.
+        # A stop was asked for while the model was loading, which a thread cannot be kept from.
         _leave(128 + signal.SIGTERM)
     return code
 
@@ -55,14 +60,14 @@ def _loop_factory() -> Callable[[], Any] | None:
     return factory
 
 
-async def _serve(settings: Settings) -> int | None:
+async def _serve(settings: Settings, make_link: LinkMaker) -> int | None:
     stop_asked = asyncio.Event()
     _install_signals(stop_asked)
     resolved = resolve(settings.engine)
     engine_config = settings.engine.replace(model=resolved.engine_model)
     shape = model_config(engine_config)
-    server = Server(settings, resolved, AsyncEngine(engine_config))
-    await server.open(sizing.resolve_max_model_len(engine_config, shape))
+    server = Server(settings, resolved, AsyncEngine(make_link(engine_config)))
+    await server.open(resolve_max_model_len(engine_config, shape))
     progress = Progress()
     loading = asyncio.create_task(server.load(shape.vocab_size, progress))
     asked = asyncio.create_task(stop_asked.wait())
@@ -73,6 +78,9 @@ async def _serve(settings: Settings) -> int | None:
         return None
     try:
         await loading
+    except EngineDeadError:
+        await server.stop()
+        return EXIT_DEAD
     except BaseException:
         await server.stop()
         raise

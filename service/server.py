@@ -34,7 +34,7 @@ from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
 from quire.service.tracing import Tracer, make_tracer
 from quire.service.validation import ServedModel, Validator
-from quire.service.watchdog import Verdict, Watchdog, stack_of
+from quire.service.watchdog import Verdict, Watchdog
 from quire.service.watched import keep_fresh
 
 log = logging.getLogger("quire.service")
@@ -170,8 +170,7 @@ class Server:
         """A step has taken too long, or has ended after all, or is given up."""
         hung = verdict is not Verdict.RECOVERED
         if verdict is Verdict.HUNG:
-            stack = stack_of(self._engine.thread)
-            log.critical("a step hangs; the engine's thread stands here:\n%s", stack)
+            log.critical("a step hangs; the engine stands here:\n%s", self._engine.stack())
         elif verdict is Verdict.RECOVERED:
             log.warning("the step that hung has ended")
         else:
@@ -181,7 +180,7 @@ class Server:
 
     @property
     def engine_abandoned(self) -> bool:
-        """Whether the engine's thread may run for ever: the process must not wait for it."""
+        """Whether the engine may be in its step for ever: nobody must wait for it."""
         return self._engine.abandoned
 
     @property

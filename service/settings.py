@@ -27,6 +27,7 @@ ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
 _OTLP_SCHEMES = ("http://", "https://")
+PLACES = ("auto", "on", "off")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -92,6 +93,9 @@ class ServiceConfig:
     watchdog_exit_seconds: float = _option(
         120.0, "seconds more after which a hung step ends the process; 0: never"
     )
+    engine_process: str = _option(
+        "auto", "engine in a process of its own: on, off, or auto (on with a GPU)"
+    )
     otlp_endpoint: str | None = _option(
         None, "collector of OpenTelemetry traces (http://HOST:4317); default: OTEL_* variables"
     )
@@ -115,6 +119,7 @@ class ServiceConfig:
             raise ConfigError(
                 f"otlp_endpoint = {self.otlp_endpoint}: must begin with http:// or https://"
             )
+        _one_of("engine_process", self.engine_process, PLACES)
         _one_of("log_format", self.log_format, FORMATS)
         _one_of("log_level", self.log_level, LEVELS)
         self._check_limits()

@@ -4,16 +4,14 @@ Invariant: the watchdog counts its own ticks, never the clock's seconds, so a pr
 stopped and goes on (a suspended machine, a debugger) is not taken for one that hangs. A step that
 ends after all takes the alarm back; past the second bound there is no way back.
 
-A thread that holds the interpreter's lock for ever stops the event loop too, the watchdog with it.
-That is the deadman's part: a timer outside the interpreter, which ends the process unless the event
-loop sets it anew.
+An engine's thread that holds the interpreter's lock for ever stops the event loop too, the watchdog
+with it. That is the deadman's part: a timer outside the interpreter, which ends the process unless
+the event loop sets it anew. (An engine in a process of its own cannot stop the watchdog.)
 """
 
 import asyncio
 import enum
 import faulthandler
-import sys
-import traceback
 from collections.abc import Awaitable, Callable
 
 _MAX_INTERVAL = 1.0  # seconds between two looks
@@ -35,7 +33,7 @@ class Watchdog:
     def __init__(
         self, busy_since: Callable[[], float | None], seconds: float, exit_seconds: float
     ) -> None:
-        """busy_since: when the present step began, None between steps. seconds: bound of a step.
+        """busy_since: when the present step began, None while idle. seconds: bound of a step.
         exit_seconds: how long an alarm may last before the engine is given up; 0: for ever."""
         self.hung = False
         self.interval = min(_MAX_INTERVAL, seconds / _LOOKS)
@@ -67,12 +65,6 @@ class Watchdog:
             verdict = self.look()
             if verdict is not Verdict.NOTHING:
                 await on_change(verdict)
-
-
-def stack_of(thread: int | None) -> str:
-    """Where a thread (its ident) stands now."""
-    frame = None if thread is None else sys._current_frames().get(thread)
-    return "the thread has ended" if frame is None else "".join(traceback.format_stack(frame))
 
 
 async def hold_deadman(seconds: float) -> None:

@@ -44,6 +44,7 @@ from quire.engine.plan import StepPlan, StepResult  # noqa: E402
 from quire.engine.random_weights import save_random  # noqa: E402
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams  # noqa: E402
 from quire.engine.sampler import Needs  # noqa: E402
+from quire.engine.thread_link import ThreadLink  # noqa: E402
 from quire.kernels import reference  # noqa: E402
 from quire.service import pocket_model  # noqa: E402
 from quire.service.detokenizer import Detokenizer  # noqa: E402
@@ -622,7 +623,7 @@ def test_sglang_omni_2077_two_threads_touched_the_tables() -> None:
 
     async def test() -> None:
         device = Device()
-        subject = AsyncEngine(settings().engine, Watched(device))
+        subject = AsyncEngine(ThreadLink(settings().engine, Watched(device)))
         await subject.start()
         for ending in ("leave", "finish", "wait"):
             device.hold()  # so that nothing ends by itself before it is ended here

@@ -167,16 +167,16 @@ CACHE = (
 SCHEDULING = (
     Fault(
         "nano-vllm-274: what can never fit is admitted",
-        "engine/scheduler.py",
+        "engine/request_limits.py",
         "        if needed > usable:\n",
         "        if needed > usable + 1:\n",
         _regression("nano_vllm_274_lone_sequence_exhausts_the_cache"),
     ),
     Fault(
         "nano-vllm-277: what fits exactly is refused",
-        "engine/scheduler.py",
-        "self.pool.blocks_needed(total - 1), self.pool.num_usable",
-        "self.pool.blocks_needed(total), self.pool.num_usable",
+        "engine/request_limits.py",
+        "-(-(total - 1) // self.block_size)",
+        "-(-total // self.block_size)",
         (PROPERTIES + "theorem_a_lone_request_that_is_admitted_finishes",),
     ),
     Fault(
@@ -202,7 +202,7 @@ SCHEDULING = (
     ),
     Fault(
         "vllm-39734: a request larger than the cache waits in the queue",
-        "engine/scheduler.py",
+        "engine/request_limits.py",
         "        if needed > usable:\n",
         "        if usable < 0:\n",
         _regression("vllm_39734_request_larger_than_the_cache_blocks_the_queue"),
@@ -216,7 +216,7 @@ SCHEDULING = (
     ),
     Fault(
         "mini-sglang: an over-long prompt is accepted",
-        "engine/scheduler.py",
+        "engine/request_limits.py",
         "        if total > self.max_model_len:\n",
         "        if total > 10 * self.max_model_len:\n",
         (SCHEDULER,),
@@ -367,8 +367,8 @@ LOADING_AND_TEXT = (
     Fault(
         "vllm-28172: usage counts characters of the text",
         "service/output.py",
-        "        state.delivered += len(piece.ids)\n",
-        "        state.delivered += len(piece.text)\n",
+        "        state.delivered += len(piece.ids)  #",
+        "        state.delivered += len(piece.text)  #",
         _regression("vllm_28172_usage_counted_by_encoding_the_text_again"),
     ),
     Fault(
@@ -382,11 +382,55 @@ LOADING_AND_TEXT = (
     ),
     Fault(
         "sglang-omni-2077: the event loop changes the tables itself",
-        "engine/async_engine.py",
-        "            self._send(finish=(key, index, kept))\n",
-        "            self._engine.core.scheduler.finish(key, index, kept)  # type: ignore\n",
+        "engine/thread_link.py",
+        "            loop.announce()\n",
+        "            loop.announce()\n"
+        "            put, self.send = self.send, lambda c: (  # type: ignore\n"
+        "                loop.obey if type(c).__name__ == 'Finish' else put\n"
+        "            )(c)\n",
         _regression("sglang_omni_2077_two_threads_touched_the_tables"),
     ),
 )
 
-FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *PADDING, *LOADING_AND_TEXT)
+FRAMES = ("tests/engine/test_process_frames.py",)
+PLACES = "tests/engine/test_places.py::test_"
+
+TWO_PROCESSES = (
+    Fault(
+        "quire: what a slow parent does not take is overwritten",
+        "engine/engine_process.py",
+        "self._late = batch if self._late is None else joined(self._late, batch)",
+        "self._late = batch",
+        FRAMES,
+    ),
+    Fault(
+        "quire: last words are said without what was kept",
+        "engine/engine_process.py",
+        "        self._socket.settimeout(_LAST_WORDS)\n        self._pack_late()\n",
+        "        self._socket.settimeout(_LAST_WORDS)\n",
+        FRAMES,
+    ),
+    Fault(
+        "quire: a joined output forgets its first token's time",
+        "engine/request.py",
+        "        if not self.token_ids:\n            self.first_token_at",
+        "        if later.token_ids:\n            self.first_token_at",
+        ("tests/service/test_output_times.py",),
+    ),
+    Fault(
+        "quire: a frozen child passes for an idle one",
+        "engine/process_link.py",
+        "return self._asked_since if since is None else since",
+        "return since",
+        (PLACES + "a_frozen_child_shows_as_busy_even_if_it_was_idle",),
+    ),
+    Fault(
+        "quire: a turn that leaves the engine idle says nothing",
+        "engine/engine_loop.py",
+        "if outputs or idle or overdue or self._map_asked:",
+        "if outputs or self._map_asked:",
+        (PLACES + "the_same_requests_get_the_same_answers_and_the_same_books",),
+    ),
+)
+
+FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *PADDING, *LOADING_AND_TEXT, *TWO_PROCESSES)

@@ -6,19 +6,27 @@ from collections.abc import Callable
 
 import pytest
 
-from quire.engine.pacing import BURST, LONGEST_PAUSE, PATIENCE, SHARE, SLICE, Pacer
+from quire.engine.pacing import (
+    BURST,
+    LONGEST_PAUSE,
+    PATIENCE,
+    PROCESS_SHARE,
+    SLICE,
+    THREAD_SHARE,
+    Pacer,
+)
 
 
 class Loop:
     """An event loop of its own time. Waking a stream costs CPU time, as its messages would."""
 
-    def __init__(self, cost: float) -> None:
+    def __init__(self, cost: float, share: float = THREAD_SHARE) -> None:
         self.cost = cost
         self.now = 0.0
         self.used = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self.pacer = Pacer(self.call_later, lambda: self.now, lambda: self.used)
+        self.pacer = Pacer(self.call_later, share, lambda: self.now, lambda: self.used)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (self.now + delay, next(self._order), call))
@@ -66,8 +74,12 @@ def steps(loop: Loop, streams: list[Stream], count: int, seconds: float) -> None
     loop.run_until(loop.now + 1)
 
 
-def test_a_lone_stream_gets_each_token_at_once() -> None:
-    loop = Loop(cost=0.0001)
+SHARES = pytest.mark.parametrize("share", [THREAD_SHARE, PROCESS_SHARE])
+
+
+@SHARES
+def test_a_lone_stream_gets_each_token_at_once(share: float) -> None:
+    loop = Loop(cost=0.0001, share=share)
     stream = Stream(loop)
     steps(loop, [stream], 1000, 0.0007)
     assert stream.messages == [1] * 1000
@@ -91,12 +103,15 @@ def test_many_streams_get_fewer_messages_and_every_token(count: int, seconds: fl
     assert len(loop.pacer) == 0
 
 
-def test_the_loop_s_share_is_kept() -> None:
-    loop = Loop(cost=0.00005)
+@SHARES
+def test_the_loop_s_share_is_kept_and_used(share: float) -> None:
+    loop = Loop(cost=0.00005, share=share)
     streams = [Stream(loop) for _ in range(1000)]
     steps(loop, streams, 200, 0.05)
     slack = BURST + 4 * SLICE * loop.cost  # what is saved up, and spent before the next look
-    assert loop.used <= (SHARE * 1.1) * loop.now + slack
+    assert loop.used <= (share * 1.1) * loop.now + slack
+    needed = 200 * 1000 * loop.cost  # if each token had its own message
+    assert loop.used >= min(0.9 * needed, 0.8 * share * 200 * 0.05)
 
 
 def test_nothing_waits_for_ever_however_busy_the_loop_is() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from quire.clients import AsyncClient
 from quire.engine.async_engine import AsyncEngine
-from quire.engine.build import model_config
 from quire.engine.config import EngineConfig
+from quire.engine.shape import model_config
+from quire.engine.thread_link import ThreadLink
 from quire.service.models import resolve
 from quire.service.server import Server
 from quire.service.settings import ServiceConfig, Settings
@@ -28,7 +29,7 @@ async def serving(**options: Any) -> AsyncIterator[AsyncClient]:
     resolved = resolve(settings.engine)
     config = settings.engine.replace(model=resolved.engine_model)
     shape = model_config(config)
-    engine = AsyncEngine(config)
+    engine = AsyncEngine(ThreadLink(config))
     server = Server(settings, resolved, engine)
     await server.open(shape.max_position_embeddings)
     try:

@@ -140,9 +140,11 @@ class Builder:
     def __init__(self, device: Device, before: Callable[[], None] | None = None) -> None:
         self._device = device
         self._before = before
+        self.built: FakeEngine | None = None  # for looks at its books when it is idle
 
     def __call__(self, config: EngineConfig, progress: Callable[[str, float], None]) -> FakeEngine:
         if self._before is not None:
             self._before()
         progress("weights", 1.0)
-        return FakeEngine(config, self._device)
+        self.built = FakeEngine(config, self._device)
+        return self.built

@@ -1,22 +1,28 @@
 """`quire serve` over a fake device with one fault, as a process of its own.
 
-    python faulty_server.py FAULT [WATCHDOG_SECONDS WATCHDOG_EXIT_SECONDS]
+    python faulty_server.py PLACE FAULT [WATCHDOG_SECONDS WATCHDOG_EXIT_SECONDS]
 
-FAULT strikes in the third step: none; hangs (the step never ends); grabs (it never ends, and holds
-the interpreter's lock all the while); lost (the device is).
+PLACE is where the engine runs: thread or process. FAULT strikes in the third step: none; hangs (the
+step never ends); grabs (it never ends, and holds the interpreter's lock all the while); lost (the
+device is).
 """
 
 import ctypes
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import NoReturn
 
 from fake_engine import Builder, Device, DeviceLost, Pending
 
-from quire.engine.async_engine import AsyncEngine
+from quire.engine import engine_process
+from quire.engine.child import Child
 from quire.engine.config import EngineConfig
+from quire.engine.link import Link
 from quire.engine.plan import StepPlan, StepResult
-from quire.service import process, server
+from quire.engine.process_link import ProcessLink
+from quire.engine.thread_link import ThreadLink
+from quire.service import logs, process, server
 from quire.service.settings import ServiceConfig, Settings
 
 STRIKES = 3
@@ -36,10 +42,17 @@ class Struck(Pending):
             if self._fault == "hangs":
                 threading.Event().wait()
             elif self._fault == "grabs":
-                ctypes.PyDLL(None).sleep(600)
+                lock_twice()
             elif self._fault == "lost":
                 raise DeviceLost("the device has left")
         return result
+
+
+def lock_twice() -> None:
+    """Never returns, whatever signals come, and keeps the interpreter's lock."""
+    mutex, held = ctypes.create_string_buffer(128), ctypes.PyDLL(None)
+    held.pthread_mutex_lock(mutex)
+    held.pthread_mutex_lock(mutex)
 
 
 class FaultyDevice(Device):
@@ -53,15 +66,23 @@ class FaultyDevice(Device):
         return Struck(self, plan, self._fault)
 
 
-def main() -> int:
-    fault, bounds = sys.argv[1], [float(word) for word in sys.argv[2:]] or [0.0, 0.0]
-    device = FaultyDevice(fault)
+def on_a_thread(fault: str) -> Callable[[EngineConfig], Link]:
+    return lambda config: ThreadLink(config, Builder(FaultyDevice(fault)))
 
-    def engine(config: EngineConfig) -> AsyncEngine:
-        return AsyncEngine(config, Builder(device))
 
-    replaced: Any = process
-    replaced.AsyncEngine = engine
+def in_a_process(fault: str) -> Callable[[EngineConfig], Link]:
+    child = Child([sys.executable, __file__, "child", fault])
+    return lambda config: ProcessLink(config, child)
+
+
+def be_the_child(fault: str, connection: str, mark: str) -> NoReturn:
+    logs.set_up("text", "info")
+    builder = Builder(FaultyDevice(fault))
+    engine_process.run(lambda: builder, int(connection), int(mark), logs.flush)
+
+
+def main(place: str, fault: str, *words: str) -> int:
+    bounds = [float(word) for word in words] or [0.0, 0.0]
     server._ENGINE_STOP = 0.5
     service = ServiceConfig(
         port=0,
@@ -69,8 +90,12 @@ def main() -> int:
         watchdog_seconds=bounds[0],
         watchdog_exit_seconds=bounds[1],
     )
-    return process.serve_forever(Settings(EngineConfig(block_size=16, num_blocks=512), service))
+    settings = Settings(EngineConfig(block_size=16, num_blocks=512), service)
+    make_link = {"thread": on_a_thread, "process": in_a_process}[place](fault)
+    return process.serve_forever(settings, make_link)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1] == "child":
+        be_the_child(*sys.argv[2:])
+    sys.exit(main(*sys.argv[1:]))

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
+from quire.engine.thread_link import ThreadLink
 from quire.service import pocket_model
 from quire.service.models import ResolvedModel
 from quire.service.server import Server
@@ -47,6 +48,7 @@ class Running:
     device: Device
     engine: AsyncEngine
     channel: grpc.aio.Channel
+    builder: Builder | None = None
 
     @property
     def stub(self) -> Any:
@@ -86,14 +88,15 @@ async def serving(
     device = device or Device()
     chosen = settings(engine, **service)
     resolved = ResolvedModel("fake", "fake", pocket_model.directory())
-    async_engine = AsyncEngine(chosen.engine, Builder(device, before))
+    builder = Builder(device, before)
+    async_engine = AsyncEngine(ThreadLink(chosen.engine, builder))
     server = Server(chosen, resolved, async_engine, tracer)
     await server.open(2048)
     if load:
         await server.load(VOCAB_SIZE)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
     try:
-        yield Running(server, device, async_engine, channel)
+        yield Running(server, device, async_engine, channel, builder)
     finally:
         device.release()
         await channel.close()

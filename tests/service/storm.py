@@ -307,10 +307,10 @@ class Storm:
         self._records.ended.clear()
 
     def _check_pool(self) -> None:
-        built = self._running.engine._engine
-        assert built is not None
+        builder = self._running.builder
+        assert builder is not None and builder.built is not None
         try:
-            built.core.scheduler.pool.check([])
+            builder.built.core.scheduler.pool.check([])
         except AssertionError as error:
             self._complain(f"the block pool: {error}")
 

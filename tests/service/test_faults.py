@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import torch
 from fake_engine import EOS, Device
@@ -20,8 +21,9 @@ from storm import FaultyDevice, Poison
 
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.request import Request
+from quire.engine.thread_link import stack_of
 from quire.service.metrics import QuireCollector, Sources
-from quire.service.watchdog import Verdict, Watchdog, stack_of
+from quire.service.watchdog import Verdict, Watchdog
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -425,12 +427,21 @@ def codes_of(calls: list[Any]) -> set[grpc.StatusCode]:
     return codes
 
 
+PLACES = pytest.mark.parametrize("place", ["thread", "process"])
+
+
+@PLACES
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("hangs", "the engine is given up"), ("lost", "the engine has died")],
 )
-def test_a_fault_of_the_device_ends_the_process_for_its_supervisor(fault: str, words: str) -> None:
-    with process(fault, "0.3", "0.3") as server, grpc.insecure_channel(server.address) as channel:
+def test_a_fault_of_the_device_ends_the_process_for_its_supervisor(
+    place: str, fault: str, words: str
+) -> None:
+    with (
+        process(place, fault, "0.3", "0.3") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(8)]
         assert codes_of(calls) == {grpc.StatusCode.UNAVAILABLE}
         code, errors = server.end()
@@ -439,7 +450,10 @@ def test_a_fault_of_the_device_ends_the_process_for_its_supervisor(fault: str, w
 
 
 def test_a_step_that_holds_the_interpreter_ends_the_process_too() -> None:
-    with process("grabs", "0.5", "0.5") as server, grpc.insecure_channel(server.address) as channel:
+    with (
+        process("thread", "grabs", "0.5", "0.5") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         calls = [stream(pb_grpc.InferenceServiceStub(channel))]
         assert codes_of(calls) == {grpc.StatusCode.UNAVAILABLE}
         code, errors = server.end()
@@ -447,9 +461,42 @@ def test_a_step_that_holds_the_interpreter_ends_the_process_too() -> None:
         assert "Timeout" in errors and "in wait" in errors  # all stacks, the step's among them
 
 
+def test_a_step_that_holds_its_own_interpreter_leaves_the_server_time_for_last_words() -> None:
+    with (
+        process("process", "grabs", "0.5", "0.5") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = stream(pb_grpc.InferenceServiceStub(channel))
+        kinds: list[str | None] = []
+        with contextlib.suppress(grpc.RpcError):
+            for message in call:
+                kinds.append(message.WhichOneof("event"))
+        assert kinds[-1] == "finished" and call.code() is grpc.StatusCode.UNAVAILABLE
+        code, errors = server.end()
+        assert code == 1
+        assert "the engine is given up" in errors and "in lock_twice" in errors
+
+
+def test_a_step_that_holds_its_own_interpreter_does_not_outlive_the_server() -> None:
+    with (
+        process("process", "grabs", "0.2", "0") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = stream(pb_grpc.InferenceServiceStub(channel))
+        (engine,) = psutil.Process(server.process.pid).children()
+        assert server.process.stderr is not None
+        assert any("in lock_twice" in line for line in server.process.stderr)
+        server.process.kill()
+        engine.wait(PATIENCE)
+        assert codes_of([call]) == {grpc.StatusCode.UNAVAILABLE}
+
+
+@PLACES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_full_load_gives_every_stream_its_end(number: signal.Signals) -> None:
-    with process("none") as server, grpc.insecure_channel(server.address) as channel:
+def test_a_signal_in_full_load_gives_every_stream_its_end(
+    number: signal.Signals, place: str
+) -> None:
+    with process(place, "none") as server, grpc.insecure_channel(server.address) as channel:
         calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(300)]
         for call in calls[:200]:
             assert next(call).HasField("started")
@@ -461,8 +508,9 @@ def test_a_signal_in_full_load_gives_every_stream_its_end(number: signal.Signals
         assert "Traceback" not in errors
 
 
-def test_a_signal_while_a_step_hangs_is_obeyed_and_tells_the_supervisor() -> None:
-    with process("hangs") as server, grpc.insecure_channel(server.address) as channel:
+@PLACES
+def test_a_signal_while_a_step_hangs_is_obeyed_and_tells_the_supervisor(place: str) -> None:
+    with process(place, "hangs") as server, grpc.insecure_channel(server.address) as channel:
         call = stream(pb_grpc.InferenceServiceStub(channel))
         assert next(call).HasField("started")
         server.process.send_signal(signal.SIGTERM)

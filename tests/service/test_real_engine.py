@@ -12,6 +12,7 @@ from rich.console import Console
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RequestError
+from quire.engine.thread_link import ThreadLink
 from quire.service import batch, bench_cache
 from quire.service.local import local
 from quire.service.models import resolve
@@ -26,7 +27,7 @@ SMALL = {"model": "pocket", "num_blocks": 64, "block_size": 16, "device": "cpu"}
 async def pocket() -> AsyncIterator[Running]:
     chosen = settings(SMALL)
     resolved = resolve(chosen.engine)
-    engine = AsyncEngine(chosen.engine.replace(model=resolved.engine_model))
+    engine = AsyncEngine(ThreadLink(chosen.engine.replace(model=resolved.engine_model)))
     server = Server(chosen, resolved, engine)
     await server.open(2048)
     await server.load(VOCAB_SIZE)

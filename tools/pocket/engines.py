@@ -105,11 +105,11 @@ class Quire:
     def __init__(self, directory: Path) -> None:
         from quire.engine.async_engine import AsyncEngine
         from quire.engine.config import EngineConfig
+        from quire.engine.thread_link import ThreadLink
 
         self._loop = asyncio.new_event_loop()
-        self._engine = AsyncEngine(
-            EngineConfig(model=str(directory), dtype="float32", max_num_batched_tokens=2048)
-        )
+        config = EngineConfig(model=str(directory), dtype="float32", max_num_batched_tokens=2048)
+        self._engine = AsyncEngine(ThreadLink(config))
         self._loop.run_until_complete(self._engine.start())
 
     def __enter__(self) -> Self:

@@ -1,0 +1,41 @@
+"""What can be asked of an engine that is at work. Plain data; crosses threads and processes."""
+
+from dataclasses import dataclass
+
+from quire.engine.request import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Queue a request."""
+
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End one index after `kept` of its outputs. Stale and repeated ones are nothing."""
+
+    key: int
+    index: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End all indices of a request. Stale and repeated ones are nothing."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskBlockMap:
+    """Send a map of the cache's blocks with what is published next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the loop; what is unfinished stays so."""
+
+
+Command = Submit | Finish | Abort | AskBlockMap | Stop

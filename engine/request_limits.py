@@ -1,0 +1,59 @@
+"""What a request may be at most to run at all.
+
+Invariant: a pure function of the request and three numbers, so that it can be asked wherever those
+are known: by the queue itself, and before a request is sent to an engine elsewhere. One that passes
+can always finish alone.
+"""
+
+from dataclasses import dataclass
+
+from quire.engine.errors import RequestError
+from quire.engine.request import MAX_ENDING_IDS, GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """num_blocks: those that requests can have, the null block left out."""
+
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+
+    def check(self, spec: GenerationRequest) -> None:
+        """Raise RequestError if the request can never run."""
+        prompt, params = len(spec.prompt_token_ids), spec.sampling
+        if prompt == 0:
+            raise RequestError("prompt", "is empty: at least one token is needed")
+        if params.max_tokens < 1:
+            raise RequestError("max_tokens", f"{params.max_tokens} is below 1")
+        if len(params.ending_ids) > MAX_ENDING_IDS:
+            raise RequestError(
+                "stop_token_ids",
+                f"{len(params.ending_ids)} with the EOS ids; at most {MAX_ENDING_IDS} can be held",
+            )
+        if spec.n < 1 or (spec.n > 1 and spec.resume_token_ids):
+            limit = "exactly 1 with resume_token_ids" if spec.resume_token_ids else "at least 1"
+            raise RequestError("n", f"{spec.n}: must be {limit}")
+        if len(spec.resume_token_ids) > params.max_tokens:
+            raise RequestError(
+                "resume_token_ids",
+                f"{len(spec.resume_token_ids)} ids are more than max_tokens = {params.max_tokens}",
+            )
+        self._check_length(prompt, params.max_tokens)
+
+    def _check_length(self, prompt: int, max_tokens: int) -> None:
+        total = prompt + max_tokens
+        if total > self.max_model_len:
+            raise RequestError(
+                "max_tokens",
+                f"prompt ({prompt}) + max_tokens ({max_tokens}) = {total} tokens exceed "
+                f"max_model_len = {self.max_model_len}",
+            )
+        # The last token is sampled, and never computed.
+        needed, usable = -(-(total - 1) // self.block_size), self.num_blocks
+        if needed > usable:
+            raise RequestError(
+                "max_tokens",
+                f"prompt ({prompt}) + max_tokens ({max_tokens}) = {total} tokens need "
+                f"{needed} cache blocks of {self.block_size}; the cache has {usable}",
+            )
