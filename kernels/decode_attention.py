@@ -217,7 +217,8 @@ def _decode_kernel(
         position = tl.load(positions_ptr + row).to(tl.int64)
         slot = tl.load(slots_ptr + row).to(tl.int64)
         x, exchanged = load_heads(q_ptr, heads, rg < G, D, HALF)
-        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rg, rg == 0, D, HALF)
+        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
+        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
     unit, split = _split_length(n, TILE, UNIT, SUPER, SPLITS, LEVEL)
     start = sp * split
