@@ -16,9 +16,10 @@ whichever split is launched. Every split sums along one tree:
            UNIT * MAX_SPLITS, a function of the context alone, so that the workspace stays bounded
     super  SUPER units, merged in index order; a context is its supers, merged in index order
 
-A split is a tile (level 0), a unit (1) or a super (2). Short ones fill the device for few rows; a
-super leaves most contexts in one piece, so that nothing is written twice and nothing merged. The
-levels agree because a merge with the empty sum is exact (of finite values), wherever it happens.
+A split is a tile (level 0; a unit where a context is long), a unit (1) or a super (2). Short ones
+fill the device for few rows; a super leaves most contexts in one piece, so that nothing is written
+twice and nothing merged. The levels agree because a merge with the empty sum is exact (of finite
+values), wherever it happens.
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
@@ -47,8 +48,9 @@ UNIT = 256  # tokens: the shortest split of level 1
 SUPER = 8  # units
 MAX_SPLITS = 32  # partial results of a row at most
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
-_TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile
-_UNIT_PROGRAMS = 255  # and up to which it takes a unit; beyond, a super
+_TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
+_TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
+_UNIT_PROGRAMS = 256  # and up to which it takes a unit; beyond, a super
 _MERGED_AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _MERGE_PROGRAMS = 512  # wanted of the merge, before one takes several heads
 _LOG2E = 1.4426950408889634
@@ -62,15 +64,15 @@ def least_multiple(n, LENGTH: tl.constexpr, MOST: tl.constexpr):
 
 @triton.jit
 def _split_length(
-    n,
+    n, most,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of a unit and of a split, for a context of n. Tiles are splits within one super."""
+    """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most."""
     unit = least_multiple(n, UNIT, SPLITS)
     split = unit
     if LEVEL == 0:
-        split = tl.where((n <= TILE * SPLITS) & (n <= UNIT * SUPER), TILE, unit)
+        split = tl.where(n <= most, TILE, unit)
     if LEVEL == 2:
         split = unit * SUPER
     return unit, split
@@ -186,11 +188,11 @@ def _write_token(
     tl.debug_barrier()  # what some threads of this program wrote, others of it read
 
 
-@triton.jit(do_not_specialize=["table_stride", "S"])
+@triton.jit(do_not_specialize=["table_stride", "S", "most"])
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr,
     q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr, eps,
-    scale, q_stride, table_stride, S,
+    scale, q_stride, table_stride, S, most,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr,
@@ -220,7 +222,7 @@ def _decode_kernel(
         rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
         k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
-    unit, split = _split_length(n, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    unit, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     start = sp * split
     if (start < n) | (sp == 0):
         ok = (rg < G)[:, None] & inside[None, :]
@@ -287,9 +289,9 @@ def _merged(
     return total, acc
 
 
-@triton.jit(do_not_specialize=["S"])
+@triton.jit(do_not_specialize=["S", "most"])
 def _merge_kernel(
-    contexts_ptr, out_ptr, partial_ptr, stats_ptr, S,
+    contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
     HQ: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
     UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
     AT_ONCE: tl.constexpr, PDL: tl.constexpr,
@@ -300,7 +302,7 @@ def _merge_kernel(
         gdc_launch_dependents()
         gdc_wait()
     n = tl.load(contexts_ptr + row).to(tl.int32)
-    _, split = _split_length(n, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    _, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     if n > split:
         count = tl.cdiv(n, split)
         # Past the last head the last one again: it writes what is written there anyway.
@@ -336,11 +338,18 @@ def split_level(programs: int, max_context_len: int) -> int:
     return 1 if programs <= _UNIT_PROGRAMS else 2
 
 
-def num_splits(max_context_len: int, tile: int, level: int) -> int:
-    """Partial results a row can have, for contexts up to max_context_len."""
-    shortest = (tile, UNIT, UNIT * SUPER)[level]
-    most = -(-MAX_SPLITS // SUPER) if level == 2 else MAX_SPLITS
-    return max(1, min(most, -(-max_context_len // shortest)))
+def most_in_tiles(programs: int, tile: int) -> int:
+    """The longest context that level 0 cuts into tiles: within one super, and shorter the more
+    rows * kv heads fill the device anyway."""
+    return min(tile * MAX_SPLITS, UNIT * SUPER, _TILE_TOKENS // max(programs, 1))
+
+
+def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
+    """Partial results a row can have, for contexts up to max_context_len. most: in tiles."""
+    if level == 2:
+        return max(1, min(-(-MAX_SPLITS // SUPER), -(-max_context_len // (UNIT * SUPER))))
+    units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
+    return units if level else max(units, -(-min(max_context_len, most) // tile))
 
 
 def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
@@ -363,7 +372,7 @@ class Launch(TypedDict, total=False):
     level: int | None
     tile: int | None
     num_warps: int
-    num_stages: int
+    num_stages: int | None
 
 
 class _Rope(NamedTuple):
@@ -451,7 +460,7 @@ def _attend(
     level: int | None = None,
     tile: int | None = None,
     num_warps: int = 4,
-    num_stages: int = 3,
+    num_stages: int | None = None,
 ) -> Tensor:
     """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope."""
     rows, q_heads, dim = out.shape
@@ -463,7 +472,9 @@ def _attend(
         raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
     if level is None:
         level = split_level(rows * kv_heads, max_context_len)
-    splits = num_splits(max_context_len, tile, level)
+    most = most_in_tiles(rows * kv_heads, tile)
+    splits = num_splits(max_context_len, tile, level, most)
+    stages = num_stages or (3 if level == 2 else 2)  # a short split has no use for more
     padded = triton.next_power_of_2(dim)
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
@@ -479,15 +490,15 @@ def _attend(
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
             source, *caches, out, partial, stats, *rope,
-            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits,
-            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=num_stages,
+            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most,
+            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, num_warps=num_warps, **shape, **launch,
         )  # fmt: skip
     if rows and splits > 1:
         heads, warps = merge_shape(rows, q_heads)
         _merge_kernel[(-(-q_heads // heads), rows)](
-            context_lens, out, partial, stats, splits, HQ=q_heads, HP=heads,
+            context_lens, out, partial, stats, splits, most, HQ=q_heads, HP=heads,
             AT_ONCE=_MERGED_AT_ONCE, num_warps=warps, **shape, **launch,
         )  # fmt: skip
     return out

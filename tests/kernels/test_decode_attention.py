@@ -1,5 +1,6 @@
 """Decode attention in Triton against its twin: every boundary, every shape, no leaks."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -170,21 +171,24 @@ def test_contexts_beyond_the_last_split_take_longer_splits(
 
 
 def test_the_workspace_holds_the_splits_of_every_context() -> None:
-    from quire.kernels.decode_attention import MAX_SPLITS, SUPER, UNIT, num_splits
+    from quire.kernels.decode_attention import MAX_SPLITS, SUPER, UNIT, most_in_tiles, num_splits
 
-    for n in [*range(1, 4200), 8191, 8192, 8193, 16_384, 16_385, 40_960]:
+    for n, programs in itertools.product(
+        [*range(1, 4200, 7), 8191, 8192, 8193, 16_384, 16_385, 40_960], (1, 64, 72, 128, 4096)
+    ):
+        most = most_in_tiles(programs, 64)
         unit = UNIT * max(1, -(-n // (UNIT * MAX_SPLITS)))
-        tile = 64 if n <= 64 * MAX_SPLITS else unit
+        tile = 64 if n <= most else unit
         for level, split in enumerate((tile, unit, unit * SUPER)):
             for longest in (n, n + 1, 40_960):
-                assert -(-n // split) <= num_splits(longest, 64, level) <= MAX_SPLITS
-    assert num_splits(2048, 64, 2) == 1
+                assert -(-n // split) <= num_splits(longest, 64, level, most) <= MAX_SPLITS
+    assert num_splits(2048, 64, 2, 0) == 1
 
 
 def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
     from quire.kernels.decode_attention import UNIT, split_level
 
-    levels = [split_level(programs, 4096) for programs in (1, 8, 128, 129, 255, 256, 4096)]
+    levels = [split_level(programs, 4096) for programs in (1, 8, 128, 129, 256, 257, 4096)]
     assert levels == sorted(levels)
     assert levels[0] == 0
     assert levels[-1] == 2
