@@ -22,6 +22,8 @@ from quire.engine.slots import SlotState
 from quire.engine.staging import Staging
 from quire.kernels.ops import Ops
 
+# Decode rows beside prompts take kernels of their own, by how many they are: one count of each.
+_BESIDE_PROMPTS = (1, 32, 64, 96, 128, 256)
 RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
 
 
@@ -111,6 +113,9 @@ class Runner:
         ]
         lone = [self._sizes.mixed(0, 1, tokens, bound, Needs()) for tokens in MIXED_TOKENS]
         keys += [key for key in reversed(lone) if key is not None]
+        for rows in _BESIDE_PROMPTS:
+            if rows <= self._state.null_slot:
+                self._ran(GraphKey(rows, 2, MIXED_TOKENS[0], bound, Needs()))
         for done, key in enumerate(keys):
             self._warm_one(key)
             progress((done + 1) / len(keys))
@@ -118,6 +123,10 @@ class Runner:
 
     def _warm_one(self, key: GraphKey) -> None:
         assert self._graphs is not None
+        self._graphs.capture(key, self._ran(key))
+
+    def _ran(self, key: GraphKey) -> Callable[[], Sampled]:
+        """The step of a key, run once on null rows, which compiles its kernels."""
         if key.prefill_tokens:
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)
@@ -125,7 +134,7 @@ class Runner:
             self._staging.upload()
         step = self._step_of(key)
         step()
-        self._graphs.capture(key, step)
+        return step
 
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
