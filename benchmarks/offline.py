@@ -182,6 +182,8 @@ def main() -> None:
         rows.append(row)
         table.append([workload, row["value"], unit, row["floor"], row["share_of_floor"]])
         print(f"{workload}: {row['value']:.4g} {unit}", flush=True)
+        if options.out:  # after each: a run cut short leaves what it has measured
+            write_results(options.out, rows)
 
     with tempfile.TemporaryDirectory() as scratch:
         model = str(options.model) if options.model else f"random:{options.model_shape}"
@@ -203,8 +205,6 @@ def main() -> None:
             note("start", start_seconds(directory, options.runs), "s")
 
     print_table(f"{options.engine}, {name}", ["workload", "value", "unit", "floor", "share"], table)
-    if options.out:
-        write_results(options.out, rows)
 
 
 def _free_device() -> None:

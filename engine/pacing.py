@@ -21,7 +21,7 @@ from typing import Protocol
 
 # Of one core, for the event loop's thread:
 THREAD_SHARE = 0.25  # where the engine's thread is in the same interpreter
-PROCESS_SHARE = 0.6  # where it has a process of its own: the rest is for new calls
+PROCESS_SHARE = 0.4  # where it has a process of its own: the rest is for new calls
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses

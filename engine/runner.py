@@ -22,8 +22,10 @@ from quire.engine.slots import SlotState
 from quire.engine.staging import Staging
 from quire.kernels.ops import Ops
 
-# Decode rows beside prompts take kernels of their own, by how many they are: one count of each.
+# Kernels of their own are taken by decode rows beside prompts, by how many they are, and by short
+# prompts alone, by their length: one of each, so that nothing is compiled while requests wait.
 _BESIDE_PROMPTS = (1, 32, 64, 96, 128, 256)
+_SHORT_PROMPTS = (8, 64)
 RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
 
 
@@ -116,6 +118,9 @@ class Runner:
         for rows in _BESIDE_PROMPTS:
             if rows <= self._state.null_slot:
                 self._ran(GraphKey(rows, 2, MIXED_TOKENS[0], bound, Needs()))
+        for tokens in _SHORT_PROMPTS:
+            if tokens <= bound:
+                self._ran(GraphKey(0, 1, tokens, tokens, Needs()))
         for done, key in enumerate(keys):
             self._warm_one(key)
             progress((done + 1) / len(keys))

@@ -188,7 +188,10 @@ def _write_token(
     tl.debug_barrier()  # what some threads of this program wrote, others of it read
 
 
-@triton.jit(do_not_specialize=["table_stride", "S", "most"])
+@triton.jit(
+    do_not_specialize=["table_stride", "S", "most"],
+    do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
+)
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr,
     q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr, eps,
@@ -289,7 +292,7 @@ def _merged(
     return total, acc
 
 
-@triton.jit(do_not_specialize=["S", "most"])
+@triton.jit(do_not_specialize=["S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
 def _merge_kernel(
     contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
     HQ: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
@@ -329,10 +332,8 @@ def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
     return max(16, min(64, _TILE_BYTES // (int(padded) * dtype.itemsize)))
 
 
-def split_level(programs: int, max_context_len: int) -> int:
-    """The split to launch, 0 to 2: for rows * kv heads, and a bound of their contexts."""
-    if max_context_len <= UNIT:  # one split in any case: nothing to merge
-        return 1
+def split_level(programs: int) -> int:
+    """The split to launch, 0 to 2, for rows * kv heads."""
     if programs <= _TILE_PROGRAMS:
         return 0
     return 1 if programs <= _UNIT_PROGRAMS else 2
@@ -471,7 +472,7 @@ def _attend(
     if UNIT % tile:
         raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
     if level is None:
-        level = split_level(rows * kv_heads, max_context_len)
+        level = split_level(rows * kv_heads)
     most = most_in_tiles(rows * kv_heads, tile)
     splits = num_splits(max_context_len, tile, level, most)
     stages = num_stages or (3 if level == 2 else 2)  # a short split has no use for more

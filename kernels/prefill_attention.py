@@ -151,7 +151,10 @@ def _attend(
     return m, total, acc
 
 
-@triton.jit(do_not_specialize=["q_stride", "table_stride", "rows", "S"])
+@triton.jit(
+    do_not_specialize=["q_stride", "table_stride", "rows", "S"],
+    do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "contexts_ptr"],
+)
 def _prefill_kernel(
     q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
     partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S,

@@ -34,7 +34,10 @@ def _row_of(starts_ptr, token, rows):
     return owner - 1
 
 
-@triton.jit(do_not_specialize=["rows", "S"])
+@triton.jit(
+    do_not_specialize=["rows", "S"],
+    do_not_specialize_on_alignment=["starts_ptr", "contexts_ptr"],
+)
 def _merge_kernel(
     starts_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr, rows, S,
     D: tl.constexpr, DP: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr,

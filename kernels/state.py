@@ -1,5 +1,8 @@
 """The slots' state: a step's inputs made from it, and the slots moved on after the step.
 
+Where the host lays these arrays in a step's upload, and how many rows there are, is no part of what
+is compiled: a kernel compiled while serving would stall every stream.
+
 Invariant: between steps everything a decode row needs (last token, tokens computed, block table)
 lies on the device, in its slot; these three kernels are the only ones that read or move it. The
 last slot is the null slot: padding rows use it, and its count stays 0.
@@ -27,7 +30,7 @@ def _copy_table(from_ptr, to_ptr, width, BLOCK: tl.constexpr):
         tl.store(to_ptr + start + column, entry, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_slots_ptr"])
 def _prepare_decode_kernel(
     row_slots_ptr,  # [R]
     last_token_ptr,  # [S]
@@ -62,7 +65,7 @@ def _prepare_decode_kernel(
     _copy_table(table, block_tables_ptr + row * out_stride, width, TABLE_BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_slots_ptr", "query_start_ptr", "token_ids_ptr"])
 def _prepare_mixed_kernel(
     row_slots_ptr,  # [R]
     query_start_ptr,  # [R + 1]
@@ -111,7 +114,10 @@ def _prepare_mixed_kernel(
     _copy_table(table, block_tables_ptr + row * out_stride, width, TABLE_BLOCK)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows", "samples"],
+    do_not_specialize_on_alignment=["row_slots_ptr", "query_lens_ptr", "sampled_rows_ptr"],
+)
 def _advance_kernel(
     row_slots_ptr,  # [R]
     query_lens_ptr,  # [R], read if LENS

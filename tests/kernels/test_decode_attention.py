@@ -186,13 +186,12 @@ def test_the_workspace_holds_the_splits_of_every_context() -> None:
 
 
 def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
-    from quire.kernels.decode_attention import UNIT, split_level
+    from quire.kernels.decode_attention import split_level
 
-    levels = [split_level(programs, 4096) for programs in (1, 8, 128, 129, 256, 257, 4096)]
+    levels = [split_level(programs) for programs in (1, 8, 128, 129, 256, 257, 4096)]
     assert levels == sorted(levels)
     assert levels[0] == 0
     assert levels[-1] == 2
-    assert {split_level(programs, UNIT) for programs in (1, 4096)} == {1}
 
 
 @pytest.mark.parametrize(("rows", "q_heads"), [(1, 16), (256, 5), (300, 40)])
