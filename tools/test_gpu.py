@@ -133,6 +133,12 @@ def read_report(report: Path, outcome: Outcome) -> None:
             outcome.passed += 1
 
 
+def write(out: Path, outcomes: Sequence[Outcome], asked: Sequence[Any], seconds: float) -> None:
+    """What is known so far, as JSON: a run cut short leaves it, and says how much is missing."""
+    found = document(merged(outcomes), seconds) | {"processes": [len(outcomes), len(asked)]}
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def document(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     """What is written."""
     failures = [failure for outcome in outcomes for failure in outcome.failures]
@@ -188,13 +194,13 @@ def main() -> int:
         for future in asked:
             outcome = future.result()
             outcomes.append(outcome)
+            write(out, outcomes, asked, time.monotonic() - begin)
             print(
                 f"{outcome.path:45} {outcome.passed:4} passed {len(outcome.failures):3} failed "
                 f"{outcome.skipped:3} skipped  {outcome.seconds:6.1f} s",
                 flush=True,
             )
     found = document(merged(outcomes), time.monotonic() - begin)
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for failure in found["failures"]:
         print(f"\nFAILED {failure['test']}\n{failure['message'][-1500:]}")
     print(f"\n{found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped")
