@@ -112,7 +112,10 @@ def result_row(
 
 
 def write_results(
-    path: Path, rows: Sequence[Mapping[str, Any]], command: Sequence[str] | None = None
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    command: Sequence[str] | None = None,
+    **more: Any,
 ) -> None:
     """Write rows as JSON, with machine, versions, commit and the command (default: sys.argv)."""
     document = {
@@ -121,6 +124,7 @@ def write_results(
         "commit": commit(),
         "command": " ".join(["python", *(sys.argv if command is None else command)]),
         "rows": list(rows),
+        **more,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -224,11 +224,14 @@ def measure(arguments: argparse.Namespace) -> int:
         state = "holds" if bound["holds"] else "FAILS"
         print(f"{name:20} {bound['value']:.3f} (bound {bound['bound']}): {state}")
     if arguments.out is not None:
-        facts = {"machine": common.machine(), "versions": common.versions()}
+        found = [
+            common.result_row(
+                f"overload: {name}", "fake", "quire", [bound["value"]], "ratio", **bound
+            )
+            for name, bound in bounds.items()
+        ]
         about = {"step_seconds": STEP_SECONDS, "slots": SLOTS, "capacity": most, "options": options}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**facts, **about, "rows": rows, "bounds": bounds}, indent=1)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        common.write_results(arguments.out, found, about=about, rates=rows)
     return 0 if all(bound["holds"] for bound in bounds.values()) else 1
 
 

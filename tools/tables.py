@@ -31,6 +31,7 @@ FILES = {
     "host.json": False,
     "cpu-vs-transformers.json": True,
     "serving-cpu.json": True,
+    "overload.json": True,
 }
 
 
