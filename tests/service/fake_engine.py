@@ -36,7 +36,7 @@ def said_back(row: PlanRow) -> int:
 
 
 def logprob_of(token_id: int, top: int) -> TokenLogprob:
-    best = tuple((token_id + i, -0.5 - i) for i in range(top))
+    best = tuple(((token_id + i) % VOCAB_SIZE, -0.5 - i) for i in range(top))
     return TokenLogprob(token_id, -0.5, 1, best)
 
 

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from fake_engine import Device
 from google.rpc import error_details_pb2
-from harness import Answer, Running, ask, generate, read, run, serving
+from harness import Answer, Running, ask, first, generate, read, run, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -390,15 +390,12 @@ def test_a_call_whose_deadline_cannot_be_kept_is_told_so_and_when() -> None:
 
 
 async def fill(running: Running, request: pb.GenerateRequest) -> tuple[list[Any], Answer]:
-    """Open calls until one is refused; one runs perhaps, and at least one waits."""
-    calls: list[Any] = []
-    for _ in range(4):
-        call = running.stub.Generate(request)
-        if await call.initial_metadata():
-            calls.append(call)
-        else:
-            return calls, await read(call)
-    raise AssertionError("nothing was refused")
+    """On a held device with one slot: a call that has it, one that waits, and one refused."""
+    runs = running.stub.Generate(request)
+    assert (await first(runs)).HasField("started")
+    waits = running.stub.Generate(request)
+    assert await waits.initial_metadata()
+    return [runs, waits], await generate(running, request)
 
 
 def test_a_refusal_comes_before_the_prompt_is_looked_at() -> None:
