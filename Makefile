@@ -1,6 +1,7 @@
 # One obvious command for each habit. `make demo` and `make test` work from a fresh clone.
 #
 #   PYTHON=python3.12   the interpreter the environment is made with (3.11 or newer)
+#   JOBS=4              processes that the tests run in
 #   TORCH=cpu           take torch's CPU build (on Linux, pip's default brings CUDA: 3 GB)
 
 SHELL := /bin/bash
@@ -9,6 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TESTS ?= tests
+JOBS ?= 2
 POCKET ?= --max-minutes 7 --workers 12 --compile
 BENCH_CPU ?= benchmarks/host.py benchmarks/cpu_vs_transformers.py
 BENCH_CUDA ?= benchmarks/prefill.py benchmarks/decode.py benchmarks/kernels.py benchmarks/offline.py
@@ -60,7 +62,7 @@ demo: $(VENV)/.server
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python tools/test_gpu.py

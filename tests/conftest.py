@@ -6,7 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Beside another process of tests, a second thread would only wait for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would the programs
