@@ -10,7 +10,7 @@ machine, versions, commit and command.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,42 @@ def described(document: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)}; commit {document['commit'][:12]}; `{command}`"
 
 
+def what(row: Mapping[str, Any]) -> str:
+    return " ".join(str(row[k]) for k in ("workload", "part", "case", "kernel") if row.get(k))
+
+
 def table(name: str, document: Mapping[str, Any]) -> Iterator[str]:
-    """One file's figures."""
+    """One file's figures; where it compares engines, they stand side by side."""
     yield f"**`{name}`**: {described(document)}"
     yield ""
+    engines = list(dict.fromkeys(row["engine"] for row in document["rows"]))
+    yield from one_engine(document) if len(engines) == 1 else side_by_side(document, engines)
+    yield ""
+
+
+def one_engine(document: Mapping[str, Any]) -> Iterator[str]:
     yield "| workload | model | value | unit | floor | share of floor | runs |"
     yield "|---|---|---|---|---|---|---|"
     for row in document["rows"]:
         runs = row.get("runs") or []
         spread = f"{number(min(runs))} to {number(max(runs))}" if len(runs) > 1 else ""
-        what = " ".join(str(row[k]) for k in ("workload", "part", "case", "kernel") if row.get(k))
-        cells = (what, row["model"], number(row["value"]), row["unit"], number(row.get("floor")))
-        yield "| " + " | ".join((*cells, share(row.get("share_of_floor")), spread)) + " |"
-    yield ""
+        cells = (what(row), row["model"], number(row["value"]), row["unit"])
+        floor = (number(row.get("floor")), share(row.get("share_of_floor")), spread)
+        yield "| " + " | ".join((*cells, *floor)) + " |"
+
+
+def side_by_side(document: Mapping[str, Any], engines: Sequence[str]) -> Iterator[str]:
+    """Medians, with their share of the floor."""
+    yield "| workload | model | unit | floor | " + " | ".join(engines) + " |"
+    yield "|---" * (4 + len(engines)) + "|"
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in document["rows"]:
+        key = (what(row), row["model"], row["unit"], number(row.get("floor")))
+        reached = share(row.get("share_of_floor"))
+        value = number(row["value"]) + (f" ({reached})" if reached else "")
+        found.setdefault(key, {})[row["engine"]] = value
+    for key, values in found.items():
+        yield "| " + " | ".join((*key, *(values.get(e, "") for e in engines))) + " |"
 
 
 def section(readme: bool) -> str:
