@@ -18,7 +18,7 @@ from quire.engine.commands import Abort, AskBlockMap, Finish, Submit
 from quire.engine.engine_loop import Batch
 from quire.engine.errors import EngineDeadError
 from quire.engine.link import Link, Receiver
-from quire.engine.pacing import Pacer
+from quire.engine.pacing import Gathering, Pacer
 from quire.engine.request import GenerationRequest, Output
 from quire.engine.request_limits import RequestLimits
 from quire.engine.stats import EngineInfo, EngineStats
@@ -28,7 +28,7 @@ from quire.engine.step_times import StepTimes
 class _Stream:
     """Loop side of one request: what has come and was not yet taken."""
 
-    __slots__ = ("_pending", "_queued", "_ready", "_waiter", "error", "is_new", "open_indices")
+    __slots__ = ("_pending", "_queued", "_ready", "_waiter", "error", "is_new", "is_silent", "open_indices")
 
     def __init__(self, n: int) -> None:
         self.open_indices = set(range(n))
@@ -37,6 +37,7 @@ class _Stream:
         self._queued = False  # the pacer will wake it
         self._ready = False  # woken, and not yet taken from
         self.is_new = True  # no token was taken yet
+        self.is_silent = True  # nothing was taken yet
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, output: Output) -> None:
@@ -68,7 +69,7 @@ class _Stream:
                 await self._waiter
             finally:
                 self._waiter = None
-        self._ready = False
+        self._ready = self.is_silent = False
         taken, self._pending = list(self._pending.values()), {}
         if self.is_new:
             self.is_new = not any(output.token_ids for output in taken)
@@ -99,6 +100,7 @@ class AsyncEngine:
         """
         loop = asyncio.get_running_loop()
         self._pacer = Pacer(loop.call_later, self._link.loop_share)
+        self._new = Gathering(loop.call_later, self._greet)
         self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)
         info = await self._link.start(Receiver(self._deliver, self._on_death, report))
@@ -145,16 +147,19 @@ class AsyncEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Output], None]:
         """Submit a request and yield what comes, joined to at most one output an index.
 
-        Ends when each index has had its `finish` or was ended by finish(). Raises RequestError
-        before anything is submitted, EngineDeadError if the engine ends under it.
+        The first item comes once the request was handed over and the loop has time to say so; it is
+        empty if nothing has come by then. Ends when each index has had its `finish` or was ended by
+        finish(). Raises RequestError before anything is submitted, EngineDeadError if the engine
+        ends under it.
         """
         self.check(request)
         if self._dead is not None:
             raise self._dead
-        stream = _Stream(request.n)
+        stream, greeting = _Stream(request.n), True
         self._streams[request.key] = stream
         try:
             self._link.send(Submit(request))
+            self._new.add(stream)
             while stream.open_indices:
                 outputs = await stream.take()
                 if stream.error is not None:
@@ -162,7 +167,8 @@ class AsyncEngine:
                 for output in outputs:
                     if output.finish is not None:
                         stream.open_indices.discard(output.index)
-                if outputs:
+                if outputs or greeting:
+                    greeting = False
                     yield outputs
         finally:
             del self._streams[request.key]
@@ -213,14 +219,26 @@ class AsyncEngine:
                 stream = self._streams.get(output.key)
                 if stream is not None:
                     stream.push(output)
-                    if stream.queue():
-                        self._pacer.add(stream, first=stream.is_new)
+                    self._wake_when_there_is_time(stream)
             if batch.block_map is not None:
                 answers, self._block_maps = self._block_maps, []
                 for answer in answers:
                     if not answer.done():
                         answer.set_result(batch.block_map)
+        self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
         self._pacer.run()
+
+    def _greet(self, streams: list[_Stream]) -> None:
+        """They have been handed over; those that nothing has come for yet hear of that."""
+        for stream in streams:
+            if stream.is_silent:
+                self._wake_when_there_is_time(stream)
+        self._pacer.run()
+
+    def _wake_when_there_is_time(self, stream: _Stream) -> None:
+        """The pacer's run() is to follow."""
+        if stream.queue():
+            self._pacer.add(stream, first=stream.is_new)
 
     def _end_streams(self, error: EngineDeadError) -> None:
         self._dead = error

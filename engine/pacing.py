@@ -17,7 +17,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 # Of one core, for the event loop's thread:
 THREAD_SHARE = 0.25  # where the engine's thread is in the same interpreter
@@ -25,10 +25,15 @@ PROCESS_SHARE = 0.4  # where it has a process of its own: the rest is for new ca
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses
+QUIET = 0.001  # seconds without a new call after which those that came are answered
+LONGEST_QUIET = 0.05  # and after which they are, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 
 _LEAST_PAUSE = 0.0005
 _SLICES = 4  # between two looks at the clocks, which cost a call into the kernel
+
+
+_T = TypeVar("_T")
 
 
 class Wakeable(Protocol):
@@ -56,6 +61,7 @@ class Pacer:
         self._credit = BURST
         self._wall_seen, self._cpu_seen = wall(), cpu()
         self._scheduled = False
+        self.unbounded = False  # the engine is idle: nobody else wants the time
         self._longest = 0  # the queue, since it was last empty
         self._unsettled = 0  # slices since the last look at the clocks
 
@@ -78,7 +84,7 @@ class Pacer:
         self._scheduled = False
         if self._unsettled == 0:
             self._settle()
-        if self._credit > 0:
+        if self._credit > 0 or self.unbounded:
             self._unsettled = (self._unsettled + 1) % _SLICES
             self._wake(SLICE)
             pause = 0.0
@@ -110,3 +116,39 @@ class Pacer:
             others_turn = i % 4 == 0 and count > 1
             queue = self._later if others_turn or not self._first else self._first
             (queue or self._first).popleft().wake()
+
+
+class Gathering(Generic[_T]):
+    """New streams until they are told that they are known: in a burst, after the last has come.
+
+    An answer costs the loop about as much as the call itself did, and the engine can begin with
+    the next call while this one's client waits to hear what it counts on anyway."""
+
+    def __init__(
+        self,
+        call_later: Callable[[float, Callable[[], None]], object],
+        answer: Callable[[list[_T]], None],
+        wall: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """answer: takes those that came, in order."""
+        self._call_later = call_later
+        self._answer = answer
+        self._wall = wall
+        self._gathered: list[_T] = []
+        self._first_at = self._last_at = 0.0
+
+    def add(self, stream: _T) -> None:
+        """A new stream has come."""
+        self._last_at = self._wall()
+        self._gathered.append(stream)
+        if len(self._gathered) == 1:
+            self._first_at = self._last_at
+            self._call_later(QUIET, self._look)
+
+    def _look(self) -> None:
+        wait = min(self._last_at + QUIET, self._first_at + LONGEST_QUIET) - self._wall()
+        if wait > QUIET / 10:
+            self._call_later(wait, self._look)
+            return
+        gathered, self._gathered = self._gathered, []
+        self._answer(gathered)

@@ -115,8 +115,9 @@ class Admission:
         remaining: seconds to the call's deadline; None: it has none.
         """
         now = self._clock()
-        self._check_room(client, n, priority, now)
-        self._check_wait(client, n, priority, remaining, now)
+        if not self._at_once(now):
+            self._check_room(client, n, priority, now)
+            self._check_wait(client, n, priority, remaining, now)
 
     def enter(
         self,
@@ -128,12 +129,15 @@ class Admission:
     ) -> Place:
         """Take a place for n indices of a prompt of so many tokens. Raises Refusal."""
         now = self._clock()
-        self._check_room(client, n, priority, now)
+        at_once = self._at_once(now)
+        if not at_once:
+            self._check_room(client, n, priority, now)
         most = self.policy.max_waiting_tokens
         if most is not None and self.waiting_tokens and self.waiting_tokens + tokens > most:
             retry = self._retry(self.estimate(client, priority, now))
             raise tokens_waiting(self.waiting_tokens, tokens, most, retry)
-        self._check_wait(client, n, priority, remaining, now)
+        if not at_once:
+            self._check_wait(client, n, priority, remaining, now)
         place = Place(self, client, priority, n, tokens, now)
         self.waiting += n
         self.waiting_tokens += tokens
@@ -143,6 +147,10 @@ class Admission:
         self._in_line[place] = None
         self._look(now)
         return place
+
+    def _at_once(self, now: float) -> bool:
+        """Whether there is a place, and a slot free for whoever takes it."""
+        return self.waiting < min(self._look(now), self.policy.max_waiting)
 
     def _check_room(self, client: str, n: int, priority: int, now: float) -> None:
         """Beyond max_waiting only a client with less than its share of the places may wait, and
@@ -159,7 +167,6 @@ class Admission:
     def _check_wait(
         self, client: str, n: int, priority: int, remaining: float | None, now: float
     ) -> None:
-        self._look(now)
         estimate = self.estimate(client, priority, now)
         limit, option = self.policy.max_queue_seconds, "max_queue_seconds"
         standing = self.standing(now) and not self._below_share(client, n, now)
@@ -231,12 +238,14 @@ class Admission:
         moment = self.policy.queue_burst_seconds
         return now - self._short_at > moment or now - self._refused_at < moment
 
-    def _look(self, now: float) -> None:
-        """Note whether the queue is short, after every change of it."""
-        queued = self.waiting > self._free(now)
+    def _look(self, now: float) -> int:
+        """Note whether the queue is short, after every change of it. Returns the slots free."""
+        free = self._free(now)
+        queued = self.waiting > free
         self._rate.queue(queued, now)
         if not queued:
             self._short_at = now
+        return free
 
     def _retry(self, seconds: float) -> float:
         """Seconds after which asking again makes sense."""

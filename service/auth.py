@@ -131,10 +131,14 @@ def make_entry(name: str, key: str) -> str:
 
 
 class Authenticator:
-    """Tells who a call comes from. keys None: no key is asked for."""
+    """Tells who a call comes from. keys None: no key is asked for. certificates: clients have
+    them."""
 
-    def __init__(self, keys: "WatchedFiles[KeyRing] | None" = None) -> None:
+    def __init__(
+        self, keys: "WatchedFiles[KeyRing] | None" = None, *, certificates: bool = False
+    ) -> None:
         self._keys = keys
+        self._certificates = certificates
 
     @property
     def required(self) -> bool:
@@ -146,7 +150,7 @@ class Authenticator:
         if self._keys is not None:
             name = self.key_name(context.invocation_metadata())
             return Caller(f"key:{name}", f"key:{name}")
-        certified = certificate_name(context.auth_context())
+        certified = certificate_name(context.auth_context()) if self._certificates else ""
         if certified:
             return Caller(f"cert:{certified}", f"cert:{certified}")
         return Caller("", peer_address(context.peer()))

@@ -8,6 +8,8 @@ back, three at most; `whole` says that none are.
 import codecs
 from collections.abc import Sequence
 
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+
 
 class Detokenizer:
     """Incremental decoding over a table of each token's bytes."""
@@ -17,7 +19,7 @@ class Detokenizer:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         """pieces: the bytes of each id, empty for ids that give no text."""
         self._pieces = pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _UTF8("replace")
         self.whole = True
 
     def push(self, token_id: int) -> str:

@@ -20,7 +20,7 @@ from quire.service.chat_template import ChatTemplate
 from quire.service.errors import Refusal
 from quire.service.models import resolve
 from quire.service.progress import Progress
-from quire.service.validation import ServedModel, Validator, with_key
+from quire.service.validation import ServedModel, Validator
 from quire.v1 import inference_pb2 as pb
 
 
@@ -47,7 +47,7 @@ class Local:
     async def complete(self, request: pb.GenerateRequest) -> Completion:
         """Run one request (n = 1) to its end. Raises RequestError or StepError."""
         try:
-            accepted = with_key(await self._validator.validate(request), self.engine.new_key())
+            accepted = await self._validator.validate(request, self.engine.new_key())
         except Refusal as refusal:
             raise RequestError("request", refusal.message) from refusal
         generation = accepted.generation

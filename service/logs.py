@@ -53,22 +53,19 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 class BatchHandler(logging.Handler):
-    """Gathers lines; warnings and worse are written at once, with all that came before them."""
+    """Gathers records, for a thread to write; warnings and worse are written at once, with all that
+    came before them."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: deque[str] = deque()
+        self._records: deque[logging.LogRecord] = deque()
         self._writing = threading.Lock()
         self._filled = threading.Event()
         self._writer: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.append(self.format(record) + "\n")
-        except Exception:
-            self.handleError(record)
-            return
+        self._records.append(record)
         if record.levelno >= logging.WARNING:
             self.flush()
         elif not self._filled.is_set():
@@ -78,12 +75,19 @@ class BatchHandler(logging.Handler):
     def flush(self) -> None:
         """Write what was gathered. A stream that is gone takes the lines with it."""
         with self._writing:
-            gathered = [self._lines.popleft() for _ in range(len(self._lines))]
+            gathered = [self._records.popleft() for _ in range(len(self._records))]
             try:
-                self._stream.write("".join(gathered))
+                self._stream.write("".join(map(self._line, gathered)))
                 self._stream.flush()
             except (OSError, ValueError):
                 return
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record) + "\n"
+        except Exception:
+            self.handleError(record)
+            return ""
 
     def _start(self) -> None:
         if self._writer is None:
@@ -100,6 +104,9 @@ class BatchHandler(logging.Handler):
 
 def set_up(log_format: str, level: str) -> None:
     """Send all of Quire's logs to standard error; other libraries' from warnings on."""
+    # No line names a thread, a process or a line of code: they need not be found out.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = BatchHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()

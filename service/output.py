@@ -88,11 +88,6 @@ class CallOutput:
         """Whether `started` has been sent."""
         return self._started
 
-    @property
-    def done(self) -> bool:
-        """Whether each index has finished."""
-        return all(state.finish is not None for state in self._indices)
-
     def _open_text(self, accepted: Accepted) -> TextStream | None:
         options, request = accepted.text, accepted.generation
         if options.ids_only:
@@ -106,13 +101,15 @@ class CallOutput:
         self._replayed = stream.replay(request.resume_token_ids)
         return stream
 
-    def already_complete(self) -> list[pb.GenerateResponse]:
-        """The whole answer, where the resumed ids hold a stop string already; else nothing."""
-        if self._replayed is None:
-            return []
-        messages = [self._start(self._indices[0])]
-        messages += self._finish(0, FinishReason.STOP, match=self._replayed)
-        return messages
+    @property
+    def already_complete(self) -> bool:
+        """Whether the resumed ids hold a stop string: then `complete` is the whole answer."""
+        return self._replayed is not None
+
+    def complete(self) -> Iterator[pb.GenerateResponse]:
+        """The answer to a call that was already complete."""
+        yield self._start(self._indices[0])
+        yield from self._finish(0, FinishReason.STOP, match=self._replayed)
 
     # ------------------------------------------------------------ what the engine says
 

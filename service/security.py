@@ -26,7 +26,7 @@ class Security:
     @property
     def authenticator(self) -> Authenticator:
         """Tells who calls."""
-        return Authenticator(self.keys)
+        return Authenticator(self.keys, certificates=self.mutual)
 
     @property
     def watched(self) -> list[Refreshable]:

@@ -28,7 +28,7 @@ from quire.service.output import CallOutput
 from quire.service.state import Lifecycle, Phase
 from quire.service.stats import StatsReporter
 from quire.service.tracing import EndedCall, Times, Tracer
-from quire.service.validation import Accepted, ServedModel, Validator, with_key
+from quire.service.validation import Accepted, ServedModel, Validator
 from quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger("quire.service")
@@ -67,6 +67,7 @@ class Call:
     permit: Permit
     client: str
     accepted_at: float
+    acknowledged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +121,15 @@ class InferenceServicer:
             engine_stream: AsyncGenerator[Any, None] | None = None
             failure: Refusal | None = None
             try:
-                for message in call.output.already_complete():
-                    yield message
-                if not call.output.done:
+                if call.output.already_complete:
+                    await self._acknowledge(call, context)
+                    for message in call.output.complete():
+                        yield message
+                else:
                     engine_stream = serving.engine.generate(call.accepted.generation)
                     async for outputs in engine_stream:
+                        if not call.acknowledged:
+                            await self._acknowledge(call, context)
                         for message in call.output.take(outputs):
                             yield message
                     failure = self._failed_step(call)
@@ -208,18 +213,14 @@ class InferenceServicer:
         if self._entrance.log_prompts:
             fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
             log.info("request accepted", extra={"fields": fields})
-        try:
-            return await self._open(accepted, place, permit, serving, context)
-        except BaseException:
-            place.leave()
-            raise
+        return self._open(accepted, place, permit, serving)
 
     async def _validate(
         self, request: pb.GenerateRequest, serving: Serving, caller: Caller
     ) -> Accepted:
         try:
-            accepted = await serving.validator.validate(request, caller.tenant, caller.client)
-            accepted = with_key(accepted, serving.engine.new_key())
+            key = serving.engine.new_key()
+            accepted = await serving.validator.validate(request, key, caller.tenant, caller.client)
             serving.engine.check(accepted.generation)
         except RequestError as error:
             field = _FIELDS.get(error.field, error.field)
@@ -230,14 +231,7 @@ class InferenceServicer:
             raise self._fault(error) from error
         return accepted
 
-    async def _open(
-        self,
-        accepted: Accepted,
-        place: Place,
-        permit: Permit,
-        serving: Serving,
-        context: Context,
-    ) -> Call:
+    def _open(self, accepted: Accepted, place: Place, permit: Permit, serving: Serving) -> Call:
         """From here on the call is accepted, and its end will be counted."""
         now, key = time.monotonic(), accepted.generation.key
 
@@ -259,13 +253,14 @@ class InferenceServicer:
         self._ledger.accept(accepted.generation.n)
         self._open_calls += 1
         self._idle.clear()
-        call = Call(accepted, output, place, permit, accepted.generation.client, now)
-        try:
-            await context.send_initial_metadata(((REQUEST_ID_KEY, accepted.request_id),))
-        except BaseException:
-            self._close(call)
-            raise
-        return call
+        return Call(accepted, output, place, permit, accepted.generation.client, now)
+
+    @staticmethod
+    async def _acknowledge(call: Call, context: Context) -> None:
+        """Say that the call was accepted. After the engine has been told: where many calls
+        come at once, the engine begins while their clients are answered."""
+        call.acknowledged = True
+        await context.send_initial_metadata(((REQUEST_ID_KEY, call.accepted.request_id),))
 
     def _close(self, call: Call) -> None:
         """The one end of an accepted call."""

@@ -11,10 +11,10 @@ import hashlib
 import math
 import re
 import secrets
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.stats import EngineInfo
@@ -35,6 +35,15 @@ MAX_PRIORITY = 1000
 INLINE_BYTES = 2048  # a longer text is tokenized on another thread, off the event loop
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
+_RANGES = {  # of sampling's numbers, the ends included
+    "temperature": (0, 100),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "n": (1, MAX_N),
+    "logprobs": (0, MAX_LOGPROBS),
+}
+_OPEN_RANGES = {"top_p": (0, 1), "repetition_penalty": (0, 10)}  # the lower end left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +57,11 @@ class TextOptions:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that can run; its key is 0 until it is submitted."""
+    """A request that can run."""
 
     request_id: str
     generation: GenerationRequest
     text: TextOptions
-
-
-def with_key(accepted: Accepted, key: int) -> Accepted:
-    """The same under a key that no other request has."""
-    generation = dataclasses.replace(accepted.generation, key=key)
-    return dataclasses.replace(accepted, generation=generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,36 +121,37 @@ class Validator:
     def __init__(self, model: ServedModel, executor: Executor | None = None) -> None:
         self._model = model
         self._executor = executor
-        self._eos = model.eos_token_ids
+        self._defaults = _defaults(model)
         self._longest_prompt = min(model.info.max_model_len, model.cache_tokens) - 1
         self._max_text_bytes = model.tokenizer.max_text_bytes(model.info.max_model_len)
 
     async def validate(
-        self, request: pb.GenerateRequest, tenant: str = "", client: str = ""
+        self, request: pb.GenerateRequest, key: int, tenant: str = "", client: str = ""
     ) -> Accepted:
-        """tenant: whose cache entries it may share; client: whose share of the machine it uses.
-        Raises Refusal."""
+        """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
+        share of the machine it uses. Raises Refusal."""
         if request.model and request.model != self._model.name:
             raise unknown_model(request.model, self._model.name)
-        self._check_fields(request)
-        prompt = await self._prompt_ids(request)
         sampling = request.sampling
+        given = {field.name: value for field, value in sampling.ListFields()}
+        self._check_fields(request, given)
+        prompt = await self._prompt_ids(request)
         generation = GenerationRequest(
-            key=0,
-            prompt_token_ids=tuple(prompt),
-            sampling=self._sampling(sampling, len(prompt)),
-            n=sampling.n if sampling.HasField("n") else 1,
+            key=key,
+            prompt_token_ids=prompt,
+            sampling=self._sampling(given, len(prompt)),
+            n=given.get("n", 1),
             priority=request.priority,
             cache_salt=effective_salt(tenant, request.cache_salt),
             resume_token_ids=tuple(request.resume_token_ids),
             client=client,
         )
         options = TextOptions(tuple(sampling.stop), sampling.include_stop, request.ids_only)
-        return Accepted(request.request_id or uuid.uuid4().hex, generation, options)
+        return Accepted(request.request_id or secrets.token_hex(16), generation, options)
 
     # ------------------------------------------------------------ fields
 
-    def _check_fields(self, request: pb.GenerateRequest) -> None:
+    def _check_fields(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         faults, vocab_size = _Faults(), self._model.info.vocab_size
         if not _REQUEST_ID.fullmatch(request.request_id):
             faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
@@ -156,11 +160,11 @@ class Validator:
         faults.between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
         salt_bytes = len(request.cache_salt.encode())
         faults.at_most("cache_salt", salt_bytes, MAX_SALT_BYTES, "bytes")
-        _check_sampling(request.sampling, faults, vocab_size)
+        _check_sampling(given, faults, vocab_size)
         self._check_resume(request, faults)
-        if request.ids_only and request.sampling.stop:
-            faults.add("sampling.stop", len(request.sampling.stop), "no text is made with ids_only")
-        if request.ids_only and request.sampling.include_stop:
+        if request.ids_only and "stop" in given:
+            faults.add("sampling.stop", len(given["stop"]), "no text is made with ids_only")
+        if request.ids_only and "include_stop" in given:
             faults.add("sampling.include_stop", True, "no text is made with ids_only")
         faults.raise_if_any()
 
@@ -172,33 +176,17 @@ class Validator:
             faults.add("resume_token_ids", len(ids), "a request with n > 1 cannot be resumed")
         faults.ids("resume_token_ids", ids, self._model.info.vocab_size)
 
-    def _sampling(self, given: pb.SamplingParams, prompt_tokens: int) -> SamplingParams:
+    def _sampling(self, given: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
         """Given values, then the model's, then greedy."""
-        model = self._model.info.generation
-
-        def pick(name: str, otherwise: float) -> float:
-            if given.HasField(name):
-                return float(getattr(given, name))
-            default = getattr(model, name, None)
-            return otherwise if default is None else default
-
-        top_k = int(pick("top_k", 0))
-        params = SamplingParams(
-            temperature=pick("temperature", 0.0),
-            top_p=pick("top_p", 1.0),
-            top_k=top_k if top_k < self._model.info.vocab_size else 0,
-            min_p=pick("min_p", 0.0),
-            repetition_penalty=pick("repetition_penalty", 1.0),
-            presence_penalty=given.presence_penalty,
-            frequency_penalty=given.frequency_penalty,
-            seed=given.seed if given.HasField("seed") else secrets.randbits(64),
-            max_tokens=self._max_tokens(given, prompt_tokens),
-            min_tokens=given.min_tokens,
-            stop_token_ids=tuple(given.stop_token_ids),
-            eos_token_ids=self._eos,
-            ignore_eos=given.ignore_eos,
-            logprobs=given.logprobs if given.HasField("logprobs") else None,
-        )
+        values = {name: given.get(name, default) for name, default in self._defaults.items()}
+        values["stop_token_ids"] = tuple(values["stop_token_ids"])
+        if values["top_k"] >= self._model.info.vocab_size:
+            values["top_k"] = 0
+        if values["seed"] is None:
+            values["seed"] = secrets.randbits(64)
+        if values["max_tokens"] is None:
+            values["max_tokens"] = self._longest_prompt + 1 - prompt_tokens
+        params = SamplingParams(**values)
         if params.min_tokens > params.max_tokens:
             raise invalid_field(
                 "sampling.min_tokens",
@@ -206,24 +194,19 @@ class Validator:
             )
         return params
 
-    def _max_tokens(self, given: pb.SamplingParams, prompt_tokens: int) -> int:
-        if given.HasField("max_tokens"):
-            return given.max_tokens
-        return self._longest_prompt + 1 - prompt_tokens
-
     # ------------------------------------------------------------ prompt
 
-    async def _prompt_ids(self, request: pb.GenerateRequest) -> Sequence[int]:
+    async def _prompt_ids(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         kind = request.WhichOneof("prompt")
         if kind is None:
             raise invalid_field("prompt", "is missing: give text, token_ids or chat")
         if kind == "token_ids":
-            ids: Sequence[int] = request.token_ids.ids
+            ids = tuple(request.token_ids.ids)
             faults = _Faults()
             faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
             faults.raise_if_any()
         else:
-            ids = await self._tokenize(request, kind)
+            ids = tuple(await self._tokenize(request, kind))
         if not ids:
             raise invalid_field(kind, "is empty: at least one token is needed")
         if len(ids) > self._longest_prompt:
@@ -277,35 +260,33 @@ def effective_salt(tenant: str, salt: str) -> bytes:
     return digest.digest()
 
 
-def _check_sampling(given: pb.SamplingParams, faults: _Faults, vocab_size: int) -> None:
-    _check_numbers(given, faults)
-    faults.at_most("sampling.stop", len(given.stop), MAX_STOPS, "stop strings")
-    for i, stop in enumerate(given.stop[: MAX_STOPS + 1]):
+def _defaults(model: ServedModel) -> dict[str, Any]:
+    """What a request that says nothing of sampling gets. None: made for each request."""
+    values = dataclasses.asdict(SamplingParams(eos_token_ids=model.eos_token_ids))
+    values |= {"seed": None, "max_tokens": None}
+    recommended = dataclasses.asdict(model.info.generation)
+    return values | {name: value for name, value in recommended.items() if value is not None}
+
+
+def _check_sampling(given: Mapping[str, Any], faults: _Faults, vocab_size: int) -> None:
+    for name, value in given.items():
+        if name in _RANGES or name in _OPEN_RANGES:
+            _check_number(name, value, faults)
+    if given.get("max_tokens", 1) < 1:
+        faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
+    stops = given.get("stop", ())
+    faults.at_most("sampling.stop", len(stops), MAX_STOPS, "stop strings")
+    for i, stop in enumerate(stops[: MAX_STOPS + 1]):
         faults.between(f"sampling.stop[{i}] (bytes)", len(stop.encode()), 1, MAX_STOP_BYTES)
-    count = len(given.stop_token_ids)
-    faults.at_most("sampling.stop_token_ids", count, MAX_STOP_IDS, "stop ids")
-    faults.ids("sampling.stop_token_ids", given.stop_token_ids, vocab_size)
+    stop_ids = given.get("stop_token_ids", ())
+    faults.at_most("sampling.stop_token_ids", len(stop_ids), MAX_STOP_IDS, "stop ids")
+    faults.ids("sampling.stop_token_ids", stop_ids, vocab_size)
 
 
-def _check_numbers(given: pb.SamplingParams, faults: _Faults) -> None:
-    def check(name: str, low: float, high: float, *, open_low: bool = False) -> None:
-        if not given.HasField(name):
-            return
-        value = getattr(given, name)
-        if not math.isfinite(value):
-            faults.add(f"sampling.{name}", value, "must be a finite number")
-        elif open_low:
-            faults.above(f"sampling.{name}", value, low, high)
-        else:
-            faults.between(f"sampling.{name}", value, low, high)
-
-    check("temperature", 0, 100)
-    check("top_p", 0, 1, open_low=True)
-    check("min_p", 0, 1)
-    check("repetition_penalty", 0, 10, open_low=True)
-    check("presence_penalty", -2, 2)
-    check("frequency_penalty", -2, 2)
-    check("n", 1, MAX_N)
-    check("logprobs", 0, MAX_LOGPROBS)
-    if given.HasField("max_tokens") and given.max_tokens < 1:
-        faults.add("sampling.max_tokens", given.max_tokens, "must be at least 1")
+def _check_number(name: str, value: float, faults: _Faults) -> None:
+    if not math.isfinite(value):
+        faults.add(f"sampling.{name}", value, "must be a finite number")
+    elif name in _OPEN_RANGES:
+        faults.above(f"sampling.{name}", value, *_OPEN_RANGES[name])
+    else:
+        faults.between(f"sampling.{name}", value, *_RANGES[name])

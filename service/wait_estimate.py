@@ -30,8 +30,9 @@ class StartRate:
 
     def queue(self, present: bool, now: float) -> None:
         """From now on somebody waits who cannot start at once, or nobody does."""
-        self._fade(now)
-        self._queue = present
+        if present != self._queue:
+            self._fade(now)
+            self._queue = present
 
     def started(self, now: float) -> None:
         """One has started."""

@@ -1,0 +1,82 @@
+"""The asyncio face over a link that the test holds in its hands."""
+
+import asyncio
+from collections.abc import Sequence
+
+from quire.engine.async_engine import AsyncEngine
+from quire.engine.commands import Abort, Command, Submit
+from quire.engine.engine_loop import Batch
+from quire.engine.link import Receiver
+from quire.engine.model_config import GenerationDefaults
+from quire.engine.request import GenerationRequest, Output, SamplingParams
+from quire.engine.stats import EngineInfo, EngineStats
+from quire.engine.step_times import StepTimes
+
+
+INFO = EngineInfo(
+    architecture="A",
+    fingerprint="f",
+    parameters=1,
+    vocab_size=99,
+    max_model_len=64,
+    dtype="d",
+    device="e",
+    block_size=16,
+    num_blocks=8,
+    kv_bytes_per_token=1,
+    weight_bytes=1,
+    kv_cache_bytes=1,
+    device_memory_total=1,
+    eos_token_ids=(2,),
+    generation=GenerationDefaults(),
+    options={},
+)
+
+
+class Hands:
+    """A Link: keeps what is sent, and says what the test has it say."""
+
+    loop_share = 0.5
+
+    def __init__(self) -> None:
+        self.sent: list[Command] = []
+
+    async def start(self, receiver: Receiver) -> EngineInfo:
+        self._receiver = receiver
+        return INFO
+
+    def send(self, command: Command) -> None:
+        self.sent.append(command)
+
+    def say(self, outputs: Sequence[Output]) -> None:
+        self._receiver.deliver([Batch(list(outputs), EngineStats(), StepTimes())])
+
+    def busy_since(self) -> float | None:
+        return None
+
+    def stack(self) -> str:
+        return ""
+
+    def give_up(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+def test_the_first_item_says_that_the_engine_has_been_told_and_waits_for_nothing_else() -> None:
+    async def test() -> None:
+        link = Hands()
+        engine = AsyncEngine(link)
+        await engine.start()
+        request = GenerationRequest(engine.new_key(), (5, 6), SamplingParams(max_tokens=4))
+        stream = engine.generate(request)
+        assert await anext(stream) == []
+        assert link.sent == [Submit(request)]
+        started = Output(request.key, 0, started=True)
+        link.say([started])
+        assert await anext(stream) == [started]
+        await stream.aclose()
+        assert link.sent[1:] == [Abort(request.key)]
+
+    asyncio.run(asyncio.wait_for(test(), 20))
