@@ -28,7 +28,16 @@ from quire.engine.step_times import StepTimes
 class _Stream:
     """Loop side of one request: what has come and was not yet taken."""
 
-    __slots__ = ("_pending", "_queued", "_ready", "_waiter", "error", "is_new", "is_silent", "open_indices")
+    __slots__ = (
+        "_pending",
+        "_queued",
+        "_ready",
+        "_waiter",
+        "error",
+        "is_new",
+        "is_silent",
+        "open_indices",
+    )
 
     def __init__(self, n: int) -> None:
         self.open_indices = set(range(n))

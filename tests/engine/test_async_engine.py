@@ -12,7 +12,6 @@ from quire.engine.request import GenerationRequest, Output, SamplingParams
 from quire.engine.stats import EngineInfo, EngineStats
 from quire.engine.step_times import StepTimes
 
-
 INFO = EngineInfo(
     architecture="A",
     fingerprint="f",
