@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_device import VOCAB_SIZE, FakeBuilder
-from serving_client import loop_factory
 from serving_vocabulary import save_tokenizer
 from serving_work import Work
 from thread_times import ThreadTimes
@@ -42,6 +41,7 @@ from quire.engine.shape import model_config
 from quire.engine.thread_link import ThreadLink
 from quire.service import logs
 from quire.service import tokenizer as tokenizers
+from quire.service.event_loop import new_event_loop
 from quire.service.models import ResolvedModel
 from quire.service.process import _SWITCH_SECONDS
 from quire.service.server import Server
@@ -183,6 +183,6 @@ if __name__ == "__main__":
     with (
         tempfile.TemporaryDirectory() as scratch_directory,
         ExitStack() as stack,
-        asyncio.Runner(loop_factory=loop_factory()) as runner,
+        asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
         runner.run(main(json.loads(sys.argv[1]), Path(scratch_directory), stack))

@@ -18,7 +18,7 @@ from quire.engine.commands import Abort, AskBlockMap, Finish, Submit
 from quire.engine.engine_loop import Batch
 from quire.engine.errors import EngineDeadError
 from quire.engine.link import Link, Receiver
-from quire.engine.pacing import Gathering, Pacer
+from quire.engine.pacing import NewCalls, Pacer
 from quire.engine.request import GenerationRequest, Output
 from quire.engine.request_limits import RequestLimits
 from quire.engine.stats import EngineInfo, EngineStats
@@ -108,8 +108,8 @@ class AsyncEngine:
         progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
         """
         loop = asyncio.get_running_loop()
-        self._pacer = Pacer(loop.call_later, self._link.loop_share)
-        self._new = Gathering(loop.call_later, self._greet)
+        self._new_calls = NewCalls(loop.call_later, self._answer)
+        self._pacer = Pacer(loop.call_later, self._link.loop_share, self._new_calls.coming)
         self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)
         info = await self._link.start(Receiver(self._deliver, self._on_death, report))
@@ -168,7 +168,7 @@ class AsyncEngine:
         self._streams[request.key] = stream
         try:
             self._link.send(Submit(request))
-            self._new.add(stream)
+            self._new_calls.add(stream)
             while stream.open_indices:
                 outputs = await stream.take()
                 if stream.error is not None:
@@ -237,7 +237,7 @@ class AsyncEngine:
         self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
         self._pacer.run()
 
-    def _greet(self, streams: list[_Stream]) -> None:
+    def _answer(self, streams: list[_Stream]) -> None:
         """They have been handed over; those that nothing has come for yet hear of that."""
         for stream in streams:
             if stream.is_silent:

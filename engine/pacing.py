@@ -25,8 +25,8 @@ PROCESS_SHARE = 0.4  # where it has a process of its own: the rest is for new ca
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses
-QUIET = 0.001  # seconds without a new call after which those that came are answered
-LONGEST_QUIET = 0.05  # and after which they are, however many more come
+QUIET = 0.002  # seconds without a new call after which no more are expected
+LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 
 _LEAST_PAUSE = 0.0005
@@ -49,12 +49,15 @@ class Pacer:
         self,
         call_later: Callable[[float, Callable[[], None]], object],
         share: float = THREAD_SHARE,
+        calls_come: Callable[[], bool] = lambda: False,
         wall: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        """share: of one core. wall and cpu: seconds; cpu is what the calling thread has used."""
+        """share: of one core. calls_come: whether new calls do, which go first. wall and cpu:
+        seconds; cpu is what the calling thread has used."""
         self._call_later = call_later
         self._share = share
+        self._calls_come = calls_come
         self._wall, self._cpu = wall, cpu
         self._first: deque[Wakeable] = deque()
         self._later: deque[Wakeable] = deque()
@@ -81,6 +84,10 @@ class Pacer:
 
     def _turn(self) -> None:
         """One slice; the next follows in the loop's next turn, or when there is credit again."""
+        if len(self) > SLICE and self._calls_come():
+            self._scheduled = True
+            self._call_later(QUIET, self._turn)
+            return
         self._scheduled = False
         if self._unsettled == 0:
             self._settle()
@@ -118,11 +125,12 @@ class Pacer:
             (queue or self._first).popleft().wake()
 
 
-class Gathering(Generic[_T]):
-    """New streams until they are told that they are known: in a burst, after the last has come.
+class NewCalls(Generic[_T]):
+    """Calls as they come in. In a burst they go before all else: before the words of streams, whose
+    pacer asks `coming`, and before their own answers.
 
-    An answer costs the loop about as much as the call itself did, and the engine can begin with
-    the next call while this one's client waits to hear what it counts on anyway."""
+    A call takes several turns of the loop to come in, so a turn full of messages holds up every
+    call behind it; and the engine can begin with those that came while the others still come."""
 
     def __init__(
         self,
@@ -130,25 +138,35 @@ class Gathering(Generic[_T]):
         answer: Callable[[list[_T]], None],
         wall: Callable[[], float] = time.monotonic,
     ) -> None:
-        """answer: takes those that came, in order."""
+        """answer: tells the streams, in order, that they are known; none came for a moment."""
         self._call_later = call_later
         self._answer = answer
         self._wall = wall
-        self._gathered: list[_T] = []
-        self._first_at = self._last_at = 0.0
+        self._unanswered: list[_T] = []
+        self._unanswered_since = 0.0
+        self._burst_since = self._last_at = float("-inf")
 
     def add(self, stream: _T) -> None:
-        """A new stream has come."""
-        self._last_at = self._wall()
-        self._gathered.append(stream)
-        if len(self._gathered) == 1:
-            self._first_at = self._last_at
+        """A new call has come."""
+        now = self._wall()
+        if now - self._last_at >= QUIET:
+            self._burst_since = now
+        self._last_at = now
+        self._unanswered.append(stream)
+        if len(self._unanswered) == 1:
+            self._unanswered_since = now
             self._call_later(QUIET, self._look)
 
+    def coming(self) -> bool:
+        """Whether more are likely to follow in this moment; not for longer than `PATIENCE`."""
+        now = self._wall()
+        return now - self._last_at < QUIET and now - self._burst_since < PATIENCE
+
     def _look(self) -> None:
-        wait = min(self._last_at + QUIET, self._first_at + LONGEST_QUIET) - self._wall()
+        due = min(self._last_at + QUIET, self._unanswered_since + LONGEST_QUIET)
+        wait = due - self._wall()
         if wait > QUIET / 10:
             self._call_later(wait, self._look)
             return
-        gathered, self._gathered = self._gathered, []
-        self._answer(gathered)
+        unanswered, self._unanswered = self._unanswered, []
+        self._answer(unanswered)

@@ -12,13 +12,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError
 from quire.engine.shape import model_config, resolve_max_model_len
 from quire.service import logs
+from quire.service.event_loop import new_event_loop
 from quire.service.models import resolve
 from quire.service.placement import LinkMaker
 from quire.service.progress import Progress
@@ -41,7 +41,7 @@ def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
     logs.set_up(settings.service.log_format, settings.service.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             code = runner.run(_serve(settings, make_link))
     finally:
         logs.flush()
@@ -49,15 +49,6 @@ def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
         # A stop was asked for while the model was loading, which a thread cannot be kept from.
         _leave(128 + signal.SIGTERM)
     return code
-
-
-def _loop_factory() -> Callable[[], Any] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], Any] = uvloop.new_event_loop
-    return factory
 
 
 async def _serve(settings: Settings, make_link: LinkMaker) -> int | None:

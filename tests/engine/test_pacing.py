@@ -15,7 +15,7 @@ from quire.engine.pacing import (
     QUIET,
     SLICE,
     THREAD_SHARE,
-    Gathering,
+    NewCalls,
     Pacer,
 )
 
@@ -29,7 +29,14 @@ class Loop:
         self.used = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self.pacer = Pacer(self.call_later, share, lambda: self.now, lambda: self.used)
+        self.calls_come = False
+        self.pacer = Pacer(
+            self.call_later,
+            share,
+            lambda: self.calls_come,
+            wall=lambda: self.now,
+            cpu=lambda: self.used,
+        )
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (self.now + delay, next(self._order), call))
@@ -190,17 +197,52 @@ def test_beside_an_idle_engine_the_streams_have_all_the_time() -> None:
     assert max(stream.longest_wait for stream in streams) <= 400 * loop.cost
 
 
+def test_new_calls_go_before_the_words_of_many_streams_but_not_of_few() -> None:
+    loop = Loop(cost=0.00001)
+    many, few = [Stream(loop) for _ in range(40)], [Stream(loop) for _ in range(SLICE)]
+    loop.calls_come = True
+    for stream in few:
+        stream.push()
+    loop.pacer.run()
+    assert all(stream.messages == [1] for stream in few)
+    for stream in many:
+        stream.push()
+    loop.pacer.run()
+    loop.run_until(0.1)
+    assert not any(stream.messages for stream in many)
+    loop.calls_come = False
+    loop.run_until(0.1 + 2 * QUIET)
+    assert all(stream.messages == [1] for stream in many)
+
+
+def test_a_burst_of_calls_goes_first_for_a_while_and_not_for_ever() -> None:
+    loop = Loop(cost=0.0)
+    calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)
+    assert not calls.coming()
+    first = {}
+    for number in range(1000):
+        loop.run_until(1.0 + number * QUIET / 2)
+        calls.add(number)
+        first.setdefault(calls.coming(), loop.now)
+    assert first[True] == 1.0
+    assert first[False] == pytest.approx(1.0 + PATIENCE, abs=QUIET)
+    loop.run_until(loop.now + 2 * QUIET)
+    assert not calls.coming()
+    calls.add(0)
+    assert calls.coming()
+
+
 def answered(arrivals: list[float]) -> list[list[tuple[float, int]]]:
     """When each of the streams that come then was answered, and together with whom."""
     loop, answers = Loop(cost=0.0), []
-    gathering = Gathering[int](
+    calls = NewCalls[int](
         loop.call_later,
         lambda streams: answers.append([(loop.now, stream) for stream in streams]),
         lambda: loop.now,
     )
     for number, time in enumerate(arrivals):
         loop.run_until(time)
-        gathering.add(number)
+        calls.add(number)
     loop.run_until(10)
     return answers
 
