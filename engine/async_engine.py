@@ -164,20 +164,20 @@ class AsyncEngine:
         self.check(request)
         if self._dead is not None:
             raise self._dead
-        stream, greeting = _Stream(request.n), True
+        stream = _Stream(request.n)
         self._streams[request.key] = stream
         try:
             self._link.send(Submit(request))
             self._new_calls.add(stream)
             while stream.open_indices:
+                is_first = stream.is_silent
                 outputs = await stream.take()
                 if stream.error is not None:
                     raise stream.error
                 for output in outputs:
                     if output.finish is not None:
                         stream.open_indices.discard(output.index)
-                if outputs or greeting:
-                    greeting = False
+                if outputs or is_first:
                     yield outputs
         finally:
             del self._streams[request.key]

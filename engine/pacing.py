@@ -8,6 +8,8 @@ woken, a few in each turn of the loop, so that new calls get their turns too; wi
 wait for it to fill, and what comes meanwhile is merged. So a lone stream gets each token at once,
 and a thousand get one larger delta where there is time for it.
 
+Calls that are still coming in (`NewCalls`) go before the words of many streams.
+
 Invariant: a stream that was added is woken once, in the order of adding, but that those with first
 words get three places in four; and within about `PATIENCE` (four times that under a flood of new
 calls), however busy the loop is with other things.
@@ -31,7 +33,6 @@ SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 
 _LEAST_PAUSE = 0.0005
 _SLICES = 4  # between two looks at the clocks, which cost a call into the kernel
-
 
 _T = TypeVar("_T")
 

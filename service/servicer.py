@@ -133,6 +133,8 @@ class InferenceServicer:
                         for message in call.output.take(outputs):
                             yield message
                     failure = self._failed_step(call)
+            except grpc.aio.BaseError:
+                raise  # the client has gone
             except EngineDeadError as error:
                 failure, reason = self._engine_gone(error)
                 for message in call.output.end(reason):
@@ -213,7 +215,11 @@ class InferenceServicer:
         if self._entrance.log_prompts:
             fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
             log.info("request accepted", extra={"fields": fields})
-        return self._open(accepted, place, permit, serving)
+        try:
+            return self._open(accepted, place, permit, serving)
+        except BaseException:
+            place.leave()
+            raise
 
     async def _validate(
         self, request: pb.GenerateRequest, serving: Serving, caller: Caller
