@@ -30,11 +30,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         from uvloop import Loop as base
     except ImportError:
         base = asyncio.SelectorEventLoop
-
-    class Loop(_Draining, base):
-        pass
-
-    loop: asyncio.AbstractEventLoop = Loop()
+    loop: asyncio.AbstractEventLoop = type("Loop", (_Draining, base), {})()
     return loop
 
 
