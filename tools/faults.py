@@ -433,4 +433,45 @@ TWO_PROCESSES = (
     ),
 )
 
-FAULTS = (*CACHE, *SCHEDULING, *OVERLAP, *PADDING, *LOADING_AND_TEXT, *TWO_PROCESSES)
+PACING = ("tests/engine/test_pacing.py",)
+
+UNDER_LOAD = (
+    Fault(
+        "quire: gRPC's wake-up bytes pile up",
+        "service/event_loop.py",
+        "    if waiting > 1:\n",
+        "    if waiting > 1 << 20:\n",
+        ("tests/service/test_event_loop.py",),
+    ),
+    Fault(
+        "quire: new calls wait behind the words of many streams",
+        "engine/pacing.py",
+        "        if len(self) > SLICE and self._calls_come():\n",
+        "        if len(self) < 0:\n",
+        PACING,
+    ),
+    Fault(
+        "quire: new calls keep words back for as long as they come",
+        "engine/pacing.py",
+        "return now - self._last_at < QUIET and now - self._burst_since < PATIENCE",
+        "return now - self._last_at < QUIET",
+        PACING,
+    ),
+    Fault(
+        "quire: a call is answered when its first words come",
+        "engine/async_engine.py",
+        "                if outputs or is_first:\n",
+        "                if outputs:\n",
+        ("tests/engine/test_async_engine.py",),
+    ),
+)
+
+FAULTS = (
+    *CACHE,
+    *SCHEDULING,
+    *OVERLAP,
+    *PADDING,
+    *LOADING_AND_TEXT,
+    *TWO_PROCESSES,
+    *UNDER_LOAD,
+)
