@@ -181,6 +181,7 @@ class AsyncEngine:
                     yield outputs
         finally:
             del self._streams[request.key]
+            self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
 
     def finish(self, key: int, index: int, kept: int) -> None:

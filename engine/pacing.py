@@ -143,8 +143,9 @@ class NewCalls(Generic[_T]):
         self._call_later = call_later
         self._answer = answer
         self._wall = wall
-        self._unanswered: list[_T] = []
+        self._unanswered: dict[_T, None] = {}  # in order
         self._unanswered_since = 0.0
+        self._looking = False
         self._burst_since = self._last_at = float("-inf")
 
     def add(self, stream: _T) -> None:
@@ -153,10 +154,16 @@ class NewCalls(Generic[_T]):
         if now - self._last_at >= QUIET:
             self._burst_since = now
         self._last_at = now
-        self._unanswered.append(stream)
-        if len(self._unanswered) == 1:
+        if not self._unanswered:
             self._unanswered_since = now
+        self._unanswered[stream] = None
+        if not self._looking:
+            self._looking = True
             self._call_later(QUIET, self._look)
+
+    def forget(self, stream: _T) -> None:
+        """The call has ended, answered or not."""
+        self._unanswered.pop(stream, None)
 
     def coming(self) -> bool:
         """Whether more are likely to follow in this moment; not for longer than `PATIENCE`."""
@@ -169,5 +176,6 @@ class NewCalls(Generic[_T]):
         if wait > QUIET / 10:
             self._call_later(wait, self._look)
             return
-        unanswered, self._unanswered = self._unanswered, []
-        self._answer(unanswered)
+        self._looking = False
+        unanswered, self._unanswered = self._unanswered, {}
+        self._answer(list(unanswered))

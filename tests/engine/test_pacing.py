@@ -260,6 +260,22 @@ def test_a_burst_is_answered_after_its_last_call() -> None:
     assert arrivals[-1] + QUIET <= together[0][0] < arrivals[-1] + 2.1 * QUIET
 
 
+def test_a_call_that_has_ended_is_not_answered_nor_kept() -> None:
+    loop, answers = Loop(cost=0.0), list[list[int]]()
+    calls = NewCalls[int](loop.call_later, answers.append, lambda: loop.now)
+    calls.add(1)
+    calls.add(2)
+    calls.forget(1)
+    calls.forget(3)
+    loop.run_until(1)
+    calls.forget(2)
+    calls.add(4)
+    calls.forget(4)
+    calls.add(5)
+    loop.run_until(2)
+    assert answers == [[2], [5]]
+
+
 def test_a_burst_without_an_end_is_answered_in_time() -> None:
     arrivals = [1.0 + i * QUIET / 3 for i in range(1000)]
     for together in answered(arrivals):
