@@ -75,6 +75,7 @@ def test_calls_that_are_refused_cancelled_or_fail_have_their_span_too(spans: Any
             with pytest.raises(asyncio.CancelledError):
                 await read(call)
             await ended(spans, 2)
+            await running.idle()  # or the cancelled call's last step would be the one that fails
             device.fail = RuntimeError("spilled coffee")
             await generate(running, ask([300], max_tokens=500, ignore_eos=True))
             refused, cancelled, failed = await ended(spans, 3)
