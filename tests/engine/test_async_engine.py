@@ -1,35 +1,20 @@
 """The asyncio face over a link that the test holds in its hands."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
+
+from some_engine import INFO as SOME_ENGINE
 
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.commands import Abort, Command, Submit
 from quire.engine.engine_loop import Batch
 from quire.engine.link import Receiver
-from quire.engine.model_config import GenerationDefaults
 from quire.engine.request import GenerationRequest, Output, SamplingParams
 from quire.engine.stats import EngineInfo, EngineStats
 from quire.engine.step_times import StepTimes
 
-INFO = EngineInfo(
-    architecture="A",
-    fingerprint="f",
-    parameters=1,
-    vocab_size=99,
-    max_model_len=64,
-    dtype="d",
-    device="e",
-    block_size=16,
-    num_blocks=8,
-    kv_bytes_per_token=1,
-    weight_bytes=1,
-    kv_cache_bytes=1,
-    device_memory_total=1,
-    eos_token_ids=(2,),
-    generation=GenerationDefaults(),
-    options={},
-)
+INFO = dataclasses.replace(SOME_ENGINE, max_model_len=16)
 
 
 class Hands:

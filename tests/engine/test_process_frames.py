@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from some_engine import INFO
 
 from quire.engine import busy, wire
 from quire.engine.busy import BusyMark
@@ -24,7 +25,6 @@ from quire.engine.errors import (
     ModelError,
     QuireError,
 )
-from quire.engine.model_config import GenerationDefaults
 from quire.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -32,31 +32,13 @@ from quire.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
-from quire.engine.stats import EngineInfo, EngineStats
+from quire.engine.stats import EngineStats
 from quire.engine.step_times import StepTimes
 
 SAMPLING = SamplingParams(
     0.7, 0.9, 40, 0.05, 1.1, 0.2, 0.3, 2**64 - 1, 99, 3, (5, 6), (2,), True, 4
 )
 REQUEST = GenerationRequest(7, (1, 2, 3), SAMPLING, 2, -5, b"\x00salt", (9,), "a client")
-INFO = EngineInfo(
-    architecture="A",
-    fingerprint="f",
-    parameters=1,
-    vocab_size=2,
-    max_model_len=3,
-    dtype="d",
-    device="e",
-    block_size=4,
-    num_blocks=5,
-    kv_bytes_per_token=6,
-    weight_bytes=7,
-    kv_cache_bytes=8,
-    device_memory_total=9,
-    eos_token_ids=(10, 11),
-    generation=GenerationDefaults(temperature=0.5, top_k=3),
-    options={"model": "x"},
-)
 
 
 def across(message: wire.Message) -> wire.Message:

@@ -497,8 +497,8 @@ def test_a_signal_in_full_load_gives_every_stream_its_end(
     number: signal.Signals, place: str
 ) -> None:
     with process(place, "none") as server, grpc.insecure_channel(server.address) as channel:
-        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(120)]
-        for call in calls[:80]:
+        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(300)]
+        for call in calls[:200]:
             assert next(call).HasField("started")
         server.process.send_signal(number)
         codes = codes_of(calls)
