@@ -25,6 +25,7 @@ from offline import options_of, prompts
 from quire.engine.model_config import ModelConfig
 
 STEPS = 20
+ATTENTION = "_decode_kernel"  # of each layer, the one kernel that runs once
 
 
 def kernels_of(engine: QuireEngine, batch: int, context: int) -> tuple[list[Any], float]:
@@ -60,6 +61,22 @@ def kernels_of(engine: QuireEngine, batch: int, context: int) -> tuple[list[Any]
     return sorted(events, key=lambda e: e.time_range.start), wall
 
 
+def places(names: list[str]) -> list[str]:
+    """Each kernel's name and its place: how many kernels after the layer's attention it runs.
+
+    So the products of a layer, which share a kernel, are told apart: `+1` is the output product's.
+    What follows the last layer of a step, up to the next step's first attention, has no place.
+    """
+    starts = [i for i, name in enumerate(names) if name.startswith(ATTENTION)]
+    layer = statistics.mode(b - a for a, b in itertools.pairwise(starts)) if len(starts) > 1 else 0
+    labels = [name[:60] for name in names]
+    for start, end in itertools.pairwise(starts):
+        if end - start == layer:
+            for i in range(start, end):
+                labels[i] = f"{names[i][:52]} +{i - start}"
+    return labels
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-shape", default="0.6B")
@@ -75,8 +92,8 @@ def main() -> None:
     for batch in options.batches:
         events, wall = kernels_of(engine, batch, options.context)
         spans: dict[str, list[float]] = defaultdict(list)
-        for event in events:
-            spans[event.name[:60]].append(event.time_range.elapsed_us())
+        for name, event in zip(places([e.name for e in events]), events, strict=True):
+            spans[name].append(event.time_range.elapsed_us())
         gaps = [
             later.time_range.start - earlier.time_range.end
             for earlier, later in itertools.pairwise(events)
