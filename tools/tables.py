@@ -24,7 +24,6 @@ FILES = {
     "offline-8B.json": True,
     "start-8B.json": True,
     "serving-0.6B.json": True,
-    "serving-0.6B-256.json": False,
     "decode.json": False,
     "prefill.json": False,
     "kernels.json": False,
