@@ -6,10 +6,11 @@
 
 A context is cut at fixed token boundaries; one program takes one split of one row for one kv head,
 with the group's query heads packed in one tile (padded to 16 rows for the matrix units). A second
-kernel merges a row's splits. Tokens past the context are masked, so the cache may hold anything.
+kernel merges a row's splits; of the longest splits, which few contexts have more than one of, the
+last program to finish does. Tokens past the context are masked, so the cache may hold anything.
 
-Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates and
-whichever split is launched. Every split sums along one tree:
+Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates,
+whichever split is launched and whichever program comes last. Every split sums along one tree:
 
     tile   TILE tokens, with a maximum of their own
     unit   UNIT tokens, its tiles merged in index order; a multiple of UNIT for contexts beyond
@@ -19,7 +20,8 @@ whichever split is launched. Every split sums along one tree:
 A split is a tile (level 0; a unit where a context is long), a unit (1) or a super (2). Short ones
 fill the device for few rows; a super leaves most contexts in one piece, so that nothing is written
 twice and nothing merged. The levels agree because a merge with the empty sum is exact (of finite
-values), wherever it happens.
+values), wherever it happens. Between launches every counter is zero: the last to arrive puts it
+back.
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
@@ -50,7 +52,9 @@ MAX_SPLITS = 32  # partial results of a row at most
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
-_UNIT_PROGRAMS = 256  # and up to which it takes a unit; beyond, a super
+_SINGLE_PROGRAMS = 192  # and up to which it takes one unit
+_UNIT_PROGRAMS = 256  # and up to which it takes two; beyond, a super
+_REGISTERS = 128  # of a thread at most, for heads up to 128: four programs share a multiprocessor
 _MERGED_AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _MERGE_PROGRAMS = 512  # wanted of the merge, before one takes several heads
 _LOG2E = 1.4426950408889634
@@ -188,85 +192,14 @@ def _write_token(
     tl.debug_barrier()  # what some threads of this program wrote, others of it read
 
 
-@triton.jit(
-    do_not_specialize=["table_stride", "S", "most"],
-    do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
-)
-def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr,
-    q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr, eps,
-    scale, q_stride, table_stride, S, most,
-    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
-    TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
-    LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]"""
-    h = tl.program_id(0)
-    row = tl.program_id(1)
-    sp = tl.program_id(2)
-    HALF: tl.constexpr = DP // 2
-    rg = tl.arange(0, 16)
-    rd, inside = _columns(D, DP)
-    heads = h * G + rg
-    q_ptr += row.to(tl.int64) * q_stride
-    if ROPE:  # norm weights never change: they may be fetched before the kernel ahead has finished
-        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
-        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
-    if PDL:
-        if LEVEL == 0:  # few programs: the merge may wait beside them
-            gdc_launch_dependents()
-        gdc_wait()
-    n = tl.load(contexts_ptr + row).to(tl.int32)
-    if ROPE:  # asked for at once: their ways to memory overlap
-        position = tl.load(positions_ptr + row).to(tl.int64)
-        slot = tl.load(slots_ptr + row).to(tl.int64)
-        x, exchanged = load_heads(q_ptr, heads, rg < G, D, HALF)
-        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
-        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
-        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
-    unit, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
-    start = sp * split
-    if (start < n) | (sp == 0):
-        ok = (rg < G)[:, None] & inside[None, :]
-        if ROPE:
-            cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
-            y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
-            q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
-            if sp == tl.maximum(n - 1, 0) // split:
-                _write_token(
-                    k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
-                    HKV, D, HALF, BS,
-                )  # fmt: skip
-        else:
-            q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
-        table = tables_ptr + row.to(tl.int64) * table_stride
-        m, total, acc = _sum_of(
-            q, k_ptr, v_ptr, table, h, start, tl.minimum(start + split, n), unit, scale,
-            D, DP, HKV, BS, TILE, LEVEL, STAGES, PRECISION,
-        )  # fmt: skip
-        index = (row * (HKV * G) + heads).to(tl.int64)
-        if n <= split:
-            total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
-            out = out_ptr + index[:, None] * D + rd[None, :]
-            tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
-        else:
-            part = index * S + sp
-            at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
-            tl.store(at, acc, mask=(rg < G)[:, None])
-            tl.store(stats_ptr + part * 2, m, mask=rg < G)
-            tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
-    if PDL and LEVEL > 0:
-        gdc_launch_dependents()
-
-
 @triton.jit
 def _load_partial(partial_ptr, stats_ptr, part, ok, DP: tl.constexpr):
     """Partial results of several heads, [HP] each; where not ok, the empty sum."""
-    m = tl.load(stats_ptr + part * 2, mask=ok, other=-float("inf"))
-    total = tl.load(stats_ptr + part * 2 + 1, mask=ok, other=0.0)
+    at = stats_ptr + part * 2  # past the first cache: other programs have just written these
+    m = tl.load(at, mask=ok, other=-float("inf"), cache_modifier=".cg")
+    total = tl.load(at + 1, mask=ok, other=0.0, cache_modifier=".cg")
     at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
-    return m, total, tl.load(at, mask=ok, other=0.0)
+    return m, total, tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
@@ -292,6 +225,113 @@ def _merged(
     return total, acc
 
 
+@triton.jit
+def _store_heads(out_ptr, heads, total, acc, D: tl.constexpr, DP: tl.constexpr):
+    rd, inside = _columns(D, DP)
+    y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + heads[:, None] * D + rd[None, :], y, mask=inside[None, :])
+
+
+@triton.jit
+def _merge_supers(
+    partial_ptr, stats_ptr, out_ptr, index, count, S,
+    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """Merge the parts of each head of a row and kv head, of which `index` is the first."""
+    HP: tl.constexpr = 1 if G == 1 else 2 if G == 2 else 4
+    for g in range(0, G, HP):
+        # Past the last head the last one again: it writes what is written there anyway.
+        heads = index + tl.minimum(g + tl.arange(0, HP), G - 1)
+        total, acc = _merged(partial_ptr, stats_ptr, heads * S, count, 1, 1, HP, DP)
+        _store_heads(out_ptr, heads, total, acc, D, DP)
+
+
+@triton.jit(
+    do_not_specialize=["table_stride", "S", "most"],
+    do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
+)
+def _decode_kernel(
+    q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr, counters_ptr,
+    q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr, eps,
+    scale, q_stride, table_stride, S, most,
+    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
+    LEVEL: tl.constexpr, A_PROGRAM: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    ROPE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """grid (HKV, R, ceil(S / A_PROGRAM)): A_PROGRAM splits of one row and kv head.
+
+    q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D].
+    """
+    h = tl.program_id(0)
+    row = tl.program_id(1)
+    HALF: tl.constexpr = DP // 2
+    rg = tl.arange(0, 16)
+    rd, inside = _columns(D, DP)
+    heads = h * G + rg
+    q_ptr += row.to(tl.int64) * q_stride
+    if ROPE:  # norm weights never change: they may be fetched before the kernel ahead has finished
+        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
+        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
+    if PDL:
+        if LEVEL == 0:  # few programs: the merge may wait beside them
+            gdc_launch_dependents()
+        gdc_wait()
+    n = tl.load(contexts_ptr + row).to(tl.int32)
+    if ROPE:  # asked for at once: their ways to memory overlap
+        position = tl.load(positions_ptr + row).to(tl.int64)
+        slot = tl.load(slots_ptr + row).to(tl.int64)
+        x, exchanged = load_heads(q_ptr, heads, rg < G, D, HALF)
+        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
+        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
+        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
+    unit, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    sp = tl.program_id(2) * A_PROGRAM
+    nonempty = tl.maximum(n, 1)  # an empty context has one split too, of no tokens
+    if sp * split < nonempty:
+        ok = (rg < G)[:, None] & inside[None, :]
+        if ROPE:
+            cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+            y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
+            q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
+            if (nonempty - 1) // (split * A_PROGRAM) == tl.program_id(2):
+                _write_token(
+                    k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
+                    HKV, D, HALF, BS,
+                )  # fmt: skip
+        else:
+            q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
+        table = tables_ptr + row.to(tl.int64) * table_stride
+        first = (row * HKV + h).to(tl.int64) * G
+        for i in tl.static_range(A_PROGRAM):
+            start = (sp + i) * split
+            if start < nonempty:
+                m, total, acc = _sum_of(
+                    q, k_ptr, v_ptr, table, h, start, tl.minimum(start + split, n), unit, scale,
+                    D, DP, HKV, BS, TILE, LEVEL, STAGES, PRECISION,
+                )  # fmt: skip
+                index = first + rg
+                if n <= split:
+                    total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
+                    out = out_ptr + index[:, None] * D + rd[None, :]
+                    tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+                else:
+                    part = index * S + sp + i
+                    at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
+                    tl.store(at, acc, mask=(rg < G)[:, None])
+                    tl.store(stats_ptr + part * 2, m, mask=rg < G)
+                    tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
+        if LEVEL == 2 and n > split:
+            tl.debug_barrier()
+            counter = counters_ptr + row * HKV + h
+            count = tl.cdiv(n, split)
+            if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
+                _merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                tl.store(counter, 0)
+    if PDL and LEVEL > 0:
+        gdc_launch_dependents()
+
+
 @triton.jit(do_not_specialize=["S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
 def _merge_kernel(
     contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
@@ -299,7 +339,7 @@ def _merge_kernel(
     UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
     AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HQ / HP, R): merge the partial results of HP heads of one row; often there are none."""
+    """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
     row = tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
@@ -312,18 +352,14 @@ def _merge_kernel(
         rh = tl.minimum(tl.program_id(0) * HP + tl.arange(0, HP), HQ - 1)
         heads = row.to(tl.int64) * HQ + rh
         first = heads * S
-        if LEVEL == 2:
-            total, acc = _merged(partial_ptr, stats_ptr, first, count, 1, AT_ONCE, HP, DP)
-        elif LEVEL == 0 and split == TILE:
+        if LEVEL == 0 and split == TILE:
             # One super at most: its units are all there is to merge, whether it is one or not.
             INNER: tl.constexpr = UNIT // TILE
             ONCE: tl.constexpr = (AT_ONCE + INNER - 1) // INNER
             total, acc = _merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
         else:
             total, acc = _merged(partial_ptr, stats_ptr, first, count, SUPER, 1, HP, DP)
-        rd, inside = _columns(D, DP)
-        y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + heads[:, None] * D + rd[None, :], y, mask=inside[None, :])
+        _store_heads(out_ptr, heads, total, acc, D, DP)
 
 
 def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
@@ -361,14 +397,23 @@ def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
     return heads, min(heads, 4)
 
 
+def splits_a_program(programs: int, level: int) -> int:
+    """How many units a program takes, one after the other, where rows * kv heads nearly fill the
+    device with one each."""
+    return 2 if level == 1 and programs > _SINGLE_PROGRAMS else 1
+
+
 class Launch(TypedDict, total=False):
     """How to launch, mostly for tuning. Of these only tile and num_warps are part of the order of
     summation: results depend on no other.
 
-    pdl: dependent on the kernel before (every kernel of the chain must wait for its predecessor).
+    counters: [>= R * Hkv] int32, zeros, and zeros again afterwards; without them some are made,
+    which costs a kernel. pdl: dependent on the kernel before (every kernel of the chain must wait
+    for its predecessor).
     level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
     """
 
+    counters: Tensor | None
     pdl: bool
     level: int | None
     tile: int | None
@@ -457,6 +502,7 @@ def _attend(
     rope: _Rope,
     out: Tensor,
     *,
+    counters: Tensor | None = None,
     pdl: bool = False,
     level: int | None = None,
     tile: int | None = None,
@@ -483,20 +529,27 @@ def _attend(
         device=source.device,
     )
     stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
+    if counters is None:
+        counters = torch.zeros(rows * kv_heads, dtype=torch.int32, device=source.device)
+    elif rows * kv_heads > counters.numel():
+        raise ValueError(f"{rows} rows of {kv_heads} kv heads exceed {counters.numel()} counters")
     launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": tile, "UNIT": UNIT, "SUPER": SUPER, "SPLITS": MAX_SPLITS,
         "LEVEL": level, "PDL": pdl,
     }  # fmt: skip
     if rows:
-        _decode_kernel[(kv_heads, rows, splits)](
-            source, *caches, out, partial, stats, *rope,
+        together = splits_a_program(rows * kv_heads, level)
+        _decode_kernel[(kv_heads, rows, -(-splits // together))](
+            source, *caches, out, partial, stats, counters, *rope,
             scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most,
-            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
+            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, A_PROGRAM=together, STAGES=stages,
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
-            ROPE=rope.q_norm is not None, num_warps=num_warps, **shape, **launch,
+            ROPE=rope.q_norm is not None, num_warps=num_warps,
+            maxnreg=_REGISTERS if padded <= 128 and k_cache.itemsize == 2 else None,
+            **shape, **launch,
         )  # fmt: skip
-    if rows and splits > 1:
+    if rows and splits > 1 and level < 2:
         heads, warps = merge_shape(rows, q_heads)
         _merge_kernel[(-(-q_heads // heads), rows)](
             context_lens, out, partial, stats, splits, most, HQ=q_heads, HP=heads,

@@ -1,9 +1,11 @@
 """Matrix-vector products for one to four rows, without tensor cores.
 
-Invariant: a program owns BLOCK_N rows of the weight, holds them whole in registers and applies
-them to every row of x, so each weight is read once. Weights do not depend on the kernel before, so
-with dependent launch they are fetched before the wait. A row of x is summed in the same order
-whatever the rows beside it: results do not depend on M.
+Invariant: each weight is read once. Of `gemv` a program owns BLOCK_N rows of the weight, holds them
+whole in registers and applies them to every row of x; weights do not depend on the kernel before,
+so with dependent launch they are fetched before the wait. Of `stream`, for one row of x and large
+weights, a fixed number of programs holds x instead, and the weight passes through: a program has
+its next tile on the way while it uses one. A row of x is summed in the same order whatever the
+rows beside it: results do not depend on M.
 
 Around the product: RMSNorm of x before it, SiLU·mul and the residual after it, all in fp32 and
 rounded once.
@@ -116,6 +118,52 @@ def _gemv_kernel(
             tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty))
 
 
+@triton.jit
+def _stream_kernel(
+    x_ptr,  # [K]
+    w_ptr,  # [N, K]; with SILU [2 * N, K], gate rows then up rows
+    out_ptr,  # [N]
+    residual_ptr,  # [N], read if RESIDUAL; may be out_ptr
+    norm_ptr,  # [K], read if NORM
+    N,
+    eps,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # >= K
+    NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SILU: tl.constexpr,
+):
+    """grid (programs,): each takes every programs-th tile of BLOCK_N rows; past N none is read."""
+    lane = tl.arange(0, BLOCK_N).to(tl.int64)
+    n = tl.program_id(0) * BLOCK_N + lane
+    step = tl.num_programs(0) * BLOCK_N
+    w = _load_weights(w_ptr, n, N, 0, K, BLOCK_K, True)
+    up = w
+    if SILU:
+        up = _load_weights(w_ptr, N + n, 2 * N, 0, K, BLOCK_K, True)
+    x = _load_row(x_ptr, 0, K, BLOCK_K)
+    scale = 1.0
+    if NORM:
+        scale = 1.0 / tl.sqrt(tl.sum(x * x) / K + eps)
+        x = x * _load_row(norm_ptr, 0, K, BLOCK_K)
+    for first in range(tl.program_id(0) * BLOCK_N, N, step):
+        n = first + lane
+        w_next = _load_weights(w_ptr, n + step, N, 0, K, BLOCK_K, True)
+        up_next = w_next
+        if SILU:
+            up_next = _load_weights(w_ptr, N + n + step, 2 * N, 0, K, BLOCK_K, True)
+        y = tl.sum(w.to(tl.float32) * x, 1) * scale
+        if SILU:
+            z = tl.sum(up.to(tl.float32) * x, 1) * scale
+            y = y / (1.0 + tl.exp(-y)) * z
+        if RESIDUAL:
+            y += tl.load(residual_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=n < N)
+        w = w_next
+        up = up_next
+
+
 def gemv(
     x: Tensor,
     weight: Tensor,
@@ -155,6 +203,44 @@ def gemv(
         PDL=pdl,
         num_warps=warps,
         launch_pdl=pdl,
+    )
+
+
+def stream(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    block_n: int,
+    warps: int,
+    programs: int,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+) -> None:
+    """`gemv` for one row of x, [1, K], by so many programs of so many warps. Launched plainly: what
+    waits beside a kernel that has the memory busy takes more than it gives.
+    """
+    rows, width = x.shape
+    if rows != 1:
+        raise ValueError(f"a weight is streamed past one row, not {rows}")
+    columns = out.shape[1]
+    _stream_kernel[(min(programs, triton.cdiv(columns, block_n)),)](
+        x,
+        weight,
+        out,
+        out if residual is None else residual,
+        x if norm_weight is None else norm_weight,
+        columns,
+        eps,
+        K=width,
+        BLOCK_N=block_n,
+        BLOCK_K=triton.next_power_of_2(width),
+        NORM=norm_weight is not None,
+        RESIDUAL=residual is not None,
+        SILU=silu,
+        num_warps=warps,
     )
 
 

@@ -73,6 +73,20 @@ def run(
     out = _out(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
+    if isinstance(variant, Gemv) and variant.programs:
+        gemv.stream(
+            x,
+            weight,
+            out,
+            block_n=variant.block_n,
+            warps=variant.warps,
+            programs=variant.programs,
+            norm_weight=norm_weight,
+            eps=eps,
+            residual=residual,
+            silu=silu,
+        )
+        return out
     if isinstance(variant, Gemv):
         gemv.gemv(
             x,
@@ -96,6 +110,7 @@ def run(
         block_m=variant.block_m,
         block_n=variant.block_n,
         block_k=variant.block_k,
+        tiles=variant.tiles,
         split=variant.split,
         swap=variant.swap,
         stages=variant.stages,

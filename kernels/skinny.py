@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_TILES = 65_536  # counters a workspace must hold
+MAX_TILES_A_PROGRAM = 3
 
 
 @triton.jit
@@ -57,6 +58,70 @@ def _epilogue(
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _weight_rows(w_ptr, tile, COLUMNS, K, BLOCK_N: tl.constexpr, SILU: tl.constexpr):
+    """Where each weight row of a tile begins: [BLOCK_N]. With SILU the tile's first half holds gate
+    rows, its second half the matching up rows."""
+    lane = tl.arange(0, BLOCK_N)
+    if SILU:
+        HALF: tl.constexpr = BLOCK_N // 2
+        column = tile * HALF + lane % HALF
+        n = tl.where(lane < HALF, column, COLUMNS + column)
+    else:
+        column = tile * BLOCK_N + lane
+        n = column
+    # Rows past the end read the last row: what they give is never stored.
+    return w_ptr + tl.where(column < COLUMNS, n, COLUMNS - 1).to(tl.int64) * K
+
+
+@triton.jit
+def _add_product(acc, rows, x, k, K, EVEN_K: tl.constexpr, SWAP: tl.constexpr):
+    """acc + x . w^T for the columns k of the weight rows at `rows`."""
+    at = rows[:, None] + k[None, :]
+    if EVEN_K:
+        w = tl.load(at)
+    else:
+        w = tl.load(at, mask=(k < K)[None, :], other=0.0)
+    if SWAP:
+        acc = tl.dot(w, x.T, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(x, w.T, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _store_part(
+    acc, scale, out_ptr, residual_ptr, partial_ptr, m, tile, M, COLUMNS, width,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, SWAP: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """One tile's sum: to the output, or with SPLIT to this share's partial results [M, width]."""
+    if SWAP:
+        acc = acc.T
+    if SPLIT == 1:
+        acc = acc * scale[:, None]
+        _epilogue(out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU)
+    else:
+        at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+        tl.store(partial_ptr + at, acc, mask=(m < M)[:, None])
+
+
+@triton.jit
+def _add_shares(
+    out_ptr, residual_ptr, partial_ptr, m, tile, M, COLUMNS, width, size,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, RESIDUAL: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    """One tile's shares of K, added in index order."""
+    at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for s in tl.static_range(SPLIT):
+        total += tl.load(
+            partial_ptr + s * size + at, mask=(m < M)[:, None], other=0.0, cache_modifier=".cg"
+        )
+    _epilogue(out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU)
+
+
 @triton.jit(do_not_specialize=["M"])
 def _skinny_kernel(
     x_ptr,  # [M, K]
@@ -65,15 +130,16 @@ def _skinny_kernel(
     residual_ptr,  # [M, COLUMNS], read if RESIDUAL; may be out_ptr
     norm_ptr,  # [K], read if NORM
     partial_ptr,  # [SPLIT, M, tiles * BLOCK_N] fp32, used if SPLIT > 1
-    counter_ptr,  # [>= tiles of the grid] int32, zeros, used if SPLIT > 1
+    counter_ptr,  # [>= programs of one share] int32, zeros, used if SPLIT > 1
     M,
     COLUMNS,
     K,
     K_SHARE,  # K / SPLIT, rounded up to a multiple of BLOCK_K
     eps,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,  # weight rows a program (gate and up rows together)
+    BLOCK_N: tl.constexpr,  # weight rows a tile (gate and up rows together)
     BLOCK_K: tl.constexpr,
+    TILES: tl.constexpr,  # of a program, 1 to 3
     SPLIT: tl.constexpr,
     SWAP: tl.constexpr,  # weights are the M side of the instruction (BLOCK_N >= 64: wgmma)
     STAGES: tl.constexpr,
@@ -84,80 +150,80 @@ def _skinny_kernel(
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """grid (tiles of weight rows, ceil(M / BLOCK_M), SPLIT)."""
-    tile = tl.program_id(0)
-    share = tl.program_id(2)
+    """grid (ceil(tiles of weight rows / TILES), ceil(M / BLOCK_M), SPLIT)."""
+    tile = tl.program_id(0) * TILES
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    lane = tl.arange(0, BLOCK_N)
-    if SILU:  # the tile's first half holds gate rows, its second half the matching up rows
-        HALF: tl.constexpr = BLOCK_N // 2
-        column = tile * HALF + lane % HALF
-        n = tl.where(lane < HALF, column, COLUMNS + column)
-    else:
-        column = tile * BLOCK_N + lane
-        n = column
-    # Rows past the end read the last row: what they give is never stored.
-    n = tl.where(column < COLUMNS, n, COLUMNS - 1).to(tl.int64)
-    k = tl.arange(0, BLOCK_K)
+    share = tl.program_id(2)
     begin = share * K_SHARE
-    at_w = w_ptr + n[:, None] * K + (begin + k)[None, :]
-    at_x = x_ptr + m.to(tl.int64)[:, None] * K + (begin + k)[None, :]
+    k = begin + tl.arange(0, BLOCK_K)
+    rows = _weight_rows(w_ptr, tile, COLUMNS, K, BLOCK_N, SILU)
+    # Tuples would say it shorter; not every Triton carries them through a loop.
+    rows_1 = _weight_rows(w_ptr, tile + 1, COLUMNS, K, BLOCK_N, SILU)
+    rows_2 = _weight_rows(w_ptr, tile + 2, COLUMNS, K, BLOCK_N, SILU)
     if PDL:
         gdc_launch_dependents()
         if PREFETCH:
             LINE: tl.constexpr = 128 * 8 // w_ptr.dtype.element_ty.primitive_bitwidth
             line = tl.arange(0, BLOCK_K // LINE) * LINE
             for start in range(0, K_SHARE, BLOCK_K):
-                _prefetch(w_ptr + n[:, None] * K + (begin + start + line)[None, :])
+                _prefetch(rows[:, None] + (begin + start + line)[None, :])
         gdc_wait()
     in_m = (m < M)[:, None]
+    at_x = x_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
     if SWAP:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc_1 = acc
+    acc_2 = acc
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in tl.range(0, K_SHARE, BLOCK_K, num_stages=STAGES):
         if EVEN_K:
-            w = tl.load(at_w + start)
             x = tl.load(at_x + start, mask=in_m, other=0.0)
         else:
-            in_k = (begin + start + k < K)[None, :]
-            w = tl.load(at_w + start, mask=in_k, other=0.0)
-            x = tl.load(at_x + start, mask=in_m & in_k, other=0.0)
+            x = tl.load(at_x + start, mask=in_m & (start + k < K)[None, :], other=0.0)
         if NORM:
             if EVEN_K:
-                norm = tl.load(norm_ptr + begin + start + k)
+                norm = tl.load(norm_ptr + start + k)
             else:
-                norm = tl.load(norm_ptr + begin + start + k, mask=begin + start + k < K, other=0.0)
+                norm = tl.load(norm_ptr + start + k, mask=start + k < K, other=0.0)
             wide = x.to(tl.float32)
             squares += tl.sum(wide * wide, 1)
             x = (wide * norm.to(tl.float32)[None, :]).to(x.dtype)
-        if SWAP:
-            acc = tl.dot(w, x.T, acc, input_precision="ieee")
-        else:
-            acc = tl.dot(x, w.T, acc, input_precision="ieee")
-    if SWAP:
-        acc = acc.T
+        acc = _add_product(acc, rows, x, start + k, K, EVEN_K, SWAP)
+        if TILES > 1:
+            acc_1 = _add_product(acc_1, rows_1, x, start + k, K, EVEN_K, SWAP)
+        if TILES > 2:
+            acc_2 = _add_product(acc_2, rows_2, x, start + k, K, EVEN_K, SWAP)
+    scale = tl.full((BLOCK_M,), 1.0, tl.float32)
     if NORM:
-        acc = acc * (1.0 / tl.sqrt(squares / K + eps))[:, None]
-    if SPLIT == 1:
-        _epilogue(out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU)
-    else:
-        width = tl.num_programs(0) * BLOCK_N
-        at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + lane)[None, :]
-        size = tl.num_programs(0).to(tl.int64) * BLOCK_N * M
-        tl.store(partial_ptr + share * size + at, acc, mask=in_m)
+        scale = 1.0 / tl.sqrt(squares / K + eps)
+    width = tl.num_programs(0) * TILES * BLOCK_N
+    size = width.to(tl.int64) * M
+    partial = partial_ptr + share * size
+    _store_part(
+        acc, scale, out_ptr, residual_ptr, partial, m, tile, M, COLUMNS, width, BLOCK_M, BLOCK_N,
+        SPLIT, SWAP, RESIDUAL, SILU,
+    )  # fmt: skip
+    if TILES > 1:
+        _store_part(
+            acc_1, scale, out_ptr, residual_ptr, partial, m, tile + 1, M, COLUMNS, width, BLOCK_M,
+            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU,
+        )  # fmt: skip
+    if TILES > 2:
+        _store_part(
+            acc_2, scale, out_ptr, residual_ptr, partial, m, tile + 2, M, COLUMNS, width, BLOCK_M,
+            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU,
+        )  # fmt: skip
+    if SPLIT > 1:
         tl.debug_barrier()
-        counter = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
+        counter = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         if tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
-            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            for s in tl.static_range(SPLIT):
-                total += tl.load(
-                    partial_ptr + s * size + at, mask=in_m, other=0.0, cache_modifier=".cg"
-                )
-            _epilogue(
-                out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU
-            )
+            for i in tl.static_range(TILES):
+                _add_shares(
+                    out_ptr, residual_ptr, partial_ptr, m, tile + i, M, COLUMNS, width, size,
+                    BLOCK_M, BLOCK_N, SPLIT, RESIDUAL, SILU,
+                )  # fmt: skip
             tl.store(counter, 0)
 
 
@@ -174,6 +240,7 @@ def skinny(
     block_m: int,
     block_n: int,
     block_k: int,
+    tiles: int = 1,
     split: int = 1,
     swap: bool = True,
     stages: int = 4,
@@ -188,22 +255,23 @@ def skinny(
 ) -> None:
     """out = x @ weight.T, with what `linear` may put around it. x: [M, K], any M.
 
-    The tile, split, stages and warps are the variant's. out may be residual. counters: as made by
-    `new_counters`, needed if split > 1. Raises ValueError for a norm with split > 1.
+    The block sizes, tiles, split, stages and warps are the variant's. out may be residual.
+    counters: as made by `new_counters`, needed if split > 1. Raises ValueError for a norm with
+    split > 1.
     """
     rows, width = x.shape
     columns = out.shape[1]
     if norm_weight is not None and split > 1:
         raise ValueError(f"a norm needs split 1, the variant has split {split}")
-    tiles = triton.cdiv(columns * (2 if silu else 1), block_n)
-    grid = (tiles, triton.cdiv(rows, block_m), split)
+    programs = triton.cdiv(columns * (2 if silu else 1), block_n * tiles)
+    grid = (programs, triton.cdiv(rows, block_m), split)
     partial: Tensor = out
     if split > 1:
         if counters is None:
             raise ValueError(f"split {split} needs counters")
-        if tiles * grid[1] > MAX_TILES:
-            raise ValueError(f"{tiles * grid[1]} tiles exceed the {MAX_TILES} of split products")
-        shape = (split, rows, tiles * block_n)
+        if programs * grid[1] > MAX_TILES:
+            raise ValueError(f"{programs * grid[1]} tiles exceed the {MAX_TILES} of split products")
+        shape = (split, rows, programs * tiles * block_n)
         partial = torch.empty(shape, dtype=torch.float32, device=x.device)
     share = triton.cdiv(triton.cdiv(width, split), block_k) * block_k
     _skinny_kernel[grid](
@@ -222,6 +290,7 @@ def skinny(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
+        TILES=tiles,
         SPLIT=split,
         SWAP=swap,
         STAGES=stages,

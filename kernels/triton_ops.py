@@ -22,21 +22,16 @@ from quire.kernels import (
     sampling,
     skinny,
     state,
+    tuning,
 )
 
-# Where a launch as a dependent was measured to lose: programs that wait hold slots of a kernel that
-# still has the memory busy.
-_ATTENTION_ALONE = 128  # rows, of decode attention
-_WEIGHT_ALONE = 120 << 20  # bytes of a product's weight, at one row and from 64 rows up
-
-
-def _chains(weight: Tensor, rows: int) -> bool:
-    return weight.nbytes <= _WEIGHT_ALONE or 1 < rows < 64
+_ATTENTION_ALONE = 128  # rows, from which a dependent launch of decode attention loses
 
 
 @dataclass(frozen=True)
 class TritonOps:
-    """Implements `ops.Ops`. counters: the split products' workspace, zeros between launches."""
+    """Implements `ops.Ops`. counters: the workspace of split products and of split attention, zeros
+    between launches."""
 
     counters: Tensor
     pdl: bool = False
@@ -74,7 +69,7 @@ class TritonOps:
             silu=silu,
             out_dtype=out_dtype,
             counters=self.counters,
-            pdl=self.pdl and _chains(weight, x.shape[0]),
+            pdl=self.pdl and tuning.chains(weight, x.shape[0]),
         )
 
     # ------------------------------------------------------------ cache and attention
@@ -122,6 +117,7 @@ class TritonOps:
             context_lens,
             scale,
             max_context_len,
+            counters=self.counters,
             pdl=self.pdl and q.shape[0] < _ATTENTION_ALONE,
         )
 
@@ -155,6 +151,7 @@ class TritonOps:
             context_lens,
             scale,
             max_context_len,
+            counters=self.counters,
             pdl=self.pdl and qkv.shape[0] < _ATTENTION_ALONE,
         )
 

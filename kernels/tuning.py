@@ -13,22 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_WEIGHT_ALONE = 120 << 20  # bytes
 TABLE = Path(__file__).with_name("linear_table.json")
 
 
 @dataclass(frozen=True)
 class Gemv:
-    """The kernel of gemv.py: weight rows a program, warps a program."""
+    """The kernels of gemv.py: weight rows a tile, warps a program. programs: how many stream the
+    weight, for one row; 0 for one program a tile."""
 
     block_n: int
     warps: int
+    programs: int = 0
 
 
 @dataclass(frozen=True)
 class Skinny:
-    """The kernel of skinny.py. fuse_norm: a norm before the product is computed inside it."""
+    """The kernel of skinny.py. tiles: of block_n weight rows, 1 to 3, that a program multiplies by
+    the same x. fuse_norm: a norm before the product is computed inside it."""
 
     block_m: int
     block_n: int
@@ -36,6 +41,7 @@ class Skinny:
     swap: bool
     stages: int
     warps: int
+    tiles: int = 1
     split: int = 1
     fuse_norm: bool = False
     prefetch: bool = False
@@ -84,6 +90,12 @@ def choose(n: int, k: int, rows: int, dtype: torch.dtype, silu: bool) -> Variant
     bucket = next(b for b in ROW_BUCKETS if rows <= b)
     listed = table().get((n, k), {}).get(bucket)
     return listed or rule(n, k, bucket, silu)
+
+
+def chains(weight: Tensor, rows: int) -> bool:
+    """Whether a product is launched as a dependent of the kernel before. It loses where programs
+    that wait hold slots of a kernel that still has the memory busy."""
+    return rows > 1 or weight.nbytes <= _WEIGHT_ALONE
 
 
 def rule(n: int, k: int, bucket: int, silu: bool) -> Variant:

@@ -78,6 +78,10 @@ def _gemvs(product: Product, rows: int) -> Iterator[Variant]:
             held = block_n * product.k * (2 if product.silu else 1) // (32 * warps)
             if 8 <= held <= 64:
                 yield Gemv(block_n, warps)
+            if rows == 1 and 16 <= held <= 64 and product.k <= 4096 and warps in (4, 8):
+                for programs in (264, 528, 1056):
+                    if product.columns > programs * block_n:
+                        yield Gemv(block_n, warps, programs)
 
 
 def _tiles(rows: int) -> Iterator[Skinny]:
@@ -88,17 +92,26 @@ def _tiles(rows: int) -> Iterator[Skinny]:
         yield Skinny(16, 64, 256, swap=True, stages=3, warps=4)
         yield Skinny(16, 32, 128, swap=False, stages=4, warps=4)
         yield Skinny(16, 32, 256, swap=False, stages=3, warps=4)
+        yield Skinny(16, 64, 128, swap=True, stages=6, warps=4)
+        yield Skinny(16, 64, 128, swap=True, stages=4, warps=4, tiles=3)
+        yield Skinny(16, 32, 128, swap=False, stages=4, warps=4, tiles=3)
     if rows <= 16:
         yield Skinny(16, 16, 256, swap=False, stages=4, warps=4)
     if 16 < rows <= 64:
         yield Skinny(32, 64, 128, swap=True, stages=4, warps=4)
         yield Skinny(32, 128, 64, swap=True, stages=5, warps=4)
+        yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
+        yield Skinny(32, 64, 128, swap=True, stages=3, warps=4, tiles=3)
     if rows > 32:
         yield Skinny(64, 64, 128, swap=True, stages=4, warps=4)
         yield Skinny(64, 32, 128, swap=False, stages=4, warps=4)
         yield Skinny(64, 64, 128, swap=False, stages=4, warps=4)
         yield Skinny(64, 128, 64, swap=False, stages=4, warps=4)
         yield Skinny(64, 128, 64, swap=True, stages=4, warps=4)
+        yield Skinny(64, 128, 64, swap=True, stages=6, warps=4)
+        yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
+        yield Skinny(64, 64, 128, swap=True, stages=3, warps=8, tiles=3)
+        yield Skinny(64, 64, 64, swap=True, stages=6, warps=4, tiles=3)
     if rows > 64:
         yield Skinny(128, 64, 64, swap=False, stages=4, warps=4)
         yield Skinny(128, 128, 64, swap=False, stages=4, warps=8)
@@ -106,9 +119,10 @@ def _tiles(rows: int) -> Iterator[Skinny]:
 
 def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
     for tile in _tiles(rows):
-        if tile.stages * tile.block_k * (tile.block_m + tile.block_n) * 2 > SHARED_LIMIT:
+        columns = tile.block_n * tile.tiles
+        if tile.stages * tile.block_k * (tile.block_m + columns) * 2 > SHARED_LIMIT:
             continue
-        programs = -(-product.n // tile.block_n) * -(-rows // tile.block_m)
+        programs = -(-product.n // columns) * -(-rows // tile.block_m)
         for split in (1, 2, 4):
             if split > 1 and (programs * split > 528 or product.k < split * 2 * tile.block_k):
                 continue
@@ -144,7 +158,7 @@ def _call(
         silu=product.silu,
         out_dtype=product.out_dtype,
         counters=tensors["counters"],
-        pdl=pdl,
+        pdl=pdl and tuning.chains(weight, tensors["x"].shape[0]),
     )
 
 

@@ -10,6 +10,7 @@ from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LEVELS = (0, 1, 2)  # a split is a tile, a unit, a super
+PLAIN: dict[str, Any] = {"kv_heads": 1, "block_size": 16, "dim": 16, "dtype": FP32}
 
 pytestmark = pytest.mark.triton
 
@@ -124,7 +125,10 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
     monkeypatch.setattr(module, "MAX_SPLITS", 16)
     edges = [15, 16, 17, 31, 32, 33, 127, 128, 129, 256, 257, 384, 511, 512, 513, 1025]
     shape = {"group": 3, "kv_heads": 1, "block_size": 32, "dim": 16, "dtype": FP32}
-    assert same_bits([check(paged, edges, level=level, tile=16, **shape) for level in LEVELS])
+    found = [check(paged, edges, level=level, tile=16, **shape) for level in LEVELS]
+    monkeypatch.setattr(module, "splits_a_program", lambda *_: 2)
+    found += [check(paged, edges, level=level, tile=16, **shape) for level in (0, 1)]
+    assert same_bits(found)
 
 
 def test_a_row_is_the_same_alone_and_among_others(paged: Any) -> None:
@@ -209,6 +213,23 @@ def test_a_merge_of_several_heads_is_that_of_one(
         monkeypatch.setattr(module, "merge_shape", lambda *_, h=merged: (h, 1))
         found.append(check(paged, [300, 0, 64, 1100], level=1, **shape))
     assert same_bits(found)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 7, 16])
+def test_the_last_to_arrive_merges_every_head_and_puts_the_counters_back(
+    paged: Any, device: torch.device, group: int
+) -> None:
+    counters = torch.zeros(8, dtype=torch.int32, device=device)
+    shape = PLAIN | {"kv_heads": 2, "block_size": 64, "group": group, "level": 2}
+    found = [check(paged, [300, 0, 64, 2100], counters=counters, **shape) for _ in range(2)]
+    assert same_bits(found)
+    assert not counters.any()
+
+
+def test_too_few_counters_are_refused(paged: Any, device: torch.device) -> None:
+    counters = torch.zeros(1, dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="2 rows of 1 kv heads exceed 1 counters"):
+        check(paged, [5, 5], **PLAIN, group=1, counters=counters)
 
 
 def test_a_buffer_given_is_the_buffer_written(paged: Any) -> None:
