@@ -52,8 +52,7 @@ MAX_SPLITS = 32  # partial results of a row at most
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
-_SINGLE_PROGRAMS = 192  # and up to which it takes one unit
-_UNIT_PROGRAMS = 256  # and up to which it takes two; beyond, a super
+_UNIT_PROGRAMS = 256  # and up to which it takes a unit; beyond, a super
 _REGISTERS = 128  # of a thread at most, for heads up to 128: four programs share a multiprocessor
 _MERGED_AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _MERGE_PROGRAMS = 512  # wanted of the merge, before one takes several heads
@@ -256,15 +255,13 @@ def _decode_kernel(
     scale, q_stride, table_stride, S, most,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
-    LEVEL: tl.constexpr, A_PROGRAM: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
-    ROPE: tl.constexpr, PDL: tl.constexpr,
+    LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, R, ceil(S / A_PROGRAM)): A_PROGRAM splits of one row and kv head.
-
-    q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D].
-    """
+    """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]"""
     h = tl.program_id(0)
     row = tl.program_id(1)
+    sp = tl.program_id(2)
     HALF: tl.constexpr = DP // 2
     rg = tl.arange(0, 16)
     rd, inside = _columns(D, DP)
@@ -286,15 +283,14 @@ def _decode_kernel(
         k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
     unit, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
-    sp = tl.program_id(2) * A_PROGRAM
-    nonempty = tl.maximum(n, 1)  # an empty context has one split too, of no tokens
-    if sp * split < nonempty:
+    start = sp * split
+    if (start < n) | (sp == 0):
         ok = (rg < G)[:, None] & inside[None, :]
         if ROPE:
             cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
             y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
             q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
-            if (nonempty - 1) // (split * A_PROGRAM) == tl.program_id(2):
+            if sp == tl.maximum(n - 1, 0) // split:
                 _write_token(
                     k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
                     HKV, D, HALF, BS,
@@ -302,32 +298,29 @@ def _decode_kernel(
         else:
             q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
         table = tables_ptr + row.to(tl.int64) * table_stride
+        m, total, acc = _sum_of(
+            q, k_ptr, v_ptr, table, h, start, tl.minimum(start + split, n), unit, scale,
+            D, DP, HKV, BS, TILE, LEVEL, STAGES, PRECISION,
+        )  # fmt: skip
         first = (row * HKV + h).to(tl.int64) * G
-        for i in tl.static_range(A_PROGRAM):
-            start = (sp + i) * split
-            if start < nonempty:
-                m, total, acc = _sum_of(
-                    q, k_ptr, v_ptr, table, h, start, tl.minimum(start + split, n), unit, scale,
-                    D, DP, HKV, BS, TILE, LEVEL, STAGES, PRECISION,
-                )  # fmt: skip
-                index = first + rg
-                if n <= split:
-                    total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
-                    out = out_ptr + index[:, None] * D + rd[None, :]
-                    tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
-                else:
-                    part = index * S + sp + i
-                    at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
-                    tl.store(at, acc, mask=(rg < G)[:, None])
-                    tl.store(stats_ptr + part * 2, m, mask=rg < G)
-                    tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
-        if LEVEL == 2 and n > split:
-            tl.debug_barrier()
-            counter = counters_ptr + row * HKV + h
-            count = tl.cdiv(n, split)
-            if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
-                _merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
-                tl.store(counter, 0)
+        index = first + rg
+        if n <= split:
+            total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
+            out = out_ptr + index[:, None] * D + rd[None, :]
+            tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+        else:
+            part = index * S + sp
+            at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
+            tl.store(at, acc, mask=(rg < G)[:, None])
+            tl.store(stats_ptr + part * 2, m, mask=rg < G)
+            tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
+            if LEVEL == 2:
+                tl.debug_barrier()
+                counter = counters_ptr + row * HKV + h
+                count = tl.cdiv(n, split)
+                if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
+                    _merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                    tl.store(counter, 0)
     if PDL and LEVEL > 0:
         gdc_launch_dependents()
 
@@ -395,12 +388,6 @@ def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
     while heads < min(8, q_heads) and rows * q_heads > heads * _MERGE_PROGRAMS:
         heads *= 2
     return heads, min(heads, 4)
-
-
-def splits_a_program(programs: int, level: int) -> int:
-    """How many units a program takes, one after the other, where rows * kv heads nearly fill the
-    device with one each."""
-    return 2 if level == 1 and programs > _SINGLE_PROGRAMS else 1
 
 
 class Launch(TypedDict, total=False):
@@ -539,11 +526,10 @@ def _attend(
         "LEVEL": level, "PDL": pdl,
     }  # fmt: skip
     if rows:
-        together = splits_a_program(rows * kv_heads, level)
-        _decode_kernel[(kv_heads, rows, -(-splits // together))](
+        _decode_kernel[(kv_heads, rows, splits)](
             source, *caches, out, partial, stats, counters, *rope,
             scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most,
-            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, A_PROGRAM=together, STAGES=stages,
+            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, num_warps=num_warps,
             maxnreg=_REGISTERS if padded <= 128 and k_cache.itemsize == 2 else None,

@@ -69,6 +69,8 @@ def run(
         x = norms.rms_norm(x, norm_weight, eps, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):
+        if variant.split > 1 and residual is not None and residual.dtype == x.dtype and not silu:
+            return norms.add_shares(_shares(x, weight, variant.split), residual, pdl=pdl)
         return _library(x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl)
     out = _out(x, weight, residual, silu, out_dtype)
     if not out.numel():
@@ -159,6 +161,15 @@ def _library(
         return residual.addmm_(x, weight.t())
     y = _product(x, weight, dtype)
     return y if residual is None else (residual + y).to(dtype)
+
+
+def _shares(x: Tensor, weight: Tensor, split: int) -> Tensor:
+    """x @ weight.T as the sum of `split` shares of K: [split, T, N] fp32. split divides K."""
+    x = x.view(x.shape[0], split, -1).transpose(0, 1)
+    weight = weight.view(weight.shape[0], split, -1).permute(1, 2, 0)
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.bmm(x, weight, out_dtype=torch.float32)
+    return torch.bmm(x.float(), weight.float())
 
 
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

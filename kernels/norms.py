@@ -1,4 +1,4 @@
-"""RMSNorm and SiLU·mul, where they stand apart from the products around them.
+"""RMSNorm, SiLU·mul and the residual, where they stand apart from the products around them.
 
 Invariant: one program computes one row (or a slice of it) in fp32 and rounds once, so a row's
 result does not depend on the rows beside it.
@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _SILU_BLOCK = 1024  # elements of one row a program of silu_mul
+_SHARES_BLOCK = 1024  # and of add_shares
 
 
 @triton.jit
@@ -57,6 +58,26 @@ def _silu_mul_kernel(
     tl.store(out_ptr + row * I + i, y.to(out_ptr.dtype.element_ty), mask=i < I)
 
 
+@triton.jit
+def _add_shares_kernel(
+    shares_ptr,  # [SPLIT, rows, K] fp32
+    residual_ptr,  # [rows, K], read and written
+    size,  # rows * K
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (ceil(size / BLOCK),)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(residual_ptr + i, mask=i < size, other=0.0).to(tl.float32)
+    for s in tl.static_range(SPLIT):
+        total += tl.load(shares_ptr + s * size + i, mask=i < size, other=0.0)
+    tl.store(residual_ptr + i, total.to(residual_ptr.dtype.element_ty), mask=i < size)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
     """RMSNorm over the last axis. x: [..., H] contiguous; weight: [H]. Returns [..., H]."""
     out = torch.empty_like(x)
@@ -82,3 +103,17 @@ def silu_mul(x: Tensor, *, pdl: bool = False) -> Tensor:
             x, out, inner, BLOCK=_SILU_BLOCK, PDL=pdl, num_warps=4, launch_pdl=pdl
         )
     return out
+
+
+def add_shares(shares: Tensor, residual: Tensor, *, pdl: bool = False) -> Tensor:
+    """residual + the sum of shares in index order, in the residual's storage.
+
+    shares: [split, T, N] fp32 contiguous; residual: [T, N] contiguous.
+    """
+    size = residual.numel()
+    if size:
+        _add_shares_kernel[(triton.cdiv(size, _SHARES_BLOCK),)](
+            shares, residual, size, SPLIT=shares.shape[0], BLOCK=_SHARES_BLOCK, PDL=pdl,
+            num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip
+    return residual

@@ -49,7 +49,10 @@ class Skinny:
 
 @dataclass(frozen=True)
 class Library:
-    """torch's own product (cuBLAS), with norm and activation as kernels of their own."""
+    """torch's own product (cuBLAS), with norm and activation as kernels of their own. split: shares
+    of K, multiplied side by side and added to the residual by a kernel of ours."""
+
+    split: int = 1
 
 
 Variant = Gemv | Skinny | Library

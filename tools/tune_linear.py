@@ -139,7 +139,10 @@ def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
 
 def candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
     """The library first: others must beat it."""
-    return [Library(), *_gemvs(product, rows), *_skinnies(product, rows, pdl)]
+    libraries = [Library()]
+    if product.residual and rows > 64:
+        libraries += [Library(split) for split in (2, 3, 4) if product.k % (split * 64) == 0]
+    return [*libraries, *_gemvs(product, rows), *_skinnies(product, rows, pdl)]
 
 
 # ---------------------------------------------------------------- running
@@ -185,7 +188,7 @@ def _compilations(todo: list[tuple[Product, int]], pdl: bool) -> list[Callable[[
         for variant in candidates(product, rows, pdl):
             around = (product.norm, product.residual, product.silu, product.out_dtype)
             exact = (rows, product.k) if isinstance(variant, Gemv) else ()
-            if isinstance(variant, Library) or (variant, around, exact) in seen:
+            if variant == Library() or (variant, around, exact) in seen:
                 continue
             seen.add((variant, around, exact))
             calls.append(lambda v=variant, p=product, t=tensors, w=weight: _call(v, p, t, w, pdl))

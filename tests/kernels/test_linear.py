@@ -212,6 +212,19 @@ def test_library_with_what_stands_around_it(around: dict[str, bool], device: tor
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("split", [2, 3])
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+def test_a_library_product_in_shares(split: int, dtype: torch.dtype, device: torch.device) -> None:
+    _check(Library(split), 9, 40, 192, device, dtype=dtype, residual=True)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("around", [*AROUND, {}])
+def test_shares_are_for_a_residual_alone(around: dict[str, bool], device: torch.device) -> None:
+    _check(Library(2), 9, 40, 64, device, **around)
+
+
+@pytest.mark.triton
 def test_a_row_does_not_depend_on_the_rows_beside_it(device: torch.device) -> None:
     from quire.kernels import linear
 
