@@ -1,7 +1,7 @@
 """What the scheduler tells the runner, and what it hears back. Frozen: plain data and requests.
 
 A StepPlan is complete: a process that has applied all plans before it can run it without asking
-anybody anything. Decode rows (one token each) come first.
+anybody anything. Decode rows (one token each) come first, the longest context first of all.
 """
 
 from dataclasses import dataclass

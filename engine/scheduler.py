@@ -20,6 +20,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.errors import CorruptStateError
@@ -159,6 +160,8 @@ class Scheduler:
             self._plan_running(draft, decode=True)
             self._plan_running(draft, decode=False)
             self._admit(draft)
+        # Attention takes rows in this order: a long one begun last would run on alone.
+        draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
         rows = (*draft.decode_rows, *draft.prefill_rows)
         if not rows:
             return None

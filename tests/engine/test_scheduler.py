@@ -170,12 +170,24 @@ def test_decode_rows_ride_in_every_step_beside_a_chunked_prompt() -> None:
     drain(simulator)
 
 
+def test_decode_rows_come_longest_first_and_keep_their_order_from_step_to_step() -> None:
+    simulator = build(num_blocks=60)
+    for key, length in enumerate((3, 9, 5, 9), 1):
+        simulator.submit(spec(key, (1,) * length, 6, ignore_eos=True))
+    simulator.turn()
+    for _ in range(4):
+        simulator.launch()
+        assert [row.request.key for row in last_plan(simulator).rows] == [2, 4, 3, 1]
+        simulator.apply()
+    drain(simulator)
+
+
 def test_two_phase_holds_decode_back_while_there_is_a_prompt() -> None:
     simulator = build(max_num_batched_tokens=8, num_blocks=40, two_phase=True)
     simulator.submit(spec(1, (1, 2), 12))
     simulator.turn()
     simulator.submit(spec(2, (2,) * 30, 3))
-    for rows in ([(2, 8)], [(2, 8)], [(2, 8)], [(2, 6)], [(1, 1), (2, 1)]):
+    for rows in ([(2, 8)], [(2, 8)], [(2, 8)], [(2, 6)], [(2, 1), (1, 1)]):
         simulator.launch()
         assert rows_of(last_plan(simulator)) == rows
         simulator.apply()
