@@ -5,7 +5,6 @@ cache. Each engine runs alone in its process, in the same conditions.
 """
 
 import dataclasses
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ class QuireEngine:
     """Quire's own loop, driven from here: no threads, no text, no gRPC."""
 
     def __init__(self, model: str, *, pdl: bool | None = None, **options: Any) -> None:
+        from quire.engine import garbage
         from quire.engine.build import build_engine
         from quire.engine.config import EngineConfig
 
@@ -47,8 +47,7 @@ class QuireEngine:
         }
         self.config = EngineConfig(model=model, **(defaults | options))
         self.engine = build_engine(self.config, lambda _stage, _share: None, pdl=pdl)
-        gc.collect()
-        gc.freeze()  # as the server does: the collector need not look at it all again
+        garbage.freeze()  # as the server does
         self._key = 0
 
     def generate(self, asks: Sequence[Ask]) -> int:

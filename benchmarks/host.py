@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import print_table, write_results
 from fake_device import FakeEngine
 
+from quire.engine import garbage
 from quire.engine.async_engine import _Stream
 from quire.engine.config import EngineConfig
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -89,6 +90,7 @@ def main() -> None:
         for _ in range(3):
             config = EngineConfig(max_num_seqs=max(options.batches), max_model_len=8192)
             engine = FakeEngine(config, options.step_ms / 1e3)
+            garbage.freeze()  # as the server does
             runs.append(measure(engine, batch, options.steps))
         for part in runs[0]:
             values = [run[part] for run in runs]

@@ -11,7 +11,6 @@ to count, and asked to `report`, says what was counted.
 """
 
 import asyncio
-import gc
 import json
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from serving_vocabulary import save_tokenizer
 from serving_work import Work
 from thread_times import ThreadTimes
 
-from quire.engine import engine_process
+from quire.engine import engine_process, garbage
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.build import build_engine
 from quire.engine.child import Child
@@ -153,8 +152,7 @@ async def main(job: dict[str, Any], scratch: Path, stack: ExitStack) -> None:
     await server.open(MAX_MODEL_LEN)
     await server.load(vocabulary)
     say({"port": server.port, "straight": json.loads(results_file(scratch).read_text())})
-    gc.collect()
-    gc.freeze()  # as `quire serve` does
+    garbage.freeze()  # as `quire serve` does
     loop, counted = asyncio.get_running_loop(), Counted(engine, child)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if line.strip() == "mark":

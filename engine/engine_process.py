@@ -13,7 +13,6 @@ answer. SIGUSR1 writes the stacks of all threads to standard error.
 import contextlib
 import ctypes
 import faulthandler
-import gc
 import mmap
 import os
 import select
@@ -24,7 +23,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from quire.engine import busy, wire
+from quire.engine import busy, garbage, wire
 from quire.engine.busy import BusyMark
 from quire.engine.commands import Command
 from quire.engine.config import EngineConfig
@@ -175,9 +174,7 @@ def _serve(builder: Builder, channel: Channel, mark: BusyMark) -> int:
     except BaseException as error:
         channel.close((wire.DIED, report_death(error).error_id))
         return EXIT_DEAD
-    # What was built stays: collections need not look at it again, and stall no step for it.
-    gc.collect()
-    gc.freeze()
+    garbage.freeze()
     return _run(engine, channel, mark)
 
 

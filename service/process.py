@@ -7,13 +7,13 @@ drains, the second ends the process at once. Standard output carries one line,
 """
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 import sys
 from typing import NoReturn
 
+from quire.engine import garbage
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError
 from quire.engine.shape import model_config, resolve_max_model_len
@@ -76,9 +76,7 @@ async def _serve(settings: Settings, make_link: LinkMaker) -> int | None:
         await server.stop()
         raise
 
-    # What start-up made stays: collections need not look at it again, and stall no step for it.
-    gc.collect()
-    gc.freeze()
+    garbage.freeze()
 
     def ready() -> None:
         host = settings.service.host

@@ -22,12 +22,14 @@ FILES = {
     "offline-0.6B.json": True,
     "start-0.6B.json": True,
     "offline-8B.json": True,
+    "offline-8B-prefill.json": True,
     "start-8B.json": True,
     "serving-0.6B.json": True,
     "decode.json": False,
     "prefill.json": False,
     "kernels.json": False,
     "host.json": False,
+    "profile-0.6B.json": False,
     "cpu-vs-transformers.json": True,
     "serving-cpu.json": True,
     "overload.json": True,
@@ -58,7 +60,8 @@ def described(document: Mapping[str, Any]) -> str:
 
 
 def what(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row[k]) for k in ("workload", "part", "case", "kernel") if row.get(k))
+    name = " ".join(str(row[k]) for k in ("workload", "part", "case", "kernel") if row.get(k))
+    return name + (f", {row['launches']:g} a step" if "launches" in row else "")
 
 
 def table(name: str, document: Mapping[str, Any]) -> Iterator[str]:
