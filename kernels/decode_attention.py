@@ -43,6 +43,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
 from .qk_norm_rope import head_elements, load_halves, load_heads, norm_rope
 from .support import check_supported
 
@@ -54,64 +55,7 @@ _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of c
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
 _UNIT_PROGRAMS = 256  # and up to which it takes a unit; beyond, a super
 _REGISTERS = 128  # of a thread at most, for heads up to 128: four programs share a multiprocessor
-_MERGED_AT_ONCE = 8  # partial results on their way to a program of the merge, at least
-_MERGE_PROGRAMS = 512  # wanted of the merge, before one takes several heads
 _LOG2E = 1.4426950408889634
-
-
-@triton.jit
-def least_multiple(n, LENGTH: tl.constexpr, MOST: tl.constexpr):
-    """The least multiple of LENGTH that cuts n tokens into MOST pieces or fewer."""
-    return LENGTH * tl.maximum(tl.cdiv(n, LENGTH * MOST), 1)
-
-
-@triton.jit
-def _split_length(
-    n, most,
-    TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
-    LEVEL: tl.constexpr,
-):  # fmt: skip
-    """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most."""
-    unit = least_multiple(n, UNIT, SPLITS)
-    split = unit
-    if LEVEL == 0:
-        split = tl.where(n <= most, TILE, unit)
-    if LEVEL == 2:
-        split = unit * SUPER
-    return unit, split
-
-
-@triton.jit
-def _columns(D: tl.constexpr, DP: tl.constexpr):
-    """The element of a head that each of DP columns holds, and which columns hold one: a head's
-    halves lie side by side, each padded to a power of two, as the rotation leaves them."""
-    rd = tl.arange(0, DP)
-    inside = rd < D
-    if DP != D:
-        inside = rd % (DP // 2) < D // 2
-        rd = rd // (DP // 2) * (D // 2) + rd % (DP // 2)
-    return rd, inside
-
-
-@triton.jit
-def _empty_sum(HEADS: tl.constexpr, DP: tl.constexpr):
-    """The softmax sum of no tokens: (maximum, sum of weights, weighted values)."""
-    m = tl.full((HEADS,), -float("inf"), tl.float32)
-    return m, tl.zeros((HEADS,), tl.float32), tl.zeros((HEADS, DP), tl.float32)
-
-
-@triton.jit
-def _merge(m, total, acc, m_new, total_new, acc_new):
-    """Two softmax sums, the earlier tokens first. Exact where either of them is empty.
-
-    A sum whose maximum is -inf counts as empty, whatever else it holds."""
-    top = tl.maximum(m, m_new)
-    finite = tl.where(top == -float("inf"), 0.0, top)  # two empty sums make an empty one, not NaN
-    old = tl.exp2(m - finite)
-    new = tl.exp2(m_new - finite)
-    total = tl.fma(total, old, total_new * new)
-    acc = tl.fma(acc, tl.broadcast_to(old[:, None], acc.shape), acc_new * new[:, None])
-    return top, total, acc
 
 
 @triton.jit
@@ -122,7 +66,7 @@ def _tile(
 ):  # fmt: skip
     """Attention of q [16, DP] over the tokens [t, min(t + TILE, end)): (maximum, sum, values)."""
     rn = tl.arange(0, TILE)
-    rd, inside = _columns(D, DP)
+    rd, inside = columns(D, DP)
     seen = t + rn < end
     ok = seen[:, None]
     if DP != D:
@@ -156,22 +100,22 @@ def _sum_of(
     One flat loop, so that the pipeline of loads never drains. Of several units it keeps two sums,
     the unit's and that of the units before; no branch says when one passes into the other.
     """
-    m, total, acc = _empty_sum(16, DP)
-    m_before, total_before, acc_before = _empty_sum(16, DP)
+    m, total, acc = empty_sum(16, DP)
+    m_before, total_before, acc_before = empty_sum(16, DP)
     for t in tl.range(start, end, TILE, num_stages=STAGES):
         if LEVEL == 2:
             begins = t % unit == 0
             m_done = tl.where(begins, m, -float("inf"))
-            m_before, total_before, acc_before = _merge(
+            m_before, total_before, acc_before = merge(
                 m_before, total_before, acc_before, m_done, total, acc
             )
             m = tl.where(begins, -float("inf"), m)
         m_t, total_t, acc_t = _tile(
             q, k_ptr, v_ptr, table_ptr, h, t, end, scale, HKV, D, DP, BS, TILE, PRECISION
         )
-        m, total, acc = _merge(m, total, acc, m_t, total_t, acc_t)
+        m, total, acc = merge(m, total, acc, m_t, total_t, acc_t)
     if LEVEL == 2:
-        m, total, acc = _merge(m_before, total_before, acc_before, m, total, acc)
+        m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
     return m, total, acc
 
 
@@ -186,63 +130,9 @@ def _write_token(
     rows = tl.arange(0, k.shape[0])
     at, ok = head_elements(rows, D, rows == 0, D, HALF)
     tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
-    rd, inside = _columns(D, 2 * HALF)
+    rd, inside = columns(D, 2 * HALF)
     tl.store(v_ptr + cell + rd, v.to(v_ptr.dtype.element_ty), mask=inside)
     tl.debug_barrier()  # what some threads of this program wrote, others of it read
-
-
-@triton.jit
-def _load_partial(partial_ptr, stats_ptr, part, ok, DP: tl.constexpr):
-    """Partial results of several heads, [HP] each; where not ok, the empty sum."""
-    at = stats_ptr + part * 2  # past the first cache: other programs have just written these
-    m = tl.load(at, mask=ok, other=-float("inf"), cache_modifier=".cg")
-    total = tl.load(at + 1, mask=ok, other=0.0, cache_modifier=".cg")
-    at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
-    return m, total, tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
-
-
-@triton.jit
-def _merged(
-    partial_ptr, stats_ptr, first, count,
-    INNER: tl.constexpr, AT_ONCE: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr,
-):  # fmt: skip
-    """The sum of `count` parts of each of HP heads: INNER at a time in order, then those in order.
-
-    first: [HP], where a head's parts begin. AT_ONCE groups of INNER are unrolled, to overlap loads.
-    """
-    m, total, acc = _empty_sum(HP, DP)
-    for group in range(0, count, INNER * AT_ONCE):
-        for i in tl.static_range(AT_ONCE):
-            m_i, total_i, acc_i = _empty_sum(HP, DP)
-            for j in tl.static_range(INNER):
-                part = group + i * INNER + j
-                m_j, total_j, acc_j = _load_partial(
-                    partial_ptr, stats_ptr, first + part, part < count, DP
-                )
-                m_i, total_i, acc_i = _merge(m_i, total_i, acc_i, m_j, total_j, acc_j)
-            m, total, acc = _merge(m, total, acc, m_i, total_i, acc_i)
-    return total, acc
-
-
-@triton.jit
-def _store_heads(out_ptr, heads, total, acc, D: tl.constexpr, DP: tl.constexpr):
-    rd, inside = _columns(D, DP)
-    y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + heads[:, None] * D + rd[None, :], y, mask=inside[None, :])
-
-
-@triton.jit
-def _merge_supers(
-    partial_ptr, stats_ptr, out_ptr, index, count, S,
-    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-):  # fmt: skip
-    """Merge the parts of each head of a row and kv head, of which `index` is the first."""
-    HP: tl.constexpr = 1 if G == 1 else 2 if G == 2 else 4
-    for g in range(0, G, HP):
-        # Past the last head the last one again: it writes what is written there anyway.
-        heads = index + tl.minimum(g + tl.arange(0, HP), G - 1)
-        total, acc = _merged(partial_ptr, stats_ptr, heads * S, count, 1, 1, HP, DP)
-        _store_heads(out_ptr, heads, total, acc, D, DP)
 
 
 @triton.jit(
@@ -264,7 +154,7 @@ def _decode_kernel(
     sp = tl.program_id(2)
     HALF: tl.constexpr = DP // 2
     rg = tl.arange(0, 16)
-    rd, inside = _columns(D, DP)
+    rd, inside = columns(D, DP)
     heads = h * G + rg
     q_ptr += row.to(tl.int64) * q_stride
     if ROPE:  # norm weights never change: they may be fetched before the kernel ahead has finished
@@ -282,7 +172,7 @@ def _decode_kernel(
         rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
         k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
-    unit, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     start = sp * split
     if (start < n) | (sp == 0):
         ok = (rg < G)[:, None] & inside[None, :]
@@ -319,40 +209,10 @@ def _decode_kernel(
                 counter = counters_ptr + row * HKV + h
                 count = tl.cdiv(n, split)
                 if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
-                    _merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                    merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
                     tl.store(counter, 0)
     if PDL and LEVEL > 0:
         gdc_launch_dependents()
-
-
-@triton.jit(do_not_specialize=["S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
-def _merge_kernel(
-    contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
-    HQ: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
-    UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
-    AT_ONCE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
-    row = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    n = tl.load(contexts_ptr + row).to(tl.int32)
-    _, split = _split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
-    if n > split:
-        count = tl.cdiv(n, split)
-        # Past the last head the last one again: it writes what is written there anyway.
-        rh = tl.minimum(tl.program_id(0) * HP + tl.arange(0, HP), HQ - 1)
-        heads = row.to(tl.int64) * HQ + rh
-        first = heads * S
-        if LEVEL == 0 and split == TILE:
-            # One super at most: its units are all there is to merge, whether it is one or not.
-            INNER: tl.constexpr = UNIT // TILE
-            ONCE: tl.constexpr = (AT_ONCE + INNER - 1) // INNER
-            total, acc = _merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
-        else:
-            total, acc = _merged(partial_ptr, stats_ptr, first, count, SUPER, 1, HP, DP)
-        _store_heads(out_ptr, heads, total, acc, D, DP)
 
 
 def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
@@ -380,14 +240,6 @@ def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
         return max(1, min(-(-MAX_SPLITS // SUPER), -(-max_context_len // (UNIT * SUPER))))
     units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
     return units if level else max(units, -(-min(max_context_len, most) // tile))
-
-
-def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
-    """Heads a program of the merge (a power of two), and its warps."""
-    heads = 1
-    while heads < min(8, q_heads) and rows * q_heads > heads * _MERGE_PROGRAMS:
-        heads *= 2
-    return heads, min(heads, 4)
 
 
 class Launch(TypedDict, total=False):
@@ -536,9 +388,5 @@ def _attend(
             **shape, **launch,
         )  # fmt: skip
     if rows and splits > 1 and level < 2:
-        heads, warps = merge_shape(rows, q_heads)
-        _merge_kernel[(-(-q_heads // heads), rows)](
-            context_lens, out, partial, stats, splits, most, HQ=q_heads, HP=heads,
-            AT_ONCE=_MERGED_AT_ONCE, num_warps=warps, **shape, **launch,
-        )  # fmt: skip
+        merge_splits(context_lens, out, partial, stats, splits, most, **shape, **launch)
     return out

@@ -49,7 +49,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .decode_attention import least_multiple
+from .decode_merge import least_multiple
 from .prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
 from .support import check_supported
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_attention import least_multiple
+from .decode_merge import least_multiple
 
 MAX_SPLITS = 16  # of a query; longer contexts have longer splits
 

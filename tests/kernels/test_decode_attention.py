@@ -199,7 +199,7 @@ def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
 def test_a_merge_of_several_heads_is_that_of_one(
     paged: Any, monkeypatch: pytest.MonkeyPatch, rows: int, q_heads: int
 ) -> None:
-    from quire.kernels import decode_attention as module
+    from quire.kernels import decode_merge as module
 
     heads, warps = module.merge_shape(rows, q_heads)
     assert heads & (heads - 1) == 0
