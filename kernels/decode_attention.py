@@ -246,9 +246,9 @@ class Launch(TypedDict, total=False):
     """How to launch, mostly for tuning. Of these only tile and num_warps are part of the order of
     summation: results depend on no other.
 
-    counters: [>= R * Hkv] int32, zeros, and zeros again afterwards; without them some are made,
-    which costs a kernel. pdl: dependent on the kernel before (every kernel of the chain must wait
-    for its predecessor).
+    counters: int32 zeros, and zeros again afterwards; if there are fewer than R * Hkv, some are
+    made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the chain must
+    wait for its predecessor).
     level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
     """
 
@@ -368,10 +368,8 @@ def _attend(
         device=source.device,
     )
     stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
-    if counters is None:
+    if counters is None or counters.numel() < rows * kv_heads:
         counters = torch.zeros(rows * kv_heads, dtype=torch.int32, device=source.device)
-    elif rows * kv_heads > counters.numel():
-        raise ValueError(f"{rows} rows of {kv_heads} kv heads exceed {counters.numel()} counters")
     launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": tile, "UNIT": UNIT, "SUPER": SUPER, "SPLITS": MAX_SPLITS,

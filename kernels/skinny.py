@@ -257,10 +257,12 @@ def skinny(
 
     The block sizes, tiles, split, stages and warps are the variant's. out may be residual.
     counters: as made by `new_counters`, needed if split > 1. Raises ValueError for a norm with
-    split > 1.
+    split > 1, or more than MAX_TILES_A_PROGRAM tiles.
     """
     rows, width = x.shape
     columns = out.shape[1]
+    if not 1 <= tiles <= MAX_TILES_A_PROGRAM:
+        raise ValueError(f"a program takes 1 to {MAX_TILES_A_PROGRAM} tiles, not {tiles}")
     if norm_weight is not None and split > 1:
         raise ValueError(f"a norm needs split 1, the variant has split {split}")
     programs = triton.cdiv(columns * (2 if silu else 1), block_n * tiles)

@@ -49,8 +49,8 @@ class Skinny:
 
 @dataclass(frozen=True)
 class Library:
-    """torch's own product (cuBLAS), with norm and activation as kernels of their own. split: shares
-    of K, multiplied side by side and added to the residual by a kernel of ours."""
+    """torch's own product (cuBLAS), with norm and activation as kernels of their own. split: where
+    there is a residual, shares of K, multiplied side by side and added to it by our kernel."""
 
     split: int = 1
 

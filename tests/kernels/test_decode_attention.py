@@ -223,10 +223,10 @@ def test_the_last_to_arrive_merges_every_head_and_puts_the_counters_back(
     assert not counters.any()
 
 
-def test_too_few_counters_are_refused(paged: Any, device: torch.device) -> None:
-    counters = torch.zeros(1, dtype=torch.int32, device=device)
-    with pytest.raises(ValueError, match="2 rows of 1 kv heads exceed 1 counters"):
-        check(paged, [5, 5], **PLAIN, group=1, counters=counters)
+def test_where_there_are_too_few_counters_none_is_used(paged: Any, device: torch.device) -> None:
+    counters = torch.full((1,), 7, dtype=torch.int32, device=device)
+    check(paged, [2100, 2100], **PLAIN, group=1, level=2, counters=counters)
+    assert counters.item() == 7
 
 
 def test_a_buffer_given_is_the_buffer_written(paged: Any) -> None:

@@ -165,6 +165,12 @@ def test_tiles_of_one_program_are_those_of_several(
 
 
 @pytest.mark.triton
+def test_more_tiles_than_a_program_takes_are_refused(device: torch.device) -> None:
+    with pytest.raises(ValueError, match="1 to 3 tiles, not 4"):
+        _check(dataclasses.replace(SWAPPED, tiles=4), 5, 64, 64, device)
+
+
+@pytest.mark.triton
 @pytest.mark.parametrize("split", [2, 4])
 @pytest.mark.parametrize("width", [256, 320, 72])
 @pytest.mark.parametrize("silu", [False, True])
@@ -301,6 +307,13 @@ def test_the_table_is_read_whole() -> None:
         for bucket, variant in rows.items():
             assert tuning.from_json(tuning.to_json(variant)) == variant
             assert tuning.choose(n, k, bucket, BF16, False) == variant
+
+
+def test_one_row_past_a_very_large_weight_is_launched_alone() -> None:
+    small, large = (torch.empty(n, 4096, dtype=BF16, device="meta") for n in (4096, 24_576))
+    assert [tuning.chains(w, rows) for w in (small, large) for rows in (1, 2, 256)] == [
+        True, True, True, False, True, True,
+    ]  # fmt: skip
 
 
 def test_fp32_weights_go_to_the_library() -> None:
