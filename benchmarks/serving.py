@@ -175,6 +175,7 @@ def summary(start: float, heard: list[dict[str, Any]], counted: dict[str, Any]) 
         "messages_per_second": (messages + 2 * len(streams)) / seconds,
         "tokens_per_message": tokens / messages,
         "steps": counted["steps"],
+        "step_seconds": counted["step_seconds"],
         "server_cpu": counted["cpu"],
         "client_cpu": [h["cpu"] for h in heard],
     }

@@ -37,6 +37,7 @@ from quire.engine.engine_loop import BuiltEngine, Progress
 from quire.engine.process_link import ProcessLink
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.shape import model_config
+from quire.engine.step_times import BOUNDS, KINDS, StepTimes
 from quire.engine.thread_link import ThreadLink
 from quire.service import logs
 from quire.service import tokenizer as tokenizers
@@ -67,7 +68,7 @@ class StraightRuns:
         results_file(self._scratch).write_text(json.dumps(results))
         return engine
 
-    def _run(self, core: EngineCore, work: Work, key: int) -> dict[str, float]:
+    def _run(self, core: EngineCore, work: Work, key: int) -> dict[str, Any]:
         requests = []
         for i, ask in enumerate(work.asks()):
             params = SamplingParams(
@@ -78,6 +79,7 @@ class StraightRuns:
         texts = {r.key: TextStream(self._pieces) for r in requests}
         first, tokens, characters = {}, 0, 0
         threads, steps = ThreadTimes(), core.scheduler.counters.steps
+        times = StepsSince(core.step_times)
         began = time.monotonic()
         for request in requests:
             core.scheduler.submit(request)
@@ -101,6 +103,7 @@ class StraightRuns:
             "characters": characters,
             "ttft_p50": sorted(first.values())[len(first) // 2],
             "steps": core.scheduler.counters.steps - steps,
+            "step_seconds": times.report(core.step_times),
             "engine_cpu": threads.shares().get("quire-engine", 0.0),
         }
 
@@ -117,6 +120,26 @@ def builder(job: dict[str, Any], scratch: Path) -> StraightRuns:
     return StraightRuns(build, [Work(**plain) for plain in job["straight"]], scratch)
 
 
+class StepsSince:
+    """How long the steps from now on take, by kind."""
+
+    def __init__(self, times: StepTimes | None) -> None:
+        self._before = [list(counts) for counts, _ in times.values()] if times else None
+
+    def report(self, times: StepTimes | None) -> dict[str, dict[str, int]]:
+        """How many steps of each kind took up to so many seconds ("inf": longer than any bound)."""
+        if times is None:
+            return {}
+        bounds = [str(bound) for bound in (*BOUNDS, "inf")]
+        before = self._before or [[0] * len(bounds)] * len(KINDS)
+        return {
+            kind: {
+                b: now - old for b, now, old in zip(bounds, counts, past, strict=True) if now > old
+            }
+            for kind, (counts, _), past in zip(KINDS, times.values(), before, strict=True)
+        }
+
+
 class Counted:
     """What the server did between mark and report."""
 
@@ -125,6 +148,7 @@ class Counted:
         self._threads = ThreadTimes()
         self._child = None if child is None else ThreadTimes(child.pid)
         self._steps = engine.stats().steps_total
+        self._times = StepsSince(engine.step_times())
 
     def report(self) -> dict[str, Any]:
         """CPU share of each thread, the engine's process among them, and steps."""
@@ -132,7 +156,8 @@ class Counted:
         cpu = self._threads.shares()
         if self._child is not None:
             cpu |= self._child.shares()
-        return {"cpu": cpu, "steps": steps}
+        taken = self._times.report(self._engine.step_times())
+        return {"cpu": cpu, "steps": steps, "step_seconds": taken}
 
 
 async def main(job: dict[str, Any], scratch: Path, stack: ExitStack) -> None:
