@@ -21,6 +21,7 @@ sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT
 import matplotlib as mpl  # noqa: E402
 
 mpl.use("Agg")
+mpl.rcParams["svg.hashsalt"] = "quire"  # equal figures give equal files
 
 import matplotlib.pyplot as plt  # noqa: E402
 
@@ -64,7 +65,8 @@ def save(figure: Any, document: Row, target: Path) -> None:
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "svg"):
-        figure.savefig(f"{target}.{suffix}", dpi=160)
+        when = {"Date": None} if suffix == "svg" else None
+        figure.savefig(f"{target}.{suffix}", dpi=160, metadata=when)
         print(f"wrote {target}.{suffix}")
     plt.close(figure)
 
