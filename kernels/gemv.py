@@ -1,11 +1,11 @@
 """Matrix-vector products for one to four rows, without tensor cores.
 
-Invariant: each weight is read once. Of `gemv` a program owns BLOCK_N rows of the weight, holds them
-whole in registers and applies them to every row of x; weights do not depend on the kernel before,
-so with dependent launch they are fetched before the wait. Of `stream`, for one row of x and large
-weights, a fixed number of programs holds x instead, and the weight passes through: a program has
-its next tile on the way while it uses one. A row of x is summed in the same order whatever the
-rows beside it: results do not depend on M.
+Invariant: each weight is read once. A program owns BLOCK_N rows of the weight, holds them whole in
+registers and applies them to every row of x; weights do not depend on the kernel before, so with
+dependent launch they are fetched before the wait. For one row of x and large weights a fixed number
+of programs holds x instead, and the weight streams through: a program has its next tile on the way
+while it uses one. A row of x is summed in the same order whatever the rows beside it: results do
+not depend on M.
 
 Around the product: RMSNorm of x before it, SiLU·mul and the residual after it, all in fp32 and
 rounded once.
@@ -171,6 +171,7 @@ def gemv(
     *,
     block_n: int,
     warps: int,
+    programs: int = 0,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
@@ -179,69 +180,35 @@ def gemv(
 ) -> None:
     """out = x @ weight.T, with what `linear` may put around it. x: [M, K], M <= MAX_ROWS.
 
-    block_n: weight rows a program; warps: of a program. out may be residual.
+    block_n: weight rows a tile; warps: of a program. programs: how many stream the weight past the
+    one row of x, launched plainly (what waits beside a kernel that has the memory busy takes more
+    than it gives); 0: one a tile. out may be residual. Raises ValueError for a stream of more rows.
     """
     rows, width = x.shape
-    columns = out.shape[1]
-    lanes = warps * 32 * _BYTES_A_LANE // weight.element_size()
-    _gemv_kernel[(triton.cdiv(columns, block_n),)](
-        x,
-        weight,
-        out,
-        out if residual is None else residual,
-        x if norm_weight is None else norm_weight,
-        columns,
-        eps,
-        M=rows,
-        K=width,
-        BLOCK_N=block_n,
-        BLOCK_K=min(lanes, triton.next_power_of_2(width)),
-        NORM=norm_weight is not None,
-        RESIDUAL=residual is not None,
-        SILU=silu,
-        MASK_N=columns % block_n != 0,
-        PDL=pdl,
-        num_warps=warps,
-        launch_pdl=pdl,
-    )
-
-
-def stream(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    *,
-    block_n: int,
-    warps: int,
-    programs: int,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-) -> None:
-    """`gemv` for one row of x, [1, K], by so many programs of so many warps. Launched plainly: what
-    waits beside a kernel that has the memory busy takes more than it gives.
-    """
-    rows, width = x.shape
-    if rows != 1:
+    if programs and rows != 1:
         raise ValueError(f"a weight is streamed past one row, not {rows}")
     columns = out.shape[1]
-    _stream_kernel[(min(programs, triton.cdiv(columns, block_n)),)](
+    tiles = triton.cdiv(columns, block_n)
+    tensors = (
         x,
         weight,
         out,
         out if residual is None else residual,
         x if norm_weight is None else norm_weight,
-        columns,
-        eps,
-        K=width,
-        BLOCK_N=block_n,
-        BLOCK_K=triton.next_power_of_2(width),
-        NORM=norm_weight is not None,
-        RESIDUAL=residual is not None,
-        SILU=silu,
-        num_warps=warps,
     )
+    around = {"NORM": norm_weight is not None, "RESIDUAL": residual is not None, "SILU": silu}
+    whole = triton.next_power_of_2(width)
+    if programs:
+        _stream_kernel[(min(programs, tiles),)](
+            *tensors, columns, eps, K=width, BLOCK_N=block_n, BLOCK_K=whole, num_warps=warps,
+            **around,
+        )  # fmt: skip
+        return
+    lanes = warps * 32 * _BYTES_A_LANE // weight.element_size()
+    _gemv_kernel[(tiles,)](
+        *tensors, columns, eps, M=rows, K=width, BLOCK_N=block_n, BLOCK_K=min(lanes, whole),
+        MASK_N=columns % block_n != 0, PDL=pdl, num_warps=warps, launch_pdl=pdl, **around,
+    )  # fmt: skip
 
 
 def fits(width: int, block_n: int, warps: int, silu: bool) -> bool:

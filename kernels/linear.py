@@ -75,20 +75,6 @@ def run(
     out = _out(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
-    if isinstance(variant, Gemv) and variant.programs:
-        gemv.stream(
-            x,
-            weight,
-            out,
-            block_n=variant.block_n,
-            warps=variant.warps,
-            programs=variant.programs,
-            norm_weight=norm_weight,
-            eps=eps,
-            residual=residual,
-            silu=silu,
-        )
-        return out
     if isinstance(variant, Gemv):
         gemv.gemv(
             x,
@@ -96,6 +82,7 @@ def run(
             out,
             block_n=variant.block_n,
             warps=variant.warps,
+            programs=variant.programs,
             norm_weight=norm_weight,
             eps=eps,
             residual=residual,
