@@ -1,11 +1,9 @@
 """Matrix-vector products for one to four rows, without tensor cores.
 
-Invariant: each weight is read once. A program owns BLOCK_N rows of the weight, holds them whole in
-registers and applies them to every row of x; weights do not depend on the kernel before, so with
-dependent launch they are fetched before the wait. For one row of x and large weights a fixed number
-of programs holds x instead, and the weight streams through: a program has its next tile on the way
-while it uses one. A row of x is summed in the same order whatever the rows beside it: results do
-not depend on M.
+Invariant: a program owns BLOCK_N rows of the weight, holds them whole in registers and applies
+them to every row of x, so each weight is read once. Weights do not depend on the kernel before, so
+with dependent launch they are fetched before the wait. A row of x is summed in the same order
+whatever the rows beside it: results do not depend on M.
 
 Around the product: RMSNorm of x before it, SiLU·mul and the residual after it, all in fp32 and
 rounded once.
@@ -118,52 +116,6 @@ def _gemv_kernel(
             tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty))
 
 
-@triton.jit
-def _stream_kernel(
-    x_ptr,  # [K]
-    w_ptr,  # [N, K]; with SILU [2 * N, K], gate rows then up rows
-    out_ptr,  # [N]
-    residual_ptr,  # [N], read if RESIDUAL; may be out_ptr
-    norm_ptr,  # [K], read if NORM
-    N,
-    eps,
-    K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # >= K
-    NORM: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SILU: tl.constexpr,
-):
-    """grid (programs,): each takes every programs-th tile of BLOCK_N rows; past N none is read."""
-    lane = tl.arange(0, BLOCK_N).to(tl.int64)
-    n = tl.program_id(0) * BLOCK_N + lane
-    step = tl.num_programs(0) * BLOCK_N
-    w = _load_weights(w_ptr, n, N, 0, K, BLOCK_K, True)
-    up = w
-    if SILU:
-        up = _load_weights(w_ptr, N + n, 2 * N, 0, K, BLOCK_K, True)
-    x = _load_row(x_ptr, 0, K, BLOCK_K)
-    scale = 1.0
-    if NORM:
-        scale = 1.0 / tl.sqrt(tl.sum(x * x) / K + eps)
-        x = x * _load_row(norm_ptr, 0, K, BLOCK_K)
-    for first in range(tl.program_id(0) * BLOCK_N, N, step):
-        n = first + lane
-        w_next = _load_weights(w_ptr, n + step, N, 0, K, BLOCK_K, True)
-        up_next = w_next
-        if SILU:
-            up_next = _load_weights(w_ptr, N + n + step, 2 * N, 0, K, BLOCK_K, True)
-        y = tl.sum(w.to(tl.float32) * x, 1) * scale
-        if SILU:
-            z = tl.sum(up.to(tl.float32) * x, 1) * scale
-            y = y / (1.0 + tl.exp(-y)) * z
-        if RESIDUAL:
-            y += tl.load(residual_ptr + n, mask=n < N, other=0.0).to(tl.float32)
-        tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=n < N)
-        w = w_next
-        up = up_next
-
-
 def gemv(
     x: Tensor,
     weight: Tensor,
@@ -171,7 +123,6 @@ def gemv(
     *,
     block_n: int,
     warps: int,
-    programs: int = 0,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
@@ -180,35 +131,31 @@ def gemv(
 ) -> None:
     """out = x @ weight.T, with what `linear` may put around it. x: [M, K], M <= MAX_ROWS.
 
-    block_n: weight rows a tile; warps: of a program. programs: how many stream the weight past the
-    one row of x, launched plainly (what waits beside a kernel that has the memory busy takes more
-    than it gives); 0: one a tile. out may be residual. Raises ValueError for a stream of more rows.
+    block_n: weight rows a program; warps: of a program. out may be residual.
     """
     rows, width = x.shape
-    if programs and rows != 1:
-        raise ValueError(f"a weight is streamed past one row, not {rows}")
     columns = out.shape[1]
-    tiles = triton.cdiv(columns, block_n)
-    tensors = (
+    lanes = warps * 32 * _BYTES_A_LANE // weight.element_size()
+    _gemv_kernel[(triton.cdiv(columns, block_n),)](
         x,
         weight,
         out,
         out if residual is None else residual,
         x if norm_weight is None else norm_weight,
+        columns,
+        eps,
+        M=rows,
+        K=width,
+        BLOCK_N=block_n,
+        BLOCK_K=min(lanes, triton.next_power_of_2(width)),
+        NORM=norm_weight is not None,
+        RESIDUAL=residual is not None,
+        SILU=silu,
+        MASK_N=columns % block_n != 0,
+        PDL=pdl,
+        num_warps=warps,
+        launch_pdl=pdl,
     )
-    around = {"NORM": norm_weight is not None, "RESIDUAL": residual is not None, "SILU": silu}
-    whole = triton.next_power_of_2(width)
-    if programs:
-        _stream_kernel[(min(programs, tiles),)](
-            *tensors, columns, eps, K=width, BLOCK_N=block_n, BLOCK_K=whole, num_warps=warps,
-            **around,
-        )  # fmt: skip
-        return
-    lanes = warps * 32 * _BYTES_A_LANE // weight.element_size()
-    _gemv_kernel[(tiles,)](
-        *tensors, columns, eps, M=rows, K=width, BLOCK_N=block_n, BLOCK_K=min(lanes, whole),
-        MASK_N=columns % block_n != 0, PDL=pdl, num_warps=warps, launch_pdl=pdl, **around,
-    )  # fmt: skip
 
 
 def fits(width: int, block_n: int, warps: int, silu: bool) -> bool:

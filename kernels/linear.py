@@ -82,7 +82,6 @@ def run(
             out,
             block_n=variant.block_n,
             warps=variant.warps,
-            programs=variant.programs,
             norm_weight=norm_weight,
             eps=eps,
             residual=residual,

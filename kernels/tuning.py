@@ -22,12 +22,10 @@ TABLE = Path(__file__).with_name("linear_table.json")
 
 @dataclass(frozen=True)
 class Gemv:
-    """The kernels of gemv.py: weight rows a tile, warps a program. programs: how many stream the
-    weight, for one row; 0 for one program a tile."""
+    """The kernel of gemv.py: weight rows a program, warps a program."""
 
     block_n: int
     warps: int
-    programs: int = 0
 
 
 @dataclass(frozen=True)

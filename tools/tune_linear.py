@@ -78,10 +78,6 @@ def _gemvs(product: Product, rows: int) -> Iterator[Variant]:
             held = block_n * product.k * (2 if product.silu else 1) // (32 * warps)
             if 8 <= held <= 64:
                 yield Gemv(block_n, warps)
-            if rows == 1 and 16 <= held <= 64 and product.k <= 4096 and warps in (4, 8):
-                for programs in (264, 528, 1056):
-                    if product.columns > programs * block_n:
-                        yield Gemv(block_n, warps, programs)
 
 
 def _tiles(rows: int) -> Iterator[Skinny]:

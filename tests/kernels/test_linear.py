@@ -113,28 +113,6 @@ def test_gemv_with_what_stands_around_it(around: dict[str, bool], device: torch.
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("programs", [1, 3, 100])
-@pytest.mark.parametrize(("columns", "width"), [(8, 1024), (7, 96), (2, 1100)])
-def test_a_stream_at_odd_sizes(
-    programs: int, columns: int, width: int, device: torch.device
-) -> None:
-    variant = Gemv(2, 4, programs)
-    _check(variant, 1, columns, width, device, norm=True, silu=True, residual=True)
-
-
-@pytest.mark.triton
-@pytest.mark.parametrize("around", [*AROUND, {}])
-def test_a_stream_with_what_stands_around_it(around: dict[str, bool], device: torch.device) -> None:
-    _check(Gemv(1, 4, programs=5), 1, 12, 512, device, **around)
-
-
-@pytest.mark.triton
-def test_a_stream_takes_one_row(device: torch.device) -> None:
-    with pytest.raises(ValueError, match="one row, not 2"):
-        _check(Gemv(1, 4, programs=5), 2, 12, 64, device)
-
-
-@pytest.mark.triton
 @pytest.mark.parametrize("rows", [1, 15, 16, 17])
 @pytest.mark.parametrize(("columns", "width"), [(64, 128), (65, 64), (33, 72), (130, 200)])
 def test_skinny_at_odd_sizes(rows: int, columns: int, width: int, device: torch.device) -> None:
