@@ -22,6 +22,7 @@ from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, Rows, event_us, relative_err
 
 from quire.kernels import historical
 from quire.kernels.decode_attention import decode_attention
+from quire.kernels.skinny import new_counters
 
 ROOM = 4096  # tokens a captured graph is sized for, where contexts are shorter
 ERROR = 1e-2
@@ -42,6 +43,7 @@ def ragged(count: int) -> list[int]:
 def triton_times(rows: Rows, q: torch.Tensor, runs: int, **launch: Any) -> list[float]:
     room = max(ROOM, *rows.contexts)
     rest = (rows.block_tables, rows.context_lens, SCALE, room)
+    launch["counters"] = new_counters(q.device)  # as in the engine, which has them already
     return chain_us(
         [partial(decode_attention, q, k, v, *rest, **launch) for k, v in rows.layers], runs
     )

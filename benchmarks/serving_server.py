@@ -123,20 +123,17 @@ def builder(job: dict[str, Any], scratch: Path) -> StraightRuns:
 class StepsSince:
     """How long the steps from now on take, by kind."""
 
-    def __init__(self, times: StepTimes | None) -> None:
-        self._before = [list(counts) for counts, _ in times.values()] if times else None
+    def __init__(self, times: StepTimes) -> None:
+        self._before = [list(counts) for counts, _ in times.values()]
 
-    def report(self, times: StepTimes | None) -> dict[str, dict[str, int]]:
+    def report(self, times: StepTimes) -> dict[str, dict[str, int]]:
         """How many steps of each kind took up to so many seconds ("inf": longer than any bound)."""
-        if times is None:
-            return {}
         bounds = [str(bound) for bound in (*BOUNDS, "inf")]
-        before = self._before or [[0] * len(bounds)] * len(KINDS)
         return {
             kind: {
                 b: now - old for b, now, old in zip(bounds, counts, past, strict=True) if now > old
             }
-            for kind, (counts, _), past in zip(KINDS, times.values(), before, strict=True)
+            for kind, (counts, _), past in zip(KINDS, times.values(), self._before, strict=True)
         }
 
 
@@ -148,7 +145,7 @@ class Counted:
         self._threads = ThreadTimes()
         self._child = None if child is None else ThreadTimes(child.pid)
         self._steps = engine.stats().steps_total
-        self._times = StepsSince(engine.step_times())
+        self._times = StepsSince(engine.step_times() or StepTimes())
 
     def report(self) -> dict[str, Any]:
         """CPU share of each thread, the engine's process among them, and steps."""
@@ -156,7 +153,7 @@ class Counted:
         cpu = self._threads.shares()
         if self._child is not None:
             cpu |= self._child.shares()
-        taken = self._times.report(self._engine.step_times())
+        taken = self._times.report(self._engine.step_times() or StepTimes())
         return {"cpu": cpu, "steps": steps, "step_seconds": taken}
 
 

@@ -246,9 +246,9 @@ class Launch(TypedDict, total=False):
     """How to launch, mostly for tuning. Of these only tile and num_warps are part of the order of
     summation: results depend on no other.
 
-    counters: int32 zeros, and zeros again afterwards; if there are fewer than R * Hkv, some are
-    made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the chain must
-    wait for its predecessor).
+    counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
+    some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
+    chain must wait for its predecessor).
     level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
     """
 
@@ -368,8 +368,9 @@ def _attend(
         device=source.device,
     )
     stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
-    if counters is None or counters.numel() < rows * kv_heads:
-        counters = torch.zeros(rows * kv_heads, dtype=torch.int32, device=source.device)
+    counted = rows * kv_heads if level == 2 and splits > 1 else 0
+    if counters is None or counters.numel() < counted:
+        counters = torch.zeros(counted, dtype=torch.int32, device=source.device)
     launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": tile, "UNIT": UNIT, "SUPER": SUPER, "SPLITS": MAX_SPLITS,
