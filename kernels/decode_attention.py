@@ -7,10 +7,11 @@
 A context is cut at fixed token boundaries; one program takes one split of one row for one kv head,
 with the group's query heads packed in one tile (padded to 16 rows for the matrix units). A second
 kernel merges a row's splits; of the longest splits, which few contexts have more than one of, the
-last program to finish does. Tokens past the context are masked, so the cache may hold anything.
+last program to finish does.
 
 Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates,
-whichever split is launched and whichever program comes last. Every split sums along one tree:
+whichever split is launched, with however many warps, and whichever program comes last. Every split
+sums along one tree:
 
     tile   TILE tokens, with a maximum of their own
     unit   UNIT tokens, its tiles merged in index order; a multiple of UNIT for contexts beyond
@@ -22,6 +23,12 @@ fill the device for few rows; a super leaves most contexts in one piece, so that
 twice and nothing merged. The levels agree because a merge with the empty sum is exact (of finite
 values), wherever it happens. Between launches every counter is zero: the last to arrive puts it
 back.
+
+The cache may hold anything past a context. Loads through pointers mask it. Where programs are many
+and power is what bounds the step, tiles come whole, through descriptors (TMA), for half as many
+warps: then what lies past the context meets a weight of 0, which only an infinity or a NaN
+survives. A program that finds a NaN in its sum zeroes the values past its context, which are its
+row's alone, and sums again.
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
@@ -44,7 +51,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
-from .qk_norm_rope import head_elements, load_halves, load_heads, norm_rope
+from .kv_tiles import boxes, bulk_copies, clear_rest, load_tile, publish, write_token
+from .qk_norm_rope import load_halves, load_heads, norm_rope
 from .support import check_supported
 
 UNIT = 256  # tokens: the shortest split of level 1
@@ -53,102 +61,81 @@ MAX_SPLITS = 32  # partial results of a row at most
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
-_UNIT_PROGRAMS = 256  # and up to which it takes a unit; beyond, a super
-_REGISTERS = 128  # of a thread at most, for heads up to 128: four programs share a multiprocessor
+_UNIT_PROGRAMS = 224  # and up to which it takes a unit; beyond, a super
+_EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
+_TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: with more loads in flight each
+_REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
+_ANY = 1 << 30  # more tokens than any context has
 _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _tile(
-    q, k_ptr, v_ptr, table_ptr, h, t, end, scale,
-    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Attention of q [16, DP] over the tokens [t, min(t + TILE, end)): (maximum, sum, values)."""
-    rn = tl.arange(0, TILE)
-    rd, inside = columns(D, DP)
-    seen = t + rn < end
-    ok = seen[:, None]
-    if DP != D:
-        ok = ok & inside[None, :]
-    if TILE <= BS:  # the tile lies inside one block: one read of the table
-        block = tl.load(table_ptr + t // BS).to(tl.int64)
-        base = ((block * HKV + h) * BS + t % BS) * D
-        offsets = rn[:, None] * D + rd[None, :]
-    else:
-        tokens = t + rn
-        blocks = tl.load(table_ptr + tokens // BS, mask=seen, other=0).to(tl.int64)
-        base = 0
-        offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
-    k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)
-    v = tl.load(v_ptr + base + offsets, mask=ok, other=0.0)
-    s = tl.dot(q, k.T, input_precision=PRECISION) * scale
-    s = tl.where(seen[None, :], s, -float("inf"))
-    m = tl.max(s, 1)
-    p = tl.exp2(s - m[:, None])
-    return m, tl.sum(p, 1), tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+def _sum_of_weights(p):
+    """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps:
+    two at a time (a sum of two is the same either way round), until two or four are left."""
+    for _ in tl.static_range(3):
+        if p.shape[1] > 32:
+            p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
+    for _ in tl.static_range(3):
+        p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
+    return tl.sum(p, 1)
 
 
 @triton.jit
 def _sum_of(
-    q, k_ptr, v_ptr, table_ptr, h, start, end, unit, scale,
+    q, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, start, end, unit, scale,
     D: tl.constexpr, DP: tl.constexpr, HKV: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
-    LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    LEVEL: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The softmax sum of q [16, DP] over the tokens [start, end) of one split.
 
     One flat loop, so that the pipeline of loads never drains. Of several units it keeps two sums,
-    the unit's and that of the units before; no branch says when one passes into the other.
+    the unit's and that of the units before.
     """
     m, total, acc = empty_sum(16, DP)
     m_before, total_before, acc_before = empty_sum(16, DP)
+    edge = start + unit
     for t in tl.range(start, end, TILE, num_stages=STAGES):
         if LEVEL == 2:
-            begins = t % unit == 0
-            m_done = tl.where(begins, m, -float("inf"))
-            m_before, total_before, acc_before = merge(
-                m_before, total_before, acc_before, m_done, total, acc
-            )
-            m = tl.where(begins, -float("inf"), m)
-        m_t, total_t, acc_t = _tile(
-            q, k_ptr, v_ptr, table_ptr, h, t, end, scale, HKV, D, DP, BS, TILE, PRECISION
+            begins = t == edge
+            if begins:
+                m_before, total_before, acc_before = merge(
+                    m_before, total_before, acc_before, m, total, acc
+                )
+                m = tl.full(m.shape, -float("inf"), tl.float32)
+                edge += unit
+        k, v = load_tile(
+            k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, t, end, HKV, D, DP, BS, TILE, TMA
         )
-        m, total, acc = merge(m, total, acc, m_t, total_t, acc_t)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        s = tl.where((t + tl.arange(0, TILE) < end)[None, :], s, -float("inf"))
+        m_t = tl.fma(tl.max(s, 1), scale, 0.0)  # a product by itself would fuse with what follows
+        p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
+        acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        m, total, acc = merge(m, total, acc, m_t, _sum_of_weights(p), acc_t)
     if LEVEL == 2:
         m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
     return m, total, acc
 
 
-@triton.jit
-def _write_token(
-    k, k_exchanged, v, w1, w2, cos, sin, eps, k_ptr, v_ptr, slot, h,
-    HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr,
-):  # fmt: skip
-    """Norm and rotate the key in the first of k's heads; write it and v [2 * HALF] to the cache."""
-    cell = ((slot // BS * HKV + h) * BS + slot % BS) * D
-    y = norm_rope(k, k_exchanged, w1, w2, cos, sin, eps, D)
-    rows = tl.arange(0, k.shape[0])
-    at, ok = head_elements(rows, D, rows == 0, D, HALF)
-    tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
-    rd, inside = columns(D, 2 * HALF)
-    tl.store(v_ptr + cell + rd, v.to(v_ptr.dtype.element_ty), mask=inside)
-    tl.debug_barrier()  # what some threads of this program wrote, others of it read
-
-
 @triton.jit(
-    do_not_specialize=["table_stride", "S", "most"],
+    do_not_specialize=["table_stride", "S", "most", "early"],
     do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
 )
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr, counters_ptr,
-    q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr, slots_ptr, eps,
-    scale, q_stride, table_stride, S, most,
+    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, contexts_ptr, out_ptr,
+    partial_ptr, stats_ptr, counters_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr,
+    slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
-    LEVEL: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr,
-    PDL: tl.constexpr,
+    LEVEL: tl.constexpr, TMA: tl.constexpr, ASYNC: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]"""
+    """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
+
+    k_boxes, v_boxes: where TMA, descriptors of the caches as [blocks * HKV * BS, D]. ASYNC: fence
+    what is written from what is copied (the interpreter has no such thing).
+    """
     h = tl.program_id(0)
     row = tl.program_id(1)
     sp = tl.program_id(2)
@@ -161,8 +148,11 @@ def _decode_kernel(
         wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
         wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
     if PDL:
-        if LEVEL == 0:  # few programs: the merge may wait beside them
-            gdc_launch_dependents()
+        if LEVEL == 0:
+            # The merge, and the product after it, may wait beside programs that are few or short.
+            context = tl.load(contexts_ptr + row)  # the last step's, maybe: nothing else uses it
+            if context <= early:
+                gdc_launch_dependents()
         gdc_wait()
     n = tl.load(contexts_ptr + row).to(tl.int32)
     if ROPE:  # asked for at once: their ways to memory overlap
@@ -175,23 +165,36 @@ def _decode_kernel(
     unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     start = sp * split
     if (start < n) | (sp == 0):
+        end = tl.minimum(start + split, n)
+        last = end == n
         ok = (rg < G)[:, None] & inside[None, :]
         if ROPE:
             cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
             y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
             q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
-            if sp == tl.maximum(n - 1, 0) // split:
-                _write_token(
+            if last:
+                write_token(
                     k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
                     HKV, D, HALF, BS,
                 )  # fmt: skip
+                publish(ASYNC)
         else:
             q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
         table = tables_ptr + row.to(tl.int64) * table_stride
         m, total, acc = _sum_of(
-            q, k_ptr, v_ptr, table, h, start, tl.minimum(start + split, n), unit, scale,
-            D, DP, HKV, BS, TILE, LEVEL, STAGES, PRECISION,
+            q, k_ptr, v_ptr, k_boxes, v_boxes, table, h, start, end, unit, scale,
+            D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,
         )  # fmt: skip
+        if TMA:
+            # Past the context the cache may hold no number, and 0 times that is none either.
+            spoilt = tl.max((acc != acc).to(tl.int32)) > 0
+            if last & (n % TILE > 0) & spoilt:
+                clear_rest(v_ptr, table, h, n, HKV, D, BS, TILE)
+                publish(ASYNC)
+                m, total, acc = _sum_of(
+                    q, k_ptr, v_ptr, k_boxes, v_boxes, table, h, start, end, unit, scale,
+                    D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,
+                )  # fmt: skip
         first = (row * HKV + h).to(tl.int64) * G
         index = first + rg
         if n <= split:
@@ -211,7 +214,7 @@ def _decode_kernel(
                 if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
                     merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
                     tl.store(counter, 0)
-    if PDL and LEVEL > 0:
+    if PDL:
         gdc_launch_dependents()
 
 
@@ -243,21 +246,23 @@ def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
 
 
 class Launch(TypedDict, total=False):
-    """How to launch, mostly for tuning. Of these only tile and num_warps are part of the order of
-    summation: results depend on no other.
+    """How to launch, mostly for tuning. Of these only tile is part of the order of summation:
+    results depend on no other.
 
     counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
     some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
     chain must wait for its predecessor).
     level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
+    tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
     """
 
     counters: Tensor | None
     pdl: bool
     level: int | None
     tile: int | None
-    num_warps: int
+    num_warps: int | None
     num_stages: int | None
+    tma: bool | None
 
 
 class _Rope(NamedTuple):
@@ -345,30 +350,38 @@ def _attend(
     pdl: bool = False,
     level: int | None = None,
     tile: int | None = None,
-    num_warps: int = 4,
+    num_warps: int | None = None,
     num_stages: int | None = None,
+    tma: bool | None = None,
 ) -> Tensor:
     """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope."""
     rows, q_heads, dim = out.shape
-    k_cache, _, block_tables, context_lens = caches
+    k_cache, v_cache, block_tables, context_lens = caches
     _, kv_heads, block_size, _ = k_cache.shape
     check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
+    programs = rows * kv_heads
     tile = tile or tile_tokens(dim, k_cache.dtype)
     if UNIT % tile:
         raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
     if level is None:
-        level = split_level(rows * kv_heads)
-    most = most_in_tiles(rows * kv_heads, tile)
+        level = split_level(programs)
+    most = most_in_tiles(programs, tile)
     splits = num_splits(max_context_len, tile, level, most)
-    stages = num_stages or (3 if level == 2 else 2)  # a short split has no use for more
     padded = triton.next_power_of_2(dim)
+    many = level == 2 and programs > _TWO_EACH
+    if tma is None:
+        tma = many and bulk_copies(source.device)
+    tma = tma and k_cache.itemsize == 2 and tile <= block_size and dim == padded
+    tiles = [boxes(cache, tile) if tma else None for cache in (k_cache, v_cache)]
+    warps = num_warps or (2 if tma and dim <= 128 else 4)  # two take half the instructions
+    stages = num_stages or (7 if level == 2 and not many else 2)
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
         dtype=torch.float32,
         device=source.device,
     )
     stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
-    counted = rows * kv_heads if level == 2 and splits > 1 else 0
+    counted = programs if level == 2 and splits > 1 else 0
     if counters is None or counters.numel() < counted:
         counters = torch.zeros(counted, dtype=torch.int32, device=source.device)
     launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
@@ -378,12 +391,15 @@ def _attend(
     }  # fmt: skip
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
-            source, *caches, out, partial, stats, counters, *rope,
+            source, k_cache, v_cache, *tiles, block_tables, context_lens, out,
+            partial, stats, counters, *rope,
             scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most,
+            _ANY if programs <= _EARLY_PROGRAMS else most,
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
+            TMA=tma, ASYNC=tma and source.device.type != "cpu",
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
-            ROPE=rope.q_norm is not None, num_warps=num_warps,
-            maxnreg=_REGISTERS if padded <= 128 and k_cache.itemsize == 2 else None,
+            ROPE=rope.q_norm is not None, num_warps=warps,
+            maxnreg=_REGISTERS.get(warps) if padded <= 128 and k_cache.itemsize == 2 else None,
             **shape, **launch,
         )  # fmt: skip
     if rows and splits > 1 and level < 2:

@@ -47,9 +47,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .decode_merge import least_multiple
+from .kv_tiles import boxes
 from .prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
 from .support import check_supported
 
@@ -235,13 +235,6 @@ def _prefill_kernel(
         gdc_launch_dependents()
 
 
-def _boxes(cache: Tensor, keys: int) -> TensorDescriptor:
-    """A descriptor of a cache as rows of one head, read `keys` rows at a time."""
-    dim = cache.shape[3]
-    rows = cache.numel() // dim
-    return TensorDescriptor(cache, [rows, dim], [dim, 1], [keys, dim])
-
-
 def key_tile(head_dim: int, dtype: torch.dtype) -> int:
     """Keys a tile: a function of the head and the dtype alone, as results depend on it."""
     padded = triton.next_power_of_2(head_dim)
@@ -343,9 +336,9 @@ def prefill_attention(
         partial, stats = workspace(q, splits if split else 0)
         # A tile that spans blocks cannot be one box, nor one padded beyond the head.
         tma = shape.tma and shape.keys <= block_size and dim == padded
-        boxes = [_boxes(cache, shape.keys) if tma else None for cache in (k_cache, v_cache)]
+        whole = [boxes(cache, shape.keys) if tma else None for cache in (k_cache, v_cache)]
         _prefill_kernel[(kv_heads, _num_tiles(tokens, rows, group, shape), splits)](
-            q, k_cache, v_cache, *boxes, block_tables, query_start_loc, context_lens, out,
+            q, k_cache, v_cache, *whole, block_tables, query_start_loc, context_lens, out,
             partial, stats, scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
             G=group, HKV=kv_heads, D=dim, DP=padded, BS=block_size,
             BM=shape.queries, BN=shape.keys, LEAST=launch.least, MOST=launch.most,

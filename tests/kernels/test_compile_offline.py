@@ -1,5 +1,4 @@
-"""The hot kernels compile for sm_90 here, within its shared memory and without a spill (but for a
-few values where a launch bounds its registers)."""
+"""The hot kernels compile for sm_90 here, without a spill and within its shared memory."""
 
 import json
 import os

@@ -10,6 +10,7 @@ from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LEVELS = (0, 1, 2)  # a split is a tile, a unit, a super
+WAYS: tuple[dict[str, Any], ...] = (*({"level": n} for n in LEVELS), {"level": 2, "tma": True})
 PLAIN: dict[str, Any] = {"kv_heads": 1, "block_size": 16, "dim": 16, "dtype": FP32}
 
 pytestmark = pytest.mark.triton
@@ -111,7 +112,7 @@ def test_all_splits_give_the_same_bits(
     paged: Any, dim: int, dtype: torch.dtype, tile: int | None, contexts: list[int]
 ) -> None:
     shape = {"group": 2, "kv_heads": 1, "block_size": 256, "dim": dim, "dtype": dtype}
-    assert same_bits([check(paged, contexts, level=level, tile=tile, **shape) for level in LEVELS])
+    assert same_bits([check(paged, contexts, tile=tile, **way, **shape) for way in WAYS])
 
 
 def test_the_levels_agree_at_every_edge_of_the_tree(
@@ -124,8 +125,33 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
     monkeypatch.setattr(module, "SUPER", 4)
     monkeypatch.setattr(module, "MAX_SPLITS", 16)
     edges = [15, 16, 17, 31, 32, 33, 127, 128, 129, 256, 257, 384, 511, 512, 513, 1025]
-    shape = {"group": 3, "kv_heads": 1, "block_size": 32, "dim": 16, "dtype": FP32}
-    assert same_bits([check(paged, edges, level=level, tile=16, **shape) for level in LEVELS])
+    shape = {"group": 3, "kv_heads": 1, "block_size": 32, "dim": 16, "dtype": BF16}
+    assert same_bits([check(paged, edges, tile=16, **way, **shape) for way in WAYS])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_whole_tiles_bear_what_lies_past_a_context(paged: Any, poison: float) -> None:
+    """Values there are zeroed where they spoil a sum; nothing else in the cache changes."""
+    from quire.kernels.decode_attention import decode_attention
+
+    contexts = [1, 63, 64, 0, 70, 128, 129]
+    cache = paged(contexts, kv_heads=2, block_size=128, dim=64, dtype=BF16)
+    for held in (cache.k_cache, cache.v_cache):
+        held.nan_to_num_(nan=poison)
+    q = torch.randn(len(contexts), 4, 64, generator=torch.Generator().manual_seed(7))
+    q = q.to(cache.k_cache.device, BF16)
+    rest = (cache.block_tables, cache.context_lens, 0.125, 129)
+    wanted = decode_attention(q, cache.k_cache, cache.v_cache, *rest, level=2)
+    keys, values = cache.k_cache.clone(), cache.v_cache.clone()
+    for _ in range(2):
+        found = decode_attention(q, keys, values, *rest, level=2, tma=True)
+        assert torch.equal(found, wanted)
+        torch.testing.assert_close(keys, cache.k_cache, rtol=0, atol=0, equal_nan=True)
+        untouched = cache.v_cache.isfinite() | (values != 0)
+        kept = torch.where(untouched, values, cache.v_cache)
+        torch.testing.assert_close(kept, cache.v_cache, rtol=0, atol=0, equal_nan=True)
+    last_tiles = [(1, 64), (63, 64), (70, 128), (129, 192)]  # from a context's end to its tile's
+    assert int((~untouched).sum()) == 2 * 64 * sum(end - begin for begin, end in last_tiles)
 
 
 def test_a_row_is_the_same_alone_and_among_others(paged: Any) -> None:
@@ -273,21 +299,16 @@ def test_gpu_sweep(
 ) -> None:
     contexts = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
     contexts += [511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 3000]
-    found = [
-        check(
-            paged, contexts, group=group, kv_heads=kv_heads, block_size=block_size, dim=dim,
-            dtype=dtype, level=level,
-        )
-        for level in LEVELS
-    ]  # fmt: skip
-    assert same_bits(found)
+    shape = {"group": group, "kv_heads": kv_heads, "block_size": block_size, "dim": dim}
+    ways = (*WAYS, WAYS[-1] | {"num_warps": 4}, WAYS[-1] | {"num_stages": 7})
+    assert same_bits([check(paged, contexts, dtype=dtype, **shape, **way) for way in ways])
 
 
 @pytest.mark.gpu
 def test_gpu_long_contexts(paged: Any) -> None:
     shape = {"group": 2, "kv_heads": 2, "block_size": 64, "dim": 128, "dtype": BF16}
     contexts = [8192, 8193, 16384, 16385, 40960]
-    assert same_bits([check(paged, contexts, level=level, **shape) for level in LEVELS])
+    assert same_bits([check(paged, contexts, **way, **shape) for way in WAYS])
 
 
 @pytest.mark.gpu
@@ -305,9 +326,10 @@ def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
     tables = torch.tensor([[blocks - 1, blocks - 3, blocks - 2]], dtype=torch.int32, device=device)
     contexts = torch.tensor([150], dtype=torch.int32, device=device)
     q = torch.randn(1, 16, dim, device=device).to(BF16)
-    out = decode_attention(q, *caches, tables, contexts, dim**-0.5, 150)
     twin = reference.decode_attention(q, *caches, tables, contexts, dim**-0.5, 150)
-    torch.testing.assert_close(out, twin, atol=2e-2, rtol=2e-2)
+    for way in WAYS:
+        out = decode_attention(q, *caches, tables, contexts, dim**-0.5, 150, **way)
+        torch.testing.assert_close(out, twin, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.gpu

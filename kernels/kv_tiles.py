@@ -1,0 +1,103 @@
+"""Tiles of the paged cache, as the attention kernels read them, and one token as they write it.
+
+    k_cache, v_cache [blocks, Hkv, block_size, D]        a row's block table: its blocks, in order
+    boxes            descriptors of the caches as [blocks * Hkv * block_size, D], a tile at a time
+
+A tile is TILE tokens of one row and one kv head. Loads through pointers mask what lies past the
+context; copies through descriptors (TMA) need no addresses and no masks, but bring it along.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .decode_merge import columns
+from .qk_norm_rope import head_elements, norm_rope
+
+
+@triton.jit
+def load_tile(
+    k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, t, end,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of the tokens [t, t + TILE): [TILE, DP] each. From `end` on they are 0, or
+    with TMA whatever the cache holds."""
+    if TMA:
+        block = tl.load(table_ptr + t // BS)
+        cell = (block * HKV + h) * BS + t % BS
+        return k_boxes.load([cell, 0]), v_boxes.load([cell, 0])
+    rn = tl.arange(0, TILE)
+    rd, inside = columns(D, DP)
+    seen = t + rn < end
+    ok = seen[:, None]
+    if DP != D:
+        ok = ok & inside[None, :]
+    if TILE <= BS:  # the tile lies inside one block: one read of the table
+        block = tl.load(table_ptr + t // BS).to(tl.int64)
+        base = ((block * HKV + h) * BS + t % BS) * D
+        offsets = rn[:, None] * D + rd[None, :]
+    else:
+        tokens = t + rn
+        blocks = tl.load(table_ptr + tokens // BS, mask=seen, other=0).to(tl.int64)
+        base = 0
+        offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
+    k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)
+    return k, tl.load(v_ptr + base + offsets, mask=ok, other=0.0)
+
+
+@triton.jit
+def write_token(
+    k, k_exchanged, v, w1, w2, cos, sin, eps, k_ptr, v_ptr, slot, h,
+    HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotate the key in the first of k's heads; write it and v [2 * HALF] to the cache."""
+    cell = ((slot // BS * HKV + h) * BS + slot % BS) * D
+    y = norm_rope(k, k_exchanged, w1, w2, cos, sin, eps, D)
+    rows = tl.arange(0, k.shape[0])
+    at, ok = head_elements(rows, D, rows == 0, D, HALF)
+    tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
+    rd, inside = columns(D, 2 * HALF)
+    tl.store(v_ptr + cell + rd, v.to(v_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def publish(ASYNC: tl.constexpr):
+    """What some threads of this program wrote, all of them may read; with ASYNC, by TMA too."""
+    if ASYNC:
+        tl.inline_asm_elementwise(
+            "fence.proxy.async.global; // dummy $0", "=r", [], tl.int32, is_pure=False, pack=1
+        )
+    tl.debug_barrier()
+
+
+@triton.jit
+def clear_rest(
+    v_ptr, table_ptr, h, n,
+    HKV: tl.constexpr, D: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Zero the values past the n tokens of a context in its last tile, which no one else reads."""
+    t = n // TILE * TILE
+    rn = tl.arange(0, TILE)
+    block = tl.load(table_ptr + t // BS).to(tl.int64)
+    at = ((block * HKV + h) * BS + t % BS) * D + rn[:, None] * D + tl.arange(0, D)[None, :]
+    zeros = tl.zeros((TILE, D), v_ptr.dtype.element_ty)
+    tl.store(v_ptr + at, zeros, mask=(t + rn >= n)[:, None])
+
+
+def boxes(cache: Tensor, tile: int) -> TensorDescriptor:
+    """A descriptor of a cache as rows of one head, read `tile` rows at a time."""
+    dim = cache.shape[3]
+    return TensorDescriptor(cache, [cache.numel() // dim, dim], [dim, 1], [tile, dim])
+
+
+@functools.cache
+def bulk_copies(device: torch.device) -> bool:
+    """Can the device copy tiles by descriptors? If kernels are but compiled or interpreted, yes."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
