@@ -22,7 +22,6 @@ FILES = {
     "offline-0.6B.json": True,
     "start-0.6B.json": True,
     "offline-8B.json": True,
-    "offline-8B-prefill.json": True,
     "start-8B.json": True,
     "serving-0.6B.json": True,
     "decode.json": False,
