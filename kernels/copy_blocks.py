@@ -11,7 +11,8 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .dependent import gdc_launch_dependents, gdc_wait
 
 _ELEMENTS = 4096  # a program
 
