@@ -11,8 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _ELEMENTS = 4096  # a program
 

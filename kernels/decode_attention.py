@@ -48,9 +48,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
-from .dependent import gdc_launch_dependents, gdc_wait
 from .kv_tiles import boxes, bulk_copies, clear_rest, load_tile, publish, write_token
 from .qk_norm_rope import load_halves, load_heads, norm_rope
 from .support import check_supported

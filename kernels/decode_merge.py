@@ -15,8 +15,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _PROGRAMS = 512  # wanted of the merge, before one takes several heads

@@ -20,8 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SLICE = 4096  # logits of one row that one program reads
 STEPS = 16  # thresholds of one narrowing pass

@@ -14,8 +14,7 @@ rounded once.
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_ROWS = 4
 _BYTES_A_LANE = 16  # one load instruction of one thread

@@ -10,8 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _SILU_BLOCK = 1024  # elements of one row a program of silu_mul
 _SHARES_BLOCK = 1024  # and of add_shares

@@ -46,9 +46,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import least_multiple
-from .dependent import gdc_launch_dependents, gdc_wait
 from .kv_tiles import boxes
 from .prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
 from .support import check_supported

@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import least_multiple
-from .dependent import gdc_launch_dependents, gdc_wait
 
 MAX_SPLITS = 16  # of a query; longer contexts have longer splits
 

@@ -24,8 +24,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .dependent import gdc_launch_dependents, gdc_wait
 from .support import check_supported
 
 

@@ -19,8 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_TILES = 65_536  # counters a workspace must hold
 MAX_TILES_A_PROGRAM = 3

@@ -13,8 +13,7 @@ last slot is the null slot: padding rows use it, and its count stays 0.
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .dependent import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _TABLE_BLOCK = 256  # block-table entries copied at once
 _TOKEN_BLOCK = 512  # tokens of a row prepared at once
