@@ -34,6 +34,7 @@ from quire.engine.shape import RANDOM_PREFIX, model_config, resolve_max_model_le
 from quire.engine.slots import SlotState
 from quire.engine.stats import EngineInfo, EngineStats, snapshot
 from quire.kernels.ops import KernelsUnavailable, select
+from quire.kernels.support import before_hopper
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def _can_chain(device: torch.device) -> bool:
     """Whether kernels can be launched as dependents: Hopper and newer, triton 3.5 and newer."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+    if device.type != "cuda" or before_hopper(device):
         return False
     major, minor = importlib.metadata.version("triton").split(".")[:2]
     return (int(major), int(minor)) >= (3, 5)

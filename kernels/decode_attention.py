@@ -51,9 +51,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
-from .kv_tiles import boxes, bulk_copies, clear_rest, load_tile, publish, write_token
+from .kv_tiles import boxes, clear_rest, load_tile, publish, write_token
 from .qk_norm_rope import load_halves, load_heads, norm_rope
-from .support import check_supported
+from .support import before_hopper, check_supported
 
 UNIT = 256  # tokens: the shortest split of level 1
 SUPER = 8  # units
@@ -65,7 +65,6 @@ _UNIT_PROGRAMS = 224  # and up to which it takes a unit; beyond, a super
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: with more loads in flight each
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
-_ANY = 1 << 30  # more tokens than any context has
 _LOG2E = 1.4426950408889634
 
 
@@ -370,10 +369,9 @@ def _attend(
     padded = triton.next_power_of_2(dim)
     many = level == 2 and programs > _TWO_EACH
     if tma is None:
-        tma = many and bulk_copies(source.device)
-    tma = tma and k_cache.itemsize == 2 and tile <= block_size and dim == padded
-    tiles = [boxes(cache, tile) if tma else None for cache in (k_cache, v_cache)]
-    warps = num_warps or (2 if tma and dim <= 128 else 4)  # two take half the instructions
+        tma = many and not before_hopper(source.device)
+    whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
+    warps = num_warps or (2 if whole and dim <= 128 else 4)  # two take half the instructions
     stages = num_stages or (7 if level == 2 and not many else 2)
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
@@ -391,12 +389,12 @@ def _attend(
     }  # fmt: skip
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
-            source, k_cache, v_cache, *tiles, block_tables, context_lens, out,
+            source, k_cache, v_cache, *(whole or (None, None)), block_tables, context_lens, out,
             partial, stats, counters, *rope,
             scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most,
-            _ANY if programs <= _EARLY_PROGRAMS else most,
+            max_context_len if programs <= _EARLY_PROGRAMS else most,
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
-            TMA=tma, ASYNC=tma and source.device.type != "cpu",
+            TMA=whole is not None, ASYNC=whole is not None and source.device.type != "cpu",
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, num_warps=warps,
             maxnreg=_REGISTERS.get(warps) if padded <= 128 and k_cache.itemsize == 2 else None,

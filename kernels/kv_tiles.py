@@ -9,9 +9,6 @@ context; copies through descriptors (TMA) need no addresses and no masks, but br
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,13 +88,11 @@ def clear_rest(
     tl.store(v_ptr + at, zeros, mask=(t + rn >= n)[:, None])
 
 
-def boxes(cache: Tensor, tile: int) -> TensorDescriptor:
-    """A descriptor of a cache as rows of one head, read `tile` rows at a time."""
-    dim = cache.shape[3]
-    return TensorDescriptor(cache, [cache.numel() // dim, dim], [dim, 1], [tile, dim])
-
-
-@functools.cache
-def bulk_copies(device: torch.device) -> bool:
-    """Can the device copy tiles by descriptors? If kernels are but compiled or interpreted, yes."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+def boxes(k_cache: Tensor, v_cache: Tensor, tile: int) -> list[TensorDescriptor] | None:
+    """Descriptors of both caches as rows of one head, read `tile` rows at a time. None where a tile
+    spans blocks, or a head is padded: it cannot be one box."""
+    size, dim = k_cache.shape[2:]
+    if tile > size or dim != triton.next_power_of_2(dim):
+        return None
+    rows = k_cache.numel() // dim
+    return [TensorDescriptor(c, [rows, dim], [dim, 1], [tile, dim]) for c in (k_cache, v_cache)]

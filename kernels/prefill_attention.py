@@ -334,15 +334,14 @@ def prefill_attention(
         split = launch.split if max_context_len > launch.split else 0
         splits = num_splits(max_context_len, split) if split else 1
         partial, stats = workspace(q, splits if split else 0)
-        # A tile that spans blocks cannot be one box, nor one padded beyond the head.
-        tma = shape.tma and shape.keys <= block_size and dim == padded
-        whole = [boxes(cache, shape.keys) if tma else None for cache in (k_cache, v_cache)]
+        whole = boxes(k_cache, v_cache, shape.keys) if shape.tma else None
         _prefill_kernel[(kv_heads, _num_tiles(tokens, rows, group, shape), splits)](
-            q, k_cache, v_cache, *whole, block_tables, query_start_loc, context_lens, out,
-            partial, stats, scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
+            q, k_cache, v_cache, *(whole or (None, None)), block_tables, query_start_loc,
+            context_lens, out, partial, stats,
+            scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
             G=group, HKV=kv_heads, D=dim, DP=padded, BS=block_size,
             BM=shape.queries, BN=shape.keys, LEAST=launch.least, MOST=launch.most,
-            SPLIT=split, SPLITS=MAX_SPLITS, TMA=tma, STAGES=shape.num_stages,
+            SPLIT=split, SPLITS=MAX_SPLITS, TMA=whole is not None, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
             num_warps=shape.num_warps, **options,
         )  # fmt: skip

@@ -27,5 +27,10 @@ def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: i
         raise ValueError(f"{group} query heads a kv head are not supported: 1 to {MAX_GROUP}")
 
 
+def before_hopper(device: torch.device) -> bool:
+    """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
+
+
 def _listed(values: tuple[object, ...]) -> str:
     return ", ".join(str(value) for value in values)
