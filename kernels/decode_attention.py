@@ -24,11 +24,9 @@ twice and nothing merged. The levels agree because a merge with the empty sum is
 values), wherever it happens. Between launches every counter is zero: the last to arrive puts it
 back.
 
-The cache may hold anything past a context. Loads through pointers mask it. Where programs are many
-and power is what bounds the step, tiles come whole, through descriptors (TMA), for half as many
-warps: then what lies past the context meets a weight of 0, which only an infinity or a NaN
-survives. A program that finds a NaN in its sum zeroes the values past its context, which are its
-row's alone, and sums again.
+Tokens past a context are never read, so the cache may hold anything there: a tile that the context
+cuts lies lower, so that both end with the same token. Where programs are many, and power is what
+bounds the step, tiles come through descriptors (TMA) and two warps do what four would.
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
@@ -51,7 +49,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
-from .kv_tiles import boxes, clear_rest, load_tile, publish, write_token
+from .kv_tiles import boxes, load_tile, publish, write_token
 from .qk_norm_rope import load_halves, load_heads, norm_rope
 from .support import before_hopper, check_supported
 
@@ -103,11 +101,11 @@ def _sum_of(
                 )
                 m = tl.full(m.shape, -float("inf"), tl.float32)
                 edge += unit
-        k, v = load_tile(
+        k, v, before = load_tile(
             k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, t, end, HKV, D, DP, BS, TILE, TMA
         )
         s = tl.dot(q, k.T, input_precision=PRECISION)
-        s = tl.where((t + tl.arange(0, TILE) < end)[None, :], s, -float("inf"))
+        s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
         m_t = tl.fma(tl.max(s, 1), scale, 0.0)  # a product by itself would fuse with what follows
         p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
         acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
@@ -132,8 +130,8 @@ def _decode_kernel(
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
-    k_boxes, v_boxes: where TMA, descriptors of the caches as [blocks * HKV * BS, D]. ASYNC: fence
-    what is written from what is copied (the interpreter has no such thing).
+    k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). ASYNC: fence what is
+    written from what is copied (the interpreter has no such thing).
     """
     h = tl.program_id(0)
     row = tl.program_id(1)
@@ -165,13 +163,12 @@ def _decode_kernel(
     start = sp * split
     if (start < n) | (sp == 0):
         end = tl.minimum(start + split, n)
-        last = end == n
         ok = (rg < G)[:, None] & inside[None, :]
         if ROPE:
             cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
             y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
             q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
-            if last:
+            if end == n:
                 write_token(
                     k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
                     HKV, D, HALF, BS,
@@ -184,16 +181,6 @@ def _decode_kernel(
             q, k_ptr, v_ptr, k_boxes, v_boxes, table, h, start, end, unit, scale,
             D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,
         )  # fmt: skip
-        if TMA:
-            # Past the context the cache may hold no number, and 0 times that is none either.
-            spoilt = tl.max((acc != acc).to(tl.int32)) > 0
-            if last & (n % TILE > 0) & spoilt:
-                clear_rest(v_ptr, table, h, n, HKV, D, BS, TILE)
-                publish(ASYNC)
-                m, total, acc = _sum_of(
-                    q, k_ptr, v_ptr, k_boxes, v_boxes, table, h, start, end, unit, scale,
-                    D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,
-                )  # fmt: skip
         first = (row * HKV + h).to(tl.int64) * G
         index = first + rg
         if n <= split:

@@ -1,10 +1,10 @@
 """Tiles of the paged cache, as the attention kernels read them, and one token as they write it.
 
     k_cache, v_cache [blocks, Hkv, block_size, D]        a row's block table: its blocks, in order
-    boxes            descriptors of the caches as [blocks * Hkv * block_size, D], a tile at a time
+    boxes            descriptors of the caches as [blocks * Hkv, block_size, D], a tile at a time
 
-A tile is TILE tokens of one row and one kv head. Loads through pointers mask what lies past the
-context; copies through descriptors (TMA) need no addresses and no masks, but bring it along.
+A tile is TILE tokens of one row and one kv head. Copies through descriptors (TMA) need no addresses
+and no masks.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -24,29 +24,34 @@ def load_tile(
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of the tokens [t, t + TILE): [TILE, DP] each. From `end` on they are 0, or
-    with TMA whatever the cache holds."""
+    """Keys and values of the tokens [t - before, t - before + TILE): [TILE, DP] each, and before.
+
+    A tile that `end` cuts lies that many tokens lower, and ends with the context: so nothing past
+    it is read. Its first `before` rows are no part of the tile: 0, or with TMA what may also be
+    earlier tokens of the context.
+    """
+    before = tl.maximum(t + TILE - end, 0)
     if TMA:
         block = tl.load(table_ptr + t // BS)
-        cell = (block * HKV + h) * BS + t % BS
-        return k_boxes.load([cell, 0]), v_boxes.load([cell, 0])
+        head, at = block * HKV + h, t % BS - before  # rows below 0 are not read, and are 0
+        k = tl.reshape(k_boxes.load([head, at, 0]), [TILE, D])
+        return k, tl.reshape(v_boxes.load([head, at, 0]), [TILE, D]), before
     rn = tl.arange(0, TILE)
     rd, inside = columns(D, DP)
-    seen = t + rn < end
-    ok = seen[:, None]
+    ok = (rn >= before)[:, None]
     if DP != D:
         ok = ok & inside[None, :]
     if TILE <= BS:  # the tile lies inside one block: one read of the table
         block = tl.load(table_ptr + t // BS).to(tl.int64)
-        base = ((block * HKV + h) * BS + t % BS) * D
+        base = ((block * HKV + h) * BS + t % BS - before) * D
         offsets = rn[:, None] * D + rd[None, :]
     else:
-        tokens = t + rn
-        blocks = tl.load(table_ptr + tokens // BS, mask=seen, other=0).to(tl.int64)
+        tokens = t - before + rn
+        blocks = tl.load(table_ptr + tokens // BS, mask=rn >= before, other=0).to(tl.int64)
         base = 0
         offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
     k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)
-    return k, tl.load(v_ptr + base + offsets, mask=ok, other=0.0)
+    return k, tl.load(v_ptr + base + offsets, mask=ok, other=0.0), before
 
 
 @triton.jit
@@ -74,25 +79,11 @@ def publish(ASYNC: tl.constexpr):
     tl.debug_barrier()
 
 
-@triton.jit
-def clear_rest(
-    v_ptr, table_ptr, h, n,
-    HKV: tl.constexpr, D: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Zero the values past the n tokens of a context in its last tile, which no one else reads."""
-    t = n // TILE * TILE
-    rn = tl.arange(0, TILE)
-    block = tl.load(table_ptr + t // BS).to(tl.int64)
-    at = ((block * HKV + h) * BS + t % BS) * D + rn[:, None] * D + tl.arange(0, D)[None, :]
-    zeros = tl.zeros((TILE, D), v_ptr.dtype.element_ty)
-    tl.store(v_ptr + at, zeros, mask=(t + rn >= n)[:, None])
-
-
 def boxes(k_cache: Tensor, v_cache: Tensor, tile: int) -> list[TensorDescriptor] | None:
-    """Descriptors of both caches as rows of one head, read `tile` rows at a time. None where a tile
-    spans blocks, or a head is padded: it cannot be one box."""
-    size, dim = k_cache.shape[2:]
+    """Descriptors of both caches, read `tile` tokens of one head of one block at a time. None where
+    a tile spans blocks, or a head is padded: it cannot be one box."""
+    blocks, heads, size, dim = k_cache.shape
     if tile > size or dim != triton.next_power_of_2(dim):
         return None
-    rows = k_cache.numel() // dim
-    return [TensorDescriptor(c, [rows, dim], [dim, 1], [tile, dim]) for c in (k_cache, v_cache)]
+    shape, strides = [blocks * heads, size, dim], [size * dim, dim, 1]
+    return [TensorDescriptor(c, shape, strides, [1, tile, dim]) for c in (k_cache, v_cache)]

@@ -130,8 +130,8 @@ def _attend(
     for t in tl.range(begin, end, BN, num_stages=STAGES):
         if TMA:
             block = tl.load(table_ptr + t // BS)
-            cell = (block * HKV + h) * BS + t % BS
-            k = k_boxes.load([cell, 0])
+            head = block * HKV + h
+            k = tl.reshape(k_boxes.load([head, t % BS, 0]), [BN, D])
         else:
             k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
         s = tl.dot(q, k.T, input_precision=PRECISION)
@@ -143,7 +143,7 @@ def _attend(
         total = total * old + tl.sum(p, 1)
         acc = acc * old[:, None]
         if TMA:
-            v = v_boxes.load([cell, 0])
+            v = tl.reshape(v_boxes.load([head, t % BS, 0]), [BN, D])
         else:
             v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -165,7 +165,7 @@ def _prefill_kernel(
 ):  # fmt: skip
     """grid (HKV, tiles, S): rows of LEAST to MOST new tokens; others belong to another launch.
 
-    k_boxes, v_boxes: where TMA, descriptors of the caches as [blocks * HKV * BS, D].
+    k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`).
     SPLIT: tokens a split at least; 0 where a program takes the whole context (S is 1).
     """
     QT: tl.constexpr = BM // G  # tokens a tile
