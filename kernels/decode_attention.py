@@ -80,11 +80,12 @@ def _sum_of_weights(p):
 
 @triton.jit
 def _sum_of(
-    q, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, start, end, unit, scale,
+    q, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, first, h, start, end, unit, scale,
     D: tl.constexpr, DP: tl.constexpr, HKV: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The softmax sum of q [16, DP] over the tokens [start, end) of one split.
+    """The softmax sum of q [16, DP] over the tokens [start, end) of one split, whose first block
+    is `first`.
 
     One flat loop, so that the pipeline of loads never drains. Of several units it keeps two sums,
     the unit's and that of the units before.
@@ -92,6 +93,7 @@ def _sum_of(
     m, total, acc = empty_sum(16, DP)
     m_before, total_before, acc_before = empty_sum(16, DP)
     edge = start + unit
+    block = first
     for t in tl.range(start, end, TILE, num_stages=STAGES):
         if LEVEL == 2:
             begins = t == edge
@@ -102,8 +104,10 @@ def _sum_of(
                 m = tl.full(m.shape, -float("inf"), tl.float32)
                 edge += unit
         k, v, before = load_tile(
-            k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, t, end, HKV, D, DP, BS, TILE, TMA
+            k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end, HKV, D, DP, BS, TILE, TMA
         )
+        if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
+            block = tl.load(table_ptr + (t + TILE) // BS, mask=t + TILE < end, other=0)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
         m_t = tl.fma(tl.max(s, 1), scale, 0.0)  # a product by itself would fuse with what follows
@@ -152,6 +156,8 @@ def _decode_kernel(
                 gdc_launch_dependents()
         gdc_wait()
     n = tl.load(contexts_ptr + row).to(tl.int32)
+    table = tables_ptr + row.to(tl.int64) * table_stride
+    block = tl.load(table)  # of the first split, whatever the context
     if ROPE:  # asked for at once: their ways to memory overlap
         position = tl.load(positions_ptr + row).to(tl.int64)
         slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -176,9 +182,9 @@ def _decode_kernel(
                 publish(ASYNC)
         else:
             q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
-        table = tables_ptr + row.to(tl.int64) * table_stride
+        block = tl.where(sp == 0, block, tl.load(table + start // BS, mask=sp > 0, other=0))
         m, total, acc = _sum_of(
-            q, k_ptr, v_ptr, k_boxes, v_boxes, table, h, start, end, unit, scale,
+            q, k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, start, end, unit, scale,
             D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,
         )  # fmt: skip
         first = (row * HKV + h).to(tl.int64) * G
@@ -359,7 +365,7 @@ def _attend(
         tma = many and not before_hopper(source.device)
     whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
     warps = num_warps or (2 if whole and dim <= 128 else 4)  # two take half the instructions
-    stages = num_stages or (7 if level == 2 and not many else 2)
+    stages = num_stages or (4 if level == 2 and not many else 2)
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
         dtype=torch.float32,

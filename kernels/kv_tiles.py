@@ -20,7 +20,7 @@ from .qk_norm_rope import head_elements, norm_rope
 
 @triton.jit
 def load_tile(
-    k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, t, end,
+    k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
@@ -28,11 +28,10 @@ def load_tile(
 
     A tile that `end` cuts lies that many tokens lower, and ends with the context: so nothing past
     it is read. Its first `before` rows are no part of the tile: 0, or with TMA what may also be
-    earlier tokens of the context.
+    earlier tokens of the context. block: that of a tile which lies in one.
     """
     before = tl.maximum(t + TILE - end, 0)
     if TMA:
-        block = tl.load(table_ptr + t // BS)
         head, at = block * HKV + h, t % BS - before  # rows below 0 are not read, and are 0
         k = tl.reshape(k_boxes.load([head, at, 0]), [TILE, D])
         return k, tl.reshape(v_boxes.load([head, at, 0]), [TILE, D]), before
@@ -41,9 +40,8 @@ def load_tile(
     ok = (rn >= before)[:, None]
     if DP != D:
         ok = ok & inside[None, :]
-    if TILE <= BS:  # the tile lies inside one block: one read of the table
-        block = tl.load(table_ptr + t // BS).to(tl.int64)
-        base = ((block * HKV + h) * BS + t % BS - before) * D
+    if TILE <= BS:
+        base = ((block.to(tl.int64) * HKV + h) * BS + t % BS - before) * D
         offsets = rn[:, None] * D + rd[None, :]
     else:
         tokens = t - before + rn
