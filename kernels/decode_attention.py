@@ -28,6 +28,11 @@ Tokens past a context are never read, so the cache may hold anything there: a ti
 cuts lies lower, so that both end with the same token. Where programs are many, and power is what
 bounds the step, tiles come through descriptors (TMA) and two warps do what four would.
 
+Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
+slots, tables) before it waits for the kernel ahead. It may: none starts before an ordinary launch
+ahead of it has, which waits for all before itself, and between what prepares a step and the layers
+stands one, the look-up of the embeddings.
+
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
 `rope_decode_attention` takes the product's qkv instead of q: each program norms and rotates its own
@@ -145,33 +150,35 @@ def _decode_kernel(
     rd, inside = columns(D, DP)
     heads = h * G + rg
     q_ptr += row.to(tl.int64) * q_stride
-    if ROPE:  # norm weights never change: they may be fetched before the kernel ahead has finished
-        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
-        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
-    if PDL:
-        if LEVEL == 0:
-            # The merge, and the product after it, may wait beside programs that are few or short.
-            context = tl.load(contexts_ptr + row)  # the last step's, maybe: nothing else uses it
-            if context <= early:
-                gdc_launch_dependents()
-        gdc_wait()
+    # What the step was prepared with, and what never changes, may be read before the kernel ahead
+    # has finished (see above).
     n = tl.load(contexts_ptr + row).to(tl.int32)
     table = tables_ptr + row.to(tl.int64) * table_stride
     block = tl.load(table)  # of the first split, whatever the context
-    if ROPE:  # asked for at once: their ways to memory overlap
+    if ROPE:
         position = tl.load(positions_ptr + row).to(tl.int64)
         slot = tl.load(slots_ptr + row).to(tl.int64)
+        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
+        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
+        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+    unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    start = sp * split
+    if sp > 0:
+        block = tl.load(table + start // BS, mask=start < n, other=0)
+    if PDL:
+        # The merge, and the product after it, may wait beside programs that are few or short.
+        if (LEVEL == 0) & (n <= early):
+            gdc_launch_dependents()
+        gdc_wait()
+    if ROPE:  # asked for at once: their ways to memory overlap
         x, exchanged = load_heads(q_ptr, heads, rg < G, D, HALF)
         rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
         k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
-    unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
-    start = sp * split
     if (start < n) | (sp == 0):
         end = tl.minimum(start + split, n)
         ok = (rg < G)[:, None] & inside[None, :]
         if ROPE:
-            cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
             y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
             q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
             if end == n:
@@ -182,7 +189,6 @@ def _decode_kernel(
                 publish(ASYNC)
         else:
             q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
-        block = tl.where(sp == 0, block, tl.load(table + start // BS, mask=sp > 0, other=0))
         m, total, acc = _sum_of(
             q, k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, start, end, unit, scale,
             D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,

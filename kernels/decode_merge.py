@@ -139,11 +139,11 @@ def _merge_kernel(
 ):  # fmt: skip
     """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
     row = tl.program_id(1)
+    n = tl.load(contexts_ptr + row).to(tl.int32)  # of this step already (see decode_attention.py)
+    _, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    n = tl.load(contexts_ptr + row).to(tl.int32)
-    _, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     if n > split:
         count = tl.cdiv(n, split)
         # Past the last head the last one again: it writes what is written there anyway.
