@@ -25,8 +25,9 @@ values), wherever it happens. Between launches every counter is zero: the last t
 back.
 
 Tokens past a context are never read, so the cache may hold anything there: a tile that the context
-cuts lies lower, so that both end with the same token. Where programs are many, and power is what
-bounds the step, tiles come through descriptors (TMA) and two warps do what four would.
+cuts lies lower, so that both end with the same token. Tiles come through descriptors (TMA) where
+the device has them; where programs are many, and power is what bounds the step, two warps then do
+what four would.
 
 Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
 slots, tables) before it waits for the kernel ahead. It may: none starts before an ordinary launch
@@ -64,7 +65,7 @@ MAX_SPLITS = 32  # partial results of a row at most
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
-_UNIT_PROGRAMS = 224  # and up to which it takes a unit; beyond, a super
+_UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: with more loads in flight each
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
@@ -249,7 +250,7 @@ class Launch(TypedDict, total=False):
 
     counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
     some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
-    chain must wait for its predecessor).
+    chain must wait for its predecessor; what prepared the step stands before the whole chain).
     level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
     tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
     """
@@ -366,12 +367,12 @@ def _attend(
     most = most_in_tiles(programs, tile)
     splits = num_splits(max_context_len, tile, level, most)
     padded = triton.next_power_of_2(dim)
-    many = level == 2 and programs > _TWO_EACH
     if tma is None:
-        tma = many and not before_hopper(source.device)
+        tma = not before_hopper(source.device)
     whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
-    warps = num_warps or (2 if whole and dim <= 128 else 4)  # two take half the instructions
-    stages = num_stages or (4 if level == 2 and not many else 2)
+    # two warps take half the instructions, and half the power; few programs rather want four
+    warps = num_warps or (2 if whole and level == 2 and dim <= 128 else 4)
+    stages = num_stages or (4 if level == 2 and programs <= _TWO_EACH else 2)
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
         dtype=torch.float32,

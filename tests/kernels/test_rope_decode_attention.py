@@ -11,7 +11,7 @@ from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LEVELS = (0, 1, 2)
-WAYS: tuple[dict[str, Any], ...] = (*({"level": n} for n in LEVELS), {"level": 2, "tma": True})
+WAYS: list[dict[str, Any]] = [{"level": n, "tma": tma} for tma in (False, True) for n in LEVELS]
 STEP = {BF16: 2.0**-6, FP16: 2.0**-9, FP32: 1e-4}
 
 pytestmark = pytest.mark.triton
