@@ -30,9 +30,11 @@ the device has them; where programs are many, and power is what bounds the step,
 what four would.
 
 Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
-slots, tables) before it waits for the kernel ahead. It may: none starts before an ordinary launch
-ahead of it has, which waits for all before itself, and between what prepares a step and the layers
-stands one, the look-up of the embeddings.
+slots, tables) before it waits for the kernel ahead, and where two programs fill a multiprocessor,
+the first tiles too, unless one of them is to hold the newest token. It may: no program starts
+before an ordinary launch ahead of it has, which waits for all before itself, and between what
+prepares a step and the layers stands one, the look-up of the embeddings. All but a row's newest
+token is of earlier steps.
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
@@ -55,7 +57,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
-from .kv_tiles import boxes, load_tile, publish, write_token
+from .kv_tiles import boxes, fence, load_tile, publish, write_token
 from .qk_norm_rope import load_halves, load_heads, norm_rope
 from .support import before_hopper, check_supported
 
@@ -67,7 +69,7 @@ _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of c
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
 _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
-_TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: with more loads in flight each
+_TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
 _LOG2E = 1.4426950408889634
 
@@ -85,44 +87,38 @@ def _sum_of_weights(p):
 
 
 @triton.jit
-def _sum_of(
-    q, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, first, h, start, end, unit, scale,
-    D: tl.constexpr, DP: tl.constexpr, HKV: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
-    LEVEL: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+def _queries(
+    q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps, newest,
+    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The softmax sum of q [16, DP] over the tokens [start, end) of one split, whose first block
-    is `first`.
-
-    One flat loop, so that the pipeline of loads never drains. Of several units it keeps two sums,
-    the unit's and that of the units before.
-    """
-    m, total, acc = empty_sum(16, DP)
-    m_before, total_before, acc_before = empty_sum(16, DP)
-    edge = start + unit
-    block = first
-    for t in tl.range(start, end, TILE, num_stages=STAGES):
-        if LEVEL == 2:
-            begins = t == edge
-            if begins:
-                m_before, total_before, acc_before = merge(
-                    m_before, total_before, acc_before, m, total, acc
-                )
-                m = tl.full(m.shape, -float("inf"), tl.float32)
-                edge += unit
-        k, v, before = load_tile(
-            k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end, HKV, D, DP, BS, TILE, TMA
-        )
-        if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
-            block = tl.load(table_ptr + (t + TILE) // BS, mask=t + TILE < end, other=0)
-        s = tl.dot(q, k.T, input_precision=PRECISION)
-        s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
-        m_t = tl.fma(tl.max(s, 1), scale, 0.0)  # a product by itself would fuse with what follows
-        p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
-        acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        m, total, acc = merge(m, total, acc, m_t, _sum_of_weights(p), acc_t)
-    if LEVEL == 2:
-        m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
-    return m, total, acc
+    """Wait for the kernel ahead and take the queries of a kv head, [16, DP]. With ROPE they are
+    normed and rotated, and the program of the newest token writes it to the cache."""
+    HALF: tl.constexpr = DP // 2
+    rg = tl.arange(0, 16)
+    rd, inside = columns(D, DP)
+    if ROPE:  # what never changes may be read before
+        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
+        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
+        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+    if PDL:
+        gdc_wait()
+    if ROPE:  # asked for at once: their ways to memory overlap
+        x, exchanged = load_heads(q_ptr, h * G + rg, rg < G, D, HALF)
+        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
+        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
+        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
+        y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
+        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
+        if newest:
+            write_token(
+                k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h, HKV, D, HALF, BS
+            )
+            publish(FENCE)
+    else:
+        at = (h * G + rg)[:, None] * D + rd[None, :]
+        q = tl.load(q_ptr + at, mask=(rg < G)[:, None] & inside[None, :], other=0.0)
+    return q
 
 
 @triton.jit(
@@ -135,70 +131,83 @@ def _decode_kernel(
     slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
-    LEVEL: tl.constexpr, TMA: tl.constexpr, ASYNC: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
+    LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
-    k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). ASYNC: fence what is
-    written from what is copied (the interpreter has no such thing).
+    k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). AHEAD: the first
+    tiles are asked for before the wait. FENCE: of `kv_tiles.publish`.
     """
     h = tl.program_id(0)
     row = tl.program_id(1)
     sp = tl.program_id(2)
-    HALF: tl.constexpr = DP // 2
     rg = tl.arange(0, 16)
     rd, inside = columns(D, DP)
-    heads = h * G + rg
     q_ptr += row.to(tl.int64) * q_stride
-    # What the step was prepared with, and what never changes, may be read before the kernel ahead
-    # has finished (see above).
+    # What the step was prepared with may be read before the kernel ahead has finished (see above).
     n = tl.load(contexts_ptr + row).to(tl.int32)
     table = tables_ptr + row.to(tl.int64) * table_stride
     block = tl.load(table)  # of the first split, whatever the context
-    if ROPE:
-        position = tl.load(positions_ptr + row).to(tl.int64)
-        slot = tl.load(slots_ptr + row).to(tl.int64)
-        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
-        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
-        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+    position = tl.load(positions_ptr + row).to(tl.int64) if ROPE else 0
+    slot = tl.load(slots_ptr + row).to(tl.int64) if ROPE else 0
     unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
     start = sp * split
     if sp > 0:
         block = tl.load(table + start // BS, mask=start < n, other=0)
-    if PDL:
-        # The merge, and the product after it, may wait beside programs that are few or short.
-        if (LEVEL == 0) & (n <= early):
-            gdc_launch_dependents()
-        gdc_wait()
-    if ROPE:  # asked for at once: their ways to memory overlap
-        x, exchanged = load_heads(q_ptr, heads, rg < G, D, HALF)
-        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
-        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
-        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
+    if PDL and n <= early:  # what follows may wait beside programs that are few or short
+        gdc_launch_dependents()
     if (start < n) | (sp == 0):
         end = tl.minimum(start + split, n)
-        ok = (rg < G)[:, None] & inside[None, :]
-        if ROPE:
-            y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
-            q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
-            if end == n:
-                write_token(
-                    k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h,
-                    HKV, D, HALF, BS,
+        newest = end == n
+        # The newest token is no part of what is asked for ahead: the prologue's tiles and the next.
+        wait = (end <= start + (STAGES + 1) * TILE) & newest
+        if AHEAD:
+            q = tl.zeros((16, DP), q_ptr.dtype.element_ty)
+        if not AHEAD or wait:
+            q = _queries(
+                q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps,
+                newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
+            )  # fmt: skip
+        m, total, acc = empty_sum(16, DP)
+        m_before, total_before, acc_before = empty_sum(16, DP)  # of several units: all but the last
+        edge = start + unit
+        # One flat loop, so that the pipeline of loads never drains.
+        for t in tl.range(start, end, TILE, num_stages=STAGES):
+            if AHEAD and (t == start) & (not wait):
+                q = _queries(
+                    q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
+                    eps, newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
                 )  # fmt: skip
-                publish(ASYNC)
-        else:
-            q = tl.load(q_ptr + heads[:, None] * D + rd[None, :], mask=ok, other=0.0)
-        m, total, acc = _sum_of(
-            q, k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, start, end, unit, scale,
-            D, DP, HKV, BS, TILE, LEVEL, TMA, STAGES, PRECISION,
-        )  # fmt: skip
+            if LEVEL == 2:
+                begins = t == edge
+                if begins:
+                    m_before, total_before, acc_before = merge(
+                        m_before, total_before, acc_before, m, total, acc
+                    )
+                    m = tl.full(m.shape, -float("inf"), tl.float32)
+                    edge += unit
+            k, v, before = load_tile(
+                k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, HKV, D, DP, BS, TILE,
+                TMA,
+            )  # fmt: skip
+            if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
+                block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
+            s = tl.dot(q, k.T, input_precision=PRECISION)
+            s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
+            # a product by itself would fuse with what follows
+            m_t = tl.fma(tl.max(s, 1), scale, 0.0)
+            p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
+            acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+            m, total, acc = merge(m, total, acc, m_t, _sum_of_weights(p), acc_t)
+        if LEVEL == 2:
+            m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
         first = (row * HKV + h).to(tl.int64) * G
         index = first + rg
         if n <= split:
             total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
             out = out_ptr + index[:, None] * D + rd[None, :]
+            ok = (rg < G)[:, None] & inside[None, :]
             tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
         else:
             part = index * S + sp
@@ -250,7 +259,8 @@ class Launch(TypedDict, total=False):
 
     counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
     some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
-    chain must wait for its predecessor; what prepared the step stands before the whole chain).
+    chain must wait for its predecessor; what prepared the step, and wrote all but the rows' newest
+    tokens, stands before the whole chain). ahead: read the first tiles before waiting.
     level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
     tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
     """
@@ -262,6 +272,7 @@ class Launch(TypedDict, total=False):
     num_warps: int | None
     num_stages: int | None
     tma: bool | None
+    ahead: bool | None
 
 
 class _Rope(NamedTuple):
@@ -352,6 +363,7 @@ def _attend(
     num_warps: int | None = None,
     num_stages: int | None = None,
     tma: bool | None = None,
+    ahead: bool | None = None,
 ) -> Tensor:
     """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope."""
     rows, q_heads, dim = out.shape
@@ -370,9 +382,17 @@ def _attend(
     if tma is None:
         tma = not before_hopper(source.device)
     whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
+    if ahead is None:
+        ahead = level == 2 and programs <= _TWO_EACH
     # two warps take half the instructions, and half the power; few programs rather want four
-    warps = num_warps or (2 if whole and level == 2 and dim <= 128 else 4)
-    stages = num_stages or (4 if level == 2 and programs <= _TWO_EACH else 2)
+    warps = num_warps or (2 if whole and level == 2 and dim <= 128 and not ahead else 4)
+    stages = num_stages or (4 if ahead else 2)
+    early = 0  # tokens of a row up to which the kernels that follow may be launched early
+    if level == 0:
+        early = max_context_len if programs <= _EARLY_PROGRAMS else most
+    elif ahead:
+        early = UNIT * SUPER
+    bound = padded <= 128 and k_cache.itemsize == 2 and not ahead
     partial = torch.empty(
         rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
         dtype=torch.float32,
@@ -391,13 +411,12 @@ def _attend(
         _decode_kernel[(kv_heads, rows, splits)](
             source, k_cache, v_cache, *(whole or (None, None)), block_tables, context_lens, out,
             partial, stats, counters, *rope,
-            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most,
-            max_context_len if programs <= _EARLY_PROGRAMS else most,
+            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most, early,
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
-            TMA=whole is not None, ASYNC=whole is not None and source.device.type != "cpu",
+            TMA=whole is not None, AHEAD=ahead, FENCE=fence(source.device, whole is not None),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, num_warps=warps,
-            maxnreg=_REGISTERS.get(warps) if padded <= 128 and k_cache.itemsize == 2 else None,
+            maxnreg=_REGISTERS.get(warps) if bound else None,
             **shape, **launch,
         )  # fmt: skip
     if rows and splits > 1 and level < 2:

@@ -9,6 +9,7 @@ and no masks.
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -68,13 +69,20 @@ def write_token(
 
 
 @triton.jit
-def publish(ASYNC: tl.constexpr):
-    """What some threads of this program wrote, all of them may read; with ASYNC, by TMA too."""
-    if ASYNC:
-        tl.inline_asm_elementwise(
-            "fence.proxy.async.global; // dummy $0", "=r", [], tl.int32, is_pure=False, pack=1
-        )
-    tl.debug_barrier()
+def publish(FENCE: tl.constexpr):
+    """What some threads of this program wrote, all of them may read.
+
+    FENCE: of `fence`. Not tl.debug_barrier, beside which the loads of a loop run nowhere ahead.
+    """
+    if FENCE != "":
+        tl.inline_asm_elementwise(FENCE + " // dummy $0", "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+def fence(device: torch.device, tma: bool) -> str:
+    """The instructions that `publish` needs, if what is read comes by TMA or not."""
+    if device.type == "cpu":  # the interpreter, which runs one thread
+        return ""
+    return "fence.proxy.async.global; bar.sync 0;" if tma else "bar.sync 0;"
 
 
 def boxes(k_cache: Tensor, v_cache: Tensor, tile: int) -> list[TensorDescriptor] | None:

@@ -242,7 +242,8 @@ def hot_decode() -> Calls:
                         f"{name} D128 G{group} level {level} pdl {pdl}",
                         make(64, group, 128, 64, level=level, pdl=pdl),
                     )
-        yield f"{name} D128 G4, 32 rows", make(32, 4, 128, 64)
+        for group in (2, 4):
+            yield f"{name} D128 G{group}, 32 rows", make(32, group, 128, 64, pdl=True)
         yield f"{name} D64 G2 block 16", make(64, 2, 64, 16)
 
 

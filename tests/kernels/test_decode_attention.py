@@ -10,7 +10,9 @@ from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LEVELS = (0, 1, 2)  # a split is a tile, a unit, a super
-WAYS: list[dict[str, Any]] = [{"level": n, "tma": tma} for tma in (False, True) for n in LEVELS]
+SPLITS: list[dict[str, Any]] = [*({"level": n} for n in LEVELS), {"level": 2, "ahead": False}]
+POINTERS, BOXES = ([split | {"tma": tma} for split in SPLITS] for tma in (False, True))
+WAYS = [*POINTERS, *BOXES]
 PLAIN: dict[str, Any] = {"kv_heads": 1, "block_size": 16, "dim": 16, "dtype": FP32}
 
 pytestmark = pytest.mark.triton
@@ -112,7 +114,7 @@ def test_all_splits_give_the_same_bits(
     paged: Any, dim: int, dtype: torch.dtype, tile: int | None, contexts: list[int]
 ) -> None:
     shape = {"group": 2, "kv_heads": 1, "block_size": 256, "dim": dim, "dtype": dtype}
-    ways = WAYS[:3] if dtype == FP32 else WAYS  # descriptors are for 16 bits
+    ways = POINTERS if dtype == FP32 else WAYS  # descriptors are for 16 bits
     assert same_bits([check(paged, contexts, tile=tile, **way, **shape) for way in ways])
 
 
@@ -127,7 +129,7 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
     monkeypatch.setattr(module, "MAX_SPLITS", 16)
     edges = [15, 16, 17, 31, 32, 33, 127, 128, 129, 256, 257, 384, 511, 512, 513, 1025]
     shape = {"group": 3, "kv_heads": 1, "block_size": 32, "dim": 16}
-    for dtype, ways in ((FP32, WAYS[:3]), (FP16, WAYS[2:])):
+    for dtype, ways in ((FP32, POINTERS), (FP16, [POINTERS[0], *BOXES])):
         found = [check(paged, edges, dtype=dtype, tile=16, **way, **shape) for way in ways]
         assert same_bits(found)
 
@@ -297,7 +299,8 @@ def test_gpu_sweep(
     contexts = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
     contexts += [511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 3000]
     shape = {"group": group, "kv_heads": kv_heads, "block_size": block_size, "dim": dim}
-    ways = (*WAYS, WAYS[-1] | {"num_warps": 4}, WAYS[-1] | {"num_stages": 7})
+    others = ({"num_warps": 4}, {"num_stages": 7})
+    ways = [*WAYS, BOXES[2] | {"num_warps": 2}, *(BOXES[3] | other for other in others)]
     assert same_bits([check(paged, contexts, dtype=dtype, **shape, **way) for way in ways])
 
 

@@ -11,7 +11,9 @@ from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LEVELS = (0, 1, 2)
-WAYS: list[dict[str, Any]] = [{"level": n, "tma": tma} for tma in (False, True) for n in LEVELS]
+SPLITS: list[dict[str, Any]] = [*({"level": n} for n in LEVELS), {"level": 2, "ahead": False}]
+POINTERS, BOXES = ([split | {"tma": tma} for split in SPLITS] for tma in (False, True))
+WAYS = [*POINTERS, *BOXES]
 STEP = {BF16: 2.0**-6, FP16: 2.0**-9, FP32: 1e-4}
 
 pytestmark = pytest.mark.triton
@@ -134,7 +136,7 @@ def test_at_every_edge_of_the_tree(decode: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "SUPER", 4)
     monkeypatch.setattr(module, "MAX_SPLITS", 16)
     contexts = [16, 17, 32, 33, 128, 129, 257, 512, 513]
-    for dtype, ways in ((FP32, WAYS[:3]), (FP16, WAYS[2:])):
+    for dtype, ways in ((FP32, POINTERS), (FP16, [POINTERS[0], *BOXES])):
         step = decode(contexts, group=2, kv_heads=1, block_size=32, dim=16, dtype=dtype)
         first, *others = [check(step, tile=16, **way) for way in ways]
         assert all(same(first, other) for other in others)
@@ -223,7 +225,7 @@ def test_gpu_a_chain_of_layers_and_steps(decode: Any) -> None:
 
     step = decode([70, 300, 2050, 1], group=2, kv_heads=8, block_size=64, dim=128, dtype=BF16)
     wanted = check(step)
-    for way in (WAYS[0], WAYS[-1]):
+    for way in (WAYS[0], *WAYS[-2:]):
         for pdl in (False, True):
             arguments = step.fresh()
             rope_decode_attention(*arguments, *step.rows, pdl=pdl, **way)
@@ -234,4 +236,42 @@ def test_gpu_a_chain_of_layers_and_steps(decode: Any) -> None:
                     out = rope_decode_attention(*arguments, *step.rows, pdl=pdl, **way)
             for _ in range(5):
                 graph.replay()
+            assert same(out, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+def test_gpu_what_is_asked_for_ahead_never_holds_the_newest_token(decode: Any, fused: bool) -> None:
+    """Written within the chain, and no number before: read too soon, it would show."""
+    from quire.kernels.decode_attention import decode_attention, rope_decode_attention
+    from quire.kernels.norms import rms_norm
+    from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+
+    contexts = [1, 60, 64, 65, 192, 193, 256, 257, 319, 320, 321, 383, 384, 385, 449, 1031, 2048]
+    contexts += [2049, 2100, 2368, 2369, 2433]
+    step = decode(contexts, group=2, kv_heads=8, block_size=64, dim=128, dtype=BF16)
+    weight = torch.ones_like(step.qkv[0])
+    inputs, caches = step.fresh()[1:-2], step.fresh()[-2:]
+    places = (step.slots // 64, slice(None), step.slots % 64)
+    nothing = torch.full_like(caches[0][places], float("nan"))
+
+    def run(pdl: bool, **way: Any) -> Tensor:
+        for cache in caches:
+            cache[places] = nothing
+        arguments = (rms_norm(step.qkv, weight, 1e-6, pdl=pdl), *inputs, *caches)
+        if fused:
+            return rope_decode_attention(*arguments, *step.rows, pdl=pdl, **way)
+        q = qk_norm_rope_kv_write(*arguments, pdl=pdl)
+        return decode_attention(q, *caches, *step.rows, pdl=pdl, **way)
+
+    wanted = run(False, **WAYS[0])
+    assert wanted.isfinite().all()
+    for way in (POINTERS[2], BOXES[2]):
+        run(True, **way)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(True, **way)
+        for _ in range(20):
+            graph.replay()
             assert same(out, wanted)
