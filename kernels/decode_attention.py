@@ -59,7 +59,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .decode_merge import columns, empty_sum, merge, merge_splits, merge_supers, split_length
 from .kv_tiles import boxes, fence, load_tile, publish, write_token
 from .qk_norm_rope import load_halves, load_heads, norm_rope
-from .support import before_hopper, check_supported
+from .support import before_hopper, check_supported, shared_bytes
 
 UNIT = 256  # tokens: the shortest split of level 1
 SUPER = 8  # units
@@ -161,7 +161,7 @@ def _decode_kernel(
         end = tl.minimum(start + split, n)
         newest = end == n
         # The newest token is no part of what is asked for ahead: the prologue's tiles and the next.
-        wait = (end <= start + (STAGES + 1) * TILE) & newest
+        wait = (end <= start + STAGES * TILE) & newest
         if AHEAD:
             q = tl.zeros((16, DP), q_ptr.dtype.element_ty)
         if not AHEAD or wait:
@@ -383,8 +383,10 @@ def _attend(
         tma = not before_hopper(source.device)
     whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
     if ahead is None:
-        ahead = level == 2 and programs <= _TWO_EACH
-    # two warps take half the instructions, and half the power; few programs rather want four
+        deep = 3 * 2 * tile * padded * k_cache.itemsize  # bytes of three tiles on their way
+        room = 2 * deep <= shared_bytes(source.device)
+        ahead = level == 2 and programs <= _TWO_EACH and room
+    # two warps take little more than half the instructions; few programs rather want four
     warps = num_warps or (2 if whole and level == 2 and dim <= 128 and not ahead else 4)
     stages = num_stages or (4 if ahead else 2)
     early = 0  # tokens of a row up to which the kernels that follow may be launched early

@@ -70,7 +70,7 @@ def write_token(
 
 @triton.jit
 def publish(FENCE: tl.constexpr):
-    """What some threads of this program wrote, all of them may read.
+    """What some threads of this program wrote, all of them may read. All of them must call it.
 
     FENCE: of `fence`. Not tl.debug_barrier, beside which the loads of a loop run nowhere ahead.
     """

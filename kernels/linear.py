@@ -1,7 +1,7 @@
 """The one matrix product of the model: norm before it, SiLU·mul or residual after it.
 
 Invariant: nothing else multiplies by a weight. Which kernel runs is a pure function of the weight's
-shape, the number of rows and the dtype (`tuning.choose`): matrix-vector (gemv.py), tensor cores
+shape, the rows, the dtype and the card (`tuning.choose`): matrix-vector (gemv.py), tensor cores
 bound by the weight (skinny.py), or the library for many rows.
 
 Within one bucket of rows a row's result does not depend on the rows beside it, except where the
@@ -12,7 +12,7 @@ then agree to rounding, not bit for bit.
 import torch
 from torch import Tensor
 
-from quire.kernels import gemv, norms, skinny, tuning
+from quire.kernels import gemv, norms, skinny, support, tuning
 from quire.kernels.tuning import Gemv, Library, Skinny, Variant
 
 
@@ -34,7 +34,8 @@ def linear(
     split products (`skinny.new_counters`); without it one is made, which costs a kernel.
     """
     rows, width = x.shape
-    variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu)
+    shared = support.shared_bytes(weight.device)
+    variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared)
     return run(
         variant,
         x,

@@ -51,12 +51,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .decode_merge import least_multiple
 from .kv_tiles import boxes
 from .prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
-from .support import check_supported
+from .support import HOPPER_SHARED, check_supported, shared_bytes
 
 SPLIT = 256  # tokens of a split of the context
 _FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
 _LOG2E = 1.4426950408889634
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
+_WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
 _ANY = 1 << 30  # more new tokens than any row has
 
 
@@ -243,13 +244,14 @@ def key_tile(head_dim: int, dtype: torch.dtype) -> int:
     return 64
 
 
-def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The launch shape for rows of many tokens: the best of those tuned on an H200."""
+def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:
+    """The launch shape for rows of many tokens: the best of those tuned on an H200, or on a card of
+    little shared memory (bytes a program) what fits."""
     keys = key_tile(head_dim, dtype)
     if dtype == torch.float32:  # no matrix units: small tiles, or the registers spill
         return Tiles(32, keys, 8, 1)
     if head_dim > 128:
-        return Tiles(64, keys, 8, 2)
+        return Tiles(64, keys, 8, 2 if shared > _WIDE_BYTES else 1)
     return Tiles(64, keys, 4, 2, tma=True)
 
 
@@ -325,7 +327,7 @@ def prefill_attention(
     if out is None:
         out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
     padded = triton.next_power_of_2(dim)
-    tiles = tiles or choose_tiles(dim, q.dtype)
+    tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     plan = _plan(tokens, rows, kv_heads, group, max_query_len, tiles, split)
     for launch in plan if tokens and rows else ():

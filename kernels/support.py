@@ -1,6 +1,7 @@
-"""What the attention kernels can do, said before a model is loaded.
+"""What the kernels can do, said before a model is loaded, and what a GPU gives them.
 
-Invariant: a configuration that `check_supported` lets through runs; any other is refused by name.
+Invariant: a configuration that `check_supported` lets through runs on a GPU that `check_device`
+lets through; any other is refused by name.
 """
 
 import torch
@@ -9,6 +10,7 @@ HEAD_DIMS = (16, 32, 64, 96, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_GROUP = 16  # query heads that share a kv head
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+HOPPER_SHARED = 232_448  # bytes of shared memory that a program may have on sm_90
 
 
 def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: int) -> None:
@@ -27,9 +29,30 @@ def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: i
         raise ValueError(f"{group} query heads a kv head are not supported: 1 to {MAX_GROUP}")
 
 
+def check_device(device: torch.device) -> None:
+    """Raise ValueError for a GPU older than sm_80, which lacks what the kernels are made of."""
+    if device.type == "cuda" and _capability(device) < (8, 0):
+        name, found = torch.cuda.get_device_name(device), ".".join(map(str, _capability(device)))
+        raise ValueError(f"{name} has compute capability {found}: 8.0 or newer is needed")
+
+
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
+    return device.type == "cuda" and _capability(device) < (9, 0)
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have; off a GPU that of an H200."""
+    if device.type != "cuda":
+        return HOPPER_SHARED
+    from triton.runtime.driver import driver  # not there on a machine without a GPU, maybe
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _listed(values: tuple[object, ...]) -> str:

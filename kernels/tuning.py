@@ -2,18 +2,21 @@
 
 Invariant: every (shape, rows) has an answer that runs. The table (`linear_table.json`, written by
 tools/tune_linear.py on the card that it names) holds what was measured; the rule stands in for what
-was not. The choice is a pure function of the shape, the rows and the dtype.
+was not, and for what a smaller card has no room for. The choice is a pure function of the shape,
+the rows, the dtype and the card's shared memory.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from quire.kernels.support import HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WEIGHT_ALONE = 120 << 20  # bytes
@@ -43,6 +46,11 @@ class Skinny:
     split: int = 1
     fuse_norm: bool = False
     prefetch: bool = False
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage: x and the weights, 16 bits each."""
+        return (self.block_m + self.tiles * self.block_n) * self.block_k * 2
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,26 @@ def table() -> Table:
     }
 
 
-def choose(n: int, k: int, rows: int, dtype: torch.dtype, silu: bool) -> Variant:
-    """The variant for a weight [n, k] (with silu: gate and up rows together) and so many rows."""
+def choose(
+    n: int, k: int, rows: int, dtype: torch.dtype, silu: bool, shared: int = HOPPER_SHARED
+) -> Variant:
+    """The variant for a weight [n, k] (with silu: gate and up rows together) and so many rows.
+
+    shared: bytes of shared memory that a program may have (`support.shared_bytes`)."""
     if dtype == torch.float32 or rows > ROW_BUCKETS[-1]:
         return Library()
     bucket = next(b for b in ROW_BUCKETS if rows <= b)
     listed = table().get((n, k), {}).get(bucket)
-    return listed or rule(n, k, bucket, silu)
+    if listed and _stages(listed, shared) == listed:
+        return listed
+    return _stages(rule(n, k, bucket, silu), shared)
+
+
+def _stages(variant: Variant, shared: int) -> Variant:
+    """The variant with no more stages than there is room for."""
+    if not isinstance(variant, Skinny):
+        return variant
+    return replace(variant, stages=min(variant.stages, shared // variant.stage_bytes))
 
 
 def chains(weight: Tensor, rows: int) -> bool:

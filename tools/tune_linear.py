@@ -28,11 +28,11 @@ from torch import Tensor
 
 from quire.engine.model_config import ModelConfig
 from quire.kernels import gemv, linear, skinny, tuning
+from quire.kernels.support import HOPPER_SHARED
 from quire.kernels.tuning import Gemv, Library, Skinny, Variant
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache
-SHARED_LIMIT = 227 << 10  # bytes of shared memory a program may use
 MARGIN = 1.01  # a candidate must beat an earlier (simpler) one by this
 
 
@@ -116,7 +116,7 @@ def _tiles(rows: int) -> Iterator[Skinny]:
 def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
     for tile in _tiles(rows):
         columns = tile.block_n * tile.tiles
-        if tile.stages * tile.block_k * (tile.block_m + columns) * 2 > SHARED_LIMIT:
+        if tile.stages * tile.stage_bytes > HOPPER_SHARED:
             continue
         programs = -(-product.n // columns) * -(-rows // tile.block_m)
         for split in (1, 2, 4):

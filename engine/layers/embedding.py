@@ -35,7 +35,8 @@ class VocabTable:
         self.placements = [Placement(name, shape, self.weight[:held], self.ids, cols)]
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """[T] int32 -> [T, hidden]."""
+        """[T] int32 -> [T, hidden]. An ordinary launch, on which decode attention relies: it reads
+        what stands before it (contexts, tables, older tokens) without waiting for more."""
         if self._world.size == 1:
             return self.weight[token_ids]  # of a few rows far faster on a device than F.embedding
         return self._world.all_reduce(self.embed_part(token_ids))

@@ -10,7 +10,7 @@ from quire.engine.model_config import QWEN3, ModelConfig
 from quire.engine.models.base import CausalModel
 from quire.engine.models.qwen3 import Qwen3
 from quire.kernels.ops import Ops
-from quire.kernels.support import BLOCK_SIZES, check_supported
+from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
 
 Model = CausalModel
 
@@ -43,5 +43,6 @@ def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device
     try:
         group = config.num_q_heads // config.num_kv_heads
         check_supported(config.head_dim, dtype, BLOCK_SIZES[0], group)
+        check_device(device)
     except ValueError as error:
         raise ConfigError(f"device = {device.type}: {error}") from None

@@ -64,6 +64,17 @@ def test_refused_before_any_weight_is_made() -> None:
     build_model(odd, reference, dtype=torch.bfloat16, device=torch.device("meta"))
 
 
+def test_a_gpu_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    found = [(8, 0), (7, 5)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: found[-1])
+    message = "device = cuda: Tesla T4 has compute capability 7.5: 8.0 or newer is needed"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        build_model(TINY, reference, dtype=torch.float32, device=torch.device("cuda"))
+    found.pop()
+    support.check_device(torch.device("cuda"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     (

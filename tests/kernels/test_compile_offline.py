@@ -1,29 +1,43 @@
-"""The hot kernels compile for sm_90 here, without a spill and within its shared memory."""
+"""The hot kernels compile here: for sm_90 without a spill, for a small card within its memory."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_hot_attention_kernels_do_not_spill(tmp_path: Path) -> None:
+def compiled(rows: Path, *options: str) -> list[dict[str, Any]]:
+    """What the tool says of the hot kernels, which must be without a fault."""
     pytest.importorskip("triton")
-    rows = tmp_path / "rows.json"
-    command = [sys.executable, str(ROOT / "tools" / "compile_offline.py"), "--hot"]
+    command = [sys.executable, str(ROOT / "tools" / "compile_offline.py"), "--hot", *options]
     run = subprocess.run(
-        [*command, "--only", "D128 G2", "--json", str(rows)],
+        [*command, "--json", str(rows)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    found = json.loads(rows.read_text())
+    found: list[dict[str, Any]] = json.loads(rows.read_text())
+    return found
+
+
+def test_hot_attention_kernels_do_not_spill(tmp_path: Path) -> None:
+    found = compiled(tmp_path / "rows.json", "--only", "D128 G2")
     assert {row["case"].split()[0] for row in found} == {"decode", "rope-decode", "prefill"}
     assert all(row["registers"] > 0 for row in found)
     assert any(row["wgmma"] > 0 for row in found if row["case"].startswith("prefill"))
+
+
+def test_what_is_deep_on_a_large_card_fits_a_small_one(tmp_path: Path) -> None:
+    """An RTX 4090 gives a program 99 KiB of shared memory where an H200 gives 227."""
+    found = compiled(tmp_path / "rows.json", "--arch", "89", "--only", "32 rows")
+    assert {row["arch"] for row in found} == {89}
+    assert {row["case"].split()[0] for row in found} == {"decode", "rope-decode", "linear"}
+    assert max(row["shared"] for row in found) <= 101_376

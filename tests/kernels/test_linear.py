@@ -287,6 +287,18 @@ def test_the_table_is_read_whole() -> None:
             assert tuning.choose(n, k, bucket, BF16, False) == variant
 
 
+@pytest.mark.parametrize("shared", [101_376, 166_912])
+def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
+    """Of the table what fits, else the rule's, of as many stages as there is room for."""
+    for (n, k), rows in tuning.table().items():
+        for bucket, listed in rows.items():
+            variant = tuning.choose(n, k, bucket, BF16, False, shared)
+            if isinstance(variant, Skinny):
+                assert 2 <= variant.stages <= shared // variant.stage_bytes
+            fits = not isinstance(listed, Skinny) or listed.stages * listed.stage_bytes <= shared
+            assert (variant == listed) == fits
+
+
 def test_one_row_past_a_very_large_weight_is_launched_alone() -> None:
     small, large = (torch.empty(n, 4096, dtype=BF16, device="meta") for n in (4096, 24_576))
     assert [tuning.chains(w, rows) for w in (small, large) for rows in (1, 2, 256)] == [
