@@ -71,10 +71,10 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """The checkout's commit, `+dirty` with changes. QUIRE_COMMIT stands in where git is missing."""
+    """The checkout's commit, `+dirty` with changes. BENCHMARK_COMMIT stands in where git is missing."""
     head = _output("git", "rev-parse", "HEAD")
     if head is None:
-        return os.environ.get("QUIRE_COMMIT", "unknown")
+        return os.environ.get("BENCHMARK_COMMIT", "unknown")
     return head + ("+dirty" if _output("git", "status", "--porcelain", "-uno") else "")
 
 
