@@ -71,7 +71,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """The checkout's commit, `+dirty` with changes. BENCHMARK_COMMIT stands in where git is missing."""
+    """The checkout's commit, `+dirty` with changes; BENCHMARK_COMMIT where git is missing."""
     head = _output("git", "rev-parse", "HEAD")
     if head is None:
         return os.environ.get("BENCHMARK_COMMIT", "unknown")
