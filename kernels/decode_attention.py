@@ -70,6 +70,7 @@ _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer
 _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
+_DEEP = 4  # stages of theirs: three tiles on their way
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
 _LOG2E = 1.4426950408889634
 
@@ -383,12 +384,12 @@ def _attend(
         tma = not before_hopper(source.device)
     whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
     if ahead is None:
-        deep = 3 * 2 * tile * padded * k_cache.itemsize  # bytes of three tiles on their way
-        room = 2 * deep <= shared_bytes(source.device)
+        on_their_way = (_DEEP - 1) * 2 * tile * padded * k_cache.itemsize  # bytes a program
+        room = 2 * on_their_way <= shared_bytes(source.device)
         ahead = level == 2 and programs <= _TWO_EACH and room
     # two warps take little more than half the instructions; few programs rather want four
     warps = num_warps or (2 if whole and level == 2 and dim <= 128 and not ahead else 4)
-    stages = num_stages or (4 if ahead else 2)
+    stages = num_stages or (_DEEP if ahead else 2)
     early = 0  # tokens of a row up to which the kernels that follow may be launched early
     if level == 0:
         early = max_context_len if programs <= _EARLY_PROGRAMS else most

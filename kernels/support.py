@@ -4,6 +4,8 @@ Invariant: a configuration that `check_supported` lets through runs on a GPU tha
 lets through; any other is refused by name.
 """
 
+from functools import cache
+
 import torch
 
 HEAD_DIMS = (16, 32, 64, 96, 128, 256)
@@ -36,19 +38,20 @@ def check_device(device: torch.device) -> None:
         raise ValueError(f"{name} has compute capability {found}: 8.0 or newer is needed")
 
 
+@cache
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
     return device.type == "cuda" and _capability(device) < (9, 0)
 
 
+@cache
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that a program may have; off a GPU that of an H200."""
+    """Shared memory that a program may have on a tensor's device; off a GPU that of an H200."""
     if device.type != "cuda":
         return HOPPER_SHARED
     from triton.runtime.driver import driver  # not there on a machine without a GPU, maybe
 
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -102,16 +102,16 @@ def choose(
         return Library()
     bucket = next(b for b in ROW_BUCKETS if rows <= b)
     listed = table().get((n, k), {}).get(bucket)
-    if listed and _stages(listed, shared) == listed:
+    if listed and _fits(listed, shared):
         return listed
-    return _stages(rule(n, k, bucket, silu), shared)
+    variant = rule(n, k, bucket, silu)
+    if isinstance(variant, Skinny) and not _fits(variant, shared):
+        return replace(variant, stages=shared // variant.stage_bytes)
+    return variant
 
 
-def _stages(variant: Variant, shared: int) -> Variant:
-    """The variant with no more stages than there is room for."""
-    if not isinstance(variant, Skinny):
-        return variant
-    return replace(variant, stages=min(variant.stages, shared // variant.stage_bytes))
+def _fits(variant: Variant, shared: int) -> bool:
+    return not isinstance(variant, Skinny) or variant.stages * variant.stage_bytes <= shared
 
 
 def chains(weight: Tensor, rows: int) -> bool:

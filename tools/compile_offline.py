@@ -36,8 +36,11 @@ from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
 
-# bytes that a program may use
-SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+SHARED_LIMITS = {  # bytes that a program may use
+    **dict.fromkeys((90, 100), support.HOPPER_SHARED),
+    **dict.fromkeys((86, 89, 120), 101_376),
+    80: 166_912,
+}
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
