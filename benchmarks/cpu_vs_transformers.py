@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     asks = requests()
     with tempfile.TemporaryDirectory() as scratch:
-        from quire.engine.random_weights import save_random
+        from quire.engine.weights.random import save_random
 
         directory = Path(scratch) / "bench"
         save_random("bench", directory, seed=0)

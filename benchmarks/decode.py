@@ -21,8 +21,8 @@ from common import COPY_BYTES, Row, chain_us, precompile, result_row, write_resu
 from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, Rows, event_us, relative_error
 
 from quire.kernels import historical
-from quire.kernels.decode_attention import decode_attention
-from quire.kernels.skinny import new_counters
+from quire.kernels.attention.decode import decode_attention
+from quire.kernels.linear.skinny import new_counters
 
 ROOM = 4096  # tokens a captured graph is sized for, where contexts are shorter
 ERROR = 1e-2

@@ -36,9 +36,9 @@ class QuireEngine:
     """Quire's own loop, driven from here: no threads, no text, no gRPC."""
 
     def __init__(self, model: str, *, pdl: bool | None = None, **options: Any) -> None:
-        from quire.engine import garbage
-        from quire.engine.build import build_engine
         from quire.engine.config import EngineConfig
+        from quire.engine.loop import garbage
+        from quire.engine.loop.build import build_engine
 
         defaults: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,

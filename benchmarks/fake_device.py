@@ -8,14 +8,14 @@ content can be checked.
 import dataclasses
 import time
 
-from quire.engine.block_pool import BlockPool
 from quire.engine.config import EngineConfig
-from quire.engine.core import EngineCore
-from quire.engine.engine_loop import Progress
-from quire.engine.model_config import GenerationDefaults
-from quire.engine.plan import StepPlan, StepResult
-from quire.engine.scheduler import Scheduler
-from quire.engine.stats import EngineInfo, EngineStats, snapshot
+from quire.engine.loop.core import EngineCore
+from quire.engine.loop.loop import Progress
+from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
+from quire.engine.model.config import GenerationDefaults
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 4096
 FIRST_PLAIN_ID = 256  # ids below may be special in a tokenizer: never made up
@@ -73,7 +73,7 @@ class FakeRunner:
 
 
 class FakeEngine:
-    """Stands in for quire.engine.build.Engine."""
+    """Stands in for quire.engine.loop.build.Engine."""
 
     def __init__(self, config: EngineConfig, step_seconds: float) -> None:
         max_model_len = config.max_model_len or 4096

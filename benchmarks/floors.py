@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import COPY_BYTES, MATMUL_FLOPS, print_table
 
-from quire.engine.model_config import ModelConfig
+from quire.engine.model.config import ModelConfig
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 ELEMENT = 2  # bytes of a bf16 number

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import print_table, write_results
 from fake_device import FakeEngine
 
-from quire.engine import garbage
-from quire.engine.async_engine import _Stream
+from quire.engine.client.async_engine import _Stream
 from quire.engine.config import EngineConfig
+from quire.engine.loop import garbage
 from quire.engine.request import GenerationRequest, SamplingParams
 
 PROMPT = 128

@@ -33,7 +33,7 @@ from common import (
 )
 from torch import Tensor
 
-from quire.engine.model_config import ModelConfig
+from quire.engine.model.config import ModelConfig
 from quire.kernels import reference
 from quire.kernels.ops import Ops
 

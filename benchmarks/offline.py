@@ -29,7 +29,7 @@ from common import print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
 from floors import Floors, nano_256, workloads
 
-from quire.engine.model_config import ModelConfig
+from quire.engine.model.config import ModelConfig
 
 VOCAB = 10_000
 DECODES = {"decode-b1": (1, 128, 512), "decode-b8": (8, 1024, 256)}
@@ -130,14 +130,14 @@ def random_directory(shape: str, parent: Path) -> Path:
     """A checkpoint of random weights with the embedded model's tokenizer beside it."""
     import torch
 
-    from quire.engine.random_weights import save_random
-    from quire.service import pocket_model
+    from quire.engine.weights.random import save_random
+    from quire.service.models import pocket
 
     directory = parent / shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     save_random(shape, directory, seed=0, device=device)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(pocket_model.directory() / name, directory / name)
+        shutil.copy(pocket.directory() / name, directory / name)
     return directory
 
 

@@ -49,12 +49,11 @@ async def serve(options: dict[str, Any]) -> None:
     """Serve until standard input ends; says the port."""
     from fake_device import FakeBuilder
 
-    from quire.engine.async_engine import AsyncEngine
+    from quire.engine.client.async_engine import AsyncEngine
+    from quire.engine.client.in_thread import ThreadLink
     from quire.engine.config import EngineConfig
-    from quire.engine.thread_link import ThreadLink
-    from quire.service import pocket_model
-    from quire.service.models import ResolvedModel
-    from quire.service.server import Server
+    from quire.service.app.server import Server
+    from quire.service.models.resolve import ResolvedModel, pocket
     from quire.service.settings import ServiceConfig, Settings
 
     config = EngineConfig(
@@ -62,7 +61,7 @@ async def serve(options: dict[str, Any]) -> None:
     )
     settings = Settings(config, ServiceConfig(port=0, **options))
     engine = AsyncEngine(ThreadLink(config, FakeBuilder(STEP_SECONDS)))
-    server = Server(settings, ResolvedModel("fake", "fake", pocket_model.directory()), engine)
+    server = Server(settings, ResolvedModel("fake", "fake", pocket.directory()), engine)
     await server.open(1024)
     await server.load(VOCABULARY)
     print(server.port, flush=True)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import Row, print_table, result_row, write_results
 
 from quire.clients import Client, Message
-from quire.service import pocket_model
+from quire.service.models import pocket
 
 QUESTIONS = (
     "Hello, who are you?",
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the rows here, as JSON")
     options = parser.parse_args()
     with quire() as served:
-        both = {"quire": served, "transformers": Transformers(pocket_model.directory())}
+        both = {"quire": served, "transformers": Transformers(pocket.directory())}
         found = rows(measure(both, options.rounds))
     table = [[r["engine"], r["value"], min(r["runs"]), max(r["runs"])] for r in found]
     print_table("conversation, fp32", ["engine", "tokens/s", "least", "most"], table)

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quire.kernels import historical, reference
+from quire.kernels.attention.prefill import Tiles, prefill_attention
 from quire.kernels.naive_prefill import naive_triton_prefill
-from quire.kernels.prefill_attention import Tiles, prefill_attention
 
 GROUP = 2
 TOKENS = 16_384  # a step of one length

@@ -22,7 +22,7 @@ from engines import QuireEngine
 from floors import Floors
 from offline import options_of, prompts
 
-from quire.engine.model_config import ModelConfig
+from quire.engine.model.config import ModelConfig
 
 STEPS = 20
 ATTENTION = "_decode_kernel"  # of each layer, the one kernel that runs once

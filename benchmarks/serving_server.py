@@ -27,26 +27,27 @@ from serving_vocabulary import save_tokenizer
 from serving_work import Work
 from thread_times import ThreadTimes
 
-from quire.engine import engine_process, garbage
-from quire.engine.async_engine import AsyncEngine
-from quire.engine.build import build_engine
-from quire.engine.child import Child
+from quire.engine.client import process_main
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.child import Child
+from quire.engine.client.in_process import ProcessLink
+from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
-from quire.engine.core import EngineCore
-from quire.engine.engine_loop import BuiltEngine, Progress
-from quire.engine.process_link import ProcessLink
+from quire.engine.loop import garbage
+from quire.engine.loop.build import build_engine
+from quire.engine.loop.core import EngineCore
+from quire.engine.loop.loop import BuiltEngine, Progress
+from quire.engine.loop.step_times import BOUNDS, KINDS, StepTimes
+from quire.engine.model.shape import model_config
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.shape import model_config
-from quire.engine.step_times import BOUNDS, KINDS, StepTimes
-from quire.engine.thread_link import ThreadLink
-from quire.service import logs
-from quire.service import tokenizer as tokenizers
-from quire.service.event_loop import new_event_loop
-from quire.service.models import ResolvedModel
-from quire.service.process import _SWITCH_SECONDS
-from quire.service.server import Server
+from quire.service.app.event_loop import new_event_loop
+from quire.service.app.process import _SWITCH_SECONDS
+from quire.service.app.server import Server
+from quire.service.models.resolve import ResolvedModel
 from quire.service.settings import ServiceConfig, Settings
-from quire.service.text_stream import TextStream
+from quire.service.telemetry import logs
+from quire.service.text import tokenizer as tokenizers
+from quire.service.text.text_stream import TextStream
 
 MAX_MODEL_LEN = 4096
 
@@ -188,7 +189,7 @@ async def main(job: dict[str, Any], scratch: Path, stack: ExitStack) -> None:
 def be_the_child(job: dict[str, Any], scratch: Path, connection: int, mark: int) -> NoReturn:
     """The engine's process."""
     threading.current_thread().name = "quire-engine"
-    engine_process.run(lambda: builder(job, scratch), connection, mark)
+    process_main.run(lambda: builder(job, scratch), connection, mark)
 
 
 def say(message: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import json
 import random
 from pathlib import Path
 
-from quire.service.tokenizer import byte_alphabet
+from quire.service.text.tokenizer import byte_alphabet
 
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 BYTE_LEVEL = {

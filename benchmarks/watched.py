@@ -17,14 +17,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from quire.engine import runner as runner_module
-from quire.engine.build import Engine, build_engine
 from quire.engine.config import EngineConfig
-from quire.engine.model_config import ModelConfig
-from quire.engine.random_weights import save_random
+from quire.engine.loop.build import Engine, build_engine
+from quire.engine.model.config import ModelConfig
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.sampler import Needs, Sampled, Sampler
-from quire.engine.slots import SlotState
+from quire.engine.runner import runner as runner_module
+from quire.engine.runner.sampler import Needs, Sampled, Sampler
+from quire.engine.runner.slots import SlotState
+from quire.engine.weights.random import save_random
 from quire.kernels.ops import Ops
 
 MAX_MODEL_LEN = 256

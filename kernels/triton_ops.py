@@ -10,20 +10,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quire.kernels import (
-    copy_blocks,
-    decode_attention,
-    filtering,
-    linear,
-    norms,
-    prefill_attention,
-    qk_norm_rope,
-    reference,
-    sampling,
-    skinny,
-    state,
-    tuning,
-)
+from quire.kernels import reference
+from quire.kernels.attention import decode, prefill, qk_norm_rope
+from quire.kernels.linear import linear, norms, skinny, tuning
+from quire.kernels.sampling import filtering, sampling
+from quire.kernels.state import copy_blocks, state
 
 _ATTENTION_ALONE = 128  # rows, from which a dependent launch of decode attention loses
 
@@ -109,7 +100,7 @@ class TritonOps:
         scale: float,
         max_context_len: int,
     ) -> Tensor:
-        return decode_attention.decode_attention(
+        return decode.decode_attention(
             q,
             k_cache,
             v_cache,
@@ -137,7 +128,7 @@ class TritonOps:
         scale: float,
         max_context_len: int,
     ) -> Tensor:
-        return decode_attention.rope_decode_attention(
+        return decode.rope_decode_attention(
             qkv,
             q_norm,
             k_norm,
@@ -167,7 +158,7 @@ class TritonOps:
         max_query_len: int,
         max_context_len: int,
     ) -> Tensor:
-        return prefill_attention.prefill_attention(
+        return prefill.prefill_attention(
             q,
             k_cache,
             v_cache,

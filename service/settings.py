@@ -21,13 +21,14 @@ from typing import Any
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.service.logs import FORMATS, LEVELS
 
 ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
 _OTLP_SCHEMES = ("http://", "https://")
 PLACES = ("auto", "on", "off")
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -120,8 +121,8 @@ class ServiceConfig:
                 f"otlp_endpoint = {self.otlp_endpoint}: must begin with http:// or https://"
             )
         _one_of("engine_process", self.engine_process, PLACES)
-        _one_of("log_format", self.log_format, FORMATS)
-        _one_of("log_level", self.log_level, LEVELS)
+        _one_of("log_format", self.log_format, LOG_FORMATS)
+        _one_of("log_level", self.log_level, LOG_LEVELS)
         self._check_limits()
         self._check_tls()
         self._refuse_exposure("host", self.host)

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from quire.engine.config import EngineConfig
-from quire.engine.stats import EngineStats
-from quire.engine.step_times import StepTimes
-from quire.service.admission import Admission, Policy
-from quire.service.ledger import Ledger
-from quire.service.metrics import QuireCollector, Sources
-from quire.service.protection_metrics import ProtectionCollector
+from quire.engine.loop.stats import EngineStats
+from quire.engine.loop.step_times import StepTimes
+from quire.service.admission.admission import Admission, Policy
 from quire.service.settings import ServiceConfig, Settings, read_settings
+from quire.service.telemetry.counters import Ledger
+from quire.service.telemetry.metrics import QuireCollector, Sources
+from quire.service.telemetry.protection_metrics import ProtectionCollector
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 

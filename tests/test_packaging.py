@@ -73,4 +73,4 @@ def test_entry_points_are_installed() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="quire")
     assert {e.value for e in scripts} == {"quire.clients.cli:main"}
     servers = importlib.metadata.entry_points(group="quire.commands")
-    assert {e.value for e in servers} == {"quire.service.commands:register"}
+    assert {e.value for e in servers} == {"quire.service.cli.commands:register"}

@@ -30,26 +30,27 @@ from toy_device import ToyDevice  # noqa: E402
 from traffic import run_episode, run_steps  # noqa: E402
 
 from quire import engine  # noqa: E402
-from quire.engine import weights  # noqa: E402
-from quire.engine.async_engine import AsyncEngine  # noqa: E402
-from quire.engine.block_pool import BlockPool  # noqa: E402
-from quire.engine.build import build_engine  # noqa: E402
+from quire.engine.client.async_engine import AsyncEngine  # noqa: E402
+from quire.engine.client.in_thread import ThreadLink  # noqa: E402
 from quire.engine.config import EngineConfig  # noqa: E402
-from quire.engine.core import EngineCore  # noqa: E402
 from quire.engine.errors import ConfigError, ModelError, RequestError  # noqa: E402
-from quire.engine.graphs import GraphSizes, ladder  # noqa: E402
-from quire.engine.model_config import ModelConfig  # noqa: E402
-from quire.engine.models.registry import build_model  # noqa: E402
-from quire.engine.plan import StepPlan, StepResult  # noqa: E402
-from quire.engine.random_weights import save_random  # noqa: E402
+from quire.engine.loop.build import build_engine  # noqa: E402
+from quire.engine.loop.core import EngineCore  # noqa: E402
+from quire.engine.model.config import ModelConfig  # noqa: E402
+from quire.engine.model.registry import build_model  # noqa: E402
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams  # noqa: E402
-from quire.engine.sampler import Needs  # noqa: E402
-from quire.engine.thread_link import ThreadLink  # noqa: E402
+from quire.engine.runner.graphs import GraphSizes, ladder  # noqa: E402
+from quire.engine.runner.sampler import Needs  # noqa: E402
+from quire.engine.scheduling.block_pool import BlockPool  # noqa: E402
+from quire.engine.scheduling.plan import StepPlan, StepResult  # noqa: E402
+from quire.engine.weights import loader  # noqa: E402
+from quire.engine.weights.loader import load_checkpoint  # noqa: E402
+from quire.engine.weights.random import fill_random, save_random  # noqa: E402
 from quire.kernels import reference  # noqa: E402
-from quire.service import pocket_model  # noqa: E402
-from quire.service.detokenizer import Detokenizer  # noqa: E402
-from quire.service.tokenizer import load as load_tokenizer  # noqa: E402
-from quire.service.validation import ServedModel  # noqa: E402
+from quire.service.models import pocket  # noqa: E402
+from quire.service.rpc.validation import ServedModel  # noqa: E402
+from quire.service.text.detokenizer import Detokenizer  # noqa: E402
+from quire.service.text.tokenizer import load as load_tokenizer  # noqa: E402
 from quire.v1 import inference_pb2 as pb  # noqa: E402
 
 
@@ -449,21 +450,21 @@ def test_mini_sglang_93_out_of_memory_while_loading(
 ) -> None:
     """The whole checkpoint stood in memory beside the model: here one buffer of fixed size does."""
     config = save_random(model_config(), tmp_path, seed=4)
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 4096)
     buffers: list[int] = []
-    init = weights._Buffer.__init__
+    init = loader._Buffer.__init__
 
     def count(self: Any, nbytes: int, *, pinned: bool) -> None:
         buffers.append(nbytes)
         init(self, nbytes, pinned=pinned)
 
-    monkeypatch.setattr(weights._Buffer, "__init__", count)
+    monkeypatch.setattr(loader._Buffer, "__init__", count)
     cpu = torch.device("cpu")
     loaded, made = (
         build_model(config, reference, dtype=torch.float32, device=cpu) for _ in range(2)
     )
     loaded.load(tmp_path)
-    made.load_random(4)
+    fill_random(made, 4)
     assert sum(buffers) <= 4096 < config.weight_bytes(torch.float32) // 50
     for ours, theirs in zip(loaded.placements(), made.placements(), strict=True):
         assert torch.equal(ours.target, theirs.target)
@@ -480,7 +481,7 @@ def _rewrite(directory: Path, change: Any) -> None:
 def _load(directory: Path) -> None:
     config = ModelConfig.from_directory(directory)
     cpu = torch.device("cpu")
-    build_model(config, reference, dtype=torch.float32, device=cpu).load(directory)
+    load_checkpoint(build_model(config, reference, dtype=torch.float32, device=cpu), directory)
 
 
 @pytest.mark.parametrize(
@@ -546,7 +547,7 @@ def test_mlx_vlm_309_only_one_eos_id_honoured(tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
     config = ModelConfig.from_directory(tmp_path)
     assert config.eos_token_ids == (5, 6, 7)
-    tokenizer = replace(load_tokenizer(pocket_model.directory(), 4096), eos_token_ids=(9,))
+    tokenizer = replace(load_tokenizer(pocket.directory(), 4096), eos_token_ids=(9,))
     info = replace(_fake_info(), eos_token_ids=config.eos_token_ids)
     union = ServedModel("m", info, tokenizer, None).eos_token_ids
     assert union == (5, 6, 7, 9)
@@ -563,7 +564,7 @@ def test_vllm_28172_usage_counted_by_encoding_the_text_again() -> None:
     """ "ab" is one token to a tokenizer and was two to the model: ids are counted, not text."""
 
     async def test() -> None:
-        tokenizer = load_tokenizer(pocket_model.directory(), 4096)
+        tokenizer = load_tokenizer(pocket.directory(), 4096)
         text = "the 日本 👍"
         ids = [i for char in text for i in tokenizer.encode(char, add_special_tokens=False)]
         again = tokenizer.encode(text, add_special_tokens=False)

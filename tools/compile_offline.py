@@ -214,7 +214,7 @@ def _decode(
     **launch: Any,
 ) -> Callable[[], object]:
     def call() -> object:
-        from quire.kernels.decode_attention import decode_attention
+        from quire.kernels.attention.decode import decode_attention
 
         cache = _caches(64, 8, block_size, dim, dtype)
         q = empty(rows, 8 * group, dim, dtype=dtype)
@@ -233,7 +233,7 @@ def _rope_decode(
     **launch: Any,
 ) -> Callable[[], object]:
     def call() -> object:
-        from quire.kernels.decode_attention import rope_decode_attention
+        from quire.kernels.attention.decode import rope_decode_attention
 
         cache, norm = _caches(64, 8, block_size, dim, dtype), empty(dim, dtype=dtype)
         qkv = empty(rows, (8 * group + 16) * dim, dtype=dtype)
@@ -288,7 +288,7 @@ def _prefill(
     **launch: Any,
 ) -> Callable[[], object]:
     def call() -> object:
-        from quire.kernels.prefill_attention import prefill_attention
+        from quire.kernels.attention.prefill import prefill_attention
 
         cache = _caches(64, 8, block_size, dim, dtype)
         q = empty(tokens, 8 * group, dim, dtype=dtype)
@@ -338,7 +338,7 @@ def _rope(
     tokens: int, group: int, dim: int, dtype: torch.dtype, pdl: bool = False
 ) -> Callable[[], object]:
     def call() -> object:
-        from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+        from quire.kernels.attention.qk_norm_rope import qk_norm_rope_kv_write
 
         cache, norm = _caches(64, 8, 64, dim, dtype), empty(dim, dtype=dtype)
         qkv = empty(tokens, (8 * group + 16) * dim, dtype=dtype)
@@ -368,7 +368,7 @@ def other_rope() -> Calls:
 @cases(hot=True)
 def hot_copy() -> Calls:
     def call() -> None:
-        from quire.kernels.copy_blocks import copy_blocks
+        from quire.kernels.state.copy_blocks import copy_blocks
 
         cache, ids = _caches(64, 8, 64, 128, torch.bfloat16), empty(3, dtype=torch.int64)
         copy_blocks(cache, cache, ids, ids)
@@ -378,7 +378,7 @@ def hot_copy() -> Calls:
 
 @cases(hot=True)
 def products() -> Calls:
-    from quire.kernels import linear, skinny, tuning
+    from quire.kernels.linear import linear, skinny, tuning
 
     counters = skinny.new_counters(torch.device("meta"))
     for (n, k), rows in tuning.table().items():
@@ -415,7 +415,9 @@ def products() -> Calls:
 
 @cases(hot=True)
 def norms_sampling_state() -> Calls:
-    from quire.kernels import filtering, norms, sampling, state
+    from quire.kernels.linear import norms
+    from quire.kernels.sampling import filtering, sampling
+    from quire.kernels.state import state
 
     rows, vocab = 256, 151_936
     logits, slots = empty(rows, vocab, dtype=torch.float32), empty(rows, dtype=torch.int64)

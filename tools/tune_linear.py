@@ -1,4 +1,4 @@
-"""Find the fastest kernel for each product of the models, and write kernels/linear_table.json.
+"""Finds the fastest kernel for each product, and writes kernels/linear/linear_table.json.
 
     python tools/tune_linear.py --shape 0.6B 8B            # on the GPU; about three minutes
     python tools/tune_linear.py --shape 0.6B --rows 1 8 --dry-run
@@ -26,10 +26,10 @@ import torch
 from common import COPY_BYTES, capture, machine, precompile, replay_us, versions
 from torch import Tensor
 
-from quire.engine.model_config import ModelConfig
-from quire.kernels import gemv, linear, skinny, tuning
+from quire.engine.model.config import ModelConfig
+from quire.kernels.linear import gemv, linear, skinny, tuning
+from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 from quire.kernels.support import HOPPER_SHARED
-from quire.kernels.tuning import Gemv, Library, Skinny, Variant
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from quire.engine.model_config import ModelConfig
+from quire.engine.model.config import ModelConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -344,7 +344,7 @@ def test_without_the_server_the_command_says_how_to_get_it() -> None:
     """An entry point that cannot be imported is what a light installation has."""
     program = (
         "import sys\n"
-        "sys.modules['quire.service.commands'] = None\n"
+        "sys.modules['quire.service.cli.commands'] = None\n"
         "import quire.clients.cli as c\n"
         "c.main(sys.argv[1:])"
     )

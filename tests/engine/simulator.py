@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from toy_device import EOS, Oracle, ToyDevice
 
-from quire.engine.block_pool import BlockPool
-from quire.engine.plan import StepPlan, StepResult
 from quire.engine.request import FinishReason, GenerationRequest, Output, Request, Status
-from quire.engine.scheduler import Scheduler
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from quire.engine.forward_batch import ForwardBatch, KVCache
-from quire.engine.models.base import CausalModel
+from quire.engine.model.base import CausalModel
+from quire.engine.model.forward_batch import ForwardBatch, KVCache
 
 
 def new_cache(model: CausalModel, tokens: int, block_size: int = 16) -> KVCache:

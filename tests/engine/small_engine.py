@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.engine.block_pool import BlockPool
-from quire.engine.core import EngineCore
-from quire.engine.forward_batch import KVCache
-from quire.engine.graphs import GraphKey
-from quire.engine.model_config import QWEN3, ModelConfig, RopeScaling
-from quire.engine.models.base import CausalModel
-from quire.engine.models.registry import build_model
-from quire.engine.plan import StepPlan
+from quire.engine.loop.core import EngineCore
+from quire.engine.model.base import CausalModel
+from quire.engine.model.config import QWEN3, ModelConfig, RopeScaling
+from quire.engine.model.forward_batch import KVCache
+from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
-from quire.engine.runner import PendingResult, Runner
-from quire.engine.sampler import Sampled
-from quire.engine.scheduler import Scheduler
-from quire.engine.slots import SlotState
+from quire.engine.runner.graphs import GraphKey
+from quire.engine.runner.runner import PendingResult, Runner
+from quire.engine.runner.sampler import Sampled
+from quire.engine.runner.slots import SlotState
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.plan import StepPlan
+from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.weights.random import fill_random
 from quire.kernels import reference
 
 CPU = torch.device("cpu")
@@ -137,7 +138,7 @@ def load_model(config: ModelConfig, seed: int) -> tuple[CausalModel, WatchedOps]
     """A model with random weights, on watched kernels."""
     ops = WatchedOps()
     model = build_model(config, ops, dtype=torch.float32, device=CPU)  # type: ignore[arg-type]
-    model.load_random(seed)
+    fill_random(model, seed)
     return model, ops
 
 

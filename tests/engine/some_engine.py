@@ -1,7 +1,7 @@
 """What some engine says that it is, for tests in which nobody runs it."""
 
-from quire.engine.model_config import GenerationDefaults
-from quire.engine.stats import EngineInfo
+from quire.engine.loop.stats import EngineInfo
+from quire.engine.model.config import GenerationDefaults
 
 INFO = EngineInfo(
     architecture="A",

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from some_engine import INFO as SOME_ENGINE
 
-from quire.engine.async_engine import AsyncEngine
-from quire.engine.commands import Abort, Command, Submit
-from quire.engine.engine_loop import Batch
-from quire.engine.link import Receiver
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.link import Receiver
+from quire.engine.loop.commands import Abort, Command, Submit
+from quire.engine.loop.loop import Batch
+from quire.engine.loop.stats import EngineInfo, EngineStats
+from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import GenerationRequest, Output, SamplingParams
-from quire.engine.stats import EngineInfo, EngineStats
-from quire.engine.step_times import StepTimes
 
 INFO = dataclasses.replace(SOME_ENGINE, max_model_len=16)
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from quire.engine import build, sizing
-from quire.engine.build import build_engine
 from quire.engine.config import BLOCK_SIZES, DTYPES, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
-from quire.engine.model_config import ModelConfig
-from quire.engine.models.registry import build_model
+from quire.engine.loop import build, sizing
+from quire.engine.loop.build import build_engine
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
 from quire.kernels import reference, support
 
 GIB = 1 << 30

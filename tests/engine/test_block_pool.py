@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.engine.block_pool import NULL_BLOCK, BlockPool
+from quire.engine.scheduling.block_pool import NULL_BLOCK, BlockPool
 
 
 def make(num_blocks: int = 9, block_size: int = 4, **more: object) -> BlockPool:

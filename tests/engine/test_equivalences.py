@@ -22,7 +22,7 @@ from small_engine import (
     run,
 )
 
-from quire.engine.models.base import CausalModel
+from quire.engine.model.base import CausalModel
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 
 MARGIN = 1e-4

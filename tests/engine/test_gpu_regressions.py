@@ -13,12 +13,12 @@ import pytest
 import torch
 from benchmark_code import watched
 
-from quire.engine import runner as runner_module
-from quire.engine.graphs import GraphKey, StepGraphs
-from quire.engine.plan import StepPlan
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.sampler import Needs, Sampled, Sampler
-from quire.engine.staging import Staging
+from quire.engine.runner import runner as runner_module
+from quire.engine.runner.graphs import GraphKey, StepGraphs
+from quire.engine.runner.sampler import Needs, Sampled, Sampler
+from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.plan import StepPlan
 
 BLOCK_SIZE, MAX_MODEL_LEN = watched.BLOCK_SIZE, watched.MAX_MODEL_LEN
 MAX_TOKENS, SHAPE = watched.MAX_TOKENS, watched.SHAPE
@@ -269,7 +269,7 @@ def test_failed_capture_falls_back_with_one_warning(
     specs = [lone(key, 80, MAX_TOKENS) for key in range(1, 5)]  # too long a step for a graph
     expected = eager.serve(specs).tokens
     monkeypatch.setattr(watched, "Sampler", Syncing)
-    with caplog.at_level(logging.WARNING, logger="quire.engine.graphs"):
+    with caplog.at_level(logging.WARNING, logger=StepGraphs.__module__):
         engine = WatchedEngine(AHEAD, DTYPE, watch=False)
         at_start = [record.getMessage() for record in caplog.records]
         served = engine.serve(specs)
@@ -298,7 +298,10 @@ def test_capture_that_raises_leaves_the_device_usable(
     def whole() -> Sampled:
         return Sampled(values.add_(1).long())
 
-    with on_stream(ahead._stream), caplog.at_level(logging.WARNING, logger="quire.engine.graphs"):
+    with (
+        on_stream(ahead._stream),
+        caplog.at_level(logging.WARNING, logger=StepGraphs.__module__),
+    ):
         graphs.capture(key, broken)
         assert key in graphs
         assert graphs.replay(key) is None

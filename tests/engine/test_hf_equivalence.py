@@ -10,10 +10,11 @@ import torch
 from single_prompt import all_logits, greedy_tokens
 from torch import Tensor
 
-from quire.engine.model_config import ModelConfig
-from quire.engine.models.base import CausalModel
-from quire.engine.models.registry import build_model
-from quire.engine.random_weights import save_random
+from quire.engine.model.base import CausalModel
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
+from quire.engine.weights.loader import load_checkpoint
+from quire.engine.weights.random import save_random
 from quire.kernels import reference
 
 NEW_TOKENS = 64
@@ -30,7 +31,7 @@ class Pair:
     def ours(self, dtype: torch.dtype = torch.float32) -> CausalModel:
         config = ModelConfig.from_directory(self.directory)
         model = build_model(config, reference, dtype=dtype, device=torch.device("cpu"))
-        model.load(self.directory)
+        load_checkpoint(model, self.directory)
         return model
 
     def prompts(self) -> Iterator[list[int]]:

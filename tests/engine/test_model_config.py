@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.model_config import GenerationDefaults, ModelConfig, RopeScaling
-from quire.engine.models.registry import build_model
-from quire.engine.random_weights import weight_shapes
+from quire.engine.model.config import GenerationDefaults, ModelConfig, RopeScaling
+from quire.engine.model.registry import build_model
+from quire.engine.weights.random import weight_shapes
 from quire.kernels import reference
 
 # As Qwen/Qwen3-0.6B has it on the Hub: keys of transformers 4.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from quire.engine.pacing import (
+from quire.engine.client.pacing import (
     BURST,
     LONGEST_PAUSE,
     LONGEST_QUIET,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quire.engine.forward_batch import ForwardBatch
-from quire.engine.layers.attention import paged_attention
+from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.model.layers.attention import paged_attention
 from quire.kernels import reference
 from quire.kernels.ops import Ops
 

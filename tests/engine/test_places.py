@@ -14,16 +14,16 @@ from typing import Any
 import psutil
 import pytest
 
-from quire.engine.async_engine import AsyncEngine
-from quire.engine.child import Child
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.child import Child
+from quire.engine.client.in_process import ProcessLink
+from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError, EngineDeadError, RequestError
-from quire.engine.process_link import ProcessLink
+from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
-from quire.engine.stats import EngineStats
-from quire.engine.thread_link import ThreadLink
 
-PROGRAM = [sys.executable, "-P", "-m", "quire.service.engine_child", "text", "warning"]
+PROGRAM = [sys.executable, "-P", "-m", "quire.service.app.engine_child", "text", "warning"]
 CONFIG = EngineConfig(model="random:tiny", num_blocks=64, block_size=16, device="cpu")
 PATIENCE = 60
 

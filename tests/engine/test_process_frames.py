@@ -13,11 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from some_engine import INFO
 
-from quire.engine import busy, wire
-from quire.engine.busy import BusyMark
-from quire.engine.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
-from quire.engine.engine_loop import Batch
-from quire.engine.engine_process import Channel
+from quire.engine.client import wire
+from quire.engine.client.process_main import Channel
 from quire.engine.errors import (
     CapacityError,
     ConfigError,
@@ -25,6 +22,12 @@ from quire.engine.errors import (
     ModelError,
     QuireError,
 )
+from quire.engine.loop import heartbeat
+from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.loop import Batch
+from quire.engine.loop.stats import EngineStats
+from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -32,8 +35,6 @@ from quire.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
-from quire.engine.stats import EngineStats
-from quire.engine.step_times import StepTimes
 
 SAMPLING = SamplingParams(
     0.7, 0.9, 40, 0.05, 1.1, 0.2, 0.3, 2**64 - 1, 99, 3, (5, 6), (2,), True, 4
@@ -174,8 +175,8 @@ def test_joined_outputs_keep_when_they_started_and_their_first_token() -> None:
 
 def test_a_mark_in_shared_memory_is_one_mark() -> None:
     with tempfile.TemporaryFile() as file:
-        os.ftruncate(file.fileno(), busy.SIZE)
-        ends = [memoryview(mmap.mmap(file.fileno(), busy.SIZE)) for _ in range(2)]
+        os.ftruncate(file.fileno(), heartbeat.SIZE)
+        ends = [memoryview(mmap.mmap(file.fileno(), heartbeat.SIZE)) for _ in range(2)]
         theirs, ours = BusyMark(ends[0]), BusyMark(ends[1])
         assert ours.since is None
         theirs.begin()

@@ -10,9 +10,9 @@ from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from quire.engine.layers.rotary import cos_sin_table, inverse_frequencies
-from quire.engine.model_config import ModelConfig
-from quire.engine.random_weights import hf_config
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.layers.rotary import cos_sin_table, inverse_frequencies
+from quire.engine.weights.random import hf_config
 
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
 YARN["original_max_position_embeddings"] = 32_768

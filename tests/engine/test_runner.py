@@ -13,8 +13,9 @@ import pytest
 import torch
 from small_engine import Outcome, Setup, build_core, load_model, model_config, run
 
-from quire.engine.core import EngineCore
-from quire.engine.graphs import (
+from quire.engine.loop.core import EngineCore
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.runner.graphs import (
     MIXED_TOKENS,
     GraphKey,
     GraphSizes,
@@ -22,10 +23,9 @@ from quire.engine.graphs import (
     context_bounds,
     ladder,
 )
-from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.runner import Runner, _fixed_bytes
-from quire.engine.sampler import Needs, Sampled
-from quire.engine.staging import Staging
+from quire.engine.runner.runner import Runner, _fixed_bytes
+from quire.engine.runner.sampler import Needs, Sampled
+from quire.engine.runner.staging import Staging
 
 CPU = torch.device("cpu")
 SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4)
@@ -214,7 +214,7 @@ def test_context_bounds_cover_the_model_length() -> None:
 
 def test_most_graphs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest unused goes first."""
-    from quire.engine import graphs
+    from quire.engine.runner import graphs
 
     monkeypatch.setattr(graphs, "_MOST_GRAPHS", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))

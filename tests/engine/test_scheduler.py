@@ -8,7 +8,6 @@ from simulator import Shape, Simulator
 from toy_device import EOS, Oracle
 
 from quire.engine.errors import RequestError
-from quire.engine.plan import StepPlan, StepResult
 from quire.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -16,7 +15,8 @@ from quire.engine.request import (
     SamplingParams,
     Status,
 )
-from quire.engine.waiting_queue import AGEING
+from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.waiting_queue import AGEING
 
 PROMPT = (1, 2, 1, 1, 2, 2, 1, 2, 1, 2)
 

@@ -12,12 +12,13 @@ from single_prompt import all_logits, batch_for, new_cache
 from torch import Tensor
 
 from quire.engine.errors import ConfigError
-from quire.engine.forward_batch import ForwardBatch
-from quire.engine.layers.parallel import World, length, scale_slice
-from quire.engine.model_config import ModelConfig
-from quire.engine.models.base import CausalModel
-from quire.engine.models.registry import build_model
-from quire.engine.random_weights import save_random
+from quire.engine.model.base import CausalModel
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.model.layers.parallel import World, length, scale_slice
+from quire.engine.model.registry import build_model
+from quire.engine.weights.loader import load_checkpoint
+from quire.engine.weights.random import fill_random, save_random
 from quire.kernels import reference
 
 CONFIG = ModelConfig(
@@ -84,7 +85,7 @@ def test_ranks_together_compute_what_one_computes(size: int, tied: bool, tmp_pat
     def run(rank: int) -> Tensor:
         try:
             model = build(config, ThreadWorld(rank, size, exchange))
-            model.load(tmp_path)
+            load_checkpoint(model, tmp_path)
             return all_logits(model, PROMPT)
         except BaseException:
             exchange.barrier.abort()
@@ -106,9 +107,9 @@ def test_the_parts_of_a_weight_make_the_whole(size: int, random: bool, tmp_path:
     models = [build(CONFIG)] + [build(CONFIG, World(rank, size)) for rank in range(size)]
     for model in models:
         if random:
-            model.load_random(2)
+            fill_random(model, 2)
         else:
-            model.load(tmp_path)
+            load_checkpoint(model, tmp_path)
     whole, *ranks = ({p.name: p for p in model.placements()} for model in models)
     for name, placement in whole.items():
         seen = torch.zeros(placement.target.shape, dtype=torch.bool)
@@ -140,7 +141,7 @@ def test_vocabulary_padding_is_zero_and_belongs_to_the_last() -> None:
     assert World(3, 4).split_vocab(4)[0] == slice(3, 4)
     assert length(World(3, 4).split_vocab(5)[0]) == 0  # two ids a rank: none are left
     model = build(CONFIG, World(3, 4))
-    model.load_random(0)
+    fill_random(model, 0)
     head = next(p for p in model.placements() if p.name == "lm_head.weight")
     padded = head.target.as_strided((26, 64), (64, 1))
     assert not padded[23:].any() and padded[:23].any()
@@ -179,7 +180,7 @@ def test_a_place_that_does_not_exist_is_refused(rank: int, size: int) -> None:
 
 def test_a_world_of_more_cannot_exchange_yet() -> None:
     model = build(CONFIG, World(0, 2))
-    model.load_random(0)
+    fill_random(model, 0)
     with pytest.raises(ConfigError, match="tensor_parallel_size = 2: only 1 can run"):
         all_logits(model, PROMPT)
 
@@ -190,7 +191,7 @@ def test_a_world_of_more_cannot_exchange_yet() -> None:
 def test_decode_rows_beside_a_prompt_are_as_alone() -> None:
     """One step of a one-token row and a longer one gives what two steps give."""
     model = build(CONFIG)
-    model.load_random(0)
+    fill_random(model, 0)
     kv = new_cache(model, 64)
 
     def row(tokens: list[int], computed: int, first_block: int) -> ForwardBatch:

@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quire.engine import weights
-from quire.engine.checkpoint import Checkpoint
 from quire.engine.errors import ModelError
-from quire.engine.model_config import ModelConfig
-from quire.engine.models.base import CausalModel
-from quire.engine.models.registry import build_model
-from quire.engine.random_weights import hf_config, hf_generation, save_random
-from quire.engine.safetensors_file import StoredTensor, read_header, read_into
+from quire.engine.model.base import CausalModel
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
+from quire.engine.weights import loader
+from quire.engine.weights.checkpoint import Checkpoint
+from quire.engine.weights.loader import load_checkpoint
+from quire.engine.weights.random import fill_random, hf_config, hf_generation, save_random
+from quire.engine.weights.safetensors_file import StoredTensor, read_header, read_into
 from quire.kernels import reference
 
 CONFIG = ModelConfig(
@@ -51,7 +52,7 @@ def build(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cp
 
 def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CausalModel:
     model = build(directory, dtype, device)
-    model.load(directory)
+    load_checkpoint(model, directory)
     return model
 
 
@@ -92,7 +93,7 @@ def change_config(directory: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [weights.CHUNK_BYTES, 300])
+@pytest.mark.parametrize("chunk", [loader.CHUNK_BYTES, 300])
 def test_every_parameter_is_the_stored_tensor_cast(
     directory: Path,
     stored: torch.dtype,
@@ -100,7 +101,7 @@ def test_every_parameter_is_the_stored_tensor_cast(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(loader, "CHUNK_BYTES", chunk)
     change(directory, lambda t: t.update({name: x.to(stored) for name, x in t.items()}))
     ours, theirs = held(load(directory, computed)), load_file(directory / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -140,7 +141,7 @@ def test_a_model_without_weights_has_no_fingerprint(directory: Path) -> None:
 
 
 def test_progress_rises_to_the_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 1000)
     seen: list[tuple[int, int]] = []
     build(directory).load(directory, lambda done, total: seen.append((done, total)))
     done = [step for step, _ in seen]
@@ -166,11 +167,11 @@ def test_a_tied_head_shares_the_embedding(directory: Path) -> None:
     torch.testing.assert_close(logits, expected @ held(model)[EMBEDDING].T)
 
 
-@pytest.mark.parametrize("chunk", [weights.CHUNK_BYTES, 1000])
+@pytest.mark.parametrize("chunk", [loader.CHUNK_BYTES, 1000])
 def test_a_tied_head_stored_twice_must_be_the_same(
     directory: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(loader, "CHUNK_BYTES", chunk)
     tie(directory)
     change(directory, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
     assert HEAD not in held(load(directory))
@@ -275,7 +276,7 @@ def test_a_file_that_shrinks_while_it_is_read(directory: Path) -> None:
 def test_an_error_in_a_reading_thread_reaches_the_caller(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 1000)
     calls = itertools.count()
     read = Checkpoint.read
 
@@ -326,7 +327,7 @@ def test_a_weight_that_the_index_leaves_out_is_unexpected(tmp_path: Path) -> Non
 
 def random_model(seed: int, dtype: torch.dtype = torch.float32) -> CausalModel:
     model = build_model(CONFIG, reference, dtype=dtype, device=torch.device("cpu"))
-    model.load_random(seed)
+    fill_random(model, seed)
     return model
 
 
@@ -372,7 +373,7 @@ def test_a_saved_configuration_is_read_back(name: str, tmp_path: Path) -> None:
 def test_several_threads_fill_the_gpu_right(
     directory: Path, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 500)  # many turns of every buffer
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 500)  # many turns of every buffer
     change(directory, lambda t: t.update({name: x.to(stored) for name, x in t.items()}))
     on_cpu = held(load(directory, torch.bfloat16))
     on_gpu = held(load(directory, torch.bfloat16, "cuda"))

@@ -10,8 +10,8 @@ earlier plans left in the slots, as the real runner does it.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from quire.engine.plan import PlanRow, StepPlan
 from quire.engine.request import GenerationRequest, Request
+from quire.engine.scheduling.plan import PlanRow, StepPlan
 
 EOS = 0
 GARBAGE = -1  # never a digest

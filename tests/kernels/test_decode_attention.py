@@ -47,7 +47,7 @@ def check(
     **launch: Any,
 ) -> torch.Tensor:
     """Run one case; the error against fp32 stays within that of the twin (or rounding)."""
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     cache = paged(
         contexts, kv_heads=kv_heads, block_size=block_size, dim=dim, dtype=dtype, seed=seed
@@ -82,7 +82,7 @@ def check(
 def test_contexts_around_every_boundary(
     paged: Any, dim: int, group: int, kv_heads: int, block_size: int, dtype: torch.dtype, level: int
 ) -> None:
-    from quire.kernels.decode_attention import tile_tokens
+    from quire.kernels.attention.decode import tile_tokens
 
     tile = tile_tokens(dim, dtype)
     edges = sorted({1, block_size - 1, block_size, block_size + 1, tile - 1, tile, tile + 1, 257})
@@ -122,7 +122,7 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
     paged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tree in small: tiles of 16, units of 32, supers of 128, longer units beyond 512."""
-    from quire.kernels import decode_attention as module
+    from quire.kernels.attention import decode as module
 
     monkeypatch.setattr(module, "UNIT", 32)
     monkeypatch.setattr(module, "SUPER", 4)
@@ -137,7 +137,7 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
 @pytest.mark.parametrize("block_size", [64, 128])
 def test_nothing_past_a_context_is_read(paged: Any, block_size: int) -> None:
     """The caches stay as they are, and what no context holds may be infinite or no number."""
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     contexts = [1, 63, 64, 0, 70, 128, 129]
     cache = paged(contexts, kv_heads=2, block_size=block_size, dim=64, dtype=BF16)
@@ -154,7 +154,7 @@ def test_nothing_past_a_context_is_read(paged: Any, block_size: int) -> None:
 
 
 def test_a_row_is_the_same_alone_and_among_others(paged: Any) -> None:
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     contexts = [300, 1, 700, 64]
     cache = paged(contexts, kv_heads=1, block_size=64, dim=64, dtype=BF16)
@@ -186,7 +186,7 @@ def test_an_empty_context_gives_zeros(paged: Any, level: int) -> None:
 def test_contexts_beyond_the_last_split_take_longer_splits(
     paged: Any, monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
-    from quire.kernels import decode_attention as module
+    from quire.kernels.attention import decode as module
 
     monkeypatch.setattr(module, "UNIT", 128)
     monkeypatch.setattr(module, "MAX_SPLITS", 2)
@@ -197,7 +197,7 @@ def test_contexts_beyond_the_last_split_take_longer_splits(
 
 
 def test_the_workspace_holds_the_splits_of_every_context() -> None:
-    from quire.kernels.decode_attention import MAX_SPLITS, SUPER, UNIT, most_in_tiles, num_splits
+    from quire.kernels.attention.decode import MAX_SPLITS, SUPER, UNIT, most_in_tiles, num_splits
 
     for n, programs in itertools.product(
         [*range(1, 4200, 7), 8191, 8192, 8193, 16_384, 16_385, 40_960], (1, 64, 72, 128, 4096)
@@ -212,7 +212,7 @@ def test_the_workspace_holds_the_splits_of_every_context() -> None:
 
 
 def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
-    from quire.kernels.decode_attention import split_level
+    from quire.kernels.attention.decode import split_level
 
     levels = [split_level(programs) for programs in (1, 8, 128, 129, 256, 257, 4096)]
     assert levels == sorted(levels)
@@ -224,7 +224,7 @@ def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
 def test_a_merge_of_several_heads_is_that_of_one(
     paged: Any, monkeypatch: pytest.MonkeyPatch, rows: int, q_heads: int
 ) -> None:
-    from quire.kernels import decode_merge as module
+    from quire.kernels.attention import decode_merge as module
 
     heads, warps = module.merge_shape(rows, q_heads)
     assert heads & (heads - 1) == 0
@@ -255,7 +255,7 @@ def test_where_there_are_too_few_counters_none_is_used(paged: Any, device: torch
 
 
 def test_a_buffer_given_is_the_buffer_written(paged: Any) -> None:
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     cache = paged([33], kv_heads=1, block_size=32, dim=32, dtype=FP32)
     q = torch.randn(1, 2, 32).to(cache.k_cache.device)
@@ -277,7 +277,7 @@ def test_a_buffer_given_is_the_buffer_written(paged: Any) -> None:
 def test_what_is_not_supported_is_named(
     dim: int, dtype: torch.dtype, block_size: int, group: int, named: str
 ) -> None:
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     cache = torch.zeros(2, 1, block_size, dim, dtype=dtype)
     q = torch.zeros(1, group, dim, dtype=dtype)
@@ -314,7 +314,7 @@ def test_gpu_long_contexts(paged: Any) -> None:
 @pytest.mark.gpu
 def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
     """A cache of more than 2**31 elements: blocks at its end are read, not those they wrap to."""
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     kv_heads, block_size, dim = 8, 64, 128
     blocks = 2**31 // (kv_heads * block_size * dim) + 8
@@ -336,7 +336,7 @@ def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
 @pytest.mark.parametrize("pdl", [False, True])
 def test_gpu_capture_replays_with_new_contexts(paged: Any, pdl: bool) -> None:
     """One captured graph serves whatever the device tensors hold, padded rows included."""
-    from quire.kernels.decode_attention import decode_attention
+    from quire.kernels.attention.decode import decode_attention
 
     cache = paged([900, 70, 0, 513], kv_heads=8, block_size=64, dim=128, dtype=BF16)
     q = torch.randn(4, 16, 128, device="cuda").to(BF16)

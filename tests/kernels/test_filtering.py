@@ -100,7 +100,7 @@ def test_twin_is_right_where_few_of_the_best_do_not_suffice() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vocab", [7, 4096, 9000])
 def test_filter_keeps_what_the_twin_keeps(kind: str, vocab: int, device: torch.device) -> None:
-    from quire.kernels.filtering import filter_logits
+    from quire.kernels.sampling.filtering import filter_logits
 
     x = _rows(kind, len(SETTINGS), vocab).to(device)
     kept = _filter(filter_logits, x, SETTINGS)
@@ -115,7 +115,7 @@ def test_rows_with_too_many_candidates_are_searched_whole(
     setting: tuple[float, int, float, float], device: torch.device
 ) -> None:
     """All equal, or nearly: no interval is small enough to gather."""
-    from quire.kernels.filtering import filter_logits
+    from quire.kernels.sampling.filtering import filter_logits
 
     random = torch.Generator().manual_seed(3)
     x = torch.zeros(2, 8192)
@@ -128,7 +128,7 @@ def test_rows_with_too_many_candidates_are_searched_whole(
 
 @pytest.mark.triton
 def test_a_row_does_not_depend_on_its_mates(device: torch.device) -> None:
-    from quire.kernels.filtering import filter_logits
+    from quire.kernels.sampling.filtering import filter_logits
 
     x = _rows("peaked", 4, 5000).to(device)
     settings = SETTINGS[:4]
@@ -145,7 +145,7 @@ def test_a_row_does_not_depend_on_its_mates(device: torch.device) -> None:
 def test_filter_at_the_models_vocabulary(kind: str, pdl: bool, device: torch.device) -> None:
     from functools import partial
 
-    from quire.kernels.filtering import filter_logits
+    from quire.kernels.sampling.filtering import filter_logits
 
     settings = SETTINGS * 28 + [(1.0, 5000, 0.9, 0.0), (1.0, 100_000, 1.0, 0.0)]
     x = _rows(kind, len(settings), 151_936).to(device)

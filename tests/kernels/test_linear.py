@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from quire.kernels import reference, tuning
-from quire.kernels.tuning import Gemv, Library, Skinny, Variant
+from quire.kernels import reference
+from quire.kernels.linear import tuning
+from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 
 BF16 = torch.bfloat16
 
@@ -58,7 +59,7 @@ def _check(
     pdl: bool = False,
 ) -> Tensor:
     """The variant's error is at most twice the twin's (plus what fp32 sums may lose)."""
-    from quire.kernels import linear
+    from quire.kernels.linear import linear
 
     case = _case(rows, columns, width, dtype, device, silu)
     options = {
@@ -155,7 +156,7 @@ def test_more_tiles_than_a_program_takes_are_refused(device: torch.device) -> No
 def test_split_products_leave_their_counters_at_zero(
     split: int, width: int, silu: bool, device: torch.device
 ) -> None:
-    from quire.kernels import linear, skinny
+    from quire.kernels.linear import linear, skinny
 
     case = _case(20, 48, width, BF16, device, silu)
     counters = skinny.new_counters(device)
@@ -210,7 +211,7 @@ def test_shares_are_for_a_residual_alone(around: dict[str, bool], device: torch.
 
 @pytest.mark.triton
 def test_a_row_does_not_depend_on_the_rows_beside_it(device: torch.device) -> None:
-    from quire.kernels import linear
+    from quire.kernels.linear import linear
 
     case = _case(16, 64, 256, BF16, device, False)
     for variant, rows in ((Gemv(2, 4), 4), (SWAPPED, 16), (SMALL_DOT, 16)):

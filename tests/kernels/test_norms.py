@@ -34,7 +34,7 @@ def _close(actual: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 16), (3, 100), (2, 1024), (2, 3, 96), (1, 5120)])
 def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    from quire.kernels.norms import rms_norm
+    from quire.kernels.linear.norms import rms_norm
 
     x = _draw(*shape, dtype=dtype, device=device)
     weight = 1 + _draw(shape[-1], dtype=dtype, device=device) * 0.3
@@ -48,7 +48,7 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 2), (3, 200), (2, 2048), (2, 2050), (1, 6144)])
 def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-    from quire.kernels.norms import silu_mul
+    from quire.kernels.linear.norms import silu_mul
 
     x = 3 * _draw(*shape, dtype=dtype, device=device)
     out = silu_mul(x)
@@ -58,7 +58,7 @@ def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, device: torch.devi
 
 @pytest.mark.triton
 def test_no_rows_need_no_launch(device: torch.device) -> None:
-    from quire.kernels.norms import rms_norm, silu_mul
+    from quire.kernels.linear.norms import rms_norm, silu_mul
 
     empty = torch.empty(0, 64, device=device)
     assert rms_norm(empty, torch.ones(64, device=device), 1e-6).shape == (0, 64)
@@ -79,7 +79,7 @@ def test_twins_against_fp64(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("width", [1024, 2560, 4096, 5120])
 @pytest.mark.parametrize("rows", [1, 256, 16_384])
 def test_rms_norm_at_the_models_sizes(width: int, rows: int, device: torch.device) -> None:
-    from quire.kernels.norms import rms_norm
+    from quire.kernels.linear.norms import rms_norm
 
     x = _draw(rows, width, dtype=torch.bfloat16, device=device)
     weight = _draw(width, dtype=torch.bfloat16, device=device)

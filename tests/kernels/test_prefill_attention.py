@@ -41,7 +41,7 @@ def check(
     **launch: Any,
 ) -> None:
     """rows: (cached, new) tokens of each; the error stays within that of the twin (or rounding)."""
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     news = [new for _, new in rows]
     contexts = [cached + new for cached, new in rows]
@@ -91,7 +91,7 @@ def test_many_rows_find_their_tiles(paged: Any) -> None:
 
 
 def test_a_chunk_gives_what_the_whole_gave(paged: Any) -> None:
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     cache = paged([200], kv_heads=1, block_size=64, dim=64, dtype=BF16)
     device = cache.k_cache.device
@@ -112,7 +112,7 @@ def test_a_chunk_gives_what_the_whole_gave(paged: Any) -> None:
 
 @pytest.mark.parametrize("block_size", [64, 128])
 def test_tiles_through_descriptors(paged: Any, block_size: int) -> None:
-    from quire.kernels.prefill_attention import Tiles
+    from quire.kernels.attention.prefill import Tiles
 
     for dtype in (FP32, BF16):
         check(
@@ -136,7 +136,7 @@ def test_contexts_around_a_split(paged: Any, group: int) -> None:
 def test_a_few_tokens_over_a_long_prefix_are_split(
     paged: Any, dim: int, block_size: int, dtype: torch.dtype
 ) -> None:
-    from quire.kernels.prefill_attention import SPLIT
+    from quire.kernels.attention.prefill import SPLIT
 
     shape = {"group": 2, "kv_heads": 1, "block_size": block_size, "dim": dim, "dtype": dtype}
     for context in (SPLIT - 1, SPLIT, SPLIT + 1, 3 * SPLIT + 2):
@@ -160,7 +160,7 @@ def _split_case(paged: Any, rows: list[tuple[int, int]], seed: int = 0) -> tuple
 
 def test_one_split_gives_the_bits_of_no_split(paged: Any) -> None:
     """What a query sees decides: those within the first split are summed as without splits."""
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     arguments = _split_case(paged, [(90, 60)])
     split, plain = (prefill_attention(*arguments, 60, 4096, split=n) for n in (128, 0))
@@ -170,7 +170,7 @@ def test_one_split_gives_the_bits_of_no_split(paged: Any) -> None:
 
 
 def test_the_bound_of_the_context_changes_nothing(paged: Any) -> None:
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     for rows in ([(100, 40)], [(100, 40), (0, 3)], [(300, 40), (30, 3)]):
         arguments = _split_case(paged, rows)
@@ -187,7 +187,7 @@ def test_long_contexts_take_longer_splits(paged: Any) -> None:
 
 
 def test_padding_of_the_tokens_is_left_unwritten(paged: Any) -> None:
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     q, *rest = _split_case(paged, [(300, 9)])
     padded = torch.cat([q, torch.full_like(q, float("nan"))])
@@ -197,14 +197,14 @@ def test_padding_of_the_tokens_is_left_unwritten(paged: Any) -> None:
 
 
 def test_a_split_cuts_no_tile(paged: Any) -> None:
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     with pytest.raises(ValueError, match="split 96 is not a multiple of 64"):
         prefill_attention(*_split_case(paged, [(0, 9)]), 9, 9, split=96)
 
 
 def test_what_is_not_supported_is_named() -> None:
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     cache = torch.zeros(2, 1, 64, 80, dtype=BF16)
     q = torch.zeros(3, 2, 80, dtype=BF16)
@@ -226,7 +226,7 @@ def test_gpu_sweep(
 
 @pytest.mark.gpu
 def test_gpu_every_launch_shape_agrees(paged: Any) -> None:
-    from quire.kernels.prefill_attention import Tiles
+    from quire.kernels.attention.prefill import Tiles
 
     for tiles in (Tiles(64, 128, 8, 2), Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3)):
         for tma in (False, True):
@@ -257,7 +257,7 @@ def test_gpu_split_sweep(
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 def test_gpu_a_prefix_hit(paged: Any, group: int) -> None:
-    from quire.kernels.prefill_attention import Tiles
+    from quire.kernels.attention.prefill import Tiles
 
     shape = {"group": group, "kv_heads": 8, "block_size": 64, "dim": 128, "dtype": BF16}
     for rows in ([(2944, 56)], [(2944, 56), (0, 8)], [(2944, 3), (0, 13)]):
@@ -270,7 +270,7 @@ def test_gpu_a_prefix_hit(paged: Any, group: int) -> None:
 @pytest.mark.parametrize("pdl", [False, True])
 def test_gpu_capture_replays_split_steps_with_new_rows(paged: Any, pdl: bool) -> None:
     """One captured graph serves whatever the device tensors hold, empty splits included."""
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     cache = paged([3000, 700, 64], kv_heads=8, block_size=64, dim=128, dtype=BF16)
     q = torch.randn(64, 16, 128, device="cuda").to(BF16)
@@ -305,7 +305,7 @@ def test_gpu_capture_replays_split_steps_with_new_rows(paged: Any, pdl: bool) ->
 @pytest.mark.gpu
 def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
     """A cache of more than 2**31 elements: blocks at its end are read, not those they wrap to."""
-    from quire.kernels.prefill_attention import prefill_attention
+    from quire.kernels.attention.prefill import prefill_attention
 
     kv_heads, block_size, dim = 8, 64, 128
     blocks = 2**31 // (kv_heads * block_size * dim) + 8

@@ -27,7 +27,7 @@ def check(
     dtype: torch.dtype,
     **launch: int | bool,
 ) -> None:
-    from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.attention.qk_norm_rope import qk_norm_rope_kv_write
 
     rng = torch.Generator().manual_seed(tokens)
     blocks = -(-tokens // block_size) + 2
@@ -79,7 +79,7 @@ def test_heads_a_program_change_nothing(device: torch.device, heads: int) -> Non
 
 
 def test_padded_tokens_write_the_null_block_alone(device: torch.device) -> None:
-    from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.attention.qk_norm_rope import qk_norm_rope_kv_write
 
     cache = torch.zeros(3, 1, 16, 32, device=device)
     qkv = torch.full((4, 3 * 32), float("nan"), device=device)
@@ -94,7 +94,7 @@ def test_padded_tokens_write_the_null_block_alone(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_blocks_are_copied_whole(device: torch.device, dtype: torch.dtype) -> None:
-    from quire.kernels.copy_blocks import copy_blocks
+    from quire.kernels.state.copy_blocks import copy_blocks
 
     k, v = (torch.randn(9, 3, 16, 96).to(device, dtype) for _ in range(2))
     wanted_k, wanted_v = k.clone(), v.clone()
@@ -106,7 +106,7 @@ def test_blocks_are_copied_whole(device: torch.device, dtype: torch.dtype) -> No
 
 
 def test_nothing_to_copy_is_nothing_done(device: torch.device) -> None:
-    from quire.kernels.copy_blocks import copy_blocks
+    from quire.kernels.state.copy_blocks import copy_blocks
 
     cache = torch.randn(2, 1, 16, 16, device=device)
     before = cache.clone()
@@ -128,8 +128,8 @@ def test_gpu_sweep(device: torch.device, dim: int) -> None:
 
 @pytest.mark.gpu
 def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
-    from quire.kernels.copy_blocks import copy_blocks
-    from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.attention.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.state.copy_blocks import copy_blocks
 
     kv_heads, block_size, dim = 8, 64, 128
     blocks = 2**31 // (kv_heads * block_size * dim) + 8

@@ -79,8 +79,8 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 def check(step: Decode, **launch: Any) -> Tensor:
     """One kernel against two in bits, and against the twin; result and cache."""
-    from quire.kernels.decode_attention import decode_attention, rope_decode_attention
-    from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.attention.decode import decode_attention, rope_decode_attention
+    from quire.kernels.attention.qk_norm_rope import qk_norm_rope_kv_write
 
     fused, apart, twin = step.fresh(), step.fresh(), step.fresh()
     out = rope_decode_attention(*fused, *step.rows, **launch)
@@ -118,7 +118,7 @@ def test_as_two_kernels_and_as_the_twin(
     dtype: torch.dtype,
     level: int,
 ) -> None:
-    from quire.kernels.decode_attention import tile_tokens
+    from quire.kernels.attention.decode import tile_tokens
 
     tile = tile_tokens(dim, dtype)
     contexts = sorted({1, block_size, block_size + 1, tile, tile + 1, 257})
@@ -130,7 +130,7 @@ def test_as_two_kernels_and_as_the_twin(
 
 def test_at_every_edge_of_the_tree(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who writes the last token is found right where a tile, a unit and a super begin and end."""
-    from quire.kernels import decode_attention as module
+    from quire.kernels.attention import decode as module
 
     monkeypatch.setattr(module, "UNIT", 32)
     monkeypatch.setattr(module, "SUPER", 4)
@@ -150,7 +150,7 @@ def test_an_empty_context_gives_zeros(decode: Any, level: int) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_padded_rows_touch_the_null_block_alone(decode: Any, level: int) -> None:
-    from quire.kernels.decode_attention import rope_decode_attention
+    from quire.kernels.attention.decode import rope_decode_attention
 
     step = decode([33, 1, 1, 1], group=2, kv_heads=2, block_size=16, dim=32, dtype=FP32)
     real = rope_decode_attention(*step.fresh(), *step.rows, level=level)[0]
@@ -168,7 +168,7 @@ def test_padded_rows_touch_the_null_block_alone(decode: Any, level: int) -> None
 
 
 def test_a_view_of_qkv_and_a_buffer_given(decode: Any) -> None:
-    from quire.kernels.decode_attention import rope_decode_attention
+    from quire.kernels.attention.decode import rope_decode_attention
 
     step = decode([20, 70], group=2, kv_heads=1, block_size=16, dim=32, dtype=FP32)
     wanted = check(step)
@@ -179,7 +179,7 @@ def test_a_view_of_qkv_and_a_buffer_given(decode: Any) -> None:
 
 
 def test_what_is_not_supported_is_named(decode: Any) -> None:
-    from quire.kernels.decode_attention import rope_decode_attention
+    from quire.kernels.attention.decode import rope_decode_attention
 
     step = decode([5], group=17, kv_heads=1, block_size=16, dim=16, dtype=FP32)
     with pytest.raises(ValueError, match="17 query heads"):
@@ -221,7 +221,7 @@ def test_gpu_at_every_launch_shape_of_the_write(decode: Any, rows: int) -> None:
 @pytest.mark.gpu
 def test_gpu_a_chain_of_layers_and_steps(decode: Any) -> None:
     """Captured and replayed, each reads what those before it wrote, dependent launch or not."""
-    from quire.kernels.decode_attention import rope_decode_attention
+    from quire.kernels.attention.decode import rope_decode_attention
 
     step = decode([70, 300, 2050, 1], group=2, kv_heads=8, block_size=64, dim=128, dtype=BF16)
     wanted = check(step)
@@ -243,9 +243,9 @@ def test_gpu_a_chain_of_layers_and_steps(decode: Any) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_gpu_what_is_asked_for_ahead_never_holds_the_newest_token(decode: Any, fused: bool) -> None:
     """Written within the chain, and no number before: read too soon, it would show."""
-    from quire.kernels.decode_attention import decode_attention, rope_decode_attention
-    from quire.kernels.norms import rms_norm
-    from quire.kernels.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.attention.decode import decode_attention, rope_decode_attention
+    from quire.kernels.attention.qk_norm_rope import qk_norm_rope_kv_write
+    from quire.kernels.linear.norms import rms_norm
 
     contexts = [1, 60, 64, 65, 192, 193, 256, 257, 319, 320, 321, 383, 384, 385, 449, 1031, 2048]
     contexts += [2049, 2100, 2368, 2369, 2433]

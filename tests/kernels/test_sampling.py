@@ -27,7 +27,7 @@ def _slots(rows: int, device: torch.device) -> Tensor:
 @pytest.mark.triton
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_greedy(vocab: int, device: torch.device) -> None:
-    from quire.kernels.sampling import greedy
+    from quire.kernels.sampling.sampling import greedy
 
     logits = _logits(3, vocab, device)
     assert torch.equal(greedy(logits), reference.greedy(logits))
@@ -35,7 +35,7 @@ def test_greedy(vocab: int, device: torch.device) -> None:
 
 @pytest.mark.triton
 def test_greedy_takes_the_lowest_of_equals(device: torch.device) -> None:
-    from quire.kernels.sampling import greedy
+    from quire.kernels.sampling.sampling import greedy
 
     logits = torch.zeros(4, 9000, device=device)
     logits[1, [300, 5000, 8999]] = 1.0
@@ -47,7 +47,7 @@ def test_greedy_takes_the_lowest_of_equals(device: torch.device) -> None:
 
 @pytest.mark.triton
 def test_greedy_of_nan_is_an_id_that_exists(device: torch.device) -> None:
-    from quire.kernels.sampling import greedy
+    from quire.kernels.sampling.sampling import greedy
 
     tokens = greedy(torch.full((2, 4100), float("nan"), device=device))
     assert ((tokens >= 0) & (tokens < 4100)).all()
@@ -55,7 +55,7 @@ def test_greedy_of_nan_is_an_id_that_exists(device: torch.device) -> None:
 
 @pytest.mark.triton
 def test_no_rows(device: torch.device) -> None:
-    from quire.kernels.sampling import greedy
+    from quire.kernels.sampling.sampling import greedy
 
     assert greedy(torch.empty(0, 100, device=device)).shape == (0,)
 
@@ -69,7 +69,7 @@ def test_no_rows(device: torch.device) -> None:
 def test_sample_draws_what_the_twin_draws(
     vocab: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    from quire.kernels.sampling import sample
+    from quire.kernels.sampling.sampling import sample
 
     rows = 6
     logits = _logits(rows, vocab, device)
@@ -84,7 +84,7 @@ def test_sample_draws_what_the_twin_draws(
 @pytest.mark.triton
 def test_the_noise_is_the_twins(device: torch.device) -> None:
     """With equal logits only the noise decides: a hash that differs would be seen at once."""
-    from quire.kernels.sampling import sample
+    from quire.kernels.sampling.sampling import sample
 
     rows, vocab = 16, 4096
     logits = torch.zeros(rows, vocab, device=device)
@@ -173,7 +173,7 @@ def _penalties(rows: int, vocab: int, device: torch.device) -> tuple[Tensor, ...
 @pytest.mark.triton
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_penalties(vocab: int, device: torch.device) -> None:
-    from quire.kernels.sampling import apply_penalties
+    from quire.kernels.sampling.sampling import apply_penalties
 
     logits = _logits(3, vocab, device)
     state = _penalties(3, vocab, device)
@@ -186,7 +186,7 @@ def test_penalties(vocab: int, device: torch.device) -> None:
 
 @pytest.mark.triton
 def test_neutral_penalties_change_nothing(device: torch.device) -> None:
-    from quire.kernels.sampling import apply_penalties
+    from quire.kernels.sampling.sampling import apply_penalties
 
     logits = _logits(2, 700, device)
     prompt, counts, *_ = _penalties(2, 700, device)
@@ -216,7 +216,7 @@ def test_penalties_by_hand() -> None:
 @pytest.mark.triton
 @pytest.mark.parametrize("width", [1, 3, 8])
 def test_stop_tokens_are_masked_until_their_position(width: int, device: torch.device) -> None:
-    from quire.kernels.sampling import mask_stop_tokens
+    from quire.kernels.sampling.sampling import mask_stop_tokens
 
     slots = torch.tensor([2, 0, 1], device=device)
     stop = torch.full((3, width), -1, dtype=torch.int32, device=device)
@@ -251,7 +251,7 @@ def test_logprobs_rank_and_order() -> None:
 @pytest.mark.parametrize("rows", [1, 64, 256])
 @pytest.mark.parametrize("pdl", [False, True])
 def test_sampling_at_the_models_vocabulary(rows: int, pdl: bool, device: torch.device) -> None:
-    from quire.kernels.sampling import greedy, sample
+    from quire.kernels.sampling.sampling import greedy, sample
 
     logits = _logits(rows, 151_936, device)
     assert torch.equal(greedy(logits, pdl=pdl), reference.greedy(logits))

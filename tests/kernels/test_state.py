@@ -60,7 +60,7 @@ def _prepare_decode(module: Any, slots: Slots, rows: Tensor, device: torch.devic
 @pytest.mark.triton
 @pytest.mark.parametrize("width", [3, 256, 300])
 def test_prepare_decode(width: int, device: torch.device) -> None:
-    from quire.kernels import state
+    from quire.kernels.state import state
 
     slots = Slots.of([0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK - 1], width, device)
     rows = torch.tensor([5, 2, 6, 0, 3, 6, 4], dtype=torch.int32, device=device)
@@ -73,7 +73,7 @@ def test_prepare_decode(width: int, device: torch.device) -> None:
 
 @pytest.mark.triton
 def test_tables_may_be_parts_of_wider_ones(device: torch.device) -> None:
-    from quire.kernels import state
+    from quire.kernels.state import state
 
     slots = Slots.of([5, 20], 8, device)
     wide = torch.cat((slots.tables, torch.full_like(slots.tables, 9)), 1)
@@ -102,7 +102,7 @@ def _prepare_mixed(
 @pytest.mark.triton
 @pytest.mark.parametrize("lens", [[1, 1, 1, 1], [1, 40, 0, 3], [16, 15, 17, 1], [600, 1, 513, 0]])
 def test_prepare_mixed(lens: list[int], device: torch.device) -> None:
-    from quire.kernels import state
+    from quire.kernels.state import state
 
     slots = Slots.of([0, 7, BLOCK, 2 * BLOCK - 1], 48, device)
     rows = torch.tensor([2, 0, 3, 1], dtype=torch.int32, device=device)
@@ -147,7 +147,7 @@ def _advance(
 def test_advance(
     lens: list[int] | None, sampled: list[int] | None, count: bool, device: torch.device
 ) -> None:
-    from quire.kernels import state
+    from quire.kernels.state import state
 
     arguments = ([0, 9, 30, 4], [3, 0, 4, 1], lens, sampled, count, device)
     for one, other in zip(
@@ -159,7 +159,7 @@ def test_advance(
 @pytest.mark.triton
 @pytest.mark.parametrize("module_name", ["twin", "triton"])
 def test_the_null_slot_stays_where_it_is(module_name: str, device: torch.device) -> None:
-    from quire.kernels import state
+    from quire.kernels.state import state
 
     module = reference if module_name == "twin" else state
     computed, _, _ = _advance(module, [2, 3], [2, 0, 2], None, None, True, device)
@@ -168,7 +168,7 @@ def test_the_null_slot_stays_where_it_is(module_name: str, device: torch.device)
 
 @pytest.mark.triton
 def test_more_rows_than_one_program_advances(device: torch.device) -> None:
-    from quire.kernels import state
+    from quire.kernels.state import state
 
     arguments = (list(range(300)), list(range(299, -1, -1)), None, None, True, device)
     for one, other in zip(

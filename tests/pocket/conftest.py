@@ -14,13 +14,13 @@ import pytest  # noqa: E402
 from rows import Encoder  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
-from quire.service import pocket_model  # noqa: E402
+from quire.service.models import pocket  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def shipped() -> Path:
     """The directory that ships."""
-    return pocket_model.directory()
+    return pocket.directory()
 
 
 @pytest.fixture(scope="session")

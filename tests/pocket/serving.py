@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from quire.clients import AsyncClient
-from quire.engine.async_engine import AsyncEngine
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
-from quire.engine.shape import model_config
-from quire.engine.thread_link import ThreadLink
-from quire.service.models import resolve
-from quire.service.server import Server
+from quire.engine.model.shape import model_config
+from quire.service.app.server import Server
+from quire.service.models.resolve import resolve
 from quire.service.settings import ServiceConfig, Settings
 
 Chat = list[dict[str, str]]

@@ -10,8 +10,7 @@ import pytest
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError
-from quire.service import pocket_model
-from quire.service.models import resolve
+from quire.service.models import pocket, resolve
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def copy(shipped: Path, tmp_path: Path) -> Path:
 
 
 def test_what_ships_passes(shipped: Path) -> None:
-    pocket_model.verify(shipped)
+    pocket.verify(shipped)
     named = set(json.loads((shipped / "manifest.json").read_text()))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= named
 
@@ -28,7 +27,7 @@ def test_what_ships_passes(shipped: Path) -> None:
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"file tokenizer\.json is missing"):
-        pocket_model.verify(copy)
+        pocket.verify(copy)
 
 
 def test_an_altered_file_is_named(copy: Path) -> None:
@@ -36,19 +35,19 @@ def test_an_altered_file_is_named(copy: Path) -> None:
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     with pytest.raises(ValueError, match=r"file model\.safetensors is altered"):
-        pocket_model.verify(copy)
+        pocket.verify(copy)
 
 
 def test_a_missing_or_broken_manifest_is_named(copy: Path) -> None:
     (copy / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
-        pocket_model.verify(copy)
+        pocket.verify(copy)
     (copy / "manifest.json").write_text('{"../config.json": "00"}')
     with pytest.raises(ValueError, match="not a plain file"):
-        pocket_model.verify(copy)
+        pocket.verify(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"manifest\.json is missing"):
-        pocket_model.verify(copy)
+        pocket.verify(copy)
 
 
 def test_the_model_is_small(shipped: Path) -> None:
@@ -65,7 +64,7 @@ def test_a_server_refuses_an_incomplete_or_altered_directory_by_name(
     (copy / "config.json").unlink()
     with pytest.raises(ModelError, match=r"file config\.json is missing"):
         resolve(EngineConfig(model=str(copy)))
-    monkeypatch.setattr(pocket_model, "directory", lambda: copy)
+    monkeypatch.setattr(pocket, "directory", lambda: copy)
     with pytest.raises(ModelError, match=r"file config\.json is missing"):
         resolve(EngineConfig(model="pocket"))
 
@@ -100,7 +99,7 @@ def test_publishing_takes_only_a_whole_directory(copy: Path, tmp_path: Path) -> 
     target = tmp_path / "target"
     target.mkdir()
     publish.install(copy, target)
-    pocket_model.verify(target)
+    pocket.verify(target)
     (copy / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
         publish.install(copy, target)

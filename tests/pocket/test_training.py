@@ -16,7 +16,7 @@ from optim import Muon, Optimizers, orthogonal
 from rows import Batches, Encoder, Plan
 from score import Scorer
 
-from quire.service import pocket_model
+from quire.service.models import pocket
 
 TOOLS = Path(corpus.__file__).parent
 SMALL = Shape(
@@ -47,7 +47,7 @@ def test_a_run_of_twenty_steps_repeats_bit_for_bit(trained: Path, tmp_path: Path
     for name in names:
         if "state" not in name:
             assert (trained / name).read_bytes() == (tmp_path / name).read_bytes(), name
-    pocket_model.verify(trained)
+    pocket.verify(trained)
 
 
 def test_a_run_goes_on_from_its_state(trained: Path, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from quire.engine.block_pool import BlockPool
 from quire.engine.config import EngineConfig
-from quire.engine.core import EngineCore
-from quire.engine.model_config import GenerationDefaults
-from quire.engine.plan import PlanRow, StepPlan, StepResult
+from quire.engine.loop.core import EngineCore
+from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
+from quire.engine.model.config import GenerationDefaults
 from quire.engine.request import TokenLogprob
-from quire.engine.scheduler import Scheduler
-from quire.engine.stats import EngineInfo, EngineStats, snapshot
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 4096
 EOS = 2
@@ -97,7 +97,7 @@ class Pending:
 
 
 class FakeEngine:
-    """Stands in for quire.engine.build.Engine."""
+    """Stands in for quire.engine.loop.build.Engine."""
 
     def __init__(self, config: EngineConfig, device: Device) -> None:
         max_model_len = config.max_model_len or 2048

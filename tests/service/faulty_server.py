@@ -15,15 +15,16 @@ from typing import NoReturn
 
 from fake_engine import Builder, Device, DeviceLost, Pending
 
-from quire.engine import engine_process
-from quire.engine.child import Child
+from quire.engine.client import process_main
+from quire.engine.client.child import Child
+from quire.engine.client.in_process import ProcessLink
+from quire.engine.client.in_thread import ThreadLink
+from quire.engine.client.link import Link
 from quire.engine.config import EngineConfig
-from quire.engine.link import Link
-from quire.engine.plan import StepPlan, StepResult
-from quire.engine.process_link import ProcessLink
-from quire.engine.thread_link import ThreadLink
-from quire.service import logs, process, server
+from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.service.app import process, server
 from quire.service.settings import ServiceConfig, Settings
+from quire.service.telemetry import logs
 
 STRIKES = 3
 
@@ -78,7 +79,7 @@ def in_a_process(fault: str) -> Callable[[EngineConfig], Link]:
 def be_the_child(fault: str, connection: str, mark: str) -> NoReturn:
     logs.set_up("text", "info")
     builder = Builder(FaultyDevice(fault))
-    engine_process.run(lambda: builder, int(connection), int(mark), logs.flush)
+    process_main.run(lambda: builder, int(connection), int(mark), logs.flush)
 
 
 def main(place: str, fault: str, *words: str) -> int:

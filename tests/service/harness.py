@@ -10,14 +10,13 @@ import grpc
 from fake_engine import VOCAB_SIZE, Builder, Device
 from google.rpc import error_details_pb2, status_pb2
 
-from quire.engine.async_engine import AsyncEngine
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
-from quire.engine.thread_link import ThreadLink
-from quire.service import pocket_model
-from quire.service.models import ResolvedModel
-from quire.service.server import Server
+from quire.service.app.server import Server
+from quire.service.models.resolve import ResolvedModel, pocket
 from quire.service.settings import ServiceConfig, Settings
-from quire.service.tracing import Tracer
+from quire.service.telemetry.tracing import Tracer
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -87,7 +86,7 @@ async def serving(
 ) -> AsyncIterator[Running]:
     device = device or Device()
     chosen = settings(engine, **service)
-    resolved = ResolvedModel("fake", "fake", pocket_model.directory())
+    resolved = ResolvedModel("fake", "fake", pocket.directory())
     builder = Builder(device, before)
     async_engine = AsyncEngine(ThreadLink(chosen.engine, builder))
     server = Server(chosen, resolved, async_engine, tracer)

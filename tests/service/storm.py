@@ -26,7 +26,7 @@ import torch
 from fake_engine import EOS, Device, Pending
 from harness import Running, ask, generate, serving
 
-from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduling.plan import StepPlan, StepResult
 from quire.v1 import inference_pb2 as pb
 
 CLIENT = Path(__file__).with_name("storm_client.py")
@@ -37,12 +37,12 @@ SETTLE = 60.0  # seconds in which everything open must come to its end
 # What a call is made of: none may be left when none is open.
 OURS = {
     "quire.engine.request": {"Request", "GenerationRequest", "Output"},
-    "quire.engine.plan": {"StepPlan"},
-    "quire.engine.async_engine": {"_Stream"},
-    "quire.service.servicer": {"Call"},
-    "quire.service.output": {"CallOutput", "IndexState"},
-    "quire.service.text_stream": {"TextStream"},
-    "quire.service.validation": {"Accepted"},
+    "quire.engine.scheduling.plan": {"StepPlan"},
+    "quire.engine.client.async_engine": {"_Stream"},
+    "quire.service.rpc.servicer": {"Call"},
+    "quire.service.rpc.responses": {"CallOutput", "IndexState"},
+    "quire.service.text.text_stream": {"TextStream"},
+    "quire.service.rpc.validation": {"Accepted"},
 }
 GRPC = {"grpc._cython.cygrpc": {"_ServicerContext", "RPCState"}}
 

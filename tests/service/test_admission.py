@@ -11,9 +11,9 @@ from harness import Answer, Running, ask, first, generate, read, run, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.service.admission import Admission, Place, Policy
+from quire.service.admission.admission import Admission, Place, Policy
+from quire.service.admission.start_rate import StartRate
 from quire.service.errors import Refusal
-from quire.service.wait_estimate import StartRate
 from quire.v1 import inference_pb2 as pb
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import Running, ask, generate, read, run, serving
 
 from quire.engine.errors import ConfigError
-from quire.service.auth import (
+from quire.service.security.auth import (
     KeyRing,
     certificate_name,
     make_entry,
@@ -25,8 +25,8 @@ from quire.service.auth import (
     peer_address,
     read_keys,
 )
+from quire.service.security.reload import WatchedFiles, keep_fresh
 from quire.service.settings import ServiceConfig
-from quire.service.watched import WatchedFiles, keep_fresh
 from quire.v1 import inference_pb2 as pb
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
@@ -68,7 +68,7 @@ def test_every_entry_is_compared_in_constant_time(
         return a == b
 
     ring = read_keys(keys)
-    monkeypatch.setattr("quire.service.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("quire.service.security.auth.hmac.compare_digest", compare)
     for key in (ALICE, BOB, "neither-of-them-at-all"):
         compared.clear()
         ring.find(key.encode())

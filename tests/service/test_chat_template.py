@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from quire.engine.errors import ModelError
-from quire.service import pocket_model
-from quire.service.chat_template import ChatTemplate, Conversation, TemplateRefusal
-from quire.service.tokenizer import load
+from quire.service.models import pocket
+from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
+from quire.service.text.tokenizer import load
 
 TEMPLATE = """
 {%- if tools %}
@@ -48,7 +48,7 @@ CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"plac
 
 @pytest.fixture(scope="module")
 def template() -> ChatTemplate:
-    tokenizer = load(pocket_model.directory(), 4096)
+    tokenizer = load(pocket.directory(), 4096)
     return ChatTemplate(TEMPLATE, tokenizer.template_tokens, tokenizer.find_special)
 
 
@@ -72,7 +72,7 @@ CHATS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_it_renders_as_transformers_does(template: ChatTemplate, chat: dict[str, Any]) -> None:
-    oracle = PreTrainedTokenizerFast.from_pretrained(str(pocket_model.directory()))
+    oracle = PreTrainedTokenizerFast.from_pretrained(str(pocket.directory()))
     expected = oracle.apply_chat_template(
         list(chat["messages"]),
         tools=list(chat.get("tools", ())) or None,
@@ -85,8 +85,8 @@ def test_it_renders_as_transformers_does(template: ChatTemplate, chat: dict[str,
 
 
 def test_the_embedded_model_encodes_as_transformers_does() -> None:
-    oracle = PreTrainedTokenizerFast.from_pretrained(str(pocket_model.directory()))
-    tokenizer = load(pocket_model.directory(), 4096)
+    oracle = PreTrainedTokenizerFast.from_pretrained(str(pocket.directory()))
+    tokenizer = load(pocket.directory(), 4096)
     for text in ("Hello, world", "  <|im_start|>user\n naïve 日本 👍🏽", "a\r\n\tb"):
         assert tokenizer.encode(text, add_special_tokens=True) == oracle.encode(text)
     assert tokenizer.chat_template is not None

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from harness import ask, generate, serving
 
-from quire.service import event_loop
-from quire.service.event_loop import new_event_loop
+from quire.service.app import event_loop
+from quire.service.app.event_loop import new_event_loop
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])

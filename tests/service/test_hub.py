@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from quire.service import pocket_model
+from quire.service.models import pocket
 
 REPO, REVISION, COMMIT = "someone/small", "main", "0123456789abcdef0123456789abcdef01234567"
 FETCH = """
 import sys
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
-from quire.service.models import resolve
+from quire.service.models.resolve import resolve
 try:
     print(resolve(EngineConfig(model=sys.argv[1], revision=sys.argv[2] or None)).engine_model)
 except QuireError as error:
@@ -75,7 +75,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    directory = pocket_model.directory()
+    directory = pocket.directory()
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
     files = {name: (directory / name).read_bytes() for name in (*names, "model.safetensors")}
     files |= {"pytorch_model.bin": b"pickle", "modeling_x.py": b"evil()", "README.md": b"#"}
@@ -110,7 +110,7 @@ def test_only_safetensors_and_json_are_fetched(hub: tuple[str, list[str]], tmp_p
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= fetched
     assert not fetched & {"pytorch_model.bin", "modeling_x.py", "README.md"}
     assert not any("pytorch_model" in path or "modeling" in path for path in asked)
-    expected = (pocket_model.directory() / "model.safetensors").read_bytes()
+    expected = (pocket.directory() / "model.safetensors").read_bytes()
     assert (directory / "model.safetensors").read_bytes() == expected
     # Once it is here, no network is needed.
     assert fetch("http://127.0.0.1:9", tmp_path, "v1", HF_HUB_OFFLINE="1") == str(directory)

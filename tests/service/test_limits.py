@@ -7,8 +7,8 @@ from harness import ask, first, generate, read, run, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.service.admission.rate_limits import ClientLimits, Limits, TokenBucket
 from quire.service.errors import Refusal
-from quire.service.limits import ClientLimits, Limits, TokenBucket
 
 
 class Clock:

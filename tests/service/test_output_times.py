@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from quire.engine.request import FinishReason, GenerationRequest, Output, SamplingParams
-from quire.service.ledger import Ledger
-from quire.service.output import CallOutput
-from quire.service.validation import Accepted, TextOptions
+from quire.service.rpc.responses import CallOutput
+from quire.service.rpc.validation import Accepted, TextOptions
+from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb
 
 ACCEPTED_AT = 100.0

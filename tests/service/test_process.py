@@ -13,7 +13,7 @@ import grpc
 import pytest
 from server_process import long_request, process, quire, refused
 
-from quire.service import pocket_model
+from quire.service.models import pocket
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -83,8 +83,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    copy = Path(shutil.copytree(pocket_model.directory(), tmp_path / "model"))
-    (copy / pocket_model.MANIFEST).unlink()  # or it would be refused before anything is read
+    copy = Path(shutil.copytree(pocket.directory(), tmp_path / "model"))
+    (copy / pocket.MANIFEST).unlink()  # or it would be refused before anything is read
     return copy
 
 
@@ -108,11 +108,11 @@ def test_a_bad_model_directory_is_one_line_that_names_the_file(model: Path) -> N
 def test_an_altered_pocket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quire.engine.config import EngineConfig
     from quire.engine.errors import ModelError
-    from quire.service.models import resolve
+    from quire.service.models.resolve import resolve
 
-    altered = Path(shutil.copytree(pocket_model.directory(), tmp_path / "model"))
+    altered = Path(shutil.copytree(pocket.directory(), tmp_path / "model"))
     (altered / "config.json").write_text("{}")
-    monkeypatch.setattr(pocket_model, "directory", lambda: altered)
+    monkeypatch.setattr(pocket, "directory", lambda: altered)
     with pytest.raises(ModelError, match=r"config\.json"):
         resolve(EngineConfig(model="pocket"))
 

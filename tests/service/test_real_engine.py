@@ -9,14 +9,14 @@ import pytest
 from harness import Running, ask, generate, run, settings
 from rich.console import Console
 
-from quire.engine.async_engine import AsyncEngine
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RequestError
-from quire.engine.thread_link import ThreadLink
-from quire.service import batch, bench_cache
-from quire.service.local import local
-from quire.service.models import resolve
-from quire.service.server import Server
+from quire.service.app import batch, bench_cache
+from quire.service.app.local import local
+from quire.service.app.server import Server
+from quire.service.models.resolve import resolve
 from quire.v1 import inference_pb2 as pb
 
 VOCAB_SIZE = 4096

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.service import pocket_model
-from quire.service.detokenizer import Detokenizer
-from quire.service.stops import StopFinder
-from quire.service.text_stream import TextStream
-from quire.service.tokenizer import Tokenizer, load
+from quire.service.models import pocket
+from quire.service.text.detokenizer import Detokenizer
+from quire.service.text.stop_strings import StopFinder
+from quire.service.text.text_stream import TextStream
+from quire.service.text.tokenizer import Tokenizer, load
 
 VOCAB_SIZE = 4096
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return load(pocket_model.directory(), VOCAB_SIZE)
+    return load(pocket.directory(), VOCAB_SIZE)
 
 
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -56,7 +56,7 @@ _loaded: list[Tokenizer] = []
 
 def load_once() -> Tokenizer:
     if not _loaded:
-        _loaded.append(load(pocket_model.directory(), VOCAB_SIZE))
+        _loaded.append(load(pocket.directory(), VOCAB_SIZE))
     return _loaded[0]
 
 

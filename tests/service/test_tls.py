@@ -16,9 +16,9 @@ from harness import PATIENCE, Running, ask, read, run, serving
 from test_auth import quire
 
 from quire.engine.errors import ConfigError
-from quire.service import tls
+from quire.service.security import tls
+from quire.service.security.tls import TLSFiles
 from quire.service.settings import ServiceConfig
-from quire.service.tls import TLSFiles
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 

@@ -11,7 +11,7 @@ from fake_engine import Device
 from harness import ask, first, generate, read, run, serving
 
 from quire.engine.errors import ConfigError
-from quire.service.tracing import NoTracer, OtelTracer, make_tracer
+from quire.service.telemetry.tracing import NoTracer, OtelTracer, make_tracer
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="the extra `otel` is not installed")
 
@@ -125,5 +125,5 @@ def test_without_the_package_the_option_is_refused_and_the_variable_is_a_warning
 
 
 def test_the_server_imports_without_the_package() -> None:
-    hidden = "import sys; sys.modules['opentelemetry'] = None; import quire.service.server"
+    hidden = "import sys; sys.modules['opentelemetry'] = None; import quire.service.app.server"
     subprocess.run([sys.executable, "-c", hidden], check=True, timeout=60)

@@ -16,7 +16,7 @@ from server_process import PATIENCE, Process, long_request, process, quire, refu
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.service import placement
+from quire.service.app import placement
 from quire.service.settings import ServiceConfig, Settings
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -174,13 +174,13 @@ def test_what_cannot_start_is_one_line_and_leaves_no_process() -> None:
 def engines() -> Iterator[int]:
     """Processes of this machine that run an engine."""
     for one in psutil.process_iter(["cmdline"]):
-        if "quire.service.engine_child" in (one.info["cmdline"] or ()):
+        if "quire.service.app.engine_child" in (one.info["cmdline"] or ()):
             yield one.pid
 
 
 def test_the_server_s_side_needs_no_torch() -> None:
     code = (
-        "import sys, quire.service.process, quire.service.placement;"
+        "import sys, quire.service.app.process, quire.service.app.placement;"
         "sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0

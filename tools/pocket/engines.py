@@ -103,9 +103,9 @@ class Quire:
     """Quire's engine in this process, all prompts submitted at once, sharing steps and prefixes."""
 
     def __init__(self, directory: Path) -> None:
-        from quire.engine.async_engine import AsyncEngine
+        from quire.engine.client.async_engine import AsyncEngine
+        from quire.engine.client.in_thread import ThreadLink
         from quire.engine.config import EngineConfig
-        from quire.engine.thread_link import ThreadLink
 
         self._loop = asyncio.new_event_loop()
         config = EngineConfig(model=str(directory), dtype="float32", max_num_batched_tokens=2048)

@@ -18,7 +18,7 @@ from evaluate import HEADER, Result
 from export import MODEL_FILES
 from safetensors import safe_open
 
-from quire.service import pocket_model
+from quire.service.models import pocket
 
 TOOLS = Path(__file__).resolve().parent
 SHIPPED = TOOLS.parent.parent / "service" / "pocket"
@@ -32,8 +32,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def install(trained: Path, shipped: Path) -> None:
     """Copies the model's files. Raises ValueError if one is missing or altered."""
-    pocket_model.verify(trained)
-    for name in (*MODEL_FILES, pocket_model.MANIFEST):
+    pocket.verify(trained)
+    for name in (*MODEL_FILES, pocket.MANIFEST):
         shutil.copyfile(trained / name, shipped / name)
 
 
@@ -73,7 +73,7 @@ def _comparison(report: dict[str, Any]) -> str:
 def card(shipped: Path) -> str:
     """The model card, from the files of the directory."""
     report, config = _read(shipped / EVALUATION), _read(shipped / "config.json")
-    digest = _read(shipped / pocket_model.MANIFEST)["model.safetensors"]
+    digest = _read(shipped / pocket.MANIFEST)["model.safetensors"]
     if report["sha256"] != digest:
         raise SystemExit(f"{EVALUATION} is about other weights ({report['sha256']})")
     return (
@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.trained is not None:
         install(args.trained, args.shipped)
-    pocket_model.verify(args.shipped)
+    pocket.verify(args.shipped)
     if args.cases:
         evaluate(args.shipped, args.cases)
     (args.shipped / CARD).write_text(card(args.shipped), encoding="utf-8")

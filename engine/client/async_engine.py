@@ -1,0 +1,266 @@
+"""The asyncio face of an engine, wherever it runs.
+
+Invariant: what crosses the link is plain data: commands inward, batches outward, one call a step
+however many streams there are. On this side each stream joins what has come until its reader takes
+it, so a slow reader gets larger updates, never a longer queue; and the pacer wakes readers only as
+fast as the loop can afford, so many streams do the same.
+
+`generate` is an async generator whose `finally` always aborts: the normal end, a cancelled call and
+an error are one path, and a stale abort is nothing.
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from quire.engine.client.link import Link, Receiver
+from quire.engine.client.pacing import NewCalls, Pacer
+from quire.engine.errors import EngineDeadError
+from quire.engine.loop.commands import Abort, AskBlockMap, Finish, Submit
+from quire.engine.loop.loop import Batch
+from quire.engine.loop.stats import EngineInfo, EngineStats
+from quire.engine.loop.step_times import StepTimes
+from quire.engine.request import GenerationRequest, Output
+from quire.engine.scheduling.limits import RequestLimits
+
+
+class _Stream:
+    """Loop side of one request: what has come and was not yet taken."""
+
+    __slots__ = (
+        "_pending",
+        "_queued",
+        "_ready",
+        "_waiter",
+        "error",
+        "is_new",
+        "is_silent",
+        "open_indices",
+    )
+
+    def __init__(self, n: int) -> None:
+        self.open_indices = set(range(n))
+        self.error: EngineDeadError | None = None
+        self._pending: dict[int, Output] = {}
+        self._queued = False  # the pacer will wake it
+        self._ready = False  # woken, and not yet taken from
+        self.is_new = True  # no token was taken yet
+        self.is_silent = True  # nothing was taken yet
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, output: Output) -> None:
+        waiting = self._pending.get(output.index)
+        if waiting is None:
+            self._pending[output.index] = output
+        else:
+            waiting.join(output)
+
+    def queue(self) -> bool:
+        """Whether the pacer is to be told: there is news, and nobody on the way to take it."""
+        if self._queued or self._ready:
+            return False
+        self._queued = True
+        return True
+
+    def wake(self) -> None:
+        """What has come may be taken."""
+        self._queued = False
+        self._ready = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Output]:
+        """All that has come, at least one output unless the stream was ended from outside."""
+        if not self._ready:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._ready = self.is_silent = False
+        taken, self._pending = list(self._pending.values()), {}
+        if self.is_new:
+            self.is_new = not any(output.token_ids for output in taken)
+        return taken
+
+
+class AsyncEngine:
+    """One engine behind one link. All methods are to be called on one event loop."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._streams: dict[int, _Stream] = {}
+        self._keys = itertools.count(1)
+        self._stats = EngineStats()
+        self._step_times: StepTimes | None = None
+        self._info: EngineInfo | None = None
+        self._limits: RequestLimits | None = None
+        self._block_maps: list[asyncio.Future[bytes]] = []
+        self._dead: EngineDeadError | None = None
+        self.abandoned = False  # given up: it may be in its step for ever
+
+    # ------------------------------------------------------------ life
+
+    async def start(self, progress: Callable[[str, float], None] | None = None) -> None:
+        """Load, size and warm up, at the link's other end.
+
+        progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
+        """
+        loop = asyncio.get_running_loop()
+        self._new_calls = NewCalls(loop.call_later, self._answer)
+        self._pacer = Pacer(loop.call_later, self._link.loop_share, self._new_calls.coming)
+        self._died: asyncio.Future[str] = loop.create_future()
+        report = progress or (lambda _stage, _share: None)
+        info = await self._link.start(Receiver(self._deliver, self._on_death, report))
+        self._limits = RequestLimits(info.max_model_len, info.block_size, info.num_blocks)
+        self._info = info
+
+    async def stop(self) -> None:
+        """End the engine. Open generate() calls get EngineDeadError."""
+        await self._link.stop()
+        if self._dead is None:
+            self._end_streams(EngineDeadError("stopped"))
+
+    def give_up(self) -> str:
+        """The engine is in a step that does not end: from here on it counts as dead, and nobody
+        waits for it. Open generate() calls get EngineDeadError. Returns the error's id."""
+        error = EngineDeadError(secrets.token_hex(4))
+        self.abandoned = True
+        self._link.give_up()
+        self._on_death(error)
+        return error.error_id
+
+    async def wait_dead(self) -> str:
+        """Returns, with the error's id, when the engine has ended by a fault."""
+        return await asyncio.shield(self._died)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is; known once start() has returned."""
+        if self._info is None:
+            raise RuntimeError("the engine has not been started")
+        return self._info
+
+    # ------------------------------------------------------------ requests
+
+    def new_key(self) -> int:
+        """A key that no other request has."""
+        return next(self._keys)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise RequestError if the request can never run."""
+        assert self._limits is not None
+        self._limits.check(request)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Output], None]:
+        """Submit a request and yield what comes, joined to at most one output an index.
+
+        The first item comes once the request was handed over and the loop has time to say so; it is
+        empty if nothing has come by then. Ends when each index has had its `finish` or was ended by
+        finish(). Raises RequestError before anything is submitted, EngineDeadError if the engine
+        ends under it.
+        """
+        self.check(request)
+        if self._dead is not None:
+            raise self._dead
+        stream = _Stream(request.n)
+        self._streams[request.key] = stream
+        try:
+            self._link.send(Submit(request))
+            self._new_calls.add(stream)
+            while stream.open_indices:
+                is_first = stream.is_silent
+                outputs = await stream.take()
+                if stream.error is not None:
+                    raise stream.error
+                for output in outputs:
+                    if output.finish is not None:
+                        stream.open_indices.discard(output.index)
+                if outputs or is_first:
+                    yield outputs
+        finally:
+            del self._streams[request.key]
+            self._new_calls.forget(stream)
+            self._link.send(Abort(request.key))
+
+    def finish(self, key: int, index: int, kept: int) -> None:
+        """End one index after `kept` of its outputs (resumed ones not counted): a stop string was
+        found. Stale and repeated calls are nothing."""
+        stream = self._streams.get(key)
+        if stream is not None and index in stream.open_indices:
+            stream.open_indices.discard(index)
+            stream.wake()
+            self._link.send(Finish(key, index, kept))
+
+    # ------------------------------------------------------------ sight
+
+    def stats(self) -> EngineStats:
+        """The latest snapshot that has come."""
+        return self._stats
+
+    def step_times(self) -> StepTimes | None:
+        """How long steps have taken so far; None before the engine is ready."""
+        return self._step_times
+
+    def busy_since(self) -> float | None:
+        """Since when the engine has been at its present step (time.monotonic); None: idle."""
+        return self._link.busy_since()
+
+    def stack(self) -> str:
+        """Where the engine stands now, or where that is written."""
+        return self._link.stack()
+
+    async def block_map(self) -> bytes:
+        """One byte a block: 0 free, 1 cached, 2 in use, 3 shared."""
+        if self._dead is not None:
+            raise self._dead
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._block_maps.append(answer)
+        self._link.send(AskBlockMap())
+        return await answer
+
+    # ------------------------------------------------------------ what the engine says
+
+    def _deliver(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._stats, self._step_times = batch.stats, batch.step_times
+            for output in batch.outputs:
+                stream = self._streams.get(output.key)
+                if stream is not None:
+                    stream.push(output)
+                    self._wake_when_there_is_time(stream)
+            if batch.block_map is not None:
+                answers, self._block_maps = self._block_maps, []
+                for answer in answers:
+                    if not answer.done():
+                        answer.set_result(batch.block_map)
+        self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
+        self._pacer.run()
+
+    def _answer(self, streams: list[_Stream]) -> None:
+        """They have been handed over; those that nothing has come for yet hear of that."""
+        for stream in streams:
+            if stream.is_silent:
+                self._wake_when_there_is_time(stream)
+        self._pacer.run()
+
+    def _wake_when_there_is_time(self, stream: _Stream) -> None:
+        """The pacer's run() is to follow."""
+        if stream.queue():
+            self._pacer.add(stream, first=stream.is_new)
+
+    def _end_streams(self, error: EngineDeadError) -> None:
+        self._dead = error
+        for stream in self._streams.values():
+            stream.error = error
+            stream.wake()
+        for answer in self._block_maps:
+            if not answer.done():
+                answer.set_exception(error)
+        self._block_maps = []
+
+    def _on_death(self, error: EngineDeadError) -> None:
+        self._end_streams(error)
+        if not self._died.done():
+            self._died.set_result(error.error_id)

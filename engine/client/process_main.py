@@ -1,0 +1,215 @@
+"""An engine in a process of its own: what runs there.
+
+Invariant: the main thread builds the engine and runs its loop, and no other thread takes the
+interpreter from it: it looks into the socket itself, without blocking, once a turn. A parent that
+is slow holds up no step either: what the socket does not take is kept, and joined to what comes
+later, so it stays as small as the number of live requests.
+
+The process is its parent's alone. It leaves at once when the parent is gone, even in the middle of
+a step; SIGINT and SIGTERM, which a terminal or a supervisor sends to both, are the parent's to
+answer. SIGUSR1 writes the stacks of all threads to standard error.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from quire.engine.client import wire
+from quire.engine.config import EngineConfig
+from quire.engine.errors import QuireError
+from quire.engine.loop import garbage, heartbeat
+from quire.engine.loop.commands import Command
+from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.loop import Batch, Builder, BuiltEngine, EngineLoop, report_death
+from quire.engine.request import Output
+
+EXIT_OK, EXIT_DEAD, EXIT_REFUSED, EXIT_ORPHANED = 0, 1, 2, 3
+_STANDARD_ERROR = 2
+_PR_SET_PDEATHSIG = 1
+_LAST_WORDS = 5.0  # seconds that a parent gets to take them
+_CHUNK = 1 << 18  # bytes read at once
+
+
+class Channel:
+    """The child's end of the socket: Inbox and outlet of its loop. Of one thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._frames = wire.Frames()
+        self._messages: list[wire.Message] = []
+        self._unsent = bytearray()
+        self._late: Batch | None = None  # joined, until the socket has taken all that is unsent
+
+    def wait_for_config(self) -> EngineConfig:
+        """What to build: the parent's first message."""
+        while not self._messages:
+            self._wait()
+            self._receive()
+        kind, values = self._messages.pop(0)
+        assert kind == wire.BUILD, kind
+        return EngineConfig(**values)
+
+    def take(self, *, wait: bool) -> list[Command]:
+        """See Inbox."""
+        self._flush()
+        self._receive()
+        while wait and not self._messages:
+            self._wait()
+            self._flush()
+            self._receive()
+        messages, self._messages = self._messages, []
+        return [wire.unpack_command(packed) for _, commands in messages for packed in commands]
+
+    def publish(self, batch: Batch) -> None:
+        """Send it, or keep it: never blocks."""
+        self._flush()
+        if self._unsent:
+            self._late = batch if self._late is None else joined(self._late, batch)
+        else:
+            self.say(wire.pack_batch(batch))
+
+    def say(self, message: wire.Message) -> None:
+        """Send it, behind all that was said before, as soon as the socket takes it."""
+        self._pack_late()
+        self._unsent += wire.frame(message)
+        self._flush()
+
+    def close(self, message: wire.Message | None = None) -> None:
+        """Last words: whatever is left is sent, for as long as the parent may take for it."""
+        self._socket.settimeout(_LAST_WORDS)
+        self._pack_late()
+        if message is not None:
+            self._unsent += wire.frame(message)
+        with contextlib.suppress(OSError):
+            self._socket.sendall(self._unsent)
+
+    def _flush(self) -> None:
+        while self._unsent or self._late is not None:
+            if not self._unsent:
+                self._pack_late()
+            try:
+                sent = self._socket.send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError:
+                _leave_orphaned()
+            del self._unsent[:sent]
+
+    def _pack_late(self) -> None:
+        if self._late is not None:
+            late, self._late = self._late, None
+            self._unsent += wire.frame(wire.pack_batch(late))
+
+    def _receive(self) -> None:
+        """Take in all that is there."""
+        while True:
+            try:
+                data = self._socket.recv(_CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                _leave_orphaned()
+            self._messages += self._frames.feed(data)
+
+    def _wait(self) -> None:
+        """Until there is something to read, or what is unsent can go on its way."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poll.poll()
+
+
+def joined(first: Batch, later: Batch) -> Batch:
+    """Two batches as one: of each index one output, in the order of the first words."""
+    outputs: dict[tuple[int, int], Output] = {}
+    for output in (*first.outputs, *later.outputs):
+        earlier = outputs.setdefault((output.key, output.index), output)
+        if earlier is not output:
+            earlier.join(output)
+    block_map = first.block_map if later.block_map is None else later.block_map
+    return Batch(list(outputs.values()), later.stats, later.step_times, block_map)
+
+
+def run(
+    load_builder: Callable[[], Builder],
+    connection: int,
+    mark: int,
+    flush_logs: Callable[[], None] = lambda: None,
+) -> NoReturn:
+    """Build what the parent asks for and serve it until it says stop. Logs are set up already.
+
+    load_builder: called at once, before the parent has said what to build: its imports take long.
+    connection, mark: the file descriptors of the socket and of the BusyMark's memory.
+    """
+    for descriptor in (connection, mark):  # or compilers that are run here would hold them open
+        os.set_inheritable(descriptor, False)
+    parent = socket.socket(fileno=connection)
+    _prepare(parent)
+    builder = load_builder()
+    channel = Channel(parent)
+    code = _serve(builder, channel, BusyMark(memoryview(mmap.mmap(mark, heartbeat.SIZE))))
+    flush_logs()
+    os._exit(code)  # without the interpreter's end: the device's own may hang after a fault
+
+
+def _serve(builder: Builder, channel: Channel, mark: BusyMark) -> int:
+    config = channel.wait_for_config()
+    try:
+        engine = builder(
+            config, lambda stage, share: channel.say((wire.PROGRESS, stage, float(share)))
+        )
+    except QuireError as error:
+        channel.close(wire.pack_refusal(error))
+        return EXIT_REFUSED
+    except BaseException as error:
+        channel.close((wire.DIED, report_death(error).error_id))
+        return EXIT_DEAD
+    garbage.freeze()
+    return _run(engine, channel, mark)
+
+
+def _run(engine: BuiltEngine, channel: Channel, mark: BusyMark) -> int:
+    loop = EngineLoop(engine, channel, channel.publish, mark)
+    loop.announce()
+    channel.say(wire.pack_info(engine.info))
+    try:
+        loop.run()
+    except BaseException as error:
+        channel.close((wire.DIED, report_death(error).error_id))
+        return EXIT_DEAD
+    channel.close()
+    return EXIT_OK
+
+
+def _prepare(parent: socket.socket) -> None:
+    """Signals, which the parent has blocked until now, and the watch over the parent's life."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR, all_threads=True)
+    threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
+
+
+def _watch(parent: socket.socket) -> NoReturn:
+    """Sleeps until the other end is closed, which the kernel does however the parent ended."""
+    poll = select.poll()
+    poll.register(parent, 0)  # hang-ups are always told
+    poll.poll()
+    _leave_orphaned()
+
+
+def _leave_orphaned() -> NoReturn:
+    os._exit(EXIT_ORPHANED)

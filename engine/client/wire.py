@@ -1,0 +1,200 @@
+"""Commands, batches and what else crosses between two processes, as frames of bytes.
+
+A frame is its length (four bytes, little-endian) and one marshalled message: a tuple that begins
+with its kind, of plain tuples, lists, numbers, texts and bytes.
+
+Invariant: marshal is right here, and nowhere else: both ends are this same program in the same
+interpreter, and the socket between them is private, made by one and inherited by the other, so
+nobody else can write to it. What is packed and unpacked is equal to what it was.
+"""
+
+import dataclasses
+import marshal
+import struct
+from operator import attrgetter
+from typing import Any
+
+from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError
+from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.loop import Batch
+from quire.engine.loop.stats import EngineInfo, EngineStats
+from quire.engine.loop.step_times import StepTimes
+from quire.engine.model.config import GenerationDefaults
+from quire.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    Output,
+    SamplingParams,
+    TokenLogprob,
+)
+
+# Kinds of message. Inward: BUILD (config), COMMANDS (commands). Outward: PROGRESS (stage, share),
+# READY (info), REFUSED (error), BATCH (batch), DIED (error id).
+BUILD, COMMANDS = "build", "commands"
+PROGRESS, READY, REFUSED, BATCH, DIED = "progress", "ready", "refused", "batch", "died"
+
+_HEAD = struct.Struct("<I")
+_VERSION = 2  # of marshal: floats as bytes, and no table of shared objects, which costs time
+
+Message = tuple[Any, ...]
+
+
+def frame(message: Message) -> bytes:
+    """One message as it goes over the socket."""
+    body = marshal.dumps(message, _VERSION)
+    return _HEAD.pack(len(body)) + body
+
+
+class Frames:
+    """Takes bytes as they come; gives whole messages."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that these bytes complete, in order."""
+        self._bytes += data
+        messages, at = [], 0
+        with memoryview(self._bytes) as view:
+            while len(view) - at >= _HEAD.size:
+                (length,) = _HEAD.unpack_from(view, at)
+                begin, end = at + _HEAD.size, at + _HEAD.size + length
+                if end > len(view):
+                    break
+                messages.append(marshal.loads(view[begin:end]))
+                at = end
+        del self._bytes[:at]
+        return messages
+
+
+# ---------------------------------------------------------------- inward
+
+_sampling_values = attrgetter(*(f.name for f in dataclasses.fields(SamplingParams)))
+_COMMANDS = {kind.__name__: kind for kind in (Finish, Abort, AskBlockMap, Stop)}
+
+
+def pack_command(command: Command) -> Message:
+    """A Submit or one of the small ones, by its name."""
+    match command:
+        case Submit(request):
+            return "Submit", _pack_request(request)
+        case Finish(key, index, kept):
+            return "Finish", key, index, kept
+        case Abort(key):
+            return "Abort", key
+    return (type(command).__name__,)
+
+
+def unpack_command(packed: Message) -> Command:
+    """What pack_command was given."""
+    name, *values = packed
+    if name == "Submit":
+        return Submit(_unpack_request(values[0]))
+    command: Command = _COMMANDS[name](*values)
+    return command
+
+
+def _pack_request(request: GenerationRequest) -> Message:
+    return (
+        request.key,
+        request.prompt_token_ids,
+        _sampling_values(request.sampling),
+        request.n,
+        request.priority,
+        request.cache_salt,
+        request.resume_token_ids,
+        request.client,
+    )
+
+
+def _unpack_request(packed: Message) -> GenerationRequest:
+    key, prompt, sampling, *rest = packed
+    return GenerationRequest(key, prompt, SamplingParams(*sampling), *rest)
+
+
+# ---------------------------------------------------------------- outward
+
+_stats_values = attrgetter(*(f.name for f in dataclasses.fields(EngineStats)))
+_INFO_FIELDS = tuple(f.name for f in dataclasses.fields(EngineInfo))
+_REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
+
+
+def pack_batch(batch: Batch) -> Message:
+    """Called once a step: an output that says no more than its tokens is a short tuple."""
+    outputs = [_pack_output(output) for output in batch.outputs]
+    return BATCH, outputs, _stats_values(batch.stats), batch.step_times.values(), batch.block_map
+
+
+def unpack_batch(packed: Message) -> Batch:
+    """What pack_batch was given."""
+    _, outputs, stats, times, block_map = packed
+    return Batch(
+        [_unpack_output(output) for output in outputs],
+        EngineStats(*stats),
+        StepTimes.of(times),
+        block_map,
+    )
+
+
+def _pack_output(output: Output) -> Message:
+    says = (
+        output.key,
+        output.index,
+        output.time,
+        output.first_token_at,
+        output.token_ids,
+        output.preemptions,
+        output.peak_blocks,
+    )
+    if output.finish is None and output.logprobs is None and not output.started:
+        return says
+    return (
+        *says,
+        output.started,
+        output.started_at,
+        output.cached_tokens,
+        _pack_logprobs(output.logprobs),
+        None if output.finish is None else output.finish.value,
+        output.stop_token_id,
+        output.error_id,
+    )
+
+
+def _unpack_output(packed: Message) -> Output:
+    output = Output(*packed)
+    if output.logprobs is not None:
+        output.logprobs = [TokenLogprob(*values) for values in output.logprobs]  # type: ignore[misc]
+    if output.finish is not None:
+        output.finish = FinishReason(output.finish)
+    return output
+
+
+def _pack_logprobs(logprobs: list[TokenLogprob] | None) -> list[Message] | None:
+    if logprobs is None:
+        return None
+    return [(one.token_id, one.logprob, one.rank, one.top) for one in logprobs]
+
+
+def pack_info(info: EngineInfo) -> Message:
+    """All fields in order, the nested ones as tuples."""
+    values = {name: getattr(info, name) for name in _INFO_FIELDS}
+    values["generation"] = dataclasses.astuple(info.generation)
+    return READY, tuple(values.values())
+
+
+def unpack_info(packed: Message) -> EngineInfo:
+    """What pack_info was given."""
+    values = dict(zip(_INFO_FIELDS, packed[1], strict=True))
+    values["generation"] = GenerationDefaults(*values["generation"])
+    return EngineInfo(**values)
+
+
+def pack_refusal(error: QuireError) -> Message:
+    """Why an engine could not be built: the error's class by name, and its words."""
+    return REFUSED, type(error).__name__, str(error)
+
+
+def unpack_refusal(packed: Message) -> QuireError:
+    """An error of the same class where it is one that building raises; the same words."""
+    _, name, words = packed
+    return _REFUSALS.get(name, QuireError)(words)

@@ -1,0 +1,280 @@
+"""Puts an engine together: model, cache, slots, runner, scheduler, in the order memory demands.
+
+Weights first, then everything of fixed size, then a profile run of the largest step; what is left
+of the memory budget becomes the KV cache; then warm-up and capture.
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import math
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
+from quire.engine.loop import sizing
+from quire.engine.loop.core import EngineCore
+from quire.engine.loop.loop import Progress
+from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.layers.parallel import World
+from quire.engine.model.registry import Model, build_model
+from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
+from quire.engine.runner.runner import Runner
+from quire.engine.runner.slots import SlotState
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.weights.loader import load_checkpoint
+from quire.engine.weights.random import fill_random
+from quire.kernels.ops import KernelsUnavailable, select
+from quire.kernels.support import before_hopper
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Engine:
+    """An engine that is ready."""
+
+    core: EngineCore
+    info: EngineInfo
+    runner: Runner
+    device: torch.device
+    _memory: tuple[int, int] = (0, 0)
+    _memory_read: float = float("-inf")
+
+    def stats(self) -> EngineStats:
+        """A snapshot, taken between steps. Memory is asked for once a second: it is slow to ask."""
+        now = time.monotonic()
+        if now - self._memory_read > 1:
+            self._memory, self._memory_read = _memory(self.device), now
+        counters = self.runner.counters
+        return snapshot(
+            self.core.scheduler, counters.graph_steps, counters.eager_steps, self._memory
+        )
+
+
+def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None = None) -> Engine:
+    """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is.
+
+    pdl: launch kernels as programmatic dependents; None: where the device can (sm_90 and up).
+    """
+    clock = _TimeLine()
+    shape = model_config(config)
+    device = sizing.resolve_device(config)
+    dtype = sizing.resolve_dtype(config, shape, device)
+    max_model_len = resolve_max_model_len(config, shape)
+    try:
+        ops = select(device, pdl=_can_chain(device) if pdl is None else pdl)
+    except KernelsUnavailable as error:
+        raise ConfigError(str(error)) from error
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
+    clock.mark("device")
+
+    weight_bytes = shape.weight_bytes(dtype)
+    hint = "take a smaller model or dtype, or free memory on the device"
+    with sizing.room_for("the weights", weight_bytes, device, hint):
+        model = build_model(shape, ops, dtype=dtype, device=device, world=World())
+    if config.model.startswith(RANDOM_PREFIX):
+        fill_random(model, config.seed)
+    else:
+        load_checkpoint(
+            model, Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
+        )
+    clock.mark("weights")
+
+    max_blocks = -(-max_model_len // config.block_size)
+    state = _new_slots(config, shape, max_blocks, device)
+    cache_dtype = sizing.resolve_cache_dtype(dtype, device)
+    num_blocks = _size_cache(config, shape, model, state, cache_dtype, max_model_len)
+    cache_bytes = num_blocks * config.block_size * shape.kv_bytes_per_token(cache_dtype)
+    hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
+    with sizing.room_for("the KV cache", cache_bytes, device, hint):
+        kv = _allocate_cache(shape, num_blocks, config.block_size, cache_dtype, device)
+    clock.mark("cache")
+
+    use_graphs = device.type == "cuda" and not config.enforce_eager
+    runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
+    runner.warm_up(lambda share: progress("graphs", share))
+    clock.mark("warm-up")
+    clock.log()
+
+    pool = BlockPool(
+        kv.num_blocks, config.block_size, config.enable_prefix_caching, config.prefix_cache_seed
+    )
+    scheduler = Scheduler(
+        pool,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        two_phase=config.two_phase,
+    )
+    core = EngineCore(scheduler, runner, overlap=config.overlap)
+    info = EngineInfo(
+        architecture=shape.architecture,
+        fingerprint=model.fingerprint,
+        parameters=shape.num_parameters,
+        vocab_size=shape.vocab_size,
+        max_model_len=max_model_len,
+        dtype=str(dtype).removeprefix("torch."),
+        device=_device_name(device),
+        block_size=config.block_size,
+        num_blocks=pool.num_usable,
+        kv_bytes_per_token=shape.kv_bytes_per_token(cache_dtype),
+        weight_bytes=weight_bytes,
+        kv_cache_bytes=2 * kv.k.nbytes,
+        device_memory_total=_total_memory(device),
+        eos_token_ids=shape.eos_token_ids,
+        generation=shape.generation,
+        options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+    )
+    return Engine(core, info, runner, device)
+
+
+def _new_slots(
+    config: EngineConfig, shape: ModelConfig, max_blocks: int, device: torch.device
+) -> SlotState:
+    slots = config.max_num_seqs + 1
+    nbytes = slots * (5 * shape.vocab_size + 4 * max_blocks)  # what penalties count, block tables
+    hint = f"lower max_num_seqs = {config.max_num_seqs}"
+    with sizing.room_for("the slots of running requests", nbytes, device, hint):
+        return SlotState(config.max_num_seqs, max_blocks, shape.vocab_size, device)
+
+
+def _size_cache(
+    config: EngineConfig,
+    shape: ModelConfig,
+    model: Model,
+    state: SlotState,
+    dtype: torch.dtype,
+    max_model_len: int,
+) -> int:
+    """Cache blocks, the null block included, that fit beside the largest step."""
+    device = state.seeds.device
+    if device.type == "cpu":
+        budget, what = sizing.cpu_budget(config)
+    elif config.num_blocks is None:
+        peak = _profile(config, shape, model, dtype, device, max_model_len)
+        budget, what = sizing.gpu_budget(config, device, peak)
+    else:
+        budget, what = 0, ""
+    return sizing.cache_blocks(config, shape, dtype, budget, what)
+
+
+@torch.inference_mode()
+def _profile(
+    config: EngineConfig,
+    shape: ModelConfig,
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> int:
+    """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
+    kv = _allocate_cache(shape, 1, config.block_size, dtype, device)
+    tokens = config.max_num_batched_tokens
+    length = min(tokens, max_model_len)
+    rows = -(-tokens // length)
+    ends = torch.arange(rows + 1, dtype=torch.int32, device=device).mul_(length).clamp_(max=tokens)
+    blocks = -(-max_model_len // config.block_size)
+    count = min(config.max_num_seqs, tokens)
+    batch = ForwardBatch(
+        token_ids=torch.zeros(tokens, dtype=torch.int32, device=device),
+        positions=torch.arange(tokens, dtype=torch.int32, device=device) % length,
+        slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=device),
+        context_lens=ends.diff(),
+        block_tables=torch.zeros(rows, blocks, dtype=torch.int32, device=device),
+        prefill_start_loc=ends,
+        logits_rows=torch.arange(count, dtype=torch.int64, device=device),
+        num_decode_rows=0,
+        max_query_len=length,
+        max_context_len=length,
+    )
+    torch.cuda.reset_peak_memory_stats(device)
+    logits_bytes = 4 * count * shape.vocab_size
+    hint = (
+        f"lower max_num_batched_tokens = {tokens} or max_num_seqs = {config.max_num_seqs} "
+        "(these are the bytes of the logits alone)"
+    )
+    with sizing.room_for("the largest step", logits_bytes, device, hint):
+        logits = model.logits(model.forward(batch, kv), batch.logits_rows)
+        logits.clone().sort(dim=-1)
+        torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    del kv, logits
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _allocate_cache(
+    shape: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+    if device.type == "cpu":
+        return KVCache(_lazy_zeros(size, dtype), _lazy_zeros(size, dtype))
+    k, v = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+    return KVCache(k, v)
+
+
+def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on the CPU that take memory as they are touched: torch.zeros would write every page,
+    seconds a GiB where pages are slow to get."""
+    num_bytes = math.prod(size) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
+
+
+def _can_chain(device: torch.device) -> bool:
+    """Whether kernels can be launched as dependents: Hopper and newer, triton 3.5 and newer."""
+    if device.type != "cuda" or before_hopper(device):
+        return False
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 5)
+
+
+def _device_name(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def _total_memory(device: torch.device) -> int:
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes allocated now and at the peak; on the CPU the process's resident ones."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak, peak
+    return pages * os.sysconf("SC_PAGE_SIZE"), peak
+
+
+class _TimeLine:
+    """What the start spent its time on, logged in one line."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._marks: list[str] = []
+
+    def mark(self, stage: str) -> None:
+        now = time.monotonic()
+        self._marks.append(f"{stage} {now - self._last:.2f} s")
+        self._last = now
+
+    def log(self) -> None:
+        log.info("start: %s", ", ".join(self._marks))

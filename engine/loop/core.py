@@ -1,0 +1,135 @@
+"""The loop: plan, run, apply. Twice, side by side: plain, and overlapped.
+
+The overlapped loop plans and launches step N + 1 before it looks at the result of step N, so the
+device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
+token still on its way (scheduler), and the device feeds itself its own last token (slots).
+
+A fault in one request ends that request; a step that fails ends the requests of every step in
+flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
+leaves the scheduler's books in doubt, ends the engine.
+"""
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from quire.engine.errors import CorruptStateError
+from quire.engine.loop.step_times import StepTimes
+from quire.engine.request import FinishReason, GenerationRequest, Output
+from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+RUN_AHEAD = 1  # steps launched beyond the one whose result is awaited
+
+
+class Pending(Protocol):
+    """A result on its way."""
+
+    def wait(self) -> StepResult: ...
+
+
+class StepRunner(Protocol):
+    """What the loop needs of a runner."""
+
+    def execute(self, plan: StepPlan) -> Pending: ...
+
+    def reset(self) -> None: ...
+
+    def is_fatal(self, error: Exception) -> bool: ...
+
+
+class EngineCore:
+    """Drives scheduler and runner; one call of `step` is one turn of the loop."""
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, *, overlap: bool) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.step_times = StepTimes()
+        self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
+        self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
+        self._turn = self._overlapped_turn if overlap else self._plain_turn
+
+    def step(self) -> list[Output]:
+        """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
+        said: list[Output] = []
+        try:
+            self._turn(said)
+        except Exception as error:
+            if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
+                raise
+            said += self._fail(error)
+        return said
+
+    def submit(self, request: GenerationRequest) -> list[Output]:
+        """Queue a request. One that cannot be queued ends at once: that is what is returned."""
+        try:
+            self.scheduler.submit(request)
+        except Exception as error:
+            if self.scheduler.knows(request.key):
+                raise CorruptStateError(f"queueing failed half-way: {error}") from error
+            error_id = secrets.token_hex(4)
+            log.error("a request could not be queued (%s)", error_id, exc_info=error)
+            ends = [Output(request.key, i, error_id=error_id) for i in range(request.n)]
+            for output in ends:
+                output.finish = FinishReason.ERROR
+            return self._stamp(ends)
+        return []
+
+    def _plain_turn(self, said: list[Output]) -> None:
+        plan = self._plan()
+        said += self._said()
+        if plan is None:
+            return
+        launched = time.monotonic()
+        pending = self.runner.execute(plan)
+        if self.before_wait is not None:
+            self.before_wait()
+        result = pending.wait()
+        self.step_times.ended(plan, launched)
+        said += self._stamp(self.scheduler.apply(plan, result))
+
+    def _overlapped_turn(self, said: list[Output]) -> None:
+        plan = self._plan()
+        said += self._said()
+        if plan is not None:
+            launched = time.monotonic()
+            self._in_flight.append((plan, self.runner.execute(plan), launched))
+        if not self._in_flight or (plan is not None and len(self._in_flight) <= RUN_AHEAD):
+            return
+        oldest, pending, launched = self._in_flight[0]
+        if self.before_wait is not None:
+            self.before_wait()
+        result = pending.wait()
+        self._in_flight.popleft()
+        self.step_times.ended(oldest, launched)
+        said += self._stamp(self.scheduler.apply(oldest, result))
+
+    def _plan(self) -> StepPlan | None:
+        try:
+            return self.scheduler.schedule()
+        except Exception as error:  # blocks and slots may have been given out for no plan
+            raise CorruptStateError(f"planning failed: {error}") from error
+
+    def _fail(self, error: Exception) -> list[Output]:
+        if not self.scheduler.num_in_flight:
+            raise error  # no request can answer for it
+        error_id = secrets.token_hex(4)
+        log.error("a step failed (%s)", error_id, exc_info=error)
+        self._in_flight.clear()
+        self.runner.reset()
+        return self._stamp(self.scheduler.fail(error_id))
+
+    def _said(self) -> list[Output]:
+        return self._stamp(self.scheduler.drain_outputs())
+
+    @staticmethod
+    def _stamp(outputs: list[Output]) -> list[Output]:
+        now = time.monotonic()
+        for output in outputs:
+            output.stamp(now)
+        return outputs

@@ -1,0 +1,162 @@
+"""The loop that owns an engine: take commands, run a turn of the core, publish what it says.
+
+Invariant: the engine is touched by the thread that runs this loop, and by no other. What crosses is
+plain data: commands inward, batches outward. Who is on the other side, another thread or another
+process, the loop does not know; neither side may ever make it wait but for commands when idle.
+
+Every turn that leaves the engine idle publishes, so whoever has sent a command hears of its effect.
+"""
+
+import logging
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import EngineDeadError, QuireError
+from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.core import EngineCore
+from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.stats import EngineInfo, EngineStats
+from quire.engine.loop.step_times import StepTimes
+from quire.engine.request import Output
+
+log = logging.getLogger(__name__)
+
+# More outputs than this in a step are handed over only when the next one has been launched and the
+# loop waits for the device: work on them would delay that launch.
+AT_ONCE = 16
+STATS_SECONDS = 0.05  # statistics are published as often, if there is nothing else to say
+
+Progress = Callable[[str, float], None]
+
+
+class BuiltEngine(Protocol):
+    """What the loop drives."""
+
+    core: EngineCore
+    info: EngineInfo
+
+    def stats(self) -> EngineStats: ...
+
+
+Builder = Callable[[EngineConfig, Progress], BuiltEngine]
+
+
+class Inbox(Protocol):
+    """Where commands come from."""
+
+    def take(self, *, wait: bool) -> Sequence[Command]:
+        """What has come since the last call, in order; wait: at least one."""
+        ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one turn of the engine has to say."""
+
+    outputs: list[Output]
+    stats: EngineStats
+    step_times: StepTimes
+    block_map: bytes | None = None
+
+
+class EngineLoop:
+    """Drives one engine for one other side."""
+
+    def __init__(
+        self,
+        engine: BuiltEngine,
+        inbox: Inbox,
+        publish: Callable[[Batch], None],
+        busy: BusyMark,
+    ) -> None:
+        """publish: hands a batch over; it must not block."""
+        self._engine = engine
+        self._inbox = inbox
+        self._publish = publish
+        self._busy = busy
+        self._held: Batch | None = None  # until the engine waits for the device
+        self._published_at = float("-inf")
+        self._map_asked = False
+        engine.core.before_wait = self._publish_held
+
+    def announce(self) -> None:
+        """Publish the statistics as they are before anything was asked."""
+        self._hold([])
+        self._publish_held()
+
+    def run(self) -> None:
+        """Returns when Stop was taken. Raises what ended the engine, all else being published."""
+        try:
+            while self._turn():
+                pass
+        finally:
+            self._publish_held()
+            self._busy.end()
+
+    def obey(self, command: Command) -> list[Output]:
+        """Do what is asked; what there is to say of it at once."""
+        core = self._engine.core
+        match command:
+            case Submit(request):
+                return core.submit(request)
+            case Finish(key, index, kept):
+                core.scheduler.finish(key, index, kept)
+            case Abort(key):
+                core.scheduler.abort(key)
+            case AskBlockMap():
+                self._map_asked = True
+        return []
+
+    def _turn(self) -> bool:
+        """Take commands, run one turn of the core, publish. False: stop."""
+        commands = self._take()
+        if Stop() in commands:
+            return False
+        refused: list[Output] = []
+        for command in commands:
+            refused += self.obey(command)
+        outputs = refused + self._engine.core.step()
+        self._publish_held()  # where the turn had nothing to wait for
+        idle = not self._engine.core.scheduler.has_requests
+        overdue = time.monotonic() - self._published_at >= STATS_SECONDS
+        if outputs or idle or overdue or self._map_asked:
+            self._hold(outputs)
+        if idle or len(outputs) <= AT_ONCE:
+            self._publish_held()
+        return True
+
+    def _take(self) -> Sequence[Command]:
+        idle = not self._engine.core.scheduler.has_requests
+        if idle:
+            self._busy.end()
+        commands = self._inbox.take(wait=idle)
+        self._busy.begin()
+        return commands
+
+    def _hold(self, outputs: list[Output]) -> None:
+        core = self._engine.core
+        self._held = Batch(outputs, self._engine.stats(), core.step_times)
+        if self._map_asked:
+            self._held.block_map = core.scheduler.pool.block_map()
+            self._map_asked = False
+
+    def _publish_held(self) -> None:
+        if self._held is not None:
+            batch, self._held = self._held, None
+            self._published_at = time.monotonic()
+            self._publish(batch)
+
+
+def report_death(error: BaseException) -> EngineDeadError:
+    """Log what ended an engine, under an id; returns what its callers are to get."""
+    error_id = secrets.token_hex(4)
+    trace = "".join(traceback.format_exception(error))
+    log.critical("the engine has ended by a fault (%s): %s", error_id, trace)
+    if isinstance(error, QuireError):
+        log.critical("%s", error)
+    return EngineDeadError(error_id)

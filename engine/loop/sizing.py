@@ -1,0 +1,150 @@
+"""How much fits: device, data type, and the number of cache blocks that memory allows.
+
+Invariant: the number of blocks is computed once, here, from free memory after a profile run (or
+taken from `num_blocks`), and both the block pool and the cache tensors are made from it. A budget
+that leaves no block is an error with the numbers in it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import CapacityError, ConfigError
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.shape import resolve_max_model_len
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_GIB = 1 << 30
+_CPU_FP32_UP_TO = 512  # hidden size up to which fp32 is the faster type on a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class SizingPlan:
+    """What a configuration takes. Sizes in bytes; num_blocks leaves the null block out."""
+
+    device: str
+    dtype: str
+    max_model_len: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    block_size: int
+    num_blocks: int
+    kv_cache_bytes: int
+    estimated: bool  # no profile run was made: activations are not counted
+
+    @property
+    def full_length_sequences(self) -> int:
+        """Sequences of max_model_len tokens that the cache holds at once."""
+        return self.num_blocks // -(-self.max_model_len // self.block_size)
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device to run on. Raises ConfigError for a GPU that is not there."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if config.device == "cuda":
+        raise ConfigError(
+            "device = cuda: this machine has no usable CUDA device (try device = cpu)"
+        )
+    return torch.device("cpu")
+
+
+def resolve_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
+    """The data type of weights, activations and cache."""
+    if config.dtype == "float16" and device.type == "cpu":
+        raise ConfigError("dtype = float16: not supported on the CPU (float32, bfloat16)")
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if device.type == "cpu":
+        return torch.float32 if model.hidden_size <= _CPU_FP32_UP_TO else torch.bfloat16
+    stored = _DTYPES.get(model.stored_dtype, torch.bfloat16)
+    return torch.bfloat16 if stored is torch.float32 else stored
+
+
+def resolve_cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The data type of keys and values: the model's, but float32 on a CPU, whose attention
+    computes in it: a narrower cache would be widened again in every step."""
+    return torch.float32 if device.type == "cpu" else dtype
+
+
+def cache_blocks(
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, budget: int, what: str
+) -> int:
+    """Blocks, the null block included, that `budget` bytes hold; `what` explains the budget."""
+    if config.num_blocks is not None:
+        return config.num_blocks + 1
+    block_bytes = model.kv_bytes_per_token(dtype) * config.block_size
+    blocks = max(budget, 0) // block_bytes
+    if blocks < 2:
+        raise CapacityError(
+            f"no room for the KV cache: {what} leaves {budget / _GIB:.2f} GiB, "
+            f"and a block of {config.block_size} tokens takes {block_bytes / _GIB:.4f} GiB"
+        )
+    return blocks
+
+
+def gpu_budget(config: EngineConfig, device: torch.device, peak_bytes: int) -> tuple[int, str]:
+    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    others = max(total - free - reserved, 0)
+    budget = int(total * config.gpu_memory_utilization) - others - peak_bytes
+    what = (
+        f"gpu_memory_utilization = {config.gpu_memory_utilization} of {total / _GIB:.1f} GiB, "
+        f"less {peak_bytes / _GIB:.1f} GiB for weights and the largest step, "
+        f"less {others / _GIB:.1f} GiB of others,"
+    )
+    return budget, what
+
+
+@contextmanager
+def room_for(what: str, nbytes: int, device: torch.device, hint: str) -> Iterator[None]:
+    """Raises CapacityError in place of torch's or numpy's own, with the size and what is free."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(error, kinds) and "allocate memory" not in str(error):
+            raise
+        free = ""
+        if device.type == "cuda":
+            left, total = torch.cuda.mem_get_info(device)
+            free = f", and {left / _GIB:.2f} of {total / _GIB:.2f} GiB are free"
+        raise CapacityError(
+            f"out of memory for {what}: {nbytes / _GIB:.2f} GiB are needed{free}; {hint}"
+        ) from error
+
+
+def cpu_budget(config: EngineConfig) -> tuple[int, str]:
+    """Bytes for the cache on the CPU."""
+    return int(config.cpu_kv_gib * _GIB), f"cpu_kv_gib = {config.cpu_kv_gib}"
+
+
+def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
+    """What a configuration takes, without loading anything (a dry run)."""
+    device = resolve_device(config)
+    dtype = resolve_dtype(config, model, device)
+    weights = model.weight_bytes(dtype)
+    if device.type == "cuda":
+        budget, what = gpu_budget(config, device, weights)
+    else:
+        budget, what = cpu_budget(config)
+    cache_dtype = resolve_cache_dtype(dtype, device)
+    usable = cache_blocks(config, model, cache_dtype, budget, what) - 1
+    per_token = model.kv_bytes_per_token(cache_dtype)
+    return SizingPlan(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=resolve_max_model_len(config, model),
+        weight_bytes=weights,
+        kv_bytes_per_token=per_token,
+        block_size=config.block_size,
+        num_blocks=usable,
+        kv_cache_bytes=(usable + 1) * config.block_size * per_token,
+        estimated=device.type == "cuda",
+    )

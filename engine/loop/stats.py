@@ -1,0 +1,90 @@
+"""What the engine tells of itself: EngineInfo once, EngineStats as a snapshot after each step."""
+
+from dataclasses import dataclass
+
+from quire.engine.model.config import GenerationDefaults
+from quire.engine.scheduling.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Known once the engine is ready, and constant from then on. Sizes in bytes."""
+
+    architecture: str
+    fingerprint: str
+    parameters: int
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    device: str
+    block_size: int
+    num_blocks: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    device_memory_total: int
+    eos_token_ids: tuple[int, ...]
+    generation: GenerationDefaults
+    options: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Gauges and counters of one moment. Counters only rise. Memory in bytes."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    blocks_cached: int = 0
+    blocks_in_use: int = 0
+    blocks_shared: int = 0
+    prefix_tokens_queried: int = 0
+    prefix_tokens_hit: int = 0
+    evictions: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    prefill_computed: int = 0
+    generated: int = 0
+    discarded: int = 0
+    steps_total: int = 0
+    steps_graph: int = 0
+    steps_eager: int = 0
+    steps_mixed: int = 0
+    steps_failed: int = 0
+    memory_allocated: int = 0
+    memory_peak: int = 0
+
+
+def snapshot(
+    scheduler: Scheduler,
+    graph_steps: int = 0,
+    eager_steps: int = 0,
+    memory: tuple[int, int] = (0, 0),
+) -> EngineStats:
+    """What scheduler and pool hold and have counted. memory: bytes allocated now, at the peak."""
+    pool, counters = scheduler.pool, scheduler.counters
+    return EngineStats(
+        running=scheduler.num_running,
+        waiting=scheduler.num_waiting,
+        blocks_total=pool.num_usable,
+        blocks_free=pool.num_free,
+        blocks_cached=pool.num_cached,
+        blocks_in_use=pool.num_usable - pool.num_free,
+        blocks_shared=pool.num_shared,
+        prefix_tokens_queried=counters.prefix_queried,
+        prefix_tokens_hit=counters.prefix_hit,
+        evictions=pool.evictions,
+        preemptions=counters.preemptions,
+        prompt_tokens=counters.prompt_tokens,
+        prefill_computed=counters.prefill_computed,
+        generated=counters.generated,
+        discarded=counters.discarded,
+        steps_total=counters.steps,
+        steps_graph=graph_steps,
+        steps_eager=eager_steps,
+        steps_mixed=counters.mixed_steps,
+        steps_failed=counters.failed_steps,
+        memory_allocated=memory[0],
+        memory_peak=memory[1],
+    )

@@ -1,0 +1,51 @@
+"""How long steps take, by what they hold.
+
+Invariant: a step's time runs from its launch, or from the end of the step before it where it had to
+queue behind that one, to the arrival of its result; so the times of a busy engine add up to the
+time it was busy. Written by the engine's thread alone.
+"""
+
+import time
+
+from quire.engine.loop.histogram import Histogram
+from quire.engine.scheduling.plan import StepPlan
+
+BOUNDS = (
+    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
+    *(0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+KINDS = ("decode", "prefill", "mixed")
+Values = list[tuple[list[int], float]]
+
+
+def kind_of(plan: StepPlan) -> str:
+    """decode: every row is one new token; prefill: none is; mixed: both."""
+    if plan.num_decode_rows == len(plan.rows):
+        return "decode"
+    return "mixed" if plan.num_decode_rows else "prefill"
+
+
+class StepTimes:
+    """A histogram a kind."""
+
+    def __init__(self) -> None:
+        self.histograms = {kind: Histogram(BOUNDS) for kind in KINDS}
+        self._last_end = 0.0
+
+    @classmethod
+    def of(cls, values: Values) -> "StepTimes":
+        """A copy made of what `values` gave, perhaps in another process."""
+        times = cls()
+        for histogram, (counts, seconds) in zip(times.histograms.values(), values, strict=True):
+            histogram.counts, histogram.sum = counts, seconds
+        return times
+
+    def values(self) -> Values:
+        """Counts and sum of each kind, in order, as plain data."""
+        return [(h.counts, h.sum) for h in self.histograms.values()]
+
+    def ended(self, plan: StepPlan, launched: float) -> None:
+        """The result of a step launched at that time (time.monotonic) is here."""
+        now = time.monotonic()
+        self.histograms[kind_of(plan)].observe(now - max(launched, self._last_end))
+        self._last_end = now

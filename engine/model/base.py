@@ -1,0 +1,52 @@
+"""What every model offers, and what all of them do alike.
+
+Invariant: parameters are allocated when a model is built and keep their addresses; whoever fills
+them (`quire.engine.weights`) does so in place. Inference only: no gradients.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from quire.engine.errors import ModelError
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.layers.placement import Placement
+
+
+class CausalModel(ABC):
+    """A decoder that maps token ids to the logits of the next one.
+
+    num_kv_heads: those of this rank, which its cache holds.
+    weights_digest: what names the weights, once they are filled in.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, num_kv_heads: int
+    ) -> None:
+        self.config = config
+        self.num_kv_heads = num_kv_heads
+        self.dtype = dtype
+        self.device = device
+        self.weights_digest: str | None = None
+
+    @abstractmethod
+    def placements(self) -> list[Placement]:
+        """Every weight of a checkpoint, and where it goes."""
+
+    @abstractmethod
+    def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
+        """Write keys and values of a step's tokens; returns hidden states [T, H], not yet normed
+        for the head. kv.k, kv.v: of this rank's heads."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
+        """Logits after the final norm: [L, V] fp32. hidden: [T, H]; rows: [L] int64, None = all."""
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits, equal on replicas that serve the same function."""
+        if self.weights_digest is None:
+            raise ModelError("the model has no weights yet")
+        return self.config.fingerprint(self.weights_digest, self.dtype)

@@ -1,0 +1,79 @@
+"""Attention over the paged cache: one-token rows and longer rows, each through its kernel.
+
+Invariant: keys and values of all tokens of the step are written before any is read, so a prompt
+sees itself and every row sees all that came before it.
+"""
+
+import torch
+from torch import Tensor
+
+from quire.engine.model.forward_batch import ForwardBatch
+from quire.kernels.ops import Ops
+
+
+def paged_attention(
+    ops: Ops,
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    eps: float,
+    rope: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+) -> Tensor:
+    """Norm of q and k, rotation, cache write and attention of a step's tokens.
+
+    qkv: [T, (Hq + 2 * Hkv) * D]; q_norm, k_norm: [D]; rope: [positions, D];
+    caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D].
+    """
+    written = (
+        qkv, q_norm, k_norm, eps, rope, batch.positions, batch.slot_mapping, k_cache, v_cache
+    )  # fmt: skip
+    if batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
+        rows = (batch.block_tables, batch.context_lens)
+        return ops.rope_decode_attention(*written, *rows, scale, batch.max_context_len).flatten(1)
+    q = ops.qk_norm_rope_kv_write(*written)
+    decode = batch.num_decode_rows
+    if decode == 0:
+        return _prefill(ops, q, k_cache, v_cache, batch, scale).flatten(1)
+    # Two kernels, one result: decode rows come first.
+    parts = (
+        _decode(ops, q[:decode], k_cache, v_cache, batch, scale),
+        _prefill(ops, q[decode:], k_cache, v_cache, batch, scale),
+    )
+    return torch.cat(parts).flatten(1)
+
+
+def _decode(
+    ops: Ops, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch, scale: float
+) -> Tensor:
+    rows = batch.num_decode_rows
+    return ops.decode_attention(
+        q,
+        k_cache,
+        v_cache,
+        batch.block_tables[:rows],
+        batch.context_lens[:rows],
+        scale,
+        batch.max_context_len,
+    )
+
+
+def _prefill(
+    ops: Ops, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch, scale: float
+) -> Tensor:
+    first = batch.num_decode_rows
+    assert batch.prefill_start_loc is not None
+    return ops.prefill_attention(
+        q,
+        k_cache,
+        v_cache,
+        batch.block_tables[first:],
+        batch.prefill_start_loc,
+        batch.context_lens[first:],
+        scale,
+        batch.max_query_len,
+        batch.max_context_len,
+    )

@@ -1,0 +1,55 @@
+"""Token embedding and output head, each rank holding the rows of its own ids.
+
+Invariant: rows beyond the vocabulary are zero and their logits never leave this file.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quire.engine.model.layers.parallel import World, length
+from quire.engine.model.layers.placement import Placement, new_weight
+from quire.kernels.ops import Ops
+
+
+class VocabTable:
+    """A [vocabulary, hidden] matrix, this rank's ids of it. Serves as embedding, head, or both."""
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._world = world
+        self._vocab_size = vocab_size
+        self.ids, rows = world.split_vocab(vocab_size)
+        self.weight = new_weight(rows, hidden_size, dtype=dtype, device=device)
+        held = length(self.ids)
+        self.weight[held:] = 0
+        shape, cols = (vocab_size, hidden_size), slice(0, hidden_size)
+        self.placements = [Placement(name, shape, self.weight[:held], self.ids, cols)]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T] int32 -> [T, hidden]. An ordinary launch, on which decode attention relies: it reads
+        what stands before it (contexts, tables, older tokens) without waiting for more."""
+        if self._world.size == 1:
+            return self.weight[token_ids]  # of a few rows far faster on a device than F.embedding
+        return self._world.all_reduce(self.embed_part(token_ids))
+
+    def embed_part(self, token_ids: Tensor) -> Tensor:
+        """This rank's share of `embed`: zeros for ids that another rank holds."""
+        mine = (token_ids >= self.ids.start) & (token_ids < self.ids.stop)
+        rows = F.embedding(torch.where(mine, token_ids - self.ids.start, 0), self.weight)
+        return rows.masked_fill_(~mine[:, None], 0)
+
+    def logits(self, ops: Ops, hidden: Tensor, norm_weight: Tensor, eps: float) -> Tensor:
+        """[L, hidden], normed first -> [L, vocabulary] fp32."""
+        logits = ops.linear(
+            hidden, self.weight, norm_weight=norm_weight, eps=eps, out_dtype=torch.float32
+        )
+        return self._world.gather_vocab(logits, self._vocab_size)

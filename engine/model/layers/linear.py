@@ -1,0 +1,81 @@
+"""Column- and row-parallel products over merged weights.
+
+Invariant: a weight is allocated once, at its final address, and a checkpoint's matrices are written
+into parts of it. Of a column-parallel layer each rank makes some outputs; of a row-parallel one
+each rank makes a part of the sum, and the residual is added once, after the sum is whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.engine.model.layers.parallel import World, length
+from quire.engine.model.layers.placement import Placement, new_weight
+from quire.kernels.ops import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix of a merged layer: its name, its outputs in the checkpoint, this rank's."""
+
+    name: str
+    outputs: int
+    rows: slice
+
+
+class ColumnParallelLinear:
+    """Several matrices over one input, one under another. y: [T, sum of this rank's rows]."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        parts: Sequence[Part],
+        inputs: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._ops = ops
+        rows = sum(length(part.rows) for part in parts)
+        self.weight = new_weight(rows, inputs, dtype=dtype, device=device)
+        self.placements: list[Placement] = []
+        begin = 0
+        for part in parts:
+            target = self.weight[begin : begin + length(part.rows)]
+            begin += length(part.rows)
+            shape, cols = (part.outputs, inputs), slice(0, inputs)
+            self.placements.append(Placement(part.name, shape, target, part.rows, cols))
+
+    def __call__(self, x: Tensor, norm_weight: Tensor, eps: float, *, silu: bool = False) -> Tensor:
+        """x: [T, inputs], normed first -> [T, rows]; with silu, gate and up: [T, rows / 2]."""
+        return self._ops.linear(x, self.weight, norm_weight=norm_weight, eps=eps, silu=silu)
+
+
+class RowParallelLinear:
+    """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        world: World,
+        name: str,
+        outputs: int,
+        inputs: int,
+        cols: slice,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._ops = ops
+        self._world = world
+        self.weight = new_weight(outputs, length(cols), dtype=dtype, device=device)
+        rows = slice(0, outputs)
+        self.placements = [Placement(name, (outputs, inputs), self.weight, rows, cols)]
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused."""
+        if self._world.size == 1:
+            return self._ops.linear(x, self.weight, residual=residual)
+        return residual + self._world.all_reduce(self._ops.linear(x, self.weight))

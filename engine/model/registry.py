@@ -1,0 +1,48 @@
+"""Architectures that can be run, by the name in config.json."""
+
+from collections.abc import Callable
+
+import torch
+
+from quire.engine.errors import ConfigError
+from quire.engine.model.base import CausalModel
+from quire.engine.model.config import QWEN3, ModelConfig
+from quire.engine.model.layers.parallel import World
+from quire.engine.model.qwen3 import Qwen3
+from quire.kernels.ops import Ops
+from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
+
+Model = CausalModel
+
+_MODELS: dict[str, Callable[..., CausalModel]] = {QWEN3: Qwen3}
+
+
+def build_model(
+    config: ModelConfig,
+    ops: Ops,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    world: World | None = None,
+) -> CausalModel:
+    """A model with unfilled parameters; `load` or `load_random` comes next. Raises ConfigError."""
+    if config.architecture not in _MODELS:
+        known = ", ".join(_MODELS)
+        raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
+    _check_kernels(config, dtype, device)
+    build = _MODELS[config.architecture]
+    # Tensors made under inference mode could not be filled by threads, which are not under it.
+    with torch.inference_mode(False):
+        return build(config, ops, dtype=dtype, device=device, world=world or World())
+
+
+def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse here what a kernel would refuse in the first step."""
+    if device.type != "cuda":
+        return
+    try:
+        group = config.num_q_heads // config.num_kv_heads
+        check_supported(config.head_dim, dtype, BLOCK_SIZES[0], group)
+        check_device(device)
+    except ValueError as error:
+        raise ConfigError(f"device = {device.type}: {error}") from None

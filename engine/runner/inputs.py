@@ -1,0 +1,167 @@
+"""A step's inputs: what the host uploads, and the ForwardBatch the device makes of it.
+
+Invariant: token ids, positions, slot mappings and context lengths are made on the device from the
+slots; the host sends which slots take part and the prompt tokens that the device has not seen.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.runner.slots import SlotState
+from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.plan import StepPlan
+from quire.kernels.ops import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """row_slots: [R] int32. Of a mixed step also query_lens: [R] int32, and sampled_rows: [L]
+    int64, the rows that sample a token."""
+
+    batch: ForwardBatch
+    row_slots: Tensor
+    query_lens: Tensor | None = None
+    sampled_rows: Tensor | None = None
+
+
+def decode_inputs(
+    ops: Ops, state: SlotState, block_size: int, row_slots: Tensor, max_context_len: int
+) -> StepInputs:
+    """Rows of one token each. row_slots: [R] int32, perhaps padded with the null slot."""
+    rows, device = row_slots.shape[0], row_slots.device
+    blocks = state.block_tables.shape[1]
+    token_ids, positions, context_lens = (
+        torch.empty(rows, dtype=torch.int32, device=device) for _ in range(3)
+    )
+    slot_mapping = torch.empty(rows, dtype=torch.int64, device=device)
+    block_tables = torch.empty(rows, blocks, dtype=torch.int32, device=device)
+    ops.prepare_decode(
+        row_slots,
+        state.last_token,
+        state.num_computed,
+        state.block_tables,
+        block_size,
+        token_ids,
+        positions,
+        slot_mapping,
+        context_lens,
+        block_tables,
+    )
+    batch = ForwardBatch(
+        token_ids=token_ids,
+        positions=positions,
+        slot_mapping=slot_mapping,
+        context_lens=context_lens,
+        block_tables=block_tables,
+        prefill_start_loc=None,
+        logits_rows=None,
+        num_decode_rows=rows,
+        max_query_len=1,
+        max_context_len=max_context_len,
+    )
+    return StepInputs(batch, row_slots)
+
+
+class MixedShape(NamedTuple):
+    """Rows of one token, longer rows, and the longer rows' tokens; exact, or padded for a graph."""
+
+    decode_rows: int
+    prefill_rows: int
+    prefill_tokens: int
+
+    @staticmethod
+    def of(plan: StepPlan) -> "MixedShape":
+        decode = plan.num_decode_rows
+        return MixedShape(decode, len(plan.rows) - decode, plan.num_tokens - decode)
+
+
+def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: int) -> None:
+    """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
+
+    Padding rows belong to the null slot; the last of them takes the padding tokens. The arrays'
+    sizes follow from `shape` alone, so that a graph finds them where they were captured.
+    """
+    decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]
+    row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)
+    row_slots[: len(decode)] = [row.slot for row in decode]
+    row_slots[shape.decode_rows :][: len(longer)] = [row.slot for row in longer]
+    lens = np.zeros_like(row_slots)
+    lens[: shape.decode_rows] = 1
+    lens[shape.decode_rows :][: len(longer)] = [row.num_tokens for row in longer]
+    total = shape.decode_rows + shape.prefill_tokens
+    lens[-1] += total - lens.sum()
+    starts = np.zeros(len(lens) + 1, np.int32)
+    np.cumsum(lens, out=starts[1:])
+    tokens = np.zeros(total, np.int32)
+    tokens[: shape.decode_rows] = -1  # the slot's own last token
+    known = [t for r in longer for t in r.request.token_ids[r.start : r.start + r.num_tokens]]
+    tokens[shape.decode_rows :][: len(known)] = known
+    staging.put("token_ids", tokens)
+    staging.put("row_slots", row_slots)
+    staging.put("query_lens", lens)
+    staging.put("query_start_loc", starts)
+    staging.put("prefill_start_loc", starts[shape.decode_rows :] - starts[shape.decode_rows])
+    sampled = _sampled_rows(plan, shape)
+    staging.put("logits_rows", starts[1:][sampled].astype(np.int64) - 1)
+    staging.put("sampled_rows", sampled)
+
+
+def _sampled_rows(plan: StepPlan, shape: MixedShape) -> npt.NDArray[np.int64]:
+    """All rows of a padded step, which is made of rows that sample; else those that do."""
+    if shape == MixedShape.of(plan):
+        return np.flatnonzero([row.samples for row in plan.rows])
+    return np.arange(shape.decode_rows + shape.prefill_rows)
+
+
+def mixed_inputs(
+    ops: Ops,
+    state: SlotState,
+    block_size: int,
+    staging: Staging,
+    shape: MixedShape,
+    max_query_len: int,
+    max_context_len: int,
+) -> StepInputs:
+    """Rows of any length, from the upload that stage_mixed prepared."""
+    device = state.seeds.device
+    rows, tokens = shape.decode_rows + shape.prefill_rows, shape.decode_rows + shape.prefill_tokens
+    token_ids = staging.get("token_ids").clone()  # filled in place, and staged only once
+    row_slots = staging.get("row_slots")
+    positions = torch.empty(tokens, dtype=torch.int32, device=device)
+    slot_mapping = torch.empty(tokens, dtype=torch.int64, device=device)
+    context_lens = torch.empty(rows, dtype=torch.int32, device=device)
+    blocks = state.block_tables.shape[1]
+    block_tables = torch.empty(rows, blocks, dtype=torch.int32, device=device)
+    ops.prepare_mixed(
+        row_slots,
+        staging.get("query_start_loc"),
+        state.num_computed,
+        state.last_token,
+        state.block_tables,
+        block_size,
+        token_ids,
+        positions,
+        slot_mapping,
+        context_lens,
+        block_tables,
+    )
+    batch = ForwardBatch(
+        token_ids=token_ids,
+        positions=positions,
+        slot_mapping=slot_mapping,
+        context_lens=context_lens,
+        block_tables=block_tables,
+        prefill_start_loc=staging.get("prefill_start_loc"),
+        logits_rows=staging.get("logits_rows"),
+        num_decode_rows=shape.decode_rows,
+        max_query_len=max_query_len,
+        max_context_len=max_context_len,
+    )
+    query_lens, sampled_rows = staging.get("query_lens"), staging.get("sampled_rows")
+    return StepInputs(batch, row_slots, query_lens, sampled_rows)

@@ -1,0 +1,96 @@
+"""From logits to tokens, on the device, by what the rows of a step need.
+
+Invariant: a row's token depends on its own logits, parameters, seed and position alone, whatever
+its batch mates ask for: every operation is neutral for a row that did not ask for it. So `Needs`
+chooses how much work is done, never what a row gets.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from quire.engine.request import SamplingParams, TokenLogprob
+from quire.engine.runner.slots import SlotState
+from quire.kernels.ops import Ops
+
+MAX_LOGPROBS = 20
+
+
+class Needs(NamedTuple):
+    """What a step must do after its logits: one captured variant for each value."""
+
+    draws: bool = False  # some row has a temperature
+    filters: bool = False  # top-k, top-p or min-p
+    adjusts: bool = False  # penalties or min_tokens
+    logprobs: bool = False
+
+    def including(self, params: SamplingParams) -> "Needs":
+        """These and what one more request needs."""
+        return Needs(
+            self.draws or params.temperature > 0,
+            self.filters or params.has_filters,
+            self.adjusts or params.has_penalties or params.min_tokens > 1,
+            self.logprobs or params.logprobs is not None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """tokens: [L] int64. logprobs: chosen [L], rank [L], top ids [L, 20], top values [L, 20]."""
+
+    tokens: Tensor
+    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+
+class Sampler:
+    """Samples with the parameters that the slots hold."""
+
+    def __init__(self, ops: Ops, state: SlotState) -> None:
+        self._ops = ops
+        self._state = state
+
+    def __call__(self, logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Sampled:
+        """logits: [L, V] fp32, may be changed; slots: [L]; positions: [L], of the new tokens."""
+        ops, state = self._ops, self._state
+        raw = logits.clone() if needs.logprobs and (needs.adjusts or needs.filters) else logits
+        if needs.adjusts:
+            ops.apply_penalties(
+                logits,
+                slots,
+                state.prompt_mask,
+                state.output_counts,
+                state.repetition,
+                state.presence,
+                state.frequency,
+            )
+            ops.mask_stop_tokens(logits, slots, positions, state.stop_ids, state.min_position)
+        if needs.filters:
+            ops.filter_logits(
+                logits, slots, state.temperature, state.top_k, state.top_p, state.min_p
+            )
+        if needs.draws:
+            tokens = ops.sample(logits, slots, positions, state.temperature, state.seeds)
+        else:
+            tokens = ops.greedy(logits)
+        if not needs.logprobs:
+            return Sampled(tokens)
+        count = min(MAX_LOGPROBS, logits.shape[1])
+        return Sampled(tokens, ops.logprobs(raw, tokens, count))
+
+
+def to_logprobs(
+    tokens: list[list[int]],
+    params: list[SamplingParams],
+    values: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> list[TokenLogprob | None]:
+    """Host side: what each row asked for, from the host copies of Sampled.logprobs."""
+    chosen, rank, top_ids, top_values = (t.tolist() for t in values)
+    out: list[TokenLogprob | None] = []
+    for row, (token, asked) in enumerate(zip(tokens, params, strict=True)):
+        if asked.logprobs is None:
+            out.append(None)
+            continue
+        top = zip(top_ids[row][: asked.logprobs], top_values[row], strict=False)
+        out.append(TokenLogprob(token[0], chosen[row], rank[row], tuple(top)))
+    return out

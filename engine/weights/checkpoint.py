@@ -1,0 +1,105 @@
+"""A directory's safetensors as one set of named tensors, and what names their content.
+
+Invariant: every name is stored once, in the file that the index says, if there is an index.
+"""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import xxhash
+
+from quire.engine.errors import ConfigError, ModelError
+from quire.engine.json_file import JsonFile
+from quire.engine.weights.safetensors_file import StoredTensor, read_header, read_into
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PROBES = 8  # windows of a tensor that the digest reads
+_PROBE_BYTES = 2048
+
+
+class Checkpoint:
+    """Open files of a checkpoint. Use as a context manager."""
+
+    def __init__(self, tensors: dict[str, StoredTensor]) -> None:
+        self.tensors = tensors
+        self._files: dict[Path, int] = {}
+        self._stack = ExitStack()
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Find and check the files. Raises ModelError."""
+        if (directory / INDEX).exists():
+            return cls(_indexed(directory))
+        if (directory / SINGLE).exists():
+            return cls(read_header(directory / SINGLE))
+        raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is there")
+
+    def __enter__(self) -> Self:
+        for path in {tensor.path for tensor in self.tensors.values()}:
+            try:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                self._stack.close()
+                raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+            self._stack.callback(os.close, self._files[path])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def read(self, tensor: StoredTensor, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the tensor's bytes from `start` on; threads may read at once."""
+        read_into(self._files[tensor.path], tensor, start, buffer)
+
+    def digest(self) -> str:
+        """Names the content: 32 hex digits over names, dtypes, shapes and evenly spread bytes of
+        every tensor (all bytes of small ones), however it is cut into files."""
+        digest = xxhash.xxh3_128()
+        window = memoryview(bytearray(_PROBES * _PROBE_BYTES))
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(repr((name, str(tensor.dtype), tensor.shape)).encode())
+            for start, length in _probes(tensor.nbytes):
+                self.read(tensor, start, window[:length])
+                digest.update(window[:length])
+        return digest.hexdigest()
+
+
+def _probes(nbytes: int) -> list[tuple[int, int]]:
+    if nbytes <= _PROBES * _PROBE_BYTES:
+        return [(0, nbytes)]
+    last = nbytes - _PROBE_BYTES
+    return [(last * probe // (_PROBES - 1), _PROBE_BYTES) for probe in range(_PROBES)]
+
+
+def _indexed(directory: Path) -> dict[str, StoredTensor]:
+    """The tensors of all files that the index names."""
+    index = directory / INDEX
+    try:
+        section = JsonFile.read(index).section("weight_map")
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
+    places = {} if section is None else section.data
+    if not places:
+        raise ModelError(f"{index}: weight_map is missing or empty")
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ModelError(f"{index}: {name}: {file!r} is not the name of a file")
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(places.values())):
+        for name, tensor in read_header(directory / file).items():
+            if places.get(name, file) == file:
+                tensors[name] = tensor
+    missing = sorted(places.keys() - tensors.keys())
+    if missing:
+        raise ModelError(f"{directory / places[missing[0]]}: {missing[0]} is missing")
+    return tensors

@@ -1,0 +1,225 @@
+"""From a checkpoint into a model's parameters, one piece of one tensor at a time.
+
+Invariant: when `load` returns, every parameter holds what the checkpoint says, cast to the model's
+dtype, and every tensor of the checkpoint has been used. Host memory: a few buffers of fixed size.
+On a GPU several threads read into pinned buffers; a buffer belongs to its copy until the copy's
+event, and is not written before.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quire.engine.errors import ModelError
+from quire.engine.model.base import CausalModel
+from quire.engine.model.layers.placement import Placement
+from quire.engine.weights.checkpoint import Checkpoint
+from quire.engine.weights.progress import Progress, no_progress
+from quire.engine.weights.safetensors_file import StoredTensor
+
+CHUNK_BYTES = 8 << 20
+GPU_THREADS = 8
+_BUFFERS = 2  # of a thread: one is read into while the other is copied
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Rows [first, last) of a stored tensor."""
+
+    placement: Placement
+    stored: StoredTensor
+    first: int
+    last: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.last - self.first) * self.stored.row_bytes
+
+
+def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no_progress) -> None:
+    """Fill the parameters from safetensors.
+
+    Raises ModelError: a file or weight that is missing, unexpected, misshapen or corrupt.
+    """
+    with Checkpoint.open(directory) as checkpoint:
+        jobs = _jobs(directory, checkpoint, model)
+        _run(jobs, checkpoint, model.device, progress)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # what casts have taken is the cache's to have
+        model.weights_digest = checkpoint.digest()
+
+
+def _jobs(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> list[_Job]:
+    """The pieces to read, in the files' order, once names and shapes are known to agree."""
+    placements = {placement.name: placement for placement in model.placements()}
+    stored = dict(checkpoint.tensors)
+    if model.config.tie_word_embeddings and _HEAD in stored:
+        _check_tied(checkpoint, stored.pop(_HEAD))
+    _check_names(directory, placements.keys() - stored.keys(), "is missing")
+    _check_names(directory, stored.keys() - placements.keys(), "is not a weight of the model")
+    for name, placement in placements.items():
+        if stored[name].shape != placement.shape:
+            raise ModelError(
+                f"{stored[name].path}: {name} has the shape {list(stored[name].shape)}, "
+                f"the configuration asks for {list(placement.shape)}"
+            )
+    jobs = [
+        _Job(placement, stored[name], first, last)
+        for name, placement in placements.items()
+        for first, last in placement.chunks(CHUNK_BYTES // stored[name].dtype.itemsize)
+    ]
+    return sorted(jobs, key=lambda job: (job.stored.path, job.stored.offset, job.first))
+
+
+def _check_names(directory: Path, names: set[str], fault: str) -> None:
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise ModelError(f"{directory}: {min(names)} {fault}{more}")
+
+
+def _check_tied(checkpoint: Checkpoint, head: StoredTensor) -> None:
+    """A tied head may be stored a second time only if it is the same."""
+    embedding = checkpoint.tensors.get(_EMBEDDING)
+    fault = f"{head.path}: {_HEAD} differs from {_EMBEDDING}, yet tie_word_embeddings is true"
+    if embedding is None:
+        return  # reported as missing
+    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        raise ModelError(fault)
+    one, other = (memoryview(bytearray(min(CHUNK_BYTES, head.nbytes))) for _ in range(2))
+    for start in range(0, head.nbytes, CHUNK_BYTES):
+        count = min(CHUNK_BYTES, head.nbytes - start)
+        checkpoint.read(embedding, start, one[:count])
+        checkpoint.read(head, start, other[:count])
+        if one[:count] != other[:count]:
+            raise ModelError(fault)
+
+
+# ---------------------------------------------------------------- the work
+
+
+def _run(
+    jobs: list[_Job], checkpoint: Checkpoint, device: torch.device, progress: Progress
+) -> None:
+    """Do all jobs on a few threads; the first error of any ends all."""
+    total, done = sum(job.nbytes for job in jobs), 0
+    size = max((job.nbytes for job in jobs), default=0)
+    count = min(GPU_THREADS if device.type == "cuda" else 1, len(jobs))
+    reports: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+    shared = _Shared(iter(jobs))
+    threads = [
+        threading.Thread(
+            target=_work, args=(shared, checkpoint, device, size, reports), name=f"weights-{index}"
+        )
+        for index in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while done < total:
+            report = reports.get()
+            if isinstance(report, BaseException):
+                raise report
+            done += report
+            progress(done, total)
+    finally:
+        shared.stop()
+        for thread in threads:
+            thread.join()
+    while not reports.empty():  # a copy may fail after the last report
+        report = reports.get()
+        if isinstance(report, BaseException):
+            raise report
+
+
+class _Shared:
+    """Jobs that are still to be taken, by any thread."""
+
+    def __init__(self, jobs: Iterator[_Job]) -> None:
+        self._jobs = jobs
+        self._lock = threading.Lock()
+
+    def take(self) -> _Job | None:
+        with self._lock:
+            return next(self._jobs, None)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._jobs = iter(())
+
+
+def _work(
+    shared: _Shared,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    buffer_bytes: int,
+    reports: "queue.SimpleQueue[int | BaseException]",
+) -> None:
+    """A thread's life: take jobs until none is left; report bytes, or the error."""
+    try:
+        lane = _GpuLane(buffer_bytes, device) if device.type == "cuda" else _CpuLane(buffer_bytes)
+        while (job := shared.take()) is not None:
+            lane.move(job, checkpoint)
+            reports.put(job.nbytes)
+        lane.finish()
+    except BaseException as error:
+        reports.put(error)
+
+
+class _CpuLane:
+    """Reads into one buffer and casts from it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._buffer = _Buffer(nbytes, pinned=False)
+
+    def move(self, job: _Job, checkpoint: Checkpoint) -> None:
+        job.placement.put(job.first, self._buffer.read(job, checkpoint))
+
+    def finish(self) -> None:
+        """Nothing is in flight."""
+
+
+class _GpuLane:
+    """Reads into pinned buffers in turn; copies and casts on a stream of its own."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        buffers = [(_Buffer(nbytes, pinned=True), torch.cuda.Event()) for _ in range(_BUFFERS)]
+        self._turns = itertools.cycle(buffers)
+
+    def move(self, job: _Job, checkpoint: Checkpoint) -> None:
+        buffer, copied = next(self._turns)
+        copied.synchronize()
+        staged = buffer.read(job, checkpoint)
+        placement = job.placement
+        with torch.cuda.stream(self._stream):
+            if staged.dtype != placement.target.dtype or not placement.takes_whole_rows:
+                staged = staged.to(self._device, non_blocking=True)
+            placement.put(job.first, staged)
+            copied.record(self._stream)
+
+    def finish(self) -> None:
+        self._stream.synchronize()
+
+
+class _Buffer:
+    """Host memory for one job's bytes."""
+
+    def __init__(self, nbytes: int, *, pinned: bool) -> None:
+        self._bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
+        self._view = memoryview(self._bytes.numpy().data)
+
+    def read(self, job: _Job, checkpoint: Checkpoint) -> Tensor:
+        """The job's rows: [m, K] or [m], in the stored dtype."""
+        stored = job.stored
+        start = job.first * stored.row_bytes
+        checkpoint.read(stored, start, self._view[: job.nbytes])
+        shape = (job.last - job.first, *stored.shape[1:])
+        return self._bytes[: job.nbytes].view(stored.dtype).view(shape)

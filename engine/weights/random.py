@@ -1,0 +1,199 @@
+"""Seeded random weights: for benchmarks, tests, and checkpoints that mean nothing.
+
+Invariant: a weight is a function of (seed, its name, its shape, the kind of device): neither the
+model's dtype, nor the order of weights, nor how a tensor is shared out over ranks changes it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from quire.engine.model.base import CausalModel
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.layers.placement import Placement
+from quire.engine.weights.checkpoint import INDEX, SINGLE
+from quire.engine.weights.progress import Progress, no_progress
+
+_CHUNK = 1 << 24  # numbers made at once: a whole number of rows is taken from it
+_SHARD_BYTES = 4 << 30
+
+
+def fill_random(model: CausalModel, seed: int, progress: Progress = no_progress) -> None:
+    """Fill the parameters with seeded noise, made on the device."""
+    placements = model.placements()
+    total, done = sum(placement.target.nbytes for placement in placements), 0
+    for placement in placements:
+        _fill_one(placement, model.config, seed, model.device)
+        done += placement.target.nbytes
+        progress(done, total)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+        torch.cuda.empty_cache()  # what the noise took is the cache's to have
+    model.weights_digest = f"random:{seed}:{model.device.type}:{model.config.initializer_range}"
+
+
+def _fill_one(placement: Placement, config: ModelConfig, seed: int, device: torch.device) -> None:
+    for first, made in _pieces(placement.name, placement.shape, config, seed, device):
+        begin = max(first, placement.rows.start)
+        end = min(first + made.shape[0], placement.rows.stop)
+        if begin < end:
+            placement.put(begin, made[begin - first : end - first])
+
+
+def _pieces(
+    name: str, shape: tuple[int, ...], config: ModelConfig, seed: int, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """A weight's rows in pieces (first row, [m, K] or [m] fp32): ones for norms, else noise."""
+    if len(shape) == 1:
+        yield 0, torch.ones(shape, device=device)
+        return
+    generator = torch.Generator(device)
+    generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) >> 1)
+    step = max(1, _CHUNK // shape[1])
+    for first in range(0, shape[0], step):
+        piece = torch.empty(min(step, shape[0] - first), shape[1], device=device)
+        yield first, piece.normal_(0.0, config.initializer_range, generator=generator)
+
+
+# ---------------------------------------------------------------- as files
+
+
+def save_random(
+    shape: str | ModelConfig,
+    directory: Path,
+    seed: int = 0,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = _SHARD_BYTES,
+    progress: Progress = no_progress,
+) -> ModelConfig:
+    """Write a directory in Hugging Face's format with random weights; returns its configuration.
+
+    shape: a name of ModelConfig.named_shape, or a configuration. device makes the noise (the CPU by
+    default). dtype: what is stored, the shape's by default. There is no tokenizer.
+    """
+    from safetensors.torch import save_file
+
+    config = ModelConfig.named_shape(shape) if isinstance(shape, str) else shape
+    stored = dtype or getattr(torch, config.stored_dtype)
+    where = device or torch.device("cpu")
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = weight_shapes(config)
+    shards = _shards(weights, stored.itemsize, shard_bytes)
+    total, done = sum(_bytes(shape, stored.itemsize) for shape in weights.values()), 0
+    files: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE
+        if len(shards) > 1:
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: _whole(name, weights[name], config, seed, where, stored) for name in names}
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        files.update(dict.fromkeys(names, file))
+        done += sum(tensor.nbytes for tensor in tensors.values())
+        progress(done, total)
+    if len(shards) > 1:
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
+    _write_json(directory / "config.json", hf_config(config, stored))
+    _write_json(directory / "generation_config.json", hf_generation(config))
+    return config
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint of this model."""
+    from quire.engine.model.registry import build_model
+    from quire.kernels import reference
+
+    model = build_model(
+        config,
+        reference,
+        dtype=torch.bfloat16,
+        device=torch.device("meta"),
+    )
+    return {placement.name: placement.shape for placement in model.placements()}
+
+
+def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a model."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling is not None:
+        scaling = config.rope_scaling
+        rope |= {"rope_type": "yarn"} | {
+            name: getattr(scaling, name) for name in scaling.__dataclass_fields__
+        }
+    eos = list(config.eos_token_ids)
+    return {
+        "architectures": [config.architecture],
+        "model_type": "qwen3",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_q_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_parameters": rope,
+        "dtype": str(dtype).removeprefix("torch."),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "initializer_range": config.initializer_range,
+        "bos_token_id": None,
+        "eos_token_id": eos[0] if eos else None,
+    }
+
+
+def hf_generation(config: ModelConfig) -> dict[str, Any]:
+    """generation_config.json of a model."""
+    defaults = config.generation
+    values: dict[str, Any] = {
+        name: getattr(defaults, name) for name in defaults.__dataclass_fields__
+    }
+    values["eos_token_id"] = list(config.eos_token_ids)
+    if defaults.temperature is not None:
+        values["do_sample"] = defaults.temperature > 0
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def _shards(weights: dict[str, tuple[int, ...]], itemsize: int, most: int) -> list[list[str]]:
+    """Names, in order, cut so that each file holds at most `most` bytes (or one weight)."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in weights.items():
+        nbytes = _bytes(shape, itemsize)
+        if shards[-1] and size + nbytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def _bytes(shape: tuple[int, ...], itemsize: int) -> int:
+    return torch.Size(shape).numel() * itemsize
+
+
+def _whole(
+    name: str,
+    shape: tuple[int, ...],
+    config: ModelConfig,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = torch.empty(shape, dtype=dtype)
+    for first, piece in _pieces(name, shape, config, seed, device):
+        out[first : first + piece.shape[0]].copy_(piece)
+    return out
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

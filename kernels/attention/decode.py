@@ -1,0 +1,434 @@
+"""Paged decode attention in Triton: one query token a row against the row's whole context.
+
+    q            [R, Hq, D]                      k_cache, v_cache [blocks, Hkv, block_size, D]
+    block_tables [R, M] int32                    context_lens     [R]
+    partial      [R, Hq, S, D'] fp32             stats            [R, Hq, S, 2] fp32 (maximum, sum)
+
+A context is cut at fixed token boundaries; one program takes one split of one row for one kv head,
+with the group's query heads packed in one tile (padded to 16 rows for the matrix units). A second
+kernel merges a row's splits; of the longest splits, which few contexts have more than one of, the
+last program to finish does.
+
+Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates,
+whichever split is launched, with however many warps, and whichever program comes last. Every split
+sums along one tree:
+
+    tile   TILE tokens, with a maximum of their own
+    unit   UNIT tokens, its tiles merged in index order; a multiple of UNIT for contexts beyond
+           UNIT * MAX_SPLITS, a function of the context alone, so that the workspace stays bounded
+    super  SUPER units, merged in index order; a context is its supers, merged in index order
+
+A split is a tile (level 0; a unit where a context is long), a unit (1) or a super (2). Short ones
+fill the device for few rows; a super leaves most contexts in one piece, so that nothing is written
+twice and nothing merged. The levels agree because a merge with the empty sum is exact (of finite
+values), wherever it happens. Between launches every counter is zero: the last to arrive puts it
+back.
+
+Tokens past a context are never read, so the cache may hold anything there: a tile that the context
+cuts lies lower, so that both end with the same token. Tiles come through descriptors (TMA) where
+the device has them; where programs are many, and power is what bounds the step, two warps then do
+what four would.
+
+Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
+slots, tables) before it waits for the kernel ahead, and where two programs fill a multiprocessor,
+the first tiles too, unless one of them is to hold the newest token. It may: no program starts
+before an ordinary launch ahead of it has, which waits for all before itself, and between what
+prepares a step and the layers stands one, the look-up of the embeddings. All but a row's newest
+token is of earlier steps.
+
+The split is the slowest index of the grid: the short last splits start last and fill the gaps.
+
+`rope_decode_attention` takes the product's qkv instead of q: each program norms and rotates its own
+query heads, and the one whose split holds a row's last token writes that token's key and value
+before it reads them. No other program reads that token. It gives the bits of the two kernels.
+
+Sources: Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al., 2023); online softmax (Milakov
+and Gimelshein, 2018).
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from quire.kernels.attention.decode_merge import (
+    columns,
+    empty_sum,
+    merge,
+    merge_splits,
+    merge_supers,
+    split_length,
+)
+from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
+from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
+from quire.kernels.support import before_hopper, check_supported, shared_bytes
+
+UNIT = 256  # tokens: the shortest split of level 1
+SUPER = 8  # units
+MAX_SPLITS = 32  # partial results of a row at most
+_TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
+_TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
+_TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
+_UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
+_EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
+_TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
+_DEEP = 4  # stages of theirs: three tiles on their way
+_REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
+_LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def _sum_of_weights(p):
+    """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps:
+    two at a time (a sum of two is the same either way round), until two or four are left."""
+    for _ in tl.static_range(3):
+        if p.shape[1] > 32:
+            p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
+    for _ in tl.static_range(3):
+        p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
+    return tl.sum(p, 1)
+
+
+@triton.jit
+def _queries(
+    q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps, newest,
+    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Wait for the kernel ahead and take the queries of a kv head, [16, DP]. With ROPE they are
+    normed and rotated, and the program of the newest token writes it to the cache."""
+    HALF: tl.constexpr = DP // 2
+    rg = tl.arange(0, 16)
+    rd, inside = columns(D, DP)
+    if ROPE:  # what never changes may be read before
+        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
+        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
+        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
+    if PDL:
+        gdc_wait()
+    if ROPE:  # asked for at once: their ways to memory overlap
+        x, exchanged = load_heads(q_ptr, h * G + rg, rg < G, D, HALF)
+        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
+        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
+        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
+        y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
+        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
+        if newest:
+            write_token(
+                k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h, HKV, D, HALF, BS
+            )
+            publish(FENCE)
+    else:
+        at = (h * G + rg)[:, None] * D + rd[None, :]
+        q = tl.load(q_ptr + at, mask=(rg < G)[:, None] & inside[None, :], other=0.0)
+    return q
+
+
+@triton.jit(
+    do_not_specialize=["table_stride", "S", "most", "early"],
+    do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
+)
+def _decode_kernel(
+    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, contexts_ptr, out_ptr,
+    partial_ptr, stats_ptr, counters_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr,
+    slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
+    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
+    LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
+
+    k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). AHEAD: the first
+    tiles are asked for before the wait. FENCE: of `kv_tiles.publish`.
+    """
+    h = tl.program_id(0)
+    row = tl.program_id(1)
+    sp = tl.program_id(2)
+    rg = tl.arange(0, 16)
+    rd, inside = columns(D, DP)
+    q_ptr += row.to(tl.int64) * q_stride
+    # What the step was prepared with may be read before the kernel ahead has finished (see above).
+    n = tl.load(contexts_ptr + row).to(tl.int32)
+    table = tables_ptr + row.to(tl.int64) * table_stride
+    block = tl.load(table)  # of the first split, whatever the context
+    position = tl.load(positions_ptr + row).to(tl.int64) if ROPE else 0
+    slot = tl.load(slots_ptr + row).to(tl.int64) if ROPE else 0
+    unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    start = sp * split
+    if sp > 0:
+        block = tl.load(table + start // BS, mask=start < n, other=0)
+    if PDL and n <= early:  # what follows may wait beside programs that are few or short
+        gdc_launch_dependents()
+    if (start < n) | (sp == 0):
+        end = tl.minimum(start + split, n)
+        newest = end == n
+        # The newest token is no part of what is asked for ahead: the prologue's tiles and the next.
+        wait = (end <= start + STAGES * TILE) & newest
+        if AHEAD:
+            q = tl.zeros((16, DP), q_ptr.dtype.element_ty)
+        if not AHEAD or wait:
+            q = _queries(
+                q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps,
+                newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
+            )  # fmt: skip
+        m, total, acc = empty_sum(16, DP)
+        m_before, total_before, acc_before = empty_sum(16, DP)  # of several units: all but the last
+        edge = start + unit
+        # One flat loop, so that the pipeline of loads never drains.
+        for t in tl.range(start, end, TILE, num_stages=STAGES):
+            if AHEAD and (t == start) & (not wait):
+                q = _queries(
+                    q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
+                    eps, newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
+                )  # fmt: skip
+            if LEVEL == 2:
+                begins = t == edge
+                if begins:
+                    m_before, total_before, acc_before = merge(
+                        m_before, total_before, acc_before, m, total, acc
+                    )
+                    m = tl.full(m.shape, -float("inf"), tl.float32)
+                    edge += unit
+            k, v, before = load_tile(
+                k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, HKV, D, DP, BS, TILE,
+                TMA,
+            )  # fmt: skip
+            if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
+                block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
+            s = tl.dot(q, k.T, input_precision=PRECISION)
+            s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
+            # a product by itself would fuse with what follows
+            m_t = tl.fma(tl.max(s, 1), scale, 0.0)
+            p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
+            acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+            m, total, acc = merge(m, total, acc, m_t, _sum_of_weights(p), acc_t)
+        if LEVEL == 2:
+            m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
+        first = (row * HKV + h).to(tl.int64) * G
+        index = first + rg
+        if n <= split:
+            total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
+            out = out_ptr + index[:, None] * D + rd[None, :]
+            ok = (rg < G)[:, None] & inside[None, :]
+            tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+        else:
+            part = index * S + sp
+            at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
+            tl.store(at, acc, mask=(rg < G)[:, None])
+            tl.store(stats_ptr + part * 2, m, mask=rg < G)
+            tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
+            if LEVEL == 2:
+                tl.debug_barrier()
+                counter = counters_ptr + row * HKV + h
+                count = tl.cdiv(n, split)
+                if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
+                    merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                    tl.store(counter, 0)
+    if PDL:
+        gdc_launch_dependents()
+
+
+def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
+    """Tokens a tile: a function of the head and the dtype alone, as results depend on it."""
+    padded = triton.next_power_of_2(head_dim)
+    return max(16, min(64, _TILE_BYTES // (int(padded) * dtype.itemsize)))
+
+
+def split_level(programs: int) -> int:
+    """The split to launch, 0 to 2, for rows * kv heads."""
+    if programs <= _TILE_PROGRAMS:
+        return 0
+    return 1 if programs <= _UNIT_PROGRAMS else 2
+
+
+def most_in_tiles(programs: int, tile: int) -> int:
+    """The longest context that level 0 cuts into tiles: within one super, and shorter the more
+    rows * kv heads fill the device anyway."""
+    return min(tile * MAX_SPLITS, UNIT * SUPER, _TILE_TOKENS // max(programs, 1))
+
+
+def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
+    """Partial results a row can have, for contexts up to max_context_len. most: in tiles."""
+    if level == 2:
+        return max(1, min(-(-MAX_SPLITS // SUPER), -(-max_context_len // (UNIT * SUPER))))
+    units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
+    return units if level else max(units, -(-min(max_context_len, most) // tile))
+
+
+class Launch(TypedDict, total=False):
+    """How to launch, mostly for tuning. Of these only tile is part of the order of summation:
+    results depend on no other.
+
+    counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
+    some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
+    chain must wait for its predecessor; what prepared the step, and wrote all but the rows' newest
+    tokens, stands before the whole chain). ahead: read the first tiles before waiting.
+    level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
+    tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
+    """
+
+    counters: Tensor | None
+    pdl: bool
+    level: int | None
+    tile: int | None
+    num_warps: int | None
+    num_stages: int | None
+    tma: bool | None
+    ahead: bool | None
+
+
+class _Rope(NamedTuple):
+    """What the kernel needs to norm, rotate and write; in its order."""
+
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    cos_sin: Tensor | None = None
+    positions: Tensor | None = None
+    slot_mapping: Tensor | None = None
+    eps: float = 0.0
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_context_len: int,
+    *,
+    out: Tensor | None = None,
+    **launch: Unpack[Launch],
+) -> Tensor:
+    """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
+
+    The arguments are those of the twin in reference.py; scale > 0. max_context_len only bounds the
+    grid and the workspace (R * Hq * S * D' fp32, S <= 32), so a captured graph passes the largest
+    there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor.
+    Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
+    """
+    rows, q_heads, dim = q.shape
+    if q.stride(2) != 1 or q.stride(1) != dim:
+        q = q.contiguous()
+    if out is None:
+        out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
+    caches = (k_cache, v_cache, block_tables, context_lens)
+    return _attend(q, caches, scale, max_context_len, _Rope(), out, **launch)
+
+
+def rope_decode_attention(
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_context_len: int,
+    *,
+    out: Tensor | None = None,
+    **launch: Unpack[Launch],
+) -> Tensor:
+    """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D].
+
+    The arguments are those of the twin in reference.py; slot_mapping is where the row's block table
+    puts its last token. Otherwise as above.
+    """
+    _, kv_heads, _, dim = k_cache.shape
+    rows, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
+    if qkv.stride(1) != 1:
+        qkv = qkv.contiguous()
+    if out is None:
+        out = torch.empty(rows, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
+    caches = (k_cache, v_cache, block_tables, context_lens)
+    rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
+    return _attend(qkv, caches, scale, max_context_len, rope, out, **launch)
+
+
+def _attend(
+    source: Tensor,
+    caches: tuple[Tensor, Tensor, Tensor, Tensor],
+    scale: float,
+    max_context_len: int,
+    rope: _Rope,
+    out: Tensor,
+    *,
+    counters: Tensor | None = None,
+    pdl: bool = False,
+    level: int | None = None,
+    tile: int | None = None,
+    num_warps: int | None = None,
+    num_stages: int | None = None,
+    tma: bool | None = None,
+    ahead: bool | None = None,
+) -> Tensor:
+    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope."""
+    rows, q_heads, dim = out.shape
+    k_cache, v_cache, block_tables, context_lens = caches
+    _, kv_heads, block_size, _ = k_cache.shape
+    check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
+    programs = rows * kv_heads
+    tile = tile or tile_tokens(dim, k_cache.dtype)
+    if UNIT % tile:
+        raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
+    if level is None:
+        level = split_level(programs)
+    most = most_in_tiles(programs, tile)
+    splits = num_splits(max_context_len, tile, level, most)
+    padded = triton.next_power_of_2(dim)
+    if tma is None:
+        tma = not before_hopper(source.device)
+    whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
+    if ahead is None:
+        on_their_way = (_DEEP - 1) * 2 * tile * padded * k_cache.itemsize  # bytes a program
+        room = 2 * on_their_way <= shared_bytes(source.device)
+        ahead = level == 2 and programs <= _TWO_EACH and room
+    # two warps take little more than half the instructions; few programs rather want four
+    warps = num_warps or (2 if whole and level == 2 and dim <= 128 and not ahead else 4)
+    stages = num_stages or (_DEEP if ahead else 2)
+    early = 0  # tokens of a row up to which the kernels that follow may be launched early
+    if level == 0:
+        early = max_context_len if programs <= _EARLY_PROGRAMS else most
+    elif ahead:
+        early = UNIT * SUPER
+    bound = padded <= 128 and k_cache.itemsize == 2 and not ahead
+    partial = torch.empty(
+        rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
+        dtype=torch.float32,
+        device=source.device,
+    )
+    stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
+    counted = programs if level == 2 and splits > 1 else 0
+    if counters is None or counters.numel() < counted:
+        counters = torch.zeros(counted, dtype=torch.int32, device=source.device)
+    launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    shape = {
+        "D": dim, "DP": padded, "TILE": tile, "UNIT": UNIT, "SUPER": SUPER, "SPLITS": MAX_SPLITS,
+        "LEVEL": level, "PDL": pdl,
+    }  # fmt: skip
+    if rows:
+        _decode_kernel[(kv_heads, rows, splits)](
+            source, k_cache, v_cache, *(whole or (None, None)), block_tables, context_lens, out,
+            partial, stats, counters, *rope,
+            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most, early,
+            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
+            TMA=whole is not None, AHEAD=ahead, FENCE=fence(source.device, whole is not None),
+            PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
+            ROPE=rope.q_norm is not None, num_warps=warps,
+            maxnreg=_REGISTERS.get(warps) if bound else None,
+            **shape, **launch,
+        )  # fmt: skip
+    if rows and splits > 1 and level < 2:
+        merge_splits(context_lens, out, partial, stats, splits, most, **shape, **launch)
+    return out

@@ -1,0 +1,95 @@
+"""Tiles of the paged cache, as the attention kernels read them, and one token as they write it.
+
+    k_cache, v_cache [blocks, Hkv, block_size, D]        a row's block table: its blocks, in order
+    boxes            descriptors of the caches as [blocks * Hkv, block_size, D], a tile at a time
+
+A tile is TILE tokens of one row and one kv head. Copies through descriptors (TMA) need no addresses
+and no masks.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from quire.kernels.attention.decode_merge import columns
+from quire.kernels.attention.qk_norm_rope import head_elements, norm_rope
+
+
+@triton.jit
+def load_tile(
+    k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of the tokens [t - before, t - before + TILE): [TILE, DP] each, and before.
+
+    A tile that `end` cuts lies that many tokens lower, and ends with the context: so nothing past
+    it is read. Its first `before` rows are no part of the tile: 0, or with TMA what may also be
+    earlier tokens of the context. block: that of a tile which lies in one.
+    """
+    before = tl.maximum(t + TILE - end, 0)
+    if TMA:
+        head, at = block * HKV + h, t % BS - before  # rows below 0 are not read, and are 0
+        k = tl.reshape(k_boxes.load([head, at, 0]), [TILE, D])
+        return k, tl.reshape(v_boxes.load([head, at, 0]), [TILE, D]), before
+    rn = tl.arange(0, TILE)
+    rd, inside = columns(D, DP)
+    ok = (rn >= before)[:, None]
+    if DP != D:
+        ok = ok & inside[None, :]
+    if TILE <= BS:
+        base = ((block.to(tl.int64) * HKV + h) * BS + t % BS - before) * D
+        offsets = rn[:, None] * D + rd[None, :]
+    else:
+        tokens = t - before + rn
+        blocks = tl.load(table_ptr + tokens // BS, mask=rn >= before, other=0).to(tl.int64)
+        base = 0
+        offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
+    k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)
+    return k, tl.load(v_ptr + base + offsets, mask=ok, other=0.0), before
+
+
+@triton.jit
+def write_token(
+    k, k_exchanged, v, w1, w2, cos, sin, eps, k_ptr, v_ptr, slot, h,
+    HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotate the key in the first of k's heads; write it and v [2 * HALF] to the cache."""
+    cell = ((slot // BS * HKV + h) * BS + slot % BS) * D
+    y = norm_rope(k, k_exchanged, w1, w2, cos, sin, eps, D)
+    rows = tl.arange(0, k.shape[0])
+    at, ok = head_elements(rows, D, rows == 0, D, HALF)
+    tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
+    rd, inside = columns(D, 2 * HALF)
+    tl.store(v_ptr + cell + rd, v.to(v_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def publish(FENCE: tl.constexpr):
+    """What some threads of this program wrote, all of them may read. All of them must call it.
+
+    FENCE: of `fence`. Not tl.debug_barrier, beside which the loads of a loop run nowhere ahead.
+    """
+    if FENCE != "":
+        tl.inline_asm_elementwise(FENCE + " // dummy $0", "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+def fence(device: torch.device, tma: bool) -> str:
+    """The instructions that `publish` needs, if what is read comes by TMA or not."""
+    if device.type == "cpu":  # the interpreter, which runs one thread
+        return ""
+    return "fence.proxy.async.global; bar.sync 0;" if tma else "bar.sync 0;"
+
+
+def boxes(k_cache: Tensor, v_cache: Tensor, tile: int) -> list[TensorDescriptor] | None:
+    """Descriptors of both caches, read `tile` tokens of one head of one block at a time. None where
+    a tile spans blocks, or a head is padded: it cannot be one box."""
+    blocks, heads, size, dim = k_cache.shape
+    if tile > size or dim != triton.next_power_of_2(dim):
+        return None
+    shape, strides = [blocks * heads, size, dim], [size * dim, dim, 1]
+    return [TensorDescriptor(c, shape, strides, [1, tile, dim]) for c in (k_cache, v_cache)]

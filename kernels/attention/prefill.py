@@ -1,0 +1,352 @@
+"""Paged prefill attention in Triton: each row's new tokens over its cached prefix and themselves.
+
+    q            [T, Hq, D], rows packed one after the other
+    k_cache      [blocks, Hkv, block_size, D], and v_cache alike
+    block_tables [R, M] int32    query_start_loc [R + 1]    context_lens [R] (cached and new tokens)
+
+One program takes BLOCK_M query rows of one kv head: consecutive tokens of one request, each with
+all the query heads of the group (tile row i is token i // G, head i % G), so that a group reads
+its keys once. Two loops: tiles of keys that every query of the tile sees whole, without masks;
+then those that the diagonal or the end of the context cuts.
+
+Tiles are found on the device: tile i belongs to the last row whose first tile, bounded by
+query_start_loc // tokens a tile + row, is not after i. So the grid depends on T and R alone, and
+the host reads nothing. The last tiles of a row see most and start first.
+
+Rows of few tokens (decode rows that ride in a mixed step) go to a second launch with tiles of 16
+rows, for a padded tile would waste most of its work.
+
+Few tiles over long contexts (a prompt whose prefix is cached) would leave most of the device idle:
+then the context is split over programs too. Each writes what its split gives
+
+    partial [T, Hq, S, D'] fp32        stats [T, Hq, S, 2] fp32 (maximum, sum of weights)
+
+and a second kernel merges a query's splits in index order. Splits are cut at multiples of SPLIT
+tokens, or of the least multiple of it that cuts the row's context into MAX_SPLITS. A query that
+sees one split alone is finished by its first program, and the programs of splits that no query
+sees leave at once, so that a captured graph may bound the contexts from far above.
+
+Invariant: a query's result depends on its own context, on the height of its tile, and on whether
+the step is split, which follows from the numbers of tokens, rows and heads; never on what the batch
+mates hold, nor on max_context_len. Tiles of keys are cut at fixed multiples (a function of head
+size and dtype) and summed in order, but short rows take lower tiles and a split step sums split by
+split: a chunk of a few tokens may differ from the whole in the last bits. Contexts of one split
+give the same bits either way.
+
+Sources: FlashAttention-2 (Dao, 2023); Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al.,
+2023).
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from quire.kernels.attention.decode_merge import least_multiple
+from quire.kernels.attention.kv_tiles import boxes
+from quire.kernels.attention.prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
+from quire.kernels.support import HOPPER_SHARED, check_supported, shared_bytes
+
+SPLIT = 256  # tokens of a split of the context
+_FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
+_LOG2E = 1.4426950408889634
+_SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
+_WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
+_ANY = 1 << 30  # more new tokens than any row has
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A launch shape: query rows and keys a tile, warps, loads in flight.
+
+    tma: whole tiles come through descriptors made on the host, where a tile lies in one block.
+    """
+
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+    tma: bool = False
+
+
+@triton.jit
+def _find_row(starts_ptr, tile, rows, QT: tl.constexpr):
+    """The row that owns a tile: the last with starts[row] // QT + row <= tile."""
+    owner = 0
+    index = tl.arange(0, 128)
+    for r in range(0, rows, 128):
+        start = tl.load(starts_ptr + r + index, mask=r + index < rows, other=0).to(tl.int32)
+        first = tl.where(r + index < rows, start // QT + r + index, 2147483647)
+        owner += tl.sum((first <= tile).to(tl.int32), 0)
+    return owner - 1
+
+
+@triton.jit
+def _keys(
+    cache_ptr, table_ptr, h, t, seen,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Keys or values of the tokens [t, t + BN): [BN, DP]; where MASKED, 0 beyond `seen`."""
+    rn = tl.arange(0, BN)
+    rd = tl.arange(0, DP)
+    if BN <= BS:
+        block = tl.load(table_ptr + t // BS).to(tl.int64)
+        pointers = cache_ptr + ((block * HKV + h) * BS + t % BS) * D
+        pointers = pointers + (rn[:, None] * D + rd[None, :])
+    else:
+        if BN == 2 * BS and not MASKED:  # two uniform reads instead of a gather
+            low = tl.load(table_ptr + t // BS).to(tl.int64)
+            high = tl.load(table_ptr + t // BS + 1).to(tl.int64)
+            blocks = tl.where(rn < BS, low, high)
+        elif MASKED:
+            blocks = tl.load(table_ptr + (t + rn) // BS, mask=rn < seen, other=0).to(tl.int64)
+        else:
+            blocks = tl.load(table_ptr + (t + rn) // BS).to(tl.int64)
+        pointers = cache_ptr + (((blocks * HKV + h) * BS + rn % BS) * D)[:, None] + rd[None, :]
+    if MASKED:
+        ok = (rn < seen)[:, None]
+        if DP != D:
+            ok = ok & (rd < D)[None, :]
+        return tl.load(pointers, mask=ok, other=0.0)
+    if DP != D:
+        return tl.load(pointers, mask=(rd < D)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def _attend(
+    q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, begin, end, last, scale,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the tokens [begin, end) to the running softmax. last: [BM], the last token seen."""
+    rn = tl.arange(0, BN)
+    for t in tl.range(begin, end, BN, num_stages=STAGES):
+        if TMA:
+            block = tl.load(table_ptr + t // BS)
+            head = block * HKV + h
+            k = tl.reshape(k_boxes.load([head, t % BS, 0]), [BN, D])
+        else:
+            k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if MASKED:
+            s = tl.where((t + rn)[None, :] <= last[:, None], s, -float("inf"))
+        top = tl.maximum(m, tl.max(s, 1) * scale)
+        p = tl.exp2(s * scale - top[:, None])
+        old = tl.exp2(m - top)
+        total = total * old + tl.sum(p, 1)
+        acc = acc * old[:, None]
+        if TMA:
+            v = tl.reshape(v_boxes.load([head, t % BS, 0]), [BN, D])
+        else:
+            v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        m = top
+    return m, total, acc
+
+
+@triton.jit(
+    do_not_specialize=["q_stride", "table_stride", "rows", "S"],
+    do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "contexts_ptr"],
+)
+def _prefill_kernel(
+    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
+    partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S,
+    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """grid (HKV, tiles, S): rows of LEAST to MOST new tokens; others belong to another launch.
+
+    k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`).
+    SPLIT: tokens a split at least; 0 where a program takes the whole context (S is 1).
+    """
+    QT: tl.constexpr = BM // G  # tokens a tile
+    h = tl.program_id(0)
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    if PDL:
+        if SPLIT:  # few programs: the merge may wait beside them
+            gdc_launch_dependents()
+        gdc_wait()
+    row = _find_row(starts_ptr, tile, rows, QT)
+    start = tl.load(starts_ptr + row).to(tl.int32)
+    new = tl.load(starts_ptr + row + 1).to(tl.int32) - start
+    context = tl.load(contexts_ptr + row).to(tl.int32)
+    token = (tile - (start // QT + row)) * QT
+    prefix = context - new
+    begin = 0
+    end = prefix + tl.minimum(token + QT, new)
+    active = (token < new) & (new >= LEAST) & (new <= MOST)
+    if SPLIT:
+        sp = tl.program_id(2)
+        split = least_multiple(context, SPLIT, SPLITS)
+        begin = sp * split
+        active = active & (begin < end)
+        end = tl.minimum(end, begin + split)
+    if active:
+        rm = tl.arange(0, BM)
+        rd = tl.arange(0, DP)
+        mine = token + rm // G
+        ok = ((rm < QT * G) & (mine < new))[:, None]
+        if DP != D:
+            ok = ok & (rd < D)[None, :]
+        where = (start + mine).to(tl.int64)[:, None]
+        inside = (h * G + rm % G)[:, None] * D + rd[None, :]
+        q = tl.load(q_ptr + where * q_stride + inside, mask=ok, other=0.0)
+        table = tables_ptr + row.to(tl.int64) * table_stride
+        # Padded tile rows see what the last real one sees, so that no maximum stays at -inf.
+        last = prefix + tl.minimum(mine, new - 1)
+        whole = (prefix + token + 1) // BN * BN
+        if SPLIT:
+            whole = tl.minimum(tl.maximum(whole, begin), end)
+        m = tl.full((BM,), -float("inf"), tl.float32)
+        total = tl.zeros((BM,), tl.float32)
+        acc = tl.zeros((BM, DP), tl.float32)
+        m, total, acc = _attend(
+            q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, begin, whole, last, scale,
+            HKV, D, DP, BS, BN, False, TMA, STAGES, PRECISION,
+        )  # fmt: skip
+        m, total, acc = _attend(
+            q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, whole, end, last, scale,
+            HKV, D, DP, BS, BN, True, False, 1, PRECISION,
+        )  # fmt: skip
+        if SPLIT:
+            # A query that does not see this split has no maximum: its NaN are not stored.
+            seen = (rm < QT * G) & (mine < new) & (last >= begin)
+            many = seen & (last >= split)
+            first = (start + token).to(tl.int64) * (HKV * G) * S + sp
+            part = (rm // G * (HKV * G) + h * G + rm % G) * S
+            partial = partial_ptr + first * DP
+            tl.store(partial + (part * DP)[:, None] + rd[None, :], acc, mask=many[:, None])
+            stats = stats_ptr + first * 2
+            tl.store(stats + part * 2, m, mask=many)
+            tl.store(stats + part * 2 + 1, total, mask=many)
+            ok = ok & (seen & (last < split))[:, None]
+        out = out_ptr + where * (HKV * G * D) + inside
+        tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+    if PDL and not SPLIT:
+        gdc_launch_dependents()
+
+
+def key_tile(head_dim: int, dtype: torch.dtype) -> int:
+    """Keys a tile: a function of the head and the dtype alone, as results depend on it."""
+    padded = triton.next_power_of_2(head_dim)
+    if dtype == torch.float32:
+        return 32 if padded <= 128 else 16
+    return 64
+
+
+def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:
+    """The launch shape for rows of many tokens: the best of those tuned on an H200, or on a card of
+    little shared memory (bytes a program) what fits."""
+    keys = key_tile(head_dim, dtype)
+    if dtype == torch.float32:  # no matrix units: small tiles, or the registers spill
+        return Tiles(32, keys, 8, 1)
+    if head_dim > 128:
+        return Tiles(64, keys, 8, 2 if shared > _WIDE_BYTES else 1)
+    return Tiles(64, keys, 4, 2, tma=True)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """Tiles for the rows of `least` to `most` new tokens. split: tokens; 0 for whole contexts."""
+
+    tiles: Tiles
+    least: int
+    most: int
+    split: int = 0
+
+
+def _plan(
+    tokens: int, rows: int, kv_heads: int, group: int, longest: int, tiles: Tiles, split: int | None
+) -> list[_Launch]:
+    """The launches of a step. tiles: for rows of many tokens; split: None to choose, 0 for never.
+
+    A step of few tiles takes all its rows in one launch: waste costs it less than a launch.
+    """
+    short_len = _SHORT_ROWS // group
+    short = Tiles(_SHORT_ROWS, tiles.keys, 4, 2)
+    lone = tiles if longest > short_len else short
+    if split is None:
+        programs = kv_heads * _num_tiles(tokens, rows, group, lone)
+        split = SPLIT if programs <= _FEW_PROGRAMS else 0
+    if split % tiles.keys:
+        raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
+    if split or rows == 1:
+        return [_Launch(lone, 1, _ANY, split)]
+    few = _Launch(short, 1, short_len)
+    return [_Launch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
+
+
+def _num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:
+    """Tiles at most, whatever the rows' lengths."""
+    return tokens // (tiles.queries // group) + rows
+
+
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_query_len: int,
+    max_context_len: int,
+    *,
+    out: Tensor | None = None,
+    pdl: bool = False,
+    tiles: Tiles | None = None,
+    split: int | None = None,
+) -> Tensor:
+    """Causal attention of each row's new tokens over its whole context. Returns [T, Hq, D].
+
+    The arguments are those of the twin in reference.py; scale > 0. Tokens past the last row's end
+    (padding of T) are left unwritten. max_context_len only bounds the grid and the workspace of a
+    split step (T * Hq * S * (D' + 2) fp32, S <= 16, for at most 128 tiles), so a captured graph
+    passes the largest there will be. out: [T, Hq, D] contiguous, to be written instead of a new
+    tensor. pdl: launch dependent on the kernel before. tiles, split: the launch shape and the
+    tokens a split (a multiple of the tile's keys; 0 for none), for tuning.
+    Raises ValueError for a head size, dtype, block size or group that is not supported.
+    """
+    tokens, q_heads, dim = q.shape
+    rows = context_lens.shape[0]
+    _, kv_heads, block_size, _ = k_cache.shape
+    group = q_heads // kv_heads
+    check_supported(dim, q.dtype, block_size, group)
+    if q.stride(2) != 1 or q.stride(1) != dim:
+        q = q.contiguous()
+    if out is None:
+        out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
+    padded = triton.next_power_of_2(dim)
+    tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    plan = _plan(tokens, rows, kv_heads, group, max_query_len, tiles, split)
+    for launch in plan if tokens and rows else ():
+        shape = launch.tiles
+        # One split is the whole context, bit for bit.
+        split = launch.split if max_context_len > launch.split else 0
+        splits = num_splits(max_context_len, split) if split else 1
+        partial, stats = workspace(q, splits if split else 0)
+        whole = boxes(k_cache, v_cache, shape.keys) if shape.tma else None
+        _prefill_kernel[(kv_heads, _num_tiles(tokens, rows, group, shape), splits)](
+            q, k_cache, v_cache, *(whole or (None, None)), block_tables, query_start_loc,
+            context_lens, out, partial, stats,
+            scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
+            G=group, HKV=kv_heads, D=dim, DP=padded, BS=block_size,
+            BM=shape.queries, BN=shape.keys, LEAST=launch.least, MOST=launch.most,
+            SPLIT=split, SPLITS=MAX_SPLITS, TMA=whole is not None, STAGES=shape.num_stages,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
+            num_warps=shape.num_warps, **options,
+        )  # fmt: skip
+        if split:
+            merge_splits(query_start_loc, context_lens, out, partial, stats, splits, split, pdl=pdl)
+    return out

@@ -1,0 +1,167 @@
+"""The one matrix product of the model: norm before it, SiLU·mul or residual after it.
+
+Invariant: nothing else multiplies by a weight. Which kernel runs is a pure function of the weight's
+shape, the rows, the dtype and the card (`tuning.choose`): matrix-vector (gemv.py), tensor cores
+bound by the weight (skinny.py), or the library for many rows.
+
+Within one bucket of rows a row's result does not depend on the rows beside it, except where the
+library says otherwise. Across buckets the order of the K-reduction changes with the kernel: rows
+then agree to rounding, not bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+from quire.kernels import support
+from quire.kernels.linear import gemv, norms, skinny, tuning
+from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    counters: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference.
+
+    The residual's storage is reused for the result where dtypes agree. counters: the workspace of
+    split products (`skinny.new_counters`); without it one is made, which costs a kernel.
+    """
+    rows, width = x.shape
+    shared = support.shared_bytes(weight.device)
+    variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared)
+    return run(
+        variant,
+        x,
+        weight,
+        norm_weight=norm_weight,
+        eps=eps,
+        residual=residual,
+        silu=silu,
+        out_dtype=out_dtype,
+        counters=counters,
+        pdl=pdl,
+    )
+
+
+def run(
+    variant: Variant,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    counters: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """`linear` by a given variant."""
+    x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    if norm_weight is not None and not _fuses_norm(variant):
+        x = norms.rms_norm(x, norm_weight, eps, pdl=pdl)
+        norm_weight = None
+    if isinstance(variant, Library):
+        if variant.split > 1 and residual is not None and residual.dtype == x.dtype and not silu:
+            return norms.add_shares(_shares(x, weight, variant.split), residual, pdl=pdl)
+        return _library(x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl)
+    out = _out(x, weight, residual, silu, out_dtype)
+    if not out.numel():
+        return out
+    if isinstance(variant, Gemv):
+        gemv.gemv(
+            x,
+            weight,
+            out,
+            block_n=variant.block_n,
+            warps=variant.warps,
+            norm_weight=norm_weight,
+            eps=eps,
+            residual=residual,
+            silu=silu,
+            pdl=pdl,
+        )
+        return out
+    if variant.split > 1 and counters is None:
+        counters = skinny.new_counters(x.device)
+    skinny.skinny(
+        x,
+        weight,
+        out,
+        block_m=variant.block_m,
+        block_n=variant.block_n,
+        block_k=variant.block_k,
+        tiles=variant.tiles,
+        split=variant.split,
+        swap=variant.swap,
+        stages=variant.stages,
+        warps=variant.warps,
+        prefetch=variant.prefetch,
+        norm_weight=norm_weight,
+        eps=eps,
+        residual=residual,
+        silu=silu,
+        counters=counters,
+        pdl=pdl,
+    )
+    return out
+
+
+def _fuses_norm(variant: Variant) -> bool:
+    return isinstance(variant, Gemv) or (isinstance(variant, Skinny) and variant.fuse_norm)
+
+
+def _out(
+    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None
+) -> Tensor:
+    """Where the result goes: the residual's own storage if it can be."""
+    dtype = x.dtype if out_dtype is None else out_dtype
+    if residual is not None and residual.dtype == dtype:
+        return residual
+    columns = weight.shape[0] // 2 if silu else weight.shape[0]
+    return x.new_empty(x.shape[0], columns, dtype=dtype)
+
+
+def _library(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    residual: Tensor | None,
+    silu: bool,
+    out_dtype: torch.dtype | None,
+    pdl: bool,
+) -> Tensor:
+    """torch's product; the residual joins it as the accumulator where that needs no copy."""
+    dtype = x.dtype if out_dtype is None else out_dtype
+    if silu:
+        y = norms.silu_mul(torch.mm(x, weight.t()), pdl=pdl).to(dtype)
+        return y if residual is None else residual.add_(y)
+    if residual is not None and residual.dtype == x.dtype == dtype:
+        return residual.addmm_(x, weight.t())
+    y = _product(x, weight, dtype)
+    return y if residual is None else (residual + y).to(dtype)
+
+
+def _shares(x: Tensor, weight: Tensor, split: int) -> Tensor:
+    """x @ weight.T as the sum of `split` shares of K: [split, T, N] fp32. split divides K."""
+    x = x.view(x.shape[0], split, -1).transpose(0, 1)
+    weight = weight.view(weight.shape[0], split, -1).permute(1, 2, 0)
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.bmm(x, weight, out_dtype=torch.float32)
+    return torch.bmm(x.float(), weight.float())
+
+
+def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """x @ weight.T in dtype; fp32 straight from the accumulator where torch can (CUDA)."""
+    if dtype == torch.float32 and x.dtype != dtype and x.is_cuda:
+        return torch.mm(x, weight.t(), out_dtype=dtype)
+    return torch.mm(x, weight.t()).to(dtype)

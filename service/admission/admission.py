@@ -1,0 +1,293 @@
+"""Who may wait: as few as the clients' deadlines and a short queue allow.
+
+A call is let in if there is room by number and by prompt tokens, and if it can be expected to start
+in time: before its deadline, and within `max_queue_seconds`. A queue that is there for a moment is
+a burst and good. One that stands longer than `queue_burst_seconds` only makes everybody wait, it
+serves no one more: from then on a call gets in only if it can start within `queue_target_seconds`,
+until nothing had to be refused for as long (controlled delay: Nichols & Jacobson, 2012; for servers
+Maurer, 2015). So a server under three times its load answers those it lets in as fast as at rest.
+
+Clients share: the engine serves the one first that was served least, so a call waits behind as many
+of each other client as its own client has waiting, and behind higher priorities. A client that
+holds less than its share of the machine is let in whatever the others have piled up.
+
+Invariant: each index let in is counted as waiting until it has started, then as held until its call
+ends; all counts return to zero. Own code rather than gRPC's limits, which would also count Stats
+and health checks. Runs on the event loop alone; the clock and the engine's numbers are handed in.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quire.service.admission.start_rate import StartRate
+from quire.service.errors import Refusal, queue_full, queue_too_long, tokens_waiting
+
+_MIN_RETRY, _MAX_RETRY = 0.1, 30.0
+_SHED_RETRY = 1.0  # seconds, at least, while a standing queue is cut
+_STALLED = 0.5  # seconds: who has waited so long waits for memory, whatever slots are free
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The limits. slots: completions that the engine runs at once. Times in seconds."""
+
+    slots: int
+    max_waiting: int = 1024
+    max_waiting_tokens: int | None = None
+    max_queue_seconds: float = 60.0
+    queue_target_seconds: float = 0.02
+    queue_burst_seconds: float = 5.0
+
+
+class Place:
+    """A call's place: given up index by index as they start, and whole at its end."""
+
+    __slots__ = (
+        "_admission",
+        "_left",
+        "client",
+        "entered_at",
+        "n",
+        "priority",
+        "started_at",
+        "tokens",
+    )
+
+    def __init__(
+        self, admission: "Admission", client: str, priority: int, n: int, tokens: int, now: float
+    ) -> None:
+        self._admission = admission
+        self.client = client
+        self.priority = priority
+        self.n = n
+        self.tokens = tokens
+        self.entered_at = now
+        self.started_at: float | None = None
+        self._left = n
+
+    def started(self) -> None:
+        """One index has been scheduled."""
+        if self._left:
+            self._left -= 1
+            self._admission._started(self)
+
+    def leave(self) -> None:
+        """The call has ended. Repeated calls are nothing."""
+        if self.n:
+            left, self._left = self._left, 0
+            n, self.n = self.n, 0
+            self._admission._left(self, left, n)
+
+
+class Admission:
+    """The queue's doorkeeper."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        running: Callable[[], int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """running: completions that the engine runs now, as it says itself."""
+        self.policy = policy
+        self._engine_running = running
+        self._clock = clock
+        self.waiting = 0
+        self.waiting_tokens = 0
+        self._held: Counter[str] = Counter()  # indices let in and not ended, by client
+        self._open = 0  # all of them
+        self._queues: dict[int, Counter[str]] = {}  # waiting indices by priority and client
+        self._in_line: dict[Place, None] = {}  # places with waiting indices, oldest first
+        now = clock()
+        self._rate = StartRate(now)
+        self._short_at = now  # when the queue was last short
+        self._refused_at = float("-inf")  # when it last was too long for somebody
+
+    # ------------------------------------------------------------ in
+
+    def consider(
+        self, client: str, n: int = 1, priority: int = 0, remaining: float | None = None
+    ) -> None:
+        """Raise the Refusal that `enter` would, before anything is spent on the call.
+
+        remaining: seconds to the call's deadline; None: it has none.
+        """
+        now = self._clock()
+        if not self._at_once(now):
+            self._check_room(client, n, priority, now)
+            self._check_wait(client, n, priority, remaining, now)
+
+    def enter(
+        self,
+        client: str = "",
+        n: int = 1,
+        priority: int = 0,
+        tokens: int = 0,
+        remaining: float | None = None,
+    ) -> Place:
+        """Take a place for n indices of a prompt of so many tokens. Raises Refusal."""
+        now = self._clock()
+        at_once = self._at_once(now)
+        if not at_once:
+            self._check_room(client, n, priority, now)
+        most = self.policy.max_waiting_tokens
+        if most is not None and self.waiting_tokens and self.waiting_tokens + tokens > most:
+            retry = self._retry(self.estimate(client, priority, now))
+            raise tokens_waiting(self.waiting_tokens, tokens, most, retry)
+        if not at_once:
+            self._check_wait(client, n, priority, remaining, now)
+        place = Place(self, client, priority, n, tokens, now)
+        self.waiting += n
+        self.waiting_tokens += tokens
+        self._open += n
+        self._held[client] += n
+        self._queues.setdefault(priority, Counter())[client] += n
+        self._in_line[place] = None
+        self._look(now)
+        return place
+
+    def _at_once(self, now: float) -> bool:
+        """Whether there is a place, and a slot free for whoever takes it."""
+        return self.waiting < min(self._look(now), self.policy.max_waiting)
+
+    def _check_room(self, client: str, n: int, priority: int, now: float) -> None:
+        """Beyond max_waiting only a client with less than its share of the places may wait, and
+        nobody beyond twice as many: so one client cannot keep the others out."""
+        most = self.policy.max_waiting
+        if self.waiting < most:
+            return
+        own = sum(queue[client] for queue in self._queues.values())
+        clients = len({name for queue in self._queues.values() for name in queue} | {client})
+        if self.waiting >= 2 * most or (own + n) * clients > most:
+            retry = self._retry(self.estimate(client, priority, now))
+            raise queue_full(self.waiting, most, retry)
+
+    def _check_wait(
+        self, client: str, n: int, priority: int, remaining: float | None, now: float
+    ) -> None:
+        estimate = self.estimate(client, priority, now)
+        limit, option = self.policy.max_queue_seconds, "max_queue_seconds"
+        standing = self.standing(now) and not self._below_share(client, n, now)
+        if standing and self.policy.queue_target_seconds < limit:
+            limit, option = self.policy.queue_target_seconds, "queue_target_seconds"
+        late = remaining is not None and estimate > remaining
+        if estimate > limit:
+            self._refused_at = now
+            retry = max(self._retry(estimate), _SHED_RETRY if standing else 0.0)
+            raise queue_too_long(estimate, limit, option, retry)
+        if late:
+            assert remaining is not None
+            retry = self._retry(estimate - remaining)
+            raise queue_too_long(estimate, remaining, "the call's deadline", retry)
+
+    # ------------------------------------------------------------ the estimate
+
+    def estimate(self, client: str, priority: int, now: float) -> float:
+        """Seconds until one more call of this client would start, with its first index; 0 if at
+        once, or if nothing is known about how fast the queue moves."""
+        excess = self._ahead(client, priority) + 1 - self._free(now)
+        if excess <= 0:
+            return 0.0
+        rate = self._rate.per_second(self._running(), now)
+        return 0.0 if rate is None else excess / rate
+
+    def estimated_wait(self) -> float:
+        """Of one more call of a client that is not here yet."""
+        return self.estimate("", 0, self._clock())
+
+    def _ahead(self, client: str, priority: int) -> int:
+        """Waiting indices that go first: all of higher priorities; of this one, each client's up to
+        as many as this client then has. (Ageing lets one in eight through earlier.)"""
+        ahead = 0
+        for level, queue in self._queues.items():
+            if level > priority:
+                ahead += queue.total()
+            elif level == priority:
+                own = queue[client]
+                ahead += sum(min(count, own + 1) for name, count in queue.items() if name != client)
+                ahead += own
+        return ahead
+
+    def _running(self) -> int:
+        """What the engine says, or what was let in and not seen to end, whichever is less: the
+        engine does not count a stream whose reader has yet to take the end."""
+        mine = self._open - self.waiting
+        return mine if self._engine_running is None else min(mine, self._engine_running())
+
+    def _free(self, now: float) -> int:
+        """Slots that no one has: those waiting are about to take theirs."""
+        return 0 if self._stalled(now) else max(self.policy.slots - self._running(), 0)
+
+    def _stalled(self, now: float) -> bool:
+        """Whether somebody waits though slots are free: the cache is full."""
+        oldest = next(iter(self._in_line), None)
+        return oldest is not None and now - oldest.entered_at > _STALLED
+
+    def _below_share(self, client: str, n: int, now: float) -> bool:
+        """Whether the client would hold no more than its part of what runs at once."""
+        slots = self._running() if self._stalled(now) else self.policy.slots
+        others = len(self._held) - (client in self._held)
+        return others > 0 and (self._held[client] + n) * (others + 1) <= slots
+
+    # ------------------------------------------------------------ bursts and standing queues
+
+    def standing(self, now: float) -> bool:
+        """Whether the queue is one that stands, or was until a moment ago."""
+        moment = self.policy.queue_burst_seconds
+        return now - self._short_at > moment or now - self._refused_at < moment
+
+    def _look(self, now: float) -> int:
+        """Note whether the queue is short, after every change of it. Returns the slots free."""
+        free = self._free(now)
+        queued = self.waiting > free
+        self._rate.queue(queued, now)
+        if not queued:
+            self._short_at = now
+        return free
+
+    def _retry(self, seconds: float) -> float:
+        """Seconds after which asking again makes sense."""
+        return min(max(seconds, _MIN_RETRY), _MAX_RETRY)
+
+    # ------------------------------------------------------------ what places tell
+
+    def _started(self, place: Place) -> None:
+        now = self._clock()
+        if place.started_at is None:
+            place.started_at = now
+            self.waiting_tokens -= place.tokens  # siblings share the prompt
+            place.tokens = 0
+        self._rate.started(now)
+        self._unqueue(place, 1)
+        self._look(now)
+
+    def _left(self, place: Place, unstarted: int, n: int) -> None:
+        now = self._clock()
+        if unstarted:
+            self._unqueue(place, unstarted)
+        self.waiting_tokens -= place.tokens
+        place.tokens = 0
+        self._open -= n
+        self._held[place.client] -= n
+        if not self._held[place.client]:
+            del self._held[place.client]
+        if place.started_at is not None:
+            for _ in range(n - unstarted):
+                self._rate.ended(now - place.started_at)
+        self._look(now)
+
+    def _unqueue(self, place: Place, count: int) -> None:
+        self.waiting -= count
+        queue = self._queues[place.priority]
+        queue[place.client] -= count
+        if not queue[place.client]:
+            del queue[place.client]
+        if not queue:
+            del self._queues[place.priority]
+        if not place._left:
+            self._in_line.pop(place, None)
+
+
+__all__ = ["Admission", "Place", "Policy", "Refusal"]

@@ -1,0 +1,29 @@
+"""The program of the engine's process; `quire serve` starts it, and nobody else can.
+
+    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL SOCKET MARK
+
+SOCKET and MARK are inherited file descriptors (quire.engine.client.process_main.run).
+"""
+
+import sys
+from typing import NoReturn
+
+from quire.engine.client import process_main
+from quire.engine.loop.loop import Builder
+from quire.service.telemetry import logs
+
+
+def main(log_format: str, log_level: str, connection: str, mark: str) -> NoReturn:
+    """Logs as the server's own; then the engine, until its end."""
+    logs.set_up(log_format, log_level)
+    process_main.run(_load, int(connection), int(mark), logs.flush)
+
+
+def _load() -> Builder:
+    from quire.engine.loop.build import build_engine  # seconds of imports
+
+    return build_engine
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

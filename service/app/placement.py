@@ -1,0 +1,74 @@
+"""Where the server's engine runs: in a process of its own, or on a thread of this one.
+
+Beside a GPU it gets a process, because there each step's host work competes with the event loop for
+the interpreter. On a CPU the steps are long and the memory of a second interpreter is not worth it.
+
+Invariant: a process is started before anything heavy is imported here, so that both sides get ready
+at the same time; and whatever becomes of the server, none is left behind.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from quire.engine.client.child import Child
+from quire.engine.client.in_process import ProcessLink
+from quire.engine.client.link import Link
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
+from quire.service.settings import Settings
+
+LinkMaker = Callable[[EngineConfig], Link]
+
+_GPU_NODES = ("/dev/nvidiactl", "/dev/dxg")  # the second is Windows' own, under its Linux
+_NO_GPU = ("", "-1")  # of CUDA_VISIBLE_DEVICES
+
+
+@contextlib.contextmanager
+def placed(settings: Settings) -> Iterator[LinkMaker]:
+    """Within, the way to the engine can be made, once its configuration is known."""
+    if not has_own_process(settings):
+        yield on_a_thread
+        return
+    child = Child(program(settings))
+    try:
+        yield lambda config: ProcessLink(config, child)
+    finally:
+        child.end()
+
+
+def on_a_thread(config: EngineConfig) -> Link:
+    """The way to an engine in this process."""
+    from quire.engine.client.in_thread import ThreadLink  # with it comes torch
+
+    return ThreadLink(config)
+
+
+def has_own_process(settings: Settings) -> bool:
+    """Whether the engine gets a process. Raises ConfigError where it cannot have one."""
+    wanted = settings.service.engine_process
+    if os.name != "posix":
+        if wanted == "on":
+            raise ConfigError("engine_process = on: needs a POSIX system")
+        return False
+    if wanted != "auto":
+        return wanted == "on"
+    device = settings.engine.device
+    return device == "cuda" or (device == "auto" and sees_gpu(os.environ))
+
+
+def sees_gpu(environment: Mapping[str, str], nodes: tuple[str, ...] = _GPU_NODES) -> bool:
+    """Whether the machine shows an NVIDIA device, told without torch and without waking it."""
+    if environment.get("CUDA_VISIBLE_DEVICES", "all") in _NO_GPU:
+        return False
+    return any(Path(node).exists() for node in nodes)
+
+
+def program(settings: Settings) -> list[str]:
+    """The command line of the engine's process, but for its descriptors."""
+    service = settings.service
+    # -P: the working directory holds no modules of ours.
+    command = [sys.executable, "-P", "-m", "quire.service.app.engine_child"]
+    return [*command, service.log_format, service.log_level]

@@ -1,0 +1,355 @@
+"""The server's life: open the port, load, serve, drain, stop.
+
+Invariant: the port is open and NOT_SERVING before the model is loaded; SERVING only after warm-up.
+The end has an order: NOT_SERVING first, then no new calls, then the streams get `drain_seconds`,
+then the engine stops (which ends what is left), then the port closes. A dead engine ends the
+process with another exit code than 0.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.errors import ConfigError
+from quire.service.admission.admission import Admission, Policy
+from quire.service.admission.rate_limits import ClientLimits, Limits
+from quire.service.app.health import NAME as HEALTH_NAME
+from quire.service.app.health import Health
+from quire.service.app.watchdog import Verdict, Watchdog
+from quire.service.lifecycle import Lifecycle, Phase
+from quire.service.models.resolve import ResolvedModel
+from quire.service.rpc.servicer import SERVICE, Entrance, InferenceServicer, Serving, handler
+from quire.service.rpc.stats import StatsReporter
+from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.security.auth import Guard
+from quire.service.security.credentials import read_security, tls_files
+from quire.service.security.reload import keep_fresh
+from quire.service.settings import ServiceConfig, Settings, is_loopback
+from quire.service.telemetry.counters import Ledger
+from quire.service.telemetry.metrics import MetricsServer, QuireCollector, Sources
+from quire.service.telemetry.protection_metrics import ProtectionCollector
+from quire.service.telemetry.tracing import Tracer, make_tracer
+from quire.service.text import tokenizer as tokenizers
+from quire.service.text.chat_template import ChatTemplate
+
+log = logging.getLogger("quire.service")
+
+ProgressReport = Callable[[str, float], None]
+
+EXIT_OK, EXIT_DEAD = 0, 1
+_GRACE = 2.0  # seconds that calls which have ended get to be written
+_ENGINE_STOP = 10.0  # seconds that the engine gets to end its step
+_BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
+_MIN_MESSAGE = 4 << 20
+_NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
+_PING_ANSWER_MS = 20_000
+_MAX_METADATA = 16 << 10
+
+
+def quire_version() -> str:
+    """The installed version."""
+    try:
+        return version("quire")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Server:
+    """One engine behind one port."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        resolved: ResolvedModel,
+        engine: AsyncEngine,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """engine: not started yet. tracer: default by the settings. Raises ConfigError."""
+        self._settings = settings
+        self._resolved = resolved
+        self._engine = engine
+        self._lifecycle = Lifecycle()
+        self._health = Health()
+        self.ledger = Ledger()
+        self._security = read_security(settings.service)
+        self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
+        self._admission = Admission(_policy(settings), lambda: engine.stats().running)
+        self._servicer = InferenceServicer(
+            self._lifecycle,
+            self.ledger,
+            Entrance(
+                self._security.authenticator,
+                ClientLimits(_limits(settings)),
+                self._admission,
+                settings.service.log_prompts,
+            ),
+            self._tracer,
+        )
+        self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._metrics: MetricsServer | None = None
+        self._watchdog = _watchdog(settings, engine)
+        self._watching: asyncio.Task[None] | None = None
+        self.port = 0
+        self.metrics_port = 0
+        self.health_port = 0
+
+    # ------------------------------------------------------------ beginning
+
+    async def open(self, max_model_len: int) -> None:
+        """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
+        service = self._settings.service
+        authenticator = self._security.authenticator
+        guards = [Guard(authenticator)] if authenticator.required else []
+        options = _channel_options(max_model_len, service)
+        self._server = grpc.aio.server(options=options, interceptors=guards)
+        self._server.add_generic_rpc_handlers((handler(self._servicer),))
+        await self._health.add_to(self._server)
+        if service.reflection:
+            _add_reflection(self._server, with_health=self._health.available)
+        credentials = self._security.credentials()
+        self.port = _bind(self._server, service.host, service.port, credentials)
+        self._open_metrics()
+        await self._open_health()
+        await self._server.start()
+        if self._security.watched:
+            self._refreshing = asyncio.create_task(keep_fresh(self._security.watched))
+        if authenticator.required and credentials is None and not is_loopback(service.host):
+            log.warning(
+                "API keys come over %s in clear: anyone on the way can read them", service.host
+            )
+        if not (authenticator.required or self._security.mutual or is_loopback(service.host)):
+            log.warning(
+                "anyone who can reach %s may call: no api_keys, no tls_client_ca", service.host
+            )
+
+    async def _open_health(self) -> None:
+        """A port for probes that speak no TLS: it answers nothing but health."""
+        service = self._settings.service
+        if service.health_port is None:
+            return
+        if not self._health.available:
+            raise ConfigError("health_port: needs the package grpcio-health-checking")
+        self._health_server = grpc.aio.server(options=_channel_options(1, service))
+        await self._health.add_to(self._health_server)
+        self.health_port = _bind(
+            self._health_server, service.health_host, service.health_port, None
+        )
+        await self._health_server.start()
+
+    async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
+        """Load tokenizer and model side by side, then serve. Raises QuireError."""
+        reading = asyncio.create_task(
+            asyncio.to_thread(tokenizers.load, self._resolved.tokenizer_directory, vocab_size)
+        )
+        try:
+            await self._engine.start(progress)
+        finally:
+            await asyncio.wait({reading})
+        info, tokenizer, chat = self._engine.info, reading.result(), None
+        if tokenizer.chat_template is not None:
+            chat = ChatTemplate(
+                tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special
+            )
+        name = self._settings.service.served_model_name or self._resolved.name
+        model = ServedModel(name, info, tokenizer, chat)
+        stats = StatsReporter(self._engine, model, self.ledger, quire_version())
+        self._servicer.serving = Serving(self._engine, model, Validator(model), stats)
+        self._lifecycle.advance(Phase.READY)
+        await self._health.set_ready(True)
+        if self._watchdog is not None:
+            self._watching = asyncio.create_task(self._watchdog.watch(self._on_watchdog))
+
+    async def _on_watchdog(self, verdict: Verdict) -> None:
+        """A step has taken too long, or has ended after all, or is given up."""
+        hung = verdict is not Verdict.RECOVERED
+        if verdict is Verdict.HUNG:
+            log.critical("a step hangs; the engine stands here:\n%s", self._engine.stack())
+        elif verdict is Verdict.RECOVERED:
+            log.warning("the step that hung has ended")
+        else:
+            log.critical("a step hangs: the engine is given up (%s)", self._engine.give_up())
+        await self._health.set_alive(not hung)
+        await self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
+
+    @property
+    def engine_abandoned(self) -> bool:
+        """Whether the engine may be in its step for ever: nobody must wait for it."""
+        return self._engine.abandoned
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self._settings.service.served_model_name or self._resolved.name
+
+    def _open_metrics(self) -> None:
+        service = self._settings.service
+        if service.metrics_port is None:
+            return
+
+        def engine_stats() -> Any:
+            return self._engine.stats() if self._servicer.serving is not None else None
+
+        def step_hung() -> bool:
+            return self._watchdog is not None and self._watchdog.hung
+
+        sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung)
+        material, beyond = self._security.tls, not is_loopback(service.metrics_host)
+
+        def expires_at() -> float | None:
+            return None if material is None else material.value.expires_at
+
+        collectors = [
+            QuireCollector(sources),
+            ProtectionCollector(self._admission, self.ledger, expires_at),
+        ]
+        files = tls_files(service) if material is not None and beyond else None
+        try:
+            self._metrics = metrics = MetricsServer(
+                service.metrics_host, service.metrics_port, collectors, files
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve metrics on {service.metrics_host}:{service.metrics_port}: "
+                f"{error.strerror or error}"
+            ) from error
+        self.metrics_port = metrics.port
+        if material is not None:
+            material.on_change.append(lambda _: metrics.reload_tls())
+
+    # ------------------------------------------------------------ end
+
+    async def wait_dead(self) -> None:
+        """Returns when the engine has died, having told the probes."""
+        error_id = await self._engine.wait_dead()
+        self._lifecycle.error_id = error_id
+        self._lifecycle.advance(Phase.DEAD)
+        log.critical("the engine has died (%s): shutting down", error_id)
+        await self._health.set_ready(False)
+
+    async def drain(self) -> None:
+        """Refuse new calls and let the open ones end, for `drain_seconds` at most."""
+        self._lifecycle.advance(Phase.DRAINING)
+        await self._health.set_ready(False)
+        seconds = self._settings.service.drain_seconds
+        log.info("draining", extra={"fields": {"open": self.ledger.open, "seconds": seconds}})
+        try:
+            async with asyncio.timeout(seconds):
+                await self._servicer.wait_idle()
+        except TimeoutError:
+            log.warning("drain time is over", extra={"fields": {"open": self.ledger.open}})
+
+    async def stop(self) -> None:
+        """Stop the engine, which ends what is open, then close the ports."""
+        for task in (self._watching, self._refreshing):
+            if task is not None:
+                task.cancel()
+        try:
+            async with asyncio.timeout(_ENGINE_STOP):
+                await self._engine.stop()
+        except TimeoutError:
+            log.error("the engine did not end its step in %g s", _ENGINE_STOP)
+            self._engine.give_up()
+        for server in (self._server, self._health_server):
+            if server is not None:
+                await server.stop(_GRACE)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.stop)
+        await asyncio.to_thread(self._tracer.close)
+
+
+async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], None]) -> int:
+    """Serve until asked to stop or the engine dies. Returns the exit code."""
+    dead = asyncio.create_task(server.wait_dead())
+    asked = asyncio.create_task(stop_asked.wait())
+    try:
+        ready()
+        await asyncio.wait({dead, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not dead.done():
+            draining = asyncio.create_task(server.drain())
+            await asyncio.wait({dead, draining}, return_when=asyncio.FIRST_COMPLETED)
+        code = EXIT_DEAD if dead.done() else EXIT_OK
+        await server.stop()
+        return code
+    finally:
+        dead.cancel()
+        asked.cancel()
+
+
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> int:
+    address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
+    try:
+        if credentials is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
+    return bound
+
+
+def _policy(settings: Settings) -> Policy:
+    service = settings.service
+    return Policy(
+        slots=settings.engine.max_num_seqs,
+        max_waiting=service.max_waiting,
+        max_waiting_tokens=service.max_waiting_tokens,
+        max_queue_seconds=service.max_queue_seconds,
+        queue_target_seconds=service.queue_target_seconds,
+        queue_burst_seconds=service.queue_burst_seconds,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    service = settings.service
+    return Limits(
+        requests=service.rate_limit_requests,
+        tokens=service.rate_limit_tokens,
+        burst_seconds=service.rate_limit_burst_seconds,
+        streams=service.max_streams_per_client,
+    )
+
+
+def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:
+    service = settings.service
+    if not service.watchdog_seconds:
+        return None
+    return Watchdog(engine.busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
+
+
+def _channel_options(max_model_len: int, service: ServiceConfig) -> list[tuple[str, int]]:
+    keepalive = round(service.keepalive_seconds * 1000)
+    return [
+        # A client whose machine or network is gone says nothing: ping it, or its stream runs on.
+        ("grpc.keepalive_time_ms", keepalive or _NEVER_MS),
+        ("grpc.keepalive_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
+        ("grpc.http2.ping_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
+        ("grpc.max_receive_message_length", max(_MIN_MESSAGE, max_model_len * _BYTES_A_TOKEN)),
+        ("grpc.max_metadata_size", _MAX_METADATA),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _add_reflection(server: grpc.aio.Server, *, with_health: bool) -> None:
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError:
+        log.warning("grpcio-reflection is not installed: reflection is off")
+        return
+    names = [SERVICE, reflection.SERVICE_NAME]
+    if with_health:
+        names.append(HEALTH_NAME)
+    reflection.enable_server_reflection(names, server)

@@ -1,0 +1,131 @@
+"""The server's commands: serve, batch, bench-cache, hash-key.
+
+Invariant: a fault that a person can cause ends with one line on standard error and exit code 2,
+without a traceback. Nothing heavy is imported before a command is run.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import QuireError
+from quire.service.cli.options import config_flag, extra_flag, flag_parameters, given, with_flags
+from quire.service.settings import ServiceConfig, Settings, read_settings
+
+EXIT_USAGE = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `quire` command."""
+    engine_flags = flag_parameters(EngineConfig)
+    serve_flags = [
+        *engine_flags,
+        *flag_parameters(ServiceConfig),
+        config_flag(),
+        extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
+        extra_flag("dry_run", bool, False, "Print what the model takes and what fits, and exit."),
+    ]
+    app.command("serve")(with_flags(serve, "serve", serve_flags))
+    batch_flags = [
+        *engine_flags,
+        config_flag(),
+        extra_flag("prompts", int, 60, "Prompts, half of each kind.", "--prompts"),
+        extra_flag("max_tokens", int, 256, "Most tokens of each answer.", "--max-tokens"),
+        extra_flag("temperature", float, 0.6, "0 is greedy.", "--temperature"),
+    ]
+    app.command("batch")(with_flags(batch, "batch", batch_flags))
+    bench_flags = [
+        *engine_flags,
+        config_flag(),
+        extra_flag("requests", int, 16, "Requests of the prefix-cache part.", "--requests"),
+        extra_flag("tokens", int, 64, "Tokens to decode in the second part.", "--tokens"),
+    ]
+    app.command("bench-cache")(with_flags(bench_cache, "bench-cache", bench_flags))
+    app.command("hash-key")(hash_key)
+
+
+def hash_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; logs and limits know it by this.")],
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Take the key from standard input; else make one.")
+    ] = False,
+) -> int:
+    """Print a line for the file of API keys; a key that is made is shown once, on stderr."""
+
+    def run() -> int:
+        from quire.service.security.auth import make_entry, new_key
+
+        key = sys.stdin.readline().rstrip("\r\n") if stdin else new_key()
+        entry = make_entry(name, key)
+        if not stdin:
+            print(f"the key, shown this once: {key}", file=sys.stderr)
+        print(entry)
+        return 0
+
+    return _explained(run)
+
+
+def serve(values: dict[str, Any]) -> int:
+    """Serve a model over gRPC."""
+    return _explained(lambda: _serve(values))
+
+
+def batch(values: dict[str, Any]) -> int:
+    """Answer a batch of chat prompts straight on the engine, and say what it took."""
+
+    def run() -> int:
+        from quire.service.app.batch import BatchOptions, run_batch
+
+        options = BatchOptions(values["prompts"], values["max_tokens"], values["temperature"])
+        return run_batch(_settings(values).engine, options)
+
+    return _explained(run)
+
+
+def bench_cache(values: dict[str, Any]) -> int:
+    """Measure what the prefix cache and the KV cache save."""
+
+    def run() -> int:
+        from quire.service.app.bench_cache import BenchOptions, run_bench
+
+        return run_bench(
+            _settings(values).engine, BenchOptions(values["requests"], values["tokens"])
+        )
+
+    return _explained(run)
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    config: Path | None = values.get("config")
+    return read_settings(given(values), os.environ, config)
+
+
+def _serve(values: dict[str, Any]) -> int:
+    settings = _settings(values)
+    if values["print_config"]:
+        print(settings.to_toml(), end="")
+        return 0
+    if values["dry_run"]:
+        from quire.service.cli.dry_run import report
+
+        print(report(settings.engine), end="")
+        return 0
+    from quire.service.app.placement import placed
+
+    with placed(settings) as make_link:
+        from quire.service.app.process import serve_forever
+
+        return serve_forever(settings, make_link)
+
+
+def _explained(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except QuireError as error:
+        print(f"quire: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE

@@ -1,0 +1,114 @@
+"""What `--model` means: a directory for the engine, and one for the tokenizer.
+
+    pocket          the model that ships with this package, checked against its manifest
+    random:SHAPE    no files: seeded random weights, with pocket's tokenizer
+    a directory     as it is; checked against its manifest, if it has one like pocket's
+    NAME or A/NAME  fetched from the Hugging Face Hub: safetensors, JSON, tokenizer files; no code
+
+Invariant: what is resolved is on this machine; no code of a model is ever fetched or run.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError, ModelError
+from quire.service.models import pocket
+
+POCKET = "pocket"
+RANDOM_PREFIX = "random:"
+FILES = (
+    *("*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "added_tokens.json"),
+)
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """Where a model's parts are."""
+
+    name: str  # what clients may ask for, unless another name is set
+    engine_model: str  # a directory, or random:SHAPE
+    tokenizer_directory: Path
+
+
+def resolve(config: EngineConfig) -> ResolvedModel:
+    """Find the model, fetching it where it is on the Hub. Raises ConfigError or ModelError."""
+    name = config.model
+    path = Path(name).expanduser()
+    if name == POCKET:
+        _refuse_revision(config)
+        return _pocket()
+    if name.startswith(RANDOM_PREFIX):
+        _refuse_revision(config)
+        return ResolvedModel(name, name, pocket.directory())
+    if path.is_dir():
+        _refuse_revision(config)
+        if pocket.has_manifest(path):
+            _verify(path)
+        return ResolvedModel(path.resolve().name, str(path), path)
+    if path.exists():
+        raise ConfigError(f"model = {name}: is a file; give the directory that holds it")
+    if not _HUB_ID.fullmatch(name):
+        raise ConfigError(f"model = {name}: no such directory, and not an id of the Hub")
+    directory = _fetch(name, config.revision)
+    return ResolvedModel(name, str(directory), directory)
+
+
+def _refuse_revision(config: EngineConfig) -> None:
+    if config.revision is not None:
+        raise ConfigError(
+            f"revision = {config.revision}: only models of the Hub have revisions, "
+            f"and model = {config.model} is none"
+        )
+
+
+def _pocket() -> ResolvedModel:
+    directory = pocket.directory()
+    _verify(directory)
+    return ResolvedModel(POCKET, str(directory), directory)
+
+
+def _verify(directory: Path) -> None:
+    try:
+        pocket.verify(directory)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """Download what is not there yet (the library shows its progress on standard error)."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"model = {name}: no such directory; to fetch it, pip install huggingface_hub"
+        ) from error
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except GatedRepoError as error:
+        raise ModelError(f"model {name}: gated; accept its terms, then set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model {name}: the Hub has no revision {revision}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"model {name}: neither a directory here nor on the Hub") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelError(
+            f"model {name}{at}: not on this machine, and the Hub cannot be reached; "
+            "give a directory, or fetch it where there is a network"
+        ) from error
+    except Exception as error:  # an HTTP status, a full disk: the library has no common root
+        words = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {name}{at}: could not be fetched: {words}") from error

@@ -1,0 +1,307 @@
+"""One call's output side: what the engine says, as messages of the contract.
+
+Invariant: `started` comes first and once; each index has one `finished` and nothing after it; the
+ids in an index's deltas are exactly those that its usage counts. Every index that the call opened
+is entered in the ledger once, by a `finished` or by `abandon`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from quire.engine.request import FinishReason, Output
+from quire.service.rpc.validation import Accepted
+from quire.service.telemetry.counters import Ledger
+from quire.service.text.stop_strings import StopMatch
+from quire.service.text.text_stream import Piece, TextStream
+from quire.service.text.tokenizer import Tokenizer
+from quire.v1 import inference_pb2 as pb
+
+_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.ABORTED: pb.FINISH_REASON_ABORTED,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+
+
+@dataclass(slots=True)
+class IndexState:
+    """One index as far as it has come. Times are time.monotonic()."""
+
+    text: TextStream | None  # None: ids only
+    taken: int = 0  # outputs received from the engine, resumed ones not counted
+    delivered: int = 0
+    cached_tokens: int = 0
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    preemptions: int = 0
+    peak_blocks: int = 0
+    finish: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """What the log says of a call when it has ended."""
+
+    reasons: list[str] = field(default_factory=list)
+    delivered: int = 0
+    cached_tokens: int = 0
+    queued: float = 0.0
+    first_token: float | None = None
+    preemptions: int = 0
+
+
+class CallOutput:
+    """Turns a call's engine outputs into responses."""
+
+    def __init__(
+        self,
+        accepted: Accepted,
+        tokenizer: Tokenizer,
+        fingerprint: str,
+        ledger: Ledger,
+        accepted_at: float,
+        end_index: Callable[[int, int], None],
+        on_started: Callable[[float], None],
+    ) -> None:
+        """end_index(index, kept): tells the engine that a stop string was found.
+        on_started(seconds): an index was scheduled after waiting so long."""
+        self._request = accepted.generation
+        self._request_id = accepted.request_id
+        self._fingerprint = fingerprint
+        self._ids_only = accepted.text.ids_only
+        self._tokenizer = tokenizer
+        self._ledger = ledger
+        self._accepted_at = accepted_at
+        self._end_index = end_index
+        self._on_start = on_started
+        self._started = False
+        self.error_id: str | None = None  # of the last failed step
+        self._replayed: StopMatch | None = None
+        self._indices = [
+            IndexState(self._open_text(accepted)) for _ in range(accepted.generation.n)
+        ]
+
+    @property
+    def started(self) -> bool:
+        """Whether `started` has been sent."""
+        return self._started
+
+    def _open_text(self, accepted: Accepted) -> TextStream | None:
+        options, request = accepted.text, accepted.generation
+        if options.ids_only:
+            return None
+        stream = TextStream(
+            self._tokenizer.text_pieces,
+            options.stops,
+            include_stop=options.include_stop,
+            min_tokens=request.sampling.min_tokens,
+        )
+        self._replayed = stream.replay(request.resume_token_ids)
+        return stream
+
+    @property
+    def already_complete(self) -> bool:
+        """Whether the resumed ids hold a stop string: then `complete` is the whole answer."""
+        return self._replayed is not None
+
+    def complete(self) -> Iterator[pb.GenerateResponse]:
+        """The answer to a call that was already complete."""
+        yield self._start(self._indices[0])
+        yield from self._finish(0, FinishReason.STOP, match=self._replayed)
+
+    # ------------------------------------------------------------ what the engine says
+
+    def take(self, outputs: Iterable[Output]) -> Iterator[pb.GenerateResponse]:
+        """Messages for what has come, at most one delta an index."""
+        for output in outputs:
+            state = self._indices[output.index]
+            if state.finish is not None:
+                continue  # it was ended by a stop string, which the engine has not seen yet
+            if output.started:
+                yield from self._on_started(state, output)
+            state.preemptions = output.preemptions
+            state.peak_blocks = output.peak_blocks
+            if output.token_ids:
+                self._on_times(state, output)
+            yield from self._on_tokens(output.index, state, output)
+
+    def _on_started(self, state: IndexState, output: Output) -> Iterator[pb.GenerateResponse]:
+        state.cached_tokens = output.cached_tokens
+        state.started_at = output.started_at
+        waited = max(output.started_at - self._accepted_at, 0.0)
+        self._ledger.queue_time.observe(waited)
+        self._on_start(waited)
+        if not self._started:
+            yield self._start(state)
+
+    def _start(self, state: IndexState) -> pb.GenerateResponse:
+        self._started = True
+        return pb.GenerateResponse(
+            started=pb.Started(
+                request_id=self._request_id,
+                seed=self._request.sampling.seed,
+                model_fingerprint=self._fingerprint,
+                prompt_tokens=len(self._request.prompt_token_ids),
+                cached_tokens=state.cached_tokens,
+            )
+        )
+
+    def _on_times(self, state: IndexState, output: Output) -> None:
+        count, before = len(output.token_ids), state.last_token_at
+        if before is None:
+            count, before = count - 1, output.first_token_at
+            state.first_token_at = before
+            self._ledger.time_to_first_token.observe(before - self._accepted_at)
+        if count:
+            # Several tokens here were joined: their steps share the time.
+            self._ledger.inter_token_latency.observe((output.time - before) / count, count)
+        state.last_token_at = output.time
+
+    def _on_tokens(
+        self, index: int, state: IndexState, output: Output
+    ) -> Iterator[pb.GenerateResponse]:
+        if state.text is None:
+            if output.token_ids:
+                yield self._delta(state, Piece(output.token_ids, "", output.logprobs), index)
+            match = None
+        else:
+            match = self._push(state, output)
+            if match is not None:
+                self._end_index(index, state.taken)
+            ended = output.finish is not None and match is None
+            piece = state.text.end() if ended else state.text.take()
+            if piece is not None:
+                yield self._delta(state, piece, index)
+        if match is not None:
+            yield from self._finish(index, FinishReason.STOP, match=match)
+        elif output.finish is not None:
+            if output.finish is FinishReason.ERROR:
+                self.error_id = output.error_id
+                if not self._started:
+                    self._close(state, FinishReason.ERROR)  # a status alone will say it
+                    return
+            yield from self._finish(index, output.finish, stop_token_id=output.stop_token_id)
+
+    @staticmethod
+    def _push(state: IndexState, output: Output) -> StopMatch | None:
+        """Feed the tokens; the one that ended the index makes no text."""
+        assert state.text is not None
+        ids, logprobs = output.token_ids, output.logprobs
+        silent = len(ids) - 1 if output.stop_token_id is not None else -1
+        for i, token_id in enumerate(ids):
+            state.taken += 1
+            logprob = logprobs[i] if logprobs is not None else None
+            if i == silent:
+                state.text.push_silent(token_id, logprob)
+                return None
+            match = state.text.push(token_id, logprob)
+            if match is not None:
+                return match
+        return None
+
+    # ------------------------------------------------------------ ends
+
+    def end(self, reason: FinishReason, *, flush: bool = True) -> Iterator[pb.GenerateResponse]:
+        """End what is still open, from this side: the engine or the server is going away.
+
+        flush: what was held back is sent; not so where it may be what this call failed of.
+        """
+        for index, state in enumerate(self._indices):
+            if state.finish is not None:
+                continue
+            if not self._started:
+                self._close(state, reason)
+                continue
+            piece = state.text.end() if flush and state.text is not None else None
+            if piece is not None:
+                yield self._delta(state, piece, index)
+            yield from self._finish(index, reason)
+
+    def abandon(self) -> None:
+        """Nobody listens any more: what is open counts as aborted."""
+        for state in self._indices:
+            if state.finish is None:
+                self._close(state, FinishReason.ABORTED)
+
+    def _close(self, state: IndexState, reason: FinishReason) -> None:
+        state.finish = reason
+        self._ledger.finished[reason] += 1
+
+    def _finish(
+        self,
+        index: int,
+        reason: FinishReason,
+        *,
+        match: StopMatch | None = None,
+        stop_token_id: int | None = None,
+    ) -> Iterator[pb.GenerateResponse]:
+        state = self._indices[index]
+        self._close(state, reason)
+        finished = pb.Finished(
+            index=index,
+            reason=_REASONS[reason],
+            usage=pb.Usage(
+                prompt_tokens=len(self._request.prompt_token_ids),
+                completion_tokens=state.delivered,
+                cached_tokens=state.cached_tokens,
+            ),
+            timings=self._timings(state),
+            preemptions=state.preemptions,
+            peak_blocks=state.peak_blocks,
+        )
+        if match is not None:
+            finished.stop_string = match.string
+        elif stop_token_id is not None:
+            finished.stop_token_id = stop_token_id
+        yield pb.GenerateResponse(finished=finished)
+
+    def _timings(self, state: IndexState) -> pb.Timings:
+        started, first, last = state.started_at, state.first_token_at, state.last_token_at
+        if started is None:
+            return pb.Timings()
+        timings = pb.Timings(queued=max(started - self._accepted_at, 0.0))
+        if first is not None and last is not None:
+            timings.prefill = max(first - started, 0.0)
+            timings.decode = max(last - first, 0.0)
+        return timings
+
+    # ------------------------------------------------------------ messages
+
+    def _delta(self, state: IndexState, piece: Piece, index: int) -> pb.GenerateResponse:
+        delta = pb.Delta(index=index, text=piece.text, token_ids=piece.ids)
+        for logprob in piece.logprobs or ():
+            delta.logprobs.append(
+                pb.TokenLogprob(
+                    id=logprob.token_id,
+                    bytes=self._bytes(logprob.token_id),
+                    logprob=logprob.logprob,
+                    rank=logprob.rank,
+                    top=[
+                        pb.TopLogprob(id=i, bytes=self._bytes(i), logprob=value)
+                        for i, value in logprob.top
+                    ],
+                )
+            )
+        state.delivered += len(piece.ids)  # only now: what cannot be told has not been delivered
+        self._ledger.delivered += len(piece.ids)
+        return pb.GenerateResponse(delta=delta)
+
+    def _bytes(self, token_id: int) -> bytes:
+        return b"" if self._ids_only else self._tokenizer.pieces[token_id]
+
+    def record(self) -> CallRecord:
+        """For the log, once the call has ended."""
+        record = CallRecord()
+        for state in self._indices:
+            record.reasons.append(state.finish.value if state.finish else "open")
+            record.delivered += state.delivered
+            record.preemptions += state.preemptions
+        first = self._indices[0]
+        record.cached_tokens = first.cached_tokens
+        if first.started_at is not None:
+            record.queued = max(first.started_at - self._accepted_at, 0.0)
+        if first.first_token_at is not None:
+            record.first_token = max(first.first_token_at - self._accepted_at, 0.0)
+        return record

@@ -1,0 +1,424 @@
+"""quire.v1.InferenceService: Generate and Stats.
+
+Invariant: a call is refused before it is accepted, or accepted and then counted to its end,
+whatever that end is: `finally` closes the engine's stream (which aborts it), gives up its place in
+the queue and enters what is open as aborted. A fault in one call ends that call alone.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.errors import EngineDeadError, RequestError
+from quire.engine.request import FinishReason, GenerationRequest
+from quire.service import errors
+from quire.service.admission.admission import Admission, Place
+from quire.service.admission.rate_limits import ClientLimits, Permit
+from quire.service.errors import Refusal
+from quire.service.lifecycle import Lifecycle, Phase
+from quire.service.rpc.responses import CallOutput
+from quire.service.rpc.stats import StatsReporter
+from quire.service.rpc.validation import Accepted, ServedModel, Validator
+from quire.service.security.auth import Authenticator, Caller
+from quire.service.telemetry.counters import Ledger
+from quire.service.telemetry.tracing import EndedCall, Times, Tracer
+from quire.v1 import inference_pb2 as pb
+
+log = logging.getLogger("quire.service")
+
+SERVICE = "quire.v1.InferenceService"
+REQUEST_ID_KEY = "quire-request-id"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_FIELDS = {  # what the engine calls a field, and where the contract has it
+    "max_tokens": "sampling.max_tokens",
+    "stop_token_ids": "sampling.stop_token_ids",
+}
+
+
+class Malformed:
+    """Stands for a message whose bytes could not be decoded."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """What there is once the model is loaded."""
+
+    engine: AsyncEngine
+    model: ServedModel
+    validator: Validator
+    stats: StatsReporter
+
+
+@dataclass(slots=True)
+class Call:
+    """One accepted call."""
+
+    accepted: Accepted
+    output: CallOutput
+    place: Place
+    permit: Permit
+    client: str
+    accepted_at: float
+    acknowledged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What a call has to pass: who it is from, what they may have, and who may wait."""
+
+    authenticator: Authenticator
+    limits: ClientLimits
+    admission: Admission
+    log_prompts: bool = False
+
+
+class InferenceServicer:
+    """Answers the two calls. `serving` is set once the engine is ready."""
+
+    def __init__(
+        self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance, tracer: Tracer
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._ledger = ledger
+        self._entrance = entrance
+        self._tracer = tracer
+        self.serving: Serving | None = None
+        self._open_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when no accepted call is open."""
+        await self._idle.wait()
+
+    # ------------------------------------------------------------ Generate
+
+    async def Generate(
+        self, request: pb.GenerateRequest | Malformed, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams one request's tokens."""
+        code = grpc.StatusCode.CANCELLED  # unless the end is reached
+        began, began_ns = time.monotonic(), time.time_ns()
+        call: Call | None = None
+        try:
+            try:
+                call, serving = await self._accept(request, context)
+            except Exception as error:
+                if isinstance(error, grpc.aio.BaseError):
+                    raise  # the client has gone
+                refusal = error if isinstance(error, Refusal) else self._fault(error)
+                code = refusal.code
+                self._ledger.refuse(code, refusal.reason)
+                await errors.abort(context, refusal)
+            engine_stream: AsyncGenerator[Any, None] | None = None
+            failure: Refusal | None = None
+            try:
+                if call.output.already_complete:
+                    await self._acknowledge(call, context)
+                    for message in call.output.complete():
+                        yield message
+                else:
+                    engine_stream = serving.engine.generate(call.accepted.generation)
+                    async for outputs in engine_stream:
+                        if not call.acknowledged:
+                            await self._acknowledge(call, context)
+                        for message in call.output.take(outputs):
+                            yield message
+                    failure = self._failed_step(call)
+            except grpc.aio.BaseError:
+                raise  # the client has gone
+            except EngineDeadError as error:
+                failure, reason = self._engine_gone(error)
+                for message in call.output.end(reason):
+                    yield message
+            except Exception as error:
+                failure = self._fault(error)
+                for message in call.output.end(FinishReason.ERROR, flush=False):
+                    yield message
+            finally:
+                if engine_stream is not None:
+                    await engine_stream.aclose()
+                self._close(call)
+            code = failure.code if failure is not None else grpc.StatusCode.OK
+            if failure is not None:
+                await errors.abort(context, failure)
+        finally:
+            code = _ended(code, context)
+            self._ledger.rpc("Generate", code)
+            if self._tracer.active:
+                self._trace(context, began, began_ns, code, call)
+
+    def _trace(
+        self,
+        context: Context,
+        began: float,
+        began_ns: int,
+        code: grpc.StatusCode,
+        call: Call | None,
+    ) -> None:
+        times, attributes = (Times(), {}) if call is None else _told(call, began)
+        ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
+        metadata = context.invocation_metadata() or ()
+        self._tracer.ended(EndedCall(metadata, began_ns, ended_ns, code, times, attributes))
+
+    async def _accept(
+        self, request: pb.GenerateRequest | Malformed, context: Context
+    ) -> tuple[Call, Serving]:
+        caller = self._entrance.authenticator.caller(context)
+        refusal = self._lifecycle.refusal()
+        if refusal is not None:
+            raise refusal
+        if isinstance(request, Malformed):
+            raise errors.malformed()
+        serving = self.serving
+        assert serving is not None
+        permit = self._entrance.limits.enter(caller.client)
+        try:
+            call = await self._let_in(request, context, serving, caller, permit)
+        except BaseException:
+            permit.end(0)
+            raise
+        return call, serving
+
+    async def _let_in(
+        self,
+        request: pb.GenerateRequest,
+        context: Context,
+        serving: Serving,
+        caller: Caller,
+        permit: Permit,
+    ) -> Call:
+        admission, n = self._entrance.admission, max(request.sampling.n, 1)
+        # First without the prompt: in an overload a refusal must cost next to nothing.
+        admission.consider(caller.client, n, request.priority, context.time_remaining())
+        accepted = await self._validate(request, serving, caller)
+        refusal = self._lifecycle.refusal()  # it may have changed while a long text was tokenized
+        if refusal is not None:
+            raise refusal
+        generation = accepted.generation
+        permit.take(_most_tokens(generation))
+        place = admission.enter(
+            caller.client,
+            generation.n,
+            generation.priority,
+            len(generation.prompt_token_ids),
+            context.time_remaining(),
+        )
+        if self._entrance.log_prompts:
+            fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
+            log.info("request accepted", extra={"fields": fields})
+        try:
+            return self._open(accepted, place, permit, serving)
+        except BaseException:
+            place.leave()
+            raise
+
+    async def _validate(
+        self, request: pb.GenerateRequest, serving: Serving, caller: Caller
+    ) -> Accepted:
+        try:
+            key = serving.engine.new_key()
+            accepted = await serving.validator.validate(request, key, caller.tenant, caller.client)
+            serving.engine.check(accepted.generation)
+        except RequestError as error:
+            field = _FIELDS.get(error.field, error.field)
+            raise errors.invalid_field(field, error.message) from error
+        except Refusal:
+            raise
+        except Exception as error:
+            raise self._fault(error) from error
+        return accepted
+
+    def _open(self, accepted: Accepted, place: Place, permit: Permit, serving: Serving) -> Call:
+        """From here on the call is accepted, and its end will be counted."""
+        now, key = time.monotonic(), accepted.generation.key
+
+        def end_index(index: int, kept: int) -> None:
+            serving.engine.finish(key, index, kept)
+
+        def on_started(_waited: float) -> None:
+            place.started()
+
+        output = CallOutput(
+            accepted,
+            serving.model.tokenizer,
+            serving.model.info.fingerprint,
+            self._ledger,
+            now,
+            end_index,
+            on_started,
+        )
+        self._ledger.accept(accepted.generation.n)
+        self._open_calls += 1
+        self._idle.clear()
+        return Call(accepted, output, place, permit, accepted.generation.client, now)
+
+    @staticmethod
+    async def _acknowledge(call: Call, context: Context) -> None:
+        """Say that the call was accepted. After the engine has been told: where many calls
+        come at once, the engine begins while their clients are answered."""
+        call.acknowledged = True
+        await context.send_initial_metadata(((REQUEST_ID_KEY, call.accepted.request_id),))
+
+    def _close(self, call: Call) -> None:
+        """The one end of an accepted call."""
+        self._open_calls -= 1
+        if not self._open_calls:
+            self._idle.set()
+        call.place.leave()
+        call.output.abandon()
+        record, request = call.output.record(), call.accepted.generation
+        prompt_tokens = len(request.prompt_token_ids)
+        call.permit.end(prompt_tokens + len(request.resume_token_ids) + record.delivered)
+        elapsed = time.monotonic() - call.accepted_at
+        self._ledger.end_to_end.observe(elapsed)
+        log.info(
+            "request ended",
+            extra={
+                "fields": {
+                    "request_id": call.accepted.request_id,
+                    "finish": ",".join(record.reasons),
+                    "client": call.client,
+                    "prompt_tokens": prompt_tokens,
+                    "cached_tokens": record.cached_tokens,
+                    "completion_tokens": record.delivered,
+                    "queued_s": round(record.queued, 4),
+                    "first_token_s": record.first_token and round(record.first_token, 4),
+                    "total_s": round(elapsed, 4),
+                    "preemptions": record.preemptions,
+                }
+            },
+        )
+
+    @staticmethod
+    def _failed_step(call: Call) -> Refusal | None:
+        error_id = call.output.error_id
+        return None if error_id is None else errors.internal(error_id)
+
+    def _engine_gone(self, error: EngineDeadError) -> tuple[Refusal, FinishReason]:
+        if self._lifecycle.phase is Phase.DRAINING:  # stopped by us, in the drain's last stage
+            return errors.unavailable("the server is shutting down", "DRAINING"), (
+                FinishReason.ABORTED
+            )
+        return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
+
+    @staticmethod
+    def _fault(error: Exception) -> Refusal:
+        error_id = secrets.token_hex(4)
+        log.error("a call failed (%s)", error_id, exc_info=error)
+        return errors.internal(error_id)
+
+    # ------------------------------------------------------------ Stats
+
+    async def Stats(
+        self, request: pb.StatsRequest | Malformed, context: Context
+    ) -> pb.StatsResponse:
+        """Answers what the server holds and has done; also while draining."""
+        code = grpc.StatusCode.CANCELLED
+        try:
+            try:
+                self._entrance.authenticator.caller(context)
+                response = await self._stats(request)
+            except Refusal as refusal:
+                code = refusal.code
+                await errors.abort(context, refusal)
+            code = grpc.StatusCode.OK
+            return response
+        finally:
+            self._ledger.rpc("Stats", _ended(code, context))
+
+    async def _stats(self, request: pb.StatsRequest | Malformed) -> pb.StatsResponse:
+        if isinstance(request, Malformed):
+            raise errors.malformed()
+        refusal = self._lifecycle.refusal()
+        if self.serving is None or self._lifecycle.phase is Phase.DEAD:
+            assert refusal is not None
+            raise refusal
+        try:
+            block_map = b""
+            if request.include_block_map:
+                block_map = await self.serving.engine.block_map()
+            return self.serving.stats.response(block_map)
+        except EngineDeadError as error:
+            raise errors.unavailable(str(error), "ENGINE_DEAD") from error
+        except Exception as error:
+            raise self._fault(error) from error
+
+
+def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
+    """What a trace says of an accepted call that began then (time.monotonic)."""
+    record, waited = call.output.record(), call.accepted_at - began
+    times = Times(
+        queued=waited,
+        prefill=waited + record.queued if call.output.started else None,
+        decode=None if record.first_token is None else waited + record.first_token,
+    )
+    return times, {
+        "quire.request_id": call.accepted.request_id,
+        "quire.finish": ",".join(record.reasons),
+        "quire.prompt_tokens": len(call.accepted.generation.prompt_token_ids),
+        "quire.cached_tokens": record.cached_tokens,
+        "quire.completion_tokens": record.delivered,
+        "quire.preemptions": record.preemptions,
+    }
+
+
+def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:
+    """The code as the client sees it: a call that was cut off may have met its deadline."""
+    if code is not grpc.StatusCode.CANCELLED:
+        return code
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return code
+
+
+def _most_tokens(request: GenerationRequest) -> int:
+    """Prompt and all the outputs that it may make; resumed ones count among them."""
+    return len(request.prompt_token_ids) + request.n * request.sampling.max_tokens
+
+
+def _shown_prompt(request: pb.GenerateRequest) -> str:
+    """The prompt as the log shows it where that was asked for: on one line."""
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return repr(request.text)
+    if kind == "chat":
+        return repr([(message.role, message.content) for message in request.chat.messages])
+    return repr(list(request.token_ids.ids))
+
+
+def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
+    """The service's methods. Messages that cannot be decoded reach the servicer as Malformed, so
+    that they too are answered with a status of the contract."""
+    methods = {
+        "Generate": grpc.unary_stream_rpc_method_handler(
+            servicer.Generate,
+            request_deserializer=_decoder(pb.GenerateRequest.FromString),
+            response_serializer=pb.GenerateResponse.SerializeToString,
+        ),
+        "Stats": grpc.unary_unary_rpc_method_handler(
+            servicer.Stats,
+            request_deserializer=_decoder(pb.StatsRequest.FromString),
+            response_serializer=pb.StatsResponse.SerializeToString,
+        ),
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except Exception:
+            return Malformed()
+
+    return decode

@@ -1,0 +1,111 @@
+"""The Stats answer: the engine's snapshot and the service's ledger as one message.
+
+Invariant: a snapshot; nothing here is cached or changed.
+"""
+
+import time
+
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.loop.stats import EngineStats
+from quire.engine.request import FinishReason
+from quire.service.rpc.validation import ServedModel
+from quire.service.telemetry.counters import Ledger
+from quire.service.telemetry.histogram import Histogram
+from quire.v1 import inference_pb2 as pb
+
+
+class StatsReporter:
+    """Builds StatsResponse."""
+
+    def __init__(
+        self, engine: AsyncEngine, model: ServedModel, ledger: Ledger, version: str
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._ledger = ledger
+        self._version = version
+        self._ready_at = time.monotonic()
+
+    def response(self, block_map: bytes = b"") -> pb.StatsResponse:
+        """The message; block_map: one byte a block, or empty."""
+        engine, ledger, info = self._engine.stats(), self._ledger, self._model.info
+        response = pb.StatsResponse(
+            model=self._model_info(),
+            engine_config=info.options,
+            requests=self._requests(engine),
+            cache=self._cache(engine),
+            tokens=pb.TokenStats(
+                prompt=engine.prompt_tokens,
+                prefill_computed=engine.prefill_computed,
+                generated=engine.generated,
+                delivered=ledger.delivered,
+                discarded=engine.discarded,
+            ),
+            steps=pb.StepStats(
+                total=engine.steps_total,
+                graph=engine.steps_graph,
+                eager=engine.steps_eager,
+                mixed=engine.steps_mixed,
+                failed=engine.steps_failed,
+            ),
+            time_to_first_token=_histogram(ledger.time_to_first_token),
+            inter_token_latency=_histogram(ledger.inter_token_latency),
+            queue_time=_histogram(ledger.queue_time),
+            memory=pb.DeviceMemory(
+                total=info.device_memory_total,
+                weights=info.weight_bytes,
+                kv_cache=info.kv_cache_bytes,
+                allocated=engine.memory_allocated,
+                peak=engine.memory_peak,
+            ),
+            uptime_seconds=time.monotonic() - self._ready_at,
+            version=self._version,
+        )
+        response.cache.block_map = block_map
+        return response
+
+    def _model_info(self) -> pb.ModelInfo:
+        info = self._model.info
+        return pb.ModelInfo(
+            name=self._model.name,
+            fingerprint=info.fingerprint,
+            architecture=info.architecture,
+            parameters=info.parameters,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            dtype=info.dtype,
+            device=info.device,
+        )
+
+    def _requests(self, engine: EngineStats) -> pb.RequestStats:
+        finished = self._ledger.finished
+        return pb.RequestStats(
+            running=engine.running,
+            waiting=engine.waiting,
+            accepted=self._ledger.accepted,
+            finished_stop=finished[FinishReason.STOP],
+            finished_length=finished[FinishReason.LENGTH],
+            finished_aborted=finished[FinishReason.ABORTED],
+            finished_error=finished[FinishReason.ERROR],
+            refused=self._ledger.refused,
+        )
+
+    def _cache(self, engine: EngineStats) -> pb.CacheStats:
+        info = self._model.info
+        return pb.CacheStats(
+            block_size=info.block_size,
+            blocks_total=engine.blocks_total,
+            blocks_free=engine.blocks_free,
+            blocks_cached=engine.blocks_cached,
+            blocks_in_use=engine.blocks_in_use,
+            blocks_shared=engine.blocks_shared,
+            prefix_tokens_queried=engine.prefix_tokens_queried,
+            prefix_tokens_hit=engine.prefix_tokens_hit,
+            evictions=engine.evictions,
+            preemptions=engine.preemptions,
+            bytes_per_token=info.kv_bytes_per_token,
+        )
+
+
+def _histogram(histogram: Histogram) -> pb.Histogram:
+    return pb.Histogram(bounds=histogram.bounds, counts=histogram.counts, sum=histogram.sum)

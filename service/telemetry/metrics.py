@@ -1,0 +1,175 @@
+"""Prometheus metrics on a port of their own, made at each scrape from what is counted anyway.
+
+Invariant: serving a request never touches a metric; no label holds a key, a peer or a request.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from quire.engine.loop.stats import EngineStats
+from quire.engine.loop.step_times import StepTimes
+from quire.engine.request import FinishReason
+from quire.service.security.tls import TLSFiles
+from quire.service.telemetry.counters import Ledger
+from quire.service.telemetry.histogram import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers are; the engine's are None until it is ready."""
+
+    ledger: Ledger
+    engine: Callable[[], EngineStats | None]
+    step_times: Callable[[], StepTimes | None]
+    step_hung: Callable[[], bool]
+
+
+class QuireCollector(Collector):
+    """Reads everything at the moment of the scrape."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        yield from _service_metrics(self._sources.ledger)
+        engine, step_times = self._sources.engine(), self._sources.step_times()
+        if engine is not None:
+            yield from _engine_metrics(engine)
+        if step_times is not None:
+            yield _step_seconds(step_times)
+        hung = float(self._sources.step_hung())
+        yield _gauge("quire_step_hung", "1 while a step has taken longer than it may", hung)
+
+
+class MetricsServer:
+    """The HTTP server behind --metrics-port, on a thread of its own."""
+
+    def __init__(
+        self, host: str, port: int, collectors: Sequence[Collector], tls: TLSFiles | None = None
+    ) -> None:
+        """Listens at once; over TLS with these files. Raises OSError if the port is in use."""
+        registry = CollectorRegistry()
+        for collector in collectors:
+            registry.register(collector)
+        self._tls = tls
+        started: Any = start_http_server(port, addr=host, registry=registry, **_tls_options(tls))
+        self._server, self._thread = started
+        self.port: int = self._server.server_port
+
+    def reload_tls(self) -> None:
+        """New connections get what the files hold now."""
+        if self._tls is not None:
+            self._server.socket.context.load_cert_chain(self._tls.cert, self._tls.key)
+
+    def stop(self) -> None:
+        """Close the port and end the thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _tls_options(tls: TLSFiles | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    options: dict[str, Any] = {"certfile": str(tls.cert), "keyfile": str(tls.key)}
+    if tls.client_ca is not None:
+        options |= {"client_cafile": str(tls.client_ca), "client_auth_required": True}
+    return options
+
+
+def _service_metrics(ledger: Ledger) -> Iterator[Metric]:
+    yield _histogram(
+        "quire_time_to_first_token_seconds",
+        "From acceptance to the first token",
+        ledger.time_to_first_token,
+    )
+    yield _histogram(
+        "quire_inter_token_latency_seconds",
+        "Between consecutive tokens of one completion",
+        ledger.inter_token_latency,
+    )
+    yield _histogram(
+        "quire_request_queue_seconds",
+        "From acceptance to the first time scheduled",
+        ledger.queue_time,
+    )
+    yield _histogram(
+        "quire_e2e_request_latency_seconds",
+        "From acceptance to the end of the call",
+        ledger.end_to_end,
+    )
+    finished = CounterMetricFamily(
+        "quire_requests_finished", "Completions ended", labels=["reason"]
+    )
+    for reason in FinishReason:
+        finished.add_metric([reason.value], ledger.finished[reason])
+    yield finished
+    rpcs = CounterMetricFamily("quire_rpcs", "Calls ended", labels=["method", "code"])
+    for (method, code), count in list(ledger.rpcs.items()):
+        rpcs.add_metric([method, code], count)
+    yield rpcs
+    yield _counter("quire_delivered_tokens", "Tokens delivered to streams", ledger.delivered)
+
+
+def _engine_metrics(engine: EngineStats) -> Iterator[Metric]:
+    yield _gauge("quire_requests_running", "Completions being computed", engine.running)
+    yield _gauge("quire_requests_waiting", "Completions waiting", engine.waiting)
+    usage = engine.blocks_in_use / max(engine.blocks_total, 1)
+    yield _gauge("quire_kv_cache_usage_ratio", "Share of cache blocks in use", usage)
+    yield _counter("quire_prompt_tokens", "Prompt tokens scheduled", engine.prompt_tokens)
+    yield _counter("quire_generation_tokens", "Tokens sampled", engine.generated)
+    yield _counter(
+        "quire_prefix_cache_queries", "Prompt tokens looked up", engine.prefix_tokens_queried
+    )
+    yield _counter("quire_prefix_cache_hits", "Prompt tokens found", engine.prefix_tokens_hit)
+    yield _counter("quire_prefix_cache_evictions", "Cached blocks given up", engine.evictions)
+    yield _counter("quire_preemptions", "Completions put back to the queue", engine.preemptions)
+    steps = CounterMetricFamily("quire_engine_steps", "Steps of the engine", labels=["kind"])
+    steps.add_metric(["graph"], engine.steps_graph)
+    steps.add_metric(["eager"], engine.steps_eager)
+    yield steps
+    yield _counter("quire_engine_steps_failed", "Steps that failed", engine.steps_failed)
+    yield _gauge("quire_device_memory_bytes", "Memory allocated", engine.memory_allocated)
+    yield _gauge("quire_device_memory_peak_bytes", "Most allocated at once", engine.memory_peak)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _step_seconds(step_times: StepTimes) -> Metric:
+    metric = HistogramMetricFamily(
+        "quire_engine_step_seconds", "A step's time, by what it holds", labels=["kind"]
+    )
+    for kind, histogram in step_times.histograms.items():
+        metric.add_metric([kind], _buckets(histogram), histogram.sum)
+    return metric
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus' are cumulative."""
+    counts, total = list(histogram.counts), 0
+    buckets = []
+    for bound, count in zip((*histogram.bounds, float("inf")), counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+    return buckets
