@@ -4,7 +4,7 @@ Each names the file, the text that is right, what it becomes, and the tests that
 first part of a name says where users reported the fault; `quire` are faults of its own making.
 """
 
-from dataclasses import dataclass
+from faults.fault import Fault
 
 REGRESSIONS = "tests/test_regressions.py::test_"
 POOL = "tests/engine/test_block_pool.py"
@@ -20,17 +20,6 @@ REPLAYED = (
     "tests/engine/test_equivalences.py::test_padded_steps_are_replayed_with_fewer_rows_"
     "than_they_hold",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One patch. `old` stands in `file` exactly once."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
 
 
 def _regression(name: str) -> tuple[str, ...]:
