@@ -1,4 +1,4 @@
-"""The faults that `make mutants` puts back, in one module a room or wing, each with its `FAULTS`."""
+"""The faults that `make mutants` puts back: a module a room or wing, each with its `FAULTS`."""
 
 import importlib
 import pkgutil
