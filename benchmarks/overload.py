@@ -53,7 +53,8 @@ async def serve(options: dict[str, Any]) -> None:
     from quire.engine.client.in_thread import ThreadLink
     from quire.engine.config import EngineConfig
     from quire.service.app.server import Server
-    from quire.service.models.resolve import ResolvedModel, pocket
+    from quire.service.models import pocket
+    from quire.service.models.resolve import ResolvedModel
     from quire.service.settings import ServiceConfig, Settings
 
     config = EngineConfig(

@@ -10,7 +10,8 @@ import pytest
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError
-from quire.service.models import pocket, resolve
+from quire.service.models import pocket
+from quire.service.models.resolve import resolve
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.service.app.server import Server
-from quire.service.models.resolve import ResolvedModel, pocket
+from quire.service.models import pocket
+from quire.service.models.resolve import ResolvedModel
 from quire.service.settings import ServiceConfig, Settings
 from quire.service.telemetry.tracing import Tracer
 from quire.v1 import inference_pb2 as pb
