@@ -31,6 +31,9 @@ class OfflineEngine(Protocol):
 
     def forget(self) -> None: ...
 
+    def rows_that_fit(self, tokens: int) -> int | None:
+        """How many requests of so many tokens the cache holds at once; None: not known."""
+
 
 class QuireEngine:
     """Quire's own loop, driven from here: no threads, no text, no gRPC."""
@@ -71,6 +74,9 @@ class QuireEngine:
     def forget(self) -> None:
         self.engine.core.scheduler.pool.forget_all()
 
+    def rows_that_fit(self, tokens: int) -> int | None:
+        return self.engine.core.scheduler.pool.num_usable // -(-tokens // self.config.block_size)
+
 
 class VllmEngine:
     """vLLM's offline LLM, where it is installed."""
@@ -106,6 +112,10 @@ class VllmEngine:
     def forget(self) -> None:
         self._llm.reset_prefix_cache()
 
+    def rows_that_fit(self, tokens: int) -> int | None:
+        del tokens
+        return None
+
 
 class TransformersEngine:
     """transformers' generate over left-padded batches, where it is installed."""
@@ -140,6 +150,10 @@ class TransformersEngine:
 
     def forget(self) -> None:
         """It keeps nothing between calls."""
+
+    def rows_that_fit(self, tokens: int) -> int | None:
+        del tokens
+        return None
 
 
 ENGINES = {"quire": QuireEngine, "vllm": VllmEngine, "transformers": TransformersEngine}

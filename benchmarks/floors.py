@@ -1,4 +1,4 @@
-"""Floors: the least time that each workload can take on one H200, from the model's shape alone.
+"""Floors: the least time that each workload can take on a card, from the model's shape alone.
 
 Invariant: a floor counts only what cannot be avoided (weights read once a step, KV read once, the
 products' and attention's arithmetic) at what the card measures for a large copy or product.
@@ -15,12 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import COPY_BYTES, MATMUL_FLOPS, print_table
+from cards import H200, Card
+from common import print_table
 
 from quire.engine.model.config import ModelConfig
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 ELEMENT = 2  # bytes of a bf16 number
+DECODES = ((1, 128, 512), (8, 1024, 256), (64, 1024, 256), (256, 1024, 256))  # rows, prompt, new
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,11 @@ class Floors:
     layers: int
     attention_width: int  # query heads times their size
     kv_bytes: int  # a token
+    card: Card
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "Floors":
-        """The floors of a model's shape; norms and biases are too small to count."""
+    def of(cls, config: ModelConfig, card: Card = H200) -> "Floors":
+        """The floors of a model's shape on a card; norms and biases are too small to count."""
         heads = 2 * config.num_q_heads + 2 * config.num_kv_heads
         per_layer = heads * config.head_dim * config.hidden_size
         per_layer += 3 * config.intermediate_size * config.hidden_size
@@ -45,6 +48,7 @@ class Floors:
             layers=config.num_layers,
             attention_width=config.num_q_heads * config.head_dim,
             kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * ELEMENT,
+            card=card,
         )
 
     @property
@@ -55,26 +59,32 @@ class Floors:
     def products(self, rows: int) -> float:
         """All products of a decode step of so many rows: bytes or arithmetic, what is more."""
         parameters = self.layer_parameters + self.head_parameters
-        return max(self.weight_bytes / COPY_BYTES, 2 * parameters * rows / MATMUL_FLOPS)
+        return max(
+            self.weight_bytes / self.card.copy_bytes, 2 * parameters * rows / self.card.matmul_flops
+        )
 
     def kv_read(self, tokens: int) -> float:
         """Reading so many tokens' keys and values, in all layers."""
-        return tokens * self.kv_bytes / COPY_BYTES
+        return tokens * self.kv_bytes / self.card.copy_bytes
 
     def decode(self, rows: int, context: int) -> float:
         """One decode step of `rows` requests of `context` tokens each."""
         return self.products(rows) + self.kv_read(rows * context)
+
+    def decode_loop(self, rows: int, prompt: int, new: int) -> float:
+        """A step's mean while each row grows from its prompt by `new` tokens after the first."""
+        return self.products(rows) + self.kv_read(rows) * (prompt + (new + 1) / 2)
 
     def prefill(self, tokens: int, cached: int = 0) -> float:
         """One prompt's new tokens, causal, over `cached` earlier ones; the last meets the head."""
         attended = tokens * cached + tokens * (tokens + 1) // 2
         arithmetic = 2 * self.layer_parameters * tokens + 2 * self.head_parameters
         arithmetic += 4 * self.attention_width * self.layers * attended
-        return arithmetic / MATMUL_FLOPS
+        return arithmetic / self.card.matmul_flops
 
     def first_token(self, tokens: int, cached: int = 0) -> float:
         """Time to first token of a lone prompt: its arithmetic, or reading weights and prefix."""
-        read = self.weight_bytes / COPY_BYTES + self.kv_read(cached)
+        read = self.weight_bytes / self.card.copy_bytes + self.kv_read(cached)
         return max(self.prefill(tokens - cached, cached), read)
 
     def prefill_rate(self, length: int) -> float:
@@ -104,8 +114,8 @@ def workloads(floors: Floors) -> dict[str, tuple[float, str]]:
     prompts, outputs = nano_256()
     seconds = floors.batch_run([len(p) for p in prompts], outputs)
     found = {"nano-256": (sum(outputs) / seconds, "tokens/s")}
-    for rows, context in ((1, 128), (8, 1024), (64, 1024), (256, 1024)):
-        found[f"decode-b{rows}"] = (floors.decode(rows, context) * 1e3, "ms")
+    for rows, prompt, new in DECODES:
+        found[f"decode-b{rows}"] = (floors.decode_loop(rows, prompt, new) * 1e3, "ms")
     found["prefill"] = (floors.prefill_rate(1024), "tokens/s")
     found["ttft-cold"] = (floors.first_token(3000) * 1e3, "ms")
     found["ttft-hit"] = (floors.first_token(3000, 2999 // 64 * 64) * 1e3, "ms")

@@ -2,12 +2,14 @@
 
 Workloads (names as in the results):
     nano-256     256 prompts of 100 to 1024 ids, 100 to 1024 tokens each, temperature 0.6
-    decode-bN    (time for 1 + K new tokens - time for 1) / K; K = 256, at batch 1 512; greedy
+    decode-bN    (time for 1 + K new tokens - time for 1) / K; K = 256, at batch 1 512; greedy;
+                 where N rows do not fit into the cache, the largest batch that does, under its name
     prefill      256 prompts of 1024 ids, one token each
     ttft-cold    one prompt of 3000 ids; ttft-hit: again, all but its last block cached
     start        from exec to `serving`, real safetensors of random weights, warm page cache
 
     python benchmarks/offline.py --model-shape 0.6B --out benchmarks/results/offline-0.6B.json
+    python benchmarks/offline.py --model-shape all --workloads decode-b1 decode-b64 prefill
     python benchmarks/offline.py --model DIR --engine vllm
 """
 
@@ -19,21 +21,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import print_table, result_row, write_results
+from cards import Card, this_card
+from common import Row, print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
-from floors import Floors, nano_256, workloads
+from floors import DECODES as DECODE_LOOPS
+from floors import SHAPES, Floors, nano_256, workloads
 
 from quire.engine.model.config import ModelConfig
 
 VOCAB = 10_000
-DECODES = {"decode-b1": (1, 128, 512), "decode-b8": (8, 1024, 256)}
-DECODES |= {f"decode-b{n}": (n, 1024, 256) for n in (64, 256)}
+DECODES = {f"decode-b{rows}": (rows, prompt, new) for rows, prompt, new in DECODE_LOOPS}
 NAMES = ["nano-256", *DECODES, "prefill", "ttft-cold", "ttft-hit", "start"]
 
 
@@ -100,8 +104,6 @@ class Workloads:
         """The figures of a workload and their unit."""
         if name == "nano-256":
             return self.nano(), "tokens/s"
-        if name in DECODES:
-            return self.decode(*DECODES[name]), "ms"
         if name == "prefill":
             return self.prefill(), "tokens/s"
         return self.first_token(hit=name == "ttft-hit"), "ms"
@@ -155,9 +157,88 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+class Report:
+    """Rows so far: shown as they come, and written after each, so a run cut short leaves them."""
+
+    def __init__(self, engine: str, card: Card, out: Path | None) -> None:
+        self._engine, self.card, self._out = engine, card, out
+        self._rows: list[Row] = []
+
+    def note(
+        self, model: str, workload: str, figures: list[float], unit: str, floor: float | None
+    ) -> None:
+        """Take a row in."""
+        row = result_row(workload, model, self._engine, figures, unit, floor)
+        self._rows.append(row)
+        print(f"{model} {workload}: {row['value']:.4g} {unit}", flush=True)
+        if self._out:
+            write_results(self._out, self._rows, card=self.card.fields())
+
+    def show(self) -> None:
+        """One line a workload: value and share of the floor, model beside model."""
+        models = list(dict.fromkeys(row["model"] for row in self._rows))
+        names = list(dict.fromkeys((row["workload"], row["unit"]) for row in self._rows))
+        found = {(row["workload"], row["model"]): row for row in self._rows}
+        lines = [
+            [name, unit, *(_reached(found.get((name, model))) for model in models)]
+            for name, unit in names
+        ]
+        print_table(f"{self._engine} on {self.card.name}", ["workload", "unit", *models], lines)
+
+
+def _reached(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    share = row["share_of_floor"]
+    return f"{row['value']:.4g}" + (f" ({share:.0%})" if share is not None else "")
+
+
+def measure(
+    name: str, shape: ModelConfig, directory: Path | None, report: Report, options: Namespace
+) -> None:
+    """All chosen workloads of one model, in an engine that is gone afterwards."""
+    floors = Floors.of(shape, report.card)
+    known = workloads(floors)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(directory) if directory else f"random:{name}"
+        if options.engine != "quire" and not directory:
+            model = str(random_directory(name, Path(scratch)))
+        chosen = [w for w in options.workloads if w != "start"]
+        if chosen:
+            begin = time.perf_counter()
+            engine = ENGINES[options.engine](model, **options_of(options.option))
+            print(f"{name}: engine built in {time.perf_counter() - begin:.1f} s", flush=True)
+            measured = Workloads(engine, options.runs)
+            for workload in chosen:
+                if workload in DECODES:
+                    rows, prompt, new = DECODES[workload]
+                    rows = largest_batch(rows, engine.rows_that_fit(prompt + new + 1))
+                    figures = measured.decode(rows, prompt, new)
+                    floor = floors.decode_loop(rows, prompt, new) * 1e3
+                    report.note(name, f"decode-b{rows}", figures, "ms", floor)
+                else:
+                    figures, unit = measured.run(workload)
+                    report.note(name, workload, figures, unit, known[workload][0])
+            del engine, measured
+            _free_device()
+        if "start" in options.workloads and options.engine == "quire":
+            directory = directory or random_directory(name, Path(scratch))
+            report.note(name, "start", start_seconds(directory, options.runs), "s", None)
+
+
+def largest_batch(wanted: int, fits: int | None) -> int:
+    """`wanted` rows, or the largest whole number of eights below that fits."""
+    if fits is None or fits >= wanted:
+        return wanted
+    return max(1, fits // 8 * 8 or fits)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model-shape", default="0.6B", help="0.6B, 1.7B, 4B, 8B, 14B or 32B")
+    parser.add_argument(
+        "--model-shape", nargs="+", default=["0.6B"], choices=[*SHAPES, "all"], metavar="SHAPE",
+        help="0.6B, 1.7B, 4B, 8B, 14B, 32B, or all",
+    )  # fmt: skip
     parser.add_argument("--model", type=Path, default=None, help="a real directory instead")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="quire")
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=NAMES)
@@ -166,45 +247,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="write results as JSON")
     options = parser.parse_args()
 
-    shape = (
-        ModelConfig.from_directory(options.model)
-        if options.model
-        else ModelConfig.named_shape(options.model_shape)
-    )
-    name = str(options.model.name) if options.model else options.model_shape
-    floors = workloads(Floors.of(shape))
-    chosen = [w for w in options.workloads if w != "start"]
-    rows, table = [], []
-
-    def note(workload: str, figures: list[float], unit: str) -> None:
-        floor = floors[workload][0] if workload in floors else None
-        row = result_row(workload, name, options.engine, figures, unit, floor)
-        rows.append(row)
-        table.append([workload, row["value"], unit, row["floor"], row["share_of_floor"]])
-        print(f"{workload}: {row['value']:.4g} {unit}", flush=True)
-        if options.out:  # after each: a run cut short leaves what it has measured
-            write_results(options.out, rows)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        model = str(options.model) if options.model else f"random:{options.model_shape}"
-        if options.engine != "quire" and not options.model:
-            model = str(random_directory(options.model_shape, Path(scratch)))
-        if chosen:
-            begin = time.perf_counter()
-            engine = ENGINES[options.engine](model, **options_of(options.option))
-            print(f"engine built in {time.perf_counter() - begin:.1f} s", flush=True)
-            measured = Workloads(engine, options.runs)
-            for workload in chosen:
-                figures, unit = measured.run(workload)
-                note(workload, figures, unit)
-        if "start" in options.workloads and options.engine == "quire":
-            if chosen:
-                del engine, measured
-                _free_device()
-            directory = options.model or random_directory(options.model_shape, Path(scratch))
-            note("start", start_seconds(directory, options.runs), "s")
-
-    print_table(f"{options.engine}, {name}", ["workload", "value", "unit", "floor", "share"], table)
+    report = Report(options.engine, this_card(), options.out)
+    if options.model:
+        shape = ModelConfig.from_directory(options.model)
+        measure(options.model.name, shape, options.model, report, options)
+    else:
+        for name in SHAPES if "all" in options.model_shape else options.model_shape:
+            measure(name, ModelConfig.named_shape(name), None, report, options)
+    report.show()
 
 
 def _free_device() -> None:

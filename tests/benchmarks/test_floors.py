@@ -63,8 +63,9 @@ def test_floors_by_model(
     ("name", "small", "large"),
     [
         ("nano-256", 36_200, 12_700),
-        ("decode-b8", 0.50, 3.80),
-        ("decode-b64", 2.03, 5.77),
+        ("decode-b8", 0.523, 3.84),
+        ("decode-b64", 2.24, 6.05),
+        ("decode-b256", 8.26, 15.0),
         ("prefill", 791_000, 55_700),
     ],
 )
@@ -83,6 +84,33 @@ def test_a_cached_prefix_is_read_not_computed(floors: ModuleType) -> None:
     model = floors.Floors.of(ModelConfig.named_shape("0.6B"))
     assert model.first_token(3000, 2944) < model.first_token(3000) / 5
     assert model.first_token(3000, 2944) > model.weight_bytes / 4.3e12
+
+
+def test_a_decode_loop_is_counted_at_the_contexts_it_has(floors: ModuleType) -> None:
+    """The mean over the loop is what its steps take one by one, not a step at the prompt's end."""
+    model = floors.Floors.of(ModelConfig.named_shape("8B"))
+    steps = [model.decode(64, 1024 + step) for step in range(1, 257)]
+    assert model.decode_loop(64, 1024, 256) == pytest.approx(sum(steps) / 256, rel=1e-9)
+
+
+def test_floors_follow_the_card(floors: ModuleType) -> None:
+    cards = sys.modules["cards"]
+    shape = ModelConfig.named_shape("8B")
+    slow = cards.Card("half", cards.H200.copy_bytes / 2, cards.H200.matmul_flops / 4)
+    of = floors.Floors.of
+    assert of(shape, slow).decode(1, 128) == pytest.approx(2 * of(shape).decode(1, 128))
+    assert of(shape, slow).prefill(1024) == pytest.approx(4 * of(shape).prefill(1024))
+    assert cards.this_card() == cards.H200 or cards.this_card().copy_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits", "rows"), [(256, None, 256), (256, 300, 256), (256, 171, 168), (64, 5, 5)]
+)
+def test_a_batch_that_does_not_fit_is_the_largest_that_does(
+    floors: ModuleType, wanted: int, fits: int | None, rows: int
+) -> None:
+    del floors
+    assert _load("offline").largest_batch(wanted, fits) == rows
 
 
 @pytest.mark.usefixtures("floors")
