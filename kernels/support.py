@@ -54,6 +54,12 @@ def shared_bytes(device: torch.device) -> int:
     return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
+@cache
+def card_name(device: torch.device) -> str:
+    """The name of a tensor's GPU; off a GPU an H200's, for which the kernels were tuned first."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "NVIDIA H200"
+
+
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 

@@ -378,39 +378,37 @@ def hot_copy() -> Calls:
 
 @cases(hot=True)
 def products() -> Calls:
+    from tune_linear import SHAPES
+    from tune_linear import products as products_of
+
     from quire.kernels.linear import linear, skinny, tuning
 
     counters = skinny.new_counters(torch.device("meta"))
-    for (n, k), rows in tuning.table().items():
-        silu, head = n in (6144, 24_576) and k < n // 4, n > 100_000
-        columns = n // 2 if silu else n
-        for bucket, variant in rows.items():
-            if variant == tuning.Library():
-                continue
-            norm = empty(k) if k in (1024, 4096) and columns >= 3072 else None
-            residual = None if silu or head or norm is not None else empty(bucket, columns)
+    seen = set()
+    for card in tuning.tables():
+        for product in (one for shape in SHAPES for one in products_of(shape)):
+            for bucket, variant in tuning.table(card).get((product.n, product.k), {}).items():
+                if variant == tuning.Library() or (product.n, product.k, bucket, variant) in seen:
+                    continue
+                seen.add((product.n, product.k, bucket, variant))
 
-            def call(
-                sizes: tuple[int, int, int] = (bucket, n, k),
-                norm: Tensor | None = norm,
-                residual: Tensor | None = residual,
-                silu: bool = silu,
-                out_dtype: torch.dtype | None = torch.float32 if head else None,
-            ) -> None:
-                m, n, k = sizes
-                linear.linear(
-                    empty(m, k),
-                    empty(n, k),
-                    norm_weight=norm,
-                    eps=1e-6,
-                    residual=residual,
-                    silu=silu,
-                    out_dtype=out_dtype,
-                    counters=counters,
-                    pdl=True,
-                )
+                def call(
+                    variant: Any = variant, product: Any = product, bucket: int = bucket
+                ) -> None:
+                    linear.run(
+                        variant,
+                        empty(bucket, product.k),
+                        empty(product.n, product.k),
+                        norm_weight=empty(product.k) if product.norm else None,
+                        eps=1e-6,
+                        residual=empty(bucket, product.columns) if product.residual else None,
+                        silu=product.silu,
+                        out_dtype=product.out_dtype,
+                        counters=counters,
+                        pdl=True,
+                    )
 
-            yield f"linear {n} x {k}, {bucket} rows", call
+                yield f"{product.name} {product.n} x {product.k}, {bucket} rows", call
 
 
 @cases(hot=True)

@@ -1,4 +1,4 @@
-"""Finds the fastest kernel for each product, and writes kernels/linear/linear_table.json.
+"""Finds the fastest kernel for each product, and writes the card's table (kernels/linear/tables).
 
     python tools/tune_linear.py --shape 0.6B 8B            # on the GPU; about three minutes
     python tools/tune_linear.py --shape 0.6B --rows 1 8 --dry-run
@@ -29,10 +29,13 @@ from torch import Tensor
 from quire.engine.model.config import ModelConfig
 from quire.kernels.linear import gemv, linear, skinny, tuning
 from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
+from quire.kernels import support
 from quire.kernels.support import HOPPER_SHARED
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache
+SPLITS = (1, 2, 4)
+SHARE_COST = 1.03  # what one number of shares for all rows may cost
 MARGIN = 1.01  # a candidate must beat an earlier (simpler) one by this
 
 
@@ -108,9 +111,15 @@ def _tiles(rows: int) -> Iterator[Skinny]:
         yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
         yield Skinny(64, 64, 128, swap=True, stages=3, warps=8, tiles=3)
         yield Skinny(64, 64, 64, swap=True, stages=6, warps=4, tiles=3)
+        yield Skinny(64, 128, 128, swap=True, stages=3, warps=8)
+        yield Skinny(64, 256, 64, swap=True, stages=4, warps=8)
     if rows > 64:
         yield Skinny(128, 64, 64, swap=False, stages=4, warps=4)
         yield Skinny(128, 128, 64, swap=False, stages=4, warps=8)
+        yield Skinny(128, 128, 64, swap=True, stages=4, warps=8)
+        yield Skinny(128, 128, 128, swap=True, stages=3, warps=8)
+        yield Skinny(128, 256, 64, swap=True, stages=3, warps=8)
+        yield Skinny(128, 256, 64, swap=False, stages=3, warps=8)
 
 
 def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
@@ -119,7 +128,7 @@ def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
         if tile.stages * tile.stage_bytes > HOPPER_SHARED:
             continue
         programs = -(-product.n // columns) * -(-rows // tile.block_m)
-        for split in (1, 2, 4):
+        for split in SPLITS:
             if split > 1 and (programs * split > 528 or product.k < split * 2 * tile.block_k):
                 continue
             plain = dataclasses.replace(tile, split=split)
@@ -235,8 +244,8 @@ class Bench:
         tensors["residual"].copy_(residual)  # what was added to it would make the next one wrong
         return statistics.median(times) / calls
 
-    def best(self, product: Product, rows: int) -> tuple[Variant, float, float]:
-        """The winner, its time, and the library's."""
+    def all(self, product: Product, rows: int) -> list[tuple[float, Variant]]:
+        """(microseconds, variant) of every candidate that runs and is right, the library first."""
         tensors = _tensors(product, rows, "cuda")
         fresh = tensors | {"residual": tensors["residual"].clone()}
         wanted = _call(Library(), product, fresh, self.weights(product)[0], self._pdl)
@@ -245,11 +254,41 @@ class Bench:
             time_us = self.time(variant, product, tensors, wanted)
             if time_us is not None:
                 found.append((time_us, variant))
-        best = found[0]
-        for candidate in found[1:]:
-            if candidate[0] * MARGIN < best[0]:
-                best = candidate
-        return best[1], best[0], found[0][0]
+        return found
+
+
+Timed = tuple[float, Variant]
+
+
+def best(found: list[Timed]) -> Timed:
+    """The fastest, where a later candidate must beat an earlier (simpler) one by the margin."""
+    winner = found[0]
+    for candidate in found[1:]:
+        if candidate[0] * MARGIN < winner[0]:
+            winner = candidate
+    return winner
+
+
+def with_shares(found: list[Timed], split: int) -> list[Timed]:
+    """What sums K in so many shares; a matrix-vector kernel has an order of its own."""
+    return [one for one in found if isinstance(one[1], Gemv) or one[1].split == split]
+
+
+def one_split(by_rows: dict[int, list[Timed]]) -> tuple[int, dict[int, Timed]]:
+    """The number of shares of K that costs a weight least over all rows, and each rows' choice:
+    with that number, unless it costs more than `SHARE_COST` there."""
+    free = {rows: best(found) for rows, found in by_rows.items()}
+    costs = {}
+    for split in SPLITS:
+        kept = {rows: with_shares(found, split) for rows, found in by_rows.items()}
+        if all(kept.values()):
+            costs[split] = max(best(kept[rows])[0] / free[rows][0] for rows in kept)
+    split = min(costs, key=lambda s: (costs[s], s))
+    chosen = {}
+    for rows, found in by_rows.items():
+        shared = best(with_shares(found, split))
+        chosen[rows] = shared if shared[0] <= SHARE_COST * free[rows][0] else free[rows]
+    return split, chosen
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
@@ -259,11 +298,11 @@ def _close(found: Tensor, wanted: Tensor) -> bool:
 
 def _merge(entries: list[dict[str, Any]], path: Path) -> None:
     """Put new entries over the table's old ones of the same shape and rows."""
-    table = json.loads(path.read_text())
+    table = json.loads(path.read_text()) if path.exists() else {"shapes": []}
     shapes = {(e["n"], e["k"]): e for e in table["shapes"]}
     for entry in entries:
-        old = shapes.get((entry["n"], entry["k"]), {"rows": {}, "us": {}, "library_us": {}})
-        for key in ("rows", "us", "library_us"):
+        old = shapes.get((entry["n"], entry["k"]), {})
+        for key in ("rows", "us", "library_us", "us_by_split"):
             merged = old.get(key, {}) | entry[key]
             entry[key] = dict(sorted(merged.items(), key=lambda item: int(item[0])))
         shapes[(entry["n"], entry["k"])] = entry
@@ -280,7 +319,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     parser.add_argument("--compile-only", action="store_true", help="no device is needed")
     parser.add_argument("--processes", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=tuning.TABLE)
+    parser.add_argument("--out", type=Path, default=None, help="default: the card's own table")
     options = parser.parse_args()
     unknown = set(options.rows) - set(tuning.ROW_BUCKETS)
     if unknown:
@@ -294,25 +333,35 @@ def main() -> None:
     print("\n".join(faults[:5]), flush=True)
     if options.compile_only:
         return
+    chip = support.card_name(torch.device("cuda")).split()[1].lower()
+    path = options.out or tuning.TABLES / f"{chip}.json"
     bench = Bench(max(max(p.n * p.k for p in todo), COLD_BYTES // 2 + (64 << 20)), pdl)
     entries = []
     for product in todo:
         entry: dict[str, Any] = {"name": product.name, "n": product.n, "k": product.k}
-        entry |= {"rows": {}, "us": {}, "library_us": {}}
+        entry |= {"rows": {}, "us": {}, "library_us": {}, "us_by_split": {}}
         floor = product.n * product.k * 2 / COPY_BYTES * 1e6
         print(f"{product.name} {product.n} x {product.k}, floor {floor:.2f} us", flush=True)
-        for rows in options.rows:
-            variant, best_us, library_us = bench.best(product, rows)
+        by_rows = {rows: bench.all(product, rows) for rows in options.rows}
+        split, chosen = one_split(by_rows)
+        for rows, (best_us, variant) in chosen.items():
+            found = by_rows[rows]
             entry["rows"][str(rows)] = tuning.to_json(variant)
             entry["us"][str(rows)] = round(best_us, 2)
-            entry["library_us"][str(rows)] = round(library_us, 2)
+            entry["library_us"][str(rows)] = round(found[0][0], 2)
+            entry["us_by_split"][str(rows)] = {
+                str(s): round(best(kept)[0], 2) for s in SPLITS if (kept := with_shares(found, s))
+            }
             print(
-                f"  {rows:4}: {best_us:7.2f} us  library {library_us:7.2f}  {variant}", flush=True
+                f"  {rows:4}: {best_us:7.2f} us  library {found[0][0]:7.2f}  {variant}"
+                f"  by shares {entry['us_by_split'][str(rows)]}",
+                flush=True,
             )
+        print(f"  {split} shares of K", flush=True)
         print(f"  [{time.perf_counter() - begun:.0f} s]", flush=True)
         entries.append(entry)
         if not options.dry_run:
-            _merge([entry], options.out)
+            _merge([entry], path)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def linear(
     split products (`skinny.new_counters`); without it one is made, which costs a kernel.
     """
     rows, width = x.shape
-    shared = support.shared_bytes(weight.device)
-    variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared)
+    shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
+    variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared, card)
     return run(
         variant,
         x,

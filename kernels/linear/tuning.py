@@ -1,9 +1,10 @@
 """Which kernel computes a product: a table by weight shape and rows, and a rule beside it.
 
-Invariant: every (shape, rows) has an answer that runs. The table (`linear_table.json`, written by
-tools/tune_linear.py on the card that it names) holds what was measured; the rule stands in for what
-was not, and for what a smaller card has no room for. The choice is a pure function of the shape,
-the rows, the dtype and the card's shared memory.
+Invariant: every (shape, rows) has an answer that runs. The tables (`tables/`, each written by
+tools/tune_linear.py on the card that it names) hold what was measured: a shape that the card's own
+table lacks is looked up in another card's. The rule stands in for what nobody measured, and for what
+a smaller card has no room for. The choice is a pure function of the shape, the rows, the dtype, the
+card's name and its shared memory.
 """
 
 import json
@@ -20,7 +21,8 @@ from quire.kernels.support import HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WEIGHT_ALONE = 120 << 20  # bytes
-TABLE = Path(__file__).with_name("linear_table.json")
+TABLES = Path(__file__).with_name("tables")
+HOME = "NVIDIA H200"  # the card whose table is asked first where there is no card
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,50 @@ def from_json(fields: dict[str, Any]) -> Variant:
 
 
 @cache
-def table() -> Table:
-    """The checked-in table: {(N, K): {rows bucket: variant}}."""
-    shapes = json.loads(TABLE.read_text())["shapes"]
-    return {
-        (entry["n"], entry["k"]): {int(r): from_json(v) for r, v in entry["rows"].items()}
-        for entry in shapes
-    }
+def tables() -> Mapping[str, Table]:
+    """The checked-in tables by card, each {(N, K): {rows bucket: variant}}."""
+    found: dict[str, Table] = {}
+    for path in sorted(TABLES.glob("*.json")):
+        document = json.loads(path.read_text())
+        found[document["measured_on"]["machine"]["gpu"]] = {
+            (entry["n"], entry["k"]): {int(r): from_json(v) for r, v in entry["rows"].items()}
+            for entry in document["shapes"]
+        }
+    return found
+
+
+@cache
+def table(card: str = HOME) -> Table:
+    """What is known for a card: its own table over the others'."""
+    own = next((name for name in tables() if _alike(name, card)), HOME)
+    shapes: dict[tuple[int, int], Mapping[int, Variant]] = {}
+    for name in sorted(tables(), key=lambda name: name == own):
+        shapes |= tables()[name]
+    return shapes
+
+
+def _alike(name: str, card: str) -> bool:
+    """Whether two names mean one chip: "NVIDIA H100 80GB HBM3" and "NVIDIA H100 PCIe" do."""
+    return name.split()[:2] == card.split()[:2]
 
 
 def choose(
-    n: int, k: int, rows: int, dtype: torch.dtype, silu: bool, shared: int = HOPPER_SHARED
+    n: int,
+    k: int,
+    rows: int,
+    dtype: torch.dtype,
+    silu: bool,
+    shared: int = HOPPER_SHARED,
+    card: str = HOME,
 ) -> Variant:
     """The variant for a weight [n, k] (with silu: gate and up rows together) and so many rows.
 
-    shared: bytes of shared memory that a program may have (`support.shared_bytes`)."""
+    shared: bytes of shared memory that a program may have (`support.shared_bytes`).
+    card: its name (`support.card_name`)."""
     if dtype == torch.float32 or rows > ROW_BUCKETS[-1]:
         return Library()
     bucket = next(b for b in ROW_BUCKETS if rows <= b)
-    listed = table().get((n, k), {}).get(bucket)
+    listed = table(card).get((n, k), {}).get(bucket)
     if listed and _fits(listed, shared):
         return listed
     variant = rule(n, k, bucket, silu)

@@ -288,6 +288,24 @@ def test_the_table_is_read_whole() -> None:
             assert tuning.choose(n, k, bucket, BF16, False) == variant
 
 
+def test_a_cards_own_table_comes_first_and_others_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = Gemv(1, 2), Gemv(2, 4)
+    known = {
+        "NVIDIA H100 80GB HBM3": {(8, 8): {1: fast}},
+        "NVIDIA H200": {(8, 8): {1: slow}, (16, 8): {1: slow}},
+    }
+    monkeypatch.setattr(tuning, "tables", lambda: known)
+    tuning.table.cache_clear()
+    try:
+        chosen = {
+            card: [tuning.choose(n, 8, 1, BF16, False, card=card) for n in (8, 16)]
+            for card in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA A100-SXM4-80GB")
+        }
+    finally:
+        tuning.table.cache_clear()
+    assert list(chosen.values()) == [[fast, slow], [slow, slow], [slow, slow]]
+
+
 @pytest.mark.parametrize("shared", [101_376, 166_912])
 def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
     """Of the table what fits, else the rule's, of as many stages as there is room for."""
