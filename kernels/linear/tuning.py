@@ -2,7 +2,7 @@
 
 Invariant: every (shape, rows) has an answer that runs. The tables (`tables/`, each written by
 tools/tune_linear.py on the card that it names) hold what was measured: a shape that the card's own
-table lacks is looked up in another card's. The rule stands in for what nobody measured, and for what
+table lacks is looked up in another's. The rule stands in for what nobody measured, and for what
 a smaller card has no room for. The choice is a pure function of the shape, the rows, the dtype, the
 card's name and its shared memory.
 """
