@@ -5,6 +5,7 @@ an H100's memory is a third slower than an H200's.
 """
 
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ _SIDE = 8192  # of the square product
 
 @dataclass(frozen=True)
 class Card:
-    """Bytes a second of a large copy (read plus written), and bf16 operations a second."""
+    """Bytes a second of large memory traffic (copied: read plus written; or read alone, whichever
+    is faster on the card), and bf16 operations a second."""
 
     name: str
     copy_bytes: float
@@ -36,16 +38,24 @@ def this_card() -> Card:
     if not torch.cuda.is_available():
         return H200
     name = torch.cuda.get_device_properties(0).name
-    return Card(name, 2 * _COPIED / _copy_seconds(), 2 * _SIDE**3 / _product_seconds())
+    return Card(name, _memory_rate(), 2 * _SIDE**3 / _seconds(_product()))
 
 
-def _copy_seconds() -> float:
-    source = torch.empty(_COPIED, dtype=torch.uint8, device="cuda").random_(255)
+def _memory_rate() -> float:
+    source = torch.randn(_COPIED // 4, device="cuda")
     target = torch.empty_like(source)
-    return statistics.median(chain_us([lambda: target.copy_(source)] * 8)) / 1e6
+    row = source.view(-1, 1 << 14)
+    sums = torch.empty(row.shape[0], device="cuda")
+    copied = (lambda: target.copy_(source), lambda: torch.mul(source, 2.0, out=target))
+    rates = [2 * _COPIED / _seconds(call) for call in copied]
+    return max(*rates, _COPIED / _seconds(lambda: torch.sum(row, dim=1, out=sums)))
 
 
-def _product_seconds() -> float:
+def _product() -> Callable[[], object]:
     a, b = (torch.randn(_SIDE, _SIDE, device="cuda").bfloat16() for _ in range(2))
     out = torch.empty_like(a)
-    return statistics.median(chain_us([lambda: torch.mm(a, b, out=out)] * 8)) / 1e6
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    return statistics.median(chain_us([call] * 8)) / 1e6

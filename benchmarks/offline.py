@@ -14,6 +14,7 @@ Workloads (names as in the results):
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -169,8 +170,12 @@ class Report:
     ) -> None:
         """Take a row in."""
         row = result_row(workload, model, self._engine, figures, unit, floor)
-        self._rows.append(row)
         print(f"{model} {workload}: {row['value']:.4g} {unit}", flush=True)
+        self.take([row])
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Take rows in as they are."""
+        self._rows.extend(rows)
         if self._out:
             write_results(self._out, self._rows, card=self.card.fields())
 
@@ -247,13 +252,37 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="write results as JSON")
     options = parser.parse_args()
 
+    names = SHAPES if "all" in options.model_shape else options.model_shape
+    if not options.model and len(names) > 1:
+        apart(names, options)
+        return
     report = Report(options.engine, this_card(), options.out)
     if options.model:
         shape = ModelConfig.from_directory(options.model)
         measure(options.model.name, shape, options.model, report, options)
     else:
-        for name in SHAPES if "all" in options.model_shape else options.model_shape:
-            measure(name, ModelConfig.named_shape(name), None, report, options)
+        measure(names[0], ModelConfig.named_shape(names[0]), None, report, options)
+    report.show()
+
+
+def apart(names: Sequence[str], options: Namespace) -> None:
+    """Each model in a process of its own, which leaves the card as it found it; one table."""
+    report: Report | None = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            out = Path(scratch) / f"{name}.json"
+            command = [sys.executable, __file__, "--model-shape", name, "--out", str(out)]
+            command += ["--engine", options.engine, "--runs", str(options.runs)]
+            command += ["--workloads", *options.workloads, "--option", *options.option]
+            failed = subprocess.run(command, check=False).returncode
+            if not out.exists():
+                print(f"{name}: nothing measured, exit code {failed}", flush=True)
+                continue
+            found = json.loads(out.read_text())
+            report = report or Report(options.engine, Card(**found["card"]), options.out)
+            report.take(found["rows"])
+    if report is None:
+        raise SystemExit("offline: nothing was measured")
     report.show()
 
 
