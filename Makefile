@@ -19,7 +19,7 @@ ifeq ($(TORCH),cpu)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help demo test test-gpu check proto bench plots screens chaos soak mutants pocket clean
+.PHONY: help demo test test-gpu check proto baseline bench plots screens chaos soak mutants pocket clean
 
 help:
 	@echo "make demo      install, serve the embedded model, talk to it, stop"
@@ -31,6 +31,7 @@ help:
 	@echo "make soak      the long property tests and fuzz;  make mutants: old faults put back"
 	@echo "make screens   the pictures in the README"
 	@echo "make proto     the stubs, from proto/quire/v1/inference.proto"
+	@echo "make baseline  promise the contract as it is now, at a release (additions only)"
 	@echo "make pocket    train the embedded model again"
 	@echo "make clean     remove what the above have made, the environment included"
 
@@ -73,6 +74,11 @@ check: $(VENV)/.dev .venv-proto/.done
 proto: .venv-proto/.done
 	cd proto && ../.venv-proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. \
 		--grpc_python_out=. quire/v1/inference.proto
+
+# The contract as it is promised: what `make check` holds it against. Renewed at a release.
+baseline: $(VENV)/.dev
+	$(BIN)/buf breaking --against proto/baseline.binpb
+	$(BIN)/buf build --exclude-source-info --output proto/baseline.binpb
 
 bench: $(VENV)/.dev
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         TokenLogprob,
         TopLogprob,
     )
-    from quire.clients.prompts import Message, Tool
+    from quire.clients.messages import Message, Tool, ToolCall
     from quire.clients.retry import NO_RETRY, RetryPolicy
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "Started",
     "TokenLogprob",
     "Tool",
+    "ToolCall",
     "TopLogprob",
     "Unauthenticated",
     "Unavailable",
@@ -96,9 +97,10 @@ _MODULES = {
         "TokenLogprob",
         "TopLogprob",
     ),
-    "prompts": (
+    "messages": (
         "Message",
         "Tool",
+        "ToolCall",
     ),
     "retry": (
         "NO_RETRY",

@@ -15,7 +15,7 @@ class FinishReason(enum.StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
-    ABORTED = "aborted"
+    CANCELLED = "cancelled"
     ERROR = "error"
     UNKNOWN = "unknown"
     """A reason that this client is too old to know."""
@@ -24,7 +24,7 @@ class FinishReason(enum.StrEnum):
 _REASONS = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
-    pb.FINISH_REASON_ABORTED: FinishReason.ABORTED,
+    pb.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
     pb.FINISH_REASON_ERROR: FinishReason.ERROR,
 }
 
@@ -44,7 +44,7 @@ class Started:
 class TopLogprob:
     """One of the most probable tokens of a position; logprob is a natural logarithm."""
 
-    id: int
+    token_id: int
     bytes: bytes
     logprob: float
 
@@ -53,7 +53,7 @@ class TopLogprob:
 class TokenLogprob:
     """The chosen token's log-probability; rank 1 is the most probable."""
 
-    id: int
+    token_id: int
     bytes: bytes
     logprob: float
     rank: int
@@ -72,7 +72,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of one index. Times in seconds."""
+    """The end of one index."""
 
     index: int
     reason: FinishReason
@@ -81,9 +81,9 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    queued: float
-    prefill: float
-    decode: float
+    queued_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
     preemptions: int
     peak_blocks: int
 
@@ -124,8 +124,8 @@ def _delta(m: pb.Delta) -> Delta:
 
 
 def _logprob(m: pb.TokenLogprob) -> TokenLogprob:
-    top = tuple(TopLogprob(t.id, t.bytes, t.logprob) for t in m.top)
-    return TokenLogprob(m.id, m.bytes, m.logprob, m.rank, top)
+    top = tuple(TopLogprob(t.token_id, t.bytes, t.logprob) for t in m.top)
+    return TokenLogprob(m.token_id, m.bytes, m.logprob, m.rank, top)
 
 
 def _finished(m: pb.Finished) -> Finished:
@@ -138,9 +138,9 @@ def _finished(m: pb.Finished) -> Finished:
         prompt_tokens=m.usage.prompt_tokens,
         completion_tokens=m.usage.completion_tokens,
         cached_tokens=m.usage.cached_tokens,
-        queued=m.timings.queued,
-        prefill=m.timings.prefill,
-        decode=m.timings.decode,
+        queued_seconds=m.timings.queued_seconds,
+        prefill_seconds=m.timings.prefill_seconds,
+        decode_seconds=m.timings.decode_seconds,
         preemptions=m.preemptions,
         peak_blocks=m.peak_blocks,
     )

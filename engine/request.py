@@ -25,7 +25,7 @@ class FinishReason(enum.Enum):
 
     STOP = "stop"
     LENGTH = "length"
-    ABORTED = "aborted"
+    CANCELLED = "cancelled"
     ERROR = "error"
 
 

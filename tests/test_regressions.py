@@ -596,7 +596,7 @@ def test_smg_2426_stale_or_repeated_abort() -> None:
         simulator.abort(key)
         simulator.scheduler.finish(key, 0, 0)
     assert simulator.scheduler.drain_outputs() == []
-    assert simulator.records[1, 0].ended is FinishReason.ABORTED
+    assert simulator.records[1, 0].ended is FinishReason.CANCELLED
     assert simulator.records[2, 0].ended is FinishReason.LENGTH
 
 
@@ -702,7 +702,7 @@ def test_nanovllm_voxcpm_37_disconnect_killed_the_server() -> None:
             device.release()
             assert (await stays).code is grpc.StatusCode.OK
             stats = await running.idle()
-            assert stats.requests.finished_aborted == 1
+            assert stats.requests.finished_cancelled == 1
             assert (await generate(running, ask([303]))).code is grpc.StatusCode.OK
 
     run(test)

@@ -89,7 +89,7 @@ def show(report: Report) -> None:
         "accepted": requests.accepted,
         "stop": requests.finished_stop,
         "length": requests.finished_length,
-        "aborted": requests.finished_aborted,
+        "cancelled": requests.finished_cancelled,
         "error": requests.finished_error,
         **{f"refused {code}": count for code, count in sorted(requests.refused.items())},
     }

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 ROOMS = ("engine", "kernels", "service", "clients")
 PROTO = Path("quire/v1/inference.proto")
+BASELINE = Path("proto/baseline.binpb")
 
 
 class Failed(Exception):
@@ -63,8 +64,10 @@ def imports() -> None:
     run(tool("lint-imports"))
 
 
-def contract() -> None:
-    run(tool("buf"), "lint")
+def contract(root: Path = ROOT) -> None:
+    """The contract's style, and that what is released can still be spoken: see CONTRIBUTING.md."""
+    run(tool("buf"), "lint", cwd=root)
+    run(tool("buf"), "breaking", "--against", BASELINE, cwd=root)
 
 
 def stubs() -> None:

@@ -125,7 +125,8 @@ def ask(client: Client, question: str, max_tokens: int) -> tuple[str, Started, F
     print(
         f"  [{finished.completion_tokens} tokens, {finished.reason}; prompt"
         f" {started.prompt_tokens} tokens, {started.cached_tokens} of them found in the cache;"
-        f" prefill {finished.prefill * 1e3:.0f} ms, decode {finished.decode * 1e3:.0f} ms]"
+        f" prefill {finished.prefill_seconds * 1e3:.0f} ms,"
+        f" decode {finished.decode_seconds * 1e3:.0f} ms]"
     )
     return text, started, finished
 

@@ -59,7 +59,7 @@ def chat(
         "seed": seed,
         "max_tokens": max_tokens,
         "stop": stop or None,
-        "template_args": None if thinking is None else {"enable_thinking": thinking},
+        "chat_template_kwargs": None if thinking is None else {"enable_thinking": thinking},
     }
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.make_client(address, api_key, secure, timeout) as client:

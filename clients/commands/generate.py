@@ -43,7 +43,7 @@ def generate(
     max_tokens: sampling.MaxTokens = None,
     min_tokens: sampling.MinTokens = None,
     stop: sampling.Stop = None,
-    include_stop: sampling.IncludeStop = False,
+    include_stop_str_in_output: sampling.IncludeStop = False,
     stop_token_ids: sampling.StopTokenIds = None,
     ignore_eos: sampling.IgnoreEos = False,
     logprobs: sampling.Logprobs = None,
@@ -79,7 +79,7 @@ def generate(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             stop=stop or None,
-            include_stop=include_stop or None,
+            include_stop_str_in_output=include_stop_str_in_output or None,
             stop_token_ids=stop_token_ids or None,
             ignore_eos=ignore_eos or None,
             logprobs=logprobs,
@@ -128,11 +128,16 @@ def _show(generation: Generation, *, as_json: bool, ids_only: bool, several: boo
 
 def summary(end: Finished) -> str:
     """How an index ended and where its time went, in one line."""
-    rate = f", {(end.completion_tokens - 1) / end.decode:.1f} tokens/s" if end.decode > 0 else ""
+    rate = (
+        f", {(end.completion_tokens - 1) / end.decode_seconds:.1f} tokens/s"
+        if end.decode_seconds > 0
+        else ""
+    )
     return (
         f"{end.completion_tokens} tokens, {end.reason}; prompt {end.prompt_tokens}"
-        f" ({end.cached_tokens} cached); queued {end.queued * 1e3:.0f} ms,"
-        f" prefill {end.prefill * 1e3:.0f} ms, decode {end.decode * 1e3:.0f} ms{rate}"
+        f" ({end.cached_tokens} cached); queued {end.queued_seconds * 1e3:.0f} ms,"
+        f" prefill {end.prefill_seconds * 1e3:.0f} ms,"
+        f" decode {end.decode_seconds * 1e3:.0f} ms{rate}"
     )
 
 

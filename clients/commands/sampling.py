@@ -28,7 +28,9 @@ N = Annotated[int | None, _option("Completions of the prompt.", "-n", "--n")]
 MaxTokens = Annotated[int | None, _option("Most tokens to make.", "--max-tokens", "-m")]
 MinTokens = Annotated[int | None, _option("No end before this many.")]
 Stop = Annotated[list[str] | None, _option("A string that ends it; several times for several.")]
-IncludeStop = Annotated[bool, _option("Keep the stop string.", "--include-stop")]
+IncludeStop = Annotated[
+    bool, _option("Keep the stop string.", "--include-stop-str-in-output", "--include-stop")
+]
 StopTokenIds = Annotated[list[int] | None, _option("A token id that ends it.", "--stop-token-id")]
 IgnoreEos = Annotated[bool, _option("Go on past the end of text.", "--ignore-eos")]
 Logprobs = Annotated[int | None, _option("Log-probabilities, and of this many others (--json).")]

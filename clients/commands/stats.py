@@ -151,7 +151,7 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         (
             "finished",
             f"stop {requests.finished_stop:,}, length {requests.finished_length:,},"
-            f" aborted {requests.finished_aborted:,}, error {requests.finished_error:,}"
+            f" cancelled {requests.finished_cancelled:,}, error {requests.finished_error:,}"
             f" of {requests.accepted:,} accepted",
         ),
         ("refused", f"{refused:,}{f' ({by_status})' if by_status else ''}"),
@@ -179,13 +179,13 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
             f"{steps.total:,}: graph {steps.graph:,}, eager {steps.eager:,},"
             f" mixed {steps.mixed:,}, failed {steps.failed:,}",
         ),
-        ("first token", quantiles(response.time_to_first_token)),
-        ("between tokens", quantiles(response.inter_token_latency)),
-        ("queue", quantiles(response.queue_time)),
+        ("first token", quantiles(response.time_to_first_token_seconds)),
+        ("between tokens", quantiles(response.inter_token_latency_seconds)),
+        ("queue", quantiles(response.queue_time_seconds)),
         (
             "memory",
-            f"weights {size(memory.weights)}, KV {size(memory.kv_cache)},"
-            f" peak {size(memory.peak)} of {size(memory.total)}",
+            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)},"
+            f" peak {size(memory.peak_bytes)} of {size(memory.total_bytes)}",
         ),
     ]
 

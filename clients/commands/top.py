@@ -132,9 +132,9 @@ class View:
 
         grid = Table.grid(padding=(0, 2))
         for name, histogram in (
-            ("first token", "time_to_first_token"),
-            ("between tokens", "inter_token_latency"),
-            ("queue", "queue_time"),
+            ("first token", "time_to_first_token_seconds"),
+            ("between tokens", "inter_token_latency_seconds"),
+            ("queue", "queue_time_seconds"),
         ):
             recent = self.recent(histogram)
             grid.add_row(name, sparkline([float(c) for c in recent.counts], 24), _range(recent))

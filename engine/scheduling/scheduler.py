@@ -137,7 +137,7 @@ class Scheduler:
         """End all indices of a request. Stale or repeated calls are nothing."""
         for request in tuple(self._requests.get(key, ())):
             self.counters.aborted_in_flight += request.in_flight > 0
-            self._finish(request, FinishReason.ABORTED, Output(key, request.index))
+            self._finish(request, FinishReason.CANCELLED, Output(key, request.index))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of the outputs handed out: the caller found a stop string.

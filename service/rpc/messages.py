@@ -1,13 +1,14 @@
 """A Chat message of the contract as plain values that a template can render.
 
-Invariant: every field that is set arrives in the Conversation; roles are one of four.
+Invariant: every field that is set arrives in the Conversation, and no key that was not set; roles
+are one of four. JSON arrives as the client wrote it (see json_text).
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from google.protobuf import struct_pb2
-
 from quire.service.errors import Violation, invalid, invalid_field, show
+from quire.service.rpc.json_text import BadJson, read_object
 from quire.service.text.chat_template import Conversation, Message
 from quire.v1 import inference_pb2 as pb
 
@@ -15,67 +16,97 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def read(chat: pb.Chat) -> Conversation:
-    """Raises Refusal for unknown roles and options that exclude each other."""
-    faults = [
-        Violation(f"chat.messages[{i}].role", f"{show(m.role)}: must be one of {', '.join(ROLES)}")
-        for i, m in enumerate(chat.messages)
-        if m.role not in ROLES
-    ]
+    """Raises Refusal for what no template could render: unknown roles, bad JSON, lost ids."""
+    faults = [*_faults_of_messages(chat.messages), *_faults_of_tools(chat.tools)]
     if faults:
         raise invalid(faults)
-    asked = chat.HasField("add_generation_prompt")
-    if chat.continue_final_message and asked and chat.add_generation_prompt:
-        raise invalid_field(
-            "chat.add_generation_prompt", "true: excludes continue_final_message = true"
-        )
-    opens = chat.add_generation_prompt if asked else not chat.continue_final_message
     return Conversation(
-        messages=tuple(_message(m) for m in chat.messages),
-        tools=tuple(_tool(t) for t in chat.tools),
-        template_args=_struct(chat.template_args),
-        add_generation_prompt=opens,
+        messages=tuple(_message(i, m) for i, m in enumerate(chat.messages)),
+        tools=tuple(_tool(i, t) for i, t in enumerate(chat.tools)),
+        chat_template_kwargs=_json("chat.chat_template_kwargs", chat.chat_template_kwargs),
+        add_generation_prompt=_opens(chat),
         continue_final_message=chat.continue_final_message,
         allow_special_tokens=chat.allow_special_tokens,
     )
 
 
-def _message(message: pb.ChatMessage) -> Message:
+def _opens(chat: pb.Chat) -> bool:
+    """Whether an assistant's turn is opened at the end."""
+    if not chat.HasField("add_generation_prompt"):
+        return not chat.continue_final_message
+    if chat.continue_final_message and chat.add_generation_prompt:
+        raise invalid_field(
+            "chat.add_generation_prompt", "true: excludes continue_final_message = true"
+        )
+    return chat.add_generation_prompt
+
+
+def _faults_of_messages(messages: Iterable[pb.ChatMessage]) -> Iterator[Violation]:
+    calls: set[str] = set()  # ids given so far
+    for i, message in enumerate(messages):
+        where = f"chat.messages[{i}]"
+        if message.role not in ROLES:
+            known = ", ".join(ROLES)
+            yield Violation(f"{where}.role", f"{show(message.role)}: must be one of {known}")
+        if message.HasField("reasoning_content") and message.role != "assistant":
+            yield Violation(f"{where}.reasoning_content", "goes with role assistant alone")
+        yield from _faults_of_answer(where, message, calls)
+        for j, call in enumerate(message.tool_calls):
+            if not call.name:
+                yield Violation(f"{where}.tool_calls[{j}].name", "is empty: a function's name")
+            if call.id and call.id in calls:
+                yield Violation(f"{where}.tool_calls[{j}].id", f"{show(call.id)}: given twice")
+            calls.add(call.id)
+
+
+def _faults_of_answer(where: str, message: pb.ChatMessage, calls: set[str]) -> Iterator[Violation]:
+    called = message.tool_call_id
+    if called and message.role != "tool":
+        yield Violation(f"{where}.tool_call_id", "goes with role tool alone")
+    elif called and called not in calls:
+        yield Violation(
+            f"{where}.tool_call_id", f"{show(called)}: no call of an earlier turn has this id"
+        )
+
+
+def _faults_of_tools(tools: Iterable[pb.Tool]) -> Iterator[Violation]:
+    for i, tool in enumerate(tools):
+        if not tool.name:
+            yield Violation(f"chat.tools[{i}].name", "is empty: a function's name")
+
+
+def _message(i: int, message: pb.ChatMessage) -> Message:
     read: Message = {"role": message.role, "content": message.content}
-    if message.name:
-        read["name"] = message.name
+    if message.HasField("reasoning_content"):
+        read["reasoning_content"] = message.reasoning_content
+    for name in ("name", "tool_call_id"):
+        if value := getattr(message, name):
+            read[name] = value
     if message.tool_calls:
-        read["tool_calls"] = [
-            {"type": "function", "function": {"name": c.name, "arguments": _struct(c.arguments)}}
-            for c in message.tool_calls
-        ]
+        where = f"chat.messages[{i}].tool_calls"
+        read["tool_calls"] = [_call(f"{where}[{j}]", c) for j, c in enumerate(message.tool_calls)]
     return read
 
 
-def _tool(tool: pb.Tool) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": _struct(tool.parameters),
-        },
-    }
+def _call(where: str, call: pb.ToolCall) -> dict[str, Any]:
+    arguments = _json(f"{where}.arguments_json", call.arguments_json)
+    read: dict[str, Any] = {"id": call.id} if call.id else {}
+    return read | {"type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _struct(struct: struct_pb2.Struct) -> dict[str, Any]:
-    return {key: _value(value) for key, value in struct.fields.items()}
+def _tool(i: int, tool: pb.Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.HasField("description"):
+        function["description"] = tool.description
+    if tool.parameters_json:
+        where = f"chat.tools[{i}].parameters_json"
+        function["parameters"] = _json(where, tool.parameters_json)
+    return {"type": "function", "function": function}
 
 
-def _value(value: struct_pb2.Value) -> Any:
-    """JSON has one kind of number; whole ones become int, as a template's author expects."""
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return _struct(value.struct_value)
-    if kind == "list_value":
-        return [_value(item) for item in value.list_value.values]
-    if kind == "number_value":
-        number = value.number_value
-        return int(number) if number.is_integer() else number
-    if kind is None or kind == "null_value":
-        return None
-    return getattr(value, kind)
+def _json(where: str, text: str) -> dict[str, Any]:
+    """The object that a field's text holds; empty where the field is."""
+    try:
+        return read_object(text) if text else {}
+    except BadJson as error:
+        raise invalid_field(where, str(error)) from error

@@ -19,7 +19,7 @@ from quire.v1 import inference_pb2 as pb
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.ABORTED: pb.FINISH_REASON_ABORTED,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
 }
 
@@ -95,7 +95,7 @@ class CallOutput:
         stream = TextStream(
             self._tokenizer.text_pieces,
             options.stops,
-            include_stop=options.include_stop,
+            include_stop_str_in_output=options.include_stop_str_in_output,
             min_tokens=request.sampling.min_tokens,
         )
         self._replayed = stream.replay(request.resume_token_ids)
@@ -220,10 +220,10 @@ class CallOutput:
             yield from self._finish(index, reason)
 
     def abandon(self) -> None:
-        """Nobody listens any more: what is open counts as aborted."""
+        """Nobody listens any more: what is open counts as cancelled."""
         for state in self._indices:
             if state.finish is None:
-                self._close(state, FinishReason.ABORTED)
+                self._close(state, FinishReason.CANCELLED)
 
     def _close(self, state: IndexState, reason: FinishReason) -> None:
         state.finish = reason
@@ -261,10 +261,10 @@ class CallOutput:
         started, first, last = state.started_at, state.first_token_at, state.last_token_at
         if started is None:
             return pb.Timings()
-        timings = pb.Timings(queued=max(started - self._accepted_at, 0.0))
+        timings = pb.Timings(queued_seconds=max(started - self._accepted_at, 0.0))
         if first is not None and last is not None:
-            timings.prefill = max(first - started, 0.0)
-            timings.decode = max(last - first, 0.0)
+            timings.prefill_seconds = max(first - started, 0.0)
+            timings.decode_seconds = max(last - first, 0.0)
         return timings
 
     # ------------------------------------------------------------ messages
@@ -274,12 +274,12 @@ class CallOutput:
         for logprob in piece.logprobs or ():
             delta.logprobs.append(
                 pb.TokenLogprob(
-                    id=logprob.token_id,
+                    token_id=logprob.token_id,
                     bytes=self._bytes(logprob.token_id),
                     logprob=logprob.logprob,
                     rank=logprob.rank,
                     top=[
-                        pb.TopLogprob(id=i, bytes=self._bytes(i), logprob=value)
+                        pb.TopLogprob(token_id=i, bytes=self._bytes(i), logprob=value)
                         for i, value in logprob.top
                     ],
                 )

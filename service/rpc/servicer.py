@@ -2,7 +2,7 @@
 
 Invariant: a call is refused before it is accepted, or accepted and then counted to its end,
 whatever that end is: `finally` closes the engine's stream (which aborts it), gives up its place in
-the queue and enters what is open as aborted. A fault in one call ends that call alone.
+the queue and enters what is open as cancelled. A fault in one call ends that call alone.
 """
 
 import asyncio
@@ -306,7 +306,7 @@ class InferenceServicer:
     def _engine_gone(self, error: EngineDeadError) -> tuple[Refusal, FinishReason]:
         if self._lifecycle.phase is Phase.DRAINING:  # stopped by us, in the drain's last stage
             return errors.unavailable("the server is shutting down", "DRAINING"), (
-                FinishReason.ABORTED
+                FinishReason.CANCELLED
             )
         return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
 

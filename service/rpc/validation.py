@@ -51,7 +51,7 @@ class TextOptions:
     """What the output side needs: stop strings, and whether text is made at all."""
 
     stops: tuple[str, ...] = ()
-    include_stop: bool = False
+    include_stop_str_in_output: bool = False
     ids_only: bool = False
 
 
@@ -146,7 +146,9 @@ class Validator:
             resume_token_ids=tuple(request.resume_token_ids),
             client=client,
         )
-        options = TextOptions(tuple(sampling.stop), sampling.include_stop, request.ids_only)
+        options = TextOptions(
+            tuple(sampling.stop), sampling.include_stop_str_in_output, request.ids_only
+        )
         return Accepted(request.request_id or secrets.token_hex(16), generation, options)
 
     # ------------------------------------------------------------ fields
@@ -164,8 +166,8 @@ class Validator:
         self._check_resume(request, faults)
         if request.ids_only and "stop" in given:
             faults.add("sampling.stop", len(given["stop"]), "no text is made with ids_only")
-        if request.ids_only and "include_stop" in given:
-            faults.add("sampling.include_stop", True, "no text is made with ids_only")
+        if request.ids_only and "include_stop_str_in_output" in given:
+            faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
         faults.raise_if_any()
 
     def _check_resume(self, request: pb.GenerateRequest, faults: _Faults) -> None:

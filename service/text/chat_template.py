@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 from quire.engine.errors import ModelError
@@ -35,11 +36,12 @@ class TemplateRefusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is rendered. Messages: role, content, and name and tool_calls where given."""
+    """What is rendered. A message holds role and content, and where they are given name,
+    tool_calls, tool_call_id and reasoning_content."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
-    template_args: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     allow_special_tokens: bool = False
@@ -67,6 +69,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelError(f"chat template: {error}") from error
         self._mentioned = jinja2.meta.find_undeclared_variables(parsed)
+        self._knows_reasoning = _names_part(parsed, "reasoning_content")
         self._tokens = dict(tokens)
         self._find_special = find_special
 
@@ -85,7 +88,7 @@ class ChatTemplate:
     def _render(self, chat: Conversation, messages: tuple[Message, ...]) -> str:
         variables = {
             **self._tokens,
-            **chat.template_args,
+            **chat.chat_template_kwargs,
             "messages": list(messages),
             "tools": list(chat.tools) or None,
             "add_generation_prompt": chat.add_generation_prompt,
@@ -117,19 +120,29 @@ class ChatTemplate:
     def _refuse_unmentioned(self, chat: Conversation) -> None:
         if chat.tools and "tools" not in self._mentioned:
             raise TemplateRefusal("chat.tools", "the model's chat template has no tools")
-        for key in chat.template_args:
+        for key in chat.chat_template_kwargs:
             if key in _RESERVED or key in self._tokens:
                 raise TemplateRefusal(
-                    f"chat.template_args.{key}", "is set by the server and cannot be given"
+                    f"chat.chat_template_kwargs.{key}", "is set by the server and cannot be given"
                 )
             if key not in self._mentioned:
                 raise TemplateRefusal(
-                    f"chat.template_args.{key}", "the model's chat template does not mention it"
+                    f"chat.chat_template_kwargs.{key}",
+                    "the model's chat template does not mention it",
                 )
 
     def _refuse_ignored(self, chat: Conversation) -> None:
-        """A name or tool calls that make no difference would be lost without a word."""
+        """A name or tool calls that make no difference would be lost without a word.
+
+        Reasoning is judged by the template, not by what comes out: templates that know it leave it
+        out of earlier turns on purpose. A tool_call_id was checked against the calls themselves.
+        """
         for i, message in enumerate(chat.messages):
+            if "reasoning_content" in message and not self._knows_reasoning:
+                raise TemplateRefusal(
+                    f"chat.messages[{i}].reasoning_content",
+                    "the model's chat template would ignore it",
+                )
             if "name" in message:
                 self._must_differ(chat, i, "name", {**message, "name": _PROBE})
             if "tool_calls" in message:
@@ -153,9 +166,9 @@ def _strings(chat: Conversation) -> Iterator[tuple[str, str]]:
     for i, tool in enumerate(chat.tools):
         for text in _texts(tool):
             yield f"chat.tools[{i}]", text
-    for key, value in chat.template_args.items():
+    for key, value in chat.chat_template_kwargs.items():
         for text in _texts(value):
-            yield f"chat.template_args.{key}", text
+            yield f"chat.chat_template_kwargs.{key}", text
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -168,6 +181,12 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
+
+
+def _names_part(parsed: jinja2.nodes.Template, name: str) -> bool:
+    """Whether a template reads a part of this name: `message.name` or `message["name"]`."""
+    named = any(node.attr == name for node in parsed.find_all(jinja2.nodes.Getattr))
+    return named or any(node.value == name for node in parsed.find_all(jinja2.nodes.Const))
 
 
 def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:

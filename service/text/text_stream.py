@@ -35,12 +35,12 @@ class TextStream:
         pieces: Sequence[bytes],
         stops: Sequence[str] = (),
         *,
-        include_stop: bool = False,
+        include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
     ) -> None:
         self._detokenizer = Detokenizer(pieces)
         self._finder = StopFinder(stops) if stops else None
-        self._include_stop = include_stop
+        self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._count = 0
         self._ids: list[int] = []

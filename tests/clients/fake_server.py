@@ -56,11 +56,11 @@ def started(request: pb.GenerateRequest) -> pb.GenerateResponse:
 def delta(index: int, text: str) -> pb.GenerateResponse:
     ids = list(text.encode())[:1]
     logprob = pb.TokenLogprob(
-        id=ids[0],
+        token_id=ids[0],
         bytes=text.encode(),
         logprob=-0.5,
         rank=1,
-        top=[pb.TopLogprob(id=1, bytes=b"a", logprob=-0.25)],
+        top=[pb.TopLogprob(token_id=1, bytes=b"a", logprob=-0.25)],
     )
     return pb.GenerateResponse(
         delta=pb.Delta(index=index, text=text, token_ids=ids, logprobs=[logprob])
@@ -74,7 +74,7 @@ def finished(index: int, count: int) -> pb.GenerateResponse:
         reason=pb.FINISH_REASON_STOP,
         stop_token_id=2,
         usage=usage,
-        timings=pb.Timings(queued=0.25, prefill=0.5, decode=1.5),
+        timings=pb.Timings(queued_seconds=0.25, prefill_seconds=0.5, decode_seconds=1.5),
         peak_blocks=3,
     )
     return pb.GenerateResponse(finished=event)
@@ -196,10 +196,10 @@ def stats(block_map: bool = False) -> pb.StatsResponse:
         ),
         tokens=pb.TokenStats(prompt=200, prefill_computed=150, generated=90, delivered=88),
         steps=pb.StepStats(total=40, eager=40),
-        time_to_first_token=histogram,
-        inter_token_latency=histogram,
-        queue_time=histogram,
-        memory=pb.DeviceMemory(total=1 << 30, weights=1 << 20, kv_cache=1 << 21),
+        time_to_first_token_seconds=histogram,
+        inter_token_latency_seconds=histogram,
+        queue_time_seconds=histogram,
+        memory=pb.DeviceMemory(total_bytes=1 << 30, weights_bytes=1 << 20, kv_cache_bytes=1 << 21),
         uptime_seconds=61.5,
         version="0.1.0",
     )

@@ -97,7 +97,7 @@ def test_chat_keeps_the_history(server: Any) -> None:
     assert (done.stdout, done.stderr) == ("one\ntwo\nthree\n", "")
     chats = [[m.content for m in r.chat.messages] for r in server.seen.requests]
     assert chats == [["s", "say one"], ["s", "say one", "one", "say two"], ["s", "say three"]]
-    assert server.seen.requests[0].chat.template_args["enable_thinking"] is False
+    assert server.seen.requests[0].chat.chat_template_kwargs == '{"enable_thinking": false}'
 
 
 def test_chat_on_a_terminal(server: Any) -> None:
@@ -133,7 +133,7 @@ def test_stats_as_table_and_json(server: Any) -> None:
     assert found["cache"]["blocks_total"] == 6
     assert found["engine_config"] == {"max_num_seqs": "8"}
     assert found["steps"]["graph"] == 0
-    assert found["time_to_first_token"]["counts"] == [1, 8, 1, 0]
+    assert found["time_to_first_token_seconds"]["counts"] == [1, 8, 1, 0]
 
 
 def test_health_is_an_exit_code(server: Any) -> None:

@@ -43,7 +43,7 @@ def test_events_come_as_plain_values(server: Any, mode: str) -> None:
     assert deltas[0].logprobs[0].top[0].logprob == -0.25
     assert isinstance(last, Finished)
     assert (last.reason, last.stop_token_id, last.stop_string) == ("stop", 2, None)
-    assert (last.queued, last.prefill, last.decode) == (0.25, 0.5, 1.5)
+    assert (last.queued_seconds, last.prefill_seconds, last.decode_seconds) == (0.25, 0.5, 1.5)
     assert (last.completion_tokens, last.peak_blocks) == (2, 3)
 
 
@@ -64,11 +64,11 @@ def test_every_option_arrives(server: Any) -> None:
     options = {
         "temperature": 0.0, "top_p": 0.5, "top_k": 0, "min_p": 0.25, "repetition_penalty": 1.5,
         "presence_penalty": 0.5, "frequency_penalty": -0.5, "seed": 0, "n": 2, "max_tokens": 9,
-        "min_tokens": 1, "stop": ["a", "b"], "include_stop": True, "stop_token_ids": [1, 2],
-        "ignore_eos": True, "logprobs": 0,
+        "min_tokens": 1, "stop": ["a", "b"], "include_stop_str_in_output": True,
+        "stop_token_ids": [1, 2], "ignore_eos": True, "logprobs": 0,
     }  # fmt: skip
     chat = {
-        "template_args": {"enable_thinking": False, "depth": [1, {"a": None}]},
+        "chat_template_kwargs": {"enable_thinking": False, "depth": [1, {"a": None}]},
         "continue_final_message": True,
         "add_generation_prompt": False,
         "allow_special_tokens": True,
@@ -89,13 +89,15 @@ def test_every_option_arrives(server: Any) -> None:
         got = getattr(request.sampling, name)
         assert (list(got) if isinstance(value, list) else got) == value, name
     scalars = [n for n, v in options.items() if n not in ("stop", "stop_token_ids")]
-    optional = [n for n in scalars if n not in ("include_stop", "ignore_eos")]
+    optional = [n for n in scalars if n not in ("include_stop_str_in_output", "ignore_eos")]
     assert all(request.sampling.HasField(n) for n in optional)
-    assert request.chat.template_args["enable_thinking"] is False
+    assert (
+        request.chat.chat_template_kwargs == '{"enable_thinking": false, "depth": [1, {"a": null}]}'
+    )
     assert request.chat.HasField("add_generation_prompt")
     assert request.chat.continue_final_message and request.chat.allow_special_tokens
     assert request.chat.tools[0].name == "f"
-    assert request.chat.messages[1].tool_calls[0].arguments["a"] == 1
+    assert request.chat.messages[1].tool_calls[0].arguments_json == '{"a": 1}'
     assert request.chat.messages[2].name == "f"
     assert [getattr(request, n) for n in outer] == list(outer.values())
 

@@ -12,7 +12,9 @@ def snapshot(uptime: float, delivered: int, counts: list[int]) -> pb.StatsRespon
     return pb.StatsResponse(
         uptime_seconds=uptime,
         tokens=pb.TokenStats(delivered=delivered),
-        inter_token_latency=pb.Histogram(bounds=[0.01, 0.1], counts=counts, sum=sum(counts) * 0.05),
+        inter_token_latency_seconds=pb.Histogram(
+            bounds=[0.01, 0.1], counts=counts, sum=sum(counts) * 0.05
+        ),
         cache=pb.CacheStats(block_size=16, blocks_total=3, block_map=bytes([0, 1, 3])),
     )
 
@@ -37,15 +39,15 @@ def test_a_restarted_server_begins_anew() -> None:
     view.add(snapshot(1.0, 10, [1, 0, 0]))
     view.add(snapshot(2.0, 30, [3, 0, 0]))
     assert view.rates("delivered") == [20.0]
-    assert list(view.recent("inter_token_latency").counts) == [2, 0, 0]
+    assert list(view.recent("inter_token_latency_seconds").counts) == [2, 0, 0]
 
 
 def test_recent_is_what_the_window_gained() -> None:
     view = View()
     view.add(snapshot(1.0, 0, [5, 5, 5]))
-    assert list(view.recent("inter_token_latency").counts) == [5, 5, 5]
+    assert list(view.recent("inter_token_latency_seconds").counts) == [5, 5, 5]
     view.add(snapshot(2.0, 0, [5, 9, 5]))
-    recent = view.recent("inter_token_latency")
+    recent = view.recent("inter_token_latency_seconds")
     assert list(recent.counts) == [0, 4, 0]
     assert abs(recent.sum - 0.2) < 1e-9
 

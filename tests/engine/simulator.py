@@ -113,7 +113,7 @@ class Simulator:
         """A client goes away; perhaps long after its request has ended."""
         for (open_key, _), record in self.open.items():
             if open_key == key:
-                record.cut = FinishReason.ABORTED
+                record.cut = FinishReason.CANCELLED
         self.scheduler.abort(key)
 
     def finish(self, key: int, index: int, kept: int) -> None:
@@ -216,7 +216,7 @@ class Simulator:
                 self._end(output.key, output.index, output.finish)
 
     def _check_end(self, record: Record, output: Output) -> None:
-        if output.finish in (FinishReason.ABORTED, FinishReason.ERROR):
+        if output.finish in (FinishReason.CANCELLED, FinishReason.ERROR):
             assert record.cut is output.finish, f"{output.finish} out of the blue"
             return
         assert record.tokens == record.oracle.expected, "ended early"

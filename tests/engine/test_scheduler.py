@@ -290,7 +290,7 @@ def test_abort_ends_a_waiting_request_at_once() -> None:
     simulator.turn()
     simulator.abort(2)
     simulator.turn()
-    assert simulator.records[2, 0].ended is FinishReason.ABORTED
+    assert simulator.records[2, 0].ended is FinishReason.CANCELLED
     assert not simulator.records[2, 0].started
     drain(simulator)
 
@@ -318,7 +318,7 @@ def test_abort_ends_all_siblings_also_those_held_back() -> None:
     simulator.turn()
     simulator.abort(1)
     drain(simulator)
-    assert {record.ended for record in simulator.records.values()} == {FinishReason.ABORTED}
+    assert {record.ended for record in simulator.records.values()} == {FinishReason.CANCELLED}
 
 
 def test_finish_by_a_stop_string_counts_what_was_not_kept() -> None:

@@ -142,7 +142,10 @@ def test_a_stop_string_ends_the_text_where_it_begins() -> None:
         async with serving() as client:
             for include, expected in ((False, "3, 4, 5, 6, 7"), (True, "3, 4, 5, 6, 7, 8,")):
                 [done] = await client.generate(
-                    user("Count from 3 to 14."), temperature=0.0, stop=", 8,", include_stop=include
+                    user("Count from 3 to 14."),
+                    temperature=0.0,
+                    stop=", 8,",
+                    include_stop_str_in_output=include,
                 ).completions()
                 assert done.text == expected
                 assert done.finished.reason is FinishReason.STOP

@@ -6,6 +6,7 @@ contract that blames the message; never INTERNAL, UNKNOWN or nothing.
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from typing import Any
 
@@ -40,30 +41,35 @@ sampling = maybe(
     temperature=floats, top_p=floats, top_k=counts, min_p=floats, repetition_penalty=floats,
     presence_penalty=floats, frequency_penalty=floats, seed=st.integers(0, 2**64 - 1),
     n=counts, max_tokens=counts, min_tokens=counts, stop=st.lists(words, max_size=18),
-    include_stop=st.booleans(), stop_token_ids=ids, ignore_eos=st.booleans(), logprobs=counts,
+    include_stop_str_in_output=st.booleans(), stop_token_ids=ids, ignore_eos=st.booleans(),
+    logprobs=counts,
 )  # fmt: skip
-structs = st.dictionaries(words, words | st.booleans() | st.lists(words, max_size=2), max_size=2)
-calls = st.lists(st.builds(lambda n: pb.ToolCall(name=n), words), max_size=2)
-message = st.builds(
-    lambda f: pb.ChatMessage(**f), maybe(role=words, content=words, name=words, tool_calls=calls)
+objects = st.dictionaries(words, words | st.booleans() | st.lists(words, max_size=2), max_size=2)
+json_texts = st.builds(json.dumps, objects) | words | st.sampled_from(["[" * 3000, '{"a": NaN}'])
+calls = st.lists(
+    st.builds(lambda f: pb.ToolCall(**f), maybe(id=words, name=words, arguments_json=json_texts)),
+    max_size=2,
 )
-tools = st.lists(st.builds(lambda n: pb.Tool(name=n), words), max_size=2)
-
-
-def _chat(fields: dict[str, Any], args: dict[str, Any]) -> pb.Chat:
-    chat = pb.Chat(**fields)
-    if args:
-        chat.template_args.update(args)
-    return chat
-
-
+message = st.builds(
+    lambda f: pb.ChatMessage(**f),
+    maybe(
+        role=words, content=words, name=words, tool_calls=calls, tool_call_id=words,
+        reasoning_content=words,
+    ),
+)  # fmt: skip
+tools = st.lists(
+    st.builds(
+        lambda f: pb.Tool(**f), maybe(name=words, description=words, parameters_json=json_texts)
+    ),
+    max_size=2,
+)
 chats = st.builds(
-    _chat,
+    lambda f: pb.Chat(**f),
     maybe(
         messages=st.lists(message, max_size=4), tools=tools, add_generation_prompt=st.booleans(),
         continue_final_message=st.booleans(), allow_special_tokens=st.booleans(),
+        chat_template_kwargs=json_texts,
     ),
-    structs,
 )  # fmt: skip
 
 

@@ -279,7 +279,7 @@ class Storm:
     def _check_counters(self, stats: pb.StatsResponse) -> None:
         requests, tokens, ledger = stats.requests, stats.tokens, self._running.server.ledger
         ends = requests.finished_stop + requests.finished_length
-        ends += requests.finished_aborted + requests.finished_error
+        ends += requests.finished_cancelled + requests.finished_error
         self._demand(requests.accepted == ends, f"{requests.accepted} accepted, {ends} ended")
         told = tokens.delivered + tokens.discarded
         self._demand(tokens.generated >= told, f"{tokens.generated} tokens made, {told} told of")
@@ -293,9 +293,9 @@ class Storm:
         self._demand(
             0 <= early <= gone, f"{rpcs} calls: {refused} refused, {calls} accepted, {early} else"
         )
-        started = sum(stats.queue_time.counts)
+        started = sum(stats.queue_time_seconds.counts)
         self._demand(started <= requests.accepted, f"{started} of {requests.accepted} started")
-        first = sum(stats.time_to_first_token.counts)
+        first = sum(stats.time_to_first_token_seconds.counts)
         self._demand(first <= started, f"{first} first tokens of {started} that started")
 
     def _check_records(self) -> None:

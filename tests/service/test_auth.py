@@ -327,7 +327,7 @@ def test_a_client_that_came_first_with_much_does_not_go_first_with_all(keys: Pat
             answers = await asyncio.gather(read(quiet), *loud)
             mine, *theirs = [answer.finished[0].timings for answer in answers]
             # Times of starting, since all were let in at nearly the same moment.
-            earlier = sum(their.queued < mine.queued for their in theirs)
+            earlier = sum(their.queued_seconds < mine.queued_seconds for their in theirs)
             assert earlier <= 2  # the one that ran, and the oldest when it is its turn
 
     run(test)

@@ -18,6 +18,6 @@ def test_a_storm_leaves_the_books_in_order_and_nothing_behind() -> None:
         assert {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"} <= report.codes.keys()
         requests = report.stats.requests
         assert min(requests.finished_stop, requests.finished_length) > 100
-        assert min(requests.finished_aborted, requests.finished_error) > 20
+        assert min(requests.finished_cancelled, requests.finished_error) > 20
 
     asyncio.run(bounded())

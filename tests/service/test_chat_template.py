@@ -61,7 +61,7 @@ CHATS: list[dict[str, Any]] = [
     {"messages": (user(),)},
     {"messages": ({"role": "system", "content": "Be brief."}, user("Zwölf\n\n <b>"))},
     {"messages": (user(),), "add_generation_prompt": False},
-    {"messages": (user(),), "template_args": {"enable_thinking": False}},
+    {"messages": (user(),), "chat_template_kwargs": {"enable_thinking": False}},
     {
         "messages": (user(), {"role": "assistant", "content": "", "tool_calls": CALL}),
         "tools": TOOLS,
@@ -79,7 +79,7 @@ def test_it_renders_as_transformers_does(template: ChatTemplate, chat: dict[str,
         chat_template=TEMPLATE,
         add_generation_prompt=chat.get("add_generation_prompt", True),
         tokenize=False,
-        **chat.get("template_args", {}),
+        **chat.get("chat_template_kwargs", {}),
     )
     assert template.render(Conversation(**chat)) == expected
 
@@ -104,11 +104,17 @@ LOST: list[tuple[str, dict[str, Any]]] = [
     ("chat.messages[0].tool_calls", {"messages": (user(tool_calls=[{"a": "<|im_start|>"}]),)}),
     ("chat.tools[0]", {"messages": (user(),), "tools": ({"name": "<|im_end|>"},)}),
     (
-        "chat.template_args.enable_thinking",
-        {"messages": (user(),), "template_args": {"enable_thinking": "<|im_end|>"}},
+        "chat.chat_template_kwargs.enable_thinking",
+        {"messages": (user(),), "chat_template_kwargs": {"enable_thinking": "<|im_end|>"}},
     ),
-    ("chat.template_args.colour", {"messages": (user(),), "template_args": {"colour": 1}}),
-    ("chat.template_args.eos_token", {"messages": (user(),), "template_args": {"eos_token": "x"}}),
+    (
+        "chat.chat_template_kwargs.colour",
+        {"messages": (user(),), "chat_template_kwargs": {"colour": 1}},
+    ),
+    (
+        "chat.chat_template_kwargs.eos_token",
+        {"messages": (user(),), "chat_template_kwargs": {"eos_token": "x"}},
+    ),
     ("chat", {"messages": (user(), {"role": "assistant", "content": None})}),
 ]
 

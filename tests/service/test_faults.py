@@ -85,7 +85,7 @@ def test_a_connection_that_dies_without_a_word_is_found_by_its_silence() -> None
                 call = pb_grpc.InferenceServiceStub(channel).Generate(ask([300]))
                 await running.until(lambda s: s.requests.running == 1)
                 wire.cut()
-                await running.until(lambda s: s.requests.finished_aborted == 1)
+                await running.until(lambda s: s.requests.finished_cancelled == 1)
                 running.device.release()
                 await running.idle()
                 call.cancel()

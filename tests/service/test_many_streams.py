@@ -28,7 +28,7 @@ def test_200_streams_of_mixed_lengths_all_complete_and_every_count_agrees() -> N
             received = sum(len(a.ids()) for a in answers)
             assert stats.tokens.delivered == received
             assert stats.requests.finished_stop == 200
-            assert sum(stats.queue_time.counts) == 200
+            assert sum(stats.queue_time_seconds.counts) == 200
 
     run(test)
 
@@ -73,7 +73,7 @@ def test_a_client_killed_in_mid_stream_gives_everything_back() -> None:
             assert await process.stdout.readline()
             process.send_signal(signal.SIGKILL)
             await process.wait()
-            stats = await running.until(lambda s: s.requests.finished_aborted == 1)
+            stats = await running.until(lambda s: s.requests.finished_cancelled == 1)
             assert stats.requests.accepted == 1
             await running.idle()
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
@@ -113,9 +113,9 @@ def test_random_cancels_and_deadlines_leave_nothing_behind() -> None:
                 await asyncio.gather(*(quiet(running, chance) for _ in range(40)))
             stats = await running.idle()
             requests = stats.requests
-            ended = requests.finished_length + requests.finished_aborted
+            ended = requests.finished_length + requests.finished_cancelled
             assert requests.accepted == ended
-            assert requests.finished_aborted > 0 < requests.finished_length
+            assert requests.finished_cancelled > 0 < requests.finished_length
             answer = await generate(running, ask([300, 301]))
             assert answer.ids() == [300, 301, EOS]
 

@@ -53,7 +53,11 @@ def read(cuts: list[int]) -> tuple[pb.Finished, Ledger, list[float]]:
 def test_however_much_is_joined_each_time_stays_what_it_was(cuts: list[int]) -> None:
     finished, ledger, waits = read(cuts)
     timings = finished.timings
-    assert (timings.queued, timings.prefill, timings.decode) == (1.0, 2.0, 1.5)
+    assert (timings.queued_seconds, timings.prefill_seconds, timings.decode_seconds) == (
+        1.0,
+        2.0,
+        1.5,
+    )
     assert waits == [1.0]
     assert (ledger.queue_time.count, ledger.queue_time.sum) == (1, 1.0)
     assert (ledger.time_to_first_token.count, ledger.time_to_first_token.sum) == (1, 3.0)

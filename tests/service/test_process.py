@@ -39,7 +39,7 @@ def test_sigterm_under_load_drains_and_exits_with_zero() -> None:
         entries = [json.loads(line) for line in server.errors if line.startswith("{")]
         ended = [e for e in entries if e["message"] == "request ended"]
         assert len(ended) == 16
-        assert {e["finish"] for e in ended} == {"aborted"}
+        assert {e["finish"] for e in ended} == {"cancelled"}
 
 
 def ignoring_status(call: grpc.Call) -> Iterator[pb.GenerateResponse]:

@@ -86,13 +86,13 @@ def test_logprobs_are_of_the_chosen_tokens() -> None:
         async with pocket() as running:
             answer = await generate(running, story(temperature=0, logprobs=3))
             logprobs = [x for d in answer.deltas for x in d.logprobs]
-            assert [x.id for x in logprobs] == answer.ids()
+            assert [x.token_id for x in logprobs] == answer.ids()
             for entry in logprobs:
-                assert entry.rank == 1 and entry.top[0].id == entry.id
+                assert entry.rank == 1 and entry.top[0].token_id == entry.token_id
                 assert entry.logprob == pytest.approx(entry.top[0].logprob)
                 assert entry.logprob <= 0
                 assert len(entry.top) == 3
-            joined = b"".join(x.bytes for x in logprobs if x.id > 2)
+            joined = b"".join(x.bytes for x in logprobs if x.token_id > 2)
             assert joined.decode() == answer.text()
 
     run(test)

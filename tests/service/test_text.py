@@ -115,7 +115,7 @@ def test_a_resumed_stream_goes_on_as_if_unbroken(
     ids: list[int], stops: list[str], include: bool, minimum: int, cut: int
 ) -> None:
     def open_stream() -> TextStream:
-        return TextStream(PIECES, stops, include_stop=include, min_tokens=minimum)
+        return TextStream(PIECES, stops, include_stop_str_in_output=include, min_tokens=minimum)
 
     whole, sent, ended = open_stream(), [], False
     for token_id in ids:

@@ -82,7 +82,7 @@ def test_calls_that_are_refused_cancelled_or_fail_have_their_span_too(spans: Any
         assert refused.attributes["rpc.grpc.status_code"] == 3
         assert not refused.events and refused.parent is None
         assert cancelled.attributes["rpc.grpc.status_code"] == 1
-        assert cancelled.attributes["quire.finish"] == "aborted"
+        assert cancelled.attributes["quire.finish"] == "cancelled"
         assert cancelled.status.is_unset
         assert failed.attributes["rpc.grpc.status_code"] == 13
         assert not failed.status.is_ok and failed.status.description == "INTERNAL"

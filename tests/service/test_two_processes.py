@@ -82,13 +82,13 @@ def test_it_generates_and_a_cancelled_call_gives_its_blocks_back() -> None:
         messages = list(both.stub.Generate(short))
         assert sum(len(message.delta.token_ids) for message in messages) == 20
         timings = messages[-1].finished.timings
-        assert timings.prefill > 0 and timings.decode > 0
+        assert timings.prefill_seconds > 0 and timings.decode_seconds > 0
         (call,) = both.streams(1)
         assert both.until(lambda s: s.requests.running == 1).cache.blocks_free < 64
         call.cancel()
         stats = both.until(lambda s: s.cache.blocks_free == s.cache.blocks_total)
-        assert stats.requests.running == 0 and stats.requests.finished_aborted == 1
-        assert stats.steps.total > 20 and stats.memory.allocated > 0
+        assert stats.requests.running == 0 and stats.requests.finished_cancelled == 1
+        assert stats.steps.total > 20 and stats.memory.allocated_bytes > 0
         asked = both.stub.Stats(pb.StatsRequest(include_block_map=True))
         assert len(asked.cache.block_map) == 64
         both.server.process.send_signal(signal.SIGTERM)

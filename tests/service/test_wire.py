@@ -6,7 +6,6 @@ from typing import Any
 import grpc
 import pytest
 from fake_engine import EOS, VOCAB_SIZE, Device, DeviceLost
-from google.protobuf import struct_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import Answer, Running, ask, first, generate, read, run, serving
@@ -35,13 +34,15 @@ def test_a_stream_has_its_order_and_counts_its_ids() -> None:
             assert finished.usage.completion_tokens == 4
             assert finished.usage.prompt_tokens == 3
             assert finished.peak_blocks == 1
-            assert finished.timings.queued >= 0
+            assert finished.timings.queued_seconds >= 0
             stats = await running.idle()
             tokens = stats.tokens
             assert tokens.delivered == tokens.generated - tokens.discarded == 4
             assert stats.requests.accepted == stats.requests.finished_stop == 1
-            assert sum(stats.time_to_first_token.counts) == 1
-            assert sum(stats.inter_token_latency.counts) <= 3  # fewer where steps were merged
+            assert sum(stats.time_to_first_token_seconds.counts) == 1
+            assert (
+                sum(stats.inter_token_latency_seconds.counts) <= 3
+            )  # fewer where steps were merged
 
     run(test)
 
@@ -84,7 +85,7 @@ def test_a_stop_string_cuts_the_text_and_keeps_its_token() -> None:
             text = "one two three four"
             whole = (await generate(running, ask(text=text))).ids()
             for include in (False, True):
-                request = ask(text=text, stop=["thr"], include_stop=include)
+                request = ask(text=text, stop=["thr"], include_stop_str_in_output=include)
                 answer = await generate(running, request)
                 (finished,) = answer.finished
                 assert finished.reason == pb.FINISH_REASON_STOP
@@ -126,7 +127,7 @@ def test_logprobs_travel_with_their_ids() -> None:
         async with serving() as running:
             answer = await generate(running, ask(text="日本", logprobs=2))
             logprobs = [x for d in answer.deltas for x in d.logprobs]
-            assert [x.id for x in logprobs] == answer.ids()
+            assert [x.token_id for x in logprobs] == answer.ids()
             assert all(len(x.top) == 2 and x.rank == 1 for x in logprobs)
             assert b"".join(x.bytes for x in logprobs[:-1]).decode() == "日本"
             none = await generate(running, ask(text="日本", logprobs=0))
@@ -169,12 +170,6 @@ def test_a_resumed_stream_sends_only_the_rest() -> None:
     run(test)
 
 
-def struct(**values: Any) -> struct_pb2.Struct:
-    made = struct_pb2.Struct()
-    made.update(values)
-    return made
-
-
 def user(content: str, **fields: Any) -> pb.ChatMessage:
     return pb.ChatMessage(role="user", content=content, **fields)
 
@@ -198,10 +193,10 @@ REFUSED: list[tuple[str, pb.GenerateRequest]] = [
     ("chat.messages[0].tool_calls", chat(user("a", tool_calls=[pb.ToolCall(name="f")]))),
     ("chat.tools", chat(user("a"), tools=[pb.Tool(name="f")])),
     (
-        "chat.template_args.enable_thinking",
-        chat(user("a"), template_args=struct(enable_thinking=1)),
+        "chat.chat_template_kwargs.enable_thinking",
+        chat(user("a"), chat_template_kwargs='{"enable_thinking": 1}'),
     ),
-    ("chat.template_args.messages", chat(user("a"), template_args=struct(messages=1))),
+    ("chat.chat_template_kwargs.messages", chat(user("a"), chat_template_kwargs='{"messages": 1}')),
     (
         "chat.add_generation_prompt",
         chat(user("a"), continue_final_message=True, add_generation_prompt=True),
@@ -234,7 +229,10 @@ REFUSED: list[tuple[str, pb.GenerateRequest]] = [
     ("sampling.stop_token_ids[0]", ask([1], stop_token_ids=[4096])),
     ("sampling.logprobs", ask([1], logprobs=21)),
     ("sampling.stop", ask([1], stop=["x"], ids_only=True)),
-    ("sampling.include_stop", ask([1], include_stop=True, ids_only=True)),
+    (
+        "sampling.include_stop_str_in_output",
+        ask([1], include_stop_str_in_output=True, ids_only=True),
+    ),
     ("resume_token_ids", ask([1], n=2, resume_token_ids=[5])),
     ("resume_token_ids[0]", ask([1], resume_token_ids=[4096])),
     ("resume_token_ids", ask([1], max_tokens=1, resume_token_ids=[5, 6])),
@@ -335,7 +333,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
                 call.cancel()
             stats = await running.idle()
             assert stats.requests.refused["RESOURCE_EXHAUSTED"] == 1
-            assert stats.requests.finished_aborted == 3
+            assert stats.requests.finished_cancelled == 3
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
 
     run(test)
@@ -366,13 +364,13 @@ def test_cancel_and_deadline_give_the_blocks_back() -> None:
             await first(call)
             await first(call)
             call.cancel()
-            stats = await running.until(lambda s: s.requests.finished_aborted == 1)
+            stats = await running.until(lambda s: s.requests.finished_cancelled == 1)
             before = stats.steps.total
             stats = await running.idle()
             assert stats.steps.total - before <= 3
             late = await read(running.stub.Generate(request, timeout=0.2))
             assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            stats = await running.until(lambda s: s.requests.finished_aborted == 2)
+            stats = await running.until(lambda s: s.requests.finished_cancelled == 2)
             before = stats.steps.total
             stats = await running.idle()
             assert stats.steps.total - before <= 3
@@ -506,7 +504,7 @@ def test_a_stream_that_outlives_the_drain_is_aborted_and_told() -> None:
             stop = asyncio.create_task(running.server.stop())
             answer = await read(call)
             assert answer.code is grpc.StatusCode.UNAVAILABLE
-            assert answer.finished[0].reason == pb.FINISH_REASON_ABORTED
+            assert answer.finished[0].reason == pb.FINISH_REASON_CANCELLED
             assert answer.finished[0].usage.completion_tokens == len(answer.ids())
             await stop
             assert running.server.ledger.open == 0

@@ -1,0 +1,130 @@
+"""What callers pass, checked: each function returns the value, or raises OptionError.
+
+Invariant: an error names the argument (`where`) and never lets TypeError, OverflowError or
+UnicodeEncodeError through. Kinds are judged here, and what the wire can hold; what a value may be
+beyond that is the server's affair, so that the limits stand in one place.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from quire.clients.errors import OptionError
+
+MAX_SECONDS = 1e9  # about 32 years; gRPC's clock cannot hold much more
+MAX_FLOAT32 = 3.4028234663852886e38
+_MAX_SHOWN = 80  # characters of a value that an error repeats
+
+
+def text(where: str, value: Any) -> str:
+    """A string that UTF-8 can hold: no halves of surrogate pairs."""
+    if not isinstance(value, str):
+        raise OptionError(f"{where}: text, not {kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise OptionError(
+            f"{where}: {show(value)} holds half of a surrogate pair, which is no character"
+        ) from None
+    return str(value)
+
+
+def integer(where: str, value: Any, lowest: int, highest: int) -> int:
+    """A whole number within bounds, of any type that is one (numpy's too); not a bool."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise OptionError(f"{where}: a whole number, not {kind(value)}")
+    try:
+        whole = operator.index(value)
+    except Exception:
+        raise OptionError(f"{where}: a whole number, not {kind(value)}") from None
+    if not lowest <= whole <= highest:
+        raise OptionError(f"{where}: {show(whole)} is not between {lowest} and {highest}")
+    return whole
+
+
+def number(where: str, value: Any) -> float:
+    """A finite number; not a bool."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise OptionError(f"{where}: a number, not {kind(value)}")
+    try:
+        real = float(value)
+    except (OverflowError, ValueError):
+        real = math.inf
+    if not math.isfinite(real):
+        raise OptionError(f"{where}: {show(value)} is not a finite number")
+    return real
+
+
+def float32(where: str, value: Any) -> float:
+    """A number that single precision can hold."""
+    real = number(where, value)
+    if abs(real) > MAX_FLOAT32:
+        raise OptionError(f"{where}: {show(value)} is beyond single precision")
+    return real
+
+
+def flag(where: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as such."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{where}: True or False, not {kind(value)}")
+    return value
+
+
+def seconds(where: str, value: Any) -> float | None:
+    """A time to wait, above 0; None: no limit."""
+    if value is None:
+        return None
+    wait = number(where, value)
+    if not 0 < wait <= MAX_SECONDS:
+        raise OptionError(
+            f"{where}: {show(value)}; a positive number of seconds, at most {MAX_SECONDS:.0e}"
+        )
+    return wait
+
+
+def items(where: str, value: Any, what: str) -> Sequence[Any]:
+    """A list, tuple or other sequence; `what` says of what. Strings and bytes are none."""
+    if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Sequence):
+        raise OptionError(f"{where}: a list of {what}, not {kind(value)}")
+    return value
+
+
+def parts(where: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named parts of a mapping that are not None; another key is refused, not ignored."""
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{where}: a dict with {', '.join(names)}, not {kind(value)}")
+    given = {key: part for key, part in value.items() if part is not None}
+    for key in given:
+        if key not in names:
+            raise OptionError(f"{where}: unknown key {show(key)}; it may hold {', '.join(names)}")
+    return given
+
+
+def instance(where: str, value: Any, types: type | tuple[type, ...], what: str) -> Any:
+    """A value of one of the types; `what` says it in words."""
+    if not isinstance(value, types):
+        raise OptionError(f"{where}: {what}, not {kind(value)}")
+    return value
+
+
+def kind(value: Any) -> str:
+    """What a value is, for an error."""
+    return "None" if value is None else type(value).__name__
+
+
+def show(value: Any) -> str:
+    """A value as an error repeats it: cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the longest
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        shown = repr(value)
+    except Exception:
+        return f"a {kind(value)}"
+    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
+
+
+def texts(where: str, value: Iterable[Any]) -> list[str]:
+    """Strings, each named by its place."""
+    return [text(f"{where}[{i}]", item) for i, item in enumerate(value)]

@@ -1,0 +1,113 @@
+"""JSON that a client sends as text (`parameters_json`, `arguments_json`, `chat_template_kwargs`).
+
+Invariant: what comes out is what the text says and nothing else. Keys keep their order; whole
+numbers keep every digit and stay whole; numbers with a point or an exponent are doubles. What a
+prompt could not show as it was written is refused: keys given twice, NaN and infinities, numbers
+beyond a double, halves of surrogate pairs.
+"""
+
+import json
+import math
+from typing import Any, NoReturn
+
+MAX_DEPTH = 64  # objects and lists inside one another
+
+
+class BadJson(ValueError):
+    """The text is not a JSON object that a prompt can show; the message says why."""
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The object. Raises BadJson."""
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_repeats,
+            parse_constant=_refuse_constant,
+            parse_float=_double,
+            parse_int=_whole,
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise BadJson(f"is not JSON: {error.msg} ({where})") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if not isinstance(value, dict):
+        raise BadJson(f"must be a JSON object, not {_KINDS[type(value)]}")
+    _check(value)
+    return value
+
+
+_KINDS = {
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise BadJson(f"holds the key {_shown(key)} twice")
+            seen.add(key)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadJson(f"is not JSON: {name} is no number of JSON")
+
+
+def _double(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise BadJson(f"holds {_shown(digits)}, which is beyond the range of a double")
+    return value
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python's limit, which keeps the time to convert in bounds
+        raise BadJson(f"holds a whole number of {len(digits)} digits: at most 4300") from None
+
+
+def _check(value: dict[str, Any]) -> None:
+    """Depth and characters, without recursion."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inside.extend(item.keys())
+                inside.extend(item.values())
+            elif isinstance(item, list):
+                inside.extend(item)
+            elif isinstance(item, str):
+                _check_characters(item)
+        level = inside
+        if not level:
+            return
+    if any(isinstance(item, dict | list) for item in level):
+        raise _too_deep()
+    for item in level:
+        if isinstance(item, str):
+            _check_characters(item)
+
+
+def _check_characters(text: str) -> None:
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise BadJson("holds half of a surrogate pair, which is no character")
+
+
+def _too_deep() -> BadJson:
+    return BadJson(f"is nested too deep: at most {MAX_DEPTH} objects and lists in one another")
+
+
+def _shown(text: str) -> str:
+    return ascii(text if len(text) <= 40 else text[:40] + "…")
