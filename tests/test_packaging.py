@@ -1,6 +1,8 @@
 """What is packaged is what is there: every package of the tree is named in pyproject.toml."""
 
 import importlib.metadata
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ def project() -> dict[str, Any]:
 
 
 def packages_on_disk() -> set[str]:
-    found = {"quire.v1"}
+    found = {"quire", "quire.v1"}
     for name, directory in ROOMS.items():
         for file in (ROOT / directory).rglob("*.py"):
             parts = file.parent.relative_to(ROOT / directory).parts
@@ -30,20 +32,20 @@ def test_every_package_is_listed(project: dict[str, Any]) -> None:
     listed = set(project["tool"]["setuptools"]["packages"])
     missing = packages_on_disk() - listed
     assert not missing, f"these would vanish from the wheel: {sorted(missing)}"
-    for name in listed - {"quire.v1"}:
+    for name in listed - {"quire", "quire.v1"}:
         assert (ROOT.joinpath(*name.split(".")[1:])).is_dir(), name
 
 
 def test_no_package_lacks_its_init(project: dict[str, Any]) -> None:
     for name in project["tool"]["setuptools"]["packages"]:
         parts = name.split(".")[1:]
-        where = ROOT / "proto/quire/v1" if parts == ["v1"] else ROOT.joinpath(*parts)
+        where = ROOT / "proto/quire/v1" if parts == ["v1"] else ROOT.joinpath(*parts or ["quire"])
         has_python = any(where.glob("*.py"))
         assert (where / "__init__.py").exists() or not has_python, name
 
 
 def test_the_rooms_say_that_they_are_typed() -> None:
-    for room in ROOMS.values():
+    for room in ("quire", *ROOMS.values()):
         assert (ROOT / room / "py.typed").exists(), room
 
 
@@ -74,3 +76,29 @@ def test_entry_points_are_installed() -> None:
     assert {e.value for e in scripts} == {"quire.clients.cli:main"}
     servers = importlib.metadata.entry_points(group="quire.commands")
     assert {e.value for e in servers} == {"quire.service.cli.commands:register"}
+
+
+def test_the_front_door_offers_what_the_clients_do() -> None:
+    import quire
+    import quire.clients
+
+    assert set(quire.__all__) == {*quire.clients.__all__, "__version__"}
+    assert set(quire.__all__) <= set(dir(quire))
+    for name in quire.clients.__all__:
+        assert getattr(quire, name) is getattr(quire.clients, name)
+    assert quire.__version__ == importlib.metadata.version("quire")
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = quire.nothing_such
+
+
+def test_the_front_door_is_light() -> None:
+    """Neither gRPC nor the clients are loaded before one of them is asked for."""
+    program = (
+        "import sys, quire; before = set(sys.modules); from quire import Client;"
+        " print(sorted({'grpc', 'quire.clients', 'google.protobuf'} & before),"
+        " 'grpc' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split("\n")[0] == "[] True"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("engine", "kernels", "service", "clients", "proto", "tests")
+FOLDERS = ("quire", "engine", "kernels", "service", "clients", "proto", "tests")
 PACKAGES = {
     "engine": "engine",
     "kernels": "kernels",
@@ -54,6 +54,8 @@ class Copy:
             ignore = shutil.ignore_patterns("__pycache__", ".hypothesis")
             shutil.copytree(ROOT / folder, self.root / folder, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", self.root)
+        for file in ("__init__.py", "py.typed"):
+            (names / file).symlink_to(self.root / "quire" / file)
         for name, folder in PACKAGES.items():
             (names / name).symlink_to(self.root / folder, target_is_directory=True)
         self._environment = {
