@@ -41,8 +41,7 @@ class FakePending:
         tokens = []
         for row in self._plan.rows:
             if row.samples:
-                request = row.request
-                tokens.append([token_at(request.key, request.index, row.start + row.num_tokens)])
+                tokens.append([token_at(row.key, row.index, row.start + row.num_tokens)])
         return StepResult(tokens)
 
 

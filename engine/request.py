@@ -1,17 +1,8 @@
-"""What is asked of the engine, and what it keeps of it while it runs. Read this first.
+"""What is asked of the engine, and what it answers. Read this first.
 
-A request's life is one number chasing another: `num_computed_tokens` (tokens whose keys and values
-stand in the cache) chases `num_tokens` (prompt, outputs, and a placeholder for each token that a
-step in flight will sample). There is no prefill phase and no decode phase.
-
-    token_ids        [ prompt ........ | outputs known .... ]
-    num_tokens       [ prompt ........ | outputs known .... | placeholders ]
-    num_computed     planned so far, steps in flight included
-    num_applied      computed by steps whose results have been applied; only blocks below it are
-                     ever registered in the prefix cache
-
-A request with n > 1 becomes n `Request`s of one key, told apart by their index. The engine thread
-alone touches them.
+A GenerationRequest goes in; for each of its n indices Outputs come back, the last one with its
+FinishReason. All of it is plain data and may cross threads and processes. How one index is kept
+while it runs: `scheduling.sequence`.
 """
 
 import enum
@@ -149,93 +140,3 @@ class Output:
         self.error_id = later.error_id
         self.preemptions = max(self.preemptions, later.preemptions)
         self.peak_blocks = max(self.peak_blocks, later.peak_blocks)
-
-
-class Status(enum.Enum):
-    """Where a request stands."""
-
-    WAITING = enum.auto()
-    RUNNING = enum.auto()
-    FINISHED = enum.auto()
-
-
-class Request:
-    """One index of a submitted request, as the scheduler keeps it."""
-
-    __slots__ = (
-        "admission",
-        "arrival",
-        "block_hashes",
-        "block_table",
-        "cached_tokens",
-        "emitted",
-        "ending_ids",
-        "epoch",
-        "in_flight",
-        "index",
-        "leader",
-        "num_applied_tokens",
-        "num_computed_tokens",
-        "num_placeholders",
-        "num_prompt_tokens",
-        "num_registered_blocks",
-        "peak_blocks",
-        "preemptions",
-        "priority",
-        "sampling",
-        "slot",
-        "spec",
-        "status",
-        "token_ids",
-    )
-
-    def __init__(self, spec: GenerationRequest, index: int, arrival: int) -> None:
-        self.spec = spec
-        self.sampling = spec.sampling
-        self.ending_ids = spec.sampling.ending_ids
-        self.index = index
-        self.arrival = arrival
-        self.priority = spec.priority
-        self.status = Status.WAITING
-        self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
-        self.num_prompt_tokens = len(spec.prompt_token_ids)
-        self.num_placeholders = 0
-        self.num_computed_tokens = 0
-        self.num_applied_tokens = 0
-        self.block_table: list[int] = []
-        self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
-        self.num_registered_blocks = 0  # of block_table, known to the prefix cache
-        self.slot = -1
-        self.epoch = 0  # raised by preemption: results planned under an older one are dropped
-        self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch
-        self.admission = -1  # order of the last admission; victims are the last admitted
-        self.cached_tokens = -1  # prefix hit when first scheduled; -1 before
-        self.preemptions = 0
-        self.peak_blocks = 0
-        self.emitted = 0  # outputs handed out
-        self.leader: Request | None = None  # the sibling whose prompt blocks this one may fork
-
-    @property
-    def key(self) -> int:
-        return self.spec.key
-
-    @property
-    def num_tokens(self) -> int:
-        """Known tokens and placeholders."""
-        return len(self.token_ids) + self.num_placeholders
-
-    @property
-    def num_outputs(self) -> int:
-        """Known outputs, resumed ones included."""
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
-    def max_total_tokens(self) -> int:
-        """Prompt and outputs can never be more."""
-        return self.num_prompt_tokens + self.sampling.max_tokens
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that may be planned: the last one of all is sampled, never computed."""
-        target = min(self.num_tokens, self.max_total_tokens - 1)
-        return target - self.num_computed_tokens

@@ -69,7 +69,7 @@ def drain(simulator: Simulator) -> None:
 
 def hashes_of(pool: BlockPool, tokens: list[int], salt: bytes = b"") -> list[bytes]:
     hashes: list[bytes] = []
-    pool.extend_hashes(hashes, salt, tokens, len(tokens) // pool.block_size)
+    pool.prefix_cache.extend_hashes(hashes, salt, tokens, len(tokens) // pool.block_size)
     return hashes
 
 
@@ -113,7 +113,7 @@ def test_nano_vllm_208_prefix_that_no_step_has_computed_yet() -> None:
     assert [row.start for row in simulator.in_flight[-1][0].rows] == [0, 0]
     assert simulator.pool.num_shared == 0
     simulator.apply()
-    assert simulator.pool.duplicates == 2, "one hash names both"
+    assert simulator.pool.prefix_cache.duplicates == 2, "one hash names both"
     simulator.abort(1)  # the first one's blocks go; the second one's are as good
     simulator.submit(request(3, [1] * 9, 2))
     drain(simulator)
@@ -131,8 +131,10 @@ def test_nano_vllm_207_counts_from_before_a_hit_after_preemption() -> None:
         simulator.launch()
         if simulator.in_flight:
             plan = simulator.in_flight[-1][0]
-            starts = {row.request: row.start for row in plan.rows}
-            back_on_a_hit += sum(r.preemptions > 0 and starts[r] > 0 for r in plan.admitted)
+            by_slot = {r.slot: r for r in simulator.requests_of(plan).values()}
+            back_on_a_hit += sum(
+                by_slot[one.slot].preemptions > 0 and one.num_computed > 0 for one in plan.admitted
+            )
             simulator.apply()
     assert back_on_a_hit > 0
     simulator._check_empty()
@@ -197,9 +199,9 @@ def test_vllm_11829_collisions_across_tenants() -> None:
     assert len(block_hash) == 16
     assert hashes_of(other, tokens, b"a") != [block_hash], "the seed is each process's own"
     assert hashes_of(pool, tokens, b"b") != [block_hash], "the salt is each tenant's own"
-    pool.register(pool.allocate(1)[0], block_hash, tokens, 0)
-    assert pool.match([block_hash], [9, 9, 9, 9]) == [], "tokens are compared on a hit"
-    assert len(pool.match([block_hash], tokens)) == 1
+    pool.prefix_cache.register(pool.allocate(1)[0], block_hash, tokens, 0)
+    assert pool.prefix_cache.match([block_hash], [9, 9, 9, 9]) == [], "tokens are compared on a hit"
+    assert len(pool.prefix_cache.match([block_hash], tokens)) == 1
 
 
 def test_tgi_2489_blocks_freed_before_prefill_served_as_a_prefix() -> None:
@@ -222,7 +224,7 @@ def test_mini_sglang_149_check_that_checks_nothing() -> None:
     """The integrity check was a no-op."""
     pool = BlockPool(5, 2)
     table = pool.allocate(2)
-    pool.register(table[0], *hashes_of(pool, [1, 1]), [1, 1], 0)
+    pool.prefix_cache.register(table[0], *hashes_of(pool, [1, 1]), [1, 1], 0)
     for tables in ([], [table, table], [table[:1]], [table, [4]], [[0], table]):
         with pytest.raises(AssertionError):
             pool.check(tables)
@@ -263,8 +265,8 @@ def test_vllm_23347_planned_in_this_step_and_preempted() -> None:
         drawn: set[int] = set()
         while simulator.open:
             simulator.launch()  # looks at each row of the plan: running, and of today's epoch
-            drawn = {row.request.key for row in simulator.in_flight[-1][0].rows}
-            running = {r.key: r for r in simulator.scheduler._running}
+            drawn = {row.key for row in simulator.in_flight[-1][0].rows}
+            running = {r.key: r for r in simulator.scheduler.roster.running}
             if drawn == {2} and 3 in running:
                 waited += 1  # the last admitted is planned, and no block is left for the other
                 assert running[3].admission < running[2].admission
@@ -369,14 +371,14 @@ def test_mini_sglang_111_abort_of_a_request_in_the_step_in_flight(when: int) -> 
         simulator.submit(request(key, [key] * 7, 9))
     for turn in range(60):
         if turn == when:
-            (aborted,) = simulator.scheduler._requests[2]
+            (aborted,) = simulator.scheduler.roster.by_key[2]
             held, free = list(aborted.block_table), simulator.pool.num_free
             assert turn == 0 or (aborted.in_flight and held)
             simulator.abort(2)
             assert aborted.block_table == held and simulator.pool.num_free == free
         simulator._hear(core.step())
         known = list(simulator.scheduler.unfinished())
-        known += [row.request for plan in simulator.scheduler._in_flight for row in plan.rows]
+        known += [r for flight in simulator.scheduler.completion.in_flight for r in flight.requests]
         simulator.pool.check({id(r): r.block_table for r in known}.values())
     assert not simulator.open
     assert simulator.pool.num_free == simulator.pool.num_usable
@@ -619,7 +621,7 @@ def test_sglang_omni_2077_two_threads_touched_the_tables() -> None:
             built = super().__call__(config, progress)
             scheduler = built.core.scheduler
             watch(scheduler, ("submit", "abort", "finish", "schedule", "apply"))
-            watch(scheduler.pool, ("allocate", "release", "share", "register", "block_map"))
+            watch(scheduler.pool, ("allocate", "release", "share", "block_map"))
             return built
 
     async def test() -> None:

@@ -100,7 +100,7 @@ def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: 
     np.cumsum(lens, out=starts[1:])
     tokens = np.zeros(total, np.int32)
     tokens[: shape.decode_rows] = -1  # the slot's own last token
-    known = [t for r in longer for t in r.request.token_ids[r.start : r.start + r.num_tokens]]
+    known = [token for row in longer for token in row.token_ids]
     tokens[shape.decode_rows :][: len(known)] = known
     staging.put("token_ids", tokens)
     staging.put("row_slots", row_slots)

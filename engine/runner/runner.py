@@ -25,7 +25,7 @@ from quire.engine.runner.inputs import (
 from quire.engine.runner.sampler import Needs, Sampled, Sampler, to_logprobs
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.plan import SamplingNumbers, StepPlan, StepResult
 from quire.kernels.ops import Ops
 
 # Kernels of their own are taken by decode rows beside prompts, by how many they are, and by short
@@ -45,9 +45,14 @@ class PendingResult:
     """A step's tokens on their way to the host."""
 
     def __init__(
-        self, plan: StepPlan, tokens: Tensor, logprobs: tuple[Tensor, ...] | None, done: "Done"
+        self,
+        wanted: list[int | None],
+        tokens: Tensor,
+        logprobs: tuple[Tensor, ...] | None,
+        done: "Done",
     ) -> None:
-        self._plan = plan
+        """wanted: of each row that samples, how many logprobs; not looked at without logprobs."""
+        self._wanted = wanted
         self._tokens = tokens
         self._logprobs = logprobs
         self._done = done
@@ -59,9 +64,8 @@ class PendingResult:
         if self._logprobs is None:
             return StepResult(tokens)
         chosen, rank, top_ids, top_values = self._logprobs
-        asked = [row.request.sampling for row in self._plan.rows if row.samples]
         values = (chosen, rank, top_ids, top_values)
-        return StepResult(tokens, to_logprobs(tokens, asked, values))
+        return StepResult(tokens, to_logprobs(tokens, self._wanted, values))
 
 
 Done = Callable[[], None]
@@ -94,6 +98,7 @@ class Runner:
         self._row_slots_host: list[int] = []  # what the last decode step put there
         self._decoding: list[int] = []  # the same without padding, and what its rows need
         self._needs: Needs | None = None
+        self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
         self._results = [self._pinned(state.null_slot) for _ in range(RESULT_RING)]
         self._turn = 0
         self._sizes = GraphSizes(state.null_slot, max_model_len)
@@ -167,6 +172,7 @@ class Runner:
         self._staging.begin()
         if plan.admitted:
             self._needs = None
+            self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
         key: GraphKey | None
         shape: MixedShape | None
         if plan.num_decode_rows == len(plan.rows):
@@ -187,7 +193,7 @@ class Runner:
         self.counters.eager_steps += 1
         context = max(row.start + row.num_tokens for row in plan.rows)
         longest = max(row.num_tokens for row in plan.rows)
-        sampled = self._mixed_step(shape, longest, context, _needs(plan))
+        sampled = self._mixed_step(shape, longest, context, self._needs_of(plan))
         return self._collect(plan, sampled, shape.decode_rows)
 
     def _write(self, plan: StepPlan) -> None:
@@ -230,7 +236,7 @@ class Runner:
     def _decode_key(self, plan: StepPlan) -> GraphKey:
         slots = [row.slot for row in plan.rows]
         if self._needs is None or slots != self._decoding:
-            self._decoding, self._needs = slots, _needs(plan)
+            self._decoding, self._needs = slots, self._needs_of(plan)
         bound = max(row.start for row in plan.rows) + 1
         if self._graphs is None:
             return GraphKey(len(slots), 0, 0, bound, self._needs)
@@ -242,7 +248,14 @@ class Runner:
             return None
         shape = MixedShape.of(plan)
         context = max(row.start + row.num_tokens for row in plan.rows)
-        return self._sizes.mixed(*shape, context, _needs(plan))
+        return self._sizes.mixed(*shape, context, self._needs_of(plan))
+
+    def _needs_of(self, plan: StepPlan) -> Needs:
+        needs = Needs()
+        for row in plan.rows:
+            if row.samples:
+                needs = needs.including(self._sampling[row.slot])
+        return needs
 
     def _stage_row_slots(self, plan: StepPlan, key: GraphKey) -> bool:
         padding = [self._state.null_slot] * (key.decode_rows - len(plan.rows))
@@ -309,7 +322,7 @@ class Runner:
         if self._device.type == "cpu":
             tokens, values = _joined(sampled.tokens, parts), sampled.logprobs
             logprobs = None if values is None else tuple(_joined(v, parts) for v in values)
-            return PendingResult(plan, tokens, logprobs, lambda: None)
+            return PendingResult(self._wanted(plan, logprobs), tokens, logprobs, lambda: None)
         self._turn = (self._turn + 1) % RESULT_RING
         tokens, logprobs = self._results[self._turn][:count], None
         _copy_parts(tokens, sampled.tokens, parts)
@@ -317,7 +330,13 @@ class Runner:
             logprobs = tuple(self._to_host(value, parts, count) for value in sampled.logprobs)
         event = torch.cuda.Event()
         event.record()
-        return PendingResult(plan, tokens, logprobs, event.synchronize)
+        return PendingResult(self._wanted(plan, logprobs), tokens, logprobs, event.synchronize)
+
+    def _wanted(self, plan: StepPlan, logprobs: object | None) -> list[int | None]:
+        """Taken down now: the slots may be others' by the time the result has come."""
+        if logprobs is None:
+            return []
+        return [self._sampling[row.slot].logprobs for row in plan.rows if row.samples]
 
     def _to_host(self, value: Tensor, parts: list[slice], count: int) -> Tensor:
         host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
@@ -346,11 +365,3 @@ def _fixed_bytes(max_num_seqs: int) -> int:
 
 def _shape(key: GraphKey) -> MixedShape:
     return MixedShape(key.decode_rows, key.prefill_rows, key.prefill_tokens)
-
-
-def _needs(plan: StepPlan) -> Needs:
-    needs = Needs()
-    for row in plan.rows:
-        if row.samples:
-            needs = needs.including(row.request.sampling)
-    return needs

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from quire.engine.request import SamplingParams, TokenLogprob
+from quire.engine.request import TokenLogprob
 from quire.engine.runner.slots import SlotState
+from quire.engine.scheduling.plan import SamplingNumbers
 from quire.kernels.ops import Ops
 
 MAX_LOGPROBS = 20
@@ -25,12 +26,12 @@ class Needs(NamedTuple):
     adjusts: bool = False  # penalties or min_tokens
     logprobs: bool = False
 
-    def including(self, params: SamplingParams) -> "Needs":
-        """These and what one more request needs."""
+    def including(self, params: SamplingNumbers) -> "Needs":
+        """These and what one more row needs."""
         return Needs(
             self.draws or params.temperature > 0,
             self.filters or params.has_filters,
-            self.adjusts or params.has_penalties or params.min_tokens > 1,
+            self.adjusts or params.has_penalties or bool(params.ending_ids),
             self.logprobs or params.logprobs is not None,
         )
 
@@ -81,16 +82,19 @@ class Sampler:
 
 def to_logprobs(
     tokens: list[list[int]],
-    params: list[SamplingParams],
+    wanted: list[int | None],
     values: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> list[TokenLogprob | None]:
-    """Host side: what each row asked for, from the host copies of Sampled.logprobs."""
+    """Host side: what each row asked for, from the host copies of Sampled.logprobs.
+
+    wanted: of each row how many of the best, None for none at all.
+    """
     chosen, rank, top_ids, top_values = (t.tolist() for t in values)
     out: list[TokenLogprob | None] = []
-    for row, (token, asked) in enumerate(zip(tokens, params, strict=True)):
-        if asked.logprobs is None:
+    for row, (token, asked) in enumerate(zip(tokens, wanted, strict=True)):
+        if asked is None:
             out.append(None)
             continue
-        top = zip(top_ids[row][: asked.logprobs], top_values[row], strict=False)
+        top = zip(top_ids[row][:asked], top_values[row], strict=False)
         out.append(TokenLogprob(token[0], chosen[row], rank[row], tuple(top)))
     return out

@@ -9,9 +9,9 @@ throughout, and it never advances.
 import numpy as np
 import torch
 
-from quire.engine.request import MAX_ENDING_IDS, Request
+from quire.engine.request import MAX_ENDING_IDS
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import BlockUpdate
+from quire.engine.scheduling.plan import Admission, BlockUpdate
 
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
@@ -47,22 +47,22 @@ class SlotState:
     # ------------------------------------------------------------ written by the host
 
     def stage(
-        self, staging: Staging, admitted: tuple[Request, ...], updates: tuple[BlockUpdate, ...]
+        self, staging: Staging, admitted: tuple[Admission, ...], updates: tuple[BlockUpdate, ...]
     ) -> None:
         """Put what changed into the step's upload."""
         if admitted:
-            staging.put("slots", np.array([r.slot for r in admitted], np.int64))
-            staging.put("seeds", np.array([_sibling_seed(r) for r in admitted], np.int64))
-            staging.put("floats", np.array([_floats(r) for r in admitted], np.float32).T)
-            staging.put("ints", np.array([_ints(r) for r in admitted], np.int32).T)
-            staging.put("stop_ids", np.array([_ending_ids(r) for r in admitted], np.int32))
+            staging.put("slots", np.array([one.slot for one in admitted], np.int64))
+            staging.put("seeds", np.array([one.sampling.seed for one in admitted], np.int64))
+            staging.put("floats", np.array([_floats(one) for one in admitted], np.float32).T)
+            staging.put("ints", np.array([_ints(one) for one in admitted], np.int32).T)
+            staging.put("stop_ids", np.array([_ending_ids(one) for one in admitted], np.int32))
         if updates:
             width = self.block_tables.shape[1]
             where = np.array([slot * width + column for slot, column, _ in updates], np.int64)
             staging.put("table_index", where)
             staging.put("table_block", np.array([u.block for u in updates], np.int32))
 
-    def write(self, staging: Staging, admitted: tuple[Request, ...]) -> None:
+    def write(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Scatter the upload into the slots; nothing here waits for the device."""
         if admitted:
             slots = staging.get("slots")
@@ -73,21 +73,22 @@ class SlotState:
         index = staging.find("table_index")
         if index is not None:
             self.block_tables.view(-1)[index] = staging.get("table_block")
-        for request in admitted:
-            if request.sampling.has_penalties:
-                self._rebuild_counts(request)
+        for one in admitted:
+            if one.sampling.has_penalties:
+                self._rebuild_counts(one)
 
-    def _rebuild_counts(self, request: Request) -> None:
-        device, slot = self.seeds.device, request.slot
-        known = torch.tensor(request.token_ids, dtype=torch.int64).to(device, non_blocking=True)
-        prompt, outputs = known[: request.num_prompt_tokens], known[request.num_prompt_tokens :]
+    def _rebuild_counts(self, one: Admission) -> None:
+        device, slot = self.seeds.device, one.slot
+        ids = (*one.prompt_token_ids, *one.output_token_ids)
+        known = torch.tensor(ids, dtype=torch.int64).to(device, non_blocking=True)
+        prompt, outputs = known.tensor_split([len(one.prompt_token_ids)])
         self.prompt_mask[slot].zero_().index_fill_(0, prompt, True)
         ones = torch.ones_like(outputs, dtype=torch.int32)
         self.output_counts[slot].zero_().index_add_(0, outputs, ones)
 
 
-def _floats(request: Request) -> tuple[float, ...]:
-    s = request.sampling
+def _floats(one: Admission) -> tuple[float, ...]:
+    s = one.sampling
     return (
         s.temperature,
         s.top_p,
@@ -98,23 +99,11 @@ def _floats(request: Request) -> tuple[float, ...]:
     )
 
 
-def _ints(request: Request) -> tuple[int, ...]:
-    min_position = request.num_prompt_tokens + request.sampling.min_tokens - 1
-    return (
-        request.token_ids[-1],
-        request.num_applied_tokens,
-        request.sampling.top_k,
-        min_position,
-    )
+def _ints(one: Admission) -> tuple[int, ...]:
+    return one.last_token, one.num_computed, one.sampling.top_k, one.sampling.min_position
 
 
-def _ending_ids(request: Request) -> list[int]:
-    """Ids forbidden before min_tokens; none where min_tokens asks for nothing."""
-    ids = sorted(request.ending_ids) if request.sampling.min_tokens > 1 else []
-    return ids + [-1] * (MAX_ENDING_IDS - len(ids))
-
-
-def _sibling_seed(request: Request) -> int:
-    """A signed 64-bit seed, told apart by the sibling's index (splitmix64's increment)."""
-    seed = (request.sampling.seed + request.index * 0x9E3779B97F4A7C15) % (1 << 64)
-    return seed - (1 << 64) if seed >= 1 << 63 else seed
+def _ending_ids(one: Admission) -> tuple[int, ...]:
+    """Ids forbidden before min_position, to the slot's full width."""
+    ids = one.sampling.ending_ids
+    return (*ids, *(-1,) * (MAX_ENDING_IDS - len(ids)))

@@ -1,24 +1,19 @@
-"""Who holds which cache block: ids, reference counts, the free list, and the prefix index.
+"""Who holds which cache block: ids, reference counts, the free list.
 
 Invariant: a block is free or referenced, never both; its reference count is the number of block
-tables that hold it; a hash in the index names full blocks only, whose keys and values have been
-computed by a step that was applied. Block 0, the null block, belongs to nobody: padding is written
-there. A cached block that nobody refers to is a free block with a memory: it counts as free and may
-be taken at any time, oldest first; only then is its hash forgotten.
-
-Hashes are chained 128-bit xxh3: the root is H(seed, salt), a block's is H(parent, its tokens), so a
-hash stands for a whole prefix. The seed is random per process unless fixed, and the tokens are
-compared on a hit, so that nobody can plant or guess a prefix of somebody else.
+tables that hold it. Block 0, the null block, belongs to nobody: padding is written there. A block
+whose content may still be hit (`prefix_cache`) and that nobody refers to is a free block with a
+memory: it counts as free and may be taken at any time, oldest first; only then is its hash
+forgotten.
 """
 
-import secrets
-import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
-import xxhash
+from quire.engine.scheduling.prefix_cache import PrefixCache
 
 NULL_BLOCK = 0
+FREE, CACHED, IN_USE, SHARED = range(4)  # what a byte of the block map says
 
 
 class BlockPool:
@@ -38,19 +33,13 @@ class BlockPool:
             raise ValueError(f"num_blocks = {num_blocks}: must be at least 2")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.enable_caching = enable_caching
+        self.prefix_cache = PrefixCache(block_size, enable_caching, seed)
         self.evictions = 0
-        self.duplicates = 0
         self.num_shared = 0  # blocks that more than one table holds
         self.num_cached = 0  # free blocks whose content may still be hit
-        self._seed = (
-            secrets.token_bytes(16) if seed is None else struct.pack("<Q", seed % (1 << 64))
-        )
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
-        self._hash_of: dict[int, bytes] = {}
-        self._tokens_of: dict[int, bytes] = {}
-        self._blocks_of: dict[bytes, dict[int, None]] = {}
+        self._states = bytearray(num_blocks)  # kept up to date, so that a map is one copy
 
     # ------------------------------------------------------------ counting
 
@@ -70,49 +59,9 @@ class BlockPool:
 
     def block_map(self) -> bytes:
         """One byte a usable block: 0 free, 1 cached, 2 in use, 3 shared."""
-        states = bytearray(self.num_usable)
-        for block in range(1, self.num_blocks):
-            refs = self._ref_counts[block]
-            states[block - 1] = min(refs, 2) + 1 if refs else int(block in self._hash_of)
-        return bytes(states)
-
-    # ------------------------------------------------------------ hashes
-
-    def root_hash(self, salt: bytes) -> bytes:
-        """The parent of every first block under one salt."""
-        return xxhash.xxh3_128_digest(self._seed + struct.pack("<I", len(salt)) + salt)
-
-    def extend_hashes(
-        self, hashes: list[bytes], salt: bytes, token_ids: Sequence[int], num_blocks: int
-    ) -> None:
-        """Append to `hashes` until it covers the first num_blocks full blocks of token_ids."""
-        if len(hashes) >= num_blocks:
-            return
-        parent = hashes[-1] if hashes else self.root_hash(salt)
-        for index in range(len(hashes), num_blocks):
-            parent = xxhash.xxh3_128_digest(parent + self._pack(token_ids, index))
-            hashes.append(parent)
-
-    def _pack(self, token_ids: Sequence[int], index: int) -> bytes:
-        size = self.block_size
-        return struct.pack(f"<{size}i", *token_ids[index * size : (index + 1) * size])
+        return bytes(memoryview(self._states)[1:])
 
     # ------------------------------------------------------------ blocks
-
-    def match(self, hashes: Sequence[bytes], token_ids: Sequence[int]) -> list[int]:
-        """Cached blocks of the longest known prefix; none is taken. At most len(hashes) blocks."""
-        found: list[int] = []
-        if not self.enable_caching:
-            return found
-        for index, block_hash in enumerate(hashes):
-            blocks = self._blocks_of.get(block_hash)
-            if not blocks:
-                break
-            block = next(iter(blocks))
-            if self._tokens_of[block] != self._pack(token_ids, index):
-                break
-            found.append(block)
-        return found
 
     def num_free_among(self, blocks: Iterable[int]) -> int:
         """How many of these blocks would leave the free list if they were shared."""
@@ -125,11 +74,12 @@ class BlockPool:
         taken = []
         for _ in range(count):
             block, _none = self._free.popitem(last=False)
-            if block in self._hash_of:
-                self._forget(block)
+            if block in self.prefix_cache:
+                self.prefix_cache.forget(block)
                 self.num_cached -= 1
                 self.evictions += 1
             self._ref_counts[block] = 1
+            self._states[block] = IN_USE
             taken.append(block)
         return taken
 
@@ -139,10 +89,11 @@ class BlockPool:
             refs = self._ref_counts[block]
             if refs == 0:
                 del self._free[block]
-                self.num_cached -= block in self._hash_of
+                self.num_cached -= block in self.prefix_cache
             elif refs == 1:
                 self.num_shared += 1
             self._ref_counts[block] = refs + 1
+            self._states[block] = SHARED if refs else IN_USE
 
     def release(self, table: Sequence[int]) -> None:
         """One table less holds these blocks. Last first, so that tails are taken again first."""
@@ -153,41 +104,23 @@ class BlockPool:
             self._ref_counts[block] = refs
             if refs == 1:
                 self.num_shared -= 1
+                self._states[block] = IN_USE
             elif refs == 0:
                 self._free[block] = None
-                if block in self._hash_of:
+                if block in self.prefix_cache:
                     self.num_cached += 1
+                    self._states[block] = CACHED
                 else:  # nothing to remember: taken first
                     self._free.move_to_end(block, last=False)
-
-    def register(self, block: int, block_hash: bytes, token_ids: Sequence[int], index: int) -> None:
-        """Make a full, computed block known under its prefix's hash.
-
-        `index` is the block's place in token_ids. Several blocks may have one hash; a block has
-        one at most.
-        """
-        if not self.enable_caching or block in self._hash_of:
-            return
-        named = self._blocks_of.setdefault(block_hash, {})
-        self.duplicates += bool(named)
-        named[block] = None
-        self._hash_of[block] = block_hash
-        self._tokens_of[block] = self._pack(token_ids, index)
+                    self._states[block] = FREE
 
     def forget_all(self) -> None:
         """Empty the prefix cache; blocks in use stay with their tables."""
-        for block in tuple(self._hash_of):
-            self._forget(block)
+        for block in self.prefix_cache.blocks():
+            self.prefix_cache.forget(block)
+            if self._states[block] == CACHED:
+                self._states[block] = FREE
         self.num_cached = 0
-
-    def _forget(self, block: int) -> None:
-        """The one place where a hash leaves the index."""
-        block_hash = self._hash_of.pop(block)
-        del self._tokens_of[block]
-        named = self._blocks_of[block_hash]
-        del named[block]
-        if not named:
-            del self._blocks_of[block_hash]
 
     # ------------------------------------------------------------ integrity
 
@@ -195,13 +128,13 @@ class BlockPool:
         """Raise AssertionError unless the invariant holds; `tables` are all that exist."""
         held = Counter(block for table in tables for block in table)
         assert NULL_BLOCK not in held, "a table holds the null block"
-        assert NULL_BLOCK not in self._free and NULL_BLOCK not in self._hash_of
+        assert NULL_BLOCK not in self._free and NULL_BLOCK not in self.prefix_cache
         for block in range(1, self.num_blocks):
             refs = self._ref_counts[block]
             assert refs == held[block], f"block {block}: {refs} references, {held[block]} tables"
             assert (refs == 0) == (block in self._free), f"block {block}: free and referenced"
-        assert self.num_cached == sum(1 for block in self._hash_of if block in self._free)
+            state = min(refs, 2) + 1 if refs else int(block in self.prefix_cache)
+            assert self._states[block] == state, f"block {block}: the map says otherwise"
+        assert self.num_cached == self.prefix_cache.count_among(self._free)
         assert self.num_shared == sum(1 for refs in held.values() if refs > 1)
-        assert self._hash_of.keys() == self._tokens_of.keys()
-        named = {(b, h) for h, blocks in self._blocks_of.items() for b in blocks}
-        assert named == set(self._hash_of.items()), "index and blocks disagree"
+        self.prefix_cache.check()

@@ -1,28 +1,88 @@
-"""What the scheduler tells the runner, and what it hears back. Frozen: plain data and requests.
+"""What the scheduler tells a runner, and what it hears back. Frozen numbers, and nothing alive.
 
-A StepPlan is complete: a process that has applied all plans before it can run it without asking
-anybody anything. Decode rows (one token each) come first, the longest context first of all.
+A StepPlan is complete: a runner that has executed all plans before it can execute it without asking
+anybody anything. So a plan can be written down, sent to another process, and replayed there.
+Decode rows (one token each) come first, the longest context first of all.
+
+Invariant: `StepPlan.of(plan.plain())` equals `plan`, whatever carries the plain form in between:
+it is made of numbers, booleans, None, tuples and, in their place, lists alone.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from quire.engine.request import Request, TokenLogprob
+from quire.engine.request import TokenLogprob
+
+Plain = tuple[Any, ...]
+
+
+class SamplingNumbers(NamedTuple):
+    """How the tokens of one slot are drawn, as the device takes it.
+
+    `seed`: signed 64 bits, already told apart from its siblings'. Before position `min_position` no
+    token of `ending_ids` (sorted) is drawn. `logprobs`: how many of the best; None: none at all.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    min_position: int
+    ending_ids: tuple[int, ...]
+    logprobs: int | None
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether any token may be filtered out before drawing."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what was said before changes what is drawn."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+class Admission(NamedTuple):
+    """What a slot takes before anything runs: its request begins there, perhaps once more.
+
+    `num_computed` tokens stand in the cache already; `last_token` is the last one known. Prompt and
+    outputs are given where penalties count them, and empty elsewhere.
+    """
+
+    key: int
+    index: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
+    slot: int
+    last_token: int
+    num_computed: int
+    sampling: SamplingNumbers
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
 
 
 class PlanRow(NamedTuple):
-    """One request's part of a step: tokens start .. start + num_tokens - 1 are computed.
+    """One slot's part of a step: tokens start .. start + num_tokens - 1 are computed.
 
-    `samples`: the row's last token is the request's last, so a new one is drawn after it. A result
-    counts only while the request's epoch is still this one.
+    `samples`: the row's last token is the last one there is, so a new one is drawn after it.
+    `token_ids`: the row's tokens; none in a decode row, whose token the slot holds. Key and index
+    say whose row it is; its result counts only while that request's epoch is still this one.
     """
 
-    request: Request
+    key: int
+    index: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
     epoch: int
     slot: int
     start: int
     num_tokens: int
     samples: bool
+    token_ids: tuple[int, ...] = ()
 
 
 class BlockUpdate(NamedTuple):
@@ -35,12 +95,12 @@ class BlockUpdate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. `admitted` rows' slots take their request's parameters before anything runs;
-    `copies` (source block, target block) are made next, then the rows are computed."""
+    """One step. `admitted` slots take their parameters before anything runs, block tables are
+    updated, `copies` (source block, target block) are made next, then the rows are computed."""
 
     step_id: int
     rows: tuple[PlanRow, ...]
-    admitted: tuple[Request, ...]
+    admitted: tuple[Admission, ...]
     block_updates: tuple[BlockUpdate, ...]
     copies: tuple[tuple[int, int], ...]
     num_decode_rows: int
@@ -50,6 +110,39 @@ class StepPlan:
     def is_mixed(self) -> bool:
         """Holds prompt tokens and decode rows together."""
         return 0 < self.num_decode_rows < len(self.rows)
+
+    def plain(self) -> Plain:
+        """The plan as nested tuples of numbers, fit for marshal or JSON."""
+        return (
+            self.step_id,
+            tuple(tuple(row) for row in self.rows),
+            tuple((*one[:5], tuple(one.sampling), *one[6:]) for one in self.admitted),
+            tuple(tuple(update) for update in self.block_updates),
+            self.copies,
+            self.num_decode_rows,
+            self.num_tokens,
+        )
+
+    @classmethod
+    def of(cls, plain: Plain) -> "StepPlan":
+        """The plan that `plain` was made of; lists stand for tuples as well."""
+        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens = plain
+        return cls(
+            step_id,
+            tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
+            tuple(_admission(one) for one in admitted),
+            tuple(BlockUpdate(*update) for update in updates),
+            tuple((source, target) for source, target in copies),
+            num_decode_rows,
+            num_tokens,
+        )
+
+
+def _admission(plain: Plain) -> Admission:
+    *head, sampling, prompt, outputs = plain
+    *numbers, ending_ids, logprobs = sampling
+    sampling_numbers = SamplingNumbers._make((*numbers, tuple(ending_ids), logprobs))
+    return Admission._make((*head, sampling_numbers, tuple(prompt), tuple(outputs)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ none when nobody waits.
 
 import heapq
 
-from quire.engine.request import Request, Status
+from quire.engine.scheduling.sequence import Request, Status
 
 AGEING = 8
 

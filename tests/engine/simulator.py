@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 from toy_device import EOS, Oracle, ToyDevice
 
-from quire.engine.request import FinishReason, GenerationRequest, Output, Request, Status
+from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
-from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.sequence import Request, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Simulator:
             shape.block_size,
             shape.max_num_seqs,
             shape.vocab,
-            lambda request: self.records[request.key, request.index].oracle,
+            lambda key, index: self.records[key, index].oracle,
         )
         self.in_flight: deque[tuple[StepPlan, list[list[int]]]] = deque()
         self.tally = Tally()
@@ -146,7 +147,8 @@ class Simulator:
         """Take in the oldest result."""
         plan, tokens = self.in_flight.popleft()
         rows = [row for row in plan.rows if row.samples]
-        self.tally.stale_epochs += sum(row.epoch != row.request.epoch for row in rows)
+        requests = self.requests_of(plan)
+        self.tally.stale_epochs += sum(row.epoch != requests[row].epoch for row in rows)
         self._hear(self.scheduler.apply(plan, StepResult(tokens)))
         self.tally.steps += 1
         self.check()
@@ -159,7 +161,7 @@ class Simulator:
         held = [p for p, _ in self.in_flight] + ([plan] if plan is not None else [])
         self.in_flight.clear()
         for row in (row for p in held for row in p.rows):
-            record = self.open.get((row.request.key, row.request.index))
+            record = self.open.get((row.key, row.index))
             if record is not None:
                 record.cut = FinishReason.ERROR
         self._hear(self.scheduler.fail("e"))
@@ -194,6 +196,11 @@ class Simulator:
             if self.log is not None:
                 self.log.append(_signature(plan))
         return plan
+
+    def requests_of(self, plan: StepPlan) -> dict[PlanRow, Request]:
+        """The live requests behind a plan in flight."""
+        (flight,) = [f for f in self.scheduler.completion.in_flight if f.plan is plan]
+        return dict(zip(plan.rows, flight.requests, strict=True))
 
     # ------------------------------------------------------------ what clients hear
 
@@ -237,8 +244,7 @@ class Simulator:
         expected_in_flight: dict[int, int] = {}
         placeholders: dict[int, int] = {}
         for plan, _ in self.in_flight:
-            for row in plan.rows:
-                request = row.request
+            for row, request in self.requests_of(plan).items():
                 holders[id(request)] = request
                 expected_in_flight[id(request)] = expected_in_flight.get(id(request), 0) + 1
                 if row.samples and row.epoch == request.epoch:
@@ -248,12 +254,12 @@ class Simulator:
         for request in requests:
             assert request.in_flight == expected_in_flight.get(id(request), 0)
             self._check_request(request, placeholders.get(id(request), 0))
-        slots = [r.slot for r in requests if r.slot >= 0] + self.scheduler._slots
+        slots = [r.slot for r in requests if r.slot >= 0] + self.scheduler.roster.free_slots
         assert sorted(slots) == list(range(self.shape.max_num_seqs)), "a slot is lost or doubled"
         waiting = sum(r.status is Status.WAITING for r in requests)
         assert self.scheduler.num_waiting == waiting
         assert self.scheduler.num_running == sum(r.status is Status.RUNNING for r in requests)
-        assert len(self.scheduler._waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
+        assert len(self.scheduler.roster.waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
 
     def _check_request(self, request: Request, placeholders: int) -> None:
         if request.status is Status.FINISHED:
@@ -268,7 +274,7 @@ class Simulator:
             assert held >= self.pool.blocks_needed(request.num_computed_tokens)
             assert held <= self.pool.blocks_needed(request.num_tokens)
         for column, block in enumerate(request.block_table):
-            if block in self.pool._hash_of:
+            if block in self.pool.prefix_cache:
                 end = (column + 1) * self.shape.block_size
                 assert end <= request.num_applied_tokens, "a block is known before it is computed"
 
@@ -277,8 +283,8 @@ class Simulator:
         assert 0 < plan.num_tokens <= shape.max_num_batched_tokens
         assert plan.num_tokens == sum(row.num_tokens for row in plan.rows)
         assert len({row.slot for row in plan.rows}) == len(plan.rows) <= shape.max_num_seqs
-        for number, row in enumerate(plan.rows):
-            request = row.request
+        for number, (row, request) in enumerate(self.requests_of(plan).items()):
+            assert (row.key, row.index) == (request.key, request.index)
             assert row.num_tokens > 0 and row.epoch == request.epoch
             assert request.status is Status.RUNNING and row.slot == request.slot
             is_decode = row.num_tokens == 1 and row.samples
@@ -289,7 +295,7 @@ class Simulator:
             for column in range(row.start // size, (end - 1) // size + 1):
                 block = request.block_table[column]
                 assert pool._ref_counts[block] == 1, "a step writes a block with two owners"
-                assert block not in pool._hash_of, "a step writes a block the index names"
+                assert block not in pool.prefix_cache, "a step writes a block the index names"
         if shape.two_phase:
             self._check_phases(plan)
 
@@ -298,7 +304,8 @@ class Simulator:
         """No row that goes on generating rides with prompt tokens."""
         if any(row.num_tokens > 1 for row in plan.rows):
             generating = plan.rows[: plan.num_decode_rows]
-            assert all(row.request in plan.admitted for row in generating), "phases are mixed"
+            admitted = {one.slot for one in plan.admitted}
+            assert all(row.slot in admitted for row in generating), "phases are mixed"
 
     def _check_empty(self) -> None:
         assert not self.open and not self.in_flight
@@ -308,7 +315,7 @@ class Simulator:
         counters = self.scheduler.counters
         kept = sum(len(r.tokens) - r.dropped for r in self.records.values())
         assert counters.generated - counters.discarded == kept, "tokens are miscounted"
-        queue = self.scheduler._waiting
+        queue = self.scheduler.roster.waiting
         assert not queue._unfinished and not queue._served, "a client is remembered for nothing"
 
     def total(self) -> Tally:
@@ -316,13 +323,11 @@ class Simulator:
         counters = self.scheduler.counters
         self.tally.preemptions = counters.preemptions
         self.tally.evictions = self.pool.evictions
-        self.tally.duplicates = self.pool.duplicates
+        self.tally.duplicates = self.pool.prefix_cache.duplicates
         self.tally.aborts_in_flight = counters.aborted_in_flight
         self.tally.discarded = counters.discarded
         return self.tally
 
 
 def _signature(plan: StepPlan) -> tuple[object, ...]:
-    rows = tuple((r.request.key, r.request.index, *r[1:]) for r in plan.rows)
-    admitted = tuple((r.key, r.index, r.slot) for r in plan.admitted)
-    return plan.step_id, rows, admitted, plan.block_updates, plan.copies, plan.num_tokens
+    return plan.plain()

@@ -116,7 +116,7 @@ class PaddedRunner(Runner):
         self.padded_rows += decode_rows - decode
         longer = sum(row.samples for row in plan.rows) - decode
         real = [*range(decode), *range(decode_rows, decode_rows + longer)]
-        return PendingResult(plan, sampled.tokens[real], None, lambda: None)
+        return PendingResult([], sampled.tokens[real], None, lambda: None)
 
 
 @dataclass(frozen=True, slots=True)

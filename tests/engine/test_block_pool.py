@@ -13,7 +13,7 @@ def make(num_blocks: int = 9, block_size: int = 4, **more: object) -> BlockPool:
 
 def hashes_of(pool: BlockPool, tokens: list[int], salt: bytes = b"") -> list[bytes]:
     hashes: list[bytes] = []
-    pool.extend_hashes(hashes, salt, tokens, len(tokens) // pool.block_size)
+    pool.prefix_cache.extend_hashes(hashes, salt, tokens, len(tokens) // pool.block_size)
     return hashes
 
 
@@ -22,7 +22,7 @@ def remember(pool: BlockPool, tokens: list[int], salt: bytes = b"") -> list[int]
     hashes = hashes_of(pool, tokens, salt)
     table = pool.allocate(len(hashes))
     for index, block in enumerate(table):
-        pool.register(block, hashes[index], tokens, index)
+        pool.prefix_cache.register(block, hashes[index], tokens, index)
     return table
 
 
@@ -83,7 +83,7 @@ def test_a_hit_revives_free_blocks_and_shares_those_in_use() -> None:
     pool = make()
     tokens = list(range(8))
     table = remember(pool, tokens)
-    hit = pool.match(hashes_of(pool, tokens), tokens)
+    hit = pool.prefix_cache.match(hashes_of(pool, tokens), tokens)
     assert hit == table
     pool.share(hit)
     assert pool.num_shared == 2
@@ -92,7 +92,7 @@ def test_a_hit_revives_free_blocks_and_shares_those_in_use() -> None:
     pool.release(hit)
     assert pool.num_free == 8 and pool.num_cached == 2
     assert pool.num_free_among(hit) == 2
-    pool.share(pool.match(hashes_of(pool, tokens), tokens))
+    pool.share(pool.prefix_cache.match(hashes_of(pool, tokens), tokens))
     assert pool.num_free == 6 and pool.num_cached == 0
     pool.check([hit])
 
@@ -105,29 +105,29 @@ def test_a_match_ends_at_the_first_unknown_block() -> None:
         ([1] * 4 + [3] * 4, table[:1]),
         ([3] * 4 + [2] * 4, []),  # the second block stands for its prefix as well
     ):
-        assert pool.match(hashes_of(pool, tokens), tokens) == blocks
+        assert pool.prefix_cache.match(hashes_of(pool, tokens), tokens) == blocks
 
 
 def test_eviction_forgets_the_hash_in_the_same_breath() -> None:
     pool = make(3)
     tokens = [1] * 8
     pool.release(remember(pool, tokens))
-    assert len(pool.match(hashes_of(pool, tokens), tokens)) == 2
+    assert len(pool.prefix_cache.match(hashes_of(pool, tokens), tokens)) == 2
     pool.allocate(1)  # the tail
-    assert len(pool.match(hashes_of(pool, tokens), tokens)) == 1
+    assert len(pool.prefix_cache.match(hashes_of(pool, tokens), tokens)) == 1
     pool.allocate(1)
-    assert pool.match(hashes_of(pool, tokens), tokens) == []
+    assert pool.prefix_cache.match(hashes_of(pool, tokens), tokens) == []
 
 
 def test_one_hash_may_name_several_blocks_and_outlives_the_first() -> None:
     pool = make()
     tokens = [5] * 4
     first, second = remember(pool, tokens), remember(pool, tokens)
-    assert pool.duplicates == 1
+    assert pool.prefix_cache.duplicates == 1
     pool.check([first, second])
     pool.release(first)
     pool.allocate(7)  # all others: the first is evicted
-    assert pool.match(hashes_of(pool, tokens), tokens) == second
+    assert pool.prefix_cache.match(hashes_of(pool, tokens), tokens) == second
 
 
 def test_a_salt_and_a_seed_are_part_of_every_hash() -> None:
@@ -135,7 +135,7 @@ def test_a_salt_and_a_seed_are_part_of_every_hash() -> None:
     tokens = [1] * 8
     remember(pool, tokens, b"tenant")
     for salt in (b"", b"tenan", b"tenant\0", b"other"):
-        assert pool.match(hashes_of(pool, tokens, salt), tokens) == []
+        assert pool.prefix_cache.match(hashes_of(pool, tokens, salt), tokens) == []
     assert hashes_of(make(), tokens) != hashes_of(make(), tokens), "the seed is random"
     assert hashes_of(make(seed=3), tokens) == hashes_of(make(seed=3), tokens)
     assert hashes_of(make(seed=3), tokens) != hashes_of(make(seed=4), tokens)
@@ -146,14 +146,14 @@ def test_tokens_are_compared_on_a_hit() -> None:
     pool = make()
     table = remember(pool, [1] * 4)
     pool.release(table)
-    assert pool.match(hashes_of(pool, [1] * 4), [2] * 4) == []
+    assert pool.prefix_cache.match(hashes_of(pool, [1] * 4), [2] * 4) == []
 
 
 def test_without_caching_nothing_is_remembered() -> None:
     pool = make(enable_caching=False)
     tokens = [1] * 8
     pool.release(remember(pool, tokens))
-    assert pool.match(hashes_of(pool, tokens), tokens) == []
+    assert pool.prefix_cache.match(hashes_of(pool, tokens), tokens) == []
     assert pool.num_cached == 0
 
 
@@ -190,11 +190,11 @@ def _double_a_block(_pool: BlockPool, table: list[int]) -> None:
 
 
 def _lose_a_hash(pool: BlockPool, table: list[int]) -> None:
-    del pool._hash_of[table[0]]
+    del pool.prefix_cache._hash_of[table[0]]
 
 
 def _misname_a_block(pool: BlockPool, table: list[int]) -> None:
-    pool._hash_of[table[0]] = b"wrong"
+    pool.prefix_cache._hash_of[table[0]] = b"wrong"
 
 
 def _miscount_shared(pool: BlockPool, _table: list[int]) -> None:
@@ -242,7 +242,7 @@ def test_any_order_of_calls_keeps_the_invariant(data: st.DataObject) -> None:
         if action == "come":
             tokens = data.draw(st.lists(st.integers(0, 1), min_size=size, max_size=6 * size))
             hashes = hashes_of(pool, tokens)
-            shared = pool.match(hashes, tokens)
+            shared = pool.prefix_cache.match(hashes, tokens)
             for index, block in enumerate(shared):
                 assert content[block] == tuple(tokens[: (index + 1) * size])
             fresh = len(hashes) - len(shared)
@@ -252,7 +252,7 @@ def test_any_order_of_calls_keeps_the_invariant(data: st.DataObject) -> None:
             table = shared + pool.allocate(fresh)
             for index in range(len(shared), len(hashes)):
                 content[table[index]] = tuple(tokens[: (index + 1) * size])
-                pool.register(table[index], hashes[index], tokens, index)
+                pool.prefix_cache.register(table[index], hashes[index], tokens, index)
             tables.append((table, tokens))
         elif tables:
             table, _ = tables.pop(data.draw(st.integers(0, len(tables) - 1)))

@@ -8,14 +8,9 @@ from simulator import Shape, Simulator
 from toy_device import EOS, Oracle
 
 from quire.engine.errors import RequestError
-from quire.engine.request import (
-    FinishReason,
-    GenerationRequest,
-    Request,
-    SamplingParams,
-    Status,
-)
+from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.waiting_queue import AGEING
 
 PROMPT = (1, 2, 1, 1, 2, 2, 1, 2, 1, 2)
@@ -47,7 +42,13 @@ def last_plan(simulator: Simulator) -> StepPlan:
 
 def rows_of(plan: StepPlan) -> list[tuple[int, int]]:
     """(key, tokens) of each row."""
-    return [(row.request.key, row.num_tokens) for row in plan.rows]
+    return [(row.key, row.num_tokens) for row in plan.rows]
+
+
+def client_of(simulator: Simulator) -> str:
+    """Whose the first row of the last plan is."""
+    row = last_plan(simulator).rows[0]
+    return simulator.records[row.key, row.index].spec.client
 
 
 def drain(simulator: Simulator) -> None:
@@ -106,7 +107,7 @@ def test_priority_goes_first_then_arrival() -> None:
     order = []
     while simulator.open:
         simulator.launch()
-        order.append(last_plan(simulator).rows[0].request.key)
+        order.append(last_plan(simulator).rows[0].key)
         simulator.apply()
     assert order == [3, 4, 1, 2]
 
@@ -118,7 +119,7 @@ def test_every_few_admissions_the_longest_waiting_goes_whatever_its_rank() -> No
     for key in range(2, 2 + AGEING):
         simulator.submit(spec(key, max_tokens=1, priority=1))
         simulator.launch()
-        served.append(last_plan(simulator).rows[0].request.key)
+        served.append(last_plan(simulator).rows[0].key)
         simulator.apply()
     assert served.index(1) == AGEING - 1
     drain(simulator)
@@ -133,7 +134,7 @@ def test_clients_share_by_tokens_not_by_number_of_requests() -> None:
     order = []
     while simulator.open:
         simulator.launch()
-        order.append(last_plan(simulator).rows[0].request.spec.client)
+        order.append(client_of(simulator))
         simulator.apply()
     assert order[:4] == ["many", "few", "many", "few"]
 
@@ -149,7 +150,7 @@ def test_a_client_that_was_idle_neither_owes_nor_owns() -> None:
     order = []
     while simulator.open:
         simulator.launch()
-        order.append(last_plan(simulator).rows[0].request.spec.client)
+        order.append(client_of(simulator))
         simulator.apply()
     assert order[:4] == ["busy", "new", "busy", "new"], "thirty tokens are not made up for"
 
@@ -177,7 +178,7 @@ def test_decode_rows_come_longest_first_and_keep_their_order_from_step_to_step()
     simulator.turn()
     for _ in range(4):
         simulator.launch()
-        assert [row.request.key for row in last_plan(simulator).rows] == [2, 4, 3, 1]
+        assert [row.key for row in last_plan(simulator).rows] == [2, 4, 3, 1]
         simulator.apply()
     drain(simulator)
 
@@ -275,8 +276,8 @@ def test_nothing_planned_in_a_step_is_preempted_in_it() -> None:
     while simulator.open:
         simulator.launch()
         if simulator.in_flight:
-            for row in last_plan(simulator).rows:
-                assert row.request.status is Status.RUNNING and row.epoch == row.request.epoch
+            for row, request in simulator.requests_of(last_plan(simulator)).items():
+                assert request.status is Status.RUNNING and row.epoch == request.epoch
             simulator.apply()
 
 
@@ -356,14 +357,14 @@ def test_a_fault_in_one_rows_result_ends_that_request_alone(
         simulator.submit(spec(key, (key,) * 10, 8))
     for _ in range(4):
         simulator.turn()
-    register = simulator.scheduler._register_full_blocks
+    register = simulator.scheduler.completion._register_full_blocks
 
     def fails(request: Request) -> None:
         if request.key == 2:
             raise RuntimeError("spilled coffee")
         register(request)
 
-    monkeypatch.setattr(simulator.scheduler, "_register_full_blocks", fails)
+    monkeypatch.setattr(simulator.scheduler.completion, "_register_full_blocks", fails)
     simulator.records[2, 0].cut = FinishReason.ERROR
     drain(simulator)  # counts tokens, blocks and slots
     ended = [simulator.records[key, 0].ended for key in (1, 2, 3)]
@@ -404,7 +405,7 @@ def test_siblings_fork_the_leaders_prompt_at_every_length(prompt: int, caching: 
     simulator.launch()
     plan = last_plan(simulator)
     assert len(plan.copies) == 2
-    assert [row.start for row in plan.rows if row.request.index] == [prompt - 1] * 2
+    assert [row.start for row in plan.rows if row.index] == [prompt - 1] * 2
     assert simulator.pool.num_shared == (prompt - 1) // 4
     simulator.apply()
     drain(simulator)
@@ -424,12 +425,12 @@ def test_no_fork_from_a_leader_that_was_preempted_and_is_at_its_prompt_again() -
     simulator.submit(spec(1, max_tokens=8, n=2))
     while not any(r.num_outputs for r in scheduler.unfinished() if r.key == 1):
         simulator.turn()
-    leader = next(r for r in scheduler._running if r.key == 1)
-    scheduler._preempt(leader)
+    leader = next(r for r in scheduler.roster.running if r.key == 1)
+    scheduler.roster.preempt(leader)
     simulator.abort(9)
     simulator.turn()
     simulator.launch()  # the leader's last chunk leaves room for its sibling
-    assert [(r.request.index, r.start) for r in last_plan(simulator).rows] == [(0, 6), (1, 0)]
+    assert [(r.index, r.start) for r in last_plan(simulator).rows] == [(0, 6), (1, 0)]
     simulator.apply()
     drain(simulator)
     assert simulator.tally.forks == 0

@@ -10,7 +10,7 @@ earlier plans left in the slots, as the real runner does it.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from quire.engine.request import GenerationRequest, Request
+from quire.engine.request import GenerationRequest
 from quire.engine.scheduling.plan import PlanRow, StepPlan
 
 EOS = 0
@@ -40,6 +40,7 @@ class Oracle:
 
     def __init__(self, spec: GenerationRequest, index: int, vocab: int) -> None:
         params = spec.sampling
+        self.spec, self.index = spec, index
         self.token_ids = list(spec.prompt_token_ids)
         self.digests: list[int] = []
         digest = root(spec.cache_salt)
@@ -78,7 +79,7 @@ class ToyDevice:
         block_size: int,
         max_num_seqs: int,
         vocab: int,
-        oracle_of: Callable[[Request], Oracle],
+        oracle_of: Callable[[int, int], Oracle],
     ) -> None:
         self.block_size = block_size
         self.vocab = vocab
@@ -98,8 +99,8 @@ class ToyDevice:
             slot = self.slots[row.slot]
             slot.num_computed += row.num_tokens
             if row.samples:
-                request = row.request
-                token = draw(digest, request.sampling.seed, request.index, self.vocab)
+                seed = self._oracle_of(row.key, row.index).spec.sampling.seed
+                token = draw(digest, seed, row.index, self.vocab)
                 slot.last_token = token
                 sampled.append([token])
         return sampled
@@ -114,10 +115,10 @@ class ToyDevice:
                 self.blocks[block][offset] = GARBAGE
 
     def _prepare(self, plan: StepPlan) -> None:
-        for request in plan.admitted:
-            slot = self.slots[request.slot]
-            slot.last_token = request.token_ids[-1]
-            slot.num_computed = request.num_applied_tokens
+        for one in plan.admitted:
+            slot = self.slots[one.slot]
+            slot.last_token = one.last_token
+            slot.num_computed = one.num_computed
         for update in plan.block_updates:
             self.slots[update.slot].table[update.column] = update.block
         for source, target in plan.copies:
@@ -129,29 +130,29 @@ class ToyDevice:
 
     def _check_context(self, row: PlanRow) -> None:
         slot, size = self.slots[row.slot], self.block_size
-        digests = self._oracle_of(row.request).digests
+        digests = self._oracle_of(row.key, row.index).digests
         assert slot.num_computed == row.start, "the device stands elsewhere than the plan"
         for column, begin in enumerate(range(0, row.start, size)):
             width = min(size, row.start - begin)
             held = self.blocks[slot.table[column]][:width]
             assert held == digests[begin : begin + width], (
-                f"corrupt context: request {row.request.key}.{row.request.index}, column {column}"
+                f"corrupt context: request {row.key}.{row.index}, column {column}"
             )
 
     def _compute(self, row: PlanRow, written: set[tuple[int, int]]) -> int:
-        slot, request = self.slots[row.slot], row.request
-        oracle = self._oracle_of(request)
+        slot, oracle = self.slots[row.slot], self._oracle_of(row.key, row.index)
         end = row.start + row.num_tokens
         if row.num_tokens == 1 and row.samples:
-            tokens = [slot.last_token]  # a decode row: the slot feeds itself
+            assert not row.token_ids, "a decode row brings a token"
+            tokens = [slot.last_token]  # the slot feeds itself
         else:
-            tokens = request.token_ids[row.start : end]
+            tokens = list(row.token_ids)
         assert tokens == oracle.token_ids[row.start : end], "a row computes tokens not its own"
         if row.start:
             block, offset = self._place(slot, row.start - 1)
             digest = self.blocks[block][offset]
         else:
-            digest = root(request.spec.cache_salt)
+            digest = root(oracle.spec.cache_salt)
         for position, token in enumerate(tokens, row.start):
             digest = extend(digest, token)
             place = self._place(slot, position)

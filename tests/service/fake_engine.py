@@ -7,13 +7,13 @@ chooses the output by choosing the prompt. Steps can be held, failed, or killed.
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import GenerationDefaults
-from quire.engine.request import TokenLogprob
+from quire.engine.request import GenerationRequest, TokenLogprob
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
@@ -26,13 +26,16 @@ class DeviceLost(Exception):
     """What no engine survives."""
 
 
-def said_back(row: PlanRow) -> int:
+def said_back(row: PlanRow, prompt: Sequence[int]) -> int:
     """The prompt again, then EOS, over and over."""
-    request = row.request
-    position = row.start + row.num_tokens - request.num_prompt_tokens
-    prompt = request.token_ids[: request.num_prompt_tokens]
-    at = position % (len(prompt) + 1)
+    at = (row.start + row.num_tokens - len(prompt)) % (len(prompt) + 1)
     return EOS if at == len(prompt) else prompt[at]
+
+
+def spec_of(scheduler: Scheduler, key: int) -> GenerationRequest | None:
+    """What was asked for under a key; None once it has ended, and nobody hears what is said."""
+    live = scheduler.roster.by_key.get(key)
+    return live[0].spec if live else None
 
 
 def logprob_of(token_id: int, top: int) -> TokenLogprob:
@@ -49,7 +52,8 @@ class Device:
         self.open.set()
         self.fail: Exception | None = None  # raised by the next step
         self.steps = 0
-        self.say: Callable[[PlanRow], int] = said_back
+        self.say: Callable[[PlanRow, Sequence[int]], int] = said_back
+        self.scheduler: Scheduler | None = None  # knows what a plan does not say: whole prompts
 
     def hold(self) -> None:
         self.open.clear()
@@ -84,14 +88,18 @@ class Pending:
             error, device.fail = device.fail, None
             raise error
         rows = [row for row in self._plan.rows if row.samples]
-        tokens = [[device.say(row)] for row in rows]
+        assert device.scheduler is not None
+        specs = [spec_of(device.scheduler, row.key) for row in rows]
+        tokens = [
+            [EOS if spec is None else device.say(row, spec.prompt_token_ids)]
+            for row, spec in zip(rows, specs, strict=True)
+        ]
+        asked = [None if spec is None else spec.sampling.logprobs for spec in specs]
         logprobs = None
-        if any(row.request.sampling.logprobs is not None for row in rows):
+        if any(top is not None for top in asked):
             logprobs = [
-                None
-                if row.request.sampling.logprobs is None
-                else logprob_of(token[0], row.request.sampling.logprobs)
-                for row, token in zip(rows, tokens, strict=True)
+                None if top is None else logprob_of(token[0], top)
+                for top, token in zip(asked, tokens, strict=True)
             ]
         return StepResult(tokens, logprobs)
 
@@ -110,6 +118,7 @@ class FakeEngine:
             max_model_len=max_model_len,
             two_phase=config.two_phase,
         )
+        device.scheduler = scheduler
         self.core = EngineCore(scheduler, device, overlap=config.overlap)
         self.info = EngineInfo(
             architecture="Fake",

@@ -36,8 +36,9 @@ LOOKS = 20
 SETTLE = 60.0  # seconds in which everything open must come to its end
 # What a call is made of: none may be left when none is open.
 OURS = {
-    "quire.engine.request": {"Request", "GenerationRequest", "Output"},
+    "quire.engine.request": {"GenerationRequest", "Output"},
     "quire.engine.scheduling.plan": {"StepPlan"},
+    "quire.engine.scheduling.sequence": {"Request"},
     "quire.engine.client.async_engine": {"_Stream"},
     "quire.service.rpc.servicer": {"Call"},
     "quire.service.rpc.responses": {"CallOutput", "IndexState"},

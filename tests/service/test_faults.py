@@ -20,8 +20,8 @@ from harness import Answer, Running, ask, generate, read, run, serving
 from storm import FaultyDevice, Poison
 
 from quire.engine.client.in_thread import stack_of
-from quire.engine.request import Request
 from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.sequence import Request
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.telemetry.metrics import QuireCollector, Sources
 from quire.v1 import inference_pb2 as pb
@@ -220,7 +220,7 @@ def test_a_request_that_cannot_be_queued_ends_alone(monkeypatch: pytest.MonkeyPa
                     raise MemoryError
                 return Request(spec, index, arrival)
 
-            monkeypatch.setattr("quire.engine.scheduling.scheduler.Request", fails)
+            monkeypatch.setattr("quire.engine.scheduling.roster.Request", fails)
             bad, good = await asyncio.gather(
                 generate(running, ask([999, 300], n=2)), generate(running, ask([300]))
             )

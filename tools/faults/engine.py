@@ -37,7 +37,7 @@ CACHE = (
     Fault(
         "nano-vllm-153: a block that is taken keeps its hash",
         "engine/scheduling/block_pool.py",
-        "                self._forget(block)\n                self.num_cached -= 1\n",
+        "                self.prefix_cache.forget(block)\n                self.num_cached -= 1\n",
         "                self.num_cached -= 1\n",
         _regression("nano_vllm_153_reallocated_block_kept_its_hash"),
     ),
@@ -50,13 +50,13 @@ CACHE = (
         "        request.num_applied_tokens = min(\n"
         "            request.num_computed_tokens, len(request.token_ids)\n"
         "        )\n"
-        "        self._register_full_blocks(request)\n"
+        "        self.completion._register_full_blocks(request)\n"
         "        return True\n",
         _regression("nano_vllm_208_prefix_that_no_step_has_computed_yet"),
     ),
     Fault(
         "nano-vllm-219: a duplicate overwrites the entry of its hash",
-        "engine/scheduling/block_pool.py",
+        "engine/scheduling/prefix_cache.py",
         "named = self._blocks_of.setdefault(block_hash, {})",
         "named = self._blocks_of[block_hash] = {}",
         (POOL,),
@@ -99,34 +99,34 @@ CACHE = (
     Fault(
         "minivllm-98: after a hit positions begin at 0",
         "engine/runner/slots.py",
-        "        request.num_applied_tokens,\n",
-        "        0,\n",
+        "return one.last_token, one.num_computed,",
+        "return one.last_token, 0,",
         _regression("minivllm_98_hit_whose_cache_prefill_ignored"),
     ),
     Fault(
         "vllm-11829: the salt is left out of the hash",
-        "engine/scheduling/block_pool.py",
+        "engine/scheduling/prefix_cache.py",
         'self._seed + struct.pack("<I", len(salt)) + salt)',
         "self._seed)",
         _regression("vllm_11829_collisions_across_tenants"),
     ),
     Fault(
         "vllm-12621: the seed of hashes can be known",
-        "engine/scheduling/block_pool.py",
+        "engine/scheduling/prefix_cache.py",
         "secrets.token_bytes(16) if seed is None",
         "bytes(16) if seed is None",
         _regression("vllm_11829_collisions_across_tenants"),
     ),
     Fault(
         "vllm-29261: tokens are not compared on a hit",
-        "engine/scheduling/block_pool.py",
+        "engine/scheduling/prefix_cache.py",
         "if self._tokens_of[block] != self._pack(token_ids, index):",
         "if block not in self._tokens_of:",
         _regression("vllm_11829_collisions_across_tenants"),
     ),
     Fault(
         "tgi-2489: blocks that were never computed stay as a prefix",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/roster.py",
         "        was, request.status = request.status, Status.FINISHED\n"
         "        if was is Status.RUNNING:\n",
         "        was, request.status = request.status, Status.FINISHED\n"
@@ -134,7 +134,8 @@ CACHE = (
         "            request.num_applied_tokens = min(\n"
         "                request.num_computed_tokens, len(request.token_ids)\n"
         "            )\n"
-        "            self._register_full_blocks(request)\n",
+        "            from quire.engine.scheduling.completion import Completion\n"
+        "            Completion(self)._register_full_blocks(request)\n",
         _regression("tgi_2489_blocks_freed_before_prefill_served_as_a_prefix"),
     ),
     Fault(
@@ -170,8 +171,8 @@ SCHEDULING = (
     ),
     Fault(
         "minivllm-6: a preempted request is lost",
-        "engine/scheduling/scheduler.py",
-        "        request.num_registered_blocks = 0\n        self._waiting.push(request)\n",
+        "engine/scheduling/roster.py",
+        "        request.num_registered_blocks = 0\n        self.waiting.push(request)\n",
         "        request.num_registered_blocks = 0\n",
         _regression("minivllm_6_sequence_lost_on_preemption"),
     ),
@@ -185,8 +186,8 @@ SCHEDULING = (
     Fault(
         "vllm-23347: a request planned in this step is preempted",
         "engine/scheduling/scheduler.py",
-        "candidates = [r for r in self._running if r not in draft.planned]",
-        "candidates = list(self._running)",
+        "candidates = [r for r in self.roster.running if r.slot not in draft.planned]",
+        "candidates = list(self.roster.running)",
         _regression("vllm_23347_planned_in_this_step_and_preempted"),
     ),
     Fault(
@@ -240,15 +241,15 @@ SCHEDULING = (
     ),
     Fault(
         "quire: steps are planned past max_tokens",
-        "engine/request.py",
+        "engine/scheduling/sequence.py",
         "target = min(self.num_tokens, self.max_total_tokens - 1)",
         "target = self.num_tokens",
         (SCHEDULER,),
     ),
     Fault(
         "quire: an ending id ends before min_tokens",
-        "engine/scheduling/scheduler.py",
-        "if request.num_outputs >= params.min_tokens and token in request.ending_ids:",
+        "engine/scheduling/completion.py",
+        "if count >= params.min_tokens and token in request.ending_ids:",
         "if token in request.ending_ids:",
         (SCHEDULER,),
     ),
@@ -257,14 +258,14 @@ SCHEDULING = (
 OVERLAP = (
     Fault(
         "mini-sglang-111: an aborted request's blocks go at once, and again",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/roster.py",
         "        if request.in_flight == 0:\n            self._vacate(request)\n",
         "        self._vacate(request)\n",
         _regression("mini_sglang_111_abort_of_a_request_in_the_step_in_flight"),
     ),
     Fault(
         "sglang-18803: results of before a preemption count",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/completion.py",
         "elif row.epoch != request.epoch:",
         "elif row.epoch > request.epoch:",
         (TRAFFIC,),
@@ -363,9 +364,9 @@ LOADING_AND_TEXT = (
     Fault(
         "smg-2426: a stale abort is an error",
         "engine/scheduling/scheduler.py",
-        "        for request in tuple(self._requests.get(key, ())):\n"
+        "        for request in tuple(self.roster.by_key.get(key, ())):\n"
         "            self.counters.aborted_in_flight",
-        "        for request in tuple(self._requests[key]):\n"
+        "        for request in tuple(self.roster.by_key[key]):\n"
         "            self.counters.aborted_in_flight",
         _regression("smg_2426_stale_or_repeated_abort"),
     ),

@@ -1,0 +1,169 @@
+"""Results taken in: placeholders become tokens, ends are found, full blocks become known.
+
+Invariant: results come once a plan and in the plans' order. A row's result counts for the request
+of its key and index while that one lives and its epoch is the row's; anything else is dropped and
+counted as discarded. A block is registered in the prefix cache only here, when the step that filled
+it has been applied.
+"""
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from quire.engine.errors import CorruptStateError
+from quire.engine.request import FinishReason, Output, TokenLogprob
+from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.roster import Roster
+from quire.engine.scheduling.sequence import Request, Status
+
+log = logging.getLogger(__name__)
+
+
+class Flight(NamedTuple):
+    """A plan on its way, and the live request of each of its rows, in order."""
+
+    plan: StepPlan
+    requests: tuple[Request, ...]
+
+
+class Completion:
+    """Takes in the results of the plans in flight."""
+
+    def __init__(self, roster: Roster) -> None:
+        self.in_flight: deque[Flight] = deque()
+        self._roster = roster
+
+    def launched(self, plan: StepPlan, requests: Sequence[Request]) -> None:
+        """A plan goes on its way; requests: whose rows it holds, in order."""
+        self.in_flight.append(Flight(plan, tuple(requests)))
+
+    def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
+        """Take in the result of the oldest plan in flight; returns what there is to say.
+
+        Raises ValueError, before anything has changed, if the result does not fit the plan. What
+        goes wrong with one row's result ends that request alone, with ERROR; CorruptStateError if
+        that can not be done.
+        """
+        decode = plan.num_decode_rows  # they come first, and all of them sample
+        samples = decode + sum([row.samples for row in plan.rows[decode:]])
+        if len(result.tokens) != samples:
+            raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
+        flight = self._retire(plan)
+        outputs = self._roster.drain_outputs()
+        counters = self._roster.counters
+        counters.steps += 1
+        counters.mixed_steps += plan.is_mixed
+        sampled = 0
+        for row, request in zip(plan.rows, flight.requests, strict=True):
+            tokens: list[int] = []
+            logprob = None
+            if row.samples:
+                tokens = result.tokens[sampled]
+                logprob = result.logprobs[sampled] if result.logprobs else None
+                sampled += 1
+            request.in_flight -= 1
+            said = len(outputs)
+            try:
+                self._apply_row(row, request, tokens, logprob, outputs)
+            except Exception as error:
+                if request.status is Status.FINISHED:
+                    raise CorruptStateError(str(error)) from error  # half-way through its end
+                del outputs[said:]
+                counters.discarded += len(tokens)
+                self._fail_one(request, error)
+        outputs.extend(self._roster.drain_outputs())
+        return outputs
+
+    def fail(self, error_id: str) -> None:
+        """A step failed: all requests in flight end with it; none of their blocks is known."""
+        flights = tuple(self.in_flight)
+        self.in_flight.clear()
+        self._roster.counters.failed_steps += len(flights)
+        held = [request for flight in flights for request in flight.requests]
+        for request in held:
+            request.in_flight -= 1
+        for request in held:
+            if request.status is Status.FINISHED:
+                self._roster.release_if_idle(request)
+            else:
+                output = Output(request.key, request.index, error_id=error_id)
+                self._roster.end(request, FinishReason.ERROR, output)
+
+    def _retire(self, plan: StepPlan) -> Flight:
+        if not self.in_flight or self.in_flight[0].plan is not plan:
+            raise ValueError(f"step {plan.step_id} is not the oldest in flight")
+        return self.in_flight.popleft()
+
+    # ------------------------------------------------------------ one row
+
+    def _apply_row(
+        self,
+        row: PlanRow,
+        request: Request,
+        tokens: Sequence[int],
+        logprob: TokenLogprob | None,
+        outputs: list[Output],
+    ) -> None:
+        counters = self._roster.counters
+        counters.generated += len(tokens)
+        end = row.start + row.num_tokens
+        if end <= request.num_prompt_tokens or row.num_tokens > 1:
+            counters.prefill_computed += row.num_tokens
+        if request.status is Status.FINISHED:
+            counters.discarded += len(tokens)
+            self._roster.release_if_idle(request)
+        elif row.epoch != request.epoch:
+            counters.discarded += len(tokens)
+        else:
+            request.num_applied_tokens = end
+            self._register_full_blocks(request)
+            if row.start < request.num_prompt_tokens <= end:
+                self._roster.waiting.release(request)
+            self._append(request, tokens, logprob, outputs)
+
+    def _append(
+        self,
+        request: Request,
+        tokens: Sequence[int],
+        logprob: TokenLogprob | None,
+        outputs: list[Output],
+    ) -> None:
+        """Fill placeholders with sampled tokens; end the request where one of them does."""
+        for token in tokens:
+            request.num_placeholders -= 1
+            request.token_ids.append(token)
+            request.emitted += 1
+            output = Output(request.key, request.index, token_ids=[token])
+            output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
+            if logprob is not None:
+                output.logprobs = [logprob]
+            outputs.append(output)
+            params, count = request.sampling, request.num_outputs
+            if count >= params.min_tokens and token in request.ending_ids:
+                stop = FinishReason.STOP
+                self._roster.end(request, stop, output, stop_token_id=token, said=True)
+                return
+            if count >= params.max_tokens:
+                self._roster.end(request, FinishReason.LENGTH, output, said=True)
+                return
+
+    def _register_full_blocks(self, request: Request) -> None:
+        pool = self._roster.pool
+        full = request.num_applied_tokens // pool.block_size
+        if full <= request.num_registered_blocks or not pool.prefix_cache.enabled:
+            return
+        hashes, known = request.block_hashes, request.token_ids
+        pool.prefix_cache.extend_hashes(hashes, request.spec.cache_salt, known, full)
+        for index in range(request.num_registered_blocks, full):
+            block = request.block_table[index]
+            pool.prefix_cache.register(block, hashes[index], known, index)
+        request.num_registered_blocks = full
+
+    def _fail_one(self, request: Request, error: Exception) -> None:
+        """End one request by a fault that is its alone."""
+        error_id = secrets.token_hex(4)
+        log.error("a request failed (%s)", error_id, exc_info=error)
+        output = Output(request.key, request.index, error_id=error_id)
+        self._roster.end(request, FinishReason.ERROR, output)

@@ -1,0 +1,168 @@
+"""Which requests there are, and where each stands: waiting, running in a slot, or ended.
+
+Invariant: a request changes its place here and nowhere else. It waits, or it runs and holds a slot
+and the blocks of its table, or it has ended, exactly once; slot and blocks of one that has ended
+stay its own until no step in flight holds it. What there is to say of a change is kept for
+`drain_outputs`, unless the caller says it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from quire.engine.request import FinishReason, GenerationRequest, Output
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.waiting_queue import WaitingQueue
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Counters that only rise."""
+
+    prompt_tokens: int = 0
+    prefill_computed: int = 0
+    prefix_queried: int = 0
+    prefix_hit: int = 0
+    preemptions: int = 0
+    generated: int = 0
+    discarded: int = 0
+    aborted_in_flight: int = 0
+    steps: int = 0
+    mixed_steps: int = 0
+    failed_steps: int = 0
+
+
+class Roster:
+    """Requests under way, over one BlockPool."""
+
+    def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
+        self.pool = pool
+        self.counters = SchedulerCounters()
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []  # in rank: priority, then arrival
+        self.by_key: dict[int, list[Request]] = {}  # unfinished ones
+        self.free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._outputs: list[Output] = []
+        self._arrivals = 0
+        self._admissions = 0
+
+    # ------------------------------------------------------------ coming
+
+    def enter(self, spec: GenerationRequest) -> Request:
+        """All indices of a request begin to wait; returns the first. On a fault none does."""
+        leader, *followers = siblings = [self._arrive(spec, index) for index in range(spec.n)]
+        # What can fail has been done: from here on there is state.
+        self.by_key[spec.key] = siblings
+        for _ in siblings:
+            self.waiting.enter(spec.client)
+        self.waiting.push(leader)
+        for request in followers:
+            request.leader = leader
+            self.waiting.hold(leader, request)
+        return leader
+
+    def _arrive(self, spec: GenerationRequest, index: int) -> Request:
+        self._arrivals += 1
+        return Request(spec, index, self._arrivals)
+
+    # ------------------------------------------------------------ running
+
+    def admit(self, request: Request, shared: Sequence[int], computed: int) -> None:
+        """The head of the queue gets a slot, and the blocks `shared` as the head of its table,
+        which hold its first `computed` tokens or more."""
+        self.pool.share(shared)
+        self.waiting.take(request)
+        request.leader = None
+        request.slot = self.free_slots.pop()
+        self._admissions += 1
+        request.admission = self._admissions
+        request.num_computed_tokens = computed
+        request.num_applied_tokens = computed
+        request.num_registered_blocks = len(shared)
+        self._insert_running(request)
+
+    def _insert_running(self, request: Request) -> None:
+        rank = (-request.priority, request.arrival)
+        position = len(self.running)
+        while position and rank < (
+            -self.running[position - 1].priority,
+            self.running[position - 1].arrival,
+        ):
+            position -= 1
+        self.running.insert(position, request)
+
+    def preempt(self, request: Request) -> None:
+        """Back to the queue, with nothing; whatever was planned of it no longer counts."""
+        request.epoch += 1
+        request.preemptions += 1
+        self.counters.preemptions += 1
+        self.running.remove(request)
+        self._vacate(request)
+        request.num_placeholders = 0
+        request.num_computed_tokens = 0
+        request.num_applied_tokens = 0
+        request.num_registered_blocks = 0
+        self.waiting.push(request)
+
+    # ------------------------------------------------------------ going
+
+    def end(
+        self,
+        request: Request,
+        reason: FinishReason,
+        output: Output | None,
+        *,
+        stop_token_id: int | None = None,
+        said: bool = False,
+    ) -> None:
+        """The one terminal transition. Blocks stay until no step in flight holds the request.
+
+        output: what tells of it; None: nothing does. said: the caller hands it out.
+        """
+        was, request.status = request.status, Status.FINISHED
+        if was is Status.RUNNING:
+            self.running.remove(request)
+        else:
+            self.waiting.forget(request)
+        self.waiting.release(request)
+        self.waiting.leave(request.spec.client)
+        siblings = self.by_key[request.key]
+        siblings.remove(request)
+        if not siblings:
+            del self.by_key[request.key]
+        self.release_if_idle(request)
+        if output is not None:
+            output.finish = reason
+            output.stop_token_id = stop_token_id
+            if not said:
+                output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
+                self._outputs.append(output)
+
+    def release_if_idle(self, request: Request) -> None:
+        """Slot and blocks of a request that has ended, once no step in flight holds it."""
+        if request.in_flight == 0:
+            self._vacate(request)
+
+    def _vacate(self, request: Request) -> None:
+        """Give back blocks and slot."""
+        self.pool.release(request.block_table)
+        request.block_table = []
+        if request.slot >= 0:
+            self.free_slots.append(request.slot)
+            request.slot = -1
+
+    # ------------------------------------------------------------ words and sight
+
+    def say(self, output: Output) -> None:
+        """Keep it for `drain_outputs`."""
+        self._outputs.append(output)
+
+    def drain_outputs(self) -> list[Output]:
+        """What was kept since the last call."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def unfinished(self) -> Iterator[Request]:
+        """All requests that have not ended."""
+        for siblings in self.by_key.values():
+            yield from siblings

@@ -1,0 +1,142 @@
+"""One index of a request on its way, as the scheduler keeps it.
+
+Its life is one number chasing another: `num_computed_tokens` (tokens whose keys and values stand in
+the cache) chases `num_tokens` (prompt, outputs, and a placeholder for each token that a step in
+flight will sample). There is no prefill phase and no decode phase.
+
+    token_ids        [ prompt ........ | outputs known .... ]
+    num_tokens       [ prompt ........ | outputs known .... | placeholders ]
+    num_computed     planned so far, steps in flight included
+    num_applied      computed by steps whose results have been applied; only blocks below it are
+                     ever registered in the prefix cache
+
+A request with n > 1 becomes n `Request`s of one key, told apart by their index. The engine's thread
+alone touches them; a runner gets numbers taken from them (`admission_row`) and nothing else.
+"""
+
+import enum
+
+from quire.engine.request import GenerationRequest
+from quire.engine.scheduling.plan import Admission, SamplingNumbers
+
+_SEED_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment: siblings' seeds lie far apart
+
+
+class Status(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+class Request:
+    """One index of a submitted request, as the scheduler keeps it."""
+
+    __slots__ = (
+        "admission",
+        "arrival",
+        "block_hashes",
+        "block_table",
+        "cached_tokens",
+        "emitted",
+        "ending_ids",
+        "epoch",
+        "in_flight",
+        "index",
+        "key",
+        "leader",
+        "num_applied_tokens",
+        "num_computed_tokens",
+        "num_placeholders",
+        "num_prompt_tokens",
+        "num_registered_blocks",
+        "peak_blocks",
+        "preemptions",
+        "priority",
+        "sampling",
+        "slot",
+        "spec",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(self, spec: GenerationRequest, index: int, arrival: int) -> None:
+        self.spec = spec
+        self.key = spec.key
+        self.sampling = spec.sampling
+        self.ending_ids = spec.sampling.ending_ids
+        self.index = index
+        self.arrival = arrival
+        self.priority = spec.priority
+        self.status = Status.WAITING
+        self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
+        self.num_prompt_tokens = len(spec.prompt_token_ids)
+        self.num_placeholders = 0
+        self.num_computed_tokens = 0
+        self.num_applied_tokens = 0
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
+        self.num_registered_blocks = 0  # of block_table, known to the prefix cache
+        self.slot = -1
+        self.epoch = 0  # raised by preemption: results planned under an older one are dropped
+        self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch
+        self.admission = -1  # order of the last admission; victims are the last admitted
+        self.cached_tokens = -1  # prefix hit when first scheduled; -1 before
+        self.preemptions = 0
+        self.peak_blocks = 0
+        self.emitted = 0  # outputs handed out
+        self.leader: Request | None = None  # the sibling whose prompt blocks this one may fork
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and placeholders."""
+        return len(self.token_ids) + self.num_placeholders
+
+    @property
+    def num_outputs(self) -> int:
+        """Known outputs, resumed ones included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Prompt and outputs can never be more."""
+        return self.num_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may be planned: the last one of all is sampled, never computed."""
+        target = min(self.num_tokens, self.max_total_tokens - 1)
+        return target - self.num_computed_tokens
+
+    def admission_row(self) -> Admission:
+        """What the slot must know of this request, which has just got it."""
+        known, prompt = self.token_ids, self.num_prompt_tokens
+        counted = tuple(known) if self.sampling.has_penalties else ()
+        return Admission(
+            self.key,
+            self.index,
+            self.slot,
+            known[-1],
+            self.num_applied_tokens,
+            self._sampling_numbers(),
+            counted[:prompt],
+            counted[prompt:],
+        )
+
+    def _sampling_numbers(self) -> SamplingNumbers:
+        params = self.sampling
+        seed = (params.seed + self.index * _SEED_STEP) % (1 << 64)
+        return SamplingNumbers(
+            params.temperature,
+            params.top_p,
+            params.top_k,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+            seed - (1 << 64) if seed >= 1 << 63 else seed,
+            self.num_prompt_tokens + params.min_tokens - 1,
+            tuple(sorted(self.ending_ids)) if params.min_tokens > 1 else (),
+            params.logprobs,
+        )
