@@ -16,11 +16,13 @@ from typing import Any, Self, Unpack, cast
 import grpc
 import grpc.aio
 
+from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
-from quire.clients.errors import ClientError, call_error, from_rpc_error
-from quire.clients.events import Collector, Completion, Event, from_proto
-from quire.clients.prompts import Options, Prompt, build_request
-from quire.clients.retry import RetryPolicy, Tries
+from quire.clients.errors import ClientError, Unavailable, call_error, from_rpc_error
+from quire.clients.events import Collector, Completion, Event, from_proto, text_of
+from quire.clients.prompts import Options, Prompt, build_request, refuse_ids_only
+from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -72,6 +74,7 @@ class _Events:
         self._stream = stream
         self._tries = tries
         self._received = False
+        self._server = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -88,7 +91,9 @@ class _Events:
     async def _next_message(self) -> pb.GenerateResponse | None:
         while True:
             if self._stream.call is None:
-                self._stream.hold(self._client._open(self._request, self._tries.begin()))
+                self._server = self._client._rotation.take()
+                left = self._tries.begin()
+                self._stream.hold(self._client._open(self._server, self._request, left))
             try:
                 response = await self._stream.call.read()
             except grpc.RpcError as raw:
@@ -101,12 +106,14 @@ class _Events:
                 code = grpc.StatusCode.CANCELLED
                 raise call_error(code, "cancelled by this client", None) from None
             if response is grpc.aio.EOF:
+                self._client._rotation.report(self._server, up=True)
                 return None
             self._received = True
             return cast(pb.GenerateResponse, response)
 
     async def _wait_or_raise(self, raw: grpc.RpcError) -> None:
         error = from_rpc_error(raw)
+        self._client._rotation.report(self._server, up=not isinstance(error, Unavailable))
         wait = None if self._received or self._stream.cancelled else self._tries.wait_after(error)
         if wait is None:
             raise error from None
@@ -115,6 +122,22 @@ class _Events:
 
     def __del__(self) -> None:
         self._stream.cancel()
+
+
+class _Texts:
+    """The iterator of text alone. It alone holds the events: with it ends the call."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        while True:
+            piece = text_of(await anext(self._events))
+            if piece:
+                return piece
 
 
 class AsyncGeneration:
@@ -143,7 +166,12 @@ class AsyncGeneration:
 
     async def text(self) -> str:
         """Runs to the end; the text of index 0."""
-        return (await self.completions())[0].text
+        return "".join([piece async for piece in self.text_stream()])
+
+    def text_stream(self) -> AsyncIterator[str]:
+        """The text of index 0 as it comes, piece by piece; see Generation.text_stream."""
+        refuse_ids_only(self._request)
+        return _Texts(aiter(self))
 
     def cancel(self) -> None:
         """Cancels the call, if it still runs."""
@@ -169,10 +197,11 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
     ) -> None:
         self.connection = Connection(address, api_key=api_key, tls=tls)
-        self.retry = retry or RetryPolicy()
-        self._timeout = timeout
-        self._channel = self.connection.aio_channel()
-        self._stub: Any = pb_grpc.InferenceServiceStub(self._channel)
+        self.retry = as_policy(retry)
+        self._timeout = seconds("timeout", timeout)
+        self._channels = self.connection.aio_channels()
+        self._stubs: list[Any] = [pb_grpc.InferenceServiceStub(c) for c in self._channels]
+        self._rotation = Rotation(len(self._channels))
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -182,46 +211,58 @@ class AsyncClient:
 
     def send(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> AsyncGeneration:
         """The same for a message of the contract, used as it is."""
+        instance("request", request, pb.GenerateRequest, "a GenerateRequest")
         return AsyncGeneration(self, request, self._seconds(timeout))
 
     async def stats(
         self, *, include_block_map: bool = False, timeout: float | None = None
     ) -> pb.StatsResponse:
         """The server's state, as the contract's message."""
-        request = pb.StatsRequest(include_block_map=include_block_map)
-        return cast(pb.StatsResponse, await self._unary(self._stub.Stats, request, timeout))
+        request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
+        methods = [stub.Stats for stub in self._stubs]
+        return cast(pb.StatsResponse, await self._unary(methods, request, timeout))
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        stub: Any = health_pb2_grpc.HealthStub(self._channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        response = await self._unary(stub.Check, request, timeout)
+        stubs: list[Any] = [health_pb2_grpc.HealthStub(channel) for channel in self._channels]
+        request = health_pb2.HealthCheckRequest(service=text("service", service))
+        response = await self._unary([stub.Check for stub in stubs], request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    async def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
+    async def _unary(self, methods: Sequence[Any], request: Any, timeout: float | None) -> Any:
+        """One method a server; the request goes to the one whose turn it is."""
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
+            server = self._rotation.take()
             try:
-                seconds = tries.begin()
-                return await method(request, timeout=seconds, metadata=self.connection.metadata)
+                left = tries.begin()
+                response = await methods[server](
+                    request, timeout=left, metadata=self.connection.metadata
+                )
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
+            else:
+                self._rotation.report(server, up=True)
+                return response
+            self._rotation.report(server, up=not isinstance(error, Unavailable))
             wait = tries.wait_after(error)
             if wait is None:
                 raise error
             await asyncio.sleep(wait)
 
     def _seconds(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else seconds("timeout", timeout)
 
-    def _open(self, request: pb.GenerateRequest, timeout: float | None) -> Any:
-        return self._stub.Generate(request, timeout=timeout, metadata=self.connection.metadata)
+    def _open(self, server: int, request: pb.GenerateRequest, timeout: float | None) -> Any:
+        metadata = self.connection.metadata
+        return self._stubs[server].Generate(request, timeout=timeout, metadata=metadata)
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,11 +17,13 @@ from typing import Any, Protocol, Self, Unpack, cast
 
 import grpc
 
+from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
-from quire.clients.errors import CallError, ClientError, from_rpc_error
-from quire.clients.events import Collector, Completion, Event, from_proto
-from quire.clients.prompts import Options, Prompt, build_request
-from quire.clients.retry import RetryPolicy, Tries
+from quire.clients.errors import CallError, ClientError, Unavailable, from_rpc_error
+from quire.clients.events import Collector, Completion, Event, from_proto, text_of
+from quire.clients.prompts import Options, Prompt, build_request, refuse_ids_only
+from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -57,7 +59,8 @@ class Generation:
         received = False
         try:
             while True:
-                self._call = self._client._open(self._request, tries.begin())
+                server = self._client._rotation.take()
+                self._call = self._client._open(server, self._request, tries.begin())
                 if self._closed:  # by another thread, which may have come before the call was held
                     self._call.cancel()
                 try:
@@ -68,9 +71,11 @@ class Generation:
                         if event is not None:
                             yield event
                 except StopIteration:
+                    self._client._rotation.report(server, up=True)
                     return
                 except grpc.RpcError as raw:
                     error = from_rpc_error(raw)
+                    self._client._rotation.report(server, up=not isinstance(error, Unavailable))
                     wait = None if received or self._closed else tries.wait_after(error)
                     if wait is None:
                         raise error from None
@@ -87,7 +92,21 @@ class Generation:
 
     def text(self) -> str:
         """Runs to the end; the text of index 0."""
-        return self.completions()[0].text
+        return "".join(self.text_stream())
+
+    def text_stream(self) -> Iterator[str]:
+        """The text of index 0 as it comes, piece by piece, and nothing else. No piece is empty.
+
+        Iterates the generation, once as well. OptionError where no text is made (ids_only).
+        """
+        refuse_ids_only(self._request)
+        return self._texts(iter(self))
+
+    def _texts(self, events: Iterator[Event]) -> Iterator[str]:
+        try:
+            yield from filter(None, map(text_of, events))
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Cancels the call, if it still runs; from any thread. The loop gets Cancelled."""
@@ -120,10 +139,11 @@ class Client:
         retry: RetryPolicy | None = None,
     ) -> None:
         self.connection = Connection(address, api_key=api_key, tls=tls)
-        self.retry = retry or RetryPolicy()
-        self._timeout = timeout
-        self._channel = self.connection.channel()
-        self._stub = pb_grpc.InferenceServiceStub(self._channel)
+        self.retry = as_policy(retry)
+        self._timeout = seconds("timeout", timeout)
+        self._channels = self.connection.channels()
+        self._stubs: list[Any] = [pb_grpc.InferenceServiceStub(c) for c in self._channels]
+        self._rotation = Rotation(len(self._channels))
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -137,47 +157,58 @@ class Client:
 
     def send(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> Generation:
         """The same for a message of the contract, used as it is."""
+        instance("request", request, pb.GenerateRequest, "a GenerateRequest")
         return Generation(self, request, self._seconds(timeout))
 
     def stats(
         self, *, include_block_map: bool = False, timeout: float | None = None
     ) -> pb.StatsResponse:
         """The server's state, as the contract's message."""
-        request = pb.StatsRequest(include_block_map=include_block_map)
-        return cast(pb.StatsResponse, self._unary(self._stub.Stats, request, timeout))
+        request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
+        methods = [stub.Stats for stub in self._stubs]
+        return cast(pb.StatsResponse, self._unary(methods, request, timeout))
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        stub = health_pb2_grpc.HealthStub(self._channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        response = self._unary(stub.Check, request, timeout)
+        methods = [health_pb2_grpc.HealthStub(channel).Check for channel in self._channels]
+        request = health_pb2.HealthCheckRequest(service=text("service", service))
+        response = self._unary(methods, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
+    def _unary(self, methods: Sequence[Any], request: Any, timeout: float | None) -> Any:
+        """One method a server; the request goes to the one whose turn it is."""
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
+            server = self._rotation.take()
             try:
-                seconds = tries.begin()
-                return method(request, timeout=seconds, metadata=self.connection.metadata)
+                left = tries.begin()
+                response = methods[server](request, timeout=left, metadata=self.connection.metadata)
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
+            else:
+                self._rotation.report(server, up=True)
+                return response
+            self._rotation.report(server, up=not isinstance(error, Unavailable))
             wait = tries.wait_after(error)
             if wait is None:
                 raise error
             time.sleep(wait)
 
     def _seconds(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else seconds("timeout", timeout)
 
-    def _open(self, request: pb.GenerateRequest, timeout: float | None) -> _Call:
+    def _open(self, server: int, request: pb.GenerateRequest, timeout: float | None) -> _Call:
         metadata = self.connection.metadata
-        return cast(_Call, self._stub.Generate(request, timeout=timeout, metadata=metadata))
+        return cast(
+            _Call, self._stubs[server].Generate(request, timeout=timeout, metadata=metadata)
+        )
 
     def close(self) -> None:
         """Ends every call of this client and its connections."""
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +224,7 @@ class Client:
 
 def is_serving(client: Client, service: str = "", timeout: float = 1.0) -> bool:
     """Whether the server answers SERVING within the timeout; never raises CallError."""
+    instance("client", client, Client, "a Client")
     with suppress(CallError):
         return client.health(service, timeout=timeout) == "SERVING"
     return False

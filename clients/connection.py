@@ -8,6 +8,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from quire.clients.arguments import flag, items, kind, show, text
 from quire.clients.errors import OptionError
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -36,10 +38,19 @@ class TLS:
     key: str | Path | None = None
     server_name: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("root", "cert", "key"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, str | Path):
+                raise OptionError(f"tls.{name}: the path of a PEM file, not {kind(path)}")
+        if self.server_name is not None:
+            check_host("tls.server_name", text("tls.server_name", self.server_name))
+        if (self.cert is None) != (self.key is None):
+            missing = "key" if self.key is None else "cert"
+            raise OptionError(f"tls.{missing}: is missing; cert and key go together")
+
     def credentials(self) -> grpc.ChannelCredentials:
         """Reads the files; OptionError names the one that cannot be read."""
-        if (self.cert is None) != (self.key is None):
-            raise OptionError("tls: cert and key go together")
         return grpc.ssl_channel_credentials(
             _read("root", self.root), _read("key", self.key), _read("cert", self.cert)
         )
@@ -49,20 +60,43 @@ def _read(name: str, path: str | Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
-        raise OptionError(f"tls {name}: cannot read {path}: {error.strerror}") from None
+        raise OptionError(f"tls.{name}: cannot read {show(str(path))}: {error.strerror}") from None
+    except ValueError:  # a zero byte, or half of a surrogate pair
+        raise OptionError(f"tls.{name}: {show(str(path))} is no path") from None
+    if b"-----BEGIN " not in content:
+        raise OptionError(f"tls.{name}: {show(str(path))} holds nothing in PEM")
+    return content
 
 
 def split_address(address: str) -> tuple[str, int]:
     """`HOST:PORT`, `[IPV6]:PORT` or `HOST` (port 50051) to host and port."""
+    address = text("address", address)
     host, colon, port = address.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
         host, port = address, "50051"
     host = host.removeprefix("[").removesuffix("]")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise OptionError(f"address: {address!r} is not HOST:PORT")
+    digits = port.isascii() and port.isdecimal() and len(port) <= 5
+    if not digits or not 0 < int(port) < 65536:
+        raise OptionError(f"address: {show(address)} is not HOST:PORT")
+    check_host("address", host)
     return host, int(port)
+
+
+_IN_HOSTS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+
+
+def check_host(where: str, host: str) -> None:
+    """Raises OptionError for what is neither a host's name nor an IP address."""
+    address, _, zone = host.partition("%")  # fe80::1%eth0
+    with suppress(ValueError):
+        ipaddress.ip_address(address)
+        if set(zone) <= _IN_HOSTS:
+            return
+    labels = host.removesuffix(".").split(".")
+    if not set(host) <= _IN_HOSTS or not all(0 < len(label) < 64 for label in labels):
+        raise OptionError(f"{where}: {show(host)} is no host; names in other scripts as xn--…")
 
 
 def is_loopback(host: str) -> bool:
@@ -79,10 +113,24 @@ def resolve(host: str, port: int) -> tuple[str, int]:
     """An IP address of a host, IPv4 preferred; OptionError where the name is unknown."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise OptionError(f"address: cannot resolve {host!r}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no such name"
+        raise OptionError(f"address: cannot resolve {host!r}: {why}") from None
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return str(found[0][4][0]), port
+
+
+def _join(host: tuple[str, int]) -> str:
+    name, port = host
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def _tls(value: TLS | bool | None) -> TLS | None:
+    if isinstance(value, TLS):
+        return value
+    if value is None:
+        return None
+    return TLS() if flag("tls", value) else None
 
 
 class Connection:
@@ -98,24 +146,29 @@ class Connection:
         api_key: str | None = None,
         tls: TLS | bool = False,
     ) -> None:
-        addresses = [address] if isinstance(address, str) else list(address)
+        addresses = (
+            [address] if isinstance(address, str) else items("address", address, "HOST:PORT")
+        )
         if not addresses:
             raise OptionError("address: at least one is needed")
         self.hosts = [split_address(a) for a in addresses]
-        self.tls = TLS() if tls is True else tls or None
+        self.tls = _tls(tls)
         self.api_key = api_key
         self.local = all(is_loopback(host) for host, _ in self.hosts)
         if api_key is not None:
             self._check_key(api_key)
 
     def _check_key(self, api_key: str) -> None:
-        if not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
+        if not isinstance(api_key, str):
+            raise OptionError(f"api_key: text, not {kind(api_key)}")
+        printable = api_key.isascii() and api_key.isprintable()
+        if not api_key or not printable or api_key != api_key.strip():
             raise OptionError("api_key: printable ASCII without spaces around it")
         if self.tls is None and not self.local:
             raise OptionError("api_key: sent over TLS or to a loopback address only; turn TLS on")
 
     def __str__(self) -> str:
-        return ", ".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in self.hosts)
+        return ", ".join(_join(host) for host in self.hosts)
 
     @cached_property
     def target(self) -> str:
@@ -145,26 +198,52 @@ class Connection:
         ]
         if self.local:
             options.append(("grpc.enable_http_proxy", 0))
-        name = self.tls.server_name if self.tls else None
-        if name is None and self.tls and len(self.hosts) > 1:
-            name = self.hosts[0][0]
+        name = self._name_to_check()
         if name is not None:
             options.append(("grpc.ssl_target_name_override", name))
         return options
+
+    def _name_to_check(self) -> str | None:
+        """The name that the certificates of all servers carry; None: the target's own."""
+        if self.tls is None:
+            return None
+        if self.tls.server_name is None and len(self.hosts) > 1:
+            return self.hosts[0][0]  # the only one: see _apart
+        return self.tls.server_name
+
+    def _apart(self) -> "list[Connection]":
+        """One connection a server where certificates carry different names, else this one.
+
+        A channel checks every server against one name, so that different names need a channel each.
+        """
+        if self.tls is None or self.tls.server_name is not None:
+            return [self]
+        if len({host.lower() for host, _ in self.hosts}) == 1:
+            return [self]
+        return [Connection(_join(h), api_key=self.api_key, tls=self.tls) for h in self.hosts]
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Metadata of each call: the API key, where there is one."""
         return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
 
-    def channel(self) -> grpc.Channel:
-        """A synchronous channel; nothing is connected yet."""
+    def channels(self) -> list[grpc.Channel]:
+        """Synchronous channels, whose servers take turns; nothing is connected yet.
+
+        One, unless TLS has to check different names: then one a server (see rotation).
+        """
+        return [connection._channel() for connection in self._apart()]
+
+    def _channel(self) -> grpc.Channel:
         if self.tls is None:
             return grpc.insecure_channel(self.target, options=self.options)
         return grpc.secure_channel(self.target, self.tls.credentials(), options=self.options)
 
-    def aio_channel(self) -> "grpc.aio.Channel":
-        """An asyncio channel; belongs to the running event loop."""
+    def aio_channels(self) -> "list[grpc.aio.Channel]":
+        """The same for asyncio; they belong to the running event loop."""
+        return [connection._aio_channel() for connection in self._apart()]
+
+    def _aio_channel(self) -> "grpc.aio.Channel":
         import grpc.aio
 
         if self.tls is None:

@@ -146,6 +146,11 @@ def _finished(m: pb.Finished) -> Finished:
     )
 
 
+def text_of(event: Event) -> str:
+    """The text that an event brings to index 0; empty where it brings none."""
+    return event.text if isinstance(event, Delta) and event.index == 0 else ""
+
+
 class Collector:
     """Joins the events of one stream into completions. Feed it each event once, in order."""
 

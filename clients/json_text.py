@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from quire.clients.arguments import kind, text
+from quire.clients.arguments import kind, show, text
 from quire.clients.errors import OptionError
 
 
@@ -30,12 +30,18 @@ def write_object(where: str, value: Any) -> str:
 def _plain(where: str, value: Any) -> Any:
     """The value as dicts, lists and scalars. Keys are strings, as they are in JSON."""
     if isinstance(value, Mapping):
-        return {_key(where, key): _plain(f"{where}.{key}", item) for key, item in value.items()}
+        return {_key(where, key): _plain(_at(where, key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(f"{where}[{i}]", item) for i, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float):
         return value
     raise OptionError(f"{where}: {kind(value)} is nothing that JSON can hold")
+
+
+def _at(where: str, key: Any) -> str:
+    """The place of a part, printable whatever its key is."""
+    plain = isinstance(key, str) and key.isascii() and key.isidentifier() and len(key) <= 40
+    return f"{where}.{key}" if plain else f"{where}[{show(key)}]"
 
 
 def _key(where: str, key: Any) -> str:

@@ -147,3 +147,9 @@ def _set_chat(message: pb.Chat, options: dict[str, Any]) -> None:
             message.chat_template_kwargs = write_object(name, value)
         else:
             _set(message, name, value)
+
+
+def refuse_ids_only(request: pb.GenerateRequest) -> None:
+    """Raises OptionError where a text is wanted and none will be made."""
+    if request.ids_only:
+        raise OptionError("ids_only: no text is made; take the token ids of the events")

@@ -10,7 +10,10 @@ import random
 import time
 from dataclasses import dataclass
 
+from quire.clients.arguments import MAX_SECONDS, integer, kind, number, seconds
 from quire.clients.errors import CallError, OptionError, Overloaded, Unavailable
+
+MAX_ATTEMPTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +27,30 @@ class RetryPolicy:
     """A server that asks for a longer wait than this is not waited for."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise OptionError(f"retry.attempts: {self.attempts}; at least 1")
-        if min(self.first_backoff, self.max_backoff, self.max_pushback) < 0:
-            raise OptionError("retry: waits are not negative")
+        integer("retry.attempts", self.attempts, 1, MAX_ATTEMPTS)
+        for name in ("first_backoff", "max_backoff", "max_pushback"):
+            value = number(f"retry.{name}", getattr(self, name))
+            if not 0 <= value <= MAX_SECONDS:
+                raise OptionError(
+                    f"retry.{name}: {value:g}; seconds, at least 0 and at most {MAX_SECONDS:g}"
+                )
 
 
 NO_RETRY = RetryPolicy(attempts=1)
+
+
+def as_policy(value: RetryPolicy | None) -> RetryPolicy:
+    """The policy given, or the usual one."""
+    if value is not None and not isinstance(value, RetryPolicy):
+        raise OptionError(f"retry: a RetryPolicy or None, not {kind(value)}")
+    return value or RetryPolicy()
 
 
 class Tries:
     """The tries of one call: counts them, and keeps its deadline (timeout: seconds or None)."""
 
     def __init__(self, policy: RetryPolicy, timeout: float | None) -> None:
-        if timeout is not None and not timeout > 0:
-            raise OptionError(f"timeout: {timeout}; a positive number of seconds")
+        timeout = seconds("timeout", timeout)
         self._policy = policy
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._made = 0
@@ -65,7 +77,7 @@ class Tries:
         pushback = error.details.retry_after
         if pushback is not None and pushback > self._policy.max_pushback:
             return None
-        growth = float(2 ** (self._made - 1))
+        growth = 2.0 ** min(self._made - 1, 1000)  # the largest power that is a double, nearly
         backoff = min(self._policy.first_backoff * growth, self._policy.max_backoff)
         jittered = backoff * random.uniform(0.5, 1.0)
         if isinstance(error, Unavailable):

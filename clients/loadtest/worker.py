@@ -27,6 +27,7 @@ from quire.clients.loadtest.record import ClientLoad, Record
 from quire.clients.loadtest.statistics import percentile
 from quire.clients.loadtest.workload import Session, Turn
 from quire.clients.prompts import build_request
+from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -60,8 +61,9 @@ class Worker:
         connection = Connection(job.address, api_key=job.api_key, tls=tls)
         self._job = job
         self._metadata = connection.metadata
-        self._channel = connection.aio_channel()
-        self._stub: Any = pb_grpc.InferenceServiceStub(self._channel)
+        self._channels = connection.aio_channels()
+        self._stubs: list[Any] = [pb_grpc.InferenceServiceStub(c) for c in self._channels]
+        self._rotation = Rotation(len(self._channels))
         self._sessions = [workload.from_plain(s) for s in job.sessions]
         self._prefixes: dict[workload.Segment, list[int]] = {}
         self._requests = {s.number: self._build(s.turns[0], []) for s in self._sessions}
@@ -84,7 +86,8 @@ class Worker:
             loop_lag=percentile(sorted(self._lags), 99) if self._lags else 0.0,
             send_lag=self._send_lag(),
         )
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
         return load
 
     def _now(self) -> float:
@@ -145,7 +148,8 @@ class Worker:
     async def _send(self, request: pb.GenerateRequest, record: Record) -> list[int]:
         answer: list[int] = []
         record.sent = self._now()
-        call = self._stub.Generate(request, timeout=self._job.timeout, metadata=self._metadata)
+        stub = self._stubs[self._rotation.take()]
+        call = stub.Generate(request, timeout=self._job.timeout, metadata=self._metadata)
         try:
             async for response in call:
                 self._note(response, record, answer)

@@ -1,0 +1,145 @@
+"""Several servers: each is checked against its own name over TLS, they take turns, and one that is
+down is passed over."""
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from quire.clients import TLS, AsyncClient, Client, RetryPolicy, Unavailable
+from quire.clients.rotation import REST, Rotation
+
+OPENSSL = shutil.which("openssl")
+needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="no openssl command here")
+QUICK = RetryPolicy(attempts=3, first_backoff=0.001, max_backoff=0.002)
+WAIT = 60.0  # seconds: only ever waited for when something is broken
+
+
+def openssl(*words: str | Path) -> None:
+    command = [str(OPENSSL), *map(str, words)]
+    subprocess.run(command, capture_output=True, timeout=WAIT, check=True)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca.crt, and certificates of its for one name each: name.* and ip.*."""
+    place = tmp_path_factory.mktemp("names")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(
+        *("req", "-x509", *key, "-keyout", place / "ca.key", "-out", place / "ca.crt"),
+        *("-subj", "/CN=an authority", "-days", "30"),
+    )
+    for name, subject in (("name", "DNS:localhost"), ("ip", "IP:127.0.0.1")):
+        openssl(
+            *("req", "-x509", *key, "-keyout", place / f"{name}.key", "-days", "30"),
+            *("-CA", place / "ca.crt", "-CAkey", place / "ca.key", "-subj", f"/CN={name}"),
+            *("-addext", f"subjectAltName={subject}", "-addext", "basicConstraints=CA:FALSE"),
+            *("-out", place / f"{name}.crt"),
+        )
+    return place
+
+
+@pytest.fixture
+def serve(fake: Any, authority: Path) -> Iterator[Callable[[str], Any]]:
+    """Starts a server with a certificate; all are stopped in the end."""
+    running: list[Any] = []
+
+    def start(name: str) -> Any:
+        pair = tuple((authority / f"{name}.{kind}").read_bytes() for kind in ("key", "crt"))
+        server = fake.FakeServer(grpc.ssl_server_credentials([pair]))
+        running.append(server.__enter__())
+        return server
+
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+def ask(client: Client, times: int) -> None:
+    for _ in range(times):
+        assert client.generate("say hi", timeout=WAIT).text() == "hi"
+
+
+@needs_openssl
+def test_each_is_checked_against_its_own_name(authority: Path, serve: Any) -> None:
+    """The second's certificate would not do for the first's name, nor the first's for it."""
+    named, bare = serve("name"), serve("ip")
+    addresses = [f"localhost:{named.port}", f"127.0.0.1:{bare.port}"]
+    with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
+        ask(client, 4)
+        assert [len(s.seen.requests) for s in (named, bare)] == [2, 2]
+        assert client.health(timeout=WAIT) == "SERVING" == client.health(timeout=WAIT)
+
+    async def run() -> None:
+        trust = TLS(root=authority / "ca.crt")
+        async with AsyncClient(addresses, tls=trust, retry=QUICK) as client:
+            for _ in range(4):
+                assert await client.generate("say hi", timeout=WAIT).text() == "hi"
+            for _ in range(2):
+                await client.stats(timeout=WAIT)
+
+    asyncio.run(run())
+    assert [len(s.seen.requests) for s in (named, bare)] == [4, 4]
+    assert [s.seen.calls["stats"] for s in (named, bare)] == [1, 1]
+
+
+@needs_openssl
+def test_a_certificate_for_another_name_is_not_taken(authority: Path, serve: Any) -> None:
+    """Both servers hold the first's certificate: the second must not be believed."""
+    first, second = serve("name"), serve("name")
+    addresses = [f"localhost:{first.port}", f"127.0.0.1:{second.port}"]
+    with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
+        ask(client, 4)
+    assert [len(s.seen.requests) for s in (first, second)] == [4, 0]
+    alone = Client(addresses[1], tls=TLS(root=authority / "ca.crt"), retry=QUICK)
+    with alone, pytest.raises(Unavailable):
+        alone.generate("say hi", timeout=WAIT).text()
+
+
+@needs_openssl
+def test_one_name_given_holds_for_all(authority: Path, serve: Any) -> None:
+    first, second = serve("name"), serve("name")
+    addresses = [f"127.0.0.1:{first.port}", f"localhost:{second.port}"]
+    trust = TLS(root=authority / "ca.crt", server_name="localhost")
+    with Client(addresses, tls=trust, retry=QUICK) as client:
+        ask(client, 1)
+
+
+@needs_openssl
+def test_a_server_that_is_gone_is_passed_over(authority: Path, serve: Any) -> None:
+    named, bare = serve("name"), serve("ip")
+    addresses = [f"localhost:{named.port}", f"127.0.0.1:{bare.port}"]
+    with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
+        ask(client, 2)
+        bare.__exit__()
+        ask(client, 4)
+    assert len(named.seen.requests) == 5
+
+
+def test_servers_take_turns() -> None:
+    rotation = Rotation(3, clock=lambda: 0.0)
+    assert [rotation.take() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_one_that_is_down_rests_and_comes_back() -> None:
+    now = [100.0]
+    rotation = Rotation(3, clock=lambda: now[0])
+    rotation.report(1, up=False)
+    assert [rotation.take() for _ in range(4)] == [0, 2, 0, 2]
+    now[0] += REST
+    assert [rotation.take() for _ in range(3)] == [0, 1, 2]
+    rotation.report(1, up=False)
+    rotation.report(1, up=True)
+    assert [rotation.take() for _ in range(3)] == [0, 1, 2]
+
+
+def test_where_all_are_down_all_are_tried() -> None:
+    rotation = Rotation(2, clock=lambda: 0.0)
+    for server in (0, 1):
+        rotation.report(server, up=False)
+    assert [rotation.take() for _ in range(4)] == [0, 1, 0, 1]
