@@ -162,7 +162,7 @@ class Scheduler:
         if samples:
             request.num_placeholders += 1
         request.in_flight += 1
-        self.roster.waiting.charge(request.spec.client, count)
+        self.roster.waiting.shares.charge(request.spec.client, count)
         draft.budget -= count
         key, index, epoch, slot = request.key, request.index, request.epoch, request.slot
         draft.planned[slot] = request

@@ -1,19 +1,21 @@
 """Requests that wait for a slot, and who goes next.
 
-Rank: priority, then the client that has been served the fewest tokens, then arrival. Shares are
-counted in tokens, never in time (Sheng et al., 2024: virtual token counters): a client that comes
-back from idleness starts level with the least served of the others, so it neither owes nor owns.
+Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival.
 Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts it to the
 highest waiting priority, so nothing starves for ever.
 
 Invariant: `len` counts exactly the waiting requests, held ones included. Entries of requests that
 no longer wait are dropped lazily; a heap never holds many more dead entries than live ones, and
-none when nobody waits.
+none when nobody waits. An admission costs a time logarithmic in the number of clients and requests
+that wait: of each client the first request stands in one heap of all clients, whose ranks only rise
+while it waits there, by what the client is served; one that falls comes with a `push`.
 """
 
 import heapq
 
+from quire.engine.scheduling.rising_heap import RisingHeap
 from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.shares import Shares
 
 AGEING = 8
 
@@ -22,11 +24,11 @@ class WaitingQueue:
     """Heaps of waiting requests, one a client; and siblings held back for their leader."""
 
     def __init__(self) -> None:
+        self.shares = Shares()
         self._ranked: dict[str, list[tuple[int, int, Request]]] = {}
+        self._clients: RisingHeap[str] = RisingHeap(self._rank)
         self._oldest: list[tuple[int, Request]] = []
         self._held: dict[Request, list[Request]] = {}
-        self._served: dict[str, int] = {}  # tokens, of clients with unfinished requests
-        self._unfinished: dict[str, int] = {}
         self._live = 0
         self._admissions = 0
 
@@ -37,21 +39,14 @@ class WaitingQueue:
 
     def enter(self, client: str) -> None:
         """One more unfinished request of this client."""
-        if client not in self._unfinished:
-            self._served[client] = min(self._served.values(), default=0)
-        self._unfinished[client] = self._unfinished.get(client, 0) + 1
+        self.shares.enter(client)
 
     def leave(self, client: str) -> None:
         """One less; a client without any is forgotten."""
-        self._unfinished[client] -= 1
-        if not self._unfinished[client]:
-            del self._unfinished[client], self._served[client]
-            if not self._ranked.get(client):
-                self._ranked.pop(client, None)
-
-    def charge(self, client: str, tokens: int) -> None:
-        """Count tokens computed for a client."""
-        self._served[client] += tokens
+        self.shares.leave(client)
+        if client not in self.shares:
+            self._ranked.pop(client, None)
+            self._clients.discard(client)
 
     # ------------------------------------------------------------ requests
 
@@ -99,25 +94,25 @@ class WaitingQueue:
     # ------------------------------------------------------------ heaps
 
     def _insert(self, request: Request) -> None:
-        heap = self._ranked.setdefault(request.spec.client, [])
+        client = request.spec.client
+        heap = self._ranked.setdefault(client, [])
         heapq.heappush(heap, (-request.priority, request.arrival, request))
         heapq.heappush(self._oldest, (request.arrival, request))
+        self._clients.offer(client)
+
+    def _rank(self, client: str) -> tuple[int, int, int] | None:
+        """Of the client's first waiting request; None if none waits."""
+        heap = self._ranked.get(client)
+        while heap and heap[0][-1].status is not Status.WAITING:
+            heapq.heappop(heap)
+        if not heap:
+            return None
+        priority, arrival, _ = heap[0]
+        return priority, self.shares.served[client], arrival
 
     def _first_ranked(self) -> Request | None:
-        best: tuple[int, int, int] | None = None
-        first: Request | None = None
-        for client in tuple(self._ranked):
-            heap = self._ranked[client]
-            while heap and heap[0][-1].status is not Status.WAITING:
-                heapq.heappop(heap)
-            if not heap:
-                del self._ranked[client]
-                continue
-            priority, arrival, request = heap[0]
-            rank = (priority, self._served[client], arrival)
-            if best is None or rank < best:
-                best, first = rank, request
-        return first
+        client = self._clients.first()
+        return None if client is None else self._ranked[client][0][-1]
 
     def _first_arrived(self) -> Request | None:
         while self._oldest and self._oldest[0][-1].status is not Status.WAITING:

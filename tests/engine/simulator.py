@@ -260,6 +260,12 @@ class Simulator:
         assert self.scheduler.num_waiting == waiting
         assert self.scheduler.num_running == sum(r.status is Status.RUNNING for r in requests)
         assert len(self.scheduler.roster.waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
+        clients = {r.spec.client for r in requests}
+        for heap in (
+            self.scheduler.roster.waiting._clients,
+            self.scheduler.roster.waiting.shares._least,
+        ):
+            assert len(heap) <= 3 * len(clients) + 65, "clients are hoarded"
 
     def _check_request(self, request: Request, placeholders: int) -> None:
         if request.status is Status.FINISHED:
@@ -316,7 +322,7 @@ class Simulator:
         kept = sum(len(r.tokens) - r.dropped for r in self.records.values())
         assert counters.generated - counters.discarded == kept, "tokens are miscounted"
         queue = self.scheduler.roster.waiting
-        assert not queue._unfinished and not queue._served, "a client is remembered for nothing"
+        assert not queue.shares.served and not queue._ranked, "a client is remembered for nothing"
 
     def total(self) -> Tally:
         """The tally, with the scheduler's and the pool's own counters."""

@@ -214,8 +214,8 @@ SCHEDULING = (
     Fault(
         "gllm: jitter in admission",
         "engine/scheduling/waiting_queue.py",
-        "rank = (priority, self._served[client], arrival)",
-        'rank = (priority, int(__import__("random").random() * 9), arrival)',
+        "return priority, self.shares.served[client], arrival",
+        'return priority, int(__import__("random").random() * 9), arrival',
         _regression("gllm_jitter_in_admission"),
     ),
     Fault(

@@ -1,0 +1,74 @@
+"""The slow twin of the waiting queue: the same rule, by looking at everybody each time."""
+
+from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.waiting_queue import AGEING
+
+
+class SlowShares:
+    """See Shares."""
+
+    def __init__(self) -> None:
+        self.served: dict[str, int] = {}
+        self._unfinished: dict[str, int] = {}
+
+    def enter(self, client: str) -> None:
+        if client not in self._unfinished:
+            self.served[client] = min(self.served.values(), default=0)
+        self._unfinished[client] = self._unfinished.get(client, 0) + 1
+
+    def leave(self, client: str) -> None:
+        self._unfinished[client] -= 1
+        if not self._unfinished[client]:
+            del self._unfinished[client], self.served[client]
+
+    def charge(self, client: str, tokens: int) -> None:
+        self.served[client] += tokens
+
+
+class SlowQueue:
+    """See WaitingQueue."""
+
+    def __init__(self) -> None:
+        self.shares = SlowShares()
+        self.enter, self.leave = self.shares.enter, self.shares.leave
+        self._waiting: list[Request] = []
+        self._held: dict[Request, list[Request]] = {}
+        self._admissions = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting) + sum(len(held) for held in self._held.values())
+
+    def push(self, request: Request) -> None:
+        request.status = Status.WAITING
+        self._waiting.append(request)
+
+    def hold(self, leader: Request, follower: Request) -> None:
+        follower.status = Status.WAITING
+        self._held.setdefault(leader, []).append(follower)
+
+    def release(self, leader: Request) -> None:
+        self._waiting += self._held.pop(leader, [])
+
+    def head(self) -> Request | None:
+        if self._admissions % AGEING == AGEING - 1:
+            return min(self._waiting, key=lambda r: r.arrival, default=None)
+        return self._first_ranked()
+
+    def take(self, request: Request) -> None:
+        ranked = self._first_ranked()
+        if self._admissions % AGEING == AGEING - 1 and ranked is not None:
+            request.priority = max(request.priority, ranked.priority)
+        self._admissions += 1
+        request.status = Status.RUNNING
+        self._waiting.remove(request)
+
+    def forget(self, request: Request) -> None:
+        for requests in (self._waiting, *self._held.values()):
+            if request in requests:
+                requests.remove(request)
+
+    def _first_ranked(self) -> Request | None:
+        def rank(request: Request) -> tuple[int, int, int]:
+            return -request.priority, self.shares.served[request.spec.client], request.arrival
+
+        return min(self._waiting, key=rank, default=None)
