@@ -8,7 +8,7 @@ process with another exit code than 0.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -42,8 +42,13 @@ log = logging.getLogger("quire.service")
 ProgressReport = Callable[[str, float], None]
 
 EXIT_OK, EXIT_DEAD = 0, 1
-_GRACE = 2.0  # seconds that calls which have ended get to be written
-_ENGINE_STOP = 10.0  # seconds that the engine gets to end its step
+# What comes after the drain takes END_SECONDS at most, in the order of these bounds.
+END_SECONDS = 5.0
+_ENGINE_STOP = 1.5  # seconds that the engine gets to end its step
+_WRITES = 2.5  # seconds that calls which have ended get to be written
+_WRITES_STALL = 1.0  # less, once none has been written for so long: nobody reads
+_LOOK = 0.1  # seconds between two looks at what was written
+_REST = 0.5  # seconds that metrics and traces get to end
 _BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
 _MIN_MESSAGE = 4 << 20
 _NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
@@ -110,7 +115,7 @@ class Server:
         options = _channel_options(max_model_len, service)
         self._server = grpc.aio.server(options=options, interceptors=guards)
         self._server.add_generic_rpc_handlers((handler(self._servicer),))
-        await self._health.add_to(self._server)
+        self._health.add_to(self._server)
         if service.reflection:
             _add_reflection(self._server, with_health=self._health.available)
         credentials = self._security.credentials()
@@ -137,7 +142,7 @@ class Server:
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         self._health_server = grpc.aio.server(options=_channel_options(1, service))
-        await self._health.add_to(self._health_server)
+        self._health.add_to(self._health_server)
         self.health_port = _bind(
             self._health_server, service.health_host, service.health_port, None
         )
@@ -162,7 +167,7 @@ class Server:
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         self._servicer.serving = Serving(self._engine, model, Validator(model), stats)
         self._lifecycle.advance(Phase.READY)
-        await self._health.set_ready(True)
+        self._health.set_ready(True)
         if self._watchdog is not None:
             self._watching = asyncio.create_task(self._watchdog.watch(self._on_watchdog))
 
@@ -175,8 +180,8 @@ class Server:
             log.warning("the step that hung has ended")
         else:
             log.critical("a step hangs: the engine is given up (%s)", self._engine.give_up())
-        await self._health.set_alive(not hung)
-        await self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
+        self._health.set_alive(not hung)
+        self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
 
     @property
     def engine_abandoned(self) -> bool:
@@ -231,12 +236,12 @@ class Server:
         self._lifecycle.error_id = error_id
         self._lifecycle.advance(Phase.DEAD)
         log.critical("the engine has died (%s): shutting down", error_id)
-        await self._health.set_ready(False)
+        self._health.set_ready(False)
 
     async def drain(self) -> None:
         """Refuse new calls and let the open ones end, for `drain_seconds` at most."""
         self._lifecycle.advance(Phase.DRAINING)
-        await self._health.set_ready(False)
+        self._health.set_ready(False)
         seconds = self._settings.service.drain_seconds
         log.info("draining", extra={"fields": {"open": self.ledger.open, "seconds": seconds}})
         try:
@@ -245,8 +250,12 @@ class Server:
         except TimeoutError:
             log.warning("drain time is over", extra={"fields": {"open": self.ledger.open}})
 
-    async def stop(self) -> None:
-        """Stop the engine, which ends what is open, then close the ports."""
+    async def stop(self, *, leaving: bool = False) -> None:
+        """Stop the engine, which ends what is open, then close the ports: within END_SECONDS.
+
+        leaving: the process ends next, and its connections with it: a client that has not read its
+        end sees UNAVAILABLE. Without, such calls are cancelled here.
+        """
         for task in (self._watching, self._refreshing):
             if task is not None:
                 task.cancel()
@@ -256,12 +265,37 @@ class Server:
         except TimeoutError:
             log.error("the engine did not end its step in %g s", _ENGINE_STOP)
             self._engine.give_up()
-        for server in (self._server, self._health_server):
-            if server is not None:
-                await server.stop(_GRACE)
+        self._health.close()
+        rest = asyncio.gather(*self._rest(), return_exceptions=True)
+        ports = [server for server in (self._server, self._health_server) if server is not None]
+        closing = [asyncio.create_task(server.stop(END_SECONDS)) for server in ports]
+        if not await self._written(closing) and not leaving:
+            await asyncio.gather(*(server.stop(None) for server in ports))
+        await asyncio.wait({rest}, timeout=_REST)
+
+    async def _written(self, closing: "list[asyncio.Task[None]]") -> bool:
+        """Wait until every call's end is written, for as long as that gets on."""
+        clock = asyncio.get_running_loop().time
+        began = moved = clock()
+        ended = self._ended_calls()
+        while any(not task.done() for task in closing):
+            if clock() - began >= _WRITES or clock() - moved >= _WRITES_STALL:
+                log.warning("not all clients have read how their calls ended")
+                return False
+            await asyncio.wait(closing, timeout=_LOOK)
+            if self._ended_calls() != ended:
+                ended, moved = self._ended_calls(), clock()
+        return True
+
+    def _ended_calls(self) -> int:
+        return self.ledger.rpcs.total()
+
+    def _rest(self) -> "list[Coroutine[Any, Any, None]]":
+        """What serves nobody but its readers: its end is waited for a moment only."""
+        stops = [self._tracer.close]
         if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.stop)
-        await asyncio.to_thread(self._tracer.close)
+            stops.append(self._metrics.stop)
+        return [asyncio.to_thread(stop) for stop in stops]
 
 
 async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], None]) -> int:
@@ -275,7 +309,7 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
             draining = asyncio.create_task(server.drain())
             await asyncio.wait({dead, draining}, return_when=asyncio.FIRST_COMPLETED)
         code = EXIT_DEAD if dead.done() else EXIT_OK
-        await server.stop()
+        await server.stop(leaving=True)
         return code
     finally:
         dead.cancel()

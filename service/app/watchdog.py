@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 
 _MAX_INTERVAL = 1.0  # seconds between two looks
 _LOOKS = 8  # within the first bound, at least
+_STANDARD_ERROR = 2
 
 
 class Verdict(enum.Enum):
@@ -67,12 +68,24 @@ class Watchdog:
                 await on_change(verdict)
 
 
-async def hold_deadman(seconds: float) -> None:
-    """Until cancelled: end this process, with all stacks on standard error and exit code 1, unless
-    the event loop has run within the last `seconds`."""
-    try:
-        while True:
-            faulthandler.dump_traceback_later(seconds, exit=True)
-            await asyncio.sleep(min(_MAX_INTERVAL, seconds / _LOOKS))
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+class Deadman:
+    """The process's timer outside the interpreter: it ends the process, with all stacks on standard
+    error and exit code 1, unless it is set anew."""
+
+    def __init__(self) -> None:
+        self._last = False
+
+    async def hold(self, seconds: float) -> None:
+        """Until cancelled: set it anew as long as the event loop runs, for `seconds` each time."""
+        try:
+            while not self._last:
+                faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
+                await asyncio.sleep(min(_MAX_INTERVAL, seconds / _LOOKS))
+        finally:
+            if not self._last:
+                faulthandler.cancel_dump_traceback_later()
+
+    def end_within(self, seconds: float) -> None:
+        """From now on nothing sets it anew."""
+        self._last = True
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
