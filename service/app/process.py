@@ -59,6 +59,7 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
     engine_config = settings.engine.replace(model=resolved.engine_model)
     shape = model_config(engine_config)
     server = Server(settings, resolved, AsyncEngine(make_link(engine_config)))
+    signals.on_hangup = server.read_again
     await server.open(resolve_max_model_len(engine_config, shape))
     progress = Progress(logs.terminal())
     loading = asyncio.create_task(server.load(shape.vocab_size, progress))

@@ -17,19 +17,22 @@ import grpc
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import ConfigError
 from quire.service.admission.admission import Admission, Policy
+from quire.service.admission.intake import Intake, Places, places_for
 from quire.service.admission.rate_limits import ClientLimits, Limits
+from quire.service.app import ports
 from quire.service.app.health import NAME as HEALTH_NAME
 from quire.service.app.health import Health
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
+from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.servicer import SERVICE, Entrance, InferenceServicer, Serving, handler
 from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import ServedModel, Validator
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security, tls_files
 from quire.service.security.reload import keep_fresh
-from quire.service.settings import ServiceConfig, Settings, is_loopback
+from quire.service.settings import Settings, is_loopback
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics import MetricsServer, QuireCollector, Sources
 from quire.service.telemetry.protection_metrics import ProtectionCollector
@@ -49,11 +52,6 @@ _WRITES = 2.5  # seconds that calls which have ended get to be written
 _WRITES_STALL = 1.0  # less, once none has been written for so long: nobody reads
 _LOOK = 0.1  # seconds between two looks at what was written
 _REST = 0.5  # seconds that metrics and traces get to end
-_BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
-_MIN_MESSAGE = 4 << 20
-_NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
-_PING_ANSWER_MS = 20_000
-_MAX_METADATA = 16 << 10
 
 
 def quire_version() -> str:
@@ -98,6 +96,7 @@ class Server:
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._rereading: set[asyncio.Task[bool]] = set()
         self._metrics: MetricsServer | None = None
         self._watchdog = _watchdog(settings, engine)
         self._watching: asyncio.Task[None] | None = None
@@ -111,15 +110,18 @@ class Server:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
         authenticator = self._security.authenticator
-        guards = [Guard(authenticator)] if authenticator.required else []
-        options = _channel_options(max_model_len, service)
-        self._server = grpc.aio.server(options=options, interceptors=guards)
+        max_message = ports.max_message_bytes(max_model_len)
+        connections = ports.max_connections(
+            ports.raise_descriptors(), probes=service.health_port is not None
+        )
+        options = ports.channel_options(max_message, connections, service)
+        self._server = grpc.aio.server(options=options, interceptors=self._guards(max_message))
         self._server.add_generic_rpc_handlers((handler(self._servicer),))
         self._health.add_to(self._server)
         if service.reflection:
             _add_reflection(self._server, with_health=self._health.available)
         credentials = self._security.credentials()
-        self.port = _bind(self._server, service.host, service.port, credentials)
+        self.port = ports.bind(self._server, service.host, service.port, credentials)
         self._open_metrics()
         await self._open_health()
         await self._server.start()
@@ -134,6 +136,14 @@ class Server:
                 "anyone who can reach %s may call: no api_keys, no tls_client_ca", service.host
             )
 
+    def _guards(self, max_message: int) -> list[grpc.aio.ServerInterceptor]:
+        """What a call passes before its request is read."""
+        authenticator = self._security.authenticator
+        doorman = Doorman(authenticator, self.ledger)
+        places = Places(places_for(max_message))
+        intake = Intake(places, doorman.check, doorman.on_refused)
+        return [Guard(authenticator), intake] if authenticator.required else [intake]
+
     async def _open_health(self) -> None:
         """A port for probes that speak no TLS: it answers nothing but health."""
         service = self._settings.service
@@ -141,9 +151,10 @@ class Server:
             return
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
-        self._health_server = grpc.aio.server(options=_channel_options(1, service))
+        options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
+        self._health_server = grpc.aio.server(options=options)
         self._health.add_to(self._health_server)
-        self.health_port = _bind(
+        self.health_port = ports.bind(
             self._health_server, service.health_host, service.health_port, None
         )
         await self._health_server.start()
@@ -227,6 +238,13 @@ class Server:
         self.metrics_port = metrics.port
         if material is not None:
             material.on_change.append(lambda _: metrics.reload_tls())
+
+    def read_again(self) -> None:
+        """Look at the files that may change now, without waiting for the next look."""
+        for files in self._security.watched:
+            task = asyncio.create_task(asyncio.to_thread(files.refresh))
+            self._rereading.add(task)
+            task.add_done_callback(self._rereading.discard)
 
     # ------------------------------------------------------------ end
 
@@ -316,22 +334,6 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
         asked.cancel()
 
 
-def _bind(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
-) -> int:
-    address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
-    try:
-        if credentials is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
-    return bound
-
-
 def _policy(settings: Settings) -> Policy:
     service = settings.service
     return Policy(
@@ -359,22 +361,6 @@ def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:
     if not service.watchdog_seconds:
         return None
     return Watchdog(engine.busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
-
-
-def _channel_options(max_model_len: int, service: ServiceConfig) -> list[tuple[str, int]]:
-    keepalive = round(service.keepalive_seconds * 1000)
-    return [
-        # A client whose machine or network is gone says nothing: ping it, or its stream runs on.
-        ("grpc.keepalive_time_ms", keepalive or _NEVER_MS),
-        ("grpc.keepalive_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
-        ("grpc.http2.ping_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
-        ("grpc.max_receive_message_length", max(_MIN_MESSAGE, max_model_len * _BYTES_A_TOKEN)),
-        ("grpc.max_metadata_size", _MAX_METADATA),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
 
 
 def _add_reflection(server: grpc.aio.Server, *, with_health: bool) -> None:
