@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0, 1, 2 (usage) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if stream is not None:  # one that was closed before
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(_run(words))
 
 

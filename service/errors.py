@@ -190,6 +190,26 @@ def too_many_streams(limit: int, retry_after: float) -> Refusal:
     )
 
 
+def slow_request(retry_after: float) -> Refusal:
+    """The request took longer to come in than the server keeps room for it."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the request came in too slowly: others need the room",
+        reason="SLOW_REQUEST",
+        retry_after=retry_after,
+    )
+
+
+def too_many_calls(limit: int, retry_after: float) -> Refusal:
+    """More calls have come than the server can look at."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{limit} calls wait to be read",
+        reason="TOO_MANY_CALLS",
+        retry_after=retry_after,
+    )
+
+
 def unauthenticated(why: str) -> Refusal:
     """The credentials are missing or wrong."""
     return Refusal(grpc.StatusCode.UNAUTHENTICATED, why, reason="UNAUTHENTICATED")

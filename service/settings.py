@@ -5,12 +5,14 @@ name in capitals), else from the TOML file (sections [engine] and [service]), el
 
 Invariant: nothing is accepted and ignored. An unknown key, section or QUIRE_ variable, and a value
 of the wrong type, is a ConfigError that names it and where it stands. (Names that begin with
-QUIRE_CLIENT_ are the clients' own.)
+QUIRE_CLIENT_ are the clients' own. What Kubernetes puts into every container for a Service whose
+name begins with `quire` is nobody's: see is_service_link.)
 """
 
 import dataclasses
 import ipaddress
 import json
+import re
 import tomllib
 import types
 import typing
@@ -29,6 +31,14 @@ _OTLP_SCHEMES = ("http://", "https://")
 PLACES = ("auto", "on", "off")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+# Of a Service named quire, or quire-…; names of its ports stand behind SERVICE_PORT.
+_LINK_NAME = re.compile(
+    r"QUIRE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
+_LINK_PLAIN = re.compile(
+    r".+_(\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)|SERVICE_HOST|SERVICE_PORT(_.+)?)"
+)
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -250,11 +260,22 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         if variable.startswith(CLIENT_PREFIX):
             continue
+        if is_service_link(variable, text):
+            continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in known:
             raise ConfigError(f"environment variable {variable}: no such option")
         values[name] = _parsed(f"environment variable {variable}", text, known[name])
     return values
+
+
+def is_service_link(variable: str, value: str) -> bool:
+    """Whether Kubernetes has set it, to tell of a Service: QUIRE_SERVICE_HOST, QUIRE_PORT with a
+    value like tcp://10.0.0.1:50051, QUIRE_PORT_50051_TCP_ADDR, and so on. QUIRE_PORT with a number
+    is the option."""
+    if not _LINK_NAME.fullmatch(variable):
+        return False
+    return bool(_LINK_PLAIN.fullmatch(variable) or _LINK_VALUE.fullmatch(value))
 
 
 def _kinds(config: type) -> list[tuple[str, type]]:

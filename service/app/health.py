@@ -1,57 +1,127 @@
 """grpc.health.v1: readiness under "" and the service's name, liveness under `liveness`.
 
 Invariant: readiness is SERVING exactly while calls are let in; liveness is SERVING from the moment
-the port is open, also while loading and draining, until a watchdog says otherwise. Where the
-package grpcio-health-checking is missing the server runs without, and says so in its log.
+the port is open, also while loading and draining, until a watchdog says otherwise. What is true is
+set without waiting for anybody: each watcher is told by its own call, as fast as it reads, so one
+that does not read holds up nobody but itself. Watchers are bounded in number. Where the package
+grpcio-health-checking is missing the server runs without, and says so in its log.
 """
 
+import asyncio
 import logging
+from collections import Counter
 from typing import Any
 
 import grpc
 
 try:
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
 except ImportError:
-    health = None
+    health_pb2 = None
 
 log = logging.getLogger("quire.service")
 
 READINESS = ("", "quire.v1.InferenceService")
 LIVENESS = "liveness"
 NAME = "grpc.health.v1.Health"
+MAX_WATCHES = 1024
+MAX_WATCHES_PER_CONNECTION = 16
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
-    """What probes are told."""
+    """What probes are told. Of the event loop alone; nothing here waits but a watcher's call."""
 
     def __init__(self) -> None:
-        self._servicer: Any = None if health is None else health.aio.HealthServicer()
+        self._good = dict.fromkeys((*READINESS, LIVENESS), False)
+        self._changed = asyncio.Event()  # set once, at the next change, and then replaced
+        self._watches: Counter[str] = Counter()  # by connection
+        self._closed = False
 
     @property
     def available(self) -> bool:
         """Whether the package is installed."""
-        return self._servicer is not None
+        return health_pb2 is not None
 
-    async def add_to(self, server: grpc.aio.Server) -> None:
+    @property
+    def watches(self) -> int:
+        """Open ones."""
+        return self._watches.total()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
         """Answer probes on this server: alive, and not ready."""
         if not self.available:
             log.warning("grpcio-health-checking is not installed: health checks are off")
             return
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
-        await self.set_ready(False)
-        await self.set_alive(True)
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+        self.set_alive(True)
 
-    async def set_ready(self, ready: bool) -> None:
+    def set_ready(self, ready: bool) -> None:
         """Readiness, under both of its names."""
-        for name in READINESS:
-            await self._set(name, ready)
+        self._set(READINESS, ready)
 
-    async def set_alive(self, alive: bool) -> None:
+    def set_alive(self, alive: bool) -> None:
         """Liveness."""
-        await self._set(LIVENESS, alive)
+        self._set((LIVENESS,), alive)
 
-    async def _set(self, name: str, good: bool) -> None:
-        if self.available:
-            status = health_pb2.HealthCheckResponse
-            await self._servicer.set(name, status.SERVING if good else status.NOT_SERVING)
+    def close(self) -> None:
+        """Nothing is ready any more, and every watch ends."""
+        self._closed = True
+        self._set(READINESS, False)
+
+    # ------------------------------------------------------------ the calls
+
+    async def Check(self, request: Any, context: Context) -> Any:
+        """What is true now. NOT_FOUND for a name that is not known."""
+        if request.service not in self._good:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return self._answer(request.service)
+
+    async def List(self, _request: Any, _context: Context) -> Any:
+        """All names, and what is true of each."""
+        statuses = {name: self._answer(name) for name in self._good}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+    async def Watch(self, request: Any, context: Context) -> None:
+        """What is true now, and each change. RESOURCE_EXHAUSTED where too many watch already."""
+        connection = context.peer()
+        if self.watches >= MAX_WATCHES or self._watches[connection] >= MAX_WATCHES_PER_CONNECTION:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"too many watches: at most {MAX_WATCHES_PER_CONNECTION} a connection, "
+                f"and {MAX_WATCHES} in all",
+            )
+        self._watches[connection] += 1
+        try:
+            await self._tell(request.service, context)
+        finally:
+            self._watches[connection] -= 1
+            if not self._watches[connection]:
+                del self._watches[connection]
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+
+    async def _tell(self, name: str, context: Context) -> None:
+        """Until nothing more will change."""
+        told = None
+        while True:
+            changed, closed, answer = self._changed, self._closed, self._answer(name)
+            if answer != told:
+                await context.write(answer)
+                told = answer
+            elif closed:
+                return
+            else:
+                await changed.wait()
+
+    def _answer(self, name: str) -> Any:
+        status = health_pb2.HealthCheckResponse
+        if name not in self._good:
+            return status(status=status.SERVICE_UNKNOWN)
+        return status(status=status.SERVING if self._good[name] else status.NOT_SERVING)
+
+    def _set(self, names: tuple[str, ...], good: bool) -> None:
+        for name in names:
+            self._good[name] = good
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

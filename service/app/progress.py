@@ -4,6 +4,7 @@ Invariant: on a terminal one line that is rewritten; elsewhere at most five line
 standard output, which belongs to `serving MODEL on HOST:PORT`.
 """
 
+import contextlib
 import sys
 from typing import TextIO
 
@@ -30,12 +31,15 @@ class Progress:
             self._write(f"{stage} {100 * reached // steps:3d}%")
 
     def _write(self, line: str) -> None:
-        self._stream.write(f"\r{line}\x1b[K" if self._rewrites else line + "\n")
-        self._stream.flush()
+        self._say(f"\r{line}\x1b[K" if self._rewrites else line + "\n")
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is stuck or gone
+            self._stream.write(text)
+            self._stream.flush()
 
     def close(self) -> None:
         """Leave the line as it is and begin another."""
         if self._rewrites and self._shown >= 0:
-            self._stream.write("\n")
-            self._stream.flush()
+            self._say("\n")
             self._shown = -1

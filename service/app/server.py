@@ -8,7 +8,7 @@ process with another exit code than 0.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,19 +17,22 @@ import grpc
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import ConfigError
 from quire.service.admission.admission import Admission, Policy
+from quire.service.admission.intake import Intake, Places, places_for
 from quire.service.admission.rate_limits import ClientLimits, Limits
+from quire.service.app import ports
 from quire.service.app.health import NAME as HEALTH_NAME
 from quire.service.app.health import Health
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
+from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.servicer import SERVICE, Entrance, InferenceServicer, Serving, handler
 from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import ServedModel, Validator
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security, tls_files
 from quire.service.security.reload import keep_fresh
-from quire.service.settings import ServiceConfig, Settings, is_loopback
+from quire.service.settings import Settings, is_loopback
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics import MetricsServer, QuireCollector, Sources
 from quire.service.telemetry.protection_metrics import ProtectionCollector
@@ -42,13 +45,13 @@ log = logging.getLogger("quire.service")
 ProgressReport = Callable[[str, float], None]
 
 EXIT_OK, EXIT_DEAD = 0, 1
-_GRACE = 2.0  # seconds that calls which have ended get to be written
-_ENGINE_STOP = 10.0  # seconds that the engine gets to end its step
-_BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
-_MIN_MESSAGE = 4 << 20
-_NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
-_PING_ANSWER_MS = 20_000
-_MAX_METADATA = 16 << 10
+# What comes after the drain takes END_SECONDS at most, in the order of these bounds.
+END_SECONDS = 5.0
+_ENGINE_STOP = 1.5  # seconds that the engine gets to end its step
+_WRITES = 2.5  # seconds that calls which have ended get to be written
+_WRITES_STALL = 1.0  # less, once none has been written for so long: nobody reads
+_LOOK = 0.1  # seconds between two looks at what was written
+_REST = 0.5  # seconds that metrics and traces get to end
 
 
 def quire_version() -> str:
@@ -93,6 +96,7 @@ class Server:
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._rereading: set[asyncio.Task[bool]] = set()
         self._metrics: MetricsServer | None = None
         self._watchdog = _watchdog(settings, engine)
         self._watching: asyncio.Task[None] | None = None
@@ -106,15 +110,18 @@ class Server:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
         authenticator = self._security.authenticator
-        guards = [Guard(authenticator)] if authenticator.required else []
-        options = _channel_options(max_model_len, service)
-        self._server = grpc.aio.server(options=options, interceptors=guards)
+        max_message = ports.max_message_bytes(max_model_len)
+        connections = ports.max_connections(
+            ports.raise_descriptors(), probes=service.health_port is not None
+        )
+        options = ports.channel_options(max_message, connections, service)
+        self._server = grpc.aio.server(options=options, interceptors=self._guards(max_message))
         self._server.add_generic_rpc_handlers((handler(self._servicer),))
-        await self._health.add_to(self._server)
+        self._health.add_to(self._server)
         if service.reflection:
             _add_reflection(self._server, with_health=self._health.available)
         credentials = self._security.credentials()
-        self.port = _bind(self._server, service.host, service.port, credentials)
+        self.port = ports.bind(self._server, service.host, service.port, credentials)
         self._open_metrics()
         await self._open_health()
         await self._server.start()
@@ -129,6 +136,14 @@ class Server:
                 "anyone who can reach %s may call: no api_keys, no tls_client_ca", service.host
             )
 
+    def _guards(self, max_message: int) -> list[grpc.aio.ServerInterceptor]:
+        """What a call passes before its request is read."""
+        authenticator = self._security.authenticator
+        doorman = Doorman(authenticator, self.ledger)
+        places = Places(places_for(max_message))
+        intake = Intake(places, doorman.check, doorman.on_refused)
+        return [Guard(authenticator), intake] if authenticator.required else [intake]
+
     async def _open_health(self) -> None:
         """A port for probes that speak no TLS: it answers nothing but health."""
         service = self._settings.service
@@ -136,9 +151,10 @@ class Server:
             return
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
-        self._health_server = grpc.aio.server(options=_channel_options(1, service))
-        await self._health.add_to(self._health_server)
-        self.health_port = _bind(
+        options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
+        self._health_server = grpc.aio.server(options=options)
+        self._health.add_to(self._health_server)
+        self.health_port = ports.bind(
             self._health_server, service.health_host, service.health_port, None
         )
         await self._health_server.start()
@@ -162,7 +178,7 @@ class Server:
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         self._servicer.serving = Serving(self._engine, model, Validator(model), stats)
         self._lifecycle.advance(Phase.READY)
-        await self._health.set_ready(True)
+        self._health.set_ready(True)
         if self._watchdog is not None:
             self._watching = asyncio.create_task(self._watchdog.watch(self._on_watchdog))
 
@@ -175,8 +191,8 @@ class Server:
             log.warning("the step that hung has ended")
         else:
             log.critical("a step hangs: the engine is given up (%s)", self._engine.give_up())
-        await self._health.set_alive(not hung)
-        await self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
+        self._health.set_alive(not hung)
+        self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
 
     @property
     def engine_abandoned(self) -> bool:
@@ -223,6 +239,13 @@ class Server:
         if material is not None:
             material.on_change.append(lambda _: metrics.reload_tls())
 
+    def read_again(self) -> None:
+        """Look at the files that may change now, without waiting for the next look."""
+        for files in self._security.watched:
+            task = asyncio.create_task(asyncio.to_thread(files.refresh))
+            self._rereading.add(task)
+            task.add_done_callback(self._rereading.discard)
+
     # ------------------------------------------------------------ end
 
     async def wait_dead(self) -> None:
@@ -231,12 +254,12 @@ class Server:
         self._lifecycle.error_id = error_id
         self._lifecycle.advance(Phase.DEAD)
         log.critical("the engine has died (%s): shutting down", error_id)
-        await self._health.set_ready(False)
+        self._health.set_ready(False)
 
     async def drain(self) -> None:
         """Refuse new calls and let the open ones end, for `drain_seconds` at most."""
         self._lifecycle.advance(Phase.DRAINING)
-        await self._health.set_ready(False)
+        self._health.set_ready(False)
         seconds = self._settings.service.drain_seconds
         log.info("draining", extra={"fields": {"open": self.ledger.open, "seconds": seconds}})
         try:
@@ -245,8 +268,12 @@ class Server:
         except TimeoutError:
             log.warning("drain time is over", extra={"fields": {"open": self.ledger.open}})
 
-    async def stop(self) -> None:
-        """Stop the engine, which ends what is open, then close the ports."""
+    async def stop(self, *, leaving: bool = False) -> None:
+        """Stop the engine, which ends what is open, then close the ports: within END_SECONDS.
+
+        leaving: the process ends next, and its connections with it: a client that has not read its
+        end sees UNAVAILABLE. Without, such calls are cancelled here.
+        """
         for task in (self._watching, self._refreshing):
             if task is not None:
                 task.cancel()
@@ -256,12 +283,37 @@ class Server:
         except TimeoutError:
             log.error("the engine did not end its step in %g s", _ENGINE_STOP)
             self._engine.give_up()
-        for server in (self._server, self._health_server):
-            if server is not None:
-                await server.stop(_GRACE)
+        self._health.close()
+        rest = asyncio.gather(*self._rest(), return_exceptions=True)
+        ports = [server for server in (self._server, self._health_server) if server is not None]
+        closing = [asyncio.create_task(server.stop(END_SECONDS)) for server in ports]
+        if not await self._written(closing) and not leaving:
+            await asyncio.gather(*(server.stop(None) for server in ports))
+        await asyncio.wait({rest}, timeout=_REST)
+
+    async def _written(self, closing: "list[asyncio.Task[None]]") -> bool:
+        """Wait until every call's end is written, for as long as that gets on."""
+        clock = asyncio.get_running_loop().time
+        began = moved = clock()
+        ended = self._ended_calls()
+        while any(not task.done() for task in closing):
+            if clock() - began >= _WRITES or clock() - moved >= _WRITES_STALL:
+                log.warning("not all clients have read how their calls ended")
+                return False
+            await asyncio.wait(closing, timeout=_LOOK)
+            if self._ended_calls() != ended:
+                ended, moved = self._ended_calls(), clock()
+        return True
+
+    def _ended_calls(self) -> int:
+        return self.ledger.rpcs.total()
+
+    def _rest(self) -> "list[Coroutine[Any, Any, None]]":
+        """What serves nobody but its readers: its end is waited for a moment only."""
+        stops = [self._tracer.close]
         if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.stop)
-        await asyncio.to_thread(self._tracer.close)
+            stops.append(self._metrics.stop)
+        return [asyncio.to_thread(stop) for stop in stops]
 
 
 async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], None]) -> int:
@@ -275,27 +327,11 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
             draining = asyncio.create_task(server.drain())
             await asyncio.wait({dead, draining}, return_when=asyncio.FIRST_COMPLETED)
         code = EXIT_DEAD if dead.done() else EXIT_OK
-        await server.stop()
+        await server.stop(leaving=True)
         return code
     finally:
         dead.cancel()
         asked.cancel()
-
-
-def _bind(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
-) -> int:
-    address = f"[{host}]:{port}" if ":" in host and "[" not in host else f"{host}:{port}"
-    try:
-        if credentials is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
-    return bound
 
 
 def _policy(settings: Settings) -> Policy:
@@ -325,22 +361,6 @@ def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:
     if not service.watchdog_seconds:
         return None
     return Watchdog(engine.busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
-
-
-def _channel_options(max_model_len: int, service: ServiceConfig) -> list[tuple[str, int]]:
-    keepalive = round(service.keepalive_seconds * 1000)
-    return [
-        # A client whose machine or network is gone says nothing: ping it, or its stream runs on.
-        ("grpc.keepalive_time_ms", keepalive or _NEVER_MS),
-        ("grpc.keepalive_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
-        ("grpc.http2.ping_timeout_ms", min(keepalive or _NEVER_MS, _PING_ANSWER_MS)),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
-        ("grpc.max_receive_message_length", max(_MIN_MESSAGE, max_model_len * _BYTES_A_TOKEN)),
-        ("grpc.max_metadata_size", _MAX_METADATA),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
 
 
 def _add_reflection(server: grpc.aio.Server, *, with_health: bool) -> None:

@@ -5,17 +5,26 @@ stopped and goes on (a suspended machine, a debugger) is not taken for one that 
 ends after all takes the alarm back; past the second bound there is no way back.
 
 An engine's thread that holds the interpreter's lock for ever stops the event loop too, the watchdog
-with it. That is the deadman's part: a timer outside the interpreter, which ends the process unless
-the event loop sets it anew. (An engine in a process of its own cannot stop the watchdog.)
+with it. That is the deadman's part: a small process of its own, which ends this one unless the
+event loop gives signs of life. It counts looks too (see guardian). (An engine in a process of its
+own cannot stop the watchdog.)
 """
 
 import asyncio
+import contextlib
 import enum
 import faulthandler
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+
+from quire.service.app import guardian
 
 _MAX_INTERVAL = 1.0  # seconds between two looks
 _LOOKS = 8  # within the first bound, at least
+_STANDARD_ERROR = 2
 
 
 class Verdict(enum.Enum):
@@ -67,12 +76,43 @@ class Watchdog:
                 await on_change(verdict)
 
 
-async def hold_deadman(seconds: float) -> None:
-    """Until cancelled: end this process, with all stacks on standard error and exit code 1, unless
-    the event loop has run within the last `seconds`."""
+class Deadman:
+    """What ends a process that no longer runs, whatever holds it."""
+
+    async def hold(self, seconds: float) -> None:
+        """Until cancelled: give signs of life to a process that ends this one without them, with
+        all stacks on standard error, after `seconds` in which it ran and gave none."""
+        interval = min(_MAX_INTERVAL, seconds / _LOOKS)
+        process, sign = _start_guardian(interval, math.ceil(seconds / interval))
+        try:
+            while True:
+                with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                    os.write(sign, b".")
+                await asyncio.sleep(interval / 2)
+        finally:
+            os.close(sign)  # it ends by that
+            process.poll()
+
+    def end_within(self, seconds: float) -> None:
+        """End this process after so many seconds of the clock, with all stacks and exit code 1."""
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
+
+
+def _start_guardian(interval: float, looks: int) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, and where to write signs of life."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    words = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid())]
     try:
-        while True:
-            faulthandler.dump_traceback_later(seconds, exit=True)
-            await asyncio.sleep(min(_MAX_INTERVAL, seconds / _LOOKS))
+        process = subprocess.Popen(
+            [*words, str(interval), str(looks)],
+            stdin=read,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(write)
+        raise
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        os.close(read)
+    return process, write

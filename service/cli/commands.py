@@ -4,6 +4,7 @@ Invariant: a fault that a person can cause ends with one line on standard error 
 without a traceback. Nothing heavy is imported before a command is run.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -116,16 +117,20 @@ def _serve(values: dict[str, Any]) -> int:
         print(report(settings.engine), end="")
         return 0
     from quire.service.app.placement import placed
+    from quire.service.telemetry import standard_streams
 
+    standard_streams.fill()
     with placed(settings) as make_link:
-        from quire.service.app.process import serve_forever
+        from quire.service.app.process import leave, serve_forever
 
-        return serve_forever(settings, make_link)
+        code = serve_forever(settings, make_link)
+    return leave(code)
 
 
 def _explained(run: Callable[[], int]) -> int:
     try:
         return run()
     except QuireError as error:
-        print(f"quire: {' '.join(str(error).split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            print(f"quire: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

@@ -27,6 +27,7 @@ from quire.service.rpc.responses import CallOutput
 from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import Accepted, ServedModel, Validator
 from quire.service.security.auth import Authenticator, Caller
+from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.tracing import EndedCall, Times, Tracer
 from quire.v1 import inference_pb2 as pb
@@ -117,6 +118,7 @@ class InferenceServicer:
                 refusal = error if isinstance(error, Refusal) else self._fault(error)
                 code = refusal.code
                 self._ledger.refuse(code, refusal.reason)
+                access.refused("Generate", context, self._entrance.authenticator, refusal)
                 await errors.abort(context, refusal)
             engine_stream: AsyncGenerator[Any, None] | None = None
             failure: Refusal | None = None
@@ -329,6 +331,7 @@ class InferenceServicer:
                 response = await self._stats(request)
             except Refusal as refusal:
                 code = refusal.code
+                access.refused("Stats", context, self._entrance.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response

@@ -82,7 +82,7 @@ def be_the_child(fault: str, connection: str, mark: str) -> NoReturn:
     process_main.run(lambda: builder, int(connection), int(mark), logs.flush)
 
 
-def main(place: str, fault: str, *words: str) -> int:
+def main(place: str, fault: str, *words: str) -> NoReturn:
     bounds = [float(word) for word in words] or [0.0, 0.0]
     server._ENGINE_STOP = 0.5
     service = ServiceConfig(
@@ -93,10 +93,10 @@ def main(place: str, fault: str, *words: str) -> int:
     )
     settings = Settings(EngineConfig(block_size=16, num_blocks=512), service)
     make_link = {"thread": on_a_thread, "process": in_a_process}[place](fault)
-    return process.serve_forever(settings, make_link)
+    process.leave(process.serve_forever(settings, make_link))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "child":
         be_the_child(*sys.argv[2:])
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -98,3 +98,41 @@ def test_loopback_is_what_only_this_machine_can_reach() -> None:
         is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", "")
     )
     read_settings({"host": "0.0.0.0", "insecure": True}, {}, None)
+
+
+SERVICE_LINKS = {
+    "QUIRE_SERVICE_HOST": "10.0.0.1",
+    "QUIRE_SERVICE_PORT": "50051",
+    "QUIRE_SERVICE_PORT_GRPC": "50051",
+    "QUIRE_PORT": "tcp://10.0.0.1:50051",
+    "QUIRE_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+    "QUIRE_PORT_50051_TCP_PROTO": "tcp",
+    "QUIRE_PORT_50051_TCP_PORT": "50051",
+    "QUIRE_PORT_50051_TCP_ADDR": "10.0.0.1",
+    "QUIRE_METRICS_SERVICE_HOST": "fd00::1",
+    "QUIRE_METRICS_PORT": "tcp://[fd00::1]:9000",
+    "QUIRE_METRICS_PORT_53_UDP_ADDR": "fd00::1",
+    "QUIRE_A_2_SERVICE_PORT_HTTP_2": "80",
+}
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_passed_over() -> None:
+    assert read_settings({}, SERVICE_LINKS, None) == read_settings({}, {}, None)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"QUIRE_PORT": "tcp:50051"},
+        {"QUIRE_PORT": "50051/tcp"},
+        {"QUIRE_METRICS_PORT": "http://10.0.0.1:80"},
+        {"QUIRE_HOST": "tcp://10.0.0.1:50051", "QUIRE_PORTS": "1"},
+        {"QUIRE_SERVICE_HOSTS": "10.0.0.1"},
+        {"QUIRE_SERVICE": "10.0.0.1"},
+        {"QUIRE_PORT_50051_TCP": "50051"},
+        {"QUIRE_PORT_GRPC": "50051"},
+    ],
+)
+def test_what_only_looks_like_it_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="QUIRE_"):
+        read_settings({}, environment, None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,7 +33,11 @@ class Apart:
         self.server = server
         self.channel = channel
         self.stub = pb_grpc.InferenceServiceStub(channel)
-        (self.engine,) = psutil.Process(server.process.pid).children()
+        (self.engine,) = (
+            child
+            for child in psutil.Process(server.process.pid).children()
+            if "quire.service.app.engine_child" in child.cmdline()
+        )
 
     def streams(self, count: int) -> list[grpc.Call]:
         """Calls that run for long, all started."""
@@ -160,22 +165,27 @@ def test_an_engine_that_dies_while_it_is_built_is_no_fault_of_the_options() -> N
 
 
 def test_what_cannot_start_is_one_line_and_leaves_no_process() -> None:
-    before = set(engines())
-    refused(quire("serve", "--port", "0", *APART, "--cpu-kv-gib", "0.000001"), "cpu_kv_gib")
-    refused(quire("serve", "--port", "0", *APART, "--model", "random:huge"), "huge")
+    mark = secrets.token_hex(8)
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        return quire("serve", *APART, *words, MARK_OF_A_TEST=mark)
+
+    refused(start("--port", "0", "--cpu-kv-gib", "0.000001"), "cpu_kv_gib")
+    refused(start("--port", "0", "--model", "random:huge"), "huge")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        refused(quire("serve", "--port", port, *APART), port)
-    assert set(engines()) <= before
+        refused(start("--port", port), port)
+    assert not list(marked(mark))
 
 
-def engines() -> Iterator[int]:
-    """Processes of this machine that run an engine."""
-    for one in psutil.process_iter(["cmdline"]):
-        if "quire.service.app.engine_child" in (one.info["cmdline"] or ()):
-            yield one.pid
+def marked(mark: str) -> Iterator[int]:
+    """Processes of this machine that inherited the mark."""
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if one.environ().get("MARK_OF_A_TEST") == mark:
+                yield one.pid
 
 
 def test_the_server_s_side_needs_no_torch() -> None:

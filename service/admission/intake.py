@@ -1,0 +1,223 @@
+"""How requests come in: the bytes that callers may have on their way before anybody knows them.
+
+gRPC gives a call to the server when its headers are there, and takes in as much of its body as the
+server asks for. Here it is asked for in turn: a body is read once the call has one of `places`, so
+at most places × the largest message is in memory of callers who have shown nothing yet. A call
+without its key is refused before its body is read.
+
+Invariant: a place is held for BODY_SECONDS at most, and, while others wait, given up after
+GRACE_SECONDS to those who wait; of these, connections that were not slow before come first. So
+bodies that never end cost their senders' own connections their turns, and others a second.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import inspect
+import itertools
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from quire.service import errors
+from quire.service.errors import Refusal
+
+BODY_SECONDS = 30.0
+GRACE_SECONDS = 1.0
+MAX_BODY_BYTES = 64 << 20  # of all bodies on their way
+MAX_WAITING = 8192  # calls that wait for a place
+_MIN_PLACES = 8
+_MAX_SLOW = 1024  # connections that are remembered as slow
+_RETRY_SECONDS = 1.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+Check = Callable[[str, Any], Refusal | None]
+OnRefused = Callable[[str, Context, Refusal], None]
+
+
+def places_for(max_message: int) -> int:
+    """How many bodies of this size, in bytes, are read at once."""
+    return max(_MIN_PLACES, MAX_BODY_BYTES // max_message)
+
+
+class Reading:
+    """A body that has a place."""
+
+    def __init__(self, connection: str, since: float) -> None:
+        self.connection = connection
+        self.since = since
+        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Places:
+    """Who reads, and who waits for it. Of one event loop, whose clock it keeps."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._reading: OrderedDict[int, Reading] = OrderedDict()  # the oldest first
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
+        self._slow: OrderedDict[str, int] = OrderedDict()
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Calls without a place."""
+        return len(self._waiting)
+
+    @property
+    def reading(self) -> int:
+        """Calls with one."""
+        return len(self._reading)
+
+    @contextlib.asynccontextmanager
+    async def place(self, connection: str) -> AsyncIterator[Reading]:
+        """A place for one body; waits for it. Raises Refusal if too many do."""
+        loop = asyncio.get_running_loop()
+        if self._free:
+            self._free -= 1
+        elif len(self._waiting) >= MAX_WAITING:
+            raise errors.too_many_calls(MAX_WAITING, _RETRY_SECONDS)
+        else:
+            turn: asyncio.Future[None] = loop.create_future()
+            rank = self._slow.get(connection, 0)
+            heapq.heappush(self._waiting, (rank, next(self._order), turn))
+            self._look(loop)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._leave()
+                raise
+        key, reading = next(self._order), Reading(connection, loop.time())
+        self._reading[key] = reading
+        try:
+            yield reading
+        finally:
+            del self._reading[key]
+            self._leave()
+
+    def was_slow(self, connection: str) -> None:
+        """It waits behind others from now on."""
+        self._slow[connection] = self._slow.pop(connection, 0) + 1
+        if len(self._slow) > _MAX_SLOW:
+            self._slow.popitem(last=False)
+
+    def _leave(self) -> None:
+        """The place goes to the next who waits."""
+        while self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take places from those who have had them for long, as long as somebody waits."""
+        if self._timer is not None:
+            return
+        live = sum(not turn.done() for _, _, turn in self._waiting)
+        for reading in itertools.islice(self._reading.values(), live):
+            if loop.time() - reading.since >= GRACE_SECONDS and not reading.given_up.done():
+                reading.given_up.set_result(None)
+        if live:
+            self._timer = loop.call_later(GRACE_SECONDS / 4, self._look_again, loop)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        self._look(loop)
+
+
+class Intake(grpc.aio.ServerInterceptor):
+    """Reads the one request of each call that has one, in turn."""
+
+    def __init__(self, places: Places, check: Check, on_refused: OnRefused) -> None:
+        """check: of a method and its metadata, before the body is read."""
+        self._places = places
+        self._check = check
+        self._on_refused = on_refused
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """A handler of the same answers, which reads the request by itself."""
+        found = await continuation(handler_call_details)
+        if found is None or found.request_streaming:
+            return found
+        method = handler_call_details.method
+        refusal = self._check(method, handler_call_details.invocation_metadata)
+        make = _streamed if found.response_streaming else _single
+
+        async def request_of(context: Context) -> Any:
+            try:
+                if refusal is not None:
+                    raise refusal
+                return await self._read(context)
+            except Refusal as refused:
+                self._on_refused(method, context, refused)
+                await errors.abort(context, refused)
+
+        return make(found, request_of)
+
+    async def _read(self, context: Context) -> Any:
+        connection = context.peer()
+        async with self._places.place(connection) as reading:
+            body = asyncio.ensure_future(context.read())
+            try:
+                await asyncio.wait(
+                    {body, reading.given_up},
+                    timeout=BODY_SECONDS,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                if not body.done():
+                    body.cancel()
+            if not body.done() or body.cancelled():
+                self._places.was_slow(connection)
+                raise errors.slow_request(_RETRY_SECONDS)
+        request = body.result()
+        if request is grpc.aio.EOF:
+            raise errors.malformed()
+        return request
+
+
+RequestOf = Callable[[Context], Awaitable[Any]]
+
+
+def _streamed(found: Any, request_of: RequestOf) -> Any:
+    async def answers(_requests: Any, context: Context) -> AsyncIterator[Any]:
+        request = await request_of(context)
+        async with contextlib.aclosing(found.unary_stream(request, context)) as inner:
+            async for answer in inner:
+                yield answer
+
+    return grpc.stream_stream_rpc_method_handler(
+        answers if _is_generator(found.unary_stream) else _written(found, request_of),
+        found.request_deserializer,
+        found.response_serializer,
+    )
+
+
+def _written(found: Any, request_of: RequestOf) -> Any:
+    """For a handler that writes its answers instead of yielding them."""
+
+    async def answers(_requests: Any, context: Context) -> None:
+        await found.unary_stream(await request_of(context), context)
+
+    return answers
+
+
+def _is_generator(handler: Any) -> bool:
+    return inspect.isasyncgenfunction(handler)
+
+
+def _single(found: Any, request_of: RequestOf) -> Any:
+    async def answer(_requests: Any, context: Context) -> Any:
+        return await found.unary_unary(await request_of(context), context)
+
+    return grpc.stream_unary_rpc_method_handler(
+        answer, found.request_deserializer, found.response_serializer
+    )

@@ -1,0 +1,256 @@
+"""How `quire serve` begins and ends, whatever its streams, its signals and its clients are like."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fake_engine import Device
+from harness import ask, first, read, run, serving
+from http2 import HEADERS, Rude
+from server_process import PATIENCE, QUIRE, environment, long_request, process
+
+from quire.service.app import server as module
+from quire.service.app.signals import Signals
+from quire.service.security.auth import make_entry
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+PLACES = pytest.mark.parametrize("place", ["off", "on"])
+GENERATE = "/quire.v1.InferenceService/Generate"
+
+
+def started(stub: Any) -> Any:
+    call = stub.Generate(long_request())
+    assert next(call).HasField("started")
+    return call
+
+
+# ------------------------------------------------------------ signals
+
+
+@PLACES
+def test_sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends(
+    place: str, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(make_entry("alice", "a-key-that-is-long-enough") + "\n")
+    with process("--engine-process", place, "--api-keys", str(keys)) as server:
+        server.address()
+        server.process.send_signal(signal.SIGUSR1)
+        server.wait_for("most recent call first")
+        keys.write_text("no such line\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("the change is not taken over")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_whoever_reads_and_whatever_hangs(second: signal.Signals) -> None:
+    with process("--drain-seconds", "600") as server:
+        address = server.address()
+        attacker = Rude(address)
+        attacker.open(GENERATE)
+        with grpc.insecure_channel(address) as channel:
+            started(pb_grpc.InferenceServiceStub(channel))
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("draining")
+            server.process.send_signal(second)
+            assert server.end() == 128 + second
+
+
+HANGS = """
+import signal, sys, threading, time
+from quire.service.app.signals import Signals
+signals = Signals(float(sys.argv[1]))
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "signals"), [("0.01", 1), ("600", 2)])
+def test_an_end_that_does_not_come_is_made(seconds: str, signals: int) -> None:
+    """An event loop that never turns: by the timer after one signal, by the second signal."""
+    words = [sys.executable, "-c", HANGS, seconds]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as hung:
+        assert hung.stdout is not None and hung.stderr is not None
+        hung.stdout.readline()
+        hung.send_signal(signal.SIGTERM)
+        if signals == 2:
+            hung.send_signal(signal.SIGINT)
+        code = hung.wait(PATIENCE)
+        assert code in ((1,) if signals == 1 else (128 + signal.SIGINT, 128 + signal.SIGTERM))
+        assert (b"Timeout" in hung.stderr.read()) == (signals == 1)
+
+
+def test_a_signal_before_the_loop_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr("faulthandler.register", lambda *_args, **_more: None)
+    signals = Signals(1.0)
+    ends: list[float] = []
+    monkeypatch.setattr(signals.deadman, "end_within", ends.append)
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+
+    async def asked() -> bool:
+        return signals.stop_asked().is_set()
+
+    assert asyncio.run(asked())
+    assert ends == [1.0]
+
+
+# ------------------------------------------------------------ clients at the end
+
+
+def test_unread_ends_do_not_hold_up_the_stop_and_the_others_get_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_WRITES_STALL", 0.05)
+
+    async def test() -> None:
+        device = Device()
+        async with serving(device, drain_seconds=0.0) as running:
+            attacker = await asyncio.to_thread(Rude, f"127.0.0.1:{running.server.port}", 0)
+            stream = attacker.call(GENERATE, ask([300], max_tokens=1000).SerializeToString())
+            await asyncio.to_thread(attacker.until, HEADERS, stream)
+            device.hold()
+            call = running.stub.Generate(ask([300], max_tokens=1000, ignore_eos=True))
+            await first(call)
+            device.release()
+            await running.server.drain()
+            stopping = asyncio.create_task(running.server.stop(leaving=True))
+            assert (await read(call)).code is grpc.StatusCode.UNAVAILABLE
+            await stopping
+            attacker.close()
+
+    run(test)
+
+
+def test_the_grace_follows_the_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as ends are written it goes on; its clock is the loop's, which is moved by hand."""
+    monkeypatch.setattr(module, "_LOOK", 0.0)
+
+    async def test() -> None:
+        async with serving() as running:
+            server, ledger = running.server, running.server.ledger
+            open_call: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            now = 0.0
+            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+            looks = 0
+
+            def look() -> int:
+                nonlocal now, looks
+                looks, now = looks + 1, now + 0.4
+                return min(looks, 5)  # five ends are written, then none
+
+            monkeypatch.setattr(server, "_ended_calls", look)
+            assert not await server._written([open_call])  # type: ignore[list-item]
+            assert ledger.open == 0 and looks >= 5
+
+    run(test)
+
+
+def test_a_stop_tells_a_watcher_and_a_stream_the_same() -> None:
+    with process("--drain-seconds", "0") as server:
+        address = server.address()
+        with grpc.insecure_channel(address) as channel:
+            calls = [started(pb_grpc.InferenceServiceStub(channel)) for _ in range(20)]
+            server.process.send_signal(signal.SIGTERM)
+            for call in calls:
+                with contextlib.suppress(grpc.RpcError):
+                    for _ in call:
+                        pass
+            assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+        assert server.end() == 0
+
+
+def test_a_reader_of_metrics_that_does_not_read_holds_up_nothing() -> None:
+    with process("--metrics-port", "0", "--drain-seconds", "0") as server:
+        server.address()
+        port = int(server.wait_for("metrics on").rsplit(":", 1)[1].split('"')[0])
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        for one in idle[1:]:
+            one.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+
+
+# ------------------------------------------------------------ standard streams
+
+
+def close(*descriptors: int) -> Callable[[], None]:
+    def before() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    return before
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+@PLACES
+def test_closed_standard_streams_keep_nobody_from_serving(
+    closed: tuple[int, ...], place: str
+) -> None:
+    port = free_port()
+    words = [QUIRE, "serve", "--port", str(port), "--num-blocks", "64", "--drain-seconds", "0"]
+    server = subprocess.Popen(
+        [*words, "--engine-process", place], env=environment(), preexec_fn=close(*closed)
+    )
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = pb_grpc.InferenceServiceStub(channel).Generate(
+                ask([300], max_tokens=2), wait_for_ready=True, timeout=PATIENCE
+            )
+            kinds = []
+            with contextlib.suppress(grpc.RpcError):
+                kinds = [message.WhichOneof("event") for message in call]
+            if call.code() is not grpc.StatusCode.OK:  # it was loading
+                assert call.code() is grpc.StatusCode.UNAVAILABLE, call.details()
+            else:
+                assert kinds[-1] == "finished"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) in (0, 128 + signal.SIGTERM)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_reader_of_standard_output_that_has_gone_ends_nothing() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    server = subprocess.Popen(
+        [QUIRE, "serve", "--port", "0", "--num-blocks", "64", "--health-port", "0"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    os.close(write_end)
+    try:
+        assert server.stderr is not None
+        assert any("health checks on" in line for line in server.stderr)  # it serves
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+        assert select.select([server.stderr], [], [], 60)[0]
+    finally:
+        server.kill()
+        server.communicate()

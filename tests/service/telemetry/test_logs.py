@@ -1,0 +1,210 @@
+"""Lines of the log: their form, and that whoever logs never waits for whoever reads."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from server_process import PATIENCE, QUIRE, environment
+
+from quire.service.telemetry import logs, standard_streams
+from quire.service.telemetry.logs import JsonFormatter, QueuedHandler, TextFormatter
+
+NASTY = "eve\n2026-01-01T00:00:00.000Z INFO request ended \x1b[2J\x9b\u2028\u202e\ud800 a=b"
+
+
+def record(message: str = "request ended", *args: object, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("quire.service", logging.INFO, "", 0, message, args, None)
+    made.fields = fields
+    return made
+
+
+def test_a_text_line_holds_time_level_message_and_fields() -> None:
+    line = TextFormatter().format(record("request %s", "ended", client="key:a", tokens=3))
+    assert line.split(" ", 1)[1] == "INFO request ended client=key:a tokens=3"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_no_value_begins_a_line_or_moves_a_cursor(formatter: logging.Formatter) -> None:
+    for made in (record(client=NASTY), record("called by %s", NASTY)):
+        lines = formatter.format(made).splitlines()
+        assert all(line.startswith("    ") for line in lines[1:])
+        assert all(character.isprintable() for line in lines for character in line)
+    assert len(formatter.format(record(client=NASTY)).splitlines()) == 1
+
+
+def test_a_value_with_a_space_or_an_equals_sign_is_quoted() -> None:
+    line = TextFormatter().format(record(client='a" finish=stop'))
+    assert line.endswith(r'client="a\" finish=stop"')
+
+
+def test_a_json_line_reads_back_with_its_exception() -> None:
+    made = record(client="ä\n")
+    try:
+        raise ValueError("of\nthe \x1b test")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    line = JsonFormatter().format(made)
+    assert "\n" not in line and "\x1b" not in line and "ä" in line
+    entry = json.loads(line)
+    assert entry["level"] == "info" and entry["message"] == "request ended"
+    assert "ValueError: of\nthe" in entry["exception"]
+
+
+class Stuck:
+    """Writes that wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.waits, self.goes_on = threading.Event(), threading.Event()
+        self.text = ""
+
+    def __call__(self, data: bytes) -> None:
+        self.waits.set()
+        assert self.goes_on.wait(60)
+        self.text += data.decode()
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    made = Stuck()
+    yield made
+    made.goes_on.set()
+
+
+def handler_of(write: Any) -> QueuedHandler:
+    made = QueuedHandler(write)
+    made.setFormatter(TextFormatter())
+    return made
+
+
+def test_a_stuck_reader_holds_up_nobody_and_what_is_lost_is_counted(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_RECORDS", 5)
+    monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
+    handler = handler_of(stuck)
+    handler.handle(record("the first"))
+    assert stuck.waits.wait(60)
+    for number in range(8):
+        handler.handle(record(f"number {number}"))
+    handler.flush(0)
+    assert handler.dropped == 3
+    stuck.goes_on.set()
+    handler.flush(60)
+    lines = stuck.text.splitlines()
+    assert "the first" in lines[0]
+    assert all(line.endswith(f"number {n}") for n, line in enumerate(lines[1:6]))
+    assert lines[-1].endswith("lines lost lost=3") and len(lines) == 7
+    handler.handle(record("again"))
+    handler.flush(60)
+    assert stuck.text.splitlines()[-1].endswith("again")
+
+
+def test_long_values_are_bounded_together(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
+    monkeypatch.setattr(logs, "MAX_CHARACTERS", 10_000)
+    handler = handler_of(stuck)
+    handler.handle(record("the first"))
+    assert stuck.waits.wait(60)
+    for _ in range(10):
+        handler.handle(record(prompt="x" * 3000))
+    assert handler.dropped == 7
+    stuck.goes_on.set()
+    handler.flush(60)
+    handler.handle(record(prompt="y" * 3000))
+    handler.flush(60)
+    assert handler.dropped == 7 and "y" * 3000 in stuck.text
+
+
+def test_logging_in_the_midst_of_logging_is_no_deadlock(stuck: Stuck) -> None:
+    """As a signal's handler may, on the thread that is in the queue just now."""
+    stuck.goes_on.set()
+    handler = handler_of(stuck)
+
+    class Nested(logging.LogRecord):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "fields":
+                handler.handle(record("nested"))
+            return super().__getattribute__(name)
+
+    handler.handle(Nested("quire", logging.INFO, "", 0, "outer", (), None))
+    handler.flush(60)
+    assert "nested" in stuck.text and "outer" in stuck.text
+
+
+CHILD = """
+import sys, threading, warnings
+from quire.service.telemetry import logs
+logs.set_up("json", "info")
+print("printed", file=sys.stderr)
+warnings.warn("a warning")
+def fails():
+    raise ValueError("in a thread")
+thread = threading.Thread(target=fails)
+thread.start()
+thread.join()
+sys.stderr.write("half ")
+sys.stderr.write("a line\\n")
+logs.flush()
+"""
+
+
+def test_every_line_of_standard_error_has_the_format() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=PATIENCE
+    )
+    messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert messages[0] == "printed" and messages[-1] == "half a line"
+    assert any("a warning" in message for message in messages)
+    assert "ValueError: in a thread" in messages
+
+
+def full_pipe() -> tuple[int, int]:
+    """Read and write end of a pipe that takes nothing any more."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    return read, write
+
+
+@pytest.mark.parametrize("place", ["off", "on"])
+def test_a_stuck_pipe_stops_neither_the_server_nor_its_end(place: str) -> None:
+    read, write = full_pipe()
+    words = ["serve", "--port", "0", "--num-blocks", "64", "--engine-process", place]
+    process = subprocess.Popen(
+        [QUIRE, *words, "--drain-seconds", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=write,
+        env=environment(),
+    )
+    os.close(write)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"serving ")
+        process.send_signal(signal.SIGUSR1)  # stacks, which the pipe does not take
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        os.close(read)
+
+
+def test_a_pipe_is_never_waited_for_and_its_other_users_are_not_touched() -> None:
+    read, write = full_pipe()
+    ours = os.dup(write)
+    standard_streams.never_wait(ours)
+    with pytest.raises(BlockingIOError):
+        os.write(ours, b"x")
+    assert os.get_blocking(write)
+    for descriptor in (read, write, ours):
+        os.close(descriptor)
