@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.attention import decode, prefill, qk_norm_rope
+from quire.kernels.attention import decode, decode_launch, prefill, qk_norm_rope
 from quire.kernels.linear import linear, norms, skinny, tuning
 from quire.kernels.sampling import filtering, sampling
 from quire.kernels.state import copy_blocks, state
-
-_ATTENTION_ALONE = 128  # rows, from which a dependent launch of decode attention loses
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class TritonOps:
             scale,
             max_context_len,
             counters=self.counters,
-            pdl=self.pdl and q.shape[0] < _ATTENTION_ALONE,
+            pdl=self.pdl and q.shape[0] < decode_launch.ALONE,
         )
 
     def rope_decode_attention(
@@ -143,7 +141,7 @@ class TritonOps:
             scale,
             max_context_len,
             counters=self.counters,
-            pdl=self.pdl and qkv.shape[0] < _ATTENTION_ALONE,
+            pdl=self.pdl and qkv.shape[0] < decode_launch.ALONE,
         )
 
     def prefill_attention(

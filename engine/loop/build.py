@@ -31,12 +31,13 @@ from quire.engine.model.registry import Model, build_model
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
+from quire.engine.runner.warmup import Bounds, WarmStep, warm_steps
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import KernelsUnavailable, select
-from quire.kernels.support import before_hopper
+from quire.kernels.support import before_hopper, shared_bytes
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
     runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
-    runner.warm_up(lambda share: progress("graphs", share))
+    steps = _warm_steps(config, shape, max_model_len, cache_dtype, device)
+    runner.warm_up(steps, lambda share: progress("graphs", share))
     clock.mark("warm-up")
     clock.log()
 
@@ -139,6 +141,25 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
     )
     return Engine(core, info, runner, device)
+
+
+def _warm_steps(
+    config: EngineConfig,
+    shape: ModelConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[WarmStep, ...]:
+    """What a GPU is to run before it serves; a CPU has nothing to compile."""
+    if device.type != "cuda":
+        return ()
+    from quire.kernels.attention.decode_launch import Heads  # these need triton
+    from quire.kernels.launches import Card
+
+    heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, dtype, config.block_size)
+    card = Card(hopper=not before_hopper(device), shared=shared_bytes(device))
+    tokens = config.max_num_batched_tokens
+    return warm_steps(Bounds(config.max_num_seqs, tokens, max_model_len, heads, card))
 
 
 def _new_slots(

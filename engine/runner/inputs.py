@@ -96,18 +96,29 @@ def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: 
     lens[shape.decode_rows :][: len(longer)] = [row.num_tokens for row in longer]
     total = shape.decode_rows + shape.prefill_tokens
     lens[-1] += total - lens.sum()
-    starts = np.zeros(len(lens) + 1, np.int32)
-    np.cumsum(lens, out=starts[1:])
     tokens = np.zeros(total, np.int32)
     tokens[: shape.decode_rows] = -1  # the slot's own last token
     known = [token for row in longer for token in row.token_ids]
     tokens[shape.decode_rows :][: len(known)] = known
+    stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, _sampled_rows(plan, shape))
+
+
+def stage_rows(
+    staging: Staging,
+    decode_rows: int,
+    row_slots: npt.NDArray[np.int32],
+    lens: npt.NDArray[np.int32],
+    tokens: npt.NDArray[np.int32],
+    sampled: npt.NDArray[np.int64],
+) -> None:
+    """Put rows into the upload: slots and lengths [R], tokens [T], and which rows sample [L]."""
+    starts = np.zeros(len(lens) + 1, np.int32)
+    np.cumsum(lens, out=starts[1:])
     staging.put("token_ids", tokens)
     staging.put("row_slots", row_slots)
     staging.put("query_lens", lens)
     staging.put("query_start_loc", starts)
-    staging.put("prefill_start_loc", starts[shape.decode_rows :] - starts[shape.decode_rows])
-    sampled = _sampled_rows(plan, shape)
+    staging.put("prefill_start_loc", starts[decode_rows:] - starts[decode_rows])
     staging.put("logits_rows", starts[1:][sampled].astype(np.int64) - 1)
     staging.put("sampled_rows", sampled)
 

@@ -5,7 +5,7 @@ into a pinned buffer that is not written again before it has been read. Plans ar
 order they were made, on one stream, so whatever a later plan overwrites was read before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +25,10 @@ from quire.engine.runner.inputs import (
 from quire.engine.runner.sampler import Needs, Sampled, Sampler, to_logprobs
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
+from quire.engine.runner.warmup import WarmStep, stage_null
 from quire.engine.scheduling.plan import SamplingNumbers, StepPlan, StepResult
 from quire.kernels.ops import Ops
 
-# Kernels of their own are taken by decode rows beside prompts, by how many they are, and by short
-# prompts alone, by their length: one of each, so that nothing is compiled while requests wait.
-_BESIDE_PROMPTS = (1, 32, 64, 96, 128, 256)
-_SHORT_PROMPTS = (8, 64)
 RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
 
 
@@ -109,40 +106,56 @@ class Runner:
         return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
 
     @torch.inference_mode()
-    def warm_up(self, progress: Callable[[float], None]) -> None:
-        """Compile and capture what every deployment needs, on null rows, so that no slot moves.
+    def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
+        """Run `steps`, which compiles whatever can be launched, then capture what every deployment
+        needs; all on null rows, so that no slot moves.
 
-        Largest first: smaller graphs then fit into the memory that the larger took. Everything
-        else is captured when it is wanted for the second time.
+        The largest are captured first: smaller graphs then fit into the memory that they took.
+        Everything else is captured when it is wanted for the second time.
         """
-        if self._graphs is None:
-            return
+        keys = [] if self._graphs is None else self._keys_to_capture()
+        total = max(len(steps) + len(keys), 1)
+        for done, step in enumerate(steps):
+            self._run_null(step)
+            progress((done + 1) / total)
+        if steps:
+            self._copy_null_block()
+        for done, key in enumerate(keys, len(steps)):
+            assert self._graphs is not None
+            self._graphs.capture(key, self._ran(key))
+            progress((done + 1) / total)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _keys_to_capture(self) -> list[GraphKey]:
         kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
         bound = self._sizes.context_bounds[0]
-        keys = [
+        keys: list[GraphKey | None] = [
             self._sizes.decode(rows, bound, needs)
             for rows in reversed(self._sizes.decode_rows)
             for needs in kinds
         ]
-        lone = [self._sizes.mixed(0, 1, tokens, bound, Needs()) for tokens in MIXED_TOKENS]
-        keys += [key for key in reversed(lone) if key is not None]
-        for rows in _BESIDE_PROMPTS:
-            if rows <= self._state.null_slot:
-                self._ran(GraphKey(rows, 2, MIXED_TOKENS[0], bound, Needs()))
-        for tokens in _SHORT_PROMPTS:
-            if tokens <= bound:
-                self._ran(GraphKey(0, 1, tokens, tokens, Needs()))
-        for done, key in enumerate(keys):
-            self._warm_one(key)
-            progress((done + 1) / len(keys))
-        torch.cuda.synchronize(self._device)
+        keys += [
+            self._sizes.mixed(0, 1, tokens, bound, Needs()) for tokens in reversed(MIXED_TOKENS)
+        ]
+        return [key for key in keys if key is not None]
 
-    def _warm_one(self, key: GraphKey) -> None:
-        assert self._graphs is not None
-        self._graphs.capture(key, self._ran(key))
+    def _run_null(self, step: WarmStep) -> None:
+        if not step.longer:
+            row_slots = self._row_slots[: step.decode_rows]
+            self._decode_step(row_slots, step.max_context_len, step.needs)
+            return
+        self._staging.begin()
+        stage_null(self._staging, step, self._state.null_slot)
+        self._staging.upload()
+        self._mixed_step(step.shape, max(step.longer), step.max_context_len, step.needs)
+
+    def _copy_null_block(self) -> None:
+        here = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._ops.copy_blocks(self._kv.k[0], self._kv.v[0], here, here)
 
     def _ran(self, key: GraphKey) -> Callable[[], Sampled]:
-        """The step of a key, run once on null rows, which compiles its kernels."""
+        """The step of a key, run once on null rows."""
         if key.prefill_tokens:
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)

@@ -48,7 +48,7 @@ and Gimelshein, 2018).
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import triton
@@ -56,6 +56,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.attention import decode_launch
+from quire.kernels.attention.decode_launch import Heads, Launch
 from quire.kernels.attention.decode_merge import (
     columns,
     empty_sum,
@@ -68,17 +70,6 @@ from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, w
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
 from quire.kernels.support import before_hopper, check_supported, shared_bytes
 
-UNIT = 256  # tokens: the shortest split of level 1
-SUPER = 8  # units
-MAX_SPLITS = 32  # partial results of a row at most
-_TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
-_TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
-_TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
-_UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
-_EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
-_TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
-_DEEP = 4  # stages of theirs: three tiles on their way
-_REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
 _LOG2E = 1.4426950408889634
 
 
@@ -234,55 +225,6 @@ def _decode_kernel(
         gdc_launch_dependents()
 
 
-def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
-    """Tokens a tile: a function of the head and the dtype alone, as results depend on it."""
-    padded = triton.next_power_of_2(head_dim)
-    return max(16, min(64, _TILE_BYTES // (int(padded) * dtype.itemsize)))
-
-
-def split_level(programs: int) -> int:
-    """The split to launch, 0 to 2, for rows * kv heads."""
-    if programs <= _TILE_PROGRAMS:
-        return 0
-    return 1 if programs <= _UNIT_PROGRAMS else 2
-
-
-def most_in_tiles(programs: int, tile: int) -> int:
-    """The longest context that level 0 cuts into tiles: within one super, and shorter the more
-    rows * kv heads fill the device anyway."""
-    return min(tile * MAX_SPLITS, UNIT * SUPER, _TILE_TOKENS // max(programs, 1))
-
-
-def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
-    """Partial results a row can have, for contexts up to max_context_len. most: in tiles."""
-    if level == 2:
-        return max(1, min(-(-MAX_SPLITS // SUPER), -(-max_context_len // (UNIT * SUPER))))
-    units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
-    return units if level else max(units, -(-min(max_context_len, most) // tile))
-
-
-class Launch(TypedDict, total=False):
-    """How to launch, mostly for tuning. Of these only tile is part of the order of summation:
-    results depend on no other.
-
-    counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
-    some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
-    chain must wait for its predecessor; what prepared the step, and wrote all but the rows' newest
-    tokens, stands before the whole chain). ahead: read the first tiles before waiting.
-    level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
-    tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
-    """
-
-    counters: Tensor | None
-    pdl: bool
-    level: int | None
-    tile: int | None
-    num_warps: int | None
-    num_stages: int | None
-    tma: bool | None
-    ahead: bool | None
-
-
 class _Rope(NamedTuple):
     """What the kernel needs to norm, rotate and write; in its order."""
 
@@ -366,69 +308,53 @@ def _attend(
     *,
     counters: Tensor | None = None,
     pdl: bool = False,
-    level: int | None = None,
-    tile: int | None = None,
-    num_warps: int | None = None,
-    num_stages: int | None = None,
-    tma: bool | None = None,
-    ahead: bool | None = None,
+    **asked: Any,
 ) -> Tensor:
-    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope."""
+    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. asked: of `Launch`."""
     rows, q_heads, dim = out.shape
     k_cache, v_cache, block_tables, context_lens = caches
     _, kv_heads, block_size, _ = k_cache.shape
     check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
-    programs = rows * kv_heads
-    tile = tile or tile_tokens(dim, k_cache.dtype)
-    if UNIT % tile:
-        raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
-    if level is None:
-        level = split_level(programs)
-    most = most_in_tiles(programs, tile)
-    splits = num_splits(max_context_len, tile, level, most)
-    padded = triton.next_power_of_2(dim)
-    if tma is None:
-        tma = not before_hopper(source.device)
-    whole = boxes(k_cache, v_cache, tile) if tma and k_cache.itemsize == 2 else None
-    if ahead is None:
-        on_their_way = (_DEEP - 1) * 2 * tile * padded * k_cache.itemsize  # bytes a program
-        room = 2 * on_their_way <= shared_bytes(source.device)
-        ahead = level == 2 and programs <= _TWO_EACH and room
-    # two warps take little more than half the instructions; few programs rather want four
-    warps = num_warps or (2 if whole and level == 2 and dim <= 128 and not ahead else 4)
-    stages = num_stages or (_DEEP if ahead else 2)
-    early = 0  # tokens of a row up to which the kernels that follow may be launched early
-    if level == 0:
-        early = max_context_len if programs <= _EARLY_PROGRAMS else most
-    elif ahead:
-        early = UNIT * SUPER
-    bound = padded <= 128 and k_cache.itemsize == 2 and not ahead
-    partial = torch.empty(
-        rows * q_heads * (splits if splits > 1 else 0) * (padded + 2),
-        dtype=torch.float32,
-        device=source.device,
+    device = source.device
+    launch = decode_launch.choose(
+        rows,
+        Heads(q_heads, kv_heads, dim, k_cache.dtype, block_size),
+        max_context_len,
+        hopper=not before_hopper(device),
+        shared=shared_bytes(device),
+        **asked,
     )
-    stats = partial[rows * q_heads * splits * padded :] if splits > 1 else partial
-    counted = programs if level == 2 and splits > 1 else 0
+    splits, padded = launch.splits, triton.next_power_of_2(dim)
+    partial, stats = _workspace(rows * q_heads, splits, padded, device)
+    counted = rows * kv_heads if launch.level == 2 and splits > 1 else 0
     if counters is None or counters.numel() < counted:
-        counters = torch.zeros(counted, dtype=torch.int32, device=source.device)
-    launch: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+        counters = torch.zeros(counted, dtype=torch.int32, device=device)
+    whole = boxes(k_cache, v_cache, launch.tile) if launch.tma else None
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
-        "D": dim, "DP": padded, "TILE": tile, "UNIT": UNIT, "SUPER": SUPER, "SPLITS": MAX_SPLITS,
-        "LEVEL": level, "PDL": pdl,
+        "D": dim, "DP": padded, "TILE": launch.tile, "UNIT": decode_launch.UNIT,
+        "SUPER": decode_launch.SUPER, "SPLITS": decode_launch.MAX_SPLITS, "LEVEL": launch.level,
+        "PDL": pdl,
     }  # fmt: skip
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
             source, k_cache, v_cache, *(whole or (None, None)), block_tables, context_lens, out,
             partial, stats, counters, *rope,
-            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, most, early,
-            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=stages,
-            TMA=whole is not None, AHEAD=ahead, FENCE=fence(source.device, whole is not None),
+            scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, launch.most,
+            launch.early,
+            G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=launch.stages,
+            TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
-            ROPE=rope.q_norm is not None, num_warps=warps,
-            maxnreg=_REGISTERS.get(warps) if bound else None,
-            **shape, **launch,
+            ROPE=rope.q_norm is not None, num_warps=launch.warps, maxnreg=launch.registers,
+            **shape, **options,
         )  # fmt: skip
-    if rows and splits > 1 and level < 2:
-        merge_splits(context_lens, out, partial, stats, splits, most, **shape, **launch)
+    if rows and launch.merges:
+        merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)
     return out
+
+
+def _workspace(heads: int, splits: int, padded: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """partial and stats of so many heads of rows, flat, in one allocation; of one split nothing."""
+    cells = heads * splits if splits > 1 else 0
+    space = torch.empty(cells * (padded + 2), dtype=torch.float32, device=device)
+    return space, space[cells * padded :]

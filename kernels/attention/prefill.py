@@ -39,7 +39,7 @@ Sources: FlashAttention-2 (Dao, 2023); Flash-Decoding (Dao et al., 2023); paged 
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.attention.decode_merge import least_multiple
 from quire.kernels.attention.kv_tiles import boxes
 from quire.kernels.attention.prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
@@ -266,7 +267,14 @@ class _Launch:
 
 
 def _plan(
-    tokens: int, rows: int, kv_heads: int, group: int, longest: int, tiles: Tiles, split: int | None
+    tokens: int,
+    rows: int,
+    kv_heads: int,
+    group: int,
+    longest: int,
+    max_context_len: int,
+    tiles: Tiles,
+    split: int | None,
 ) -> list[_Launch]:
     """The launches of a step. tiles: for rows of many tokens; split: None to choose, 0 for never.
 
@@ -280,8 +288,8 @@ def _plan(
         split = SPLIT if programs <= _FEW_PROGRAMS else 0
     if split % tiles.keys:
         raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
-    if split or rows == 1:
-        return [_Launch(lone, 1, _ANY, split)]
+    if split or rows == 1:  # one split is the whole context, bit for bit
+        return [_Launch(lone, 1, _ANY, split if max_context_len > split else 0)]
     few = _Launch(short, 1, short_len)
     return [_Launch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
 
@@ -289,6 +297,17 @@ def _plan(
 def _num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:
     """Tiles at most, whatever the rows' lengths."""
     return tokens // (tiles.queries // group) + rows
+
+
+def kernels(
+    tokens: int, rows: int, heads: Heads, longest: int, max_context_len: int, shared: int
+) -> set[tuple[object, ...]]:
+    """Names of the kernels that a call launches, equal where the kernels are. shared: bytes a
+    program may have (`support.shared_bytes`)."""
+    tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
+    plan = _plan(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
+    merges = {("merge",)} if any(launch.split for launch in plan) else set()
+    return {("sum", *astuple(launch)) for launch in plan} | merges
 
 
 def prefill_attention(
@@ -329,11 +348,9 @@ def prefill_attention(
     padded = triton.next_power_of_2(dim)
     tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
-    plan = _plan(tokens, rows, kv_heads, group, max_query_len, tiles, split)
+    plan = _plan(tokens, rows, kv_heads, group, max_query_len, max_context_len, tiles, split)
     for launch in plan if tokens and rows else ():
-        shape = launch.tiles
-        # One split is the whole context, bit for bit.
-        split = launch.split if max_context_len > launch.split else 0
+        shape, split = launch.tiles, launch.split
         splits = num_splits(max_context_len, split) if split else 1
         partial, stats = workspace(q, splits if split else 0)
         whole = boxes(k_cache, v_cache, shape.keys) if shape.tma else None

@@ -20,6 +20,7 @@ from torch import Tensor
 from quire.kernels.support import HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
 TABLES = Path(__file__).with_name("tables")
 HOME = "NVIDIA H200"  # the card whose table is asked first where there is no card
@@ -135,6 +136,13 @@ def choose(
     if isinstance(variant, Skinny) and not _fits(variant, shared):
         return replace(variant, stages=shared // variant.stage_bytes)
     return variant
+
+
+def row_class(rows: int) -> int:
+    """A number that two counts of rows share if every weight takes one kernel for both."""
+    if rows <= _EXACT_ROWS:  # each a kernel of its own
+        return rows
+    return next((bucket for bucket in ROW_BUCKETS if rows <= bucket), ROW_BUCKETS[-1] + 1)
 
 
 def _fits(variant: Variant, shared: int) -> bool:

@@ -16,7 +16,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 _ELEMENTS = 4096  # a program
 
 
-@triton.jit
+# Where the host lays the pairs in a step's upload is no part of what is compiled.
+@triton.jit(do_not_specialize_on_alignment=["sources_ptr", "targets_ptr"])
 def _copy_kernel(
     k_ptr, v_ptr, sources_ptr, targets_ptr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
     PDL: tl.constexpr,

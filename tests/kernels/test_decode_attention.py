@@ -82,7 +82,7 @@ def check(
 def test_contexts_around_every_boundary(
     paged: Any, dim: int, group: int, kv_heads: int, block_size: int, dtype: torch.dtype, level: int
 ) -> None:
-    from quire.kernels.attention.decode import tile_tokens
+    from quire.kernels.attention.decode_launch import tile_tokens
 
     tile = tile_tokens(dim, dtype)
     edges = sorted({1, block_size - 1, block_size, block_size + 1, tile - 1, tile, tile + 1, 257})
@@ -122,7 +122,7 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
     paged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tree in small: tiles of 16, units of 32, supers of 128, longer units beyond 512."""
-    from quire.kernels.attention import decode as module
+    from quire.kernels.attention import decode_launch as module
 
     monkeypatch.setattr(module, "UNIT", 32)
     monkeypatch.setattr(module, "SUPER", 4)
@@ -186,7 +186,7 @@ def test_an_empty_context_gives_zeros(paged: Any, level: int) -> None:
 def test_contexts_beyond_the_last_split_take_longer_splits(
     paged: Any, monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
-    from quire.kernels.attention import decode as module
+    from quire.kernels.attention import decode_launch as module
 
     monkeypatch.setattr(module, "UNIT", 128)
     monkeypatch.setattr(module, "MAX_SPLITS", 2)
@@ -197,7 +197,13 @@ def test_contexts_beyond_the_last_split_take_longer_splits(
 
 
 def test_the_workspace_holds_the_splits_of_every_context() -> None:
-    from quire.kernels.attention.decode import MAX_SPLITS, SUPER, UNIT, most_in_tiles, num_splits
+    from quire.kernels.attention.decode_launch import (
+        MAX_SPLITS,
+        SUPER,
+        UNIT,
+        most_in_tiles,
+        num_splits,
+    )
 
     for n, programs in itertools.product(
         [*range(1, 4200, 7), 8191, 8192, 8193, 16_384, 16_385, 40_960], (1, 64, 72, 128, 4096)
@@ -212,7 +218,7 @@ def test_the_workspace_holds_the_splits_of_every_context() -> None:
 
 
 def test_few_rows_take_short_splits_and_many_take_long_ones() -> None:
-    from quire.kernels.attention.decode import split_level
+    from quire.kernels.attention.decode_launch import split_level
 
     levels = [split_level(programs) for programs in (1, 8, 128, 129, 256, 257, 4096)]
     assert levels == sorted(levels)

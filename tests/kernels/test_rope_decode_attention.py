@@ -118,7 +118,7 @@ def test_as_two_kernels_and_as_the_twin(
     dtype: torch.dtype,
     level: int,
 ) -> None:
-    from quire.kernels.attention.decode import tile_tokens
+    from quire.kernels.attention.decode_launch import tile_tokens
 
     tile = tile_tokens(dim, dtype)
     contexts = sorted({1, block_size, block_size + 1, tile, tile + 1, 257})
@@ -130,7 +130,7 @@ def test_as_two_kernels_and_as_the_twin(
 
 def test_at_every_edge_of_the_tree(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who writes the last token is found right where a tile, a unit and a super begin and end."""
-    from quire.kernels.attention import decode as module
+    from quire.kernels.attention import decode_launch as module
 
     monkeypatch.setattr(module, "UNIT", 32)
     monkeypatch.setattr(module, "SUPER", 4)

@@ -1,0 +1,134 @@
+"""The steps that are run before an engine serves: no kernel is compiled while requests wait.
+
+Invariant: whatever step a scheduler may plan, and however it is padded, each kernel that it
+launches is launched by one of `warm_steps` too. Which kernels those are is told by
+`kernels/launches.py` from sizes alone; here every size is asked about at which the answer may
+change, and a step is kept if it brings a kernel that no step before it did. Steps run on null
+rows, so that no slot moves.
+
+The list is plain data: what it warms, another process can compile from it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from quire.engine.runner.graphs import MIXED_TOKENS
+from quire.engine.runner.inputs import MixedShape, stage_rows
+from quire.engine.runner.sampler import Needs
+from quire.engine.runner.staging import Staging
+
+if TYPE_CHECKING:  # they need triton, which a machine without a GPU may lack
+    from quire.kernels.attention.decode_launch import Heads
+    from quire.kernels.launches import Card, Name
+
+_EVERY_SIZE = 512  # tokens, up to which each number is asked about; beyond, each _STRIDE-th
+_STRIDE = 64
+_SHORT_CONTEXT = 256  # tokens, up to which attention never splits a context
+_NEEDS = (
+    Needs(),
+    Needs(draws=True),
+    Needs(draws=True, filters=True),
+    Needs(adjusts=True),
+    Needs(logprobs=True),
+    Needs(True, True, True, True),
+)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What steps may be: the engine's options, and the model's heads."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    heads: "Heads"
+    card: "Card"
+
+
+class WarmStep(NamedTuple):
+    """One step on null rows. longer: tokens of each row that is no decode row."""
+
+    decode_rows: int
+    longer: tuple[int, ...]
+    max_context_len: int
+    needs: Needs = Needs()
+
+    @property
+    def shape(self) -> MixedShape:
+        return MixedShape(self.decode_rows, len(self.longer), sum(self.longer))
+
+
+def warm_steps(bounds: Bounds) -> tuple[WarmStep, ...]:
+    """The steps to run, few, that launch whatever can be launched."""
+    kept: list[WarmStep] = []
+    known: set[Name] = set()
+    for step in _candidates(bounds):
+        names = names_of(step, bounds)
+        if not names <= known:
+            known |= names
+            kept.append(step)
+    return tuple(kept)
+
+
+def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
+    """Every kernel of a step: the model's, the sampler's, and what moves the slots on."""
+    from quire.kernels import launches
+
+    size = launches.StepSize(step.decode_rows, step.longer, step.max_context_len)
+    names = launches.of_model(size, bounds.heads, bounds.card)
+    needs = step.needs
+    names.add(("sample",) if needs.draws else ("greedy",))
+    names.add(("advance", bool(step.longer), needs.adjusts))
+    asked = {"filters": needs.filters, "adjusts": needs.adjusts, "logprobs": needs.logprobs}
+    return names | {(name,) for name, wanted in asked.items() if wanted}
+
+
+def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:
+    """Put a step of null rows that all sample into the upload."""
+    lens = np.array([1] * step.decode_rows + list(step.longer), np.int32)
+    slots = np.full(len(lens), null_slot, np.int32)
+    tokens = np.zeros(lens.sum(), np.int32)
+    stage_rows(staging, step.decode_rows, slots, lens, tokens, np.arange(len(lens)))
+
+
+def _candidates(bounds: Bounds) -> Iterator[WarmStep]:
+    """Steps at every size where a kernel may change, the plainest first."""
+    longest = bounds.max_model_len
+    for rows in range(1, bounds.max_num_seqs + 1):
+        yield WarmStep(rows, (), longest)
+    for needs in _NEEDS:
+        yield WarmStep(1, (), longest, needs)
+    for longer in _longer_rows(bounds):
+        yield WarmStep(0, longer, longest)
+        if max(longer) <= _SHORT_CONTEXT:
+            yield WarmStep(0, longer, max(longer))
+    yield WarmStep(0, (1,), longest, Needs(adjusts=True))
+    for rows in range(1, bounds.max_num_seqs + 1):
+        yield WarmStep(rows, (1,), longest)
+
+
+def _longer_rows(bounds: Bounds) -> Iterator[tuple[int, ...]]:
+    """Prompts beside one another: each number of tokens in as few rows as hold it, in a short one
+    and others; and each number of rows."""
+    most = max(bounds.max_num_batched_tokens, bounds.max_num_seqs + MIXED_TOKENS[-1])  # padded
+    for tokens in _sizes(most):
+        rows = -(-tokens // bounds.max_model_len)
+        yield _spread(tokens, rows)
+        if tokens > 1 and bounds.max_num_seqs > 1:
+            yield (1, *_spread(tokens - 1, -(-(tokens - 1) // bounds.max_model_len)))
+    for rows in _sizes(2 * bounds.max_num_seqs + MIXED_TOKENS[-1]):
+        yield (1,) * rows
+
+
+def _sizes(most: int) -> Iterator[int]:
+    yield from range(1, min(most, _EVERY_SIZE) + 1)
+    yield from range(_EVERY_SIZE + _STRIDE, most, _STRIDE)
+    yield most
+
+
+def _spread(tokens: int, rows: int) -> tuple[int, ...]:
+    """So many tokens over so many rows, the longest first."""
+    return tuple(tokens // rows + (row < tokens % rows) for row in range(rows))

@@ -1,0 +1,181 @@
+"""How decode attention is launched: which split, how many, by how many warps.
+
+Invariant: everything here is a function of numbers that the host knows before a step runs (rows,
+heads, dtype, a bound of the context, what the card has room for), so that it can be told ahead
+which kernels a configuration can ever launch (`engine/runner/warmup.py` does). No result depends
+on it, but for the length of a tile.
+"""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+import triton
+from torch import Tensor
+
+from quire.kernels.attention.decode_merge import merge_shape
+from quire.kernels.support import HOPPER_SHARED
+
+UNIT = 256  # tokens: the shortest split of level 1
+SUPER = 8  # units
+MAX_SPLITS = 32  # partial results of a row at most
+ALONE = 128  # rows, from which a dependent launch loses
+_TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
+_TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
+_TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
+_UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
+_EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
+_TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
+_DEEP = 4  # stages of theirs: three tiles on their way
+_REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
+
+
+class Launch(TypedDict, total=False):
+    """How to launch, mostly for tuning. Of these only tile is part of the order of summation:
+    results depend on no other.
+
+    counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
+    some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
+    chain must wait for its predecessor; what prepared the step, and wrote all but the rows' newest
+    tokens, stands before the whole chain). ahead: read the first tiles before waiting.
+    level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
+    tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
+    """
+
+    counters: Tensor | None
+    pdl: bool
+    level: int | None
+    tile: int | None
+    num_warps: int | None
+    num_stages: int | None
+    tma: bool | None
+    ahead: bool | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a step's rows share: the heads, and how the cache holds them."""
+
+    q_heads: int
+    kv_heads: int
+    dim: int
+    dtype: torch.dtype
+    block_size: int
+
+    @property
+    def padded(self) -> int:
+        return int(triton.next_power_of_2(self.dim))
+
+    def boxed(self, tile: int) -> bool:
+        """Whether a tile can come as one box (see `kv_tiles.boxes`)."""
+        return self.dtype.itemsize == 2 and tile <= self.block_size and self.dim == self.padded
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
+    a context into tiles; early: up to which what follows is launched early."""
+
+    level: int
+    tile: int
+    most: int
+    splits: int
+    tma: bool
+    ahead: bool
+    warps: int
+    stages: int
+    early: int
+    registers: int | None
+
+    @property
+    def merges(self) -> bool:
+        """Whether a kernel of its own merges the splits."""
+        return self.splits > 1 and self.level < 2
+
+
+def choose(
+    rows: int,
+    heads: Heads,
+    max_context_len: int,
+    *,
+    hopper: bool = True,
+    shared: int = HOPPER_SHARED,
+    level: int | None = None,
+    tile: int | None = None,
+    num_warps: int | None = None,
+    num_stages: int | None = None,
+    tma: bool | None = None,
+    ahead: bool | None = None,
+) -> Shape:
+    """The launch for so many rows, contexts up to max_context_len. hopper: the card has descriptors
+    (`support.before_hopper`); shared: bytes a program (`support.shared_bytes`). The rest: of
+    `Launch`. Raises ValueError for a tile that does not divide a unit."""
+    programs, padded = rows * heads.kv_heads, heads.padded
+    tile = tile or tile_tokens(heads.dim, heads.dtype)
+    if UNIT % tile:
+        raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
+    if level is None:
+        level = split_level(programs)
+    most = most_in_tiles(programs, tile)
+    tma = (hopper if tma is None else tma) and heads.boxed(tile)
+    if ahead is None:
+        on_their_way = (_DEEP - 1) * 2 * tile * padded * heads.dtype.itemsize  # bytes a program
+        ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
+    # two warps take little more than half the instructions; few programs rather want four
+    warps = num_warps or (2 if tma and level == 2 and heads.dim <= 128 and not ahead else 4)
+    early = UNIT * SUPER if ahead else 0
+    if level == 0:
+        early = max_context_len if programs <= _EARLY_PROGRAMS else most
+    bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead
+    return Shape(
+        level=level,
+        tile=tile,
+        most=most,
+        splits=num_splits(max_context_len, tile, level, most),
+        tma=tma,
+        ahead=ahead,
+        warps=warps,
+        stages=num_stages or (_DEEP if ahead else 2),
+        early=early,
+        registers=_REGISTERS.get(warps) if bound else None,
+    )
+
+
+def kernels(
+    rows: int, heads: Heads, max_context_len: int, *, hopper: bool, shared: int
+) -> set[tuple[object, ...]]:
+    """Names of the kernels that a call of so many rows launches, equal where the kernels are."""
+    shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared)
+    chained = rows < ALONE
+    taken = (shape.level, shape.tma, shape.ahead, shape.warps, shape.stages, shape.registers)
+    found: set[tuple[object, ...]] = {("sum", chained, *taken)}
+    if shape.merges:
+        found.add(("merge", chained, shape.level, *merge_shape(rows, heads.q_heads)))
+    return found
+
+
+def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
+    """Tokens a tile: a function of the head and the dtype alone, as results depend on it."""
+    padded = triton.next_power_of_2(head_dim)
+    return max(16, min(64, _TILE_BYTES // (int(padded) * dtype.itemsize)))
+
+
+def split_level(programs: int) -> int:
+    """The split to launch, 0 to 2, for rows * kv heads."""
+    if programs <= _TILE_PROGRAMS:
+        return 0
+    return 1 if programs <= _UNIT_PROGRAMS else 2
+
+
+def most_in_tiles(programs: int, tile: int) -> int:
+    """The longest context that level 0 cuts into tiles: within one super, and shorter the more
+    rows * kv heads fill the device anyway."""
+    return min(tile * MAX_SPLITS, UNIT * SUPER, _TILE_TOKENS // max(programs, 1))
+
+
+def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
+    """Partial results a row can have, for contexts up to max_context_len. most: in tiles."""
+    if level == 2:
+        return max(1, min(-(-MAX_SPLITS // SUPER), -(-max_context_len // (UNIT * SUPER))))
+    units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
+    return units if level else max(units, -(-min(max_context_len, most) // tile))

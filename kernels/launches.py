@@ -1,0 +1,69 @@
+"""Which kernels a step launches, told from its sizes: the list that warm-up is made from.
+
+Invariant: two launches have one name exactly if one compiled kernel serves both, given a model, its
+data type, a card, and how many slots and how long a model there are; all of those are fixed while
+an engine lives. What is not a size of the step (alignments, whether an integer is 1 or a multiple
+of 16) is the same in every step: kernels are told not to specialise on what is not.
+
+The names are plain values: another process that holds the list can compile from it.
+"""
+
+from dataclasses import dataclass
+
+from quire.kernels.attention import decode_launch, prefill, qk_norm_rope
+from quire.kernels.attention.decode_launch import Heads
+from quire.kernels.linear import tuning
+from quire.kernels.support import HOPPER_SHARED
+
+Name = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What of a GPU decides. shared: bytes of shared memory a program may have."""
+
+    hopper: bool = True
+    shared: int = HOPPER_SHARED
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """A step's sizes. decode_rows: rows of one token; longer: tokens of each other row;
+    max_context_len: bound of the contexts."""
+
+    decode_rows: int
+    longer: tuple[int, ...]
+    max_context_len: int
+
+    @property
+    def rows(self) -> int:
+        return self.decode_rows + len(self.longer)
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_rows + sum(self.longer)
+
+
+def of_model(step: StepSize, heads: Heads, card: Card) -> set[Name]:
+    """The kernels of embedding to logits, all rows sampling."""
+    names: set[Name] = {
+        ("product", tuning.row_class(step.tokens)),
+        ("logits", tuning.row_class(step.rows)),
+        ("prepare", bool(step.longer)),
+    }
+    size = (step.decode_rows, heads, step.max_context_len)
+    decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared)
+    if not step.longer:
+        return names | {("rope-decode", *name) for name in decode}
+    names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
+    if step.decode_rows:
+        names |= {("decode", *name) for name in decode}
+    longer = prefill.kernels(
+        sum(step.longer),
+        len(step.longer),
+        heads,
+        max(step.longer),
+        step.max_context_len,
+        card.shared,
+    )
+    return names | {("prefill", *name) for name in longer}

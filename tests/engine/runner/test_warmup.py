@@ -1,0 +1,158 @@
+"""What is warm before an engine serves is all that it will ever launch."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_engine import Setup, build_core, model_config
+
+from quire.engine.loop.core import EngineCore
+from quire.engine.model.forward_batch import KVCache
+from quire.engine.model.registry import build_model
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.runner.graphs import GraphKey
+from quire.engine.runner.warmup import Bounds, warm_steps
+from quire.engine.weights.random import fill_random
+
+pytest.importorskip("triton")
+from recorded_ops import RecordedOps, recorded
+
+from quire.kernels.attention.decode_launch import Heads
+from quire.kernels.launches import Card
+from quire.kernels.linear import gemv, tuning
+
+CPU = torch.device("cpu")
+SETUP = Setup(
+    max_num_seqs=40,
+    max_num_batched_tokens=640,
+    num_blocks=1200,
+    block_size=16,
+    max_model_len=700,
+    caching=True,
+    overlap=True,
+)
+SHAPE = replace(
+    model_config(q_heads=16, kv_heads=8, head_dim=16, layers=1), max_position_embeddings=1024
+)
+
+
+class Kept:
+    """Steps kept as closures, where a GPU would keep graphs."""
+
+    def __init__(self) -> None:
+        self.steps: dict[GraphKey, Any] = {}
+
+    def __contains__(self, key: GraphKey) -> bool:
+        return key in self.steps
+
+    def replay(self, key: GraphKey) -> Any:
+        return self.steps[key]() if key in self.steps else None
+
+    def capture(self, key: GraphKey, step: Any) -> None:
+        self.steps[key] = step
+
+
+def bounds(setup: Setup = SETUP) -> Bounds:
+    heads = Heads(16, 8, 16, torch.bfloat16, setup.block_size)
+    tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
+    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card())
+
+
+def recorded_core(setup: Setup = SETUP, *, graphs: bool) -> EngineCore:
+    """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
+    ops: Any = RecordedOps()
+    model = build_model(SHAPE, ops, dtype=torch.bfloat16, device=CPU)
+    fill_random(model, 3)
+    core = build_core(model, ops, setup)
+    runner: Any = core.runner
+    size = runner._kv.k.shape
+    runner._kv = KVCache(*(torch.zeros(size, dtype=torch.bfloat16) for _ in range(2)))
+    runner._graphs = Kept() if graphs else None
+    return core
+
+
+def any_sampling(rng: random.Random) -> SamplingParams:
+    plain = SamplingParams(max_tokens=rng.choice((1, 2, 5, 12, 30)), seed=rng.randrange(1 << 60))
+    hot = replace(plain, temperature=rng.choice((0.5, 1.3)))
+    return rng.choice(
+        (
+            plain,
+            hot,
+            replace(hot, top_k=rng.choice((1, 40)), top_p=0.9, min_p=0.05),
+            replace(plain, repetition_penalty=1.3, presence_penalty=0.2),
+            replace(hot, min_tokens=3, eos_token_ids=(7, 9)),
+            replace(plain, logprobs=5),
+            replace(hot, top_p=0.8, frequency_penalty=0.5, min_tokens=2, logprobs=20),
+        )
+    )
+
+
+def any_request(key: int, rng: random.Random) -> GenerationRequest:
+    length = rng.choice((1, 2, 3, 7, 9, 16, 17, 33, 120, 300, 650))
+    length = max(1, length - rng.randrange(3))
+    prompt = tuple(rng.randrange(1, 384) for _ in range(length))
+    if rng.random() < 0.3:  # a prefix that others have too
+        prompt = (*range(1, 50), *prompt[:9])
+    return GenerationRequest(key, prompt, any_sampling(rng), n=rng.choice((1, 1, 1, 3)))
+
+
+def long_run(core: EngineCore, seed: int, count: int) -> None:
+    """Bursts and trickles of requests, to the end."""
+    rng = random.Random(seed)
+    waiting = [any_request(key, rng) for key in range(count)]
+    while waiting or core.scheduler.has_requests:
+        for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 12))):
+            if waiting:
+                core.scheduler.submit(waiting.pop())
+        for output in core.step():
+            assert output.error_id is None
+
+
+@pytest.mark.parametrize("graphs", (False, True))
+def test_a_long_run_launches_nothing_that_was_not_warm(graphs: bool) -> None:
+    with recorded() as warm:
+        core = recorded_core(graphs=graphs)
+        core.runner.warm_up(warm_steps(bounds()), lambda _share: None)  # type: ignore[attr-defined]
+    for seed in (1, 2):
+        with recorded() as launched:
+            long_run(core, seed, 70)
+        assert len(launched) > 25
+        assert not launched - warm
+
+
+def test_every_size_of_step_is_warm() -> None:
+    """Steps at random from all that the options allow, also those that no run is likely to meet."""
+    with recorded() as warm:
+        core = recorded_core(graphs=False)
+        core.runner.warm_up(warm_steps(bounds()), lambda _share: None)  # type: ignore[attr-defined]
+    rng = random.Random(5)
+    runner: Any = core.runner
+    from quire.engine.runner.warmup import WarmStep
+
+    with recorded() as launched, torch.inference_mode():
+        for _ in range(150):
+            decode = rng.choice((0, rng.randrange(41), rng.randrange(16, 26)))
+            longer = tuple(
+                rng.randrange(1, rng.choice((3, 40, 600))) for _ in range(rng.randrange(4))
+            )
+            if decode or longer:
+                context = rng.choice((max(longer, default=1), 256, 257, 700))
+                runner._run_null(WarmStep(decode, longer, max(context, *longer, 1)))
+    assert not launched - warm
+
+
+@pytest.mark.parametrize("most", (1, 7, 256))
+def test_the_list_is_short_and_within_the_options(most: int) -> None:
+    steps = warm_steps(replace(bounds(), max_num_seqs=most, max_num_batched_tokens=8192))
+    assert len(steps) < 60
+    assert len(set(steps)) == len(steps)
+    assert all(step.decode_rows <= most for step in steps)
+    assert all(max(step.longer, default=1) <= SETUP.max_model_len for step in steps)
+
+
+def test_each_number_of_rows_that_the_vector_kernel_takes_is_a_class_of_its_own() -> None:
+    classes = [tuning.row_class(rows) for rows in range(1, 400)]
+    assert classes[: gemv.MAX_ROWS + 1] == [1, 2, 3, 4, 8]
+    assert len(set(classes)) == len(tuning.ROW_BUCKETS) + 2

@@ -1,0 +1,54 @@
+"""Faults of warm-up: kernels that would be compiled while requests wait."""
+
+from faults.fault import Fault
+
+_RUN = ("tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm",)
+_CLASSES = (
+    "tests/engine/runner/test_warmup.py"
+    "::test_each_number_of_rows_that_the_vector_kernel_takes_is_a_class_of_its_own",
+)
+
+FAULTS = (
+    Fault(
+        "warm-up: decode rows beside prompts are left out",
+        "engine/runner/warmup.py",
+        "        yield WarmStep(rows, (1,), longest)\n",
+        "        yield WarmStep(1, (1,), longest)\n",
+        _RUN,
+    ),
+    Fault(
+        "warm-up: short contexts are left out",
+        "engine/runner/warmup.py",
+        "            yield WarmStep(0, longer, max(longer))\n",
+        "            pass\n",
+        _RUN,
+    ),
+    Fault(
+        "warm-up: penalties of a mixed step are left out",
+        "engine/runner/warmup.py",
+        "    yield WarmStep(0, (1,), longest, Needs(adjusts=True))\n",
+        "",
+        _RUN,
+    ),
+    Fault(
+        "warm-up: blocks are not copied",
+        "engine/runner/runner.py",
+        "        if steps:\n            self._copy_null_block()\n",
+        "",
+        _RUN,
+    ),
+    Fault(
+        "warm-up: copies are compiled for each place in the upload",
+        "kernels/state/copy_blocks.py",
+        '@triton.jit(do_not_specialize_on_alignment=["sources_ptr", "targets_ptr"])',
+        "@triton.jit",
+        _RUN,
+    ),
+    Fault(
+        "warm-up: three rows are taken for four",
+        "kernels/linear/tuning.py",
+        "    if rows <= _EXACT_ROWS:",
+        "    if rows <= 2:",
+        _CLASSES,
+    ),
+)
