@@ -223,7 +223,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(device: torch.device) -> No
 @pytest.mark.triton
 @pytest.mark.parametrize("rows", [0, 1, 3, 30])
 def test_linear_answers_every_number_of_rows(rows: int, device: torch.device) -> None:
-    from quire.kernels.linear import linear
+    from quire.kernels.linear.linear import linear
 
     case = _case(rows, 72, 128, BF16, device, False)
     out = linear(case["x"], case["weight"], residual=case["residual"].clone())
@@ -234,7 +234,7 @@ def test_linear_answers_every_number_of_rows(rows: int, device: torch.device) ->
 
 @pytest.mark.triton
 def test_the_residual_is_reused_for_the_result(device: torch.device) -> None:
-    from quire.kernels.linear import linear
+    from quire.kernels.linear.linear import linear
 
     case = _case(2, 16, 64, BF16, device, False)
     out = linear(case["x"], case["weight"], residual=case["residual"])
