@@ -19,7 +19,7 @@ ifeq ($(TORCH),cpu)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help demo test test-gpu check proto baseline bench plots screens chaos soak mutants pocket clean
+.PHONY: help demo test test-gpu check node proto baseline bench plots screens chaos soak mutants pocket clean
 
 help:
 	@echo "make demo      install, serve the embedded model, talk to it, stop"
@@ -31,6 +31,7 @@ help:
 	@echo "make soak      the long property tests and fuzz;  make mutants: old faults put back"
 	@echo "make screens   the pictures in the README"
 	@echo "make proto     the stubs, from proto/quire/v1/inference.proto"
+	@echo "make node      the packages of examples/node, which its tests need (skipped without)"
 	@echo "make baseline  promise the contract as it is now, at a release (additions only)"
 	@echo "make pocket    train the embedded model again"
 	@echo "make clean     remove what the above have made, the environment included"
@@ -70,6 +71,13 @@ test-gpu: $(VENV)/.dev
 
 check: $(VENV)/.dev .venv-proto/.done
 	$(BIN)/python tools/check.py
+
+# What examples/node needs. No lock file: it would name a registry.
+examples/node/node_modules: examples/node/package.json
+	cd examples/node && npm install --no-package-lock --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+node: examples/node/node_modules
 
 proto: .venv-proto/.done
 	cd proto && ../.venv-proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. \

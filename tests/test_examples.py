@@ -18,6 +18,8 @@ from quire.v1 import inference_pb2_grpc as pb_grpc
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+BUF = Path(sys.executable).with_name("buf")
 
 
 class Parrot(pb_grpc.InferenceServiceServicer):
@@ -71,7 +73,7 @@ def test_python_with_nothing_but_the_stubs(address: str) -> None:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
 @pytest.mark.skipif(
-    not (EXAMPLES / "node" / "node_modules").is_dir(), reason="run npm install in examples/node"
+    not (EXAMPLES / "node" / "node_modules").is_dir(), reason="`make node` brings what it needs"
 )
 def test_node(address: str) -> None:
     check("node", str(EXAMPLES / "node" / "chat.js"), address=address)
@@ -83,6 +85,22 @@ def test_the_readmes_first_call(address: str) -> None:
     done = run(sys.executable, "-c", program.replace("127.0.0.1:50051", address))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "Tell me a short story about a fox.Once upon a time\n42\n"
+
+
+def test_the_pages_first_calls(address: str) -> None:
+    program = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0]
+    done = run(sys.executable, "-c", program.replace("127.0.0.1:50051", address))
+    assert (done.stdout, done.stderr, done.returncode) == ("Tell me a story.", "", 0)
+
+
+@pytest.mark.skipif(not BUF.exists(), reason="no buf here")
+def test_buf_curl_in_clear(address: str) -> None:
+    (command,) = re.findall(r"```\n(buf curl [^`]*?--http2-prior-knowledge[^`]*?)```", PAGE)
+    shown = command.replace("127.0.0.1:50051", address).replace("buf curl", f"{BUF} curl")
+    assert address in shown
+    done = run("bash", "-c", f"cd {ROOT}; {shown}")
+    assert done.returncode == 0, done.stderr
+    assert '"reason": "FINISH_REASON_STOP"' in done.stdout
 
 
 def test_the_readmes_options_exist() -> None:

@@ -6,8 +6,9 @@ cause from outside.
 """
 
 import functools
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
@@ -33,13 +34,31 @@ P = ParamSpec("P")
 INTERRUPTED = 130
 
 SERVER = "Server"
+ENV_PREFIX = "QUIRE_CLIENT_"
+VARIABLES = tuple(
+    ENV_PREFIX + name
+    for name in (
+        "ADDRESS", "API_KEY", "TIMEOUT", "TLS", "TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_SERVER_NAME",
+    )
+)  # fmt: skip
+
+
+def _each(addresses: list[str] | None) -> list[str] | None:
+    """Addresses one by one: an environment variable can hold several only as a list."""
+    if not addresses:
+        return None
+    return " ".join(addresses).replace(",", " ").split() or [""]  # which is refused by its name
+
+
 Address = Annotated[
     list[str] | None,
     typer.Option(
         "--address",
         "-a",
         envvar="QUIRE_CLIENT_ADDRESS",
-        help=f"HOST:PORT; several times for several servers. [default: {DEFAULT_ADDRESS}]",
+        callback=_each,
+        help=f"HOST:PORT; several times, or a list with commas, for several servers."
+        f" [default: {DEFAULT_ADDRESS}]",
         rich_help_panel=SERVER,
     ),
 ]
@@ -51,7 +70,10 @@ ApiKey = Annotated[
         rich_help_panel=SERVER,
     ),
 ]
-UseTLS = Annotated[bool, typer.Option("--tls", help="Use TLS.", rich_help_panel=SERVER)]
+UseTLS = Annotated[
+    bool,
+    typer.Option("--tls", envvar="QUIRE_CLIENT_TLS", help="Use TLS.", rich_help_panel=SERVER),
+]
 RootFile = Annotated[
     Path | None,
     typer.Option(
@@ -87,7 +109,11 @@ ServerName = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Deadline of each call, in seconds.", rich_help_panel=SERVER),
+    typer.Option(
+        envvar="QUIRE_CLIENT_TIMEOUT",
+        help="Deadline of each call, in seconds.",
+        rich_help_panel=SERVER,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -124,12 +150,20 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Raises OptionError for a setting of ours that nobody would read."""
+    for name in sorted(environment):
+        if name.startswith(ENV_PREFIX) and name not in VARIABLES:
+            raise OptionError(f"{name}: no such setting; there are {', '.join(VARIABLES)}")
+
+
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Wraps a command so that what it raises becomes the line and the code promised above."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            refuse_unknown_variables(os.environ)
             command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None

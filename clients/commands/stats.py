@@ -8,6 +8,7 @@ import typer
 
 from quire.clients.client import Client
 from quire.clients.commands import common
+from quire.clients.errors import InvalidRequest
 from quire.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -61,10 +62,22 @@ def health(
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.make_client(address, api_key, secure, timeout) as client:
         with common.errors_at(client.connection):
-            answer = client.health(service)
+            answer = _ask_health(client, service)
     print(answer)
     if answer != "SERVING":
         raise typer.Exit(1)
+
+
+def _ask_health(client: Client, service: str) -> str:
+    try:
+        return client.health(service)
+    except InvalidRequest as error:
+        if error.code.name != "NOT_FOUND":
+            raise
+        common.fail(
+            f"the server knows no service {service!r}: leave it out, or ask for"
+            " quire.v1.InferenceService or liveness"
+        )
 
 
 def _show_once(client: Client, as_json: bool) -> None:

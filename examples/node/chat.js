@@ -2,8 +2,11 @@
 //
 //     npm install
 //     node chat.js "Tell me a story." 127.0.0.1:50051
+//     QUIRE_CLIENT_API_KEY=… node chat.js "Tell me a story." localhost:50051 ca.crt
 //
+// With the PEM file of an authority it speaks TLS, and sends the API key of the environment.
 // Ctrl-C cancels the call on the server.
+const fs = require("node:fs");
 const path = require("node:path");
 const grpc = require("@grpc/grpc-js");
 const protoLoader = require("@grpc/proto-loader");
@@ -19,13 +22,23 @@ const definition = protoLoader.loadSync("quire/v1/inference.proto", {
 });
 const { InferenceService } = grpc.loadPackageDefinition(definition).quire.v1;
 
-const [question = "Tell me a story.", address = "127.0.0.1:50051"] = process.argv.slice(2);
-const client = new InferenceService(address, grpc.credentials.createInsecure());
+const [question = "Tell me a story.", address = "127.0.0.1:50051", authority] =
+  process.argv.slice(2);
+const credentials = authority
+  ? grpc.credentials.createSsl(fs.readFileSync(authority))
+  : grpc.credentials.createInsecure();
+const metadata = new grpc.Metadata();
+const key = process.env.QUIRE_CLIENT_API_KEY;
+if (key && authority) {
+  metadata.set("authorization", `Bearer ${key}`); // over TLS alone: it would be sent in clear
+}
+const client = new InferenceService(address, credentials);
 const call = client.Generate(
   {
     chat: { messages: [{ role: "user", content: question }] },
     sampling: { max_tokens: 100, temperature: 0.6 },
   },
+  metadata,
   { deadline: Date.now() + 60_000 },
 );
 

@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from quire.clients import cli
+from quire.clients.commands.common import VARIABLES
 
 WAIT = 30
 
@@ -358,3 +359,45 @@ def test_without_the_server_the_command_says_how_to_get_it() -> None:
             check=False,
         )
         assert "pip install '.[server]'" in one_line(done, 1)
+
+
+def test_every_setting_may_stand_in_the_environment(server: Any) -> None:
+    """Each shared option names its variable, and each variable of ours is one of them."""
+    shown = quire("stats", "--help").stdout
+    assert [name for name in VARIABLES if name not in shown] == []
+    done = quire("stats", QUIRE_CLIENT_ADDRESS=server.address, QUIRE_CLIENT_TIMEOUT="nan")
+    assert "timeout" in one_line(done, 2)
+    done = quire(
+        "generate", "hang", QUIRE_CLIENT_ADDRESS=server.address, QUIRE_CLIENT_TIMEOUT="0.2"
+    )
+    assert "deadline" in one_line(done, 1)
+    done = quire("stats", QUIRE_CLIENT_ADDRESS=server.address, QUIRE_CLIENT_TLS="1")
+    assert "does not speak TLS" in one_line(done, 1)
+    done = quire("stats", QUIRE_CLIENT_ADDRESS=server.address, QUIRE_CLIENT_TLS="perhaps")
+    assert "QUIRE_CLIENT_TLS" in one_line(done, 2)
+
+
+@pytest.mark.parametrize("name", ["QUIRE_CLIENT_ADRESS", "QUIRE_CLIENT_", "QUIRE_CLIENT_TLS_CA_"])
+@pytest.mark.parametrize("command", [["generate", "say x"], ["health"], ["loadtest"], ["top"]])
+def test_a_setting_that_nobody_reads_is_refused(server: Any, command: list[str], name: str) -> None:
+    done = quire(*command, "-a", server.address, **{name: "x"})
+    line = one_line(done, 2)
+    assert f"{name}: no such setting" in line and "QUIRE_CLIENT_TIMEOUT" in line
+
+
+@pytest.mark.parametrize("between", [",", " ", ", "])
+def test_several_servers_stand_in_one_variable(
+    server: Any, second_server: Any, between: str
+) -> None:
+    several = f"{server.address}{between}{second_server.address}"
+    for prompt in ("gather 1", "gather 1"):
+        assert quire("generate", prompt, QUIRE_CLIENT_ADDRESS=several).returncode == 0
+    assert quire("stats", "-a", f"{server.address},{second_server.address}").returncode == 0
+    assert len(server.seen.requests) + len(second_server.seen.requests) == 2
+    broken = quire("stats", QUIRE_CLIENT_ADDRESS=f"{server.address},x:y")
+    assert "HOST:PORT" in one_line(broken, 2)
+
+
+def test_a_service_that_is_not_there_is_named(server: Any) -> None:
+    line = one_line(quire("health", "foo", "-a", server.address), 1)
+    assert "'foo'" in line and "liveness" in line

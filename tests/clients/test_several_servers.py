@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from quire.clients import TLS, AsyncClient, Client, RetryPolicy, Unavailable
+from quire.clients import NO_RETRY, TLS, AsyncClient, Client, RetryPolicy, Unavailable
+from quire.clients import rotation as rotation_module
 from quire.clients.rotation import REST, Rotation
 
 OPENSSL = shutil.which("openssl")
@@ -119,6 +120,40 @@ def test_a_server_that_is_gone_is_passed_over(authority: Path, serve: Any) -> No
         bare.__exit__()
         ask(client, 4)
     assert len(named.seen.requests) == 5
+
+
+@needs_openssl
+def test_who_is_down_is_not_asked_again(
+    authority: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without retries one call fails, and the next ones go to the server that is up."""
+    monkeypatch.setattr(rotation_module, "REST", 1e9)
+    trust = TLS(root=authority / "ca.crt")
+    named, bare = serve("name"), serve("ip")
+    addresses = [f"localhost:{named.port}", f"127.0.0.1:{bare.port}"]
+    bare.__exit__()
+    with Client(addresses, tls=trust, retry=NO_RETRY) as client:
+        ask(client, 1)
+        with pytest.raises(Unavailable):
+            ask(client, 1)
+        ask(client, 3)
+    with Client(addresses, tls=trust, retry=NO_RETRY) as client:
+        client.stats(timeout=WAIT)
+        with pytest.raises(Unavailable):
+            client.stats(timeout=WAIT)
+        client.stats(timeout=WAIT)
+        client.stats(timeout=WAIT)
+
+    async def run() -> None:
+        async with AsyncClient(addresses, tls=trust, retry=NO_RETRY) as client:
+            for up in (True, False, True, True):
+                try:
+                    assert await client.generate("say hi", timeout=WAIT).text() == "hi"
+                except Unavailable:
+                    assert not up
+
+    asyncio.run(run())
+    assert len(named.seen.requests) == 4 + 3
 
 
 def test_servers_take_turns() -> None:

@@ -1,0 +1,64 @@
+"""Faults of the contract's JSON on its way to the prompt."""
+
+from faults.fault import Fault
+
+JSON = ("tests/service/rpc/test_json_text.py",)
+
+FAULTS = (
+    Fault(
+        "contract: long whole numbers lose digits",
+        "service/rpc/json_text.py",
+        "        return int(digits)\n",
+        "        return int(float(digits))\n",
+        JSON,
+    ),
+    Fault(
+        "contract: 25.0 becomes 25",
+        "service/rpc/json_text.py",
+        "    value = float(digits)\n",
+        "    value = float(digits)\n    value = int(value) if value.is_integer() else value\n",
+        JSON,
+    ),
+    Fault(
+        "contract: the last of two equal keys wins in silence",
+        "service/rpc/json_text.py",
+        "    if len(value) < len(pairs):\n",
+        "    if len(value) > len(pairs):\n",
+        JSON,
+    ),
+    Fault(
+        "contract: depth is not looked at",
+        "service/rpc/json_text.py",
+        "    if any(isinstance(item, dict | list) for item in level):\n",
+        "    if any(isinstance(item, set) for item in level):\n",
+        JSON,
+    ),
+    Fault(
+        "contract: half a surrogate pair gets to the tokenizer",
+        "service/rpc/json_text.py",
+        '    if not text.isascii() and any("\\ud800" <= c <= "\\udfff" for c in text):\n',
+        "    if not text:\n",
+        JSON,
+    ),
+    Fault(
+        "contract: a tool without description says that it is empty",
+        "service/rpc/messages.py",
+        '    if tool.HasField("description"):\n',
+        "    if tool is not None:\n",
+        JSON,
+    ),
+    Fault(
+        "contract: an answer may name a call that nobody made",
+        "service/rpc/messages.py",
+        "    elif called and called not in calls:\n",
+        "    elif called and called in ():\n",
+        JSON,
+    ),
+    Fault(
+        "contract: thoughts that the template does not know are lost",
+        "service/text/chat_template.py",
+        'if "reasoning_content" in message and not self._knows_reasoning:',
+        'if "reasoning_content" in message and not message:',
+        JSON,
+    ),
+)
