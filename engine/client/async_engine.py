@@ -158,8 +158,8 @@ class AsyncEngine:
 
         The first item comes once the request was handed over and the loop has time to say so; it is
         empty if nothing has come by then. Ends when each index has had its `finish` or was ended by
-        finish(). Raises RequestError before anything is submitted, EngineDeadError if the engine
-        ends under it.
+        finish(). Raises RequestError before anything is submitted. If the engine ends under it, all
+        that it has said is yielded first; then EngineDeadError, if some index is still open.
         """
         self.check(request)
         if self._dead is not None:
@@ -172,13 +172,14 @@ class AsyncEngine:
             while stream.open_indices:
                 is_first = stream.is_silent
                 outputs = await stream.take()
-                if stream.error is not None:
-                    raise stream.error
+                error = stream.error  # as of now: what comes before a later one is taken first
                 for output in outputs:
                     if output.finish is not None:
                         stream.open_indices.discard(output.index)
-                if outputs or is_first:
+                if outputs or (is_first and error is None):
                     yield outputs
+                if error is not None and stream.open_indices:
+                    raise error
         finally:
             del self._streams[request.key]
             self._new_calls.forget(stream)

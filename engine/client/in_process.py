@@ -60,6 +60,8 @@ class ProcessLink:
         """See Link: the process is killed."""
         self._ended = True
         self._child.kill()
+        while self._reading and self._read():
+            pass
 
     async def stop(self) -> None:
         """See Link. Also reaps a child that has ended by itself."""
@@ -116,17 +118,18 @@ class ProcessLink:
 
     # ------------------------------------------------------------ back
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take in what is there; whether there was anything."""
         try:
             data = self._child.socket.recv(_CHUNK)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self._stop_reading()
             self._on_end()
-            return
+            return False
         for kind, messages in groupby(self._frames.feed(data), key=itemgetter(0)):
             if kind == wire.BATCH:
                 self._asked_since = None
@@ -134,6 +137,7 @@ class ProcessLink:
             else:
                 for message in messages:
                     self._on_message(message)
+        return True
 
     def _on_message(self, message: wire.Message) -> None:
         match message:

@@ -82,6 +82,7 @@ class ThreadLink:
     def give_up(self) -> None:
         """See Link: from here on nobody waits for the thread."""
         self._abandoned = True
+        self._deliver()
 
     async def stop(self) -> None:
         """See Link."""
@@ -122,7 +123,8 @@ class ThreadLink:
         """On the event loop."""
         with self._lock:
             batches, self._undelivered = self._undelivered, []
-        self._receiver.deliver(batches)
+        if batches:
+            self._receiver.deliver(batches)
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():

@@ -48,7 +48,8 @@ class Link(Protocol):
         ...
 
     def give_up(self) -> None:
-        """The engine does not answer: end it as far as possible, and wait for nothing."""
+        """The engine does not answer: deliver what has come of it, end it as far as possible, and
+        wait for nothing."""
         ...
 
     async def stop(self) -> None:

@@ -52,18 +52,25 @@ class EngineCore:
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
         self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
+        self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
     def step(self) -> list[Output]:
         """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
-        said: list[Output] = []
+        self._said = said = []
         try:
             self._turn(said)
         except Exception as error:
             if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
                 raise
             said += self._fail(error)
+        self._said = []
         return said
+
+    def last_words(self) -> list[Output]:
+        """After a fault that ends the engine: what the turn had said before it came to that."""
+        said, self._said = self._said, []
+        return said + self._stamp(self.scheduler.drain_outputs())
 
     def submit(self, request: GenerationRequest) -> list[Output]:
         """Queue a request. One that cannot be queued ends at once: that is what is returned."""
@@ -82,7 +89,7 @@ class EngineCore:
 
     def _plain_turn(self, said: list[Output]) -> None:
         plan = self._plan()
-        said += self._said()
+        said += self._stamp(self.scheduler.drain_outputs())
         if plan is None:
             return
         launched = time.monotonic()
@@ -95,7 +102,7 @@ class EngineCore:
 
     def _overlapped_turn(self, said: list[Output]) -> None:
         plan = self._plan()
-        said += self._said()
+        said += self._stamp(self.scheduler.drain_outputs())
         if plan is not None:
             launched = time.monotonic()
             self._in_flight.append((plan, self.runner.execute(plan), launched))
@@ -123,9 +130,6 @@ class EngineCore:
         self._in_flight.clear()
         self.runner.reset()
         return self._stamp(self.scheduler.fail(error_id))
-
-    def _said(self) -> list[Output]:
-        return self._stamp(self.scheduler.drain_outputs())
 
     @staticmethod
     def _stamp(outputs: list[Output]) -> list[Output]:

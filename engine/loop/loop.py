@@ -82,6 +82,8 @@ class EngineLoop:
         self._held: Batch | None = None  # until the engine waits for the device
         self._published_at = float("-inf")
         self._map_asked = False
+        self._stats = EngineStats()  # as published last
+        self._said: list[Output] = []  # by the present turn, before the core's
         engine.core.before_wait = self._publish_held
 
     def announce(self) -> None:
@@ -90,10 +92,14 @@ class EngineLoop:
         self._publish_held()
 
     def run(self) -> None:
-        """Returns when Stop was taken. Raises what ended the engine, all else being published."""
+        """Returns when Stop was taken. Raises what ended the engine; all that was said before it
+        has been published by then."""
         try:
             while self._turn():
                 pass
+        except BaseException:
+            self._keep_last_words()
+            raise
         finally:
             self._publish_held()
             self._busy.end()
@@ -117,15 +123,16 @@ class EngineLoop:
         commands = self._take()
         if Stop() in commands:
             return False
-        refused: list[Output] = []
+        self._said = outputs = []
         for command in commands:
-            refused += self.obey(command)
-        outputs = refused + self._engine.core.step()
+            outputs += self.obey(command)
+        outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.scheduler.has_requests
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
         if outputs or idle or overdue or self._map_asked:
             self._hold(outputs)
+        self._said = []
         if idle or len(outputs) <= AT_ONCE:
             self._publish_held()
         return True
@@ -140,10 +147,21 @@ class EngineLoop:
 
     def _hold(self, outputs: list[Output]) -> None:
         core = self._engine.core
-        self._held = Batch(outputs, self._engine.stats(), core.step_times)
+        self._stats = self._engine.stats()
+        self._held = Batch(outputs, self._stats, core.step_times)
         if self._map_asked:
             self._held.block_map = core.scheduler.pool.block_map()
             self._map_asked = False
+
+    def _keep_last_words(self) -> None:
+        """What the turn that ended the engine had said before: it is true, and ends who it ends.
+
+        With the books as they were published last: a lost device is asked for nothing.
+        """
+        outputs = self._said + self._engine.core.last_words()
+        self._publish_held()
+        if outputs:
+            self._held = Batch(outputs, self._stats, self._engine.core.step_times)
 
     def _publish_held(self) -> None:
         if self._held is not None:

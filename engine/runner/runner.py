@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
+from quire.engine.runner.device_errors import is_device_lost
 from quire.engine.runner.graphs import MIXED_TOKENS, GraphKey, GraphSizes, StepGraphs
 from quire.engine.runner.inputs import (
     MixedShape,
@@ -173,9 +174,7 @@ class Runner:
     @staticmethod
     def is_fatal(error: Exception) -> bool:
         """Whether the device is lost. Out of memory is not; other device errors stick."""
-        if isinstance(error, torch.OutOfMemoryError):
-            return False
-        return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+        return is_device_lost(error)
 
     # ------------------------------------------------------------ a step
 

@@ -68,9 +68,10 @@ class Completion:
             try:
                 self._apply_row(row, request, tokens, logprob, outputs)
             except Exception as error:
-                if request.status is Status.FINISHED:
-                    raise CorruptStateError(str(error)) from error  # half-way through its end
                 del outputs[said:]
+                if request.status is Status.FINISHED:  # half-way through its end
+                    self._roster.say(*outputs)  # of the rows before it: that stands
+                    raise CorruptStateError(str(error)) from error
                 counters.discarded += len(tokens)
                 self._fail_one(request, error)
         outputs.extend(self._roster.drain_outputs())

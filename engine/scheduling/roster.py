@@ -153,9 +153,9 @@ class Roster:
 
     # ------------------------------------------------------------ words and sight
 
-    def say(self, output: Output) -> None:
-        """Keep it for `drain_outputs`."""
-        self._outputs.append(output)
+    def say(self, *outputs: Output) -> None:
+        """Keep them for `drain_outputs`."""
+        self._outputs.extend(outputs)
 
     def drain_outputs(self) -> list[Output]:
         """What was kept since the last call."""

@@ -123,7 +123,7 @@ def test_the_queue_decides_as_its_slow_twin(seed: int, clients: int, priorities:
 
 def test_the_queue_decides_as_its_slow_twin_over_a_long_life() -> None:
     """Long enough that dead entries are swept out, of requests and of clients."""
-    drive(Random(7), 6000, 300, 2)
+    drive(Random(7), 2000, 150, 2)
 
 
 def test_whole_engines_plan_the_same_over_either_queue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""Which errors say that the device is lost: nothing that it computes can be trusted any more.
+
+Invariant: an error of the device sticks to the process: every later call fails, or, worse, returns.
+So whatever names one is a loss, in whoever's words it comes, and whatever it was wrapped in since;
+but for a want of memory, after which the device is as sound as before. Of a collective nothing is
+forgiven: the other ranks stand elsewhere now.
+"""
+
+import re
+from collections.abc import Iterator
+
+import torch
+
+# torch: "CUDA error: ..." (with cuBLAS behind it), "CUDA driver error: ...", "cuDNN error: ...".
+# Triton: "Triton Error [CUDA]: ...". NCCL and NVSHMEM: "Cuda failure ...". The driver's, the
+# runtime's and the libraries' own names: CUDA_ERROR_X, cudaErrorX, CUBLAS_STATUS_X. NVML: "GPU is
+# lost". The device's own words come last, for whoever passes them on without saying whose they are.
+_LOST = re.compile(
+    r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS(Lt)?|cuSPARSE(Lt)?|cuSOLVER|NVSHMEM|NVML)"
+    r"( \w+){0,2} (error|failure)\b"
+    r"|\bTriton Error \["
+    r"|\bCUDA_(ERROR|EXCEPTION)_\w+|\b(cuda|hip)Error[A-Z]\w+"
+    r"|\b(CUBLAS|CUDNN|CUSPARSE|CUSOLVER|CUFFT)_STATUS_\w+"
+    r"|\bGPU is lost\b|\bfallen off the bus\b"
+    r"|\billegal memory access\b|\bdevice-side assert\b|\bunspecified launch failure\b"
+    r"|\bmisaligned address\b|\billegal instruction was encountered\b"
+    r"|\buncorrectable (NVLink|ECC) error\b|\blaunch timed out and was terminated\b",
+    re.IGNORECASE,
+)
+_WANT_OF_MEMORY = re.compile(
+    r"(error( code)?( \d+)?|error \[\w+\]|failure( \d+)?): ?'?out of memory"
+    r"|\w+_STATUS_ALLOC_FAILED\b|\b(cuda|hip)ErrorMemoryAllocation\b|\bCUDA_ERROR_OUT_OF_MEMORY\b",
+    re.IGNORECASE,
+)
+_COLLECTIVE = re.compile(
+    r"\bNCCL (error|failure|communicator|watchdog)|\bnccl(Unhandled\w+|System|Internal|Remote)\w*"
+    r"|\bWorkNCCL\b|\bWatchdog caught collective",
+    re.IGNORECASE,
+)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether it, or what it was raised from or while handling, says so."""
+    return any(_says_so(one) for one in _chain(error))
+
+
+def _says_so(error: BaseException) -> bool:
+    words = str(error)
+    if _is_collective(error) or _COLLECTIVE.search(words):
+        return True
+    if isinstance(error, torch.OutOfMemoryError) or _WANT_OF_MEMORY.search(words):
+        return False
+    return isinstance(error, torch.AcceleratorError) or _LOST.search(words) is not None
+
+
+def _is_collective(error: BaseException) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    return isinstance(error, torch.distributed.DistError)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, its causes and contexts, and the members of groups; each once."""
+    found: dict[int, BaseException] = {}
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in found:
+            continue
+        found[id(one)] = one
+        yield one
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
