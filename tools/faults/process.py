@@ -13,8 +13,8 @@ FAULTS = (
     Fault(
         "quire: watches of health are not bounded",
         "service/app/health.py",
-        "            self.watches >= MAX_WATCHES\n",
-        "            False\n",
+        "        if self.watches >= MAX_WATCHES or self",
+        "        if self",
         (HEALTH + "watches_are_bounded_and_their_places_come_back",),
     ),
     Fault(
