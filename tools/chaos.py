@@ -1,12 +1,13 @@
 """`make chaos`: 10,000 streams with everything that goes wrong, over a server in this process.
 
-    python tools/chaos.py [--calls N] [--wave N] [--minutes M] [--seed S]
+    python tools/chaos.py [--calls N] [--wave N] [--minutes M] [--seed S] [--only-ends]
 
 Client processes call, cancel, let deadlines pass, read slowly, hang up, send what makes no sense,
 and one in four is killed in mid-work; the device beneath the engine fails launches, steps and
 single rows, runs out of memory and stalls. After each wave the books must be in order (tests/
 service/storm.py says what that means), and over the last half resident memory must not grow by 1
-KiB a stream. Prints what was seen; exits non-zero on any violation.
+KiB a stream. Before that, servers under attack are told to end, and their ends are timed
+(chaos_ends.py). Prints what was seen; exits non-zero on any violation.
 """
 
 import argparse
@@ -19,7 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
 sys.path.insert(0, str(ROOT / "tests" / "service"))
+sys.path.append(str(ROOT / "tools"))
 
+import chaos_ends  # noqa: E402
 from storm import PARALLEL, Report, storm  # noqa: E402
 from storm_client import KINDS  # noqa: E402
 
@@ -34,9 +37,17 @@ def main() -> int:
     parser.add_argument("--wave", type=int, default=500, help="calls between looks at the books")
     parser.add_argument("--minutes", type=float, default=9.5, help="it must end within these")
     parser.add_argument("--seed", type=int, help="default: random")
+    parser.add_argument(
+        "--only-ends", action="store_true", help="no storm: ends under attack alone"
+    )
     args = parser.parse_args()
     if not 1 <= args.wave <= args.calls:
         parser.error(f"--wave {args.wave}: must be 1 to --calls ({args.calls})")
+    ends = chaos_ends.ends()
+    chaos_ends.show(ends)
+    late = [end.wrong for end in ends if end.wrong]
+    if args.only_ends:
+        return verdict(late)
     seed = secrets.randbelow(1 << 20) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     try:
@@ -45,7 +56,11 @@ def main() -> int:
         print(f"chaos: not done after {args.minutes:g} minutes", file=sys.stderr)
         return 1
     show(report)
-    wrong = [*report.wrong, *judge(report)]
+    return verdict([*late, *report.wrong, *judge(report)])
+
+
+def verdict(wrong: list[str]) -> int:
+    """Say what was wrong; the exit code."""
     for line in wrong:
         print(f"chaos: {line}", file=sys.stderr)
     print("in order" if not wrong else f"{len(wrong)} violations")
