@@ -133,7 +133,9 @@ class Output:
         self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
         self.token_ids.extend(later.token_ids)
         if later.logprobs is not None:
-            self.logprobs = [*(self.logprobs or []), *later.logprobs]
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs.extend(later.logprobs)
         self.time = later.time
         self.finish = later.finish
         self.stop_token_id = later.stop_token_id

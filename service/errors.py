@@ -5,6 +5,8 @@ google.rpc.ErrorInfo (reason, domain `quire`), a BadRequest where fields are at 
 RetryInfo beside the trailer `grpc-retry-pushback-ms` where asking again later makes sense.
 """
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,7 +23,12 @@ PUSHBACK = "grpc-retry-pushback-ms"
 _DETAILS = "grpc-status-details-bin"
 _MAX_SHOWN = 80  # characters of a client's value that an error repeats
 _MAX_VIOLATIONS = 16
-_MAX_MESSAGE = 1024  # bytes; trailers share the client's limit for metadata
+# Trailers share the client's limit for metadata, by default 8 KiB: the message, in which a byte
+# that is not plain ASCII takes three, and the details, which are written in base64.
+_MAX_MESSAGE = 1024  # bytes as they are sent
+_MAX_DETAILS = 4096  # bytes
+_MAX_VIOLATION = 1024  # bytes, of the details
+_FRAME = 16  # bytes around a violation
 
 
 class Violation(NamedTuple):
@@ -67,12 +74,7 @@ class Refusal(Exception):
         status = status_pb2.Status(code=self.code.value[0], message=clip(self.message))
         details: list[Any] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
         if self.violations:
-            bad = error_details_pb2.BadRequest()
-            for violation in self.violations[:_MAX_VIOLATIONS]:
-                bad.field_violations.add(
-                    field=clip(violation.field), description=clip(violation.description)
-                )
-            details.append(bad)
+            details.append(_bad_request(self.violations))
         if self.retry_after is not None:
             info = error_details_pb2.RetryInfo()
             info.retry_delay.FromNanoseconds(int(self.retry_after * 1e9))
@@ -85,19 +87,44 @@ class Refusal(Exception):
         return packed_status
 
 
+def _bad_request(violations: Sequence[Violation]) -> Any:
+    """As many as there is room for; the last one tells how many were left out."""
+    bad = error_details_pb2.BadRequest()
+    room = _MAX_DETAILS - _MAX_MESSAGE - _MAX_VIOLATION
+    for told, violation in enumerate(violations):
+        field = clip(violation.field, _MAX_VIOLATION // 4)
+        description = clip(violation.description, _MAX_VIOLATION // 2)
+        room -= len(field.encode()) + len(description.encode()) + _FRAME
+        if told == _MAX_VIOLATIONS or room < 0:
+            more = f"{len(violations) - told} more faults are not told"
+            bad.field_violations.add(field=field, description=more)
+            break
+        bad.field_violations.add(field=field, description=description)
+    return bad
+
+
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:
     """End the call with the refusal's status."""
     await context.abort(refusal.code, clip(refusal.message), refusal.trailers())
     raise AssertionError("abort raises")
 
 
-def clip(text: str) -> str:
-    """At most _MAX_MESSAGE bytes, without half a character, on one line."""
-    flat = " ".join(text.split())
-    raw = flat.encode("utf-8", "replace")
-    if len(raw) <= _MAX_MESSAGE:
-        return raw.decode()
-    return raw[: _MAX_MESSAGE - 3].decode("utf-8", "ignore") + "…"
+def clip(text: str, most: int = _MAX_MESSAGE) -> str:
+    """As much as is sent in so many bytes, without half a character, on one line."""
+    if len(text) <= most and text.isascii() and text.isprintable() and "%" not in text:
+        return text
+    flat = " ".join(text[: 4 * most].split())
+    sizes = list(itertools.accumulate(map(_sent, flat)))
+    if len(text) <= 4 * most and (not sizes or sizes[-1] <= most):
+        return flat.encode("utf-8", "replace").decode()
+    kept = bisect.bisect_right(sizes, most - _sent("…"))
+    return flat[:kept].encode("utf-8", "replace").decode() + "…"
+
+
+def _sent(character: str) -> int:
+    """Bytes of a character in a status message: those beyond plain ASCII are written as %XX."""
+    plain = " " <= character <= "~" and character != "%"
+    return 1 if plain else 3 * len(character.encode("utf-8", "replace"))
 
 
 def show(value: object) -> str:
@@ -157,6 +184,36 @@ def tokens_waiting(waiting: int, asked: int, limit: int, retry_after: float) -> 
         f"prompts of {waiting} tokens wait, this one has {asked}: max_waiting_tokens = {limit}",
         reason="QUEUE_FULL",
         retry_after=retry_after,
+    )
+
+
+def prompts_waiting(waiting: int, asked: int, limit: int) -> Refusal:
+    """The prompts that wait to be read are too large together. Bytes."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"prompts of {waiting} bytes wait to be read, this one has {asked}: at most {limit}",
+        reason="QUEUE_FULL",
+        retry_after=1.0,
+    )
+
+
+def calls_open(held: int, limit: int, retry_after: float) -> Refusal:
+    """Calls that have been served and not been read take the room of this one."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{held} completions are open, those included whose clients have yet to read them: "
+        f"max_num_seqs + max_waiting = {limit}",
+        reason="QUEUE_FULL",
+        retry_after=retry_after,
+    )
+
+
+def deadline_passed() -> Refusal:
+    """Nobody waits for the answer any more."""
+    return Refusal(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "the call's deadline passed before it could begin",
+        reason="DEADLINE_PASSED",
     )
 
 

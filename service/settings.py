@@ -98,6 +98,9 @@ class ServiceConfig:
         30.0,
         "seconds after which a silent client is pinged, and cut off without an answer; 0: never",
     )
+    write_stall_seconds: float = _option(
+        60.0, "a call whose client reads nothing for so many seconds is ended; 0: never"
+    )
     watchdog_seconds: float = _option(
         120.0, "seconds after which a step counts as hung: liveness NOT_SERVING; 0: never"
     )
@@ -123,7 +126,12 @@ class ServiceConfig:
         _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
         if not 0 <= self.drain_seconds <= 86400:
             raise ConfigError(f"drain_seconds = {self.drain_seconds}: must be 0 to 86400")
-        for name in ("keepalive_seconds", "watchdog_seconds", "watchdog_exit_seconds"):
+        for name in (
+            "keepalive_seconds",
+            "write_stall_seconds",
+            "watchdog_seconds",
+            "watchdog_exit_seconds",
+        ):
             if not 0 <= getattr(self, name) <= 86400:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 to 86400")
         if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(_OTLP_SCHEMES):

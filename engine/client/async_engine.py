@@ -56,6 +56,11 @@ class _Stream:
         else:
             waiting.join(output)
 
+    @property
+    def unread(self) -> int:
+        """Tokens that have come and were not taken."""
+        return sum(len(output.token_ids) for output in self._pending.values())
+
     def queue(self) -> bool:
         """Whether the pacer is to be told: there is news, and nobody on the way to take it."""
         if self._queued or self._ready:
@@ -195,6 +200,11 @@ class AsyncEngine:
             self._link.send(Finish(key, index, kept))
 
     # ------------------------------------------------------------ sight
+
+    def unread(self, key: int) -> int:
+        """Tokens of a request that have come and that its reader has not taken."""
+        stream = self._streams.get(key)
+        return 0 if stream is None else stream.unread
 
     def stats(self) -> EngineStats:
         """The latest snapshot that has come."""

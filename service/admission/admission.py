@@ -11,6 +11,10 @@ Clients share: the engine serves the one first that was served least, so a call 
 of each other client as its own client has waiting, and behind higher priorities. A client that
 holds less than its share of the machine is let in whatever the others have piled up.
 
+A place is taken before anything is done for a call, its prompt's tokens are added once they are
+known. What is open is bounded as well, by as many as may run and wait: a call that the engine has
+served stays open until its client has read it.
+
 Invariant: each index let in is counted as waiting until it has started, then as held until its call
 ends; all counts return to zero. Own code rather than gRPC's limits, which would also count Stats
 and health checks. Runs on the event loop alone; the clock and the engine's numbers are handed in.
@@ -22,7 +26,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quire.service.admission.start_rate import StartRate
-from quire.service.errors import Refusal, queue_full, queue_too_long, tokens_waiting
+from quire.service.errors import (
+    Refusal,
+    calls_open,
+    queue_full,
+    queue_too_long,
+    tokens_waiting,
+)
 
 _MIN_RETRY, _MAX_RETRY = 0.1, 30.0
 _SHED_RETRY = 1.0  # seconds, at least, while a standing queue is cut
@@ -63,9 +73,14 @@ class Place:
         self.priority = priority
         self.n = n
         self.tokens = tokens
-        self.entered_at = now
+        self.entered_at = now  # or when its prompt had been read
         self.started_at: float | None = None
         self._left = n
+
+    def read(self, tokens: int) -> None:
+        """The prompt has so many tokens: from here on the call waits for the engine alone. Raises
+        Refusal if too many wait."""
+        self._admission._read(self, tokens)
 
     def started(self) -> None:
         """One index has been scheduled."""
@@ -107,46 +122,39 @@ class Admission:
 
     # ------------------------------------------------------------ in
 
-    def consider(
-        self, client: str, n: int = 1, priority: int = 0, remaining: float | None = None
-    ) -> None:
-        """Raise the Refusal that `enter` would, before anything is spent on the call.
-
-        remaining: seconds to the call's deadline; None: it has none.
-        """
-        now = self._clock()
-        if not self._at_once(now):
-            self._check_room(client, n, priority, now)
-            self._check_wait(client, n, priority, remaining, now)
-
     def enter(
         self,
         client: str = "",
         n: int = 1,
         priority: int = 0,
-        tokens: int = 0,
+        tokens: int | None = 0,
         remaining: float | None = None,
     ) -> Place:
-        """Take a place for n indices of a prompt of so many tokens. Raises Refusal."""
+        """Take a place for n indices of a prompt of so many tokens; None: `Place.read` will tell.
+        remaining: seconds to the call's deadline; None: it has none. Raises Refusal."""
         now = self._clock()
         at_once = self._at_once(now)
         if not at_once:
             self._check_room(client, n, priority, now)
-        most = self.policy.max_waiting_tokens
-        if most is not None and self.waiting_tokens and self.waiting_tokens + tokens > most:
-            retry = self._retry(self.estimate(client, priority, now))
-            raise tokens_waiting(self.waiting_tokens, tokens, most, retry)
+        self._check_open(client, n, priority, now)
+        if tokens is not None:
+            self._check_tokens(client, priority, tokens, now)
         if not at_once:
             self._check_wait(client, n, priority, remaining, now)
-        place = Place(self, client, priority, n, tokens, now)
+        place = Place(self, client, priority, n, 0, now)
         self.waiting += n
-        self.waiting_tokens += tokens
         self._open += n
         self._held[client] += n
         self._queues.setdefault(priority, Counter())[client] += n
-        self._in_line[place] = None
+        if tokens is not None:
+            self._line_up(place, tokens)
         self._look(now)
         return place
+
+    def _line_up(self, place: Place, tokens: int) -> None:
+        place.tokens = tokens
+        self.waiting_tokens += tokens
+        self._in_line[place] = None
 
     def _at_once(self, now: float) -> bool:
         """Whether there is a place, and a slot free for whoever takes it."""
@@ -163,6 +171,21 @@ class Admission:
         if self.waiting >= 2 * most or (own + n) * clients > most:
             retry = self._retry(self.estimate(client, priority, now))
             raise queue_full(self.waiting, most, retry)
+
+    def _check_open(self, client: str, n: int, priority: int, now: float) -> None:
+        """As _check_room, of all that is open, whether it waits, runs, or waits to be read."""
+        most = self.policy.slots + self.policy.max_waiting
+        if self._open < most:
+            return
+        clients = len(self._held.keys() | {client})
+        if self._open >= 2 * most or (self._held[client] + n) * clients > most:
+            raise calls_open(self._open, most, self._retry(self.estimate(client, priority, now)))
+
+    def _check_tokens(self, client: str, priority: int, tokens: int, now: float) -> None:
+        most = self.policy.max_waiting_tokens
+        if most is not None and self.waiting_tokens and self.waiting_tokens + tokens > most:
+            retry = self._retry(self.estimate(client, priority, now))
+            raise tokens_waiting(self.waiting_tokens, tokens, most, retry)
 
     def _check_wait(
         self, client: str, n: int, priority: int, remaining: float | None, now: float
@@ -252,6 +275,12 @@ class Admission:
         return min(max(seconds, _MIN_RETRY), _MAX_RETRY)
 
     # ------------------------------------------------------------ what places tell
+
+    def _read(self, place: Place, tokens: int) -> None:
+        now = self._clock()
+        self._check_tokens(place.client, place.priority, tokens, now)
+        place.entered_at = now  # the engine has let it wait from now on only
+        self._line_up(place, tokens)
 
     def _started(self, place: Place) -> None:
         now = self._clock()

@@ -21,6 +21,7 @@ from quire.service.models.resolve import resolve
 from quire.service.rpc.validation import ServedModel, Validator
 from quire.service.text import tokenizer as tokenizers
 from quire.service.text.chat_template import ChatTemplate
+from quire.service.text.workers import PromptWorkers
 from quire.v1 import inference_pb2 as pb
 
 
@@ -42,7 +43,7 @@ class Local:
     def __init__(self, engine: AsyncEngine, model: ServedModel) -> None:
         self.engine = engine
         self.model = model
-        self._validator = Validator(model)
+        self._validator = Validator(model, PromptWorkers())
 
     async def complete(self, request: pb.GenerateRequest) -> Completion:
         """Run one request (n = 1) to its end. Raises RequestError or StepError."""

@@ -26,9 +26,11 @@ from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.rpc.doorman import Doorman
-from quire.service.rpc.servicer import SERVICE, Entrance, InferenceServicer, Serving, handler
+from quire.service.rpc.reception import Entrance, Serving
+from quire.service.rpc.servicer import SERVICE, InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.rpc.write_watch import WriteWatch
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security, tls_files
 from quire.service.security.reload import keep_fresh
@@ -39,6 +41,7 @@ from quire.service.telemetry.protection_metrics import ProtectionCollector
 from quire.service.telemetry.tracing import Tracer, make_tracer
 from quire.service.text import tokenizer as tokenizers
 from quire.service.text.chat_template import ChatTemplate
+from quire.service.text.workers import PromptWorkers
 
 log = logging.getLogger("quire.service")
 
@@ -81,6 +84,7 @@ class Server:
         self.ledger = Ledger()
         self._security = read_security(settings.service)
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
+        self._workers = PromptWorkers()
         self._admission = Admission(_policy(settings), lambda: engine.stats().running)
         self._servicer = InferenceServicer(
             self._lifecycle,
@@ -92,6 +96,7 @@ class Server:
                 settings.service.log_prompts,
             ),
             self._tracer,
+            WriteWatch(settings.service.write_stall_seconds),
         )
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None
@@ -176,7 +181,9 @@ class Server:
         name = self._settings.service.served_model_name or self._resolved.name
         model = ServedModel(name, info, tokenizer, chat)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
-        self._servicer.serving = Serving(self._engine, model, Validator(model), stats)
+        self._servicer.serving = Serving(
+            self._engine, model, Validator(model, self._workers), stats
+        )
         self._lifecycle.advance(Phase.READY)
         self._health.set_ready(True)
         if self._watchdog is not None:
@@ -277,6 +284,7 @@ class Server:
         for task in (self._watching, self._refreshing):
             if task is not None:
                 task.cancel()
+        self._workers.close()
         try:
             async with asyncio.timeout(_ENGINE_STOP):
                 await self._engine.stop()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from quire.engine.request import FinishReason, Output
-from quire.service.rpc.validation import Accepted
+from quire.service.rpc.validation import Accepted, open_stream
 from quire.service.telemetry.counters import Ledger
 from quire.service.text.stop_strings import StopMatch
 from quire.service.text.text_stream import Piece, TextStream
@@ -70,7 +70,7 @@ class CallOutput:
         self._request = accepted.generation
         self._request_id = accepted.request_id
         self._fingerprint = fingerprint
-        self._ids_only = accepted.text.ids_only
+        self._options = accepted.text
         self._tokenizer = tokenizer
         self._ledger = ledger
         self._accepted_at = accepted_at
@@ -78,7 +78,9 @@ class CallOutput:
         self._on_start = on_started
         self._started = False
         self.error_id: str | None = None  # of the last failed step
-        self._replayed: StopMatch | None = None
+        self.sampled = 0  # tokens that the engine has said, told to the client or not
+        resumed = accepted.resumed
+        self._replayed = None if resumed is None else resumed.match
         self._indices = [
             IndexState(self._open_text(accepted)) for _ in range(accepted.generation.n)
         ]
@@ -89,17 +91,11 @@ class CallOutput:
         return self._started
 
     def _open_text(self, accepted: Accepted) -> TextStream | None:
-        options, request = accepted.text, accepted.generation
-        if options.ids_only:
+        if accepted.text.ids_only:
             return None
-        stream = TextStream(
-            self._tokenizer.text_pieces,
-            options.stops,
-            include_stop_str_in_output=options.include_stop_str_in_output,
-            min_tokens=request.sampling.min_tokens,
-        )
-        self._replayed = stream.replay(request.resume_token_ids)
-        return stream
+        if accepted.resumed is not None:
+            return accepted.resumed.stream  # the only one: n is 1
+        return open_stream(self._tokenizer, accepted.generation, accepted.text)
 
     @property
     def already_complete(self) -> bool:
@@ -114,8 +110,10 @@ class CallOutput:
     # ------------------------------------------------------------ what the engine says
 
     def take(self, outputs: Iterable[Output]) -> Iterator[pb.GenerateResponse]:
-        """Messages for what has come, at most one delta an index."""
+        """Messages for what has come: one delta an index, and more only where one would be too
+        large. Each is made when it is asked for, so that much is not made at once."""
         for output in outputs:
+            self.sampled += len(output.token_ids)
             state = self._indices[output.index]
             if state.finish is not None:
                 continue  # it was ended by a stop string, which the engine has not seen yet
@@ -162,18 +160,19 @@ class CallOutput:
     def _on_tokens(
         self, index: int, state: IndexState, output: Output
     ) -> Iterator[pb.GenerateResponse]:
+        match = None
         if state.text is None:
-            if output.token_ids:
-                yield self._delta(state, Piece(output.token_ids, "", output.logprobs), index)
-            match = None
+            yield from self._deltas(state, Piece(output.token_ids, [], output.logprobs), index)
         else:
-            match = self._push(state, output)
-            if match is not None:
-                self._end_index(index, state.taken)
-            ended = output.finish is not None and match is None
-            piece = state.text.end() if ended else state.text.take()
-            if piece is not None:
-                yield self._delta(state, piece, index)
+            for start in range(0, len(output.token_ids), self._options.delta_tokens):
+                match = self._push(state, output, start)
+                if match is not None:
+                    self._end_index(index, state.taken)
+                yield from self._deltas(state, state.text.take(), index)
+                if match is not None:
+                    break
+            if output.finish is not None and match is None:
+                yield from self._deltas(state, state.text.end(), index)
         if match is not None:
             yield from self._finish(index, FinishReason.STOP, match=match)
         elif output.finish is not None:
@@ -184,19 +183,18 @@ class CallOutput:
                     return
             yield from self._finish(index, output.finish, stop_token_id=output.stop_token_id)
 
-    @staticmethod
-    def _push(state: IndexState, output: Output) -> StopMatch | None:
-        """Feed the tokens; the one that ended the index makes no text."""
+    def _push(self, state: IndexState, output: Output, start: int) -> StopMatch | None:
+        """Feed a delta's tokens from `start` on; the one that ended the index makes no text."""
         assert state.text is not None
         ids, logprobs = output.token_ids, output.logprobs
         silent = len(ids) - 1 if output.stop_token_id is not None else -1
-        for i, token_id in enumerate(ids):
+        for i in range(start, min(start + self._options.delta_tokens, len(ids))):
             state.taken += 1
             logprob = logprobs[i] if logprobs is not None else None
             if i == silent:
-                state.text.push_silent(token_id, logprob)
+                state.text.push_silent(ids[i], logprob)
                 return None
-            match = state.text.push(token_id, logprob)
+            match = state.text.push(ids[i], logprob)
             if match is not None:
                 return match
         return None
@@ -214,9 +212,8 @@ class CallOutput:
             if not self._started:
                 self._close(state, reason)
                 continue
-            piece = state.text.end() if flush and state.text is not None else None
-            if piece is not None:
-                yield self._delta(state, piece, index)
+            if flush and state.text is not None:
+                yield from self._deltas(state, state.text.end(), index)
             yield from self._finish(index, reason)
 
     def abandon(self) -> None:
@@ -254,7 +251,11 @@ class CallOutput:
         if match is not None:
             finished.stop_string = match.string
         elif stop_token_id is not None:
-            finished.stop_token_id = stop_token_id
+            string = self._options.stop_tokens.get(stop_token_id)
+            if string is None:
+                finished.stop_token_id = stop_token_id
+            else:
+                finished.stop_string = string
         yield pb.GenerateResponse(finished=finished)
 
     def _timings(self, state: IndexState) -> pb.Timings:
@@ -268,6 +269,15 @@ class CallOutput:
         return timings
 
     # ------------------------------------------------------------ messages
+
+    def _deltas(
+        self, state: IndexState, piece: Piece | None, index: int
+    ) -> Iterator[pb.GenerateResponse]:
+        """None, and one that is empty, are no delta."""
+        if piece is None or not (piece.ids or piece.texts):
+            return
+        for part in piece.parts(self._options.delta_tokens):
+            yield self._delta(state, part, index)
 
     def _delta(self, state: IndexState, piece: Piece, index: int) -> pb.GenerateResponse:
         delta = pb.Delta(index=index, text=piece.text, token_ids=piece.ids)
@@ -289,7 +299,7 @@ class CallOutput:
         return pb.GenerateResponse(delta=delta)
 
     def _bytes(self, token_id: int) -> bytes:
-        return b"" if self._ids_only else self._tokenizer.pieces[token_id]
+        return b"" if self._options.ids_only else self._tokenizer.pieces[token_id]
 
     def record(self) -> CallRecord:
         """For the log, once the call has ended."""

@@ -6,27 +6,21 @@ the queue and enters what is open as cancelled. A fault in one call ends that ca
 """
 
 import asyncio
+import contextlib
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from quire.engine.client.async_engine import AsyncEngine
-from quire.engine.errors import EngineDeadError, RequestError
-from quire.engine.request import FinishReason, GenerationRequest
+from quire.engine.errors import EngineDeadError
+from quire.engine.request import FinishReason
 from quire.service import errors
-from quire.service.admission.admission import Admission, Place
-from quire.service.admission.rate_limits import ClientLimits, Permit
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
-from quire.service.rpc.responses import CallOutput
-from quire.service.rpc.stats import StatsReporter
-from quire.service.rpc.validation import Accepted, ServedModel, Validator
-from quire.service.security.auth import Authenticator, Caller
+from quire.service.rpc.reception import Call, Entrance, Malformed, Reception, Serving, fault
+from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.tracing import EndedCall, Times, Tracer
@@ -38,59 +32,25 @@ SERVICE = "quire.v1.InferenceService"
 REQUEST_ID_KEY = "quire-request-id"
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_FIELDS = {  # what the engine calls a field, and where the contract has it
-    "max_tokens": "sampling.max_tokens",
-    "stop_token_ids": "sampling.stop_token_ids",
-}
-
-
-class Malformed:
-    """Stands for a message whose bytes could not be decoded."""
-
-
-@dataclass(slots=True)
-class Serving:
-    """What there is once the model is loaded."""
-
-    engine: AsyncEngine
-    model: ServedModel
-    validator: Validator
-    stats: StatsReporter
-
-
-@dataclass(slots=True)
-class Call:
-    """One accepted call."""
-
-    accepted: Accepted
-    output: CallOutput
-    place: Place
-    permit: Permit
-    client: str
-    accepted_at: float
-    acknowledged: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Entrance:
-    """What a call has to pass: who it is from, what they may have, and who may wait."""
-
-    authenticator: Authenticator
-    limits: ClientLimits
-    admission: Admission
-    log_prompts: bool = False
 
 
 class InferenceServicer:
     """Answers the two calls. `serving` is set once the engine is ready."""
 
     def __init__(
-        self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance, tracer: Tracer
+        self,
+        lifecycle: Lifecycle,
+        ledger: Ledger,
+        entrance: Entrance,
+        tracer: Tracer,
+        watch: WriteWatch,
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
         self._entrance = entrance
+        self._reception = Reception(lifecycle, ledger, entrance)
         self._tracer = tracer
+        self._watch = watch
         self.serving: Serving | None = None
         self._open_calls = 0
         self._idle = asyncio.Event()
@@ -106,16 +66,26 @@ class InferenceServicer:
         self, request: pb.GenerateRequest | Malformed, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams one request's tokens."""
+        with self._watch.call() as writes:
+            async with contextlib.aclosing(self._answers(request, context, writes)) as answers:
+                async for message in answers:
+                    writes.begin()
+                    yield message
+                    writes.end()
+
+    async def _answers(
+        self, request: pb.GenerateRequest | Malformed, context: Context, writes: Writes
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
         began, began_ns = time.monotonic(), time.time_ns()
         call: Call | None = None
         try:
             try:
-                call, serving = await self._accept(request, context)
+                call, serving = await self._accept(request, context, writes)
             except Exception as error:
                 if isinstance(error, grpc.aio.BaseError):
                     raise  # the client has gone
-                refusal = error if isinstance(error, Refusal) else self._fault(error)
+                refusal = error if isinstance(error, Refusal) else fault(error)
                 code = refusal.code
                 self._ledger.refuse(code, refusal.reason)
                 access.refused("Generate", context, self._entrance.authenticator, refusal)
@@ -142,13 +112,14 @@ class InferenceServicer:
                 for message in call.output.end(reason):
                     yield message
             except Exception as error:
-                failure = self._fault(error)
+                failure = fault(error)
                 for message in call.output.end(FinishReason.ERROR, flush=False):
                     yield message
             finally:
+                unread = serving.engine.unread(call.accepted.generation.key)
                 if engine_stream is not None:
                     await engine_stream.aclose()
-                self._close(call)
+                self._close(call, unread)
             code = failure.code if failure is not None else grpc.StatusCode.OK
             if failure is not None:
                 await errors.abort(context, failure)
@@ -171,98 +142,6 @@ class InferenceServicer:
         metadata = context.invocation_metadata() or ()
         self._tracer.ended(EndedCall(metadata, began_ns, ended_ns, code, times, attributes))
 
-    async def _accept(
-        self, request: pb.GenerateRequest | Malformed, context: Context
-    ) -> tuple[Call, Serving]:
-        caller = self._entrance.authenticator.caller(context)
-        refusal = self._lifecycle.refusal()
-        if refusal is not None:
-            raise refusal
-        if isinstance(request, Malformed):
-            raise errors.malformed()
-        serving = self.serving
-        assert serving is not None
-        permit = self._entrance.limits.enter(caller.client)
-        try:
-            call = await self._let_in(request, context, serving, caller, permit)
-        except BaseException:
-            permit.end(0)
-            raise
-        return call, serving
-
-    async def _let_in(
-        self,
-        request: pb.GenerateRequest,
-        context: Context,
-        serving: Serving,
-        caller: Caller,
-        permit: Permit,
-    ) -> Call:
-        admission, n = self._entrance.admission, max(request.sampling.n, 1)
-        # First without the prompt: in an overload a refusal must cost next to nothing.
-        admission.consider(caller.client, n, request.priority, context.time_remaining())
-        accepted = await self._validate(request, serving, caller)
-        refusal = self._lifecycle.refusal()  # it may have changed while a long text was tokenized
-        if refusal is not None:
-            raise refusal
-        generation = accepted.generation
-        permit.take(_most_tokens(generation))
-        place = admission.enter(
-            caller.client,
-            generation.n,
-            generation.priority,
-            len(generation.prompt_token_ids),
-            context.time_remaining(),
-        )
-        if self._entrance.log_prompts:
-            fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
-            log.info("request accepted", extra={"fields": fields})
-        try:
-            return self._open(accepted, place, permit, serving)
-        except BaseException:
-            place.leave()
-            raise
-
-    async def _validate(
-        self, request: pb.GenerateRequest, serving: Serving, caller: Caller
-    ) -> Accepted:
-        try:
-            key = serving.engine.new_key()
-            accepted = await serving.validator.validate(request, key, caller.tenant, caller.client)
-            serving.engine.check(accepted.generation)
-        except RequestError as error:
-            field = _FIELDS.get(error.field, error.field)
-            raise errors.invalid_field(field, error.message) from error
-        except Refusal:
-            raise
-        except Exception as error:
-            raise self._fault(error) from error
-        return accepted
-
-    def _open(self, accepted: Accepted, place: Place, permit: Permit, serving: Serving) -> Call:
-        """From here on the call is accepted, and its end will be counted."""
-        now, key = time.monotonic(), accepted.generation.key
-
-        def end_index(index: int, kept: int) -> None:
-            serving.engine.finish(key, index, kept)
-
-        def on_started(_waited: float) -> None:
-            place.started()
-
-        output = CallOutput(
-            accepted,
-            serving.model.tokenizer,
-            serving.model.info.fingerprint,
-            self._ledger,
-            now,
-            end_index,
-            on_started,
-        )
-        self._ledger.accept(accepted.generation.n)
-        self._open_calls += 1
-        self._idle.clear()
-        return Call(accepted, output, place, permit, accepted.generation.client, now)
-
     @staticmethod
     async def _acknowledge(call: Call, context: Context) -> None:
         """Say that the call was accepted. After the engine has been told: where many calls
@@ -270,8 +149,20 @@ class InferenceServicer:
         call.acknowledged = True
         await context.send_initial_metadata(((REQUEST_ID_KEY, call.accepted.request_id),))
 
-    def _close(self, call: Call) -> None:
-        """The one end of an accepted call."""
+    async def _accept(
+        self, request: pb.GenerateRequest | Malformed, context: Context, writes: Writes
+    ) -> tuple[Call, Serving]:
+        """From here on the call is open."""
+        call, serving = await self._reception.accept(request, context, self.serving)
+        self._open_calls += 1
+        self._idle.clear()
+        generation = call.accepted.generation
+        engine, entries = serving.engine, 1 + (generation.sampling.logprobs or 0)
+        writes.unread = lambda: entries * engine.unread(generation.key)
+        return call, serving
+
+    def _close(self, call: Call, unread: int) -> None:
+        """The one end of an accepted call. unread: tokens that nobody took from the engine."""
         self._open_calls -= 1
         if not self._open_calls:
             self._idle.set()
@@ -279,7 +170,8 @@ class InferenceServicer:
         call.output.abandon()
         record, request = call.output.record(), call.accepted.generation
         prompt_tokens = len(request.prompt_token_ids)
-        call.permit.end(prompt_tokens + len(request.resume_token_ids) + record.delivered)
+        resumed = len(request.resume_token_ids)
+        call.permit.end(prompt_tokens + resumed + call.output.sampled + unread)
         elapsed = time.monotonic() - call.accepted_at
         self._ledger.end_to_end.observe(elapsed)
         log.info(
@@ -311,12 +203,6 @@ class InferenceServicer:
                 FinishReason.CANCELLED
             )
         return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
-
-    @staticmethod
-    def _fault(error: Exception) -> Refusal:
-        error_id = secrets.token_hex(4)
-        log.error("a call failed (%s)", error_id, exc_info=error)
-        return errors.internal(error_id)
 
     # ------------------------------------------------------------ Stats
 
@@ -353,7 +239,7 @@ class InferenceServicer:
         except EngineDeadError as error:
             raise errors.unavailable(str(error), "ENGINE_DEAD") from error
         except Exception as error:
-            raise self._fault(error) from error
+            raise fault(error) from error
 
 
 def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
@@ -382,21 +268,6 @@ def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:
     if remaining is not None and remaining <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return code
-
-
-def _most_tokens(request: GenerationRequest) -> int:
-    """Prompt and all the outputs that it may make; resumed ones count among them."""
-    return len(request.prompt_token_ids) + request.n * request.sampling.max_tokens
-
-
-def _shown_prompt(request: pb.GenerateRequest) -> str:
-    """The prompt as the log shows it where that was asked for: on one line."""
-    kind = request.WhichOneof("prompt")
-    if kind == "text":
-        return repr(request.text)
-    if kind == "chat":
-        return repr([(message.role, message.content) for message in request.chat.messages])
-    return repr(list(request.token_ids.ids))
 
 
 def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:

@@ -5,63 +5,69 @@ the value and the limit. No field is accepted and ignored. All simple faults of 
 together.
 """
 
-import asyncio
 import dataclasses
 import hashlib
-import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.service.errors import Refusal, Violation, invalid, invalid_field, show, unknown_model
+from quire.service.errors import Refusal, invalid_field, show, unknown_model
 from quire.service.rpc import messages
+from quire.service.rpc.field_faults import MAX_STOP_BYTES, MAX_STOPS, Faults, check_sampling
 from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
+from quire.service.text.stop_strings import StopAutomaton, StopMatch
+from quire.service.text.text_stream import TextStream
 from quire.service.text.tokenizer import Tokenizer
+from quire.service.text.workers import PromptWorkers, Wanted
 from quire.v1 import inference_pb2 as pb
 
 MAX_REQUEST_ID = 128
 MAX_SALT_BYTES = 256
-MAX_N = 64
-MAX_LOGPROBS = 20
-MAX_STOPS = 16
-MAX_STOP_BYTES = 256
-MAX_STOP_IDS = 64
 MAX_PRIORITY = 1000
-INLINE_BYTES = 2048  # a longer text is tokenized on another thread, off the event loop
+INLINE_IDS = 4096  # more of them are looked at on another thread, off the event loop
+MAX_MESSAGE_BYTES = 1 << 20  # of a response
+_TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
+_ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
-_RANGES = {  # of sampling's numbers, the ends included
-    "temperature": (0, 100),
-    "min_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "n": (1, MAX_N),
-    "logprobs": (0, MAX_LOGPROBS),
-}
-_OPEN_RANGES = {"top_p": (0, 1), "repetition_penalty": (0, 10)}  # the lower end left out
 
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """What the output side needs: stop strings, and whether text is made at all."""
+    """What the output side needs: whether text is made at all, and what ends it.
 
-    stops: tuple[str, ...] = ()
+    stops: None: no stop strings. stop_tokens: ids that end the request because a stop string is the
+    special token of this id. delta_tokens: most tokens of one delta.
+    """
+
+    stops: StopAutomaton | None = None
+    stop_tokens: Mapping[int, str] = field(default_factory=dict)
     include_stop_str_in_output: bool = False
     ids_only: bool = False
+    delta_tokens: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A stream that has gone through the outputs that the client holds. match: they hold a stop
+    string, so that the call was complete already."""
+
+    stream: TextStream
+    match: StopMatch | None
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that can run."""
+    """A request that can run. resumed: None where nothing is resumed, or no text is made."""
 
     request_id: str
     generation: GenerationRequest
     text: TextOptions
+    resumed: Resumed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,85 +90,121 @@ class ServedModel:
         return self.info.num_blocks * self.info.block_size + 1
 
 
-class _Faults:
-    """Collects what is wrong."""
-
-    def __init__(self) -> None:
-        self.found: list[Violation] = []
-
-    def add(self, field: str, value: object, limit: str) -> None:
-        self.found.append(Violation(field, f"{show(value)}: {limit}"))
-
-    def between(self, field: str, value: float, low: float, high: float) -> None:
-        if not low <= value <= high:  # false for a NaN too
-            self.add(field, value, f"must be between {low} and {high}")
-
-    def above(self, field: str, value: float, low: float, high: float) -> None:
-        if not low < value <= high:
-            self.add(field, value, f"must be above {low} and at most {high}")
-
-    def at_most(self, field: str, count: int, high: int, what: str) -> None:
-        if count > high:
-            self.add(field, count, f"at most {high} {what}")
-
-    def ids(self, field: str, ids: Sequence[int], vocab_size: int) -> None:
-        if ids and max(ids) >= vocab_size:
-            at = next(i for i, token_id in enumerate(ids) if token_id >= vocab_size)
-            self.add(f"{field}[{at}]", ids[at], f"the vocabulary has {vocab_size} ids")
-
-    def raise_if_any(self) -> None:
-        if self.found:
-            raise invalid(self.found)
+class NotWanted(Exception):
+    """The call has ended, and nobody waits for the rest of this work."""
 
 
 class Validator:
-    """Turns messages into requests that can run."""
+    """Turns messages into requests that can run.
 
-    def __init__(self, model: ServedModel, executor: Executor | None = None) -> None:
+    First `check`, which costs next to nothing and runs on the event loop; then `validate`, which
+    does all that grows with the prompt on the workers' threads.
+    """
+
+    def __init__(self, model: ServedModel, workers: PromptWorkers) -> None:
         self._model = model
-        self._executor = executor
+        self._workers = workers
         self._defaults = _defaults(model)
         self._longest_prompt = min(model.info.max_model_len, model.cache_tokens) - 1
-        self._max_text_bytes = model.tokenizer.max_text_bytes(model.info.max_model_len)
+        tokenizer = model.tokenizer
+        self._max_text_bytes = tokenizer.max_text_bytes(model.info.max_model_len)
+        self._longest_piece = tokenizer.longest_piece
+        # Special tokens by the text that stands for them in a prompt; in an output they make none.
+        self._silent = {
+            piece.decode("utf-8", "replace"): i
+            for i, (piece, text) in enumerate(
+                zip(tokenizer.pieces, tokenizer.text_pieces, strict=True)
+            )
+            if piece and not text
+        }
+
+    def check(self, request: pb.GenerateRequest) -> None:
+        """Raise Refusal for every fault that shows without the prompt being read."""
+        if request.model and request.model != self._model.name:
+            raise unknown_model(request.model, self._model.name)
+        self._check_fields(request, _given(request.sampling))
+        kind = request.WhichOneof("prompt")
+        if kind is None:
+            raise invalid_field("prompt", "is missing: give text, token_ids or chat")
+        if kind == "token_ids" and len(request.token_ids.ids) > self._longest_prompt:
+            raise self._too_many(kind, len(request.token_ids.ids))
+        if kind != "token_ids" and _size(request, kind) > self._max_text_bytes:
+            raise self._too_long(kind, _size(request, kind))
 
     async def validate(
         self, request: pb.GenerateRequest, key: int, tenant: str = "", client: str = ""
     ) -> Accepted:
         """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
         share of the machine it uses. Raises Refusal."""
-        if request.model and request.model != self._model.name:
-            raise unknown_model(request.model, self._model.name)
+        self.check(request)
         sampling = request.sampling
-        given = {field.name: value for field, value in sampling.ListFields()}
-        self._check_fields(request, given)
-        prompt = await self._prompt_ids(request)
+
+        def read(wanted: Wanted) -> Accepted:
+            return self._read(request, key, tenant, client, wanted)
+
+        short = request.WhichOneof("prompt") == "token_ids" and (
+            len(request.token_ids.ids) <= INLINE_IDS
+        )
+        if short and not sampling.stop and not request.resume_token_ids:
+            return read(lambda: True)
+        return await self._workers.run(read, client, request.ByteSize())
+
+    def _read(
+        self, request: pb.GenerateRequest, key: int, tenant: str, client: str, wanted: Wanted
+    ) -> Accepted:
+        """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
+        given = _given(request.sampling)
+        prompt = self._prompt_ids(request, wanted)
+        params, stop_tokens = self._sampling(given, len(prompt))
         generation = GenerationRequest(
             key=key,
             prompt_token_ids=prompt,
-            sampling=self._sampling(given, len(prompt)),
+            sampling=params,
             n=given.get("n", 1),
             priority=request.priority,
             cache_salt=effective_salt(tenant, request.cache_salt),
             resume_token_ids=tuple(request.resume_token_ids),
             client=client,
         )
+        stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
         options = TextOptions(
-            tuple(sampling.stop), sampling.include_stop_str_in_output, request.ids_only
+            StopAutomaton(stops) if stops else None,
+            stop_tokens,
+            request.sampling.include_stop_str_in_output,
+            request.ids_only,
+            self._delta_tokens(params.logprobs, request.ids_only),
         )
-        return Accepted(request.request_id or secrets.token_hex(16), generation, options)
+        _still(wanted)
+        request_id = request.request_id or secrets.token_hex(16)
+        return Accepted(request_id, generation, options, self._resume(generation, options))
+
+    def _resume(self, generation: GenerationRequest, options: TextOptions) -> Resumed | None:
+        if options.ids_only or not generation.resume_token_ids:
+            return None
+        stream = open_stream(self._model.tokenizer, generation, options)
+        return Resumed(stream, stream.replay(generation.resume_token_ids))
+
+    def _delta_tokens(self, logprobs: int | None, ids_only: bool) -> int:
+        """Tokens of which no delta is larger than a message may be."""
+        piece = 0 if ids_only else self._longest_piece
+        size = _ID_BYTES + _TEXT_BYTES * piece
+        if logprobs is not None:
+            size += (1 + logprobs) * (_LOGPROB_BYTES + piece)
+        return max(1, MAX_MESSAGE_BYTES // 2 // size)
 
     # ------------------------------------------------------------ fields
 
     def _check_fields(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
-        faults, vocab_size = _Faults(), self._model.info.vocab_size
-        if not _REQUEST_ID.fullmatch(request.request_id):
-            faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
+        faults, vocab_size = Faults(), self._model.info.vocab_size
         length = len(request.request_id)
         faults.at_most("request_id", length, MAX_REQUEST_ID, "characters")
+        if length <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request.request_id):
+            faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
         faults.between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
         salt_bytes = len(request.cache_salt.encode())
         faults.at_most("cache_salt", salt_bytes, MAX_SALT_BYTES, "bytes")
-        _check_sampling(given, faults, vocab_size)
+        check_sampling(given, faults, vocab_size)
+        self._check_stops(given, faults)
         self._check_resume(request, faults)
         if request.ids_only and "stop" in given:
             faults.add("sampling.stop", len(given["stop"]), "no text is made with ids_only")
@@ -170,18 +212,52 @@ class Validator:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
         faults.raise_if_any()
 
-    def _check_resume(self, request: pb.GenerateRequest, faults: _Faults) -> None:
+    def _check_resume(self, request: pb.GenerateRequest, faults: Faults) -> None:
         ids = request.resume_token_ids
         if not ids:
             return
         if request.sampling.n > 1:
             faults.add("resume_token_ids", len(ids), "a request with n > 1 cannot be resumed")
-        faults.ids("resume_token_ids", ids, self._model.info.vocab_size)
+        most = self._model.info.max_model_len
+        faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")
+        if len(ids) <= most:
+            faults.ids("resume_token_ids", ids, self._model.info.vocab_size)
 
-    def _sampling(self, given: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
-        """Given values, then the model's, then greedy."""
+    def _check_stops(self, given: Mapping[str, Any], faults: Faults) -> None:
+        """A special token makes no text: as a stop string it stands for its id; part of a longer
+        one, or asked for in the output, it could never be what it seems."""
+        for i, stop in enumerate(given.get("stop", ())[:MAX_STOPS]):
+            if len(stop) > MAX_STOP_BYTES:
+                continue
+            field_name = f"sampling.stop[{i}]"
+            if stop in self._silent:
+                if given.get("include_stop_str_in_output"):
+                    faults.add(
+                        field_name,
+                        stop,
+                        "is a special token, which makes no text: it cannot be included in the "
+                        "output (include_stop_str_in_output)",
+                    )
+                continue
+            inside = next((token for token in self._silent if token in stop), None)
+            if inside is not None:
+                faults.add(
+                    field_name,
+                    stop,
+                    f"holds the special token {show(inside)}, which makes no text, so this could "
+                    "never match: give the token alone, or its id in sampling.stop_token_ids",
+                )
+
+    def _sampling(
+        self, given: Mapping[str, Any], prompt_tokens: int
+    ) -> tuple[SamplingParams, dict[int, str]]:
+        """Given values, then the model's, then greedy. With the ids that stand for stop strings."""
         values = {name: given.get(name, default) for name, default in self._defaults.items()}
-        values["stop_token_ids"] = tuple(values["stop_token_ids"])
+        ids = tuple(values["stop_token_ids"])
+        stops = given.get("stop", ())
+        silent = {self._silent[stop]: stop for stop in stops if stop in self._silent}
+        stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
+        values["stop_token_ids"] = (*ids, *stop_tokens)
         if values["top_k"] >= self._model.info.vocab_size:
             values["top_k"] = 0
         if values["seed"] is None:
@@ -194,61 +270,86 @@ class Validator:
                 "sampling.min_tokens",
                 f"{params.min_tokens}: is more than max_tokens = {params.max_tokens}",
             )
-        return params
+        return params, stop_tokens
 
     # ------------------------------------------------------------ prompt
 
-    async def _prompt_ids(self, request: pb.GenerateRequest) -> tuple[int, ...]:
+    def _prompt_ids(self, request: pb.GenerateRequest, wanted: Wanted) -> tuple[int, ...]:
         kind = request.WhichOneof("prompt")
-        if kind is None:
-            raise invalid_field("prompt", "is missing: give text, token_ids or chat")
+        assert kind is not None  # as `check` has seen
         if kind == "token_ids":
             ids = tuple(request.token_ids.ids)
-            faults = _Faults()
+            faults = Faults()
             faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
             faults.raise_if_any()
+        elif kind == "chat":
+            ids = self._encode(kind, self._rendered(request, wanted), wanted)
         else:
-            ids = tuple(await self._tokenize(request, kind))
+            ids = self._encode(kind, request.text, wanted)
         if not ids:
             raise invalid_field(kind, "is empty: at least one token is needed")
         if len(ids) > self._longest_prompt:
-            raise invalid_field(
-                kind,
-                f"{len(ids)} tokens: with one token to make, max_model_len = "
-                f"{self._model.info.max_model_len} and the cache of {self._model.cache_tokens} "
-                f"leave room for {self._longest_prompt}",
-            )
+            raise self._too_many(kind, len(ids))
         return ids
 
-    async def _tokenize(self, request: pb.GenerateRequest, kind: str) -> Sequence[int]:
-        size = request.chat.ByteSize() if kind == "chat" else len(request.text.encode())
-        if size > self._max_text_bytes:
-            raise self._too_long(kind, size)
-        encode = self._encode_chat if kind == "chat" else self._encode_text
-        if size <= INLINE_BYTES:
-            return encode(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, encode, request)
-
-    def _encode_text(self, request: pb.GenerateRequest) -> Sequence[int]:
-        return self._model.tokenizer.encode(request.text, add_special_tokens=True)
-
-    def _encode_chat(self, request: pb.GenerateRequest) -> Sequence[int]:
+    def _rendered(self, request: pb.GenerateRequest, wanted: Wanted) -> str:
         if self._model.chat is None:
             raise invalid_field("chat", "the model has no chat template; send text or token_ids")
         conversation = messages.read(request.chat)
+        _still(wanted)
         try:
             text = self._model.chat.render(conversation)
         except TemplateRefusal as refusal:
             raise invalid_field(refusal.field, refusal.message) from refusal
-        return self._model.tokenizer.encode(text, add_special_tokens=False)
+        if len(text.encode()) > self._max_text_bytes:
+            raise self._too_long("chat", len(text.encode()))
+        return text
 
-    def _too_long(self, field: str, size: int) -> Refusal:
+    def _encode(self, kind: str, text: str, wanted: Wanted) -> tuple[int, ...]:
+        _still(wanted)
+        return tuple(self._model.tokenizer.encode(text, add_special_tokens=kind == "text"))
+
+    def _too_many(self, field_name: str, tokens: int) -> Refusal:
         return invalid_field(
-            field,
+            field_name,
+            f"{tokens} tokens: with one token to make, max_model_len = "
+            f"{self._model.info.max_model_len} and the cache of {self._model.cache_tokens} "
+            f"leave room for {self._longest_prompt}",
+        )
+
+    def _too_long(self, field_name: str, size: int) -> Refusal:
+        return invalid_field(
+            field_name,
             f"{size} bytes: more than max_model_len = {self._model.info.max_model_len} tokens "
             f"can hold ({self._max_text_bytes})",
         )
+
+
+def open_stream(
+    tokenizer: Tokenizer, generation: GenerationRequest, options: TextOptions
+) -> TextStream:
+    """The text of one index, from its beginning."""
+    return TextStream(
+        tokenizer.text_pieces,
+        options.stops,
+        include_stop_str_in_output=options.include_stop_str_in_output,
+        min_tokens=generation.sampling.min_tokens,
+    )
+
+
+def _given(sampling: pb.SamplingParams) -> dict[str, Any]:
+    return {described.name: value for described, value in sampling.ListFields()}
+
+
+def _size(request: pb.GenerateRequest, kind: str) -> int:
+    """Bytes of a text or chat."""
+    return request.chat.ByteSize() if kind == "chat" else len(request.text.encode())
+
+
+def _still(wanted: Wanted) -> None:
+    """Between two stages: go on only for a call that has not ended."""
+    if not wanted():
+        raise NotWanted
 
 
 def effective_salt(tenant: str, salt: str) -> bytes:
@@ -268,27 +369,3 @@ def _defaults(model: ServedModel) -> dict[str, Any]:
     values |= {"seed": None, "max_tokens": None}
     recommended = dataclasses.asdict(model.info.generation)
     return values | {name: value for name, value in recommended.items() if value is not None}
-
-
-def _check_sampling(given: Mapping[str, Any], faults: _Faults, vocab_size: int) -> None:
-    for name, value in given.items():
-        if name in _RANGES or name in _OPEN_RANGES:
-            _check_number(name, value, faults)
-    if given.get("max_tokens", 1) < 1:
-        faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
-    stops = given.get("stop", ())
-    faults.at_most("sampling.stop", len(stops), MAX_STOPS, "stop strings")
-    for i, stop in enumerate(stops[: MAX_STOPS + 1]):
-        faults.between(f"sampling.stop[{i}] (bytes)", len(stop.encode()), 1, MAX_STOP_BYTES)
-    stop_ids = given.get("stop_token_ids", ())
-    faults.at_most("sampling.stop_token_ids", len(stop_ids), MAX_STOP_IDS, "stop ids")
-    faults.ids("sampling.stop_token_ids", stop_ids, vocab_size)
-
-
-def _check_number(name: str, value: float, faults: _Faults) -> None:
-    if not math.isfinite(value):
-        faults.add(f"sampling.{name}", value, "must be a finite number")
-    elif name in _OPEN_RANGES:
-        faults.above(f"sampling.{name}", value, *_OPEN_RANGES[name])
-    else:
-        faults.between(f"sampling.{name}", value, *_RANGES[name])

@@ -2,38 +2,64 @@
 
 Invariant: what `take` returns ends at the end of a token, never inside a character, and holds no
 character that may belong to a stop string. So whoever resumes from the ids received so far holds
-exactly the text that replaying those ids gives. `end` and a match give the rest.
+exactly the text that replaying those ids gives. `end` and a match give the rest. Every step is
+linear in what it handles: nothing that waits is joined or looked at again.
 
     pending ids    [ a | b | c | d | e ]
-    pending text   [ aaaabbccc    dd   ]   c and d share a character: no mark between them
-    marks                ^ ^      ^        ends of tokens at which the text is whole
+    their texts    [ aaa|abb|cc |cdd|  ]   c and d share a character: no mark between them
+    marks                ^   ^       ^     ends of tokens at which the text is whole
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 from quire.engine.request import TokenLogprob
 from quire.service.text.detokenizer import Detokenizer
-from quire.service.text.stop_strings import StopFinder, StopMatch
+from quire.service.text.stop_strings import StopAutomaton, StopFinder, StopMatch
 
 
 class Piece:
-    """Ids, their log-probabilities (None: not asked for) and their text, ready to be sent."""
+    """Ids, the text that each made (empty: no text), and their log-probabilities (None: not asked
+    for), ready to be sent. Text alone is what a resumed part of a character has become."""
 
-    __slots__ = ("ids", "logprobs", "text")
+    __slots__ = ("ids", "logprobs", "texts")
 
-    def __init__(self, ids: list[int], text: str, logprobs: list[TokenLogprob] | None) -> None:
+    def __init__(
+        self, ids: list[int], texts: list[str], logprobs: list[TokenLogprob] | None
+    ) -> None:
         self.ids = ids
-        self.text = text
+        self.texts = texts
         self.logprobs = logprobs
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
+
+    def parts(self, size: int) -> Iterator["Piece"]:
+        """Pieces of at most so many tokens, which joined are this one."""
+        if len(self.ids) <= size:
+            yield self
+            return
+        for at in range(0, len(self.ids), size):
+            part = slice(at, at + size)
+            yield Piece(
+                self.ids[part],
+                self.texts[part],
+                None if self.logprobs is None else self.logprobs[part],
+            )
 
 
 class TextStream:
-    """Holds back what is not certain. Counts outputs, resumed ones included, for min_tokens."""
+    """Holds back what is not certain. Counts outputs, resumed ones included, for min_tokens.
+
+    Places are counted from the stream's beginning: ids in outputs, text in characters.
+    """
 
     def __init__(
         self,
         pieces: Sequence[bytes],
-        stops: Sequence[str] = (),
+        stops: Sequence[str] | StopAutomaton | None = None,
         *,
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
@@ -42,12 +68,15 @@ class TextStream:
         self._finder = StopFinder(stops) if stops else None
         self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
-        self._count = 0
-        self._ids: list[int] = []
+        self._count = 0  # ids that have come
+        self._chars = 0  # characters that have come
+        self._gone = 0  # ids that have been sent, or were resumed
+        self._gone_chars = 0
+        self._free = 0  # ids that may be sent
+        self._ids: list[int] = []  # those that wait
+        self._texts: list[str] = []  # of each
         self._logprobs: list[TokenLogprob] = []
-        self._text = ""
-        self._text_start = 0  # characters sent before _text
-        self._marks: list[tuple[int, int]] = []  # (ids, characters) of the pending, ascending
+        self._marks: deque[tuple[int, int]] = deque()  # places where the text is whole, ascending
 
     def replay(self, token_ids: Sequence[int]) -> StopMatch | None:
         """Go through outputs that the client holds already, with their text: none is sent again.
@@ -55,72 +84,80 @@ class TextStream:
         A part of a character at their end is all that is still to come of them.
         """
         for token_id in token_ids:
-            match = self.push(token_id)
+            match = self._read(token_id)[1]
             if match is not None:
                 return match
-        self._text_start += len(self._text)
-        self._text = ""
-        self._ids.clear()
-        self._marks.clear()
+        self._gone = self._free = self._count
+        self._gone_chars = self._chars
         return None
 
     def push(self, token_id: int, logprob: TokenLogprob | None = None) -> StopMatch | None:
         """Take the next token. A match ends the index; `take` then gives all up to the cut."""
-        self._count += 1
-        self._ids.append(token_id)
-        if logprob is not None:
-            self._logprobs.append(logprob)
-        text = self._detokenizer.push(token_id)
-        self._text += text
-        if self._finder is not None:
-            match = self._finder.feed(text, honour=self._count >= self._min_tokens)
-            if match is not None:
-                self._cut(match)
-                return match
-        if self._detokenizer.whole:
-            self._marks.append((len(self._ids), len(self._text)))
-        return None
+        text, match = self._read(token_id)
+        self._keep(token_id, text, logprob)
+        if match is not None:
+            self._cut(match)
+        elif self._detokenizer.whole:
+            self._marks.append((self._count, self._chars))
+        return match
 
     def push_silent(self, token_id: int, logprob: TokenLogprob | None = None) -> None:
         """Take the id that ended the index: it is counted and makes no text."""
         self._count += 1
-        self._ids.append(token_id)
-        if logprob is not None:
-            self._logprobs.append(logprob)
+        self._keep(token_id, "", logprob)
 
     def take(self) -> Piece | None:
         """What may be sent now, or None."""
         held = self._finder.held if self._finder is not None else 0
-        limit = max(len(self._text) - held, 0)  # of a resumed stream, some of it has been sent
-        marks = self._marks
-        last = len(marks) - 1
-        while last >= 0 and marks[last][1] > limit:
-            last -= 1
-        if last < 0:
-            return None
-        ids, chars = marks[last]
-        self._marks = [(i - ids, c - chars) for i, c in marks[last + 1 :]]
-        return self._split(ids, chars)
+        # What is held never begins earlier than before, so each mark is passed once.
+        while self._marks and self._marks[0][1] <= self._chars - held:
+            self._free = self._marks.popleft()[0]
+        return self._split(self._free - self._gone)
 
     def end(self) -> Piece | None:
         """The index has ended: all that was held back."""
-        self._text += self._detokenizer.flush()
-        self._marks.clear()
-        return self._split(len(self._ids), len(self._text))
+        rest = self._detokenizer.flush()
+        if not self._ids:
+            return Piece([], [rest], None) if rest else None
+        self._texts[-1] += rest
+        return self._split(len(self._ids))
+
+    def _read(self, token_id: int) -> tuple[str, StopMatch | None]:
+        """The token's text, and the stop string that it completes."""
+        self._count += 1
+        text = self._detokenizer.push(token_id)
+        self._chars += len(text)
+        if self._finder is None:
+            return text, None
+        return text, self._finder.feed(text, honour=self._count >= self._min_tokens)
+
+    def _keep(self, token_id: int, text: str, logprob: TokenLogprob | None) -> None:
+        self._ids.append(token_id)
+        self._texts.append(text)
+        if logprob is not None:
+            self._logprobs.append(logprob)
 
     def _cut(self, match: StopMatch) -> None:
+        """Take the text behind the cut from the tokens that wait; of a resumed stream, some of the
+        stop string may have been sent."""
         cut = match.end if self._include_stop else match.start
-        self._text = self._text[: max(cut - self._text_start, 0)]
-        self._marks = [(len(self._ids), len(self._text))]
+        excess = self._chars - max(cut, self._gone_chars)
+        for i in range(len(self._texts) - 1, -1, -1):
+            if excess <= 0:
+                break
+            text = self._texts[i]
+            self._texts[i] = text[: max(len(text) - excess, 0)]
+            excess -= len(text)
+        self._free = self._count
+        self._marks.clear()
         self._finder = None
 
-    def _split(self, ids: int, chars: int) -> Piece | None:
-        if not ids and not chars:
+    def _split(self, ids: int) -> Piece | None:
+        if ids <= 0:
             return None
         logprobs = self._logprobs[:ids] if self._logprobs else None
-        piece = Piece(self._ids[:ids], self._text[:chars], logprobs)
-        self._ids = self._ids[ids:]
-        self._logprobs = self._logprobs[ids:]
-        self._text = self._text[chars:]
-        self._text_start += chars
+        piece = Piece(self._ids[:ids], self._texts[:ids], logprobs)
+        del self._ids[:ids], self._texts[:ids], self._logprobs[:ids]
+        self._gone += ids
+        self._gone_chars += sum(map(len, piece.texts))
         return piece

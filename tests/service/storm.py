@@ -40,7 +40,7 @@ OURS = {
     "quire.engine.scheduling.plan": {"StepPlan"},
     "quire.engine.scheduling.sequence": {"Request"},
     "quire.engine.client.async_engine": {"_Stream"},
-    "quire.service.rpc.servicer": {"Call"},
+    "quire.service.rpc.reception": {"Call"},
     "quire.service.rpc.responses": {"CallOutput", "IndexState"},
     "quire.service.text.text_stream": {"TextStream"},
     "quire.service.rpc.validation": {"Accepted"},

@@ -44,10 +44,6 @@ class House:
         )
 
     def ask(self, client: str = "a", **options: Any) -> Place:
-        options.setdefault("n", 1)
-        self.admission.consider(
-            client, options["n"], options.get("priority", 0), options.get("remaining")
-        )
         place = self.admission.enter(client, **options)
         self.queue.append(place)
         self.served.setdefault(client, 0)

@@ -1,0 +1,82 @@
+"""What is wrong with single fields, collected so that all of it is told together.
+
+Invariant: nothing is looked at that is longer than it may be.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quire.service.errors import Violation, invalid, show
+
+MAX_N = 64
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+MAX_STOP_IDS = 64
+
+_RANGES = {  # of sampling's numbers, the ends included
+    "temperature": (0, 100),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "n": (1, MAX_N),
+    "logprobs": (0, MAX_LOGPROBS),
+}
+_OPEN_RANGES = {"top_p": (0, 1), "repetition_penalty": (0, 10)}  # the lower end left out
+
+
+class Faults:
+    """Collects what is wrong."""
+
+    def __init__(self) -> None:
+        self.found: list[Violation] = []
+
+    def add(self, field: str, value: object, limit: str) -> None:
+        self.found.append(Violation(field, f"{show(value)}: {limit}"))
+
+    def between(self, field: str, value: float, low: float, high: float) -> None:
+        if not low <= value <= high:  # false for a NaN too
+            self.add(field, value, f"must be between {low} and {high}")
+
+    def above(self, field: str, value: float, low: float, high: float) -> None:
+        if not low < value <= high:
+            self.add(field, value, f"must be above {low} and at most {high}")
+
+    def at_most(self, field: str, count: int, high: int, what: str) -> None:
+        if count > high:
+            self.add(field, count, f"at most {high} {what}")
+
+    def ids(self, field: str, ids: Sequence[int], vocab_size: int) -> None:
+        if ids and max(ids) >= vocab_size:
+            at = next(i for i, token_id in enumerate(ids) if token_id >= vocab_size)
+            self.add(f"{field}[{at}]", ids[at], f"the vocabulary has {vocab_size} ids")
+
+    def raise_if_any(self) -> None:
+        if self.found:
+            raise invalid(self.found)
+
+
+def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
+    for name, value in given.items():
+        if name in _RANGES or name in _OPEN_RANGES:
+            _check_number(name, value, faults)
+    if given.get("max_tokens", 1) < 1:
+        faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
+    stops = given.get("stop", ())
+    faults.at_most("sampling.stop", len(stops), MAX_STOPS, "stop strings")
+    for i, stop in enumerate(stops[: MAX_STOPS + 1]):
+        faults.between(f"sampling.stop[{i}] (bytes)", len(stop.encode()), 1, MAX_STOP_BYTES)
+    stop_ids = given.get("stop_token_ids", ())
+    faults.at_most("sampling.stop_token_ids", len(stop_ids), MAX_STOP_IDS, "stop ids")
+    if len(stop_ids) <= MAX_STOP_IDS:
+        faults.ids("sampling.stop_token_ids", stop_ids, vocab_size)
+
+
+def _check_number(name: str, value: float, faults: Faults) -> None:
+    if not math.isfinite(value):
+        faults.add(f"sampling.{name}", value, "must be a finite number")
+    elif name in _OPEN_RANGES:
+        faults.above(f"sampling.{name}", value, *_OPEN_RANGES[name])
+    else:
+        faults.between(f"sampling.{name}", value, *_RANGES[name])

@@ -1,0 +1,202 @@
+"""How a call is let in.
+
+Invariant: what a call takes is taken in this order, and given back on every way out: its client's
+permit, a place in the queue, then the work on its prompt, then the tokens it may make. Nothing that
+grows with a prompt happens before the place is taken. After each stage the call is asked whether it
+is still to be answered: its deadline, and the server's own state.
+"""
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.errors import RequestError
+from quire.engine.request import GenerationRequest
+from quire.service import errors
+from quire.service.admission.admission import Admission, Place
+from quire.service.admission.rate_limits import ClientLimits, Permit
+from quire.service.errors import Refusal
+from quire.service.lifecycle import Lifecycle
+from quire.service.rpc.field_faults import MAX_N
+from quire.service.rpc.responses import CallOutput
+from quire.service.rpc.stats import StatsReporter
+from quire.service.rpc.validation import Accepted, ServedModel, Validator
+from quire.service.security.auth import Authenticator, Caller
+from quire.service.telemetry.counters import Ledger
+from quire.v1 import inference_pb2 as pb
+
+log = logging.getLogger("quire.service")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_FIELDS = {  # what the engine calls a field, and where the contract has it
+    "max_tokens": "sampling.max_tokens",
+    "stop_token_ids": "sampling.stop_token_ids",
+}
+
+
+class Malformed:
+    """Stands for a message whose bytes could not be decoded."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """What there is once the model is loaded."""
+
+    engine: AsyncEngine
+    model: ServedModel
+    validator: Validator
+    stats: StatsReporter
+
+
+@dataclass(slots=True)
+class Call:
+    """One accepted call."""
+
+    accepted: Accepted
+    output: CallOutput
+    place: Place
+    permit: Permit
+    client: str
+    accepted_at: float
+    acknowledged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What a call has to pass: who it is from, what they may have, and who may wait."""
+
+    authenticator: Authenticator
+    limits: ClientLimits
+    admission: Admission
+    log_prompts: bool = False
+
+
+class Reception:
+    """Lets calls in, or raises the Refusal that each is to end with."""
+
+    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance) -> None:
+        self._lifecycle = lifecycle
+        self._ledger = ledger
+        self._entrance = entrance
+
+    async def accept(
+        self, request: pb.GenerateRequest | Malformed, context: Context, serving: Serving | None
+    ) -> tuple[Call, Serving]:
+        """serving: None while the model loads. What is returned was counted as accepted."""
+        caller = self._entrance.authenticator.caller(context)
+        self._check_state()
+        if isinstance(request, Malformed):
+            raise errors.malformed()
+        assert serving is not None
+        permit = self._entrance.limits.enter(caller.client)
+        try:
+            call = await self._let_in(request, context, serving, caller, permit)
+        except BaseException:
+            permit.end(0)
+            raise
+        return call, serving
+
+    async def _let_in(
+        self,
+        request: pb.GenerateRequest,
+        context: Context,
+        serving: Serving,
+        caller: Caller,
+        permit: Permit,
+    ) -> Call:
+        place = self._entrance.admission.enter(
+            caller.client,
+            min(max(request.sampling.n, 1), MAX_N),
+            request.priority,
+            None,
+            context.time_remaining(),
+        )
+        try:
+            accepted = await self._validate(request, serving, caller)
+            self._check_state()  # it may have changed while a prompt was read
+            _check_deadline(context)
+            permit.take(_most_tokens(accepted.generation))
+            place.read(len(accepted.generation.prompt_token_ids))
+            if self._entrance.log_prompts:
+                fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
+                log.info("request accepted", extra={"fields": fields})
+            return self._open(accepted, place, permit, serving)
+        except BaseException:
+            place.leave()
+            raise
+
+    def _check_state(self) -> None:
+        refusal = self._lifecycle.refusal()
+        if refusal is not None:
+            raise refusal
+
+    async def _validate(
+        self, request: pb.GenerateRequest, serving: Serving, caller: Caller
+    ) -> Accepted:
+        try:
+            key = serving.engine.new_key()
+            accepted = await serving.validator.validate(request, key, caller.tenant, caller.client)
+            serving.engine.check(accepted.generation)
+        except RequestError as error:
+            field = _FIELDS.get(error.field, error.field)
+            raise errors.invalid_field(field, error.message) from error
+        except Refusal:
+            raise
+        except Exception as error:
+            raise fault(error) from error
+        return accepted
+
+    def _open(self, accepted: Accepted, place: Place, permit: Permit, serving: Serving) -> Call:
+        """From here on the call is accepted, and its end will be counted."""
+        now, key = time.monotonic(), accepted.generation.key
+
+        def end_index(index: int, kept: int) -> None:
+            serving.engine.finish(key, index, kept)
+
+        def on_started(_waited: float) -> None:
+            place.started()
+
+        output = CallOutput(
+            accepted,
+            serving.model.tokenizer,
+            serving.model.info.fingerprint,
+            self._ledger,
+            now,
+            end_index,
+            on_started,
+        )
+        self._ledger.accept(accepted.generation.n)
+        return Call(accepted, output, place, permit, accepted.generation.client, now)
+
+
+def fault(error: Exception) -> Refusal:
+    """A fault of ours: its cause goes to the log, its id to the client."""
+    error_id = secrets.token_hex(4)
+    log.error("a call failed (%s)", error_id, exc_info=error)
+    return errors.internal(error_id)
+
+
+def _check_deadline(context: Context) -> None:
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise errors.deadline_passed()
+
+
+def _most_tokens(request: GenerationRequest) -> int:
+    """Prompt and all the outputs that it may make; resumed ones count among them."""
+    return len(request.prompt_token_ids) + request.n * request.sampling.max_tokens
+
+
+def _shown_prompt(request: pb.GenerateRequest) -> str:
+    """The prompt as the log shows it where that was asked for: on one line."""
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return repr(request.text)
+    if kind == "chat":
+        return repr([(message.role, message.content) for message in request.chat.messages])
+    return repr(list(request.token_ids.ids))

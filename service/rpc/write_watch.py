@@ -1,0 +1,110 @@
+"""Ends calls whose clients do not read.
+
+A message that gRPC cannot pass on waits in the call's task, and what the engine makes meanwhile
+waits behind it. So a write has a time in which it must end, and what waits behind writes is bounded
+in all: beyond that, the calls that hold the most are ended, those first.
+
+Invariant: a call is ended by cancelling its task, so that it gives back all it holds on the one way
+that every end takes. Nothing here waits for a client; the clock is handed in.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("quire.service")
+
+LOOK_SECONDS = 1.0
+MAX_UNREAD = 1 << 21  # entries: a token, or one candidate of its log-probabilities
+_STALLED_SECONDS = 1.0  # a write that takes longer is the client's doing
+
+
+class Writes:
+    """One call's."""
+
+    __slots__ = ("_clock", "_task", "ended", "since", "unread")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._task = asyncio.current_task()
+        self.since: float | None = None  # when the present write began
+        self.unread: Callable[[], int] = lambda: 0  # entries that wait behind it
+        self.ended = False
+
+    def begin(self) -> None:
+        """A message is handed over."""
+        self.since = self._clock()
+
+    def end(self) -> None:
+        """It has been passed on."""
+        self.since = None
+
+    def stalled(self, now: float, seconds: float) -> bool:
+        """Whether the present write takes so long."""
+        return self.since is not None and now - self.since >= seconds
+
+    def end_call(self, why: str) -> None:
+        """Repeated calls are nothing."""
+        if not self.ended and self._task is not None:
+            self.ended = True
+            log.warning("a call is ended: %s", why)
+            self._task.cancel()
+
+
+class WriteWatch:
+    """All calls' writes, of one event loop."""
+
+    def __init__(
+        self,
+        seconds: float,
+        max_unread: int = MAX_UNREAD,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """seconds: that one write may take; 0: any time."""
+        self._seconds = seconds
+        self._max_unread = max_unread
+        self._clock = clock
+        self._open: set[Writes] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Calls that are watched."""
+        return len(self._open)
+
+    @contextmanager
+    def call(self) -> Iterator[Writes]:
+        """The writes of the call that is this task's."""
+        writes = Writes(self._clock)
+        self._open.add(writes)
+        self._schedule()
+        try:
+            yield writes
+        finally:
+            self._open.discard(writes)
+
+    def look(self) -> None:
+        """End what has stalled for too long, and what is too much."""
+        now = self._clock()
+        for writes in self._open:
+            if self._seconds and writes.stalled(now, self._seconds):
+                writes.end_call(f"its client has read nothing for {self._seconds:g} s")
+        stalled = [w for w in self._open if not w.ended and w.stalled(now, _STALLED_SECONDS)]
+        waiting = {writes: writes.unread() for writes in stalled}
+        total = sum(waiting.values())
+        for writes in sorted(waiting, key=waiting.__getitem__, reverse=True):
+            if total <= self._max_unread:
+                break
+            total -= waiting[writes]
+            writes.end_call("its client does not read, and too much waits for it")
+
+    def _schedule(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.look()
+        if self._open:
+            self._schedule()
