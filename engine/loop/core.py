@@ -57,7 +57,8 @@ class EngineCore:
 
     def step(self) -> list[Output]:
         """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
-        self._said = said = []
+        said: list[Output] = []
+        self._said = said
         try:
             self._turn(said)
         except Exception as error:
