@@ -11,8 +11,9 @@ and a thousand get one larger delta where there is time for it.
 Calls that are still coming in (`NewCalls`) go before the words of many streams.
 
 Invariant: a stream that was added is woken once, in the order of adding, but that those with first
-words get three places in four; and within about `PATIENCE` (four times that under a flood of new
-calls), however busy the loop is with other things.
+words get three places in four; and within `PATIENCE`, or `FLOOD_PATIENCE` where new calls have kept
+words back in that time. No credit, no flood and no other work of the loop puts that off by more
+than the one turn of the loop that is under way when the time is up.
 """
 
 import math
@@ -27,6 +28,7 @@ PROCESS_SHARE = 0.4  # where it has a process of its own: the rest is for new ca
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses
+FLOOD_PATIENCE = 4 * PATIENCE  # seconds of the same where new calls have gone first
 QUIET = 0.002  # seconds without a new call after which no more are expected
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
@@ -60,13 +62,15 @@ class Pacer:
         self._share = share
         self._calls_come = calls_come
         self._wall, self._cpu = wall, cpu
-        self._first: deque[Wakeable] = deque()
-        self._later: deque[Wakeable] = deque()
+        self._first: deque[tuple[float, Wakeable]] = deque()  # since when each waits
+        self._later: deque[tuple[float, Wakeable]] = deque()
         self._credit = BURST
         self._wall_seen, self._cpu_seen = wall(), cpu()
         self._scheduled = False
         self.unbounded = False  # the engine is idle: nobody else wants the time
         self._longest = 0  # the queue, since it was last empty
+        self._paid_at = self._turn_at = self._wall_seen  # no words are owed from before
+        self._held_at = float("-inf")  # when new calls last went first
         self._unsettled = 0  # slices since the last look at the clocks
 
     def __len__(self) -> int:
@@ -75,7 +79,9 @@ class Pacer:
 
     def add(self, stream: Wakeable, *, first: bool) -> None:
         """The stream has news; first: its first words. `run` is to follow."""
-        (self._first if first else self._later).append(stream)
+        if not self:
+            self._paid_at = self._wall()
+        (self._first if first else self._later).append((self._wall(), stream))
         self._longest = max(self._longest, len(self))
 
     def run(self) -> None:
@@ -85,20 +91,23 @@ class Pacer:
 
     def _turn(self) -> None:
         """One slice; the next follows in the loop's next turn, or when there is credit again."""
-        if len(self) > SLICE and self._calls_come():
+        now = self._wall()
+        if self._must_hold(now):
+            self._held_at = self._paid_at = self._turn_at = now
             self._scheduled = True
             self._call_later(QUIET, self._turn)
             return
         self._scheduled = False
+        self._wake_overdue(now)
         if self._unsettled == 0:
             self._settle()
         if self._credit > 0 or self.unbounded:
             self._unsettled = (self._unsettled + 1) % _SLICES
-            self._wake(SLICE)
+            self._wake(max(SLICE, self._owed(now)))
             pause = 0.0
         else:
             pause = min(max(-self._credit / self._share, _LEAST_PAUSE), LONGEST_PAUSE)
-        if self._first or self._later:
+        if self:
             self._scheduled = True
             self._call_later(pause, self._turn if pause == 0 else self._after_pause)
         else:
@@ -110,8 +119,30 @@ class Pacer:
         self._settle()
         if self._credit <= 0:
             self._credit = 0.0
-            self._wake(math.ceil(self._longest * LONGEST_PAUSE / PATIENCE))
+            self._wake(self._owed(self._wall()))
         self._turn()
+
+    def _must_hold(self, now: float) -> bool:
+        """New calls go before the words of many streams, until one has waited for `PATIENCE`."""
+        if len(self) <= SLICE or not self._calls_come():
+            return False
+        return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
+
+    def _owed(self, now: float) -> int:
+        """How many must be woken now so that the longest queue there was takes `PATIENCE`."""
+        owed = math.ceil(self._longest * (now - self._paid_at) / PATIENCE)
+        self._paid_at = now
+        return owed
+
+    def _wake_overdue(self, now: float) -> None:
+        """Whoever's time would be up before the next turn, if that takes as long as the last."""
+        in_flood = now - self._held_at < FLOOD_PATIENCE
+        patience = FLOOD_PATIENCE if in_flood else PATIENCE
+        ahead = min(now - self._turn_at, patience / 2) + LONGEST_PAUSE
+        self._turn_at = now
+        for queue in (self._first, self._later):
+            while queue and queue[0][0] <= now + ahead - patience:
+                queue.popleft()[1].wake()
 
     def _settle(self) -> None:
         wall, cpu = self._wall(), self._cpu()
@@ -123,7 +154,7 @@ class Pacer:
         for i in range(min(count, len(self))):
             others_turn = i % 4 == 0 and count > 1
             queue = self._later if others_turn or not self._first else self._first
-            (queue or self._first).popleft().wake()
+            (queue or self._first).popleft()[1].wake()
 
 
 class NewCalls(Generic[_T]):
@@ -146,13 +177,15 @@ class NewCalls(Generic[_T]):
         self._unanswered: dict[_T, None] = {}  # in order
         self._unanswered_since = 0.0
         self._looking = False
-        self._burst_since = self._last_at = float("-inf")
+        self._burst_since = self._last_at = wall() - 2 * PATIENCE  # calm until now
 
     def add(self, stream: _T) -> None:
         """A new call has come."""
         now = self._wall()
-        if now - self._last_at >= QUIET:
-            self._burst_since = now
+        gap = now - self._last_at
+        if gap >= QUIET:  # calm is given back twice over; all is, at the latest, after PATIENCE
+            self._burst_since = max(self._burst_since, self._last_at - PATIENCE) + 2 * gap
+            self._burst_since = min(self._burst_since, now)
         self._last_at = now
         if not self._unanswered:
             self._unanswered_since = now
@@ -166,7 +199,8 @@ class NewCalls(Generic[_T]):
         self._unanswered.pop(stream, None)
 
     def coming(self) -> bool:
-        """Whether more are likely to follow in this moment; not for longer than `PATIENCE`."""
+        """Whether more are likely to follow in this moment; not for longer than `PATIENCE`, which
+        a burst has again after as much calm, short pauses in it counting double."""
         now = self._wall()
         return now - self._last_at < QUIET and now - self._burst_since < PATIENCE
 

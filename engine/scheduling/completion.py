@@ -136,8 +136,9 @@ class Completion:
             request.num_placeholders -= 1
             request.token_ids.append(token)
             request.emitted += 1
-            output = Output(request.key, request.index, token_ids=[token])
-            output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
+            key, index = request.key, request.index
+            preemptions, blocks = request.preemptions, request.peak_blocks
+            output = Output(key, index, 0.0, 0.0, [token], preemptions, blocks)
             if logprob is not None:
                 output.logprobs = [logprob]
             outputs.append(output)

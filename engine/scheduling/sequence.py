@@ -46,6 +46,7 @@ class Request:
         "index",
         "key",
         "leader",
+        "max_total_tokens",
         "num_applied_tokens",
         "num_computed_tokens",
         "num_placeholders",
@@ -72,6 +73,7 @@ class Request:
         self.status = Status.WAITING
         self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
         self.num_prompt_tokens = len(spec.prompt_token_ids)
+        self.max_total_tokens = self.num_prompt_tokens + self.sampling.max_tokens  # never more
         self.num_placeholders = 0
         self.num_computed_tokens = 0
         self.num_applied_tokens = 0
@@ -99,14 +101,10 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def max_total_tokens(self) -> int:
-        """Prompt and outputs can never be more."""
-        return self.num_prompt_tokens + self.sampling.max_tokens
-
-    @property
     def remaining(self) -> int:
         """Tokens that may be planned: the last one of all is sampled, never computed."""
-        target = min(self.num_tokens, self.max_total_tokens - 1)
+        known = len(self.token_ids) + self.num_placeholders
+        target = known if known < self.max_total_tokens else self.max_total_tokens - 1
         return target - self.num_computed_tokens
 
     def admission_row(self) -> Admission:

@@ -1,5 +1,8 @@
 """The pool: references, the order in which blocks are taken, and the prefix index."""
 
+import sys
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,6 +172,33 @@ def test_the_block_map_tells_free_cached_used_and_shared_apart() -> None:
     assert list(by_block.values()).count(0) == 1
 
 
+def test_a_block_map_is_one_copy_whatever_the_number_of_blocks() -> None:
+    """It is made by the engine's thread, which has steps to plan."""
+
+    def lines(num_blocks: int) -> int:
+        pool, count = make(num_blocks), 0
+
+        def trace(_frame: Any, event: str, _arg: Any) -> Any:
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            states = pool.block_map()
+        finally:
+            sys.settrace(before)
+        assert len(states) == num_blocks - 1
+        return count
+
+    assert lines(65_536) == lines(16) < 10
+
+
+def _mistake_a_state(pool: BlockPool, table: list[int]) -> None:
+    pool._states[table[0]] = 0
+
+
 def _break_reference(pool: BlockPool, table: list[int]) -> None:
     pool._ref_counts[table[0]] += 1
 
@@ -217,6 +247,7 @@ def _miscount_cached(pool: BlockPool, _table: list[int]) -> None:
         _misname_a_block,
         _miscount_shared,
         _miscount_cached,
+        _mistake_a_state,
     ),
 )
 def test_check_sees_every_kind_of_damage(damage: object) -> None:

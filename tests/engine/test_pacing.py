@@ -3,11 +3,13 @@
 import heapq
 import itertools
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
 from quire.engine.client.pacing import (
     BURST,
+    FLOOD_PATIENCE,
     LONGEST_PAUSE,
     LONGEST_QUIET,
     PATIENCE,
@@ -281,3 +283,107 @@ def test_a_burst_without_an_end_is_answered_in_time() -> None:
     for together in answered(arrivals):
         for time, stream in together:
             assert time - arrivals[stream] <= LONGEST_QUIET + 2 * QUIET
+
+
+# ------------------------------------------------------------ the bound, whatever the loop is at
+
+
+def in_a_flood(rate: float, cost: float, seconds: float = 4.0, count: int = 400) -> list[Stream]:
+    """Calls come by chance, `rate` a second, each costing the loop 0.1 ms and a first word; beside
+    them `count` streams that get a token every 20 ms."""
+    chance, loop = Random(3), Loop(cost=cost)
+    calls = NewCalls[Stream](loop.call_later, lambda _: None, lambda: loop.now)
+    loop.pacer = Pacer(
+        loop.call_later,
+        THREAD_SHARE,
+        calls.coming,
+        wall=lambda: loop.now,
+        cpu=lambda: loop.used,
+    )
+    streams = [Stream(loop) for _ in range(count)]
+    came: list[Stream] = []
+
+    def call() -> None:
+        loop.call_later(chance.expovariate(rate), call)
+        loop.burn(0.0001)
+        stream = Stream(loop)
+        came.append(stream)
+        calls.add(stream)
+        stream.push(first=True)
+        loop.pacer.run()
+
+    call()
+    for step in range(1, int(seconds / 0.02)):
+        for stream in streams:
+            stream.push()
+        loop.pacer.run()
+        loop.run_until(step * 0.02)
+    still = loop.now
+    for stream in [*streams, *came]:
+        if stream._waits:
+            stream.longest_wait = max(stream.longest_wait, still - stream._waits[0])
+    return [*streams, *came]
+
+
+@pytest.mark.parametrize("cost", (0.0, 0.00004))
+@pytest.mark.parametrize("rate", (300, 1000, 2000, 4000))
+def test_in_a_flood_of_calls_nobody_waits_for_longer_than_is_said(rate: int, cost: float) -> None:
+    streams = in_a_flood(rate, cost)
+    assert max(stream.longest_wait for stream in streams) <= FLOOD_PATIENCE
+    assert min(len(stream.messages) for stream in streams[:400]) >= 4
+
+
+@pytest.mark.parametrize("turn", (0.001, 0.01, 0.04, 0.1))
+@pytest.mark.parametrize("cost", (0.0, 0.0001))
+def test_beside_long_turns_of_the_loop_the_wait_is_bounded_by_one_of_them(
+    turn: float, cost: float
+) -> None:
+    """Other work takes the loop for a whole turn, again and again, and all the credit with it."""
+    loop = Loop(cost=cost)
+    streams = [Stream(loop) for _ in range(600)]
+
+    def busy() -> None:
+        loop.burn(turn)
+        loop.call_later(0.0, busy)
+
+    busy()
+    for step in range(1, 101):
+        for stream in streams:
+            stream.push()
+        loop.pacer.run()
+        loop.run_until(step * 0.02)
+    loop.run_until(loop.now + 2 * PATIENCE)
+    longest = turn + 600 * cost  # a turn of the loop, if it wakes everybody
+    assert max(stream.longest_wait for stream in streams) <= PATIENCE + longest
+    assert len(loop.pacer) == 0
+
+
+def test_first_words_without_an_end_do_not_hold_back_the_others() -> None:
+    loop = Loop(cost=0.0001)
+    others = [Stream(loop) for _ in range(300)]
+    for stream in others:
+        stream.push()
+    for step in range(1, 501):
+        for _ in range(12):
+            Stream(loop).push(first=True)
+        loop.pacer.run()
+        loop.run_until(step * 0.002)
+    assert all(stream.messages for stream in others)
+    assert max(stream.longest_wait for stream in others) <= PATIENCE + 300 * loop.cost
+
+
+def test_a_long_burst_goes_first_again_only_after_as_much_calm() -> None:
+    loop = Loop(cost=0.0)
+    calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)
+    chance, held = Random(1), 0
+    for number in range(20_000):  # ten seconds of two thousand a second, by chance
+        loop.run_until(loop.now + chance.expovariate(2000))
+        calls.add(number)
+        held += calls.coming()
+    assert held < 0.35 * 20_000
+    loop.run_until(loop.now + PATIENCE)
+    begin = loop.now
+    while loop.now < begin + 0.9 * PATIENCE:
+        calls.add(0)
+        assert calls.coming()
+        loop.run_until(loop.now + QUIET / 2)

@@ -13,6 +13,7 @@ from traffic import run_episode
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.sequence import Request
 
 Carry = Callable[[Any], Any]
 CARRIERS: dict[str, Carry] = {
@@ -139,3 +140,13 @@ def test_what_is_planned_does_not_change_when_its_request_goes_on() -> None:
     while core.scheduler.has_requests:
         core.step()
     assert all(plan.plain() == before for plan, before in held)
+
+
+def test_siblings_have_seeds_of_their_own_in_signed_64_bits() -> None:
+    for seed in (0, 5, 2**63 - 1, 2**63, 2**64 - 1):
+        params = SamplingParams(temperature=1.0, seed=seed)
+        spec = GenerationRequest(1, (3, 4), params, n=5)
+        rows = [Request(spec, index, index).admission_row() for index in range(5)]
+        seeds = [row.sampling.seed for row in rows]
+        assert seeds[0] % 2**64 == seed and len(set(seeds)) == 5
+        assert all(-(2**63) <= one < 2**63 for one in seeds)

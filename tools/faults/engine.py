@@ -71,8 +71,10 @@ CACHE = (
     Fault(
         "nano-vllm-30: a block is taken by a modulo test",
         "engine/scheduling/scheduler.py",
-        "needed = self.pool.blocks_needed(request.num_computed_tokens + count) - len(table)",
-        "needed = int((request.num_computed_tokens + count) % self.pool.block_size == 1)",
+        "        if end <= len(table) * self.pool.block_size:\n            return True\n"
+        "        needed = self.pool.blocks_needed(end) - len(table)\n",
+        "        needed = int(end % self.pool.block_size == 1)\n"
+        "        if needed <= 0:\n            return True\n",
         _regression("nano_vllm_30_block_boundary"),
     ),
     Fault(
@@ -242,8 +244,8 @@ SCHEDULING = (
     Fault(
         "quire: steps are planned past max_tokens",
         "engine/scheduling/sequence.py",
-        "target = min(self.num_tokens, self.max_total_tokens - 1)",
-        "target = self.num_tokens",
+        "target = known if known < self.max_total_tokens else self.max_total_tokens - 1",
+        "target = known",
         (SCHEDULER,),
     ),
     Fault(
@@ -436,7 +438,7 @@ UNDER_LOAD = (
     Fault(
         "quire: new calls wait behind the words of many streams",
         "engine/client/pacing.py",
-        "        if len(self) > SLICE and self._calls_come():\n",
+        "        if self._must_hold(now):\n",
         "        if len(self) < 0:\n",
         PACING,
     ),
@@ -450,7 +452,7 @@ UNDER_LOAD = (
     Fault(
         "quire: a call is answered when its first words come",
         "engine/client/async_engine.py",
-        "                if outputs or is_first:\n",
+        "                if outputs or (is_first and error is None):\n",
         "                if outputs:\n",
         ("tests/engine/test_async_engine.py",),
     ),

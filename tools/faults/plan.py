@@ -1,0 +1,184 @@
+"""Faults of the plan, of who is admitted next, of an engine's end, and of the pace of words."""
+
+from faults.fault import Fault
+
+PLAN = ("tests/engine/test_plan.py",)
+QUEUE = ("tests/engine/test_waiting_queue.py",)
+LAST_WORDS = ("tests/engine/test_last_words.py",)
+DEVICE_ERRORS = ("tests/engine/test_device_errors.py",)
+POOL = ("tests/engine/test_block_pool.py",)
+PACING = ("tests/engine/test_pacing.py",)
+
+FAULTS = (
+    Fault(
+        "plan: a row does not carry its tokens",
+        "engine/scheduling/scheduler.py",
+        "tokens = () if is_decode else tuple(request.token_ids[start:end])",
+        "tokens = ()",
+        PLAN,
+    ),
+    Fault(
+        "plan: what is planned is the request's own list",
+        "engine/scheduling/scheduler.py",
+        "tokens = () if is_decode else tuple(request.token_ids[start:end])",
+        "tokens = () if is_decode else request.token_ids[start:end]",
+        PLAN,
+    ),
+    Fault(
+        "plan: a slot keeps the parameters of who had it first",
+        "engine/runner/runner.py",
+        "            self._sampling.update((one.slot, one.sampling) for one in plan.admitted)\n",
+        "            for one in plan.admitted:\n"
+        "                self._sampling.setdefault(one.slot, one.sampling)\n",
+        ("tests/engine/test_runner.py",),
+    ),
+    Fault(
+        "plan: siblings draw with one seed",
+        "engine/scheduling/sequence.py",
+        "(params.seed + self.index * _SEED_STEP)",
+        "(params.seed + 0 * _SEED_STEP)",
+        PLAN,
+    ),
+    Fault(
+        "plan: read again it has lists where it had tuples",
+        "engine/scheduling/plan.py",
+        "sampling_numbers, tuple(prompt), tuple(outputs)",
+        "sampling_numbers, prompt, outputs",
+        PLAN,
+    ),
+    Fault(
+        "queue: the least served is looked for among all",
+        "engine/scheduling/shares.py",
+        "            least = self._least.first()\n",
+        "            least = min(self.served, key=lambda c: (self.served[c], c), default=None)\n",
+        QUEUE,
+    ),
+    Fault(
+        "queue: every client is looked at for each admission",
+        "engine/scheduling/waiting_queue.py",
+        "        client = self._clients.first()\n",
+        "        ranks = [(rank, c) for c in self._ranked if (rank := self._rank(c)) is not None]\n"
+        "        client = min(ranks, default=(None, None))[1]\n",
+        QUEUE,
+    ),
+    Fault(
+        "queue: a client that has been served keeps its old rank",
+        "engine/scheduling/rising_heap.py",
+        "            elif rank == noted:\n",
+        "            elif rank is not None:\n",
+        QUEUE,
+    ),
+    Fault(
+        "queue: a client whose rank has fallen keeps its old one",
+        "engine/scheduling/rising_heap.py",
+        "        if item in self._counts and self._counts[item] <= rank:\n",
+        "        if item in self._counts:\n",
+        QUEUE,
+    ),
+    Fault(
+        "last words: the error comes before what was delivered",
+        "engine/client/async_engine.py",
+        "                error = stream.error  # as of now",
+        "                error = stream.error\n                if error is not None:\n"
+        "                    raise error\n                # as of now",
+        LAST_WORDS,
+    ),
+    Fault(
+        "last words: a stream that has ended hears of the engine's end",
+        "engine/client/async_engine.py",
+        "                if error is not None and stream.open_indices:\n",
+        "                if error is not None:\n",
+        LAST_WORDS,
+    ),
+    Fault(
+        "last words: what the last turn said is dropped",
+        "engine/loop/loop.py",
+        "            self._keep_last_words()\n            raise\n",
+        "            raise\n",
+        LAST_WORDS,
+    ),
+    Fault(
+        "last words: a lost device is asked for its memory",
+        "engine/loop/loop.py",
+        "Batch(outputs, self._stats, self._engine.core.step_times)",
+        "Batch(outputs, self._engine.stats(), self._engine.core.step_times)",
+        LAST_WORDS,
+    ),
+    Fault(
+        "last words: rows before the ruined one lose their ends",
+        "engine/scheduling/completion.py",
+        "                    self._roster.say(*outputs)  # of the rows before it: that stands\n",
+        "",
+        LAST_WORDS,
+    ),
+    Fault(
+        "last words: a thread that is given up is not listened to",
+        "engine/client/in_thread.py",
+        "        self._abandoned = True\n        self._deliver()\n",
+        "        self._abandoned = True\n",
+        LAST_WORDS,
+    ),
+    Fault(
+        "last words: a process that is given up is not listened to",
+        "engine/client/in_process.py",
+        "        while self._reading and self._read():\n            pass\n",
+        "",
+        LAST_WORDS,
+    ),
+    Fault(
+        "device: Triton's words are not known",
+        "engine/runner/device_errors.py",
+        '    r"|\\bTriton Error \\["\n',
+        "",
+        DEVICE_ERRORS,
+    ),
+    Fault(
+        "device: a want of memory counts as its loss",
+        "engine/runner/device_errors.py",
+        "isinstance(error, torch.OutOfMemoryError) or _WANT_OF_MEMORY.search(words)",
+        "isinstance(error, torch.OutOfMemoryError)",
+        DEVICE_ERRORS,
+    ),
+    Fault(
+        "device: what an error was raised from is not looked at",
+        "engine/runner/device_errors.py",
+        "        waiting += [one.__cause__, one.__context__]\n",
+        "",
+        DEVICE_ERRORS,
+    ),
+    Fault(
+        "block map: a block that is shared no more still shows as shared",
+        "engine/scheduling/block_pool.py",
+        "                self.num_shared -= 1\n                self._states[block] = IN_USE\n",
+        "                self.num_shared -= 1\n",
+        POOL,
+    ),
+    Fault(
+        "block map: it is made block by block",
+        "engine/scheduling/block_pool.py",
+        "return bytes(memoryview(self._states)[1:])",
+        "return bytes(self._states[block] for block in range(1, self.num_blocks))",
+        POOL,
+    ),
+    Fault(
+        "pacing: a flood of calls keeps words back for as long as it lasts",
+        "engine/client/pacing.py",
+        "        return now - min(queue[0][0] for queue in (self._first, self._later) if queue) <",
+        "        return 0 <",
+        PACING,
+    ),
+    Fault(
+        "pacing: nobody is woken for having waited long",
+        "engine/client/pacing.py",
+        "        self._wake_overdue(now)\n",
+        "",
+        PACING,
+    ),
+    Fault(
+        "pacing: every short pause begins a new burst",
+        "engine/client/pacing.py",
+        "max(self._burst_since, self._last_at - PATIENCE) + 2 * gap",
+        "now",
+        PACING,
+    ),
+)
