@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from quire.service.admission.admission import Admission
+from quire.service.telemetry import logs
 from quire.service.telemetry.counters import Ledger
 
 
@@ -43,6 +44,9 @@ class ProtectionCollector(Collector):
         for reason, count in list(self._ledger.refusals.items()):
             refusals.add_metric([reason], count)
         yield refusals
+        yield CounterMetricFamily(
+            "quire_log_lines_lost", "Not written: standard error was stuck", value=logs.dropped()
+        )
         expires_at = self._expires_at()
         if expires_at is not None:
             yield GaugeMetricFamily(

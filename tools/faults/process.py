@@ -134,6 +134,20 @@ FAULTS = (
         (GUARDIAN + "a_server_that_is_stopped_is_not_counted_and_goes_on",),
     ),
     Fault(
+        "quire: the grace does not follow the writes",
+        "service/app/server.py",
+        "                ended, moved = self._ended_calls(), clock()\n",
+        "                ended = self._ended_calls()\n",
+        (ENDS + "the_grace_follows_the_writes",),
+    ),
+    Fault(
+        "quire: the end waits for threads",
+        "service/app/process.py",
+        "    os._exit(code)\n",
+        "    sys.exit(code)\n",
+        (ENDS + "no_thread_at_work_holds_up_the_end",),
+    ),
+    Fault(
         "quire: nothing makes an end that does not come",
         "service/app/signals.py",
         "        self.deadman.end_within(self._end_seconds)\n",

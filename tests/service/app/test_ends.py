@@ -258,3 +258,16 @@ def test_a_reader_of_standard_output_that_has_gone_ends_nothing() -> None:
     finally:
         server.kill()
         server.communicate()
+
+
+LEAVES = """
+import threading, time
+from quire.service.app.process import leave
+threading.Thread(target=time.sleep, args=(600,)).start()
+leave(3)
+"""
+
+
+def test_no_thread_at_work_holds_up_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVES], timeout=PATIENCE, check=False)
+    assert done.returncode == 3

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from server_process import PATIENCE, QUIRE, environment
+from server_process import PATIENCE, QUIRE, environment, process
 
 from quire.service.telemetry import logs, standard_streams
 from quire.service.telemetry.logs import JsonFormatter, QueuedHandler, TextFormatter
@@ -181,7 +181,7 @@ def full_pipe() -> tuple[int, int]:
 def test_a_stuck_pipe_stops_neither_the_server_nor_its_end(place: str) -> None:
     read, write = full_pipe()
     words = ["serve", "--port", "0", "--num-blocks", "64", "--engine-process", place]
-    process = subprocess.Popen(
+    server = subprocess.Popen(
         [QUIRE, *words, "--drain-seconds", "0.1"],
         stdout=subprocess.PIPE,
         stderr=write,
@@ -189,13 +189,13 @@ def test_a_stuck_pipe_stops_neither_the_server_nor_its_end(place: str) -> None:
     )
     os.close(write)
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"serving ")
-        process.send_signal(signal.SIGUSR1)  # stacks, which the pipe does not take
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith(b"serving ")
+        server.send_signal(signal.SIGUSR1)  # stacks, which the pipe does not take
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
     finally:
-        process.kill()
+        server.kill()
         os.close(read)
 
 
@@ -208,3 +208,15 @@ def test_a_pipe_is_never_waited_for_and_its_other_users_are_not_touched() -> Non
     assert os.get_blocking(write)
     for descriptor in (read, write, ours):
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("place", ["off", "on"])
+def test_all_that_a_server_says_is_json_where_that_is_asked_for(place: str) -> None:
+    with process("--log-format", "json", "--engine-process", place) as server:
+        server.address()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    entries = [json.loads(line) for line in server.errors]
+    said = {entry["message"] for entry in entries}
+    assert "draining" in said
+    assert any("100%" in message for message in said)  # progress
