@@ -414,12 +414,13 @@ _NOISE_AT_ONCE = 1 << 18  # elements: what a core's cache holds
 def sample(
     logits: Tensor, slots: Tensor, positions: Tensor, temperature: Tensor, seeds: Tensor
 ) -> Tensor:
-    """Draw one id a row by the Gumbel-max rule; temperature 0 takes the best. Returns [L] int64.
+    """Draw one id a row by the Gumbel-max rule; temperature 0 takes the best; -1 as in `greedy`.
+    Returns [L] int64.
 
     Source: Gumbel-max (Gumbel, 1954): argmax(logits / temperature - log(exponential noise)).
     """
-    tokens = logits.argmax(-1)
-    hot = (temperature[slots] > 0).nonzero()[:, 0]
+    tokens = greedy(logits)
+    hot = ((temperature[slots] > 0) & (tokens >= 0)).nonzero()[:, 0]
     scale = _inverse_temperature(temperature, slots)
     for rows in hot.split(max(1, _NOISE_AT_ONCE // logits.shape[1])):
         noisy = logits[rows] * scale[rows]
@@ -439,17 +440,21 @@ def _subtract_log_noise(scaled: Tensor, seeds: Tensor, positions: Tensor) -> Non
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The best id of each row, the lowest where several are best. [L, V] -> [L] int64."""
-    return logits.argmax(-1)
+    """The best id of each row, the lowest where several are best; -1 where a row holds NaN or +inf,
+    or nothing but -inf. [L, V] -> [L] int64."""
+    tokens = logits.argmax(-1)  # NaN counts as best
+    best = logits.gather(1, tokens[:, None])[:, 0]
+    return tokens.masked_fill_(~best.isfinite(), -1)
 
 
 def logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-softmax of raw logits: the chosen token's and the best `count`.
 
-    Returns chosen [L] fp32, rank [L] int64 (1 = best), top ids [L, count], top values [L, count].
+    Returns chosen [L] fp32 (of id 0 where the token is -1), rank [L] int64 (1 = best),
+    top ids [L, count], top values [L, count].
     """
     total = logits.logsumexp(-1, keepdim=True)
-    chosen = logits.gather(1, tokens[:, None].long())
+    chosen = logits.gather(1, tokens[:, None].long().clamp(min=0))
     rank = (logits > chosen).sum(-1) + 1
     values, ids = logits.topk(count, dim=-1)
     return (chosen - total)[:, 0], rank, ids, values - total
@@ -533,14 +538,15 @@ def advance(
     """After a step: move each slot on, and remember its sampled token for the next one.
 
     row_slots: [R]; query_lens: [R] (None: all 1); sampled_rows: [L] rows that sampled (None: all);
-    tokens: [L]; output_counts: [S, V] int32, counted up unless None. The null slot (the last one)
-    stays where it is: its rows are padding.
+    tokens: [L], -1 for none (kept as 0); output_counts: [S, V] int32, counted up unless None. The
+    null slot (the last one) stays where it is: its rows are padding.
     """
     slots = row_slots.long()
     null = num_computed.shape[0] - 1
     step = torch.ones_like(row_slots) if query_lens is None else query_lens
     num_computed[slots] = (num_computed[slots] + step.int()) * (slots != null)
     sampled = slots if sampled_rows is None else slots[sampled_rows.long()]
+    tokens = tokens.clamp(min=0)
     last_token[sampled] = tokens.to(last_token.dtype)
     if output_counts is not None:
         one = torch.ones_like(sampled, dtype=output_counts.dtype)

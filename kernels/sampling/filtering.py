@@ -44,10 +44,11 @@ def _settings(
 
 @triton.jit
 def _slice(logits_ptr, row, part, scale, vocab, SLICE: tl.constexpr):
-    """One slice of a row, over temperature; -inf past the vocabulary."""
+    """One slice of a row, over temperature; -inf past the vocabulary, and NaN as +inf: it is kept,
+    so that whoever samples sees it."""
     ids = part * SLICE + tl.arange(0, SLICE)
     x = tl.load(logits_ptr + row * vocab + ids, mask=ids < vocab, other=-float("inf"))
-    return ids, x * scale
+    return ids, tl.where(x == x, x, float("inf")) * scale
 
 
 @triton.jit
