@@ -80,6 +80,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         raise ConfigError(str(error)) from error
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
+        sizing.check_grids(config, shape)
     clock.mark("device")
 
     weight_bytes = shape.weight_bytes(dtype)

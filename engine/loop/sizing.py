@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire.engine.config import EngineConfig
+from quire.engine.config import MOST_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import resolve_max_model_len
@@ -86,6 +86,21 @@ def cache_blocks(
             f"and a block of {config.block_size} tokens takes {block_bytes / _GIB:.4f} GiB"
         )
     return blocks
+
+
+def check_grids(config: EngineConfig, model: ModelConfig) -> None:
+    """Raises ConfigError for a step of more tiles than a kernel's grid has room for.
+
+    Attention over prompts takes, at worst, a tile for as many tokens as the query heads of a group
+    fit into 16 rows, and one more for each row.
+    """
+    tokens_a_tile = max(1, 16 // (model.num_q_heads // model.num_kv_heads))
+    most = (MOST_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile
+    if config.max_num_batched_tokens > most:
+        raise ConfigError(
+            f"max_num_batched_tokens = {config.max_num_batched_tokens}: must be at most {most} "
+            f"with max_num_seqs = {config.max_num_seqs} and this model's heads"
+        )
 
 
 def gpu_budget(config: EngineConfig, device: torch.device, peak_bytes: int) -> tuple[int, str]:
