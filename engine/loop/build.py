@@ -109,6 +109,8 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
     runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
     steps = _warm_steps(config, shape, max_model_len, cache_dtype, device)
     runner.warm_up(steps, lambda share: progress("graphs", share))
+    if use_graphs:
+        sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
     clock.mark("warm-up")
     clock.log()
 
@@ -187,7 +189,8 @@ def _size_cache(
         budget, what = sizing.cpu_budget(config)
     elif config.num_blocks is None:
         peak = _profile(config, shape, model, dtype, device, max_model_len)
-        budget, what = sizing.gpu_budget(config, device, peak)
+        graphs = sizing.graph_bytes(config, shape, dtype)
+        budget, what = sizing.gpu_budget(config, device, peak, graphs)
     else:
         budget, what = 0, ""
     return sizing.cache_blocks(config, shape, dtype, budget, what)

@@ -20,7 +20,7 @@ from quire.engine.runner.sampler import Needs, Sampled
 log = logging.getLogger(__name__)
 
 _FIRST_CONTEXT_BOUND = 4096
-_MOST_GRAPHS = 512
+MOST_GRAPHS = 512
 MIXED_TOKENS = (16, 32, 64, 128, 256, 512)  # prompt tokens of a mixed step worth capturing
 
 
@@ -88,7 +88,7 @@ def _cover(sizes: list[int], wanted: int) -> int:
 
 
 class StepGraphs:
-    """The graphs captured so far. At most _MOST_GRAPHS; the longest unused one goes first."""
+    """The graphs captured so far. At most MOST_GRAPHS; the longest unused one goes first."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[GraphKey, tuple[torch.cuda.CUDAGraph, Sampled] | None] = (
@@ -112,7 +112,7 @@ class StepGraphs:
 
     def capture(self, key: GraphKey, step: Callable[[], Sampled]) -> None:
         """Record `step`, which has run before (so everything is compiled), without running it."""
-        if len(self._graphs) >= _MOST_GRAPHS:
+        if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         try:
             graph = torch.cuda.CUDAGraph()
