@@ -34,7 +34,7 @@ class GraphKey(NamedTuple):
     needs: Needs
 
 
-def ladder(max_num_seqs: int) -> list[int]:
+def captured_sizes(max_num_seqs: int) -> list[int]:
     """Batch sizes to capture: fine where a step is short, coarser above; ends in max_num_seqs."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_num_seqs, 32)]
     return sorted({size for size in sizes if size < max_num_seqs} | {max_num_seqs})
@@ -52,7 +52,7 @@ class GraphSizes:
     """Which key a step falls under."""
 
     def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
-        self.decode_rows = ladder(max_num_seqs)
+        self.decode_rows = captured_sizes(max_num_seqs)
         self.context_bounds = context_bounds(max_model_len)
         self._mixed_tokens = [n for n in MIXED_TOKENS if n <= max_model_len]
         powers = [1 << i for i in range(max_num_seqs.bit_length()) if 1 << i < max_num_seqs]

@@ -250,7 +250,7 @@ def decode_attention(
 ) -> Tensor:
     """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
 
-    The arguments are those of the twin in reference.py; scale > 0. max_context_len only bounds the
+    The arguments are those of the twin in `reference`; scale > 0. max_context_len only bounds the
     grid and the workspace (R * Hq * S * D' fp32, S <= 32), so a captured graph passes the largest
     there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor.
     Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
@@ -284,7 +284,7 @@ def rope_decode_attention(
 ) -> Tensor:
     """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D].
 
-    The arguments are those of the twin in reference.py; slot_mapping is where the row's block table
+    The arguments are those of the twin in `reference`; slot_mapping is where the row's block table
     puts its last token. Otherwise as above.
     """
     _, kv_heads, _, dim = k_cache.shape

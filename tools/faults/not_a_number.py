@@ -8,14 +8,14 @@ _ALONE = (_HERE + "a_row_without_numbers_ends_alone",)
 FAULTS = (
     Fault(
         "not-a-number: NaN is an id like any other",
-        "kernels/reference.py",
+        "kernels/reference/sampling.py",
         "    return tokens.masked_fill_(~best.isfinite(), -1)\n",
         "    return tokens\n",
         _ALONE,
     ),
     Fault(
         "not-a-number: a drawn row forgets that it has no token",
-        "kernels/reference.py",
+        "kernels/reference/sampling.py",
         "    hot = ((temperature[slots] > 0) & (tokens >= 0)).nonzero()[:, 0]\n",
         "    hot = (temperature[slots] > 0).nonzero()[:, 0]\n",
         _ALONE,
@@ -36,7 +36,7 @@ FAULTS = (
     ),
     Fault(
         "not-a-number: the device is fed what is no token",
-        "kernels/reference.py",
+        "kernels/reference/state.py",
         "    tokens = tokens.clamp(min=0)\n    last_token",
         "    last_token",
         (_HERE + "a_slot_never_holds_what_is_no_token",),
