@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import historical
 import torch
 from common import COPY_BYTES, Row, chain_us, precompile, result_row, write_results
 from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, Rows, event_us, relative_error
 
-from quire.kernels import historical
 from quire.kernels.attention.decode import decode_attention
 from quire.kernels.linear.skinny import new_counters
 

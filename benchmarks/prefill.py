@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import historical
 import torch
 from common import (
     COPY_BYTES,
@@ -28,13 +29,13 @@ from common import (
     result_row,
     write_results,
 )
+from naive_prefill import naive_triton_prefill
 from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, Rows, event_us, relative_error
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quire.kernels import historical, reference
+from quire.kernels import reference
 from quire.kernels.attention.prefill import Tiles, prefill_attention
-from quire.kernels.naive_prefill import naive_triton_prefill
 
 GROUP = 2
 TOKENS = 16_384  # a step of one length

@@ -14,6 +14,9 @@ from quire.engine.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
+MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
+_MOST_INT32 = 2**31 - 1  # positions and blocks are counted in it
 
 
 def _option(default: Any, text: str) -> Any:
@@ -49,11 +52,15 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_most("max_num_seqs", self.max_num_seqs, MOST_SEQS)
         _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        _at_most("max_num_batched_tokens", self.max_num_batched_tokens, MOST_STEP_TOKENS)
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
+            _at_most("max_model_len", self.max_model_len, _MOST_INT32)
         if self.num_blocks is not None:
             _at_least("num_blocks", self.num_blocks, 2)
+            _at_most("num_blocks", self.num_blocks, _MOST_INT32 - 1)  # and the null block
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
@@ -78,6 +85,11 @@ def _at_least(name: str, value: int, limit: int) -> None:
     if value < limit:
         reason = " (max_num_seqs)" if name == "max_num_batched_tokens" else ""
         raise ConfigError(f"{name} = {value}: must be at least {limit}{reason}")
+
+
+def _at_most(name: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise ConfigError(f"{name} = {value}: must be at most {limit}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

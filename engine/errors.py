@@ -6,6 +6,7 @@ QuireError
 ├── CapacityError      memory does not suffice: carries the numbers, and the option to turn
 ├── RequestError       a request that can never run: names the field, the value and the limit
 ├── CorruptStateError  the engine's books can not be trusted any more: the engine ends
+├── NotANumberError    logits that are NaN or infinite: the request that they belong to ends
 ├── StepError          a step failed; every request in flight ends with it; its id is in the log
 └── EngineDeadError    the engine is gone; nothing will be answered; its id is in the log
 """
@@ -38,6 +39,10 @@ class RequestError(QuireError):
 
 class CorruptStateError(QuireError):
     """A fault half-way through a change of state; nothing planned from here on could be trusted."""
+
+
+class NotANumberError(QuireError):
+    """Logits that are NaN or infinite: no token can be chosen by them."""
 
 
 class StepError(QuireError):

@@ -1,7 +1,7 @@
 """Every operation of a step as one object: the model and the runner call an `Ops`, nothing else.
 
-Invariant: whatever `select` returns keeps the rules of `reference.py` (arguments, buffers written,
-ties, noise), so the caller never asks which device it runs on. The functions of `reference.py` are
+Invariant: whatever `select` returns keeps the rules of `reference` (arguments, buffers written,
+ties, noise), so the caller never asks which device it runs on. The functions of `reference` are
 the documentation of each operation: shapes, dtypes and sources stand there.
 
 Two things hold for every implementation and are the caller's to respect:
@@ -20,7 +20,7 @@ class KernelsUnavailable(RuntimeError):
 
 
 class Ops(Protocol):
-    """The operations of one device. See the function of the same name in `reference.py`."""
+    """The operations of one device. See the function of the same name in `reference`."""
 
     # Norms, products, activations.
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...

@@ -39,7 +39,7 @@ from quire.engine.loop.core import EngineCore  # noqa: E402
 from quire.engine.model.config import ModelConfig  # noqa: E402
 from quire.engine.model.registry import build_model  # noqa: E402
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams  # noqa: E402
-from quire.engine.runner.graphs import GraphSizes, ladder  # noqa: E402
+from quire.engine.runner.graphs import GraphSizes, captured_sizes  # noqa: E402
 from quire.engine.runner.sampler import Needs  # noqa: E402
 from quire.engine.scheduling.block_pool import BlockPool  # noqa: E402
 from quire.engine.scheduling.plan import StepPlan, StepResult  # noqa: E402
@@ -387,7 +387,7 @@ def test_mini_sglang_111_abort_of_a_request_in_the_step_in_flight(when: int) -> 
 @pytest.mark.parametrize("most", (1, 2, 3, 7, 8, 9, 31, 64, 100, 250, 256, 257, 300, 511, 1000))
 def test_vllm_57355_max_num_seqs_was_no_captured_size(most: int) -> None:
     """The fullest step was the one that ran without a graph."""
-    sizes = ladder(most)
+    sizes = captured_sizes(most)
     assert sizes[-1] == most
     assert sizes == sorted(set(sizes))
     keys = GraphSizes(most, 4096)
@@ -416,9 +416,9 @@ def test_vllm_10903_longest_length_not_divisible_by_the_block_size(over: int) ->
         core.scheduler.submit(request(3, range(1, longest - 4), 6))
 
 
-def test_mini_sglang_56_padding_wasted_by_a_coarse_ladder() -> None:
+def test_mini_sglang_56_padding_wasted_by_coarse_captured_sizes() -> None:
     """17% of all rows were padding. Measured for batches of every size up to 256."""
-    sizes = ladder(256)
+    sizes = captured_sizes(256)
     covering = [next(size for size in sizes if size >= rows) for rows in range(1, 257)]
     waste = sum(size - rows for rows, size in enumerate(covering, 1)) / sum(covering)
     assert waste < 0.06

@@ -80,6 +80,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         raise ConfigError(str(error)) from error
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
+        sizing.check_grids(config, shape)
     clock.mark("device")
 
     weight_bytes = shape.weight_bytes(dtype)
@@ -108,6 +109,8 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
     runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
     steps = _warm_steps(config, shape, max_model_len, cache_dtype, device)
     runner.warm_up(steps, lambda share: progress("graphs", share))
+    if use_graphs:
+        sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
     clock.mark("warm-up")
     clock.log()
 
@@ -186,7 +189,8 @@ def _size_cache(
         budget, what = sizing.cpu_budget(config)
     elif config.num_blocks is None:
         peak = _profile(config, shape, model, dtype, device, max_model_len)
-        budget, what = sizing.gpu_budget(config, device, peak)
+        graphs = sizing.graph_bytes(config, shape, dtype)
+        budget, what = sizing.gpu_budget(config, device, peak, graphs)
     else:
         budget, what = 0, ""
     return sizing.cache_blocks(config, shape, dtype, budget, what)

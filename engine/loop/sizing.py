@@ -5,19 +5,25 @@ taken from `num_blocks`), and both the block pool and the cache tensors are made
 that leaves no block is an error with the numbers in it.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from quire.engine.config import EngineConfig
+from quire.engine.config import MOST_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import resolve_max_model_len
+from quire.engine.runner.graphs import MIXED_TOKENS, MOST_GRAPHS
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+log = logging.getLogger(__name__)
+
 _GIB = 1 << 30
+_LAYER_LAUNCHES, _OTHER_LAUNCHES = 9, 32  # kernels of a captured step, at most
+_LAUNCH_BYTES = 2048  # that a graph keeps of each
 _CPU_FP32_UP_TO = 512  # hidden size up to which fp32 is the faster type on a CPU
 
 
@@ -88,15 +94,62 @@ def cache_blocks(
     return blocks
 
 
-def gpu_budget(config: EngineConfig, device: torch.device, peak_bytes: int) -> tuple[int, str]:
-    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken."""
+def check_grids(config: EngineConfig, model: ModelConfig) -> None:
+    """Raises ConfigError for a step of more tiles than a kernel's grid has room for.
+
+    Attention over prompts takes, at worst, a tile for as many tokens as the query heads of a group
+    fit into 16 rows, and one more for each row.
+    """
+    tokens_a_tile = max(1, 16 // (model.num_q_heads // model.num_kv_heads))
+    most = (MOST_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile
+    if config.max_num_batched_tokens > most:
+        raise ConfigError(
+            f"max_num_batched_tokens = {config.max_num_batched_tokens}: must be at most {most} "
+            f"with max_num_seqs = {config.max_num_seqs} and this model's heads"
+        )
+
+
+def graph_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes that captured graphs may come to take, beside what a step takes that is not captured.
+
+    They share one pool, so the largest captured step counts once: its tokens between two layers,
+    and its logits, their copy for log-probabilities, and what those are computed in. Padding at
+    most doubles the rows. Each graph holds its launches besides.
+    """
+    if config.enforce_eager:
+        return 0
+    rows = 2 * config.max_num_seqs
+    tokens = rows + MIXED_TOKENS[-1]
+    heads = model.num_q_heads + 2 * model.num_kv_heads
+    width = 3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads * model.head_dim
+    step = tokens * width * dtype.itemsize + 3 * rows * model.vocab_size * 4
+    launches = MOST_GRAPHS * (model.num_layers * _LAYER_LAUNCHES + _OTHER_LAUNCHES)
+    return step + launches * _LAUNCH_BYTES
+
+
+def verify_graphs(taken: int, reserved: int) -> None:
+    """Log what capture took; a warning if it is more than what was kept for it."""
+    text = "captured graphs take %.2f GiB of the %.2f GiB kept for them"
+    if taken > reserved:
+        text += ": lower gpu_memory_utilization or max_num_seqs if memory runs out"
+    log.log(
+        logging.WARNING if taken > reserved else logging.INFO, text, taken / _GIB, reserved / _GIB
+    )
+
+
+def gpu_budget(
+    config: EngineConfig, device: torch.device, peak_bytes: int, graphs: int = 0
+) -> tuple[int, str]:
+    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken, and
+    `graphs` is kept for captured ones."""
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
     others = max(total - free - reserved, 0)
-    budget = int(total * config.gpu_memory_utilization) - others - peak_bytes
+    budget = int(total * config.gpu_memory_utilization) - others - peak_bytes - graphs
     what = (
         f"gpu_memory_utilization = {config.gpu_memory_utilization} of {total / _GIB:.1f} GiB, "
         f"less {peak_bytes / _GIB:.1f} GiB for weights and the largest step, "
+        f"less {graphs / _GIB:.1f} GiB for captured graphs, "
         f"less {others / _GIB:.1f} GiB of others,"
     )
     return budget, what
@@ -131,7 +184,7 @@ def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
     dtype = resolve_dtype(config, model, device)
     weights = model.weight_bytes(dtype)
     if device.type == "cuda":
-        budget, what = gpu_budget(config, device, weights)
+        budget, what = gpu_budget(config, device, weights, graph_bytes(config, model, dtype))
     else:
         budget, what = cpu_budget(config)
     cache_dtype = resolve_cache_dtype(dtype, device)

@@ -52,6 +52,7 @@ class EngineStats:
     steps_eager: int = 0
     steps_mixed: int = 0
     steps_failed: int = 0
+    not_a_number: int = 0
     memory_allocated: int = 0
     memory_peak: int = 0
 
@@ -85,6 +86,7 @@ def snapshot(
         steps_eager=eager_steps,
         steps_mixed=counters.mixed_steps,
         steps_failed=counters.failed_steps,
+        not_a_number=counters.not_a_number,
         memory_allocated=memory[0],
         memory_peak=memory[1],
     )

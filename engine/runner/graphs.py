@@ -20,7 +20,7 @@ from quire.engine.runner.sampler import Needs, Sampled
 log = logging.getLogger(__name__)
 
 _FIRST_CONTEXT_BOUND = 4096
-_MOST_GRAPHS = 512
+MOST_GRAPHS = 512
 MIXED_TOKENS = (16, 32, 64, 128, 256, 512)  # prompt tokens of a mixed step worth capturing
 
 
@@ -34,7 +34,7 @@ class GraphKey(NamedTuple):
     needs: Needs
 
 
-def ladder(max_num_seqs: int) -> list[int]:
+def captured_sizes(max_num_seqs: int) -> list[int]:
     """Batch sizes to capture: fine where a step is short, coarser above; ends in max_num_seqs."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_num_seqs, 32)]
     return sorted({size for size in sizes if size < max_num_seqs} | {max_num_seqs})
@@ -52,7 +52,7 @@ class GraphSizes:
     """Which key a step falls under."""
 
     def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
-        self.decode_rows = ladder(max_num_seqs)
+        self.decode_rows = captured_sizes(max_num_seqs)
         self.context_bounds = context_bounds(max_model_len)
         self._mixed_tokens = [n for n in MIXED_TOKENS if n <= max_model_len]
         powers = [1 << i for i in range(max_num_seqs.bit_length()) if 1 << i < max_num_seqs]
@@ -88,7 +88,7 @@ def _cover(sizes: list[int], wanted: int) -> int:
 
 
 class StepGraphs:
-    """The graphs captured so far. At most _MOST_GRAPHS; the longest unused one goes first."""
+    """The graphs captured so far. At most MOST_GRAPHS; the longest unused one goes first."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[GraphKey, tuple[torch.cuda.CUDAGraph, Sampled] | None] = (
@@ -112,7 +112,7 @@ class StepGraphs:
 
     def capture(self, key: GraphKey, step: Callable[[], Sampled]) -> None:
         """Record `step`, which has run before (so everything is compiled), without running it."""
-        if len(self._graphs) >= _MOST_GRAPHS:
+        if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         try:
             graph = torch.cuda.CUDAGraph()

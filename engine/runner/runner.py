@@ -83,6 +83,7 @@ class Runner:
         use_graphs: bool,
     ) -> None:
         self.counters = RunnerCounters()
+        self.captured_bytes = 0  # that capture took of the device while warming up
         self._model = model
         self._ops = ops
         self._kv = kv
@@ -121,12 +122,19 @@ class Runner:
             progress((done + 1) / total)
         if steps:
             self._copy_null_block()
+        free = self._free_bytes()
         for done, key in enumerate(keys, len(steps)):
             assert self._graphs is not None
             self._graphs.capture(key, self._ran(key))
             progress((done + 1) / total)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        self.captured_bytes = max(free - self._free_bytes(), 0)
+
+    def _free_bytes(self) -> int:
+        """Of the device, once all that was enqueued is done; 0 of a CPU."""
+        if self._device.type != "cuda":
+            return 0
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.mem_get_info(self._device)[0]
 
     def _keys_to_capture(self) -> list[GraphKey]:
         kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]

@@ -38,7 +38,8 @@ class Needs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """tokens: [L] int64. logprobs: chosen [L], rank [L], top ids [L, 20], top values [L, 20]."""
+    """tokens: [L] int64, -1 where logits are NaN or infinite. logprobs: chosen [L], rank [L],
+    top ids [L, 20], top values [L, 20]."""
 
     tokens: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None

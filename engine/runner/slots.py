@@ -13,6 +13,11 @@ from quire.engine.request import MAX_ENDING_IDS
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import Admission, BlockUpdate
 
+# Between these a row's logits over its temperature are finite and apart. Below, the best is taken:
+# nothing else could be drawn; above, logits no longer count.
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-10, 1e30
+_LEAST_REPETITION, _MOST_REPETITION = 1e-10, 1e10  # a logit times or over it is finite
+_MOST_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
 
@@ -88,14 +93,16 @@ class SlotState:
 
 
 def _floats(one: Admission) -> tuple[float, ...]:
+    """As the device takes them: where fp32 would overflow, what the limit says."""
     s = one.sampling
+    cold = s.temperature < _LEAST_TEMPERATURE
     return (
-        s.temperature,
+        0.0 if cold else min(s.temperature, _MOST_TEMPERATURE),
         s.top_p,
         s.min_p,
-        s.repetition_penalty,
-        s.presence_penalty,
-        s.frequency_penalty,
+        min(max(s.repetition_penalty, _LEAST_REPETITION), _MOST_REPETITION),
+        min(max(s.presence_penalty, -_MOST_PENALTY), _MOST_PENALTY),
+        min(max(s.frequency_penalty, -_MOST_PENALTY), _MOST_PENALTY),
     )
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from quire.engine.errors import CorruptStateError
+from quire.engine.errors import CorruptStateError, NotANumberError
 from quire.engine.request import FinishReason, Output, TokenLogprob
 from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.roster import Roster
@@ -118,6 +118,9 @@ class Completion:
         elif row.epoch != request.epoch:
             counters.discarded += len(tokens)
         else:
+            if any(token < 0 for token in tokens):  # before their blocks are known to others
+                counters.not_a_number += 1
+                raise NotANumberError("the model's logits are not finite numbers")
             request.num_applied_tokens = end
             self._register_full_blocks(request)
             if row.start < request.num_prompt_tokens <= end:

@@ -147,7 +147,8 @@ def _admission(plain: Plain) -> Admission:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Tokens of the rows that sample, in plan order; a list each (of one token, today).
+    """Tokens of the rows that sample, in plan order; a list each (of one token, today). A token of
+    -1 says that the row's logits were not finite numbers.
 
     `logprobs` stands beside them where some request of the step asked for any.
     """

@@ -30,6 +30,7 @@ class SchedulerCounters:
     steps: int = 0
     mixed_steps: int = 0
     failed_steps: int = 0
+    not_a_number: int = 0  # requests ended because their logits were not finite numbers
 
 
 class Roster:

@@ -16,10 +16,10 @@ sums along one tree:
     tile   TILE tokens, with a maximum of their own
     unit   UNIT tokens, its tiles merged in index order; a multiple of UNIT for contexts beyond
            UNIT * MAX_SPLITS, a function of the context alone, so that the workspace stays bounded
-    super  SUPER units, merged in index order; a context is its supers, merged in index order
+    long   LONG units, merged in index order; a context is its long splits, merged in index order
 
-A split is a tile (level 0; a unit where a context is long), a unit (1) or a super (2). Short ones
-fill the device for few rows; a super leaves most contexts in one piece, so that nothing is written
+A split is a tile (level 0; a unit where a context is long), a unit (1) or long (2). Short ones fill
+the device for few rows; a long one leaves most contexts in one piece, so that nothing is written
 twice and nothing merged. The levels agree because a merge with the empty sum is exact (of finite
 values), wherever it happens. Between launches every counter is zero: the last to arrive puts it
 back.
@@ -62,8 +62,8 @@ from quire.kernels.attention.decode_merge import (
     columns,
     empty_sum,
     merge,
+    merge_long_splits,
     merge_splits,
-    merge_supers,
     split_length,
 )
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
@@ -129,7 +129,7 @@ def _decode_kernel(
     partial_ptr, stats_ptr, counters_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr,
     slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
-    TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
+    TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +150,7 @@ def _decode_kernel(
     block = tl.load(table)  # of the first split, whatever the context
     position = tl.load(positions_ptr + row).to(tl.int64) if ROPE else 0
     slot = tl.load(slots_ptr + row).to(tl.int64) if ROPE else 0
-    unit, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
     start = sp * split
     if sp > 0:
         block = tl.load(table + start // BS, mask=start < n, other=0)
@@ -219,7 +219,7 @@ def _decode_kernel(
                 counter = counters_ptr + row * HKV + h
                 count = tl.cdiv(n, split)
                 if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
-                    merge_supers(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                    merge_long_splits(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
                     tl.store(counter, 0)
     if PDL:
         gdc_launch_dependents()
@@ -250,7 +250,7 @@ def decode_attention(
 ) -> Tensor:
     """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
 
-    The arguments are those of the twin in reference.py; scale > 0. max_context_len only bounds the
+    The arguments are those of the twin in `reference`; scale > 0. max_context_len only bounds the
     grid and the workspace (R * Hq * S * D' fp32, S <= 32), so a captured graph passes the largest
     there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor.
     Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
@@ -284,7 +284,7 @@ def rope_decode_attention(
 ) -> Tensor:
     """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D].
 
-    The arguments are those of the twin in reference.py; slot_mapping is where the row's block table
+    The arguments are those of the twin in `reference`; slot_mapping is where the row's block table
     puts its last token. Otherwise as above.
     """
     _, kv_heads, _, dim = k_cache.shape
@@ -333,7 +333,7 @@ def _attend(
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": launch.tile, "UNIT": decode_launch.UNIT,
-        "SUPER": decode_launch.SUPER, "SPLITS": decode_launch.MAX_SPLITS, "LEVEL": launch.level,
+        "LONG": decode_launch.LONG, "SPLITS": decode_launch.MAX_SPLITS, "LEVEL": launch.level,
         "PDL": pdl,
     }  # fmt: skip
     if rows:

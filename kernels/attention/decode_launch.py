@@ -17,13 +17,13 @@ from quire.kernels.attention.decode_merge import merge_shape
 from quire.kernels.support import HOPPER_SHARED
 
 UNIT = 256  # tokens: the shortest split of level 1
-SUPER = 8  # units
+LONG = 8  # units
 MAX_SPLITS = 32  # partial results of a row at most
 ALONE = 128  # rows, from which a dependent launch loses
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
-_UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a super
+_UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
 _DEEP = 4  # stages of theirs: three tiles on their way
@@ -34,11 +34,11 @@ class Launch(TypedDict, total=False):
     """How to launch, mostly for tuning. Of these only tile is part of the order of summation:
     results depend on no other.
 
-    counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for supers,
-    some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel of the
-    chain must wait for its predecessor; what prepared the step, and wrote all but the rows' newest
-    tokens, stands before the whole chain). ahead: read the first tiles before waiting.
-    level: a split is a tile, a unit or a super (0 to 2). tile: tokens, a divisor of UNIT.
+    counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for long
+    splits, some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel
+    of the chain must wait for its predecessor; what prepared the step, and wrote all but the rows'
+    newest tokens, stands before the whole chain). ahead: read the first tiles before waiting.
+    level: a split is a tile, a unit or a long split (0 to 2). tile: tokens, a divisor of UNIT.
     tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
     """
 
@@ -123,7 +123,7 @@ def choose(
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
     # two warps take little more than half the instructions; few programs rather want four
     warps = num_warps or (2 if tma and level == 2 and heads.dim <= 128 and not ahead else 4)
-    early = UNIT * SUPER if ahead else 0
+    early = UNIT * LONG if ahead else 0
     if level == 0:
         early = max_context_len if programs <= _EARLY_PROGRAMS else most
     bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead
@@ -168,14 +168,14 @@ def split_level(programs: int) -> int:
 
 
 def most_in_tiles(programs: int, tile: int) -> int:
-    """The longest context that level 0 cuts into tiles: within one super, and shorter the more
+    """The longest context that level 0 cuts into tiles: within one long split, and shorter the more
     rows * kv heads fill the device anyway."""
-    return min(tile * MAX_SPLITS, UNIT * SUPER, _TILE_TOKENS // max(programs, 1))
+    return min(tile * MAX_SPLITS, UNIT * LONG, _TILE_TOKENS // max(programs, 1))
 
 
 def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
     """Partial results a row can have, for contexts up to max_context_len. most: in tiles."""
     if level == 2:
-        return max(1, min(-(-MAX_SPLITS // SUPER), -(-max_context_len // (UNIT * SUPER))))
+        return max(1, min(-(-MAX_SPLITS // LONG), -(-max_context_len // (UNIT * LONG))))
     units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
     return units if level else max(units, -(-min(max_context_len, most) // tile))

@@ -2,8 +2,8 @@
 
     partial [R, Hq, S, D'] fp32        stats [R, Hq, S, 2] fp32 (maximum, sum of weights)
 
-Invariant: tiles are merged into units, units into supers and supers into the whole, each in index
-order, whoever does it (see decode_attention.py). A merge with the empty sum is exact.
+Invariant: tiles are merged into units, units into long splits and those into the whole, each in
+index order, whoever does it (see decode.py). A merge with the empty sum is exact.
 
 Sources: Flash-Decoding (Dao et al., 2023); online softmax (Milakov and Gimelshein, 2018).
 """
@@ -30,7 +30,7 @@ def least_multiple(n, LENGTH: tl.constexpr, MOST: tl.constexpr):
 @triton.jit
 def split_length(
     n, most,
-    TILE: tl.constexpr, UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr,
+    TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most."""
@@ -39,7 +39,7 @@ def split_length(
     if LEVEL == 0:
         split = tl.where(n <= most, TILE, unit)
     if LEVEL == 2:
-        split = unit * SUPER
+        split = unit * LONG
     return unit, split
 
 
@@ -117,7 +117,7 @@ def _store_heads(out_ptr, heads, total, acc, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def merge_supers(
+def merge_long_splits(
     partial_ptr, stats_ptr, out_ptr, index, count, S,
     G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
@@ -134,13 +134,13 @@ def merge_supers(
 def _merge_kernel(
     contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
     HQ: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
-    UNIT: tl.constexpr, SUPER: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
+    UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
     AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
     row = tl.program_id(1)
     n = tl.load(contexts_ptr + row).to(tl.int32)  # of this step already (see decode_attention.py)
-    _, split = split_length(n, most, TILE, UNIT, SUPER, SPLITS, LEVEL)
+    _, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -151,12 +151,12 @@ def _merge_kernel(
         heads = row.to(tl.int64) * HQ + rh
         first = heads * S
         if LEVEL == 0 and split == TILE:
-            # One super at most: its units are all there is to merge, whether it is one or not.
+            # One long split at most: its units are all there is to merge, whether it is one or not.
             INNER: tl.constexpr = UNIT // TILE
             ONCE: tl.constexpr = (AT_ONCE + INNER - 1) // INNER
             total, acc = _merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
         else:
-            total, acc = _merged(partial_ptr, stats_ptr, first, count, SUPER, 1, HP, DP)
+            total, acc = _merged(partial_ptr, stats_ptr, first, count, LONG, 1, HP, DP)
         _store_heads(out_ptr, heads, total, acc, D, DP)
 
 

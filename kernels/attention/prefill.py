@@ -328,7 +328,7 @@ def prefill_attention(
 ) -> Tensor:
     """Causal attention of each row's new tokens over its whole context. Returns [T, Hq, D].
 
-    The arguments are those of the twin in reference.py; scale > 0. Tokens past the last row's end
+    The arguments are those of the twin in `reference`; scale > 0. Tokens past the last row's end
     (padding of T) are left unwritten. max_context_len only bounds the grid and the workspace of a
     split step (T * Hq * S * (D' + 2) fp32, S <= 16, for at most 128 tiles), so a captured graph
     passes the largest there will be. out: [T, Hq, D] contiguous, to be written instead of a new

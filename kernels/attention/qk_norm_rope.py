@@ -148,7 +148,7 @@ def qk_norm_rope_kv_write(
 ) -> Tensor:
     """Norm q and k per head, rotate both, write k and v to the cache; returns q: [T, Hq, D].
 
-    The arguments are those of the twin in reference.py. out: [T, Hq, D] contiguous, to be written
+    The arguments are those of the twin in `reference`. out: [T, Hq, D] contiguous, to be written
     instead of a new tensor. pdl: launch dependent on the kernel before. heads (a power of two that
     divides Hq and Hkv), num_warps: the launch shape, for tuning. Raises ValueError for a head size,
     dtype, block size or group that is not supported.

@@ -22,6 +22,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.sampling.row_search import (
+    fixed,
+    key_of,
+    row_slice,
+    search_list,
+    search_row,
+    value_of,
+    weight_of_row,
+)
+
 SLICE = 4096  # logits of one row that one program reads
 STEPS = 16  # thresholds of one narrowing pass
 RANGE = 40.0  # nats below the best that the first pass covers; beyond, the whole row is searched
@@ -43,14 +53,6 @@ def _settings(
 
 
 @triton.jit
-def _slice(logits_ptr, row, part, scale, vocab, SLICE: tl.constexpr):
-    """One slice of a row, over temperature; -inf past the vocabulary."""
-    ids = part * SLICE + tl.arange(0, SLICE)
-    x = tl.load(logits_ptr + row * vocab + ids, mask=ids < vocab, other=-float("inf"))
-    return ids, x * scale
-
-
-@triton.jit
 def _totals(maxima_ptr, sums_ptr, row, slices, SLICES: tl.constexpr):
     """A row's best value, and the sum of exp(x - best)."""
     part = tl.arange(0, SLICES)
@@ -63,89 +65,21 @@ def _totals(maxima_ptr, sums_ptr, row, slices, SLICES: tl.constexpr):
 
 @triton.jit
 def _choose(
-    ladder_ptr, weights_ptr, row, slices, target, low, high, above,
+    steps_ptr, weights_ptr, row, slices, target, low, high, above,
     SLICES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """The step of a ladder where the target falls: (low, high, weight of all x >= high)."""
+    """The threshold under which the target falls: (low, high, weight of all x >= high)."""
     step = tl.arange(0, STEPS)
     part = tl.arange(0, SLICES)
-    ladder = tl.load(ladder_ptr + row * STEPS + step)
+    thresholds = tl.load(steps_ptr + row * STEPS + step)
     at = (row * slices + part)[:, None] * STEPS + step[None, :]
     weights = tl.load(weights_ptr + at, mask=(part < slices)[:, None], other=0.0)
     weight = tl.sum(weights, 0)
     enough = weight >= target
-    low = tl.maximum(low, tl.max(tl.where(enough, ladder, -float("inf")), 0))
-    high = tl.min(tl.where(enough, high, ladder), 0)
+    low = tl.maximum(low, tl.max(tl.where(enough, thresholds, -float("inf")), 0))
+    high = tl.min(tl.where(enough, high, thresholds), 0)
     above = tl.max(tl.where(enough, above, weight), 0)
     return low, high, above
-
-
-@triton.jit
-def _key(x):
-    """fp32 as int64 of the same order."""
-    bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-
-
-@triton.jit
-def _value(key):
-    """The inverse of `_key`."""
-    bits = key.to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _fixed(x, top, FIXED_POINT: tl.constexpr):
-    """exp(x - top) in fixed point."""
-    return (tl.exp(x - top) * FIXED_POINT).to(tl.int64)
-
-
-@triton.jit
-def _weight_of_row(
-    logits_ptr, row, scale, vocab, key, top, MASS: tl.constexpr, SLICE: tl.constexpr,
-    FIXED_POINT: tl.constexpr,
-):  # fmt: skip
-    """The weight of all of a row's values whose key is at least `key`."""
-    total = tl.zeros((SLICE,), tl.int64)
-    for part in range(tl.cdiv(vocab, SLICE)):
-        ids, x = _slice(logits_ptr, row, part, scale, vocab, SLICE)
-        taken = (_key(x) >= key) & (ids < vocab)
-        if MASS:
-            total += tl.where(taken, _fixed(x, top, FIXED_POINT), 0)
-        else:
-            total += taken.to(tl.int64)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def _search_row(
-    logits_ptr, row, scale, vocab, top, target, low, high, MASS: tl.constexpr,
-    SLICE: tl.constexpr, FIXED_POINT: tl.constexpr,
-):  # fmt: skip
-    """The largest key in [low, high) whose weight in the row is at least target; low is one."""
-    while high - low > 1:
-        middle = (low + high) >> 1
-        weight = _weight_of_row(
-            logits_ptr, row, scale, vocab, middle, top, MASS, SLICE, FIXED_POINT
-        )
-        if weight >= target:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@triton.jit
-def _search_list(keys, weights, above, target, low, high):
-    """The same over gathered values; above: the weight of what is larger than all of them."""
-    while high - low > 1:
-        middle = (low + high) >> 1
-        weight = above + tl.sum(tl.where(keys >= middle, weights, 0), 0)
-        if weight >= target:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 @triton.jit
@@ -173,7 +107,7 @@ def _stats_kernel(
         slots_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row, vocab
     )
     if by_count | by_mass | (least > 0):
-        _ids, x = _slice(logits_ptr, row, part, scale, vocab, SLICE)
+        _ids, x = row_slice(logits_ptr, row, part, scale, vocab, SLICE)
         best = tl.max(x, 0)
         total = tl.sum(tl.where(x > -float("inf"), tl.exp(x - best), 0.0), 0)
         tl.store(maxima_ptr + row * tl.num_programs(0) + part, best)
@@ -192,9 +126,9 @@ def _narrow_kernel(
     min_p_ptr,
     maxima_ptr,  # [L, slices]
     sums_ptr,  # [L, slices]
-    old_ladder_ptr,  # [L, STEPS], the pass before, read if SECOND
+    old_steps_ptr,  # [L, STEPS], the pass before, read if SECOND
     old_weights_ptr,  # [L, slices, STEPS], likewise
-    ladder_ptr,  # [L, STEPS], this pass's thresholds, falling
+    steps_ptr,  # [L, STEPS], this pass's thresholds, falling
     weights_ptr,  # [L, slices, STEPS], the weight at or above each
     vocab,
     SECOND: tl.constexpr,
@@ -221,25 +155,25 @@ def _narrow_kernel(
         if SECOND:
             target = tl.where(by_count, k.to(tl.float32), p * total)
             low, high, _above = _choose(
-                old_ladder_ptr, old_weights_ptr, row, slices, target, -float("inf"), top, 0.0,
+                old_steps_ptr, old_weights_ptr, row, slices, target, -float("inf"), top, 0.0,
                 SLICES, STEPS,
             )  # fmt: skip
         step = (high - low) * (1.0 / STEPS)
         falling = tl.arange(0, STEPS)
-        ladder = high - step * (falling + 1).to(tl.float32)
+        thresholds = high - step * (falling + 1).to(tl.float32)
         if part == 0:
-            tl.store(ladder_ptr + row * STEPS + falling, ladder)
+            tl.store(steps_ptr + row * STEPS + falling, thresholds)
         out = weights_ptr + (row * slices + part) * STEPS
-        if tl.load(maxima_ptr + row * slices + part) < tl.min(ladder, 0):
+        if tl.load(maxima_ptr + row * slices + part) < tl.min(thresholds, 0):
             tl.store(out + falling, tl.zeros((STEPS,), tl.float32))
         else:
-            ids, x = _slice(logits_ptr, row, part, scale, vocab, SLICE)
+            ids, x = row_slice(logits_ptr, row, part, scale, vocab, SLICE)
             if by_count:
                 weight = tl.where(ids < vocab, 1.0, 0.0)
             else:
                 weight = tl.exp(x - top)
             for j in tl.static_range(STEPS):
-                threshold = tl.sum(tl.where(falling == j, ladder, 0.0), 0)
+                threshold = tl.sum(tl.where(falling == j, thresholds, 0.0), 0)
                 tl.store(out + j, tl.sum(tl.where(x >= threshold, weight, 0.0), 0))
 
 
@@ -253,7 +187,7 @@ def _gather_kernel(
     min_p_ptr,
     maxima_ptr,  # [L, slices]
     sums_ptr,  # [L, slices]
-    ladders_ptr,  # [2, L, STEPS]
+    steps_ptr,  # [2, L, STEPS]
     weights_ptr,  # [2, L, slices, STEPS]
     cursor_ptr,  # [L], values gathered, also those for which there was no room
     list_ptr,  # [L, GATHERED]
@@ -277,11 +211,11 @@ def _gather_kernel(
     )
     if by_count | by_mass:
         low, high, above, _top, _total = _interval(
-            maxima_ptr, sums_ptr, ladders_ptr, weights_ptr, row, rows, slices, k, p, by_count,
+            maxima_ptr, sums_ptr, steps_ptr, weights_ptr, row, rows, slices, k, p, by_count,
             by_mass, STEPS, SLICES,
         )  # fmt: skip
         if tl.load(maxima_ptr + row * slices + part) >= low:
-            ids, x = _slice(logits_ptr, row, part, scale, vocab, SLICE)
+            ids, x = row_slice(logits_ptr, row, part, scale, vocab, SLICE)
             below = tl.where(above > 0, high, float("inf"))  # nothing above: no upper end
             taken = (ids < vocab) & (x >= low) & (x < below)
             counted = taken.to(tl.int32)
@@ -292,7 +226,7 @@ def _gather_kernel(
 
 @triton.jit
 def _interval(
-    maxima_ptr, sums_ptr, ladders_ptr, weights_ptr, row, rows, slices, k, p, by_count, by_mass,
+    maxima_ptr, sums_ptr, steps_ptr, weights_ptr, row, rows, slices, k, p, by_count, by_mass,
     STEPS: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """(low, high, weight above high, best value, sum of exp(x - best)) after both passes.
@@ -302,10 +236,10 @@ def _interval(
     top, total = _totals(maxima_ptr, sums_ptr, row, slices, SLICES)
     target = tl.where(by_count, k.to(tl.float32), p * total)
     low, high, above = _choose(
-        ladders_ptr, weights_ptr, row, slices, target, -float("inf"), top, 0.0, SLICES, STEPS
+        steps_ptr, weights_ptr, row, slices, target, -float("inf"), top, 0.0, SLICES, STEPS
     )
     low, high, above = _choose(
-        ladders_ptr + rows.to(tl.int64) * STEPS,
+        steps_ptr + rows.to(tl.int64) * STEPS,
         weights_ptr + rows.to(tl.int64) * slices * STEPS,
         row, slices, target, low, high, above, SLICES, STEPS,
     )  # fmt: skip
@@ -323,7 +257,7 @@ def _finish_kernel(
     min_p_ptr,
     maxima_ptr,  # [L, slices]
     sums_ptr,  # [L, slices]
-    ladders_ptr,  # [2, L, STEPS]
+    steps_ptr,  # [2, L, STEPS]
     weights_ptr,  # [2, L, slices, STEPS]
     cursor_ptr,  # [L]
     list_ptr,  # [L, GATHERED]
@@ -349,43 +283,43 @@ def _finish_kernel(
     threshold = -float("inf")
     if by_count | by_mass:
         low, _high, above, top, total = _interval(
-            maxima_ptr, sums_ptr, ladders_ptr, weights_ptr, row, rows, slices, k, p, by_count,
+            maxima_ptr, sums_ptr, steps_ptr, weights_ptr, row, rows, slices, k, p, by_count,
             by_mass, STEPS, SLICES,
         )  # fmt: skip
         count = tl.load(cursor_ptr + row)
-        end = _key(top) + 1
+        end = key_of(top) + 1
         if count <= GATHERED:
             lane = tl.arange(0, GATHERED)
             valid = lane < count
             x = tl.load(list_ptr + row * GATHERED + lane, mask=valid, other=-float("inf"))
-            keys = _key(x)
+            keys = key_of(x)
             ones = valid.to(tl.int64)
-            mass = tl.where(valid, _fixed(x, top, FIXED_POINT), 0)
+            mass = tl.where(valid, fixed(x, top, FIXED_POINT), 0)
             key = tl.min(tl.where(valid, keys, end - 1), 0)
             if by_count:
-                key = _search_list(keys, ones, above.to(tl.int64), k.to(tl.int64), key, end)
+                key = search_list(keys, ones, above.to(tl.int64), k.to(tl.int64), key, end)
                 total = tl.sum(tl.where(keys >= key, mass, 0), 0).to(tl.float32) / FIXED_POINT
             if by_mass:
                 target = (p * total * FIXED_POINT).to(tl.int64)
                 higher = (above * FIXED_POINT).to(tl.int64)
-                key = _search_list(keys, mass, higher, target, key, end)
+                key = search_list(keys, mass, higher, target, key, end)
         else:
-            key = _key(low)
+            key = key_of(low)
             if by_count:
-                key = _search_row(
+                key = search_row(
                     logits_ptr, row, scale, vocab, top, k.to(tl.int64), key, end, False, SLICE,
                     FIXED_POINT,
                 )  # fmt: skip
-                weight = _weight_of_row(
+                weight = weight_of_row(
                     logits_ptr, row, scale, vocab, key, top, True, SLICE, FIXED_POINT
                 )
                 total = weight.to(tl.float32) / FIXED_POINT
             if by_mass:
                 target = (p * total * FIXED_POINT).to(tl.int64)
-                key = _search_row(
+                key = search_row(
                     logits_ptr, row, scale, vocab, top, target, key, end, True, SLICE, FIXED_POINT
                 )
-        threshold = _value(key)
+        threshold = value_of(key)
     if least > 0:
         best, _total = _totals(maxima_ptr, sums_ptr, row, slices, SLICES)
         threshold = tl.maximum(threshold, best + tl.log(least))
@@ -417,7 +351,7 @@ def _apply_kernel(
         ids = part * SLICE + tl.arange(0, SLICE)
         removed = ids < vocab
         if tl.load(maxima_ptr + row * tl.num_programs(0) + part) >= threshold:
-            _ids, x = _slice(logits_ptr, row, part, scale, vocab, SLICE)
+            _ids, x = row_slice(logits_ptr, row, part, scale, vocab, SLICE)
             removed = removed & (x < threshold)
         gone = tl.full((SLICE,), -float("inf"), tl.float32)
         tl.store(logits_ptr + row * vocab + ids, gone, mask=removed)
@@ -445,7 +379,7 @@ def filter_logits(
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     maxima, sums, threshold = new(rows, slices), new(rows, slices), new(rows)
-    ladders, weights = new(2, rows, STEPS), new(2, rows, slices, STEPS)
+    thresholds, weights = new(2, rows, STEPS), new(2, rows, slices, STEPS)
     cursor, gathered = new(rows, dtype=torch.int32), new(rows, GATHERED)
     common = {"SLICE": SLICE, "PDL": pdl, "num_warps": 8, "launch_pdl": pdl}
     across = {"STEPS": STEPS, "SLICES": triton.next_power_of_2(slices)}
@@ -453,10 +387,10 @@ def filter_logits(
     _stats_kernel[grid](*settings, maxima, sums, cursor, vocab, **common)
     for second in (False, True):
         _narrow_kernel[grid](
-            *settings, maxima, sums, ladders[0], weights[0], ladders[int(second)],
+            *settings, maxima, sums, thresholds[0], weights[0], thresholds[int(second)],
             weights[int(second)], vocab, SECOND=second, RANGE=RANGE, **across, **common,
         )  # fmt: skip
-    found = (maxima, sums, ladders, weights, cursor, gathered)
+    found = (maxima, sums, thresholds, weights, cursor, gathered)
     _gather_kernel[grid](*settings, *found, vocab, rows, GATHERED=GATHERED, **across, **common)
     _finish_kernel[(rows,)](
         *settings, *found, threshold, vocab, rows, slices, GATHERED=GATHERED,

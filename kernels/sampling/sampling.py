@@ -5,6 +5,8 @@ a hash of (seed, position, vocabulary id), so batch mates, graphs and replays ch
 go to the lowest id. Rows are cut into slices at fixed columns, one program each; the slices' best
 are compared in a second kernel.
 
+A row of logits that holds NaN or +inf, or nothing but -inf, has no token: its id is -1.
+
 logits: [L, V] fp32, contiguous. Filtering (top-k, top-p, min-p) stands in filtering.py.
 """
 
@@ -68,6 +70,7 @@ def _best_of_slice(
     ids = part * SLICE + tl.arange(0, SLICE)
     inside = ids < vocab
     x = tl.load(logits_ptr + row * vocab + ids, mask=inside, other=-float("inf"))
+    x = tl.where(x == x, x, float("inf"))  # NaN: nothing else may win, and it is told below
     if NOISE:
         slot = tl.load(slots_ptr + row).to(tl.int64)
         temperature = tl.load(temperature_ptr + slot)
@@ -96,10 +99,10 @@ def _best_of_row(
         gdc_launch_dependents()
         gdc_wait()
     values = tl.load(values_ptr + row * slices + part, mask=part < slices, other=-float("inf"))
-    _, at = tl.max(values, 0, return_indices=True)
-    # Logits that are all NaN must still give an id that exists.
+    best, at = tl.max(values, 0, return_indices=True)
     token = tl.load(ids_ptr + row * slices + tl.minimum(at, slices - 1))
-    tl.store(out_ptr + row, tl.minimum(token, vocab - 1).to(tl.int64))
+    token = tl.where(tl.abs(best) == float("inf"), -1, tl.minimum(token, vocab - 1))
+    tl.store(out_ptr + row, token.to(tl.int64))
 
 
 @triton.jit
@@ -201,7 +204,8 @@ def _argmax(
 
 
 def greedy(logits: Tensor, *, pdl: bool = False) -> Tensor:
-    """The best id of each row, the lowest where several are best. [L, V] -> [L] int64."""
+    """The best id of each row, the lowest where several are best, -1 where logits are no numbers.
+    [L, V] -> [L] int64."""
     return _argmax(logits, None, pdl)
 
 

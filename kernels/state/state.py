@@ -156,6 +156,7 @@ def _advance_kernel(
         row = tl.load(sampled_rows_ptr + lane, mask=is_sample, other=0).to(tl.int64)
         slot = tl.load(row_slots_ptr + row, mask=is_sample, other=0).to(tl.int64)
     token = tl.load(tokens_ptr + lane, mask=is_sample, other=0)
+    token = tl.maximum(token, 0)  # -1: the row has none, and ends; a step in flight reads an id
     at = last_token_ptr + slot
     tl.store(at, token.to(last_token_ptr.dtype.element_ty), mask=is_sample)
     if COUNTS:

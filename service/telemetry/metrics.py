@@ -140,6 +140,11 @@ def _engine_metrics(engine: EngineStats) -> Iterator[Metric]:
     steps.add_metric(["eager"], engine.steps_eager)
     yield steps
     yield _counter("quire_engine_steps_failed", "Steps that failed", engine.steps_failed)
+    yield _counter(
+        "quire_logits_not_finite",
+        "Completions ended by NaN or infinite logits",
+        engine.not_a_number,
+    )
     yield _gauge("quire_device_memory_bytes", "Memory allocated", engine.memory_allocated)
     yield _gauge("quire_device_memory_peak_bytes", "Most allocated at once", engine.memory_peak)
 

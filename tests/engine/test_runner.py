@@ -20,8 +20,8 @@ from quire.engine.runner.graphs import (
     GraphKey,
     GraphSizes,
     StepGraphs,
+    captured_sizes,
     context_bounds,
-    ladder,
 )
 from quire.engine.runner.runner import Runner, _fixed_bytes
 from quire.engine.runner.sampler import Needs, Sampled
@@ -209,14 +209,14 @@ def test_context_bounds_cover_the_model_length() -> None:
         bounds = context_bounds(longest)
         assert bounds[-1] == longest
         assert bounds == sorted(set(bounds))
-    assert ladder(1) == [1]
+    assert captured_sizes(1) == [1]
 
 
 def test_most_graphs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest unused goes first."""
     from quire.engine.runner import graphs
 
-    monkeypatch.setattr(graphs, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
     class Graph:

@@ -9,7 +9,7 @@ import torch
 from quire.kernels import reference
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-LEVELS = (0, 1, 2)  # a split is a tile, a unit, a super
+LEVELS = (0, 1, 2)  # a split is a tile, a unit, a long split
 SPLITS: list[dict[str, Any]] = [*({"level": n} for n in LEVELS), {"level": 2, "ahead": False}]
 POINTERS, BOXES = ([split | {"tma": tma} for split in SPLITS] for tma in (False, True))
 WAYS = [*POINTERS, *BOXES]
@@ -121,11 +121,11 @@ def test_all_splits_give_the_same_bits(
 def test_the_levels_agree_at_every_edge_of_the_tree(
     paged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tree in small: tiles of 16, units of 32, supers of 128, longer units beyond 512."""
+    """A tree in small: tiles of 16, units of 32, long splits of 128, longer units beyond 512."""
     from quire.kernels.attention import decode_launch as module
 
     monkeypatch.setattr(module, "UNIT", 32)
-    monkeypatch.setattr(module, "SUPER", 4)
+    monkeypatch.setattr(module, "LONG", 4)
     monkeypatch.setattr(module, "MAX_SPLITS", 16)
     edges = [15, 16, 17, 31, 32, 33, 127, 128, 129, 256, 257, 384, 511, 512, 513, 1025]
     shape = {"group": 3, "kv_heads": 1, "block_size": 32, "dim": 16}
@@ -198,8 +198,8 @@ def test_contexts_beyond_the_last_split_take_longer_splits(
 
 def test_the_workspace_holds_the_splits_of_every_context() -> None:
     from quire.kernels.attention.decode_launch import (
+        LONG,
         MAX_SPLITS,
-        SUPER,
         UNIT,
         most_in_tiles,
         num_splits,
@@ -211,7 +211,7 @@ def test_the_workspace_holds_the_splits_of_every_context() -> None:
         most = most_in_tiles(programs, 64)
         unit = UNIT * max(1, -(-n // (UNIT * MAX_SPLITS)))
         tile = 64 if n <= most else unit
-        for level, split in enumerate((tile, unit, unit * SUPER)):
+        for level, split in enumerate((tile, unit, unit * LONG)):
             for longest in (n, n + 1, 40_960):
                 assert -(-n // split) <= num_splits(longest, 64, level, most) <= MAX_SPLITS
     assert num_splits(2048, 64, 2, 0) == 1

@@ -129,11 +129,11 @@ def test_as_two_kernels_and_as_the_twin(
 
 
 def test_at_every_edge_of_the_tree(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who writes the last token is found right where a tile, a unit and a super begin and end."""
+    """Who writes the last token is found right where a tile, a unit and a long split begin."""
     from quire.kernels.attention import decode_launch as module
 
     monkeypatch.setattr(module, "UNIT", 32)
-    monkeypatch.setattr(module, "SUPER", 4)
+    monkeypatch.setattr(module, "LONG", 4)
     monkeypatch.setattr(module, "MAX_SPLITS", 16)
     contexts = [16, 17, 32, 33, 128, 129, 257, 512, 513]
     for dtype, ways in ((FP32, POINTERS), (FP16, [POINTERS[0], *BOXES])):

@@ -46,11 +46,41 @@ def test_greedy_takes_the_lowest_of_equals(device: torch.device) -> None:
 
 
 @pytest.mark.triton
-def test_greedy_of_nan_is_an_id_that_exists(device: torch.device) -> None:
-    from quire.kernels.sampling.sampling import greedy
+@pytest.mark.parametrize(
+    ("where", "value", "filtered"),
+    [
+        (0, float("nan"), False),
+        (4099, float("nan"), True),
+        (4099, float("inf"), True),
+        (None, float("nan"), True),
+        (None, -float("inf"), False),
+        (7, -float("inf"), False),
+    ],
+)
+def test_a_row_without_numbers_has_no_token(
+    where: int | None, value: float, filtered: bool, device: torch.device
+) -> None:
+    """One NaN or +inf, or nothing but one value: -1, and as if nothing was for the other rows."""
+    from quire.kernels.sampling import filtering, sampling
 
-    tokens = greedy(torch.full((2, 4100), float("nan"), device=device))
-    assert ((tokens >= 0) & (tokens < 4100)).all()
+    logits = _logits(3, 4100, device)
+    if where is None:
+        logits[1] = value
+    else:
+        logits[1, where] = value  # of -inf no fault: one id that cannot be
+    slots, positions = _slots(3, device), torch.arange(3, device=device)
+    temperature = torch.tensor([0.0, 0.7, 0.7, 0.0], device=device)
+    seeds = torch.arange(4, device=device)
+    if filtered:
+        top_k = torch.tensor([0, 50, 50, 9], dtype=torch.int32, device=device)
+        top_p, min_p = (torch.full((4,), x, device=device) for x in (0.9, 0.01))
+        filtering.filter_logits(logits, slots, temperature, top_k, top_p, min_p)
+    drawn = sampling.sample(logits, slots, positions, temperature, seeds)
+    best = sampling.greedy(logits)
+    assert torch.equal(best, reference.greedy(logits))
+    assert torch.equal(drawn, reference.sample(logits, slots, positions, temperature, seeds))
+    broken = where is None or value != -float("inf")
+    assert (best < 0).tolist() == (drawn < 0).tolist() == [False, broken, False]
 
 
 @pytest.mark.triton

@@ -15,6 +15,7 @@ NAMES = {
     "quire_kv_cache_usage_ratio", "quire_prefix_cache_queries", "quire_prefix_cache_hits",
     "quire_prefix_cache_evictions", "quire_preemptions", "quire_engine_steps",
     "quire_engine_steps_failed", "quire_engine_step_seconds", "quire_step_hung",
+    "quire_logits_not_finite",
     "quire_device_memory_bytes", "quire_device_memory_peak_bytes",
 }  # fmt: skip
 KINDS = ("prefill", "decode", "mixed")

@@ -287,11 +287,11 @@ OVERLAP = (
         _regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
     ),
     Fault(
-        "mini-sglang-56: a coarse ladder of captured sizes",
+        "mini-sglang-56: captured sizes far apart",
         "engine/runner/graphs.py",
         "*range(8, 64, 8), *range(64, 256, 16),",
         "8, 16, 32, 64, 128,",
-        _regression("mini_sglang_56_padding_wasted_by_a_coarse_ladder"),
+        _regression("mini_sglang_56_padding_wasted_by_coarse_captured_sizes"),
     ),
 )
 
@@ -315,7 +315,7 @@ PADDING = (
 LOADING_AND_TEXT = (
     Fault(
         "mini-sglang-88: noise comes from a generator with a state",
-        "kernels/reference.py",
+        "kernels/reference/sampling.py",
         "_subtract_log_noise(noisy, seeds[slots[rows]], positions[rows])",
         "_subtract_log_noise(noisy, torch.randint(9**9, (len(rows),)), positions[rows])",
         _regression("mini_sglang_88_unseeded_sampling_differs_between_ranks"),

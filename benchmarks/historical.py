@@ -37,7 +37,7 @@ def naive_decode(
     context_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    """Decode attention, block after block with a running softmax. Shapes as in reference.py."""
+    """Decode attention, block after block with a running softmax. Shapes as in `reference`."""
     rows, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
     grouped = q.view(rows, kv_heads, q_heads // kv_heads, dim).float()
@@ -70,7 +70,7 @@ def vectorised_decode(
     scale: float,
     max_context_len: int,
 ) -> Tensor:
-    """Decode attention on gathered copies of every row's blocks. Shapes as in reference.py."""
+    """Decode attention on gathered copies of every row's blocks. Shapes as in `reference`."""
     rows, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
     table = block_tables[:, : -(-max_context_len // block_size)].long()
