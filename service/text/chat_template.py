@@ -105,6 +105,10 @@ class ChatTemplate:
             origin=str(tokenizer.template_origin),
         )
 
+    def traits(self, name: str = "default") -> Traits:
+        """What was found out about a template when it was loaded."""
+        return self._compiled[name].traits
+
     def render(self, chat: Conversation, limits: RenderLimits = _NO_LIMITS) -> str:
         """The prompt's text. Raises TemplateRefusal, or Dropped where `limits` says so."""
         if not chat.messages:

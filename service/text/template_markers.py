@@ -22,6 +22,7 @@ _FORMS = re.compile(
     r"|</?[a-z]+_of_[a-z]+>|<extra_id_\d+>|</?think(?:ing)?>|<\|[a-z_]+>|<[a-z_]+\|>"
 )
 _TAG = re.compile(r"<(/?)([A-Za-z_][\w.-]*)([= ][^<>]*)?>")
+_BRACKET = re.compile(r"[<>\[\]{}|｜]")  # added tokens without one are ordinary words and spaces
 _WORD = re.compile("|".join(WORDS.values()))
 _KINDS = {word: kind for kind, word in WORDS.items()}
 _HEADER = re.compile(r"(?:^|\s)(?:#+ ?)?[A-Za-z][A-Za-z ]{0,30}:(?=\s*$)")
@@ -54,11 +55,9 @@ def find_markers(
 ) -> Markers:
     """rendered: probes' texts. tokens: named ones; special and added: the vocabulary's."""
     literals = "\0".join([*_literals(tree), *(_WORD.sub("\0", text) for text in rendered)])
-    found: dict[str, set[str]] = {ANYWHERE: {token for token in special if token}}
-    found[ANYWHERE].update(token for token in tokens.values() if token)
-    found[ANYWHERE].update(
-        token for token in added if token and not token.isspace() and token in literals
-    )
+    control = (*special, *tokens.values())
+    found: dict[str, set[str]] = {ANYWHERE: {token for token in control if token.strip()}}
+    found[ANYWHERE].update(t for t in added if _BRACKET.search(t) and t in literals)
     found[ANYWHERE].update(_FORMS.findall(literals))
     for text in rendered:
         for kind, marker in _of_elements(text):
@@ -123,7 +122,8 @@ def _elements(text: str) -> Iterator[_Element]:
             if opened[i][2] == tag[2]:
                 begin = opened[i]
                 del opened[i:]
-                yield _Element(begin.start(), tag.end(), tag[2], begin[3] is not None)
+                if _WORD.search(tag[2]) is None:  # a tag whose name is the client's marks nothing
+                    yield _Element(begin.start(), tag.end(), tag[2], begin[3] is not None)
                 break
 
 

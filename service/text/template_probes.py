@@ -94,7 +94,10 @@ def _chats() -> Iterator[tuple[Message, ...]]:
     yield (system, user)
     yield (system, user, answer)
     yield (system, user, answer, user)
+    yield (answer, user)
+    yield (result,)
     for turn in (called, silent, bare):
+        yield (turn,)
         yield (user, turn)
         yield (user, turn, result)
         yield (system, user, turn, result, answer)

@@ -23,7 +23,6 @@ _JUDGED = (
     *((role, "tool_calls") for role in ROLES),
     ("assistant", "reasoning_content"),
 )
-_ALSO = {"reasoning_content": ("thinking",)}  # other names of the same, as in transformers
 _NOT_CLIENTS = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
 _PROBE_LIMITS = RenderLimits(max_bytes=1 << 20, max_steps=20_000)
 
@@ -75,19 +74,27 @@ def find_traits(
     rendered = [(probe, text) for probe in asked if (text := render(probe)) is not None]
     markers = find_markers(tree, [text for _, text in rendered], tokens, special, added)
     mentioned = _mentioned(tree)
-    judged = (
+    shown = {
         (role, field)
         for role, field in _JUDGED
-        if mentioned.intersection((field, *_ALSO.get(field, ())))
-    )
-    shown = {(role, field) for role, field in judged if _shows(render, asked, role, field)}
+        if _shows(render, asked, role, field, not mentioned.isdisjoint(_names(field)))
+    }
     return Traits(variables, _shows_tools(rendered, variables), frozenset(shown), markers)
 
 
-def _shows(render: _Renderer, asked: list[Probe], role: str, field: str) -> bool:
-    rendered = False
-    if field != "reasoning_content":  # that alone depends on settings and on how the chat ends
+def _names(field: str) -> tuple[str, ...]:
+    """A field's name, and what transformers calls it too."""
+    return (field, "thinking") if field == "reasoning_content" else (field,)
+
+
+def _shows(render: _Renderer, asked: list[Probe], role: str, field: str, mentioned: bool) -> bool:
+    """mentioned: whether the field's name stands in the template; one that writes messages as a
+    whole shows it all the same."""
+    if not mentioned or field != "reasoning_content":  # that depends on settings and on the end
         asked = [probe for probe in asked if not (probe.kwargs or probe.opens)]
+    if not mentioned:
+        asked = [probe for probe in asked if not probe.tools]
+    rendered = False
     for one, two in chain.from_iterable(pairs(probe, role, field) for probe in asked):
         first = render(one)
         second = None if first is None else render(two)
@@ -96,7 +103,7 @@ def _shows(render: _Renderer, asked: list[Probe], role: str, field: str) -> bool
         if first != second:
             return True
         rendered = True
-    return not rendered
+    return mentioned and not rendered
 
 
 def _shows_tools(rendered: list[tuple[Probe, str]], variables: frozenset[str]) -> bool:

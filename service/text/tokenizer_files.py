@@ -46,13 +46,14 @@ class TokenizerFiles:
         """Tokens in the order in which they get the ids that are free."""
         found = [token for _, token in sorted(self.added.items())]
         written = {token.content for token in found}
-        for token in (*self.named.values(), *self.extra):
+        names = sorted(self.named, key=lambda n: NAMES.index(n) if n in NAMES else len(NAMES))
+        for token in (*(self.named[name] for name in names), *self.extra):
             if token.content not in written:
                 written.add(token.content)
                 found.append(token)
-        names = {token.content for token in self.named.values()}
+        special = {token.content for token in self.named.values()}
         for token in found:
-            token.special = token.special or token.content in names
+            token.special = token.special or token.content in special
         return found
 
 
