@@ -111,8 +111,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tokenizer-map-not-read",
         "service/text/tokenizer_files.py",
-        "        _read_names(files, _read_json(directory / SPECIAL_MAP), directory / SPECIAL_MAP)\n",
-        "",
+        "_read_names(files, _read_json(directory / SPECIAL_MAP), directory / SPECIAL_MAP)",
+        "pass",
         (FILES + "tokens_are_those_of_transformers",),
     ),
     Fault(
@@ -139,8 +139,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tokenizer-holds-the-interpreter",
         "service/text/tokenizer.py",
-        "        batch = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)\n",
-        "        batch = [self.backend.encode(text, add_special_tokens=add_special_tokens)]\n",
+        "self.backend.encode_batch([text], add_special_tokens=add_special_tokens)",
+        "[self.backend.encode(text, add_special_tokens=add_special_tokens)]",
         (FILES + "other_threads_run_while_a_text_is_tokenized",),
     ),
 )
