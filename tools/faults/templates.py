@@ -5,6 +5,7 @@ from faults.fault import Fault
 RENDERING = "tests/service/text/test_template_rendering.py::test_"
 MARKERS = "tests/service/text/test_template_markers.py::test_"
 FILES = "tests/service/text/test_tokenizer_files.py::test_"
+WIRE = "tests/service/text/test_templates_served.py::test_"
 FORGED = (MARKERS + "a_marker_in_any_content_is_refused_with_its_field",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -142,5 +143,20 @@ FAULTS: tuple[Fault, ...] = (
         "self.backend.encode_batch([text], add_special_tokens=add_special_tokens)",
         "[self.backend.encode(text, add_special_tokens=add_special_tokens)]",
         (FILES + "other_threads_run_while_a_text_is_tokenized",),
+    ),
+    Fault(
+        "template-judged-after-the-weights",
+        "service/app/server.py",
+        "        tokenizer, chat = await asyncio.to_thread(\n",
+        "        await self._engine.start(progress)\n"
+        "        tokenizer, chat = await asyncio.to_thread(\n",
+        (WIRE + "a_broken_template_is_told_before_weights_are_read",),
+    ),
+    Fault(
+        "template-two-bytes-become-eighty",
+        "service/rpc/validation.py",
+        "        if parts > self._longest_prompt:\n",
+        "        if False:\n",
+        (WIRE + "a_chat_of_more_parts_than_tokens_is_refused_before_it_is_built",),
     ),
 )
