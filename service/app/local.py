@@ -75,11 +75,7 @@ async def local(config: EngineConfig) -> AsyncIterator[Local]:
     config = config.replace(model=resolved.engine_model)
     vocab_size = model_config(config).vocab_size
     tokenizer = await asyncio.to_thread(tokenizers.load, resolved.tokenizer_directory, vocab_size)
-    chat = None
-    if tokenizer.chat_template is not None:
-        chat = ChatTemplate(
-            tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special
-        )
+    chat = ChatTemplate.of(tokenizer)
     engine, progress = AsyncEngine(ThreadLink(config)), Progress()
     try:
         await engine.start(progress)

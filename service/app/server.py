@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -41,6 +42,7 @@ from quire.service.telemetry.protection_metrics import ProtectionCollector
 from quire.service.telemetry.tracing import Tracer, make_tracer
 from quire.service.text import tokenizer as tokenizers
 from quire.service.text.chat_template import ChatTemplate
+from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import PromptWorkers
 
 log = logging.getLogger("quire.service")
@@ -165,19 +167,15 @@ class Server:
         await self._health_server.start()
 
     async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
-        """Load tokenizer and model side by side, then serve. Raises QuireError."""
-        reading = asyncio.create_task(
-            asyncio.to_thread(tokenizers.load, self._resolved.tokenizer_directory, vocab_size)
+        """Load the tokenizer and the template, then the model, then serve. Raises QuireError.
+
+        In this order: what is wrong with small files is said before weights are read for minutes.
+        """
+        tokenizer, chat = await asyncio.to_thread(
+            _text_side, self._resolved.tokenizer_directory, vocab_size
         )
-        try:
-            await self._engine.start(progress)
-        finally:
-            await asyncio.wait({reading})
-        info, tokenizer, chat = self._engine.info, reading.result(), None
-        if tokenizer.chat_template is not None:
-            chat = ChatTemplate(
-                tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special
-            )
+        await self._engine.start(progress)
+        info = self._engine.info
         name = self._settings.service.served_model_name or self._resolved.name
         model = ServedModel(name, info, tokenizer, chat)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
@@ -340,6 +338,11 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
     finally:
         dead.cancel()
         asked.cancel()
+
+
+def _text_side(directory: Path, vocab_size: int) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = tokenizers.load(directory, vocab_size)
+    return tokenizer, ChatTemplate.of(tokenizer)
 
 
 def _policy(settings: Settings) -> Policy:

@@ -21,7 +21,7 @@ RANDOM_PREFIX = "random:"
 FILES = (
     *("*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("chat_template.jinja", "added_tokens.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja", "added_tokens.json"),
 )
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

@@ -20,6 +20,7 @@ from quire.service.rpc import messages
 from quire.service.rpc.field_faults import MAX_STOP_BYTES, MAX_STOPS, Faults, check_sampling
 from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
+from quire.service.text.template_environment import Dropped, RenderLimits
 from quire.service.text.text_stream import TextStream
 from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import PromptWorkers, Wanted
@@ -295,15 +296,22 @@ class Validator:
     def _rendered(self, request: pb.GenerateRequest, wanted: Wanted) -> str:
         if self._model.chat is None:
             raise invalid_field("chat", "the model has no chat template; send text or token_ids")
+        parts = _parts(request.chat)
+        if parts > self._longest_prompt:
+            raise invalid_field(
+                "chat",
+                f"{parts} messages, calls and tools: more than the {self._longest_prompt} tokens "
+                "that a prompt may have",
+            )
         conversation = messages.read(request.chat)
         _still(wanted)
+        limits = RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)
         try:
-            text = self._model.chat.render(conversation)
+            return self._model.chat.render(conversation, limits)
         except TemplateRefusal as refusal:
             raise invalid_field(refusal.field, refusal.message) from refusal
-        if len(text.encode()) > self._max_text_bytes:
-            raise self._too_long("chat", len(text.encode()))
-        return text
+        except Dropped as dropped:
+            raise NotWanted from dropped
 
     def _encode(self, kind: str, text: str, wanted: Wanted) -> tuple[int, ...]:
         _still(wanted)
@@ -344,6 +352,12 @@ def _given(sampling: pb.SamplingParams) -> dict[str, Any]:
 def _size(request: pb.GenerateRequest, kind: str) -> int:
     """Bytes of a text or chat."""
     return request.chat.ByteSize() if kind == "chat" else len(request.text.encode())
+
+
+def _parts(chat: pb.Chat) -> int:
+    """Messages, calls and tools: each is at least one token of a prompt, however few its bytes."""
+    calls = sum(len(message.tool_calls) for message in chat.messages)
+    return len(chat.messages) + len(chat.tools) + calls
 
 
 def _still(wanted: Wanted) -> None:

@@ -1,26 +1,32 @@
-"""Renders conversations with the model's chat template, in Jinja's immutable sandbox.
+"""Renders conversations with the model's chat template, to the text that transformers renders.
 
-Invariant: nothing that a client gives is ignored in silence. What the template does not mention, or
-what makes no difference to what it renders, is refused with the field's name; so is a special token
-inside a client's string (unless allowed), so that nobody forges a role.
+Invariant: a conversation is rendered once, in linear time, and within limits that hold while it is
+rendered. Nothing that a client gives is ignored in silence: what the template does not show
+(template_traits finds that out when it is loaded) is refused with the field's name. So is a marker
+of the template inside a client's string (unless allowed), so that nobody forges a turn.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import jinja2
-import jinja2.meta
-import jinja2.nodes
-import jinja2.sandbox
 
 from quire.engine.errors import ModelError
+from quire.service.text.template_environment import (
+    Dropped,
+    Environment,
+    RenderLimits,
+    TooMuch,
+)
+from quire.service.text.template_traits import Traits, find_traits
+from quire.service.text.template_values import as_rendered, texts
+from quire.service.text.tokenizer import Tokenizer
 
-_END_MARK = "\ue000end-of-message\ue001"
-_PROBE = "\ue000probe\ue001"
+_END_MARK = "QUIRE-END-OF-MESSAGE"
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
+_JUDGED = ("name", "tool_calls", "reasoning_content")  # ids of calls are checked against the calls
+_NO_LIMITS = RenderLimits()
 
 Message = dict[str, Any]
 
@@ -47,155 +53,176 @@ class Conversation:
     allow_special_tokens: bool = False
 
 
+class _Compiled:
+    """One template and what was found out about it."""
+
+    def __init__(
+        self, source: str, tokens: Mapping[str, str], special: Iterable[str], added: Iterable[str]
+    ) -> None:
+        self.environment = Environment()
+        self.template = self.environment.from_string(source)
+        self.traits: Traits = find_traits(
+            self.environment, source, self.template, tokens, special, added
+        )
+
+
 class ChatTemplate:
-    """One model's template."""
+    """A model's template, or several by name: `tool_use` where there are tools, else `default`."""
 
     def __init__(
         self,
-        source: str,
+        source: str | Mapping[str, str],
         tokens: Mapping[str, str],
-        find_special: Callable[[str], str | None],
+        special: Iterable[str] = (),
+        added: Iterable[str] = (),
+        *,
+        origin: str = "chat template",
     ) -> None:
-        """tokens: names such as eos_token and their strings. Raises ModelError."""
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _strftime_now
-        try:
-            self._template = environment.from_string(source)
-            parsed = environment.parse(source)
-        except jinja2.TemplateError as error:
-            raise ModelError(f"chat template: {error}") from error
-        self._mentioned = jinja2.meta.find_undeclared_variables(parsed)
-        self._knows_reasoning = _names_part(parsed, "reasoning_content")
+        """tokens: names such as eos_token and their strings. special: the vocabulary's special
+        tokens; added: its other added tokens. origin: the file, for errors. Raises ModelError."""
         self._tokens = dict(tokens)
-        self._find_special = find_special
+        self._compiled: dict[str, _Compiled] = {}
+        sources = {"default": source} if isinstance(source, str) else source
+        for name, text in sources.items():
+            where = origin if len(sources) == 1 else f"{origin} ({name})"
+            try:
+                self._compiled[name] = _Compiled(text, tokens, special, added)
+            except jinja2.TemplateSyntaxError as error:
+                raise ModelError(f"{where}: chat template, line {error.lineno}: {error}") from error
+            except Exception as error:  # recursion, overflow: a compiler may fail in any way
+                raise ModelError(f"{where}: chat template: {error}") from error
 
-    def render(self, chat: Conversation) -> str:
-        """The prompt's text. Raises TemplateRefusal."""
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self | None:
+        """The template beside a tokenizer, or None. Raises ModelError, naming the file."""
+        if not tokenizer.chat_templates:
+            return None
+        return cls(
+            tokenizer.chat_templates,
+            tokenizer.template_tokens,
+            tokenizer.special_tokens,
+            tokenizer.added_tokens,
+            origin=str(tokenizer.template_origin),
+        )
+
+    def traits(self, name: str = "default") -> Traits:
+        """What was found out about a template when it was loaded."""
+        return self._compiled[name].traits
+
+    def render(self, chat: Conversation, limits: RenderLimits = _NO_LIMITS) -> str:
+        """The prompt's text. Raises TemplateRefusal, or Dropped where `limits` says so."""
         if not chat.messages:
             raise TemplateRefusal("chat.messages", "is empty: at least one message is needed")
+        compiled = self._choose(chat)
         if not chat.allow_special_tokens:
-            self._refuse_forgery(chat)
-        self._refuse_unmentioned(chat)
-        self._refuse_ignored(chat)
+            _refuse_forgery(chat, compiled.traits)
+        self._refuse_unknown(chat, compiled)
+        _refuse_ignored(chat, compiled.traits)
         if chat.continue_final_message:
-            return self._render_open(chat)
-        return self._render(chat, chat.messages)
+            return self._render_open(chat, compiled, limits)
+        return self._render(chat, chat.messages, compiled, limits)
 
-    def _render(self, chat: Conversation, messages: tuple[Message, ...]) -> str:
+    def _choose(self, chat: Conversation) -> _Compiled:
+        if chat.tools and "tool_use" in self._compiled:
+            return self._compiled["tool_use"]
+        if "default" in self._compiled:
+            return self._compiled["default"]
+        names = ", ".join(sorted(self._compiled))
+        raise TemplateRefusal(
+            "chat", f"the model's chat templates are {names}: none is called default"
+        )
+
+    def _render(
+        self,
+        chat: Conversation,
+        messages: Sequence[Message],
+        compiled: _Compiled,
+        limits: RenderLimits,
+    ) -> str:
         variables = {
+            "documents": None,
             **self._tokens,
             **chat.chat_template_kwargs,
-            "messages": list(messages),
+            "messages": [as_rendered(message) for message in messages],
             "tools": list(chat.tools) or None,
             "add_generation_prompt": chat.add_generation_prompt,
         }
         try:
-            return self._template.render(variables)
+            return compiled.environment.render(compiled.template, variables, limits)
+        except Dropped:
+            raise
+        except TooMuch as error:
+            raise TemplateRefusal("chat", str(error)) from error
         except Exception as error:  # a template may fail in any way on what it is given
             raise TemplateRefusal("chat", f"the chat template refused it: {error}") from error
 
-    def _render_open(self, chat: Conversation) -> str:
-        """Everything up to the end of the last message's content."""
+    def _render_open(self, chat: Conversation, compiled: _Compiled, limits: RenderLimits) -> str:
+        """Everything up to the end of the last message's content, which is marked for the while.
+
+        The mark ends in a space: where the template keeps that, it keeps the content's own spaces;
+        where it strips it, the content's own are stripped too.
+        """
         *before, last = chat.messages
-        marked = {**last, "content": last["content"] + _END_MARK}
-        text, mark, _ = self._render(chat, (*before, marked)).rpartition(_END_MARK)
-        if not mark:
+        mark = _unused_mark(last)
+        marked = {**last, "content": last["content"] + mark + " "}
+        text = self._render(chat, (*before, marked), compiled, limits)
+        opened, found, rest = text.rpartition(mark)
+        if not found or last["content"].strip() not in text:
             raise TemplateRefusal(
                 "chat.continue_final_message", "the chat template does not show the last message"
             )
-        return text
+        return opened if rest.startswith(" ") else opened.rstrip()
 
-    def _refuse_forgery(self, chat: Conversation) -> None:
-        for where, text in _strings(chat):
-            token = self._find_special(text)
-            if token is not None:
-                raise TemplateRefusal(
-                    where, f"contains the special token {token!r} (see allow_special_tokens)"
-                )
-
-    def _refuse_unmentioned(self, chat: Conversation) -> None:
-        if chat.tools and "tools" not in self._mentioned:
+    def _refuse_unknown(self, chat: Conversation, compiled: _Compiled) -> None:
+        if chat.tools and not compiled.traits.shows_tools:
             raise TemplateRefusal("chat.tools", "the model's chat template has no tools")
         for key in chat.chat_template_kwargs:
-            if key in _RESERVED or key in self._tokens:
-                raise TemplateRefusal(
-                    f"chat.chat_template_kwargs.{key}", "is set by the server and cannot be given"
-                )
-            if key not in self._mentioned:
-                raise TemplateRefusal(
-                    f"chat.chat_template_kwargs.{key}",
-                    "the model's chat template does not mention it",
-                )
+            where = f"chat.chat_template_kwargs.{key}"
+            if key in _RESERVED or key in self._tokens or key in compiled.environment.globals:
+                raise TemplateRefusal(where, "is set by the server and cannot be given")
+            if key not in compiled.traits.variables:
+                raise TemplateRefusal(where, "the model's chat template does not mention it")
 
-    def _refuse_ignored(self, chat: Conversation) -> None:
-        """A name or tool calls that make no difference would be lost without a word.
 
-        Reasoning is judged by the template, not by what comes out: templates that know it leave it
-        out of earlier turns on purpose. A tool_call_id was checked against the calls themselves.
-        """
-        for i, message in enumerate(chat.messages):
-            if "reasoning_content" in message and not self._knows_reasoning:
-                raise TemplateRefusal(
-                    f"chat.messages[{i}].reasoning_content",
-                    "the model's chat template would ignore it",
-                )
-            if "name" in message:
-                self._must_differ(chat, i, "name", {**message, "name": _PROBE})
-            if "tool_calls" in message:
-                bare = {k: v for k, v in message.items() if k != "tool_calls"}
-                self._must_differ(chat, i, "tool_calls", bare)
+def _unused_mark(message: Message) -> str:
+    """A mark that the client has not written."""
+    mark = _END_MARK
+    while mark in message["content"] or mark in message.get("reasoning_content", ""):
+        mark += "-X"
+    return mark
 
-    def _must_differ(self, chat: Conversation, i: int, name: str, changed: Message) -> None:
-        others = (*chat.messages[:i], changed, *chat.messages[i + 1 :])
-        if self._render(chat, others) == self._render(chat, chat.messages):
+
+def _refuse_forgery(chat: Conversation, traits: Traits) -> None:
+    for where, kind, text in _strings(chat):
+        marker = traits.markers.find(text, kind)
+        if marker is not None:
             raise TemplateRefusal(
-                f"chat.messages[{i}].{name}", "the model's chat template would ignore it"
+                where,
+                f"contains {marker!r}, which is a special token or a marker that the chat template "
+                "writes itself (see allow_special_tokens)",
             )
 
 
-def _strings(chat: Conversation) -> Iterator[tuple[str, str]]:
-    """Every string that comes from the client, with the field it stands in."""
+def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
+    """A name, tool calls or thoughts that the template never shows would be lost without a word."""
+    for i, message in enumerate(chat.messages):
+        for name in _JUDGED:
+            if name in message and not traits.shows(message["role"], name):
+                raise TemplateRefusal(
+                    f"chat.messages[{i}].{name}", "the model's chat template would ignore it"
+                )
+
+
+def _strings(chat: Conversation) -> Iterator[tuple[str, str, str]]:
+    """Every string that comes from the client, with the field it stands in and its kind."""
     for i, message in enumerate(chat.messages):
         for key, value in message.items():
-            for text in _texts(value):
-                yield f"chat.messages[{i}].{key}", text
+            kind = "call" if key == "tool_calls" else f"{message['role']}.{key}"
+            for inner, text in texts(value, kind):
+                yield f"chat.messages[{i}].{key}", inner, text
     for i, tool in enumerate(chat.tools):
-        for text in _texts(tool):
-            yield f"chat.tools[{i}]", text
+        for kind, text in texts(tool, "tool"):
+            yield f"chat.tools[{i}]", kind, text
     for key, value in chat.chat_template_kwargs.items():
-        for text in _texts(value):
-            yield f"chat.chat_template_kwargs.{key}", text
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _names_part(parsed: jinja2.nodes.Template, name: str) -> bool:
-    """Whether a template reads a part of this name: `message.name` or `message["name"]`."""
-    named = any(node.attr == name for node in parsed.find_all(jinja2.nodes.Getattr))
-    return named or any(node.value == name for node in parsed.find_all(jinja2.nodes.Const))
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+        for kind, text in texts(value, "kwarg"):
+            yield f"chat.chat_template_kwargs.{key}", kind, text

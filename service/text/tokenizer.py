@@ -5,15 +5,14 @@ decoded as UTF-8 the latter are the text, so special tokens and ids that the tok
 are empty there. Needs neither transformers nor torch.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from quire.engine.errors import ModelError
+from quire.service.text import tokenizer_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,9 @@ class Tokenizer:
     text_pieces: Sequence[bytes]  # the same, special tokens empty
     special_tokens: tuple[str, ...]
     eos_token_ids: tuple[int, ...]
-    chat_template: str | None
+    chat_templates: Mapping[str, str]  # by name; a single one is called default
+    template_origin: Path | None  # the file that they stand in
+    added_tokens: tuple[str, ...]  # those that are not special
     template_tokens: Mapping[str, str]  # bos_token, eos_token, … as templates know them
     size: int  # one more than the highest id
 
@@ -40,38 +41,40 @@ class Tokenizer:
         return tokens * self.longest_piece * shrinks
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text; special tokens written in it are recognised."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Ids of a text; special tokens written in it are recognised.
 
-    def find_special(self, text: str) -> str | None:
-        """A special token written in the text, or None."""
-        return next((token for token in self.special_tokens if token in text), None)
+        A batch of one, because the library lets other threads run while it works on a batch.
+        """
+        batch = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return list(batch[0].ids)
 
 
 def load(directory: Path, vocab_size: int) -> Tokenizer:
-    """Read tokenizer.json and tokenizer_config.json. Raises ModelError, naming the file."""
+    """Read tokenizer.json and the files beside it. Raises ModelError, naming the file."""
     backend = _backend(directory)
+    files = tokenizer_files.read(directory)
+    backend.add_tokens(files.tokens())
+    backend.encode_special_tokens = files.split_special_tokens
     size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if size > vocab_size:
         raise ModelError(
-            f"{directory / 'tokenizer.json'}: holds ids up to {size - 1}, "
-            f"but the model's vocab_size is {vocab_size}"
+            f"{directory / 'tokenizer.json'}: holds, with the files beside it, ids up to "
+            f"{size - 1}, but the model's vocab_size is {vocab_size}"
         )
     added = backend.get_added_tokens_decoder()
     special = {i: token.content for i, token in added.items() if token.special}
     pieces = _pieces(backend, vocab_size)
-    texts = [b"" if i in special else piece for i, piece in enumerate(pieces)]
-    config = _read_json(directory / "tokenizer_config.json")
-    tokens = _named_tokens(config)
-    eos = tokens.get("eos_token")
-    eos_id = backend.token_to_id(eos) if eos is not None else None
+    tokens = {name: token.content for name, token in files.named.items()}
+    eos_id = backend.token_to_id(tokens.get("eos_token", ""))
     return Tokenizer(
         backend=backend,
         pieces=pieces,
-        text_pieces=texts,
+        text_pieces=[b"" if i in special else piece for i, piece in enumerate(pieces)],
         special_tokens=tuple(special.values()),
         eos_token_ids=() if eos_id is None else (eos_id,),
-        chat_template=_chat_template(directory, config),
+        chat_templates=files.templates,
+        template_origin=files.template_origin,
+        added_tokens=tuple(token.content for i, token in added.items() if i not in special),
         template_tokens=tokens,
         size=size,
     )
@@ -117,38 +120,3 @@ def _pieces(backend: Backend, vocab_size: int) -> list[bytes]:
         else:
             pieces[token_id] = token.encode()
     return pieces
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
-
-
-def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and the like; each is a string or an object with its content."""
-    tokens = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
-        value = config.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
-
-
-def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None

@@ -49,7 +49,7 @@ CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"plac
 @pytest.fixture(scope="module")
 def template() -> ChatTemplate:
     tokenizer = load(pocket.directory(), 4096)
-    return ChatTemplate(TEMPLATE, tokenizer.template_tokens, tokenizer.find_special)
+    return ChatTemplate(TEMPLATE, tokenizer.template_tokens, tokenizer.special_tokens)
 
 
 def user(content: str = "Hi", **fields: Any) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def test_the_embedded_model_encodes_as_transformers_does() -> None:
     tokenizer = load(pocket.directory(), 4096)
     for text in ("Hello, world", "  <|im_start|>user\n naïve 日本 👍🏽", "a\r\n\tb"):
         assert tokenizer.encode(text, add_special_tokens=True) == oracle.encode(text)
-    assert tokenizer.chat_template is not None
-    ours = ChatTemplate(tokenizer.chat_template, tokenizer.template_tokens, tokenizer.find_special)
+    ours = ChatTemplate.of(tokenizer)
+    assert ours is not None
     messages = (user("What is a cat?"),)
     theirs = oracle.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     assert ours.render(Conversation(messages)) == theirs
@@ -132,7 +132,7 @@ def test_the_last_message_is_left_open_as_it_was_written(template: ChatTemplate)
     messages = (user(), {"role": "assistant", "content": "Well,  "})
     chat = Conversation(messages, add_generation_prompt=False, continue_final_message=True)
     assert template.render(chat).endswith("<|im_start|>assistant\nWell,  ")
-    silent = ChatTemplate("{{ messages[0].content }}", {}, lambda _: None)
+    silent = ChatTemplate("{{ messages[0].content }}", {})
     with pytest.raises(TemplateRefusal, match="last message"):
         silent.render(chat)
 
@@ -147,7 +147,7 @@ def test_the_last_message_is_left_open_as_it_was_written(template: ChatTemplate)
     ],
 )
 def test_a_template_can_do_no_harm(source: str) -> None:
-    hostile = ChatTemplate(source, {}, lambda _: None)
+    hostile = ChatTemplate(source, {})
     try:
         assert hostile.render(Conversation((user(),))) == ""  # the sandbox gives nothing
     except TemplateRefusal as refusal:
@@ -156,4 +156,4 @@ def test_a_template_can_do_no_harm(source: str) -> None:
 
 def test_a_broken_template_is_refused_when_it_is_loaded() -> None:
     with pytest.raises(ModelError, match="chat template"):
-        ChatTemplate("{% for %}", {}, lambda _: None)
+        ChatTemplate("{% for %}", {})

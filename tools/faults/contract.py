@@ -57,8 +57,8 @@ FAULTS = (
     Fault(
         "contract: thoughts that the template does not know are lost",
         "service/text/chat_template.py",
-        'if "reasoning_content" in message and not self._knows_reasoning:',
-        'if "reasoning_content" in message and not message:',
+        'if name in message and not traits.shows(message["role"], name):',
+        'if name in message and name != "reasoning_content" and not traits.shows("user", name):',
         JSON,
     ),
 )

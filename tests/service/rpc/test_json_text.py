@@ -35,7 +35,7 @@ ODD_NUMBERS = (
 
 @pytest.fixture(scope="module")
 def template() -> ChatTemplate:
-    return ChatTemplate(TEMPLATE, {}, lambda _: None)
+    return ChatTemplate(TEMPLATE, {})
 
 
 def user(content: str = "Hi", **fields: Any) -> pb.ChatMessage:
@@ -188,7 +188,7 @@ def test_an_answer_names_its_call_and_thoughts_arrive(template: ChatTemplate) ->
 
 
 def test_thoughts_that_the_template_does_not_know_are_refused() -> None:
-    plain = ChatTemplate("{{ messages[0].content }}", {}, lambda _: None)
+    plain = ChatTemplate("{{ messages[0].content }}", {})
     said = {"role": "assistant", "content": "x", "reasoning_content": "hm"}
     with pytest.raises(TemplateRefusal) as caught:
         plain.render(Conversation(messages=(said,)))

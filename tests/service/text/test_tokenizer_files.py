@@ -1,0 +1,181 @@
+"""Tokens count wherever a file says them: as in AutoTokenizer, for every combination of files."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from quire.engine.errors import ModelError
+from quire.service.models import pocket
+from quire.service.text.chat_template import ChatTemplate, Conversation
+from quire.service.text.tokenizer import load
+
+VOCAB_SIZE = 4096 + 64
+CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
+TEXT = "a<|im_end|> <plain> <ctl> <tool_response> <eos2>b <more> <|x|> <image>c"
+
+
+def token(content: str, **flags: bool) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False} | flags
+
+
+DECODER = {
+    "4096": token("<plain>", normalized=True, special=False),
+    "4097": token("<ctl>", normalized=False, special=True),
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "eos": {"eos_token": "<eos2>"},
+    "image": {"eos_token": "<|im_end|>", "image_token": "<image>"},
+    "decoder": {"added_tokens_decoder": DECODER},
+    "decoder and eos": {"added_tokens_decoder": DECODER, "eos_token": "<ctl>"},
+    "lists": {"additional_special_tokens": ["<|x|>", "<more>"], "eos_token": "<|im_end|>"},
+    "names": {"extra_special_tokens": {"more_token": "<more>"}},
+}
+MAPS: dict[str, dict[str, Any] | None] = {
+    "no map": None,
+    "eos in the map": {"eos_token": "<eos2>", "pad_token": "<|im_end|>"},
+    "eos as an object": {"eos_token": token("<eos2>", normalized=False)},
+}
+ADDED: dict[str, dict[str, int] | None] = {
+    "nothing added": None,
+    "added": {"<tool_response>": 4097, "<eos2>": 4096},
+}
+
+
+def write(directory: Path, name: str, content: Any) -> None:
+    if content is not None:
+        (directory / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    shutil.copy(pocket.directory() / "tokenizer.json", tmp_path)
+    write(tmp_path, "tokenizer_config.json", CLASS)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "special_map", "added"), list(itertools.product(CONFIGS, MAPS, ADDED))
+)
+def test_tokens_are_those_of_transformers(
+    directory: Path, config: str, special_map: str, added: str
+) -> None:
+    write(directory, "tokenizer_config.json", CLASS | CONFIGS[config])
+    write(directory, "special_tokens_map.json", MAPS[special_map])
+    write(directory, "added_tokens.json", ADDED[added])
+    theirs = AutoTokenizer.from_pretrained(str(directory))
+    ours = load(directory, VOCAB_SIZE)
+    assert ours.encode(TEXT, add_special_tokens=False) == theirs.encode(
+        TEXT, add_special_tokens=False
+    )
+    assert dict(ours.template_tokens) == theirs.special_tokens_map
+    eos = theirs.eos_token_id
+    assert ours.eos_token_ids == (() if eos is None else (eos,))
+    decoder = theirs.added_tokens_decoder
+    assert set(ours.special_tokens) == {t.content for t in decoder.values() if t.special}
+    assert set(ours.added_tokens) == {t.content for t in decoder.values() if not t.special}
+    assert ours.size == max(theirs.get_vocab().values()) + 1
+    for i, t in decoder.items():
+        assert ours.text_pieces[i] == (b"" if t.special else t.content.encode())
+
+
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "a text": {"chat_template": "c"},
+    "named": {
+        "chat_template": [
+            {"name": "default", "template": "cd"},
+            {"name": "tool_use", "template": "ct{{ tools }}"},
+        ]
+    },
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("config", TEMPLATES)
+@pytest.mark.parametrize("file", [None, "f"])
+@pytest.mark.parametrize("more", [{}, {"tool_use": "mt{{ tools }}"}, {"default": "md"}])
+def test_templates_are_those_of_transformers(
+    directory: Path, config: str, file: str | None, more: dict[str, str]
+) -> None:
+    write(directory, "tokenizer_config.json", CLASS | TEMPLATES[config])
+    if file is not None:
+        (directory / "chat_template.jinja").write_text(file, encoding="utf-8")
+    for name, text in more.items():
+        (directory / "additional_chat_templates").mkdir(exist_ok=True)
+        (directory / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+    theirs = AutoTokenizer.from_pretrained(str(directory)).chat_template
+    ours = load(directory, VOCAB_SIZE).chat_templates
+    assert ours == ({"default": theirs} if isinstance(theirs, str) else theirs or {})
+
+
+BROKEN: list[tuple[str, Any, str]] = [
+    ("tokenizer_config.json", [], "tokenizer_config.json: not a JSON object"),
+    ("tokenizer_config.json", {"eos_token": 7}, "tokenizer_config.json: eos_token: neither"),
+    ("tokenizer_config.json", {"chat_template": 7}, "tokenizer_config.json: chat_template"),
+    (
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"x": {}}},
+        "tokenizer_config.json: added_tokens_decoder: 'x'",
+    ),
+    (
+        "tokenizer_config.json",
+        {"chat_template": "{% for %}"},
+        "tokenizer_config.json: chat template, line 1",
+    ),
+    ("special_tokens_map.json", {"eos_token": {}}, "special_tokens_map.json: eos_token: neither"),
+    ("added_tokens.json", {"<x>": "1"}, "added_tokens.json: '<x>': not an id"),
+    ("added_tokens.json", {f"<{i}>": 4096 + i for i in range(65)}, "ids up to 4160"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+def test_a_broken_file_is_named(directory: Path, name: str, content: Any, message: str) -> None:
+    write(directory, name, content)
+    with pytest.raises(ModelError) as caught:
+        ChatTemplate.of(load(directory, VOCAB_SIZE))
+    assert message in str(caught.value)
+    assert str(directory) in str(caught.value)
+
+
+def test_a_chat_has_the_ids_that_it_has_in_transformers(directory: Path) -> None:
+    source = (pocket.directory() / "tokenizer_config.json").read_text(encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(source, encoding="utf-8")
+    write(directory, "added_tokens.json", ADDED["added"])
+    theirs = AutoTokenizer.from_pretrained(str(directory))
+    tokenizer = load(directory, VOCAB_SIZE)
+    ours = ChatTemplate.of(tokenizer)
+    assert ours is not None
+    messages = ({"role": "user", "content": "Wie wird's?"}, {"role": "assistant", "content": "Gut"})
+    for count in (1, 2):
+        chat = Conversation(messages[:count])
+        ids = theirs.apply_chat_template(
+            list(messages[:count]), add_generation_prompt=True, return_dict=False
+        )
+        assert tokenizer.encode(ours.render(chat), add_special_tokens=False) == ids
+
+
+class OneAtATime:
+    """A backend whose `encode` would hold the interpreter."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def encode(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("no other thread runs while the library's encode does")
+
+    def encode_batch(self, *texts: Any, **options: Any) -> Any:
+        return self._backend.encode_batch(*texts, **options)
+
+
+def test_other_threads_run_while_a_text_is_tokenized(directory: Path) -> None:
+    tokenizer = load(directory, VOCAB_SIZE)
+    backend: Any = OneAtATime(tokenizer.backend)
+    careful = dataclasses.replace(tokenizer, backend=backend)
+    ids = careful.encode("a<|im_end|>b", add_special_tokens=True)
+    assert ids == tokenizer.backend.encode("a<|im_end|>b").ids
