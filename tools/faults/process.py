@@ -101,6 +101,7 @@ FAULTS = (
     Fault(
         "grpc: calls of a burst end CANCELLED without a word",
         "service/app/ports.py",
+        '        ("grpc.server.max_pending_requests", _MAX_PENDING),\n'
         '        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),\n',
         "",
         (INTAKE + "in_a_burst_each_call_has_a_status_of_ours_and_is_counted",),
@@ -152,7 +153,7 @@ FAULTS = (
         "service/app/signals.py",
         "        self.deadman.end_within(self._end_seconds)\n",
         "",
-        (ENDS + "an_end_that_does_not_come_is_made",),
+        (ENDS + "a_signal_before_the_loop_is_not_lost",),
     ),
     Fault(
         "quire: a signal before the loop is lost",
