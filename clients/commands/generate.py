@@ -4,6 +4,7 @@ Invariant: what is on standard output is the model's and nothing else's, so that
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ import typer
 
 from quire.clients.client import Generation
 from quire.clients.commands import common, sampling
-from quire.clients.commands.terminal import note, say
-from quire.clients.errors import OptionError
+from quire.clients.commands.terminal import note, say, warn
+from quire.clients.errors import InvalidRequest, OptionError
 from quire.clients.events import Collector, Delta, Event, Finished
 from quire.clients.prompts import Prompt
+
+DEFAULT_MAX_TOKENS = 1024
 
 
 @common.one_line_errors
@@ -24,8 +27,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads standard input.")],
     ids: Annotated[bool, typer.Option("--ids", help="The prompt is token ids: `1 2 3`.")] = False,
     ids_only: Annotated[bool, typer.Option("--ids-only", help="Print ids, no text.")] = False,
-    chat: Annotated[bool, typer.Option("--chat", help="Send it as a user's message.")] = False,
-    system: Annotated[str | None, typer.Option(help="A system message; means --chat.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Plain text, not a user's message.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system message before it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
     request_id: Annotated[str | None, typer.Option(help="A name for logs.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs first.")] = None,
@@ -56,12 +59,16 @@ def generate(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = None,
 ) -> None:
-    """Generate from one prompt; tokens appear as they come."""
+    """Answer one prompt; tokens appear as they come.
+
+    The prompt is sent as a user's message, or as plain text where the model has no chat template.
+    Without --max-tokens an answer ends after 1,024 tokens.
+    """
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     text = sys.stdin.read() if prompt == "-" else prompt
     with common.make_client(address, api_key, secure, timeout) as client:
-        generation = client.generate(
-            _prompt(text, ids, chat, system),
+        ask = functools.partial(
+            client.generate,
             ids_only=ids_only or None,
             request_id=request_id,
             priority=priority,
@@ -76,7 +83,7 @@ def generate(
             frequency_penalty=frequency_penalty,
             seed=seed,
             n=n,
-            max_tokens=max_tokens,
+            max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             min_tokens=min_tokens,
             stop=stop or None,
             include_stop_str_in_output=include_stop_str_in_output or None,
@@ -84,19 +91,37 @@ def generate(
             ignore_eos=ignore_eos or None,
             logprobs=logprobs,
         )
+        show = functools.partial(
+            _show,
+            as_json=as_json,
+            ids_only=ids_only,
+            several=(n or 1) > 1,
+            capped=max_tokens is None,
+        )
         with common.errors_at(client.connection):
-            _show(generation, as_json=as_json, ids_only=ids_only, several=(n or 1) > 1)
+            try:
+                show(ask(_prompt(text, ids, raw, system)))
+            except InvalidRequest as error:
+                if ids or raw or system is not None or not _no_template(error):
+                    raise
+                warn("the model has no chat template: sent as plain text, as --raw does")
+                show(ask(text))
 
 
-def _prompt(text: str, ids: bool, chat: bool, system: str | None) -> Prompt:
+def _prompt(text: str, ids: bool, raw: bool, system: str | None) -> Prompt:
+    if sum((ids, raw, system is not None)) > 1:
+        raise OptionError("--ids, --raw and --system exclude each other")
     if ids:
-        if chat or system is not None:
-            raise OptionError("--ids and --chat exclude each other")
         return _parse_ids(text)
-    if chat or system is not None:
-        turns = [] if system is None else [{"role": "system", "content": system}]
-        return [*turns, {"role": "user", "content": text}]
-    return text
+    if raw:
+        return text
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    return [*turns, {"role": "user", "content": text}]
+
+
+def _no_template(error: InvalidRequest) -> bool:
+    """Whether the refusal is that of a model that takes no chats."""
+    return [violation.field for violation in error.details.violations] == ["chat"]
 
 
 def _parse_ids(text: str) -> Sequence[int]:
@@ -107,7 +132,9 @@ def _parse_ids(text: str) -> Sequence[int]:
     return [int(word) for word in words]
 
 
-def _show(generation: Generation, *, as_json: bool, ids_only: bool, several: bool) -> None:
+def _show(
+    generation: Generation, *, as_json: bool, ids_only: bool, several: bool, capped: bool
+) -> None:
     collector = Collector()
     for event in generation:
         collector.add(event)
@@ -124,6 +151,8 @@ def _show(generation: Generation, *, as_json: bool, ids_only: bool, several: boo
         elif completion.index == 0:
             say("\n")
         note(summary(completion.finished))
+        if capped and completion.finished.reason == "length":
+            warn(f"cut after {DEFAULT_MAX_TOKENS} tokens; --max-tokens sets another limit")
 
 
 def summary(end: Finished) -> str:

@@ -20,6 +20,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def warn(text: str) -> None:
+    """A line on standard error that whoever reads the output should know of, a pipe included."""
+    print(f"quire: {text}", file=sys.stderr, flush=True)
+
+
 def note(text: str) -> None:
     """A line beside the output: on standard error, and only where someone watches."""
     if sys.stderr.isatty():

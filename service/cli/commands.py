@@ -14,8 +14,15 @@ from typing import Annotated, Any
 import typer
 
 from quire.engine.config import EngineConfig
-from quire.engine.errors import QuireError
-from quire.service.cli.options import config_flag, extra_flag, flag_parameters, given, with_flags
+from quire.engine.errors import ConfigError, QuireError
+from quire.service.cli.options import (
+    config_flag,
+    extra_flag,
+    flag_parameters,
+    given,
+    model_argument,
+    with_flags,
+)
 from quire.service.settings import ServiceConfig, Settings, read_settings
 
 EXIT_USAGE = 2
@@ -31,7 +38,7 @@ def register(app: typer.Typer) -> None:
         extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
         extra_flag("dry_run", bool, False, "Print what the model takes and what fits, and exit."),
     ]
-    app.command("serve")(with_flags(serve, "serve", serve_flags))
+    app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
     batch_flags = [
         *engine_flags,
         config_flag(),
@@ -72,8 +79,22 @@ def hash_key(
 
 
 def serve(values: dict[str, Any]) -> int:
-    """Serve a model over gRPC."""
-    return _explained(lambda: _serve(values))
+    """Serve a model over gRPC.
+
+    Each option is taken from its flag, else from the environment, else from the TOML file of
+    --config, else it is the default.
+    """
+    return _explained(lambda: _serve(_one_model(values)))
+
+
+def _one_model(values: dict[str, Any]) -> dict[str, Any]:
+    """The positional model as the option that it stands for. Raises ConfigError for two models."""
+    positional = values.pop("model_argument")
+    if positional is None:
+        return values
+    if values["model"] is not None:
+        raise ConfigError(f"two models: {positional} and --model {values['model']}; name one")
+    return values | {"model": positional}
 
 
 def batch(values: dict[str, Any]) -> int:

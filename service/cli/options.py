@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quire.service.settings import option_types
+from quire.service.settings import ENV_PREFIX, option_types
 
 _PANELS = {"EngineConfig": "Engine", "ServiceConfig": "Service"}
 
@@ -52,6 +52,18 @@ def with_flags(
     return command
 
 
+def model_argument() -> inspect.Parameter:
+    """MODEL, which may stand in place of --model."""
+    text = "Directory, name on the Hub, random:SHAPE or pocket; the same as --model."
+    info = typer.Argument(help=text, metavar="[MODEL]", show_default=False)
+    return inspect.Parameter(
+        "model_argument",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, info],
+    )
+
+
 def config_flag() -> inspect.Parameter:
     """--config FILE."""
     return extra_flag(
@@ -68,8 +80,8 @@ def _parameter(option: "dataclasses.Field[Any]", kind: type, panel: str) -> insp
     flag = "--" + option.name.replace("_", "-")
     names = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     text = str(option.metadata["help"])
-    if option.default is not None:
-        text += f" [default: {option.default}]"
+    default = "" if option.default is None else f"default: {option.default}; "
+    text += f" [{default}{ENV_PREFIX}{option.name.upper()}]"
     info = typer.Option(names, help=text, rich_help_panel=panel, show_default=False)
     return inspect.Parameter(
         option.name,

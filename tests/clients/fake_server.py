@@ -40,6 +40,7 @@ class Seen:
     cancelled: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
     gathered: threading.Condition = field(default_factory=threading.Condition)
+    templates: bool = True  # whether chats are taken
 
 
 def started(request: pb.GenerateRequest) -> pb.GenerateResponse:
@@ -103,6 +104,8 @@ class Servicer(pb_grpc.InferenceServiceServicer):
     def _play(
         self, request: pb.GenerateRequest, context: grpc.ServicerContext, ended: threading.Event
     ) -> Iterator[pb.GenerateResponse]:
+        if not self.seen.templates and request.WhichOneof("prompt") == "chat":
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "chat: no chat template")
         verb, *rest = script(request)
         self.seen.calls[verb] += 1
         if verb == "fail":
@@ -155,7 +158,8 @@ def script(request: pb.GenerateRequest) -> list[str]:
 
 def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:
     """Ends the call with rich details, as the real server does."""
-    violation = error_details_pb2.BadRequest.FieldViolation(field="top_p", description=message)
+    field = "chat" if message.startswith("chat:") else "top_p"
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
     details = [
         error_details_pb2.BadRequest(field_violations=[violation]),
         error_details_pb2.ErrorInfo(reason="BECAUSE", domain="quire"),

@@ -85,11 +85,32 @@ def test_generate_from_ids_stdin_and_as_chat(server: Any) -> None:
     assert done.stdout.split() == [str(b"5"[0]), str(b" "[0]), str(b" "[0])]
     assert list(server.seen.requests[0].token_ids.ids) == [5, 6, 7]
     assert server.seen.requests[0].ids_only
-    quire("generate", "-", "-a", server.address, stdin="say from stdin")
+    quire("generate", "-", "--raw", "-a", server.address, stdin="say from stdin")
     assert server.seen.requests[1].text == "say from stdin"
     quire("generate", "hi", "--system", "be brief", "-a", server.address)
     turns = [(m.role, m.content) for m in server.seen.requests[2].chat.messages]
     assert turns == [("system", "be brief"), ("user", "hi")]
+
+
+def test_generate_sends_a_message_with_a_cap_and_says_when_it_cuts(server: Any) -> None:
+    quire("generate", "hello", "-a", server.address)
+    quire("generate", "hello", "-m", "7", "-a", server.address)
+    first, second = server.seen.requests
+    assert [(m.role, m.content) for m in first.chat.messages] == [("user", "hello")]
+    assert (first.sampling.max_tokens, second.sampling.max_tokens) == (1024, 7)
+
+
+def test_generate_sends_plain_text_where_the_model_takes_no_chats(server: Any) -> None:
+    server.seen.templates = False
+    done = quire("generate", "hello", "-a", server.address)
+    assert (done.stdout, done.returncode) == ("ok\n", 0)
+    assert (
+        done.stderr == "quire: the model has no chat template: sent as plain text, as --raw does\n"
+    )
+    assert [r.WhichOneof("prompt") for r in server.seen.requests] == ["chat", "text"]
+    assert "chat template" in one_line(
+        quire("generate", "x", "--system", "s", "-a", server.address), 1
+    )
 
 
 def test_chat_keeps_the_history(server: Any) -> None:

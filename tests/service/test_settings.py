@@ -1,9 +1,14 @@
 """Where options come from, and that none is accepted and ignored."""
 
+import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.service.settings import ServiceConfig, is_loopback, read_settings
 
@@ -136,3 +141,26 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_passed_over() -> None:
 def test_what_only_looks_like_it_is_refused(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="QUIRE_"):
         read_settings({}, environment, None)
+
+
+def test_a_model_may_be_named_without_its_flag_but_only_once() -> None:
+    command = [sys.executable, "-m", "quire.clients.cli", "serve", "--print-config"]
+    named = subprocess.run([*command, "random:0.6B"], capture_output=True, text=True, timeout=60)
+    assert (named.returncode, 'model = "random:0.6B"' in named.stdout) == (0, True), named
+    twice = subprocess.run(
+        [*command, "pocket", "--model", "random:0.6B"], capture_output=True, text=True, timeout=60
+    )
+    assert twice.returncode == 2
+    assert "pocket" in twice.stderr and "random:0.6B" in twice.stderr
+
+
+def test_help_names_defaults_and_environment() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "quire.clients.cli", "serve", "--help"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "400"},
+    ).stdout  # fmt: skip
+    for config in (EngineConfig, ServiceConfig):
+        for option in dataclasses.fields(config):
+            assert f"QUIRE_{option.name.upper()}]" in shown, option.name
+            if option.default is not None:
+                assert f"default: {option.default};" in shown, option.name
