@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("quire", "engine", "kernels", "service", "clients", "proto", "tests")
+FOLDERS = ("engine", "kernels", "service", "clients", "proto", "tests")
 PACKAGES = {
     "engine": "engine",
     "kernels": "kernels",
@@ -54,8 +54,10 @@ class Copy:
             ignore = shutil.ignore_patterns("__pycache__", ".hypothesis")
             shutil.copytree(ROOT / folder, self.root / folder, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", self.root)
+        # Not below the tree: a program started there would find it first, and the original's rooms.
         for file in ("__init__.py", "py.typed"):
-            (names / file).symlink_to(self.root / "quire" / file)
+            shutil.copy(ROOT / "quire" / file, names)
+        self._names = names.parent
         for name, folder in PACKAGES.items():
             (names / name).symlink_to(self.root / folder, target_is_directory=True)
         self._environment = {
@@ -64,6 +66,10 @@ class Copy:
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
+
+    def file(self, name: str) -> Path:
+        """Where a file of the tree lies here."""
+        return (self._names if name.startswith("quire/") else self.root) / name
 
     def run(self, tests: tuple[str, ...]) -> tuple[int | None, str]:
         """Run tests until the first fails; exit code (None: out of time) and output."""
@@ -98,7 +104,7 @@ class Copy:
 
 def judge(copy: Copy, fault: Fault) -> Verdict:
     """Put one fault in, run its tests, take it out again."""
-    path = copy.root / fault.file
+    path = copy.file(fault.file)
     sound = path.read_text(encoding="utf-8")
     fits = sound.count(fault.old)
     if fits != 1:

@@ -5,6 +5,7 @@ from faults.fault import Fault
 SEVERAL = ("tests/clients/test_several_servers.py",)
 ARGUMENTS = ("tests/clients/test_arguments.py",)
 RETRY = ("tests/clients/test_retry.py",)
+SETTINGS = "tests/clients/test_cli.py::test_"
 TEXT = ("tests/clients/test_text_stream.py",)
 
 FAULTS = (
@@ -105,6 +106,20 @@ FAULTS = (
         "isinstance(event, Delta) and event.index == 0",
         "isinstance(event, Delta)",
         TEXT,
+    ),
+    Fault(
+        "clients: a setting that nobody reads is passed over",
+        "clients/commands/common.py",
+        "        if name.startswith(ENV_PREFIX) and name not in VARIABLES:\n",
+        "        if name.startswith(ENV_PREFIX) and name == ENV_PREFIX:\n",
+        (SETTINGS + "a_setting_that_nobody_reads_is_refused",),
+    ),
+    Fault(
+        "clients: a list of servers in the environment is one server",
+        "clients/commands/common.py",
+        '    return " ".join(addresses).replace(",", " ").split() or [""]',
+        "    return addresses",
+        (SETTINGS + "several_servers_stand_in_one_variable",),
     ),
     Fault(
         "clients: the front door loads the clients at once",
