@@ -51,7 +51,7 @@ def run(test: Any) -> Any:
 class Hands:
     """A Link whose engine is the test."""
 
-    loop_share = 0.0  # the pacer wakes nobody before it must
+    loop_share = 0.01  # the pacer is slow to wake anybody
 
     async def start(self, receiver: Receiver) -> EngineInfo:
         self.deliver, self.died = receiver.deliver, receiver.died
