@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quire.engine.loop import heartbeat
-from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.heartbeat import Heartbeat
 
 _STANDARD_ERROR = 2
 
@@ -32,7 +32,7 @@ class Child:
         """program: a command line, to which the numbers of the two descriptors are added."""
         self.socket, theirs = socket.socketpair()
         with theirs, _shared_memory(heartbeat.SIZE) as memory:
-            self.busy = BusyMark(memoryview(mmap.mmap(memory, heartbeat.SIZE)))
+            self.busy = Heartbeat(memoryview(mmap.mmap(memory, heartbeat.SIZE)))
             descriptors = (theirs.fileno(), memory)
             with _signals_blocked():
                 self._process = subprocess.Popen(

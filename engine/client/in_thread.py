@@ -17,7 +17,7 @@ from quire.engine.client.pacing import THREAD_SHARE
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import build_engine
 from quire.engine.loop.commands import Command, Stop
-from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, EngineLoop, report_death
 from quire.engine.loop.stats import EngineInfo
 
@@ -50,7 +50,7 @@ class ThreadLink:
     def __init__(self, config: EngineConfig, builder: Builder = build_engine) -> None:
         self._config = config
         self._builder = builder
-        self._busy = BusyMark()
+        self._busy = Heartbeat()
         self._inbox = ThreadInbox()
         self._lock = threading.Lock()
         self._undelivered: list[Batch] = []

@@ -28,7 +28,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
 from quire.engine.loop import garbage, heartbeat
 from quire.engine.loop.commands import Command
-from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, BuiltEngine, EngineLoop, report_death
 from quire.engine.request import Output
 
@@ -150,7 +150,7 @@ def run(
     """Build what the parent asks for and serve it until it says stop. Logs are set up already.
 
     load_builder: called at once, before the parent has said what to build: its imports take long.
-    connection, mark: the file descriptors of the socket and of the BusyMark's memory.
+    connection, mark: the file descriptors of the socket and of the Heartbeat's memory.
     """
     for descriptor in (connection, mark):  # or compilers that are run here would hold them open
         os.set_inheritable(descriptor, False)
@@ -158,12 +158,12 @@ def run(
     _prepare(parent)
     builder = load_builder()
     channel = Channel(parent)
-    code = _serve(builder, channel, BusyMark(memoryview(mmap.mmap(mark, heartbeat.SIZE))))
+    code = _serve(builder, channel, Heartbeat(memoryview(mmap.mmap(mark, heartbeat.SIZE))))
     flush_logs()
     os._exit(code)  # without the interpreter's end: the device's own may hang after a fault
 
 
-def _serve(builder: Builder, channel: Channel, mark: BusyMark) -> int:
+def _serve(builder: Builder, channel: Channel, mark: Heartbeat) -> int:
     config = channel.wait_for_config()
     try:
         engine = builder(
@@ -179,7 +179,7 @@ def _serve(builder: Builder, channel: Channel, mark: BusyMark) -> int:
     return _run(engine, channel, mark)
 
 
-def _run(engine: BuiltEngine, channel: Channel, mark: BusyMark) -> int:
+def _run(engine: BuiltEngine, channel: Channel, mark: Heartbeat) -> int:
     loop = EngineLoop(engine, channel, channel.publish, mark)
     loop.announce()
     channel.say(wire.pack_info(engine.info))

@@ -11,8 +11,8 @@ SIZE = 8  # bytes
 _IDLE = 0.0
 
 
-class BusyMark:
-    """A time (time.monotonic), or nothing."""
+class Heartbeat:
+    """When the present turn began (time.monotonic), or nothing: the loop is idle."""
 
     def __init__(self, memory: memoryview | None = None) -> None:
         """memory: SIZE bytes, shared with whom it concerns; default: this process's own."""

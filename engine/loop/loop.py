@@ -19,7 +19,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import EngineDeadError, QuireError
 from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
 from quire.engine.loop.core import EngineCore
-from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import Output
@@ -72,7 +72,7 @@ class EngineLoop:
         engine: BuiltEngine,
         inbox: Inbox,
         publish: Callable[[Batch], None],
-        busy: BusyMark,
+        busy: Heartbeat,
     ) -> None:
         """publish: hands a batch over; it must not block."""
         self._engine = engine

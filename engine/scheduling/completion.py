@@ -46,8 +46,9 @@ class Completion:
         goes wrong with one row's result ends that request alone, with ERROR; CorruptStateError if
         that can not be done.
         """
-        decode = plan.num_decode_rows  # they come first, and all of them sample
-        samples = decode + sum([row.samples for row in plan.rows[decode:]])
+        samples = decode = plan.num_decode_rows  # they come first, and all of them sample
+        if decode < len(plan.rows):
+            samples += sum([row.samples for row in plan.rows[decode:]])
         if len(result.tokens) != samples:
             raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
         flight = self._retire(plan)

@@ -21,7 +21,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import CorruptStateError, EngineDeadError
 from quire.engine.loop.commands import Command, Submit
 from quire.engine.loop.core import EngineCore
-from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, EngineLoop
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
@@ -51,7 +51,7 @@ def run(test: Any) -> Any:
 class Hands:
     """A Link whose engine is the test."""
 
-    loop_share = 0.0  # the pacer wakes nobody before it must
+    loop_share = 0.01  # the pacer is slow to wake anybody
 
     async def start(self, receiver: Receiver) -> EngineInfo:
         self.deliver, self.died = receiver.deliver, receiver.died
@@ -221,7 +221,7 @@ def test_what_the_last_turn_said_before_the_fault_is_published_before_the_end(
     for key in (1, 2, 3):
         spec = GenerationRequest(key, (1, 2, 3), PARAMS)
         simulator.records[key, 0] = type("R", (), {"oracle": Oracle(spec, 0, 5)})()
-    loop = EngineLoop(Built(core), inbox, published.append, BusyMark())
+    loop = EngineLoop(Built(core), inbox, published.append, Heartbeat())
     with pytest.raises(Lost):
         loop.run()
     said = [output for one in published for output in one.outputs]
@@ -240,7 +240,7 @@ def test_a_lost_device_is_asked_for_nothing_more() -> None:
         built,
         Inbox([Submit(whole(1)), Submit(GenerationRequest(2, (1,), PARAMS))]),
         published.append,
-        BusyMark(),
+        Heartbeat(),
     )
     loop.announce()
     built.lost = True
@@ -319,7 +319,7 @@ class Child:
 
     def __init__(self) -> None:
         self.socket, self.theirs = socket.socketpair()
-        self.busy = BusyMark()
+        self.busy = Heartbeat()
 
     def kill(self) -> None:
         self.theirs.close()

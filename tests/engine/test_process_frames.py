@@ -24,7 +24,7 @@ from quire.engine.errors import (
 )
 from quire.engine.loop import heartbeat
 from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
-from quire.engine.loop.heartbeat import BusyMark
+from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineStats
 from quire.engine.loop.step_times import StepTimes
@@ -177,7 +177,7 @@ def test_a_mark_in_shared_memory_is_one_mark() -> None:
     with tempfile.TemporaryFile() as file:
         os.ftruncate(file.fileno(), heartbeat.SIZE)
         ends = [memoryview(mmap.mmap(file.fileno(), heartbeat.SIZE)) for _ in range(2)]
-        theirs, ours = BusyMark(ends[0]), BusyMark(ends[1])
+        theirs, ours = Heartbeat(ends[0]), Heartbeat(ends[1])
         assert ours.since is None
         theirs.begin()
         assert ours.since is not None and ours.since == theirs.since
