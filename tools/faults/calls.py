@@ -97,6 +97,13 @@ WORK = (
         "        if ids:\n",
         (HOLDS + "ids_are_counted_before_they_are_looked_at",),
     ),
+    Fault(
+        "quire: a chat may render to any size",
+        "service/rpc/validation.py",
+        "RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)",
+        "RenderLimits(wanted=wanted)",
+        (HOLDS + "what_a_chat_may_become_is_bounded_before_it_is_rendered",),
+    ),
 )
 
 TEXT = (

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -187,6 +188,32 @@ def test_ids_are_counted_before_they_are_looked_at() -> None:
             assert answer.violations == {
                 "resume_token_ids": "2049: at most 2048 tokens: max_model_len"
             }
+
+    run(test)
+
+
+class Recording:
+    """A chat template that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.limits: Any = None
+
+    def render(self, _conversation: Any, limits: Any) -> str:
+        self.limits = limits
+        return "hello"
+
+
+def test_what_a_chat_may_become_is_bounded_before_it_is_rendered() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            validator = running.server._servicer.serving.validator  # type: ignore[union-attr]
+            template: Any = Recording()
+            validator._model = dataclasses.replace(validator._model, chat=template)
+            chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="a")])
+            await generate(running, pb.GenerateRequest(chat=chat))
+            most = validator._model.tokenizer.max_text_bytes(2048)
+            assert template.limits.max_bytes == most
+            assert not template.limits.wanted()  # the call has ended by now
 
     run(test)
 
