@@ -120,7 +120,7 @@ TEXT = (
         "            if not self._ends[node]:\n"
         "                self._ends[node] = self._ends[fail]\n",
         "            self._ends[node] = self._ends[fail] or self._ends[node]\n",
-        (LINEAR + "the_machine_finds_what_a_naive_search_finds",),
+        (LINEAR + "of_those_that_end_together_the_longest_is_told",),
     ),
     Fault(
         "quire: the engine keeps a token more than a stop string does",

@@ -64,6 +64,12 @@ def test_what_is_not_honoured_is_passed_over(
         assert finder.held == naive_held(text, stops)
 
 
+@pytest.mark.parametrize("stops", [["b", "ab", "aab"], ["aab", "ab", "b"], ["ab", "b", "aab"]])
+def test_of_those_that_end_together_the_longest_is_told(stops: list[str]) -> None:
+    assert StopFinder(stops).feed("xaab") == StopMatch("aab", 1, 4)
+    assert StopFinder(stops).feed("xab") == StopMatch("ab", 1, 3)
+
+
 def ending_at(text: str, stops: list[str]) -> StopMatch | None:
     found = [stop for stop in stops if text.endswith(stop)]
     if not found:
