@@ -46,11 +46,16 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def busy(running: Running) -> threading.Event:
     """All threads for prompts stand until the event is set."""
-    gate, workers = threading.Event(), running.server._workers
+    gate, workers, standing = threading.Event(), running.server._workers, []
+
+    def stand(_: Callable[[], bool]) -> None:
+        standing.append(1)
+        gate.wait(PATIENCE)
+
     for _ in range(workers._count):
-        work = asyncio.ensure_future(workers.run(lambda _: gate.wait(PATIENCE), "busy"))
+        work = asyncio.ensure_future(workers.run(stand, "busy"))
         work.add_done_callback(lambda done: done.exception())
-    await until(lambda: not workers.waiting)
+    await until(lambda: len(standing) == workers._count)
     return gate
 
 
