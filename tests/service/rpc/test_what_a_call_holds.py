@@ -421,6 +421,7 @@ def test_a_refusal_fits_the_limit_of_trailers_however_many_faults_it_tells(text:
     message = urllib.parse.quote(
         errors.clip(refusal.message), safe=" !\"#$&'()*+,/:;=?@[]{}|^`<>\\"
     )
+    assert len(message) <= 1024
     size = len(message)
     for name, value in refusal.trailers():
         size += len(name) + len(base64.b64encode(value) if isinstance(value, bytes) else value)
