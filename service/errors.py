@@ -208,6 +208,11 @@ def calls_open(held: int, limit: int, retry_after: float) -> Refusal:
     )
 
 
+def not_read(why: str) -> Refusal:
+    """The call was ended under a client that does not read."""
+    return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ended: {why}", reason="NOT_READ")
+
+
 def deadline_passed() -> Refusal:
     """Nobody waits for the answer any more."""
     return Refusal(

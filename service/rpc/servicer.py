@@ -66,7 +66,7 @@ class InferenceServicer:
         self, request: pb.GenerateRequest | Malformed, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams one request's tokens."""
-        with self._watch.call() as writes:
+        with self._watch.call(context) as writes:
             async with contextlib.aclosing(self._answers(request, context, writes)) as answers:
                 async for message in answers:
                     writes.begin()
@@ -124,6 +124,8 @@ class InferenceServicer:
             if failure is not None:
                 await errors.abort(context, failure)
         finally:
+            if writes.ended:
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
             code = _ended(code, context)
             self._ledger.rpc("Generate", code)
             if self._tracer.active:

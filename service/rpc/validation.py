@@ -30,7 +30,8 @@ MAX_REQUEST_ID = 128
 MAX_SALT_BYTES = 256
 MAX_PRIORITY = 1000
 INLINE_IDS = 4096  # more of them are looked at on another thread, off the event loop
-MAX_MESSAGE_BYTES = 1 << 20  # of a response
+# Of one delta: well below what clients accept. As much stays with gRPC of a call that is not read.
+DELTA_BYTES = 256 << 10
 _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
 
@@ -191,7 +192,7 @@ class Validator:
         size = _ID_BYTES + _TEXT_BYTES * piece
         if logprobs is not None:
             size += (1 + logprobs) * (_LOGPROB_BYTES + piece)
-        return max(1, MAX_MESSAGE_BYTES // 2 // size)
+        return max(1, DELTA_BYTES // size)
 
     # ------------------------------------------------------------ fields
 

@@ -5,7 +5,8 @@ waits behind it. So a write has a time in which it must end, and what waits behi
 in all: beyond that, the calls that hold the most are ended, those first.
 
 Invariant: a call is ended by cancelling its task, so that it gives back all it holds on the one way
-that every end takes. Nothing here waits for a client; the clock is handed in.
+that every end takes. Its status is left with gRPC, which tells the client should it read after all;
+nothing else waits for that. The clock is handed in.
 """
 
 import asyncio
@@ -13,20 +14,27 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from quire.service import errors
 
 log = logging.getLogger("quire.service")
 
 LOOK_SECONDS = 1.0
 MAX_UNREAD = 1 << 21  # entries: a token, or one candidate of its log-probabilities
+Context = grpc.aio.ServicerContext[Any, Any]
 _STALLED_SECONDS = 1.0  # a write that takes longer is the client's doing
 
 
 class Writes:
     """One call's."""
 
-    __slots__ = ("_clock", "_task", "ended", "since", "unread")
+    __slots__ = ("_clock", "_context", "_task", "ended", "since", "unread")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, context: Context, clock: Callable[[], float]) -> None:
+        self._context = context
         self._clock = clock
         self._task = asyncio.current_task()
         self.since: float | None = None  # when the present write began
@@ -45,12 +53,17 @@ class Writes:
         """Whether the present write takes so long."""
         return self.since is not None and now - self.since >= seconds
 
-    def end_call(self, why: str) -> None:
-        """Repeated calls are nothing."""
-        if not self.ended and self._task is not None:
-            self.ended = True
-            log.warning("a call is ended: %s", why)
-            self._task.cancel()
+    def end_call(self, why: str) -> "asyncio.Task[None] | None":
+        """Returns the telling of it; None where the call was ended before."""
+        if self.ended or self._task is None:
+            return None
+        self.ended = True
+        log.warning("a call is ended: %s", why)
+        telling: asyncio.Task[None] = asyncio.ensure_future(
+            errors.abort(self._context, errors.not_read(why))
+        )
+        self._task.cancel()
+        return telling
 
 
 class WriteWatch:
@@ -67,6 +80,7 @@ class WriteWatch:
         self._max_unread = max_unread
         self._clock = clock
         self._open: set[Writes] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -74,9 +88,9 @@ class WriteWatch:
         return len(self._open)
 
     @contextmanager
-    def call(self) -> Iterator[Writes]:
+    def call(self, context: Context) -> Iterator[Writes]:
         """The writes of the call that is this task's."""
-        writes = Writes(self._clock)
+        writes = Writes(context, self._clock)
         self._open.add(writes)
         self._schedule()
         try:
@@ -89,7 +103,7 @@ class WriteWatch:
         now = self._clock()
         for writes in self._open:
             if self._seconds and writes.stalled(now, self._seconds):
-                writes.end_call(f"its client has read nothing for {self._seconds:g} s")
+                self._end(writes, f"its client has read nothing for {self._seconds:g} s")
         stalled = [w for w in self._open if not w.ended and w.stalled(now, _STALLED_SECONDS)]
         waiting = {writes: writes.unread() for writes in stalled}
         total = sum(waiting.values())
@@ -97,7 +111,19 @@ class WriteWatch:
             if total <= self._max_unread:
                 break
             total -= waiting[writes]
-            writes.end_call("its client does not read, and too much waits for it")
+            self._end(writes, "its client does not read, and too much waits for it")
+
+    def _end(self, writes: Writes, why: str) -> None:
+        telling = writes.end_call(why)
+        if telling is not None:
+            self._telling.add(telling)
+            telling.add_done_callback(self._told)
+
+    def _told(self, telling: "asyncio.Task[None]") -> None:
+        """It was read, or the client is gone; either ends in an exception of gRPC's."""
+        self._telling.discard(telling)
+        if not telling.cancelled():
+            telling.exception()
 
     def _schedule(self) -> None:
         if self._timer is None:

@@ -1,0 +1,165 @@
+"""The threads that read prompts: whom they serve, what they drop, who waits for them."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+from harness import run
+
+from quire.service.errors import Refusal
+from quire.service.text.workers import LARGE_BYTES, PromptWorkers
+
+PATIENCE = 60.0
+
+
+class Gate:
+    """Work that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.open = threading.Event()
+        self.unwanted = False
+
+    def __call__(self, wanted: Callable[[], bool]) -> str:
+        self.began.set()
+        assert self.open.wait(PATIENCE)
+        self.unwanted = not wanted()
+        return "done"
+
+
+async def held(workers: PromptWorkers, count: int, size: int = 0) -> list[Gate]:
+    """Gates that `count` threads stand at."""
+    gates = [Gate() for _ in range(count)]
+    for gate in gates:
+        asyncio.ensure_future(workers.run(gate, "held", size))  # noqa: RUF006
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(gate.began.wait, PATIENCE)
+    return gates
+
+
+def test_a_job_whose_call_has_ended_is_gone_at_once() -> None:
+    async def test() -> None:
+        workers, ran = PromptWorkers(threads=2), []
+        gates = await held(workers, 2)
+        calls = [
+            asyncio.ensure_future(workers.run(lambda _: ran.append(1), "a", 10)) for _ in range(300)
+        ]
+        await asyncio.sleep(0)
+        assert (workers.waiting, workers.waiting_bytes) == (300, 3000)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        assert (workers.waiting, workers.waiting_bytes) == (0, 0)
+        for gate in gates:
+            gate.open.set()
+        assert await workers.run(lambda _: "next", "b") == "next"
+        assert not ran
+        workers.close()
+
+    run(test)
+
+
+def test_a_job_that_runs_is_told_when_nobody_waits_for_it() -> None:
+    async def test() -> None:
+        workers, gate = PromptWorkers(threads=2), Gate()
+        call = asyncio.ensure_future(workers.run(gate))
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(gate.began.wait, PATIENCE)
+        call.cancel()
+        await asyncio.wait({call})
+        gate.open.set()
+        assert await workers.run(lambda wanted: wanted(), "b")
+        while not gate.unwanted:
+            await asyncio.sleep(0)
+        workers.close()
+
+    run(test)
+
+
+def test_large_prompts_leave_a_thread_to_the_others() -> None:
+    async def test() -> None:
+        workers = PromptWorkers(threads=3)
+        gates = await held(workers, 2, LARGE_BYTES + 1)
+        waits = asyncio.ensure_future(workers.run(lambda _: "large", "b", LARGE_BYTES + 1))
+        assert await workers.run(lambda _: "small", "c") == "small"
+        assert not waits.done()
+        for gate in gates:
+            gate.open.set()
+        assert await waits == "large"
+        workers.close()
+
+    run(test)
+
+
+def test_clients_take_turns() -> None:
+    async def test() -> None:
+        workers, order = PromptWorkers(threads=2), []
+        first, second = await held(workers, 2)
+
+        def said(name: str) -> Callable[[Callable[[], bool]], None]:
+            return lambda _: order.append(name)
+
+        names = ["a1", "a2", "a3", "b1", "c1"]
+        calls = [asyncio.ensure_future(workers.run(said(n), n[0])) for n in names]
+        await asyncio.sleep(0)
+        first.open.set()  # one thread is free now
+        await asyncio.gather(*calls)
+        assert order == ["a1", "b1", "c1", "a2", "a3"]
+        second.open.set()
+        workers.close()
+
+    run(test)
+
+
+def test_what_waits_is_bounded_in_bytes() -> None:
+    async def test() -> None:
+        workers = PromptWorkers(threads=2, max_waiting_bytes=100)
+        gates = await held(workers, 2)
+        one = asyncio.ensure_future(workers.run(lambda _: None, "a", 500))  # alone it may
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal) as caught:
+            await workers.run(lambda _: None, "b", 1)
+        assert caught.value.reason == "QUEUE_FULL"
+        assert "500 bytes" in caught.value.message and "at most 100" in caught.value.message
+        for gate in gates:
+            gate.open.set()
+        await one
+        workers.close()
+
+    run(test)
+
+
+def test_the_end_waits_for_no_job_and_every_call_hears_of_it() -> None:
+    async def test() -> None:
+        workers, gate = PromptWorkers(threads=2), Gate()
+        runs = asyncio.ensure_future(workers.run(gate))
+        waits = [asyncio.ensure_future(workers.run(gate)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(gate.began.wait, PATIENCE)
+        workers.close()
+        await asyncio.wait({runs, *waits})
+        reasons = {call.exception().reason for call in (runs, *waits)}  # type: ignore[union-attr]
+        assert reasons == {"DRAINING"}
+        with pytest.raises(Refusal):
+            await workers.run(gate)
+        assert all(thread.daemon for thread in workers._threads)
+        gate.open.set()
+
+    run(test)
+
+
+def test_an_error_of_the_work_is_the_calls_own() -> None:
+    async def test() -> None:
+        workers = PromptWorkers(threads=2)
+        for error, raised in ((ValueError("no"), ValueError), (StopIteration(), RuntimeError)):
+
+            def fails(_: Callable[[], bool], error: Exception = error) -> None:
+                raise error
+
+            with pytest.raises(raised):
+                await workers.run(fails)
+        assert await workers.run(lambda _: 1) == 1
+        workers.close()
+
+    run(test)
