@@ -84,7 +84,7 @@ def test_the_readmes_first_call(address: str) -> None:
     assert len([line for line in program.splitlines() if line.strip()]) <= 10
     done = run(sys.executable, "-c", program.replace("127.0.0.1:50051", address))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "Tell me a short story about a fox.Once upon a time\n42\n"
+    assert done.stdout == "Tell me a short story about a fox.\n42\n"
 
 
 def test_the_pages_first_calls(address: str) -> None:

@@ -465,7 +465,7 @@ def test_mini_sglang_93_out_of_memory_while_loading(
     loaded, made = (
         build_model(config, reference, dtype=torch.float32, device=cpu) for _ in range(2)
     )
-    loaded.load(tmp_path)
+    load_checkpoint(loaded, tmp_path)
     fill_random(made, 4)
     assert sum(buffers) <= 4096 < config.weight_bytes(torch.float32) // 50
     for ours, theirs in zip(loaded.placements(), made.placements(), strict=True):

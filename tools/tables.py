@@ -17,22 +17,32 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: begin", "<!-- measured: end -->"
-# Files in the order of the page, and whether the README shows them too.
-FILES = {
-    "offline-0.6B.json": True,
-    "start-0.6B.json": True,
-    "offline-8B.json": True,
-    "start-8B.json": True,
-    "serving-0.6B.json": True,
-    "decode.json": False,
-    "prefill.json": False,
-    "kernels.json": False,
-    "host.json": False,
-    "profile-0.6B.json": False,
-    "cpu-vs-transformers.json": True,
-    "serving-cpu.json": True,
-    "overload.json": True,
+FILES = (  # in the order of docs/performance.md
+    "offline-0.6B.json",
+    "start-0.6B.json",
+    "offline-8B.json",
+    "start-8B.json",
+    "serving-0.6B.json",
+    "decode.json",
+    "prefill.json",
+    "kernels.json",
+    "host.json",
+    "profile-0.6B.json",
+    "cpu-vs-transformers.json",
+    "serving-cpu.json",
+    "overload.json",
+)
+PEER = "beside-vllm.json"  # the README's only table
+SHOWN = {  # its workloads, in words
+    "decode-b1": "a token, 1 request, ms",
+    "decode-b64": "a step of 64 requests, ms",
+    "decode-b256": "a step of 256 requests, ms",
+    "nano-256": "256 mixed requests, tokens/s",
+    "prefill": "prompts of 1,024 tokens, tokens/s",
+    "ttft-cold": "first token of 3,000, cold, ms",
+    "ttft-hit": "first token of 3,000, cached, ms",
 }
+MODELS = ("0.6B", "8B")
 
 
 def number(value: Any) -> str:
@@ -97,14 +107,36 @@ def side_by_side(document: Mapping[str, Any], engines: Sequence[str]) -> Iterato
         yield "| " + " | ".join((*key, *(values.get(e, "") for e in engines))) + " |"
 
 
-def section(readme: bool) -> str:
-    """All tables of a page."""
-    lines = []
-    for name, in_readme in FILES.items():
+def all_tables() -> str:
+    """The page of performance: every file."""
+    lines: list[str] = []
+    for name in FILES:
         path = RESULTS / name
-        if path.exists() and (in_readme or not readme):
+        if path.exists():
             lines += list(table(name, json.loads(path.read_text())))
     return "\n".join(lines).strip()
+
+
+def beside_peer() -> str:
+    """The README's table: each workload's figure in both engines, and how many times better."""
+    document = json.loads((RESULTS / PEER).read_text())
+    found = {(r["workload"], r["model"], r["engine"]): r for r in document["rows"]}
+    columns = "".join(f" {model} vLLM | {model} Quire | times |" for model in MODELS)
+    lines = [f"| |{columns}", "|---" * (1 + 3 * len(MODELS)) + "|"]
+    for workload, words in SHOWN.items():
+        cells = [words]
+        for model in MODELS:
+            ours, peers = (found[workload, model, engine] for engine in ("quire", "vllm"))
+            times = ours["value"] / peers["value"]
+            times = times if ours["unit"].endswith("/s") else 1 / times
+            cells += [number(peers["value"]), number(ours["value"]), f"{times:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    where = f"{document['machine']['gpu']}, vLLM {document['versions']['vllm']}"
+    lines += [
+        "",
+        f"{where}, bf16, random weights, one card in one call; `benchmarks/results/{PEER}`.",
+    ]
+    return "\n".join(lines)
 
 
 def replaced(text: str, body: str) -> str:
@@ -118,9 +150,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
     stale = []
-    for path, readme in ((ROOT / "README.md", True), (ROOT / "docs" / "performance.md", False)):
+    pages = {ROOT / "README.md": beside_peer(), ROOT / "docs" / "performance.md": all_tables()}
+    for path, body in pages.items():
         old = path.read_text(encoding="utf-8")
-        new = replaced(old, section(readme))
+        new = replaced(old, body)
         if new != old:
             stale.append(path.name)
             if not options.check:
