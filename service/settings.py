@@ -67,6 +67,9 @@ class ServiceConfig:
     api_keys: str | None = _option(
         None, "file of hashed API keys (quire hash-key); calls need one of them"
     )
+    max_priority: int = _option(
+        0, "highest priority of calls where no keys are asked for; a key's line has its own"
+    )
     served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
     max_waiting: int = _option(1024, "most completions waiting; more are refused")
     max_waiting_tokens: int | None = _option(
@@ -124,6 +127,7 @@ class ServiceConfig:
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 0, 65535)
         _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
+        _in_range("max_priority", self.max_priority, -1000, 1000)
         if not 0 <= self.drain_seconds <= 86400:
             raise ConfigError(f"drain_seconds = {self.drain_seconds}: must be 0 to 86400")
         for name in (

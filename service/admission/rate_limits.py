@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quire.service.errors import rate_limited, too_many_streams
+from quire.service.errors import invalid_field, rate_limited, too_many_streams
 
 Clock = Callable[[], float]
 
@@ -151,3 +151,10 @@ class ClientLimits:
             return
         self._accounts = {k: a for k, a in self._accounts.items() if not a.idle(now)}
         self._sweep_at = max(_SWEEP, 2 * len(self._accounts))
+
+
+def check_priority(asked: int, highest: int) -> None:
+    """highest: what the client's key allows, else the option max_priority. Raises Refusal."""
+    if asked > highest:
+        limit = f"at most {highest} for this client (max_priority)"
+        raise invalid_field("priority", f"{asked}: {limit}")

@@ -8,12 +8,14 @@ process with another exit code than 0.
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import grpc
+from prometheus_client import ProcessCollector
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import ConfigError
@@ -33,11 +35,12 @@ from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import ServedModel, Validator
 from quire.service.rpc.write_watch import WriteWatch
 from quire.service.security.auth import Guard
-from quire.service.security.credentials import read_security, tls_files
+from quire.service.security.credentials import read_security
 from quire.service.security.reload import keep_fresh
 from quire.service.settings import Settings, is_loopback
 from quire.service.telemetry.counters import Ledger
-from quire.service.telemetry.metrics import MetricsServer, QuireCollector, Sources
+from quire.service.telemetry.metrics import Build, QuireCollector, Sources
+from quire.service.telemetry.metrics_server import MetricsServer
 from quire.service.telemetry.protection_metrics import ProtectionCollector
 from quire.service.telemetry.tracing import Tracer, make_tracer
 from quire.service.text import tokenizer as tokenizers
@@ -220,7 +223,15 @@ class Server:
         def step_hung() -> bool:
             return self._watchdog is not None and self._watchdog.hung
 
-        sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung)
+        def build() -> Build | None:
+            serving = self._servicer.serving
+            if serving is None:
+                return None
+            info = serving.model.info
+            shown = (serving.model.name, info.fingerprint, info.device, info.dtype)
+            return Build(quire_version(), *shown, info.block_size)
+
+        sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung, build)
         material, beyond = self._security.tls, not is_loopback(service.metrics_host)
 
         def expires_at() -> float | None:
@@ -228,21 +239,25 @@ class Server:
 
         collectors = [
             QuireCollector(sources),
-            ProtectionCollector(self._admission, self.ledger, expires_at),
+            ProtectionCollector(
+                self._admission, self.ledger, expires_at, asyncio.get_running_loop()
+            ),
+            ProcessCollector(registry=None),
         ]
-        files = tls_files(service) if material is not None and beyond else None
+
+        def context() -> ssl.SSLContext | None:
+            return material.value.context if material is not None and beyond else None
+
         try:
-            self._metrics = metrics = MetricsServer(
-                service.metrics_host, service.metrics_port, collectors, files
+            self._metrics = MetricsServer(
+                service.metrics_host, service.metrics_port, collectors, context
             )
         except OSError as error:
             raise ConfigError(
                 f"cannot serve metrics on {service.metrics_host}:{service.metrics_port}: "
                 f"{error.strerror or error}"
             ) from error
-        self.metrics_port = metrics.port
-        if material is not None:
-            material.on_change.append(lambda _: metrics.reload_tls())
+        self.metrics_port = self._metrics.port
 
     def read_again(self) -> None:
         """Look at the files that may change now, without waiting for the next look."""

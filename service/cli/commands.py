@@ -66,7 +66,7 @@ def hash_key(
     """Print a line for the file of API keys; a key that is made is shown once, on stderr."""
 
     def run() -> int:
-        from quire.service.security.auth import make_entry, new_key
+        from quire.service.security.keys import make_entry, new_key
 
         key = sys.stdin.readline().rstrip("\r\n") if stdin else new_key()
         entry = make_entry(name, key)

@@ -19,7 +19,7 @@ from quire.engine.errors import RequestError
 from quire.engine.request import GenerationRequest
 from quire.service import errors
 from quire.service.admission.admission import Admission, Place
-from quire.service.admission.rate_limits import ClientLimits, Permit
+from quire.service.admission.rate_limits import ClientLimits, Permit, check_priority
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle
 from quire.service.rpc.field_faults import MAX_N
@@ -92,6 +92,7 @@ class Reception:
         self._check_state()
         if isinstance(request, Malformed):
             raise errors.malformed()
+        check_priority(request.priority, caller.max_priority)
         assert serving is not None
         permit = self._entrance.limits.enter(caller.client)
         try:

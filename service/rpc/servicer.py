@@ -21,6 +21,7 @@ from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.reception import Call, Entrance, Malformed, Reception, Serving, fault
 from quire.service.rpc.write_watch import Writes, WriteWatch
+from quire.service.security.auth import Caller
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.tracing import EndedCall, Times, Tracer
@@ -215,8 +216,8 @@ class InferenceServicer:
         code = grpc.StatusCode.CANCELLED
         try:
             try:
-                self._entrance.authenticator.caller(context)
-                response = await self._stats(request)
+                caller = self._entrance.authenticator.caller(context)
+                response = await self._stats(request, caller)
             except Refusal as refusal:
                 code = refusal.code
                 access.refused("Stats", context, self._entrance.authenticator, refusal)
@@ -226,7 +227,9 @@ class InferenceServicer:
         finally:
             self._ledger.rpc("Stats", _ended(code, context))
 
-    async def _stats(self, request: pb.StatsRequest | Malformed) -> pb.StatsResponse:
+    async def _stats(
+        self, request: pb.StatsRequest | Malformed, caller: Caller
+    ) -> pb.StatsResponse:
         if isinstance(request, Malformed):
             raise errors.malformed()
         refusal = self._lifecycle.refusal()
@@ -236,8 +239,11 @@ class InferenceServicer:
         try:
             block_map = b""
             if request.include_block_map:
+                self.serving.stats.allow_block_map(operator=caller.operator)
                 block_map = await self.serving.engine.block_map()
-            return self.serving.stats.response(block_map)
+            return self.serving.stats.response(block_map, operator=caller.operator)
+        except Refusal:
+            raise
         except EngineDeadError as error:
             raise errors.unavailable(str(error), "ENGINE_DEAD") from error
         except Exception as error:

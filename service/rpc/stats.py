@@ -1,33 +1,93 @@
 """The Stats answer: the engine's snapshot and the service's ledger as one message.
 
-Invariant: a snapshot; nothing here is cached or changed.
+Counters of all clients give away what one of them asks and gets: the difference of two answers is
+the length of a prompt. So they are for operators; others are told what is served, and on what.
+
+Invariant: a snapshot; what is not told is left unset.
 """
 
 import time
+from collections.abc import Callable
+
+import grpc
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason
+from quire.service.admission.rate_limits import TokenBucket
+from quire.service.errors import Refusal
 from quire.service.rpc.validation import ServedModel
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.histogram import Histogram
 from quire.v1 import inference_pb2 as pb
+
+MAPS_A_SECOND, MAPS_AT_ONCE = 4.0, 20.0  # block maps, of all callers together
 
 
 class StatsReporter:
     """Builds StatsResponse."""
 
     def __init__(
-        self, engine: AsyncEngine, model: ServedModel, ledger: Ledger, version: str
+        self,
+        engine: AsyncEngine,
+        model: ServedModel,
+        ledger: Ledger,
+        version: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._model = model
         self._ledger = ledger
         self._version = version
-        self._ready_at = time.monotonic()
+        self._clock = clock
+        self._ready_at = clock()
+        self._maps = TokenBucket(MAPS_A_SECOND, MAPS_AT_ONCE, self._ready_at)
 
-    def response(self, block_map: bytes = b"") -> pb.StatsResponse:
-        """The message; block_map: one byte a block, or empty."""
+    def allow_block_map(self, *, operator: bool) -> None:
+        """Raises Refusal: the map is for operators, and costs the engine's thread time."""
+        if not operator:
+            raise Refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "include_block_map = true: is for operators (a key's line with `operator`)",
+                reason="OPERATORS_ONLY",
+            )
+        now = self._clock()
+        wait = self._maps.wait(1.0, now)
+        if wait > 0:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"include_block_map: at most {MAPS_A_SECOND:g} a second",
+                reason="RATE_LIMITED",
+                retry_after=wait,
+            )
+        self._maps.take(1.0, now)
+
+    def response(self, block_map: bytes = b"", *, operator: bool = True) -> pb.StatsResponse:
+        """The message; block_map: one byte a block, or empty. operator: whether the caller may
+        know what all clients do."""
+        return self._whole(block_map) if operator else self._served()
+
+    def _served(self) -> pb.StatsResponse:
+        """What is served and on what: nothing that any call changes."""
+        info = self._model.info
+        return pb.StatsResponse(
+            model=self._model_info(),
+            engine_config=info.options,
+            cache=pb.CacheStats(
+                block_size=info.block_size,
+                blocks_total=self._engine.stats().blocks_total,
+                bytes_per_token=info.kv_bytes_per_token,
+            ),
+            memory=pb.DeviceMemory(
+                total=info.device_memory_total,
+                weights=info.weight_bytes,
+                kv_cache=info.kv_cache_bytes,
+            ),
+            uptime_seconds=self._clock() - self._ready_at,
+            version=self._version,
+        )
+
+    def _whole(self, block_map: bytes) -> pb.StatsResponse:
         engine, ledger, info = self._engine.stats(), self._ledger, self._model.info
         response = pb.StatsResponse(
             model=self._model_info(),
@@ -58,7 +118,7 @@ class StatsReporter:
                 allocated_bytes=engine.memory_allocated,
                 peak_bytes=engine.memory_peak,
             ),
-            uptime_seconds=time.monotonic() - self._ready_at,
+            uptime_seconds=self._clock() - self._ready_at,
             version=self._version,
         )
         response.cache.block_map = block_map

@@ -9,7 +9,8 @@ from pathlib import Path
 import grpc
 
 from quire.service.security import tls
-from quire.service.security.auth import Authenticator, KeyRing, read_keys
+from quire.service.security.auth import Authenticator
+from quire.service.security.keys import KeyRing, read_keys, still_standing
 from quire.service.security.reload import Refreshable, WatchedFiles
 from quire.service.security.tls import TLSFiles, TLSMaterial
 from quire.service.settings import ServiceConfig
@@ -22,11 +23,12 @@ class Security:
     keys: WatchedFiles[KeyRing] | None
     tls: WatchedFiles[TLSMaterial] | None
     mutual: bool
+    max_priority: int = 0
 
     @property
     def authenticator(self) -> Authenticator:
         """Tells who calls."""
-        return Authenticator(self.keys, certificates=self.mutual)
+        return Authenticator(self.keys, certificates=self.mutual, max_priority=self.max_priority)
 
     @property
     def watched(self) -> list[Refreshable]:
@@ -42,11 +44,24 @@ def read_security(service: ServiceConfig) -> Security:
     """Read every file that the options name. Raises ConfigError."""
     keys = material = None
     if service.api_keys is not None:
-        path = Path(service.api_keys)
-        keys = WatchedFiles("api_keys", [path], lambda: read_keys(path))
+        keys = watch_keys(Path(service.api_keys))
     if service.tls_cert is not None and service.tls_key is not None:
         material = tls.watch(tls_files(service))
-    return Security(keys, material, service.tls_client_ca is not None)
+    mutual = service.tls_client_ca is not None
+    return Security(keys, material, mutual, service.max_priority)
+
+
+def watch_keys(path: Path) -> WatchedFiles[KeyRing]:
+    """The file's keys, kept fresh by `refresh`. A file that is emptied while the server runs is
+    taken at its word: nobody may come in. At the start it is a mistake: raises ConfigError."""
+    read_keys(path)
+    return WatchedFiles(
+        "api_keys",
+        [path],
+        lambda: read_keys(path, may_be_empty=True),
+        fallback=lambda before: still_standing(path, before),
+        alarm=lambda ring: "" if len(ring) else "holds no key: nobody may come in",
+    )
 
 
 def tls_files(service: ServiceConfig) -> TLSFiles:

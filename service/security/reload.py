@@ -1,12 +1,19 @@
 """Files that may change while the server runs.
 
-Invariant: `value` is always something that was read without a fault; a change that cannot be read
-leaves it as it is, and the log says why, once for each change. Files are known by their identity,
-size and time of change, so a mounted secret whose links are swapped is seen too.
+Invariant: a change is tried again until it has been read; nothing that goes wrong ends the
+watching. `value` was read without a fault, from files that did not change meanwhile. Where a change
+cannot be read for `GRACE_SECONDS`, the value's own fallback takes its place (keys: nobody whose key
+may have been taken away gets in) or, without one, the old stays. Each failure is said once. Files
+are known by identity, size and times, so a mounted secret whose links are swapped is seen too.
 """
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -16,9 +23,12 @@ from quire.engine.errors import ConfigError
 log = logging.getLogger("quire.service")
 
 POLL_SECONDS = 1.0
+GRACE_SECONDS = 2.0  # with two polls, well below the 5 s in which a key is to be revoked
+_SETTLED_NS = 2_000_000_000  # a younger file may be written again without its times showing it
+_TRIES = 3  # at once, of files that change while they are read
 
 T = TypeVar("T")
-_Signature = tuple[tuple[int, int, int] | None, ...]
+_Signature = tuple[tuple[int, ...] | None, ...]
 
 
 class Refreshable(Protocol):
@@ -28,50 +38,209 @@ class Refreshable(Protocol):
 
 
 class WatchedFiles(Generic[T]):
-    """A value that is read from files, and again when one of them changes."""
+    """A value that is read from files, and again when one of them changes. Any thread may call
+    `refresh` and take `value`."""
 
-    def __init__(self, name: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        """Reads at once. Raises ConfigError, as `read` does."""
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        read: Callable[[], T],
+        fallback: Callable[[T], T] | None = None,
+        alarm: Callable[[T], str] = lambda _: "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Reads at once. fallback: from the last value that was read, what is in force while a
+        change cannot be. alarm: what is to be said loudly of a new value. Raises ConfigError, as
+        `read` does."""
         self._name = name
         self._paths = tuple(paths)
         self._read = read
-        self._seen = self._signature()  # taken first: a change while reading is seen next time
-        self.value: T = read()
-        self.on_change: list[Callable[[T], None]] = []
+        self._fallback = fallback
+        self._alarm = alarm
+        self._clock = clock
+        self._spare = _SpareDescriptor()
+        self._lock = threading.Lock()
+        self._failing_since: float | None = None
+        self._said = ""
+        self._seen, self.value = self._read_whole()
+        self._sound = self.value
 
     def refresh(self) -> bool:
-        """Read again if a file has changed; whether there is a new value."""
-        signature = self._signature()
-        if signature == self._seen:
+        """Read again if a file has changed; whether there is a new value. Never raises."""
+        with self._lock:
+            return self._refreshed()
+
+    def _refreshed(self) -> bool:
+        if self._seen is not None and self._signature() == self._seen:
             return False
-        self._seen = signature
         try:
-            self.value = self._read()
-        except ConfigError as error:
-            log.error(
-                "%s: the change is not taken over, the old stays in force: %s", self._name, error
-            )
+            with self._spare:
+                self._seen, value = self._read_whole()
+        except Exception as error:
+            return self._failed(error)
+        recovered, self._failing_since, self._said = self._failing_since is not None, None, ""
+        if value == self.value:  # touched, or written again as it was
+            self._sound = value
+            if recovered:
+                log.info("%s: can be read again", self._name)
             return False
+        self._sound = self.value = value
         log.info("%s: read again", self._name)
-        for tell in self.on_change:
-            tell(self.value)
+        self._sound_alarm()
         return True
+
+    def _failed(self, error: Exception) -> bool:
+        """Say so once, and fall back when it lasts. Whether that changed the value."""
+        self._seen = None  # to be tried again, whatever the files look like then
+        now = self._clock()
+        if self._failing_since is None:
+            self._failing_since = now
+        self._say(f"{type(error).__name__}: {error}", error)
+        if self._fallback is None or now - self._failing_since < GRACE_SECONDS:
+            return False
+        try:
+            value = self._fallback(self._sound)
+        except Exception as fault:
+            log.critical("%s: no fallback: %s", self._name, fault)
+            return False
+        if value == self.value:
+            return False
+        self.value = value
+        log.critical("%s: its change cannot be read: the old is no longer in force", self._name)
+        self._sound_alarm()
+        return True
+
+    def _sound_alarm(self) -> None:
+        words = self._alarm(self.value)
+        if words:
+            log.critical("%s: %s", self._name, words)
+
+    def _say(self, words: str, error: Exception) -> None:
+        if words == self._said:
+            return
+        self._said = words
+        unexpected = not isinstance(error, ConfigError)
+        log.error(
+            "%s: the change is not taken over, the old stays in force: %s",
+            self._name,
+            words if unexpected else error,
+            exc_info=error if unexpected else None,
+        )
+
+    def _read_whole(self) -> tuple[_Signature | None, T]:
+        """A value from files of one moment, and their signature; None where a later change might
+        not show in it."""
+        for _ in range(_TRIES):
+            before, now = self._signature(), time.time_ns()
+            try:
+                value = self._read()
+            except ConfigError:
+                if self._signature() == before:
+                    raise
+                continue
+            if self._signature() == before:
+                return (before if _settled(before, now) else None), value
+        shown = ", ".join(map(str, self._paths))
+        raise ConfigError(f"{self._name} = {shown}: changed while it was read")
 
     def _signature(self) -> _Signature:
         return tuple(_identity(path) for path in self._paths)
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def _identity(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return (status.st_dev, status.st_ino, status.st_size, *times)
+
+
+def _settled(signature: _Signature, now: int) -> bool:
+    """Whether all files are there, and any later change would have other times."""
+    return all(
+        file is not None and all(abs(now - stamp) > _SETTLED_NS for stamp in file[-2:])
+        for file in signature
+    )
+
+
+class _SpareDescriptor:
+    """A file descriptor that is given up while files are read: where all others are taken, that
+    one is there to read with."""
+
+    def __init__(self) -> None:
+        self._spare: int | None = None
+        self._take()
+
+    def __enter__(self) -> None:
+        if self._spare is not None and not _descriptors_left():
+            os.close(self._spare)
+            self._spare = None
+
+    def __exit__(self, *_: object) -> None:
+        self._take()
+
+    def __del__(self) -> None:
+        if self._spare is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._spare)
+
+    def _take(self) -> None:
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+
+
+def _descriptors_left() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
+
+
+class Watcher:
+    """A thread of its own that looks at files for ever: neither a busy event loop nor a full pool
+    of threads keeps a key from being revoked."""
+
+    def __init__(self, watched: Sequence[Refreshable], seconds: float = POLL_SECONDS) -> None:
+        self._watched = tuple(watched)
+        self._seconds = seconds
+        self._stopping = threading.Event()
+        self._said: set[str] = set()
+        self._thread = threading.Thread(target=self._watch, name="quire-files", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more. Does not wait for a slow disk."""
+        self._stopping.set()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self._seconds):
+            for files in self._watched:
+                try:
+                    files.refresh()
+                except Exception as error:
+                    self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        words = f"{type(error).__name__}: {error}"
+        if words in self._said or len(self._said) >= 64:
+            return
+        self._said.add(words)
+        with contextlib.suppress(Exception):  # a log that cannot be written ends nothing either
+            log.error("a look at files failed, and will be repeated: %s", words, exc_info=error)
 
 
 async def keep_fresh(watched: Sequence[Refreshable], seconds: float = POLL_SECONDS) -> None:
-    """Look at files for ever, off the event loop: a slow disk must not hold up streams."""
-    while True:
-        await asyncio.sleep(seconds)
-        for files in watched:
-            await asyncio.to_thread(files.refresh)
+    """Look at files, on a thread of their own, until cancelled."""
+    watcher = Watcher(watched, seconds)
+    watcher.start()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        watcher.stop()

@@ -3,11 +3,10 @@
 Invariant: serving a request never touches a metric; no label holds a key, a peer or a request.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import platform
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,7 +18,6 @@ from prometheus_client.registry import Collector
 from quire.engine.loop.stats import EngineStats
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason
-from quire.service.security.tls import TLSFiles
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.histogram import Histogram
 
@@ -32,6 +30,19 @@ class Sources:
     engine: Callable[[], EngineStats | None]
     step_times: Callable[[], StepTimes | None]
     step_hung: Callable[[], bool]
+    build: Callable[[], "Build | None"] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What runs: known once the model is loaded. block_size: tokens of a cache block."""
+
+    version: str
+    model: str
+    fingerprint: str
+    device: str
+    dtype: str
+    block_size: int
 
 
 class QuireCollector(Collector):
@@ -46,46 +57,14 @@ class QuireCollector(Collector):
         engine, step_times = self._sources.engine(), self._sources.step_times()
         if engine is not None:
             yield from _engine_metrics(engine)
+            build = self._sources.build()
+            if build is not None:
+                yield _build_info(build)
+                yield from _scheduler_metrics(engine, build)
         if step_times is not None:
             yield _step_seconds(step_times)
         hung = float(self._sources.step_hung())
         yield _gauge("quire_step_hung", "1 while a step has taken longer than it may", hung)
-
-
-class MetricsServer:
-    """The HTTP server behind --metrics-port, on a thread of its own."""
-
-    def __init__(
-        self, host: str, port: int, collectors: Sequence[Collector], tls: TLSFiles | None = None
-    ) -> None:
-        """Listens at once; over TLS with these files. Raises OSError if the port is in use."""
-        registry = CollectorRegistry()
-        for collector in collectors:
-            registry.register(collector)
-        self._tls = tls
-        started: Any = start_http_server(port, addr=host, registry=registry, **_tls_options(tls))
-        self._server, self._thread = started
-        self.port: int = self._server.server_port
-
-    def reload_tls(self) -> None:
-        """New connections get what the files hold now."""
-        if self._tls is not None:
-            self._server.socket.context.load_cert_chain(self._tls.cert, self._tls.key)
-
-    def stop(self) -> None:
-        """Close the port and end the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _tls_options(tls: TLSFiles | None) -> dict[str, Any]:
-    if tls is None:
-        return {}
-    options: dict[str, Any] = {"certfile": str(tls.cert), "keyfile": str(tls.key)}
-    if tls.client_ca is not None:
-        options |= {"client_cafile": str(tls.client_ca), "client_auth_required": True}
-    return options
 
 
 def _service_metrics(ledger: Ledger) -> Iterator[Metric]:
@@ -147,6 +126,32 @@ def _engine_metrics(engine: EngineStats) -> Iterator[Metric]:
     )
     yield _gauge("quire_device_memory_bytes", "Memory allocated", engine.memory_allocated)
     yield _gauge("quire_device_memory_peak_bytes", "Most allocated at once", engine.memory_peak)
+
+
+def _build_info(build: Build) -> Metric:
+    labels = ["version", "python", "model_name", "fingerprint", "device", "dtype"]
+    info = GaugeMetricFamily("quire_build_info", "1; its labels say what runs", labels=labels)
+    shown = (build.version, platform.python_version(), build.model, build.fingerprint)
+    info.add_metric([*shown, build.device, build.dtype], 1.0)
+    return info
+
+
+def _scheduler_metrics(engine: EngineStats, build: Build) -> Iterator[Metric]:
+    """Under the names by which schedulers of inference (the Gateway API's, for one) know them."""
+    usage = engine.blocks_in_use / max(engine.blocks_total, 1)
+    for name, text, value in (
+        ("vllm:num_requests_running", "Completions being computed", engine.running),
+        ("vllm:num_requests_waiting", "Completions waiting", engine.waiting),
+        ("vllm:kv_cache_usage_perc", "Share of cache blocks in use, 0 to 1", usage),
+    ):
+        gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+        gauge.add_metric([build.model], float(value))
+        yield gauge
+    config = GaugeMetricFamily(
+        "vllm:cache_config_info", "1; the cache", labels=["block_size", "num_gpu_blocks"]
+    )
+    config.add_metric([str(build.block_size), str(engine.blocks_total)], 1.0)
+    yield config
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

@@ -1,9 +1,12 @@
 """Metrics of what guards the server: the queue's doorkeeper and the certificate.
 
-Invariant: as in `metrics`: read at the scrape, and no label names a client.
+Invariant: no label names a client; the queue, which changes under the scraping thread's hands, is
+read by the event loop alone (see `loop_snapshot`).
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,37 +14,60 @@ from prometheus_client.registry import Collector
 from quire.service.admission.admission import Admission
 from quire.service.telemetry import logs
 from quire.service.telemetry.counters import Ledger
+from quire.service.telemetry.loop_snapshot import LoopSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """Of one moment."""
+
+    waiting: int
+    tokens: int
+    estimated_wait: float
+    refusals: tuple[tuple[str, int], ...]
 
 
 class ProtectionCollector(Collector):
     """expires_at: seconds since 1970 of the certificate in force; None: no TLS."""
 
     def __init__(
-        self, admission: Admission, ledger: Ledger, expires_at: Callable[[], float | None]
+        self,
+        admission: Admission,
+        ledger: Ledger,
+        expires_at: Callable[[], float | None],
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._admission = admission
-        self._ledger = ledger
+        """loop: where the queue lives; None: on this thread."""
+        self._limit = admission.policy.max_waiting
         self._expires_at = expires_at
+
+        def take() -> _Queue:
+            return _Queue(
+                admission.waiting,
+                admission.waiting_tokens,
+                admission.estimated_wait(),
+                tuple(ledger.refusals.items()),
+            )
+
+        self._queue = LoopSnapshot(take, loop)
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
-        admission, policy = self._admission, self._admission.policy
+        queue = self._queue.read()
         yield GaugeMetricFamily(
-            "quire_queue_waiting", "Completions let in and not started", value=admission.waiting
+            "quire_queue_waiting", "Completions let in and not started", value=queue.waiting
         )
-        yield GaugeMetricFamily("quire_queue_limit", "max_waiting", value=policy.max_waiting)
-        yield GaugeMetricFamily(
-            "quire_queue_tokens", "Prompt tokens that wait", value=admission.waiting_tokens
-        )
+        yield GaugeMetricFamily("quire_queue_limit", "max_waiting", value=self._limit)
+        yield GaugeMetricFamily("quire_queue_tokens", "Prompt tokens that wait", value=queue.tokens)
         yield GaugeMetricFamily(
             "quire_queue_estimated_wait_seconds",
             "What one more call would have to wait, as admission sees it",
-            value=admission.estimated_wait(),
+            value=queue.estimated_wait,
         )
         refusals = CounterMetricFamily(
             "quire_refusals", "Generate calls refused", labels=["reason"]
         )
-        for reason, count in list(self._ledger.refusals.items()):
+        for reason, count in queue.refusals:
             refusals.add_metric([reason], count)
         yield refusals
         yield CounterMetricFamily(

@@ -40,7 +40,9 @@ def bearer(key: str) -> tuple[tuple[str, str], ...]:
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text(f"# who may call\n\n{make_entry('alice', ALICE)}\n{make_entry('bob', BOB)}\n")
+    path.write_text(
+        f"# who may call\n\n{make_entry('alice', ALICE)} operator\n{make_entry('bob', BOB)}\n"
+    )
     return path
 
 
@@ -58,7 +60,7 @@ def test_keys_are_found_by_their_salted_hash(keys: Path) -> None:
     assert make_entry("x", ALICE) != make_entry("x", ALICE)
 
 
-def test_every_entry_is_compared_in_constant_time(
+def test_a_key_is_compared_in_constant_time_known_or_not(
     keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
@@ -68,11 +70,11 @@ def test_every_entry_is_compared_in_constant_time(
         return a == b
 
     ring = read_keys(keys)
-    monkeypatch.setattr("quire.service.security.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("quire.service.security.keys.hmac.compare_digest", compare)
     for key in (ALICE, BOB, "neither-of-them-at-all"):
         compared.clear()
         ring.find(key.encode())
-        assert len(compared) == 2
+        assert len(compared) == 1
 
 
 @pytest.mark.parametrize(
@@ -277,11 +279,11 @@ def test_tenants_share_no_cache_and_a_tenants_salts_do_not_either(keys: Path) ->
 
             async def spent(key: str, salt: str = "") -> tuple[int, int]:
                 """Cached tokens as told, and prefill tokens computed."""
-                before = await running.stub.Stats(pb.StatsRequest(), metadata=bearer(key))
+                before = await running.stub.Stats(pb.StatsRequest(), metadata=bearer(ALICE))
                 request = ask(prompt, max_tokens=1, cache_salt=salt)
                 answer = await generate(running, request, metadata=bearer(key))
                 while True:
-                    after = await running.stub.Stats(pb.StatsRequest(), metadata=bearer(key))
+                    after = await running.stub.Stats(pb.StatsRequest(), metadata=bearer(ALICE))
                     if after.cache.blocks_free == after.cache.blocks_total:
                         break
                 computed = after.tokens.prefill_computed - before.tokens.prefill_computed

@@ -19,7 +19,15 @@ NAMES = {
     "quire_device_memory_bytes", "quire_device_memory_peak_bytes",
 }  # fmt: skip
 KINDS = ("prefill", "decode", "mixed")
+SCHEDULERS = {
+    "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
+    "vllm:cache_config_info",
+}  # fmt: skip
 LABELS = {"le", "reason", "kind", "method", "code"}
+ABOUT = {
+    "version", "python", "model_name", "fingerprint", "device", "dtype", "block_size",
+    "num_gpu_blocks",
+}  # fmt: skip
 
 
 def test_the_page_has_every_name_and_no_label_by_key_peer_or_request() -> None:
@@ -30,9 +38,14 @@ def test_the_page_has_every_name_and_no_label_by_key_peer_or_request() -> None:
             url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
             page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
         families = {f.name: f for f in text_string_to_metric_families(page)}
-        assert families.keys() >= NAMES
+        assert families.keys() >= NAMES | SCHEDULERS | {"quire_build_info"}
+        assert {"process_cpu_seconds", "process_open_fds"} <= families.keys()
         samples = [sample for family in families.values() for sample in family.samples]
-        assert {label for sample in samples for label in sample.labels} <= LABELS
+        assert {label for sample in samples for label in sample.labels} <= LABELS | ABOUT
+        about = families["quire_build_info"].samples[0].labels
+        assert about["model_name"] == "fake" and about["version"]
+        waiting = families["vllm:num_requests_waiting"].samples[0]
+        assert (waiting.labels, waiting.value) == ({"model_name": "fake"}, 0.0)
         assert "somebody" not in page
         values = {(s.name, *sorted(s.labels.values())): s.value for s in samples}
         assert values["quire_requests_finished_total", "stop"] == 1

@@ -1,0 +1,257 @@
+"""A key that is taken away is shut out, whatever else goes wrong."""
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from harness import run
+
+from quire.engine.errors import ConfigError
+from quire.service.security import reload
+from quire.service.security.credentials import watch_keys
+from quire.service.security.keys import KeyRing, make_entry
+from quire.service.security.reload import GRACE_SECONDS, WatchedFiles, Watcher, keep_fresh
+
+ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
+LINES = {"alice": make_entry("alice", ALICE), "bob": make_entry("bob", BOB)}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "keys"
+    file.write_text("\n".join(LINES.values()) + "\n")
+    return file
+
+
+@pytest.fixture
+def watched(path: Path) -> WatchedFiles[KeyRing]:
+    keys = watch_keys(path)
+    keys._clock = Clock()
+    return keys
+
+
+def names(keys: WatchedFiles[KeyRing]) -> list[str]:
+    found = (keys.value.find(key.encode()) for key in (ALICE, BOB))
+    return [name for name in found if name is not None]
+
+
+def wait_grace(keys: WatchedFiles[KeyRing]) -> None:
+    """Two looks, before and after the patience with a file that cannot be read."""
+    assert isinstance(keys._clock, Clock)
+    keys.refresh()
+    keys._clock.now += GRACE_SECONDS
+    keys.refresh()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        RuntimeError("nobody thought of it"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_change_is_tried_until_it_was_read(
+    path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails: list[Exception] = []
+
+    def read() -> str:
+        if fails:
+            raise fails[0]
+        return path.read_text()
+
+    files = WatchedFiles("keys", [path], read)
+    path.write_text("changed")
+    fails.append(error)
+    for _ in range(3):
+        assert not files.refresh()
+    assert caplog.text.count("the old stays in force") == 1  # each failure is said once
+    fails.clear()
+    assert files.refresh()
+    assert files.value == "changed"
+
+
+def test_a_key_is_revoked_while_no_descriptor_is_left(path: Path) -> None:
+    keys = watch_keys(path)
+    path.write_text(LINES["bob"] + "\n")
+    taken: list[int] = []
+    try:
+        while True:
+            taken.append(os.dup(0))
+            if len(taken) > 1 << 16:
+                pytest.skip("this machine has no limit of descriptors")
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+        changed = keys.refresh()
+        kept = names(keys)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+    assert changed and kept == ["bob"]
+    assert not keys.refresh()
+
+
+@pytest.mark.parametrize("how", ["deleted", "unreadable", "binary"])
+def test_where_nothing_can_be_read_nobody_may_come_in(
+    how: str, path: Path, watched: WatchedFiles[KeyRing], caplog: pytest.LogCaptureFixture
+) -> None:
+    text = path.read_text()
+    path.unlink()
+    if how == "unreadable":
+        path.mkdir()  # a permission would not keep out root
+    elif how == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    watched.refresh()
+    assert names(watched) == ["alice", "bob"]  # the moment between two files is not the end
+    wait_grace(watched)
+    assert names(watched) == []
+    assert "nobody may come in" in caplog.text
+    if how == "unreadable":
+        path.rmdir()
+    path.write_text(text)
+    assert watched.refresh()
+    assert names(watched) == ["alice", "bob"]
+
+
+def test_a_file_that_is_half_written_revokes_and_lets_nobody_new_in(
+    path: Path, watched: WatchedFiles[KeyRing]
+) -> None:
+    carol = make_entry("carol", "carol-key-0123456789")
+    path.write_text(f"{carol}\n{LINES['bob']}\n{LINES['alice'][:40]}")
+    wait_grace(watched)
+    assert names(watched) == ["bob"]
+    assert watched.value.find(b"carol-key-0123456789") is None
+    path.write_text(f"{carol}\n{LINES['bob']}\n{LINES['alice']}\n")
+    assert watched.refresh()
+    assert names(watched) == ["alice", "bob"]
+    assert watched.value.find(b"carol-key-0123456789") == "carol"
+
+
+def test_an_emptied_file_lets_nobody_in_and_says_so(
+    path: Path, watched: WatchedFiles[KeyRing], caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text("# nobody\n")
+    assert watched.refresh()
+    assert names(watched) == []
+    assert [r.levelno for r in caplog.records if "nobody may come in" in r.getMessage()] == [
+        logging.CRITICAL
+    ]
+    with pytest.raises(ConfigError, match="holds no key"):
+        watch_keys(path)  # at the start it is a mistake
+
+
+def test_a_mounted_secret_whose_links_are_swapped(tmp_path: Path) -> None:
+    """Kubernetes: keys -> ..data/keys, ..data -> a directory of a date."""
+    for date, who in (("..1", "alice"), ("..2", "bob")):
+        (tmp_path / date).mkdir()
+        (tmp_path / date / "keys").write_text(LINES[who] + "\n")
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "keys").symlink_to("..data/keys")
+    keys = watch_keys(tmp_path / "keys")
+    assert names(keys) == ["alice"]
+    (tmp_path / "..next").symlink_to("..2")
+    (tmp_path / "..next").rename(tmp_path / "..data")
+    assert keys.refresh()
+    assert names(keys) == ["bob"]
+
+
+def test_a_change_that_no_time_shows_is_seen(path: Path) -> None:
+    """Written within one tick of the file system's clock, and as long as before."""
+    path.write_text(LINES["alice"].replace("alice", "anna1") + "\n")
+    keys = watch_keys(path)
+    before = path.stat()
+    path.write_text(LINES["alice"] + "\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    keys._seen = None if keys._seen is None else keys._signature()  # as if no time had changed
+    assert keys.refresh()
+    assert keys.value.find(ALICE.encode()) == "alice"
+
+
+def test_files_of_two_moments_are_not_taken_together(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("old")
+    two.write_text("old")
+    writes: list[Callable[[], int]] = []
+
+    def read() -> tuple[str, str]:
+        first = one.read_text()
+        if writes:
+            writes.pop()()
+        return first, two.read_text()
+
+    files = WatchedFiles("pair", [one, two], read)
+    one.write_text("newer")
+
+    def both() -> int:
+        one.write_text("newest!")
+        return two.write_text("newest!")
+
+    writes.append(both)
+    assert files.refresh()
+    assert files.value == ("newest!", "newest!")
+
+
+def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> None:
+    looked = threading.Semaphore(0)
+
+    class Broken:
+        def refresh(self) -> bool:
+            raise ZeroDivisionError("unexpected")
+
+    class Sound:
+        def refresh(self) -> bool:
+            looked.release()
+            return False
+
+    watcher = Watcher([Broken(), Sound()], 0.001)
+    watcher.start()
+    for _ in range(3):
+        assert looked.acquire(timeout=60)
+    watcher.stop()
+    watcher._thread.join(60)
+    assert not watcher._thread.is_alive()
+    assert caplog.text.count("a look at files failed") == 1
+
+
+def test_files_are_read_while_every_thread_of_the_pool_is_taken() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        pool, free, looked = ThreadPoolExecutor(1), threading.Event(), asyncio.Event()
+        loop.set_default_executor(pool)
+        held = loop.run_in_executor(None, free.wait, 60)
+
+        class Files:
+            def refresh(self) -> bool:
+                loop.call_soon_threadsafe(looked.set)
+                return False
+
+        task = asyncio.create_task(keep_fresh([Files()], 0.001))
+        try:
+            await looked.wait()
+        finally:
+            task.cancel()
+            free.set()
+            await held
+
+    run(test)
+
+
+def test_revocation_is_done_within_five_seconds() -> None:
+    assert GRACE_SECONDS + 2 * reload.POLL_SECONDS < 5.0
