@@ -1,7 +1,8 @@
 """Typed reading of a JSON object from a file.
 
 Invariant: a value that is returned has the type that was asked for, and every complaint names the
-file, the key and the value.
+file, the path of the key and the value. A key that stands twice is refused: readers differ in which
+one they take.
 """
 
 import json
@@ -10,31 +11,39 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from quire.engine.errors import ConfigError
+from quire.engine.stand_in import missing, stand_in
 
 _Default = TypeVar("_Default")
 _REQUIRED: Any = object()
+_SHOWN = 200  # characters of a value in a complaint
 
 
 class JsonFile:
-    """One JSON object and the name to complain under.
+    """One JSON object, the file's name and the path within it to complain under.
 
     A `default` stands in where a key is missing or null; without one the key is required. Raises
     ConfigError.
     """
 
-    def __init__(self, data: dict[str, Any], name: str) -> None:
+    def __init__(self, data: dict[str, Any], name: str, path: str = "") -> None:
         self.data = data
         self.name = name
+        self.path = path
 
     @classmethod
     def read(cls, path: Path) -> "JsonFile":
         """Read an object from a file."""
         try:
-            data = json.loads(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file") from None
+            raise ConfigError(f"{path}: {missing(path)}") from None
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        instead = stand_in(content)
+        if instead is not None:
+            raise ConfigError(f"{path}: {instead}")
+        try:
+            data = json.loads(content, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not JSON: {error}") from error
         if not isinstance(data, dict):
@@ -47,17 +56,23 @@ class JsonFile:
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise ConfigError for a key's value."""
+        where = f"{self.name}: {self.path}{key}"
         if key not in self.data:
-            raise ConfigError(f"{self.name}: {key} is missing: {expected}")
-        raise ConfigError(f"{self.name}: {key} = {json.dumps(self.data[key])}: {expected}")
+            raise ConfigError(f"{where} is missing: {expected}")
+        raise ConfigError(f"{where} = {_shown(self.data[key])}: {expected}")
 
-    def integer(self, key: str, default: _Default = _REQUIRED, *, least: int = 1) -> int | _Default:
-        """An integer of at least `least`."""
+    def integer(
+        self, key: str, default: _Default = _REQUIRED, *, least: int = 1, most: int | None = None
+    ) -> int | _Default:
+        """An integer of at least `least` and, where there is a limit, at most `most`."""
         expected = f"must be an integer of at least {least}"
+        expected += "" if most is None else f" and at most {most}"
         value = self._get(key, default, expected)
         if value is default:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self.refuse(key, expected)
+        if most is not None and value > most:
             self.refuse(key, expected)
         return value
 
@@ -71,7 +86,7 @@ class JsonFile:
         above: float = -math.inf,
     ) -> float | _Default:
         """A finite number, at least `least`, at most `most` and above `above`."""
-        limits = ((least, "at least"), (most, "at most"), (above, "above"))
+        limits = ((least, "at least"), (above, "above"), (most, "at most"))
         words = [f"{word} {limit:g}" for limit, word in limits if math.isfinite(limit)]
         expected = " ".join(("must be a number", " and ".join(words))).rstrip()
         value = self._get(key, default, expected)
@@ -79,9 +94,10 @@ class JsonFile:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(key, expected)
-        if not (math.isfinite(value) and least <= value <= most and value > above):
+        number = _as_float(value)
+        if not (math.isfinite(number) and least <= number <= most and number > above):
             self.refuse(key, expected)
-        return float(value)
+        return number
 
     def boolean(self, key: str, default: _Default = _REQUIRED) -> bool | _Default:
         """true or false."""
@@ -115,11 +131,11 @@ class JsonFile:
         value = self.data[key]
         if not isinstance(value, dict):
             self.refuse(key, "must be an object")
-        return JsonFile(value, f"{self.name}: {key}")
+        return JsonFile(value, self.name, f"{self.path}{key}.")
 
     def only(self, key: str, *allowed: object) -> None:
         """Refuse a value other than these; a missing or null one is no value."""
-        if self.has(key) and self.data[key] not in allowed:
+        if self.has(key) and not any(_same(self.data[key], one) for one in allowed):
             choices = ", ".join(json.dumps(value) for value in allowed)
             self.refuse(key, f"supported: {choices}")
 
@@ -129,6 +145,37 @@ class JsonFile:
         if default is _REQUIRED:
             self.refuse(key, expected)
         return default
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these pairs, for json.loads. Raises ValueError for a key that stands twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {json.dumps(key)[:_SHOWN]} stands twice in one object")
+        found[key] = value
+    return found
+
+
+def _as_float(value: float) -> float:
+    """Infinity for an integer that is beyond a float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _same(value: object, other: object) -> bool:
+    """Equal, and not a truth value beside a number (which Python holds for equal)."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = json.dumps(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _kind(value: object) -> str:

@@ -1,6 +1,7 @@
 """A directory's safetensors as one set of named tensors, and what names their content.
 
-Invariant: every name is stored once, in the file that the index says, if there is an index.
+Invariant: every name is stored once, in the file that the index says, if there is an index. Files
+of weights that would not be read are refused: nobody can tell which of two sources is meant.
 """
 
 import os
@@ -32,11 +33,15 @@ class Checkpoint:
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Find and check the files. Raises ModelError."""
-        if (directory / INDEX).exists():
-            return cls(_indexed(directory))
-        if (directory / SINGLE).exists():
-            return cls(read_header(directory / SINGLE))
-        raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is there")
+        index, single = directory / INDEX, directory / SINGLE
+        if os.path.lexists(index):
+            tensors = _indexed(directory)
+            _refuse_others(directory, INDEX, {tensor.path for tensor in tensors.values()})
+            return cls(tensors)
+        if os.path.lexists(single):
+            _refuse_others(directory, SINGLE, {single})
+            return cls(read_header(single))
+        raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is there{_instead(directory)}")
 
     def __enter__(self) -> Self:
         for path in {tensor.path for tensor in self.tensors.values()}:
@@ -79,6 +84,27 @@ def _probes(nbytes: int) -> list[tuple[int, int]]:
         return [(0, nbytes)]
     last = nbytes - _PROBE_BYTES
     return [(last * probe // (_PROBES - 1), _PROBE_BYTES) for probe in range(_PROBES)]
+
+
+def _refuse_others(directory: Path, source: str, used: set[Path]) -> None:
+    """Refuse files named like weights that `source` leaves out."""
+    others = sorted(set(directory.glob("model*.safetensors")) - used)
+    if others:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise ModelError(
+            f"{directory}: two sources of weights: {source}, and {others[0].name}{more}, which it "
+            "does not name; remove the one that is not meant"
+        )
+
+
+def _instead(directory: Path) -> str:
+    """What weights a directory without safetensors has, for the complaint."""
+    found = sorted(
+        path.name
+        for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+        for path in directory.glob(pattern)
+    )
+    return f"; {found[0]} is, which is not read" if found else ""
 
 
 def _indexed(directory: Path) -> dict[str, StoredTensor]:

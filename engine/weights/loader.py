@@ -1,12 +1,13 @@
 """From a checkpoint into a model's parameters, one piece of one tensor at a time.
 
 Invariant: when `load` returns, every parameter holds what the checkpoint says, cast to the model's
-dtype, and every tensor of the checkpoint has been used. Host memory: a few buffers of fixed size.
-On a GPU several threads read into pinned buffers; a buffer belongs to its copy until the copy's
-event, and is not written before.
+dtype, every number is finite, and every tensor of the checkpoint has been used. Host memory: a few
+buffers of fixed size. On a GPU several threads read into pinned buffers; a buffer belongs to its
+copy until the copy's event, and is not written before.
 """
 
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -42,11 +43,31 @@ class _Job:
     def nbytes(self) -> int:
         return (self.last - self.first) * self.stored.row_bytes
 
+    @property
+    def filled(self) -> Tensor:
+        """The part of the parameter that these rows fill."""
+        begin = self.first - self.placement.rows.start
+        return self.placement.target[begin : begin + self.last - self.first]
+
+    def check_sum(self, total: float) -> None:
+        """Refuse numbers that are not finite. total: the float32 sum of what was filled, which
+        is finite only if all are; if it is not, they are looked at one by one."""
+        if math.isfinite(total):
+            return
+        bad = int((~torch.isfinite(self.filled)).sum())
+        if bad:
+            kind = str(self.filled.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{self.stored.path}: {self.stored.name}: {bad} numbers in rows {self.first} to "
+                f"{self.last - 1} are not finite (NaN, infinite, or too large for {kind})"
+            )
+
 
 def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no_progress) -> None:
     """Fill the parameters from safetensors.
 
-    Raises ModelError: a file or weight that is missing, unexpected, misshapen or corrupt.
+    Raises ModelError: a file or weight that is missing, unexpected, misshapen or corrupt, or a
+    number that is not finite.
     """
     with Checkpoint.open(directory) as checkpoint:
         jobs = _jobs(directory, checkpoint, model)
@@ -180,6 +201,7 @@ class _CpuLane:
 
     def move(self, job: _Job, checkpoint: Checkpoint) -> None:
         job.placement.put(job.first, self._buffer.read(job, checkpoint))
+        job.check_sum(float(job.filled.sum(dtype=torch.float32)))
 
     def finish(self) -> None:
         """Nothing is in flight."""
@@ -193,6 +215,7 @@ class _GpuLane:
         self._stream = torch.cuda.Stream(device)
         buffers = [(_Buffer(nbytes, pinned=True), torch.cuda.Event()) for _ in range(_BUFFERS)]
         self._turns = itertools.cycle(buffers)
+        self._sums: list[tuple[_Job, Tensor]] = []  # on the device until all is there
 
     def move(self, job: _Job, checkpoint: Checkpoint) -> None:
         buffer, copied = next(self._turns)
@@ -204,9 +227,16 @@ class _GpuLane:
                 staged = staged.to(self._device, non_blocking=True)
             placement.put(job.first, staged)
             copied.record(self._stream)
+            self._sums.append((job, job.filled.sum(dtype=torch.float32)))
 
     def finish(self) -> None:
         self._stream.synchronize()
+        if not self._sums:
+            return
+        with torch.cuda.stream(self._stream):
+            totals = torch.stack([total for _, total in self._sums]).tolist()
+            for (job, _), total in zip(self._sums, totals, strict=True):
+                job.check_sum(total)
 
 
 class _Buffer:

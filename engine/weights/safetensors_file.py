@@ -1,7 +1,8 @@
 """The safetensors format, read without mapping: headers, and bytes at an offset.
 
-Invariant: a StoredTensor lies wholly within its file as it was when the header was read, and its
-size follows from dtype and shape; a file that says otherwise is refused.
+Invariant: a StoredTensor lies wholly within its file as it was when the header was read, its size
+follows from dtype and shape, and every byte of data belongs to exactly one tensor; a file that says
+otherwise is refused.
 
 Format: 8 bytes, the header's length (little-endian); the header, a JSON object of
 name -> {dtype, shape, data_offsets}; then the data, which the offsets count from.
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 
 from quire.engine.errors import ModelError
+from quire.engine.json_file import once
+from quire.engine.stand_in import HEAD_BYTES, missing, stand_in
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -48,10 +51,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise ModelError(f"{path}: corrupt: the file is empty")
+            instead = stand_in(file.read(HEAD_BYTES))
+            if instead is not None:
+                raise ModelError(f"{path}: {instead}")
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
                 raise ModelError(f"{path}: corrupt: header of {length} bytes in {size}")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=once)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: cannot be read: {missing(path)}") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -60,7 +71,25 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"{path}: corrupt: the header is not an object")
     header.pop("__metadata__", None)
     data = 8 + length
-    return {name: _entry(path, name, said, data, size) for name, said in header.items()}
+    tensors = {name: _entry(path, name, said, data, size) for name, said in header.items()}
+    _check_cover(path, tensors, data, size)
+    return tensors
+
+
+def _check_cover(path: Path, tensors: dict[str, StoredTensor], data: int, size: int) -> None:
+    """Each tensor begins where another ends, from the first byte of data to the last."""
+    end, before = data, "the header"
+    for tensor in sorted(tensors.values(), key=lambda one: (one.offset, one.nbytes)):
+        if tensor.offset < end:
+            raise ModelError(f"{path}: corrupt: {tensor.name} overlaps {before}")
+        if tensor.offset > end:
+            hole = tensor.offset - end
+            raise ModelError(
+                f"{path}: corrupt: {hole} bytes before {tensor.name} belong to no tensor"
+            )
+        end, before = tensor.offset + tensor.nbytes, tensor.name
+    if end != size:
+        raise ModelError(f"{path}: corrupt: the last {size - end} bytes belong to no tensor")
 
 
 def _entry(path: Path, name: str, said: Any, data: int, size: int) -> StoredTensor:

@@ -5,7 +5,8 @@
     a directory     as it is; checked against its manifest, if it has one like pocket's
     NAME or A/NAME  fetched from the Hugging Face Hub: safetensors, JSON, tokenizer files; no code
 
-Invariant: what is resolved is on this machine; no code of a model is ever fetched or run.
+Invariant: what is resolved is on this machine, and is what its files' names say; no code of a model
+is ever fetched or run.
 """
 
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
+from quire.engine.stand_in import fault_of
 from quire.service.models import pocket
 
 POCKET = "pocket"
@@ -50,12 +52,14 @@ def resolve(config: EngineConfig) -> ResolvedModel:
         _refuse_revision(config)
         if pocket.has_manifest(path):
             _verify(path)
+        _refuse_stand_ins(path)
         return ResolvedModel(path.resolve().name, str(path), path)
     if path.exists():
         raise ConfigError(f"model = {name}: is a file; give the directory that holds it")
     if not _HUB_ID.fullmatch(name):
         raise ConfigError(f"model = {name}: no such directory, and not an id of the Hub")
     directory = _fetch(name, config.revision)
+    _refuse_stand_ins(directory)
     return ResolvedModel(name, str(directory), directory)
 
 
@@ -65,6 +69,19 @@ def _refuse_revision(config: EngineConfig) -> None:
             f"revision = {config.revision}: only models of the Hub have revisions, "
             f"and model = {config.model} is none"
         )
+
+
+def _refuse_stand_ins(directory: Path) -> None:
+    """Refuse a pointer, an error page or nothing where a file of the model should be, before any
+    is read. Raises ModelError."""
+    paths = sorted(path for path in directory.iterdir() if any(map(path.match, FILES)))
+    for path in paths:
+        try:
+            instead = fault_of(path)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        if instead is not None:
+            raise ModelError(f"{path}: {instead}")
 
 
 def _pocket() -> ResolvedModel:

@@ -105,10 +105,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": [1, "2"]}, 'eos_token_id = [1, "2"]'),
     ({"rope_theta": 0}, "rope_theta = 0: must be a number above 1"),
     ({"rope_scaling": "yarn"}, 'rope_scaling = "yarn": must be an object'),
-    ({"rope_scaling": {"rope_type": "llama3"}}, 'rope_scaling: rope_type = "llama3": supported:'),
-    ({"rope_scaling": {"type": "linear", "factor": 2}}, 'rope_scaling: type = "linear"'),
-    ({"rope_scaling": YARN | {"factor": "4"}}, 'rope_scaling: factor = "4"'),
-    ({"rope_scaling": YARN | {"mscale2": 1}}, "rope_scaling: mscale2 = 1: unknown for yarn"),
+    ({"rope_scaling": {"rope_type": "llama3"}}, 'rope_scaling.rope_type = "llama3": supported:'),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, 'rope_scaling.type = "linear"'),
+    ({"rope_scaling": YARN | {"factor": "4"}}, 'rope_scaling.factor = "4"'),
+    ({"rope_scaling": YARN | {"mscale2": 1}}, "rope_scaling.mscale2 = 1: unknown for yarn"),
     ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
 ]
 

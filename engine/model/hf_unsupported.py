@@ -1,0 +1,99 @@
+"""What a Hugging Face configuration may ask for and Quire does not compute.
+
+Invariant: a key that stands for a computation is read by someone here or in its own reader, or
+refused by name; it is never left out in silence. Names of other architectures' computations are
+known by the words in them, so that a new one is refused before anybody has heard of it.
+"""
+
+import re
+
+from quire.engine.json_file import JsonFile
+
+_READ = {
+    *("architectures", "model_type", "vocab_size", "hidden_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
+    *("rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "rope_theta"),
+    *("rope_parameters", "rope_scaling", "partial_rotary_factor", "dtype", "torch_dtype"),
+    *("hidden_act", "attention_bias", "use_sliding_window", "layer_types", "initializer_range"),
+}
+_WITHOUT_EFFECT = {  # on what is computed when text is made
+    *("attention_dropout", "hidden_dropout", "attn_implementation", "output_attentions"),
+    *("output_hidden_states", "chunk_size_feed_forward", "pruned_heads", "is_decoder"),
+    *("router_aux_loss_coef", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
+    *("gradient_checkpointing", "pretraining_tp"),
+    *("max_window_layers", "sliding_window"),  # read only where use_sliding_window is true
+}
+_COMPUTES = re.compile(
+    r"rope|rotary|yarn|alibi|attn|attention|sliding|window|sparse|expert|moe|router|scale|scaling"
+    r"|multiplier|softcap|bias|norm|quant|compress|mlp|ffn|feed_forward|head|lora|adapter|nextn"
+    r"|mtp|sink|chunk|residual|embed|activation|hidden_act|temperature|layer|mamba|ssm|conv|vision"
+    r"|audio|soft_cap|logit|position|image|video|gate|gating|per_token|clip"
+)
+_DECODES_OTHERWISE: dict[
+    str, tuple[object, ...]
+] = {  # generation_config.json: what changes nothing
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_h": (),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "guidance_scale": (1,),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "sequence_bias": ([], {}),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "watermarking_config": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "stop_strings": ([],),
+    "dola_layers": (),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+}
+
+
+def refuse_unsupported(config: JsonFile) -> None:
+    """Refuse what config.json asks for and Quire does not compute. Raises ConfigError."""
+    config.only("hidden_act", "silu")
+    config.only("attention_bias", False)
+    config.only("use_sliding_window", False)
+    config.only("model_type", "qwen3")
+    for key in ("quantization_config", "compression_config"):
+        if config.has(key):
+            config.refuse(key, "quantized checkpoints are not supported")
+    _refuse_layer_types(config)
+    for key, value in config.data.items():
+        if key in _READ or key in _WITHOUT_EFFECT or key.startswith("_"):
+            continue
+        says_nothing = value is None or value is False or value in ([], {}, "")
+        if _COMPUTES.search(key) and not says_nothing:
+            config.refuse(key, "is not supported")
+
+
+def refuse_unsupported_decoding(defaults: JsonFile) -> None:
+    """Refuse ways of decoding in generation_config.json that Quire lacks. Raises ConfigError."""
+    for key, neutral in _DECODES_OTHERWISE.items():
+        if defaults.has(key) and defaults.data[key] is not False:
+            if not neutral:
+                defaults.refuse(key, "is not supported")
+            defaults.only(key, *neutral)
+
+
+def _refuse_layer_types(config: JsonFile) -> None:
+    layers = config.data.get("layer_types")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
+        config.refuse("layer_types", 'supported: "full_attention" in every layer')
+    if len(layers) != config.integer("num_hidden_layers"):
+        config.refuse("layer_types", f"must name {config.integer('num_hidden_layers')} layers")
