@@ -79,9 +79,9 @@ class StatsReporter:
                 bytes_per_token=info.kv_bytes_per_token,
             ),
             memory=pb.DeviceMemory(
-                total=info.device_memory_total,
-                weights=info.weight_bytes,
-                kv_cache=info.kv_cache_bytes,
+                total_bytes=info.device_memory_total,
+                weights_bytes=info.weight_bytes,
+                kv_cache_bytes=info.kv_cache_bytes,
             ),
             uptime_seconds=self._clock() - self._ready_at,
             version=self._version,
