@@ -227,9 +227,7 @@ class Server:
             serving = self._servicer.serving
             if serving is None:
                 return None
-            info = serving.model.info
-            shown = (serving.model.name, info.fingerprint, info.device, info.dtype)
-            return Build(quire_version(), *shown, info.block_size)
+            return Build.of(quire_version(), serving.model.name, serving.model.info)
 
         sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung, build)
         material, beyond = self._security.tls, not is_loopback(service.metrics_host)

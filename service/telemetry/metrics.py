@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from quire.engine.loop.stats import EngineStats
+from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason
 from quire.service.telemetry.counters import Ledger
@@ -43,6 +43,11 @@ class Build:
     device: str
     dtype: str
     block_size: int
+
+    @classmethod
+    def of(cls, version: str, model: str, info: EngineInfo) -> "Build":
+        """Of a model that was loaded. model: its name."""
+        return cls(version, model, info.fingerprint, info.device, info.dtype, info.block_size)
 
 
 class QuireCollector(Collector):

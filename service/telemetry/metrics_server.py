@@ -82,6 +82,7 @@ class _Server(ThreadingHTTPServer):
     """Accepts on one thread; everything that waits for a client is done on another."""
 
     daemon_threads = True
+    request_queue_size = 2 * MAX_CONNECTIONS
 
     def __init__(self, address: tuple[str, int], handler: type[Any], context: Context) -> None:
         self._context = context

@@ -179,7 +179,7 @@ def test_only_operators_are_told_what_all_clients_do(key_file: Path) -> None:
             before.uptime_seconds = after.uptime_seconds = 0.0
             assert before == after  # nothing that another client's call has changed
             assert after.model.name == "fake" and after.cache.blocks_total > 0
-            for left_out in ("requests", "tokens", "steps", "time_to_first_token"):
+            for left_out in ("requests", "tokens", "steps", "time_to_first_token_seconds"):
                 assert not after.HasField(left_out)
             whole = await running.stub.Stats(pb.StatsRequest(), metadata=bearer(ALICE))
             assert whole.tokens.prompt == 40 and whole.requests.accepted == 1

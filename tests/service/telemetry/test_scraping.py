@@ -46,6 +46,14 @@ def silent(server: MetricsServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
+def cut_off(connection: socket.socket) -> bool:
+    """By the server: at its end, or, where it was not accepted yet, with a reset."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_a_silent_connection_holds_up_no_other(start: Started) -> None:
     server = start()
     with silent(server), silent(server):
@@ -73,24 +81,24 @@ def test_stop_waits_for_no_connection(start: Started) -> None:
         stopping.start()
         stopping.join(60)
         assert not stopping.is_alive()
-        assert connection.recv(1) == b""  # it was cut off
+        assert cut_off(connection)
     assert not server._thread.is_alive()
 
 
 def test_connections_have_a_most_and_an_end(
     start: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_server, "HANDSHAKE_SECONDS", 60.0)
+    monkeypatch.setattr(metrics_server, "HANDSHAKE_SECONDS", 3600.0)
     server = start(life_seconds=0.0)  # at the next look, each is too old
     held = [silent(server) for _ in range(MAX_CONNECTIONS)]
     for connection in held:
-        assert connection.recv(1) == b""
+        assert cut_off(connection)
         connection.close()
 
     crowded = start(life_seconds=1e9)
     held = [silent(crowded) for _ in range(MAX_CONNECTIONS)]
     with silent(crowded) as one_more:
-        assert one_more.recv(1) == b""
+        assert cut_off(one_more)
     for connection in held:
         connection.close()
 
