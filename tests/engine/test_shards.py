@@ -79,7 +79,7 @@ def test_ranks_together_compute_what_one_computes(size: int, tied: bool, tmp_pat
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     save_random(config, tmp_path, seed=2)
     one = build(config)
-    one.load(tmp_path)
+    load_checkpoint(one, tmp_path)
     exchange = Exchange(size)
 
     def run(rank: int) -> Tensor:

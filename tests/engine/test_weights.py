@@ -143,7 +143,7 @@ def test_a_model_without_weights_has_no_fingerprint(directory: Path) -> None:
 def test_progress_rises_to_the_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "CHUNK_BYTES", 1000)
     seen: list[tuple[int, int]] = []
-    build(directory).load(directory, lambda done, total: seen.append((done, total)))
+    load_checkpoint(build(directory), directory, lambda done, total: seen.append((done, total)))
     done = [step for step, _ in seen]
     assert len(done) > 20 and done == sorted(set(done))
     assert seen[-1] == (CONFIG.weight_bytes(torch.float32),) * 2
