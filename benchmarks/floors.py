@@ -109,6 +109,13 @@ def nano_256() -> tuple[list[list[int]], list[int]]:
     return prompts, [draw.randint(100, 1024) for _ in range(256)]
 
 
+def largest_batch(wanted: int, fits: int | None) -> int:
+    """`wanted` rows, or the largest whole number of eights below that fits."""
+    if fits is None or fits >= wanted:
+        return wanted
+    return max(1, fits // 8 * 8 or fits)
+
+
 def workloads(floors: Floors) -> dict[str, tuple[float, str]]:
     """The floor of every workload of the main table, and its unit."""
     prompts, outputs = nano_256()

@@ -33,7 +33,7 @@ from cards import Card, this_card
 from common import Row, print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
 from floors import DECODES as DECODE_LOOPS
-from floors import SHAPES, Floors, nano_256, workloads
+from floors import SHAPES, Floors, largest_batch, nano_256, workloads
 
 from quire.engine.model.config import ModelConfig
 
@@ -208,6 +208,9 @@ def measure(
         model = str(directory) if directory else f"random:{name}"
         if options.engine != "quire" and not directory:
             model = str(random_directory(name, Path(scratch)))
+        if "start" in options.workloads and options.engine == "quire":
+            directory = directory or random_directory(name, Path(scratch))
+            report.note(name, "start", start_seconds(directory, options.runs), "s", None)
         chosen = [w for w in options.workloads if w != "start"]
         if chosen:
             begin = time.perf_counter()
@@ -226,16 +229,6 @@ def measure(
                     report.note(name, workload, figures, unit, known[workload][0])
             del engine, measured
             _free_device()
-        if "start" in options.workloads and options.engine == "quire":
-            directory = directory or random_directory(name, Path(scratch))
-            report.note(name, "start", start_seconds(directory, options.runs), "s", None)
-
-
-def largest_batch(wanted: int, fits: int | None) -> int:
-    """`wanted` rows, or the largest whole number of eights below that fits."""
-    if fits is None or fits >= wanted:
-        return wanted
-    return max(1, fits // 8 * 8 or fits)
 
 
 def main() -> None:

@@ -384,10 +384,14 @@ def products() -> Calls:
     from quire.kernels.linear import linear, skinny, tuning
 
     counters = skinny.new_counters(torch.device("meta"))
+    shared = support.shared_bytes(torch.device("meta"))
     seen = set()
     for card in tuning.tables():
         for product in (one for shape in SHAPES for one in products_of(shape)):
-            for bucket, variant in tuning.table(card).get((product.n, product.k), {}).items():
+            for bucket in tuning.table(card).get((product.n, product.k), {}):
+                variant = tuning.choose(
+                    product.n, product.k, bucket, torch.bfloat16, product.silu, shared, card
+                )
                 if variant == tuning.Library() or (product.n, product.k, bucket, variant) in seen:
                     continue
                 seen.add((product.n, product.k, bucket, variant))

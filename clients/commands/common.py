@@ -58,7 +58,7 @@ Address = Annotated[
         envvar="QUIRE_CLIENT_ADDRESS",
         callback=_each,
         help=f"HOST:PORT; several times, or a list with commas, for several servers."
-        f" [default: {DEFAULT_ADDRESS}]",
+        f" (default: {DEFAULT_ADDRESS})",
         rich_help_panel=SERVER,
     ),
 ]

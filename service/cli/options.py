@@ -81,7 +81,7 @@ def _parameter(option: "dataclasses.Field[Any]", kind: type, panel: str) -> insp
     names = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     text = str(option.metadata["help"])
     default = "" if option.default is None else f"default: {option.default}; "
-    text += f" [{default}{ENV_PREFIX}{option.name.upper()}]"
+    text += f" ({default}{ENV_PREFIX}{option.name.upper()})"  # brackets would be markup
     info = typer.Option(names, help=text, rich_help_panel=panel, show_default=False)
     return inspect.Parameter(
         option.name,

@@ -25,7 +25,7 @@ from quire.service.lifecycle import Lifecycle
 from quire.service.rpc.field_faults import MAX_N
 from quire.service.rpc.responses import CallOutput
 from quire.service.rpc.stats import StatsReporter
-from quire.service.rpc.validation import Accepted, ServedModel, Validator
+from quire.service.rpc.validation import MAX_PRIORITY, Accepted, ServedModel, Validator
 from quire.service.security.auth import Authenticator, Caller
 from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb
@@ -92,7 +92,8 @@ class Reception:
         self._check_state()
         if isinstance(request, Malformed):
             raise errors.malformed()
-        check_priority(request.priority, caller.max_priority)
+        if abs(request.priority) <= MAX_PRIORITY:  # else it is refused with the other fields
+            check_priority(request.priority, caller.max_priority)
         assert serving is not None
         permit = self._entrance.limits.enter(caller.client)
         try:

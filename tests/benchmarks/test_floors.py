@@ -109,8 +109,7 @@ def test_floors_follow_the_card(floors: ModuleType) -> None:
 def test_a_batch_that_does_not_fit_is_the_largest_that_does(
     floors: ModuleType, wanted: int, fits: int | None, rows: int
 ) -> None:
-    del floors
-    assert _load("offline").largest_batch(wanted, fits) == rows
+    assert floors.largest_batch(wanted, fits) == rows
 
 
 @pytest.mark.usefixtures("floors")

@@ -351,5 +351,5 @@ async def storm(
     """A server, a storm over it, and the report."""
     device = FaultyDevice(seed)
     small = {"max_num_seqs": 48, "num_blocks": 160, "max_num_batched_tokens": 256}
-    async with serving(device, engine=small, max_waiting=64) as running:
+    async with serving(device, engine=small, max_waiting=64, max_priority=1) as running:
         return await Storm(running, device, seed).run(calls, wave, after_wave)

@@ -161,6 +161,6 @@ def test_help_names_defaults_and_environment() -> None:
     ).stdout  # fmt: skip
     for config in (EngineConfig, ServiceConfig):
         for option in dataclasses.fields(config):
-            assert f"QUIRE_{option.name.upper()}]" in shown, option.name
+            assert f"QUIRE_{option.name.upper()})" in shown, option.name
             if option.default is not None:
                 assert f"default: {option.default};" in shown, option.name
