@@ -412,7 +412,7 @@ def products() -> Calls:
                         pdl=True,
                     )
 
-                yield f"{product.name} {product.n} x {product.k}, {bucket} rows", call
+                yield f"linear {product.name} {product.n} x {product.k}, {bucket} rows", call
 
 
 @cases(hot=True)
