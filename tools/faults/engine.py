@@ -352,8 +352,8 @@ LOADING_AND_TEXT = (
     Fault(
         "mlx-vlm-309: only the first file's EOS ids count",
         "engine/model/hf_config.py",
-        'eos += defaults.integers("eos_token_id", least=0, below=vocab)',
-        'eos = eos or defaults.integers("eos_token_id", least=0, below=vocab)',
+        'eos = config.integers("eos_token_id", least=0, below=vocab) + eos',
+        'eos = config.integers("eos_token_id", least=0, below=vocab) or eos',
         _regression("mlx_vlm_309_only_one_eos_id_honoured"),
     ),
     Fault(
