@@ -23,7 +23,7 @@ from quire.clients.commands.stats import health, stats
 from quire.clients.commands.top import top
 
 GROUP = "quire.commands"
-SERVER_COMMANDS = ("serve", "batch", "bench-cache")
+SERVER_COMMANDS = ("serve", "hash-key")
 CLIENT_COMMANDS = ("generate", "chat", "stats", "health", "loadtest", "top")
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 

@@ -1,6 +1,7 @@
 """What is packaged is what is there: every package of the tree is named in pyproject.toml."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -54,6 +55,16 @@ def test_the_light_install_is_light(project: dict[str, Any]) -> None:
     base = " ".join(project["project"]["dependencies"]).lower()
     assert not [name for name in heavy if name in base]
     assert not [name for name in heavy if name in str(project["build-system"])]
+
+
+def test_the_server_does_without_transformers(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"]
+    assert not [name for name in extras["server"] if name.startswith("transformers")]
+    assert [name for name in extras["dev"] if name.startswith("transformers")]
+    wanted = re.compile(r"^\s*(import|from) transformers\b", re.MULTILINE)
+    for room in ROOMS.values():
+        for file in (ROOT / room).rglob("*.py"):
+            assert not wanted.search(file.read_text(encoding="utf-8")), file
 
 
 def test_constraints_pin_every_direct_dependency(project: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The server's commands: serve, batch, bench-cache, hash-key.
+"""The server's commands: serve, hash-key.
 
 Invariant: a fault that a person can cause ends with one line on standard error and exit code 2,
 without a traceback. Nothing heavy is imported before a command is run.
@@ -30,30 +30,14 @@ EXIT_USAGE = 2
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `quire` command."""
-    engine_flags = flag_parameters(EngineConfig)
     serve_flags = [
-        *engine_flags,
+        *flag_parameters(EngineConfig),
         *flag_parameters(ServiceConfig),
         config_flag(),
         extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
         extra_flag("dry_run", bool, False, "Print what the model takes and what fits, and exit."),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
-    batch_flags = [
-        *engine_flags,
-        config_flag(),
-        extra_flag("prompts", int, 60, "Prompts, half of each kind.", "--prompts"),
-        extra_flag("max_tokens", int, 256, "Most tokens of each answer.", "--max-tokens"),
-        extra_flag("temperature", float, 0.6, "0 is greedy.", "--temperature"),
-    ]
-    app.command("batch")(with_flags(batch, "batch", batch_flags))
-    bench_flags = [
-        *engine_flags,
-        config_flag(),
-        extra_flag("requests", int, 16, "Requests of the prefix-cache part.", "--requests"),
-        extra_flag("tokens", int, 64, "Tokens to decode in the second part.", "--tokens"),
-    ]
-    app.command("bench-cache")(with_flags(bench_cache, "bench-cache", bench_flags))
     app.command("hash-key")(hash_key)
 
 
@@ -95,31 +79,6 @@ def _one_model(values: dict[str, Any]) -> dict[str, Any]:
     if values["model"] is not None:
         raise ConfigError(f"two models: {positional} and --model {values['model']}; name one")
     return values | {"model": positional}
-
-
-def batch(values: dict[str, Any]) -> int:
-    """Answer a batch of chat prompts straight on the engine, and say what it took."""
-
-    def run() -> int:
-        from quire.service.app.batch import BatchOptions, run_batch
-
-        options = BatchOptions(values["prompts"], values["max_tokens"], values["temperature"])
-        return run_batch(_settings(values).engine, options)
-
-    return _explained(run)
-
-
-def bench_cache(values: dict[str, Any]) -> int:
-    """Measure what the prefix cache and the KV cache save."""
-
-    def run() -> int:
-        from quire.service.app.bench_cache import BenchOptions, run_bench
-
-        return run_bench(
-            _settings(values).engine, BenchOptions(values["requests"], values["tokens"])
-        )
-
-    return _explained(run)
 
 
 def _settings(values: dict[str, Any]) -> Settings:

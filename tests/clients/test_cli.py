@@ -370,7 +370,7 @@ def test_without_the_server_the_command_says_how_to_get_it() -> None:
         "import quire.clients.cli as c\n"
         "c.main(sys.argv[1:])"
     )
-    for words in (["serve", "--port", "0"], ["batch"], ["bench-cache", "x"]):
+    for words in (["serve", "--port", "0"], ["hash-key", "x"]):
         done = subprocess.run(
             [sys.executable, "-c", program, *words],
             capture_output=True,

@@ -7,16 +7,15 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from harness import Running, ask, generate, run, settings
-from rich.console import Console
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
-from quire.engine.config import EngineConfig
-from quire.engine.errors import ConfigError, RequestError
-from quire.service.app import batch, bench_cache
-from quire.service.app.local import local
 from quire.service.app.server import Server
 from quire.service.models.resolve import resolve
+from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.text import tokenizer as tokenizers
+from quire.service.text.chat_template import ChatTemplate
+from quire.service.text.workers import PromptWorkers
 from quire.v1 import inference_pb2 as pb
 
 VOCAB_SIZE = 4096
@@ -99,46 +98,26 @@ def test_logprobs_are_of_the_chosen_tokens() -> None:
 
 
 def test_the_wire_and_the_engine_say_the_same() -> None:
+    async def straight(engine: AsyncEngine, validator: Validator, seed: int) -> list[int]:
+        accepted = await validator.validate(story(temperature=1, seed=seed), engine.new_key())
+        outputs = [o async for batch in engine.generate(accepted.generation) for o in batch]
+        return [token for output in outputs for token in output.token_ids]
+
     async def test() -> None:
+        resolved = resolve(settings(SMALL).engine)
+        tokenizer = tokenizers.load(resolved.tokenizer_directory, VOCAB_SIZE)
         async with pocket() as running:
             answers = await asyncio.gather(
                 *(generate(running, story(temperature=1, seed=i)) for i in range(8))
             )
-        async with local(EngineConfig(**SMALL)) as engine:
+        async with pocket() as running:  # another engine: nothing of the answers is cached
+            engine = running.engine
+            model = ServedModel("pocket", engine.info, tokenizer, ChatTemplate.of(tokenizer))
+            validator = Validator(model, PromptWorkers())
             for seed, answer in enumerate(answers):
-                straight = await engine.complete(story(temperature=1, seed=seed))
-                assert list(straight.ids) == answer.ids()
-                assert straight.text == answer.text()
-            with pytest.raises(RequestError, match="max_tokens"):
-                await engine.complete(ask([300], max_tokens=0))
+                ids = await straight(engine, validator, seed)
+                assert ids == answer.ids() != []
+                text = tokenizer.backend.decode(ids, skip_special_tokens=True)
+                assert text == answer.text()
 
     run(test)
-
-
-def test_a_batch_is_answered_and_the_second_half_finds_the_system_message() -> None:
-    async def test() -> None:
-        options = batch.BatchOptions(prompts=6, max_tokens=4)
-        async with local(EngineConfig(**{**SMALL, "num_blocks": 200})) as engine:
-            with batch.Progress(console=Console(quiet=True)) as bar:
-                bar.add_task("answers", total=6)
-                first, second = [
-                    await batch.answer(engine, questions, options, bar)
-                    for questions in batch.batches(options.prompts)
-                ]
-                assert bar.finished
-            assert len(first.completions) == len(second.completions) == 3
-            assert 0 < first.tokens <= 12
-            assert second.prefix_hit >= 3 * 128
-            assert second.prefix_hit < second.prefix_queried
-
-    run(test)
-    with pytest.raises(ConfigError, match="prompts"):
-        batch.BatchOptions(prompts=61)
-
-
-def test_bench_cache_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    config = EngineConfig(**{**SMALL, "num_blocks": 300})
-    assert bench_cache.run_bench(config, bench_cache.BenchOptions(requests=3, tokens=4)) == 0
-    printed = capsys.readouterr().out
-    for words in ("prefix cache", "times as fast", "Quire's paged cache", "no cache"):
-        assert words in printed

@@ -1,4 +1,4 @@
-"""The engine and the text side in one process, without a server: for batch work and benchmarks.
+"""The engine and the text side in one process, without a server: for batch work.
 
 Invariant: requests go through the same validation, template and tokenizer as over the wire.
 """
