@@ -20,7 +20,7 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import sizing
+from quire.engine.loop import fit, sizing
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.loop import Progress
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
@@ -99,6 +99,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
     state = _new_slots(config, shape, max_blocks, device)
     cache_dtype = sizing.resolve_cache_dtype(dtype, device)
     num_blocks = _size_cache(config, shape, model, state, cache_dtype, max_model_len)
+    fit.warn_if_short(config, sizing.plan_of(config, shape, device, dtype, num_blocks - 1))
     cache_bytes = num_blocks * config.block_size * shape.kv_bytes_per_token(cache_dtype)
     hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
     with sizing.room_for("the KV cache", cache_bytes, device, hint):
@@ -138,7 +139,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         kv_bytes_per_token=shape.kv_bytes_per_token(cache_dtype),
         weight_bytes=weight_bytes,
         kv_cache_bytes=2 * kv.k.nbytes,
-        device_memory_total=_total_memory(device),
+        device_memory_total=sizing.total_memory(device),
         eos_token_ids=shape.eos_token_ids,
         generation=shape.generation,
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
@@ -268,12 +269,6 @@ def _can_chain(device: torch.device) -> bool:
 
 def _device_name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
-
-
-def _total_memory(device: torch.device) -> int:
-    if device.type == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _memory(device: torch.device) -> tuple[int, int]:

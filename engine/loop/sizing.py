@@ -6,6 +6,7 @@ that leaves no block is an error with the numbers in it.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ _CPU_FP32_UP_TO = 512  # hidden size up to which fp32 is the faster type on a CP
 
 @dataclass(frozen=True, slots=True)
 class SizingPlan:
-    """What a configuration takes. Sizes in bytes; num_blocks leaves the null block out."""
+    """What a configuration takes. Sizes in bytes; num_blocks leaves the null block out, and is 0
+    where memory leaves no room for any. memory_bytes may be taken by weights, cache and graphs, and
+    whole_bytes with gpu_memory_utilization = 1."""
 
     device: str
     dtype: str
@@ -39,12 +42,29 @@ class SizingPlan:
     block_size: int
     num_blocks: int
     kv_cache_bytes: int
+    graph_bytes: int
+    memory_bytes: int
+    whole_bytes: int
     estimated: bool  # no profile run was made: activations are not counted
+
+    @property
+    def blocks_of_a_sequence(self) -> int:
+        """Blocks that one sequence of max_model_len tokens needs."""
+        return -(-self.max_model_len // self.block_size)
 
     @property
     def full_length_sequences(self) -> int:
         """Sequences of max_model_len tokens that the cache holds at once."""
-        return self.num_blocks // -(-self.max_model_len // self.block_size)
+        return self.num_blocks // self.blocks_of_a_sequence
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the cache holds."""
+        return self.num_blocks * self.block_size
+
+    def bytes_of_blocks(self, num_blocks: int) -> int:
+        """What a cache of so many blocks takes, the null block included."""
+        return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
@@ -142,9 +162,7 @@ def gpu_budget(
 ) -> tuple[int, str]:
     """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken, and
     `graphs` is kept for captured ones."""
-    free, total = torch.cuda.mem_get_info(device)
-    reserved = torch.cuda.memory_reserved(device)
-    others = max(total - free - reserved, 0)
+    total, others = _gpu_memory(device)
     budget = int(total * config.gpu_memory_utilization) - others - peak_bytes - graphs
     what = (
         f"gpu_memory_utilization = {config.gpu_memory_utilization} of {total / _GIB:.1f} GiB, "
@@ -153,6 +171,19 @@ def gpu_budget(
         f"less {others / _GIB:.1f} GiB of others,"
     )
     return budget, what
+
+
+def _gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that a GPU has, and those of them that others than this process have taken."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total, max(total - free - torch.cuda.memory_reserved(device), 0)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has; of a CPU, the machine's."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 @contextmanager
@@ -179,25 +210,53 @@ def cpu_budget(config: EngineConfig) -> tuple[int, str]:
 
 
 def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
-    """What a configuration takes, without loading anything (a dry run)."""
+    """What a configuration takes, without loading anything (a dry run). Raises ConfigError."""
     device = resolve_device(config)
     dtype = resolve_dtype(config, model, device)
-    weights = model.weight_bytes(dtype)
     if device.type == "cuda":
+        check_grids(config, model)
+        weights = model.weight_bytes(dtype)
         budget, what = gpu_budget(config, device, weights, graph_bytes(config, model, dtype))
     else:
         budget, what = cpu_budget(config)
-    cache_dtype = resolve_cache_dtype(dtype, device)
-    usable = cache_blocks(config, model, cache_dtype, budget, what) - 1
-    per_token = model.kv_bytes_per_token(cache_dtype)
+    try:
+        blocks = cache_blocks(config, model, resolve_cache_dtype(dtype, device), budget, what)
+    except CapacityError:
+        blocks = 1  # the null block, that no request can have
+    return plan_of(config, model, device, dtype, blocks - 1, estimated=device.type == "cuda")
+
+
+def plan_of(
+    config: EngineConfig,
+    model: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_blocks: int,
+    *,
+    estimated: bool = False,
+) -> SizingPlan:
+    """What a configuration takes with a cache of num_blocks, the null block left out."""
+    per_token = model.kv_bytes_per_token(resolve_cache_dtype(dtype, device))
+    gpu = device.type == "cuda"
+    # A number of blocks that was given heeds no share.
+    share = config.gpu_memory_utilization if config.num_blocks is None else 1.0
     return SizingPlan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_model_len=resolve_max_model_len(config, model),
-        weight_bytes=weights,
+        weight_bytes=model.weight_bytes(dtype),
         kv_bytes_per_token=per_token,
         block_size=config.block_size,
-        num_blocks=usable,
-        kv_cache_bytes=(usable + 1) * config.block_size * per_token,
-        estimated=device.type == "cuda",
+        num_blocks=num_blocks,
+        kv_cache_bytes=(num_blocks + 1) * config.block_size * per_token,
+        graph_bytes=graph_bytes(config, model, dtype) if gpu else 0,
+        memory_bytes=_memory_for(device, share) if gpu else total_memory(device),
+        whole_bytes=_memory_for(device, 1.0) if gpu else total_memory(device),
+        estimated=estimated,
     )
+
+
+def _memory_for(device: torch.device, share: float) -> int:
+    """Bytes of a GPU for this process, if it may take this share of them with all others."""
+    total, others = _gpu_memory(device)
+    return int(total * share) - others

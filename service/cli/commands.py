@@ -25,6 +25,7 @@ from quire.service.cli.options import (
 )
 from quire.service.settings import ServiceConfig, Settings, read_settings
 
+EXIT_DOES_NOT_FIT = 1  # of a dry run
 EXIT_USAGE = 2
 
 
@@ -35,7 +36,9 @@ def register(app: typer.Typer) -> None:
         *flag_parameters(ServiceConfig),
         config_flag(),
         extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
-        extra_flag("dry_run", bool, False, "Print what the model takes and what fits, and exit."),
+        extra_flag(
+            "dry_run", bool, False, "Print what it would take; exit with 1 if it does not fit."
+        ),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
     app.command("hash-key")(hash_key)
@@ -94,8 +97,9 @@ def _serve(values: dict[str, Any]) -> int:
     if values["dry_run"]:
         from quire.service.cli.dry_run import report
 
-        print(report(settings.engine), end="")
-        return 0
+        text, fits = report(settings.engine)
+        print(text, end="")
+        return 0 if fits else EXIT_DOES_NOT_FIT
     from quire.service.app.placement import placed
     from quire.service.telemetry import standard_streams
 

@@ -1,29 +1,39 @@
-"""What a configuration would take, told without loading it."""
+"""What a configuration would take, and whether that fits, told without loading it."""
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop import sizing
+from quire.engine.loop import fit, sizing
 from quire.engine.model.shape import model_config
 from quire.service.models.resolve import resolve
 
 _GIB, _KIB = 1 << 30, 1 << 10
 
 
-def report(config: EngineConfig) -> str:
-    """Weights, cache bytes a token, blocks, and how many full-length requests fit."""
+def report(config: EngineConfig) -> tuple[str, bool]:
+    """Sizes, what one full request needs, a verdict and what to turn; and whether it fits."""
     resolved = resolve(config)
     config = config.replace(model=resolved.engine_model)
     plan = sizing.plan(config, model_config(config))
+    verdict, needed = fit.judge(config, plan), plan.blocks_of_a_sequence
     note = " (an estimate: a step's own memory is not counted)" if plan.estimated else ""
     rows = [
         ("model", resolved.name),
         ("device", plan.device),
         ("dtype", plan.dtype),
-        ("weights", f"{plan.weight_bytes / _GIB:.2f} GiB"),
-        ("KV cache", f"{plan.kv_cache_bytes / _GIB:.2f} GiB{note}"),
+        ("memory", _gib(max(plan.memory_bytes, 0))),
+        ("weights", _gib(plan.weight_bytes)),
+        ("KV cache", f"{_gib(plan.kv_cache_bytes)}{note}"),
         ("KV bytes a token", f"{plan.kv_bytes_per_token} ({plan.kv_bytes_per_token / _KIB:g} KiB)"),
         ("blocks", f"{plan.num_blocks} of {plan.block_size} tokens"),
         ("max_model_len", str(plan.max_model_len)),
-        ("full-length requests that fit", str(plan.full_length_sequences)),
+        ("one request of max_model_len", f"{needed} blocks, {_gib(plan.bytes_of_blocks(needed))}"),
+        ("full-length requests that fit", str(plan.full_length_sequences if verdict.fits else 0)),
+        ("verdict", "fits" if verdict.fits else f"does not fit: {verdict.reason}"),
     ]
+    if not verdict.fits:
+        rows.append(("to turn", ", or ".join(verdict.advice)))
     width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.fits
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"

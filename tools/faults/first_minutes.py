@@ -2,6 +2,8 @@
 
 from faults.fault import Fault
 
+FIT = "tests/engine/loop/test_fit.py::test_"
+
 FAULTS = (
     Fault(
         "first minutes: a command of the server is unknown where there is no server",
@@ -9,5 +11,33 @@ FAULTS = (
         'SERVER_COMMANDS = ("serve", "hash-key")',
         'SERVER_COMMANDS = ("serve",)',
         ("tests/clients/test_cli.py::test_without_the_server_the_command_says_how_to_get_it",),
+    ),
+    Fault(
+        "first minutes: a dry run of what does not fit ends as if it did",
+        "service/cli/commands.py",
+        "return 0 if fits else EXIT_DOES_NOT_FIT",
+        "return 0",
+        ("tests/service/cli/test_dry_run.py::test_what_does_not_fit_ends_with_1",),
+    ),
+    Fault(
+        "first minutes: weights beyond the memory fit",
+        "engine/loop/fit.py",
+        "    if rest < plan.bytes_of_blocks(1):\n",
+        "    if False:\n",
+        (FIT + "weights_beyond_the_machine_do_not_fit",),
+    ),
+    Fault(
+        "first minutes: advice forgets the null block",
+        "engine/loop/sizing.py",
+        "return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token",
+        "return num_blocks * self.block_size * self.kv_bytes_per_token",
+        (FIT + "advice_with_a_number_is_enough",),
+    ),
+    Fault(
+        "first minutes: a start says nothing of a cache shorter than a request",
+        "engine/loop/fit.py",
+        "        log.warning(",
+        "        log.debug(",
+        (FIT + "a_start_warns_of_a_cache_shorter_than_a_request",),
     ),
 )

@@ -1,0 +1,124 @@
+"""Whether a plan fits: all of it into memory, and a request of max_model_len into the cache.
+
+Invariant: a number in a piece of advice is enough by itself, as far as the plan counts; what cannot
+help is not named.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+from quire.engine.config import EngineConfig
+from quire.engine.loop.sizing import SizingPlan
+
+log = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """fits: whether the longest request can run. Where not: why, and the ways to mend it."""
+
+    fits: bool
+    reason: str = ""
+    advice: tuple[str, ...] = ()
+
+
+def judge(config: EngineConfig, plan: SizingPlan) -> Verdict:
+    """Whether weights, graphs and cache fit into memory, and the longest request into the cache."""
+    rest = _rest(plan)
+    if rest < plan.bytes_of_blocks(1):
+        return Verdict(False, _weights_too_large(config, plan), _against_weights(config, plan))
+    if rest < plan.kv_cache_bytes:
+        reason = f"the KV cache takes {_gib(plan.kv_cache_bytes)}, and {_gib(rest)} are left for it"
+        return Verdict(False, reason, _against_cache(config, plan))
+    if plan.full_length_sequences < 1:
+        return Verdict(False, _too_short(plan), _against_length(config, plan))
+    return Verdict(True)
+
+
+def warn_if_short(config: EngineConfig, plan: SizingPlan) -> None:
+    """One line in the log where the cache holds fewer tokens than one request may have."""
+    if plan.full_length_sequences < 1:
+        advice = ", or ".join(_against_length(config, plan))
+        log.warning("%s: longer requests are refused; %s", _too_short(plan), advice)
+
+
+def _rest(plan: SizingPlan) -> int:
+    """Bytes that are left for the cache."""
+    return plan.memory_bytes - plan.weight_bytes - plan.graph_bytes
+
+
+def _too_short(plan: SizingPlan) -> str:
+    return (
+        f"the KV cache holds {plan.cache_tokens} tokens, fewer than one request of "
+        f"max_model_len = {plan.max_model_len}"
+    )
+
+
+def _weights_too_large(config: EngineConfig, plan: SizingPlan) -> str:
+    graphs = f"captured graphs {_gib(plan.graph_bytes)}, " if plan.graph_bytes else ""
+    share = f" (gpu_memory_utilization = {config.gpu_memory_utilization})"
+    return (
+        f"the weights take {_gib(plan.weight_bytes)}, {graphs}the smallest cache "
+        f"{_gib(plan.bytes_of_blocks(1))}, of {_gib(max(plan.memory_bytes, 0))}"
+        + (share if _sized_by_share(config, plan) else "")
+    )
+
+
+def _against_weights(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
+    smallest = plan.bytes_of_blocks(1)
+    advice = _raise_share(config, plan, smallest - _rest(plan))
+    if plan.graph_bytes and plan.weight_bytes + smallest <= plan.memory_bytes:
+        advice += ("lower max_num_seqs",)
+    return advice + _less_of_a_model(plan)
+
+
+def _against_cache(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
+    """The cache's size was given, and is more than there is."""
+    gib = math.floor(_rest(plan) / _GIB * 100) / 100
+    most = _rest(plan) if config.num_blocks is not None else int(gib * _GIB)
+    blocks = most // plan.bytes_of_blocks(0) - 1
+    if blocks < 2:
+        return _less_of_a_model(plan)
+    option, value = ("num_blocks", blocks) if config.num_blocks is not None else ("cpu_kv_gib", gib)
+    advice = f"lower {option} to at most {value}"
+    if blocks < plan.blocks_of_a_sequence:
+        advice += f" and max_model_len to at most {blocks * plan.block_size}"
+    return (advice, *_less_of_a_model(plan))
+
+
+def _against_length(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
+    needed = plan.bytes_of_blocks(plan.blocks_of_a_sequence)
+    advice: list[str] = []
+    if plan.num_blocks:
+        advice.append(f"lower max_model_len to at most {plan.cache_tokens}")
+    if _sized_by_share(config, plan):
+        advice.extend(_raise_share(config, plan, needed - plan.kv_cache_bytes))
+    elif needed <= _rest(plan) and config.num_blocks is not None:
+        advice.append(f"raise num_blocks to at least {plan.blocks_of_a_sequence}")
+    elif needed <= _rest(plan):
+        gib = (math.floor(needed / _GIB * 100) + 1) / 100
+        advice.append(f"raise cpu_kv_gib to at least {gib}")
+    return (*advice, *_less_of_a_model(plan))
+
+
+def _sized_by_share(config: EngineConfig, plan: SizingPlan) -> bool:
+    """Whether the cache takes what gpu_memory_utilization leaves."""
+    return plan.device != "cpu" and config.num_blocks is None
+
+
+def _raise_share(config: EngineConfig, plan: SizingPlan, more_bytes: int) -> tuple[str, ...]:
+    """To raise the GPU's share, if so many bytes are outside it."""
+    helps = _sized_by_share(config, plan) and more_bytes <= plan.whole_bytes - plan.memory_bytes
+    return (f"raise gpu_memory_utilization = {config.gpu_memory_utilization}",) if helps else ()
+
+
+def _less_of_a_model(plan: SizingPlan) -> tuple[str, ...]:
+    narrower = ("take dtype = bfloat16",) if plan.dtype == "float32" else ()
+    return (*narrower, "take a smaller model")
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"
