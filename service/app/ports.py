@@ -7,6 +7,7 @@ far out that a call is refused by us, with a status that says when to come again
 """
 
 import contextlib
+import errno
 import resource
 import socket
 
@@ -88,24 +89,60 @@ def channel_options(
 
 
 def bind(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None,
+    prefix: str = "",
 ) -> int:
     """Listen on every address of the host that this machine has, on one port; which it is.
 
-    Raises ConfigError if it is in use, or nothing of the host is here.
+    prefix: of the options host and port ("", "health_"). Raises ConfigError, which names the one to
+    change, if the port is in use, or nothing of the host is here.
     """
     addresses = _addresses(host)
     for address in addresses:
-        port = _bind_one(server, address, port, credentials)
+        port = _bind_one(server, address, port, credentials, another_port(prefix))
     if not addresses:
-        raise ConfigError(f"cannot listen on {host}:{port}: no address of this machine")
+        raise ConfigError(
+            f"cannot listen on {_shown(host, port)}: no address of this machine; "
+            f"{another_host(prefix)}"
+        )
     return port
 
 
+def elsewhere(error: OSError, prefix: str) -> str:
+    """What to do where one cannot listen: another port, or another host where that is at fault."""
+    no_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+    return another_host(prefix) if no_host else another_port(prefix)
+
+
+def another_port(prefix: str) -> str:
+    """What to do about a port that cannot be had; prefix: of its option."""
+    return f"choose another with {_flag(prefix + 'port')} (0 takes a free one)"
+
+
+def another_host(prefix: str) -> str:
+    """What to do about a host that is not here; prefix: of its option."""
+    return f"choose another with {_flag(prefix + 'host')}"
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def _bind_one(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None,
+    hint: str,
 ) -> int:
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = _shown(host, port)
     try:
         if credentials is None:
             bound = server.add_insecure_port(address)
@@ -114,7 +151,9 @@ def _bind_one(
     except RuntimeError:
         bound = 0
     if not bound:
-        raise ConfigError(f"cannot listen on {address}: in use, or no address of this machine")
+        raise ConfigError(
+            f"cannot listen on {address}: the port is in use, or not allowed to this user; {hint}"
+        )
     return bound
 
 

@@ -165,7 +165,7 @@ class Server:
         self._health_server = grpc.aio.server(options=options)
         self._health.add_to(self._health_server)
         self.health_port = ports.bind(
-            self._health_server, service.health_host, service.health_port, None
+            self._health_server, service.health_host, service.health_port, None, "health_"
         )
         await self._health_server.start()
 
@@ -253,7 +253,7 @@ class Server:
         except OSError as error:
             raise ConfigError(
                 f"cannot serve metrics on {service.metrics_host}:{service.metrics_port}: "
-                f"{error.strerror or error}"
+                f"{error.strerror or error}; {ports.elsewhere(error, 'metrics_')}"
             ) from error
         self.metrics_port = self._metrics.port
 

@@ -63,9 +63,18 @@ def test_a_port_in_use_is_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = quire("serve", "--port", port)
-        refused(done, port)
-        refused(quire("serve", "--port", "0", "--metrics-port", port), port)
+        refused(quire("serve", "--port", port), f":{port}: ", "in use", "with --port ")
+        for option in ("--metrics-port", "--health-port"):
+            done = quire("serve", "--port", "0", option, port)
+            refused(done, f":{port}: ", "in use", f"with {option} ")
+
+
+def test_a_host_that_is_not_here_is_one_line() -> None:
+    elsewhere = "192.0.2.1"  # of the block that documents use: no machine has it
+    for option in ("--host", "--metrics-host", "--health-host"):
+        words = ["--metrics-port", "0", "--health-port", "0", "--insecure"]
+        done = quire("serve", "--port", "0", *words, option, elsewhere)
+        refused(done, f"{elsewhere}:0: ", f"with {option}")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

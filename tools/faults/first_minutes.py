@@ -40,4 +40,18 @@ FAULTS = (
         "        log.debug(",
         (FIT + "a_start_warns_of_a_cache_shorter_than_a_request",),
     ),
+    Fault(
+        "first minutes: a port in use for health checks is said to be the server's own",
+        "service/app/server.py",
+        'service.health_port, None, "health_"',
+        "service.health_port, None",
+        ("tests/service/test_process.py::test_a_port_in_use_is_one_line",),
+    ),
+    Fault(
+        "first minutes: a host that is not here is said to be a port",
+        "service/app/ports.py",
+        "return another_host(prefix) if no_host else another_port(prefix)",
+        "return another_port(prefix)",
+        ("tests/service/test_process.py::test_a_host_that_is_not_here_is_one_line",),
+    ),
 )
