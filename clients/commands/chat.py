@@ -1,7 +1,11 @@
 """`quire chat`: a conversation.
 
-Invariant: the history holds whole turns only. A turn whose answer failed is taken back, so that it
-can be asked again.
+Invariant: the history holds whole turns only. A turn whose answer failed or was stopped is taken
+back, so that it can be asked again.
+
+Ctrl-C on a terminal stops the answer, or drops the line that is being typed; the next one, if
+nothing was entered in between, leaves with 130. Ctrl-D and /exit leave with 0. Where turns come
+from a file or a pipe, the first Ctrl-C leaves.
 """
 
 import sys
@@ -13,12 +17,17 @@ import typer
 from quire.clients.client import Client
 from quire.clients.commands import common, sampling
 from quire.clients.commands.generate import summary
-from quire.clients.commands.terminal import note, say
+from quire.clients.commands.terminal import note, say, tell, warn
 from quire.clients.errors import InvalidRequest, Overloaded
 from quire.clients.events import Delta, Finished
 from quire.clients.prompts import Message, Options
 
-_HELP = "/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer and ends"
+_HELP = """\
+/help    shows this
+/reset   forgets the conversation
+/exit    leaves, as /quit and Ctrl-D do
+Ctrl-C   stops an answer (its turn is not kept); once more leaves"""
+_AGAIN = "Ctrl-C once more, or Ctrl-D, leaves"
 
 
 @common.one_line_errors
@@ -47,7 +56,7 @@ def chat(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = None,
 ) -> None:
-    """Talk with the model. Each line of standard input is a turn."""
+    """Talk with the model. Each line of standard input is a turn; /help lists the commands."""
     options: Options = {
         "temperature": temperature,
         "top_p": top_p,
@@ -76,24 +85,49 @@ class Conversation:
         self._opening = [] if system is None else [Message("system", system)]
         self._history: list[Message] = list(self._opening)
         self._interactive = sys.stdin.isatty()
+        self._interrupted = False  # by Ctrl-C, and nothing was entered since
+        self._answering = False
 
     def run(self) -> None:
-        """Until the end of input or /exit."""
+        """Until the end of input or /exit. Raises KeyboardInterrupt if Ctrl-C is to leave."""
         if self._interactive:
             with suppress(ImportError):  # line editing for input(), where the system has it
                 import readline  # noqa: F401
-            self._client.stats()  # says now, not after the first turn, that nobody is there
-            note(_HELP)
-        while (line := self._read()) is not None:
-            words = line.strip()
-            if words in ("/exit", "/quit"):
-                return
-            if words == "/reset":
-                self._history = list(self._opening)
-            elif words.startswith("/"):
-                note(f"unknown command {words}; {_HELP}")
-            elif words:
-                self._turn(words)
+            self._greet()
+        going_on = True
+        while going_on:
+            try:
+                going_on = self._step()
+            except KeyboardInterrupt:
+                if not self._interactive or self._leaves():
+                    raise
+
+    def _greet(self) -> None:
+        """Says who is there; and now, not after the first turn, that nobody is."""
+        model = self._client.stats().model
+        where = f" on {model.device}" if model.device else ""
+        note(f"{model.name or 'a model without a name'}{where}, at {self._client.connection}")
+        note("/help lists the commands")
+
+    def _step(self) -> bool:
+        """One line of input; False where it is the last."""
+        self._answering = False
+        line = self._read()
+        if line is None:
+            return False
+        self._interrupted = False
+        words = line.strip()
+        if words in ("/exit", "/quit"):
+            return False
+        if words == "/help":
+            tell(_HELP)
+        elif words == "/reset":
+            self._history = list(self._opening)
+        elif words.startswith("/"):
+            warn(f"unknown command {words}; /help lists those that there are")
+        elif words:
+            self._turn(words)
+        return True
 
     def _read(self) -> str | None:
         if not self._interactive:
@@ -101,10 +135,24 @@ class Conversation:
         try:
             return input("> ")
         except EOFError:
+            say("\n")
             return None
+
+    def _leaves(self) -> bool:
+        """What Ctrl-C means: False where it has stopped an answer or dropped a line."""
+        say("\n")
+        if self._answering:
+            note(f"stopped: this turn is not kept. {_AGAIN}")
+        elif self._interrupted and not _typed():
+            return True
+        else:
+            note(_AGAIN)
+        self._interrupted = True
+        return False
 
     def _turn(self, words: str) -> None:
         asked = [*self._history, Message("user", words)]
+        self._answering = True
         try:
             answer = self._ask(asked)
         except (InvalidRequest, Overloaded) as error:
@@ -113,14 +161,25 @@ class Conversation:
             note(common.explain(error, self._client.connection))
             return
         self._history = [*asked, Message("assistant", answer)]
+        self._answering = False
 
     def _ask(self, messages: list[Message]) -> str:
         parts: list[str] = []
-        for event in self._client.generate(messages, **self._options):
-            if isinstance(event, Delta):
-                parts.append(event.text)
-                say(event.text)
-            elif isinstance(event, Finished):
-                say("\n")
-                note(summary(event))
+        with self._client.generate(messages, **self._options) as generation:
+            for event in generation:
+                if isinstance(event, Delta):
+                    parts.append(event.text)
+                    say(event.text)
+                elif isinstance(event, Finished):
+                    say("\n")
+                    note(summary(event))
         return "".join(parts)
+
+
+def _typed() -> str:
+    """What stands on the line that is being edited; empty where no line editor says."""
+    with suppress(ImportError):
+        import readline
+
+        return readline.get_line_buffer()
+    return ""

@@ -227,11 +227,11 @@ def quantiles(histogram: pb.Histogram) -> str:
     count = sum(histogram.counts)
     if not count:
         return "–"
-    found = ", ".join(f"p{q} {_bound(histogram, q / 100)}" for q in (50, 90, 99))
+    found = ", ".join(f"p{q} {bucket_bound(histogram, q / 100)}" for q in (50, 90, 99))
     return f"{found}, mean {milliseconds(histogram.sum / count)} ({count:,})"
 
 
-def _bound(histogram: pb.Histogram, q: float) -> str:
+def bucket_bound(histogram: pb.Histogram, q: float) -> str:
     """`≤ x`: the upper bound of the bucket that holds the quantile: no more is known."""
     wanted = q * sum(histogram.counts)
     seen = 0

@@ -28,4 +28,9 @@ def warn(text: str) -> None:
 def note(text: str) -> None:
     """A line beside the output: on standard error, and only where someone watches."""
     if sys.stderr.isatty():
-        print(f"\033[2m{text}\033[0m", file=sys.stderr)
+        print(f"\033[2m{printable(text)}\033[0m", file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Lines that were asked for and are not the model's: on standard error, watched or not."""
+    print(printable(text), file=sys.stderr, flush=True)

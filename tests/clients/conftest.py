@@ -1,4 +1,5 @@
-"""The fake server is imported by its place: tests have no packages."""
+"""The fake server is imported by its place: tests have no packages. Other helpers are modules
+beside the tests."""
 
 import importlib.util
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
 
 
 def _load(name: str) -> Any:
