@@ -92,6 +92,99 @@ def test_systemd_waits_longer_than_the_drain() -> None:
     assert unit["Service"]["Restart"] == "on-failure"
 
 
+def unit_lines(name: str) -> list[str]:
+    """The values of a setting of the unit, which may come several times."""
+    text = (DEPLOY / "quire.service").read_text().replace("\\\n", " ")
+    return [line.removeprefix(f"{name}=") for line in text.splitlines() if line.startswith(name)]
+
+
+def flags_of(words: list[str]) -> dict[str, str]:
+    """`--name value` pairs of a command line, by the options' names. Every one must be known."""
+    known = {f.name for section in (ServiceConfig, EngineConfig) for f in fields(section)}
+    given = {}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        name = flag.removeprefix("--").replace("-", "_")
+        assert flag.startswith("--") and name in known | {"config"}, flag
+        given[name] = value
+    return given
+
+
+def test_systemd_hands_over_what_root_alone_may_read(tmp_path: Path) -> None:
+    (command,) = unit_lines("ExecStart")
+    program, verb, *words = command.split()
+    assert (program, verb) == ("/opt/quire/.venv/bin/quire", "serve")
+    flags = flags_of(words)
+    sources = dict(line.split(":") for line in unit_lines("LoadCredential"))
+    assert {f"%d/{name}" for name in sources} == set(flags.values())
+    assert all(path == f"/etc/quire/{name}" for name, path in sources.items())
+    assert unit_lines("DynamicUser") == ["yes"]
+    handed = {name: value.replace("%d", str(tmp_path)) for name, value in flags.items()}
+    file = Path(handed.pop("config"))
+    file.write_text((DEPLOY / "quire.toml").read_text())
+    service = read_settings(handed, {}, file).service
+    assert service.tls_cert and service.tls_key and service.api_keys and not service.insecure
+    assert int(unit_lines("TimeoutStopSec")[0]) > service.drain_seconds + 5
+
+
+# ------------------------------------------------------------ Prometheus
+
+
+def test_prometheus_scrapes_under_the_name_that_the_alerts_ask_for(mounted: Settings) -> None:
+    configuration = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
+    (job,) = configuration["scrape_configs"]
+    assert f'job="{job["job_name"]}"' in (DEPLOY / "alerts.yaml").read_text()
+    assert all((DEPLOY / name).exists() for name in configuration["rule_files"])
+    (targets,) = job["dns_sd_configs"]
+    assert targets["port"] == mounted.service.metrics_port
+    assert targets["names"] == [manifest("service")["metadata"]["name"]]
+    assert manifest("service")["spec"]["clusterIP"] == "None"
+    assert (job["scheme"], mounted.service.tls_cert is not None) == ("https", True)
+    assert job["tls_config"]["ca_file"] and "insecure_skip_verify" not in job["tls_config"]
+
+
+# ------------------------------------------------------------ the page
+
+
+def commands_below(heading: str) -> list[str]:
+    """The commands of the first block below a heading of docs/deploy.md, each as one line."""
+    page = (DEPLOY.parent / "docs" / "deploy.md").read_text()
+    block = page.split(f"\n## {heading}\n")[1].split("\n```\n")[1]
+    return [re.sub(r"\s+", " ", line) for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("way", ["docker run", "systemctl", "kubectl apply"])
+def test_each_way_is_three_commands_with_tls_and_keys(way: str) -> None:
+    commands = commands_below(way)
+    assert len(commands) == 3
+    assert sum(way in command for command in commands) == 1
+    assert all(re.search(rf"\b{word}\b", " ".join(commands)) for word in ("tls.key", "keys"))
+    for word in " ".join(commands).split():
+        assert not word.startswith("deploy/") or (DEPLOY.parent / word).exists(), word
+
+
+def test_the_docker_command_is_one_that_the_server_takes() -> None:
+    image, command = commands_below("docker run")[0].split()[-2], commands_below("docker run")[2]
+    before, after = command.split(f" {image} ")
+    flags = flags_of(after.split())
+    assert {"tls_cert", "tls_key", "api_keys", "host"} <= set(flags)
+    service = ServiceConfig(
+        **{name: value for name, value in flags.items() if name != "model"}  # type: ignore[arg-type]
+    )
+    assert not service.insecure
+    assert int(before.split("--stop-timeout ")[1].split()[0]) > service.drain_seconds + 5
+    for path in (service.tls_cert, service.tls_key, service.api_keys):
+        assert str(path).startswith("/etc/quire/") and "-v /etc/quire:/etc/quire:ro" in before
+    user = re.search(r"-o (\d+) ", commands_below("docker run")[1])
+    assert user and f"USER {user[1]}" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_what_the_unit_reads_is_what_the_page_installs() -> None:
+    installed = commands_below("systemctl")[0].split()
+    names = {line.split(":")[0] for line in unit_lines("LoadCredential")}
+    assert names <= {Path(word).name for word in installed}
+    assert "600" in installed and installed[-1] == "/etc/quire"
+
+
 # ------------------------------------------------------------ Kubernetes
 
 
