@@ -45,8 +45,11 @@ class TerminalSession:
         return found
 
     def _read(self, limit: float, wanted: str) -> None:
-        ready, _, _ = select.select([self._leader], [], [], max(0.0, limit - time.monotonic()))
-        assert ready, f"{wanted!r} has not come: {self.shown!r}"
+        ended = False
+        while not select.select([self._leader], [], [], 0.05)[0]:
+            why = f"{wanted!r} has not come: {self.shown!r}"
+            assert not ended and time.monotonic() < limit, why
+            ended = self.process.poll() is not None  # and once more for its last words
         self.shown += os.read(self._leader, 65536).decode(errors="replace")
 
     def write(self, keys: str) -> None:
