@@ -8,17 +8,20 @@ nothing was entered in between, leaves with 130. Ctrl-D and /exit leave with 0. 
 from a file or a pipe, the first Ctrl-C leaves.
 """
 
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Annotated
 
 import typer
 
-from quire.clients.client import Client
+from quire.clients.client import Client, Generation
 from quire.clients.commands import common, sampling
 from quire.clients.commands.generate import summary
 from quire.clients.commands.terminal import note, say, tell, warn
-from quire.clients.errors import InvalidRequest, Overloaded
+from quire.clients.errors import CallError, InvalidRequest, Overloaded
 from quire.clients.events import Delta, Finished
 from quire.clients.prompts import Message, Options
 
@@ -165,7 +168,7 @@ class Conversation:
 
     def _ask(self, messages: list[Message]) -> str:
         parts: list[str] = []
-        with self._client.generate(messages, **self._options) as generation:
+        with self._client.generate(messages, **self._options) as generation, stopping(generation):
             for event in generation:
                 if isinstance(event, Delta):
                     parts.append(event.text)
@@ -174,6 +177,37 @@ class Conversation:
                     say("\n")
                     note(summary(event))
         return "".join(parts)
+
+
+@contextmanager
+def stopping(generation: Generation) -> Iterator[None]:
+    """Inside it Ctrl-C cancels the generation, and is raised once the loop over it has ended.
+
+    An exception in the middle of opening the call would leave it open, held by nobody; a generation
+    that was closed meanwhile cancels its call as soon as it holds it.
+    """
+    pressed = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        nonlocal pressed
+        pressed = True
+        generation.close()
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, or another's
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except CallError:
+        if not pressed:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _typed() -> str:

@@ -1,9 +1,13 @@
 """`quire chat` on a terminal: who answers, the help, what Ctrl-C and Ctrl-D do."""
 
+import signal
 from typing import Any
 
 import pytest
 from terminal_session import WAIT, TerminalSession
+
+from quire.clients import Client
+from quire.clients.commands.chat import Conversation
 
 
 def asked(server: Any) -> list[str]:
@@ -108,3 +112,24 @@ def test_ctrl_c_drops_the_line_that_is_being_typed(server: Any) -> None:
         session.prompt()
         session.write("\x04")
         assert session.exit_code() == 0
+
+
+def test_ctrl_c_between_a_calls_start_and_its_being_held_cancels_it(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(server.address) as client:
+        opened = client._open
+        held = []  # as gRPC's own threads may hold it
+
+        def interrupted(*arguments: Any) -> Any:
+            call = opened(*arguments)
+            held.append(call)
+            assert server.seen.started.wait(WAIT)
+            signal.raise_signal(signal.SIGINT)
+            return call
+
+        monkeypatch.setattr(client, "_open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Conversation(client, {}, None)._ask([{"role": "user", "content": "hang"}])
+        assert server.seen.cancelled.wait(WAIT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
