@@ -17,6 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]
+sys.path.append(str(ROOT / "tests" / "shared"))  # what tests share: `support`
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -7,7 +7,6 @@ Defects of several ranks and of captured graphs on a device have their tests whe
 import ast
 import asyncio
 import json
-import sys
 import threading
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,41 +16,37 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from support.fake_engine import Builder, Device, FakeEngine
+from support.harness import ask, generate, run, serving, settings
+from support.simulator import Shape, Simulator
+from support.small_engine import Setup, build_core, load_model, model_config
+from support.small_engine import run as run_core
+from support.toy_device import ToyDevice
+from support.traffic import run_episode, run_steps
 
-_HERE = Path(__file__).parent
-sys.path[:0] = [str(_HERE / "engine"), str(_HERE / "service")]
-
-from fake_engine import Builder, Device, FakeEngine  # noqa: E402
-from harness import ask, generate, run, serving, settings  # noqa: E402
-from simulator import Shape, Simulator  # noqa: E402
-from small_engine import Setup, build_core, load_model, model_config  # noqa: E402
-from small_engine import run as run_core  # noqa: E402
-from toy_device import ToyDevice  # noqa: E402
-from traffic import run_episode, run_steps  # noqa: E402
-
-from quire import engine  # noqa: E402
-from quire.engine.client.async_engine import AsyncEngine  # noqa: E402
-from quire.engine.client.in_thread import ThreadLink  # noqa: E402
-from quire.engine.config import EngineConfig  # noqa: E402
-from quire.engine.errors import ConfigError, ModelError, RequestError  # noqa: E402
-from quire.engine.loop.build import build_engine  # noqa: E402
-from quire.engine.loop.core import EngineCore  # noqa: E402
-from quire.engine.model.config import ModelConfig  # noqa: E402
-from quire.engine.model.registry import build_model  # noqa: E402
-from quire.engine.request import FinishReason, GenerationRequest, SamplingParams  # noqa: E402
-from quire.engine.runner.graphs import GraphSizes, captured_sizes  # noqa: E402
-from quire.engine.runner.sampler import Needs  # noqa: E402
-from quire.engine.scheduling.block_pool import BlockPool  # noqa: E402
-from quire.engine.scheduling.plan import StepPlan, StepResult  # noqa: E402
-from quire.engine.weights import loader  # noqa: E402
-from quire.engine.weights.loader import load_checkpoint  # noqa: E402
-from quire.engine.weights.random import fill_random, save_random  # noqa: E402
-from quire.kernels import reference  # noqa: E402
-from quire.service.models import pocket  # noqa: E402
-from quire.service.rpc.validation import ServedModel  # noqa: E402
-from quire.service.text.detokenizer import Detokenizer  # noqa: E402
-from quire.service.text.tokenizer import load as load_tokenizer  # noqa: E402
-from quire.v1 import inference_pb2 as pb  # noqa: E402
+from quire import engine
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.in_thread import ThreadLink
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError, ModelError, RequestError
+from quire.engine.loop.build import build_engine
+from quire.engine.loop.core import EngineCore
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
+from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
+from quire.engine.runner.graphs import GraphSizes, captured_sizes
+from quire.engine.runner.sampler import Needs
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.weights import loader
+from quire.engine.weights.loader import load_checkpoint
+from quire.engine.weights.random import fill_random, save_random
+from quire.kernels import reference
+from quire.service.models import pocket
+from quire.service.rpc.validation import ServedModel
+from quire.service.text.detokenizer import Detokenizer
+from quire.service.text.tokenizer import load as load_tokenizer
+from quire.v1 import inference_pb2 as pb
 
 
 def request(key: int, prompt: Any, max_tokens: int = 4, **more: Any) -> GenerationRequest:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
-sys.path.insert(0, str(ROOT / "tests" / "service"))
+sys.path.insert(0, str(ROOT / "tests" / "shared"))
 sys.path.append(str(ROOT / "tools"))
 
 import chaos_ends  # noqa: E402
-from storm import PARALLEL, Report, storm  # noqa: E402
-from storm_client import KINDS  # noqa: E402
+from support.storm import PARALLEL, Report, storm  # noqa: E402
+from support.storm_client import KINDS  # noqa: E402
 
 MOST_GROWTH = 1024  # bytes a stream
 FAULTS = ("launch", "step", "memory", "row", "token", "stall")

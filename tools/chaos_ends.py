@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import grpc
 import psutil
-from http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
-from server_process import Process, process
+from support.http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
+from support.server_process import Process, process
 
 from quire.service.app.server import END_SECONDS
 from quire.v1 import inference_pb2 as pb

@@ -2,9 +2,9 @@
 
     python tools/fuzz.py [--messages N] [--seed S]
 
-The test suite's fuzz (tests/service/fuzzing.py) on other seeds, for longer. Exits non-zero if any
-message is answered with INTERNAL or another status that does not blame the message, if an object of
-a call outlives it, or if resident memory grows over the last half.
+The fuzz of the test suite (tests/shared/support/fuzzing.py) on other seeds, for longer. Exits
+non-zero if any message is answered with INTERNAL or another status that does not blame the message,
+if an object of a call outlives it, or if resident memory grows over the last half.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
-sys.path.insert(0, str(ROOT / "tests" / "service"))
+sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
-from fuzzing import Fuzz, fuzzed  # noqa: E402
-from harness import Running, serving  # noqa: E402
-from storm import OURS, Report, Sample, objects_of_calls, resident  # noqa: E402
+from support.fuzzing import Fuzz, fuzzed  # noqa: E402
+from support.harness import Running, serving  # noqa: E402
+from support.storm import OURS, Report, Sample, objects_of_calls, resident  # noqa: E402
 
 PORTION = 2000
 MOST_GROWTH = 1024  # bytes a message

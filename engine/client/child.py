@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from quire.engine.client import stacks
 from quire.engine.loop import heartbeat
 from quire.engine.loop.heartbeat import Heartbeat
 
@@ -48,8 +49,8 @@ class Child:
         return self._process.pid
 
     def ask_for_stacks(self) -> None:
-        """All its threads', on standard error."""
-        self._process.send_signal(signal.SIGUSR1)
+        """All its threads', on standard error. For one that hangs: see stacks."""
+        self._process.send_signal(stacks.LAST_WORDS)
 
     def kill(self) -> None:
         """At once, whatever it does. Nothing if it has ended."""

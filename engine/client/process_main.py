@@ -7,12 +7,11 @@ later, so it stays as small as the number of live requests.
 
 The process is its parent's alone. It leaves at once when the parent is gone, even in the middle of
 a step; SIGINT and SIGTERM, which a terminal or a supervisor sends to both, are the parent's to
-answer. SIGUSR1 writes the stacks of all threads to standard error.
+answer. Signals that ask for stacks: see stacks.
 """
 
 import contextlib
 import ctypes
-import faulthandler
 import mmap
 import os
 import select
@@ -23,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from quire.engine.client import wire
+from quire.engine.client import stacks, wire
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
 from quire.engine.loop import garbage, heartbeat
@@ -33,7 +32,6 @@ from quire.engine.loop.loop import Batch, Builder, BuiltEngine, EngineLoop, repo
 from quire.engine.request import Output
 
 EXIT_OK, EXIT_DEAD, EXIT_REFUSED, EXIT_ORPHANED = 0, 1, 2, 3
-_STANDARD_ERROR = 2
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS = 5.0  # seconds that a parent gets to take them
 _CHUNK = 1 << 18  # bytes read at once
@@ -199,7 +197,7 @@ def _prepare(parent: socket.socket) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR, all_threads=True)
+    stacks.answer_signals()
     threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
 
 

@@ -3,7 +3,7 @@
     python -I -S guardian.py PID INTERVAL LOOKS < pipe
 
 The server writes a byte into the pipe as long as its event loop runs. After LOOKS looks, INTERVAL
-seconds apart, without a byte it gets SIGUSR1, which writes all its stacks, and a look later
+seconds apart, without a byte it gets SIGUSR2, which writes all its stacks, and a look later
 SIGKILL. The pipe's end ends this process.
 
 Invariant: looks are counted, never seconds. A machine, a container or a cgroup that was stopped
@@ -45,7 +45,7 @@ class Guardian:
         elif not self._is_stopped():
             self._silent += 1
         if self._silent == self._looks and not alive:
-            self._kill(signal.SIGUSR1)
+            self._kill(signal.SIGUSR2)
         if self._silent > self._looks:
             self._kill(signal.SIGKILL)
             return True

@@ -2,7 +2,8 @@
 
 SIGTERM, SIGINT   the first asks for the drain, the second ends the process at once
 SIGHUP            files that may change are read again; a terminal that is closed ends nothing
-SIGUSR1           the stacks of all threads on standard error
+SIGUSR1           the stacks of all threads on standard error; nothing changes
+SIGUSR2           the same at once, for a process that hangs: it may crash one that does not
 SIGPIPE           nothing: a reader that has gone is an error of the write (Python's default)
 SIGQUIT           the stacks, and the end with a core dump, as elsewhere
 
@@ -20,6 +21,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from quire.engine.client.stacks import answer_signals
 from quire.service.app.watchdog import Deadman
 from quire.service.telemetry import logs
 
@@ -43,8 +45,8 @@ class Signals:
         for number in _ENDS:
             signal.signal(number, self._on_end)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        for number, chain in ((signal.SIGUSR1, False), (signal.SIGQUIT, True)):
-            faulthandler.register(number, file=STANDARD_ERROR, all_threads=True, chain=chain)
+        faulthandler.register(signal.SIGQUIT, file=STANDARD_ERROR, all_threads=True, chain=True)
+        answer_signals()
 
     def stop_asked(self) -> asyncio.Event:
         """Set by the first signal, also one that has come already. To be called on the loop."""

@@ -1,31 +1,16 @@
-"""The fake server is imported by its place: tests have no packages. Other helpers are modules
-beside the tests."""
+"""A server that says what a test has written for it."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
-
-def _load(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"quire_tests_clients_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from support import fake_server
 
 
 @pytest.fixture(scope="session")
 def fake() -> Any:
     """The module of the fake server."""
-    return _load("fake_server")
+    return fake_server
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
-from small_engine import (
+from support.small_engine import (
     Outcome,
     PaddedRunner,
     Setup,

@@ -6,7 +6,6 @@ out of the ordinary run, and test_interpreted.py runs them all in one child proc
 as well, a test is too large for the interpreter, or asks what only the device can show.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,9 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
-    _path = Path(__file__).with_name("interpreter_bf16.py")
-    _spec = importlib.util.spec_from_file_location("interpreter_bf16", _path)
-    assert _spec is not None
-    assert _spec.loader is not None
-    _module = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_module)
-    _module.install()
+    from support import interpreter_bf16
+
+    interpreter_bf16.install()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 TOOLS = Path(__file__).resolve().parents[2] / "tools" / "pocket"
 if str(TOOLS) not in sys.path:
     sys.path.append(str(TOOLS))
-sys.path.append(str(Path(__file__).parent))
 
 import pytest  # noqa: E402
 from rows import Encoder  # noqa: E402

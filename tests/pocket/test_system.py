@@ -9,7 +9,7 @@ import recall
 import repeat
 import stories
 from draw import Draw
-from serving import Chat, answer, blocks_given_back, serving, user
+from support.serving import Chat, answer, blocks_given_back, serving, user
 
 from quire.clients import Delta, FinishReason, InvalidRequest, Started
 

@@ -3,8 +3,8 @@ killed, over a device that fails."""
 
 import asyncio
 
-from storm import storm
-from storm_client import KINDS
+from support.storm import storm
+from support.storm_client import KINDS
 
 
 def test_a_storm_leaves_the_books_in_order_and_nothing_behind() -> None:

@@ -1,9 +1,9 @@
 """2,000 messages that make little sense; `make soak` sends 100,000."""
 
 import grpc
-from fuzzing import Fuzz, fuzzed
-from harness import ask, generate, run, serving
-from storm import OURS, objects_of_calls
+from support.fuzzing import Fuzz, fuzzed
+from support.harness import ask, generate, run, serving
+from support.storm import OURS, objects_of_calls
 
 
 def test_messages_that_make_no_sense_are_answered_as_such_and_leave_nothing() -> None:

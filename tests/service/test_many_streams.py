@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 import grpc
-from fake_engine import EOS, Device
-from harness import ask, first, generate, read, run, serving
+from support.fake_engine import EOS, Device
+from support.harness import ask, first, generate, read, run, serving
 
 
 def test_200_streams_of_mixed_lengths_all_complete_and_every_count_agrees() -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from harness import Running, ask, generate, run, settings
+from support.harness import Running, ask, generate, run, settings
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink

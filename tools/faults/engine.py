@@ -7,13 +7,13 @@ first part of a name says where users reported the fault; `quire` are faults of 
 from faults.fault import Fault
 
 REGRESSIONS = "tests/test_regressions.py::test_"
-POOL = "tests/engine/test_block_pool.py"
-SCHEDULER = "tests/engine/test_scheduler.py"
+POOL = "tests/engine/scheduling/test_block_pool.py"
+SCHEDULER = "tests/engine/scheduling/test_scheduler.py"
 TRAFFIC = (
-    "tests/engine/test_scheduler_properties.py"
+    "tests/engine/scheduling/test_scheduler_properties.py"
     "::test_random_traffic_neither_leaks_nor_hangs_nor_corrupts"
 )
-PROPERTIES = "tests/engine/test_scheduler_properties.py::test_"
+PROPERTIES = "tests/engine/scheduling/test_scheduler_properties.py::test_"
 
 PADDED = ("tests/engine/test_equivalences.py::test_padding_writes_nowhere_that_a_request_has_left",)
 REPLAYED = (
@@ -384,8 +384,8 @@ LOADING_AND_TEXT = (
     ),
 )
 
-FRAMES = ("tests/engine/test_process_frames.py",)
-PLACES = "tests/engine/test_places.py::test_"
+FRAMES = ("tests/engine/client/test_process_frames.py",)
+PLACES = "tests/engine/client/test_places.py::test_"
 
 TWO_PROCESSES = (
     Fault(
@@ -407,7 +407,7 @@ TWO_PROCESSES = (
         "engine/request.py",
         "        if not self.token_ids:\n            self.first_token_at",
         "        if later.token_ids:\n            self.first_token_at",
-        ("tests/service/test_output_times.py",),
+        ("tests/service/rpc/test_output_times.py",),
     ),
     Fault(
         "quire: a frozen child passes for an idle one",
@@ -425,7 +425,7 @@ TWO_PROCESSES = (
     ),
 )
 
-PACING = ("tests/engine/test_pacing.py",)
+PACING = ("tests/engine/client/test_pacing.py",)
 
 UNDER_LOAD = (
     Fault(
@@ -433,7 +433,7 @@ UNDER_LOAD = (
         "service/app/event_loop.py",
         "    if waiting > 1:\n",
         "    if waiting > 1 << 20:\n",
-        ("tests/service/test_event_loop.py",),
+        ("tests/service/app/test_event_loop.py",),
     ),
     Fault(
         "quire: new calls wait behind the words of many streams",
@@ -454,7 +454,7 @@ UNDER_LOAD = (
         "engine/client/async_engine.py",
         "                if outputs or (is_first and error is None):\n",
         "                if outputs:\n",
-        ("tests/engine/test_async_engine.py",),
+        ("tests/engine/client/test_async_engine.py",),
     ),
 )
 

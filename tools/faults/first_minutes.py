@@ -45,13 +45,13 @@ FAULTS = (
         "service/app/server.py",
         'service.health_port, None, "health_"',
         "service.health_port, None",
-        ("tests/service/test_process.py::test_a_port_in_use_is_one_line",),
+        ("tests/service/app/test_process.py::test_a_port_in_use_is_one_line",),
     ),
     Fault(
         "first minutes: a host that is not here is said to be a port",
         "service/app/ports.py",
         "return another_host(prefix) if no_host else another_port(prefix)",
         "return another_port(prefix)",
-        ("tests/service/test_process.py::test_a_host_that_is_not_here_is_one_line",),
+        ("tests/service/app/test_process.py::test_a_host_that_is_not_here_is_one_line",),
     ),
 )

@@ -2,12 +2,12 @@
 
 from faults.fault import Fault
 
-PLAN = ("tests/engine/test_plan.py",)
-QUEUE = ("tests/engine/test_waiting_queue.py",)
-LAST_WORDS = ("tests/engine/test_last_words.py",)
-DEVICE_ERRORS = ("tests/engine/test_device_errors.py",)
-POOL = ("tests/engine/test_block_pool.py",)
-PACING = ("tests/engine/test_pacing.py",)
+PLAN = ("tests/engine/scheduling/test_plan.py",)
+QUEUE = ("tests/engine/scheduling/test_waiting_queue.py",)
+LAST_WORDS = ("tests/engine/loop/test_last_words.py",)
+DEVICE_ERRORS = ("tests/engine/runner/test_device_errors.py",)
+POOL = ("tests/engine/scheduling/test_block_pool.py",)
+PACING = ("tests/engine/client/test_pacing.py",)
 
 FAULTS = (
     Fault(
@@ -30,7 +30,7 @@ FAULTS = (
         "            self._sampling.update((one.slot, one.sampling) for one in plan.admitted)\n",
         "            for one in plan.admitted:\n"
         "                self._sampling.setdefault(one.slot, one.sampling)\n",
-        ("tests/engine/test_runner.py",),
+        ("tests/engine/runner/test_runner.py",),
     ),
     Fault(
         "plan: siblings draw with one seed",

@@ -4,7 +4,7 @@ import signal
 from typing import Any
 
 import pytest
-from terminal_session import WAIT, TerminalSession
+from support.terminal_session import WAIT, TerminalSession
 
 from quire.clients import Client
 from quire.clients.commands.chat import Conversation

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from terminal_session import TerminalSession
+from support.terminal_session import TerminalSession
 
 from quire.clients.commands.top import View, pooled, short
 from quire.v1 import inference_pb2 as pb

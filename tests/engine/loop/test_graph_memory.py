@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_engine import model_config
+from support.small_engine import model_config
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError

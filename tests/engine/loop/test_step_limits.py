@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_engine import model_config
+from support.small_engine import model_config
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
@@ -47,7 +47,7 @@ def test_tiles_of_a_step_are_bounded(group: int) -> None:
 @pytest.mark.parametrize(("group", "tokens"), [(2, 65_535), (16, 65_279)])
 def test_the_largest_step_fits_every_grid(group: int, tokens: int) -> None:
     pytest.importorskip("triton")
-    from recorded_ops import recorded
+    from support.recorded_ops import recorded
 
     from quire.kernels.triton_ops import TritonOps
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_engine import Setup, build_core, load_model, model_config
+from support.small_engine import Setup, build_core, load_model, model_config
 from torch import Tensor
 
 from quire.engine.loop.core import EngineCore

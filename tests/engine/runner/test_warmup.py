@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_engine import Setup, build_core, model_config
+from support.small_engine import Setup, build_core, model_config
 
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.forward_batch import KVCache
@@ -17,7 +17,7 @@ from quire.engine.runner.warmup import Bounds, warm_steps
 from quire.engine.weights.random import fill_random
 
 pytest.importorskip("triton")
-from recorded_ops import RecordedOps, recorded
+from support.recorded_ops import RecordedOps, recorded
 
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.launches import Card

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from harness import ask, generate, read, run, serving
-from http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
+from support.harness import ask, generate, read, run, serving
+from support.http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
 
 from quire.engine.errors import ConfigError
 from quire.service.admission import intake

@@ -23,7 +23,7 @@ def test_silence_is_answered_with_the_stacks_and_then_the_end() -> None:
     server = Server()
     guardian = server.guardian(3)
     assert [guardian.look(alive=False) for _ in range(4)] == [False, False, False, True]
-    assert server.sent == [signal.SIGUSR1, signal.SIGKILL]
+    assert server.sent == [signal.SIGUSR2, signal.SIGKILL]
 
 
 def test_a_sign_of_life_begins_the_count_anew_even_after_the_stacks() -> None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from fake_engine import DeviceLost
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import ask, generate, run, serving
-from http2 import HEADERS, Rude
-from server_process import process
+from support.fake_engine import DeviceLost
+from support.harness import ask, generate, run, serving
+from support.http2 import HEADERS, Rude
+from support.server_process import process
 
 from quire.service.app import health as module
 from quire.service.app.health import LIVENESS, READINESS, Health

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_engine import EOS, VOCAB_SIZE, Device, logprob_of
-from harness import Running, ask, first, generate, read, run, serving
+from support.fake_engine import EOS, VOCAB_SIZE, Device, logprob_of
+from support.harness import Running, ask, first, generate, read, run, serving
 
 from quire.engine.request import Output
 from quire.service import errors

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import Running, ask, generate, run, serving
+from support.harness import Running, ask, generate, run, serving
 
 from quire.service.errors import Refusal
 from quire.service.rpc.stats import MAPS_AT_ONCE, StatsReporter

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import run
+from support.harness import run
 
 from quire.engine.errors import ConfigError
 from quire.service.security import reload

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import ask, generate, run, serving
+from support.harness import ask, generate, run, serving
 
 from quire.service.security.auth import make_entry
 from quire.v1 import inference_pb2 as pb

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from server_process import PATIENCE, QUIRE, environment, process
+from support.server_process import PATIENCE, QUIRE, environment, process
 
 from quire.service.telemetry import logs, standard_streams
 from quire.service.telemetry.logs import JsonFormatter, QueuedHandler, TextFormatter

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import run
+from support.harness import run
 
 from quire.service.admission.admission import Admission, Policy
 from quire.service.telemetry import metrics_server

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from harness import run
+from support.harness import run
 
 from quire.service.errors import Refusal
 from quire.service.text.workers import LARGE_BYTES, PromptWorkers

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from template_oracle import call, said
+from support.template_oracle import call, said
 
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
 from quire.service.text.markers import ANYWHERE, Markers

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from template_oracle import (
+from support.template_oracle import (
     TOKENS,
     TOOLS,
     call,

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from harness import VOCAB_SIZE, generate, serving
+from support.harness import VOCAB_SIZE, generate, serving
 
 from quire.engine.errors import ModelError
 from quire.service.models import pocket

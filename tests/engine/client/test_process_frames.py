@@ -1,0 +1,185 @@
+"""What crosses to an engine's process and back is what it was; and a slow parent blocks nobody."""
+
+import dataclasses
+import mmap
+import os
+import random
+import socket
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.some_engine import INFO
+
+from quire.engine.client import wire
+from quire.engine.client.process_main import Channel
+from quire.engine.errors import (
+    CapacityError,
+    ConfigError,
+    CorruptStateError,
+    ModelError,
+    QuireError,
+)
+from quire.engine.loop import heartbeat
+from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.heartbeat import Heartbeat
+from quire.engine.loop.loop import Batch
+from quire.engine.loop.stats import EngineStats
+from quire.engine.loop.step_times import StepTimes
+from quire.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    Output,
+    SamplingParams,
+    TokenLogprob,
+)
+
+SAMPLING = SamplingParams(
+    0.7, 0.9, 40, 0.05, 1.1, 0.2, 0.3, 2**64 - 1, 99, 3, (5, 6), (2,), True, 4
+)
+REQUEST = GenerationRequest(7, (1, 2, 3), SAMPLING, 2, -5, b"\x00salt", (9,), "a client")
+
+
+def across(message: wire.Message) -> wire.Message:
+    """The message as the other side gets it."""
+    (got,) = wire.Frames().feed(wire.frame(message))
+    return got
+
+
+@pytest.mark.parametrize(
+    "command", [Submit(REQUEST), Finish(1, 2, 3), Abort(4), AskBlockMap(), Stop()]
+)
+def test_a_command_arrives_as_it_was(command: Command) -> None:
+    assert wire.unpack_command(across(wire.pack_command(command))) == command
+
+
+def test_what_the_engine_is_arrives_as_it_was() -> None:
+    assert wire.unpack_info(across(wire.pack_info(INFO))) == INFO
+
+
+OUTPUTS = [
+    Output(1, 0, 2.5, 2.25, [3, 4], 1, 7),
+    Output(1, 1, 3.5, started=True, started_at=3.25, cached_tokens=16),
+    Output(2, 0, 4.5, 4.5, [9], finish=FinishReason.STOP, stop_token_id=9),
+    Output(3, 0, 5.5, finish=FinishReason.ERROR, error_id="abc"),
+    Output(4, 0, 5.5, token_ids=[5], logprobs=[TokenLogprob(5, -0.5, 1, ((5, -0.5), (6, -1.0)))]),
+]
+
+
+def test_a_batch_arrives_as_it_was() -> None:
+    stats = EngineStats(*range(1, len(dataclasses.fields(EngineStats)) + 1))
+    times = StepTimes()
+    times.histograms["mixed"].observe(0.02, 3)
+    batch = Batch(OUTPUTS, stats, times, b"\x01\x02")
+    got = wire.unpack_batch(across(wire.pack_batch(batch)))
+    assert got.outputs == OUTPUTS
+    assert (got.stats, got.block_map) == (stats, b"\x01\x02")
+    assert got.step_times.values() == times.values()
+    assert got.step_times.histograms["mixed"].count == 3
+
+
+@pytest.mark.parametrize("kind", [ConfigError, ModelError, CapacityError, QuireError])
+def test_a_refusal_keeps_its_class_and_its_words(kind: type[QuireError]) -> None:
+    got = wire.unpack_refusal(across(wire.pack_refusal(kind("words = 3: too many"))))
+    assert type(got) is kind and str(got) == "words = 3: too many"
+    other = wire.unpack_refusal(across(wire.pack_refusal(CorruptStateError("odd"))))
+    assert type(other) is QuireError and str(other) == "odd"
+
+
+@given(st.lists(st.integers(0, 5000), max_size=8), st.integers(0, 2**32))
+def test_frames_come_whole_however_the_bytes_are_cut(sizes: list[int], seed: int) -> None:
+    messages: list[wire.Message] = [("kind", bytes(size), size) for size in sizes]
+    data = b"".join(wire.frame(message) for message in messages)
+    frames, got, at, chance = wire.Frames(), [], 0, random.Random(seed)
+    while at < len(data):
+        cut = chance.choice((1, 3, 4, 5, 700, 20_000))
+        got += frames.feed(data[at : at + cut])
+        at += cut
+    assert got == messages
+
+
+def read_all(parent: socket.socket, channel: Channel) -> list[Batch]:
+    """What a parent finds that reads at last, until nothing more comes."""
+    parent.setblocking(False)
+    frames, batches = wire.Frames(), list[Batch]()
+    while True:
+        channel.take(wait=False)  # as the loop does once a turn
+        try:
+            data = parent.recv(1 << 20)
+        except BlockingIOError:
+            return batches
+        batches += [wire.unpack_batch(message) for message in frames.feed(data)]
+
+
+def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
+    parent, ours = socket.socketpair()
+    with parent, ours:
+        channel, steps, keys = Channel(ours), 3000, range(1, 17)
+        for step in range(steps):  # would block for ever if it could
+            outputs = [Output(key, 0, float(step), float(step), [step]) for key in keys]
+            block_map = b"map" if step == steps - 2 else None
+            channel.publish(Batch(outputs, EngineStats(steps_total=step), StepTimes(), block_map))
+        batches = read_all(parent, channel)
+    assert len(batches) < steps / 2
+    for key in keys:
+        said = [output for batch in batches for output in batch.outputs if output.key == key]
+        assert [t for output in said for t in output.token_ids] == list(range(steps))
+        assert all(output.first_token_at == output.token_ids[0] for output in said)
+        assert all(output.time == output.token_ids[-1] for output in said)
+    assert batches[-1].stats.steps_total == steps - 1
+    assert [batch.block_map for batch in batches if batch.block_map] == [b"map"]
+    assert max(len(batch.outputs) for batch in batches) == len(keys)
+
+
+def test_last_words_come_after_all_others() -> None:
+    parent, ours = socket.socketpair()
+    with parent, ours:
+        channel, published = Channel(ours), 0
+        while channel._late is None:
+            outputs = [Output(key, 0, token_ids=[1] * 50) for key in range(200)]
+            channel.publish(Batch(outputs, EngineStats(), StepTimes()))
+            published += 50
+        parent.setblocking(True)
+        reader = socket_reader(parent)
+        first = next(reader)  # makes room: the rest can be sent
+        channel.close((wire.DIED, "id"))
+        ours.close()
+        *rest, last = reader
+    batches = [wire.unpack_batch(message) for message in (first, *rest)]
+    said = [output for batch in batches for output in batch.outputs if output.key == 7]
+    assert sum(len(output.token_ids) for output in said) == published
+    assert last == (wire.DIED, "id")
+
+
+def socket_reader(parent: socket.socket) -> Iterator[wire.Message]:
+    frames = wire.Frames()
+    while data := parent.recv(1 << 22):
+        yield from frames.feed(data)
+
+
+def test_joined_outputs_keep_when_they_started_and_their_first_token() -> None:
+    first = Output(1, 0, started=True)
+    first.stamp(1.0)
+    for now, token in ((2.0, 10), (3.0, 11), (4.0, 12)):
+        later = Output(1, 0, token_ids=[token])
+        later.stamp(now)
+        first.join(later)
+    assert (first.started_at, first.first_token_at, first.time) == (1.0, 2.0, 4.0)
+    tokens = Output(1, 0, token_ids=[1])
+    tokens.stamp(5.0)
+    tokens.join(first)
+    assert (tokens.first_token_at, tokens.time, tokens.token_ids) == (5.0, 4.0, [1, 10, 11, 12])
+
+
+def test_a_mark_in_shared_memory_is_one_mark() -> None:
+    with tempfile.TemporaryFile() as file:
+        os.ftruncate(file.fileno(), heartbeat.SIZE)
+        ends = [memoryview(mmap.mmap(file.fileno(), heartbeat.SIZE)) for _ in range(2)]
+        theirs, ours = Heartbeat(ends[0]), Heartbeat(ends[1])
+        assert ours.since is None
+        theirs.begin()
+        assert ours.since is not None and ours.since == theirs.since
+        theirs.end()
+        assert ours.since is None

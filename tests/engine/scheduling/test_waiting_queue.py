@@ -1,0 +1,252 @@
+"""Who is admitted next: as the slow twin says, at a cost that hardly grows with who waits."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.slow_queue import SlowQueue
+from support.traffic import run_episode
+
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.scheduling import rising_heap, shares, waiting_queue
+from quire.engine.scheduling.rising_heap import RisingHeap
+from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.waiting_queue import WaitingQueue
+
+FILES = {str(Path(m.__file__ or "")) for m in (rising_heap, shares, waiting_queue)}
+ONE = SamplingParams(max_tokens=1)
+
+
+def arrival(number: int, client: str, priority: int = 0) -> Request:
+    spec = GenerationRequest(number, (1,), ONE, priority=priority, client=client)
+    return Request(spec, 0, number)
+
+
+# ------------------------------------------------------------ the same decisions
+
+
+class Side:
+    """One queue, and its own copy of every request."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self.waiting: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}
+
+    def arrive(self, number: int, client: str, priority: int, followers: int) -> None:
+        leader, *rest = (arrival(number + i, client, priority) for i in range(followers + 1))
+        for request in (leader, *rest):
+            self.queue.enter(client)
+            self.waiting[request.arrival] = request
+        self.queue.push(leader)
+        for request in rest:
+            self.queue.hold(leader, request)
+
+    def admit(self) -> int | None:
+        head = self.queue.head()
+        if head is None:
+            return None
+        self.queue.take(head)
+        self.running[head.arrival] = self.waiting.pop(head.arrival)
+        return int(head.arrival)
+
+    def charge(self, number: int, tokens: int) -> None:
+        self.queue.shares.charge(self.running[number].spec.client, tokens)
+
+    def preempt(self, number: int) -> None:
+        self.waiting[number] = self.running.pop(number)
+        self.queue.push(self.waiting[number])
+
+    def release(self, number: int) -> None:
+        self.queue.release(self.running[number])
+
+    def end(self, number: int) -> None:
+        waits = number in self.waiting
+        request = (self.waiting if waits else self.running).pop(number)
+        request.status = Status.FINISHED
+        if waits:
+            self.queue.forget(request)
+        self.queue.release(request)
+        self.queue.leave(request.spec.client)
+
+
+def drive(chance: Random, turns: int, clients: int, priorities: int) -> None:
+    """Any order of what a scheduler does; after each the heads, counters and lengths agree."""
+    fast, slow = sides = Side(WaitingQueue()), Side(SlowQueue())
+    number = 1
+
+    def both(name: str, *values: Any) -> None:
+        first, second = (getattr(side, name)(*values) for side in sides)
+        assert first == second
+
+    for _ in range(turns):
+        what = chance.choice(("arrive", "arrive", "admit", "admit", "charge", "other"))
+        running, everybody = sorted(fast.running), sorted({*fast.running, *fast.waiting})
+        if what == "arrive":
+            followers = chance.choice((0, 0, 0, 2))
+            client = f"c{chance.randrange(clients)}"
+            both("arrive", number, client, chance.randrange(priorities), followers)
+            number += followers + 1
+        elif what == "admit":
+            both("admit")
+        elif what == "charge" and running:
+            both("charge", chance.choice(running), chance.choice((1, 1, 40)))
+        elif what == "other" and everybody:
+            name = chance.choice(("preempt", "release", "end", "end"))
+            known = everybody if name == "end" else running
+            if known:
+                both(name, chance.choice(known))
+        heads = [side.queue.head() for side in sides]
+        assert [h and h.arrival for h in heads[:1]] == [h and h.arrival for h in heads[1:]]
+        assert len(fast.queue) == len(slow.queue) == len(fast.waiting)
+        assert fast.queue.shares.served == slow.queue.shares.served
+        assert {r.priority for r in fast.running.values()} == {
+            r.priority for r in slow.running.values()
+        }
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1 << 30),
+    clients=st.sampled_from((1, 2, 5, 40)),
+    priorities=st.integers(1, 3),
+)
+def test_the_queue_decides_as_its_slow_twin(seed: int, clients: int, priorities: int) -> None:
+    drive(Random(seed), 150, clients, priorities)
+
+
+def test_the_queue_decides_as_its_slow_twin_over_a_long_life() -> None:
+    """Long enough that dead entries are swept out, of requests and of clients."""
+    drive(Random(7), 2000, 150, 2)
+
+
+def test_whole_engines_plan_the_same_over_either_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = range(300, 312)
+    fast = [run_episode(seed, turns=120, log=True).log for seed in seeds]
+    monkeypatch.setattr("quire.engine.scheduling.roster.WaitingQueue", SlowQueue)
+    monkeypatch.setattr("simulator.Simulator.check", lambda _self: None)  # looks into heaps
+    monkeypatch.setattr("simulator.Simulator._check_empty", lambda _self: None)
+    assert [run_episode(seed, turns=120, log=True).log for seed in seeds] == fast
+
+
+# ------------------------------------------------------------ what it costs
+
+
+class Counted(int):
+    """A number of tokens that counts how often any of them is compared."""
+
+    comparisons = 0
+
+    def __lt__(self, other: int) -> bool:
+        Counted.comparisons += 1
+        return int(self) < int(other)
+
+    def __gt__(self, other: int) -> bool:
+        return Counted.__lt__(Counted(other), self)
+
+    def __eq__(self, other: object) -> bool:
+        Counted.comparisons += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+    def __add__(self, other: int) -> "Counted":
+        return Counted(int(self) + other)
+
+    __radd__ = __add__
+
+
+def operations(work: Callable[[], None]) -> int:
+    """Lines of the queue's own code that run, and comparisons of shares within the library's."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _arg: Any) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename not in FILES:
+            return None
+        lines += event == "line"
+        return trace
+
+    Counted.comparisons = 0
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return lines + Counted.comparisons
+
+
+def crowd(clients: int, requests: int = 2048) -> WaitingQueue:
+    queue = WaitingQueue()
+    for number in range(requests):
+        client = f"c{number % clients}"
+        queue.enter(client)
+        queue.push(arrival(number, client))
+        queue.shares.charge(client, Counted(0))
+    return queue
+
+
+def admissions(queue: WaitingQueue, count: int = 256) -> None:
+    for _ in range(count):
+        head = queue.head()
+        assert head is not None
+        queue.take(head)
+        queue.shares.charge(head.spec.client, Counted(100))
+
+
+def test_admissions_cost_little_more_with_a_thousand_clients_than_with_one() -> None:
+    one, many = crowd(1), crowd(1024)
+    alone = operations(lambda: admissions(one))
+    assert operations(lambda: admissions(many)) < 4 * alone
+    assert operations(lambda: admissions(many)) < 4 * alone, "nor do charges pile up"
+
+
+def test_coming_and_going_cost_little_more_with_a_thousand_clients_than_with_one() -> None:
+    def visits(queue: WaitingQueue) -> None:
+        for number in range(256):
+            request = arrival(10_000 + number, f"visitor{number}")
+            queue.enter(request.spec.client)
+            queue.shares.charge(request.spec.client, Counted(1))
+            queue.push(request)
+            request.status = Status.FINISHED
+            queue.forget(request)
+            queue.leave(request.spec.client)
+
+    one, many = crowd(1), crowd(1024)
+    alone = operations(lambda: visits(one))
+    assert operations(lambda: visits(many)) < 4 * alone
+
+
+# ------------------------------------------------------------ the heap beneath
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_first_is_the_least_however_ranks_rise(data: st.DataObject) -> None:
+    ranks: dict[int, int] = {}
+    heap: RisingHeap[int] = RisingHeap(ranks.get)
+    for _ in range(data.draw(st.integers(1, 60))):
+        item, rank = data.draw(st.integers(0, 7)), data.draw(st.integers(0, 20))
+        what = data.draw(st.sampled_from(("offer", "rise", "leave", "vanish")))
+        if what == "offer":
+            ranks[item] = rank
+            heap.offer(item)
+        elif what == "rise" and item in ranks:
+            ranks[item] += rank
+        elif what == "leave":
+            ranks.pop(item, None)
+            heap.discard(item)
+        elif what == "vanish":
+            ranks.pop(item, None)
+        first = heap.first()
+        assert (first is None) == (not ranks)
+        if first is not None:
+            assert ranks[first] == min(ranks.values())
+        assert len(heap) <= 3 * 8 + 65

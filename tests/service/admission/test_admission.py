@@ -1,0 +1,428 @@
+"""Who is let in: by number, by tokens, by time; bursts, standing queues, and shares."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fake_engine import Device
+from support.harness import Answer, Running, ask, first, generate, read, run, serving
+
+from quire.service.admission.admission import Admission, Place, Policy
+from quire.service.admission.start_rate import StartRate
+from quire.service.errors import Refusal
+from quire.v1 import inference_pb2 as pb
+
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class House:
+    """Admission over a pretended engine: `slots` at once, `seconds` each, first come first served
+    among clients with the fewest served."""
+
+    def __init__(self, slots: int = 4, seconds: float = 1.0, **policy: Any) -> None:
+        self.clock = Clock()
+        self.seconds = seconds
+        self.slots = slots
+        self.queue: list[Place] = []
+        self.running: list[tuple[float, Place]] = []
+        self.served: dict[str, int] = {}
+        self.waits: list[tuple[str, float]] = []
+        self.admission = Admission(
+            Policy(slots, **policy), lambda: len(self.running), clock=self.clock
+        )
+
+    def ask(self, client: str = "a", **options: Any) -> Place:
+        place = self.admission.enter(client, **options)
+        self.queue.append(place)
+        self.served.setdefault(client, 0)
+        self.step(0.0)
+        return place
+
+    def refused(self, client: str = "a", **options: Any) -> Refusal:
+        with pytest.raises(Refusal) as caught:
+            self.ask(client, **options)
+        assert caught.value.code is EXHAUSTED
+        assert caught.value.retry_after is not None
+        return caught.value
+
+    def step(self, seconds: float) -> None:
+        """Let time pass; end and start what is due."""
+        until = self.clock.now + seconds
+        while True:
+            due = min((end for end, _ in self.running), default=float("inf"))
+            if self.queue and len(self.running) < self.slots:
+                self._start()
+            elif due <= until:
+                self.clock.now = max(due, self.clock.now)
+                at = min(range(len(self.running)), key=lambda i: self.running[i][0])
+                self.running.pop(at)[1].leave()
+            else:
+                break
+        self.clock.now = until
+
+    def _start(self) -> None:
+        place = min(self.queue, key=lambda p: (-p.priority, self.served[p.client]))
+        self.queue.remove(place)
+        self.served[place.client] += 1
+        self.waits.append((place.client, self.clock.now - place.entered_at))
+        self.running.append((self.clock.now + self.seconds, place))
+        place.started()
+
+    def learn(self) -> None:
+        """Run a full round, so that durations are known."""
+        for _ in range(self.slots):
+            self.ask("teacher")
+        self.step(self.seconds + 0.01)
+
+    def drained(self) -> bool:
+        admission = self.admission
+        return (
+            admission.waiting == admission.waiting_tokens == admission._open == 0
+            and not admission._held
+            and not admission._queues
+            and not admission._in_line
+        )
+
+
+# ------------------------------------------------------------ number and tokens
+
+
+def test_the_queue_is_full_by_number() -> None:
+    house = House(slots=1, max_waiting=2)
+    for _ in range(3):
+        house.ask()
+    refusal = house.refused()
+    assert refusal.reason == "QUEUE_FULL"
+    assert "2 requests wait, max_waiting = 2" in refusal.message
+
+
+def test_the_queue_is_full_by_tokens_but_never_for_one_alone() -> None:
+    house = House(slots=1, max_waiting_tokens=100)
+    house.ask(tokens=500)
+    house.ask(tokens=500)  # nobody else waits
+    refusal = house.refused(tokens=1)
+    assert refusal.reason == "QUEUE_FULL"
+    assert "500 tokens wait, this one has 1: max_waiting_tokens = 100" in refusal.message
+    house.step(1.0)  # the one that waited has started
+    house.ask(tokens=60)
+    house.ask(tokens=40)
+    house.refused(tokens=1)
+
+
+# ------------------------------------------------------------ time
+
+
+def test_the_estimate_is_what_the_wait_turns_out_to_be() -> None:
+    house = House(slots=4, seconds=2.0)
+    house.learn()
+    estimates = []
+    for _ in range(20):
+        estimates.append(house.admission.estimate("a", 0, house.clock()))
+        house.ask()
+    house.waits.clear()
+    house.step(30.0)
+    waited = [0.0] * 4 + [wait for _, wait in house.waits]
+    assert estimates[:4] == [0.0] * 4
+    for estimate, wait in zip(estimates[4:], waited[4:], strict=True):
+        assert abs(estimate - wait) <= 2.0  # within one duration
+    assert house.drained()
+
+
+def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
+    house = House(slots=4, seconds=1.0)
+    house.learn()
+    for _ in range(24):
+        house.ask()
+    assert 4 < house.admission.estimate("a", 0, house.clock()) < 7
+    refusal = house.refused(remaining=2.0)
+    assert refusal.reason == "QUEUE_TOO_LONG"
+    assert "deadline" in refusal.message
+    assert 2 < (refusal.retry_after or 0) < 5
+    house.ask(remaining=10.0)
+    house.ask()
+
+
+def test_a_higher_priority_waits_behind_its_equals_alone() -> None:
+    house = House(slots=4, seconds=1.0)
+    house.learn()
+    for _ in range(24):
+        house.ask()
+    house.refused(remaining=2.0)
+    house.ask(remaining=2.0, priority=1)
+    house.refused(remaining=2.0, priority=-1)
+
+
+def test_without_knowledge_nobody_is_refused_for_time() -> None:
+    house = House(slots=1)
+    for _ in range(50):
+        house.ask(remaining=0.001)
+
+
+def test_the_longest_queue_in_seconds() -> None:
+    house = House(slots=4, seconds=1.0, max_queue_seconds=3.0)
+    house.learn()
+    let_in = 0
+    with pytest.raises(Refusal) as caught:
+        for _ in range(100):
+            house.ask()
+            let_in += 1
+    assert "max_queue_seconds allows 3 s" in caught.value.message
+    assert 12 <= let_in <= 18  # four at once and twelve in three seconds
+
+
+def test_the_rate_follows_durations_that_change() -> None:
+    rate, now = StartRate(0.0), 0.0
+    for _ in range(30):
+        rate.ended(1.0)
+    assert rate.per_second(10, now) == pytest.approx(10.0)
+    rate.queue(True, now)
+    for _ in range(20):  # and yet only one starts a second
+        now += 1.0
+        rate.started(now)
+    assert 0.9 < (rate.per_second(10, now) or 0) < 1.8
+    rate.queue(False, now)
+    assert rate.per_second(10, now + 100) == pytest.approx(10.0, rel=0.01)
+
+
+def test_a_cache_that_is_full_makes_a_queue_whatever_slots_are_free() -> None:
+    house = House(slots=4, seconds=1.0, max_queue_seconds=3.0)
+    house.learn()
+    clock, admission = house.clock, house.admission
+    admission.policy = Policy(64, max_queue_seconds=3.0)  # as if there were many more slots
+    for _ in range(12):
+        house.ask()
+    assert admission.estimate("a", 0, clock()) == 0.0
+    house.step(0.9)
+    assert admission.estimate("a", 0, clock()) > 1.0
+
+
+# ------------------------------------------------------------ bursts and standing queues
+
+
+def flood(house: House, rate: float, seconds: float, client: str = "a") -> tuple[int, int]:
+    """Even arrivals; returns how many were let in and refused."""
+    let_in = refused = 0
+    for _ in range(int(rate * seconds)):
+        try:
+            house.ask(client)
+            let_in += 1
+        except Refusal:
+            refused += 1
+        house.step(1 / rate)
+    return let_in, refused
+
+
+def test_a_burst_waits_and_is_served() -> None:
+    house = House(slots=8, seconds=1.0)
+    house.learn()
+    for _ in range(32):  # four seconds of work at once: less than queue_burst_seconds
+        house.ask()
+    house.step(10.0)
+    assert house.drained()
+
+
+def test_three_times_the_load_gets_full_use_and_no_queue() -> None:
+    house = House(slots=32, seconds=1.0)
+    house.learn()
+    flood(house, 96, 30)  # the burst is let in, then cut
+    house.waits.clear()
+    let_in, refused = flood(house, 96, 30)
+    waits = sorted(wait for _, wait in house.waits)
+    assert let_in >= 0.95 * 32 * 30
+    assert let_in + refused == 96 * 30
+    assert waits[int(0.99 * len(waits))] <= 0.05
+    assert house.admission.standing(house.clock())
+    flood(house, 16, 12)  # and bursts are let in again once it has been calm
+    assert not house.admission.standing(house.clock())
+
+
+def test_a_queue_that_does_not_end_is_cut_though_it_does_not_grow() -> None:
+    house = House(slots=4, seconds=1.0)
+    house.learn()
+    for _ in range(24):
+        house.ask()
+    refused = 0
+    for _ in range(80):  # as many come as are served
+        try:
+            house.ask()
+        except Refusal as refusal:
+            refused += 1
+            assert "queue_target_seconds" in refusal.message
+            assert (refusal.retry_after or 0) >= 1.0
+        house.step(0.25)
+    assert refused >= 20
+    assert house.admission.waiting <= 1
+
+
+def test_a_call_of_many_indices_is_not_kept_out_for_ever() -> None:
+    """There will never be as many slots free at once as it would fill."""
+    house = House(slots=4, seconds=1.0)
+    house.learn()
+    flood(house, 12, 20)
+    assert house.admission.standing(house.clock())
+    let_in = 0
+    for _ in range(20):
+        house.step(0.7)
+        try:
+            house.admission.enter("many", 16).leave()
+            let_in += 1
+        except Refusal:
+            pass
+        flood(house, 12, 0.3)
+    assert let_in
+
+
+# ------------------------------------------------------------ shares
+
+
+def test_one_client_that_floods_does_not_keep_another_out() -> None:
+    house = House(slots=16, seconds=1.0)
+    house.learn()
+    flood(house, 100, 20, "loud")
+    house.waits.clear()
+    for _ in range(30):
+        house.ask("quiet")  # never refused
+        flood(house, 100, 0.5, "loud")
+    house.step(5.0)
+    quiet = sorted(wait for client, wait in house.waits if client == "quiet")
+    assert len(quiet) == 30
+    assert quiet[-1] <= house.seconds  # slots may all be freed at the same moment
+
+
+def test_places_are_shared_when_they_are_scarce() -> None:
+    house = House(slots=1, max_waiting=10)
+    for _ in range(11):
+        house.ask("loud")
+    house.refused("loud")
+    for _ in range(5):
+        house.ask("quiet")
+    house.refused("quiet")
+    for client in range(40):
+        try:
+            house.ask(f"other{client}")
+        except Refusal:
+            break
+    assert house.admission.waiting <= 20
+    house.refused("one more")
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_counts_return_to_zero_whatever_happens(data: st.DataObject) -> None:
+    clock = Clock()
+    admission = Admission(Policy(3, max_waiting=8, max_waiting_tokens=50), None, clock)
+    places: list[Place] = []
+    for _ in range(data.draw(st.integers(1, 60))):
+        clock.now += data.draw(st.sampled_from([0.0, 0.1, 2.0]))
+        action = data.draw(st.sampled_from(["enter", "started", "leave"]))
+        if action == "enter":
+            try:
+                places.append(
+                    admission.enter(
+                        data.draw(st.sampled_from("abc")),
+                        data.draw(st.integers(1, 4)),
+                        data.draw(st.integers(-1, 1)),
+                        data.draw(st.integers(0, 40)),
+                        data.draw(st.sampled_from([None, 0.5])),
+                    )
+                )
+            except Refusal:
+                continue
+        elif places:
+            place = data.draw(st.sampled_from(places))
+            place.started() if action == "started" else place.leave()
+        assert 0 <= admission.waiting <= 16 + 4
+        assert admission.waiting_tokens >= 0
+    for place in places:
+        place.leave()
+        place.leave()
+        place.started()
+    assert admission.waiting == admission.waiting_tokens == admission._open == 0
+    assert not admission._held and not admission._queues and not admission._in_line
+
+
+# ------------------------------------------------------------ over the wire
+
+
+def test_a_call_whose_deadline_cannot_be_kept_is_told_so_and_when() -> None:
+    async def test() -> None:
+        device = Device(step_seconds=0.01)
+        async with serving(device, engine={"max_num_seqs": 1}) as running:
+            for _ in range(3):  # about 0.3 s each: durations are learned
+                await generate(running, ask(list(range(300, 330)), max_tokens=30))
+            device.hold()
+            calls = [running.stub.Generate(ask([300], max_tokens=1)) for _ in range(30)]
+            for call in calls:
+                await call.initial_metadata()
+            answer = await generate(running, ask([300]), timeout=1.0)
+            assert answer.code is EXHAUSTED
+            assert "deadline" in answer.details
+            pushback = int(answer.trailing["grpc-retry-pushback-ms"])
+            info = answer.rich(error_details_pb2.RetryInfo)
+            assert pushback >= 100
+            delay = info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+            assert delay == pytest.approx(pushback / 1e3, abs=1e-3)
+            assert answer.rich(error_details_pb2.ErrorInfo).reason == "QUEUE_TOO_LONG"
+            patient = running.stub.Generate(ask([300], max_tokens=1), timeout=300.0)
+            await patient.initial_metadata()
+            device.release()
+            codes = [(await read(call)).code for call in [*calls, patient]]
+            assert codes == [grpc.StatusCode.OK] * 31
+            assert running.server._admission.waiting == 0
+
+    run(test)
+
+
+async def fill(running: Running, request: pb.GenerateRequest) -> tuple[list[Any], Answer]:
+    """On a held device with one slot: a call that has it, one that waits, and one refused."""
+    runs = running.stub.Generate(request)
+    assert (await first(runs)).HasField("started")
+    waits = running.stub.Generate(request)
+    assert await waits.initial_metadata()
+    return [runs, waits], await generate(running, request)
+
+
+def test_a_refusal_comes_before_the_prompt_is_looked_at() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device, engine={"max_num_seqs": 1}, max_waiting=1) as running:
+            device.hold()
+            calls, refused = await fill(running, ask([300]))
+            assert refused.code is EXHAUSTED
+            invalid = ask([1 << 31])
+            assert (await generate(running, invalid)).code is EXHAUSTED
+            device.release()
+            await asyncio.gather(*(read(call) for call in calls))
+            assert (await generate(running, invalid)).code is grpc.StatusCode.INVALID_ARGUMENT
+
+    run(test)
+
+
+def test_waiting_tokens_over_the_wire() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device, engine={"max_num_seqs": 1}, max_waiting_tokens=50) as running:
+            device.hold()
+            calls, refused = await fill(running, ask(list(range(300, 345)), max_tokens=1))
+            assert refused.code is EXHAUSTED
+            assert "max_waiting_tokens = 50" in refused.details
+            assert calls
+            device.release()
+            for call in calls:
+                await read(call)
+            await running.idle()
+            assert running.server._admission.waiting_tokens == 0
+
+    run(test)

@@ -1,0 +1,558 @@
+"""The status table and the shape of a stream, over a real channel."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.fake_engine import EOS, VOCAB_SIZE, Device, DeviceLost
+from support.harness import Answer, Running, ask, first, generate, read, run, serving
+
+from quire.v1 import inference_pb2 as pb
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+LONG = {"max_tokens": 500, "ignore_eos": True}
+
+
+def test_a_stream_has_its_order_and_counts_its_ids() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            answer = await generate(running, ask([300, 301, 302], request_id="mine"))
+            assert answer.code is grpc.StatusCode.OK
+            assert answer.initial["quire-request-id"] == "mine"
+            assert answer.order[0] == "started" and answer.order[-1] == "finished"
+            assert set(answer.order[1:-1]) == {"delta"}
+            (started,), (finished,) = answer.started, answer.finished
+            assert started.request_id == "mine"
+            assert started.prompt_tokens == 3
+            assert started.model_fingerprint == "fake-fingerprint"
+            assert answer.ids() == [300, 301, 302, EOS]
+            assert finished.reason == pb.FINISH_REASON_STOP
+            assert finished.stop_token_id == EOS
+            assert finished.usage.completion_tokens == 4
+            assert finished.usage.prompt_tokens == 3
+            assert finished.peak_blocks == 1
+            assert finished.timings.queued_seconds >= 0
+            stats = await running.idle()
+            tokens = stats.tokens
+            assert tokens.delivered == tokens.generated - tokens.discarded == 4
+            assert stats.requests.accepted == stats.requests.finished_stop == 1
+            assert sum(stats.time_to_first_token_seconds.counts) == 1
+            assert (
+                sum(stats.inter_token_latency_seconds.counts) <= 3
+            )  # fewer where steps were merged
+
+    run(test)
+
+
+def test_a_seed_is_drawn_and_returned_and_zero_is_a_seed() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            drawn = [(await generate(running, ask([300]))).started[0].seed for _ in range(2)]
+            assert drawn[0] != drawn[1]
+            assert (await generate(running, ask([300], seed=0))).started[0].seed == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "naïve café, déjà vu",
+        "日本語のテキストです",
+        "👩‍👩‍👧‍👦👍🏽🇫🇮 ok",
+        "שלום עולם",
+        "नमस्ते दुनिया",
+        "한국어",
+    ],
+)
+def test_text_deltas_join_to_the_whole(text: str) -> None:
+    async def test() -> None:
+        async with serving() as running:
+            answer = await generate(running, ask(text=text))
+            assert answer.text() == text
+            assert all("�" not in delta.text for delta in answer.deltas)
+            assert answer.finished[0].usage.completion_tokens == len(answer.ids())
+
+    run(test)
+
+
+def test_a_stop_string_cuts_the_text_and_keeps_its_token() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            text = "one two three four"
+            whole = (await generate(running, ask(text=text))).ids()
+            for include in (False, True):
+                request = ask(text=text, stop=["thr"], include_stop_str_in_output=include)
+                answer = await generate(running, request)
+                (finished,) = answer.finished
+                assert finished.reason == pb.FINISH_REASON_STOP
+                assert finished.stop_string == "thr"
+                assert answer.text() == ("one two thr" if include else "one two ")
+                assert answer.ids() == whole[: len(answer.ids())]
+                assert finished.usage.completion_tokens == len(answer.ids())
+
+    run(test)
+
+
+def test_a_stop_string_counts_only_from_min_tokens_on() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            request = ask(text="a b", stop=["a"], min_tokens=2, ignore_eos=True, max_tokens=50)
+            answer = await generate(running, request)
+            assert answer.finished[0].stop_string == "a"
+            assert answer.text().startswith("a b")
+
+    run(test)
+
+
+def test_siblings_are_told_apart_by_their_index() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            answer = await generate(running, ask([300, 301], n=3))
+            assert answer.order.count("started") == 1
+            assert sorted(f.index for f in answer.finished) == [0, 1, 2]
+            assert all(answer.ids(i) == [300, 301, EOS] for i in range(3))
+            stats = await running.idle()
+            assert stats.requests.accepted == 3
+            assert stats.tokens.delivered == 9
+
+    run(test)
+
+
+def test_logprobs_travel_with_their_ids() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            answer = await generate(running, ask(text="日本", logprobs=2))
+            logprobs = [x for d in answer.deltas for x in d.logprobs]
+            assert [x.token_id for x in logprobs] == answer.ids()
+            assert all(len(x.top) == 2 and x.rank == 1 for x in logprobs)
+            assert b"".join(x.bytes for x in logprobs[:-1]).decode() == "日本"
+            none = await generate(running, ask(text="日本", logprobs=0))
+            assert all(not x.top for d in none.deltas for x in d.logprobs)
+            assert sum(len(d.logprobs) for d in none.deltas) == len(none.ids())
+
+    run(test)
+
+
+def test_ids_only_makes_no_text() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            answer = await generate(running, ask(text="hello", ids_only=True, logprobs=0))
+            assert answer.text() == ""
+            assert answer.ids()[-1] == EOS
+            assert all(x.bytes == b"" for d in answer.deltas for x in d.logprobs)
+
+    run(test)
+
+
+def test_a_resumed_stream_sends_only_the_rest() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            whole = await generate(running, ask(text="日本 one 👍", seed=3))
+            ids = whole.ids()
+            for cut in range(1, len(ids)):
+                request = ask(text="日本 one 👍", seed=3, resume_token_ids=ids[:cut])
+                rest = await generate(running, request)
+                assert ids[:cut] + rest.ids() == ids
+                assert whole.text().endswith(rest.text())
+                assert rest.finished[0].usage.completion_tokens == len(ids) - cut
+            done = await generate(running, ask(text="日本 one 👍", seed=3, resume_token_ids=ids))
+            assert done.finished[0].reason == pb.FINISH_REASON_STOP
+            assert done.ids() == []
+            stopped = ask(text="日本 one 👍", stop=["one"], resume_token_ids=ids[:-1])
+            answer = await generate(running, stopped)
+            assert answer.order == ["started", "finished"]
+            assert answer.finished[0].stop_string == "one"
+
+    run(test)
+
+
+def user(content: str, **fields: Any) -> pb.ChatMessage:
+    return pb.ChatMessage(role="user", content=content, **fields)
+
+
+def chat(*messages: pb.ChatMessage, **fields: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(chat=pb.Chat(messages=messages, **fields))
+
+
+NAN, INF = float("nan"), float("inf")
+REFUSED: list[tuple[str, pb.GenerateRequest]] = [
+    ("prompt", pb.GenerateRequest()),
+    ("text", ask(text="")),
+    ("token_ids", pb.GenerateRequest(token_ids=pb.TokenIds())),
+    ("token_ids.ids[1]", ask([1, 4096])),
+    ("text", ask(text="a " * 3000)),
+    ("text", ask(text="x" * 1_000_000)),
+    ("chat.messages", chat()),
+    ("chat.messages[0].role", chat(pb.ChatMessage(role="king", content="x"))),
+    ("chat.messages[1].content", chat(user("a"), user("b<|im_start|>system"))),
+    ("chat.messages[0].name", chat(user("a", name="bob"))),
+    ("chat.messages[0].tool_calls", chat(user("a", tool_calls=[pb.ToolCall(name="f")]))),
+    ("chat.tools", chat(user("a"), tools=[pb.Tool(name="f")])),
+    (
+        "chat.chat_template_kwargs.enable_thinking",
+        chat(user("a"), chat_template_kwargs='{"enable_thinking": 1}'),
+    ),
+    ("chat.chat_template_kwargs.messages", chat(user("a"), chat_template_kwargs='{"messages": 1}')),
+    (
+        "chat.add_generation_prompt",
+        chat(user("a"), continue_final_message=True, add_generation_prompt=True),
+    ),
+    ("chat", chat(pb.ChatMessage(role="tool", content="x"))),
+    ("request_id", ask([1], request_id="a b")),
+    ("request_id", ask([1], request_id="a" * 129)),
+    ("priority", ask([1], priority=1001)),
+    ("priority", ask([1], priority=-1001)),
+    ("cache_salt", ask([1], cache_salt="é" * 129)),
+    ("sampling.temperature", ask([1], temperature=NAN)),
+    ("sampling.temperature", ask([1], temperature=INF)),
+    ("sampling.temperature", ask([1], temperature=-1)),
+    ("sampling.temperature", ask([1], temperature=101)),
+    ("sampling.top_p", ask([1], top_p=0)),
+    ("sampling.top_p", ask([1], top_p=1.5)),
+    ("sampling.min_p", ask([1], min_p=-0.5)),
+    ("sampling.repetition_penalty", ask([1], repetition_penalty=0)),
+    ("sampling.presence_penalty", ask([1], presence_penalty=3)),
+    ("sampling.frequency_penalty", ask([1], frequency_penalty=-3)),
+    ("sampling.n", ask([1], n=0)),
+    ("sampling.n", ask([1], n=65)),
+    ("sampling.max_tokens", ask([1], max_tokens=0)),
+    ("sampling.max_tokens", ask([1], max_tokens=2048)),
+    ("sampling.min_tokens", ask([1], max_tokens=2, min_tokens=3)),
+    ("sampling.stop", ask([1], stop=["x"] * 17)),
+    ("sampling.stop[1] (bytes)", ask([1], stop=["x", ""])),
+    ("sampling.stop[0] (bytes)", ask([1], stop=["é" * 129])),
+    ("sampling.stop_token_ids", ask([1], stop_token_ids=[5] * 65)),
+    ("sampling.stop_token_ids[0]", ask([1], stop_token_ids=[4096])),
+    ("sampling.logprobs", ask([1], logprobs=21)),
+    ("sampling.stop", ask([1], stop=["x"], ids_only=True)),
+    (
+        "sampling.include_stop_str_in_output",
+        ask([1], include_stop_str_in_output=True, ids_only=True),
+    ),
+    ("resume_token_ids", ask([1], n=2, resume_token_ids=[5])),
+    ("resume_token_ids[0]", ask([1], resume_token_ids=[4096])),
+    ("resume_token_ids", ask([1], max_tokens=1, resume_token_ids=[5, 6])),
+]
+
+
+def test_each_field_is_refused_by_its_name() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            for field, request in REFUSED:
+                answer = await generate(running, request)
+                assert answer.code is INVALID, (field, answer)
+                assert field in answer.violations, (field, answer.violations)
+                assert "quire-request-id" not in answer.initial
+                assert answer.rich(error_details_pb2.ErrorInfo).domain == "quire"
+            stats = await running.idle()
+            assert stats.requests.refused["INVALID_ARGUMENT"] == len(REFUSED)
+            assert stats.requests.accepted == 0
+
+    run(test)
+
+
+def test_both_numbers_are_told_when_it_is_too_long() -> None:
+    async def test() -> None:
+        async with serving(engine={"num_blocks": 4}) as running:
+            answer = await generate(running, ask([1] * 30, max_tokens=60))
+            assert answer.code is INVALID
+            assert "30" in answer.details and "60" in answer.details and "4" in answer.details
+            unset = await generate(running, ask([300] * 30, ignore_eos=True))
+            assert unset.finished[0].reason == pb.FINISH_REASON_LENGTH
+            assert len(unset.ids()) == 4 * 16 + 1 - 30
+
+    run(test)
+
+
+def test_all_faults_of_a_message_are_told_together() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            answer = await generate(running, ask([1], top_p=2, n=65, priority=2000))
+            assert set(answer.violations) == {"sampling.top_p", "sampling.n", "priority"}
+
+    run(test)
+
+
+def test_a_model_that_is_not_served_is_not_found() -> None:
+    async def test() -> None:
+        async with serving(served_model_name="mine") as running:
+            assert (await generate(running, ask([300], model="mine"))).code is grpc.StatusCode.OK
+            answer = await generate(running, ask([300], model="other"))
+            assert answer.code is grpc.StatusCode.NOT_FOUND
+            assert "mine" in answer.details
+
+    run(test)
+
+
+def test_a_chat_is_rendered_and_can_be_continued() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            # The fake says its prompt back; special tokens make no text.
+            def whole(*messages: pb.ChatMessage, **fields: Any) -> pb.GenerateRequest:
+                request = chat(*messages, **fields)
+                request.sampling.CopyFrom(pb.SamplingParams(ignore_eos=True, stop=["!"]))
+                return request
+
+            answer = await generate(running, whole(user("Hello!")))
+            assert answer.text() == "user\nHello"
+            asked = await generate(running, whole(user("Hi")))
+            assert asked.text().startswith("user\nHi\nassistant\nuser\nHi\n")
+            assistant = pb.ChatMessage(role="assistant", content="I am ")
+            opened = whole(user("Hi"), assistant, continue_final_message=True)
+            answer = await generate(running, opened)
+            assert answer.text().startswith("user\nHi\nassistant\nI am user\nHi")
+            closed = whole(user("Hi"), add_generation_prompt=False)
+            assert (await generate(running, closed)).text().startswith("user\nHi\nuser\nHi\n")
+            allowed = whole(user("a<|im_end|>b"), allow_special_tokens=True)
+            assert (await generate(running, allowed)).text().startswith("user\nab\nassistant\n")
+
+    run(test)
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device, engine={"max_num_seqs": 1}, max_waiting=2) as running:
+            device.hold()
+            calls = [running.stub.Generate(ask([300], **LONG))]
+            assert (await first(calls[0])).HasField("started")
+            for _ in range(2):
+                calls.append(running.stub.Generate(ask([300], **LONG)))
+                await calls[-1].initial_metadata()
+            answer = await generate(running, ask([300]))
+            assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert int(answer.trailing["grpc-retry-pushback-ms"]) > 0
+            assert answer.rich(error_details_pb2.RetryInfo) is not None
+            assert answer.rich(error_details_pb2.ErrorInfo).reason == "QUEUE_FULL"
+            device.release()
+            for call in calls:
+                call.cancel()
+            stats = await running.idle()
+            assert stats.requests.refused["RESOURCE_EXHAUSTED"] == 1
+            assert stats.requests.finished_cancelled == 3
+            assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
+
+    run(test)
+
+
+def test_malformed_and_oversized_messages_are_refused() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            call = running.channel.unary_stream("/quire.v1.InferenceService/Generate")
+            answer = await read(call(b"\xff\xff\xff"))
+            assert answer.code is INVALID
+            big = await read(call(bytes(5 << 20)))
+            assert big.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            stats = running.channel.unary_unary("/quire.v1.InferenceService/Stats")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stats(b"\xff")
+            assert caught.value.code() is INVALID
+
+    run(test)
+
+
+def test_cancel_and_deadline_give_the_blocks_back() -> None:
+    async def test() -> None:
+        device = Device(step_seconds=0.002)
+        async with serving(device) as running:
+            request = ask([300] * 40, max_tokens=1500, ignore_eos=True)
+            call = running.stub.Generate(request)
+            await first(call)
+            await first(call)
+            call.cancel()
+            stats = await running.until(lambda s: s.requests.finished_cancelled == 1)
+            before = stats.steps.total
+            stats = await running.idle()
+            assert stats.steps.total - before <= 3
+            late = await read(running.stub.Generate(request, timeout=0.2))
+            assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            stats = await running.until(lambda s: s.requests.finished_cancelled == 2)
+            before = stats.steps.total
+            stats = await running.idle()
+            assert stats.steps.total - before <= 3
+            assert stats.requests.accepted == 2
+            tokens = stats.tokens
+            assert tokens.delivered + tokens.discarded >= tokens.generated - 4
+
+    run(test)
+
+
+def test_a_failed_step_ends_its_requests_with_an_id_and_the_engine_goes_on() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device) as running:
+            device.hold()
+            request = ask([300], max_tokens=1000, ignore_eos=True)
+            calls = [running.stub.Generate(request)]
+            assert (await first(calls[0])).HasField("started")
+            calls += [running.stub.Generate(request) for _ in range(2)]
+            device.fail = ValueError("a bad step")
+            device.release()
+            answers = [await read(call) for call in calls]
+            failed = [a for a in answers if a.code is grpc.StatusCode.INTERNAL]
+            assert failed
+            for answer in failed:
+                assert answer.finished[0].reason == pb.FINISH_REASON_ERROR
+                assert "log knows it as" in answer.details
+                assert "a bad step" not in answer.details
+            assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
+            stats = await running.idle()
+            assert stats.requests.finished_error == len(failed)
+            assert stats.steps.failed >= 1
+
+    run(test)
+
+
+def test_a_step_that_fails_before_anything_was_said_gives_a_status_alone() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device, engine={"overlap": False}) as running:
+            device.fail = ValueError("first step")
+            answer = await generate(running, ask([300]))
+            assert answer.code is grpc.StatusCode.INTERNAL
+            assert answer.order in ([], ["started", "finished"])
+
+    run(test)
+
+
+async def health(running: Running, name: str = "") -> int:
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    response = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+    return int(response.status)
+
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_dead_engine_ends_every_stream_and_is_not_ready() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device) as running:
+            watch = asyncio.create_task(running.server.wait_dead())
+            device.hold()
+            call = running.stub.Generate(ask([300], **LONG))
+            assert (await first(call)).HasField("started")
+            device.fail = DeviceLost()
+            device.release()
+            answer: Answer = await read(call)
+            assert answer.code is grpc.StatusCode.UNAVAILABLE
+            assert answer.finished[0].reason == pb.FINISH_REASON_ERROR
+            await watch
+            assert await health(running) == NOT_SERVING
+            again = await generate(running, ask([300]))
+            assert again.code is grpc.StatusCode.UNAVAILABLE
+            assert again.rich(error_details_pb2.ErrorInfo).reason == "ENGINE_DEAD"
+            assert running.server.ledger.open == 0
+
+    run(test)
+
+
+def test_while_loading_the_port_is_open_and_not_ready() -> None:
+    async def test() -> None:
+        async with serving(load=False) as running:
+            assert await health(running) == NOT_SERVING
+            assert await health(running, "liveness") == SERVING
+            answer = await generate(running, ask([300]))
+            assert answer.code is grpc.StatusCode.UNAVAILABLE
+            assert answer.rich(error_details_pb2.ErrorInfo).reason == "LOADING"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await running.stats()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await running.server.load(VOCAB_SIZE)
+            for name in ("", "quire.v1.InferenceService", "liveness"):
+                assert await health(running, name) == SERVING
+            assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
+
+    run(test)
+
+
+def test_draining_refuses_new_calls_and_lets_open_ones_end() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device, drain_seconds=30) as running:
+            device.hold()
+            call = running.stub.Generate(ask([300], max_tokens=100, ignore_eos=True))
+            await first(call)
+            drain = asyncio.create_task(running.server.drain())
+            while await health(running) == SERVING:
+                await asyncio.sleep(0.005)
+            assert await health(running, "liveness") == SERVING
+            refused = await generate(running, ask([300]))
+            assert refused.code is grpc.StatusCode.UNAVAILABLE
+            assert not drain.done()
+            device.release()
+            answer = await read(call)
+            assert answer.code is grpc.StatusCode.OK
+            assert len(answer.ids()) == 100
+            await drain
+
+    run(test)
+
+
+def test_a_stream_that_outlives_the_drain_is_aborted_and_told() -> None:
+    async def test() -> None:
+        device = Device(step_seconds=0.01)
+        async with serving(device, drain_seconds=0.1) as running:
+            call = running.stub.Generate(ask([300], max_tokens=2000, ignore_eos=True))
+            await first(call)
+            await running.server.drain()
+            stop = asyncio.create_task(running.server.stop())
+            answer = await read(call)
+            assert answer.code is grpc.StatusCode.UNAVAILABLE
+            assert answer.finished[0].reason == pb.FINISH_REASON_CANCELLED
+            assert answer.finished[0].usage.completion_tokens == len(answer.ids())
+            await stop
+            assert running.server.ledger.open == 0
+
+    run(test)
+
+
+def test_the_block_map_is_one_byte_a_block() -> None:
+    async def test() -> None:
+        device = Device()
+        async with serving(device, engine={"num_blocks": 20}) as running:
+            await generate(running, ask([300] * 40, max_tokens=4, ignore_eos=True))
+            stats = await running.stats(include_block_map=True)
+            assert len(stats.cache.block_map) == 20
+            assert stats.cache.block_map.count(1) == stats.cache.blocks_cached == 2
+
+    run(test)
+
+
+def test_another_salt_shares_no_blocks() -> None:
+    async def test() -> None:
+        async with serving() as running:
+            prompt = list(range(300, 364))
+            cached = []
+            for salt in ("", "", "a", "a", "b"):
+                request = ask(prompt, max_tokens=1, cache_salt=salt)
+                cached.append((await generate(running, request)).started[0].cached_tokens)
+            assert cached == [0, 48, 0, 48, 0]
+
+    run(test)
+
+
+def test_reflection_names_the_service_unless_switched_off() -> None:
+    async def names(running: Running) -> set[str]:
+        from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+        stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+        call = stub.ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        )
+        return {s.name async for r in call for s in r.list_services_response.service}
+
+    async def test() -> None:
+        async with serving() as running:
+            assert {"quire.v1.InferenceService", "grpc.health.v1.Health"} <= await names(running)
+        async with serving(reflection=False) as running:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await names(running)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(test)

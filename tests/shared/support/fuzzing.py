@@ -1,0 +1,158 @@
+"""Messages that make little sense: structured ones by hypothesis, and bytes put over encoded ones.
+
+Each is sent to Generate or Stats as raw bytes. Whatever comes, the answer is a status of the
+contract that blames the message; never INTERNAL, UNKNOWN or nothing.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from typing import Any
+
+import grpc
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from support.harness import Running
+
+from quire.v1 import inference_pb2 as pb
+
+METHODS = ("Generate", "Stats")
+SERVICE = "/quire.v1.InferenceService"
+FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
+PARALLEL = 20
+MOST_COMPLETIONS = 3  # of one message, where the number is allowed at all: time is short
+
+Message = tuple[str, bytes]  # method, encoded request
+
+floats = st.floats(width=32) | st.sampled_from([0.0, 1.0, 0.5])
+counts = st.integers(0, 2**32 - 1) | st.integers(0, 70)
+words = st.text(max_size=20) | st.sampled_from(["user", "assistant", "tool", "<|im_start|>", "a b"])
+ids = st.lists(st.integers(0, 5000) | st.integers(0, 2**32 - 1), max_size=20)
+plain = st.lists(st.integers(0, 4095), min_size=1, max_size=20)
+
+
+def maybe(**fields: Any) -> Any:
+    """Some of these fields."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+sampling = maybe(
+    temperature=floats, top_p=floats, top_k=counts, min_p=floats, repetition_penalty=floats,
+    presence_penalty=floats, frequency_penalty=floats, seed=st.integers(0, 2**64 - 1),
+    n=counts, max_tokens=counts, min_tokens=counts, stop=st.lists(words, max_size=18),
+    include_stop_str_in_output=st.booleans(), stop_token_ids=ids, ignore_eos=st.booleans(),
+    logprobs=counts,
+)  # fmt: skip
+objects = st.dictionaries(words, words | st.booleans() | st.lists(words, max_size=2), max_size=2)
+json_texts = st.builds(json.dumps, objects) | words | st.sampled_from(["[" * 3000, '{"a": NaN}'])
+calls = st.lists(
+    st.builds(lambda f: pb.ToolCall(**f), maybe(id=words, name=words, arguments_json=json_texts)),
+    max_size=2,
+)
+message = st.builds(
+    lambda f: pb.ChatMessage(**f),
+    maybe(
+        role=words, content=words, name=words, tool_calls=calls, tool_call_id=words,
+        reasoning_content=words,
+    ),
+)  # fmt: skip
+tools = st.lists(
+    st.builds(
+        lambda f: pb.Tool(**f), maybe(name=words, description=words, parameters_json=json_texts)
+    ),
+    max_size=2,
+)
+chats = st.builds(
+    lambda f: pb.Chat(**f),
+    maybe(
+        messages=st.lists(message, max_size=4), tools=tools, add_generation_prompt=st.booleans(),
+        continue_final_message=st.booleans(), allow_special_tokens=st.booleans(),
+        chat_template_kwargs=json_texts,
+    ),
+)  # fmt: skip
+
+
+def _request(fields: dict[str, Any], prompt: Any, params: dict[str, Any]) -> pb.GenerateRequest:
+    request = pb.GenerateRequest(**fields, sampling=pb.SamplingParams(**params))
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif isinstance(prompt, list):
+        request.token_ids.ids.extend(prompt)
+    elif prompt is not None:
+        request.chat.CopyFrom(prompt)
+    return request
+
+
+requests = st.builds(
+    _request,
+    maybe(
+        request_id=words, priority=st.integers(-(2**31), 2**31 - 1), cache_salt=words,
+        model=st.sampled_from(["", "fake", "other"]), ids_only=st.booleans(), resume_token_ids=ids,
+    ),
+    st.none() | words | ids | plain | chats,
+    sampling,
+)  # fmt: skip
+
+
+def fuzzed(count: int, hypothesis_seed: int) -> list[Message]:
+    """At least so many messages; the same for the same seed."""
+    made: list[Message] = []
+
+    @seed(hypothesis_seed)
+    @settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(requests, st.binary(max_size=12), st.integers(0, 200), st.integers(0, 11))
+    def collect(request: pb.GenerateRequest, noise: bytes, at: int, kind: int) -> None:
+        if MOST_COMPLETIONS < request.sampling.n <= 64:
+            request.sampling.n = MOST_COMPLETIONS
+        raw = request.SerializeToString()
+        match kind:
+            case 0 | 1 | 2:
+                raw = raw[:at] + noise + raw[at + len(noise) :]
+            case 3:
+                raw = noise
+            case 4:
+                raw = raw[:at]
+        made.append((METHODS[kind == 5], raw))
+
+    collect()
+    assert len(made) >= count
+    return made[:count]
+
+
+class Fuzz:
+    """Sends messages, and counts the statuses. `wrong`: answers that no message may get."""
+
+    def __init__(self, running: Running) -> None:
+        self.codes: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        channel = running.channel
+        self._calls = {
+            "Generate": channel.unary_stream(f"{SERVICE}/Generate"),
+            "Stats": channel.unary_unary(f"{SERVICE}/Stats"),
+        }
+
+    async def send_all(self, messages: list[Message]) -> None:
+        """PARALLEL at a time."""
+        queue = iter(messages)
+
+        async def work() -> None:
+            for method, raw in queue:
+                await self._send(method, raw)
+
+        await asyncio.gather(*(work() for _ in range(PARALLEL)))
+
+    async def _send(self, method: str, raw: bytes) -> None:
+        call: Any = self._calls[method](raw, timeout=60)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            if method == "Stats":
+                await call
+            else:
+                async for _ in call:
+                    pass
+        code = (await call.code()).name
+        self.codes[f"{method} {code}"] += 1
+        if code not in FINE:
+            self.wrong.append(f"{method} {code} {await call.details()}: {raw.hex()}")

@@ -1,0 +1,181 @@
+"""A server on a free port of this process, and a channel to it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from support.fake_engine import VOCAB_SIZE, Builder, Device
+
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.in_thread import ThreadLink
+from quire.engine.config import EngineConfig
+from quire.service.app.server import Server
+from quire.service.models import pocket
+from quire.service.models.resolve import ResolvedModel
+from quire.service.settings import ServiceConfig, Settings
+from quire.service.telemetry.tracing import Tracer
+from quire.v1 import inference_pb2 as pb
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+PATIENCE = 20.0  # seconds after which a test is stuck
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine; one that hangs fails."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def settings(engine: dict[str, Any] | None = None, **service: Any) -> Settings:
+    small = {"max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 16}
+    config = EngineConfig(**{**small, **(engine or {})})
+    # A slow machine must not look like an overloaded server to tests of other things.
+    patient = {"port": 0, "queue_burst_seconds": 86400.0, "max_queue_seconds": 86400.0}
+    return Settings(config, ServiceConfig(**{**patient, **service}))
+
+
+@dataclass
+class Running:
+    server: Server
+    device: Device
+    engine: AsyncEngine
+    channel: grpc.aio.Channel
+    builder: Builder | None = None
+
+    @property
+    def stub(self) -> Any:
+        return pb_grpc.InferenceServiceStub(self.channel)
+
+    async def stats(self, **options: Any) -> pb.StatsResponse:
+        response: pb.StatsResponse = await self.stub.Stats(pb.StatsRequest(**options))
+        return response
+
+    async def until(self, holds: Callable[[pb.StatsResponse], bool]) -> pb.StatsResponse:
+        """Ask Stats until something holds: a change that is on its way."""
+        async with asyncio.timeout(PATIENCE):
+            while not holds(stats := await self.stats()):
+                await asyncio.sleep(0.005)
+        return stats
+
+    async def idle(self) -> pb.StatsResponse:
+        """Stats once nothing runs or waits and all blocks are back."""
+        return await self.until(
+            lambda s: (
+                s.requests.running == s.requests.waiting == 0
+                and s.cache.blocks_free == s.cache.blocks_total
+            )
+        )
+
+
+@asynccontextmanager
+async def serving(
+    device: Device | None = None,
+    *,
+    engine: dict[str, Any] | None = None,
+    load: bool = True,
+    before: Callable[[], None] | None = None,
+    tracer: Tracer | None = None,
+    **service: Any,
+) -> AsyncIterator[Running]:
+    device = device or Device()
+    chosen = settings(engine, **service)
+    resolved = ResolvedModel("fake", "fake", pocket.directory())
+    builder = Builder(device, before)
+    async_engine = AsyncEngine(ThreadLink(chosen.engine, builder))
+    server = Server(chosen, resolved, async_engine, tracer)
+    await server.open(2048)
+    if load:
+        await server.load(VOCAB_SIZE)
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+    try:
+        yield Running(server, device, async_engine, channel, builder)
+    finally:
+        device.release()
+        await channel.close()
+        await server.stop()
+
+
+@dataclass
+class Answer:
+    """One call, read to its end."""
+
+    code: grpc.StatusCode
+    details: str
+    started: list[pb.Started] = field(default_factory=list)
+    deltas: list[pb.Delta] = field(default_factory=list)
+    finished: list[pb.Finished] = field(default_factory=list)
+    initial: dict[str, Any] = field(default_factory=dict)
+    trailing: dict[str, Any] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+    def text(self, index: int = 0) -> str:
+        return "".join(d.text for d in self.deltas if d.index == index)
+
+    def ids(self, index: int = 0) -> list[int]:
+        return [i for d in self.deltas if d.index == index for i in d.token_ids]
+
+    def add(self, message: pb.GenerateResponse) -> None:
+        kind = message.WhichOneof("event")
+        assert kind is not None
+        self.order.append(kind)
+        {"started": self.started, "delta": self.deltas, "finished": self.finished}[kind].append(  # type: ignore[attr-defined]
+            getattr(message, kind)
+        )
+
+    def rich(self, kind: Any) -> Any:
+        """The detail of this type, or None."""
+        status = status_pb2.Status.FromString(self.trailing["grpc-status-details-bin"])
+        for detail in status.details:
+            if detail.Is(kind.DESCRIPTOR):
+                return kind.FromString(detail.value)
+        return None
+
+    @property
+    def violations(self) -> dict[str, str]:
+        bad = self.rich(error_details_pb2.BadRequest)
+        return {} if bad is None else {v.field: v.description for v in bad.field_violations}
+
+
+async def first(call: Any) -> pb.GenerateResponse:
+    """The next message of a call, which can still be read to its end."""
+    message: pb.GenerateResponse = await anext(aiter(call))
+    return message
+
+
+async def read(call: Any) -> Answer:
+    """Read a call to its end, whatever that is."""
+    answer = Answer(grpc.StatusCode.UNKNOWN, "")
+    try:
+        async for message in call:
+            answer.add(message)
+    except grpc.aio.AioRpcError:
+        pass
+    answer.code = await call.code()
+    answer.details = await call.details()
+    answer.initial = dict(await call.initial_metadata() or ())
+    answer.trailing = dict(await call.trailing_metadata() or ())
+    return answer
+
+
+async def generate(running: Running, request: pb.GenerateRequest, **options: Any) -> Answer:
+    return await read(running.stub.Generate(request, **options))
+
+
+def ask(ids: list[int] | None = None, text: str | None = None, **fields: Any) -> pb.GenerateRequest:
+    """A request; sampling's fields may be given beside the request's own."""
+    names = pb.SamplingParams.DESCRIPTOR.fields_by_name
+    sampling = {k: fields.pop(k) for k in list(fields) if k in names}
+    request = pb.GenerateRequest(sampling=pb.SamplingParams(**sampling), **fields)
+    if ids is not None:
+        request.token_ids.ids.extend(ids)
+    elif text is not None:
+        request.text = text
+    return request
