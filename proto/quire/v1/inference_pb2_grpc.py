@@ -45,6 +45,26 @@ class InferenceServiceStub(object):
                 request_serializer=quire_dot_v1_dot_inference__pb2.StatsRequest.SerializeToString,
                 response_deserializer=quire_dot_v1_dot_inference__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.GetModelInfo = channel.unary_unary(
+                '/quire.v1.InferenceService/GetModelInfo',
+                request_serializer=quire_dot_v1_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
+                response_deserializer=quire_dot_v1_dot_inference__pb2.GetModelInfoResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/quire.v1.InferenceService/Tokenize',
+                request_serializer=quire_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=quire_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/quire.v1.InferenceService/Detokenize',
+                request_serializer=quire_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=quire_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.FlushCache = channel.unary_unary(
+                '/quire.v1.InferenceService/FlushCache',
+                request_serializer=quire_dot_v1_dot_inference__pb2.FlushCacheRequest.SerializeToString,
+                response_deserializer=quire_dot_v1_dot_inference__pb2.FlushCacheResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -68,6 +88,34 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModelInfo(self, request, context):
+        """GetModelInfo returns what is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Tokenize returns the ids of a prompt, as Generate would compute them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Detokenize returns the text of ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FlushCache(self, request, context):
+        """FlushCache forgets what the prefix cache holds. Asks an operator's key, where there are keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +128,26 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=quire_dot_v1_dot_inference__pb2.StatsRequest.FromString,
                     response_serializer=quire_dot_v1_dot_inference__pb2.StatsResponse.SerializeToString,
+            ),
+            'GetModelInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelInfo,
+                    request_deserializer=quire_dot_v1_dot_inference__pb2.GetModelInfoRequest.FromString,
+                    response_serializer=quire_dot_v1_dot_inference__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=quire_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=quire_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=quire_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=quire_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'FlushCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.FlushCache,
+                    request_deserializer=quire_dot_v1_dot_inference__pb2.FlushCacheRequest.FromString,
+                    response_serializer=quire_dot_v1_dot_inference__pb2.FlushCacheResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +205,114 @@ class InferenceService(object):
             '/quire.v1.InferenceService/Stats',
             quire_dot_v1_dot_inference__pb2.StatsRequest.SerializeToString,
             quire_dot_v1_dot_inference__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quire.v1.InferenceService/GetModelInfo',
+            quire_dot_v1_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
+            quire_dot_v1_dot_inference__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quire.v1.InferenceService/Tokenize',
+            quire_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            quire_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quire.v1.InferenceService/Detokenize',
+            quire_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            quire_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FlushCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quire.v1.InferenceService/FlushCache',
+            quire_dot_v1_dot_inference__pb2.FlushCacheRequest.SerializeToString,
+            quire_dot_v1_dot_inference__pb2.FlushCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,
