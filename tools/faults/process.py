@@ -182,7 +182,6 @@ FAULTS = (
     Fault(
         "quire: stacks are read beside threads that run",
         "engine/client/stacks.py",
-        "    signal.signal(_ASKED, _on_asked)  # should a thread that is older than this get the signal\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {_ASKED})\n",
         "    faulthandler.register(_ASKED, file=_STANDARD_ERROR, all_threads=True)\n",
         (ENDS + "sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends",),
