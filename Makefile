@@ -107,7 +107,7 @@ chaos: $(VENV)/.dev
 	$(BIN)/python tools/chaos.py
 
 mutants: $(VENV)/.dev
-	$(BIN)/python tools/mutants.py
+	$(BIN)/python tools/mutants.py --jobs $(JOBS)
 
 pocket: $(VENV)/.dev
 	$(BIN)/python tools/pocket/train.py --out build/pocket $(POCKET)

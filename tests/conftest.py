@@ -26,6 +26,11 @@ import torch  # noqa: E402
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
+    if not os.environ.get("QUIRE_LONG"):
+        later = pytest.mark.skip(reason="long: runs with make test-long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(later)
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if "gpu" in item.keywords:

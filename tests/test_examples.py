@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -56,7 +57,7 @@ def address() -> Iterator[str]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def check(*program: str, address: str) -> None:
@@ -114,7 +115,7 @@ def test_the_readmes_options_exist() -> None:
     for command, options in shown.items():
         help_text = subprocess.run(
             [sys.executable, "-m", "quire.clients.cli", command, "--help"],
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=PATIENCE, check=True,
             env={**os.environ, "COLUMNS": "200"},
         ).stdout  # fmt: skip
         missing = {option for option in options if option not in help_text}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"engine": "engine", "kernels": "kernels", "service": "service", "clients": "clients"}
@@ -110,6 +111,10 @@ def test_the_front_door_is_light() -> None:
         " 'grpc' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     )
     assert done.stdout.split("\n")[0] == "[] True"

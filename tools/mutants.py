@@ -1,6 +1,6 @@
 """Old faults put back, one at a time: each must make a test fail (`make mutants`).
 
-    python tools/mutants.py [--list] [NAME …]
+    python tools/mutants.py [--list] [--jobs N] [NAME …]
 
 A fault is a patch of the text of one file, applied to a copy of the tree: it must fit in exactly
 one place, so that a fault does not rot into no fault unnoticed. Only the tests that should catch it
@@ -10,11 +10,13 @@ does not fit, or breaks the tests in another way than making one fail.
 
 import argparse
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +67,16 @@ class Copy:
             "PYTHONPATH": str(names.parent),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
+            "QUIRE_LONG": "1",
         }
 
     def file(self, name: str) -> Path:
         """Where a file of the tree lies here."""
         return (self._names if name.startswith("quire/") else self.root) / name
 
-    def run(self, tests: tuple[str, ...]) -> tuple[int | None, str]:
-        """Run tests until the first fails; exit code (None: out of time) and output."""
+    def run(self, tests: tuple[str, ...], limit: float | None) -> tuple[int | None, str]:
+        """Run tests until the first fails, for `limit` seconds at most; exit code (None: out of
+        time) and output."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
             done = subprocess.run(
@@ -81,7 +85,7 @@ class Copy:
                 env=self._environment,
                 capture_output=True,
                 text=True,
-                timeout=LIMIT,
+                timeout=limit,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -111,7 +115,7 @@ def judge(copy: Copy, fault: Fault) -> Verdict:
         return Verdict(False, f"fits in {fits} places of {fault.file}, not in one")
     path.write_text(sound.replace(fault.old, fault.new), encoding="utf-8")
     try:
-        code, output = copy.run(fault.tests)
+        code, output = copy.run(fault.tests, LIMIT)
     finally:
         path.write_text(sound, encoding="utf-8")
     if code is None:
@@ -132,6 +136,7 @@ def main() -> int:
     """Judge all faults, or those named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults to try (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default: 1)")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     args = parser.parse_args()
     unknown = set(args.names) - {fault.name for fault in FAULTS}
@@ -142,18 +147,36 @@ def main() -> int:
         return 0
     faults = [fault for fault in FAULTS if not args.names or fault.name in args.names]
     with tempfile.TemporaryDirectory(prefix="quire-mutants-") as place:
-        copy = Copy(Path(place))
-        if not copy.origin().startswith(str(copy.root.parent)):
-            print(f"the copy is not what is imported: {copy.origin()}", file=sys.stderr)
+        copies = [Copy(Path(place) / str(number)) for number in range(max(args.jobs, 1))]
+        if not copies[0].origin().startswith(place):
+            print(f"the copy is not what is imported: {copies[0].origin()}", file=sys.stderr)
             return 1
         tests = tuple(sorted({test for fault in faults for test in fault.tests}))
-        code, output = copy.run(tests)
+        code, output = copies[0].run(tests, None)
         if code != PASSED:
             print(f"the tests fail without any fault:\n{output[-4000:]}", file=sys.stderr)
             return 1
-        survivors = [fault.name for fault in faults if not _report(copy, fault)]
-    print(f"{len(faults) - len(survivors)} of {len(faults)} faults were caught")
+        print(f"without a fault all of their {len(tests)} tests pass", flush=True)
+        survivors = _survivors(copies, faults)
+    print(f"{len(faults) - survivors} of {len(faults)} faults were caught")
     return 1 if survivors else 0
+
+
+def _survivors(copies: list[Copy], faults: list[Fault]) -> int:
+    """How many are not caught; each copy takes the next fault when it has done with one."""
+    free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+
+    def caught(fault: Fault) -> bool:
+        copy = free.get()
+        try:
+            return _report(copy, fault)
+        finally:
+            free.put(copy)
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        return sum(not killed for killed in pool.map(caught, faults))
 
 
 def _report(copy: Copy, fault: Fault) -> bool:

@@ -20,6 +20,7 @@ import typer
 from quire.clients.client import Client, Generation
 from quire.clients.commands import common, sampling
 from quire.clients.commands.generate import summary
+from quire.clients.commands.line_input import read_line
 from quire.clients.commands.terminal import note, say, tell, warn
 from quire.clients.errors import CallError, InvalidRequest, Overloaded
 from quire.clients.events import Delta, Finished
@@ -136,7 +137,7 @@ class Conversation:
         if not self._interactive:
             return sys.stdin.readline() or None
         try:
-            return input("> ")
+            return read_line("> ")
         except EOFError:
             say("\n")
             return None

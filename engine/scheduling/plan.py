@@ -8,7 +8,6 @@ Invariant: `StepPlan.of(plan.plain())` equals `plan`, whatever carries the plain
 it is made of numbers, booleans, None, tuples and, in their place, lists alone.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from quire.engine.request import TokenLogprob
@@ -93,8 +92,7 @@ class BlockUpdate(NamedTuple):
     block: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One step. `admitted` slots take their parameters before anything runs, block tables are
     updated, `copies` (source block, target block) are made next, then the rows are computed."""
 
@@ -145,8 +143,7 @@ def _admission(plain: Plain) -> Admission:
     return Admission._make((*head, sampling_numbers, tuple(prompt), tuple(outputs)))
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """Tokens of the rows that sample, in plan order; a list each (of one token, today). A token of
     -1 says that the row's logits were not finite numbers.
 

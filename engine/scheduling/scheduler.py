@@ -122,19 +122,20 @@ class Scheduler:
             self._plan_running(draft, decode=False)
             self._admit(draft)
         # Attention takes rows in this order: a long one begun last would run on alone.
-        draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
+        if len(draft.decode_rows) > 1:
+            draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
         rows = (*draft.decode_rows, *draft.prefill_rows)
         if not rows:
             return None
         self._steps += 1
         plan = StepPlan(
-            step_id=self._steps,
-            rows=rows,
-            admitted=tuple(draft.admitted),
-            block_updates=tuple(draft.block_updates),
-            copies=tuple(draft.copies),
-            num_decode_rows=len(draft.decode_rows),
-            num_tokens=self.max_num_batched_tokens - draft.budget,
+            self._steps,
+            rows,
+            tuple(draft.admitted),
+            tuple(draft.block_updates),
+            tuple(draft.copies),
+            len(draft.decode_rows),
+            self.max_num_batched_tokens - draft.budget,
         )
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])

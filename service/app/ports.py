@@ -24,6 +24,7 @@ PROBE_BYTES = 4096
 _MAX_PENDING = 1 << 20  # calls that gRPC has and the server does not yet
 _IDLE_MS = 300_000  # a connection without a call is closed
 _HANDSHAKE_MS = 20_000
+_UNASKED_SECONDS = 3600  # that a call may wait for its first look
 _BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
 _MIN_MESSAGE = 4 << 20
 _NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
@@ -85,6 +86,8 @@ def channel_options(
         ("grpc.http2.bdp_probe", 0),
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
+        # Calls that a starved process has not got to after 30 s gRPC would cancel: no word of ours.
+        ("grpc.server_max_unrequested_time_in_server", _UNASKED_SECONDS),
     ]
 
 

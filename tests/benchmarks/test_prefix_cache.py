@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.patience import PATIENCE
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "prefix_cache.py"
-WAIT = 120  # seconds: only ever waited for when something is broken
 SMALL = ("--device", "cpu", "--num-blocks", "100", "--requests", "3", "--tokens", "4")
 BLOCK = 64  # tokens
 
@@ -14,7 +15,11 @@ BLOCK = 64  # tokens
 def run(*words: str, program: str | None = None) -> subprocess.CompletedProcess[str]:
     script = ["-c", program] if program else [str(SCRIPT)]
     return subprocess.run(
-        [sys.executable, *script, *words], capture_output=True, text=True, timeout=WAIT, check=False
+        [sys.executable, *script, *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import grpc
 import pytest
+from support.patience import PATIENCE
 
 from quire.clients import cli
 from quire.clients.commands.common import VARIABLES
-
-WAIT = 30
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -32,7 +31,7 @@ def quire(*words: str, stdin: str = "", **extra: str) -> subprocess.CompletedPro
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=WAIT,
+        timeout=PATIENCE,
         env=environment(**extra),
         check=False,
     )
@@ -140,7 +139,7 @@ def test_chat_on_a_terminal(server: Any) -> None:
             shown += os.read(leader, 4096)
         shown += b"|"
         os.write(leader, line.encode() + (b"" if line == "\x04" else b"\n"))
-    assert process.wait(WAIT) == 0
+    assert process.wait(PATIENCE) == 0
     os.close(leader)
     assert b"one\r\n" in shown and b"two\r\n" in shown and b"too long" in shown
     last = [m.content for m in server.seen.requests[-1].chat.messages]
@@ -299,10 +298,10 @@ def test_ctrl_c_cancels_on_the_server(server: Any, command: str) -> None:
         process.stdin.flush()
     assert process.stdout.read(3) == b"xxx"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=WAIT)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert errors == b""
-    assert server.seen.cancelled.wait(WAIT)
+    assert server.seen.cancelled.wait(PATIENCE)
 
 
 def test_a_reader_that_leaves_cancels(server: Any) -> None:
@@ -315,10 +314,10 @@ def test_a_reader_that_leaves_cancels(server: Any) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(3)
     process.stdout.close()
-    assert process.wait(WAIT) == 1
+    assert process.wait(PATIENCE) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert server.seen.cancelled.wait(WAIT)
+    assert server.seen.cancelled.wait(PATIENCE)
 
 
 def test_a_model_cannot_drive_the_terminal(server: Any) -> None:
@@ -332,7 +331,7 @@ def test_a_model_cannot_drive_the_terminal(server: Any) -> None:
         stderr=subprocess.PIPE,
         env=environment(),
     )
-    assert process.wait(WAIT) == 0
+    assert process.wait(PATIENCE) == 0
     os.close(follower)
     shown = os.read(leader, 4096)
     os.close(leader)
@@ -357,7 +356,11 @@ def test_client_commands_import_neither_torch_nor_the_engine() -> None:
         "sys.exit(' '.join(slow & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -375,7 +378,7 @@ def test_without_the_server_the_command_says_how_to_get_it() -> None:
             [sys.executable, "-c", program, *words],
             capture_output=True,
             text=True,
-            timeout=WAIT,
+            timeout=PATIENCE,
             env=environment(),
             check=False,
         )

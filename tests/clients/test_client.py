@@ -9,12 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from support.patience import PATIENCE
 
 from quire import clients
 from quire.clients import AsyncClient, Client, Delta, Finished, Message, RetryPolicy, Started
 from quire.clients.client import is_serving
 
-WAIT = 20  # seconds: only ever waited for when something is broken
 QUICK = RetryPolicy(attempts=3, first_backoff=0.001, max_backoff=0.002)
 
 
@@ -134,7 +134,7 @@ def test_leaving_the_loop_cancels(server: Any) -> None:
         for event in generation:
             if isinstance(event, Delta):
                 break
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
         with pytest.raises(clients.ClientError, match="once"):
             iter(generation)
 
@@ -144,19 +144,19 @@ def test_an_exception_in_the_loop_cancels(server: Any) -> None:
         with pytest.raises(KeyboardInterrupt):
             for _ in client.generate("forever"):
                 raise KeyboardInterrupt
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
 
 
 def test_closing_from_another_thread_ends_the_loop(server: Any) -> None:
     with Client(server.address) as client, client.generate("hang") as generation:
         closer = threading.Thread(
-            target=lambda: server.seen.started.wait(WAIT) and generation.close()
+            target=lambda: server.seen.started.wait(PATIENCE) and generation.close()
         )
         closer.start()
         with pytest.raises(clients.Cancelled):
             list(generation)
         closer.join()
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
 
 
 async def _leave_by_break(client: AsyncClient, _: Any) -> None:
@@ -178,7 +178,7 @@ async def _leave_by_task_cancel(client: AsyncClient, server: Any) -> None:
             pass
 
     task = asyncio.create_task(consume())
-    await asyncio.to_thread(server.seen.started.wait, WAIT)
+    await asyncio.to_thread(server.seen.started.wait, PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -188,7 +188,7 @@ async def _leave_by_call_cancel(client: AsyncClient, server: Any) -> None:
     generation = client.generate("hang")
 
     async def cancel() -> None:
-        await asyncio.to_thread(server.seen.started.wait, WAIT)
+        await asyncio.to_thread(server.seen.started.wait, PATIENCE)
         generation.cancel()
 
     helper = asyncio.create_task(cancel())
@@ -221,7 +221,7 @@ def test_leaving_the_async_loop_cancels(
     async def run() -> bool:
         async with AsyncClient(server.address) as client:
             await leave(client, server)
-            return await asyncio.to_thread(server.seen.cancelled.wait, WAIT)
+            return await asyncio.to_thread(server.seen.cancelled.wait, PATIENCE)
 
     assert asyncio.run(run())
 
@@ -278,7 +278,7 @@ def test_other_errors_are_not_repeated_and_keep_their_details(server: Any, mode:
 def test_a_deadline_ends_the_call_on_both_sides(server: Any, mode: str) -> None:
     with pytest.raises(clients.DeadlineExceeded):
         collect(server, "hang", mode, timeout=0.3)
-    assert server.seen.cancelled.wait(WAIT)
+    assert server.seen.cancelled.wait(PATIENCE)
 
 
 @BOTH

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 
 from quire.clients import OptionError, cli
 from quire.clients.loadtest import arrivals, drive, statistics, workload
@@ -307,7 +308,7 @@ def test_failures_are_counted_by_status_and_end_a_session(server: Any) -> None:
 
 def quire(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "quire.clients.cli", "loadtest", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_json_has_the_names_that_others_have(server: Any) -> None:
@@ -394,8 +395,8 @@ def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    assert server.seen.started.wait(30)
+    assert server.seen.started.wait(PATIENCE)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, errors) == (130, b"", b"")
-    assert server.seen.cancelled.wait(30)
+    assert server.seen.cancelled.wait(PATIENCE)

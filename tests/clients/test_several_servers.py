@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support.patience import PATIENCE
 
 from quire.clients import NO_RETRY, TLS, AsyncClient, Client, RetryPolicy, Unavailable
 from quire.clients import rotation as rotation_module
@@ -18,12 +19,11 @@ from quire.clients.rotation import REST, Rotation
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="no openssl command here")
 QUICK = RetryPolicy(attempts=3, first_backoff=0.001, max_backoff=0.002)
-WAIT = 60.0  # seconds: only ever waited for when something is broken
 
 
 def openssl(*words: str | Path) -> None:
     command = [str(OPENSSL), *map(str, words)]
-    subprocess.run(command, capture_output=True, timeout=WAIT, check=True)
+    subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def serve(fake: Any, authority: Path) -> Iterator[Callable[[str], Any]]:
 
 def ask(client: Client, times: int) -> None:
     for _ in range(times):
-        assert client.generate("say hi", timeout=WAIT).text() == "hi"
+        assert client.generate("say hi", timeout=PATIENCE).text() == "hi"
 
 
 @needs_openssl
@@ -74,15 +74,15 @@ def test_each_is_checked_against_its_own_name(authority: Path, serve: Any) -> No
     with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
         ask(client, 4)
         assert [len(s.seen.requests) for s in (named, bare)] == [2, 2]
-        assert client.health(timeout=WAIT) == "SERVING" == client.health(timeout=WAIT)
+        assert client.health(timeout=PATIENCE) == "SERVING" == client.health(timeout=PATIENCE)
 
     async def run() -> None:
         trust = TLS(root=authority / "ca.crt")
         async with AsyncClient(addresses, tls=trust, retry=QUICK) as client:
             for _ in range(4):
-                assert await client.generate("say hi", timeout=WAIT).text() == "hi"
+                assert await client.generate("say hi", timeout=PATIENCE).text() == "hi"
             for _ in range(2):
-                await client.stats(timeout=WAIT)
+                await client.stats(timeout=PATIENCE)
 
     asyncio.run(run())
     assert [len(s.seen.requests) for s in (named, bare)] == [4, 4]
@@ -99,7 +99,7 @@ def test_a_certificate_for_another_name_is_not_taken(authority: Path, serve: Any
     assert [len(s.seen.requests) for s in (first, second)] == [4, 0]
     alone = Client(addresses[1], tls=TLS(root=authority / "ca.crt"), retry=QUICK)
     with alone, pytest.raises(Unavailable):
-        alone.generate("say hi", timeout=WAIT).text()
+        alone.generate("say hi", timeout=PATIENCE).text()
 
 
 @needs_openssl
@@ -138,17 +138,17 @@ def test_who_is_down_is_not_asked_again(
             ask(client, 1)
         ask(client, 3)
     with Client(addresses, tls=trust, retry=NO_RETRY) as client:
-        client.stats(timeout=WAIT)
+        client.stats(timeout=PATIENCE)
         with pytest.raises(Unavailable):
-            client.stats(timeout=WAIT)
-        client.stats(timeout=WAIT)
-        client.stats(timeout=WAIT)
+            client.stats(timeout=PATIENCE)
+        client.stats(timeout=PATIENCE)
+        client.stats(timeout=PATIENCE)
 
     async def run() -> None:
         async with AsyncClient(addresses, tls=trust, retry=NO_RETRY) as client:
             for up in (True, False, True, True):
                 try:
-                    assert await client.generate("say hi", timeout=WAIT).text() == "hi"
+                    assert await client.generate("say hi", timeout=PATIENCE).text() == "hi"
                 except Unavailable:
                     assert not up
 

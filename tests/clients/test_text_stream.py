@@ -4,10 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 
 from quire import AsyncClient, Client, ClientError, OptionError, Unavailable
-
-WAIT = 60.0  # seconds: only ever waited for when something is broken
 
 
 def test_pieces_joined_are_the_text(server: Any) -> None:
@@ -31,7 +30,7 @@ def test_leaving_the_loop_cancels(server: Any) -> None:
         for piece in client.generate("forever").text_stream():
             assert piece == "x"
             break
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
 
 
 def test_leaving_the_asyncio_loop_cancels(server: Any) -> None:
@@ -40,7 +39,7 @@ def test_leaving_the_asyncio_loop_cancels(server: Any) -> None:
             async for piece in client.generate("forever").text_stream():
                 assert piece == "x"
                 break
-            assert await asyncio.to_thread(server.seen.cancelled.wait, WAIT)
+            assert await asyncio.to_thread(server.seen.cancelled.wait, PATIENCE)
 
     asyncio.run(run())
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from support.patience import PATIENCE
 
 from quire.clients.commands.top import View, block_map, sparkline
 from quire.v1 import inference_pb2 as pb
@@ -87,7 +88,7 @@ def test_top_as_a_command(server: Any) -> None:
         [sys.executable, "-m", "quire.clients.cli", *words],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from rich.console import Console
+from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RequestError
@@ -19,7 +20,6 @@ CONFIG = EngineConfig(
     model="pocket", device="cpu", num_blocks=200, block_size=16, max_num_seqs=64,
     max_num_batched_tokens=512,
 )  # fmt: skip
-WAIT = 120  # seconds: only ever waited for when something is broken
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_second_half_of_a_batch_finds_the_system_message(batch: ModuleType) 
             assert second.prefix_hit >= 3 * 128
             assert second.prefix_hit < second.prefix_queried
 
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
 def test_a_request_is_validated_as_over_the_wire(batch: ModuleType) -> None:
@@ -58,7 +58,7 @@ def test_a_request_is_validated_as_over_the_wire(batch: ModuleType) -> None:
             with pytest.raises(RequestError, match="max_tokens"):
                 await engine.complete(request)
 
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
 def test_what_cannot_be_asked_names_value_and_limit(batch: ModuleType) -> None:
@@ -75,7 +75,7 @@ def test_what_cannot_be_asked_names_value_and_limit(batch: ModuleType) -> None:
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(EXAMPLES / "batch.py"), *words],
-        capture_output=True, text=True, timeout=WAIT, check=False,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 

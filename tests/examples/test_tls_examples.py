@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 BIN = Path(sys.executable).parent
 OPENSSL = shutil.which("openssl")
-WAIT = 120  # seconds: only ever waited for when something is broken
 ASKED = "Count from 3 to 7."
 KEY = "an-example-key-of-32-characters!"
 
@@ -41,7 +41,8 @@ def run(
     *command: str | Path, key: str | None = KEY, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=WAIT, check=False,
+        [str(word) for word in command],
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
         cwd=ROOT, env=environment(key), input=stdin,
     )  # fmt: skip
 

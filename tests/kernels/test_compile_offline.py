@@ -35,6 +35,7 @@ def test_hot_attention_kernels_do_not_spill(tmp_path: Path) -> None:
     assert any(row["wgmma"] > 0 for row in found if row["case"].startswith("prefill"))
 
 
+@pytest.mark.long
 def test_what_is_deep_on_a_large_card_fits_a_small_one(tmp_path: Path) -> None:
     """An RTX 4090 gives a program 99 KiB of shared memory where an H200 gives 227."""
     found = compiled(tmp_path / "rows.json", "--arch", "89", "--only", "32 rows")

@@ -40,6 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_a_run_of_twenty_steps_repeats_bit_for_bit(trained: Path, tmp_path: Path) -> None:
     _train(tmp_path, "--steps", "20", "--workers", "1")
     names = sorted(path.name for path in trained.iterdir())

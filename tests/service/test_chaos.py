@@ -3,13 +3,14 @@ killed, over a device that fails."""
 
 import asyncio
 
+from support.patience import PATIENCE
 from support.storm import storm
 from support.storm_client import KINDS
 
 
 def test_a_storm_leaves_the_books_in_order_and_nothing_behind() -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(240):
+        async with asyncio.timeout(2 * PATIENCE):
             report = await storm(calls=1200, wave=300, seed=11)
         assert not report.wrong, "\n".join(report.wrong[:20])
         assert report.calls == 1200

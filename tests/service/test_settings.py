@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
@@ -145,10 +146,15 @@ def test_what_only_looks_like_it_is_refused(environment: dict[str, str]) -> None
 
 def test_a_model_may_be_named_without_its_flag_but_only_once() -> None:
     command = [sys.executable, "-m", "quire.clients.cli", "serve", "--print-config"]
-    named = subprocess.run([*command, "random:0.6B"], capture_output=True, text=True, timeout=60)
+    named = subprocess.run(
+        [*command, "random:0.6B"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert (named.returncode, 'model = "random:0.6B"' in named.stdout) == (0, True), named
     twice = subprocess.run(
-        [*command, "pocket", "--model", "random:0.6B"], capture_output=True, text=True, timeout=60
+        [*command, "pocket", "--model", "random:0.6B"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert twice.returncode == 2
     assert "pocket" in twice.stderr and "random:0.6B" in twice.stderr
@@ -157,7 +163,7 @@ def test_a_model_may_be_named_without_its_flag_but_only_once() -> None:
 def test_help_names_defaults_and_environment() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "quire.clients.cli", "serve", "--help"],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "400"},
+        capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "COLUMNS": "400"},
     ).stdout  # fmt: skip
     for config in (EngineConfig, ServiceConfig):
         for option in dataclasses.fields(config):

@@ -179,4 +179,11 @@ FAULTS = (
             "is_passed_over",
         ),
     ),
+    Fault(
+        "quire: stacks are read beside threads that run",
+        "engine/client/stacks.py",
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, {_ASKED})\n",
+        "    faulthandler.register(_ASKED, file=_STANDARD_ERROR, all_threads=True)\n",
+        (ENDS + "sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends",),
+    ),
 )

@@ -83,4 +83,14 @@ FAULTS = (
         'title = f"{now.model.name} on {now.model.device}"',
         (TOP + "a_models_name_is_no_markup",),
     ),
+    Fault(
+        "terminal: Ctrl-C before the line editor sleeps waits for a key",
+        "clients/commands/line_input.py",
+        "while signal.SIGINT in signals and not noticed",
+        "while False and not noticed",
+        (
+            "tests/clients/commands/test_line_input.py::"
+            "test_ctrl_c_that_ends_no_sleep_is_noticed_all_the_same",
+        ),
+    ),
 )

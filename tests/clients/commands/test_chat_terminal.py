@@ -4,7 +4,8 @@ import signal
 from typing import Any
 
 import pytest
-from support.terminal_session import WAIT, TerminalSession
+from support.patience import PATIENCE
+from support.terminal_session import TerminalSession
 
 from quire.clients import Client
 from quire.clients.commands.chat import Conversation
@@ -42,7 +43,7 @@ def test_ctrl_c_stops_the_answer_and_asks_again(server: Any) -> None:
         session.wait_for("xxx")
         session.interrupt()
         session.wait_for("this turn is not kept")
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
         session.prompt()
         session.write("say two\n")
         session.wait_for("two\r\n")
@@ -56,10 +57,10 @@ def test_ctrl_c_while_nothing_has_come_yet_stops_the_call_too(server: Any) -> No
     with TerminalSession("chat", "-a", server.address) as session:
         session.prompt()
         session.write("hang\n")
-        assert server.seen.started.wait(WAIT)
+        assert server.seen.started.wait(PATIENCE)
         session.interrupt()
         session.wait_for("this turn is not kept")
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
         session.prompt()
         session.interrupt()
         assert session.exit_code() == 130
@@ -124,12 +125,12 @@ def test_ctrl_c_between_a_calls_start_and_its_being_held_cancels_it(
         def interrupted(*arguments: Any) -> Any:
             call = opened(*arguments)
             held.append(call)
-            assert server.seen.started.wait(WAIT)
+            assert server.seen.started.wait(PATIENCE)
             signal.raise_signal(signal.SIGINT)
             return call
 
         monkeypatch.setattr(client, "_open", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Conversation(client, {}, None)._ask([{"role": "user", "content": "hang"}])
-        assert server.seen.cancelled.wait(WAIT)
+        assert server.seen.cancelled.wait(PATIENCE)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

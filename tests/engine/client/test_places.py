@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.patience import PATIENCE
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.child import Child
@@ -25,7 +26,6 @@ from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 
 PROGRAM = [sys.executable, "-P", "-m", "quire.service.app.engine_child", "text", "warning"]
 CONFIG = EngineConfig(model="random:tiny", num_blocks=64, block_size=16, device="cpu")
-PATIENCE = 60
 
 
 @asynccontextmanager

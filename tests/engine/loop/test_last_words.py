@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 from support.simulator import Shape, Simulator
 from support.some_engine import INFO as SOME_ENGINE
 from support.toy_device import EOS, Oracle
@@ -30,7 +31,6 @@ from quire.engine.scheduling.plan import StepPlan, StepResult
 
 INFO = dataclasses.replace(SOME_ENGINE, max_model_len=16)
 PARAMS = SamplingParams(max_tokens=4)
-LIMIT = 60
 
 
 def end(key: int, index: int = 0) -> Output:
@@ -42,7 +42,7 @@ def batch(*outputs: Output) -> Batch:
 
 
 def run(test: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(test, LIMIT))
+    return asyncio.run(asyncio.wait_for(test, PATIENCE))
 
 
 # ------------------------------------------------------------ the asyncio face
@@ -300,7 +300,7 @@ def test_a_thread_that_is_given_up_has_delivered_what_it_had_published() -> None
         await link.start(heard.receiver)
         published = threading.Thread(target=lambda: link._publish(batch(end(7))))
         published.start()
-        published.join(LIMIT)
+        published.join(PATIENCE)
         assert heard.words == [], "the event loop has had no turn since"
         link.give_up()
         assert heard.words == [7]

@@ -130,8 +130,8 @@ def test_whole_engines_plan_the_same_over_either_queue(monkeypatch: pytest.Monke
     seeds = range(300, 312)
     fast = [run_episode(seed, turns=120, log=True).log for seed in seeds]
     monkeypatch.setattr("quire.engine.scheduling.roster.WaitingQueue", SlowQueue)
-    monkeypatch.setattr("simulator.Simulator.check", lambda _self: None)  # looks into heaps
-    monkeypatch.setattr("simulator.Simulator._check_empty", lambda _self: None)
+    monkeypatch.setattr("support.simulator.Simulator.check", lambda _self: None)  # looks into heaps
+    monkeypatch.setattr("support.simulator.Simulator._check_empty", lambda _self: None)
     assert [run_episode(seed, turns=120, log=True).log for seed in seeds] == fast
 
 

@@ -106,7 +106,7 @@ def same_bits(results: list[torch.Tensor]) -> bool:
     ("dim", "dtype", "tile", "contexts"),
     [
         (64, BF16, None, [255, 256, 257, 2048, 2049]),
-        (16, FP32, 64, [1, 8192, 8193]),
+        pytest.param(16, FP32, 64, [1, 8192, 8193], marks=pytest.mark.long),
         (256, FP32, None, [256, 512, 513]),
     ],
 )
@@ -118,6 +118,7 @@ def test_all_splits_give_the_same_bits(
     assert same_bits([check(paged, contexts, tile=tile, **way, **shape) for way in ways])
 
 
+@pytest.mark.long
 def test_the_levels_agree_at_every_edge_of_the_tree(
     paged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +135,7 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
         assert same_bits(found)
 
 
-@pytest.mark.parametrize("block_size", [64, 128])
+@pytest.mark.parametrize("block_size", [64, pytest.param(128, marks=pytest.mark.long)])
 def test_nothing_past_a_context_is_read(paged: Any, block_size: int) -> None:
     """The caches stay as they are, and what no context holds may be infinite or no number."""
     from quire.kernels.attention.decode import decode_attention

@@ -110,7 +110,7 @@ def test_a_chunk_gives_what_the_whole_gave(paged: Any) -> None:
     torch.testing.assert_close(chunks, whole, atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("block_size", [64, 128])
+@pytest.mark.parametrize("block_size", [64, pytest.param(128, marks=pytest.mark.long)])
 def test_tiles_through_descriptors(paged: Any, block_size: int) -> None:
     from quire.kernels.attention.prefill import Tiles
 

@@ -105,7 +105,7 @@ def check(step: Decode, **launch: Any) -> Tensor:
         (96, 3, 1, 32, BF16, 0),
         (96, 2, 1, 128, FP32, 2),
         (128, 4, 1, 64, BF16, 1),
-        (128, 16, 1, 256, FP16, 0),
+        pytest.param(128, 16, 1, 256, FP16, 0, marks=pytest.mark.long),
         (256, 2, 1, 64, BF16, 2),
     ],
 )
@@ -128,6 +128,7 @@ def test_as_two_kernels_and_as_the_twin(
     check(step, level=level)
 
 
+@pytest.mark.long
 def test_at_every_edge_of_the_tree(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who writes the last token is found right where a tile, a unit and a long split begin."""
     from quire.kernels.attention import decode_launch as module

@@ -11,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from support.harness import ask, generate, read, run, serving
 from support.http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
+from support.patience import PATIENCE
 
 from quire.engine.errors import ConfigError
 from quire.service.admission import intake
@@ -214,7 +215,7 @@ def test_more_connections_than_there_is_room_for_are_closed_and_others_go_on(
             address = ("127.0.0.1", running.server.port)
             strangers = [socket.create_connection(address) for _ in range(12)]
             for stranger in strangers:
-                stranger.settimeout(60)
+                stranger.settimeout(PATIENCE)
             first = await asyncio.gather(
                 *(asyncio.to_thread(_first_byte, stranger) for stranger in strangers)
             )

@@ -18,7 +18,8 @@ import pytest
 from support.fake_engine import Device
 from support.harness import ask, first, read, run, serving
 from support.http2 import HEADERS, Rude
-from support.server_process import PATIENCE, QUIRE, environment, long_request, process
+from support.patience import PATIENCE
+from support.server_process import QUIRE, environment, long_request, process
 
 from quire.service.app import server as module
 from quire.service.app.signals import Signals
@@ -123,15 +124,12 @@ def test_unread_ends_do_not_hold_up_the_stop_and_the_others_get_theirs(
     monkeypatch.setattr(module, "_WRITES_STALL", 0.05)
 
     async def test() -> None:
-        device = Device()
-        async with serving(device, drain_seconds=0.0) as running:
+        async with serving(Device(step_seconds=0.02), drain_seconds=0.0) as running:
             attacker = await asyncio.to_thread(Rude, f"127.0.0.1:{running.server.port}", 0)
             stream = attacker.call(GENERATE, ask([300], max_tokens=1000).SerializeToString())
             await asyncio.to_thread(attacker.until, HEADERS, stream)
-            device.hold()
             call = running.stub.Generate(ask([300], max_tokens=1000, ignore_eos=True))
             await first(call)
-            device.release()
             await running.server.drain()
             stopping = asyncio.create_task(running.server.stop(leaving=True))
             assert (await read(call)).code is grpc.StatusCode.UNAVAILABLE
@@ -186,7 +184,7 @@ def test_a_reader_of_metrics_that_does_not_read_holds_up_nothing() -> None:
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
         for one in idle[1:]:
             one.sendall(b"GET /metrics HTTP/1.1\r\n")
-        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read()
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE).read()
         server.process.send_signal(signal.SIGTERM)
         assert server.end() == 0
 

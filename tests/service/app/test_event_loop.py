@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.harness import ask, generate, serving
+from support.patience import PATIENCE
 
 from quire.service.app import event_loop
 from quire.service.app.event_loop import new_event_loop
@@ -99,5 +100,5 @@ def test_grpc_takes_its_events_in_the_way_that_is_mended(
             assert answer.ids() == [300, 2]
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
-        runner.run(asyncio.wait_for(test(), 60))
+        runner.run(asyncio.wait_for(test(), PATIENCE))
     assert drained

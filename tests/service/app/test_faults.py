@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import faulty_server
 from support.fake_engine import EOS, Device
 from support.harness import Answer, Running, ask, generate, read, run, serving
+from support.patience import PATIENCE
 from support.storm import FaultyDevice, Poison
 
 from quire.engine.client.in_thread import stack_of
@@ -29,7 +30,6 @@ from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
 SERVER = Path(faulty_server.__file__)
-PATIENCE = 60
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -13,7 +13,8 @@ import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.server_process import PATIENCE, Process, long_request, process, quire, refused
+from support.patience import PATIENCE
+from support.server_process import Process, long_request, process, quire, refused
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError

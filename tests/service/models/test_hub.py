@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 from quire.service.models import pocket
 
@@ -96,7 +97,7 @@ def fetch(endpoint: str, cache: Path, revision: str = "", repo: str = REPO, **mo
         [sys.executable, "-c", FETCH, repo, revision],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         env={**kept, **more},
     )
     assert "Traceback" not in done.stderr, done.stderr

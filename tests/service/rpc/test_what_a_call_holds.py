@@ -12,6 +12,7 @@ import grpc
 import pytest
 from support.fake_engine import EOS, VOCAB_SIZE, Device, logprob_of
 from support.harness import Running, ask, first, generate, read, run, serving
+from support.patience import PATIENCE
 
 from quire.engine.request import Output
 from quire.service import errors
@@ -25,7 +26,6 @@ from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
-PATIENCE = 60.0
 MEBIBYTE = 1 << 20
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 LONG = {"max_tokens": 1900, "ignore_eos": True, "logprobs": 20}

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 from cryptography.x509.oid import NameOID
+from support.patience import PATIENCE
 
 from quire.engine.errors import ConfigError
 from quire.service.errors import Refusal
@@ -105,7 +106,7 @@ def test_what_is_taken_can_be_served(tmp_path: Path, kind: str) -> None:
         own: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
         credentials = grpc.ssl_channel_credentials(cert, private(key), cert)
         with grpc.secure_channel(f"localhost:{port}", credentials, options=own) as channel:
-            grpc.channel_ready_future(channel).result(60)
+            grpc.channel_ready_future(channel).result(PATIENCE)
         server.stop(None)
 
 

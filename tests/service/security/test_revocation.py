@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.harness import run
+from support.patience import PATIENCE
 
 from quire.engine.errors import ConfigError
 from quire.service.security import reload
@@ -223,9 +224,9 @@ def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> N
     watcher = Watcher([Broken(), Sound()], 0.001)
     watcher.start()
     for _ in range(3):
-        assert looked.acquire(timeout=60)
+        assert looked.acquire(timeout=PATIENCE)
     watcher.stop()
-    watcher._thread.join(60)
+    watcher._thread.join(PATIENCE)
     assert not watcher._thread.is_alive()
     assert caplog.text.count("a look at files failed") == 1
 
@@ -235,7 +236,7 @@ def test_files_are_read_while_every_thread_of_the_pool_is_taken() -> None:
         loop = asyncio.get_running_loop()
         pool, free, looked = ThreadPoolExecutor(1), threading.Event(), asyncio.Event()
         loop.set_default_executor(pool)
-        held = loop.run_in_executor(None, free.wait, 60)
+        held = loop.run_in_executor(None, free.wait, PATIENCE)
 
         class Files:
             def refresh(self) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.harness import PATIENCE, Running, ask, read, run, serving
+from support.harness import Running, ask, read, run, serving
+from support.patience import PATIENCE
 from support.server_process import quire
 
 from quire.engine.errors import ConfigError

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.server_process import PATIENCE, QUIRE, environment, process
+from support.patience import PATIENCE
+from support.server_process import QUIRE, environment, process
 
 from quire.service.telemetry import logs, standard_streams
 from quire.service.telemetry.logs import JsonFormatter, QueuedHandler, TextFormatter
@@ -66,7 +67,7 @@ class Stuck:
 
     def __call__(self, data: bytes) -> None:
         self.waits.set()
-        assert self.goes_on.wait(60)
+        assert self.goes_on.wait(PATIENCE)
         self.text += data.decode()
 
 
@@ -90,7 +91,7 @@ def test_a_stuck_reader_holds_up_nobody_and_what_is_lost_is_counted(
     monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
     handler = handler_of(stuck)
     handler.handle(record("the first"))
-    assert stuck.waits.wait(60)
+    assert stuck.waits.wait(PATIENCE)
     for number in range(8):
         handler.handle(record(f"number {number}"))
     handler.flush(0)
@@ -111,7 +112,7 @@ def test_long_values_are_bounded_together(stuck: Stuck, monkeypatch: pytest.Monk
     monkeypatch.setattr(logs, "MAX_CHARACTERS", 10_000)
     handler = handler_of(stuck)
     handler.handle(record("the first"))
-    assert stuck.waits.wait(60)
+    assert stuck.waits.wait(PATIENCE)
     for _ in range(10):
         handler.handle(record(prompt="x" * 3000))
     assert handler.dropped == 7

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.harness import run
+from support.patience import PATIENCE
 
 from quire.service.admission.admission import Admission, Policy
 from quire.service.telemetry import metrics_server
@@ -38,12 +39,12 @@ def start() -> Iterator[Started]:
 
 def page(server: MetricsServer) -> str:
     url = f"http://127.0.0.1:{server.port}/metrics"
-    text: str = urllib.request.urlopen(url, timeout=60).read().decode()
+    text: str = urllib.request.urlopen(url, timeout=PATIENCE).read().decode()
     return text
 
 
 def silent(server: MetricsServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
 
 
 def cut_off(connection: socket.socket) -> bool:
@@ -70,7 +71,7 @@ def test_a_silent_connection_does_not_hold_up_the_handshakes_of_others(start: St
     server = start(context=context)
     with silent(server), silent(server), silent(server):
         for _ in range(3):  # each has a worker of its own, which waits for its client
-            assert asked.acquire(timeout=60)
+            assert asked.acquire(timeout=PATIENCE)
         assert server._server.service_actions() is None
 
 
@@ -79,7 +80,7 @@ def test_stop_waits_for_no_connection(start: Started) -> None:
     with silent(server) as connection:
         stopping = threading.Thread(target=server.stop, daemon=True)
         stopping.start()
-        stopping.join(60)
+        stopping.join(PATIENCE)
         assert not stopping.is_alive()
         assert cut_off(connection)
     assert not server._thread.is_alive()
@@ -116,7 +117,7 @@ def test_every_handshake_has_the_context_in_force(start: Started) -> None:
     server = start(context=context)
     for _ in contexts:
         with silent(server):
-            assert asked.acquire(timeout=60)
+            assert asked.acquire(timeout=PATIENCE)
     assert given == contexts
 
 

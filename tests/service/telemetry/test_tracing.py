@@ -9,6 +9,7 @@ import grpc
 import pytest
 from support.fake_engine import Device
 from support.harness import ask, first, generate, read, run, serving
+from support.patience import PATIENCE
 
 from quire.engine.errors import ConfigError
 from quire.service.telemetry.tracing import NoTracer, OtelTracer, make_tracer
@@ -126,4 +127,4 @@ def test_without_the_package_the_option_is_refused_and_the_variable_is_a_warning
 
 def test_the_server_imports_without_the_package() -> None:
     hidden = "import sys; sys.modules['opentelemetry'] = None; import quire.service.app.server"
-    subprocess.run([sys.executable, "-c", hidden], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", hidden], check=True, timeout=PATIENCE)

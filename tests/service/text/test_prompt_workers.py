@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 from support.harness import run
+from support.patience import PATIENCE
 
 from quire.service.errors import Refusal
 from quire.service.text.workers import LARGE_BYTES, PromptWorkers
-
-PATIENCE = 60.0
 
 
 class Gate:

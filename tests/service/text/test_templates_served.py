@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from support.harness import VOCAB_SIZE, generate, serving
+from support.patience import PATIENCE
 
 from quire.engine.errors import ModelError
 from quire.service.models import pocket
@@ -18,7 +19,7 @@ from quire.v1 import inference_pb2 as pb
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
+    asyncio.run(asyncio.wait_for(test, PATIENCE))
 
 
 def test_a_broken_template_is_told_before_weights_are_read(tmp_path: Path) -> None:

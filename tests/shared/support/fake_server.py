@@ -25,6 +25,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -126,7 +127,7 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         yield started(request)
         self.seen.started.set()
         if verb == "hang":
-            ended.wait(30)
+            ended.wait(PATIENCE)
             return
         while verb == "forever" and not ended.wait(0.002):
             yield delta(0, "x")

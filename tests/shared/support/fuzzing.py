@@ -14,6 +14,7 @@ import grpc
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from support.harness import Running
+from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
 
@@ -145,7 +146,7 @@ class Fuzz:
         await asyncio.gather(*(work() for _ in range(PARALLEL)))
 
     async def _send(self, method: str, raw: bytes) -> None:
-        call: Any = self._calls[method](raw, timeout=60)
+        call: Any = self._calls[method](raw, timeout=PATIENCE)
         with contextlib.suppress(grpc.aio.AioRpcError):
             if method == "Stats":
                 await call

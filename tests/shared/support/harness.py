@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from support.fake_engine import VOCAB_SIZE, Builder, Device
+from support.patience import PATIENCE
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
@@ -21,14 +22,12 @@ from quire.service.telemetry.tracing import Tracer
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
-PATIENCE = 20.0  # seconds after which a test is stuck
-
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test's coroutine; one that hangs fails."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await test()
 
     asyncio.run(bounded())

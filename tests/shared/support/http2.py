@@ -7,6 +7,8 @@ is said. Headers are literals without compression, which every server has to tak
 import socket
 import struct
 
+from support.patience import PATIENCE
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
@@ -49,7 +51,7 @@ class Rude:
     def __init__(self, address: str, window: int = 0) -> None:
         """window: bytes of each stream that the server may send."""
         host, port = address.rsplit(":", 1)
-        self.socket = socket.create_connection((host, int(port)), timeout=60)
+        self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE)
         self.socket.sendall(
             PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, window))
         )

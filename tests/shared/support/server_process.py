@@ -9,10 +9,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.patience import PATIENCE
+
 from quire.v1 import inference_pb2 as pb
 
 QUIRE = Path(sys.executable).with_name("quire")
-PATIENCE = 60
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from support.patience import PATIENCE
+
 from quire.clients import AsyncClient
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
@@ -34,7 +36,7 @@ async def serving(**options: Any) -> AsyncIterator[AsyncClient]:
     await server.open(shape.max_position_embeddings)
     try:
         await server.load(shape.vocab_size)
-        async with AsyncClient(f"127.0.0.1:{server.port}", timeout=120) as client:
+        async with AsyncClient(f"127.0.0.1:{server.port}", timeout=PATIENCE) as client:
             yield client
     finally:
         await server.stop()
@@ -47,6 +49,6 @@ async def answer(client: AsyncClient, chat: Chat, **options: Any) -> str:
 
 async def blocks_given_back(client: AsyncClient) -> None:
     """Returns when no request holds a block; the last step's end may follow the last answer."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while (await client.stats()).cache.blocks_in_use:
             pass

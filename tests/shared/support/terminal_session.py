@@ -8,11 +8,9 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 from typing import Any, Self
 
-WAIT = 60
-"""Seconds against hanging; no test waits for so long."""
+from support.patience import PATIENCE
 
 
 class TerminalSession:
@@ -37,7 +35,7 @@ class TerminalSession:
 
     def wait_for(self, text: str) -> str:
         """Reads until the text has come after what was awaited before; what came up to it."""
-        limit = time.monotonic() + WAIT
+        limit = time.monotonic() + PATIENCE
         while (at := self.shown.find(text, self._seen)) < 0:
             self._read(limit, text)
         found = self.shown[self._seen : at + len(text)]
@@ -57,15 +55,8 @@ class TerminalSession:
         os.write(self._leader, keys.encode())
 
     def prompt(self, text: str = "> ") -> str:
-        """Waits for the prompt and until the command reads: readline misses a signal before it."""
-        found = self.wait_for(text)
-        limit = time.monotonic() + WAIT
-        pid = self.process.pid
-        state = Path(f"/proc/{pid}/task/{pid}/stat")
-        while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "S":
-            assert time.monotonic() < limit, "the command does not wait for input"
-            os.sched_yield()
-        return found
+        """Waits for the prompt; what came up to it."""
+        return self.wait_for(text)
 
     def interrupt(self) -> None:
         """SIGINT, as Ctrl-C brings it."""
@@ -73,7 +64,7 @@ class TerminalSession:
 
     def exit_code(self) -> int:
         """Waits for the end, reading on so that the command can write; its exit code."""
-        limit = time.monotonic() + WAIT
+        limit = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < limit, self.shown
             if select.select([self._leader], [], [], 0.05)[0]:
@@ -92,6 +83,6 @@ class TerminalSession:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(WAIT)
+            self.process.wait(PATIENCE)
         os.close(self._leader)
         os.close(self.follower)
