@@ -20,11 +20,12 @@ from quire.clients.commands.common import INTERRUPTED
 from quire.clients.commands.generate import generate
 from quire.clients.commands.loadtest import loadtest
 from quire.clients.commands.stats import health, stats
+from quire.clients.commands.tokenize import tokenize
 from quire.clients.commands.top import top
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "hash-key")
-CLIENT_COMMANDS = ("generate", "chat", "stats", "health", "loadtest", "top")
+CLIENT_COMMANDS = ("generate", "chat", "tokenize", "stats", "health", "loadtest", "top")
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 
 
@@ -51,6 +52,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_root)
     app.command()(generate)
     app.command()(chat)
+    app.command()(tokenize)
     app.command()(stats)
     app.command()(health)
     app.command()(loadtest)
