@@ -72,7 +72,7 @@ def _task_is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-class _Events:
+class _Messages:
     """The iterator of one `async for`. Its end, by any way, cancels the call."""
 
     def __init__(
@@ -88,14 +88,11 @@ class _Events:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
-        while True:
-            response = await self._next_message()
-            if response is None:
-                raise StopAsyncIteration
-            event = from_proto(response)
-            if event is not None:
-                return event
+    async def __anext__(self) -> pb.GenerateResponse:
+        response = await self._next_message()
+        if response is None:
+            raise StopAsyncIteration
+        return response
 
     async def _next_message(self) -> pb.GenerateResponse | None:
         while True:
@@ -133,6 +130,22 @@ class _Events:
         self._stream.cancel()
 
 
+class _Events:
+    """The iterator of events. It alone holds the messages: with it ends the call."""
+
+    def __init__(self, messages: AsyncIterator[pb.GenerateResponse]) -> None:
+        self._messages = messages
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            event = from_proto(await anext(self._messages))
+            if event is not None:
+                return event
+
+
 class _Texts:
     """The iterator of text alone. It alone holds the events: with it ends the call."""
 
@@ -160,11 +173,15 @@ class AsyncGeneration:
         self._used = False
 
     def __aiter__(self) -> AsyncIterator[Event]:
+        return _Events(self.messages())
+
+    def messages(self) -> AsyncIterator[pb.GenerateResponse]:
+        """The same stream as the contract's messages; once as well."""
         if self._used:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         tries = Tries(self._client.retry, self._timeout)
-        return _Events(self._client, self._request, self._stream, tries)
+        return _Messages(self._client, self._request, self._stream, tries)
 
     async def completions(self) -> list[Completion]:
         """Runs to the end; one Completion for each index."""
