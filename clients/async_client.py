@@ -20,7 +20,16 @@ from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
 from quire.clients.errors import ClientError, Unavailable, call_error, from_rpc_error
 from quire.clients.events import Collector, Completion, Event, from_proto, text_of
-from quire.clients.prompts import Options, Prompt, build_request, refuse_ids_only
+from quire.clients.messages import Turn
+from quire.clients.prompts import (
+    ChatOptions,
+    Options,
+    Prompt,
+    build_detokenize,
+    build_request,
+    build_tokenize,
+    refuse_ids_only,
+)
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
@@ -63,7 +72,7 @@ def _task_is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-class _Events:
+class _Messages:
     """The iterator of one `async for`. Its end, by any way, cancels the call."""
 
     def __init__(
@@ -79,14 +88,11 @@ class _Events:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
-        while True:
-            response = await self._next_message()
-            if response is None:
-                raise StopAsyncIteration
-            event = from_proto(response)
-            if event is not None:
-                return event
+    async def __anext__(self) -> pb.GenerateResponse:
+        response = await self._next_message()
+        if response is None:
+            raise StopAsyncIteration
+        return response
 
     async def _next_message(self) -> pb.GenerateResponse | None:
         while True:
@@ -124,6 +130,22 @@ class _Events:
         self._stream.cancel()
 
 
+class _Events:
+    """The iterator of events. It alone holds the messages: with it ends the call."""
+
+    def __init__(self, messages: AsyncIterator[pb.GenerateResponse]) -> None:
+        self._messages = messages
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            event = from_proto(await anext(self._messages))
+            if event is not None:
+                return event
+
+
 class _Texts:
     """The iterator of text alone. It alone holds the events: with it ends the call."""
 
@@ -151,11 +173,15 @@ class AsyncGeneration:
         self._used = False
 
     def __aiter__(self) -> AsyncIterator[Event]:
+        return _Events(self.messages())
+
+    def messages(self) -> AsyncIterator[pb.GenerateResponse]:
+        """The same stream as the contract's messages; once as well."""
         if self._used:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         tries = Tries(self._client.retry, self._timeout)
-        return _Events(self._client, self._request, self._stream, tries)
+        return _Messages(self._client, self._request, self._stream, tries)
 
     async def completions(self) -> list[Completion]:
         """Runs to the end; one Completion for each index."""
@@ -221,6 +247,36 @@ class AsyncClient:
         request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
         methods = [stub.Stats for stub in self._stubs]
         return cast(pb.StatsResponse, await self._unary(methods, request, timeout))
+
+    async def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
+        """What is served, as the contract's message."""
+        methods = [stub.GetModelInfo for stub in self._stubs]
+        answer = await self._unary(methods, pb.GetModelInfoRequest(), timeout)
+        return cast(pb.GetModelInfoResponse, answer)
+
+    async def tokenize(
+        self,
+        prompt: str | Sequence[Turn],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[int]:
+        """The ids of a text or of messages, as generate would compute them."""
+        request = build_tokenize(prompt, options)
+        methods = [stub.Tokenize for stub in self._stubs]
+        return list((await self._unary(methods, request, timeout)).token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
+        """The text of ids; special tokens have none. Bytes that are no characters read U+FFFD."""
+        request = build_detokenize(token_ids)
+        methods = [stub.Detokenize for stub in self._stubs]
+        return str((await self._unary(methods, request, timeout)).text)
+
+    async def flush_cache(self, *, timeout: float | None = None) -> int:
+        """Forget the cached prefixes that no request holds; how many blocks they were. Of the one
+        server whose turn it is, and for an operator's key, where there are keys."""
+        methods = [stub.FlushCache for stub in self._stubs]
+        return int((await self._unary(methods, pb.FlushCacheRequest(), timeout)).blocks)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""

@@ -15,16 +15,20 @@ import typer
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines help nobody here
 
+from quire.clients.commands.batch import batch
 from quire.clients.commands.chat import chat
 from quire.clients.commands.common import INTERRUPTED
 from quire.clients.commands.generate import generate
 from quire.clients.commands.loadtest import loadtest
 from quire.clients.commands.stats import health, stats
+from quire.clients.commands.tokenize import tokenize
 from quire.clients.commands.top import top
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "hash-key")
-CLIENT_COMMANDS = ("generate", "chat", "stats", "health", "loadtest", "top")
+CLIENT_COMMANDS = (
+    *("generate", "chat", "batch", "tokenize", "stats", "health", "loadtest", "top"),
+)
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 
 
@@ -51,6 +55,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_root)
     app.command()(generate)
     app.command()(chat)
+    app.command()(batch)
+    app.command()(tokenize)
     app.command()(stats)
     app.command()(health)
     app.command()(loadtest)

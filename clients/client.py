@@ -21,7 +21,16 @@ from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
 from quire.clients.errors import CallError, ClientError, Unavailable, from_rpc_error
 from quire.clients.events import Collector, Completion, Event, from_proto, text_of
-from quire.clients.prompts import Options, Prompt, build_request, refuse_ids_only
+from quire.clients.messages import Turn
+from quire.clients.prompts import (
+    ChatOptions,
+    Options,
+    Prompt,
+    build_detokenize,
+    build_request,
+    build_tokenize,
+    refuse_ids_only,
+)
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
@@ -167,6 +176,36 @@ class Client:
         request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
         methods = [stub.Stats for stub in self._stubs]
         return cast(pb.StatsResponse, self._unary(methods, request, timeout))
+
+    def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
+        """What is served, as the contract's message."""
+        methods = [stub.GetModelInfo for stub in self._stubs]
+        answer = self._unary(methods, pb.GetModelInfoRequest(), timeout)
+        return cast(pb.GetModelInfoResponse, answer)
+
+    def tokenize(
+        self,
+        prompt: str | Sequence[Turn],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[int]:
+        """The ids of a text or of messages, as generate would compute them."""
+        request = build_tokenize(prompt, options)
+        methods = [stub.Tokenize for stub in self._stubs]
+        return list((self._unary(methods, request, timeout)).token_ids)
+
+    def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
+        """The text of ids; special tokens have none. Bytes that are no characters read U+FFFD."""
+        request = build_detokenize(token_ids)
+        methods = [stub.Detokenize for stub in self._stubs]
+        return str((self._unary(methods, request, timeout)).text)
+
+    def flush_cache(self, *, timeout: float | None = None) -> int:
+        """Forget the cached prefixes that no request holds; how many blocks they were. Of the one
+        server whose turn it is, and for an operator's key, where there are keys."""
+        methods = [stub.FlushCache for stub in self._stubs]
+        return int((self._unary(methods, pb.FlushCacheRequest(), timeout)).blocks)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""

@@ -57,6 +57,16 @@ class Options(TypedDict, total=False):
     allow_special_tokens: bool | None
 
 
+class ChatOptions(TypedDict, total=False):
+    """The keywords of `tokenize`, which go with messages."""
+
+    tools: Sequence[Tool | Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | str | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    allow_special_tokens: bool | None
+
+
 SAMPLING_FIELDS = frozenset(pb.SamplingParams.DESCRIPTOR.fields_by_name)
 _CHAT_FIELDS = frozenset(pb.Chat.DESCRIPTOR.fields_by_name) - {"messages"}
 _REQUEST_FIELDS = frozenset(pb.GenerateRequest.DESCRIPTOR.fields_by_name) - {
@@ -92,6 +102,27 @@ def build_request(prompt: Prompt, options: Mapping[str, Any]) -> pb.GenerateRequ
             _set(request.sampling, name, [value] if lone else value)
         elif name in _REQUEST_FIELDS:
             _set(request, name, value)
+    return request
+
+
+def build_tokenize(prompt: str | Sequence[Turn], options: Mapping[str, Any]) -> pb.TokenizeRequest:
+    """The message for a text or messages; OptionError names what it cannot hold."""
+    for name, value in options.items():
+        if value is not None and name not in _CHAT_FIELDS:
+            raise OptionError(f"{name}: goes with generate, not with tokenize")
+    request = build_request(prompt, options)
+    match request.WhichOneof("prompt"):
+        case "text":
+            return pb.TokenizeRequest(text=request.text)
+        case "chat":
+            return pb.TokenizeRequest(chat=request.chat)
+    raise OptionError("prompt: text or messages, not token ids")
+
+
+def build_detokenize(token_ids: Sequence[int]) -> pb.DetokenizeRequest:
+    """The message for ids; OptionError names what is none."""
+    request = pb.DetokenizeRequest()
+    _set(request, "token_ids", token_ids)
     return request
 
 

@@ -12,12 +12,14 @@ an error are one path, and a stale abort is nothing.
 import asyncio
 import itertools
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from quire.engine.client.link import Link, Receiver
 from quire.engine.client.pacing import NewCalls, Pacer
 from quire.engine.errors import EngineDeadError
-from quire.engine.loop.commands import Abort, AskBlockMap, Finish, Submit
+from quire.engine.loop.commands import Abort, AskBlockMap, Finish, FlushCache, Submit
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
@@ -102,6 +104,7 @@ class AsyncEngine:
         self._info: EngineInfo | None = None
         self._limits: RequestLimits | None = None
         self._block_maps: list[asyncio.Future[bytes]] = []
+        self._flushes: deque[asyncio.Future[int]] = deque()  # in the order of their commands
         self._dead: EngineDeadError | None = None
         self.abandoned = False  # given up: it may be in its step for ever
 
@@ -231,6 +234,15 @@ class AsyncEngine:
         self._link.send(AskBlockMap())
         return await answer
 
+    async def flush_cache(self) -> int:
+        """Forget the cached blocks that no request holds; how many there were."""
+        if self._dead is not None:
+            raise self._dead
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._flushes.append(answer)
+        self._link.send(FlushCache())
+        return await answer
+
     # ------------------------------------------------------------ what the engine says
 
     def _deliver(self, batches: Sequence[Batch]) -> None:
@@ -246,6 +258,10 @@ class AsyncEngine:
                 for answer in answers:
                     if not answer.done():
                         answer.set_result(batch.block_map)
+            for blocks in batch.flushed:
+                asked = self._flushes.popleft()
+                if not asked.done():  # else its caller has gone
+                    asked.set_result(blocks)
         self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
         self._pacer.run()
 
@@ -266,10 +282,12 @@ class AsyncEngine:
         for stream in self._streams.values():
             stream.error = error
             stream.wake()
-        for answer in self._block_maps:
+        waiting: list[asyncio.Future[Any]] = [*self._block_maps, *self._flushes]
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(error)
         self._block_maps = []
+        self._flushes.clear()
 
     def _on_death(self, error: EngineDeadError) -> None:
         self._end_streams(error)

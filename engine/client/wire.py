@@ -15,7 +15,15 @@ from operator import attrgetter
 from typing import Any
 
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError
-from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.commands import (
+    Abort,
+    AskBlockMap,
+    Command,
+    Finish,
+    FlushCache,
+    Stop,
+    Submit,
+)
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
@@ -70,7 +78,7 @@ class Frames:
 # ---------------------------------------------------------------- inward
 
 _sampling_values = attrgetter(*(f.name for f in dataclasses.fields(SamplingParams)))
-_COMMANDS = {kind.__name__: kind for kind in (Finish, Abort, AskBlockMap, Stop)}
+_COMMANDS = {kind.__name__: kind for kind in (Finish, Abort, AskBlockMap, FlushCache, Stop)}
 
 
 def pack_command(command: Command) -> Message:
@@ -122,17 +130,19 @@ _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityE
 def pack_batch(batch: Batch) -> Message:
     """Called once a step: an output that says no more than its tokens is a short tuple."""
     outputs = [_pack_output(output) for output in batch.outputs]
-    return BATCH, outputs, _stats_values(batch.stats), batch.step_times.values(), batch.block_map
+    times, stats = batch.step_times.values(), _stats_values(batch.stats)
+    return BATCH, outputs, stats, times, batch.block_map, batch.flushed
 
 
 def unpack_batch(packed: Message) -> Batch:
     """What pack_batch was given."""
-    _, outputs, stats, times, block_map = packed
+    _, outputs, stats, times, block_map, flushed = packed
     return Batch(
         [_unpack_output(output) for output in outputs],
         EngineStats(*stats),
         StepTimes.of(times),
         block_map,
+        flushed,
     )
 
 

@@ -34,8 +34,13 @@ class AskBlockMap:
 
 
 @dataclass(frozen=True, slots=True)
+class FlushCache:
+    """Forget the cached blocks that nobody holds; how many there were is published next."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the loop; what is unfinished stays so."""
 
 
-Command = Submit | Finish | Abort | AskBlockMap | Stop
+Command = Submit | Finish | Abort | AskBlockMap | FlushCache | Stop

@@ -17,7 +17,15 @@ from typing import Protocol
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import EngineDeadError, QuireError
-from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.commands import (
+    Abort,
+    AskBlockMap,
+    Command,
+    Finish,
+    FlushCache,
+    Stop,
+    Submit,
+)
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.stats import EngineInfo, EngineStats
@@ -56,12 +64,14 @@ class Inbox(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """What one turn of the engine has to say."""
+    """What one turn of the engine has to say. flushed: of each FlushCache that it obeyed, in their
+    order, the blocks that were forgotten."""
 
     outputs: list[Output]
     stats: EngineStats
     step_times: StepTimes
     block_map: bytes | None = None
+    flushed: tuple[int, ...] = ()
 
 
 class EngineLoop:
@@ -82,6 +92,7 @@ class EngineLoop:
         self._held: Batch | None = None  # until the engine waits for the device
         self._published_at = float("-inf")
         self._map_asked = False
+        self._flushed: tuple[int, ...] = ()  # and not yet told
         self._stats = EngineStats()  # as published last
         self._said: list[Output] = []  # by the present turn, before the core's
         engine.core.before_wait = self._publish_held
@@ -116,6 +127,8 @@ class EngineLoop:
                 core.scheduler.abort(key)
             case AskBlockMap():
                 self._map_asked = True
+            case FlushCache():
+                self._flushed += (core.scheduler.pool.forget_free(),)
         return []
 
     def _turn(self) -> bool:
@@ -130,7 +143,7 @@ class EngineLoop:
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.scheduler.has_requests
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
-        if outputs or idle or overdue or self._map_asked:
+        if outputs or idle or overdue or self._map_asked or self._flushed:
             self._hold(outputs)
         self._said = []
         if idle or len(outputs) <= AT_ONCE:
@@ -152,6 +165,7 @@ class EngineLoop:
         if self._map_asked:
             self._held.block_map = core.scheduler.pool.block_map()
             self._map_asked = False
+        self._held.flushed, self._flushed = self._flushed, ()
 
     def _keep_last_words(self) -> None:
         """What the turn that ended the engine had said before: it is true, and ends who it ends.

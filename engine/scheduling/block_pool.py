@@ -114,6 +114,16 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
                     self._states[block] = FREE
 
+    def forget_free(self) -> int:
+        """Forget the content of every cached block that nobody holds; how many there were. Blocks
+        in use stay known: their holders read them, and others may still share them."""
+        cached = [block for block in self._free if block in self.prefix_cache]
+        for block in cached:
+            self.prefix_cache.forget(block)
+            self._states[block] = FREE
+        self.num_cached = 0
+        return len(cached)
+
     def forget_all(self) -> None:
         """Empty the prefix cache; blocks in use stay with their tables."""
         for block in self.prefix_cache.blocks():

@@ -22,6 +22,7 @@ _REASONS = {
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
 }
+_WHOLE = (FinishReason.STOP, FinishReason.LENGTH)  # ends that nobody cut short
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class IndexState:
     """One index as far as it has come. Times are time.monotonic()."""
 
     text: TextStream | None  # None: ids only
+    tokens: int = 0  # that have come from the engine, whatever becomes of them
     taken: int = 0  # outputs received from the engine, resumed ones not counted
     delivered: int = 0
     cached_tokens: int = 0
@@ -148,6 +150,7 @@ class CallOutput:
 
     def _on_times(self, state: IndexState, output: Output) -> None:
         count, before = len(output.token_ids), state.last_token_at
+        state.tokens += count
         if before is None:
             count, before = count - 1, output.first_token_at
             state.first_token_at = before
@@ -225,6 +228,10 @@ class CallOutput:
     def _close(self, state: IndexState, reason: FinishReason) -> None:
         state.finish = reason
         self._ledger.finished[reason] += 1
+        if reason in _WHOLE and state.tokens > 1:
+            assert state.last_token_at is not None and state.first_token_at is not None
+            seconds = state.last_token_at - state.first_token_at
+            self._ledger.time_per_output_token.observe(seconds / (state.tokens - 1))
 
     def _finish(
         self,

@@ -1,15 +1,14 @@
-"""quire.v1.InferenceService: Generate and Stats.
+"""quire.v1.InferenceService: Generate, and the calls that are answered once.
 
 Invariant: a call is refused before it is accepted, or accepted and then counted to its end,
 whatever that end is: `finally` closes the engine's stream (which aborts it), gives up its place in
 the queue and enters what is open as cancelled. A fault in one call ends that call alone.
 """
 
-import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -19,6 +18,8 @@ from quire.engine.request import FinishReason
 from quire.service import errors
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
+from quire.service.rpc.answers import Answers
+from quire.service.rpc.open_calls import OpenCalls
 from quire.service.rpc.reception import Call, Entrance, Malformed, Reception, Serving, fault
 from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.security.auth import Caller
@@ -33,10 +34,11 @@ SERVICE = "quire.v1.InferenceService"
 REQUEST_ID_KEY = "quire-request-id"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Answer = Callable[[Any, Caller], Awaitable[Any]]
 
 
 class InferenceServicer:
-    """Answers the two calls. `serving` is set once the engine is ready."""
+    """Answers the calls. `serving` is set once the engine is ready."""
 
     def __init__(
         self,
@@ -52,14 +54,21 @@ class InferenceServicer:
         self._reception = Reception(lifecycle, ledger, entrance)
         self._tracer = tracer
         self._watch = watch
-        self.serving: Serving | None = None
-        self._open_calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._open_calls = OpenCalls()
+        self.answers = Answers(lifecycle, entrance, self._open_calls)
+
+    @property
+    def serving(self) -> Serving | None:
+        """What there is once the model is loaded."""
+        return self.answers.serving
+
+    @serving.setter
+    def serving(self, serving: Serving) -> None:
+        self.answers.serving = serving
 
     async def wait_idle(self) -> None:
         """Returns when no accepted call is open."""
-        await self._idle.wait()
+        await self._open_calls.wait_none()
 
     # ------------------------------------------------------------ Generate
 
@@ -157,8 +166,7 @@ class InferenceServicer:
     ) -> tuple[Call, Serving]:
         """From here on the call is open."""
         call, serving = await self._reception.accept(request, context, self.serving)
-        self._open_calls += 1
-        self._idle.clear()
+        self._open_calls.begin()
         generation = call.accepted.generation
         engine, entries = serving.engine, 1 + (generation.sampling.logprobs or 0)
         writes.unread = lambda: entries * engine.unread(generation.key)
@@ -166,9 +174,7 @@ class InferenceServicer:
 
     def _close(self, call: Call, unread: int) -> None:
         """The one end of an accepted call. unread: tokens that nobody took from the engine."""
-        self._open_calls -= 1
-        if not self._open_calls:
-            self._idle.set()
+        self._open_calls.end()
         call.place.leave()
         call.output.abandon()
         record, request = call.output.record(), call.accepted.generation
@@ -207,47 +213,61 @@ class InferenceServicer:
             )
         return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
 
-    # ------------------------------------------------------------ Stats
+    # ------------------------------------------------------------ one answer each
 
-    async def Stats(
-        self, request: pb.StatsRequest | Malformed, context: Context
-    ) -> pb.StatsResponse:
+    async def Stats(self, request: pb.StatsRequest | Malformed, context: Context) -> Any:
         """Answers what the server holds and has done; also while draining."""
-        code = grpc.StatusCode.CANCELLED
+        return await self._answer_once("Stats", request, context, self.answers.stats)
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest | Malformed, context: Context
+    ) -> Any:
+        """Answers what is served; also while draining."""
+        return await self._answer_once("GetModelInfo", request, context, self.answers.model_info)
+
+    async def Tokenize(self, request: pb.TokenizeRequest | Malformed, context: Context) -> Any:
+        """Answers a prompt's ids."""
+        return await self._answer_once("Tokenize", request, context, self.answers.tokenize)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest | Malformed, context: Context) -> Any:
+        """Answers the text of ids."""
+        return await self._answer_once("Detokenize", request, context, self.answers.detokenize)
+
+    async def FlushCache(self, request: pb.FlushCacheRequest | Malformed, context: Context) -> Any:
+        """Forgets what the prefix cache holds; for operators."""
+        return await self._answer_once("FlushCache", request, context, self.answers.flush_cache)
+
+    async def _answer_once(
+        self, method: str, request: Any, context: Context, answer: Answer
+    ) -> Any:
+        """Ask `answer`, and count and log how it ended."""
+        code = grpc.StatusCode.CANCELLED  # unless the end is reached
         try:
             try:
                 caller = self._entrance.authenticator.caller(context)
-                response = await self._stats(request, caller)
+                if isinstance(request, Malformed):
+                    raise errors.malformed()
+                response = await _asked(answer, request, caller)
             except Refusal as refusal:
                 code = refusal.code
-                access.refused("Stats", context, self._entrance.authenticator, refusal)
+                access.refused(method, context, self._entrance.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response
         finally:
-            self._ledger.rpc("Stats", _ended(code, context))
+            self._ledger.rpc(method, _ended(code, context))
 
-    async def _stats(
-        self, request: pb.StatsRequest | Malformed, caller: Caller
-    ) -> pb.StatsResponse:
-        if isinstance(request, Malformed):
-            raise errors.malformed()
-        refusal = self._lifecycle.refusal()
-        if self.serving is None or self._lifecycle.phase is Phase.DEAD:
-            assert refusal is not None
-            raise refusal
-        try:
-            block_map = b""
-            if request.include_block_map:
-                self.serving.stats.allow_block_map(operator=caller.operator)
-                block_map = await self.serving.engine.block_map()
-            return self.serving.stats.response(block_map, operator=caller.operator)
-        except Refusal:
-            raise
-        except EngineDeadError as error:
-            raise errors.unavailable(str(error), "ENGINE_DEAD") from error
-        except Exception as error:
-            raise fault(error) from error
+
+async def _asked(answer: Answer, request: Any, caller: Caller) -> Any:
+    """Every fault as a Refusal."""
+    try:
+        return await answer(request, caller)
+    except Refusal:
+        raise
+    except EngineDeadError as error:
+        raise errors.unavailable(str(error), "ENGINE_DEAD") from error
+    except Exception as error:
+        raise fault(error) from error
 
 
 def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
@@ -287,13 +307,22 @@ def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
             request_deserializer=_decoder(pb.GenerateRequest.FromString),
             response_serializer=pb.GenerateResponse.SerializeToString,
         ),
-        "Stats": grpc.unary_unary_rpc_method_handler(
-            servicer.Stats,
-            request_deserializer=_decoder(pb.StatsRequest.FromString),
-            response_serializer=pb.StatsResponse.SerializeToString,
-        ),
+        "Stats": _single(servicer.Stats, pb.StatsRequest),
+        "GetModelInfo": _single(servicer.GetModelInfo, pb.GetModelInfoRequest),
+        "Tokenize": _single(servicer.Tokenize, pb.TokenizeRequest),
+        "Detokenize": _single(servicer.Detokenize, pb.DetokenizeRequest),
+        "FlushCache": _single(servicer.FlushCache, pb.FlushCacheRequest),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _single(answer: Callable[[Any, Context], Awaitable[Any]], request: Any) -> Any:
+    """A method that is asked once, by a message of this kind, and answers once."""
+    return grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=_decoder(request.FromString),
+        response_serializer=lambda response: response.SerializeToString(),
+    )
 
 
 def _decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

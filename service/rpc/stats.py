@@ -21,7 +21,9 @@ from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.histogram import Histogram
 from quire.v1 import inference_pb2 as pb
 
-MAPS_A_SECOND, MAPS_AT_ONCE = 4.0, 20.0  # block maps, of all callers together
+# Of all callers together; either takes the engine's thread time.
+MAPS_A_SECOND, MAPS_AT_ONCE = 4.0, 20.0
+FLUSHES_A_SECOND, FLUSHES_AT_ONCE = 1.0, 5.0
 
 
 class StatsReporter:
@@ -42,25 +44,26 @@ class StatsReporter:
         self._clock = clock
         self._ready_at = clock()
         self._maps = TokenBucket(MAPS_A_SECOND, MAPS_AT_ONCE, self._ready_at)
+        self._flushes = TokenBucket(FLUSHES_A_SECOND, FLUSHES_AT_ONCE, self._ready_at)
 
     def allow_block_map(self, *, operator: bool) -> None:
-        """Raises Refusal: the map is for operators, and costs the engine's thread time."""
-        if not operator:
-            raise Refusal(
-                grpc.StatusCode.PERMISSION_DENIED,
-                "include_block_map = true: is for operators (a key's line with `operator`)",
-                reason="OPERATORS_ONLY",
-            )
-        now = self._clock()
-        wait = self._maps.wait(1.0, now)
-        if wait > 0:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"include_block_map: at most {MAPS_A_SECOND:g} a second",
-                reason="RATE_LIMITED",
-                retry_after=wait,
-            )
-        self._maps.take(1.0, now)
+        """Raises Refusal."""
+        _operators_only("include_block_map = true", operator=operator)
+        _take_one("include_block_map", self._maps, self._clock())
+
+    def allow_flush(self, *, operator: bool) -> None:
+        """Raises Refusal."""
+        _operators_only("FlushCache", operator=operator)
+        _take_one("FlushCache", self._flushes, self._clock())
+
+    def served_model(self) -> pb.GetModelInfoResponse:
+        """What GetModelInfo tells, whoever asks."""
+        return pb.GetModelInfoResponse(
+            model=self._model_info(),
+            version=self._version,
+            has_chat_template=self._model.chat is not None,
+            eos_token_ids=self._model.eos_token_ids,
+        )
 
     def response(self, block_map: bytes = b"", *, operator: bool = True) -> pb.StatsResponse:
         """The message; block_map: one byte a block, or empty. operator: whether the caller may
@@ -165,6 +168,27 @@ class StatsReporter:
             preemptions=engine.preemptions,
             bytes_per_token=info.kv_bytes_per_token,
         )
+
+
+def _operators_only(what: str, *, operator: bool) -> None:
+    if not operator:
+        raise Refusal(
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"{what}: is for operators (a key's line with `operator`)",
+            reason="OPERATORS_ONLY",
+        )
+
+
+def _take_one(what: str, bucket: TokenBucket, now: float) -> None:
+    wait = bucket.wait(1.0, now)
+    if wait > 0:
+        raise Refusal(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"{what}: at most {bucket.rate:g} a second",
+            reason="RATE_LIMITED",
+            retry_after=wait,
+        )
+    bucket.take(1.0, now)
 
 
 def _histogram(histogram: Histogram) -> pb.Histogram:

@@ -105,7 +105,7 @@ class Validator:
 
     def __init__(self, model: ServedModel, workers: PromptWorkers) -> None:
         self._model = model
-        self._workers = workers
+        self.workers = workers
         self._defaults = _defaults(model)
         self._longest_prompt = min(model.info.max_model_len, model.cache_tokens) - 1
         tokenizer = model.tokenizer
@@ -149,14 +149,14 @@ class Validator:
         )
         if short and not sampling.stop and not request.resume_token_ids:
             return read(lambda: True)
-        return await self._workers.run(read, client, request.ByteSize())
+        return await self.workers.run(read, client, request.ByteSize())
 
     def _read(
         self, request: pb.GenerateRequest, key: int, tenant: str, client: str, wanted: Wanted
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
         given = _given(request.sampling)
-        prompt = self._prompt_ids(request, wanted)
+        prompt = self.prompt_ids(request, wanted)
         params, stop_tokens = self._sampling(given, len(prompt))
         generation = GenerationRequest(
             key=key,
@@ -276,7 +276,11 @@ class Validator:
 
     # ------------------------------------------------------------ prompt
 
-    def _prompt_ids(self, request: pb.GenerateRequest, wanted: Wanted) -> tuple[int, ...]:
+    def prompt_ids(
+        self, request: pb.GenerateRequest, wanted: Wanted, *, must_fit: bool = True
+    ) -> tuple[int, ...]:
+        """Of a request that `check` has passed; on any thread. must_fit: more than a request can
+        run with are refused. Raises Refusal."""
         kind = request.WhichOneof("prompt")
         assert kind is not None  # as `check` has seen
         if kind == "token_ids":
@@ -290,7 +294,7 @@ class Validator:
             ids = self._encode(kind, request.text, wanted)
         if not ids:
             raise invalid_field(kind, "is empty: at least one token is needed")
-        if len(ids) > self._longest_prompt:
+        if must_fit and len(ids) > self._longest_prompt:
             raise self._too_many(kind, len(ids))
         return ids
 

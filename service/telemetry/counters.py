@@ -25,6 +25,7 @@ class Ledger:
         self.delivered = 0
         self.time_to_first_token = Histogram(LATENCY_BOUNDS)
         self.inter_token_latency = Histogram(GAP_BOUNDS)
+        self.time_per_output_token = Histogram(GAP_BOUNDS)  # each completion's own mean
         self.queue_time = Histogram(LATENCY_BOUNDS)
         self.end_to_end = Histogram(LATENCY_BOUNDS)
 

@@ -1,11 +1,14 @@
 """Prometheus metrics on a port of their own, made at each scrape from what is counted anyway.
 
-Invariant: serving a request never touches a metric; no label holds a key, a peer or a request.
+Invariant: serving a request never touches a metric; no label holds a key, a peer or a request. A
+number that has two names, ours and the one that schedulers know, is read once and so the same.
 """
 
+import enum
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,6 +23,9 @@ from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.histogram import Histogram
+
+OURS, THEIRS = "quire_", "vllm:"
+_HUNG = "1 while a step has taken longer than it may"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +64,140 @@ class QuireCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
-        yield from _service_metrics(self._sources.ledger)
         engine, step_times = self._sources.engine(), self._sources.step_times()
+        build = None if engine is None else self._sources.build()
+        readings = list(_service_readings(self._sources.ledger))
         if engine is not None:
-            yield from _engine_metrics(engine)
-            build = self._sources.build()
+            readings += _engine_readings(engine)
+        for reading in readings:
+            yield reading.ours()
+        yield from _calls(self._sources.ledger)
+        if engine is not None:
+            yield _steps(engine)
             if build is not None:
                 yield _build_info(build)
-                yield from _scheduler_metrics(engine, build)
+                yield _cache_config(engine, build)
+                yield from (r.theirs(build.model) for r in readings if r.known_as)
         if step_times is not None:
             yield _step_seconds(step_times)
-        hung = float(self._sources.step_hung())
-        yield _gauge("quire_step_hung", "1 while a step has taken longer than it may", hung)
+        yield Reading("step_hung", _HUNG, float(self._sources.step_hung())).ours()
 
 
-def _service_metrics(ledger: Ledger) -> Iterator[Metric]:
-    yield _histogram(
-        "quire_time_to_first_token_seconds",
-        "From acceptance to the first token",
-        ledger.time_to_first_token,
-    )
-    yield _histogram(
-        "quire_inter_token_latency_seconds",
-        "Between consecutive tokens of one completion",
-        ledger.inter_token_latency,
-    )
-    yield _histogram(
-        "quire_request_queue_seconds",
-        "From acceptance to the first time scheduled",
-        ledger.queue_time,
-    )
-    yield _histogram(
-        "quire_e2e_request_latency_seconds",
-        "From acceptance to the end of the call",
-        ledger.end_to_end,
-    )
+class Kind(enum.Enum):
+    """What a number may do."""
+
+    GAUGE = GaugeMetricFamily
+    COUNTER = CounterMetricFamily
+
+
+class Cumulative(NamedTuple):
+    """A histogram as Prometheus has it: each bucket with all those below it."""
+
+    buckets: list[tuple[str, float]]
+    sum: float
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> "Cumulative":
+        """As it is now."""
+        counts, total, below = list(histogram.counts), histogram.sum, 0
+        buckets = []
+        for bound, count in zip((*histogram.bounds, float("inf")), counts, strict=True):
+            below += count
+            buckets.append(("+Inf" if bound == float("inf") else str(bound), float(below)))
+        return cls(buckets, total)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One number, or one histogram, as it was at the scrape. known_as: what schedulers of inference
+    (the Gateway API's, for one) and dashboards made for vLLM's server call it; empty: nothing."""
+
+    name: str
+    text: str
+    value: float | Cumulative
+    kind: Kind = Kind.GAUGE
+    known_as: str = ""
+
+    def ours(self) -> Metric:
+        """Under our name."""
+        return self._family(OURS + self.name, {})
+
+    def theirs(self, model: str) -> Metric:
+        """Under the name that others know, which wants the model's as a label."""
+        return self._family(THEIRS + self.known_as, {"model_name": model})
+
+    def _family(self, name: str, labels: dict[str, str]) -> Metric:
+        family: Metric
+        if isinstance(self.value, Cumulative):
+            family = histogram = HistogramMetricFamily(name, self.text, labels=list(labels))
+            histogram.add_metric(list(labels.values()), self.value.buckets, self.value.sum)
+            return family
+        family = number = self.kind.value(name, self.text, labels=list(labels))
+        number.add_metric(list(labels.values()), float(self.value))
+        return family
+
+
+def _service_readings(ledger: Ledger) -> Iterator[Reading]:
+    for name, text, histogram in (
+        (
+            "time_to_first_token_seconds",
+            "From acceptance to the first token",
+            ledger.time_to_first_token,
+        ),
+        (
+            "inter_token_latency_seconds",
+            "Between consecutive tokens of one completion",
+            ledger.inter_token_latency,
+        ),
+        (
+            "request_time_per_output_token_seconds",
+            "Mean time between tokens, of each completion that came to its end",
+            ledger.time_per_output_token,
+        ),
+        (
+            "e2e_request_latency_seconds",
+            "From acceptance to the end of the call",
+            ledger.end_to_end,
+        ),
+    ):
+        yield Reading(name, text, Cumulative.of(histogram), known_as=name)
+    queued = "From acceptance to the first time scheduled"
+    yield Reading("request_queue_seconds", queued, Cumulative.of(ledger.queue_time))
+    delivered = "Tokens delivered to streams"
+    yield Reading("delivered_tokens", delivered, ledger.delivered, Kind.COUNTER)
+
+
+def _engine_readings(engine: EngineStats) -> Iterator[Reading]:
+    usage = engine.blocks_in_use / max(engine.blocks_total, 1)
+    for name, text, value, known_as in (
+        ("requests_running", "Completions being computed", engine.running, "num_requests_running"),
+        ("requests_waiting", "Completions waiting", engine.waiting, "num_requests_waiting"),
+        ("kv_cache_usage_ratio", "Share of cache blocks in use", usage, "kv_cache_usage_perc"),
+        ("device_memory_bytes", "Memory allocated", engine.memory_allocated, ""),
+        ("device_memory_peak_bytes", "Most allocated at once", engine.memory_peak, ""),
+    ):
+        yield Reading(name, text, value, Kind.GAUGE, known_as)
+    for name, text, count in (
+        ("prompt_tokens", "Prompt tokens scheduled", engine.prompt_tokens),
+        ("generation_tokens", "Tokens sampled", engine.generated),
+        ("prefix_cache_queries", "Prompt tokens looked up", engine.prefix_tokens_queried),
+        ("prefix_cache_hits", "Prompt tokens found", engine.prefix_tokens_hit),
+    ):
+        yield Reading(name, text, count, Kind.COUNTER, known_as=name)
+    for name, text, count in (
+        ("prefix_cache_evictions", "Cached blocks given up", engine.evictions),
+        ("preemptions", "Completions put back to the queue", engine.preemptions),
+        ("engine_steps_failed", "Steps that failed", engine.steps_failed),
+        (
+            "logits_not_finite",
+            "Completions ended by NaN or infinite logits",
+            engine.not_a_number,
+        ),
+    ):
+        yield Reading(name, text, count, Kind.COUNTER)
+
+
+def _calls(ledger: Ledger) -> Iterator[Metric]:
     finished = CounterMetricFamily(
         "quire_requests_finished", "Completions ended", labels=["reason"]
     )
@@ -103,34 +208,13 @@ def _service_metrics(ledger: Ledger) -> Iterator[Metric]:
     for (method, code), count in list(ledger.rpcs.items()):
         rpcs.add_metric([method, code], count)
     yield rpcs
-    yield _counter("quire_delivered_tokens", "Tokens delivered to streams", ledger.delivered)
 
 
-def _engine_metrics(engine: EngineStats) -> Iterator[Metric]:
-    yield _gauge("quire_requests_running", "Completions being computed", engine.running)
-    yield _gauge("quire_requests_waiting", "Completions waiting", engine.waiting)
-    usage = engine.blocks_in_use / max(engine.blocks_total, 1)
-    yield _gauge("quire_kv_cache_usage_ratio", "Share of cache blocks in use", usage)
-    yield _counter("quire_prompt_tokens", "Prompt tokens scheduled", engine.prompt_tokens)
-    yield _counter("quire_generation_tokens", "Tokens sampled", engine.generated)
-    yield _counter(
-        "quire_prefix_cache_queries", "Prompt tokens looked up", engine.prefix_tokens_queried
-    )
-    yield _counter("quire_prefix_cache_hits", "Prompt tokens found", engine.prefix_tokens_hit)
-    yield _counter("quire_prefix_cache_evictions", "Cached blocks given up", engine.evictions)
-    yield _counter("quire_preemptions", "Completions put back to the queue", engine.preemptions)
+def _steps(engine: EngineStats) -> Metric:
     steps = CounterMetricFamily("quire_engine_steps", "Steps of the engine", labels=["kind"])
     steps.add_metric(["graph"], engine.steps_graph)
     steps.add_metric(["eager"], engine.steps_eager)
-    yield steps
-    yield _counter("quire_engine_steps_failed", "Steps that failed", engine.steps_failed)
-    yield _counter(
-        "quire_logits_not_finite",
-        "Completions ended by NaN or infinite logits",
-        engine.not_a_number,
-    )
-    yield _gauge("quire_device_memory_bytes", "Memory allocated", engine.memory_allocated)
-    yield _gauge("quire_device_memory_peak_bytes", "Most allocated at once", engine.memory_peak)
+    return steps
 
 
 def _build_info(build: Build) -> Metric:
@@ -141,30 +225,16 @@ def _build_info(build: Build) -> Metric:
     return info
 
 
-def _scheduler_metrics(engine: EngineStats, build: Build) -> Iterator[Metric]:
-    """Under the names by which schedulers of inference (the Gateway API's, for one) know them."""
-    usage = engine.blocks_in_use / max(engine.blocks_total, 1)
-    for name, text, value in (
-        ("vllm:num_requests_running", "Completions being computed", engine.running),
-        ("vllm:num_requests_waiting", "Completions waiting", engine.waiting),
-        ("vllm:kv_cache_usage_perc", "Share of cache blocks in use, 0 to 1", usage),
-    ):
-        gauge = GaugeMetricFamily(name, text, labels=["model_name"])
-        gauge.add_metric([build.model], float(value))
-        yield gauge
+def _cache_config(engine: EngineStats, build: Build) -> Metric:
+    """By which schedulers turn a share of the cache into tokens."""
+    labels = {"block_size": str(build.block_size), "num_gpu_blocks": str(engine.blocks_total)}
     config = GaugeMetricFamily(
-        "vllm:cache_config_info", "1; the cache", labels=["block_size", "num_gpu_blocks"]
+        f"{THEIRS}cache_config_info",
+        "1; its labels say how large the cache is",
+        labels=list(labels),
     )
-    config.add_metric([str(build.block_size), str(engine.blocks_total)], 1.0)
-    yield config
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=value)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
+    config.add_metric(list(labels.values()), 1.0)
+    return config
 
 
 def _step_seconds(step_times: StepTimes) -> Metric:
@@ -172,19 +242,5 @@ def _step_seconds(step_times: StepTimes) -> Metric:
         "quire_engine_step_seconds", "A step's time, by what it holds", labels=["kind"]
     )
     for kind, histogram in step_times.histograms.items():
-        metric.add_metric([kind], _buckets(histogram), histogram.sum)
+        metric.add_metric([kind], *Cumulative.of(histogram))
     return metric
-
-
-def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    return HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Prometheus' are cumulative."""
-    counts, total = list(histogram.counts), 0
-    buckets = []
-    for bound, count in zip((*histogram.bounds, float("inf")), counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
-    return buckets

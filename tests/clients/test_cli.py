@@ -146,6 +146,15 @@ def test_chat_on_a_terminal(server: Any) -> None:
     assert last == ["say one", "one", "say two"]
 
 
+def test_tokenize_prints_ids_that_generate_reads(server: Any) -> None:
+    at = ("-a", server.address)
+    assert quire("tokenize", "hi", *at).stdout == "104 105\n"
+    assert quire("tokenize", "-", "--chat", *at, stdin="hi").stdout == "104 105\n"
+    assert [r.WhichOneof("prompt") for r in server.seen.tokenized] == ["text", "chat"]
+    told = json.loads(quire("tokenize", "hi", "--json", *at).stdout)
+    assert told == {"token_ids": [104, 105], "count": 2}
+
+
 def test_stats_as_table_and_json(server: Any) -> None:
     done = quire("stats", "-a", server.address)
     assert "50 of 200 prompt tokens found (25.0 %)" in done.stdout
@@ -342,7 +351,7 @@ def test_a_model_cannot_drive_the_terminal(server: Any) -> None:
 
 def test_version_and_help() -> None:
     assert quire("--version").stdout.startswith("quire 0.")
-    for command in ("generate", "chat", "stats", "health"):
+    for command in ("generate", "chat", "tokenize", "stats", "health"):
         assert quire(command, "--help").returncode == 0
 
 

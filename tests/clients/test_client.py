@@ -47,6 +47,24 @@ def test_events_come_as_plain_values(server: Any, mode: str) -> None:
     assert (last.completion_tokens, last.peak_blocks) == (2, 3)
 
 
+def test_the_stream_as_the_contract_has_it(server: Any) -> None:
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            generation = client.generate("say hello there", request_id="abc")
+            messages = [message async for message in generation.messages()]
+            kinds = [message.WhichOneof("event") for message in messages]
+            assert kinds == ["started", "delta", "delta", "finished"]
+            assert messages[0].started.request_id == "abc"
+            with pytest.raises(clients.ClientError, match="iterated once"):
+                generation.messages()
+            forever = client.generate("forever")
+            async for _ in forever.messages():
+                break
+        assert await asyncio.to_thread(server.seen.cancelled.wait, WAIT)
+
+    asyncio.run(run())
+
+
 @BOTH
 def test_prompts_in_three_forms(server: Any, mode: str) -> None:
     def text(events: list[Any]) -> str:

@@ -184,6 +184,32 @@ def test_many_at_once_say_what_each_says_alone(place: Place) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("place", [on_a_thread, in_a_process])
+def test_a_flush_forgets_a_prefix_and_each_caller_hears_of_their_own(place: Place) -> None:
+    async def test() -> None:
+        async with place() as engine:
+
+            async def cached() -> int:
+                request = GenerationRequest(engine.new_key(), PROMPTS[5], MIXED[0])
+                (answer,) = await answers(engine, request)
+                await idle(engine)
+                return answer.cached_tokens
+
+            assert (await cached(), await cached() > 0) == (0, True)
+            held = engine.stats().blocks_cached
+            gone = asyncio.create_task(engine.flush_cache())
+            await asyncio.sleep(0)
+            gone.cancel()
+            told = await asyncio.gather(engine.flush_cache(), engine.flush_cache())
+            assert held > 0 and told == [0, 0]  # the one that nobody waits for found them
+            assert await cached() == 0
+            left = engine.stats().blocks_cached
+            assert left > 0 and await engine.flush_cache() == left
+            assert engine.stats().blocks_cached == 0
+
+    run(test())
+
+
 def test_what_cannot_be_built_is_told_in_the_same_words() -> None:
     small = EngineConfig(model="random:tiny", cpu_kv_gib=1e-6, device="cpu")
     words = []
@@ -219,6 +245,8 @@ def test_a_child_that_is_killed_ends_every_stream_and_is_reaped() -> None:
             assert await engine.wait_dead()
             with pytest.raises(EngineDeadError):
                 await engine.block_map()
+            with pytest.raises(EngineDeadError):
+                await engine.flush_cache()
             with pytest.raises(EngineDeadError):
                 await anext(engine.generate(GenerationRequest(engine.new_key(), (5,), params)))
 

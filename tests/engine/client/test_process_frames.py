@@ -23,7 +23,15 @@ from quire.engine.errors import (
     QuireError,
 )
 from quire.engine.loop import heartbeat
-from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.commands import (
+    Abort,
+    AskBlockMap,
+    Command,
+    Finish,
+    FlushCache,
+    Stop,
+    Submit,
+)
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineStats
@@ -49,7 +57,8 @@ def across(message: wire.Message) -> wire.Message:
 
 
 @pytest.mark.parametrize(
-    "command", [Submit(REQUEST), Finish(1, 2, 3), Abort(4), AskBlockMap(), Stop()]
+    "command",
+    [Submit(REQUEST), Finish(1, 2, 3), Abort(4), AskBlockMap(), FlushCache(), Stop()],
 )
 def test_a_command_arrives_as_it_was(command: Command) -> None:
     assert wire.unpack_command(across(wire.pack_command(command))) == command
@@ -72,10 +81,10 @@ def test_a_batch_arrives_as_it_was() -> None:
     stats = EngineStats(*range(1, len(dataclasses.fields(EngineStats)) + 1))
     times = StepTimes()
     times.histograms["mixed"].observe(0.02, 3)
-    batch = Batch(OUTPUTS, stats, times, b"\x01\x02")
+    batch = Batch(OUTPUTS, stats, times, b"\x01\x02", (3, 0))
     got = wire.unpack_batch(across(wire.pack_batch(batch)))
     assert got.outputs == OUTPUTS
-    assert (got.stats, got.block_map) == (stats, b"\x01\x02")
+    assert (got.stats, got.block_map, got.flushed) == (stats, b"\x01\x02", (3, 0))
     assert got.step_times.values() == times.values()
     assert got.step_times.histograms["mixed"].count == 3
 
@@ -120,7 +129,8 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
         for step in range(steps):  # would block for ever if it could
             outputs = [Output(key, 0, float(step), float(step), [step]) for key in keys]
             block_map = b"map" if step == steps - 2 else None
-            channel.publish(Batch(outputs, EngineStats(steps_total=step), StepTimes(), block_map))
+            stats, flushed = EngineStats(steps_total=step), () if step % 1000 else (step,)
+            channel.publish(Batch(outputs, stats, StepTimes(), block_map, flushed))
         batches = read_all(parent, channel)
     assert len(batches) < steps / 2
     for key in keys:
@@ -130,6 +140,7 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
         assert all(output.time == output.token_ids[-1] for output in said)
     assert batches[-1].stats.steps_total == steps - 1
     assert [batch.block_map for batch in batches if batch.block_map] == [b"map"]
+    assert [blocks for batch in batches for blocks in batch.flushed] == [0, 1000, 2000]
     assert max(len(batch.outputs) for batch in batches) == len(keys)
 
 

@@ -160,6 +160,22 @@ def test_without_caching_nothing_is_remembered() -> None:
     assert pool.num_cached == 0
 
 
+def test_a_flush_forgets_what_nobody_holds_and_nothing_else() -> None:
+    pool = make()
+    held, left = [1] * 8, [2] * 12
+    table, gone = remember(pool, held), remember(pool, left)
+    pool.release(gone)
+    assert (pool.forget_free(), pool.num_cached, pool.evictions) == (3, 0, 0)
+    assert pool.prefix_cache.match(hashes_of(pool, left), left) == []
+    assert pool.prefix_cache.match(hashes_of(pool, held), held) == table
+    assert pool.num_free == 6
+    pool.check([table])
+    assert pool.forget_free() == 0
+    pool.release(table)
+    assert pool.forget_free() == 2
+    pool.check([])
+
+
 def test_the_block_map_tells_free_cached_used_and_shared_apart() -> None:
     pool = make(5)
     shared = remember(pool, [1] * 4)

@@ -121,6 +121,13 @@ class Engine(RuleBasedStateMachine):
         if tokens:
             self.simulator.finish(key, index, data.draw(st.integers(0, tokens)))
 
+    @rule()
+    def flush(self) -> None:
+        """At any moment, steps in flight included; the next turn checks the pool."""
+        pool, cached = self.simulator.pool, self.simulator.pool.num_cached
+        assert (pool.forget_free(), pool.num_cached) == (cached, 0)
+        pool.prefix_cache.check()
+
     @rule(rows=st.integers(0, 4))
     def fail(self, rows: int) -> None:
         self.simulator.fail(rows)

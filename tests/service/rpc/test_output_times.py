@@ -30,11 +30,8 @@ def said() -> list[Output]:
 
 def read(cuts: list[int]) -> tuple[pb.Finished, Ledger, list[float]]:
     """The call's end, read after so many outputs each time; what comes between is joined."""
-    ledger, waits = Ledger(), list[float]()
-    generation = GenerationRequest(1, (5, 6), SamplingParams(max_tokens=3))
-    accepted = Accepted("id", generation, TextOptions(ids_only=True))
-    nothing: Any = None
-    call = CallOutput(accepted, nothing, "f", ledger, ACCEPTED_AT, nothing, waits.append)
+    waits = list[float]()
+    ledger, call = opened(waits)
     outputs, messages = said(), []
     for cut in cuts:
         first, *later = [outputs.pop(0) for _ in range(cut)]
@@ -47,6 +44,15 @@ def read(cuts: list[int]) -> tuple[pb.Finished, Ledger, list[float]]:
     record = call.record()
     assert (record.queued, record.first_token) == (1.0, 3.0)
     return messages[-1].finished, ledger, waits
+
+
+def opened(waits: list[float]) -> tuple[Ledger, CallOutput]:
+    """A call that was accepted, and the books that it is entered in."""
+    ledger = Ledger()
+    generation = GenerationRequest(1, (5, 6), SamplingParams(max_tokens=3))
+    accepted = Accepted("id", generation, TextOptions(ids_only=True))
+    nothing: Any = None
+    return ledger, CallOutput(accepted, nothing, "f", ledger, ACCEPTED_AT, nothing, waits.append)
 
 
 @pytest.mark.parametrize("cuts", [[1, 1, 1, 1], [1, 3], [2, 2], [2, 1, 1], [3, 1], [4]])
@@ -63,3 +69,21 @@ def test_however_much_is_joined_each_time_stays_what_it_was(cuts: list[int]) -> 
     assert (ledger.time_to_first_token.count, ledger.time_to_first_token.sum) == (1, 3.0)
     between = ledger.inter_token_latency
     assert between.count == 2 and between.sum == pytest.approx(1.5)
+    mean = ledger.time_per_output_token
+    assert mean.count == 1 and mean.sum == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "finish"),
+    [(1, FinishReason.LENGTH), (3, FinishReason.CANCELLED), (3, FinishReason.ERROR), (3, None)],
+)
+def test_one_token_has_no_mean_and_neither_has_what_was_cut_short(
+    tokens: int, finish: FinishReason | None
+) -> None:
+    outputs = said()[: 1 + tokens]
+    outputs[-1].finish = finish
+    ledger, call = opened([])
+    for output in outputs:
+        list(call.take([output]))
+    call.abandon()
+    assert ledger.finished.total() == 1 and ledger.time_per_output_token.count == 0

@@ -23,7 +23,7 @@ from quire.v1 import inference_pb2 as pb
 OK, UNAUTHENTICATED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
-METHODS = ("Generate", "Stats", "NoSuchMethod")
+METHODS = (*pb.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name, "NoSuchMethod")
 
 
 def bearer(key: str) -> tuple[tuple[str, str], ...]:

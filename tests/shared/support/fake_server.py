@@ -36,6 +36,7 @@ class Seen:
     """What the server has seen. `ended` is set when a streaming call has come to its end."""
 
     requests: list[pb.GenerateRequest] = field(default_factory=list)
+    tokenized: list[pb.TokenizeRequest] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -139,6 +140,33 @@ class Servicer(pb_grpc.InferenceServiceServicer):
             for i, word in enumerate(words):
                 yield delta(index, word if i == 0 else " " + word)
             yield finished(index, len(words))
+
+    def GetModelInfo(
+        self, _request: pb.GetModelInfoRequest, _context: grpc.ServicerContext
+    ) -> pb.GetModelInfoResponse:
+        return pb.GetModelInfoResponse(
+            model=stats().model, version="0.1.0", has_chat_template=True, eos_token_ids=[2]
+        )
+
+    def Tokenize(
+        self, request: pb.TokenizeRequest, _context: grpc.ServicerContext
+    ) -> pb.TokenizeResponse:
+        """Each byte is an id; of a chat, those of all that it says."""
+        self.seen.tokenized.append(request)
+        words = [message.content for message in request.chat.messages]
+        text = " ".join(words) if request.HasField("chat") else request.text
+        return pb.TokenizeResponse(token_ids=text.encode(), max_model_len=4096)
+
+    def Detokenize(
+        self, request: pb.DetokenizeRequest, _context: grpc.ServicerContext
+    ) -> pb.DetokenizeResponse:
+        return pb.DetokenizeResponse(text=bytes(request.token_ids).decode("utf-8", "replace"))
+
+    def FlushCache(
+        self, _request: pb.FlushCacheRequest, context: grpc.ServicerContext
+    ) -> pb.FlushCacheResponse:
+        self.seen.metadata.append(dict(context.invocation_metadata()))
+        return pb.FlushCacheResponse(blocks=3)
 
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsResponse:
         self.seen.metadata.append(dict(context.invocation_metadata()))

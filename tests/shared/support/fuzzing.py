@@ -1,7 +1,7 @@
 """Messages that make little sense: structured ones by hypothesis, and bytes put over encoded ones.
 
-Each is sent to Generate or Stats as raw bytes. Whatever comes, the answer is a status of the
-contract that blames the message; never INTERNAL, UNKNOWN or nothing.
+Each is sent to a method as raw bytes, most to Generate. Whatever comes, the answer is a status of
+the contract that blames the message; never INTERNAL, UNKNOWN or nothing.
 """
 
 import asyncio
@@ -18,10 +18,14 @@ from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
 
-METHODS = ("Generate", "Stats")
+METHODS = ("Generate", "Stats", "Tokenize", "Detokenize", "GetModelInfo", "FlushCache")
 SERVICE = "/quire.v1.InferenceService"
 FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 PARALLEL = 20
+_METHOD_OF = {
+    5: "Stats", 6: "Tokenize", 7: "Tokenize", 8: "Detokenize", 9: "Detokenize",
+    10: "GetModelInfo", 11: "FlushCache",
+}  # fmt: skip
 MOST_COMPLETIONS = 3  # of one message, where the number is allowed at all: time is short
 
 Message = tuple[str, bytes]  # method, encoded request
@@ -104,7 +108,7 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Message]:
     @settings(
         max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(requests, st.binary(max_size=12), st.integers(0, 200), st.integers(0, 11))
+    @given(requests, st.binary(max_size=12), st.integers(0, 200), st.integers(0, 15))
     def collect(request: pb.GenerateRequest, noise: bytes, at: int, kind: int) -> None:
         if MOST_COMPLETIONS < request.sampling.n <= 64:
             request.sampling.n = MOST_COMPLETIONS
@@ -116,7 +120,13 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Message]:
                 raw = noise
             case 4:
                 raw = raw[:at]
-        made.append((METHODS[kind == 5], raw))
+            case 6:
+                raw = pb.TokenizeRequest(text=request.text or None).SerializeToString()
+            case 7 if request.HasField("chat"):
+                raw = pb.TokenizeRequest(chat=request.chat).SerializeToString()
+            case 8:
+                raw = pb.DetokenizeRequest(token_ids=request.token_ids.ids).SerializeToString()
+        made.append((_METHOD_OF.get(kind, "Generate"), raw))
 
     collect()
     assert len(made) >= count
@@ -132,7 +142,7 @@ class Fuzz:
         channel = running.channel
         self._calls = {
             "Generate": channel.unary_stream(f"{SERVICE}/Generate"),
-            "Stats": channel.unary_unary(f"{SERVICE}/Stats"),
+            **{name: channel.unary_unary(f"{SERVICE}/{name}") for name in METHODS[1:]},
         }
 
     async def send_all(self, messages: list[Message]) -> None:
@@ -148,11 +158,11 @@ class Fuzz:
     async def _send(self, method: str, raw: bytes) -> None:
         call: Any = self._calls[method](raw, timeout=PATIENCE)
         with contextlib.suppress(grpc.aio.AioRpcError):
-            if method == "Stats":
-                await call
-            else:
+            if method == "Generate":
                 async for _ in call:
                     pass
+            else:
+                await call
         code = (await call.code()).name
         self.codes[f"{method} {code}"] += 1
         if code not in FINE:

@@ -1,0 +1,153 @@
+"""Asks a server for every line that has no result yet, so many at a time.
+
+Invariant: a line gets its result when it is certain: an answer, or an error that asking again would
+not mend. What may pass (no room, a server that is away, a stream that broke) is asked again; if it
+does not pass, the run ends and the line has no result, so that the next run asks for it.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from quire.clients.async_client import AsyncClient
+from quire.clients.batch.requests import Line, RequestFile
+from quire.clients.batch.results import ID, SYNC_SECONDS, ResultFile
+from quire.clients.errors import (
+    CallError,
+    Cancelled,
+    DeadlineExceeded,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
+from quire.clients.openai_answer import Answer, error_body, refused_body
+from quire.clients.openai_body import BodyError
+from quire.v1 import inference_pb2 as pb
+
+_PASSING = (Overloaded, Unavailable, Cancelled)
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """concurrency: lines asked at a time. away_seconds: how long a server may be away.
+    again_seconds: after which one that was away, or full, is asked again."""
+
+    concurrency: int = 64
+    away_seconds: float = 60.0
+    again_seconds: float = 1.0
+
+
+class Run:
+    """Of one file, against one server."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        requests: RequestFile,
+        results: ResultFile,
+        plan: Plan,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """done: told of each result that was written."""
+        self._client = client
+        self._requests = requests
+        self._results = results
+        self._plan = plan
+        self._done = done
+        self._model = ""
+        self._away_since: float | None = None  # the loop's time
+
+    async def run(self) -> None:
+        """Returns when each line has its result. Raises CallError where the server stays away or
+        knows no key of ours, OSError where results cannot be written."""
+        self._model = (await self._client.model_info()).model.name
+        lines = self._requests.lines(set(self._results.done))
+        try:
+            async with asyncio.TaskGroup() as group:
+                syncing = group.create_task(self._keep_synced())
+                workers = range(self._plan.concurrency)
+                await asyncio.wait([group.create_task(self._work(lines)) for _ in workers])
+                syncing.cancel()
+        except BaseExceptionGroup as several:
+            raise _first(several) from None
+
+    async def _work(self, lines: Iterator[Line]) -> None:
+        """One line after the other."""
+        for line in lines:
+            result = await self._result(line)
+            self._results.add(line.custom_id, result)
+            self._done()
+
+    async def _keep_synced(self) -> None:
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            await asyncio.to_thread(self._results.sync)
+
+    # ------------------------------------------------------------ one line
+
+    async def _result(self, line: Line) -> Result:
+        name = secrets.token_hex(12)
+        try:
+            request = line.request()
+        except BodyError as error:
+            body = error_body(str(error), error.param, error.code)
+            return _answered(name, line, 400, body)
+        request.request_id = name
+        try:
+            return _answered(name, line, 200, await self._asked(line, request))
+        except DeadlineExceeded as error:
+            return _failed(name, line, "deadline_exceeded", error.message)
+        except (*_PASSING, Unauthenticated):
+            raise  # of the server, not of the line
+        except CallError as error:
+            return _answered(name, line, *refused_body(error))
+
+    async def _asked(self, line: Line, request: pb.GenerateRequest) -> dict[str, Any]:
+        """The answer's body; asks again for as long as what was in the way may pass."""
+        while True:
+            answer = Answer(line.url, self._model, logprobs=request.sampling.HasField("logprobs"))
+            try:
+                async for message in self._client.send(request).messages():
+                    answer.add(message)
+            except _PASSING as error:
+                await self._wait_or_raise(error)
+            else:
+                self._away_since = None
+                return answer.body()
+
+    async def _wait_or_raise(self, error: CallError) -> None:
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, Overloaded):
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = now
+        if self._away_since is not None and now - self._away_since >= self._plan.away_seconds:
+            raise error
+        await asyncio.sleep(max(error.details.retry_after or 0.0, self._plan.again_seconds))
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended a run: one of the errors that all workers may have met."""
+    error = several.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _answered(name: str, line: Line, status: int, body: dict[str, Any]) -> Result:
+    response = {"status_code": status, "request_id": name, "body": body}
+    return _line(name, line, response, None)
+
+
+def _failed(name: str, line: Line, code: str, message: str) -> Result:
+    return _line(name, line, None, {"code": code, "message": message})
+
+
+def _line(name: str, line: Line, response: Result | None, error: Result | None) -> Result:
+    return {
+        "id": f"{ID}{name}",
+        "custom_id": line.custom_id,
+        "response": response,
+        "error": error,
+    }

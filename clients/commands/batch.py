@@ -1,0 +1,163 @@
+"""`quire batch`: a file of requests in OpenAI's batch format, answered into a file of results.
+
+Invariant: whatever ends it, the same command goes on where it ended; it exits with 0 exactly if
+every request has its line. Results go to the file, everything that is said to standard error.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quire.clients.async_client import AsyncClient
+from quire.clients.batch.own_server import own_server
+from quire.clients.batch.requests import RequestFile
+from quire.clients.batch.results import ResultFile
+from quire.clients.batch.run import Plan, Run
+from quire.clients.commands import common
+from quire.clients.commands.terminal import tell
+from quire.clients.connection import TLS, Connection
+from quire.clients.errors import ClientError, OptionError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+DEFAULT_MODEL = "pocket"
+
+
+@common.one_line_errors
+def batch(
+    requests: Annotated[
+        Path, typer.Option("--input", "-i", help="JSON lines: custom_id, method, url, body.")
+    ],
+    results: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the answers go, or some already are.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- SERVE_OPTIONS]", help="For the server of --model."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"Without a server: what to run (default: {DEFAULT_MODEL})."),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", help="Requests at a time.", min=1, max=4096)
+    ] = 64,
+    away: Annotated[
+        float, typer.Option(help="Wait so many seconds for a server that is away.", min=0)
+    ] = 60.0,
+    address: common.Address = None,
+    api_key: common.ApiKey = None,
+    tls: common.UseTLS = False,
+    tls_ca: common.RootFile = None,
+    tls_cert: common.CertFile = None,
+    tls_key: common.KeyFile = None,
+    tls_server_name: common.ServerName = None,
+    timeout: common.Timeout = None,
+) -> None:
+    """Answer a file of requests; started again, it goes on where it ended.
+
+    With --address a server answers. Without, this starts one of its own for the file, on a free
+    port of this machine's loopback, with the model of --model and the options behind `--`.
+    """
+    if address and (model is not None or words):
+        raise OptionError(
+            "--model, and options behind --, are for a server of its own: no --address"
+        )
+    if requests.resolve() == results.resolve():
+        raise OptionError("--output: is the file of --input")
+    asked = RequestFile(requests)
+    told = ResultFile(results, asked)
+    secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
+    job = _Job(asked, told, api_key, secure, timeout, Plan(concurrency, away))
+    try:
+        with contextlib.closing(told):
+            _tell_beginning(asked, told)
+            if len(told.done) < len(asked):
+                serve = own_server([model or DEFAULT_MODEL, *(words or ())])
+                with (
+                    contextlib.nullcontext(address) if address else serve as at,
+                    _left(asked, told),
+                ):
+                    job.run(at)
+    except OSError as error:
+        raise ClientError(f"{results}: {error.strerror or error}") from None
+    _tell_end(told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A run and how it reaches its server."""
+
+    asked: RequestFile
+    told: ResultFile
+    api_key: str | None
+    tls: TLS | bool
+    timeout: float | None
+    plan: Plan
+
+    def run(self, address: str | list[str]) -> None:
+        """In an event loop of its own."""
+        with common.errors_at(Connection(address, api_key=self.api_key, tls=self.tls)):
+            asyncio.run(self._run(address))
+
+    async def _run(self, address: str | list[str]) -> None:
+        client = AsyncClient(address, api_key=self.api_key, tls=self.tls, timeout=self.timeout)
+        async with client:
+            with _progress(len(self.told.done), len(self.asked)) as done:
+                await Run(client, self.asked, self.told, self.plan, done).run()
+
+
+@contextlib.contextmanager
+def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
+    """Says how far a run has come that ends before its end."""
+    try:
+        yield
+    finally:
+        left = len(asked) - len(told.done)
+        if left:
+            tell(f"{left} of {len(asked)} requests are left: the same command goes on with them")
+
+
+@contextlib.contextmanager
+def _progress(done: int, total: int) -> Iterator[Callable[[], None]]:
+    """A bar where somebody watches. Gives what to call for each result."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        yield _advancing(bar, done, total)
+
+
+def _advancing(bar: "Progress", done: int, total: int) -> Callable[[], None]:
+    task = bar.add_task("requests", total=total, completed=done)
+    return lambda: bar.advance(task)
+
+
+def _tell_beginning(asked: RequestFile, told: ResultFile) -> None:
+    if told.cut:
+        tell(f"{told.path}: its last line was cut short, and is asked for again")
+    if told.done:
+        tell(f"{len(told.done)} of {len(asked)} requests have their result already")
+
+
+def _tell_end(told: ResultFile) -> None:
+    bad = f", {told.errors} of them errors" if told.errors else ""
+    tell(f"{told.path}: {len(told.done)} results{bad}")
