@@ -73,7 +73,9 @@ def test_a_server_refuses_an_incomplete_or_altered_directory_by_name(
 def test_the_command_names_the_file_in_one_line(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(copy)]
-    done = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "--port", "0", "--http-port", "0"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
     assert "tokenizer.json is missing" in line
