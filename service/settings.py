@@ -40,7 +40,7 @@ _LINK_PLAIN = re.compile(
     r".+_(\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)|SERVICE_HOST|SERVICE_PORT(_.+)?)"
 )
 _ORIGIN = re.compile(r"https?://[^\s/?#]+")
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -181,7 +181,7 @@ class ServiceConfig:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(f"cors_origin = {origin}: must be like https://example.org, or *")
         for name in listed(self.http_names):
-            if name != "*" and not _HOST_NAME.fullmatch(name):
+            if not (name == "*" or _HOST_NAME.fullmatch(name) or _is_address(name)):
                 raise ConfigError(f"http_names = {name}: must be a host's name without a port")
 
     def _check_tls(self) -> None:
@@ -228,6 +228,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def option_types(config: type) -> dict[str, tuple[type, bool]]:

@@ -43,6 +43,7 @@ class HttpServer:
             app,
             http=Connection,
             ws="none",
+            interface="asgi3",
             lifespan="off",
             log_config=None,
             log_level="critical",
