@@ -1,12 +1,14 @@
 """Bodies of the HTTP API as requests of the contract: a field arrives, or is refused by name."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quire.service.errors import Refusal
-from quire.service.openai import chat, completions, not_yet
+from quire.service.openai import chat, completions, not_yet, sampling
 from quire.service.openai.asked import Asked
 from quire.service.openai.bodies import parse
 from quire.service.openai.names import Names
@@ -311,3 +313,12 @@ def test_what_the_core_does_not_honour_yet_is_refused_by_name() -> None:
         *("response_format", "parse_output", "logit_bias", "tool_choice"),
         "tools[0].function.strict",
     ]
+
+
+def test_the_page_names_what_is_passed_over() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "openai.md").read_text(encoding="utf-8")
+    table = page.partition("| passed over |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z_.]+)`", table)) == {
+        *sampling.PASSED_OVER,
+        "stream_options.include_obfuscation",
+    }
