@@ -113,7 +113,7 @@ class Workloads:
 def start_seconds(directory: Path, runs: int) -> list[float]:
     """From exec to the line `serving …`, in a process of its own; the first run warms caches."""
     command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(directory)]
-    command += ["--port", "0", "--max-model-len", "4096"]
+    command += ["--port", "0", "--http-port", "0", "--max-model-len", "4096"]
     times = []
     for _ in range(runs + 1):
         begin = time.perf_counter()

@@ -97,7 +97,7 @@ class Transformers:
 def quire() -> Iterator[Quire]:
     """A server of the embedded model on a free port, gone afterwards."""
     command = [str(Path(sys.executable).with_name("quire")), "serve"]
-    command += ["--port", "0", "--log-level", "warning"]
+    command += ["--port", "0", "--http-port", "0", "--log-level", "warning"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     try:
         assert process.stdout is not None

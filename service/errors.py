@@ -103,8 +103,17 @@ def _bad_request(violations: Sequence[Violation]) -> Any:
     return bad
 
 
-async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:
+class OtherFace:
+    """In place of a gRPC context, of a call that came over another protocol: a refusal reaches
+    that protocol's side as it is."""
+
+
+async def abort(
+    context: "grpc.aio.ServicerContext[Any, Any] | OtherFace", refusal: Refusal
+) -> NoReturn:
     """End the call with the refusal's status."""
+    if isinstance(context, OtherFace):
+        raise refusal
     await context.abort(refusal.code, clip(refusal.message), refusal.trailers())
     raise AssertionError("abort raises")
 

@@ -39,6 +39,8 @@ _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 _LINK_PLAIN = re.compile(
     r".+_(\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)|SERVICE_HOST|SERVICE_PORT(_.+)?)"
 )
+_ORIGIN = re.compile(r"https?://[^\s/?#]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -54,6 +56,14 @@ class ServiceConfig:
     port: int = _option(50051, "port to listen on; 0 takes a free one")
     metrics_host: str = _option("127.0.0.1", "address of the Prometheus metrics")
     metrics_port: int | None = _option(None, "port of the Prometheus metrics; default: none")
+    http_host: str = _option("127.0.0.1", "address of the OpenAI API over HTTP")
+    http_port: int = _option(8000, "port of the OpenAI API over HTTP; 0 turns it off")
+    http_names: str | None = _option(
+        None, "host names by which the OpenAI API may be called, between commas; * is any"
+    )
+    cors_origin: str | None = _option(
+        None, "origins of web pages that may call the OpenAI API, between commas; default: none"
+    )
     health_host: str = _option("127.0.0.1", "address of the plaintext health checks")
     health_port: int | None = _option(
         None, "port that answers health checks alone, without TLS; default: none"
@@ -123,6 +133,7 @@ class ServiceConfig:
 
     def __post_init__(self) -> None:
         _in_range("port", self.port, 0, 65535)
+        _in_range("http_port", self.http_port, 0, 65535)
         for name in ("metrics_port", "health_port"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 0, 65535)
@@ -148,6 +159,9 @@ class ServiceConfig:
         self._check_limits()
         self._check_tls()
         self._refuse_exposure("host", self.host)
+        if self.http_port:
+            self._refuse_exposure("http_host", self.http_host)
+        self._check_browsers()
         if self.metrics_port is not None:
             self._refuse_exposure("metrics_host", self.metrics_host)
 
@@ -161,6 +175,14 @@ class ServiceConfig:
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 1e-6, 1e12)
         _within("rate_limit_burst_seconds", self.rate_limit_burst_seconds, 0.0, 86400.0)
+
+    def _check_browsers(self) -> None:
+        for origin in listed(self.cors_origin):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(f"cors_origin = {origin}: must be like https://example.org, or *")
+        for name in listed(self.http_names):
+            if not (name == "*" or _HOST_NAME.fullmatch(name) or _is_address(name)):
+                raise ConfigError(f"http_names = {name}: must be a host's name without a port")
 
     def _check_tls(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -193,6 +215,11 @@ class Settings:
 SECTIONS: dict[str, type] = {"engine": EngineConfig, "service": ServiceConfig}
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """The values of an option that takes several, between commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
     if host == "localhost":
@@ -201,6 +228,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def option_types(config: type) -> dict[str, tuple[type, bool]]:

@@ -41,7 +41,8 @@ class Server:
 
     def __init__(self, model: str, arguments: list[str]) -> None:
         quire = Path(sys.executable).with_name("quire")
-        words = ["serve", "--model", model, "--port", "0", "--log-level", "warning", *arguments]
+        words = ["serve", "--model", model, "--port", "0", "--http-port", "0"]
+        words += ["--log-level", "warning", *arguments]
         command = [str(quire), *words]
         print(f"$ quire {' '.join(words)}", flush=True)
         self._process = subprocess.Popen(

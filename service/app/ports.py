@@ -19,6 +19,7 @@ from quire.service.settings import ServiceConfig
 MAX_METADATA = 16 << 10  # bytes
 MAX_STREAMS = 10_000  # calls of one connection
 MAX_CONNECTIONS = 4096  # of the main port
+_BACKLOG = 1024  # connections of the OpenAI API that wait to be accepted
 PROBES = 64  # connections of the port for health checks
 PROBE_BYTES = 4096
 _MAX_PENDING = 1 << 20  # calls that gRPC has and the server does not yet
@@ -49,15 +50,16 @@ def raise_descriptors() -> int:
     return soft if soft != resource.RLIM_INFINITY else _MAX_DESCRIPTORS
 
 
-def max_connections(descriptors: int, *, probes: bool) -> int:
-    """Of the main port. Raises ConfigError where there is no room for any."""
+def max_connections(descriptors: int, *, probes: bool, http: bool = False) -> int:
+    """Of the main port; with `http` the OpenAI API has as many. Raises ConfigError where there is
+    no room for any."""
     left = descriptors - _RESERVED - (PROBES if probes else 0)
     if left < 1:
         raise ConfigError(
             f"RLIMIT_NOFILE = {descriptors}: must be more than {descriptors - left}, or no "
             "descriptor is left for a connection (ulimit -n)"
         )
-    return min(left, MAX_CONNECTIONS)
+    return min(max(left // 2, 1) if http else left, MAX_CONNECTIONS)
 
 
 def channel_options(
@@ -112,6 +114,37 @@ def bind(
             f"{another_host(prefix)}"
         )
     return port
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address of the host that this machine has, listening. Raises OSError."""
+    sockets: list[socket.socket] = []
+    try:
+        for address in _addresses(host):
+            sockets.append(_listen_one(address, port))
+    except OSError:
+        for opened in sockets:
+            opened.close()
+        raise
+    if not sockets:
+        raise OSError(errno.EADDRNOTAVAIL, "no address of this machine")
+    return sockets
+
+
+def _listen_one(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind((address, port))
+        opened.listen(_BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    opened.setblocking(False)
+    return opened
 
 
 def elsewhere(error: OSError, prefix: str) -> str:

@@ -19,6 +19,7 @@ from quire.engine.errors import EngineDeadError
 from quire.engine.loop import garbage
 from quire.engine.model.shape import model_config, resolve_max_model_len
 from quire.service.app.event_loop import new_event_loop
+from quire.service.app.openai_face import lines_to_paste
 from quire.service.app.placement import LinkMaker
 from quire.service.app.progress import Progress
 from quire.service.app.server import END_SECONDS, EXIT_DEAD, Server, run
@@ -61,6 +62,7 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
     server = Server(settings, resolved, AsyncEngine(make_link(engine_config)))
     signals.on_hangup = server.read_again
     await server.open(resolve_max_model_len(engine_config, shape))
+    await server.open_http()
     progress = Progress(logs.terminal())
     loading = asyncio.create_task(server.load(shape.vocab_size, progress))
     asked = asyncio.create_task(stop_asked.wait())
@@ -84,6 +86,9 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
         host = settings.service.host
         shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         standard_streams.say(f"serving {server.model_name} on {shown}:{server.port}")
+        if server.http_port:
+            lines = lines_to_paste(settings.service, server.http_port, server.model_name)
+            log.info("%s", lines)
         if server.metrics_port:
             log.info("metrics on %s:%d", settings.service.metrics_host, server.metrics_port)
         if server.health_port:

@@ -8,26 +8,31 @@ process with another exit code than 0.
 
 import asyncio
 import logging
+import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import grpc
-from prometheus_client import ProcessCollector
+from prometheus_client.registry import Collector
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import ConfigError
-from quire.service.admission.admission import Admission, Policy
+from quire.service.admission.admission import Admission
 from quire.service.admission.intake import Intake, Places, places_for
-from quire.service.admission.rate_limits import ClientLimits, Limits
+from quire.service.admission.rate_limits import ClientLimits
 from quire.service.app import ports
+from quire.service.app.bounds import limits, policy
+from quire.service.app.collectors import collectors
 from quire.service.app.health import NAME as HEALTH_NAME
 from quire.service.app.health import Health
+from quire.service.app.openai_face import Parts, open_face
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
+from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.servicer import SERVICE, InferenceServicer, handler
@@ -39,9 +44,7 @@ from quire.service.security.credentials import read_security
 from quire.service.security.reload import keep_fresh
 from quire.service.settings import Settings, is_loopback
 from quire.service.telemetry.counters import Ledger
-from quire.service.telemetry.metrics import Build, QuireCollector, Sources
 from quire.service.telemetry.metrics_server import MetricsServer
-from quire.service.telemetry.protection_metrics import ProtectionCollector
 from quire.service.telemetry.tracing import Tracer, make_tracer
 from quire.service.text import tokenizer as tokenizers
 from quire.service.text.chat_template import ChatTemplate
@@ -90,16 +93,17 @@ class Server:
         self._security = read_security(settings.service)
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._workers = PromptWorkers()
-        self._admission = Admission(_policy(settings), lambda: engine.stats().running)
+        self._admission = Admission(policy(settings), lambda: engine.stats().running)
+        self._entrance = Entrance(
+            self._security.authenticator,
+            ClientLimits(limits(settings)),
+            self._admission,
+            settings.service.log_prompts,
+        )
         self._servicer = InferenceServicer(
             self._lifecycle,
             self.ledger,
-            Entrance(
-                self._security.authenticator,
-                ClientLimits(_limits(settings)),
-                self._admission,
-                settings.service.log_prompts,
-            ),
+            self._entrance,
             self._tracer,
             WriteWatch(settings.service.write_stall_seconds),
         )
@@ -110,7 +114,9 @@ class Server:
         self._metrics: MetricsServer | None = None
         self._watchdog = _watchdog(settings, engine)
         self._watching: asyncio.Task[None] | None = None
+        self._http: HttpServer | None = None
         self.port = 0
+        self.http_port = 0
         self.metrics_port = 0
         self.health_port = 0
 
@@ -119,10 +125,12 @@ class Server:
     async def open(self, max_model_len: int) -> None:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
-        authenticator = self._security.authenticator
-        max_message = ports.max_message_bytes(max_model_len)
-        connections = ports.max_connections(
-            ports.raise_descriptors(), probes=service.health_port is not None
+        authenticator = self._entrance.authenticator
+        self._max_message = max_message = ports.max_message_bytes(max_model_len)
+        self._connections = connections = ports.max_connections(
+            ports.raise_descriptors(),
+            probes=service.health_port is not None,
+            http=bool(service.http_port),
         )
         options = ports.channel_options(max_message, connections, service)
         self._server = grpc.aio.server(options=options, interceptors=self._guards(max_message))
@@ -148,10 +156,10 @@ class Server:
 
     def _guards(self, max_message: int) -> list[grpc.aio.ServerInterceptor]:
         """What a call passes before its request is read."""
-        authenticator = self._security.authenticator
-        doorman = Doorman(authenticator, self.ledger)
-        places = Places(places_for(max_message))
-        intake = Intake(places, doorman.check, doorman.on_refused)
+        authenticator = self._entrance.authenticator
+        self._doorman = doorman = Doorman(authenticator, self.ledger)
+        self._places = Places(places_for(max_message))
+        intake = Intake(self._places, doorman.check, doorman.on_refused)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
     async def _open_health(self) -> None:
@@ -216,39 +224,14 @@ class Server:
         service = self._settings.service
         if service.metrics_port is None:
             return
-
-        def engine_stats() -> Any:
-            return self._engine.stats() if self._servicer.serving is not None else None
-
-        def step_hung() -> bool:
-            return self._watchdog is not None and self._watchdog.hung
-
-        def build() -> Build | None:
-            serving = self._servicer.serving
-            if serving is None:
-                return None
-            return Build.of(quire_version(), serving.model.name, serving.model.info)
-
-        sources = Sources(self.ledger, engine_stats, self._engine.step_times, step_hung, build)
         material, beyond = self._security.tls, not is_loopback(service.metrics_host)
-
-        def expires_at() -> float | None:
-            return None if material is None else material.value.expires_at
-
-        collectors = [
-            QuireCollector(sources),
-            ProtectionCollector(
-                self._admission, self.ledger, expires_at, asyncio.get_running_loop()
-            ),
-            ProcessCollector(registry=None),
-        ]
 
         def context() -> ssl.SSLContext | None:
             return material.value.context if material is not None and beyond else None
 
         try:
             self._metrics = MetricsServer(
-                service.metrics_host, service.metrics_port, collectors, context
+                service.metrics_host, service.metrics_port, self._collectors(), context
             )
         except OSError as error:
             raise ConfigError(
@@ -256,6 +239,44 @@ class Server:
                 f"{error.strerror or error}; {ports.elsewhere(error, 'metrics_')}"
             ) from error
         self.metrics_port = self._metrics.port
+
+    def _collectors(self) -> list[Collector]:
+        material = self._security.tls
+        return collectors(
+            self._engine,
+            self.ledger,
+            self._admission,
+            lambda: self._servicer.serving,
+            self._step_hung,
+            lambda: None if material is None else material.value.expires_at,
+            quire_version(),
+        )
+
+    def _step_hung(self) -> bool:
+        return self._watchdog is not None and self._watchdog.hung
+
+    async def open_http(self, sockets: "Sequence[socket.socket] | None" = None) -> None:
+        """Open the OpenAI API too; after `open`. sockets: that listen already, else by the options,
+        and a port that is not to be had is one line of the log."""
+        if sockets is None and not self._settings.service.http_port:
+            return
+        parts = Parts(
+            self._servicer,
+            self._entrance,
+            self._lifecycle,
+            self._doorman,
+            self._places,
+            self._workers,
+            self._security,
+            self._collectors(),
+            self._step_hung,
+            quire_version(),
+            self.model_name,
+            self._max_message,
+            self._connections,
+        )
+        self._http = await open_face(self._settings.service, parts, sockets)
+        self.http_port = 0 if self._http is None else self._http.port
 
     def read_again(self) -> None:
         """Look at the files that may change now, without waiting for the next look."""
@@ -306,6 +327,8 @@ class Server:
         rest = asyncio.gather(*self._rest(), return_exceptions=True)
         ports = [server for server in (self._server, self._health_server) if server is not None]
         closing = [asyncio.create_task(server.stop(END_SECONDS)) for server in ports]
+        if self._http is not None:
+            closing.append(asyncio.create_task(self._http.stop()))
         if not await self._written(closing) and not leaving:
             await asyncio.gather(*(server.stop(None) for server in ports))
         await asyncio.wait({rest}, timeout=_REST)
@@ -356,28 +379,6 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
 def _text_side(directory: Path, vocab_size: int) -> tuple[Tokenizer, ChatTemplate | None]:
     tokenizer = tokenizers.load(directory, vocab_size)
     return tokenizer, ChatTemplate.of(tokenizer)
-
-
-def _policy(settings: Settings) -> Policy:
-    service = settings.service
-    return Policy(
-        slots=settings.engine.max_num_seqs,
-        max_waiting=service.max_waiting,
-        max_waiting_tokens=service.max_waiting_tokens,
-        max_queue_seconds=service.max_queue_seconds,
-        queue_target_seconds=service.queue_target_seconds,
-        queue_burst_seconds=service.queue_burst_seconds,
-    )
-
-
-def _limits(settings: Settings) -> Limits:
-    service = settings.service
-    return Limits(
-        requests=service.rate_limit_requests,
-        tokens=service.rate_limit_tokens,
-        burst_seconds=service.rate_limit_burst_seconds,
-        streams=service.max_streams_per_client,
-    )
 
 
 def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:

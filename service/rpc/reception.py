@@ -40,7 +40,11 @@ _FIELDS = {  # what the engine calls a field, and where the contract has it
 
 
 class Malformed:
-    """Stands for a message whose bytes could not be decoded."""
+    """Stands for a message that could not be read."""
+
+    def __init__(self, refusal: Refusal | None = None) -> None:
+        """refusal: what is wrong with it. Default: its bytes could not be decoded."""
+        self.refusal = refusal or errors.malformed()
 
 
 @dataclass(slots=True)
@@ -91,7 +95,7 @@ class Reception:
         caller = self._entrance.authenticator.caller(context)
         self._check_state()
         if isinstance(request, Malformed):
-            raise errors.malformed()
+            raise request.refusal
         if abs(request.priority) <= MAX_PRIORITY:  # else it is refused with the other fields
             check_priority(request.priority, caller.max_priority)
         assert serving is not None

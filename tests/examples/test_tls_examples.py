@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         [
             BIN / "quire", "serve", "--model", "pocket", "--port", "0", "--num-blocks", "64",
             "--tls-cert", where / "tls.crt", "--tls-key", where / "tls.key",
-            "--api-keys", where / "keys",
+            "--api-keys", where / "keys", "--http-port", "0",
         ],
         stdout=subprocess.PIPE, text=True, env=environment(None),
     ) as server:  # fmt: skip

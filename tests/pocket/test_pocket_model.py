@@ -75,7 +75,10 @@ def test_the_command_names_the_file_in_one_line(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(copy)]
     done = subprocess.run(
-        [*command, "--port", "0"], capture_output=True, text=True, timeout=PATIENCE
+        [*command, "--port", "0", "--http-port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()

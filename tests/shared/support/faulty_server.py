@@ -90,6 +90,7 @@ def main(place: str, fault: str, *words: str) -> NoReturn:
     bounds = [float(word) for word in words] or [0.0, 0.0]
     server._ENGINE_STOP = 0.5
     service = ServiceConfig(
+        http_port=0,
         port=0,
         drain_seconds=0.5,
         watchdog_seconds=bounds[0],

@@ -1,6 +1,7 @@
 """A server on a free port of this process, and a channel to it."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,8 +38,20 @@ def settings(engine: dict[str, Any] | None = None, **service: Any) -> Settings:
     small = {"max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 16}
     config = EngineConfig(**{**small, **(engine or {})})
     # A slow machine must not look like an overloaded server to tests of other things.
-    patient = {"port": 0, "queue_burst_seconds": 86400.0, "max_queue_seconds": 86400.0}
+    patient = {
+        "port": 0,
+        "http_port": 0,
+        "queue_burst_seconds": 86400.0,
+        "max_queue_seconds": 86400.0,
+    }
     return Settings(config, ServiceConfig(**{**patient, **service}))
+
+
+def listening() -> socket.socket:
+    """A socket on a port that nobody else can take meanwhile."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    return listening
 
 
 @dataclass
@@ -48,6 +61,11 @@ class Running:
     engine: AsyncEngine
     channel: grpc.aio.Channel
     builder: Builder | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the OpenAI API, where it was asked for."""
+        return f"http://127.0.0.1:{self.server.http_port}"
 
     @property
     def stub(self) -> Any:
@@ -82,6 +100,7 @@ async def serving(
     load: bool = True,
     before: Callable[[], None] | None = None,
     tracer: Tracer | None = None,
+    http: bool = False,
     **service: Any,
 ) -> AsyncIterator[Running]:
     device = device or Device()
@@ -91,6 +110,8 @@ async def serving(
     async_engine = AsyncEngine(ThreadLink(chosen.engine, builder))
     server = Server(chosen, resolved, async_engine, tracer)
     await server.open(2048)
+    if http:
+        await server.open_http([listening()])
     if load:
         await server.load(VOCAB_SIZE)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")

@@ -18,7 +18,8 @@ QUIRE = Path(sys.executable).with_name("quire")
 
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("QUIRE_", "HF_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", **more}
+    # Port 8000 may be taken; who wants the OpenAI API names a port.
+    return {**kept, "OMP_NUM_THREADS": "1", "QUIRE_HTTP_PORT": "0", **more}
 
 
 def quire(*words: str, given: str = "", **more: str) -> subprocess.CompletedProcess[str]:

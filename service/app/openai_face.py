@@ -1,0 +1,118 @@
+"""The OpenAI API put together and opened beside gRPC, over the same servicer.
+
+Invariant: it asks for no more than gRPC has: a port that is taken is one line of the log, and gRPC
+serves on. It lets in whom gRPC lets in, with the same keys, certificates and limits.
+"""
+
+import asyncio
+import json
+import logging
+import shlex
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp
+
+from quire.service.admission.intake import Places
+from quire.service.app import ports
+from quire.service.lifecycle import Lifecycle
+from quire.service.openai.app import make_app
+from quire.service.openai.bodies import Bodies
+from quire.service.openai.door import Door, Hosts
+from quire.service.openai.generation import Generation
+from quire.service.openai.http_server import HttpServer, tls_context
+from quire.service.openai.pages import Pages
+from quire.service.openai.tokens import Tokens
+from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.reception import Entrance
+from quire.service.rpc.servicer import InferenceServicer
+from quire.service.security.credentials import Security
+from quire.service.settings import ServiceConfig, listed
+from quire.service.text.workers import PromptWorkers
+
+log = logging.getLogger("quire.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the face shares with gRPC. max_body: bytes. connections: at most so many."""
+
+    servicer: InferenceServicer
+    entrance: Entrance
+    lifecycle: Lifecycle
+    doorman: Doorman
+    places: Places
+    workers: PromptWorkers
+    security: Security
+    collectors: Sequence[Collector]
+    hangs: Callable[[], bool]
+    version: str
+    model: str
+    max_body: int
+    connections: int
+
+
+async def open_face(
+    service: ServiceConfig, parts: Parts, sockets: Sequence[socket.socket] | None = None
+) -> HttpServer | None:
+    """sockets: that listen already; default: by the options. None: the port is not to be had."""
+    if sockets is None:
+        try:
+            sockets = await asyncio.to_thread(ports.listen, service.http_host, service.http_port)
+        except OSError as error:
+            log.warning(
+                "no OpenAI API: cannot listen on %s:%d: %s; %s",
+                service.http_host,
+                service.http_port,
+                error.strerror or error,
+                ports.elsewhere(error, "http_"),
+            )
+            return None
+    security = parts.security
+    context = None
+    if security.tls is not None:
+        context = tls_context(security.tls, mutual=security.mutual)
+    server = HttpServer(_app(service, parts), parts.connections, service.write_stall_seconds)
+    await server.start(sockets, context)
+    return server
+
+
+def _app(service: ServiceConfig, parts: Parts) -> ASGIApp:
+    authenticator = parts.entrance.authenticator
+    guarded = authenticator.required or parts.security.mutual
+    hosts = Hosts(service.http_host, listed(service.http_names), guarded=guarded)
+    door = Door(hosts, authenticator, parts.doorman)
+    bodies = Bodies(parts.places, parts.max_body)
+    return make_app(
+        door,
+        Generation(parts.servicer, door, bodies, parts.workers, parts.model),
+        Pages(parts.servicer, parts.lifecycle, parts.version, parts.collectors, parts.hangs),
+        Tokens(parts.servicer, parts.entrance, parts.lifecycle, bodies),
+        listed(service.cors_origin),
+    )
+
+
+def lines_to_paste(service: ServiceConfig, port: int, model: str) -> str:
+    """For a shell: where the API is, and two first calls."""
+    host = service.http_host
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    url = f"{'https' if service.tls_cert else 'http'}://{shown}:{port}/v1"
+    key = "YOUR-KEY" if service.api_keys else "none"
+    asked = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    body = shlex.quote(json.dumps(asked, ensure_ascii=False))
+    bearer = '-H "Authorization: Bearer $OPENAI_API_KEY" ' if service.api_keys else ""
+    python = (
+        "from openai import OpenAI; print(OpenAI().chat.completions.create("
+        f"**{asked!r}).choices[0].message.content)"
+    )
+    return "\n".join(
+        (
+            f"OpenAI API on {url}",
+            f"export OPENAI_BASE_URL={url} OPENAI_API_KEY={key}",
+            f"curl $OPENAI_BASE_URL/chat/completions {bearer}"
+            f"-H 'Content-Type: application/json' -d {body}",
+            f"python -c {shlex.quote(python)}",
+        )
+    )

@@ -1,0 +1,107 @@
+"""Answers that are sent whole: the contract's events gathered into one object.
+
+Invariant: what is gathered is exactly what the events say, choice by choice; nothing is made here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.service.openai.shapes import (
+    FINISH,
+    Head,
+    Offsets,
+    Tally,
+    chat_logprobs,
+    reasoning,
+)
+from quire.v1 import inference_pb2 as pb
+
+
+@dataclass(slots=True)
+class _Choice:
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, delta: pb.Delta) -> None:
+        self.texts.append(delta.text)
+        self.thoughts.append(delta.reasoning)
+        self.logprobs.extend(delta.logprobs)
+        for piece in delta.tool_calls:
+            call = self.calls.setdefault(piece.index, {"id": "", "name": "", "arguments": []})
+            call["id"] += piece.id
+            call["name"] += piece.name
+            call["arguments"].append(piece.arguments_json)
+
+
+class Answer:
+    """Gathers one call's events."""
+
+    def __init__(self, model: str, *, chat: bool, logprobs: bool) -> None:
+        kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
+        self._head = Head(kind, prefix, model)
+        self._chat = chat
+        self._with_logprobs = logprobs
+        self._tally = Tally()
+        self._choices: dict[int, _Choice] = {}
+
+    def take(self, message: pb.GenerateResponse) -> None:
+        """The next event."""
+        event = message.WhichOneof("event")
+        if event == "started":
+            self._head.started(message.started)
+            self._tally.started(message.started)
+        elif event == "delta":
+            self._choice(message.delta.index).take(message.delta)
+        else:
+            self._tally.finished(message.finished)
+            self._choice(message.finished.index).finish = FINISH.get(message.finished.reason)
+
+    def whole(self) -> dict[str, Any]:
+        """The object, once the call has ended."""
+        shape = self._chat_choice if self._chat else self._text_choice
+        choices = [shape(index, choice) for index, choice in sorted(self._choices.items())]
+        return self._head.object(choices) | {"usage": self._tally.usage()}
+
+    def _choice(self, index: int) -> _Choice:
+        return self._choices.setdefault(index, _Choice())
+
+    def _chat_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        text, calls = "".join(choice.texts), _calls(choice)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text if text or not calls else None,
+            "refusal": None,
+            **reasoning("".join(choice.thoughts)),
+        }
+        if calls:
+            message["tool_calls"] = calls
+        logprobs = chat_logprobs(choice.logprobs) if self._with_logprobs else None
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish,
+        }
+
+    def _text_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        logprobs = Offsets().logprobs(choice.logprobs) if self._with_logprobs else None
+        return {
+            "index": index,
+            "text": "".join(choice.texts),
+            "logprobs": logprobs,
+            "finish_reason": choice.finish,
+        }
+
+
+def _calls(choice: _Choice) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {"name": call["name"], "arguments": "".join(call["arguments"])},
+        }
+        for _, call in sorted(choice.calls.items())
+    ]

@@ -1,0 +1,135 @@
+"""Paths and what answers them; refusals as errors of OpenAI's shape.
+
+Invariant: whatever goes wrong, the answer is JSON with an `error`, or the connection ends. All
+paths but /health ask for a key, where keys are asked for.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quire.service.errors import Refusal
+from quire.service.openai import problems
+from quire.service.openai.door import Door
+from quire.service.openai.exchange import Exchange
+from quire.service.openai.generation import Generation
+from quire.service.openai.pages import Pages
+from quire.service.openai.problems import problem
+from quire.service.openai.tokens import Tokens
+from quire.service.rpc.reception import fault
+
+Endpoint = Callable[[Request], Awaitable[Any]]
+_ANY = ("GET", "POST", "DELETE")
+_OTHER = "/openai/"  # what requests that generate nothing are logged under
+
+
+def make_app(
+    door: Door, generation: Generation, pages: Pages, tokens: Tokens, origins: Sequence[str]
+) -> ASGIApp:
+    """origins: of web pages that may call."""
+
+    def guarded(endpoint: Endpoint, name: str) -> Endpoint:
+        async def answer(request: Request) -> Any:
+            exchange = request.scope["exchange"]
+            try:
+                await door.check_key(exchange)
+                return await endpoint(request)
+            except Refusal as refusal:
+                door.refused(exchange, refusal, _OTHER + name)
+                raise
+
+        return answer
+
+    routes = [
+        Route("/v1/chat/completions", generation.chat, methods=["POST"]),
+        Route("/v1/completions", generation.completions, methods=["POST"]),
+        Route("/v1/models", guarded(pages.models, "models"), methods=["GET"]),
+        Route("/v1/models/{name:path}", guarded(pages.model, "models"), methods=["GET"]),
+        Route("/v1/responses", _no_responses, methods=_ANY),
+        Route("/v1/responses/{rest:path}", _no_responses, methods=_ANY),
+        Route("/tokenize", guarded(tokens.tokenize, "tokenize"), methods=["POST"]),
+        Route("/detokenize", guarded(tokens.detokenize, "detokenize"), methods=["POST"]),
+        Route("/health", pages.health, methods=["GET"]),
+        Route("/version", guarded(pages.version, "version"), methods=["GET"]),
+        Route("/metrics", guarded(pages.metrics, "metrics"), methods=["GET"]),
+    ]
+    app: ASGIApp = ExceptionMiddleware(
+        Router(routes, redirect_slashes=False),
+        handlers={Refusal: _refused, HTTPException: _unknown},
+    )
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return _Entry(app, door)
+
+
+class _Entry:
+    """The first to see a request, and the last to see what became of it."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        exchange = Exchange(scope)
+        try:
+            self._door.check(exchange)
+        except Refusal as refusal:
+            self._door.refused(exchange, refusal, _OTHER + "headers")
+            await _response(refusal)(scope, receive, send)
+            return
+        try:
+            # `app`: without it, starlette answers unknown paths itself, in words of its own.
+            await self._app({**scope, "exchange": exchange, "app": self}, receive, noted)
+        except ClientDisconnect:
+            scope["connection"].abort()
+        except Exception as error:
+            told = fault(error)
+            if begun:
+                scope["connection"].abort()
+            else:
+                await _response(told)(scope, receive, send)
+
+
+async def _no_responses(_request: Request) -> Response:
+    raise problems.no_responses_api()
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _response(error)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """Of the router: a path, or a method, that is not here."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        return _response(problems.wrong_method(request.method, path))
+    return _response(problems.no_such_path(path))
+
+
+def _response(refusal: Refusal) -> Response:
+    told = problem(refusal)
+    return Response(
+        told.body, told.status, headers=dict(told.headers), media_type="application/json"
+    )

@@ -1,0 +1,78 @@
+"""A request's body: bounded in size and time while it comes in, then strict JSON.
+
+Invariant: a body takes its turn with those of gRPC (see `intake`), so what strangers may have in
+memory is bounded for both faces together; nothing is parsed that is larger than it may be; what the
+JSON says twice, or in numbers that are none, is refused.
+"""
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+
+from quire.service import errors
+from quire.service.admission.intake import BODY_SECONDS, Places, Reading
+from quire.service.openai import problems
+from quire.service.rpc.json_text import BadJson, read_object
+
+_RETRY_SECONDS = 1.0
+_JSON = "application/json"
+
+
+class Bodies:
+    """Reads them. Also raises starlette's ClientDisconnect, of a client that leaves meanwhile."""
+
+    def __init__(self, places: Places, most: int) -> None:
+        """most: bytes of a body."""
+        self._places = places
+        self._most = most
+
+    async def read(self, request: Request, connection: str) -> bytes:
+        """connection: whose turn it takes. Raises Refusal."""
+        _check_type(request.headers.get("content-type", ""))
+        self._check_length(request.headers.get("content-length", "0"))
+        async with self._places.place(connection) as reading:
+            return await self._in_time(request, reading)
+
+    async def _in_time(self, request: Request, reading: Reading) -> bytes:
+        body = asyncio.ensure_future(self._whole(request))
+        awaited: set[asyncio.Future[Any]] = {body, reading.given_up}
+        try:
+            await asyncio.wait(awaited, timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not body.done():
+                body.cancel()
+        if not body.done() or body.cancelled():
+            self._places.was_slow(reading.connection)
+            raise errors.slow_request(_RETRY_SECONDS)
+        return body.result()
+
+    async def _whole(self, request: Request) -> bytes:
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self._most:
+                raise problems.body_too_large(self._most)
+            parts.append(part)
+        return b"".join(parts)
+
+    def _check_length(self, told: str) -> None:
+        if told.isdecimal() and int(told[:20]) > self._most:
+            raise problems.body_too_large(self._most)
+
+
+def _check_type(content_type: str) -> None:
+    kind, _, rest = content_type.partition(";")
+    charset = rest.strip().lower().replace('"', "")
+    if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
+        raise problems.not_json(content_type)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The object. Raises Refusal."""
+    try:
+        return read_object(body.decode())
+    except UnicodeDecodeError as error:
+        raise problems.bad_body(f"is not UTF-8 (byte {error.start})") from None
+    except BadJson as error:
+        raise problems.bad_body(str(error)) from None

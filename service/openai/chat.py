@@ -1,0 +1,132 @@
+"""The body of /v1/chat/completions as a GenerateRequest."""
+
+from typing import Any
+
+from quire.service.openai import constraints, sampling
+from quire.service.openai.asked import Asked, read_streaming
+from quire.service.openai.fields import Fields
+from quire.service.openai.names import Names
+from quire.service.openai.tools import read_calls, read_tools
+from quire.service.rpc.field_faults import MAX_LOGPROBS, Faults
+from quire.v1 import inference_pb2 as pb
+
+_ROLES = {"developer": "system"}  # what the contract calls it
+_HINTS = (
+    ("functions", "is not supported: use tools"),
+    ("function_call", "is not supported: use tool_choice"),
+    (
+        "reasoning_effort",
+        'is not supported: chat_template_kwargs = {"enable_thinking": false} turns thinking off '
+        "where the model's template knows it",
+    ),
+)
+
+
+def read(values: dict[str, Any], request_id: str) -> Asked:
+    """Raises Refusal, with all faults of the body."""
+    faults = Faults()
+    body = Fields(values, faults)
+    request = pb.GenerateRequest(request_id=request_id)
+    sampling.read(body, request)
+    named = constraints.read(body, request) | _max_tokens(body, request)
+    _logprobs(body, request)
+    read_conversation(body, request.chat)
+    parse_output = body.flag("parse_output")
+    if parse_output is not None:
+        request.parse_output = parse_output
+    stream, include_usage = read_streaming(body)
+    if body.has("modalities"):
+        body.only("modalities", ["text"])
+    body.end(_HINTS)
+    faults.raise_if_any()
+    names = Names({**named, "sampling.logprobs": "top_logprobs"})
+    logprobs = request.sampling.HasField("logprobs")
+    return Asked(request, names, stream, include_usage, logprobs)
+
+
+def read_conversation(body: Fields, chat: pb.Chat) -> None:
+    """The fields that a prompt is made of."""
+    messages = body.items("messages")
+    if not messages:
+        body.fault("messages", [], "must hold at least one message")
+    for i, value in enumerate(messages):
+        item = body.item(f"messages[{i}]", value)
+        if item is not None:
+            _read_message(item, chat.messages.add())
+    read_tools(body, chat)
+    chat.chat_template_kwargs = body.json_text("chat_template_kwargs")
+    opened = body.flag("add_generation_prompt")
+    if opened is not None:
+        chat.add_generation_prompt = opened
+    chat.continue_final_message = body.flag("continue_final_message") or False
+    if chat.continue_final_message and opened is None:
+        chat.add_generation_prompt = False
+
+
+def _max_tokens(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
+    """The newer name, or the older one, which means the same."""
+    newer = body.whole("max_completion_tokens")
+    older = body.whole("max_tokens")
+    if newer is not None and older is not None and newer != older:
+        body.fault("max_tokens", older, f"differs from max_completion_tokens = {newer}")
+    most = newer if newer is not None else older
+    if most is not None:
+        request.sampling.max_tokens = most
+    return {} if newer is None else {"sampling.max_tokens": "max_completion_tokens"}
+
+
+def _logprobs(body: Fields, request: pb.GenerateRequest) -> None:
+    wanted = body.flag("logprobs") or False
+    top = body.whole("top_logprobs", high=MAX_LOGPROBS)
+    if wanted:
+        request.sampling.logprobs = top or 0
+    elif top:
+        body.fault("top_logprobs", top, "goes with logprobs = true alone")
+
+
+def _read_message(body: Fields, message: pb.ChatMessage) -> None:
+    role = body.text("role") or ""
+    message.role = _ROLES.get(role, role)
+    calls = read_calls(body, message)
+    has_content = body.has("content")
+    message.content = _content(body)
+    if not has_content and not (role == "assistant" and (calls or _thinks(body))):
+        body.fault("content", None, "is missing")
+    message.name = body.text("name") or ""
+    message.tool_call_id = body.text("tool_call_id") or ""
+    thoughts = [body.text(name) for name in ("reasoning_content", "reasoning")]
+    told = {thought for thought in thoughts if thought is not None}
+    if len(told) > 1:
+        body.fault("reasoning", "given", "differs from reasoning_content: give one of the two")
+    if told:
+        message.reasoning_content = told.pop()
+    for name in ("refusal", "audio", "function_call"):
+        body.only(name)
+    body.only("annotations", [])
+    body.end()
+
+
+def _thinks(body: Fields) -> bool:
+    return body.has("reasoning_content") or body.has("reasoning")
+
+
+def _content(body: Fields) -> str:
+    """A string, or parts of text, which are joined without anything between them."""
+    value = body.value("content")
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, list):
+        body.fault("content", value, "must be a string or a list of parts")
+        return ""
+    texts = []
+    for i, given in enumerate(value):
+        part = body.item(f"content[{i}]", given)
+        if part is None:
+            continue
+        kind = part.value("type")
+        if kind != "text":
+            part.fault("type", kind, 'must be "text": this model reads text alone')
+            continue
+        texts.append(part.text("text") or "")
+        part.end()
+    return "".join(texts)

@@ -1,0 +1,100 @@
+"""Answers that are streamed: each of the contract's events as chunks.
+
+Invariant: an event's chunks say what it says and no more; the pieces of a choice joined are the
+whole answer's. A choice ends with one chunk that holds its `finish_reason`.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from quire.service.openai.shapes import (
+    FINISH,
+    Head,
+    Offsets,
+    Tally,
+    call_delta,
+    chat_logprobs,
+    reasoning,
+)
+from quire.v1 import inference_pb2 as pb
+
+DONE = b"data: [DONE]\n\n"
+Chunk = dict[str, Any]
+
+
+def event(value: Chunk) -> bytes:
+    """As it is sent. In ASCII: some readers take other scripts' line ends for ends of lines."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+class Chunks:
+    """Of one call."""
+
+    def __init__(
+        self, model: str, *, chat: bool, logprobs: bool, include_usage: bool, n: int
+    ) -> None:
+        kind, prefix = (
+            ("chat.completion.chunk", "chatcmpl") if chat else ("text_completion", "cmpl")
+        )
+        self._head = Head(kind, prefix, model)
+        self._chat = chat
+        self._with_logprobs = logprobs
+        self._include_usage = include_usage
+        self._n = n
+        self._tally = Tally()
+        self._offsets = [Offsets() for _ in range(n)]
+
+    def take(self, message: pb.GenerateResponse) -> Iterator[Chunk]:
+        """The next event's."""
+        kind = message.WhichOneof("event")
+        if kind == "started":
+            yield from self._started(message.started)
+        elif kind == "delta":
+            yield from self._delta(message.delta)
+        else:
+            self._tally.finished(message.finished)
+            finish = FINISH.get(message.finished.reason)
+            if finish is not None:
+                yield self._chunk(message.finished.index, "", finish)
+
+    def last(self) -> Iterator[Chunk]:
+        """What follows the last choice's end."""
+        if self._include_usage:
+            yield self._head.object([]) | {"usage": self._tally.usage()}
+
+    def _started(self, started: pb.Started) -> Iterator[Chunk]:
+        self._head.started(started)
+        self._tally.started(started)
+        if self._chat:
+            for index in range(self._n):
+                yield self._object(index, {"delta": {"role": "assistant", "content": ""}}, None)
+
+    def _delta(self, delta: pb.Delta) -> Iterator[Chunk]:
+        """None where there is nothing but ids, which OpenAI's chunks do not hold."""
+        if not self._chat:
+            if delta.text or self._with_logprobs:
+                yield self._chunk(delta.index, delta.text, None, delta)
+            return
+        told: dict[str, Any] = reasoning(delta.reasoning)
+        if delta.text:
+            told["content"] = delta.text
+        if delta.tool_calls:
+            told["tool_calls"] = [call_delta(piece) for piece in delta.tool_calls]
+        logprobs = chat_logprobs(delta.logprobs) if self._with_logprobs else None
+        if told or logprobs is not None:
+            yield self._object(delta.index, {"delta": told, "logprobs": logprobs}, None)
+
+    def _chunk(
+        self, index: int, text: str, finish: str | None, delta: pb.Delta | None = None
+    ) -> Chunk:
+        if self._chat:
+            return self._object(index, {"delta": {}, "logprobs": None}, finish)
+        logprobs = None
+        if self._with_logprobs and delta is not None:
+            logprobs = self._offsets[index].logprobs(delta.logprobs)
+        return self._object(index, {"text": text, "logprobs": logprobs}, finish)
+
+    def _object(self, index: int, choice: dict[str, Any], finish: str | None) -> Chunk:
+        value = self._head.object([{"index": index, **choice, "finish_reason": finish}])
+        return value | {"usage": None} if self._include_usage else value

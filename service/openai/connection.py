@@ -1,0 +1,109 @@
+"""One connection: uvicorn's, with bounds before a request is known.
+
+Invariant: whoever connects and does not say what they want within HEADER_SECONDS is cut off,
+however slowly they say it, and so is whoever does not read; headers are bounded in size; there are
+at most `most` connections.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+log = logging.getLogger("quire.service")
+
+HEADER_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 75  # that a connection may rest between two requests
+MAX_HEADER_BYTES = 16 << 10
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Connection(H11Protocol):
+    """`since`: when what is awaited began to be awaited; None while a request is answered, or
+    before the next one has begun."""
+
+    def __init__(self, config: Config, state: ServerState, most: int, clock: Any) -> None:
+        """clock: seconds, of any beginning."""
+        super().__init__(config, state, {}, _loop=None)
+        self.app = functools.partial(_with_connection, self.app, self)
+        self._most = most
+        self._clock = clock
+        self.since: float | None = None
+        self._unread = 0, 0.0  # bytes that wait to be sent, and since when no fewer do
+
+    def connection_made(self, transport: Any) -> None:
+        """A connection too many is closed without a word."""
+        super().connection_made(transport)
+        self.since = self._clock()
+        if len(self.connections) > self._most:
+            self.connections.discard(self)
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """As much as came; a request's headers may be whole now."""
+        if self.since is None and not self._busy:
+            self.since = self._clock()
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        """See uvicorn; also called for a request that came before its turn."""
+        super().handle_events()
+        if self._busy:
+            self.since = None
+
+    def on_response_complete(self) -> None:
+        """The next request may come; what is here of it counts from now on."""
+        rest = bool(self.conn.trailing_data[0])
+        self.since = self._clock() if rest else None
+        super().on_response_complete()
+
+    def cut_off_if_slow(self, now: float, seconds: float, stall: float) -> None:
+        """Whoever has been awaited for so long, or has read nothing for `stall` seconds (0: any
+        time) of what was written."""
+        unread = self.transport.get_write_buffer_size()
+        before, since = self._unread
+        if not unread or unread != before:
+            self._unread = unread, now
+        elif stall and now - since >= stall:
+            self.transport.abort()
+        if self.since is not None and now - self.since >= seconds:
+            self.transport.abort()
+
+    def abort(self) -> None:
+        """Close now, whatever has not been read."""
+        self.transport.abort()
+
+    @property
+    def _busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP: an error of OpenAI's shape, if an answer has not begun."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self._busy:
+            self.transport.abort()
+            return
+        error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "http"}
+        body = json.dumps({"error": error}).encode()
+        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers.append(("content-length", str(len(body))))
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+async def _with_connection(
+    app: App, connection: Connection, scope: Scope, receive: Receive, send: Send
+) -> None:
+    await app({**scope, "connection": connection}, receive, send)

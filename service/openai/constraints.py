@@ -1,0 +1,87 @@
+"""`response_format` and `structured_outputs` as the contract's Constraint."""
+
+import json
+from typing import Any
+
+from quire.service.openai.fields import Fields
+from quire.v1 import inference_pb2 as pb
+
+_FORMATS = ("text", "json_object", "json_schema")
+_KINDS = ("json", "json_object", "regex", "choice", "grammar")
+
+Named = dict[str, str]
+
+
+def read(body: Fields, request: pb.GenerateRequest) -> Named:
+    """Sets the request's constraint. Returns the contract's fields under the names given."""
+    both = body.has("structured_outputs") and body.has("response_format")
+    named = _structured(body, request)
+    formatted = _format(body, request)
+    if both and named and formatted:
+        body.fault("structured_outputs", {}, "excludes response_format: give one of the two")
+    return named or formatted
+
+
+def _format(body: Fields, request: pb.GenerateRequest) -> Named:
+    given = body.nested("response_format")
+    if given is None:
+        return {}
+    kind = given.value("type")
+    if kind not in _FORMATS:
+        given.fault("type", kind, f"must be one of {', '.join(_FORMATS)}")
+    elif kind == "json_object":
+        request.constraint.json_object = True
+    schema = given.nested("json_schema")
+    if kind == "json_schema" and schema is None:
+        given.fault("json_schema", None, "is missing")
+    elif schema is not None and kind != "json_schema":
+        given.fault("json_schema", {}, 'goes with type "json_schema" alone')
+    elif schema is not None:
+        schema.passed_over("name", "description", "strict")
+        request.constraint.json_schema = _schema(schema, "schema")
+        schema.end()
+    given.end()
+    if kind not in _FORMATS[1:]:
+        return {}
+    return {
+        "constraint.json_schema": "response_format.json_schema.schema",
+        "constraint.json_object": "response_format.type",
+        "constraint": "response_format",
+    }
+
+
+def _structured(body: Fields, request: pb.GenerateRequest) -> Named:
+    given = body.nested("structured_outputs")
+    if given is None:
+        return {}
+    kinds = [kind for kind in _KINDS if given.has(kind)]
+    if len(kinds) != 1:
+        body.fault("structured_outputs", {}, f"must hold exactly one of {', '.join(_KINDS)}")
+    constraint = request.constraint
+    if given.has("json"):
+        constraint.json_schema = _schema(given, "json")
+    if given.flag("json_object"):
+        constraint.json_object = True
+    for kind in ("regex", "grammar"):
+        text = given.text(kind)
+        if text is not None:
+            setattr(constraint, kind, text)
+    if given.has("choice"):
+        constraint.choice.options.extend(given.texts("choice"))
+    given.end()
+    return {
+        "constraint.json_schema": "structured_outputs.json",
+        "constraint.choice.options": "structured_outputs.choice",
+        "constraint": "structured_outputs",
+    }
+
+
+def _schema(given: Fields, field: str) -> str:
+    """A schema as text: an object, or JSON text that is passed on as it is."""
+    value: Any = given.value(field)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict | bool):
+        return json.dumps(value, ensure_ascii=False)
+    given.fault(field, value, "must be a JSON schema")
+    return ""

@@ -1,0 +1,80 @@
+"""What a request is asked before its body is read: its size, its host, its key.
+
+Invariant: a caller without a key costs no more than their headers, over HTTP as over gRPC; a page
+of the web that was led here by a name of its own gets no answer.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any, cast
+
+from quire.service.errors import Refusal
+from quire.service.openai import problems
+from quire.service.openai.connection import MAX_HEADER_BYTES
+from quire.service.openai.exchange import Exchange
+from quire.service.rpc.doorman import Doorman
+from quire.service.security.auth import Authenticator
+from quire.service.settings import is_loopback
+
+GENERATE = "/quire.v1.InferenceService/Generate"  # what refused requests are counted under
+
+
+class Hosts:
+    """Names by which the server may be called."""
+
+    def __init__(self, listening: str, names: Sequence[str], *, guarded: bool) -> None:
+        """listening: the address. guarded: every caller proves who they are, which no page of the
+        web can do by its visitor's browser alone."""
+        self._here = is_loopback(listening)
+        self._names = {name.strip("[]").lower() for name in names}
+        self._any = "*" in names or (guarded and not self._here)
+
+    def check(self, host: str) -> None:
+        """The header `host`. Raises Refusal."""
+        if self._any:
+            return
+        name = _without_port(host).lower()
+        if name in self._names or name == "localhost":
+            return
+        address = _address(name)
+        if address is None or (self._here and not address.is_loopback):
+            raise problems.foreign_host(host)
+
+
+class Door:
+    """Of one server."""
+
+    def __init__(self, hosts: Hosts, authenticator: Authenticator, doorman: Doorman) -> None:
+        self._hosts = hosts
+        self._authenticator = authenticator
+        self._doorman = doorman
+
+    def check(self, exchange: Exchange) -> None:
+        """Whoever it is. Raises Refusal."""
+        metadata = exchange.invocation_metadata()
+        size = sum(len(name) + len(value) for name, value in metadata)
+        if size > MAX_HEADER_BYTES:
+            raise problems.headers_too_large(size, MAX_HEADER_BYTES)
+        self._hosts.check(exchange.headers.get("host", ""))
+
+    async def check_key(self, exchange: Exchange) -> None:
+        """Where keys are asked for. Raises Refusal."""
+        if self._authenticator.required:
+            await self._authenticator.check(exchange.invocation_metadata())
+
+    def refused(self, exchange: Exchange, refusal: Refusal, method: str = GENERATE) -> None:
+        """The request ends before any call: count it, and write its line."""
+        self._doorman.on_refused(method, cast(Any, exchange), refusal)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None

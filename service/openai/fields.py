@@ -1,0 +1,158 @@
+"""The fields of one JSON object of a request, each taken once and with its type.
+
+Invariant: a field is taken, or passed over by name, or its presence is a fault: none is ignored.
+`null` is as good as absent, as OpenAI's clients mean it. All faults of a body are told together.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from quire.service.errors import Violation, show
+from quire.service.rpc.field_faults import Faults
+
+UINT32 = (1 << 32) - 1
+
+
+class Fields:
+    """where: the object's own name in faults; empty for the body."""
+
+    def __init__(self, values: dict[str, Any], faults: Faults, where: str = "") -> None:
+        self._rest = dict(values)
+        self._faults = faults
+        self._where = where
+
+    def name(self, field: str) -> str:
+        """As a fault calls it."""
+        return f"{self._where}.{field}" if self._where else field
+
+    def has(self, field: str) -> bool:
+        """Whether it was given and has not been taken."""
+        return self._rest.get(field) is not None
+
+    def fault(self, field: str, value: object, limit: str) -> None:
+        """Something is wrong with it."""
+        told = limit if value is None else f"{shown(value)}: {limit}"
+        self._faults.found.append(Violation(self.name(field), told))
+
+    def value(self, field: str) -> Any:
+        """Whatever it is; None: not given."""
+        return self._rest.pop(field, None)
+
+    def text(self, field: str) -> str | None:
+        """A string."""
+        value: str | None = self._typed(field, str, "a string")
+        return value
+
+    def flag(self, field: str) -> bool | None:
+        """true or false."""
+        value: bool | None = self._typed(field, bool, "true or false")
+        return value
+
+    def number(self, field: str) -> float | None:
+        """Any number."""
+        value = self.value(field)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fault(field, value, "must be a number")
+            return None
+        try:
+            return float(value)
+        except OverflowError:
+            self.fault(field, value, "is beyond the range of a double")
+            return None
+
+    def whole(self, field: str, low: int = 0, high: int = UINT32) -> int | None:
+        """A whole number in a range, its ends included."""
+        value = self.value(field)
+        if value is None:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fault(field, value, "must be a whole number")
+            return None
+        if not low <= value <= high:
+            self.fault(field, value, f"must be between {low} and {high}")
+            return None
+        return value
+
+    def wholes(self, field: str) -> list[int]:
+        """A list of token ids; empty: not given."""
+        values = self.items(field)
+        for i, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= UINT32:
+                self.fault(f"{field}[{i}]", value, "must be a token id")
+                return []
+        return values
+
+    def texts(self, field: str) -> list[str]:
+        """A list of strings; empty: not given."""
+        values = self.items(field)
+        for i, value in enumerate(values):
+            if not isinstance(value, str):
+                self.fault(f"{field}[{i}]", value, "must be a string")
+                return []
+        return values
+
+    def items(self, field: str) -> list[Any]:
+        """A list; empty: not given."""
+        return self._typed(field, list, "a list") or []
+
+    def nested(self, field: str) -> "Fields | None":
+        """An object, whose fields are to be taken too."""
+        value = self._typed(field, dict, "an object")
+        return None if value is None else Fields(value, self._faults, self.name(field))
+
+    def item(self, field: str, value: object) -> "Fields | None":
+        """An object that stands in a list; field: with its index."""
+        if isinstance(value, dict):
+            return Fields(value, self._faults, self.name(field))
+        self.fault(field, value, "must be an object")
+        return None
+
+    def json_text(self, field: str) -> str:
+        """An object as JSON text, its keys in their order; empty: not given."""
+        value = self._typed(field, dict, "an object")
+        return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+    def only(self, field: str, *allowed: object, why: str = "") -> None:
+        """A field that is taken only with these values, which change nothing."""
+        value = self.value(field)
+        if value is None or any(value == one and type(value) is type(one) for one in allowed):
+            return
+        known = ", ".join(json.dumps(one) for one in allowed)
+        self.fault(field, value, why or (f"must be {known}" if known else "is not supported"))
+
+    def passed_over(self, *names: str) -> None:
+        """Fields that change nothing here, as the documentation says."""
+        for name in names:
+            self._rest.pop(name, None)
+
+    def end(self, hints: Iterable[tuple[str, str]] = ()) -> None:
+        """What is left is not known. hints: of some names, what to use instead."""
+        instead = dict(hints)
+        for name, value in self._rest.items():
+            if value is not None or name not in instead:
+                self.fault(name[:80], value, instead.get(name, "is not a field of this request"))
+        self._rest.clear()
+
+    def _typed(self, field: str, kind: type, article: str) -> Any:
+        value = self.value(field)
+        if value is None or isinstance(value, kind):
+            return value
+        self.fault(field, value, f"must be {article}")
+        return None
+
+
+def shown(value: object) -> str:
+    """A value as a fault repeats it: never longer than a line."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return show(value)
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:40] + "…"

@@ -1,0 +1,36 @@
+"""Fields of the contract that the core does not honour yet, so that none is accepted and ignored.
+
+Each entry goes when the core honours its field; with the last one goes the file, and its one call.
+"""
+
+from quire.service.errors import Violation, invalid
+from quire.service.openai.names import Names
+from quire.v1 import inference_pb2 as pb
+
+NOT_YET = (
+    "constraint",
+    "parse_output",
+    "sampling.logit_bias",
+    "sampling.allowed_token_ids",
+    "sampling.banned_token_ids",
+    "chat.tool_choice",
+    "chat.parallel_tool_calls",
+)
+
+
+def check(request: pb.GenerateRequest, names: Names) -> None:
+    """Raises Refusal."""
+    found = [path for path in NOT_YET if _given(request, path)]
+    found += [f"chat.tools[{i}].strict" for i, tool in enumerate(request.chat.tools) if tool.strict]
+    if found:
+        raise invalid([Violation(names.http(path), "is not supported yet") for path in found])
+
+
+def _given(request: pb.GenerateRequest, path: str) -> bool:
+    message: object = request
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not message.HasField(parent):  # type: ignore[attr-defined]
+            return False
+        message = getattr(message, parent)
+    return any(field.name == name for field, _ in message.ListFields())  # type: ignore[attr-defined]

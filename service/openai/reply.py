@@ -1,0 +1,156 @@
+"""One generating request, from its acceptance to the last byte of its answer.
+
+Invariant: an answer that was begun ends with its last chunk and `[DONE]`, or with an error event;
+one that was not begun is a status. A client that leaves cancels the call at once, whatever is being
+waited for, and so frees what it holds. A call that is ended under a client that does not read
+closes the connection, since nothing can be told.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, cast
+
+from starlette.types import Receive, Scope, Send
+
+from quire.service.errors import Refusal
+from quire.service.openai.answers import Answer
+from quire.service.openai.asked import Asked
+from quire.service.openai.chunks import DONE, Chunks, event
+from quire.service.openai.exchange import Exchange
+from quire.service.openai.problems import problem
+from quire.service.rpc.reception import Malformed
+from quire.service.rpc.servicer import InferenceServicer
+from quire.v1 import inference_pb2 as pb
+
+_JSON = (b"content-type", b"application/json")
+_STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+Headers = list[tuple[bytes, bytes]]
+Messages = AsyncGenerator[pb.GenerateResponse, None]
+
+
+class Reply:
+    """An ASGI application that answers one request."""
+
+    def __init__(
+        self,
+        servicer: InferenceServicer,
+        exchange: Exchange,
+        asked: Asked,
+        *,
+        model: str,
+        chat: bool,
+    ) -> None:
+        self._servicer = servicer
+        self._exchange = exchange
+        self._asked = asked
+        self._model = model
+        self._chat = chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        leaving = Leaving(receive)
+        try:
+            async with leaving.watched():
+                await self._answer(send, leaving)
+        except asyncio.CancelledError:
+            if not leaving.gone:
+                scope["connection"].abort()
+
+    async def _answer(self, send: Send, leaving: "Leaving") -> None:
+        request, context = self._asked.request, cast(Any, self._exchange)
+        messages = cast(Messages, self._servicer.Generate(request, context))
+        async with contextlib.aclosing(messages):
+            if self._asked.stream and not isinstance(request, Malformed):
+                await self._stream(messages, max(request.sampling.n, 1), send, leaving)
+            else:
+                await self._whole(messages, send, leaving)
+
+    async def _whole(self, messages: Messages, send: Send, leaving: "Leaving") -> None:
+        answer = Answer(self._model, chat=self._chat, logprobs=self._asked.logprobs)
+        try:
+            async for message in messages:
+                answer.take(message)
+        except Refusal as refusal:
+            await self._refuse(refusal, send, leaving)
+            return
+        body = json.dumps(answer.whole(), ensure_ascii=False).encode("utf-8", "replace")
+        leaving.over = True
+        await _send_whole(send, 200, [_JSON, *self._named()], body)
+
+    async def _stream(self, messages: Messages, n: int, send: Send, leaving: "Leaving") -> None:
+        asked, begun = self._asked, False
+        chunks = Chunks(
+            self._model,
+            chat=self._chat,
+            logprobs=asked.logprobs,
+            include_usage=asked.include_usage,
+            n=n,
+        )
+        try:
+            async for message in messages:
+                data = b"".join(map(event, chunks.take(message)))
+                if not begun:
+                    begun = True
+                    headers = [*_STREAM, *self._named()]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                if data:
+                    await _send_part(send, data, more=True)
+            last = b"".join(map(event, chunks.last())) + DONE
+        except Refusal as refusal:
+            if not begun:
+                await self._refuse(refusal, send, leaving)
+                return
+            error = problem(asked.names.translated(refusal)).error
+            last = event({"error": dict(error)})
+        leaving.over = True
+        await _send_part(send, last, more=False)
+
+    async def _refuse(self, refusal: Refusal, send: Send, leaving: "Leaving") -> None:
+        told = problem(self._asked.names.translated(refusal))
+        headers = [_JSON, *((k.encode(), v.encode()) for k, v in told.headers.items())]
+        leaving.over = True
+        await _send_whole(send, told.status, [*headers, *self._named()], told.body)
+
+    def _named(self) -> Headers:
+        name = self._exchange.request_id
+        return [(b"x-request-id", name.encode())] if name else []
+
+
+class Leaving:
+    """Notices that the client has gone, and cancels the task that answers it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.gone = False
+        self.over = False  # the end is being written: what comes of it is no leaving
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """While this is open."""
+        task = asyncio.current_task()
+        assert task is not None
+        watching = asyncio.create_task(self._watch(task))
+        try:
+            yield
+        finally:
+            self.over = True
+            watching.cancel()
+
+    async def _watch(self, task: "asyncio.Task[Any]") -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.over:
+            self.gone = True
+            task.cancel()
+
+
+async def _send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await _send_part(send, body, more=False)
+
+
+async def _send_part(send: Send, body: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})

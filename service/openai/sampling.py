@@ -1,0 +1,89 @@
+"""The fields that chats and completions share: how tokens are chosen, and when it ends.
+
+Invariant: ranges are the contract's, checked behind it; here only that a value can be written into
+the contract's field at all. What a field means there, it means here; but for `priority`, which
+runs the lower first, as vLLM has it.
+"""
+
+from quire.service.openai.fields import UINT32, Fields
+from quire.v1 import inference_pb2 as pb
+
+PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+_INT32 = (1 << 31) - 1
+_UINT64 = (1 << 64) - 1
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+def read(body: Fields, request: pb.GenerateRequest) -> None:
+    """Sets the request's sampling, and what else both kinds have."""
+    sampling = request.sampling
+    for name in _NUMBERS:
+        number = body.number(name)
+        if number is not None:
+            setattr(sampling, name, number)
+    for name in ("n", "min_tokens"):
+        count = body.whole(name)
+        if count is not None:
+            setattr(sampling, name, count)
+    top_k = body.whole("top_k", low=-1)
+    if top_k is not None:
+        sampling.top_k = max(top_k, 0)  # -1 is 0: all
+    seed = body.whole("seed", low=-(1 << 63), high=_UINT64)
+    if seed is not None:
+        sampling.seed = seed & _UINT64
+    _read_ends(body, sampling)
+    _read_ids(body, sampling)
+    request.model = body.text("model") or ""
+    request.cache_salt = body.text("cache_salt") or ""
+    request.priority = -(body.whole("priority", low=-_INT32, high=_INT32) or 0)
+    body.passed_over(*PASSED_OVER)
+    body.only("skip_special_tokens", True)
+    body.only("spaces_between_special_tokens", True)
+
+
+def _read_ends(body: Fields, sampling: pb.SamplingParams) -> None:
+    stop = body.value("stop")
+    if isinstance(stop, str):
+        sampling.stop.append(stop)
+    elif isinstance(stop, list) and all(isinstance(one, str) for one in stop):
+        sampling.stop.extend(stop)
+    elif stop is not None:
+        body.fault("stop", stop, "must be a string or a list of strings")
+    sampling.stop_token_ids.extend(body.wholes("stop_token_ids"))
+    sampling.ignore_eos = body.flag("ignore_eos") or False
+    sampling.include_stop_str_in_output = body.flag("include_stop_str_in_output") or False
+
+
+def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
+    sampling.allowed_token_ids.extend(body.wholes("allowed_token_ids"))
+    sampling.banned_token_ids.extend(body.wholes("banned_token_ids"))
+    bias = body.value("logit_bias")
+    if bias is None:
+        return
+    if not isinstance(bias, dict):
+        body.fault("logit_bias", bias, "must be an object")
+        return
+    for token, value in bias.items():
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (token.isdecimal() and len(token) < 11 and int(token) <= UINT32):
+            body.fault("logit_bias", token, "must be a token id")
+        elif not good or abs(value) > _INT32:
+            body.fault(f"logit_bias.{token}", value, "must be a number")
+        else:
+            sampling.logit_bias[int(token)] = value

@@ -1,0 +1,125 @@
+"""Pieces of answers that whole ones and streamed ones share."""
+
+import codecs
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.v1 import inference_pb2 as pb
+
+# The other reasons come with a status, which is the answer's end.
+FINISH = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+
+@dataclass(slots=True)
+class Head:
+    """What every object of an answer repeats. kind: its `object`; prefix: of its id."""
+
+    kind: str
+    prefix: str
+    model: str
+    id: str = ""
+    fingerprint: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def started(self, started: pb.Started) -> None:
+        """The call runs."""
+        self.id = f"{self.prefix}-{started.request_id}"
+        self.fingerprint = started.model_fingerprint
+
+    def object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """With these choices."""
+        return {
+            "id": self.id,
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+
+class Tally:
+    """Tokens of all the choices."""
+
+    def __init__(self) -> None:
+        self._prompt = self._cached = self._made = self._thought = 0
+
+    def started(self, started: pb.Started) -> None:
+        """The prompt, which the choices share."""
+        self._prompt, self._cached = started.prompt_tokens, started.cached_tokens
+
+    def finished(self, finished: pb.Finished) -> None:
+        """One choice."""
+        self._made += finished.usage.completion_tokens
+        self._thought += finished.usage.reasoning_tokens
+
+    def usage(self) -> dict[str, Any]:
+        """As OpenAI's clients read it."""
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._made,
+            "total_tokens": self._prompt + self._made,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+            "completion_tokens_details": {"reasoning_tokens": self._thought},
+        }
+
+
+def chat_logprobs(tokens: Iterable[pb.TokenLogprob]) -> dict[str, Any]:
+    """Of a chat: each token with its bytes and the best others."""
+    content = [
+        {**_token(one), "top_logprobs": [_token(other) for other in one.top]} for one in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(one: "pb.TokenLogprob | pb.TopLogprob") -> dict[str, Any]:
+    raw = bytes(one.bytes)
+    return {"token": raw.decode("utf-8", "replace"), "logprob": one.logprob, "bytes": list(raw)}
+
+
+class Offsets:
+    """Of a completion: its log-probabilities, each with its place in the text (characters)."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at = 0
+
+    def logprobs(self, tokens: Iterable[pb.TokenLogprob]) -> dict[str, Any]:
+        """Of the next tokens."""
+        told: dict[str, Any] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        for one in tokens:
+            raw = bytes(one.bytes)
+            told["tokens"].append(raw.decode("utf-8", "replace"))
+            told["token_logprobs"].append(one.logprob)
+            told["top_logprobs"].append(
+                {bytes(o.bytes).decode("utf-8", "replace"): o.logprob for o in one.top}
+            )
+            told["text_offset"].append(self._at)
+            self._at += len(self._decoder.decode(raw))
+        return told
+
+
+def call_delta(piece: pb.ToolCallDelta) -> dict[str, Any]:
+    """A piece of a call: its first one names it, the others go on with the arguments."""
+    function: dict[str, Any] = {"arguments": piece.arguments_json}
+    delta: dict[str, Any] = {"index": piece.index, "function": function}
+    if piece.id or piece.name:
+        function["name"] = piece.name
+        delta |= {"id": piece.id, "type": "function"}
+    return delta
+
+
+def reasoning(text: str) -> dict[str, str]:
+    """Thoughts, under both names by which clients look for them."""
+    return {"reasoning": text, "reasoning_content": text} if text else {}

@@ -1,0 +1,82 @@
+"""Tools, the calls of them in a conversation, and whether they may be called."""
+
+from typing import Any
+
+from quire.service.openai.fields import Fields
+from quire.v1 import inference_pb2 as pb
+
+_MODES = {
+    "none": pb.TOOL_CHOICE_MODE_NONE,
+    "required": pb.TOOL_CHOICE_MODE_REQUIRED,
+}
+
+
+def read_tools(body: Fields, chat: pb.Chat) -> None:
+    """The tools, and the choice among them. `auto`, and several calls, are as if unset."""
+    for i, value in enumerate(body.items("tools")):
+        function = _function(body, f"tools[{i}]", value)
+        if function is None:
+            continue
+        tool = chat.tools.add(name=function.text("name") or "")
+        description = function.text("description")
+        if description is not None:
+            tool.description = description
+        tool.parameters_json = function.json_text("parameters")
+        tool.strict = function.flag("strict") or False
+        function.end()
+    _read_choice(body, chat)
+    if body.flag("parallel_tool_calls") is False:
+        chat.parallel_tool_calls = False
+
+
+def _read_choice(body: Fields, chat: pb.Chat) -> None:
+    choice: Any = body.value("tool_choice")
+    if choice is None or choice == "auto" or (choice == "none" and not chat.tools):
+        return
+    if isinstance(choice, str):
+        if choice in _MODES:
+            chat.tool_choice.mode = _MODES[choice]
+        else:
+            body.fault("tool_choice", choice, "must be auto, none, required or a function")
+        return
+    function = _function(body, "tool_choice", choice)
+    if function is not None:
+        chat.tool_choice.name = function.text("name") or ""
+        function.end()
+
+
+def read_calls(body: Fields, message: pb.ChatMessage) -> bool:
+    """The calls that an assistant made; whether there are any."""
+    values = body.items("tool_calls")
+    for j, value in enumerate(values):
+        item = body.item(f"tool_calls[{j}]", value)
+        if item is None:
+            continue
+        call = message.tool_calls.add(id=item.text("id") or "")
+        item.passed_over("index")  # of the deltas, which some clients keep
+        item.only("type", "function")
+        function = item.nested("function")
+        if function is None:
+            item.fault("function", None, "is missing")
+        else:
+            call.name = function.text("name") or ""
+            call.arguments_json = function.text("arguments") or ""
+            function.end()
+        item.end()
+    return bool(values)
+
+
+def _function(body: Fields, name: str, value: object) -> Fields | None:
+    """The inside of {"type": "function", "function": {…}}."""
+    item = body.item(name, value)
+    if item is None:
+        return None
+    kind = item.value("type")
+    if kind != "function":
+        item.fault("type", kind, 'must be "function"')
+        return None
+    function = item.nested("function")
+    if function is None:
+        item.fault("function", None, "is missing")
+    item.end()
+    return function

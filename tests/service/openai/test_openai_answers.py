@@ -1,0 +1,97 @@
+"""The contract's events as OpenAI's objects: thoughts, calls of tools, and how it all joins."""
+
+from typing import Any
+
+from quire.service.openai.answers import Answer
+from quire.service.openai.chunks import Chunks, event
+from quire.v1 import inference_pb2 as pb
+
+STARTED = pb.Started(request_id="r", model_fingerprint="f", prompt_tokens=7, cached_tokens=4)
+USAGE = pb.Usage(prompt_tokens=7, completion_tokens=9, reasoning_tokens=3)
+CALLS = (
+    pb.ToolCallDelta(index=0, id="c0", name="add", arguments_json=""),
+    pb.ToolCallDelta(index=0, arguments_json='{"a":'),
+    pb.ToolCallDelta(index=0, arguments_json=" 1}"),
+    pb.ToolCallDelta(index=1, id="c1", name="now", arguments_json="{}"),
+)
+
+
+def events() -> list[pb.GenerateResponse]:
+    """A thought, two calls in pieces, and the end."""
+    deltas = [
+        pb.Delta(reasoning="I "),
+        pb.Delta(reasoning="add."),
+        *(pb.Delta(tool_calls=[piece]) for piece in CALLS),
+    ]
+    ended = pb.Finished(reason=pb.FINISH_REASON_TOOL_CALLS, usage=USAGE)
+    return [
+        pb.GenerateResponse(started=STARTED),
+        *(pb.GenerateResponse(delta=delta) for delta in deltas),
+        pb.GenerateResponse(finished=ended),
+    ]
+
+
+def whole(messages: list[pb.GenerateResponse]) -> dict[str, Any]:
+    answer = Answer("m", chat=True, logprobs=False)
+    for message in messages:
+        answer.take(message)
+    return answer.whole()
+
+
+def test_thoughts_and_calls_stand_apart_from_the_text() -> None:
+    told = whole(events())
+    [choice] = told["choices"]
+    message = choice["message"]
+    assert (message["content"], choice["finish_reason"]) == (None, "tool_calls")
+    assert message["reasoning"] == message["reasoning_content"] == "I add."
+    assert message["tool_calls"] == [
+        {"id": "c0", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
+        {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}},
+    ]
+    assert told["id"] == "chatcmpl-r"
+    assert told["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 9,
+        "total_tokens": 16,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+
+
+def test_streamed_pieces_joined_are_the_whole() -> None:
+    chunks = Chunks("m", chat=True, logprobs=False, include_usage=True, n=1)
+    told = [chunk for message in events() for chunk in chunks.take(message)]
+    deltas = [chunk["choices"][0]["delta"] for chunk in told]
+    message = whole(events())["choices"][0]["message"]
+    assert "".join(d.get("reasoning", "") for d in deltas) == message["reasoning"]
+    pieces = [piece for d in deltas for piece in d.get("tool_calls", ())]
+    for index, call in enumerate(message["tool_calls"]):
+        own = [piece for piece in pieces if piece["index"] == index]
+        assert [piece["id"] for piece in own if "id" in piece] == [call["id"]]
+        assert own[0]["function"]["name"] == call["function"]["name"]
+        joined = "".join(piece["function"]["arguments"] for piece in own)
+        assert joined == call["function"]["arguments"]
+    assert told[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    [last] = chunks.last()
+    assert last["usage"] == whole(events())["usage"]
+
+
+def test_an_event_is_one_line_of_ascii_whatever_it_holds() -> None:
+    data = event({"text": "a\n\u2028\x85ü"})
+    assert data.isascii() and data.endswith(b"\n\n") and data.count(b"\n") == 2
+
+
+def test_nothing_is_sent_for_ids_that_made_no_text() -> None:
+    for chat in (True, False):
+        chunks = Chunks("m", chat=chat, logprobs=False, include_usage=False, n=1)
+        list(chunks.take(pb.GenerateResponse(started=STARTED)))
+        assert list(chunks.take(pb.GenerateResponse(delta=pb.Delta(token_ids=[2])))) == []
+
+
+def test_the_offsets_of_a_completion_count_characters_not_bytes() -> None:
+    tokens = [pb.TokenLogprob(bytes=raw) for raw in ("é".encode()[:1], "é".encode()[1:], b"x")]
+    answer = Answer("m", chat=False, logprobs=True)
+    answer.take(pb.GenerateResponse(started=STARTED))
+    answer.take(pb.GenerateResponse(delta=pb.Delta(text="éx", logprobs=tokens)))
+    [choice] = answer.whole()["choices"]
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1]

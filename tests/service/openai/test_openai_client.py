@@ -1,0 +1,274 @@
+"""OpenAI's own Python client, as it is, against the HTTP API."""
+
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+from support.fake_engine import Device
+from support.harness import PATIENCE, Running, run, serving
+
+from quire.service.errors import rate_limited
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+SAID = "user\nHello"  # the device says the prompt back
+
+
+def client(running: Running, key: str = "none") -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
+
+
+def test_a_chat_is_answered_whole() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            told = await api.chat.completions.create(
+                model="fake", messages=HELLO, n=2, logprobs=True, top_logprobs=2, seed=-5
+            )
+            assert [choice.message.content for choice in told.choices] == [SAID, SAID]
+            assert [choice.index for choice in told.choices] == [0, 1]
+            choice = told.choices[0]
+            assert (choice.finish_reason, choice.message.role) == ("stop", "assistant")
+            assert choice.logprobs is not None and choice.logprobs.content is not None
+            first = choice.logprobs.content[1]
+            assert (first.token, bytes(first.bytes or [])) == ("user", b"user")
+            assert [len(one.top_logprobs) for one in choice.logprobs.content][:2] == [2, 2]
+            assert told.usage is not None and told.usage.prompt_tokens_details is not None
+            assert told.usage.total_tokens == (
+                told.usage.prompt_tokens + told.usage.completion_tokens
+            )
+            assert told.usage.completion_tokens == 2 * len(choice.logprobs.content)
+            assert (told.object, told.model) == ("chat.completion", "fake")
+            assert told.system_fingerprint == "fake-fingerprint"
+
+    run(test)
+
+
+def test_a_chat_is_streamed_and_ends_with_its_usage() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            stream = await api.chat.completions.create(
+                model="fake",
+                messages=HELLO,
+                n=2,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            chunks = [chunk async for chunk in stream]
+            *told, last = chunks
+            assert last.choices == [] and last.usage is not None
+            assert last.usage.completion_tokens > 0
+            assert all(chunk.usage is None for chunk in told)
+            for index in (0, 1):
+                deltas = [c for chunk in told for c in chunk.choices if c.index == index]
+                assert deltas[0].delta.role == "assistant"
+                assert "".join(d.delta.content or "" for d in deltas) == SAID
+                assert [d.finish_reason for d in deltas if d.finish_reason] == ["stop"]
+                assert deltas[-1].finish_reason == "stop"
+            assert len({chunk.id for chunk in chunks}) == 1
+
+    run(test)
+
+
+def test_completions_take_text_and_ids_whole_and_streamed() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            text = await api.completions.create(
+                model="fake", prompt="Hello there", logprobs=1, max_tokens=16
+            )
+            assert text.choices[0].text == "Hello there"
+            logprobs = text.choices[0].logprobs
+            assert logprobs is not None and logprobs.tokens is not None
+            assert logprobs.tokens[:2] == ["Hello", " there"]
+            assert logprobs.text_offset == [0, 5, 11]
+            ids = await api.completions.create(model="fake", prompt=[300, 301], max_tokens=1)
+            assert ids.choices[0].finish_reason == "length"
+            stream = await api.completions.create(
+                model="fake", prompt=["Hello there"], stream=True, stop=" there"
+            )
+            chunks = [chunk async for chunk in stream]
+            assert "".join(chunk.choices[0].text for chunk in chunks) == "Hello"
+            assert chunks[-1].choices[0].finish_reason == "stop"
+
+    run(test)
+
+
+def test_models_tokens_health_version_and_metrics() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            [model] = (await api.models.list()).data
+            assert model.id == "fake" and (await api.models.retrieve("fake")).id == "fake"
+            with pytest.raises(openai.NotFoundError):
+                await api.models.retrieve("another")
+            told: Any = await api.post(
+                f"{running.url}/tokenize", body={"prompt": "Hello there"}, cast_to=object
+            )
+            assert (told["count"], told["max_model_len"]) == (2, 2048)
+            back: Any = await api.post(
+                f"{running.url}/detokenize", body={"tokens": told["tokens"]}, cast_to=object
+            )
+            assert back == {"prompt": "Hello there"}
+            chat: Any = await api.post(
+                f"{running.url}/tokenize", body={"messages": HELLO}, cast_to=object
+            )
+            answer = await api.chat.completions.create(model="fake", messages=HELLO)
+            assert answer.usage is not None and answer.usage.prompt_tokens == chat["count"]
+            assert await api.get(f"{running.url}/health", cast_to=object) == {"status": "ready"}
+            version: Any = await api.get(f"{running.url}/version", cast_to=object)
+            assert version["version"]
+            page = (await api.get(f"{running.url}/metrics", cast_to=str)).replace(" ", "=")
+            assert 'quire_rpcs_total{code="OK",method="Generate"}=1.0' in page
+
+    run(test)
+
+
+def test_refusals_are_the_client_s_own_errors_with_the_field() -> None:
+    async def refused(api: openai.AsyncOpenAI, **more: Any) -> openai.APIStatusError:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await api.chat.completions.create(**{"model": "fake", "messages": HELLO, **more})
+        return caught.value
+
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            for field, more in (
+                ("temperature", {"temperature": -1}),
+                ("max_completion_tokens", {"max_completion_tokens": 0}),
+                ("top_logprobs", {"top_logprobs": 21, "logprobs": True}),
+                ("stop[0]", {"stop": ["x" * 257]}),
+                ("wit", {"extra_body": {"wit": 1}}),
+                ("messages[0].role", {"messages": [{"role": "wizard", "content": "x"}]}),
+                ("priority", {"extra_body": {"priority": -1}}),
+                ("x-request-id", {"extra_headers": {"x-request-id": "a b"}}),
+            ):
+                error = await refused(api, **more)
+                assert (type(error), error.param) == (openai.BadRequestError, field)
+            error = await refused(api, model="another")
+            assert isinstance(error, openai.NotFoundError) and error.code == "model_not_found"
+            with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
+                await api.responses.create(model="fake", input="Hello")
+            stats = await running.idle()
+            assert stats.requests.refused["INVALID_ARGUMENT"] == 8
+            assert (stats.requests.accepted, stats.requests.refused["NOT_FOUND"]) == (0, 1)
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_blocks(stream: bool) -> None:
+    device = Device()
+
+    async def test() -> None:
+        async with serving(device, http=True) as running, client(running) as api:
+            device.hold()
+            call = asyncio.create_task(
+                api.chat.completions.create(model="fake", messages=HELLO, stream=stream)
+            )
+            await running.until(lambda stats: stats.requests.running == 1)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            async with asyncio.timeout(PATIENCE):
+                while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
+                    await asyncio.sleep(0.005)
+            device.release()
+            stats = await running.idle()
+            assert stats.requests.finished_cancelled == 1
+
+    run(test)
+
+
+def test_a_stream_that_is_closed_half_way_is_cancelled() -> None:
+    device = Device()
+
+    async def test() -> None:
+        async with serving(device, http=True) as running, client(running) as api:
+            stream = await api.completions.create(
+                model="fake",
+                prompt=[300, 301],
+                stream=True,
+                max_tokens=2000,
+                extra_body={"ignore_eos": True},
+            )
+            await anext(aiter(stream))
+            device.hold()
+            await stream.close()
+            async with asyncio.timeout(PATIENCE):
+                while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
+                    await asyncio.sleep(0.005)
+            device.release()
+            await running.idle()
+
+    run(test)
+
+
+def test_limits_are_429_with_the_time_to_come_again() -> None:
+    async def test() -> None:
+        limits = {"rate_limit_requests": 1e-4, "rate_limit_burst_seconds": 1e4}
+        async with serving(http=True, **limits) as running, client(running) as api:
+            await api.chat.completions.create(model="fake", messages=HELLO)
+            with pytest.raises(openai.RateLimitError) as caught:
+                await api.chat.completions.create(model="fake", messages=HELLO)
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+            told = rate_limited("requests", 1e-4, 1.0).message
+            assert caught.value.body["message"] == told  # type: ignore[index]
+
+    run(test)
+
+
+def test_a_failed_step_is_a_status_before_the_answer_and_an_event_within_it() -> None:
+    device = Device()
+
+    async def test() -> None:
+        async with serving(device, http=True) as running, client(running) as api:
+            device.fail = ValueError("a fault")
+            with pytest.raises(openai.InternalServerError, match="its log knows it"):
+                await api.chat.completions.create(model="fake", messages=HELLO)
+            stream = await api.completions.create(
+                model="fake",
+                prompt=[300, 301],
+                stream=True,
+                max_tokens=2000,
+                extra_body={"ignore_eos": True},
+            )
+            with pytest.raises(openai.APIError, match="its log knows it"):
+                async for _ in stream:
+                    device.fail = ValueError("a fault")
+            await running.idle()
+
+    run(test)
+
+
+def test_while_it_loads_and_drains_it_says_so() -> None:
+    async def test() -> None:
+        async with serving(http=True, load=False) as running, client(running) as api:
+            for call in (
+                api.chat.completions.create(model="fake", messages=HELLO),
+                api.models.list(),
+            ):
+                with pytest.raises(openai.InternalServerError) as caught:
+                    await call
+                assert (caught.value.status_code, caught.value.code) == (503, "loading")
+                assert caught.value.response.headers["retry-after"] == "1"
+            with pytest.raises(openai.InternalServerError):
+                await api.get(f"{running.url}/health", cast_to=object)
+        async with serving(http=True) as running, client(running) as api:
+            await running.server.drain()
+            with pytest.raises(openai.InternalServerError) as caught:
+                await api.chat.completions.create(model="fake", messages=HELLO)
+            assert caught.value.code == "draining"
+
+    run(test)
+
+
+def test_the_client_without_async_works_too() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+
+            def calls() -> tuple[str, str]:
+                with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as api:
+                    whole = api.chat.completions.create(model="fake", messages=HELLO)
+                    stream = api.chat.completions.create(model="fake", messages=HELLO, stream=True)
+                    joined = "".join(c.choices[0].delta.content or "" for c in stream)
+                    return whole.choices[0].message.content or "", joined
+
+            assert await asyncio.to_thread(calls) == (SAID, SAID)
+
+    run(test)

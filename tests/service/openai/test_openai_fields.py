@@ -1,0 +1,324 @@
+"""Bodies of the HTTP API as requests of the contract: a field arrives, or is refused by name."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire.service.errors import Refusal
+from quire.service.openai import chat, completions, not_yet, sampling
+from quire.service.openai.asked import Asked
+from quire.service.openai.bodies import parse
+from quire.service.openai.names import Names
+from quire.service.rpc.reception import Malformed
+from quire.v1 import inference_pb2 as pb
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {"z": 25.0, "a": 1}},
+}
+
+
+def asked(**fields: Any) -> Asked:
+    return chat.read({"messages": HELLO, **fields}, "")
+
+
+def request(**fields: Any) -> pb.GenerateRequest:
+    read = asked(**fields).request
+    assert not isinstance(read, Malformed)
+    return read
+
+
+def faults(**fields: Any) -> dict[str, str]:
+    with pytest.raises(Refusal) as caught:
+        asked(**fields)
+    return dict(caught.value.violations)
+
+
+def test_every_field_of_sampling_arrives() -> None:
+    got = request(
+        model="m",
+        temperature=1,
+        top_p=0.5,
+        top_k=-1,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        seed=-1,
+        n=2,
+        max_completion_tokens=7,
+        min_tokens=3,
+        stop="x",
+        stop_token_ids=[4],
+        include_stop_str_in_output=True,
+        ignore_eos=True,
+        logprobs=True,
+        top_logprobs=5,
+        logit_bias={"17": -100, "18": 2.5},
+        allowed_token_ids=[1, 2],
+        banned_token_ids=[3],
+        cache_salt="salt",
+        priority=5,
+    )
+    assert got.sampling == pb.SamplingParams(
+        temperature=1,
+        top_p=0.5,
+        top_k=0,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        seed=(1 << 64) - 1,
+        n=2,
+        max_tokens=7,
+        min_tokens=3,
+        stop=["x"],
+        stop_token_ids=[4],
+        include_stop_str_in_output=True,
+        ignore_eos=True,
+        logprobs=5,
+        logit_bias={17: -100, 18: 2.5},
+        allowed_token_ids=[1, 2],
+        banned_token_ids=[3],
+    )
+    assert (got.model, got.cache_salt) == ("m", "salt")
+    assert got.priority == -5  # here the lower runs first, in the contract the higher
+
+
+def test_null_is_as_good_as_absent() -> None:
+    nothing = dict.fromkeys(
+        (
+            *("temperature", "max_tokens", "n", "stop", "seed", "logit_bias", "tools", "user"),
+            *("tool_choice", "response_format", "stream", "stream_options", "functions"),
+        )
+    )
+    assert request(**nothing) == request()
+
+
+def test_what_is_passed_over_changes_nothing() -> None:
+    told = request(
+        user="u",
+        safety_identifier="s",
+        prompt_cache_key="k",
+        prompt_cache_retention="24h",
+        metadata={"a": "b"},
+        store=True,
+        service_tier="auto",
+        prediction={"type": "content", "content": "x"},
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        response_format={"type": "text"},
+        modalities=["text"],
+        skip_special_tokens=True,
+    )
+    assert told == request()
+
+
+def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
+    assert faults(wit=1, temprature=0.5, max_tokens="7", n=1.5) == {
+        "wit": "1: is not a field of this request",
+        "temprature": "0.5: is not a field of this request",
+        "max_tokens": "'7': must be a whole number",
+        "n": "1.5: must be a whole number",
+    }
+    assert "use tools" in faults(functions=[])["functions"]
+    assert "enable_thinking" in faults(reasoning_effort="low")["reasoning_effort"]
+    assert "audio" in faults(audio={"voice": "x"})
+    assert faults(skip_special_tokens=False) == {"skip_special_tokens": "false: must be true"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"stop": [1]}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
+        ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["x"]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+        ),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"nome": "x"}}]}, "tools[0].function.nome"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"structured_outputs": {"regex": "x", "json": {}}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "x", "fast": 1}}, "structured_outputs.fast"),
+    ],
+)
+def test_a_fault_names_its_field(fields: dict[str, Any], name: str) -> None:
+    assert list(faults(**fields)) == [name]
+
+
+def test_conversations_arrive_with_their_roles_parts_calls_and_thoughts() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    got = request(
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning": "hm",
+                "reasoning_content": "hm",
+                "tool_calls": [call],
+                "refusal": None,
+                "annotations": [],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "3"},
+        ],
+        tools=[TOOL],
+        chat_template_kwargs={"enable_thinking": False},
+        continue_final_message=True,
+    ).chat
+    system, user, assistant, tool = got.messages
+    assert (system.role, user.content) == ("system", "ab")
+    assert assistant.tool_calls[0] == pb.ToolCall(id="c1", name="add", arguments_json="{}")
+    assert (assistant.reasoning_content, tool.tool_call_id) == ("hm", "c1")
+    assert got.tools[0].parameters_json == '{"z": 25.0, "a": 1}'  # order and points are kept
+    assert json.loads(got.chat_template_kwargs) == {"enable_thinking": False}
+    assert got.continue_final_message and not got.add_generation_prompt
+
+
+def test_what_an_answer_must_be_like_arrives_as_a_constraint() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    read = asked(response_format=form)
+    assert isinstance(read.request, pb.GenerateRequest)
+    assert json.loads(read.request.constraint.json_schema) == schema
+    told = "response_format.json_schema.schema.properties.x"
+    assert read.names.http("constraint.json_schema.properties.x") == told
+    assert request(response_format={"type": "json_object"}).constraint.json_object
+    for kind, value in (("regex", "a+"), ("grammar", "start: x"), ("json_schema", "{}")):
+        name = kind.removesuffix("_schema")
+        got = request(structured_outputs={name: value}).constraint
+        assert (got.WhichOneof("kind"), getattr(got, kind)) == (kind, value)
+    choice = asked(structured_outputs={"choice": ["a", "b"]})
+    assert isinstance(choice.request, pb.GenerateRequest)
+    assert list(choice.request.constraint.choice.options) == ["a", "b"]
+    assert choice.names.http("constraint.choice.options[1]") == "structured_outputs.choice[1]"
+
+
+def test_whether_tools_may_be_called_arrives() -> None:
+    named = {"type": "function", "function": {"name": "add"}}
+    assert request(tools=[TOOL], tool_choice=named).chat.tool_choice.name == "add"
+    none = request(tools=[TOOL], tool_choice="none", parallel_tool_calls=False).chat
+    assert none.tool_choice.mode == pb.TOOL_CHOICE_MODE_NONE
+    assert none.HasField("parallel_tool_calls") and not none.parallel_tool_calls
+    must = request(tools=[TOOL], tool_choice="required").chat
+    assert must.tool_choice.mode == pb.TOOL_CHOICE_MODE_REQUIRED
+    strict = {"type": "function", "function": {"name": "add", "strict": True}}
+    assert request(tools=[strict]).chat.tools[0].strict
+
+
+def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
+    names = Names({"sampling.max_tokens": "max_completion_tokens"})
+    assert {
+        contract: names.http(contract)
+        for contract in (
+            *("sampling.max_tokens", "sampling.top_p", "sampling.stop[1] (bytes)", "chat"),
+            *("chat.messages[2].tool_calls[0].arguments_json", "chat.tools[1].parameters_json"),
+            *("chat.messages[0].role", "chat.chat_template_kwargs", "token_ids.ids[3]", "text"),
+            *("text_field", "chat.tools[0].name", "request_id", "chat.tool_choice.name"),
+        )
+    } == {
+        "sampling.max_tokens": "max_completion_tokens",
+        "sampling.top_p": "top_p",
+        "sampling.stop[1] (bytes)": "stop[1] (bytes)",
+        "chat": "messages",
+        "chat.messages[2].tool_calls[0].arguments_json": (
+            "messages[2].tool_calls[0].function.arguments"
+        ),
+        "chat.tools[1].parameters_json": "tools[1].function.parameters",
+        "chat.messages[0].role": "messages[0].role",
+        "chat.chat_template_kwargs": "chat_template_kwargs",
+        "token_ids.ids[3]": "prompt[3]",
+        "text": "prompt",
+        "text_field": "text_field",
+        "chat.tools[0].name": "tools[0].function.name",
+        "request_id": "x-request-id",
+        "chat.tool_choice.name": "tool_choice.function.name",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "prompt"),
+        ({"prompt": 7}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, -1]}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "messages": []}, "messages"),
+    ],
+)
+def test_faults_of_completions(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        completions.read(fields, "")
+    assert [field for field, _ in caught.value.violations] == [name]
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "not JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b'{"a": 1, "a": 2}', "twice"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": 1e999}', "beyond the range"),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "too deep"),
+        (b"[" * 100_000, "too deep"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b'{"a": "\\ud800"}', "surrogate"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "digits"),
+    ],
+)
+def test_a_body_that_says_nothing_certain_is_refused(body: bytes, why: str) -> None:
+    with pytest.raises(Refusal, match=why):
+        parse(body)
+
+
+def test_what_the_core_does_not_honour_yet_is_refused_by_name() -> None:
+    """Goes with `not_yet` itself."""
+    read = asked(
+        response_format={"type": "json_object"},
+        logit_bias={"1": 1},
+        tools=[{"type": "function", "function": {"name": "add", "strict": True}}],
+        tool_choice="none",
+        parse_output=True,
+    )
+    assert isinstance(read.request, pb.GenerateRequest)
+    with pytest.raises(Refusal) as caught:
+        not_yet.check(read.request, read.names)
+    assert [field for field, _ in caught.value.violations] == [
+        *("response_format", "parse_output", "logit_bias", "tool_choice"),
+        "tools[0].function.strict",
+    ]
+
+
+def test_the_page_names_what_is_passed_over() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "openai.md").read_text(encoding="utf-8")
+    table = page.partition("| passed over |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z_.]+)`", table)) == {
+        *sampling.PASSED_OVER,
+        "stream_options.include_obfuscation",
+    }

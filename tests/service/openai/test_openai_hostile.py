@@ -1,0 +1,296 @@
+"""The HTTP API and those who mean it no good: slow, large, half-open, foreign, or not reading."""
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import pytest
+from support.fake_engine import Device
+from support.harness import PATIENCE, Running, run, serving
+from support.http1 import CHAT, HELLO, Peer, ask, head, posted
+
+from quire.service.openai import bodies
+from quire.service.openai.connection import HEADER_SECONDS
+from quire.service.openai.http_server import HttpServer
+
+
+async def until(holds: Any) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def port(running: Running) -> int:
+    return running.server.http_port
+
+
+class Slow:
+    """A server of one page that is held, under a clock of the test's."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.may_answer = asyncio.Event()
+        self.server = HttpServer(self.page, 2, 60.0, lambda: self.now)
+
+    async def page(self, _scope: Any, _receive: Any, send: Any) -> None:
+        await self.may_answer.wait()
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def open(self) -> int:
+        listening = socket.create_server(("127.0.0.1", 0))
+        await self.server.start([listening], None)
+        return self.server.port
+
+    async def pass_over(self, seconds: float) -> None:
+        """All that was sent has been read by then."""
+        self.now += seconds
+        self.server.cut_off_slow()
+
+
+def test_slow_headers_are_cut_off_and_slow_answers_are_not() -> None:
+    async def test() -> None:
+        slow = Slow()
+        number = await slow.open()
+        waiting, trickling = await Peer.to(number), await Peer.to(number)
+        await until(lambda: slow.server.connections == 2)
+        waiting.writer.write(head("GET", "/"))
+        await until(lambda: len(slow.server._state.tasks) == 1)
+        trickling.writer.write(b"GET / HTTP/1.1\r\nHost: 127")
+        await slow.pass_over(HEADER_SECONDS / 2)
+        trickling.writer.write(b".0.0.1\r\nA: b\r\n")
+        assert slow.server.connections == 2
+        await slow.pass_over(HEADER_SECONDS / 2)
+        assert await trickling.ended() == b""
+        slow.may_answer.set()
+        assert (await waiting.told()).status == 200
+        await slow.pass_over(HEADER_SECONDS * 2)  # it rests, which it may
+        assert (await waiting.ask(head("GET", "/"))).status == 200
+        waiting.writer.write(b"GET / HT")
+        await until(lambda: next(iter(slow.server._state.connections)).since is not None)
+        await slow.pass_over(HEADER_SECONDS)
+        assert await waiting.ended() == b""
+        await slow.server.stop()
+
+    run(test)
+
+
+def test_connections_are_bounded() -> None:
+    async def test() -> None:
+        slow = Slow()
+        number = await slow.open()
+        first, second = await Peer.to(number), await Peer.to(number)
+        await until(lambda: slow.server.connections == 2)
+        third = await Peer.to(number)
+        assert await third.ended() == b""
+        await first.close()
+        await until(lambda: slow.server.connections == 1)
+        slow.may_answer.set()
+        assert (await second.ask(head("GET", "/"))).status == 200
+        await slow.server.stop()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "status"),
+    [
+        ("127.0.0.1:8000", None, 200),
+        ("LOCALHOST", None, 200),
+        ("[::1]:8000", None, 200),
+        ("attacker.example:8000", None, 403),
+        ("127.0.0.1.attacker.example", None, 403),
+        ("10.0.0.1", None, 403),
+        ("attacker.example", "models.example", 403),
+        ("models.example", "a.example, models.example", 200),
+        ("any.example", "*", 200),
+    ],
+)
+def test_a_foreign_host_gets_no_answer(host: str, names: str | None, status: int) -> None:
+    async def test() -> None:
+        async with serving(http=True, load=False, http_names=names) as running:
+            told = await ask(port(running), head("GET", "/version", host=host))
+            assert told.status == status
+            if status == 403:
+                assert told.code == "foreign_host"
+
+    run(test)
+
+
+def test_only_json_is_read_and_only_what_is_not_too_large() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            number, most = port(running), running.server._max_message
+            for kind in ("text/plain", "", "application/x-www-form-urlencoded"):
+                told = await ask(number, posted(CHAT, HELLO, content_type=kind))
+                assert (told.status, told.code) == (415, "content_type")
+            utf8 = posted(CHAT, HELLO, content_type="application/json; charset=utf-8")
+            assert (await ask(number, utf8)).status == 200
+            told = await ask(number, posted(CHAT, b"", content_length=str(most + 1)))
+            assert (told.status, told.code) == (413, "body_too_large")
+            peer = await Peer.to(number)
+            peer.writer.write(
+                head("POST", CHAT, content_type="application/json", transfer_encoding="chunked")
+            )
+            chunk = b"%x\r\n" % (1 << 16) + b" " * (1 << 16) + b"\r\n"
+            for _ in range(most // (1 << 16) + 1):
+                peer.writer.write(chunk)
+            assert (await peer.told()).code == "body_too_large"
+            await peer.close()
+            for body in (b'{"model": "a", "model": "b"}', b'{"n": NaN}', b"["):
+                told = await ask(number, posted(CHAT, body))
+                assert (told.status, told.code) == (400, "malformed")
+            stats = await running.idle()
+            assert stats.requests.refused["INVALID_ARGUMENT"] == 6
+            assert stats.requests.refused["RESOURCE_EXHAUSTED"] == 2
+
+    run(test)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            told = await ask(port(running), posted(CHAT, b"{", content_length="100"))
+            assert (told.status, told.code) == (408, "slow_request")
+
+    run(test)
+
+
+def test_a_client_that_leaves_within_its_body_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            peer = await Peer.to(port(running))
+            peer.writer.write(posted(CHAT, b"{", content_length="100"))
+            await until(lambda: running.server._places.reading == 1)
+            await peer.close()
+            await until(lambda: running.server._places.reading == 0)
+
+    run(test)
+    assert "a call failed" not in caplog.text
+
+
+def test_large_headers_and_what_is_no_http_are_refused() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            told = await ask(port(running), head("GET", "/version", x="y" * (20 << 10)))
+            assert (told.status, told.code) in ((431, "headers_too_large"), (400, "http"))
+            told = await ask(port(running), b"nonsense\r\n\r\n")
+            assert (told.status, told.code) == (400, "http")
+            told = await ask(port(running), head("GET", CHAT))
+            assert (told.status, told.code) == (405, "method")
+            told = await ask(port(running), head("GET", "/v2"))
+            assert (told.status, told.code) == (404, "unknown_path")
+
+    run(test)
+
+
+def test_a_large_body_is_read_on_a_thread_and_refused_with_the_prompt_s_name() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            content = "a b " * 20_000
+            body = HELLO | {"messages": [{"role": "user", "content": content}]}
+            told = await ask(port(running), posted(CHAT, body))
+            assert (told.status, told.json["error"]["param"]) == (400, "messages")
+
+    run(test)
+
+
+def test_no_page_of_the_web_may_call_unless_its_origin_is_named() -> None:
+    async def test() -> None:
+        asked = {"origin": "https://page.example", "access_control_request_method": "POST"}
+        async with serving(http=True) as running:
+            told = await ask(port(running), head("OPTIONS", CHAT, **asked))
+            assert told.status == 405
+            told = await ask(port(running), posted(CHAT, HELLO, origin="https://page.example"))
+            assert "access-control-allow-origin" not in told.headers
+        async with serving(http=True, cors_origin="https://page.example") as running:
+            told = await ask(port(running), head("OPTIONS", CHAT, **asked))
+            assert told.headers["access-control-allow-origin"] == "https://page.example"
+            other = {**asked, "origin": "https://other.example"}
+            told = await ask(port(running), head("OPTIONS", CHAT, **other))
+            assert "access-control-allow-origin" not in told.headers
+
+    run(test)
+
+
+def test_a_stream_that_nobody_reads_is_ended_and_gives_back_all_it_held() -> None:
+    async def test() -> None:
+        async with serving(Device(), http=True, write_stall_seconds=60.0) as running:
+            now, watch = [0.0], running.server._servicer._watch
+            watch._clock = lambda: now[0]
+            peer = await Peer.to(port(running), receive_bytes=4096)
+            body = HELLO | {
+                "stream": True, "max_tokens": 1900, "ignore_eos": True, "n": 4,
+                "logprobs": True, "top_logprobs": 20,
+            }  # fmt: skip
+            peer.writer.write(posted(CHAT, body))
+            assert running.server._http is not None
+            connections = running.server._http._state.connections
+
+            def stalled() -> bool:
+                paused = any(connection.flow.write_paused for connection in connections)  # type: ignore[union-attr]
+                return paused and all(writes.since is not None for writes in watch._open)
+
+            await until(lambda: connections and stalled())
+            now[0] = 61.0
+            watch.look()
+            await until(lambda: running.server.ledger.rpcs["Generate", "RESOURCE_EXHAUSTED"])
+            await until(lambda: not connections)  # and its connection with it
+            stats = await running.idle()
+            assert stats.requests.finished_cancelled == 4
+            await peer.close()
+
+    run(test)
+
+
+def test_what_is_left_unread_after_an_answer_is_cut_off() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            server = running.server._http
+            assert server is not None
+            now = [0.0]
+            server._clock = lambda: now[0]
+            peer = await Peer.to(port(running), receive_bytes=4096)
+            body = HELLO | {
+                "max_tokens": 1900, "ignore_eos": True, "n": 4, "logprobs": True, "top_logprobs": 20
+            }  # fmt: skip
+            peer.writer.write(posted(CHAT, body))
+            await until(lambda: running.server.ledger.rpcs["Generate", "OK"])
+            [connection] = server._state.connections
+            await until(lambda: connection.cycle.response_complete)  # type: ignore[union-attr]
+            server.cut_off_slow()
+            now[0] = 66.0
+            server.cut_off_slow()
+            await until(lambda: not server._state.connections)
+            await peer.close()
+
+    run(test)
+
+
+def test_an_answer_that_is_being_written_at_the_end_is_written_whole() -> None:
+    device = Device()
+
+    async def test() -> None:
+        async with serving(device, http=True, drain_seconds=PATIENCE) as running:
+            device.hold()
+            peer = await Peer.to(port(running))
+            peer.writer.write(posted(CHAT, HELLO))
+            await running.until(lambda stats: stats.requests.running == 1)
+            draining = asyncio.create_task(running.server.drain())
+            await until(lambda: running.server._lifecycle.refusal() is not None)
+            refused = await ask(port(running), posted(CHAT, HELLO))
+            assert (refused.status, refused.code) == (503, "draining")
+            device.release()
+            await draining
+            await running.server.stop()
+            told = await peer.told()
+            assert json.loads(told.body)["choices"][0]["finish_reason"] == "stop"
+            assert await peer.ended() == b""
+
+    run(test)

@@ -1,0 +1,62 @@
+"""The HTTP API of `quire serve`: its port, and the lines to paste."""
+
+import json
+import shlex
+import socket
+import urllib.request
+
+import grpc
+from support.server_process import PATIENCE, long_request, process
+
+from quire.service.app.openai_face import lines_to_paste
+from quire.service.settings import ServiceConfig
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+    return port
+
+
+def test_the_lines_to_paste_work() -> None:
+    port = free_port()
+    with process(QUIRE_HTTP_PORT=str(port)) as server:
+        server.address()
+        server.wait_for(f"OpenAI API on http://127.0.0.1:{port}/v1")
+        server.wait_for(f"export OPENAI_BASE_URL=http://127.0.0.1:{port}/v1 ")
+        words = shlex.split(server.wait_for("curl $OPENAI_BASE_URL/chat/completions"))
+        python = shlex.split(server.wait_for("python -c"))
+        compile(python[2], "pasted", "exec")
+        body = words[words.index("-d") + 1]
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json.dumps({**json.loads(body), "max_tokens": 4}).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as told:
+            assert json.load(told)["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_a_port_that_is_taken_is_one_line_and_grpc_serves_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with process(QUIRE_HTTP_PORT=str(port)) as server:
+            address = server.address()
+            line = server.wait_for("no OpenAI API")
+            assert f"127.0.0.1:{port}" in line and "--http-port" in line
+            with grpc.insecure_channel(address) as channel:
+                call = pb_grpc.InferenceServiceStub(channel).Generate(
+                    long_request(), timeout=PATIENCE
+                )
+                assert next(iter(call)).HasField("started")
+                call.cancel()
+            assert not [line for line in server.errors if "OPENAI_BASE_URL" in line]
+
+
+def test_the_lines_tell_of_keys_and_tls() -> None:
+    config = ServiceConfig(http_host="::1", api_keys="k", tls_cert="c", tls_key="k")
+    lines = lines_to_paste(config, 8000, "it's")
+    assert "https://[::1]:8000/v1" in lines and "Bearer $OPENAI_API_KEY" in lines
+    words = shlex.split(lines.splitlines()[2])
+    assert json.loads(words[-1])["model"] == "it's"

@@ -1,0 +1,70 @@
+"""Faults in the HTTP API: who may call, what is read, who leaves, who does not read."""
+
+from faults.fault import Fault
+
+CLIENT = "tests/service/openai/test_openai_client.py::test_"
+HOSTILE = "tests/service/openai/test_openai_hostile.py::test_"
+ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
+FIELDS = "tests/service/openai/test_openai_fields.py::test_"
+
+FAULTS = (
+    Fault(
+        "openai: a client that leaves is not noticed",
+        "service/openai/reply.py",
+        "            task.cancel()\n",
+        "            pass\n",
+        (CLIENT + "a_client_that_leaves_frees_its_blocks",),
+    ),
+    Fault(
+        "openai: a call that nobody reads keeps its connection",
+        "service/openai/reply.py",
+        '                scope["connection"].abort()\n',
+        "                pass\n",
+        (HOSTILE + "a_stream_that_nobody_reads_is_ended_and_gives_back_all_it_held",),
+    ),
+    Fault(
+        "openai: a body is read before its sender's key",
+        "service/openai/generation.py",
+        "            await self._door.check_key(exchange)\n"
+        "            body = await self._bodies.read(request, exchange.peer())\n",
+        "            body = await self._bodies.read(request, exchange.peer())\n"
+        "            await self._door.check_key(exchange)\n",
+        (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
+    ),
+    Fault(
+        "openai: any host will do",
+        "service/openai/door.py",
+        "            raise problems.foreign_host(host)\n",
+        "            return\n",
+        (HOSTILE + "a_foreign_host_gets_no_answer",),
+    ),
+    Fault(
+        "openai: headers may take for ever",
+        "service/openai/connection.py",
+        "        if self.since is not None and now - self.since >= seconds:\n",
+        "        if False:\n",
+        (HOSTILE + "slow_headers_are_cut_off_and_slow_answers_are_not",),
+    ),
+    Fault(
+        "openai: a field that is not known is passed over",
+        "service/openai/fields.py",
+        '                self.fault(name[:80], value, instead.get(name, "is not a field of this '
+        'request"))\n',
+        "                pass\n",
+        (FIELDS + "what_is_not_known_is_refused_and_all_of_it_is_told",),
+    ),
+    Fault(
+        "openai: the higher priority runs first, as in the contract",
+        "service/openai/sampling.py",
+        '    request.priority = -(body.whole("priority"',
+        '    request.priority = +(body.whole("priority"',
+        (FIELDS + "every_field_of_sampling_arrives",),
+    ),
+    Fault(
+        "openai: a handshake takes the certificate of the start",
+        "service/openai/http_server.py",
+        "        secured.context = material.value.context\n",
+        '        secured.context = vars(choose).setdefault("first", material.value.context)\n',
+        (ENTRANCE + "tls_follows_the_files",),
+    ),
+)
