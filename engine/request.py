@@ -26,7 +26,8 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep all. `seed` is 64 bits wide.
     `logprobs` None: none; k: the chosen token's and the best k. EOS and stop ids are honoured from
-    `min_tokens` outputs on; EOS not at all with ignore_eos.
+    `min_tokens` outputs on; EOS not at all with ignore_eos. `logit_bias`: (id, what is added to its
+    logit). Of `allowed_token_ids` (empty: all) less `banned_token_ids` the tokens are chosen.
     """
 
     temperature: float = 0.0
@@ -43,6 +44,9 @@ class SamplingParams:
     eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
 
     @property
     def ending_ids(self) -> frozenset[int]:

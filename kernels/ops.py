@@ -119,6 +119,10 @@ class Ops(Protocol):
         min_position: Tensor,
     ) -> None: ...
 
+    def add_bias(self, logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> None: ...
+
+    def keep_allowed(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None: ...
+
     def filter_logits(
         self,
         logits: Tensor,

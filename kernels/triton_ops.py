@@ -205,6 +205,12 @@ class TritonOps:
     ) -> None:
         sampling.mask_stop_tokens(logits, slots, positions, stop_ids, min_position, pdl=self.pdl)
 
+    def add_bias(self, logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> None:
+        reference.add_bias(logits, rows, ids, values)
+
+    def keep_allowed(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        reference.keep_allowed(logits, rows, masks)
+
     def filter_logits(
         self,
         logits: Tensor,

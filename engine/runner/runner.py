@@ -15,6 +15,7 @@ from torch import Tensor
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
 from quire.engine.runner.device_errors import is_device_lost
+from quire.engine.runner.edits import Edits, SlotEdits
 from quire.engine.runner.graphs import MIXED_TOKENS, GraphKey, GraphSizes, StepGraphs
 from quire.engine.runner.inputs import (
     MixedShape,
@@ -23,11 +24,12 @@ from quire.engine.runner.inputs import (
     mixed_inputs,
     stage_mixed,
 )
-from quire.engine.runner.sampler import Needs, Sampled, Sampler, to_logprobs
+from quire.engine.runner.results import PendingResult, copy_parts, joined
+from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.runner.warmup import WarmStep, stage_null
-from quire.engine.scheduling.plan import SamplingNumbers, StepPlan, StepResult
+from quire.engine.scheduling.plan import SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
 
 RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
@@ -37,36 +39,6 @@ RESULT_RING = 4  # steps whose results may be unread at once, one more than are 
 class RunnerCounters:
     graph_steps: int = 0
     eager_steps: int = 0
-
-
-class PendingResult:
-    """A step's tokens on their way to the host."""
-
-    def __init__(
-        self,
-        wanted: list[int | None],
-        tokens: Tensor,
-        logprobs: tuple[Tensor, ...] | None,
-        done: "Done",
-    ) -> None:
-        """wanted: of each row that samples, how many logprobs; not looked at without logprobs."""
-        self._wanted = wanted
-        self._tokens = tokens
-        self._logprobs = logprobs
-        self._done = done
-
-    def wait(self) -> StepResult:
-        """Wait for the device (the interpreter lock is free meanwhile) and return the tokens."""
-        self._done()
-        tokens = [[token] for token in self._tokens.tolist()]
-        if self._logprobs is None:
-            return StepResult(tokens)
-        chosen, rank, top_ids, top_values = self._logprobs
-        values = (chosen, rank, top_ids, top_values)
-        return StepResult(tokens, to_logprobs(tokens, self._wanted, values))
-
-
-Done = Callable[[], None]
 
 
 class Runner:
@@ -90,6 +62,7 @@ class Runner:
         self._state = state
         self._device = state.seeds.device
         self._sampler = Sampler(ops, state)
+        self._edits = SlotEdits(state.prompt_mask.shape[1])
         self._staging = Staging(self._device, capacity=_fixed_bytes(state.null_slot))
         self._row_slots = torch.full(
             (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
@@ -193,6 +166,7 @@ class Runner:
         if plan.admitted:
             self._needs = None
             self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
+            self._edits.admit(plan.admitted)
         key: GraphKey | None
         shape: MixedShape | None
         if plan.num_decode_rows == len(plan.rows):
@@ -203,24 +177,28 @@ class Runner:
             shape = MixedShape.of(plan) if key is None else _shape(key)
             stage_mixed(self._staging, plan, shape, self._state.null_slot)
             changed = False
-        self._write(plan)
+        needs = self._needs_of(plan) if key is None else key.needs
+        self._write(plan, needs)
+        edits = self._edits.uploaded(self._staging) if needs.edits else None
         if changed:
             row_slots = self._staging.get("row_slots")
             self._row_slots[: len(row_slots)].copy_(row_slots)
         if key is not None:
-            return self._collect(plan, self._run(key), key.decode_rows)
+            return self._collect(plan, self._run(key, edits), key.decode_rows)
         assert shape is not None
         self.counters.eager_steps += 1
         context = max(row.start + row.num_tokens for row in plan.rows)
         longest = max(row.num_tokens for row in plan.rows)
-        sampled = self._mixed_step(shape, longest, context, self._needs_of(plan))
+        sampled = self._mixed_step(shape, longest, context, needs, edits)
         return self._collect(plan, sampled, shape.decode_rows)
 
-    def _write(self, plan: StepPlan) -> None:
+    def _write(self, plan: StepPlan, needs: Needs) -> None:
         """What must stand on the device before the rows are computed."""
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
         if plan.copies:
             self._staging.put("copies", np.array(plan.copies, np.int64).T)
+        if needs.edits:
+            self._edits.stage(self._staging, plan)
         self._staging.upload()
         self._state.write(self._staging, plan.admitted)
         if plan.copies:
@@ -228,8 +206,16 @@ class Runner:
             for layer in range(self._kv.k.shape[0]):
                 self._ops.copy_blocks(self._kv.k[layer], self._kv.v[layer], source, target)
 
-    def _run(self, key: GraphKey) -> Sampled:
-        """A step by its key: replayed, or run eagerly and kept if it was wanted before."""
+    def _run(self, key: GraphKey, edits: Edits | None) -> Sampled:
+        """A step by its key: replayed, or run eagerly and kept if it was wanted before.
+
+        With edits it is one of decode rows, of exact size, and runs eagerly always: they differ
+        from step to step in number.
+        """
+        if edits is not None:
+            self.counters.eager_steps += 1
+            row_slots = self._row_slots[: key.decode_rows]
+            return self._decode_step(row_slots, key.context_bound, key.needs, edits)
         if self._graphs is not None:
             sampled = self._graphs.replay(key)
             if sampled is not None:
@@ -258,7 +244,7 @@ class Runner:
         if self._needs is None or slots != self._decoding:
             self._decoding, self._needs = slots, self._needs_of(plan)
         bound = max(row.start for row in plan.rows) + 1
-        if self._graphs is None:
+        if self._graphs is None or self._needs.edits:
             return GraphKey(len(slots), 0, 0, bound, self._needs)
         return self._sizes.decode(len(slots), bound, self._needs)
 
@@ -266,12 +252,12 @@ class Runner:
         """None: exact sizes, eagerly, because the step is long or some row does not sample yet."""
         if self._graphs is None or not all(row.samples for row in plan.rows):
             return None
-        shape = MixedShape.of(plan)
+        shape, needs = MixedShape.of(plan), self._needs_of(plan)
         context = max(row.start + row.num_tokens for row in plan.rows)
-        return self._sizes.mixed(*shape, context, self._needs_of(plan))
+        return None if needs.edits else self._sizes.mixed(*shape, context, needs)
 
     def _needs_of(self, plan: StepPlan) -> Needs:
-        needs = Needs()
+        needs = Needs(edits=bool(plan.masks))
         for row in plan.rows:
             if row.samples:
                 needs = needs.including(self._sampling[row.slot])
@@ -288,18 +274,25 @@ class Runner:
 
     # ------------------------------------------------------------ what runs on the device
 
-    def _decode_step(self, row_slots: Tensor, max_context_len: int, needs: Needs) -> Sampled:
+    def _decode_step(
+        self, row_slots: Tensor, max_context_len: int, needs: Needs, edits: Edits | None = None
+    ) -> Sampled:
         """A whole step of one-token rows."""
         block_size = self._kv.block_size
         inputs = decode_inputs(self._ops, self._state, block_size, row_slots, max_context_len)
         hidden = self._model.forward(inputs.batch, self._kv)
         logits = self._model.logits(hidden, None)
-        sampled = self._sampler(logits, row_slots, inputs.batch.context_lens, needs)
+        sampled = self._sampler(logits, row_slots, inputs.batch.context_lens, needs, edits)
         self._advance(inputs, sampled, needs)
         return sampled
 
     def _mixed_step(
-        self, shape: MixedShape, longest: int, max_context_len: int, needs: Needs
+        self,
+        shape: MixedShape,
+        longest: int,
+        max_context_len: int,
+        needs: Needs,
+        edits: Edits | None = None,
     ) -> Sampled:
         """A whole step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
@@ -312,7 +305,7 @@ class Runner:
         if rows.numel():
             logits = self._model.logits(hidden, inputs.batch.logits_rows)
             positions = inputs.batch.context_lens[rows]
-            sampled = self._sampler(logits, inputs.row_slots[rows], positions, needs)
+            sampled = self._sampler(logits, inputs.row_slots[rows], positions, needs, edits)
         else:  # no row has come to its end
             sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
         self._advance(inputs, sampled, needs)
@@ -340,12 +333,12 @@ class Runner:
         if decode == decode_rows or count == decode:
             parts = [slice(0, count)]
         if self._device.type == "cpu":
-            tokens, values = _joined(sampled.tokens, parts), sampled.logprobs
-            logprobs = None if values is None else tuple(_joined(v, parts) for v in values)
+            tokens, values = joined(sampled.tokens, parts), sampled.logprobs
+            logprobs = None if values is None else tuple(joined(v, parts) for v in values)
             return PendingResult(self._wanted(plan, logprobs), tokens, logprobs, lambda: None)
         self._turn = (self._turn + 1) % RESULT_RING
         tokens, logprobs = self._results[self._turn][:count], None
-        _copy_parts(tokens, sampled.tokens, parts)
+        copy_parts(tokens, sampled.tokens, parts)
         if sampled.logprobs is not None:
             logprobs = tuple(self._to_host(value, parts, count) for value in sampled.logprobs)
         event = torch.cuda.Event()
@@ -360,20 +353,8 @@ class Runner:
 
     def _to_host(self, value: Tensor, parts: list[slice], count: int) -> Tensor:
         host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
-        _copy_parts(host, value, parts)
+        copy_parts(host, value, parts)
         return host
-
-
-def _joined(value: Tensor, parts: list[slice]) -> Tensor:
-    return torch.cat([value[part] for part in parts])
-
-
-def _copy_parts(host: Tensor, value: Tensor, parts: list[slice]) -> None:
-    begin = 0
-    for part in parts:
-        length = part.stop - part.start
-        host[begin : begin + length].copy_(value[part], non_blocking=True)
-        begin += length
 
 
 def _fixed_bytes(max_num_seqs: int) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from quire.engine.request import TokenLogprob
+from quire.engine.runner.edits import Edits
 from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.plan import SamplingNumbers
 from quire.kernels.ops import Ops
@@ -25,6 +26,7 @@ class Needs(NamedTuple):
     filters: bool = False  # top-k, top-p or min-p
     adjusts: bool = False  # penalties or min_tokens
     logprobs: bool = False
+    edits: bool = False  # bias, or ids left out: such a step is not captured
 
     def including(self, params: SamplingNumbers) -> "Needs":
         """These and what one more row needs."""
@@ -33,6 +35,7 @@ class Needs(NamedTuple):
             self.filters or params.has_filters,
             self.adjusts or params.has_penalties or bool(params.ending_ids),
             self.logprobs or params.logprobs is not None,
+            self.edits or params.has_edits,
         )
 
 
@@ -52,10 +55,19 @@ class Sampler:
         self._ops = ops
         self._state = state
 
-    def __call__(self, logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Sampled:
-        """logits: [L, V] fp32, may be changed; slots: [L]; positions: [L], of the new tokens."""
+    def __call__(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        needs: Needs,
+        edits: Edits | None = None,
+    ) -> Sampled:
+        """logits: [L, V] fp32, may be changed; slots: [L]; positions: [L], of the new tokens.
+        edits: where `needs` says that there are any."""
         ops, state = self._ops, self._state
-        raw = logits.clone() if needs.logprobs and (needs.adjusts or needs.filters) else logits
+        changes = needs.adjusts or needs.filters or needs.edits
+        raw = logits.clone() if needs.logprobs and changes else logits
         if needs.adjusts:
             ops.apply_penalties(
                 logits,
@@ -67,6 +79,10 @@ class Sampler:
                 state.frequency,
             )
             ops.mask_stop_tokens(logits, slots, positions, state.stop_ids, state.min_position)
+        if edits is not None and edits.bias is not None:
+            ops.add_bias(logits, *edits.bias)
+        if edits is not None and edits.mask is not None:
+            ops.keep_allowed(logits, *edits.mask)
         if needs.filters:
             ops.filter_logits(
                 logits, slots, state.temperature, state.top_k, state.top_p, state.min_p

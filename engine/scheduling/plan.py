@@ -5,7 +5,8 @@ anybody anything. So a plan can be written down, sent to another process, and re
 Decode rows (one token each) come first, the longest context first of all.
 
 Invariant: `StepPlan.of(plan.plain())` equals `plan`, whatever carries the plain form in between:
-it is made of numbers, booleans, None, tuples and, in their place, lists alone.
+it is made of numbers, booleans, None, tuples and, in their place, lists alone; and of bytes where
+a step holds masks.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ class SamplingNumbers(NamedTuple):
 
     `seed`: signed 64 bits, already told apart from its siblings'. Before position `min_position` no
     token of `ending_ids` (sorted) is drawn. `logprobs`: how many of the best; None: none at all.
+    `logit_bias`: (id, what is added). `allowed_ids` (empty: all) less `banned_ids` may be drawn.
     """
 
     temperature: float
@@ -33,6 +35,14 @@ class SamplingNumbers(NamedTuple):
     min_position: int
     ending_ids: tuple[int, ...]
     logprobs: int | None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_ids: tuple[int, ...] = ()
+    banned_ids: tuple[int, ...] = ()
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether single ids are preferred or left out."""
+        return bool(self.logit_bias or self.allowed_ids or self.banned_ids)
 
     @property
     def has_filters(self) -> bool:
@@ -94,7 +104,11 @@ class BlockUpdate(NamedTuple):
 
 class StepPlan(NamedTuple):
     """One step. `admitted` slots take their parameters before anything runs, block tables are
-    updated, `copies` (source block, target block) are made next, then the rows are computed."""
+    updated, `copies` (source block, target block) are made next, then the rows are computed.
+
+    `masks`: (slot, mask) of each row whose token a constraint limits. Bit i % 8 of byte i // 8 says
+    whether id i may be drawn; what the slot allows and bans besides is in it already.
+    """
 
     step_id: int
     rows: tuple[PlanRow, ...]
@@ -103,6 +117,7 @@ class StepPlan(NamedTuple):
     copies: tuple[tuple[int, int], ...]
     num_decode_rows: int
     num_tokens: int
+    masks: tuple[tuple[int, bytes], ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -119,12 +134,13 @@ class StepPlan(NamedTuple):
             self.copies,
             self.num_decode_rows,
             self.num_tokens,
+            self.masks,
         )
 
     @classmethod
     def of(cls, plain: Plain) -> "StepPlan":
         """The plan that `plain` was made of; lists stand for tuples as well."""
-        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens = plain
+        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, masks = plain
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
@@ -133,13 +149,15 @@ class StepPlan(NamedTuple):
             tuple((source, target) for source, target in copies),
             num_decode_rows,
             num_tokens,
+            tuple((slot, mask) for slot, mask in masks),
         )
 
 
 def _admission(plain: Plain) -> Admission:
     *head, sampling, prompt, outputs = plain
-    *numbers, ending_ids, logprobs = sampling
-    sampling_numbers = SamplingNumbers._make((*numbers, tuple(ending_ids), logprobs))
+    *numbers, ending_ids, logprobs, bias, allowed, banned = sampling
+    chosen = (tuple((i, value) for i, value in bias), tuple(allowed), tuple(banned))
+    sampling_numbers = SamplingNumbers._make((*numbers, tuple(ending_ids), logprobs, *chosen))
     return Admission._make((*head, sampling_numbers, tuple(prompt), tuple(outputs)))
 
 

@@ -137,4 +137,7 @@ class Request:
             self.num_prompt_tokens + params.min_tokens - 1,
             tuple(sorted(self.ending_ids)) if params.min_tokens > 1 else (),
             params.logprobs,
+            params.logit_bias,
+            params.allowed_token_ids,
+            params.banned_token_ids,
         )

@@ -23,10 +23,12 @@ from quire.kernels.reference.linear import (
     silu_mul,
 )
 from quire.kernels.reference.sampling import (
+    add_bias,
     apply_penalties,
     exponential_noise,
     filter_logits,
     greedy,
+    keep_allowed,
     logprobs,
     mask_stop_tokens,
     sample,
@@ -39,6 +41,7 @@ from quire.kernels.reference.state import (
 )
 
 __all__ = [
+    "add_bias",
     "advance",
     "apply_penalties",
     "copy_blocks",
@@ -46,6 +49,7 @@ __all__ = [
     "exponential_noise",
     "filter_logits",
     "greedy",
+    "keep_allowed",
     "linear",
     "logprobs",
     "mask_stop_tokens",

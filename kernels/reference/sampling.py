@@ -49,6 +49,21 @@ def mask_stop_tokens(
     logits.masked_fill_(mask, -_INF)
 
 
+def add_bias(logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> None:
+    """Add values to single logits, in place. rows, ids: [K] int64, each pair once; values: [K]."""
+    logits.index_put_((rows, ids), values, accumulate=True)
+
+
+def keep_allowed(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    """Of some rows, forbid the ids whose bit is 0, in place.
+
+    rows: [M] int64; masks: [M, ceil(V / 32)] int32, id i at bit i % 32 of word i // 32.
+    """
+    bits = torch.arange(32, dtype=torch.int32, device=masks.device)
+    allowed = (masks[:, :, None] >> bits).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill(allowed == 0, -_INF)
+
+
 def filter_logits(
     logits: Tensor, slots: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> None:

@@ -7,13 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quire.service.errors import Violation, invalid, show
+from quire.engine.request import SamplingParams
+from quire.service.errors import Violation, invalid, invalid_field, show
 
 MAX_N = 64
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_IDS = 64
+MAX_EDITED_IDS = 1024  # of logit_bias, and of allowed and of banned ids
+MAX_BIAS = 100
 
 _RANGES = {  # of sampling's numbers, the ends included
     "temperature": (0, 100),
@@ -71,6 +74,24 @@ def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) ->
     faults.at_most("sampling.stop_token_ids", len(stop_ids), MAX_STOP_IDS, "stop ids")
     if len(stop_ids) <= MAX_STOP_IDS:
         faults.ids("sampling.stop_token_ids", stop_ids, vocab_size)
+    _check_edits(given, faults, vocab_size)
+
+
+def _check_edits(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
+    """Single ids that are preferred or left out."""
+    for name in ("logit_bias", "allowed_token_ids", "banned_token_ids"):
+        ids = given.get(name, ())
+        faults.at_most(f"sampling.{name}", len(ids), MAX_EDITED_IDS, "token ids")
+        if len(ids) > MAX_EDITED_IDS:
+            continue
+        if name != "logit_bias":
+            faults.ids(f"sampling.{name}", ids, vocab_size)
+            continue
+        for token_id in sorted(ids):
+            where, bias = f"sampling.logit_bias[{token_id}]", ids[token_id]
+            if token_id >= vocab_size:
+                faults.add(where, token_id, f"the vocabulary has {vocab_size} ids")
+            faults.between(where, bias, -MAX_BIAS, MAX_BIAS)
 
 
 def _check_number(name: str, value: float, faults: Faults) -> None:
@@ -80,3 +101,18 @@ def _check_number(name: str, value: float, faults: Faults) -> None:
         faults.above(f"sampling.{name}", value, *_OPEN_RANGES[name])
     else:
         faults.between(f"sampling.{name}", value, *_RANGES[name])
+
+
+def check_allowed(params: SamplingParams) -> None:
+    """Raise Refusal where a token is asked for and none is left that may be chosen."""
+    allowed = set(params.allowed_token_ids)
+    if not allowed:
+        return
+    allowed.difference_update(params.banned_token_ids)
+    if not allowed:
+        raise invalid_field("sampling.allowed_token_ids", "all of them are in banned_token_ids")
+    if params.min_tokens > 1 and allowed <= params.ending_ids:
+        raise invalid_field(
+            "sampling.allowed_token_ids",
+            f"all of them end the output, which min_tokens = {params.min_tokens} forbids",
+        )

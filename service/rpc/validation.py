@@ -17,7 +17,13 @@ from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.service.errors import Refusal, invalid_field, show, unknown_model
 from quire.service.rpc import messages
-from quire.service.rpc.field_faults import MAX_STOP_BYTES, MAX_STOPS, Faults, check_sampling
+from quire.service.rpc.field_faults import (
+    MAX_STOP_BYTES,
+    MAX_STOPS,
+    Faults,
+    check_allowed,
+    check_sampling,
+)
 from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.template_environment import Dropped, RenderLimits
@@ -260,6 +266,9 @@ class Validator:
         silent = {self._silent[stop]: stop for stop in stops if stop in self._silent}
         stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
         values["stop_token_ids"] = (*ids, *stop_tokens)
+        values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
+        for name in ("allowed_token_ids", "banned_token_ids"):
+            values[name] = tuple(sorted(set(values[name])))
         if values["top_k"] >= self._model.info.vocab_size:
             values["top_k"] = 0
         if values["seed"] is None:
@@ -272,6 +281,7 @@ class Validator:
                 "sampling.min_tokens",
                 f"{params.min_tokens}: is more than max_tokens = {params.max_tokens}",
             )
+        check_allowed(params)
         return params, stop_tokens
 
     # ------------------------------------------------------------ prompt

@@ -60,9 +60,9 @@ def broken_core(how: Any, overlap: bool) -> EngineCore:
     runner: Any = core.runner
     sampler = runner._sampler
 
-    def spoilt(logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Any:
+    def spoilt(logits: Tensor, slots: Tensor, positions: Tensor, *rest: Any) -> Any:
         ops.spoil(logits, slots, positions)
-        return sampler(logits, slots, positions, needs)
+        return sampler(logits, slots, positions, *rest)
 
     if how is not None:
         runner._sampler = spoilt

@@ -30,6 +30,7 @@ SAMPLINGS = (
     replace(GREEDY, frequency_penalty=0.4, min_tokens=6, stop_token_ids=tuple(range(300, 360))),
     replace(GREEDY, logprobs=3),
     replace(GREEDY, logprobs=0, temperature=1.1, seed=9),
+    replace(GREEDY, logit_bias=((8, 2.5),), allowed_token_ids=(8, 9, 10), banned_token_ids=(9,)),
 )
 # Blocks for about half of them at once: some are preempted, and admitted again with outputs.
 SETUP = Setup(
