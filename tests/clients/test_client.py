@@ -60,7 +60,7 @@ def test_the_stream_as_the_contract_has_it(server: Any) -> None:
             forever = client.generate("forever")
             async for _ in forever.messages():
                 break
-        assert await asyncio.to_thread(server.seen.cancelled.wait, WAIT)
+        assert await asyncio.to_thread(server.seen.cancelled.wait, PATIENCE)
 
     asyncio.run(run())
 
