@@ -83,7 +83,7 @@ FAULTS = (
     Fault(
         "security: the block map has no rate",
         STATS,
-        "        self._maps.take(1.0, now)\n",
+        '        _take_one("include_block_map", self._maps, self._clock())\n',
         "",
         ENTRANCE,
     ),

@@ -173,6 +173,7 @@ def test_places_and_limits_are_taken_before_anything_is_read(
             for call in (tokenize(running, "hello"), detokenize(running, [300])):
                 code, details = await refused(call)
                 assert code is EXHAUSTED and "rate_limit_requests" in details
+            assert "rate_limit_requests" in (await generate(running, ask([300]))).details
 
     run(test)
 
