@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
+
+from quire.service.errors import Refusal
 from quire.service.openai.answers import Answer
 from quire.service.openai.chunks import Chunks, event
+from quire.service.openai.room import Room
 from quire.v1 import inference_pb2 as pb
 
 STARTED = pb.Started(request_id="r", model_fingerprint="f", prompt_tokens=7, cached_tokens=4)
@@ -95,3 +99,19 @@ def test_the_offsets_of_a_completion_count_characters_not_bytes() -> None:
     answer.take(pb.GenerateResponse(delta=pb.Delta(text="éx", logprobs=tokens)))
     [choice] = answer.whole()["choices"]
     assert choice["logprobs"]["text_offset"] == [0, 0, 1]
+
+
+def test_what_answers_gather_is_bounded_each_and_together() -> None:
+    room = Room(each=10, together=15)
+    with room.share() as first:
+        first.take(10)
+        with pytest.raises(Refusal, match="stream = true") as caught:
+            first.take(1)
+        assert caught.value.violations[0].field == "logprobs"
+    assert room.held == 0
+    with room.share() as first, room.share() as second:
+        first.take(10)
+        with pytest.raises(Refusal) as caught:
+            second.take(6)
+        assert caught.value.retry_after
+    assert room.held == 0
