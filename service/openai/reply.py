@@ -98,7 +98,7 @@ class Reply:
         )
         try:
             async for message in messages:
-                data = b"".join(map(event, chunks.take(message)))
+                data = chunks.encoded(message)
                 if not begun:
                     begun = True
                     headers = [*_STREAM, *self._named()]

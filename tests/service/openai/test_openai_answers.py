@@ -115,3 +115,24 @@ def test_what_answers_gather_is_bounded_each_and_together() -> None:
             second.take(6)
         assert caught.value.retry_after
     assert room.held == 0
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_what_is_written_fast_is_what_is_written_plainly(chat: bool, logprobs: bool) -> None:
+    deltas = [
+        *(pb.Delta(index=i, text=text) for i in (0, 1, 0) for text in ("a", '"\\\u2028\0', "é")),
+        pb.Delta(text="x", reasoning="y"),
+        pb.Delta(text="x", tool_calls=CALLS),
+        pb.Delta(text="x", logprobs=[pb.TokenLogprob(bytes=b"x", logprob=-1)]),
+        pb.Delta(token_ids=[2]),
+    ]
+    messages = [pb.GenerateResponse(started=STARTED)]
+    messages += [pb.GenerateResponse(delta=delta) for delta in deltas]
+    messages += [events()[-1]]
+    fast, plain = (
+        Chunks("a\0b", chat=chat, logprobs=logprobs, include_usage=True, n=2) for _ in range(2)
+    )
+    plain._head.created = fast._head.created
+    for message in messages:
+        assert fast.encoded(message) == b"".join(map(event, plain.take(message)))
