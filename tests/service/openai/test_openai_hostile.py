@@ -95,6 +95,21 @@ def test_connections_are_bounded() -> None:
     run(test)
 
 
+def test_a_body_that_nobody_has_asked_for_stays_with_the_network() -> None:
+    async def test() -> None:
+        slow = Slow()
+        peer = await Peer.to(await slow.open())
+        peer.writer.write(posted("/", b"x", content_length="1000000"))
+        await until(lambda: slow.server.connections)
+        [connection] = slow.server._state.connections
+        await until(lambda: connection.flow.read_paused)  # type: ignore[union-attr]
+        slow.may_answer.set()
+        assert (await peer.told()).status == 200
+        await slow.server.stop()
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("host", "names", "status"),
     [
