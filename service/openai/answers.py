@@ -3,6 +3,7 @@
 Invariant: what is gathered is exactly what the events say, choice by choice; nothing is made here.
 """
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,10 @@ class Answer:
         shape = self._chat_choice if self._chat else self._text_choice
         choices = [shape(index, choice) for index, choice in sorted(self._choices.items())]
         return self._head.object(choices) | {"usage": self._tally.usage()}
+
+    def encoded(self) -> bytes:
+        """The object as JSON; on any thread."""
+        return json.dumps(self.whole(), ensure_ascii=False).encode("utf-8", "replace")
 
     def _choice(self, index: int) -> _Choice:
         return self._choices.setdefault(index, _Choice())

@@ -20,6 +20,8 @@ from quire.service.openai.shapes import (
 from quire.v1 import inference_pb2 as pb
 
 DONE = b"data: [DONE]\n\n"
+_BLANK = "\0"
+_WRITTEN = json.dumps(_BLANK).encode()
 Chunk = dict[str, Any]
 
 
@@ -43,7 +45,21 @@ class Chunks:
         self._include_usage = include_usage
         self._n = n
         self._tally = Tally()
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # around a text, by index
         self._offsets = [Offsets() for _ in range(n)]
+
+    def encoded(self, message: pb.GenerateResponse) -> bytes:
+        """The next event's chunks as they are sent. Of one with text alone, as nearly all are, only
+        the text is written anew."""
+        delta = message.delta
+        if not delta.text or self._with_logprobs or delta.reasoning or delta.tool_calls:
+            return b"".join(map(event, self.take(message)))
+        frame = self._frames.get(delta.index)
+        if frame is None:
+            blank = pb.GenerateResponse(delta=pb.Delta(index=delta.index, text=_BLANK))
+            before, _, after = b"".join(map(event, self.take(blank))).rpartition(_WRITTEN)
+            frame = self._frames[delta.index] = before, after
+        return frame[0] + json.dumps(delta.text).encode() + frame[1]
 
     def take(self, message: pb.GenerateResponse) -> Iterator[Chunk]:
         """The next event's."""

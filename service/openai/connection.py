@@ -48,10 +48,13 @@ class Connection(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """As much as came; a request's headers may be whole now."""
+        """As much as came; a request's headers may be whole now. A body that nobody has asked for
+        stays with the network."""
         if self.since is None and not self._busy:
             self.since = self._clock()
         super().data_received(data)
+        if self._busy and self.cycle.more_body:
+            self.flow.pause_reading()
 
     def handle_events(self) -> None:
         """See uvicorn; also called for a request that came before its turn."""

@@ -12,6 +12,7 @@ from quire.service.errors import Violation, show
 from quire.service.rpc.field_faults import Faults
 
 UINT32 = (1 << 32) - 1
+_MAX_FAULTS = 16
 
 
 class Fields:
@@ -31,7 +32,9 @@ class Fields:
         return self._rest.get(field) is not None
 
     def fault(self, field: str, value: object, limit: str) -> None:
-        """Something is wrong with it."""
+        """Something is wrong with it. Of very many faults the first are told."""
+        if len(self._faults.found) >= _MAX_FAULTS:
+            return
         told = limit if value is None else f"{shown(value)}: {limit}"
         self._faults.found.append(Violation(self.name(field), told))
 

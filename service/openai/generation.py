@@ -17,6 +17,7 @@ from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.door import Door
 from quire.service.openai.exchange import Exchange
 from quire.service.openai.reply import Reply
+from quire.service.openai.room import Room
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.service.text.workers import PromptWorkers
@@ -42,6 +43,7 @@ class Generation:
         self._bodies = bodies
         self._workers = workers
         self._model = model
+        self._room = Room()
 
     async def chat(self, request: Request) -> Any:
         """POST /v1/chat/completions."""
@@ -60,7 +62,9 @@ class Generation:
             self._door.refused(exchange, refusal)
             raise
         asked = await self._asked(body, exchange, read)
-        return Reply(self._servicer, exchange, asked, model=self._model, chat=is_chat)
+        return Reply(
+            self._servicer, exchange, asked, model=self._model, chat=is_chat, room=self._room
+        )
 
     async def _asked(self, body: bytes, exchange: Exchange, read: Read) -> Asked:
         request_id = exchange.headers.get("x-request-id", "")

@@ -27,6 +27,7 @@ _COMMON = (
     (r"(text|token_ids)(\.ids)?(?=$|\[)", "prompt"),
 )
 _RULES = tuple((re.compile(contract), http) for contract, http in _COMMON)
+_MAX_TOLD = 16
 _IN_WORDS = "sampling."
 _PRIORITY = " (in the contract's sense, where higher runs first: here turn the sign)"
 
@@ -52,7 +53,7 @@ class Names:
         """The same refusal, as a client of HTTP reads it."""
         if not refusal.violations:
             return refusal
-        violations = [self._violation(violation) for violation in refusal.violations]
+        violations = [self._violation(v) for v in refusal.violations[:_MAX_TOLD]]
         message = refusal.message
         if refusal.code is grpc.StatusCode.INVALID_ARGUMENT:
             message = "; ".join(f"{name}: {text}" for name, text in violations)

@@ -8,7 +8,6 @@ closes the connection, since nothing can be told.
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
@@ -20,12 +19,14 @@ from quire.service.openai.asked import Asked
 from quire.service.openai.chunks import DONE, Chunks, event
 from quire.service.openai.exchange import Exchange
 from quire.service.openai.problems import problem
+from quire.service.openai.room import Room
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.v1 import inference_pb2 as pb
 
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+_MANY = 4096  # entries of log-probabilities that are better written on another thread
 Headers = list[tuple[bytes, bytes]]
 Messages = AsyncGenerator[pb.GenerateResponse, None]
 
@@ -41,12 +42,14 @@ class Reply:
         *,
         model: str,
         chat: bool,
+        room: Room,
     ) -> None:
         self._servicer = servicer
         self._exchange = exchange
         self._asked = asked
         self._model = model
         self._chat = chat
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -69,13 +72,18 @@ class Reply:
 
     async def _whole(self, messages: Messages, send: Send, leaving: "Leaving") -> None:
         answer = Answer(self._model, chat=self._chat, logprobs=self._asked.logprobs)
-        try:
-            async for message in messages:
-                answer.take(message)
-        except Refusal as refusal:
-            await self._refuse(refusal, send, leaving)
-            return
-        body = json.dumps(answer.whole(), ensure_ascii=False).encode("utf-8", "replace")
+        with self._room.share() as share:
+            try:
+                async for message in messages:
+                    share.take(_entries(message))
+                    answer.take(message)
+            except Refusal as refusal:
+                await self._refuse(refusal, send, leaving)
+                return
+            if share.held < _MANY:
+                body = answer.encoded()
+            else:
+                body = await asyncio.to_thread(answer.encoded)
         leaving.over = True
         await _send_whole(send, 200, [_JSON, *self._named()], body)
 
@@ -90,7 +98,7 @@ class Reply:
         )
         try:
             async for message in messages:
-                data = b"".join(map(event, chunks.take(message)))
+                data = chunks.encoded(message)
                 if not begun:
                     begun = True
                     headers = [*_STREAM, *self._named()]
@@ -116,6 +124,11 @@ class Reply:
     def _named(self) -> Headers:
         name = self._exchange.request_id
         return [(b"x-request-id", name.encode())] if name else []
+
+
+def _entries(message: pb.GenerateResponse) -> int:
+    """Log-probabilities, those of the best others included."""
+    return sum(1 + len(one.top) for one in message.delta.logprobs)
 
 
 class Leaving:

@@ -63,7 +63,9 @@ class Tokens:
 
     async def detokenize(self, request: Request) -> JSONResponse:
         """POST /detokenize."""
-        values, serving, _ = await self._begun(request)
+        values, serving, exchange = await self._begun(request)
+        caller = self._entrance.authenticator.caller(cast(Any, exchange))
+        self._entrance.limits.enter(caller.client).end(0)
         faults = Faults()
         body = Fields(values, faults)
         ids = body.wholes("tokens")

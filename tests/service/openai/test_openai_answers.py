@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
+
+from quire.service.errors import Refusal
 from quire.service.openai.answers import Answer
 from quire.service.openai.chunks import Chunks, event
+from quire.service.openai.room import Room
 from quire.v1 import inference_pb2 as pb
 
 STARTED = pb.Started(request_id="r", model_fingerprint="f", prompt_tokens=7, cached_tokens=4)
@@ -95,3 +99,40 @@ def test_the_offsets_of_a_completion_count_characters_not_bytes() -> None:
     answer.take(pb.GenerateResponse(delta=pb.Delta(text="éx", logprobs=tokens)))
     [choice] = answer.whole()["choices"]
     assert choice["logprobs"]["text_offset"] == [0, 0, 1]
+
+
+def test_what_answers_gather_is_bounded_each_and_together() -> None:
+    room = Room(each=10, together=15)
+    with room.share() as first:
+        first.take(10)
+        with pytest.raises(Refusal, match="stream = true") as caught:
+            first.take(1)
+        assert caught.value.violations[0].field == "logprobs"
+    assert room.held == 0
+    with room.share() as first, room.share() as second:
+        first.take(10)
+        with pytest.raises(Refusal) as caught:
+            second.take(6)
+        assert caught.value.retry_after
+    assert room.held == 0
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_what_is_written_fast_is_what_is_written_plainly(chat: bool, logprobs: bool) -> None:
+    deltas = [
+        *(pb.Delta(index=i, text=text) for i in (0, 1, 0) for text in ("a", '"\\\u2028\0', "é")),
+        pb.Delta(text="x", reasoning="y"),
+        pb.Delta(text="x", tool_calls=CALLS),
+        pb.Delta(text="x", logprobs=[pb.TokenLogprob(bytes=b"x", logprob=-1)]),
+        pb.Delta(token_ids=[2]),
+    ]
+    messages = [pb.GenerateResponse(started=STARTED)]
+    messages += [pb.GenerateResponse(delta=delta) for delta in deltas]
+    messages += [events()[-1]]
+    fast, plain = (
+        Chunks("a\0b", chat=chat, logprobs=logprobs, include_usage=True, n=2) for _ in range(2)
+    )
+    plain._head.created = fast._head.created
+    for message in messages:
+        assert fast.encoded(message) == b"".join(map(event, plain.take(message)))

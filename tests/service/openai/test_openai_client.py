@@ -9,6 +9,7 @@ from support.fake_engine import Device
 from support.harness import PATIENCE, Running, run, serving
 
 from quire.service.errors import rate_limited
+from quire.service.telemetry.tracing import EndedCall
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 SAID = "user\nHello"  # the device says the prompt back
@@ -164,7 +165,9 @@ def test_a_client_that_leaves_frees_its_blocks(stream: bool) -> None:
             )
             await running.until(lambda stats: stats.requests.running == 1)
             call.cancel()
-            await asyncio.gather(call, return_exceptions=True)
+            [told] = await asyncio.gather(call, return_exceptions=True)
+            if not isinstance(told, BaseException):  # its answer has begun
+                await told.close()
             async with asyncio.timeout(PATIENCE):
                 while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
                     await asyncio.sleep(0.005)
@@ -272,3 +275,38 @@ def test_the_client_without_async_works_too() -> None:
             assert await asyncio.to_thread(calls) == (SAID, SAID)
 
     run(test)
+
+
+class Traces:
+    """Keeps what ended."""
+
+    active = True
+
+    def __init__(self) -> None:
+        self.calls: list[EndedCall] = []
+
+    def ended(self, call: EndedCall) -> None:
+        self.calls.append(call)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_calls_are_traced_under_what_their_headers_name() -> None:
+    traces, parent = Traces(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def test() -> None:
+        async with serving(http=True, tracer=traces) as running, client(running) as api:
+            headers = {"traceparent": parent, "x-request-id": "mine"}
+            told = await api.chat.completions.create(
+                model="fake", messages=HELLO, extra_headers=headers
+            )
+            assert told.id == "chatcmpl-mine"
+            with pytest.raises(openai.BadRequestError):
+                await api.chat.completions.create(model="fake", messages=[])
+
+    run(test)
+    good, bad = traces.calls
+    assert dict(good.metadata)["traceparent"] == parent
+    assert (good.attributes["quire.request_id"], good.code.name) == ("mine", "OK")
+    assert bad.code.name == "INVALID_ARGUMENT"

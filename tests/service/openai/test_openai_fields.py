@@ -131,6 +131,10 @@ def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     assert faults(skip_special_tokens=False) == {"skip_special_tokens": "false: must be true"}
 
 
+def test_of_very_many_faults_the_first_are_told() -> None:
+    assert len(faults(**{f"x{i}": i for i in range(10_000)})) == 16
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [

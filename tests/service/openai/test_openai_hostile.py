@@ -13,6 +13,7 @@ from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 from quire.service.openai import bodies
 from quire.service.openai.connection import HEADER_SECONDS
 from quire.service.openai.http_server import HttpServer
+from quire.service.openai.room import Room
 
 
 async def until(holds: Any) -> None:
@@ -89,6 +90,21 @@ def test_connections_are_bounded() -> None:
         await until(lambda: slow.server.connections == 1)
         slow.may_answer.set()
         assert (await second.ask(head("GET", "/"))).status == 200
+        await slow.server.stop()
+
+    run(test)
+
+
+def test_a_body_that_nobody_has_asked_for_stays_with_the_network() -> None:
+    async def test() -> None:
+        slow = Slow()
+        peer = await Peer.to(await slow.open())
+        peer.writer.write(posted("/", b"x", content_length="1000000"))
+        await until(lambda: slow.server.connections)
+        [connection] = slow.server._state.connections
+        await until(lambda: connection.flow.read_paused)  # type: ignore[union-attr]
+        slow.may_answer.set()
+        assert (await peer.told()).status == 200
         await slow.server.stop()
 
     run(test)
@@ -258,7 +274,7 @@ def test_what_is_left_unread_after_an_answer_is_cut_off() -> None:
             server._clock = lambda: now[0]
             peer = await Peer.to(port(running), receive_bytes=4096)
             body = HELLO | {
-                "max_tokens": 1900, "ignore_eos": True, "n": 4, "logprobs": True, "top_logprobs": 20
+                "max_tokens": 1900, "ignore_eos": True, "n": 3, "logprobs": True, "top_logprobs": 20
             }  # fmt: skip
             peer.writer.write(posted(CHAT, body))
             await until(lambda: running.server.ledger.rpcs["Generate", "OK"])
@@ -292,5 +308,28 @@ def test_an_answer_that_is_being_written_at_the_end_is_written_whole() -> None:
             told = await peer.told()
             assert json.loads(told.body)["choices"][0]["finish_reason"] == "stop"
             assert await peer.ended() == b""
+
+    run(test)
+
+
+def test_an_answer_that_would_be_too_large_whole_is_refused_and_not_when_streamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Room.__init__, "__defaults__", (100, 1 << 20))
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            body = HELLO | {
+                "max_tokens": 20, "ignore_eos": True, "logprobs": True, "top_logprobs": 20
+            }  # fmt: skip
+            told = await ask(port(running), posted(CHAT, body))
+            assert (told.status, told.json["error"]["param"]) == (400, "logprobs")
+            few = await ask(port(running), posted(CHAT, body | {"max_tokens": 4}))
+            assert few.status == 200
+            peer = await Peer.to(port(running))
+            streamed = posted(CHAT, body | {"stream": True}, connection="close")
+            assert (await peer.ask(streamed)).status == 200
+            assert b"[DONE]" in await peer.ended()
+            assert (await running.idle()).requests.finished_cancelled <= 1
 
     run(test)

@@ -1,16 +1,22 @@
 """The HTTP API of `quire serve`: its port, and the lines to paste."""
 
 import json
+import re
 import shlex
 import socket
+import subprocess
+import sys
 import urllib.request
+from pathlib import Path
 
 import grpc
-from support.server_process import PATIENCE, long_request, process
+from support.server_process import PATIENCE, environment, long_request, process
 
 from quire.service.app.openai_face import lines_to_paste
 from quire.service.settings import ServiceConfig
 from quire.v1 import inference_pb2_grpc as pb_grpc
+
+PAGE = (Path(__file__).parents[3] / "docs" / "openai.md").read_text(encoding="utf-8")
 
 
 def free_port() -> int:
@@ -26,8 +32,17 @@ def test_the_lines_to_paste_work() -> None:
         server.wait_for(f"OpenAI API on http://127.0.0.1:{port}/v1")
         server.wait_for(f"export OPENAI_BASE_URL=http://127.0.0.1:{port}/v1 ")
         words = shlex.split(server.wait_for("curl $OPENAI_BASE_URL/chat/completions"))
-        python = shlex.split(server.wait_for("python -c"))
-        compile(python[2], "pasted", "exec")
+        python = shlex.split(server.wait_for("python -c"))[1:]
+        url = f"http://127.0.0.1:{port}/v1"
+        given = environment(OPENAI_BASE_URL=url, OPENAI_API_KEY="none")
+        [program] = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+        shown = program.replace("http://127.0.0.1:8000/v1", url)
+        for words_of_python in (python, ["-c", shown]):
+            done = subprocess.run(
+                [sys.executable, *words_of_python],
+                env=given, capture_output=True, text=True, timeout=PATIENCE,
+            )  # fmt: skip
+            assert (done.returncode, bool(done.stdout.strip())) == (0, True), done
         body = words[words.index("-d") + 1]
         asked = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/chat/completions",

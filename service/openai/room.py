@@ -1,0 +1,65 @@
+"""What answers that are sent whole may gather in memory until they are.
+
+Text is small beside the log-probabilities that may come with it, so those are what is counted: an
+entry is a token or one of the best others. A stream holds none of it.
+
+Invariant: `held` is the sum over open shares; a share that is closed holds nothing.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import grpc
+
+from quire.service.errors import Refusal, invalid_field
+
+MAX_EACH = 1 << 17
+MAX_ALL = 1 << 20
+
+
+class Room:
+    """Of one server."""
+
+    def __init__(self, each: int = MAX_EACH, together: int = MAX_ALL) -> None:
+        self._each = each
+        self._together = together
+        self.held = 0
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator["Share"]:
+        """Of one answer."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held -= share.held
+
+    def take(self, share: "Share", entries: int) -> None:
+        """Raises Refusal where it is too much, for one answer or for all."""
+        share.held += entries
+        self.held += entries
+        if share.held > self._each:
+            raise invalid_field(
+                "logprobs",
+                f"more than {self._each} of them in an answer sent whole: use stream = true",
+            )
+        if self.held > self._together:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"answers sent whole hold more than {self._together} log-probabilities: use "
+                "stream = true",
+                reason="QUEUE_FULL",
+                retry_after=1.0,
+            )
+
+
+class Share:
+    """What one answer holds."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.held = 0
+
+    def take(self, entries: int) -> None:
+        """So many more."""
+        self._room.take(self, entries)
