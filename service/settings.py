@@ -29,6 +29,7 @@ CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
 _OTLP_SCHEMES = ("http://", "https://")
 PLACES = ("auto", "on", "off")
+OUTPUT_PARSERS = ("auto", "none", "hermes", "qwen3-coder")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Of a Service named quire, or quire-…; names of its ports stand behind SERVICE_PORT.
@@ -79,6 +80,11 @@ class ServiceConfig:
     )
     max_priority: int = _option(
         0, "highest priority of calls where no keys are asked for; a key's line has its own"
+    )
+    output_parser: str = _option(
+        "auto",
+        "how thoughts and calls of tools are read out of answers: auto (by the chat template), "
+        "none, hermes, or qwen3-coder",
     )
     served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
     max_waiting: int = _option(1024, "most completions waiting; more are refused")
@@ -154,6 +160,7 @@ class ServiceConfig:
                 f"otlp_endpoint = {self.otlp_endpoint}: must begin with http:// or https://"
             )
         _one_of("engine_process", self.engine_process, PLACES)
+        _one_of("output_parser", self.output_parser, OUTPUT_PARSERS)
         _one_of("log_format", self.log_format, LOG_FORMATS)
         _one_of("log_level", self.log_level, LOG_LEVELS)
         self._check_limits()

@@ -34,6 +34,7 @@ from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.servicer import SERVICE, InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
@@ -187,8 +188,8 @@ class Server:
         )
         await self._engine.start(progress)
         info = self._engine.info
-        name = self._settings.service.served_model_name or self._resolved.name
-        model = ServedModel(name, info, tokenizer, chat)
+        family = family_of(self._settings.service.output_parser, chat)
+        model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         self._servicer.serving = Serving(
             self._engine, model, Validator(model, self._workers), stats

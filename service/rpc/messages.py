@@ -20,9 +20,10 @@ def read(chat: pb.Chat) -> Conversation:
     faults = [*_faults_of_messages(chat.messages), *_faults_of_tools(chat.tools)]
     if faults:
         raise invalid(faults)
+    hidden = chat.tool_choice.mode == pb.TOOL_CHOICE_MODE_NONE
     return Conversation(
         messages=tuple(_message(i, m) for i, m in enumerate(chat.messages)),
-        tools=tuple(_tool(i, t) for i, t in enumerate(chat.tools)),
+        tools=() if hidden else tuple(_tool(i, t) for i, t in enumerate(chat.tools)),
         chat_template_kwargs=_json("chat.chat_template_kwargs", chat.chat_template_kwargs),
         add_generation_prompt=_opens(chat),
         continue_final_message=chat.continue_final_message,

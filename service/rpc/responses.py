@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from quire.engine.request import FinishReason, Output
+from quire.service.rpc.answer_stream import AnswerPiece, AnswerStream
 from quire.service.rpc.validation import Accepted, open_stream
 from quire.service.telemetry.counters import Ledger
 from quire.service.text.stop_strings import StopMatch
@@ -29,10 +30,11 @@ _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)  # ends that nobody cut short
 class IndexState:
     """One index as far as it has come. Times are time.monotonic()."""
 
-    text: TextStream | None  # None: ids only
+    text: TextStream | AnswerStream | None  # None: ids only
     tokens: int = 0  # that have come from the engine, whatever becomes of them
     taken: int = 0  # outputs received from the engine, resumed ones not counted
     delivered: int = 0
+    reasoning_tokens: int = 0  # of those
     cached_tokens: int = 0
     started_at: float | None = None
     first_token_at: float | None = None
@@ -40,6 +42,14 @@ class IndexState:
     preemptions: int = 0
     peak_blocks: int = 0
     finish: FinishReason | None = None
+
+
+def _reason(reason: FinishReason, state: IndexState) -> "pb.FinishReason":
+    """As the contract has it: a model that stops behind calls waits for their answers."""
+    called = isinstance(state.text, AnswerStream) and state.text.called
+    if reason is FinishReason.STOP and called:
+        return pb.FINISH_REASON_TOOL_CALLS
+    return _REASONS[reason]
 
 
 @dataclass(slots=True)
@@ -84,7 +94,7 @@ class CallOutput:
         resumed = accepted.resumed
         self._replayed = None if resumed is None else resumed.match
         self._indices = [
-            IndexState(self._open_text(accepted)) for _ in range(accepted.generation.n)
+            IndexState(self._open_text(accepted, index)) for index in range(accepted.generation.n)
         ]
 
     @property
@@ -92,12 +102,12 @@ class CallOutput:
         """Whether `started` has been sent."""
         return self._started
 
-    def _open_text(self, accepted: Accepted) -> TextStream | None:
+    def _open_text(self, accepted: Accepted, index: int) -> TextStream | AnswerStream | None:
         if accepted.text.ids_only:
             return None
         if accepted.resumed is not None:
             return accepted.resumed.stream  # the only one: n is 1
-        return open_stream(self._tokenizer, accepted.generation, accepted.text)
+        return open_stream(self._tokenizer, accepted.generation, accepted.text, index)
 
     @property
     def already_complete(self) -> bool:
@@ -245,17 +255,20 @@ class CallOutput:
         self._close(state, reason)
         finished = pb.Finished(
             index=index,
-            reason=_REASONS[reason],
+            reason=_reason(reason, state),
             usage=pb.Usage(
                 prompt_tokens=len(self._request.prompt_token_ids),
                 completion_tokens=state.delivered,
                 cached_tokens=state.cached_tokens,
+                reasoning_tokens=state.reasoning_tokens,
             ),
             timings=self._timings(state),
             preemptions=state.preemptions,
             peak_blocks=state.peak_blocks,
         )
-        if match is not None:
+        if finished.reason != pb.FINISH_REASON_STOP:
+            pass  # nothing is said to have matched
+        elif match is not None:
             finished.stop_string = match.string
         elif stop_token_id is not None:
             string = self._options.stop_tokens.get(stop_token_id)
@@ -278,16 +291,23 @@ class CallOutput:
     # ------------------------------------------------------------ messages
 
     def _deltas(
-        self, state: IndexState, piece: Piece | None, index: int
+        self, state: IndexState, piece: Piece | AnswerPiece | None, index: int
     ) -> Iterator[pb.GenerateResponse]:
         """None, and one that is empty, are no delta."""
-        if piece is None or not (piece.ids or piece.texts):
+        if piece is None or (isinstance(piece, Piece) and not (piece.ids or piece.texts)):
             return
         for part in piece.parts(self._options.delta_tokens):
             yield self._delta(state, part, index)
 
-    def _delta(self, state: IndexState, piece: Piece, index: int) -> pb.GenerateResponse:
+    def _delta(
+        self, state: IndexState, piece: Piece | AnswerPiece, index: int
+    ) -> pb.GenerateResponse:
         delta = pb.Delta(index=index, text=piece.text, token_ids=piece.ids)
+        if isinstance(piece, AnswerPiece):
+            delta.reasoning = piece.reasoning
+            for number, call_id, name, arguments in piece.calls:
+                delta.tool_calls.add(index=number, id=call_id, name=name, arguments_json=arguments)
+            state.reasoning_tokens += piece.reasoning_tokens
         for logprob in piece.logprobs or ():
             delta.logprobs.append(
                 pb.TokenLogprob(

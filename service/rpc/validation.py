@@ -15,8 +15,10 @@ from typing import Any
 
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.service.answers.events import Family, Reading
 from quire.service.errors import Refusal, invalid_field, show, unknown_model
 from quire.service.rpc import messages
+from quire.service.rpc.answer_stream import AnswerStream
 from quire.service.rpc.field_faults import (
     MAX_STOP_BYTES,
     MAX_STOPS,
@@ -24,6 +26,7 @@ from quire.service.rpc.field_faults import (
     check_allowed,
     check_sampling,
 )
+from quire.service.rpc.reading import check_parse, check_tools, reading_of
 from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.template_environment import Dropped, RenderLimits
@@ -49,7 +52,7 @@ class TextOptions:
     """What the output side needs: whether text is made at all, and what ends it.
 
     stops: None: no stop strings. stop_tokens: ids that end the request because a stop string is the
-    special token of this id. delta_tokens: most tokens of one delta.
+    special token of this id. delta_tokens: most tokens of one delta. reading: None: all is text.
     """
 
     stops: StopAutomaton | None = None
@@ -57,6 +60,7 @@ class TextOptions:
     include_stop_str_in_output: bool = False
     ids_only: bool = False
     delta_tokens: int = 1024
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Resumed:
     """A stream that has gone through the outputs that the client holds. match: they hold a stop
     string, so that the call was complete already."""
 
-    stream: TextStream
+    stream: TextStream | AnswerStream
     match: StopMatch | None
 
 
@@ -80,12 +84,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What is served, as far as requests are concerned. chat is None: no template."""
+    """What is served, as far as requests are concerned. chat is None: no template. family is None:
+    how its answers are to be read is not known."""
 
     name: str
     info: EngineInfo
     tokenizer: Tokenizer
     chat: ChatTemplate | None
+    family: Family | None = None
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -181,6 +187,7 @@ class Validator:
             request.sampling.include_stop_str_in_output,
             request.ids_only,
             self._delta_tokens(params.logprobs, request.ids_only),
+            reading_of(request, self._model.family, prompt, self._model.tokenizer.pieces),
         )
         _still(wanted)
         request_id = request.request_id or secrets.token_hex(16)
@@ -214,6 +221,7 @@ class Validator:
         check_sampling(given, faults, vocab_size)
         self._check_stops(given, faults)
         self._check_resume(request, faults)
+        check_parse(request, self._model.family, faults)
         if request.ids_only and "stop" in given:
             faults.add("sampling.stop", len(given["stop"]), "no text is made with ids_only")
         if request.ids_only and "include_stop_str_in_output" in given:
@@ -318,6 +326,7 @@ class Validator:
                 f"{parts} messages, calls and tools: more than the {self._longest_prompt} tokens "
                 "that a prompt may have",
             )
+        check_tools(request, self._model.family)
         conversation = messages.read(request.chat)
         _still(wanted)
         limits = RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)
@@ -349,15 +358,17 @@ class Validator:
 
 
 def open_stream(
-    tokenizer: Tokenizer, generation: GenerationRequest, options: TextOptions
-) -> TextStream:
-    """The text of one index, from its beginning."""
-    return TextStream(
+    tokenizer: Tokenizer, generation: GenerationRequest, options: TextOptions, index: int = 0
+) -> TextStream | AnswerStream:
+    """The output of one index, from its beginning."""
+    text = TextStream(
         tokenizer.text_pieces,
         options.stops,
         include_stop_str_in_output=options.include_stop_str_in_output,
         min_tokens=generation.sampling.min_tokens,
     )
+    reading = options.reading
+    return text if reading is None else AnswerStream(text, reading, generation, index)
 
 
 def _given(sampling: pb.SamplingParams) -> dict[str, Any]:

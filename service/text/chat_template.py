@@ -82,7 +82,7 @@ class ChatTemplate:
         tokens; added: its other added tokens. origin: the file, for errors. Raises ModelError."""
         self._tokens = dict(tokens)
         self._compiled: dict[str, _Compiled] = {}
-        sources = {"default": source} if isinstance(source, str) else source
+        self.sources = sources = {"default": source} if isinstance(source, str) else source
         for name, text in sources.items():
             where = origin if len(sources) == 1 else f"{origin} ({name})"
             try:

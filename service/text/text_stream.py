@@ -11,7 +11,7 @@ linear in what it handles: nothing that waits is joined or looked at again.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from quire.engine.request import TokenLogprob
 from quire.service.text.detokenizer import Detokenizer
@@ -78,13 +78,17 @@ class TextStream:
         self._logprobs: list[TokenLogprob] = []
         self._marks: deque[tuple[int, int]] = deque()  # places where the text is whole, ascending
 
-    def replay(self, token_ids: Sequence[int]) -> StopMatch | None:
+    def replay(
+        self, token_ids: Sequence[int], heard: Callable[[str], object] = str
+    ) -> StopMatch | None:
         """Go through outputs that the client holds already, with their text: none is sent again.
 
-        A part of a character at their end is all that is still to come of them.
+        A part of a character at their end is all that is still to come of them. heard: is told
+        each one's text.
         """
         for token_id in token_ids:
-            match = self._read(token_id)[1]
+            text, match = self._read(token_id)
+            heard(text)
             if match is not None:
                 return match
         self._gone = self._free = self._count

@@ -1,0 +1,81 @@
+"""Values of parameters that a model has written bare, as JSON of the types that a schema allows.
+
+Invariant: every value becomes JSON, and none is lost: what is not JSON of an allowed type becomes
+a string.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_MAX_DEPTH = 8  # of references and alternatives in one another
+_WORDS = {"True": "true", "False": "false", "None": "null"}  # templates show Python's
+STRING = frozenset({"string"})
+
+
+def allowed_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
+    """The types of a parameter; string where the schema does not say."""
+    properties = schema.get("properties")
+    described = properties.get(name) if isinstance(properties, dict) else None
+    return frozenset(_types(described, schema, _MAX_DEPTH)) or STRING
+
+
+def _types(part: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
+    if not isinstance(part, dict) or not depth:
+        return
+    stated = part.get("type")
+    if isinstance(stated, str):
+        yield stated
+    elif isinstance(stated, list):
+        yield from (item for item in stated if isinstance(item, str))
+    elif isinstance(part.get("enum"), list):
+        yield from map(_type_of, part["enum"])
+    elif "const" in part:
+        yield _type_of(part["const"])
+    for key in ("anyOf", "oneOf", "allOf"):
+        if isinstance(part.get(key), list):
+            for item in part[key]:
+                yield from _types(item, root, depth - 1)
+    if isinstance(part.get("$ref"), str):
+        yield from _types(_referred(part["$ref"], root), root, depth - 1)
+
+
+def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a reference inside the schema leads to, or None."""
+    if not reference.startswith("#"):
+        return None
+    found: Any = root
+    for step in reference[1:].split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    named = {str: "string", list: "array", dict: "object", type(None): "null"}
+    return named[type(value)]
+
+
+def as_json(text: str, types: frozenset[str]) -> str:
+    """The value's JSON: as it was written, where it is JSON of an allowed type; else a string."""
+    written = text.strip()
+    written = _WORDS.get(written, written)
+    try:
+        sort = _type_of(json.loads(written, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        return quoted(text)
+    fits = sort in types or (sort == "number" and "integer" in types)
+    return written if fits and sort != "string" else quoted(text)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(name)
+
+
+def quoted(text: str) -> str:
+    """A JSON string."""
+    return json.dumps(text, ensure_ascii=False)

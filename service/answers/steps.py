@@ -1,0 +1,191 @@
+"""What the grammars of answers are made of: steps over one character after another.
+
+A step is a generator. It yields what it wants (a pattern of runs that it takes at once, or None for
+a single character) and is sent that. Characters that may turn out to be markup are held: `sink` is
+where they go if they are none.
+"""
+
+import re
+from collections.abc import Callable, Generator, Sequence
+
+from quire.service.answers.events import Event, Kind
+from quire.service.answers.json_scanner import SPACE
+
+Wanted = re.Pattern[str] | None
+Sink = Callable[[str], None]
+
+_PLAIN = re.compile(r"[^<\n]+")
+_ALL = re.compile(r"(?s:.+)")
+
+
+class Steps:
+    """The state that steps share.
+
+    back: characters to be read once more, before all others. held: see above. kept: a value that
+    comes out as a whole, once it is complete.
+    """
+
+    def __init__(self) -> None:
+        self.back = ""
+        self.held = ""
+        self.sink: Sink = self.say(Kind.TEXT)
+        self.kept: list[str] | None = None
+        self.calls = 0
+        self.in_call = False
+        self._events: list[Event] = []
+
+    @property
+    def certain(self) -> bool:
+        """Whether nothing is held or kept."""
+        return not self.held and self.kept is None
+
+    def events(self) -> list[Event]:
+        """Those that have not been asked for."""
+        events, self._events = self._events, []
+        return events
+
+    def end(self) -> None:
+        """No more characters come."""
+        self.give_back()
+        if self.kept is not None:
+            self.emit(Kind.ARGUMENTS, "".join(self.kept))
+            self.kept = None
+
+    # ------------------------------------------------------------ what comes out
+
+    def emit(self, kind: Kind, text: str) -> None:
+        """A piece of this kind."""
+        if text:
+            of_call = kind in (Kind.CALL, Kind.ARGUMENTS)
+            self._events.append(Event(kind, text, self.calls - 1 if of_call else -1))
+
+    def say(self, kind: Kind) -> Sink:
+        """Where pieces of this kind go."""
+        return lambda text: self.emit(kind, text)
+
+    def begin_call(self, name: str) -> None:
+        """All that is held was markup, and a call begins."""
+        self.drop()
+        self.calls += 1
+        self.in_call = True
+        self.emit(Kind.CALL, name)
+
+    # ------------------------------------------------------------ what is held
+
+    def drop(self) -> None:
+        """It was markup."""
+        self.held = ""
+
+    def give_back(self) -> None:
+        """It was none."""
+        held, self.held = self.held, ""
+        if held:
+            self.sink(held)
+
+    def unread(self, text: str) -> None:
+        """Read these characters once more."""
+        self.back = text + self.back
+
+    def unread_held(self) -> None:
+        """The same for all that is held."""
+        self.unread(self.held)
+        self.held = ""
+
+    # ------------------------------------------------------------ steps
+
+    def match(self, literal: str) -> Generator[Wanted, str, bool]:
+        """Hold these characters. False at the first other one, which will be read again."""
+        for wanted in literal:
+            character = yield None
+            if character != wanted:
+                self.unread(character)
+                return False
+            self.held += character
+        return True
+
+    def space(self) -> Generator[Wanted, str, str]:
+        """Hold white space. Returns the character behind it, which will be read again."""
+        while True:
+            character = yield None
+            if character not in SPACE:
+                self.unread(character)
+                return character
+            self.held += character
+
+    def expect(self, literal: str) -> Generator[Wanted, str, bool]:
+        """White space, and then these characters."""
+        yield from self.space()
+        return (yield from self.match(literal))
+
+    def one_of(self, literals: Sequence[str]) -> Generator[Wanted, str, str | None]:
+        """White space, and then one of these, none of which begins another."""
+        yield from self.space()
+        read, left = "", list(literals)
+        while True:
+            character = yield None
+            left = [literal for literal in left if literal.startswith(read + character)]
+            if not left:
+                self.unread(character)
+                return None
+            read += character
+            self.held += character
+            if read == left[0]:
+                return read
+
+    def line_breaks(self) -> Generator[Wanted, str, None]:
+        """Pass over line breaks, which belong to the tag before them."""
+        while True:
+            character = yield None
+            if character != "\n":
+                self.unread(character)
+                return
+
+    def opens_with(self, tag: str) -> Generator[Wanted, str, bool]:
+        """Whether this tag stands here, white space aside; if not, nothing has been read."""
+        if (yield from self.expect(tag)):
+            self.drop()
+            return True
+        self.unread_held()
+        return False
+
+    def before(
+        self, tag: str, sink: Sink, most_breaks: int | None = None
+    ) -> Generator[Wanted, str, None]:
+        """Hand on all up to a tag, which is held with the line breaks before it (at most so many
+        of them)."""
+        self.sink = sink
+        while True:
+            run = yield _PLAIN
+            if run == "\n":
+                if len(self.held) == most_breaks:
+                    sink("\n")
+                else:
+                    self.held += run
+            elif run == "<":
+                self.held += run
+                if (yield from self.match(tag[1:])):
+                    return
+                self.give_back()
+            else:
+                self.give_back()
+                sink(run)
+
+    def closing(self, tag: str) -> Generator[Wanted, str, None]:
+        """Pass over a closing tag, or what the answer's end leaves of it. Where it is left out,
+        nothing is read."""
+        self.drop()
+        self.sink = nowhere
+        if (yield from self.expect(tag)):
+            self.drop()
+        else:
+            self.unread_held()
+
+    def everything(self, sink: Sink) -> Generator[Wanted, str, None]:
+        """Hand on all that comes, for ever."""
+        while True:
+            sink((yield _ALL))
+
+
+def nowhere(text: str) -> None:
+    """The sink for what is markup even where the answer's end has cut it off."""
+    del text

@@ -1,0 +1,150 @@
+"""How a request's answers are read: what it asks for, what its tools and the model allow.
+
+Invariant: calls are read only where the model was shown tools by this request, or where the client
+has rendered the prompt itself and asked for it. What cannot be read is refused, never left out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from quire.service.answers import families
+from quire.service.answers.events import Family, Reading, Syntax
+from quire.service.errors import show
+from quire.service.rpc.field_faults import Faults
+from quire.service.rpc.json_text import read_object
+from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
+from quire.service.text.template_environment import RenderLimits
+from quire.v1 import inference_pb2 as pb
+
+_PROBE_LIMITS = RenderLimits(max_bytes=1 << 20, max_steps=20_000)
+_THINK, _THINK_END = "<think>", "</think>"
+_TAIL = 16  # tokens at a prompt's end in which the tag is looked for
+_NONE, _REQUIRED = pb.TOOL_CHOICE_MODE_NONE, pb.TOOL_CHOICE_MODE_REQUIRED
+
+
+def family_of(option: str, chat: ChatTemplate | None) -> Family | None:
+    """Of a model's template. option: as in ServiceConfig.output_parser."""
+    if chat is None:
+        return families.choose(option, {}, lambda _messages, _tools: None)
+
+    def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str | None:
+        asked = Conversation(tuple(messages), tuple(tools), add_generation_prompt=False)
+        try:
+            return chat.render(asked, _PROBE_LIMITS)
+        except TemplateRefusal:
+            return None
+
+    return families.choose(option, chat.sources, render)
+
+
+def shows_tools(chat: pb.Chat) -> bool:
+    """Whether the model is told of tools."""
+    return bool(chat.tools) and chat.tool_choice.mode != _NONE
+
+
+def check_parse(request: pb.GenerateRequest, family: Family | None, faults: Faults) -> None:
+    """Whether output can be parsed where that is asked for."""
+    if not request.parse_output:
+        return
+    if request.ids_only:
+        faults.add("parse_output", True, "no text is made with ids_only")
+    elif family is None:
+        faults.add(
+            "parse_output",
+            True,
+            "how this model writes thoughts and calls of tools is not known (see the server's "
+            "option output_parser)",
+        )
+
+
+def check_tools(request: pb.GenerateRequest, family: Family | None) -> None:
+    """Everything that a chat says of calls. Raises Refusal."""
+    chat, faults = request.chat, Faults()
+    choice = chat.tool_choice
+    if choice.mode not in pb.ToolChoiceMode.values():
+        faults.add("chat.tool_choice.mode", choice.mode, "is no ToolChoiceMode")
+    if choice.mode == _REQUIRED and not chat.tools:
+        faults.add("chat.tool_choice.mode", "REQUIRED", "there are no tools")
+    named = choice.WhichOneof("choice") == "name"
+    if named and all(tool.name != choice.name for tool in chat.tools):
+        faults.add("chat.tool_choice.name", choice.name, "is none of the tools")
+    if chat.HasField("parallel_tool_calls"):
+        _check_parallel(request, family, faults)
+    _refuse_constrained_calls(chat, faults)
+    faults.raise_if_any()
+
+
+def _check_parallel(request: pb.GenerateRequest, family: Family | None, faults: Faults) -> None:
+    where, asked = "chat.parallel_tool_calls", request.chat.parallel_tool_calls
+    if not request.chat.tools:
+        faults.add(where, asked, "there are no tools")
+    elif not asked and (family is None or family.syntax is None or not _parses(request, family)):
+        faults.add(where, asked, "calls are not read out of this answer, so they are not counted")
+
+
+def _refuse_constrained_calls(chat: pb.Chat, faults: Faults) -> None:
+    """Calls that have to be valid need a constraint (tool_grammar writes it), which this server
+    does not carry out. The one place that says so."""
+    if chat.tool_choice.WhichOneof("choice") == "name":
+        faults.add(
+            "chat.tool_choice.name", chat.tool_choice.name, "a named tool is not supported: AUTO is"
+        )
+    elif chat.tool_choice.mode == _REQUIRED:
+        faults.add("chat.tool_choice.mode", "REQUIRED", "is not supported: AUTO and NONE are")
+    for i, tool in enumerate(chat.tools):
+        if tool.strict and shows_tools(chat):
+            faults.add(f"chat.tools[{i}].strict", True, f"is not supported ({show(tool.name)})")
+            return
+
+
+def _parses(request: pb.GenerateRequest, family: Family | None) -> bool:
+    """Whether the output is to be parsed, by what is asked or else by default."""
+    if family is None or request.ids_only:
+        return False
+    if request.HasField("parse_output"):
+        return request.parse_output
+    return request.HasField("chat")
+
+
+def reading_of(
+    request: pb.GenerateRequest,
+    family: Family | None,
+    prompt: Sequence[int],
+    pieces: Sequence[bytes],
+) -> Reading | None:
+    """For a request that was checked. prompt: its ids; pieces: each id's bytes. None: all is
+    text."""
+    if family is None or not _parses(request, family):
+        return None
+    of_chat = request.HasField("chat")
+    calls = not of_chat or shows_tools(request.chat)
+    syntax = family.syntax if calls else None
+    if syntax is None and not family.thinks:
+        return None
+    one = of_chat and request.chat.HasField("parallel_tool_calls")
+    return Reading(
+        syntax=syntax,
+        thinks=family.thinks,
+        thinking=family.thinks and _has_opened(request, prompt, pieces),
+        most_calls=1 if one and not request.chat.parallel_tool_calls else None,
+        tools=_schemas(request.chat) if syntax is Syntax.XML else None,
+    )
+
+
+def _has_opened(
+    request: pb.GenerateRequest, prompt: Sequence[int], pieces: Sequence[bytes]
+) -> bool:
+    """Whether the prompt ends inside thoughts."""
+    if request.chat.continue_final_message and request.chat.messages:
+        content = request.chat.messages[-1].content
+        return content.rfind(_THINK) > content.rfind(_THINK_END)
+    end = b"".join(pieces[i] for i in prompt[-_TAIL:]).decode("utf-8", "replace")
+    return end.rstrip("\n").endswith(_THINK)
+
+
+def _schemas(chat: pb.Chat) -> dict[str, dict[str, Any]]:
+    """Of each tool, by name. Those that are no JSON have been refused."""
+    return {
+        tool.name: read_object(tool.parameters_json) if tool.parameters_json else {}
+        for tool in chat.tools
+    }

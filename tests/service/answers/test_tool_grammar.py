@@ -1,0 +1,179 @@
+"""Grammars of valid calls, walked by llguidance token by token with Pocket's tokenizer."""
+
+import functools
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+from support.answer_reference import joined
+
+from quire.service.answers.events import Family, Kind, Reading, Syntax
+from quire.service.answers.parser import OutputParser
+from quire.service.answers.tool_grammar import CallableTool, CannotHonour, tool_grammar
+from quire.service.errors import Refusal
+from quire.service.models import pocket
+from quire.service.rpc.tool_constraint import constraint_of
+from quire.v1 import inference_pb2 as pb
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "description": "Where."},
+        "days": {"type": "integer", "minimum": 1},
+        "units": {"type": "string", "enum": ["c", "f"]},
+        "at": {"$ref": "#/$defs/point"},
+    },
+    "required": ["city"],
+    "additionalProperties": False,
+    "$defs": {"point": {"type": "array", "items": {"type": "number"}}},
+}
+STRICT = CallableTool("wetter-é", SCHEMA, strict=True)
+FREE = CallableTool("free", {"properties": {"x": {"type": "string"}}, "unevaluatedItems": 3})
+UNSUPPORTED = {"type": "object", "properties": {}, "unevaluatedProperties": {"type": "string"}}
+
+
+@functools.cache
+def tokenizer() -> LLTokenizer:
+    return LLTokenizer((pocket.directory() / "tokenizer.json").read_text())
+
+
+def accepts(grammar: str, text: str) -> bool:
+    """Whether every token of it may follow, and it may end there."""
+    matcher = LLMatcher(tokenizer(), grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    for token in tokenizer().tokenize_str(text):
+        if not matcher.validate_tokens([token]):
+            return False
+        assert matcher.consume_token(token)
+    return bool(matcher.is_accepting())
+
+
+def write(syntax: Syntax, name: str, arguments: dict[str, Any]) -> str:
+    if syntax is Syntax.HERMES:
+        inside = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+        return f"<tool_call>\n{inside}\n</tool_call>"
+    lines = [
+        f"<parameter={k}>\n{v if isinstance(v, str) else json.dumps(v)}\n</parameter>\n"
+        for k, v in arguments.items()
+    ]
+    return f"<tool_call>\n<function={name}>\n{''.join(lines)}</function>\n</tool_call>"
+
+
+GOOD: list[dict[str, Any]] = [
+    {"city": 'Köln 🎉 "<b>"'},
+    {"city": "a\nb", "days": 3, "units": "f", "at": [1, 2.5]},
+    {"city": "", "units": "c"},
+]
+BAD: list[dict[str, Any]] = [
+    {},
+    {"days": 3},
+    {"city": "x", "days": "three"},
+    {"city": "x", "days": 0},
+    {"city": "x", "units": "k"},
+    {"city": "x", "other": 1},
+    {"city": "x", "at": {}},
+]
+
+
+@pytest.mark.parametrize("syntax", Syntax)
+@pytest.mark.parametrize("must_call", [True, False])
+def test_valid_calls_pass_and_are_read_as_such(syntax: Syntax, must_call: bool) -> None:
+    grammar = tool_grammar(syntax, [STRICT, FREE], must_call=must_call)
+    reading = Reading(syntax, tools={STRICT.name: SCHEMA})
+    for arguments in GOOD:
+        call = write(syntax, STRICT.name, arguments)
+        assert accepts(grammar, call), call
+        assert accepts(grammar, f"{call}\n{call}")
+        events = OutputParser(reading).feed(call)
+        assert events[0].kind is Kind.CALL
+        ((name, written),) = joined(events).calls
+        assert (name, json.loads(written)) == (STRICT.name, arguments)
+
+
+@pytest.mark.parametrize("syntax", Syntax)
+@pytest.mark.parametrize("must_call", [True, False])
+def test_invalid_calls_do_not_pass(syntax: Syntax, must_call: bool) -> None:
+    grammar = tool_grammar(syntax, [STRICT, FREE], must_call=must_call)
+    for arguments in BAD:
+        assert not accepts(grammar, write(syntax, STRICT.name, arguments)), arguments
+    assert not accepts(grammar, write(syntax, "unknown", {}))
+    call = write(syntax, STRICT.name, GOOD[0])
+    assert not accepts(grammar, call.removesuffix("</tool_call>"))
+    assert not accepts(grammar, call.replace("</tool_call>", "</tool>"))
+
+
+@pytest.mark.parametrize("syntax", Syntax)
+def test_text_stands_around_calls_only_where_none_has_to_be_made(syntax: Syntax) -> None:
+    call = write(syntax, STRICT.name, GOOD[0])
+    free = tool_grammar(syntax, [STRICT], must_call=False)
+    forced = tool_grammar(syntax, [STRICT], must_call=True)
+    for text in (f"Let me see.\n{call}", f"{call}\nso", "no call: 1 < 2 <tool", ""):
+        assert accepts(free, text)
+        assert not accepts(forced, text)
+    assert accepts(forced, f"\n\n{call}")
+    assert not accepts(free, "a <tool_call> b")
+
+
+@pytest.mark.parametrize("syntax", Syntax)
+@pytest.mark.parametrize("must_call", [True, False])
+def test_one_call_alone(syntax: Syntax, must_call: bool) -> None:
+    call = write(syntax, STRICT.name, GOOD[0])
+    grammar = tool_grammar(syntax, [STRICT], must_call=must_call, parallel=False)
+    assert accepts(grammar, call)
+    assert not accepts(grammar, call + call)
+    assert not accepts(grammar, f"{call}\n{call}")
+
+
+@pytest.mark.parametrize("syntax", Syntax)
+@pytest.mark.parametrize("must_call", [True, False])
+def test_a_tool_that_is_not_strict_is_not_refused_for_its_schema(
+    syntax: Syntax, must_call: bool
+) -> None:
+    grammar = tool_grammar(syntax, [STRICT, FREE], must_call=must_call)
+    assert accepts(grammar, write(syntax, "free", {"y": "a < b", "z": [1]}))
+    assert accepts(grammar, write(syntax, "free", {}))
+    for schema in (UNSUPPORTED, {"type": "array"}):
+        with pytest.raises(CannotHonour) as caught:
+            tool_grammar(
+                syntax, [FREE, CallableTool("f", schema, strict=True)], must_call=must_call
+            )
+        assert caught.value.tool == 1
+
+
+def test_what_xml_cannot_say_is_refused_for_strict_tools() -> None:
+    for described in (
+        {"type": ["string", "integer"]},
+        {"type": "string", "pattern": "a+"},
+        {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    ):
+        tool = CallableTool("f", {"properties": {"x": described}}, strict=True)
+        with pytest.raises(CannotHonour, match=r"^properties\.x"):
+            tool_grammar(Syntax.XML, [tool], must_call=True)
+    with pytest.raises(CannotHonour):
+        tool_grammar(Syntax.XML, [CallableTool("a<b", {})], must_call=True)
+
+
+def test_a_chat_says_whether_it_needs_a_constraint() -> None:
+    schema = json.dumps(SCHEMA)
+    tools = [pb.Tool(name="other"), pb.Tool(name="weather", parameters_json=schema)]
+    family = Family(Syntax.HERMES, thinks=True)
+    assert constraint_of(pb.Chat(tools=tools), family) is None
+    hidden = pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_NONE)
+    strict = [tools[0], pb.Tool(name="weather", parameters_json=schema, strict=True)]
+    assert constraint_of(pb.Chat(tools=strict, tool_choice=hidden), family) is None
+    assert constraint_of(pb.Chat(tools=strict), family) is not None
+    named = pb.Chat(tools=tools, tool_choice=pb.ToolChoice(name="weather"))
+    constraint = constraint_of(named, family)
+    assert constraint is not None
+    assert accepts(constraint.grammar, write(Syntax.HERMES, "weather", GOOD[0]))
+    assert not accepts(constraint.grammar, write(Syntax.HERMES, "other", {}))
+    with pytest.raises(Refusal):
+        constraint_of(named, None)
+
+
+def test_a_strict_schema_that_cannot_be_honoured_is_named() -> None:
+    bad = pb.Tool(name="f", parameters_json=json.dumps(UNSUPPORTED), strict=True)
+    chat = pb.Chat(tools=[pb.Tool(name="other"), bad])
+    with pytest.raises(Refusal, match=r"chat\.tools\[1\]\.parameters_json"):
+        constraint_of(chat, Family(Syntax.HERMES, thinks=False))
