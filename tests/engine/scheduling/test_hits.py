@@ -178,8 +178,20 @@ def test_tails_that_say_the_same_are_kept_once() -> None:
 # ------------------------------------------------------------ what may be copied
 
 
-def test_what_was_copied_is_known_only_once_its_step_was_applied() -> None:
+def test_what_a_fork_copied_is_known_only_once_its_step_was_applied() -> None:
     """A step in flight may fail, and then nobody knows what it has written."""
+    simulator = build()
+    simulator.submit(spec(1, TEXT[:7], 4, n=2))
+    simulator.turn()
+    simulator.launch()
+    ((_, target),) = simulator.in_flight[-1][0].copies
+    simulator.finish(1, 1, kept=0)
+    assert target not in simulator.pool.prefix_cache
+    simulator.fail(rows=0)
+    served(simulator, spec(2, TEXT[:7], 4))
+
+
+def test_what_a_hit_copied_is_known_by_its_source_until_its_step_was_applied() -> None:
     simulator = build()
     served(simulator, spec(1, TEXT[:7]))
     plan = launched(simulator, spec(2, (*TEXT[:7], 2, 2), 4))
@@ -255,6 +267,10 @@ class _Counted(list[tuple[bytes, int]]):
         found = super().__getitem__(index)
         self.count += len(found) if isinstance(index, slice) else 1
         return found
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        self.count += len(self)
+        return super().__iter__()
 
 
 def test_forgetting_a_tail_takes_it_out_of_the_index() -> None:
