@@ -370,7 +370,7 @@ def hot_copy() -> Calls:
     def call() -> None:
         from quire.kernels.state.copy_blocks import copy_blocks
 
-        cache, ids = _caches(64, 8, 64, 128, torch.bfloat16), empty(3, dtype=torch.int64)
+        cache, ids = empty(28, 64, 8, 64, 128, dtype=torch.bfloat16), empty(3, dtype=torch.int64)
         copy_blocks(cache, cache, ids, ids)
 
     yield "copy blocks", call

@@ -134,7 +134,7 @@ class Runner:
 
     def _copy_null_block(self) -> None:
         here = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._ops.copy_blocks(self._kv.k[0], self._kv.v[0], here, here)
+        self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
 
     def _ran(self, key: GraphKey) -> Callable[[], Sampled]:
         """The step of a key, run once on null rows."""
@@ -203,8 +203,7 @@ class Runner:
         self._state.write(self._staging, plan.admitted)
         if plan.copies:
             source, target = self._staging.get("copies")
-            for layer in range(self._kv.k.shape[0]):
-                self._ops.copy_blocks(self._kv.k[layer], self._kv.v[layer], source, target)
+            self._ops.copy_blocks(self._kv.k, self._kv.v, source, target)
 
     def _run(self, key: GraphKey, edits: Edits | None) -> Sampled:
         """A step by its key: replayed, or run eagerly and kept if it was wanted before.

@@ -3,7 +3,7 @@
 Invariant: a block is free or referenced, never both; its reference count is the number of block
 tables that hold it. Block 0, the null block, belongs to nobody: padding is written there. A block
 whose content may still be hit (`prefix_cache`) and that nobody refers to is a free block with a
-memory: it counts as free and may be taken at any time, oldest first; only then is its hash
+memory: it counts as free and may be taken at any time, oldest first; only then is it
 forgotten.
 """
 

@@ -2,8 +2,8 @@
 
 Invariant: results come once a plan and in the plans' order. A row's result counts for the request
 of its key and index while that one lives and its epoch is the row's; anything else is dropped and
-counted as discarded. A block is registered in the prefix cache only here, when the step that filled
-it has been applied.
+counted as discarded. A full block is registered in the prefix cache only here, when the step that
+filled it has been applied.
 """
 
 import logging
@@ -164,7 +164,7 @@ class Completion:
         pool.prefix_cache.extend_hashes(hashes, request.spec.cache_salt, known, full)
         for index in range(request.num_registered_blocks, full):
             block = request.block_table[index]
-            pool.prefix_cache.register(block, hashes[index], known, index)
+            pool.prefix_cache.register(block, hashes, request.spec.cache_salt, known, index)
         request.num_registered_blocks = full
 
     def _fail_one(self, request: Request, error: Exception) -> None:

@@ -1,7 +1,10 @@
 """Which block holds which prefix: hashes of full blocks, and the tokens behind them.
 
-Invariant: a hash names full blocks only, whose keys and values have been computed by a step that
-was applied; a block has one hash at most, a hash may name several blocks.
+Invariant: what is known of a block has been computed by steps that were applied. A hash names full
+blocks only; a block has one hash at most, a hash may name several blocks. The last block of a
+request that has ended, full in part, is a *tail*: known by the prefix before it and by the tokens
+that are valid in it, without a hash. Full blocks are shared; of a block that is equal in part the
+beginning can only be copied (`match_head`): what stands behind it, or will, is another's.
 
 Hashes are chained 128-bit xxh3: the root is H(seed, salt), a block's is H(parent, its tokens), so a
 hash stands for a whole prefix. The seed is random per process unless fixed, and the tokens are
@@ -10,9 +13,20 @@ compared on a hit, so that nobody can plant or guess a prefix of somebody else.
 
 import secrets
 import struct
+from bisect import bisect_left, insort
 from collections.abc import Container, Sequence
+from typing import NamedTuple
 
 import xxhash
+
+_TOKEN_BYTES = 4
+
+
+class Head(NamedTuple):
+    """A block whose first `num_tokens` tokens are the wanted ones."""
+
+    block: int
+    num_tokens: int
 
 
 class PrefixCache:
@@ -25,17 +39,20 @@ class PrefixCache:
         self._seed = (
             secrets.token_bytes(16) if seed is None else struct.pack("<Q", seed % (1 << 64))
         )
-        self._hash_of: dict[int, bytes] = {}
+        self._hash_of: dict[int, bytes] = {}  # full blocks alone; tails have none
         self._tokens_of: dict[int, bytes] = {}
+        self._parent_of: dict[int, bytes] = {}
         self._blocks_of: dict[bytes, dict[int, None]] = {}
+        # Of each parent, what follows it, in the order of the tokens: neighbours are most alike.
+        self._children: dict[bytes, list[tuple[bytes, int]]] = {}
 
     def __contains__(self, block: int) -> bool:
         """Whether the block's content can be hit."""
-        return block in self._hash_of
+        return block in self._tokens_of
 
     def blocks(self) -> tuple[int, ...]:
         """All blocks that can be hit."""
-        return tuple(self._hash_of)
+        return tuple(self._tokens_of)
 
     # ------------------------------------------------------------ hashes
 
@@ -55,8 +72,11 @@ class PrefixCache:
             hashes.append(parent)
 
     def _pack(self, token_ids: Sequence[int], index: int) -> bytes:
-        size = self.block_size
-        return struct.pack(f"<{size}i", *token_ids[index * size : (index + 1) * size])
+        """The tokens of one block; fewer than a block's if token_ids end in it."""
+        return _packed(token_ids[index * self.block_size : (index + 1) * self.block_size])
+
+    def _parent(self, hashes: Sequence[bytes], salt: bytes, index: int) -> bytes:
+        return hashes[index - 1] if index else self.root_hash(salt)
 
     # ------------------------------------------------------------ blocks
 
@@ -75,23 +95,89 @@ class PrefixCache:
             found.append(block)
         return found
 
-    def register(self, block: int, block_hash: bytes, token_ids: Sequence[int], index: int) -> None:
+    def match_head(
+        self, hashes: Sequence[bytes], salt: bytes, token_ids: Sequence[int], index: int
+    ) -> Head | None:
+        """The block, full or a tail, that has the most first tokens in common with block `index`
+        of token_ids behind the same prefix; None if no block has any. It is not taken. The last of
+        token_ids does not count: it is left to compute.
+
+        hashes: of token_ids, `index` or more. Blocks that follow one prefix stand in the order of
+        their tokens, so the most alike is a neighbour of the place where the wanted ones would be:
+        the one below it if both are equally so.
+        """
+        if not self.enabled:
+            return None
+        children = self._children.get(self._parent(hashes, salt, index), ())
+        begin, last = index * self.block_size, len(token_ids) - 1
+        wanted = _packed(token_ids[begin : min(begin + self.block_size, last)])
+        place = bisect_left(children, (wanted, 0))
+        best = Head(0, 0)
+        for tokens, block in children[max(place - 1, 0) : place + 1]:
+            equal = _num_equal(tokens, wanted)
+            if equal > best.num_tokens:
+                best = Head(block, equal)
+        return best if best.num_tokens else None
+
+    def register(
+        self,
+        block: int,
+        hashes: Sequence[bytes],
+        salt: bytes,
+        token_ids: Sequence[int],
+        index: int,
+    ) -> None:
         """Make a full, computed block known under its prefix's hash, while some table holds it.
 
-        `index` is the block's place in token_ids.
+        `index` is the block's place in token_ids and in their hashes.
         """
-        if not self.enabled or block in self._hash_of:
+        if not self.enabled or block in self._tokens_of:
             return
-        named = self._blocks_of.setdefault(block_hash, {})
+        named = self._blocks_of.setdefault(hashes[index], {})
         self.duplicates += bool(named)
         named[block] = None
-        self._hash_of[block] = block_hash
-        self._tokens_of[block] = self._pack(token_ids, index)
+        self._hash_of[block] = hashes[index]
+        self._add(block, self._parent(hashes, salt, index), self._pack(token_ids, index))
+
+    def register_tail(
+        self,
+        block: int,
+        hashes: Sequence[bytes],
+        salt: bytes,
+        token_ids: Sequence[int],
+        num_tokens: int,
+    ) -> None:
+        """Make known the block that holds the last of the first num_tokens tokens, all computed,
+        and is not filled by them, while some table holds it.
+
+        hashes: of the full blocks before it. Nothing is done if another block behind the same
+        prefix begins with the same tokens: that one serves as well.
+        """
+        if not self.enabled or block in self._tokens_of:
+            return
+        index = num_tokens // self.block_size
+        tokens = _packed(token_ids[index * self.block_size : num_tokens])
+        parent = self._parent(hashes, salt, index)
+        children = self._children.get(parent, [])
+        place = bisect_left(children, (tokens, 0))
+        if place == len(children) or not children[place][0].startswith(tokens):
+            self._add(block, parent, tokens)
+
+    def _add(self, block: int, parent: bytes, tokens: bytes) -> None:
+        self._tokens_of[block] = tokens
+        self._parent_of[block] = parent
+        insort(self._children.setdefault(parent, []), (tokens, block))
 
     def forget(self, block: int) -> None:
-        """The one place where a hash leaves the index. KeyError if the block has none."""
-        block_hash = self._hash_of.pop(block)
-        del self._tokens_of[block]
+        """The one place where a block leaves the index. KeyError if it is not known."""
+        tokens, parent = self._tokens_of.pop(block), self._parent_of.pop(block)
+        children = self._children[parent]
+        del children[bisect_left(children, (tokens, block))]
+        if not children:
+            del self._children[parent]
+        block_hash = self._hash_of.pop(block, None)
+        if block_hash is None:
+            return
         named = self._blocks_of[block_hash]
         del named[block]
         if not named:
@@ -101,10 +187,31 @@ class PrefixCache:
 
     def count_among(self, free: Container[int]) -> int:
         """How many blocks that can be hit are among these."""
-        return sum(1 for block in self._hash_of if block in free)
+        return sum(1 for block in self._tokens_of if block in free)
 
     def check(self) -> None:
         """Raise AssertionError unless hashes, tokens and blocks agree."""
-        assert self._hash_of.keys() == self._tokens_of.keys()
+        full = {b for b, tokens in self._tokens_of.items() if self._fills(tokens)}
+        assert self._hash_of.keys() == full, "a full block has no hash, or another has one"
         named = {(b, h) for h, blocks in self._blocks_of.items() for b in blocks}
         assert named == set(self._hash_of.items()), "index and blocks disagree"
+        assert self._parent_of.keys() == self._tokens_of.keys()
+        followers: dict[bytes, list[tuple[bytes, int]]] = {}
+        for block, parent in self._parent_of.items():
+            followers.setdefault(parent, []).append((self._tokens_of[block], block))
+        assert {p: sorted(found) for p, found in followers.items()} == self._children
+
+    def _fills(self, tokens: bytes) -> bool:
+        return len(tokens) == self.block_size * _TOKEN_BYTES
+
+
+def _packed(tokens: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(tokens)}i", *tokens)
+
+
+def _num_equal(one: bytes, other: bytes) -> int:
+    """How many packed tokens two blocks have in common from their beginning on."""
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter // _TOKEN_BYTES
+    return next(i for i in range(shorter) if one[i] != other[i]) // _TOKEN_BYTES

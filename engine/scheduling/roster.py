@@ -23,6 +23,7 @@ class SchedulerCounters:
     prefill_computed: int = 0
     prefix_queried: int = 0
     prefix_hit: int = 0
+    head_copies: int = 0  # admissions that copied the beginning of a block
     preemptions: int = 0
     generated: int = 0
     discarded: int = 0
@@ -70,7 +71,8 @@ class Roster:
 
     def admit(self, request: Request, shared: Sequence[int], computed: int) -> None:
         """The head of the queue gets a slot, and the blocks `shared` as the head of its table,
-        which hold its first `computed` tokens or more."""
+        and `computed` tokens that stand in the cache when its first step begins: those of the
+        shared blocks, and those that the step copies."""
         self.pool.share(shared)
         self.waiting.take(request)
         request.leader = None
@@ -78,7 +80,7 @@ class Roster:
         self._admissions += 1
         request.admission = self._admissions
         request.num_computed_tokens = computed
-        request.num_applied_tokens = computed
+        request.num_applied_tokens = len(shared) * self.pool.block_size
         request.num_registered_blocks = len(shared)
         self._insert_running(request)
 
@@ -127,6 +129,8 @@ class Roster:
             self.waiting.forget(request)
         self.waiting.release(request)
         self.waiting.leave(request.spec.client)
+        if reason is not FinishReason.ERROR:
+            self._remember_tail(request)
         siblings = self.by_key[request.key]
         siblings.remove(request)
         if not siblings:
@@ -138,6 +142,19 @@ class Roster:
             if not said:
                 output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
                 self._outputs.append(output)
+
+    def _remember_tail(self, request: Request) -> None:
+        """What applied steps have computed of the last block can be copied by others from now on.
+
+        A step in flight may still write behind it, and never again what is valid now.
+        """
+        cache, applied = self.pool.prefix_cache, request.num_applied_tokens
+        full, rest = divmod(applied, self.pool.block_size)
+        if not rest or not cache.enabled:
+            return
+        hashes, salt, known = request.block_hashes, request.spec.cache_salt, request.token_ids
+        cache.extend_hashes(hashes, salt, known, full)
+        cache.register_tail(request.block_table[full], hashes, salt, known, applied)
 
     def release_if_idle(self, request: Request) -> None:
         """Slot and blocks of a request that has ended, once no step in flight holds it."""

@@ -27,6 +27,7 @@ from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.completion import Completion
 from quire.engine.scheduling.limits import RequestLimits
 from quire.engine.scheduling.plan import Admission, BlockUpdate, PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.prefix_cache import Head
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.sequence import Request, Status
 
@@ -45,6 +46,7 @@ class _Draft:
     admitted: list[Admission] = field(default_factory=list)
     block_updates: list[BlockUpdate] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
 
@@ -124,6 +126,8 @@ class Scheduler:
         # Attention takes rows in this order: a long one begun last would run on alone.
         if len(draft.decode_rows) > 1:
             draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
+        if draft.held:
+            self.pool.release(draft.held)  # later steps write after this one has copied
         rows = (*draft.decode_rows, *draft.prefill_rows)
         if not rows:
             return None
@@ -228,26 +232,29 @@ class Scheduler:
 
     def _admit_one(self, request: Request, draft: _Draft) -> bool:
         """Give a waiting request its slot, its known prefix and blocks for all it has."""
-        fork = self._fork_source(request)
+        fork, source = self._fork_source(request), None
         if fork is None:
             shared = self._find_prefix(request)
             computed = len(shared) * self.pool.block_size
         else:
             computed = request.num_prompt_tokens - 1
             shared = fork.block_table[: computed // self.pool.block_size]
+            source = fork.block_table[len(shared)]
         fresh = self.pool.blocks_needed(request.num_tokens) - len(shared)
         reserve = min(len(self.roster.running), self.pool.num_usable // 64)
         if self.pool.num_free_among(shared) + fresh + reserve > self.pool.num_free:
             draft.starved = True
             return False
+        if fork is None and (head := self._hold_head(request, shared, fresh, draft)) is not None:
+            source, computed = head.block, computed + head.num_tokens
         if request.cached_tokens < 0:
             self._start(request, computed, fork)
         self.roster.admit(request, shared, computed)
         draft.admitted.append(request.admission_row())
         self._extend_table(request, shared, draft)
         self._extend_table(request, self.pool.allocate(fresh), draft)
-        if fork is not None:
-            draft.copies.append((fork.block_table[len(shared)], request.block_table[len(shared)]))
+        if source is not None:
+            draft.copies.append((source, request.block_table[len(shared)]))
         self._add_row(request, min(request.remaining, draft.budget), draft)
         return True
 
@@ -271,6 +278,24 @@ class Scheduler:
         limit = (len(known) - 1) // self.pool.block_size
         cache.extend_hashes(request.block_hashes, request.spec.cache_salt, known, limit)
         return cache.match(request.block_hashes[:limit], known)
+
+    def _hold_head(
+        self, request: Request, shared: Sequence[int], fresh: int, draft: _Draft
+    ) -> Head | None:
+        """A block to copy what follows the request's shared blocks from, leaving a token to
+        compute. It is held until the plan is made; None if the blocks do not suffice for that."""
+        cache, known = self.pool.prefix_cache, request.token_ids
+        salt = request.spec.cache_salt
+        head = cache.match_head(request.block_hashes, salt, known, len(shared))
+        if head is None:
+            return None
+        held = [head.block]
+        if self.pool.num_free_among((*shared, *held)) + fresh > self.pool.num_free:
+            return None
+        self.pool.share(held)
+        draft.held += held
+        self.counters.head_copies += 1
+        return head
 
     def _start(self, request: Request, computed: int, fork: Request | None) -> None:
         """Counts and words of the first time a request is scheduled."""

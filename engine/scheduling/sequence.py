@@ -7,8 +7,8 @@ flight will sample). There is no prefill phase and no decode phase.
     token_ids        [ prompt ........ | outputs known .... ]
     num_tokens       [ prompt ........ | outputs known .... | placeholders ]
     num_computed     planned so far, steps in flight included
-    num_applied      computed by steps whose results have been applied; only blocks below it are
-                     ever registered in the prefix cache
+    num_applied      computed by steps whose results have been applied, or copied by them; only
+                     what lies below it is ever known to the prefix cache
 
 A request with n > 1 becomes n `Request`s of one key, told apart by their index. The engine's thread
 alone touches them; a runner gets numbers taken from them (`admission_row`) and nothing else.
@@ -116,7 +116,7 @@ class Request:
             self.index,
             self.slot,
             known[-1],
-            self.num_applied_tokens,
+            self.num_computed_tokens,
             self._sampling_numbers(),
             counted[:prompt],
             counted[prompt:],

@@ -5,9 +5,12 @@ from torch import Tensor
 
 
 def copy_blocks(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
-    """Copy whole blocks. caches: [..., num_blocks, ...] of one layer; source, target: [C] int64."""
-    k_cache[target] = k_cache[source]
-    v_cache[target] = v_cache[source]
+    """Copy whole blocks, in every layer.
+
+    caches: [layers, num_blocks, kv_heads, block_size, head_dim]; source, target: [C] int64.
+    """
+    k_cache[:, target] = k_cache[:, source]
+    v_cache[:, target] = v_cache[:, source]
 
 
 def prepare_decode(

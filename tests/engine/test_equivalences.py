@@ -25,6 +25,7 @@ from support.small_engine import (
 
 from quire.engine.model.base import CausalModel
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
+from quire.engine.runner.runner import Runner
 
 MARGIN = 1e-4
 MAX_TOKENS = 20
@@ -218,8 +219,45 @@ def test_cached_is_uncached(name: str, kind: str, overlap: bool) -> None:
     hot = run(core, specs)
     check_all(name, kind, hot, "hot")
     for spec in specs:
-        expected = (len(spec.prompt_token_ids) - 1) // 4 * 4
-        assert hot[spec.key, 0].cached_tokens == expected
+        assert hot[spec.key, 0].cached_tokens == len(spec.prompt_token_ids) - 1
+
+
+@every_model
+@pytest.mark.parametrize("size", (1, 2, 3, 5, 8))
+def test_cold_is_a_whole_hit_is_a_copied_one(name: str, size: int) -> None:
+    """What is known of a prompt ends at each of its tokens: alone, or going on otherwise."""
+    kind, count = "seeded", 5
+    spec = requests(replace(SAMPLINGS[kind], max_tokens=count))[4]
+    prompt, key = spec.prompt_token_ids, spec.key
+    expected, margins = (values[:count] for values in reference(name, kind)[key])
+    core = build_core(*model_of(name), replace(BATCHED, block_size=size, caching=True))
+    brief = replace(SAMPLINGS[kind], max_tokens=1)
+    for known in range(1, len(prompt)):
+        for otherwise in ((), (prompt[known] + 1, 2, 3)):
+            core.scheduler.pool.forget_all()
+            first = GenerationRequest(90, (*prompt[:known], *otherwise), brief)
+            assert run(core, [first])[90, 0].cached_tokens == 0
+            hot = run(core, [spec])[key, 0]
+            what = f"{name}, {kind}, blocks of {size}, {known} known"
+            assert hot.cached_tokens == known, what
+            compare(hot.token_ids, expected, margins, what)
+
+
+@pytest.mark.parametrize("known", range(5, 8))
+def test_a_copy_holds_the_bits_of_its_source(known: int) -> None:
+    core = build_core(*model_of("grouped, tied"), replace(BATCHED, caching=True, overlap=True))
+    spec = requests(SAMPLINGS["greedy"])[4]
+    run(core, [GenerationRequest(90, spec.prompt_token_ids[:known], SAMPLINGS["greedy"])])
+    core.scheduler.submit(spec)
+    core.step()
+    (flight,) = core.scheduler.completion.in_flight
+    ((source, target),) = flight.plan.copies
+    assert flight.plan.rows[0].start == known
+    runner = core.runner
+    assert isinstance(runner, Runner)
+    for side in (runner._kv.k, runner._kv.v):
+        copied = side[:, target, :, : known % 4]
+        assert copied.isfinite().all() and copied.equal(side[:, source, :, : known % 4])
 
 
 @every_model

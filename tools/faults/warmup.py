@@ -40,8 +40,8 @@ FAULTS = (
     Fault(
         "warm-up: copies are compiled for each place in the upload",
         "kernels/state/copy_blocks.py",
-        '@triton.jit(do_not_specialize_on_alignment=["sources_ptr", "targets_ptr"])',
-        "@triton.jit",
+        '    do_not_specialize_on_alignment=["sources_ptr", "targets_ptr"],\n',
+        "",
         _RUN,
     ),
     Fault(

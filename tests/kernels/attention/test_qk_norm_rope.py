@@ -96,7 +96,7 @@ def test_padded_tokens_write_the_null_block_alone(device: torch.device) -> None:
 def test_blocks_are_copied_whole(device: torch.device, dtype: torch.dtype) -> None:
     from quire.kernels.state.copy_blocks import copy_blocks
 
-    k, v = (torch.randn(9, 3, 16, 96).to(device, dtype) for _ in range(2))
+    k, v = (torch.randn(5, 9, 3, 16, 96).to(device, dtype) for _ in range(2))
     wanted_k, wanted_v = k.clone(), v.clone()
     source, target = (torch.tensor(ids, device=device) for ids in ([1, 1, 8], [2, 5, 3]))
     copy_blocks(k, v, source, target)
@@ -108,7 +108,7 @@ def test_blocks_are_copied_whole(device: torch.device, dtype: torch.dtype) -> No
 def test_nothing_to_copy_is_nothing_done(device: torch.device) -> None:
     from quire.kernels.state.copy_blocks import copy_blocks
 
-    cache = torch.randn(2, 1, 16, 16, device=device)
+    cache = torch.randn(3, 2, 1, 16, 16, device=device)
     before = cache.clone()
     none = torch.zeros(0, dtype=torch.int64, device=device)
     copy_blocks(cache, cache, none, none)
@@ -144,6 +144,6 @@ def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
     assert torch.equal(v[blocks - 1, :, 5], qkv.view(32, dim)[24:])
     assert torch.count_nonzero(v[:-1]) == 0
     last = torch.tensor([blocks - 1], device=device)
-    copy_blocks(k, v, last, last - 2)
+    copy_blocks(k[None], v[None], last, last - 2)
     assert torch.equal(k[blocks - 3], k[blocks - 1])
     assert torch.equal(v[blocks - 3], v[blocks - 1])

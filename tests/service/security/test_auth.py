@@ -288,12 +288,12 @@ def test_tenants_share_no_cache_and_a_tenants_salts_do_not_either(keys: Path) ->
                 return answer.started[0].cached_tokens, computed
 
             assert await spent(ALICE) == (0, 40)
-            assert await spent(ALICE) == (32, 8)
+            assert await spent(ALICE) == (39, 1)
             assert await spent(BOB) == (0, 40)
-            assert await spent(BOB) == (32, 8)
+            assert await spent(BOB) == (39, 1)
             assert await spent(ALICE, "mine") == (0, 40)
             assert await spent(BOB, "mine") == (0, 40)
-            assert await spent(ALICE, "mine") == (32, 8)
+            assert await spent(ALICE, "mine") == (39, 1)
 
     run(test)
 

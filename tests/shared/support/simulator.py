@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from support.toy_device import EOS, Oracle, ToyDevice
 
 from quire.engine.request import FinishReason, GenerationRequest, Output
-from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.block_pool import NULL_BLOCK, BlockPool
 from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.scheduling.sequence import Request, Status
@@ -57,6 +57,7 @@ class Tally:
     evictions: int = 0
     aborts_in_flight: int = 0
     duplicates: int = 0
+    heads: int = 0  # hits that copied the beginning of a block
     forks: int = 0
     resumed: int = 0
     failures: int = 0
@@ -192,7 +193,10 @@ class Simulator:
         self._hear(self.scheduler.drain_outputs())
         if plan is not None:
             self._check_plan(plan)
-            self.tally.forks += len(plan.copies)
+            self._check_copies(plan)
+            heads = self.scheduler.counters.head_copies
+            self.tally.forks += len(plan.copies) - (heads - self.tally.heads)
+            self.tally.heads = heads
             if self.log is not None:
                 self.log.append(_signature(plan))
         return plan
@@ -283,6 +287,7 @@ class Simulator:
             if block in self.pool.prefix_cache:
                 end = (column + 1) * self.shape.block_size
                 assert end <= request.num_applied_tokens, "a block is known before it is computed"
+                assert block in self.pool.prefix_cache._hash_of, "a tail is in use"
 
     def _check_plan(self, plan: StepPlan) -> None:
         shape, pool = self.shape, self.pool
@@ -304,6 +309,34 @@ class Simulator:
                 assert block not in pool.prefix_cache, "a step writes a block the index names"
         if shape.two_phase:
             self._check_phases(plan)
+
+    def _check_copies(self, plan: StepPlan) -> None:
+        """Each goes into a fresh block of a request that the plan admits, one a request at most,
+        where its own tokens begin. No source is a target, and none is written by the same plan but
+        the last block of a leader, from which siblings fork."""
+        pool, size = self.pool, self.shape.block_size
+        targets = [target for _, target in plan.copies]
+        sources = {source for source, _ in plan.copies}
+        computed = {one.slot: one.num_computed for one in plan.admitted}
+        found = []
+        for row, request in self.requests_of(plan).items():
+            end = row.start + row.num_tokens
+            written = sources & set(request.block_table[row.start // size : -(-end // size)])
+            assert not any(map(pool.prefix_cache.__contains__, written)), "a source is written"
+            if row.slot in computed:
+                columns = {(row.start - 1) // size, row.start // size} - {-1}
+                own = [request.block_table[column] for column in columns]
+                found.append([block for block in own if block in targets])
+        assert all(len(blocks) <= 1 for blocks in found), "a request copies twice"
+        assert sorted(block for blocks in found for block in blocks) == sorted(targets)
+        assert not sources & {NULL_BLOCK, *targets}
+        tables = [(r.key, r.block_table) for r in self.scheduler.unfinished()]
+        keys = {block: key for key, table in tables for block in table if block in targets}
+        for source, target in plan.copies:
+            sibling = any(key == keys[target] and source in table for key, table in tables)
+            assert sibling or source in pool.prefix_cache, "a source was given out"
+        for block in targets:
+            assert pool._ref_counts[block] == 1 and block not in pool.prefix_cache
 
     @staticmethod
     def _check_phases(plan: StepPlan) -> None:

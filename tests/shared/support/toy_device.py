@@ -121,8 +121,9 @@ class ToyDevice:
             slot.num_computed = one.num_computed
         for update in plan.block_updates:
             self.slots[update.slot].table[update.column] = update.block
-        for source, target in plan.copies:
-            self.blocks[target] = list(self.blocks[source])
+        copied = {target: list(self.blocks[source]) for source, target in plan.copies}
+        assert not copied.keys() & {source for source, _ in plan.copies}, "copies in a chain"
+        self.blocks = [copied.get(block, held) for block, held in enumerate(self.blocks)]
 
     def _place(self, slot: _Slot, position: int) -> tuple[int, int]:
         column, offset = divmod(position, self.block_size)
