@@ -29,6 +29,7 @@ class Answers:
     async def stats(self, request: pb.StatsRequest, caller: Caller) -> pb.StatsResponse:
         """Also while draining. Raises Refusal, EngineDeadError."""
         serving, block_map = self._loaded(), b""
+        await serving.stats.turn(caller.client)
         if request.include_block_map:
             serving.stats.allow_block_map(operator=caller.operator)
             block_map = await serving.engine.block_map()
