@@ -7,21 +7,12 @@ from quire.service.errors import Violation, invalid
 from quire.service.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
-NOT_YET = (
-    "constraint",
-    "parse_output",
-    "sampling.logit_bias",
-    "sampling.allowed_token_ids",
-    "sampling.banned_token_ids",
-    "chat.tool_choice",
-    "chat.parallel_tool_calls",
-)
+NOT_YET = ("constraint",)
 
 
 def check(request: pb.GenerateRequest, names: Names) -> None:
     """Raises Refusal."""
     found = [path for path in NOT_YET if _given(request, path)]
-    found += [f"chat.tools[{i}].strict" for i, tool in enumerate(request.chat.tools) if tool.strict]
     if found:
         raise invalid([Violation(names.http(path), "is not supported yet") for path in found])
 

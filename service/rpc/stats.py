@@ -71,10 +71,12 @@ class StatsReporter:
 
     def served_model(self) -> pb.GetModelInfoResponse:
         """What GetModelInfo tells, whoever asks."""
+        family = self._model.family
         return pb.GetModelInfoResponse(
             model=self._model_info(),
             version=self._version,
             has_chat_template=self._model.chat is not None,
+            output_parser="" if family is None else family.name,
             eos_token_ids=self._model.eos_token_ids,
         )
 

@@ -8,8 +8,8 @@ LIMITS = ("tests/service/admission/test_limits.py",)
 FAULTS = (
     Fault(
         "wire: Stats are answered however often",
-        "service/rpc/servicer.py",
-        "            await self.serving.stats.turn(caller.client)\n",
+        "service/rpc/answers.py",
+        "        await serving.stats.turn(caller.client)\n",
         "",
         ENTRANCE,
     ),

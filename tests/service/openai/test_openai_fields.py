@@ -303,20 +303,11 @@ def test_a_body_that_says_nothing_certain_is_refused(body: bytes, why: str) -> N
 
 def test_what_the_core_does_not_honour_yet_is_refused_by_name() -> None:
     """Goes with `not_yet` itself."""
-    read = asked(
-        response_format={"type": "json_object"},
-        logit_bias={"1": 1},
-        tools=[{"type": "function", "function": {"name": "add", "strict": True}}],
-        tool_choice="none",
-        parse_output=True,
-    )
+    read = asked(response_format={"type": "json_object"})
     assert isinstance(read.request, pb.GenerateRequest)
     with pytest.raises(Refusal) as caught:
         not_yet.check(read.request, read.names)
-    assert [field for field, _ in caught.value.violations] == [
-        *("response_format", "parse_output", "logit_bias", "tool_choice"),
-        "tools[0].function.strict",
-    ]
+    assert [field for field, _ in caught.value.violations] == ["response_format"]
 
 
 def test_the_page_names_what_is_passed_over() -> None:
