@@ -22,7 +22,17 @@ _REASONS = {
     pb.FINISH_REASON_ERROR: "error",
 }
 _STATUS = {"NOT_FOUND": 404, "OUT_OF_RANGE": 400, "INVALID_ARGUMENT": 400}
-_PREFIXES = ("sampling.", "chat.")  # of the contract's fields, which a body does not have
+# Where the contract has what a body has elsewhere: the beginnings of fields, and their ends.
+_BEGINNINGS = (
+    ("sampling.", ""),
+    ("chat.", ""),
+    ("constraint.json_schema", "response_format.json_schema.schema"),
+    ("constraint", "response_format"),
+    ("token_ids.ids", "prompt"),
+    ("token_ids", "prompt"),
+    ("text", "prompt"),
+)
+_ENDS = (("parameters_json", "function.parameters"), ("arguments_json", "function.arguments"))
 
 
 @dataclass(slots=True)
@@ -177,6 +187,10 @@ def refused_body(error: CallError) -> tuple[int, dict[str, Any]]:
 
 def _plain(name: str) -> str:
     """The contract's name of a field as a body has it."""
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+    for theirs, ours in _BEGINNINGS:
+        if name.startswith(theirs):
+            name = ours + name.removeprefix(theirs)
+            break
+    for theirs, ours in _ENDS:
+        name = name.replace(f".{theirs}", f".{ours}")
     return name

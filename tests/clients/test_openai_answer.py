@@ -3,6 +3,7 @@
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf import text_format
 
 from quire.clients.errors import Details, Violation, call_error
@@ -88,16 +89,35 @@ def test_log_probabilities_of_a_chat_and_of_a_completion() -> None:
     }  # fmt: skip
 
 
-def test_a_refusal_names_the_field_as_a_body_has_it() -> None:
-    details = Details((Violation("sampling.top_p", "20: no"),), "INVALID_FIELD")
-    error = call_error(grpc.StatusCode.INVALID_ARGUMENT, "sampling.top_p: 20: no", None)
-    error.details = details
+@pytest.mark.parametrize(
+    ("contract", "param"),
+    [
+        ("sampling.top_p", "top_p"),
+        ("chat.messages[0].role", "messages[0].role"),
+        ("chat.tools[1].parameters_json.x", "tools[1].function.parameters.x"),
+        (
+            "chat.messages[2].tool_calls[0].arguments_json",
+            "messages[2].tool_calls[0].function.arguments",
+        ),
+        ("constraint.json_schema.properties.x", "response_format.json_schema.schema.properties.x"),
+        ("constraint", "response_format"),
+        ("token_ids.ids[3]", "prompt[3]"),
+        ("text", "prompt"),
+        ("model", "model"),
+    ],
+)
+def test_a_refusal_names_the_field_as_a_body_has_it(contract: str, param: str) -> None:
+    error = call_error(grpc.StatusCode.INVALID_ARGUMENT, f"{contract}: 20: no", None)
+    error.details = Details((Violation(contract, "20: no"),), "INVALID_FIELD")
     status, made = refused_body(error)
-    assert status == 400 and made["error"]["param"] == "top_p"
+    assert status == 400 and made["error"]["param"] == param
     assert (made["error"]["code"], made["error"]["type"]) == (
         "invalid_field",
         "invalid_request_error",
     )
+
+
+def test_what_is_no_fault_of_a_field_names_none() -> None:
     missing = refused_body(call_error(grpc.StatusCode.NOT_FOUND, "no such model", None))
     assert missing[0] == 404
     status, made = refused_body(call_error(grpc.StatusCode.INTERNAL, "a fault", None))
