@@ -5,7 +5,7 @@ Workloads (names as in the results):
     decode-bN    (time for 1 + K new tokens - time for 1) / K; K = 256, at batch 1 512; greedy;
                  where N rows do not fit into the cache, the largest batch that does, under its name
     prefill      256 prompts of 1024 ids, one token each
-    ttft-cold    one prompt of 3000 ids; ttft-hit: again, all but its last block cached
+    ttft-cold    one prompt of 3000 ids; ttft-hit: again, all but its last token cached
     start        from exec to `serving`, real safetensors of random weights, warm page cache
 
     python benchmarks/offline.py --model-shape 0.6B --out benchmarks/results/offline-0.6B.json

@@ -223,7 +223,7 @@ def test_cached_is_uncached(name: str, kind: str, overlap: bool) -> None:
 
 
 @every_model
-@pytest.mark.parametrize("size", (1, 2, 3, 5, 8))
+@pytest.mark.parametrize("size", (long(1), long(2), 3, long(5), 8))
 def test_cold_is_a_whole_hit_is_a_copied_one(name: str, size: int) -> None:
     """What is known of a prompt ends at each of its tokens: alone, or going on otherwise."""
     kind, count = "seeded", 5

@@ -32,7 +32,7 @@ def test_random_traffic_neither_leaks_nor_hangs_nor_corrupts() -> None:
     tally, episodes = run_steps(STEPS)
     print(f"{episodes} episodes: {tally}")
     assert tally.steps >= STEPS
-    for name in ("preemptions", "hits", "evictions", "aborts_in_flight", "duplicates"):
+    for name in ("preemptions", "hits", "heads", "evictions", "aborts_in_flight", "duplicates"):
         assert getattr(tally, name) >= 100, f"too few {name}: {tally}"
     for name in ("forks", "resumed", "finishes", "stale_epochs", "discarded", "refused"):
         assert getattr(tally, name) >= 50, f"too few {name}: {tally}"

@@ -106,8 +106,11 @@ class ToyDevice:
         return sampled
 
     def spoil(self, plan: StepPlan, rows: int) -> None:
-        """A step that fails after `rows` of its rows: what they would have written is garbage."""
+        """A step that fails after `rows` of its rows: what they would have written is garbage, and
+        what it would have copied too if it came to none of them."""
         self._prepare(plan)
+        for _, target in plan.copies if not rows else ():
+            self.blocks[target] = [GARBAGE] * self.block_size
         for row in plan.rows[:rows]:
             slot = self.slots[row.slot]
             for position in range(row.start, row.start + row.num_tokens):
