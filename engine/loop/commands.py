@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quire.engine.request import GenerationRequest
+from quire.engine.request import GenerationRequest, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,15 @@ class AskBlockMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Learn:
+    """The vocabulary that constraints are compiled for. Comes before the first of them."""
+
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the loop; what is unfinished stays so."""
 
 
-Command = Submit | Finish | Abort | AskBlockMap | Stop
+Command = Submit | Finish | Abort | AskBlockMap | Learn | Stop

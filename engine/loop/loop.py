@@ -17,7 +17,7 @@ from typing import Protocol
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import EngineDeadError, QuireError
-from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Stop, Submit
+from quire.engine.loop.commands import Abort, AskBlockMap, Command, Finish, Learn, Stop, Submit
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.stats import EngineInfo, EngineStats
@@ -113,7 +113,9 @@ class EngineLoop:
             case Finish(key, index, kept):
                 core.scheduler.finish(key, index, kept)
             case Abort(key):
-                core.scheduler.abort(key)
+                core.abort(key)
+            case Learn(vocabulary):
+                core.compiling.learn(vocabulary)
             case AskBlockMap():
                 self._map_asked = True
         return []
@@ -128,7 +130,7 @@ class EngineLoop:
             outputs += self.obey(command)
         outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
-        idle = not self._engine.core.scheduler.has_requests
+        idle = not self._engine.core.has_requests
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
         if outputs or idle or overdue or self._map_asked:
             self._hold(outputs)
@@ -138,7 +140,7 @@ class EngineLoop:
         return True
 
     def _take(self) -> Sequence[Command]:
-        idle = not self._engine.core.scheduler.has_requests
+        idle = not self._engine.core.has_requests
         if idle:
             self._busy.end()
         commands = self._inbox.take(wait=idle)

@@ -182,9 +182,9 @@ class Server:
         name = self._settings.service.served_model_name or self._resolved.name
         model = ServedModel(name, info, tokenizer, chat)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
-        self._servicer.serving = Serving(
-            self._engine, model, Validator(model, self._workers), stats
-        )
+        validator = Validator(model, self._workers)
+        self._engine.vocabulary = validator.constraints.vocabulary
+        self._servicer.serving = Serving(self._engine, model, validator, stats)
         self._lifecycle.advance(Phase.READY)
         self._health.set_ready(True)
         if self._watchdog is not None:
