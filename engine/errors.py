@@ -7,6 +7,7 @@ QuireError
 ├── RequestError       a request that can never run: names the field, the value and the limit
 ├── CorruptStateError  the engine's books can not be trusted any more: the engine ends
 ├── NotANumberError    logits that are NaN or infinite: the request that they belong to ends
+├── ConstraintError    a constraint nothing satisfies, or whose limits are reached: its row ends
 ├── StepError          a step failed; every request in flight ends with it; its id is in the log
 └── EngineDeadError    the engine is gone; nothing will be answered; its id is in the log
 """
@@ -43,6 +44,10 @@ class CorruptStateError(QuireError):
 
 class NotANumberError(QuireError):
     """Logits that are NaN or infinite: no token can be chosen by them."""
+
+
+class ConstraintError(QuireError):
+    """An output cannot go on under its constraint."""
 
 
 class StepError(QuireError):

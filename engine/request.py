@@ -69,6 +69,31 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What matchers are made for: a tokenizer as text (the engine does not read it), how many ids
+    the model has, and which of them end an output."""
+
+    tokenizer: str
+    size: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an output must look like. The engine passes it on to whatever makes matchers of it.
+
+    `kind`: json_schema, json_object, regex, grammar or choice (whose text is a JSON list). With
+    `closes` it begins behind thoughts, which end in that text; with `opens` as well there are
+    thoughts only if the output begins with that one, without they are open already.
+    """
+
+    kind: str
+    text: str
+    opens: str = ""
+    closes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What the service submits. `key` is the submitter's own and unique among live requests.
 
@@ -84,6 +109,7 @@ class GenerationRequest:
     cache_salt: bytes = b""
     resume_token_ids: tuple[int, ...] = ()
     client: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from typing import Any
 from quire.engine.client.link import Link, Receiver
 from quire.engine.client.pacing import NewCalls, Pacer
 from quire.engine.errors import EngineDeadError
-from quire.engine.loop.commands import Abort, AskBlockMap, Finish, FlushCache, Submit
+from quire.engine.loop.commands import Abort, AskBlockMap, Finish, FlushCache, Learn, Submit
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
-from quire.engine.request import GenerationRequest, Output
+from quire.engine.request import GenerationRequest, Output, Vocabulary
 from quire.engine.scheduling.limits import RequestLimits
 
 
@@ -106,6 +106,9 @@ class AsyncEngine:
         self._block_maps: list[asyncio.Future[bytes]] = []
         self._flushes: deque[asyncio.Future[int]] = deque()  # in the order of their commands
         self._dead: EngineDeadError | None = None
+        # What constraints are compiled for; asked once, with the first of them.
+        self.vocabulary: Callable[[], Vocabulary] | None = None
+        self._taught = False
         self.abandoned = False  # given up: it may be in its step for ever
 
     # ------------------------------------------------------------ life
@@ -175,6 +178,7 @@ class AsyncEngine:
         stream = _Stream(request.n)
         self._streams[request.key] = stream
         try:
+            self._teach(request)
             self._link.send(Submit(request))
             self._new_calls.add(stream)
             while stream.open_indices:
@@ -192,6 +196,12 @@ class AsyncEngine:
             del self._streams[request.key]
             self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
+
+    def _teach(self, request: GenerationRequest) -> None:
+        """The first constraint goes behind the vocabulary that it is compiled for."""
+        if request.constraint is not None and self.vocabulary is not None and not self._taught:
+            self._taught = True
+            self._link.send(Learn(self.vocabulary()))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of its outputs (resumed ones not counted): a stop string was

@@ -21,6 +21,7 @@ from quire.engine.loop.commands import (
     Command,
     Finish,
     FlushCache,
+    Learn,
     Stop,
     Submit,
 )
@@ -29,11 +30,13 @@ from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.model.config import GenerationDefaults
 from quire.engine.request import (
+    Constraint,
     FinishReason,
     GenerationRequest,
     Output,
     SamplingParams,
     TokenLogprob,
+    Vocabulary,
 )
 
 # Kinds of message. Inward: BUILD (config), COMMANDS (commands). Outward: PROGRESS (stage, share),
@@ -90,6 +93,8 @@ def pack_command(command: Command) -> Message:
             return "Finish", key, index, kept
         case Abort(key):
             return "Abort", key
+        case Learn(vocabulary):
+            return "Learn", dataclasses.astuple(vocabulary)
     return (type(command).__name__,)
 
 
@@ -98,6 +103,8 @@ def unpack_command(packed: Message) -> Command:
     name, *values = packed
     if name == "Submit":
         return Submit(_unpack_request(values[0]))
+    if name == "Learn":
+        return Learn(Vocabulary(*values[0]))
     command: Command = _COMMANDS[name](*values)
     return command
 
@@ -112,12 +119,15 @@ def _pack_request(request: GenerationRequest) -> Message:
         request.cache_salt,
         request.resume_token_ids,
         request.client,
+        None if request.constraint is None else dataclasses.astuple(request.constraint),
     )
 
 
 def _unpack_request(packed: Message) -> GenerationRequest:
-    key, prompt, sampling, *rest = packed
-    return GenerationRequest(key, prompt, SamplingParams(*sampling), *rest)
+    key, prompt, sampling, n, priority, salt, resumed, client, constraint = packed
+    made = None if constraint is None else Constraint(*constraint)
+    params = SamplingParams(*sampling)
+    return GenerationRequest(key, prompt, params, n, priority, salt, resumed, client, made)
 
 
 # ---------------------------------------------------------------- outward

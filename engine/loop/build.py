@@ -33,6 +33,7 @@ from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import Bounds, WarmStep, warm_steps
 from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random
@@ -64,9 +65,16 @@ class Engine:
         )
 
 
-def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None = None) -> Engine:
+def build_engine(
+    config: EngineConfig,
+    progress: Progress,
+    *,
+    pdl: bool | None = None,
+    matchers: Matchers | None = None,
+) -> Engine:
     """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is.
 
+    matchers: makes matchers of constraints; None: requests must have none.
     pdl: launch kernels as programmatic dependents; None: where the device can (sm_90 and up).
     """
     clock = _TimeLine()
@@ -125,7 +133,7 @@ def build_engine(config: EngineConfig, progress: Progress, *, pdl: bool | None =
         max_model_len=max_model_len,
         two_phase=config.two_phase,
     )
-    core = EngineCore(scheduler, runner, overlap=config.overlap)
+    core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
     info = EngineInfo(
         architecture=shape.architecture,
         fingerprint=model.fingerprint,

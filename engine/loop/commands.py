@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quire.engine.request import GenerationRequest
+from quire.engine.request import GenerationRequest, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,15 @@ class FlushCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Learn:
+    """The vocabulary that constraints are compiled for. Comes before the first of them."""
+
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the loop; what is unfinished stays so."""
 
 
-Command = Submit | Finish | Abort | AskBlockMap | FlushCache | Stop
+Command = Submit | Finish | Abort | AskBlockMap | FlushCache | Learn | Stop

@@ -17,13 +17,16 @@ from collections.abc import Callable
 from typing import Protocol
 
 from quire.engine.errors import CorruptStateError
+from quire.engine.loop.compiling import Compiled, Compiling
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output
+from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.plan import StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
+_COMPILE_LOOK = 0.005  # seconds; an engine that has nothing else to do looks for commands as often
 RUN_AHEAD = 1  # steps launched beyond the one whose result is awaited
 
 
@@ -46,7 +49,16 @@ class StepRunner(Protocol):
 class EngineCore:
     """Drives scheduler and runner; one call of `step` is one turn of the loop."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, *, overlap: bool) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        *,
+        overlap: bool,
+        matchers: Matchers | None = None,
+    ) -> None:
+        """matchers: of constraints; None: a request with one ends with ERROR."""
+        self.compiling = Compiling(matchers)
         self.scheduler = scheduler
         self.runner = runner
         self.step_times = StepTimes()
@@ -60,6 +72,7 @@ class EngineCore:
         said: list[Output] = []
         self._said = said
         try:
+            self._take_compiled(said)
             self._turn(said)
         except Exception as error:
             if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
@@ -74,9 +87,32 @@ class EngineCore:
         return said + self._stamp(self.scheduler.drain_outputs())
 
     def submit(self, request: GenerationRequest) -> list[Output]:
-        """Queue a request. One that cannot be queued ends at once: that is what is returned."""
+        """Queue a request, once its constraint is compiled. One that cannot be queued ends at once:
+        that is what is returned."""
+        if request.constraint is not None:
+            self.compiling.hold(request)
+            return []
+        return self._enter(request, None)
+
+    def abort(self, key: int) -> None:
+        """End all indices of a request. Stale or repeated calls are nothing."""
+        self.compiling.drop(key)
+        self.scheduler.abort(key)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request is unfinished or any step in flight."""
+        return bool(self.compiling) or self.scheduler.has_requests
+
+    def _take_compiled(self, said: list[Output]) -> None:
+        if self.compiling and not self.scheduler.has_requests:
+            self.compiling.wait(_COMPILE_LOOK)
+        for request, compiled in self.compiling.ready():
+            said += self._enter(request, compiled)
+
+    def _enter(self, request: GenerationRequest, compiled: Compiled | None) -> list[Output]:
         try:
-            self.scheduler.submit(request)
+            self.scheduler.submit(request, compiled.result() if compiled is not None else ())
         except Exception as error:
             if self.scheduler.knows(request.key):
                 raise CorruptStateError(f"queueing failed half-way: {error}") from error

@@ -23,6 +23,7 @@ from quire.engine.loop.commands import (
     Command,
     Finish,
     FlushCache,
+    Learn,
     Stop,
     Submit,
 )
@@ -124,7 +125,9 @@ class EngineLoop:
             case Finish(key, index, kept):
                 core.scheduler.finish(key, index, kept)
             case Abort(key):
-                core.scheduler.abort(key)
+                core.abort(key)
+            case Learn(vocabulary):
+                core.compiling.learn(vocabulary)
             case AskBlockMap():
                 self._map_asked = True
             case FlushCache():
@@ -141,7 +144,7 @@ class EngineLoop:
             outputs += self.obey(command)
         outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
-        idle = not self._engine.core.scheduler.has_requests
+        idle = not self._engine.core.has_requests
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
         if outputs or idle or overdue or self._map_asked or self._flushed:
             self._hold(outputs)
@@ -151,7 +154,7 @@ class EngineLoop:
         return True
 
     def _take(self) -> Sequence[Command]:
-        idle = not self._engine.core.scheduler.has_requests
+        idle = not self._engine.core.has_requests
         if idle:
             self._busy.end()
         commands = self._inbox.take(wait=idle)

@@ -151,6 +151,11 @@ class Completion:
                 stop = FinishReason.STOP
                 self._roster.end(request, stop, output, stop_token_id=token, said=True)
                 return
+            if request.constrained is not None:
+                request.constrained.accept(token)
+                if not request.constrained.prepare(count):
+                    self._roster.end(request, FinishReason.STOP, output, said=True)
+                    return
             if count >= params.max_tokens:
                 self._roster.end(request, FinishReason.LENGTH, output, said=True)
                 return

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -50,9 +51,12 @@ class Roster:
 
     # ------------------------------------------------------------ coming
 
-    def enter(self, spec: GenerationRequest) -> Request:
+    def enter(self, spec: GenerationRequest, constrained: Sequence[Constrained] = ()) -> Request:
         """All indices of a request begin to wait; returns the first. On a fault none does."""
-        leader, *followers = siblings = [self._arrive(spec, index) for index in range(spec.n)]
+        matched: Sequence[Constrained | None] = constrained or [None] * spec.n
+        leader, *followers = siblings = [
+            self._arrive(spec, index, one) for index, one in enumerate(matched)
+        ]
         # What can fail has been done: from here on there is state.
         self.by_key[spec.key] = siblings
         for _ in siblings:
@@ -63,9 +67,11 @@ class Roster:
             self.waiting.hold(leader, request)
         return leader
 
-    def _arrive(self, spec: GenerationRequest, index: int) -> Request:
+    def _arrive(
+        self, spec: GenerationRequest, index: int, constrained: Constrained | None
+    ) -> Request:
         self._arrivals += 1
-        return Request(spec, index, self._arrivals)
+        return Request(spec, index, self._arrivals, constrained)
 
     # ------------------------------------------------------------ running
 

@@ -6,6 +6,8 @@ Invariants
   flight, and neither its blocks nor its slot go to anybody else unless it was preempted: what a
   step in flight still writes for a preempted request is overwritten in stream order before it can
   be read, and its result is dropped, because preemption raises the epoch.
+- A row under a constraint is planned only when its last token is known, and carries the mask of
+  its next one. Other rows do not wait for it.
 - A plan holds numbers; which live request is behind a row is known here alone.
 - Nothing is planned past max_tokens; only EOS and stops are noticed late, and what was sampled past
   them is discarded.
@@ -26,6 +28,7 @@ from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.completion import Completion
 from quire.engine.scheduling.limits import RequestLimits
+from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import Admission, BlockUpdate, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.prefix_cache import Head
 from quire.engine.scheduling.roster import Roster
@@ -47,6 +50,7 @@ class _Draft:
     block_updates: list[BlockUpdate] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
+    masks: list[tuple[int, bytes]] = field(default_factory=list)
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
 
@@ -79,12 +83,20 @@ class Scheduler:
         """Raise RequestError if the request can never run. Needs no state; any thread may call."""
         self.limits.check(spec)
 
-    def submit(self, spec: GenerationRequest) -> None:
-        """Queue all indices of a request, or raise RequestError (see check) and keep no state."""
+    def submit(self, spec: GenerationRequest, constrained: Sequence[Constrained] = ()) -> None:
+        """Queue all indices of a request, or raise RequestError (see check) and keep no state.
+
+        constrained: of each index, where it is; masks are made here. Raises ConstraintError.
+        """
         self.check(spec)
-        leader = self.roster.enter(spec)
+        goes_on = [one.prepare(len(spec.resume_token_ids)) for one in constrained]
+        leader = self.roster.enter(spec, constrained)
         if spec.resume_token_ids:
             self._finish_if_resumed_complete(leader)
+        if not all(goes_on):
+            for request in tuple(self.roster.by_key.get(spec.key, ())):
+                output = Output(request.key, request.index, started=True)
+                self.roster.end(request, FinishReason.STOP, output)
 
     def _finish_if_resumed_complete(self, request: Request) -> None:
         """The client may already hold all there is to say."""
@@ -140,6 +152,7 @@ class Scheduler:
             tuple(draft.copies),
             len(draft.decode_rows),
             self.max_num_batched_tokens - draft.budget,
+            tuple(draft.masks),
         )
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])
@@ -162,6 +175,8 @@ class Scheduler:
                 return
             if request.status is not Status.RUNNING or request.slot in draft.planned:
                 continue
+            if request.waits_for_token:
+                continue
             remaining = request.remaining
             if remaining <= 0 or (remaining == 1) != decode:
                 continue
@@ -175,6 +190,8 @@ class Scheduler:
         samples = end == request.num_tokens
         if samples:
             request.num_placeholders += 1
+            if request.constrained is not None:
+                draft.masks.append((request.slot, request.constrained.mask))
         request.in_flight += 1
         self._shares.charge(request.spec.client, count)
         draft.budget -= count

@@ -17,6 +17,7 @@ alone touches them; a runner gets numbers taken from them (`admission_row`) and 
 import enum
 
 from quire.engine.request import GenerationRequest
+from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import Admission, SamplingNumbers
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment: siblings' seeds lie far apart
@@ -39,6 +40,7 @@ class Request:
         "block_hashes",
         "block_table",
         "cached_tokens",
+        "constrained",
         "emitted",
         "ending_ids",
         "epoch",
@@ -62,8 +64,15 @@ class Request:
         "token_ids",
     )
 
-    def __init__(self, spec: GenerationRequest, index: int, arrival: int) -> None:
+    def __init__(
+        self,
+        spec: GenerationRequest,
+        index: int,
+        arrival: int,
+        constrained: Constrained | None = None,
+    ) -> None:
         self.spec = spec
+        self.constrained = constrained
         self.key = spec.key
         self.sampling = spec.sampling
         self.ending_ids = spec.sampling.ending_ids
@@ -99,6 +108,11 @@ class Request:
     def num_outputs(self) -> int:
         """Known outputs, resumed ones included."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether the next token's mask depends on one that is still on its way."""
+        return self.constrained is not None and self.num_placeholders > 0
 
     @property
     def remaining(self) -> int:

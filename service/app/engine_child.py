@@ -6,6 +6,7 @@ SOCKET and MARK are inherited file descriptors (quire.engine.client.process_main
 """
 
 import sys
+from functools import partial
 from typing import NoReturn
 
 from quire.engine.client import process_main
@@ -21,8 +22,9 @@ def main(log_format: str, log_level: str, connection: str, mark: str) -> NoRetur
 
 def _load() -> Builder:
     from quire.engine.loop.build import build_engine  # seconds of imports
+    from quire.service.constraints.grammars import Grammars
 
-    return build_engine
+    return partial(build_engine, matchers=Grammars())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from quire.engine.client.child import Child
@@ -42,8 +43,10 @@ def placed(settings: Settings) -> Iterator[LinkMaker]:
 def on_a_thread(config: EngineConfig) -> Link:
     """The way to an engine in this process."""
     from quire.engine.client.in_thread import ThreadLink  # with it comes torch
+    from quire.engine.loop.build import build_engine
+    from quire.service.constraints.grammars import Grammars
 
-    return ThreadLink(config)
+    return ThreadLink(config, partial(build_engine, matchers=Grammars()))
 
 
 def has_own_process(settings: Settings) -> bool:

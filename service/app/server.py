@@ -191,9 +191,9 @@ class Server:
         family = family_of(self._settings.service.output_parser, chat)
         model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
-        self._servicer.serving = Serving(
-            self._engine, model, Validator(model, self._workers), stats
-        )
+        validator = Validator(model, self._workers)
+        self._engine.vocabulary = validator.constraints.vocabulary
+        self._servicer.serving = Serving(self._engine, model, validator, stats)
         self._lifecycle.advance(Phase.READY)
         self._health.set_ready(True)
         if self._watchdog is not None:

@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import SamplingParams
 from quire.service.errors import Violation, invalid, invalid_field, show
+from quire.v1 import inference_pb2 as pb
 
 MAX_N = 64
 MAX_LOGPROBS = 20
@@ -116,3 +118,16 @@ def check_allowed(params: SamplingParams) -> None:
             "sampling.allowed_token_ids",
             f"all of them end the output, which min_tokens = {params.min_tokens} forbids",
         )
+
+
+def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) -> None:
+    """What shows of resumed ids before they are read through."""
+    ids = request.resume_token_ids
+    if not ids:
+        return
+    if request.sampling.n > 1:
+        faults.add("resume_token_ids", len(ids), "a request with n > 1 cannot be resumed")
+    most = info.max_model_len
+    faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")
+    if len(ids) <= most:
+        faults.ids("resume_token_ids", ids, info.vocab_size)

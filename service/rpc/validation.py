@@ -19,11 +19,13 @@ from quire.service.answers.events import Family, Reading
 from quire.service.errors import Refusal, invalid_field, show, unknown_model
 from quire.service.rpc import messages
 from quire.service.rpc.answer_stream import AnswerStream
+from quire.service.rpc.constraints import Compiler, check_constraint, constraint_of
 from quire.service.rpc.field_faults import (
     MAX_STOP_BYTES,
     MAX_STOPS,
     Faults,
     check_allowed,
+    check_resume,
     check_sampling,
 )
 from quire.service.rpc.reading import check_parse, check_tools, reading_of
@@ -31,6 +33,7 @@ from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.template_environment import Dropped, RenderLimits
 from quire.service.text.text_stream import TextStream
+from quire.service.text.thinking import Thinking
 from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import PromptWorkers, Wanted
 from quire.v1 import inference_pb2 as pb
@@ -121,6 +124,7 @@ class Validator:
         self._defaults = _defaults(model)
         self._longest_prompt = min(model.info.max_model_len, model.cache_tokens) - 1
         tokenizer = model.tokenizer
+        self.constraints = Compiler(tokenizer, model.info.vocab_size, model.eos_token_ids)
         self._max_text_bytes = tokenizer.max_text_bytes(model.info.max_model_len)
         self._longest_piece = tokenizer.longest_piece
         # Special tokens by the text that stands for them in a prompt; in an output they make none.
@@ -159,7 +163,8 @@ class Validator:
         short = request.WhichOneof("prompt") == "token_ids" and (
             len(request.token_ids.ids) <= INLINE_IDS
         )
-        if short and not sampling.stop and not request.resume_token_ids:
+        grows = sampling.stop or request.resume_token_ids or request.HasField("constraint")
+        if short and not grows:
             return read(lambda: True)
         return await self.workers.run(read, client, request.ByteSize())
 
@@ -168,7 +173,7 @@ class Validator:
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
         given = _given(request.sampling)
-        prompt = self.prompt_ids(request, wanted)
+        prompt, thinking = self._prompt(request, wanted)
         params, stop_tokens = self._sampling(given, len(prompt))
         generation = GenerationRequest(
             key=key,
@@ -179,7 +184,9 @@ class Validator:
             cache_salt=effective_salt(tenant, request.cache_salt),
             resume_token_ids=tuple(request.resume_token_ids),
             client=client,
+            constraint=constraint_of(request, thinking),
         )
+        self.constraints.check(generation)
         stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
         options = TextOptions(
             StopAutomaton(stops) if stops else None,
@@ -220,24 +227,15 @@ class Validator:
         faults.at_most("cache_salt", salt_bytes, MAX_SALT_BYTES, "bytes")
         check_sampling(given, faults, vocab_size)
         self._check_stops(given, faults)
-        self._check_resume(request, faults)
+        check_resume(request, faults, self._model.info)
         check_parse(request, self._model.family, faults)
+        if request.HasField("constraint"):
+            check_constraint(request.constraint, faults)
         if request.ids_only and "stop" in given:
             faults.add("sampling.stop", len(given["stop"]), "no text is made with ids_only")
         if request.ids_only and "include_stop_str_in_output" in given:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
         faults.raise_if_any()
-
-    def _check_resume(self, request: pb.GenerateRequest, faults: Faults) -> None:
-        ids = request.resume_token_ids
-        if not ids:
-            return
-        if request.sampling.n > 1:
-            faults.add("resume_token_ids", len(ids), "a request with n > 1 cannot be resumed")
-        most = self._model.info.max_model_len
-        faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")
-        if len(ids) <= most:
-            faults.ids("resume_token_ids", ids, self._model.info.vocab_size)
 
     def _check_stops(self, given: Mapping[str, Any], faults: Faults) -> None:
         """A special token makes no text: as a stop string it stands for its id; part of a longer
@@ -299,6 +297,13 @@ class Validator:
     ) -> tuple[int, ...]:
         """Of a request that `check` has passed; on any thread. must_fit: more than a request can
         run with are refused. Raises Refusal."""
+        return self._prompt(request, wanted, must_fit=must_fit)[0]
+
+    def _prompt(
+        self, request: pb.GenerateRequest, wanted: Wanted, *, must_fit: bool = True
+    ) -> tuple[tuple[int, ...], Thinking]:
+        """The prompt, and where the output begins."""
+        thinking = Thinking.NONE
         kind = request.WhichOneof("prompt")
         assert kind is not None  # as `check` has seen
         if kind == "token_ids":
@@ -307,16 +312,17 @@ class Validator:
             faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
             faults.raise_if_any()
         elif kind == "chat":
-            ids = self._encode(kind, self._rendered(request, wanted), wanted)
+            rendered, thinking = self._rendered(request, wanted)
+            ids = self._encode(kind, rendered, wanted)
         else:
             ids = self._encode(kind, request.text, wanted)
         if not ids:
             raise invalid_field(kind, "is empty: at least one token is needed")
         if must_fit and len(ids) > self._longest_prompt:
             raise self._too_many(kind, len(ids))
-        return ids
+        return ids, thinking
 
-    def _rendered(self, request: pb.GenerateRequest, wanted: Wanted) -> str:
+    def _rendered(self, request: pb.GenerateRequest, wanted: Wanted) -> tuple[str, Thinking]:
         if self._model.chat is None:
             raise invalid_field("chat", "the model has no chat template; send text or token_ids")
         parts = _parts(request.chat)
@@ -331,7 +337,8 @@ class Validator:
         _still(wanted)
         limits = RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)
         try:
-            return self._model.chat.render(conversation, limits)
+            rendered = self._model.chat.render(conversation, limits)
+            return rendered, self._model.chat.thinking(conversation, rendered)
         except TemplateRefusal as refusal:
             raise invalid_field(refusal.field, refusal.message) from refusal
         except Dropped as dropped:

@@ -21,6 +21,7 @@ from quire.service.text.template_environment import (
 )
 from quire.service.text.template_traits import Traits, find_traits
 from quire.service.text.template_values import as_rendered, texts
+from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.tokenizer import Tokenizer
 
 _END_MARK = "QUIRE-END-OF-MESSAGE"
@@ -121,6 +122,11 @@ class ChatTemplate:
         if chat.continue_final_message:
             return self._render_open(chat, compiled, limits)
         return self._render(chat, chat.messages, compiled, limits)
+
+    def thinking(self, chat: Conversation, rendered: str) -> Thinking:
+        """Where the output of a chat begins that was rendered so."""
+        variables = self._choose(chat).traits.variables
+        return thinking_of(rendered, variables, continues=chat.continue_final_message)
 
     def _choose(self, chat: Conversation) -> _Compiled:
         if chat.tools and "tool_use" in self._compiled:

@@ -1,0 +1,106 @@
+"""Constraints as the scheduler knows them: which ids may follow, one token more, may it end?
+
+Invariant: a `Constrained` has taken in exactly the known outputs of its index, and its mask is that
+of the next one. So preemption changes nothing, and a row is planned only when its last token is
+known. What the constraint says, and of which text, only the matcher knows.
+"""
+
+from typing import Protocol
+
+from quire.engine.errors import ConstraintError
+from quire.engine.request import Constraint, GenerationRequest, SamplingParams, Vocabulary
+
+
+class Matcher(Protocol):
+    """One output's way through its constraint. Raises ConstraintError where its limits end it."""
+
+    def mask(self) -> bytearray:
+        """Ids that may follow: bit i % 8 of byte i // 8 for id i, whole words of 4 bytes. None of
+        those that are there to end an output."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """One token more. Raises ConstraintError if it may not follow."""
+        ...
+
+    def may_end(self) -> bool:
+        """Whether what has come satisfies the constraint."""
+        ...
+
+    def copy(self) -> "Matcher":
+        """One that goes its own way from here."""
+        ...
+
+
+class Matchers(Protocol):
+    """Makes matchers. Any thread may call."""
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        """What matchers are to be made for; called before the first is asked for."""
+        ...
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """A matcher at its beginning. Raises RequestError, naming the field. May take long."""
+        ...
+
+
+class Constrained:
+    """One index under a constraint: its matcher, with what its parameters say besides.
+
+    An ending id may be chosen where the constraint is satisfied and min_tokens have come. Where
+    nothing else may follow the output is complete, whatever min_tokens says.
+    """
+
+    __slots__ = ("_allowed", "_matcher", "_params", "mask")
+
+    def __init__(self, matcher: Matcher, params: SamplingParams) -> None:
+        self._matcher = matcher
+        self._params = params
+        self._allowed = sum(1 << i for i in set(params.allowed_token_ids))
+        self.mask = b""  # of the next token; see prepare
+
+    def copy(self) -> "Constrained":
+        """A sibling's, as far as this one has come."""
+        sibling = Constrained(self._matcher.copy(), self._params)
+        sibling.mask = self.mask
+        return sibling
+
+    def accept(self, token_id: int) -> None:
+        """One output more. Raises ConstraintError."""
+        self._matcher.accept(token_id)
+
+    def prepare(self, num_outputs: int) -> bool:
+        """Make the mask of the token that follows so many outputs. False: nothing may follow, the
+        output is complete. Raises ConstraintError where it can neither go on nor end."""
+        params, mask, ends = self._params, self._matcher.mask(), self._matcher.may_end()
+        if num_outputs + 1 < params.min_tokens:
+            _set(mask, params.ending_ids, False)
+        elif ends:
+            _set(mask, params.ending_ids, True)
+        _set(mask, params.banned_token_ids, False)
+        if self._allowed:
+            both = int.from_bytes(mask, "little") & self._allowed
+            mask = bytearray(both.to_bytes(len(mask), "little"))
+        self.mask = bytes(mask)
+        if mask.count(0) < len(mask):
+            return True
+        if not ends:
+            raise ConstraintError("no token that the request allows satisfies its constraint")
+        return False
+
+
+def constrained(matcher: Matcher, request: GenerationRequest) -> list[Constrained]:
+    """Of each index, with the resumed outputs taken in. Raises ConstraintError."""
+    params, resumed = request.sampling, request.resume_token_ids
+    ended = bool(resumed) and resumed[-1] in params.ending_ids
+    for token_id in resumed[:-1] if ended else resumed:
+        matcher.accept(token_id)
+    return [Constrained(matcher.copy(), params) for _ in range(request.n)]
+
+
+def _set(mask: bytearray, ids: "tuple[int, ...] | frozenset[int]", value: bool) -> None:
+    for i in ids:
+        if value:
+            mask[i >> 3] |= 1 << (i & 7)
+        else:
+            mask[i >> 3] &= ~(1 << (i & 7))

@@ -1,0 +1,103 @@
+"""The contract's Constraint, checked and as the engine takes it.
+
+Invariant: a function of the message alone: whoever makes one (a face, a tool's schema) gets the
+same words of refusal.
+"""
+
+import json
+import threading
+from dataclasses import replace
+
+from quire.engine.errors import ConstraintError, RequestError
+from quire.engine.request import Constraint, GenerationRequest, Vocabulary
+from quire.engine.scheduling.matching import constrained
+from quire.service.constraints.grammars import Grammars
+from quire.service.constraints.sources import MAX_BYTES
+from quire.service.rpc.field_faults import Faults
+from quire.service.text.thinking import CLOSES, OPENS, Thinking
+from quire.service.text.tokenizer import Tokenizer
+from quire.v1 import inference_pb2 as pb
+
+MAX_CHOICES = 10_000
+
+
+def check_constraint(constraint: pb.Constraint, faults: Faults) -> None:
+    """Collect what shows without anything being compiled."""
+    kind = constraint.WhichOneof("kind")
+    if kind is None:
+        faults.add("constraint", "", "give json_schema, json_object, regex, grammar or choice")
+    elif kind == "json_object":
+        if not constraint.json_object:
+            faults.add("constraint.json_object", False, "must be true")
+    elif kind == "choice":
+        _check_choice(constraint.choice, faults)
+    else:
+        text: str = getattr(constraint, kind)
+        faults.at_most(f"constraint.{kind}", len(text.encode()), MAX_BYTES, "bytes")
+        if not text:
+            faults.add(f"constraint.{kind}", text, "is empty")
+
+
+def _check_choice(choice: pb.Choice, faults: Faults) -> None:
+    options, field = choice.options, "constraint.choice.options"
+    faults.at_most(field, len(options), MAX_CHOICES, "texts")
+    faults.at_most(f"{field} (bytes)", choice.ByteSize(), MAX_BYTES, "bytes")
+    if not options:
+        faults.add(field, "", "is empty: at least one text is needed")
+    empty = next((i for i, option in enumerate(options) if not option), None)
+    if empty is not None:
+        faults.add(f"{field}[{empty}]", "", "is empty")
+
+
+def read_constraint(constraint: pb.Constraint, thinking: Thinking = Thinking.NONE) -> Constraint:
+    """As the engine takes it. thinking: where the output begins."""
+    kind = constraint.WhichOneof("kind")
+    assert kind is not None  # as check_constraint has seen
+    if kind == "choice":
+        text = json.dumps(list(dict.fromkeys(constraint.choice.options)))
+    else:
+        text = "" if kind == "json_object" else getattr(constraint, kind)
+    if constraint.from_first_token or thinking is Thinking.NONE:
+        return Constraint(kind, text)
+    return Constraint(kind, text, "" if thinking is Thinking.OPENED else OPENS, CLOSES)
+
+
+def constraint_of(request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
+    """A request's, if it has one."""
+    if not request.HasField("constraint"):
+        return None
+    return read_constraint(request.constraint, thinking)
+
+
+class Compiler:
+    """Compiles constraints for one model before their requests are accepted.
+
+    So a refusal comes before any state, and a resumed output that does not fit is one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: tuple[int, ...]):
+        self._parts = (tokenizer, vocab_size, eos_token_ids)
+        self._lock = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+        self._grammars = Grammars()
+
+    def vocabulary(self) -> Vocabulary:
+        """What constraints are compiled for. Slow the first time: not for the event loop."""
+        with self._lock:
+            if self._vocabulary is None:
+                tokenizer, vocab_size, eos = self._parts
+                self._vocabulary = Vocabulary(tokenizer.backend.to_str(), vocab_size, eos)
+                self._grammars.learn(self._vocabulary)
+            return self._vocabulary
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise RequestError if the request's constraint, or what it resumes, cannot be."""
+        if request.constraint is None:
+            return
+        self.vocabulary()
+        matcher = self._grammars.compile(request.constraint)
+        try:
+            constrained(matcher, replace(request, n=1))
+        except ConstraintError as error:
+            message = f"do not fit the constraint: {error}"
+            raise RequestError("resume_token_ids", message) from error

@@ -1,0 +1,206 @@
+"""The engine under a protocol alone: matchers of its own that know nothing of text."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from support.small_engine import Setup, build_core, load_model, model_config
+
+from quire.engine.client import wire
+from quire.engine.errors import ConstraintError, RequestError
+from quire.engine.loop.commands import Learn, Submit
+from quire.engine.loop.compiling import Compiling
+from quire.engine.loop.core import EngineCore
+from quire.engine.request import (
+    Constraint,
+    FinishReason,
+    GenerationRequest,
+    Output,
+    SamplingParams,
+    Vocabulary,
+)
+
+MODEL = load_model(model_config(), seed=3)
+PARAMS = SamplingParams(temperature=1.0, max_tokens=20, eos_token_ids=(1,))
+PATIENCE = 20.0
+
+
+class Cycle:
+    """Ids whose remainder by three goes round; may end after six; exhausted at `limit` tokens."""
+
+    def __init__(self, limit: int = 1000, count: int = 0) -> None:
+        self.limit, self.count = limit, count
+
+    def mask(self) -> bytearray:
+        mask = bytearray(48)
+        if self.count < 12:
+            for i in range(3 + self.count % 3, 384, 3):
+                mask[i >> 3] |= 1 << (i & 7)
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        if token_id % 3 != self.count % 3:
+            raise ConstraintError(f"{token_id} after {self.count}")
+        self.count += 1
+        if self.count == self.limit:
+            raise ConstraintError("exhausted")
+
+    def may_end(self) -> bool:
+        return self.count >= 6
+
+    def copy(self) -> "Cycle":
+        return Cycle(self.limit, self.count)
+
+
+class Cycles:
+    """Implements Matchers. `open`: compiling waits for it."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        pass
+
+    def compile(self, constraint: Constraint) -> Cycle:
+        assert self.open.wait(PATIENCE)
+        if not constraint.text.isdigit():
+            raise RequestError("constraint", "not a number")
+        return Cycle(int(constraint.text))
+
+
+def engine(setup: Setup, matchers: Cycles | None = None) -> EngineCore:
+    core = build_core(*MODEL, setup)
+    core.compiling = Compiling(matchers or Cycles())
+    return core
+
+
+def asked(key: int, limit: str = "1000", **more: int) -> GenerationRequest:
+    params = replace(PARAMS, seed=key)
+    return GenerationRequest(
+        key, (5, 6, 7, key + 9), params, constraint=Constraint("cycle", limit), **more
+    )
+
+
+def outputs(core: EngineCore) -> Iterator[Output]:
+    for _ in range(4000):
+        if not core.has_requests:
+            return
+        yield from core.step()
+    raise AssertionError("it does not end")
+
+
+Answers = dict[tuple[int, int], tuple[list[int], FinishReason | None]]
+
+
+def run(core: EngineCore, requests: list[GenerationRequest]) -> Answers:
+    found: dict[tuple[int, int], list[Output]] = {}
+    for request in requests:
+        for output in core.submit(request):
+            found.setdefault((output.key, output.index), []).append(output)
+    for output in outputs(core):
+        found.setdefault((output.key, output.index), []).append(output)
+    return {
+        at: ([token for one in said for token in one.token_ids], said[-1].finish)
+        for at, said in found.items()
+    }
+
+
+CROWDED = Setup(max_num_seqs=4, max_num_batched_tokens=8, num_blocks=14, overlap=True, caching=True)
+
+
+def test_each_token_is_of_the_mask_and_a_complete_output_ends() -> None:
+    answers = run(engine(Setup(max_num_seqs=4)), [asked(key) for key in range(4)])
+    for tokens, finish in answers.values():
+        body = tokens[:-1] if tokens[-1] == 1 else tokens
+        assert [token % 3 for token in body] == [i % 3 for i in range(len(body))]
+        assert finish is FinishReason.STOP and 6 <= len(body) <= 12
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(padded: bool) -> None:
+    requests = [asked(key, n=2) if key == 2 else asked(key) for key in range(6)]
+    free = [
+        GenerationRequest(key, (4, 5, key), replace(PARAMS, seed=key, eos_token_ids=()))
+        for key in range(20, 24)
+    ]
+    alone: Answers = {}
+    for request in (*requests, *free):
+        alone |= run(engine(Setup()), [request])
+    core = engine(replace(CROWDED, padded=padded))
+    assert run(core, [*requests, *free]) == alone
+    assert core.scheduler.counters.preemptions > 0
+
+
+def test_resumed_at_every_token_it_goes_on_as_if_unbroken() -> None:
+    request = asked(5)
+    tokens, _ = run(engine(Setup()), [request])[5, 0]
+    for cut in range(1, len(tokens)):
+        resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
+        assert tokens[:cut] + run(engine(Setup()), [resumed])[5, 0][0] == tokens
+
+
+def test_exhausted_limits_end_an_index_alone_with_an_error() -> None:
+    doomed, fine = asked(1, "4"), asked(2)
+    answers = run(engine(Setup(max_num_seqs=2, overlap=True)), [doomed, fine])
+    assert answers[1, 0][1] is FinishReason.ERROR and len(answers[1, 0][0]) == 3
+    assert answers[2, 0] == run(engine(Setup()), [fine])[2, 0]
+
+
+def test_what_cannot_be_compiled_ends_with_an_error_and_leaves_nothing() -> None:
+    core = engine(Setup())
+    assert run(core, [asked(1, "no", n=2)]) == {
+        (1, 0): ([], FinishReason.ERROR),
+        (1, 1): ([], FinishReason.ERROR),
+    }
+    assert not core.scheduler.knows(1)
+
+
+def test_nobody_waits_for_a_constraint_that_is_being_compiled() -> None:
+    matchers = Cycles()
+    matchers.open.clear()
+    core = engine(Setup(max_num_seqs=4, overlap=True), matchers)
+    core.submit(asked(1))
+    core.submit(asked(2))
+    free = GenerationRequest(3, (5, 6), replace(PARAMS, eos_token_ids=()))
+    core.submit(free)
+    done: list[int] = []
+    while 3 not in done:
+        done += [output.key for output in core.step() if output.finish is not None]
+    assert done == [3] and core.has_requests
+    core.abort(2)
+    matchers.open.set()
+    assert {output.key for output in outputs(core)} == {1}
+
+
+def test_other_rows_are_planned_while_a_constrained_one_waits_for_its_token() -> None:
+    core = engine(Setup(max_num_seqs=2, overlap=True))
+    core.submit(asked(1))
+    while not core.scheduler.has_requests:
+        core.step()
+    core.scheduler.submit(
+        GenerationRequest(2, (5, 6), replace(PARAMS, max_tokens=40, eos_token_ids=()))
+    )
+    planned: list[list[int]] = []
+    execute = core.runner.execute
+
+    def watched(plan):  # type: ignore[no-untyped-def]
+        planned.append([row.key for row in plan.rows])
+        return execute(plan)
+
+    core.runner.execute = watched  # type: ignore[method-assign]
+    for _ in outputs(core):
+        pass
+    assert all(2 in keys for keys in planned[:20])
+    assert sum(1 in keys for keys in planned) <= sum(2 in keys for keys in planned) // 2 + 2
+
+
+def test_constraints_and_their_vocabulary_cross_to_another_process() -> None:
+    commands = (
+        Submit(replace(asked(1), constraint=Constraint("regex", "é+", "<a>", "</a>"))),
+        Learn(Vocabulary("{}", 10, (1, 2))),
+    )
+    for command in commands:
+        (message,) = wire.Frames().feed(wire.frame(wire.pack_command(command)))
+        assert wire.unpack_command(message) == command

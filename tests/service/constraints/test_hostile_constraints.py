@@ -1,0 +1,105 @@
+"""Constraints that are refused: with the field and the reason, before there is any state."""
+
+import json
+from typing import Any
+
+import grpc
+import pytest
+from support.harness import ask, generate, run
+from support.pocket_server import pocket
+
+from quire.v1 import inference_pb2 as pb
+
+
+def chain(rules: int) -> str:
+    """Rules that each lead to the next."""
+    middle = "\n".join(f'r{i}: "a" r{i + 1}' for i in range(rules))
+    return f'start: r0\n{middle}\nr{rules}: "x"'
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "none": ({}, "constraint", "give json_schema, json_object, regex, grammar or choice"),
+    "no object": ({"json_object": False}, "constraint.json_object", "must be true"),
+    "no choice": ({"choice": pb.Choice()}, "constraint.choice.options", "is empty"),
+    "empty choice": (
+        {"choice": pb.Choice(options=["a", ""])},
+        "constraint.choice.options[1]",
+        "is empty",
+    ),
+    "choices": (
+        {"choice": pb.Choice(options=[str(i) for i in range(10_001)])},
+        "constraint.choice.options",
+        "10001: at most 10000 texts",
+    ),
+    "large": (
+        {"regex": "a" * ((1 << 20) + 1)},
+        "constraint.regex",
+        "1048577: at most 1048576 bytes",
+    ),
+    "long regex": ({"regex": "ab" * 40_000}, "constraint.regex", "at most 32768"),
+    "regex": ({"regex": "(a"}, "constraint.regex", "unclosed group"),
+    "look-around": ({"regex": "(?=a)a"}, "constraint.regex", "look-around"),
+    "deep regex": ({"regex": "(" * 900 + "a" + ")" * 900}, "constraint.regex", "at most 64"),
+    "schema": ({"json_schema": "{"}, "constraint.json_schema", "is not JSON"),
+    "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
+    "keyword": (
+        {"json_schema": '{"type": "array", "uniqueItems": true}'},
+        "constraint.json_schema",
+        "uniqueItems",
+    ),
+    "lenient": (
+        {"json_schema": '{"x-guidance": {"lenient": true}, "not": {}}'},
+        "constraint.json_schema",
+        "not",
+    ),
+    "impossible": ({"json_schema": "false"}, "constraint.json_schema", "false"),
+    "remote": (
+        {"json_schema": '{"$ref": "http://example.com/x.json"}'},
+        "constraint.json_schema",
+        "example.com",
+    ),
+    "deep schema": (
+        {"json_schema": '{"items":' * 2000 + "true" + "}" * 2000},
+        "constraint.json_schema",
+        "brackets inside one another: at most 64",
+    ),
+    "large schema": (
+        {"json_schema": json.dumps({"properties": {f"p{i}": {} for i in range(6000)}})},
+        "constraint.json_schema",
+        "too big",
+    ),
+    "grammar": ({"grammar": "start: nothing"}, "constraint.grammar", "nothing"),
+    "long chain": ({"grammar": chain(20_000)}, "constraint.grammar", "at most 2000"),
+    "deep grammar": (
+        {"grammar": "start: " + "(" * 3000 + '"a"' + ")" * 3000},
+        "constraint.grammar",
+        "nested",
+    ),
+}
+
+
+def test_each_is_refused_by_its_field_and_its_reason_and_leaves_nothing() -> None:
+    async def test() -> None:
+        async with pocket() as running:
+            for name, (kind, field, words) in REFUSED.items():
+                request = ask([5, 6], max_tokens=4, constraint=pb.Constraint(**kind))
+                answer = await generate(running, request)
+                assert answer.code is grpc.StatusCode.INVALID_ARGUMENT, name
+                assert field in answer.violations, (name, answer.violations)
+                assert words in answer.violations[field], (name, answer.violations)
+            stats = await running.idle()
+            assert stats.requests.accepted == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("rules", [1500])
+def test_a_chain_that_is_let_in_is_compiled_and_walked(rules: int) -> None:
+    async def test() -> None:
+        async with pocket() as running:
+            request = ask([5, 6], max_tokens=4, constraint=pb.Constraint(grammar=chain(rules)))
+            answer = await generate(running, request)
+            assert answer.code is grpc.StatusCode.OK, answer.details
+            assert set(answer.text()) == {"a"}
+
+    run(test)
