@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from quire.service.errors import Refusal
-from quire.service.openai import chat, completions, not_yet
+from quire.service.openai import chat, completions
 from quire.service.openai.asked import Asked
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.door import Door
@@ -70,10 +70,7 @@ class Generation:
         request_id = exchange.headers.get("x-request-id", "")
 
         def work(_wanted: object = None) -> Asked:
-            asked = read(parse(body), request_id)
-            if not isinstance(asked.request, Malformed):
-                not_yet.check(asked.request, asked.names)
-            return asked
+            return read(parse(body), request_id)
 
         try:
             if len(body) <= INLINE_BYTES:

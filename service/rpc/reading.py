@@ -9,7 +9,6 @@ from typing import Any
 
 from quire.service.answers import families
 from quire.service.answers.events import Family, Reading, Syntax
-from quire.service.errors import show
 from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.json_text import read_object
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
@@ -42,6 +41,19 @@ def shows_tools(chat: pb.Chat) -> bool:
     return bool(chat.tools) and chat.tool_choice.mode != _NONE
 
 
+def needs_constraint(chat: pb.Chat) -> bool:
+    """Whether calls have to be made, or to be valid."""
+    if not shows_tools(chat):
+        return False
+    return must_call(chat) or any(tool.strict for tool in chat.tools)
+
+
+def must_call(chat: pb.Chat) -> bool:
+    """Whether an answer without a call is none."""
+    named = chat.tool_choice.WhichOneof("choice") == "name"
+    return named or chat.tool_choice.mode == _REQUIRED
+
+
 def check_parse(request: pb.GenerateRequest, family: Family | None, faults: Faults) -> None:
     """Whether output can be parsed where that is asked for."""
     if not request.parse_output:
@@ -70,7 +82,9 @@ def check_tools(request: pb.GenerateRequest, family: Family | None) -> None:
         faults.add("chat.tool_choice.name", choice.name, "is none of the tools")
     if chat.HasField("parallel_tool_calls"):
         _check_parallel(request, family, faults)
-    _refuse_constrained_calls(chat, faults)
+    if request.HasField("constraint") and needs_constraint(chat):
+        why = "tool_choice or a strict tool makes one of its own: give one of the two"
+        faults.add("constraint", request.constraint.WhichOneof("kind"), why)
     faults.raise_if_any()
 
 
@@ -80,21 +94,6 @@ def _check_parallel(request: pb.GenerateRequest, family: Family | None, faults: 
         faults.add(where, asked, "there are no tools")
     elif not asked and (family is None or family.syntax is None or not _parses(request, family)):
         faults.add(where, asked, "calls are not read out of this answer, so they are not counted")
-
-
-def _refuse_constrained_calls(chat: pb.Chat, faults: Faults) -> None:
-    """Calls that have to be valid need a constraint (tool_grammar writes it), which this server
-    does not carry out. The one place that says so."""
-    if chat.tool_choice.WhichOneof("choice") == "name":
-        faults.add(
-            "chat.tool_choice.name", chat.tool_choice.name, "a named tool is not supported: AUTO is"
-        )
-    elif chat.tool_choice.mode == _REQUIRED:
-        faults.add("chat.tool_choice.mode", "REQUIRED", "is not supported: AUTO and NONE are")
-    for i, tool in enumerate(chat.tools):
-        if tool.strict and shows_tools(chat):
-            faults.add(f"chat.tools[{i}].strict", True, f"is not supported ({show(tool.name)})")
-            return
 
 
 def _parses(request: pb.GenerateRequest, family: Family | None) -> bool:

@@ -4,15 +4,8 @@ from quire.service.answers.events import Family
 from quire.service.answers.tool_grammar import CallableTool, CannotHonour, tool_grammar
 from quire.service.errors import invalid_field
 from quire.service.rpc.json_text import BadJson, read_object
-from quire.service.rpc.reading import shows_tools
+from quire.service.rpc.reading import must_call, needs_constraint
 from quire.v1 import inference_pb2 as pb
-
-
-def needs_constraint(chat: pb.Chat) -> bool:
-    """Whether calls have to be made, or to be valid."""
-    if not shows_tools(chat):
-        return False
-    return _must_call(chat) or any(tool.strict for tool in chat.tools)
 
 
 def constraint_of(chat: pb.Chat, family: Family | None) -> pb.Constraint | None:
@@ -26,16 +19,11 @@ def constraint_of(chat: pb.Chat, family: Family | None) -> pb.Constraint | None:
     parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     tools = [_callable(i, chat.tools[i]) for i in chosen]
     try:
-        grammar = tool_grammar(family.syntax, tools, must_call=_must_call(chat), parallel=parallel)
+        grammar = tool_grammar(family.syntax, tools, must_call=must_call(chat), parallel=parallel)
     except CannotHonour as error:
         where = f"chat.tools[{chosen[error.tool]}].parameters_json"
         raise invalid_field(where, f"cannot be honoured: {error}") from error
     return pb.Constraint(grammar=grammar)
-
-
-def _must_call(chat: pb.Chat) -> bool:
-    required = chat.tool_choice.mode == pb.TOOL_CHOICE_MODE_REQUIRED
-    return required or chat.tool_choice.WhichOneof("choice") == "name"
 
 
 def _callable(i: int, tool: pb.Tool) -> CallableTool:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.engine.loop.stats import EngineInfo
-from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.request import Constraint, GenerationRequest, SamplingParams
 from quire.service.answers.events import Family, Reading
 from quire.service.errors import Refusal, invalid_field, show, unknown_model
-from quire.service.rpc import messages
+from quire.service.rpc import constraints, messages, tool_constraint
 from quire.service.rpc.answer_stream import AnswerStream
-from quire.service.rpc.constraints import Compiler, check_constraint, constraint_of
+from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
     MAX_STOP_BYTES,
     MAX_STOPS,
@@ -184,7 +184,7 @@ class Validator:
             cache_salt=effective_salt(tenant, request.cache_salt),
             resume_token_ids=tuple(request.resume_token_ids),
             client=client,
-            constraint=constraint_of(request, thinking),
+            constraint=self._constraint(request, thinking),
         )
         self.constraints.check(generation)
         stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
@@ -199,6 +199,13 @@ class Validator:
         _still(wanted)
         request_id = request.request_id or secrets.token_hex(16)
         return Accepted(request_id, generation, options, self._resume(generation, options))
+
+    def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
+        """What the request asks for, or what makes its calls of tools valid. Raises Refusal."""
+        made = tool_constraint.constraint_of(request.chat, self._model.family)
+        if made is None:
+            return constraints.constraint_of(request, thinking)
+        return constraints.read_constraint(made, thinking)
 
     def _resume(self, generation: GenerationRequest, options: TextOptions) -> Resumed | None:
         if options.ids_only or not generation.resume_token_ids:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quire.service.errors import Refusal
-from quire.service.openai import chat, completions, not_yet, sampling
+from quire.service.openai import chat, completions, sampling
 from quire.service.openai.asked import Asked
 from quire.service.openai.bodies import parse
 from quire.service.openai.names import Names
@@ -299,15 +299,6 @@ def test_faults_of_completions(fields: dict[str, Any], name: str) -> None:
 def test_a_body_that_says_nothing_certain_is_refused(body: bytes, why: str) -> None:
     with pytest.raises(Refusal, match=why):
         parse(body)
-
-
-def test_what_the_core_does_not_honour_yet_is_refused_by_name() -> None:
-    """Goes with `not_yet` itself."""
-    read = asked(response_format={"type": "json_object"})
-    assert isinstance(read.request, pb.GenerateRequest)
-    with pytest.raises(Refusal) as caught:
-        not_yet.check(read.request, read.names)
-    assert [field for field, _ in caught.value.violations] == ["response_format"]
 
 
 def test_the_page_names_what_is_passed_over() -> None:
