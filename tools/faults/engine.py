@@ -57,8 +57,8 @@ CACHE = (
     Fault(
         "nano-vllm-219: a duplicate overwrites the entry of its hash",
         "engine/scheduling/prefix_cache.py",
-        "named = self._blocks_of.setdefault(block_hash, {})",
-        "named = self._blocks_of[block_hash] = {}",
+        "named = self._blocks_of.setdefault(hashes[index], {})",
+        "named = self._blocks_of[hashes[index]] = {}",
         (POOL,),
     ),
     Fault(
