@@ -153,6 +153,49 @@ class ClientLimits:
         self._sweep_at = max(_SWEEP, 2 * len(self._accounts))
 
 
+class Pace:
+    """How often each client gets what is cheap to make and dear to hand out: at once until its
+    burst is used up, then in its turn. So one that asks again as soon as it is answered is slowed
+    down to the rate, where a refusal would cost as much as the answer, and be followed by the next.
+
+    rate: a second. patience: seconds; who would have to wait for longer is refused.
+    """
+
+    def __init__(
+        self, rate: float, burst: float, patience: float, clock: Clock = time.monotonic
+    ) -> None:
+        self.rate = rate
+        self._burst = burst
+        self._patience = patience
+        self._clock = clock
+        self._buckets: dict[str, TokenBucket] = {}
+        self._sweep_at = _SWEEP
+
+    def __len__(self) -> int:
+        """Clients that are remembered."""
+        return len(self._buckets)
+
+    def turn(self, client: str) -> tuple[float, bool]:
+        """Seconds until its turn, and whether it has one: if not, nothing is taken."""
+        now = self._clock()
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            self._forget_full(now)
+            bucket = self._buckets[client] = TokenBucket(self.rate, self._burst, now)
+        wait = bucket.wait(1.0, now)
+        if wait > self._patience:
+            return wait, False
+        bucket.take(1.0, now)
+        return wait, True
+
+    def _forget_full(self, now: float) -> None:
+        """As ClientLimits does: now and then."""
+        if len(self._buckets) < self._sweep_at:
+            return
+        self._buckets = {k: b for k, b in self._buckets.items() if b.level(now) < b.burst}
+        self._sweep_at = max(_SWEEP, 2 * len(self._buckets))
+
+
 def check_priority(asked: int, highest: int) -> None:
     """highest: what the client's key allows, else the option max_priority. Raises Refusal."""
     if asked > highest:

@@ -237,6 +237,7 @@ class InferenceServicer:
             assert refusal is not None
             raise refusal
         try:
+            await self.serving.stats.turn(caller.client)
             block_map = b""
             if request.include_block_map:
                 self.serving.stats.allow_block_map(operator=caller.operator)

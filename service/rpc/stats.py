@@ -6,6 +6,7 @@ the length of a prompt. So they are for operators; others are told what is serve
 Invariant: a snapshot; what is not told is left unset.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import grpc
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason
-from quire.service.admission.rate_limits import TokenBucket
+from quire.service.admission.rate_limits import Pace, TokenBucket
 from quire.service.errors import Refusal
 from quire.service.rpc.validation import ServedModel
 from quire.service.telemetry.counters import Ledger
@@ -22,6 +23,8 @@ from quire.service.telemetry.histogram import Histogram
 from quire.v1 import inference_pb2 as pb
 
 MAPS_A_SECOND, MAPS_AT_ONCE = 4.0, 20.0  # block maps, of all callers together
+ANSWERS_A_SECOND, ANSWERS_AT_ONCE = 20.0, 100.0  # of each client
+MOST_PATIENCE = 1.0  # seconds that an answer may wait for its turn
 
 
 class StatsReporter:
@@ -42,6 +45,16 @@ class StatsReporter:
         self._clock = clock
         self._ready_at = clock()
         self._maps = TokenBucket(MAPS_A_SECOND, MAPS_AT_ONCE, self._ready_at)
+        self._pace = Pace(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MOST_PATIENCE, clock)
+
+    async def turn(self, client: str) -> None:
+        """Wait until this client may be answered: whoever polls must not take the loop from those
+        who generate. Raises Refusal where too many of its calls wait already."""
+        wait, has_one = self._pace.turn(client)
+        if not has_one:
+            raise _too_often(f"Stats: at most {self._pace.rate:g} a second of one client", wait)
+        if wait > 0:
+            await asyncio.sleep(wait)
 
     def allow_block_map(self, *, operator: bool) -> None:
         """Raises Refusal: the map is for operators, and costs the engine's thread time."""
@@ -54,12 +67,7 @@ class StatsReporter:
         now = self._clock()
         wait = self._maps.wait(1.0, now)
         if wait > 0:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"include_block_map: at most {MAPS_A_SECOND:g} a second",
-                reason="RATE_LIMITED",
-                retry_after=wait,
-            )
+            raise _too_often(f"include_block_map: at most {MAPS_A_SECOND:g} a second", wait)
         self._maps.take(1.0, now)
 
     def response(self, block_map: bytes = b"", *, operator: bool = True) -> pb.StatsResponse:
@@ -165,6 +173,11 @@ class StatsReporter:
             preemptions=engine.preemptions,
             bytes_per_token=info.kv_bytes_per_token,
         )
+
+
+def _too_often(message: str, retry_after: float) -> Refusal:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return Refusal(code, message, reason="RATE_LIMITED", retry_after=retry_after)
 
 
 def _histogram(histogram: Histogram) -> pb.Histogram:

@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.harness import Running, ask, generate, run, serving
 
 from quire.service.errors import Refusal
-from quire.service.rpc.stats import MAPS_AT_ONCE, StatsReporter
+from quire.service.rpc import stats as stats_module
+from quire.service.rpc.stats import ANSWERS_AT_ONCE, MAPS_AT_ONCE, StatsReporter
 from quire.service.rpc.validation import effective_salt
 from quire.service.security.auth import Authenticator
 from quire.service.security.credentials import watch_keys
@@ -208,6 +209,45 @@ def test_block_maps_have_a_rate() -> None:
     assert caught.value.retry_after is not None
     now[0] += caught.value.retry_after
     reporter.allow_block_map(operator=True)
+
+
+def test_stats_have_a_rate_of_each_client(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats_module, "ANSWERS_A_SECOND", 1e-3)
+
+    async def test() -> None:
+        async with serving(api_keys=str(key_file)) as running:
+
+            async def ask_stats(key: str) -> None:
+                await running.stub.Stats(pb.StatsRequest(), metadata=bearer(key))
+
+            for _ in range(int(ANSWERS_AT_ONCE)):
+                await ask_stats(BOB)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask_stats(BOB)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "Stats: at most 0.001 a second" in (caught.value.details() or "")
+            await ask_stats(ALICE)  # another client's polling is not hers
+            assert (await generate(running, ask([300]), metadata=bearer(BOB))).code is OK
+
+    run(test)
+
+
+def test_beyond_the_burst_an_answer_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(stats_module.asyncio, "sleep", sleep)
+    nothing: Any = None
+    reporter = StatsReporter(nothing, nothing, nothing, "1", lambda: 0.0)
+
+    async def test() -> None:
+        for _ in range(int(ANSWERS_AT_ONCE) + 1):
+            await reporter.turn("a")
+        assert slept == [1 / stats_module.ANSWERS_A_SECOND]
+
+    asyncio.run(test())
 
 
 def test_a_tenant_and_its_salt_are_no_other_pair() -> None:
