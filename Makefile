@@ -92,7 +92,8 @@ test-lowest: .venv-lowest/.done
 		$(WIRE)
 
 test-long: $(VENV)/.dev
-	QUIRE_LONG=1 PYTHONPATH=tools QUIRE_LONGER=$(LONGER) $(BIN)/python -m pytest -p longer \
+	QUIRE_LONG=1 $(BIN)/python -m pytest -m long --numprocesses $(JOBS) --dist loadfile $(TESTS)
+	PYTHONPATH=tools QUIRE_LONGER=$(LONGER) $(BIN)/python -m pytest -p longer \
 		--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PROPERTIES)
 	$(BIN)/python tools/soak.py
 	$(BIN)/python tools/fuzz.py
