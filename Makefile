@@ -19,13 +19,23 @@ ifeq ($(TORCH),cpu)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help demo test test-gpu check node proto baseline bench plots screens chaos soak mutants pocket clean
+# What speaks to others. The one left out compares with transformers, which needs newer libraries.
+WIRE ?= tests/contract tests/service/rpc tests/service/security tests/clients \
+	--ignore tests/service/rpc/test_json_text.py
+
+# Tests by property: `make test-long` gives each of them LONGER times its examples.
+PROPERTIES ?= $(shell grep -rl --include='test_*.py' 'from hypothesis' tests)
+LONGER ?= 10
+
+.PHONY: help demo test test-gpu test-lowest test-long check node proto baseline bench plots screens chaos soak mutants pocket clean
 
 help:
 	@echo "make demo      install, serve the embedded model, talk to it, stop"
 	@echo "make test      the whole CPU suite"
 	@echo "make check     style, types, import rules, contract, stubs, and the wheel"
 	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make test-lowest  the wire's tests on the oldest versions allowed (needs Python 3.11)"
+	@echo "make test-long  property tests, soak, fuzz and storms in their long forms (most of an hour)"
 	@echo "make bench     benchmarks that suit this machine;  make plots: their pictures"
 	@echo "make chaos     10,000 streams with everything that goes wrong (minutes)"
 	@echo "make soak      the long property tests and fuzz;  make mutants: old faults put back"
@@ -68,6 +78,26 @@ test: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python tools/test_gpu.py
+
+# The lowest versions of what the server needs come first; torch and the tests' own are borrowed.
+.venv-lowest/.done: pyproject.toml tools/lowest.py $(VENV)/.dev
+	pins=$$($(BIN)/python tools/lowest.py) && $(BIN)/python -m venv --clear .venv-lowest && \
+		.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check $$pins
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python tools/lowest.py --lend .venv-lowest
+	@touch $@
+
+test-lowest: .venv-lowest/.done
+	.venv-lowest/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
+		$(WIRE)
+
+test-long: $(VENV)/.dev
+	QUIRE_LONG=1 $(BIN)/python -m pytest -m long --numprocesses $(JOBS) --dist loadfile $(TESTS)
+	PYTHONPATH=tools QUIRE_LONGER=$(LONGER) $(BIN)/python -m pytest -p longer \
+		--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PROPERTIES)
+	$(BIN)/python tools/soak.py
+	$(BIN)/python tools/fuzz.py
+	$(BIN)/python tools/chaos.py
 
 check: $(VENV)/.dev .venv-proto/.done
 	$(BIN)/python tools/check.py
@@ -114,6 +144,6 @@ pocket: $(VENV)/.dev
 	$(BIN)/python tools/pocket/publish.py --trained build/pocket
 
 clean:
-	rm -rf $(VENV) .venv-proto .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
-		.hypothesis .import_linter_cache examples/node/node_modules
+	rm -rf $(VENV) .venv-proto .venv-lowest .types build dist *.egg-info .pytest_cache .mypy_cache \
+		.ruff_cache .hypothesis .import_linter_cache examples/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,7 +35,7 @@ from quire.engine.runner.warmup import Bounds, WarmStep, warm_steps
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.scheduler import Scheduler
-from quire.engine.weights.loader import load_checkpoint
+from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import KernelsUnavailable, select
 from quire.kernels.support import before_hopper, shared_bytes
@@ -91,6 +91,9 @@ def build_engine(
         sizing.check_grids(config, shape)
     clock.mark("device")
 
+    if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
+        outline = build_model(shape, ops, dtype=dtype, device=torch.device("meta"), world=World())
+        check_checkpoint(outline, Path(config.model))
     weight_bytes = shape.weight_bytes(dtype)
     hint = "take a smaller model or dtype, or free memory on the device"
     with sizing.room_for("the weights", weight_bytes, device, hint):

@@ -77,49 +77,78 @@ def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no
         model.weights_digest = checkpoint.digest()
 
 
+def check_checkpoint(model: CausalModel, directory: Path) -> None:
+    """Whether a checkpoint holds the model's weights, by its files' headers alone.
+
+    model: may stand on the meta device, so that it is known before any memory is taken. Raises
+    ModelError, as `load_checkpoint` would for a file or weight that is missing, unexpected,
+    misshapen or of a dtype that is not read.
+    """
+    with Checkpoint.open(directory) as checkpoint:
+        _agreed(directory, checkpoint, model)
+
+
 def _jobs(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> list[_Job]:
     """The pieces to read, in the files' order, once names and shapes are known to agree."""
+    stored = _agreed(directory, checkpoint, model)
+    if model.config.tie_word_embeddings and _HEAD in checkpoint.tensors:
+        _check_tied(checkpoint, checkpoint.tensors[_HEAD])
+    jobs = [
+        _Job(placement, stored[placement.name], first, last)
+        for placement in model.placements()
+        for first, last in placement.chunks(CHUNK_BYTES // stored[placement.name].dtype.itemsize)
+    ]
+    return sorted(jobs, key=lambda job: (job.stored.path, job.stored.offset, job.first))
+
+
+def _agreed(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> dict[str, StoredTensor]:
+    """The model's weights as they are stored; their names and shapes are the model's."""
     placements = {placement.name: placement for placement in model.placements()}
     stored = dict(checkpoint.tensors)
     if model.config.tie_word_embeddings and _HEAD in stored:
-        _check_tied(checkpoint, stored.pop(_HEAD))
+        _check_tied_form(checkpoint, stored.pop(_HEAD))
     _check_names(directory, placements.keys() - stored.keys(), "is missing")
-    _check_names(directory, stored.keys() - placements.keys(), "is not a weight of the model")
+    unknown = stored.keys() - placements.keys()
+    if unknown:
+        _check_names(stored[min(unknown)].path, unknown, "is not a weight of the model")
     for name, placement in placements.items():
         if stored[name].shape != placement.shape:
             raise ModelError(
                 f"{stored[name].path}: {name} has the shape {list(stored[name].shape)}, "
                 f"the configuration asks for {list(placement.shape)}"
             )
-    jobs = [
-        _Job(placement, stored[name], first, last)
-        for name, placement in placements.items()
-        for first, last in placement.chunks(CHUNK_BYTES // stored[name].dtype.itemsize)
-    ]
-    return sorted(jobs, key=lambda job: (job.stored.path, job.stored.offset, job.first))
+    return stored
 
 
-def _check_names(directory: Path, names: set[str], fault: str) -> None:
+def _check_names(where: Path, names: set[str], fault: str) -> None:
     if names:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        raise ModelError(f"{directory}: {min(names)} {fault}{more}")
+        raise ModelError(f"{where}: {min(names)} {fault}{more}")
+
+
+def _check_tied_form(checkpoint: Checkpoint, head: StoredTensor) -> None:
+    """A tied head that is stored a second time has the embedding's shape and dtype."""
+    embedding = checkpoint.tensors.get(_EMBEDDING)
+    if embedding is None:
+        return  # reported as missing
+    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        raise ModelError(_differs(head))
+
+
+def _differs(head: StoredTensor) -> str:
+    return f"{head.path}: {_HEAD} differs from {_EMBEDDING}, yet tie_word_embeddings is true"
 
 
 def _check_tied(checkpoint: Checkpoint, head: StoredTensor) -> None:
     """A tied head may be stored a second time only if it is the same."""
-    embedding = checkpoint.tensors.get(_EMBEDDING)
-    fault = f"{head.path}: {_HEAD} differs from {_EMBEDDING}, yet tie_word_embeddings is true"
-    if embedding is None:
-        return  # reported as missing
-    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
-        raise ModelError(fault)
+    embedding = checkpoint.tensors[_EMBEDDING]
     one, other = (memoryview(bytearray(min(CHUNK_BYTES, head.nbytes))) for _ in range(2))
     for start in range(0, head.nbytes, CHUNK_BYTES):
         count = min(CHUNK_BYTES, head.nbytes - start)
         checkpoint.read(embedding, start, one[:count])
         checkpoint.read(head, start, other[:count])
         if one[:count] != other[:count]:
-            raise ModelError(fault)
+            raise ModelError(_differs(head))
 
 
 # ---------------------------------------------------------------- the work

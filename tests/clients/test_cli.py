@@ -276,9 +276,8 @@ def test_usage_errors_are_one_line_and_code_two(
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
     out, err = capsys.readouterr()
-    assert named in one_line(
-        subprocess.CompletedProcess(words, int(ended.value.code or 0), out, err), 2
-    )
+    told = one_line(subprocess.CompletedProcess(words, int(ended.value.code or 0), out, err), 2)
+    assert named in told or named.upper() in told  # versions of typer differ
 
 
 def test_what_the_server_refuses_is_said_in_its_words(server: Any) -> None:

@@ -88,4 +88,11 @@ FAULTS = (
         "        if True:\n",
         (FILES + "a_number_that_is_not_finite_is_refused_by_name",),
     ),
+    Fault(
+        "checkpoints: memory is taken before the files are looked at",
+        "engine/loop/build.py",
+        "        check_checkpoint(outline, Path(config.model))\n",
+        "",
+        ("tests/engine/loop/test_checkpoint_first.py",),
+    ),
 )

@@ -6,6 +6,8 @@ is said. Headers are literals without compression, which every server has to tak
 
 import socket
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from support.patience import PATIENCE
 
@@ -32,7 +34,7 @@ def _text(value: str) -> bytes:
     return bytes([len(raw)]) + raw
 
 
-def headers(path: str) -> bytes:
+def headers(path: str, more: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """The header block of a call."""
     fields = {
         ":method": "POST",
@@ -41,6 +43,7 @@ def headers(path: str) -> bytes:
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
+        **more,
     }
     return b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
 
@@ -59,10 +62,10 @@ class Rude:
         self.until(SETTINGS)
         self.socket.sendall(frame(SETTINGS, ACK, 0))
 
-    def open(self, path: str) -> int:
-        """Begin a call and leave its body open."""
+    def open(self, path: str, more: Mapping[str, str] = MappingProxyType({})) -> int:
+        """Begin a call, with more headers, and leave its body open."""
         stream, self._next = self._next, self._next + 2
-        self.socket.sendall(frame(HEADERS, END_HEADERS, stream, headers(path)))
+        self.socket.sendall(frame(HEADERS, END_HEADERS, stream, headers(path, more)))
         return stream
 
     def call(self, path: str, payload: bytes = b"") -> int:

@@ -1,0 +1,113 @@
+"""A checkpoint that is not the configuration's is refused before memory is taken for weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ModelError
+from quire.engine.loop.build import build_engine
+from quire.engine.model.config import ModelConfig
+from quire.engine.weights.random import save_random
+
+CONFIG = ModelConfig(
+    architecture="Qwen3ForCausalLM",
+    vocab_size=96,
+    hidden_size=32,
+    num_layers=2,
+    num_q_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=48,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    max_position_embeddings=64,
+    rope_theta=1e4,
+    stored_dtype="float32",
+)
+FILE = "model.safetensors"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+class Allocated(TorchDispatchMode):
+    """Notes every tensor that torch makes with memory behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.device.type != "meta":
+            self.sizes.append(made.nbytes)
+        return made
+
+
+def build(directory: Path) -> list[int]:
+    """Sizes of what was allocated, in bytes; raises as build_engine does, with them noted."""
+    config = EngineConfig(
+        model=str(directory),
+        device="cpu",
+        max_num_seqs=2,
+        max_num_batched_tokens=16,
+        block_size=16,
+        num_blocks=8,
+    )
+    with Allocated() as allocated:
+        try:
+            build_engine(config, lambda *_: None)
+        except ModelError as error:
+            error.add_note(json.dumps(allocated.sizes))
+            raise
+    return allocated.sizes
+
+
+def without(tensors: dict[str, Tensor]) -> None:
+    del tensors[DOWN]
+
+
+def more(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.2.mlp.down_proj.weight"] = torch.zeros(1)
+
+
+def misshapen(tensors: dict[str, Tensor]) -> None:
+    tensors[DOWN] = torch.zeros(tensors[DOWN].shape[::-1])
+
+
+def integers(tensors: dict[str, Tensor]) -> None:
+    tensors[DOWN] = tensors[DOWN].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (without, f"{DOWN} is missing"),
+        (more, f"{FILE}: model.layers.2.mlp.down_proj.weight is not a weight of the model"),
+        (misshapen, f"{FILE}: {DOWN} has the shape"),
+        (integers, f"{FILE}: {DOWN}: dtype I8 is not supported"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_a_weight_is_allocated(
+    tmp_path: Path, edit: Callable[[dict[str, Tensor]], None], words: str
+) -> None:
+    save_random(CONFIG, tmp_path, seed=1)
+    tensors = load_file(tmp_path / FILE)
+    edit(tensors)
+    save_file(tensors, tmp_path / FILE)
+    with pytest.raises(ModelError) as caught:
+        build(tmp_path)
+    assert words in str(caught.value)
+    made = json.loads(caught.value.__notes__[0])
+    assert sum(made) < 1024  # the rotary frequencies; the weights take 111,488 bytes
+
+
+def test_one_that_fits_is_loaded(tmp_path: Path) -> None:
+    save_random(CONFIG, tmp_path, seed=1)
+    assert max(build(tmp_path)) >= CONFIG.vocab_size * CONFIG.hidden_size * 4
