@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from quire.engine.client.async_engine import AsyncEngine
-from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RequestError, StepError
 from quire.engine.model.shape import model_config
 from quire.engine.request import FinishReason
+from quire.service.app.placement import on_a_thread
 from quire.service.app.progress import Progress
 from quire.service.errors import Refusal
 from quire.service.models.resolve import resolve
@@ -44,6 +44,7 @@ class Local:
         self.engine = engine
         self.model = model
         self._validator = Validator(model, PromptWorkers())
+        engine.vocabulary = self._validator.constraints.vocabulary
 
     async def complete(self, request: pb.GenerateRequest) -> Completion:
         """Run one request (n = 1) to its end. Raises RequestError or StepError."""
@@ -76,7 +77,7 @@ async def local(config: EngineConfig) -> AsyncIterator[Local]:
     vocab_size = model_config(config).vocab_size
     tokenizer = await asyncio.to_thread(tokenizers.load, resolved.tokenizer_directory, vocab_size)
     chat = ChatTemplate.of(tokenizer)
-    engine, progress = AsyncEngine(ThreadLink(config)), Progress()
+    engine, progress = AsyncEngine(on_a_thread(config)), Progress()
     try:
         await engine.start(progress)
         progress.close()
