@@ -73,7 +73,7 @@ def test_a_chat_shows_thoughts_dimmed_and_what_is_called(server: Any) -> None:
 def test_the_loop_of_the_page_answers_calls_until_there_are_none(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (loop,) = re.findall(r"```python\n(tools = .*?)```", PAGE.read_text(), re.DOTALL)
+    (loop,) = re.findall(r"```python\n(schema = .*?)```", PAGE.read_text(), re.DOTALL)
     asked = []
 
     def answer(name: str, arguments: dict[str, Any]) -> str:
