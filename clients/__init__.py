@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         FinishReason,
         Started,
         TokenLogprob,
+        ToolCallDelta,
         TopLogprob,
     )
     from quire.clients.messages import Message, Tool, ToolCall
@@ -61,6 +62,7 @@ __all__ = [
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "TopLogprob",
     "Unauthenticated",
     "Unavailable",
@@ -95,6 +97,7 @@ _MODULES = {
         "FinishReason",
         "Started",
         "TokenLogprob",
+        "ToolCallDelta",
         "TopLogprob",
     ),
     "messages": (

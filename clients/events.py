@@ -4,9 +4,11 @@ Invariant: an event is frozen and holds no protobuf object; what the server left
 """
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from quire.clients.messages import ToolCall
 from quire.v1 import inference_pb2 as pb
 
 
@@ -17,6 +19,8 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    TOOL_CALLS = "tool_calls"
+    """The model has called tools, and waits for their answers."""
     UNKNOWN = "unknown"
     """A reason that this client is too old to know."""
 
@@ -26,6 +30,7 @@ _REASONS = {
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     pb.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
     pb.FINISH_REASON_ERROR: FinishReason.ERROR,
+    pb.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
 }
 
 
@@ -61,13 +66,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The beginning of a call, or more of its arguments. index: which call of this output.
+
+    id and name: in a call's first piece alone, else empty. arguments: a piece of JSON text.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What has come since the last delta of the same index: never cumulative."""
+    """What has come since the last delta of the same index: never cumulative.
+
+    reasoning, tool_calls: where the output is parsed; they are not part of text.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,7 @@ class Finished:
     decode_seconds: float
     preemptions: int
     peak_blocks: int
+    reasoning_tokens: int = 0
 
 
 Event: TypeAlias = Started | Delta | Finished
@@ -93,13 +117,18 @@ Event: TypeAlias = Started | Delta | Finished
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One index, whole: its deltas joined, and how it ended."""
+    """One index, whole: its deltas joined, and how it ended.
+
+    tool_calls: each with its id and the JSON text of its arguments, as a Message takes them.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finished: Finished
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 def from_proto(response: pb.GenerateResponse) -> Event | None:
@@ -120,7 +149,8 @@ def _started(m: pb.Started) -> Started:
 
 def _delta(m: pb.Delta) -> Delta:
     logprobs = tuple(_logprob(t) for t in m.logprobs)
-    return Delta(m.index, m.text, tuple(m.token_ids), logprobs)
+    calls = tuple(ToolCallDelta(c.index, c.id, c.name, c.arguments_json) for c in m.tool_calls)
+    return Delta(m.index, m.text, tuple(m.token_ids), logprobs, m.reasoning, calls)
 
 
 def _logprob(m: pb.TokenLogprob) -> TokenLogprob:
@@ -143,6 +173,18 @@ def _finished(m: pb.Finished) -> Finished:
         decode_seconds=m.timings.decode_seconds,
         preemptions=m.preemptions,
         peak_blocks=m.peak_blocks,
+        reasoning_tokens=m.usage.reasoning_tokens,
+    )
+
+
+def joined_calls(pieces: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    """The calls that pieces of one index make."""
+    calls: dict[int, list[ToolCallDelta]] = {}
+    for piece in pieces:
+        calls.setdefault(piece.index, []).append(piece)
+    return tuple(
+        ToolCall(parts[0].name, "".join(part.arguments for part in parts), parts[0].id)
+        for _, parts in sorted(calls.items())
     )
 
 
@@ -158,6 +200,8 @@ class Collector:
         self._texts: dict[int, list[str]] = {}
         self._ids: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._thoughts: dict[int, list[str]] = {}
+        self._calls: dict[int, list[ToolCallDelta]] = {}
         self._finished: dict[int, Finished] = {}
 
     def add(self, event: Event) -> None:
@@ -166,6 +210,8 @@ class Collector:
             self._texts.setdefault(event.index, []).append(event.text)
             self._ids.setdefault(event.index, []).extend(event.token_ids)
             self._logprobs.setdefault(event.index, []).extend(event.logprobs)
+            self._thoughts.setdefault(event.index, []).append(event.reasoning)
+            self._calls.setdefault(event.index, []).extend(event.tool_calls)
         elif isinstance(event, Finished):
             self._finished[event.index] = event
 
@@ -178,6 +224,8 @@ class Collector:
                 tuple(self._ids.get(index, ())),
                 tuple(self._logprobs.get(index, ())),
                 finished,
+                "".join(self._thoughts.get(index, ())),
+                joined_calls(self._calls.get(index, ())),
             )
             for index, finished in sorted(self._finished.items())
         ]

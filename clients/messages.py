@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from quire.clients.arguments import instance, items, kind, parts, show, text
+from quire.clients.arguments import flag, instance, items, kind, parts, show, text
 from quire.clients.errors import OptionError
 from quire.clients.json_text import write_object
 from quire.v1 import inference_pb2 as pb
@@ -50,12 +50,13 @@ class Message:
 class Tool:
     """A function that the model may call. parameters: its JSON schema, a dict or JSON text.
 
-    What is None is not in the prompt.
+    What is None is not in the prompt. strict: calls of it are valid for the schema.
     """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] | str | None = None
+    strict: bool | None = None
 
     def __post_init__(self) -> None:
         encode_tool("Tool", self)
@@ -64,7 +65,12 @@ class Tool:
 Turn: TypeAlias = Message | Mapping[str, Any]
 _TURN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 _CALL = ("id", "name", "arguments")
-_TOOL = ("name", "description", "parameters")
+_TOOL = ("name", "description", "parameters", "strict")
+_CHOICES = {
+    "auto": pb.TOOL_CHOICE_MODE_AUTO,
+    "none": pb.TOOL_CHOICE_MODE_NONE,
+    "required": pb.TOOL_CHOICE_MODE_REQUIRED,
+}
 
 
 def encode_message(where: str, turn: Turn) -> pb.ChatMessage:
@@ -119,7 +125,18 @@ def encode_tool(where: str, tool: Tool | Mapping[str, Any]) -> pb.Tool:
         message.description = text(f"{where}.description", given["description"])
     if "parameters" in given:
         message.parameters_json = write_object(f"{where}.parameters", given["parameters"])
+    if "strict" in given:
+        message.strict = flag(f"{where}.strict", given["strict"])
     return message
+
+
+def encode_tool_choice(where: str, choice: str | Mapping[str, Any]) -> pb.ToolChoice:
+    """auto, none, required; or a tool: by its name, or in OpenAI's shape. Raises OptionError."""
+    if isinstance(choice, Mapping):
+        return pb.ToolChoice(name=_required(where, _parts(where, choice, Tool, ("name",))))
+    choice = text(where, choice)
+    mode = _CHOICES.get(choice)
+    return pb.ToolChoice(name=choice) if mode is None else pb.ToolChoice(mode=mode)
 
 
 def _required(where: str, given: Mapping[str, Any]) -> str:

@@ -14,7 +14,15 @@ from google.protobuf.descriptor import FieldDescriptor
 from quire.clients import arguments
 from quire.clients.errors import OptionError
 from quire.clients.json_text import write_object
-from quire.clients.messages import Message, Tool, ToolCall, Turn, encode_message, encode_tool
+from quire.clients.messages import (
+    Message,
+    Tool,
+    ToolCall,
+    Turn,
+    encode_message,
+    encode_tool,
+    encode_tool_choice,
+)
 from quire.v1 import inference_pb2 as pb
 
 __all__ = ["Message", "Options", "Prompt", "Tool", "ToolCall", "Turn", "build_request"]
@@ -50,7 +58,10 @@ class Options(TypedDict, total=False):
     model: str | None
     ids_only: bool | None
     resume_token_ids: Sequence[int] | None
+    parse_output: bool | None
     tools: Sequence[Tool | Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     chat_template_kwargs: Mapping[str, Any] | str | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
@@ -174,6 +185,8 @@ def _set_chat(message: pb.Chat, options: dict[str, Any]) -> None:
         if name == "tools":
             for i, tool in enumerate(arguments.items(name, value, "tools")):
                 message.tools.append(encode_tool(f"tools[{i}]", tool))
+        elif name == "tool_choice":
+            message.tool_choice.CopyFrom(encode_tool_choice(name, value))
         elif name == "chat_template_kwargs":
             message.chat_template_kwargs = write_object(name, value)
         else:

@@ -21,9 +21,9 @@ from quire.clients.client import Client, Generation
 from quire.clients.commands import common, sampling
 from quire.clients.commands.generate import summary
 from quire.clients.commands.line_input import read_line
-from quire.clients.commands.terminal import note, say, tell, warn
+from quire.clients.commands.terminal import note, say, tell, think, warn
 from quire.clients.errors import CallError, InvalidRequest, Overloaded
-from quire.clients.events import Delta, Finished
+from quire.clients.events import Delta, Finished, ToolCallDelta, joined_calls
 from quire.clients.prompts import Message, Options
 
 _HELP = """\
@@ -169,13 +169,23 @@ class Conversation:
 
     def _ask(self, messages: list[Message]) -> str:
         parts: list[str] = []
+        calls: list[ToolCallDelta] = []
+        thinking = False
         with self._client.generate(messages, **self._options) as generation, stopping(generation):
             for event in generation:
                 if isinstance(event, Delta):
+                    think(event.reasoning)
+                    thinking = thinking or bool(event.reasoning)
+                    if thinking and event.text:  # the answer begins on a line of its own
+                        think("\n")
+                        thinking = False
                     parts.append(event.text)
+                    calls += event.tool_calls
                     say(event.text)
                 elif isinstance(event, Finished):
                     say("\n")
+                    for call in joined_calls(calls):
+                        tell(f"calls {call.name} {call.arguments}")
                     note(summary(event))
         return "".join(parts)
 

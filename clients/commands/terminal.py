@@ -20,6 +20,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def think(text: str) -> None:
+    """A model's thoughts, dimmed; only where someone watches, so that a pipe gets the answer."""
+    if text and sys.stdout.isatty():
+        sys.stdout.write(f"\033[2m{printable(text)}\033[0m")
+        sys.stdout.flush()
+
+
 def warn(text: str) -> None:
     """A line on standard error that whoever reads the output should know of, a pipe included."""
     print(f"quire: {text}", file=sys.stderr, flush=True)

@@ -79,7 +79,7 @@ def test_line_breaks_around_tags_belong_to_them() -> None:
 
 
 def test_arguments_of_hermes_come_as_they_are_written() -> None:
-    written = '{"b" :\t[1.50, "\\u00e9 </tool_call>"],\n "a":{}}'
+    written = '{"b" :\t[1.50, "\\u00e9 \\"} </tool_call>"],\n "a":{}}'
     raw = f'<tool_call>{{"name":"f","arguments":{written}}}</tool_call>'
     assert parsed(list(raw), HERMES).calls == [("f", written)]
 
@@ -105,6 +105,7 @@ def test_markup_that_is_none_is_text() -> None:
     ):
         for reading in (HERMES, XML):
             assert parsed(list(raw), reading) == Whole(text=raw)
+    assert parsed(list(f"<{CALL}"), HERMES) == Whole(text="<", calls=[("f", '{"a": 1}')])
     raw = f"<tool_call>\n{CALL}"
     assert parsed(list(raw), HERMES) == Whole(text="<tool_call>", calls=[("f", '{"a": 1}')])
 

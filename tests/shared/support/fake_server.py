@@ -5,6 +5,7 @@ that a test says in one place what it expects.
 
 Scripts, as the text prompt:
     say WORDS          each word a delta, then finished
+    call WORDS         thoughts, `so`, and a call of the tool `f` with WORDS, a delta each
     forever            deltas until the call ends
     hang               accepted, started, then nothing until the call ends
     fail CODE MESSAGE  the status at once
@@ -83,6 +84,24 @@ def finished(index: int, count: int) -> pb.GenerateResponse:
     return pb.GenerateResponse(finished=event)
 
 
+def called(words: list[str]) -> Iterator[pb.GenerateResponse]:
+    """Thoughts, a text and a call, whose arguments come in pieces."""
+    first = pb.ToolCallDelta(index=0, id="call_1", name="f")
+    pieces = [pb.ToolCallDelta(index=0, arguments_json=w) for w in ('{"w": "', *words, '"}')]
+    for fields in (
+        {"reasoning": "hm, "},
+        {"reasoning": "well"},
+        {"text": "so"},
+        *({"tool_calls": [piece]} for piece in (first, *pieces)),
+    ):
+        yield pb.GenerateResponse(delta=pb.Delta(index=0, token_ids=[1], **fields))
+    end = finished(0, 4 + len(pieces))
+    end.finished.reason = pb.FINISH_REASON_TOOL_CALLS
+    end.finished.ClearField("matched")
+    end.finished.usage.reasoning_tokens = 2
+    yield end
+
+
 class Servicer(pb_grpc.InferenceServiceServicer):
     """Plays the scripts."""
 
@@ -135,6 +154,9 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         if verb == "late":
             yield delta(0, "x")
             context.abort(grpc.StatusCode[rest[0]], "late")
+        if verb == "call":
+            yield from called(rest)
+            return
         words = rest if verb == "say" else ["ok"]
         for index in range(request.sampling.n or 1):
             for i, word in enumerate(words):
@@ -181,7 +203,7 @@ def script(request: pb.GenerateRequest) -> list[str]:
     if kind == "token_ids":
         return ["say", *(str(i) for i in request.token_ids.ids)]
     last = request.chat.messages[-1].content
-    known = last.split(" ")[0] in ("say", "forever", "hang", "fail", "late")
+    known = last.split(" ")[0] in ("say", "call", "forever", "hang", "fail", "late")
     return last.split(" ") if known else ["say", *(m.content for m in request.chat.messages)]
 
 

@@ -1,0 +1,73 @@
+"""Faults of reading answers: thoughts, text and calls of tools."""
+
+from faults.fault import Fault
+
+PARSER = "tests/service/answers/test_output_parser.py::test_"
+SERVED = "tests/service/answers/test_answers_served.py::test_"
+GRAMMAR = "tests/service/answers/test_tool_grammar.py::test_"
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "answers-tag-behind-a-broken-tag-lost",
+        "service/answers/steps.py",
+        "            if character != wanted:\n                self.unread(character)\n",
+        "            if character != wanted:\n                self.held += character\n",
+        (PARSER + "markup_that_is_none_is_text",),
+    ),
+    Fault(
+        "answers-quotes-inside-strings-end-them",
+        "service/answers/json_scanner.py",
+        '        elif run == "\\\\":\n            self._escaped = True\n',
+        "",
+        (PARSER + "arguments_of_hermes_come_as_they_are_written",),
+    ),
+    Fault(
+        "answers-cut-markup-is-swallowed",
+        "service/answers/steps.py",
+        '        """No more characters come."""\n        self.give_back()\n',
+        '        """No more characters come."""\n        self.drop()\n',
+        (PARSER + "markup_that_is_none_is_text",),
+    ),
+    Fault(
+        "answers-tag-inside-a-value-ends-it",
+        "service/answers/xml_calls.py",
+        "        if tag is not None:\n            return\n",
+        "        return\n",
+        (PARSER + "a_tag_inside_a_value_does_not_end_it",),
+    ),
+    Fault(
+        "answers-ids-leave-before-their-text",
+        "service/rpc/answer_stream.py",
+        "            if self._parser.certain:\n",
+        "            if True:\n",
+        (SERVED + "a_delta_holds_what_its_ids_made",),
+    ),
+    Fault(
+        "answers-resumed-without-the-parser",
+        "service/rpc/answer_stream.py",
+        "self._text.replay(token_ids, self._parser.feed)",
+        "self._text.replay(token_ids)",
+        (SERVED + "resumed_behind_any_token_the_rest_comes_and_ids_repeat",),
+    ),
+    Fault(
+        "answers-ids-of-calls-repeat-in-the-next-turn",
+        "service/rpc/answer_stream.py",
+        '        made.update(array("Q", self._generation.prompt_token_ids).tobytes())\n',
+        '        array("Q")\n',
+        (SERVED + "resumed_behind_any_token_the_rest_comes_and_ids_repeat",),
+    ),
+    Fault(
+        "answers-cut-call-waits-for-its-answer",
+        "service/rpc/answer_stream.py",
+        "self._parser.calls > 0 and not self._parser.in_call",
+        "self._parser.calls > 0",
+        (SERVED + "stop_strings_cut_what_was_written",),
+    ),
+    Fault(
+        "answers-strict-tools-take-anything",
+        "service/answers/tool_grammar.py",
+        "    return tool.strict or must_call\n",
+        "    return must_call\n",
+        (GRAMMAR + "invalid_calls_do_not_pass",),
+    ),
+)
