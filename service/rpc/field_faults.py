@@ -4,7 +4,7 @@ Invariant: nothing is looked at that is longer than it may be.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from quire.engine.loop.stats import EngineInfo
@@ -131,3 +131,29 @@ def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) 
     faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")
     if len(ids) <= most:
         faults.ids("resume_token_ids", ids, info.vocab_size)
+
+
+def check_stops(given: Mapping[str, Any], silent: Collection[str], faults: Faults) -> None:
+    """A special token makes no text: as a stop string it stands for its id; part of a longer
+    one, or asked for in the output, it could never be what it seems."""
+    for i, stop in enumerate(given.get("stop", ())[:MAX_STOPS]):
+        if len(stop) > MAX_STOP_BYTES:
+            continue
+        field_name = f"sampling.stop[{i}]"
+        if stop in silent:
+            if given.get("include_stop_str_in_output"):
+                faults.add(
+                    field_name,
+                    stop,
+                    "is a special token, which makes no text: it cannot be included in the "
+                    "output (include_stop_str_in_output)",
+                )
+            continue
+        inside = next((token for token in silent if token in stop), None)
+        if inside is not None:
+            faults.add(
+                field_name,
+                stop,
+                f"holds the special token {show(inside)}, which makes no text, so this could "
+                "never match: give the token alone, or its id in sampling.stop_token_ids",
+            )

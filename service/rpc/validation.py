@@ -6,7 +6,6 @@ together.
 """
 
 import dataclasses
-import hashlib
 import re
 import secrets
 from collections.abc import Mapping
@@ -16,19 +15,19 @@ from typing import Any
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import Constraint, GenerationRequest, SamplingParams
 from quire.service.answers.events import Family, Reading
-from quire.service.errors import Refusal, invalid_field, show, unknown_model
+from quire.service.errors import Refusal, invalid_field, unknown_model
 from quire.service.rpc import constraints, messages, tool_constraint
 from quire.service.rpc.answer_stream import AnswerStream
 from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
-    MAX_STOP_BYTES,
-    MAX_STOPS,
     Faults,
     check_allowed,
     check_resume,
     check_sampling,
+    check_stops,
 )
 from quire.service.rpc.reading import check_parse, check_tools, reading_of
+from quire.service.rpc.salt import effective_salt
 from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.template_environment import Dropped, RenderLimits
@@ -233,7 +232,7 @@ class Validator:
         salt_bytes = len(request.cache_salt.encode())
         faults.at_most("cache_salt", salt_bytes, MAX_SALT_BYTES, "bytes")
         check_sampling(given, faults, vocab_size)
-        self._check_stops(given, faults)
+        check_stops(given, self._silent, faults)
         check_resume(request, faults, self._model.info)
         check_parse(request, self._model.family, faults)
         if request.HasField("constraint"):
@@ -243,31 +242,6 @@ class Validator:
         if request.ids_only and "include_stop_str_in_output" in given:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
         faults.raise_if_any()
-
-    def _check_stops(self, given: Mapping[str, Any], faults: Faults) -> None:
-        """A special token makes no text: as a stop string it stands for its id; part of a longer
-        one, or asked for in the output, it could never be what it seems."""
-        for i, stop in enumerate(given.get("stop", ())[:MAX_STOPS]):
-            if len(stop) > MAX_STOP_BYTES:
-                continue
-            field_name = f"sampling.stop[{i}]"
-            if stop in self._silent:
-                if given.get("include_stop_str_in_output"):
-                    faults.add(
-                        field_name,
-                        stop,
-                        "is a special token, which makes no text: it cannot be included in the "
-                        "output (include_stop_str_in_output)",
-                    )
-                continue
-            inside = next((token for token in self._silent if token in stop), None)
-            if inside is not None:
-                faults.add(
-                    field_name,
-                    stop,
-                    f"holds the special token {show(inside)}, which makes no text, so this could "
-                    "never match: give the token alone, or its id in sampling.stop_token_ids",
-                )
 
     def _sampling(
         self, given: Mapping[str, Any], prompt_tokens: int
@@ -404,17 +378,6 @@ def _still(wanted: Wanted) -> None:
     """Between two stages: go on only for a call that has not ended."""
     if not wanted():
         raise NotWanted
-
-
-def effective_salt(tenant: str, salt: str) -> bytes:
-    """H(tenant, salt), both with their lengths; empty where both are."""
-    if not tenant and not salt:
-        return b""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (tenant.encode(), salt.encode()):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
 
 
 def _defaults(model: ServedModel) -> dict[str, Any]:

@@ -84,17 +84,15 @@ WORK = (
     Fault(
         "quire: short prompts are tokenized on the event loop",
         "service/rpc/validation.py",
-        "        if short and not sampling.stop and not request.resume_token_ids:\n",
+        "        if short and not grows:\n",
         "        if short or request.ByteSize() < 2048:\n",
         (HOLDS + "work_that_grows_with_a_request_is_never_the_loops",),
     ),
     Fault(
         "quire: ids are looked at however many there are",
-        "service/rpc/validation.py",
-        '        faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")\n'
-        "        if len(ids) <= most:\n",
-        '        faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")\n'
-        "        if ids:\n",
+        "service/rpc/field_faults.py",
+        '    if len(ids) <= most:\n        faults.ids("resume',
+        '    if ids:\n        faults.ids("resume',
         (HOLDS + "ids_are_counted_before_they_are_looked_at",),
     ),
     Fault(

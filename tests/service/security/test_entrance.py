@@ -13,8 +13,8 @@ from support.harness import Running, ask, generate, run, serving
 
 from quire.service.errors import Refusal
 from quire.service.rpc import stats as stats_module
+from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.stats import ANSWERS_AT_ONCE, MAPS_AT_ONCE, StatsReporter
-from quire.service.rpc.validation import effective_salt
 from quire.service.security.auth import Authenticator
 from quire.service.security.credentials import watch_keys
 from quire.service.security.keys import make_entry
