@@ -118,6 +118,15 @@ def test_each_token_is_of_the_mask_and_a_complete_output_ends() -> None:
         assert finish is FinishReason.STOP and 6 <= len(body) <= 12
 
 
+def test_an_end_that_is_wanted_most_comes_once_it_is_allowed() -> None:
+    params = replace(PARAMS, logit_bias=((1, 100.0),))
+    early, late = replace(asked(1), sampling=params), asked(2)
+    late = replace(late, sampling=replace(params, min_tokens=9))
+    answers = run(engine(Setup(max_num_seqs=2)), [early, late])
+    assert [len(answers[key, 0][0]) for key in (1, 2)] == [7, 9]
+    assert all(tokens[-1] == 1 for tokens, _ in answers.values())
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(padded: bool) -> None:
     requests = [asked(key, n=2) if key == 2 else asked(key) for key in range(6)]

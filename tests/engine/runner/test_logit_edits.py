@@ -94,7 +94,7 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(padded: bool) -> None:
 
 
 def test_a_slot_forgets_what_the_request_before_asked_for() -> None:
-    edited, plain = asked([EDITS[0], PLAIN])
+    edited, plain = asked([EDITS[0], replace(PLAIN, logit_bias=((7, 1.0),))])
     core = build_core(*MODEL, Setup())
     run(core, [edited])
     assert run(core, [plain])[plain.key, 0] == alone(plain)[plain.key, 0]

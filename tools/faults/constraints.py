@@ -1,0 +1,76 @@
+"""Faults of outputs under constraints, and of ids that are preferred or left out."""
+
+from faults.fault import Fault
+
+ENGINE = "tests/engine/loop/test_constraints.py::test_"
+EDITS = "tests/engine/runner/test_logit_edits.py::test_"
+THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
+HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
+
+FAULTS = (
+    Fault(
+        "constraint: a row is planned before its last token is known",
+        "engine/scheduling/scheduler.py",
+        "            if request.waits_for_token:\n                continue\n",
+        "",
+        (ENGINE + "overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone",),
+    ),
+    Fault(
+        "constraint: an end is allowed where the text may not end",
+        "engine/scheduling/matching.py",
+        "        elif ends:\n",
+        "        else:\n",
+        (ENGINE + "an_end_that_is_wanted_most_comes_once_it_is_allowed",),
+    ),
+    Fault(
+        "constraint: resumed outputs are not taken in",
+        "engine/scheduling/matching.py",
+        "        matcher.accept(token_id)\n    return",
+        "        pass\n    return",
+        (ENGINE + "resumed_at_every_token_it_goes_on_as_if_unbroken",),
+    ),
+    Fault(
+        "constraint: siblings share a matcher",
+        "engine/scheduling/matching.py",
+        "Constrained(matcher.copy(), params) for _",
+        "Constrained(matcher, params) for _",
+        (ENGINE + "overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone",),
+    ),
+    Fault(
+        "constraint: the engine waits for a grammar",
+        "engine/loop/core.py",
+        "        if self.compiling and not self.scheduler.has_requests:\n"
+        "            self.compiling.wait(_COMPILE_LOOK)\n",
+        "        if self.compiling:\n            self.compiling.wait(30.0)\n",
+        (ENGINE + "nobody_waits_for_a_constraint_that_is_being_compiled",),
+    ),
+    Fault(
+        "constraint: an output ends in its thoughts",
+        "service/constraints/thoughts.py",
+        "            for i in self._tokens.ends:\n"
+        "                mask[i >> 3] &= ~(1 << (i & 7))\n",
+        "",
+        (THOUGHTS + "thoughts_that_are_open_may_be_anything_but_an_end",),
+    ),
+    Fault(
+        "constraint: a schema asks for leniency and gets it",
+        "service/constraints/sources.py",
+        '"lenient": False, ',
+        "",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "edits: a slot keeps the mask of the request before",
+        "engine/runner/edits.py",
+        "            self._masks.pop(one.slot, None)\n",
+        "",
+        (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),
+    ),
+    Fault(
+        "edits: log-probabilities are of changed logits",
+        "engine/runner/sampler.py",
+        "needs.adjusts or needs.filters or needs.edits",
+        "needs.adjusts or needs.filters",
+        (EDITS + "logprobs_are_of_the_raw_logits",),
+    ),
+)
