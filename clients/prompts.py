@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from quire.clients import arguments
+from quire.clients import arguments, constraints
 from quire.clients.errors import OptionError
 from quire.clients.json_text import write_object
 from quire.clients.messages import (
@@ -52,6 +52,10 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
     logprobs: int | None
+    logit_bias: Mapping[int, float] | None
+    allowed_token_ids: Sequence[int] | None
+    banned_token_ids: Sequence[int] | None
+    constraint: Mapping[str, Any] | None
     request_id: str | None
     priority: int | None
     cache_salt: str | None
@@ -72,6 +76,8 @@ class ChatOptions(TypedDict, total=False):
     """The keywords of `tokenize`, which go with messages."""
 
     tools: Sequence[Tool | Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     chat_template_kwargs: Mapping[str, Any] | str | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
@@ -108,7 +114,11 @@ def build_request(prompt: Prompt, options: Mapping[str, Any]) -> pb.GenerateRequ
     request = pb.GenerateRequest()
     _set_prompt(request, prompt, {k: v for k, v in given.items() if k in _CHAT_FIELDS})
     for name, value in given.items():
-        if name in SAMPLING_FIELDS:
+        if name == "logit_bias":
+            constraints.encode_bias(request.sampling, value)
+        elif name == "constraint":
+            constraints.encode(request.constraint, value)
+        elif name in SAMPLING_FIELDS:
             lone = name == "stop" and isinstance(value, str)
             _set(request.sampling, name, [value] if lone else value)
         elif name in _REQUEST_FIELDS:

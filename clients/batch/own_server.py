@@ -31,6 +31,7 @@ def own_server(words: Sequence[str]) -> Iterator[str]:
     command = [
         *(sys.executable, "-P", "-m", "quire.clients.cli", "serve"),
         *("--log-level", "warning", *words, "--host", "127.0.0.1", "--port", "0"),
+        *("--http-port", "0"),
     ]
     process = subprocess.Popen(
         command,

@@ -8,6 +8,7 @@ import functools
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -50,6 +51,16 @@ def generate(
     stop_token_ids: sampling.StopTokenIds = None,
     ignore_eos: sampling.IgnoreEos = False,
     logprobs: sampling.Logprobs = None,
+    logit_bias: sampling.LogitBias = None,
+    allowed_token_ids: sampling.AllowedTokenIds = None,
+    banned_token_ids: sampling.BannedTokenIds = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="JSON that this schema takes: its text, or @FILE.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Text that this matches as a whole.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="One of these texts; give it several times.")
+    ] = None,
     address: common.Address = None,
     api_key: common.ApiKey = None,
     tls: common.UseTLS = False,
@@ -90,6 +101,10 @@ def generate(
             stop_token_ids=stop_token_ids or None,
             ignore_eos=ignore_eos or None,
             logprobs=logprobs,
+            logit_bias=sampling.read_bias(logit_bias),
+            allowed_token_ids=allowed_token_ids or None,
+            banned_token_ids=banned_token_ids or None,
+            constraint=_constraint(json_schema, regex, choice),
         )
         show = functools.partial(
             _show,
@@ -117,6 +132,22 @@ def _prompt(text: str, ids: bool, raw: bool, system: str | None) -> Prompt:
         return text
     turns = [] if system is None else [{"role": "system", "content": system}]
     return [*turns, {"role": "user", "content": text}]
+
+
+def _constraint(
+    json_schema: str | None, regex: str | None, choice: list[str] | None
+) -> dict[str, Any] | None:
+    """Raises OptionError."""
+    if json_schema is not None and json_schema.startswith("@"):
+        try:
+            json_schema = Path(json_schema[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise OptionError(f"--json-schema {json_schema}: {error}") from error
+    kinds = {"json_schema": json_schema, "regex": regex, "choice": choice or None}
+    given = {name: value for name, value in kinds.items() if value is not None}
+    if len(given) > 1:
+        raise OptionError("--json-schema, --regex and --choice exclude each other")
+    return given or None
 
 
 def _no_template(error: InvalidRequest) -> bool:

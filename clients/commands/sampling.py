@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from quire.clients.errors import OptionError
+
 _PANEL = "Sampling (what is left out follows the model)"
 
 
@@ -32,5 +34,22 @@ IncludeStop = Annotated[
     bool, _option("Keep the stop string.", "--include-stop-str-in-output", "--include-stop")
 ]
 StopTokenIds = Annotated[list[int] | None, _option("A token id that ends it.", "--stop-token-id")]
+LogitBias = Annotated[
+    list[str] | None, _option("ID=NUMBER, added to that token's logit.", "--logit-bias")
+]
+AllowedTokenIds = Annotated[list[int] | None, _option("No others.", "--allowed-token-id")]
+BannedTokenIds = Annotated[list[int] | None, _option("Never this one.", "--banned-token-id")]
 IgnoreEos = Annotated[bool, _option("Go on past the end of text.", "--ignore-eos")]
 Logprobs = Annotated[int | None, _option("Log-probabilities, and of this many others (--json).")]
+
+
+def read_bias(given: list[str] | None) -> dict[int, float] | None:
+    """Of `ID=NUMBER` words. Raises OptionError."""
+    bias = {}
+    for word in given or ():
+        token_id, _, number = word.partition("=")
+        try:
+            bias[int(token_id)] = float(number)
+        except ValueError:
+            raise OptionError(f"--logit-bias {word}: is not ID=NUMBER") from None
+    return bias or None

@@ -18,6 +18,7 @@ from support.patience import PATIENCE
 
 from quire.clients import cli
 from quire.clients.commands.common import VARIABLES
+from quire.v1 import inference_pb2 as pb
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -56,6 +57,7 @@ def test_generate_sends_every_sampling_field(server: Any) -> None:
         "temperature": 0.5, "top-p": 0.5, "top-k": 4, "min-p": 0.25, "repetition-penalty": 1.5,
         "presence-penalty": 0.5, "frequency-penalty": -0.5, "seed": 0, "n": 2, "max-tokens": 9,
         "min-tokens": 1, "logprobs": 3, "stop": "a b", "stop-token-id": 7,
+        "logit-bias": "5=-1.5", "allowed-token-id": 5, "banned-token-id": 6,
     }  # fmt: skip
     words = [w for name, value in given.items() for w in (f"--{name}", str(value))]
     done = quire(
@@ -63,12 +65,33 @@ def test_generate_sends_every_sampling_field(server: Any) -> None:
     )
     assert done.stdout == "[0] x\n[1] x\n"
     sampling = server.seen.requests[0].sampling
-    from quire.v1 import inference_pb2 as pb
-
     sent = {field.name for field, _ in sampling.ListFields()}
     assert sent == set(pb.SamplingParams.DESCRIPTOR.fields_by_name)
     assert (list(sampling.stop), list(sampling.stop_token_ids)) == (["a b"], [7])
     assert (sampling.seed, sampling.top_k, sampling.logprobs) == (0, 4, 3)
+    assert dict(sampling.logit_bias) == {5: -1.5}
+    assert (list(sampling.allowed_token_ids), list(sampling.banned_token_ids)) == ([5], [6])
+
+
+def test_generate_holds_the_output_to_a_constraint(server: Any, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    for words, expected in (
+        (["--json-schema", f"@{schema}"], pb.Constraint(json_schema='{"type": "object"}')),
+        (["--json-schema", "{}"], pb.Constraint(json_schema="{}")),
+        (["--regex", "a+"], pb.Constraint(regex="a+")),
+        (["--choice", "a", "--choice", "b"], pb.Constraint(choice=pb.Choice(options=["a", "b"]))),
+    ):
+        quire("generate", "say x", *words, "-a", server.address)
+        assert server.seen.requests[-1].constraint == expected
+    asked = len(server.seen.requests)
+    for words in (
+        ["--json-schema", "{}", "--regex", "a"],
+        ["--json-schema", f"@{tmp_path}/none"],
+        ["--logit-bias", "5"],
+    ):
+        assert quire("generate", "say x", *words, "-a", server.address).returncode == 2
+    assert len(server.seen.requests) == asked
 
 
 def test_generate_json_is_one_object_a_line(server: Any) -> None:
