@@ -136,9 +136,9 @@ TEXT = (
     ),
     Fault(
         "quire: a stop string that holds a special token is taken and never matches",
-        "service/rpc/validation.py",
-        "            if inside is not None:\n",
-        "            if inside is not None and stop == inside:\n",
+        "service/rpc/field_faults.py",
+        "        if inside is not None:\n",
+        "        if inside is not None and stop == inside:\n",
         (HOLDS + "a_stop_string_that_could_never_match_is_refused_with_the_way_out",),
     ),
 )

@@ -89,7 +89,7 @@ FAULTS = (
     ),
     Fault(
         "security: salts without their lengths",
-        "service/rpc/validation.py",
+        "service/rpc/salt.py",
         '        digest.update(len(part).to_bytes(8, "little"))\n',
         "",
         ENTRANCE,
