@@ -75,6 +75,8 @@ def generate(
     The prompt is sent as a user's message, or as plain text where the model has no chat template.
     Without --max-tokens an answer ends after 1,024 tokens.
     """
+    if logprobs is not None and not as_json:
+        raise OptionError("--logprobs: needs --json, which shows them")
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     text = sys.stdin.read() if prompt == "-" else prompt
     with common.make_client(address, api_key, secure, timeout) as client:

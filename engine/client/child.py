@@ -85,7 +85,8 @@ def _shared_memory(size: int) -> Iterator[int]:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """What is started here inherits it: a signal to both does not find the child unprepared."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

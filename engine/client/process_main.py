@@ -193,9 +193,10 @@ def _run(engine: BuiltEngine, channel: Channel, mark: Heartbeat) -> int:
 
 def _prepare(parent: socket.socket) -> None:
     """Signals, which the parent has blocked until now, and the watch over the parent's life."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     stacks.answer_signals()

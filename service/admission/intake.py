@@ -6,8 +6,11 @@ at most places × the largest message is in memory of callers who have shown not
 without its key is refused before its body is read.
 
 Invariant: a place is held for BODY_SECONDS at most, and, while others wait, given up after
-GRACE_SECONDS to those who wait; of these, connections that were not slow before come first. So
+GRACE_SECONDS to those who wait. Connections take turns, those that were slow before behind the
+others; where too many calls wait, the connection that has the most of them loses its last. So
 bodies that never end cost their senders' own connections their turns, and others a second.
+
+Calls that send several requests (reflection's) are few, and short.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ import contextlib
 import heapq
 import inspect
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -28,6 +31,9 @@ BODY_SECONDS = 30.0
 GRACE_SECONDS = 1.0
 MAX_BODY_BYTES = 64 << 20  # of all bodies on their way
 MAX_WAITING = 8192  # calls that wait for a place
+MAX_STREAMING = 16  # calls that send several requests
+STREAMING_SECONDS = 60.0
+_SLOW_RANK = 1 << 20  # behind any number of calls of a connection that was not slow
 _MIN_PLACES = 8
 _MAX_SLOW = 1024  # connections that are remembered as slow
 _RETRY_SECONDS = 1.0
@@ -58,7 +64,10 @@ class Places:
     def __init__(self, count: int) -> None:
         self._free = count
         self._reading: OrderedDict[int, Reading] = OrderedDict()  # the oldest first
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap; some have ended
+        self._turns: dict[str, dict[asyncio.Future[None], None]] = {}  # that wait, by connection
+        self._held: Counter[str] = Counter()  # places of each connection
+        self._live = 0  # turns that wait
         self._slow: OrderedDict[str, int] = OrderedDict()
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -66,7 +75,7 @@ class Places:
     @property
     def waiting(self) -> int:
         """Calls without a place."""
-        return len(self._waiting)
+        return self._live
 
     @property
     def reading(self) -> int:
@@ -79,26 +88,57 @@ class Places:
         loop = asyncio.get_running_loop()
         if self._free:
             self._free -= 1
-        elif len(self._waiting) >= MAX_WAITING:
-            raise errors.too_many_calls(MAX_WAITING, _RETRY_SECONDS)
         else:
-            turn: asyncio.Future[None] = loop.create_future()
-            rank = self._slow.get(connection, 0)
-            heapq.heappush(self._waiting, (rank, next(self._order), turn))
-            self._look(loop)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._leave()
-                raise
+            await self._turn(connection, loop)
         key, reading = next(self._order), Reading(connection, loop.time())
         self._reading[key] = reading
+        self._held[connection] += 1
         try:
             yield reading
         finally:
             del self._reading[key]
+            self._held[connection] -= 1
+            if not self._held[connection]:
+                del self._held[connection]
             self._leave()
+
+    async def _turn(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for a place that has become free. Raises Refusal."""
+        if self._live >= MAX_WAITING:
+            self._make_room(connection)
+        turn: asyncio.Future[None] = loop.create_future()
+        turns = self._turns.setdefault(connection, {})
+        rank = self._slow.get(connection, 0) * _SLOW_RANK + len(turns) + self._held[connection]
+        turns[turn] = None
+        self._live += 1
+        heapq.heappush(self._waiting, (rank, next(self._order), turn))
+        if len(self._waiting) > 2 * MAX_WAITING:
+            self._waiting = [entry for entry in self._waiting if not entry[2].done()]
+            heapq.heapify(self._waiting)
+        self._look(loop)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._leave()
+            raise
+        finally:
+            self._live -= 1
+            del turns[turn]
+            if not turns:
+                self._turns.pop(connection, None)
+
+    def _make_room(self, connection: str) -> None:
+        """Whoever has the most calls waiting loses the last of them. Raises Refusal if that is who
+        comes now."""
+        most = max(self._turns, key=lambda name: len(self._turns[name]))
+        refusal = errors.too_many_calls(MAX_WAITING, _RETRY_SECONDS)
+        if len(self._turns[most]) <= len(self._turns.get(connection, ())) + 1:
+            raise refusal
+        last = next((turn for turn in reversed(self._turns[most]) if not turn.done()), None)
+        if last is None:
+            raise refusal
+        last.set_exception(refusal)
 
     def was_slow(self, connection: str) -> None:
         """It waits behind others from now on."""
@@ -119,7 +159,7 @@ class Places:
         """Take places from those who have had them for long, as long as somebody waits."""
         if self._timer is not None:
             return
-        live = sum(not turn.done() for _, _, turn in self._waiting)
+        live = self._live
         for reading in itertools.islice(self._reading.values(), live):
             if loop.time() - reading.since >= GRACE_SECONDS and not reading.given_up.done():
                 reading.given_up.set_result(None)
@@ -139,14 +179,17 @@ class Intake(grpc.aio.ServerInterceptor):
         self._places = places
         self._check = check
         self._on_refused = on_refused
+        self._streaming = 0
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         """A handler of the same answers, which reads the request by itself."""
         found = await continuation(handler_call_details)
-        if found is None or found.request_streaming:
+        if found is None:
             return found
+        if found.request_streaming:
+            return self._few(found) if found.response_streaming else found
         method = handler_call_details.method
         refusal = self._check(method, handler_call_details.invocation_metadata)
         make = _streamed if found.response_streaming else _single
@@ -161,6 +204,25 @@ class Intake(grpc.aio.ServerInterceptor):
                 await errors.abort(context, refused)
 
         return make(found, request_of)
+
+    def _few(self, found: Any) -> Any:
+        async def answers(requests: Any, context: Context) -> AsyncIterator[Any]:
+            if self._streaming >= MAX_STREAMING:
+                refusal = errors.too_many_calls(MAX_STREAMING, _RETRY_SECONDS)
+                await errors.abort(context, refusal)
+            self._streaming += 1
+            try:
+                async with asyncio.timeout(STREAMING_SECONDS):
+                    async for answer in found.stream_stream(requests, context):
+                        yield answer
+            except TimeoutError:
+                await errors.abort(context, errors.slow_request(_RETRY_SECONDS))
+            finally:
+                self._streaming -= 1
+
+        return grpc.stream_stream_rpc_method_handler(
+            answers, found.request_deserializer, found.response_serializer
+        )
 
     async def _read(self, context: Context) -> Any:
         connection = context.peer()

@@ -24,6 +24,7 @@ log = logging.getLogger("quire.service")
 READINESS = ("", "quire.v1.InferenceService")
 LIVENESS = "liveness"
 NAME = "grpc.health.v1.Health"
+MAX_NAME = 256  # characters of a service that is watched
 MAX_WATCHES = 1024
 MAX_WATCHES_PER_CONNECTION = 16
 
@@ -38,6 +39,7 @@ class Health:
         self._changed = asyncio.Event()  # set once, at the next change, and then replaced
         self._watches: Counter[str] = Counter()  # by connection
         self._closed = False
+        self._alive = False
 
     @property
     def available(self) -> bool:
@@ -55,7 +57,9 @@ class Health:
             log.warning("grpcio-health-checking is not installed: health checks are off")
             return
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
-        self.set_alive(True)
+        if not self._alive:  # a port that is opened again says nothing new
+            self._alive = True
+            self.set_alive(True)
 
     def set_ready(self, ready: bool) -> None:
         """Readiness, under both of its names."""
@@ -85,7 +89,12 @@ class Health:
 
     async def Watch(self, request: Any, context: Context) -> None:
         """What is true now, and each change. RESOURCE_EXHAUSTED where too many watch already."""
-        connection = context.peer()
+        connection, name = context.peer(), request.service
+        if len(name) > MAX_NAME:  # it would be held as long as the watch
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"service: {len(name)} characters: at most {MAX_NAME}",
+            )
         if self.watches >= MAX_WATCHES or self._watches[connection] >= MAX_WATCHES_PER_CONNECTION:
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -94,7 +103,7 @@ class Health:
             )
         self._watches[connection] += 1
         try:
-            await self._tell(request.service, context)
+            await self._tell(name, context)
         finally:
             self._watches[connection] -= 1
             if not self._watches[connection]:

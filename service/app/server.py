@@ -26,9 +26,10 @@ from quire.service.admission.rate_limits import ClientLimits
 from quire.service.app import ports
 from quire.service.app.bounds import limits, policy
 from quire.service.app.collectors import collectors
-from quire.service.app.health import NAME as HEALTH_NAME
 from quire.service.app.health import Health
+from quire.service.app.listener import Keeper, Listener
 from quire.service.app.openai_face import Parts, open_face
+from quire.service.app.reflection import add_reflection
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
@@ -36,7 +37,7 @@ from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
-from quire.service.rpc.servicer import SERVICE, InferenceServicer, handler
+from quire.service.rpc.servicer import InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import ServedModel, Validator
 from quire.service.rpc.write_watch import WriteWatch
@@ -108,8 +109,8 @@ class Server:
             self._tracer,
             WriteWatch(settings.service.write_stall_seconds),
         )
-        self._server: grpc.aio.Server | None = None
-        self._health_server: grpc.aio.Server | None = None
+        self._listeners: list[Listener] = []
+        self._keeper: Keeper | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._rereading: set[asyncio.Task[bool]] = set()
         self._metrics: MetricsServer | None = None
@@ -134,16 +135,23 @@ class Server:
             http=bool(service.http_port),
         )
         options = ports.channel_options(max_message, connections, service)
-        self._server = grpc.aio.server(options=options, interceptors=self._guards(max_message))
-        self._server.add_generic_rpc_handlers((handler(self._servicer),))
-        self._health.add_to(self._server)
-        if service.reflection:
-            _add_reflection(self._server, with_health=self._health.available)
-        credentials = self._security.credentials()
-        self.port = ports.bind(self._server, service.host, service.port, credentials)
+        guards, credentials = self._guards(max_message), self._security.credentials()
+
+        def make(port: int) -> tuple[grpc.aio.Server, int]:
+            server = grpc.aio.server(options=options, interceptors=guards)
+            server.add_generic_rpc_handlers((handler(self._servicer),))
+            self._health.add_to(server)
+            if service.reflection:
+                add_reflection(server, with_health=self._health.available)
+            return server, ports.bind(server, service.host, port, credentials)
+
+        self._listeners = [Listener(service.host, service.port, make)]
+        self.port = self._listeners[0].port
         self._open_metrics()
-        await self._open_health()
-        await self._server.start()
+        self._open_health()
+        for listener in self._listeners:
+            await listener.start()
+        self._keeper = Keeper(self._listeners)
         if self._security.watched:
             self._refreshing = asyncio.create_task(keep_fresh(self._security.watched))
         if authenticator.required and credentials is None and not is_loopback(service.host):
@@ -163,7 +171,7 @@ class Server:
         intake = Intake(self._places, doorman.check, doorman.on_refused)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
-    async def _open_health(self) -> None:
+    def _open_health(self) -> None:
         """A port for probes that speak no TLS: it answers nothing but health."""
         service = self._settings.service
         if service.health_port is None:
@@ -171,12 +179,14 @@ class Server:
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
-        self._health_server = grpc.aio.server(options=options)
-        self._health.add_to(self._health_server)
-        self.health_port = ports.bind(
-            self._health_server, service.health_host, service.health_port, None, "health_"
-        )
-        await self._health_server.start()
+
+        def make(port: int) -> tuple[grpc.aio.Server, int]:
+            server = grpc.aio.server(options=options)
+            self._health.add_to(server)
+            return server, ports.bind(server, service.health_host, port, None, "health_")
+
+        self._listeners.append(Listener(service.health_host, service.health_port, make))
+        self.health_port = self._listeners[-1].port
 
     async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
         """Load the tokenizer and the template, then the model, then serve. Raises QuireError.
@@ -326,12 +336,13 @@ class Server:
             self._engine.give_up()
         self._health.close()
         rest = asyncio.gather(*self._rest(), return_exceptions=True)
-        ports = [server for server in (self._server, self._health_server) if server is not None]
-        closing = [asyncio.create_task(server.stop(END_SECONDS)) for server in ports]
+        if self._keeper is not None:
+            self._keeper.stop()
+        closing = [asyncio.create_task(port.stop(END_SECONDS)) for port in self._listeners]
         if self._http is not None:
             closing.append(asyncio.create_task(self._http.stop()))
         if not await self._written(closing) and not leaving:
-            await asyncio.gather(*(server.stop(None) for server in ports))
+            await asyncio.gather(*(port.stop(None) for port in self._listeners))
         await asyncio.wait({rest}, timeout=_REST)
 
     async def _written(self, closing: "list[asyncio.Task[None]]") -> bool:
@@ -387,15 +398,3 @@ def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:
     if not service.watchdog_seconds:
         return None
     return Watchdog(engine.busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
-
-
-def _add_reflection(server: grpc.aio.Server, *, with_health: bool) -> None:
-    try:
-        from grpc_reflection.v1alpha import reflection
-    except ImportError:
-        log.warning("grpcio-reflection is not installed: reflection is off")
-        return
-    names = [SERVICE, reflection.SERVICE_NAME]
-    if with_health:
-        names.append(HEALTH_NAME)
-    reflection.enable_server_reflection(names, server)

@@ -6,6 +6,7 @@ without a traceback. Nothing heavy is imported before a command is run.
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,8 @@ def _settings(values: dict[str, Any]) -> Settings:
 
 
 def _serve(values: dict[str, Any]) -> int:
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # until there is somebody to answer them
     settings = _settings(values)
     if values["print_config"]:
         print(settings.to_toml(), end="")

@@ -328,8 +328,10 @@ def _single(answer: Callable[[Any, Context], Awaitable[Any]], request: Any) -> A
 def _decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def decode(raw: bytes) -> Any:
         try:
-            return parse(raw)
+            message = parse(raw)
         except Exception:
             return Malformed()
+        message.DiscardUnknownFields()  # or they are held as long as the call
+        return message
 
     return decode

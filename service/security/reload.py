@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -133,6 +134,8 @@ class WatchedFiles(Generic[T]):
         not show in it."""
         for _ in range(_TRIES):
             before, now = self._signature(), time.time_ns()
+            for path in self._paths:
+                _refuse_what_is_no_file(self._name, path)
             try:
                 value = self._read()
             except ConfigError:
@@ -155,6 +158,13 @@ def _identity(path: Path) -> tuple[int, ...] | None:
         return None
     times = (status.st_mtime_ns, status.st_ctime_ns)
     return (status.st_dev, status.st_ino, status.st_size, *times)
+
+
+def _refuse_what_is_no_file(name: str, path: Path) -> None:
+    """Opening a pipe waits for whoever writes to it, and no key would be revoked meanwhile."""
+    with contextlib.suppress(OSError, ValueError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{name} = {path}: is not a file")
 
 
 def _settled(signature: _Signature, now: int) -> bool:

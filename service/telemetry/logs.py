@@ -30,6 +30,7 @@ WRITE_SECONDS = 0.1
 FLUSH_SECONDS = 0.5  # that standard error gets at the end
 MAX_RECORDS = 10_000
 MAX_CHARACTERS = 16 << 20  # of the values in the queue
+_GRPC = "grpc._cython.cygrpc"  # its logger
 _RECORD = 256  # characters that a record counts beside its values
 _BATCH = 1000  # records written at once
 
@@ -220,8 +221,14 @@ def set_up(log_format: str, level: str) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("quire").setLevel(level.upper())
     logging.captureWarnings(True)
+    logging.getLogger(_GRPC).addFilter(_is_no_strangers_bytes)
     _terminal = sys.stderr if log_format == "text" and sys.stderr.isatty() else None
     sys.stderr = Lines()
+
+
+def _is_no_strangers_bytes(record: logging.LogRecord) -> bool:
+    """gRPC writes a trace for each value of metadata that is no text: any number a call."""
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 def terminal() -> TextIO:

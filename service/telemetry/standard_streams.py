@@ -15,7 +15,7 @@ import sys
 import threading
 
 INPUT, OUTPUT, ERROR = 0, 1, 2
-_SEND_MICROSECONDS = 200_000  # that a socket gets to take a write
+_SEND_MICROSECONDS = 5_000  # that a socket gets to take a write
 
 
 def fill() -> None:

@@ -136,7 +136,8 @@ def make_tracer(endpoint: str | None, environment: Mapping[str, str] = os.enviro
     except ImportError as error:
         if endpoint is not None:
             raise ConfigError(
-                f"otlp_endpoint = {endpoint}: needs OpenTelemetry: pip install 'quire[otel]'"
+                f"otlp_endpoint = {endpoint}: needs OpenTelemetry; "
+                "in a checkout: pip install '.[otel]'"
             ) from error
         log.warning("%s is set, but OpenTelemetry is not installed: no traces", asked)
         return NoTracer()

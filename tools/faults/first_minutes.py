@@ -43,8 +43,8 @@ FAULTS = (
     Fault(
         "first minutes: a port in use for health checks is said to be the server's own",
         "service/app/server.py",
-        'service.health_port, None, "health_"',
-        "service.health_port, None",
+        'service.health_host, port, None, "health_"',
+        "service.health_host, port, None",
         ("tests/service/app/test_process.py::test_a_port_in_use_is_one_line",),
     ),
     Fault(

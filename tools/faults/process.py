@@ -186,4 +186,25 @@ FAULTS = (
         "    faulthandler.register(_ASKED, file=_STANDARD_ERROR, all_threads=True)\n",
         (ENDS + "sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends",),
     ),
+    Fault(
+        "quire: a port that gRPC has closed stays closed",
+        "service/app/listener.py",
+        "        if await self._is_open():\n",
+        "        if True:\n",
+        ("tests/service/app/test_listener.py::test_a_path_that_is_no_text_closes_no_port",),
+    ),
+    Fault(
+        "quire: a connection's calls wait before another's first",
+        "service/admission/intake.py",
+        " + len(turns) + self._held[connection]\n",
+        "\n",
+        (INTAKE + "connections_take_turns",),
+    ),
+    Fault(
+        "quire: where too many calls wait whoever comes is refused",
+        "service/admission/intake.py",
+        "            self._make_room(connection)\n",
+        "            raise errors.too_many_calls(MAX_WAITING, _RETRY_SECONDS)\n",
+        (INTAKE + "where_too_many_wait_the_connection_with_the_most_loses_one",),
+    ),
 )

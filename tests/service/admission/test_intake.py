@@ -91,6 +91,54 @@ def test_more_than_may_wait_are_told_to_come_again(monkeypatch: pytest.MonkeyPat
     run(test)
 
 
+def test_connections_take_turns() -> None:
+    async def test() -> None:
+        places = Places(1)
+        order: list[str] = []
+
+        async def call(name: str) -> None:
+            async with places.place(name):
+                order.append(name)
+
+        async with places.place("many"):
+            calls = [asyncio.create_task(call("many")) for _ in range(50)]
+            await asyncio.sleep(0)
+            calls += [asyncio.create_task(call(name)) for name in ("one", "two", "one")]
+            await asyncio.sleep(0)
+            assert places.waiting == 53
+        await asyncio.gather(*calls)
+        assert order[:4] == ["one", "two", "many", "one"]
+        assert (places.waiting, places.reading) == (0, 0)
+
+    run(test)
+
+
+def test_where_too_many_wait_the_connection_with_the_most_loses_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "MAX_WAITING", 3)
+
+    async def test() -> None:
+        places = Places(1)
+
+        async def call(name: str) -> str:
+            async with places.place(name):
+                return name
+
+        async with places.place("a"):
+            many = [asyncio.create_task(call("many")) for _ in range(3)]
+            await asyncio.sleep(0)
+            other = asyncio.create_task(call("other"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert places.waiting == 3
+        ends = await asyncio.gather(*many, other, return_exceptions=True)
+        assert ends[:2] == ["many", "many"] and ends[3] == "other"
+        assert isinstance(ends[2], Refusal) and ends[2].reason == "TOO_MANY_CALLS"
+
+    run(test)
+
+
 async def rude(running: Any) -> Rude:
     return await asyncio.to_thread(Rude, f"127.0.0.1:{running.server.port}", 1 << 16)
 

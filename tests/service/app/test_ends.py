@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from support.fake_engine import Device
 from support.harness import ask, first, read, run, serving
@@ -53,7 +54,8 @@ def test_sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends(
             server.process.send_signal(signal.SIGUSR1)
             server.wait_for("most recent call first")
         keys.write_text("no such line\n")
-        server.process.send_signal(signal.SIGHUP)
+        for process_ in (server.process, *psutil.Process(server.process.pid).children()):
+            process_.send_signal(signal.SIGHUP)  # as a terminal does that is closed
         server.wait_for("the change is not taken over")
         server.process.send_signal(signal.SIGTERM)
         assert server.end() == 0

@@ -10,6 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.fake_engine import EOS, VOCAB_SIZE, Device, DeviceLost
 from support.harness import Answer, Running, ask, first, generate, read, run, serving
 
+from quire.service.rpc.reception import Malformed
+from quire.service.rpc.servicer import _decoder
 from quire.v1 import inference_pb2 as pb
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -556,3 +558,10 @@ def test_reflection_names_the_service_unless_switched_off() -> None:
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     run(test)
+
+
+def test_fields_that_the_contract_does_not_know_are_not_held() -> None:
+    raw = ask([300]).SerializeToString() + b"\xfa\x3f\x05later"  # field 1023
+    decoded = _decoder(pb.GenerateRequest.FromString)(raw)
+    assert decoded == ask([300])
+    assert isinstance(_decoder(pb.GenerateRequest.FromString)(b"\xff"), Malformed)

@@ -209,6 +209,21 @@ def test_files_of_two_moments_are_not_taken_together(tmp_path: Path) -> None:
     assert files.value == ("newest!", "newest!")
 
 
+def test_a_pipe_in_the_place_of_a_file_is_no_file_and_holds_up_nobody(path: Path) -> None:
+    files = WatchedFiles("keys", [path], path.read_text)
+    value = files.value
+    path.unlink()
+    os.mkfifo(path)
+    assert not files.refresh()  # and does not wait for whoever might write into it
+    path.unlink()
+    path.write_text("new")
+    assert files.refresh() and files.value == "new" != value
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is not a file"):
+        WatchedFiles("keys", [path], path.read_text)
+
+
 def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> None:
     looked = threading.Semaphore(0)
 

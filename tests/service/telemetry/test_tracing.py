@@ -118,7 +118,7 @@ def test_without_the_package_the_option_is_refused_and_the_variable_is_a_warning
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
-    with pytest.raises(ConfigError, match=r"otlp_endpoint = http://c:4317.*quire\[otel\]"):
+    with pytest.raises(ConfigError, match=r"otlp_endpoint = http://c:4317.*\.\[otel\]"):
         make_tracer("http://c:4317", {})
     variable = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}
     assert isinstance(make_tracer(None, variable), NoTracer)

@@ -1,0 +1,106 @@
+"""A port of gRPC's, which is opened again should gRPC close it.
+
+gRPC takes calls in a task of its own, and a path that is no text ends that task and closes the
+port: one frame of a stranger. The calls that are open go on. So whenever a task of the event loop
+has died unheard, its ports are looked at, and one that is closed is opened anew on a server of its
+own; the clients' channels come over by themselves.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+log = logging.getLogger("quire.service")
+
+_LOOKS = (0.0, 0.05, 0.2, 1.0)  # seconds between looks: the port closes a moment after the fault
+_CONNECT_SECONDS = 2.0
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+Make = Callable[[int], tuple[grpc.aio.Server, int]]
+
+
+class Listener:
+    """One port, and the servers that have had it."""
+
+    def __init__(self, host: str, port: int, make: Make) -> None:
+        """make: of a port (0: any), a server that is bound to it, and its port. Binds at once."""
+        self._host = host
+        self._make = make
+        self._server, self.port = make(port)
+        self._before: list[grpc.aio.Server] = []  # their calls may be open still
+
+    async def start(self) -> None:
+        """Take calls."""
+        await self._server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        """Close the port. Calls that are open get `grace` seconds; None: are cancelled."""
+        for server in self._before:
+            task = asyncio.ensure_future(server.stop(grace))
+            task.add_done_callback(_heard)
+        await self._server.stop(grace)
+
+    async def reopen_if_closed(self) -> bool:
+        """Whether it was."""
+        if await self._is_open():
+            return False
+        self._before.append(self._server)
+        self._server, _ = self._make(self.port)
+        await self._server.start()
+        return True
+
+    async def _is_open(self) -> bool:
+        host = _ANYWHERE.get(self._host, self._host)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(host, self.port)
+        except ConnectionRefusedError:
+            return False
+        except (OSError, TimeoutError):
+            return True  # it is there, and slow
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return True
+
+
+class Keeper:
+    """Looks at the ports of an event loop when one of its tasks has died unheard."""
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self._listeners = listeners
+        self._looking: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._on_fault)
+
+    def stop(self) -> None:
+        """Leave closed what is closed."""
+        self._loop.set_exception_handler(None)
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), UnicodeDecodeError):
+            loop.default_exception_handler(context)
+        if self._looking is None or self._looking.done():
+            self._looking = loop.create_task(self._look())
+
+    async def _look(self) -> None:
+        for seconds in _LOOKS:
+            await asyncio.sleep(seconds)
+            for listener in self._listeners:
+                try:
+                    if await listener.reopen_if_closed():
+                        log.error("gRPC has closed port %d, over a call it could not read: it is "
+                                  "open again", listener.port)  # fmt: skip
+                except Exception as error:
+                    log.critical("port %d is closed and cannot be opened: %s", listener.port, error)
+
+
+def _heard(task: "asyncio.Future[None]") -> None:
+    if not task.cancelled():
+        task.exception()
