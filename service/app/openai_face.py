@@ -101,18 +101,18 @@ def lines_to_paste(service: ServiceConfig, port: int, model: str) -> str:
     url = f"{'https' if service.tls_cert else 'http'}://{shown}:{port}/v1"
     key = "YOUR-KEY" if service.api_keys else "none"
     asked = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
-    body = shlex.quote(json.dumps(asked, ensure_ascii=False))
+    body = json.dumps(asked, ensure_ascii=False)  # which is Python as well
     bearer = '-H "Authorization: Bearer $OPENAI_API_KEY" ' if service.api_keys else ""
     python = (
         "from openai import OpenAI; print(OpenAI().chat.completions.create("
-        f"**{asked!r}).choices[0].message.content)"
+        f"**{body}).choices[0].message.content)"
     )
     return "\n".join(
         (
             f"OpenAI API on {url}",
             f"export OPENAI_BASE_URL={url} OPENAI_API_KEY={key}",
             f"curl $OPENAI_BASE_URL/chat/completions {bearer}"
-            f"-H 'Content-Type: application/json' -d {body}",
+            f"-H 'Content-Type: application/json' -d {shlex.quote(body)}",
             f"python -c {shlex.quote(python)}",
         )
     )
