@@ -216,10 +216,10 @@ def test_a_request_that_cannot_be_queued_ends_alone(monkeypatch: pytest.MonkeyPa
     async def test() -> None:
         async with serving() as running:
 
-            def fails(spec: Any, index: int, arrival: int) -> Request:
+            def fails(spec: Any, *arguments: Any) -> Request:
                 if spec.prompt_token_ids[0] == 999:
                     raise MemoryError
-                return Request(spec, index, arrival)
+                return Request(spec, *arguments)
 
             monkeypatch.setattr("quire.engine.scheduling.roster.Request", fails)
             bad, good = await asyncio.gather(
