@@ -91,7 +91,7 @@ def test_the_readmes_first_call(address: str) -> None:
 def test_the_pages_first_calls(address: str) -> None:
     program = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0]
     done = run(sys.executable, "-c", program.replace("127.0.0.1:50051", address))
-    assert (done.stdout, done.stderr, done.returncode) == ("Tell me a story.", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("Tell me a story.\n", "", 0)
 
 
 @pytest.mark.skipif(not BUF.exists(), reason="no buf here")
