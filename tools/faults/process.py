@@ -149,6 +149,16 @@ FAULTS = (
         (ENDS + "no_thread_at_work_holds_up_the_end",),
     ),
     Fault(
+        "quire: calls that nobody has looked at are cancelled at the end",
+        "service/app/server.py",
+        "        if not leaving or await self._all_told(until):\n",
+        "        if True:\n",
+        (
+            "tests/service/app/test_faults.py::"
+            "test_a_signal_while_calls_wait_for_their_first_look_gives_each_a_word",
+        ),
+    ),
+    Fault(
         "quire: nothing makes an end that does not come",
         "service/app/signals.py",
         "        self.deadman.end_within(self._end_seconds)\n",

@@ -510,6 +510,16 @@ def test_a_signal_in_full_load_gives_every_stream_its_end(
 
 
 @PLACES
+def test_a_signal_while_calls_wait_for_their_first_look_gives_each_a_word(place: str) -> None:
+    with process(place, "none") as server, grpc.insecure_channel(server.address) as channel:
+        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(1200)]
+        assert next(calls[0]).HasField("started")
+        server.process.send_signal(signal.SIGTERM)
+        assert codes_of(calls) == {grpc.StatusCode.UNAVAILABLE}
+        assert server.end()[0] == 0
+
+
+@PLACES
 def test_a_signal_while_a_step_hangs_is_obeyed_and_tells_the_supervisor(place: str) -> None:
     with process(place, "hangs") as server, grpc.insecure_channel(server.address) as channel:
         call = stream(pb_grpc.InferenceServiceStub(channel))
