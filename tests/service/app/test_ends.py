@@ -159,7 +159,7 @@ def test_the_grace_follows_the_writes(monkeypatch: pytest.MonkeyPatch) -> None:
                 return min(looks, 5)  # five ends are written, then none
 
             monkeypatch.setattr(server, "_ended_calls", look)
-            assert not await server._written([open_call])  # type: ignore[list-item]
+            assert not await server._written([open_call], 10.0)  # type: ignore[list-item]
             assert ledger.open == 0 and looks >= 5
 
     run(test)
