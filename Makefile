@@ -92,8 +92,8 @@ test-lowest: .venv-lowest/.done
 		$(WIRE)
 
 test-long: $(VENV)/.dev
-	QUIRE_LONG=1 $(BIN)/python -m pytest -m long --numprocesses $(JOBS) --dist loadfile $(TESTS)
-	PYTHONPATH=tools QUIRE_LONGER=$(LONGER) $(BIN)/python -m pytest -p longer \
+	TESTS_LONG=1 $(BIN)/python -m pytest -m long --numprocesses $(JOBS) --dist loadfile $(TESTS)
+	PYTHONPATH=tools TESTS_LONGER=$(LONGER) $(BIN)/python -m pytest -p longer \
 		--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PROPERTIES)
 	$(BIN)/python tools/soak.py
 	$(BIN)/python tools/fuzz.py

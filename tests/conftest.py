@@ -10,6 +10,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Options that the shell has set for servers and clients are not the tests'.
+for name in [name for name in os.environ if name.startswith("QUIRE_")]:
+    del os.environ[name]
+
 # A shell that starts the tests in the background has them ignore SIGINT, and so would the programs
 # that they start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,7 +30,7 @@ import torch  # noqa: E402
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
-    if not os.environ.get("QUIRE_LONG"):
+    if not os.environ.get("TESTS_LONG"):
         later = pytest.mark.skip(reason="long: runs with make test-long")
         for item in items:
             if "long" in item.keywords:

@@ -1,8 +1,8 @@
 """A plugin of pytest: property tests with ten times the examples (part of `make test-long`).
 
-    PYTHONPATH=tools QUIRE_LONGER=10 python -m pytest -p longer FILES
+    PYTHONPATH=tools TESTS_LONGER=10 python -m pytest -p longer FILES
 
-Each test keeps the settings that it names and gets QUIRE_LONGER times its examples. Only files that
+Each test keeps the settings that it names and gets TESTS_LONGER times its examples. Only files that
 use hypothesis gain by it.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import settings
 
-TIMES = int(os.environ.get("QUIRE_LONGER", "10"))
+TIMES = int(os.environ.get("TESTS_LONGER", "10"))
 _DEFAULT = 100  # hypothesis' own number of examples
 _plain = settings.__init__
 

@@ -67,7 +67,7 @@ class Copy:
             "PYTHONPATH": str(names.parent),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
-            "QUIRE_LONG": "1",
+            "TESTS_LONG": "1",
         }
 
     def file(self, name: str) -> Path:

@@ -183,7 +183,7 @@ def main() -> int:
         return 2
     out = options.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    exactness = {"QUIRE_EXACTNESS": str(out.with_name("exactness.json"))}
+    exactness = {"TESTS_EXACTNESS": str(out.with_name("exactness.json"))}
     environment = os.environ | ({} if options.words else exactness)
     begin, outcomes = time.monotonic(), []
     with ThreadPoolExecutor(options.jobs) as pool:

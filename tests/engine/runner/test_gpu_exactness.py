@@ -1,7 +1,7 @@
 """On the GPU: however a request is served, it gets the same tokens, and bit for bit where said.
 
 The pairs and their comparison are those of benchmarks/exactness.py, on a random model with the
-layers of the 0.6B shape. Where QUIRE_EXACTNESS names a file, the table is written there.
+layers of the 0.6B shape. Where TESTS_EXACTNESS names a file, the table is written there.
 """
 
 import os
@@ -34,7 +34,7 @@ def books() -> Iterator[None]:
     yield
     compared, excused = (sum(getattr(r, n) for r in RESULTS) for n in ("compared", "excused"))
     print(f"\n{compared} tokens compared, {excused} places excused")
-    path = os.environ.get("QUIRE_EXACTNESS")
+    path = os.environ.get("TESTS_EXACTNESS")
     if path:
         common.write_results(Path(path), exactness.rows_of(RESULTS))
     assert excused * 10 <= compared

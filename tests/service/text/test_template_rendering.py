@@ -27,7 +27,7 @@ FILES = templates()
 RANDOM_CHATS = 40  # of each template
 
 
-@pytest.mark.skipif(not FILES, reason="no package with templates is here (QUIRE_TEMPLATES)")
+@pytest.mark.skipif(not FILES, reason="no package with templates is here (TESTS_TEMPLATES)")
 @pytest.mark.parametrize("path", FILES, ids=[f"{p.parent.name}/{p.name}" for p in FILES])
 def test_public_templates_render_as_in_transformers(path: Path) -> None:
     source, seen = path.read_text(encoding="utf-8"), Counter[str]()

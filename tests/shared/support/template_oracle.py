@@ -1,7 +1,7 @@
 """Chat templates of public models and transformers' own rendering, to compare with.
 
 The templates are not in this repository: packages that carry them are read where they are installed
-or unpacked (QUIRE_TEMPLATES: folders, separated as in PATH).
+or unpacked (TESTS_TEMPLATES: folders, separated as in PATH).
 """
 
 import importlib.util
@@ -57,7 +57,7 @@ TOOLS = (
 
 def folders() -> list[Path]:
     """Folders with templates that are on this machine."""
-    found = [Path(part) for part in os.environ.get("QUIRE_TEMPLATES", "").split(os.pathsep) if part]
+    found = [Path(part) for part in os.environ.get("TESTS_TEMPLATES", "").split(os.pathsep) if part]
     spec = importlib.util.find_spec("trl")
     if spec is not None and spec.origin is not None:
         found.append(Path(spec.origin).parent / "chat_templates")
