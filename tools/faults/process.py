@@ -11,6 +11,16 @@ GUARDIAN = "tests/service/app/test_guardian.py::test_"
 
 FAULTS = (
     Fault(
+        "quire: a server's start loads torch's compiler",
+        "engine/model/layers/rotary.py",
+        "    if table.is_meta:\n        return table\n",
+        "",
+        (
+            "tests/engine/loop/test_checkpoint_first.py"
+            "::test_shapes_are_made_without_arithmetic_which_would_load_a_compiler",
+        ),
+    ),
+    Fault(
         "quire: watches of health are not bounded",
         "service/app/health.py",
         "        if self.watches >= MAX_WATCHES or self",

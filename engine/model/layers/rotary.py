@@ -19,10 +19,17 @@ def cos_sin_table(
     scaling: RopeScaling | None,
     device: torch.device,
 ) -> Tensor:
-    """[positions, head_dim] fp32: head_dim / 2 cosines, then as many sines."""
-    frequencies = inverse_frequencies(head_dim, theta, scaling).to(device)
-    angles = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequencies
+    """[positions, head_dim] fp32: head_dim / 2 cosines, then as many sines.
+
+    On the meta device its shape alone: arithmetic there loads torch's compiler, which takes seconds
+    and which nothing else of a server needs.
+    """
+    frequencies = inverse_frequencies(head_dim, theta, scaling)
     table = torch.empty(positions, head_dim, dtype=torch.float32, device=device)
+    if table.is_meta:
+        return table
+    angles = torch.arange(positions, dtype=torch.float32, device=device)[:, None]
+    angles = angles * frequencies.to(device)
     torch.cos(angles, out=table[:, : head_dim // 2])
     torch.sin(angles, out=table[:, head_dim // 2 :])
     return table if scaling is None else table.mul_(scaling.attention_factor)
