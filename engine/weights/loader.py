@@ -40,8 +40,24 @@ class _Job:
     last: int
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes that are taken of a row."""
+        return self.placement.row_numbers * self.stored.dtype.itemsize
+
+    @property
     def nbytes(self) -> int:
-        return (self.last - self.first) * self.stored.row_bytes
+        return (self.last - self.first) * self.row_bytes
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """(offset in the tensor, bytes) of what is taken, one behind the other: this rank's columns
+        of each row, or all rows at once."""
+        stored, placement = self.stored, self.placement
+        if placement.takes_whole_rows:
+            yield self.first * stored.row_bytes, self.nbytes
+            return
+        skipped = placement.cols.start * stored.dtype.itemsize
+        for row in range(self.first, self.last):
+            yield row * stored.row_bytes + skipped, self.row_bytes
 
     @property
     def filled(self) -> Tensor:
@@ -91,11 +107,13 @@ def check_checkpoint(model: CausalModel, directory: Path) -> None:
 def _jobs(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> list[_Job]:
     """The pieces to read, in the files' order, once names and shapes are known to agree."""
     stored = _agreed(directory, checkpoint, model)
+    placements = model.placements()
     if model.config.tie_word_embeddings and _HEAD in checkpoint.tensors:
-        _check_tied(checkpoint, checkpoint.tensors[_HEAD])
+        mine = next(one.rows for one in placements if one.name == _EMBEDDING)
+        _check_tied(checkpoint, checkpoint.tensors[_HEAD], mine)
     jobs = [
         _Job(placement, stored[placement.name], first, last)
-        for placement in model.placements()
+        for placement in placements
         for first, last in placement.chunks(CHUNK_BYTES // stored[placement.name].dtype.itemsize)
     ]
     return sorted(jobs, key=lambda job: (job.stored.path, job.stored.offset, job.first))
@@ -139,12 +157,13 @@ def _differs(head: StoredTensor) -> str:
     return f"{head.path}: {_HEAD} differs from {_EMBEDDING}, yet tie_word_embeddings is true"
 
 
-def _check_tied(checkpoint: Checkpoint, head: StoredTensor) -> None:
-    """A tied head may be stored a second time only if it is the same."""
+def _check_tied(checkpoint: Checkpoint, head: StoredTensor, rows: slice) -> None:
+    """A tied head may be stored a second time only if it is the same. rows: this rank's."""
     embedding = checkpoint.tensors[_EMBEDDING]
-    one, other = (memoryview(bytearray(min(CHUNK_BYTES, head.nbytes))) for _ in range(2))
-    for start in range(0, head.nbytes, CHUNK_BYTES):
-        count = min(CHUNK_BYTES, head.nbytes - start)
+    begin, end = rows.start * head.row_bytes, rows.stop * head.row_bytes
+    one, other = (memoryview(bytearray(min(CHUNK_BYTES, end - begin))) for _ in range(2))
+    for start in range(begin, end, CHUNK_BYTES):
+        count = min(CHUNK_BYTES, end - start)
         checkpoint.read(embedding, start, one[:count])
         checkpoint.read(head, start, other[:count])
         if one[:count] != other[:count]:
@@ -229,7 +248,7 @@ class _CpuLane:
         self._buffer = _Buffer(nbytes, pinned=False)
 
     def move(self, job: _Job, checkpoint: Checkpoint) -> None:
-        job.placement.put(job.first, self._buffer.read(job, checkpoint))
+        job.placement.put_taken(job.first, self._buffer.read(job, checkpoint))
         job.check_sum(float(job.filled.sum(dtype=torch.float32)))
 
     def finish(self) -> None:
@@ -252,9 +271,9 @@ class _GpuLane:
         staged = buffer.read(job, checkpoint)
         placement = job.placement
         with torch.cuda.stream(self._stream):
-            if staged.dtype != placement.target.dtype or not placement.takes_whole_rows:
+            if staged.dtype != placement.target.dtype:
                 staged = staged.to(self._device, non_blocking=True)
-            placement.put(job.first, staged)
+            placement.put_taken(job.first, staged)
             copied.record(self._stream)
             self._sums.append((job, job.filled.sum(dtype=torch.float32)))
 
@@ -276,9 +295,11 @@ class _Buffer:
         self._view = memoryview(self._bytes.numpy().data)
 
     def read(self, job: _Job, checkpoint: Checkpoint) -> Tensor:
-        """The job's rows: [m, K] or [m], in the stored dtype."""
-        stored = job.stored
-        start = job.first * stored.row_bytes
-        checkpoint.read(stored, start, self._view[: job.nbytes])
-        shape = (job.last - job.first, *stored.shape[1:])
-        return self._bytes[: job.nbytes].view(stored.dtype).view(shape)
+        """What is taken of the job's rows: [m, k] or [m], in the stored dtype."""
+        done = 0
+        for start, nbytes in job.pieces():
+            checkpoint.read(job.stored, start, self._view[done : done + nbytes])
+            done += nbytes
+        rows, placement = job.last - job.first, job.placement
+        shape = (rows,) if placement.is_vector else (rows, placement.row_numbers)
+        return self._bytes[: job.nbytes].view(job.stored.dtype).view(shape)

@@ -39,7 +39,7 @@ class VocabTable:
         what stands before it (contexts, tables, older tokens) without waiting for more."""
         if self._world.size == 1:
             return self.weight[token_ids]  # of a few rows far faster on a device than F.embedding
-        return self._world.all_reduce(self.embed_part(token_ids))
+        return self._world.sum(self.embed_part(token_ids))
 
     def embed_part(self, token_ids: Tensor) -> Tensor:
         """This rank's share of `embed`: zeros for ids that another rank holds."""

@@ -78,4 +78,4 @@ class RowParallelLinear:
         """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused."""
         if self._world.size == 1:
             return self._ops.linear(x, self.weight, residual=residual)
-        return residual + self._world.all_reduce(self._ops.linear(x, self.weight))
+        return self._world.add_partials(self._ops.linear(x, self.weight), residual)

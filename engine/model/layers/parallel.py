@@ -3,22 +3,38 @@
 Invariant: the shards of all ranks, put together, are the whole layer, and each rank can tell its
 own from (rank, size) alone. In a world of one every shard is the whole and nothing is exchanged.
 Rows of a weight are outputs, its columns are inputs.
+
+A sum over ranks is taken in rank order from everybody's part, in fp32, so every rank gets the same
+bits: a library's own reduction promises no order.
 """
 
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Protocol
 
 from torch import Tensor
 
 from quire.engine.errors import ConfigError
 
 
+class Exchange(Protocol):
+    """How the ranks hear of one another. All of them must make the same calls in the same order."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Every rank's x, in rank order. x: [...], of one shape and dtype on all ranks; the
+        result: [size, ...]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among those that share the model."""
+    """This process's place among those that share the model.
+
+    exchange: needed where there are several and something is computed; shards need none.
+    """
 
     rank: int = 0
     size: int = 1
+    exchange: Exchange | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -57,17 +73,32 @@ class World:
 
     # ------------------------------------------------------------ exchange
 
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' x."""
-        return x if self.size == 1 else self._no_exchange()
+    def sum(self, partial: Tensor) -> Tensor:
+        """The sum of all ranks' partials, in their dtype."""
+        return partial if self.size == 1 else self._sum(partial).to(partial.dtype)
+
+    def add_partials(self, partial: Tensor, residual: Tensor) -> Tensor:
+        """residual + the sum of all ranks' partials, rounded once to the residual's dtype."""
+        return (residual + self._sum(partial)).to(residual.dtype)
 
     def gather_vocab(self, logits: Tensor, vocab_size: int) -> Tensor:
         """All ranks' logits side by side, padding cut off. [L, rows] -> [L, vocab_size]."""
-        del vocab_size
-        return logits if self.size == 1 else self._no_exchange()
+        if self.size == 1:
+            return logits
+        side_by_side = self._gather(logits).transpose(0, 1).reshape(logits.shape[0], -1)
+        return side_by_side[:, :vocab_size].contiguous()
 
-    def _no_exchange(self) -> NoReturn:
-        raise ConfigError(f"tensor_parallel_size = {self.size}: only 1 can run so far")
+    def _sum(self, partial: Tensor) -> Tensor:
+        first, *others = self._gather(partial).unbind(0)
+        total = first.float()
+        for other in others:
+            total = total + other
+        return total
+
+    def _gather(self, x: Tensor) -> Tensor:
+        if self.exchange is None:
+            raise ConfigError(f"tensor_parallel_size = {self.size}: these ranks have no exchange")
+        return self.exchange.gather(x)
 
 
 def scale_slice(part: slice, by: int) -> slice:

@@ -35,16 +35,24 @@ class Placement:
         """Whether every number of a taken row is taken."""
         return self.is_vector or (self.cols.start, self.cols.stop) == (0, self.shape[1])
 
+    @property
+    def row_numbers(self) -> int:
+        """How many numbers of each taken row are taken."""
+        return 1 if self.is_vector else int(self.cols.stop - self.cols.start)
+
     def chunks(self, most: int) -> Iterator[tuple[int, int]]:
         """The taken rows, [first, last) in the stored weight, in pieces of about `most` numbers."""
-        step = max(1, most // (1 if self.is_vector else self.shape[1]))
+        step = max(1, most // max(1, self.row_numbers))
         for first in range(self.rows.start, self.rows.stop, step):
             yield first, min(first + step, self.rows.stop)
 
     def put(self, first: int, stored: Tensor) -> None:
         """Write stored rows from `first` on: [m, K] or [m], of any dtype."""
+        self.put_taken(first, stored if self.is_vector else stored[:, self.cols])
+
+    def put_taken(self, first: int, part: Tensor) -> None:
+        """The same of rows that hold the taken columns alone: [m, k] or [m]."""
         begin = first - self.rows.start
-        part = stored if self.is_vector else stored[:, self.cols]
         self.target[begin : begin + part.shape[0]].copy_(part, non_blocking=True)
 
 

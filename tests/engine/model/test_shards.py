@@ -1,13 +1,12 @@
 """Shards of 2 and 4 ranks put together are the model of one, weight by weight and as a whole."""
 
 import dataclasses
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from support.ranks import as_ranks
 from support.single_prompt import all_logits, batch_for, new_cache
 from torch import Tensor
 
@@ -17,8 +16,10 @@ from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.parallel import World, length, scale_slice
 from quire.engine.model.registry import build_model
+from quire.engine.weights.checkpoint import Checkpoint
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random, save_random
+from quire.engine.weights.safetensors_file import StoredTensor
 from quire.kernels import reference
 
 CONFIG = ModelConfig(
@@ -40,34 +41,6 @@ CONFIG = ModelConfig(
 PROMPT = [(7 * i) % CONFIG.vocab_size for i in range(1, 20)]
 
 
-class Exchange:
-    """Where the ranks' threads lay down what they have and take up what all have."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size)
-        self.parts: list[Tensor] = [torch.empty(0)] * size
-
-    def all(self, rank: int, part: Tensor) -> list[Tensor]:
-        self.parts[rank] = part
-        self.barrier.wait()
-        parts = list(self.parts)
-        self.barrier.wait()
-        return parts
-
-
-@dataclass(frozen=True)
-class ThreadWorld(World):
-    """A world whose ranks are threads."""
-
-    exchange: Exchange = field(default_factory=lambda: Exchange(1))
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        return torch.stack(self.exchange.all(self.rank, x)).sum(0)
-
-    def gather_vocab(self, logits: Tensor, vocab_size: int) -> Tensor:
-        return torch.cat(self.exchange.all(self.rank, logits), dim=-1)[:, :vocab_size]
-
-
 def build(config: ModelConfig, world: World | None = None) -> CausalModel:
     device = torch.device("cpu")
     return build_model(config, reference, dtype=torch.float32, device=device, world=world)
@@ -80,19 +53,13 @@ def test_ranks_together_compute_what_one_computes(size: int, tied: bool, tmp_pat
     save_random(config, tmp_path, seed=2)
     one = build(config)
     load_checkpoint(one, tmp_path)
-    exchange = Exchange(size)
 
-    def run(rank: int) -> Tensor:
-        try:
-            model = build(config, ThreadWorld(rank, size, exchange))
-            load_checkpoint(model, tmp_path)
-            return all_logits(model, PROMPT)
-        except BaseException:
-            exchange.barrier.abort()
-            raise
+    def run(world: World) -> Tensor:
+        model = build(config, world)
+        load_checkpoint(model, tmp_path)
+        return all_logits(model, PROMPT)
 
-    with ThreadPoolExecutor(size) as pool:
-        logits = list(pool.map(run, range(size)))
+    logits = as_ranks(size, run)
     expected = all_logits(one, PROMPT)
     assert expected.shape == (len(PROMPT), config.vocab_size)
     for mine in logits:
@@ -178,11 +145,52 @@ def test_a_place_that_does_not_exist_is_refused(rank: int, size: int) -> None:
         World(rank, size)
 
 
-def test_a_world_of_more_cannot_exchange_yet() -> None:
+def test_ranks_that_cannot_exchange_compute_nothing() -> None:
     model = build(CONFIG, World(0, 2))
     fill_random(model, 0)
-    with pytest.raises(ConfigError, match="tensor_parallel_size = 2: only 1 can run"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size = 2: these ranks have no exchange"):
         all_logits(model, PROMPT)
+
+
+def test_sums_are_taken_in_rank_order_and_rounded_once() -> None:
+    parts = [torch.tensor([[1e8, 1.0]]), torch.tensor([[-1e8, 2**-9]]), torch.tensor([[0.5, -1.0]])]
+
+    def run(world: World, dtype: torch.dtype) -> Tensor:
+        return world.add_partials(parts[world.rank].to(dtype), torch.ones(1, 2, dtype=dtype))
+
+    for mine in as_ranks(3, lambda world: run(world, torch.float32)):
+        assert mine.tolist() == [[1.5, 1.0 + 2**-9]]  # in another order 0.5 would be lost
+    for mine in as_ranks(3, lambda world: run(world, torch.bfloat16)):
+        assert mine.dtype is torch.bfloat16
+        assert mine.tolist() == [[1.5, 1.0]]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_each_rank_reads_its_own_bytes_alone(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_random(CONFIG, tmp_path, seed=2)
+    real, taken = Checkpoint.read, dict[str, list[tuple[int, int]]]()
+
+    def read(files: Checkpoint, tensor: StoredTensor, start: int, buffer: memoryview) -> None:
+        taken.setdefault(tensor.name, []).append((start, start + len(buffer)))
+        real(files, tensor, start, buffer)
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    monkeypatch.setattr(Checkpoint, "digest", lambda _: "")
+    all_taken: dict[str, list[tuple[int, int]]] = {}
+    for rank in range(size):
+        taken.clear()
+        model = build(CONFIG, World(rank, size))
+        load_checkpoint(model, tmp_path)
+        for placement in model.placements():
+            read_bytes = sum(end - start for start, end in taken[placement.name])
+            assert read_bytes == placement.target.numel() * 4, placement.name
+            all_taken.setdefault(placement.name, []).extend(taken[placement.name])
+    for placement in build(CONFIG).placements():
+        ends = sorted(all_taken[placement.name])
+        assert ends[0][0] == 0 and ends[-1][1] == placement.target.numel() * 4
+        assert all(later[0] <= before[1] for before, later in itertools.pairwise(ends))
 
 
 # ---------------------------------------------------------------- steps of several rows
