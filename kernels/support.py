@@ -4,6 +4,7 @@ Invariant: a configuration that `check_supported` lets through runs on a GPU tha
 lets through; any other is refused by name.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -13,6 +14,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_GROUP = 16  # query heads that share a kv head
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HOPPER_SHARED = 232_448  # bytes of shared memory that a program may have on sm_90
+HOME_CARD = "NVIDIA H200"  # for which the kernels were tuned first
 
 
 def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: int) -> None:
@@ -38,17 +40,36 @@ def check_device(device: torch.device) -> None:
         raise ValueError(f"{name} has compute capability {found}: 8.0 or newer is needed")
 
 
+@dataclass
+class _Assumed:
+    """What meta tensors are taken to be on: an H200, unless `assume` says otherwise."""
+
+    capability: tuple[int, int] = (9, 0)
+    shared: int = HOPPER_SHARED
+    name: str = HOME_CARD
+
+
+_assumed = _Assumed()
+
+
+def assume(capability: tuple[int, int], shared: int, name: str) -> None:
+    """Take tensors that are on no GPU to be on this one. shared: as of `shared_bytes`."""
+    _assumed.capability, _assumed.shared, _assumed.name = capability, shared, name
+    for told in (before_hopper, shared_bytes, card_name):
+        told.cache_clear()
+
+
 @cache
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
-    return device.type == "cuda" and _capability(device) < (9, 0)
+    return (_capability(device) if device.type == "cuda" else _assumed.capability) < (9, 0)
 
 
 @cache
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that a program may have on a tensor's device; off a GPU that of an H200."""
+    """Shared memory that a program may have on a tensor's device; off a GPU what is assumed."""
     if device.type != "cuda":
-        return HOPPER_SHARED
+        return _assumed.shared
     from triton.runtime.driver import driver  # not there on a machine without a GPU, maybe
 
     return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
@@ -56,8 +77,8 @@ def shared_bytes(device: torch.device) -> int:
 
 @cache
 def card_name(device: torch.device) -> str:
-    """The name of a tensor's GPU; off a GPU an H200's, for which the kernels were tuned first."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "NVIDIA H200"
+    """The name of a tensor's GPU; off a GPU of the one that is assumed."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _assumed.name
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

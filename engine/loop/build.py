@@ -1,7 +1,8 @@
 """Puts an engine together: model, cache, slots, runner, scheduler, in the order memory demands.
 
-Weights first, then everything of fixed size, then a profile run of the largest step; what is left
-of the memory budget becomes the KV cache; then warm-up and capture.
+Weights first, and beside them, on a GPU, kernels compiled by other processes
+(`runner/compile_ahead.py`); then everything of fixed size, then a profile run of the largest step;
+what is left of the memory budget becomes the KV cache; then warm-up and capture.
 """
 
 import dataclasses
@@ -29,9 +30,10 @@ from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import Model, build_model
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
+from quire.engine.runner import compile_ahead
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
-from quire.engine.runner.warmup import Bounds, WarmStep, warm_steps
+from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.scheduler import Scheduler
@@ -82,13 +84,15 @@ def build_engine(
     device = sizing.resolve_device(config)
     dtype = sizing.resolve_dtype(config, shape, device)
     max_model_len = resolve_max_model_len(config, shape)
+    chained = _can_chain(device) if pdl is None else pdl
     try:
-        ops = select(device, pdl=_can_chain(device) if pdl is None else pdl)
+        ops = select(device, pdl=chained)
     except KernelsUnavailable as error:
         raise ConfigError(str(error)) from error
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)
+    ahead = compile_ahead.begin(config, dtype, device, pdl=chained)
     clock.mark("device")
 
     if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
@@ -105,6 +109,9 @@ def build_engine(
             model, Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
         )
     clock.mark("weights")
+    if ahead is not None and ahead.at_work:
+        ahead.wait(lambda share: progress("kernels", share))
+        clock.mark("kernels")
 
     max_blocks = -(-max_model_len // config.block_size)
     state = _new_slots(config, shape, max_blocks, device)
@@ -119,7 +126,7 @@ def build_engine(
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
     runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
-    steps = _warm_steps(config, shape, max_model_len, cache_dtype, device)
+    steps = _warm_steps(config, shape, cache_dtype, device)
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
@@ -159,22 +166,15 @@ def build_engine(
 
 
 def _warm_steps(
-    config: EngineConfig,
-    shape: ModelConfig,
-    max_model_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[WarmStep, ...]:
     """What a GPU is to run before it serves; a CPU has nothing to compile."""
     if device.type != "cuda":
         return ()
-    from quire.kernels.attention.decode_launch import Heads  # these need triton
-    from quire.kernels.launches import Card
+    from quire.kernels.launches import Card  # needs triton
 
-    heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, dtype, config.block_size)
     card = Card(hopper=not before_hopper(device), shared=shared_bytes(device))
-    tokens = config.max_num_batched_tokens
-    return warm_steps(Bounds(config.max_num_seqs, tokens, max_model_len, heads, card))
+    return warm_steps(bounds_of(config, shape, dtype, card))
 
 
 def _new_slots(

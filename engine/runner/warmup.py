@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from quire.engine.config import EngineConfig
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.shape import resolve_max_model_len
 from quire.engine.runner.graphs import MIXED_TOKENS
 from quire.engine.runner.inputs import MixedShape, stage_rows
 from quire.engine.runner.sampler import Needs
 from quire.engine.runner.staging import Staging
 
-if TYPE_CHECKING:  # they need triton, which a machine without a GPU may lack
+if TYPE_CHECKING:  # kernels need triton, which a machine without a GPU may lack
+    import torch
+
     from quire.kernels.attention.decode_launch import Heads
     from quire.kernels.launches import Card, Name
 
@@ -84,6 +89,17 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
     names.add(("advance", bool(step.longer), needs.adjusts))
     asked = {"filters": needs.filters, "adjusts": needs.adjusts, "logprobs": needs.logprobs}
     return names | {(name,) for name, wanted in asked.items() if wanted}
+
+
+def bounds_of(
+    config: EngineConfig, shape: ModelConfig, dtype: "torch.dtype", card: "Card"
+) -> Bounds:
+    """What steps of an engine may be. dtype: of the cache."""
+    from quire.kernels.attention.decode_launch import Heads
+
+    heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, dtype, config.block_size)
+    longest = resolve_max_model_len(config, shape)
+    return Bounds(config.max_num_seqs, config.max_num_batched_tokens, longest, heads, card)
 
 
 def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.kernels.support import HOPPER_SHARED
+from quire.kernels.support import HOME_CARD, HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
 TABLES = Path(__file__).with_name("tables")
-HOME = "NVIDIA H200"  # the card whose table is asked first where there is no card
+HOME = HOME_CARD  # the card whose table is asked first where there is no card
 
 
 @dataclass(frozen=True)

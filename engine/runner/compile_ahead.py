@@ -1,0 +1,172 @@
+"""Kernels compiled by several processes, beside the loading of the weights.
+
+Invariant: nothing depends on it but time. What these processes have not done, for whatever reason,
+the engine's own warm-up does; they end with the engine's process, and hold no memory of a GPU.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from quire.engine.config import EngineConfig
+from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
+from quire.kernels import support
+
+log = logging.getLogger(__name__)
+
+MOST_PROCESSES = 16
+_LIMIT = 300.0  # seconds, after which the engine compiles the rest itself
+_WORKER = (sys.executable, "-m", "quire.engine.runner.compile_worker")
+_ENDED = None  # what a reader says last
+
+Words = queue.SimpleQueue[Compiled | None]
+
+
+class CompileAhead:
+    """The processes at work for one engine; none where the cache has all of its kernels."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        cache: CompiledCache,
+        versions: str,
+        *,
+        processes: int | None = None,
+        worker: Sequence[str] = _WORKER,
+    ) -> None:
+        """Begins. versions: of whatever decides the code beside the orders. processes: default as
+        many as there are cores for, at most 16."""
+        self._cache = cache
+        self._key = orders.key(versions)
+        self._words: Words = queue.SimpleQueue()
+        self._workers: list[subprocess.Popen[str]] = []
+        if cache.is_whole(self._key):
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        count = processes or max(1, min(cores or 1, MOST_PROCESSES))
+        for share in range(count):
+            self._start(worker, dataclasses.replace(orders, share=share, shares=count))
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anything has to be compiled."""
+        return bool(self._workers)
+
+    def _start(self, worker: Sequence[str], orders: Orders) -> None:
+        environment = os.environ | {
+            "TRITON_CACHE_DIR": str(self._cache.folder),
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+        }
+        process = subprocess.Popen(
+            worker,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self._workers.append(process)
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(orders.written() + "\n")
+            process.stdin.flush()
+        threading.Thread(target=self._read, args=(process,), daemon=True).start()
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            word = Compiled.read(line)
+            if word is not None:
+                self._words.put(word)
+        self._words.put(_ENDED)
+
+    def wait(self, progress: Callable[[float], None]) -> int:
+        """Until all is compiled that these processes will compile; how many kernels that is."""
+        done: set[str] = set()
+        kernels, running, until = 0, len(self._workers), time.monotonic() + _LIMIT
+        while running:
+            try:
+                word = self._words.get(timeout=max(until - time.monotonic(), 0))
+            except queue.Empty:
+                log.warning("kernels are still being compiled after %g s: left", _LIMIT)
+                break
+            if word is None:
+                running -= 1
+                continue
+            kernels = word.kernels
+            done.add(word.folder)
+            progress(len(done) / kernels)
+        self.end()
+        if done and len(done) == kernels:
+            self._keep(done)
+        elif self._workers:
+            log.warning("%d of %d kernels were compiled ahead", len(done), kernels)
+        return len(done)
+
+    def _keep(self, folders: set[str]) -> None:
+        try:
+            for folder in folders:
+                self._cache.seal(folder)
+            self._cache.note(self._key, folders)
+        except OSError as error:
+            log.warning("compiled kernels could not be noted in %s: %s", self._cache.folder, error)
+
+    def end(self) -> None:
+        """End the processes that still run."""
+        for process in self._workers:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+
+def begin(
+    config: EngineConfig, dtype: torch.dtype, device: torch.device, *, pdl: bool
+) -> CompileAhead | None:
+    """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile.
+
+    dtype: of weights, activations and cache. From here on Triton keeps kernels in a folder that can
+    be written.
+    """
+    if device.type != "cuda":
+        return None
+    from triton import knobs
+
+    cache = writable_cache(Path(knobs.cache.dir))
+    knobs.cache.dir = str(cache.folder)
+    major, minor = torch.cuda.get_device_capability(device)
+    orders = Orders(
+        options=dataclasses.asdict(config),
+        dtype=str(dtype).removeprefix("torch."),
+        arch=10 * major + minor,
+        shared=support.shared_bytes(device),
+        card=support.card_name(device),
+        pdl=pdl,
+    )
+    return CompileAhead(orders, cache, _versions())
+
+
+def _versions() -> str:
+    """Of all that decides a kernel's code beside the orders: packages, and the sources here."""
+    digest = hashlib.sha256()
+    for root in (Path(support.__file__).parent, Path(__file__).parents[1]):
+        for file in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
+            digest.update(file.read_bytes())
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton")]
+    return " ".join([*packages, digest.hexdigest()])

@@ -1,0 +1,64 @@
+"""What an engine and the processes that compile its kernels tell one another, as lines of JSON."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from quire.engine.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is to be compiled. options: an EngineConfig's. dtype: of weights, activations and cache
+    ("bfloat16"). arch: 90 is sm_90; shared: bytes of shared memory of a program; card: its name.
+    pdl: whether kernels are launched as dependents. share, shares: which part, of how many."""
+
+    options: dict[str, Any]
+    dtype: str
+    arch: int
+    shared: int
+    card: str
+    pdl: bool
+    share: int = 0
+    shares: int = 1
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        """What `written` has written."""
+        return cls(**json.loads(line))
+
+    def written(self) -> str:
+        """One line, without its end."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @property
+    def config(self) -> EngineConfig:
+        return EngineConfig(**self.options)
+
+    def key(self, versions: str) -> str:
+        """Names the whole work, all shares of it. versions: of whatever else decides the code."""
+        whole = dataclasses.replace(self, share=0, shares=1).written()
+        return hashlib.sha256((versions + whole).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel that is there. folder: its place in Triton's cache, a name; kernels: how many there
+    are in all shares together."""
+
+    folder: str
+    kernels: int
+
+    @classmethod
+    def read(cls, line: str) -> Self | None:
+        """None: the line is no such word."""
+        try:
+            return cls(**json.loads(line))
+        except (ValueError, TypeError):
+            return None
+
+    def written(self) -> str:
+        """One line, without its end."""
+        return json.dumps(dataclasses.asdict(self))

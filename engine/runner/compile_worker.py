@@ -1,0 +1,101 @@
+"""A process that compiles a share of the kernels that an engine can launch, and ends.
+
+    python -m quire.engine.runner.compile_worker
+
+Invariant: it finds what there is to compile as the engine does, by running the steps of
+`warm_steps`; here they run on meta tensors and over one layer, and each launch stops at its
+compiled code, which Triton keeps where the engine will look for it. It never touches a GPU. Its
+orders are a line of standard input, whose end is its own too; for each kernel it writes a line
+(`compile_orders.Compiled`).
+"""
+
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.runtime.cache import get_cache_manager
+
+from quire.engine.model.forward_batch import KVCache
+from quire.engine.model.layers.parallel import World
+from quire.engine.model.registry import build_model
+from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner.runner import Runner
+from quire.engine.runner.slots import SlotState
+from quire.engine.runner.warmup import bounds_of, warm_steps
+from quire.kernels import offline
+from quire.kernels.launches import Card
+from quire.kernels.triton_ops import TritonOps
+
+Launches = Callable[[], None]
+
+
+def launches_of(orders: Orders) -> Launches:
+    """A call that launches whatever an engine of these orders can, on meta tensors."""
+    config = orders.config
+    model_shape = model_config(config)
+    one_layer = dataclasses.replace(model_shape, num_layers=1)  # the others launch the same
+    meta, dtype = torch.device("meta"), getattr(torch, orders.dtype)
+    ops = TritonOps.on(meta, pdl=orders.pdl)
+    model = build_model(one_layer, ops, dtype=dtype, device=meta, world=World())
+    size = (1, 2, model_shape.num_kv_heads, config.block_size, model_shape.head_dim)
+    k, v = (torch.zeros(size, dtype=dtype, device=meta) for _ in range(2))
+    longest = resolve_max_model_len(config, model_shape)
+    blocks = -(-longest // config.block_size)
+    state = SlotState(config.max_num_seqs, blocks, model_shape.vocab_size, meta)
+    runner = Runner(model, ops, KVCache(k, v), state, max_model_len=longest, use_graphs=False)
+    card = Card(hopper=orders.arch >= 90, shared=orders.shared)
+    steps = warm_steps(bounds_of(config, model_shape, dtype, card))
+    return lambda: runner.warm_up(steps, lambda _share: None)
+
+
+def kernels_of(launches: Launches) -> list[str]:
+    """The names of all kernels that would be compiled, in an order that every process finds."""
+    names: set[str] = set()
+
+    def note(name: str) -> bool:
+        names.add(name)
+        return False
+
+    with offline.chosen(note), offline.not_launched(lambda _compiled: None):
+        launches()
+    return sorted(names)
+
+
+def compile_share(orders: Orders, tell: Callable[[Compiled], None]) -> None:
+    """Compile every `shares`-th kernel: neighbours in the order are alike, and cost alike."""
+    offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
+    launches = launches_of(orders)
+    names = kernels_of(launches)
+    mine = set(names[orders.share :: orders.shares])
+    told: set[str] = set()
+
+    def on_compiled(compiled: Any) -> None:
+        if compiled.hash not in told:
+            told.add(compiled.hash)
+            offline.compile_launcher(compiled)
+            tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, len(names)))
+
+    with offline.chosen(mine.__contains__), offline.not_launched(on_compiled):
+        launches()
+
+
+def main() -> None:
+    """Do what the line on standard input says."""
+    orders = Orders.read(sys.stdin.readline())
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    compile_share(orders, lambda word: print(word.written(), flush=True))
+
+
+def _leave_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

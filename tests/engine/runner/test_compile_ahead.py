@@ -1,0 +1,182 @@
+"""Kernels compiled by several processes: each once, all of them, and none where they are there."""
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.patience import PATIENCE
+
+from quire.engine.config import EngineConfig
+from quire.engine.runner import compile_ahead
+from quire.engine.runner.compile_ahead import CompileAhead
+from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner.compiled_cache import CompiledCache
+
+CONFIG = EngineConfig(
+    model="random:0.6B",
+    device="cuda",
+    max_num_seqs=1,
+    max_num_batched_tokens=16,
+    max_model_len=32,
+)
+ORDERS = Orders(dataclasses.asdict(CONFIG), "bfloat16", 90, 232_448, "NVIDIA H200", True)
+KERNELS = 6
+
+# Stands in for the worker: makes the folders that it tells of, which hold its share alone.
+WORKER = f"""
+import json, os, pathlib, sys
+orders = json.loads(sys.stdin.readline())
+for number in range(orders["share"], {KERNELS}, orders["shares"]):
+    folder = pathlib.Path(os.environ["TRITON_CACHE_DIR"], f"K{{number}}")
+    folder.mkdir(exist_ok=True)
+    (folder / "kernel.cubin").write_text(str(number))
+    print("noise of a library")
+    print(json.dumps({{"folder": folder.name, "kernels": {KERNELS}}}), flush=True)
+"""
+
+
+def ahead(folder: Path, worker: str = WORKER, processes: int = 3) -> CompileAhead:
+    program = (sys.executable, "-c", worker)
+    return CompileAhead(
+        ORDERS, CompiledCache(folder), "version 1", processes=processes, worker=program
+    )
+
+
+def test_all_shares_together_are_all_and_the_next_start_has_nothing_to_do(tmp_path: Path) -> None:
+    seen: list[float] = []
+    first = ahead(tmp_path)
+    assert first.at_work
+    assert first.wait(seen.append) == KERNELS
+    assert seen == sorted(seen) and seen[-1] == 1
+    second = ahead(tmp_path)
+    assert not second.at_work and second.wait(seen.append) == 0
+    (tmp_path / "K4" / "kernel.cubin").write_text("broken")
+    assert ahead(tmp_path).wait(seen.append) == KERNELS
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "import os; os._exit(3)",
+        WORKER.replace("for number", 'if orders["share"] == 1: raise SystemExit\nfor number'),
+    ],
+)
+def test_what_a_process_that_dies_has_not_done_is_said_and_not_waited_for(
+    tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert ahead(tmp_path, fault).wait(lambda _share: None) < KERNELS
+    assert "were compiled ahead" in caplog.text
+    assert ahead(tmp_path).at_work
+
+
+def test_one_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_ahead, "_LIMIT", 0.0)
+    stuck = ahead(tmp_path, "import signal; signal.pause()", 2)
+    assert stuck.wait(lambda _share: None) == 0
+    assert all(process.returncode is not None for process in stuck._workers)
+
+
+def test_a_word_is_read_or_is_none() -> None:
+    word = Compiled("FOLDER", 7)
+    assert Compiled.read(word.written()) == word
+    for line in ("", "{", "7", "[]", "{}", '{"folder": "a"}'):
+        assert Compiled.read(line) is None
+    assert Orders.read(ORDERS.written()) == ORDERS and ORDERS.config == CONFIG
+
+
+def test_the_key_is_of_the_whole_work_and_of_its_versions() -> None:
+    key = ORDERS.key("1")
+    assert dataclasses.replace(ORDERS, share=1, shares=4).key("1") == key
+    assert ORDERS.key("2") != key
+    for change in ({"arch": 100}, {"pdl": False}, {"dtype": "float16"}, {"card": "NVIDIA L4"}):
+        assert dataclasses.replace(ORDERS, **change).key("1") != key  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------ the worker itself
+
+LISTS = """
+import dataclasses, json, sys
+from quire.engine.runner import compile_worker
+from quire.engine.runner.compile_orders import Orders
+from quire.kernels import offline
+orders = Orders.read(sys.stdin.read())
+offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
+print(json.dumps(compile_worker.kernels_of(compile_worker.launches_of(orders))))
+"""
+
+
+WORK = """
+import sys
+from quire.engine.runner import compile_worker
+from quire.engine.runner.compile_orders import Orders
+orders = Orders.read(sys.stdin.readline())
+compile_worker.compile_share(orders, lambda word: print(word.written()))
+"""
+
+
+def run_python(program: list[str], orders: Orders, folder: Path) -> str:
+    """What a program prints that gets its orders as a line."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, *program],
+        input=orders.written() + "\n",
+        capture_output=True,
+        text=True,
+        env=environment | {"TRITON_CACHE_DIR": str(folder)},
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_worker_compiles_its_share_and_finds_it_the_next_time(tmp_path: Path) -> None:
+    names = json.loads(run_python(["-c", LISTS], ORDERS, tmp_path))
+    assert len(names) == len(set(names)) > 20
+    # The smallest share: one kernel, found by its name so that a light one is taken.
+    share = next(n for n, name in enumerate(names) if "advance" in name)
+    one = dataclasses.replace(ORDERS, share=share, shares=len(names))
+    first, second = (
+        [
+            word
+            for line in run_python(["-c", WORK], one, tmp_path).splitlines()
+            if (word := Compiled.read(line)) is not None
+        ]
+        for _ in range(2)
+    )
+    assert first == second and len(first) == 1 and first[0].kernels == len(names)
+    folder = tmp_path / first[0].folder
+    assert len(list(folder.glob("*.cubin"))) == 1
+
+
+ENGINE = """
+import sys
+from triton import knobs
+from quire.engine.loop.build import build_engine
+from quire.engine.runner.compile_orders import Orders
+missed = []
+def listen(*, src, cache_hit, **_rest):
+    if not cache_hit:
+        missed.append(src.name)
+knobs.compilation.listener = listen
+build_engine(Orders.read(sys.stdin.read()).config, lambda stage, share: None)
+print("missed", missed)
+"""
+
+
+@pytest.mark.gpu
+def test_what_is_compiled_ahead_is_what_an_engine_launches(tmp_path: Path) -> None:
+    for max_num_seqs in (1, 64):
+        options = ORDERS.options | {
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": 512,
+            "max_model_len": 8192,
+        }
+        orders = dataclasses.replace(ORDERS, options=options)
+        assert "missed []" in run_python(["-c", ENGINE], orders, tmp_path / str(max_num_seqs))

@@ -1,0 +1,75 @@
+"""Compiled kernels are taken from the cache only as they were sealed there."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
+
+KEY = "a" * 8
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CompiledCache:
+    """Two kernels of two files each, sealed and noted under KEY."""
+    made = CompiledCache(tmp_path)
+    for name in ("ONE", "TWO"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kernel.cubin").write_bytes(name.encode())
+        (tmp_path / name / "kernel.json").write_text("{}")
+        made.seal(name)
+    made.note(KEY, {"ONE", "TWO"})
+    return made
+
+
+def test_what_was_sealed_is_whole(cache: CompiledCache) -> None:
+    assert cache.is_whole(KEY)
+    assert cache.is_whole(KEY)  # looking changes nothing
+
+
+def test_another_version_finds_nothing(cache: CompiledCache) -> None:
+    assert not cache.is_whole("b" * 8)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "folder gone", "unsealed"])
+def test_a_damaged_kernel_is_thrown_away_and_the_others_stay(
+    cache: CompiledCache, damage: str
+) -> None:
+    cubin = cache.folder / "TWO" / "kernel.cubin"
+    if damage == "changed":
+        cubin.write_bytes(b"TWI")
+    elif damage == "cut":
+        cubin.write_bytes(b"TW")
+    elif damage == "gone":
+        cubin.unlink()
+    elif damage == "folder gone":
+        for file in cubin.parent.iterdir():
+            file.unlink()
+        cubin.parent.rmdir()
+    else:
+        (cubin.parent / "quire.sha256").write_text("[1")
+    assert not cache.is_whole(KEY)
+    assert not cubin.parent.exists()
+    assert (cache.folder / "ONE" / "kernel.cubin").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": 1}', '["../other"]'])
+def test_a_broken_list_is_none(cache: CompiledCache, text: str) -> None:
+    other = cache.folder.parent / "other"
+    other.mkdir(exist_ok=True)
+    (cache.folder / f"quire-{KEY}.json").write_text(text)
+    assert not cache.is_whole(KEY)
+    assert other.exists()  # nothing outside the cache is removed
+
+
+def test_a_folder_that_cannot_be_written_is_replaced_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        found = writable_cache(tmp_path / "file" / "cache")
+    assert found.folder != tmp_path / "file" / "cache"
+    (found.folder / "probe").write_text("")
+    assert "TRITON_CACHE_DIR" in caplog.text and str(tmp_path) in caplog.text
+    assert writable_cache(tmp_path / "new").folder == tmp_path / "new"

@@ -1,0 +1,44 @@
+"""Faults of kernels compiled ahead and kept."""
+
+from faults.fault import Fault
+
+CACHE = "tests/engine/runner/test_compiled_cache.py::test_"
+AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
+
+FAULTS = (
+    Fault(
+        "first start: a damaged kernel is trusted",
+        "engine/runner/compiled_cache.py",
+        "_digests(folder).items() >= sealed.items()",
+        "_digests(folder).keys() >= sealed.keys()",
+        (CACHE + "a_damaged_kernel_is_thrown_away_and_the_others_stay",),
+    ),
+    Fault(
+        "first start: a damaged kernel stays",
+        "engine/runner/compiled_cache.py",
+        "            shutil.rmtree(self.folder / name, ignore_errors=True)\n",
+        "            pass\n",
+        (CACHE + "a_damaged_kernel_is_thrown_away_and_the_others_stay",),
+    ),
+    Fault(
+        "first start: a folder that cannot be written is taken",
+        "engine/runner/compiled_cache.py",
+        "        return CompiledCache(folder)\n    except OSError as",
+        "        return CompiledCache(folder)\n    except ValueError as",
+        (CACHE + "a_folder_that_cannot_be_written_is_replaced_and_said",),
+    ),
+    Fault(
+        "first start: kernels half compiled count as all",
+        "engine/runner/compile_ahead.py",
+        "        if done and len(done) == kernels:\n",
+        "        if done:\n",
+        (AHEAD + "what_a_process_that_dies_has_not_done_is_said_and_not_waited_for",),
+    ),
+    Fault(
+        "first start: every process compiles everything",
+        "engine/runner/compile_worker.py",
+        "set(names[orders.share :: orders.shares])",
+        "set(names)",
+        (AHEAD + "a_worker_compiles_its_share_and_finds_it_the_next_time",),
+    ),
+)
