@@ -44,8 +44,9 @@ class StepSize:
         return self.decode_rows + sum(self.longer)
 
 
-def of_model(step: StepSize, heads: Heads, card: Card) -> set[Name]:
-    """The kernels of embedding to logits, all rows sampling."""
+def of_model(step: StepSize, heads: Heads, card: Card, *, qk_norm: bool = True) -> set[Name]:
+    """The kernels of embedding to logits, all rows sampling. qk_norm: whether the model norms q and
+    k; where it does not, PyTorch rotates them and writes the cache, which needs no compiling."""
     names: set[Name] = {
         ("product", tuning.row_class(step.tokens)),
         ("logits", tuning.row_class(step.rows)),
@@ -54,8 +55,10 @@ def of_model(step: StepSize, heads: Heads, card: Card) -> set[Name]:
     size = (step.decode_rows, heads, step.max_context_len)
     decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared)
     if not step.longer:
-        return names | {("rope-decode", *name) for name in decode}
-    names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
+        kind = "rope-decode" if qk_norm else "decode"
+        return names | {(kind, *name) for name in decode}
+    if qk_norm:
+        names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
     if step.decode_rows:
         names |= {("decode", *name) for name in decode}
     longer = prefill.kernels(

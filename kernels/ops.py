@@ -53,6 +53,16 @@ class Ops(Protocol):
         v_cache: Tensor,
     ) -> Tensor: ...
 
+    def rope_kv_write(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor: ...
+
     def decode_attention(
         self,
         q: Tensor,

@@ -88,6 +88,17 @@ class TritonOps:
             pdl=self.pdl,
         )
 
+    def rope_kv_write(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor:
+        return reference.rope_kv_write(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache)
+
     def decode_attention(
         self,
         q: Tensor,

@@ -126,7 +126,7 @@ def build_engine(
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
     runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
-    steps = _warm_steps(config, shape, cache_dtype, device)
+    steps = _warm_steps(config, model, cache_dtype)
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
@@ -165,16 +165,15 @@ def build_engine(
     return Engine(core, info, runner, device)
 
 
-def _warm_steps(
-    config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[WarmStep, ...]:
-    """What a GPU is to run before it serves; a CPU has nothing to compile."""
+def _warm_steps(config: EngineConfig, model: Model, dtype: torch.dtype) -> tuple[WarmStep, ...]:
+    """What a GPU is to run before it serves; a CPU has nothing to compile. dtype: the cache's."""
+    device = model.device
     if device.type != "cuda":
         return ()
     from quire.kernels.launches import Card  # needs triton
 
     card = Card(hopper=not before_hopper(device), shared=shared_bytes(device))
-    return warm_steps(bounds_of(config, shape, dtype, card))
+    return warm_steps(bounds_of(config, model, dtype, card))
 
 
 def _new_slots(

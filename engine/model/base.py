@@ -18,7 +18,8 @@ from quire.engine.model.layers.placement import Placement
 class CausalModel(ABC):
     """A decoder that maps token ids to the logits of the next one.
 
-    num_kv_heads: those of this rank, which its cache holds.
+    num_kv_heads: those of this rank, which its cache holds. qk_norm: whether any layer norms q and
+    k, which decides what attention launches.
     weights_digest: what names the weights, once they are filled in.
     """
 
@@ -30,6 +31,10 @@ class CausalModel(ABC):
         self.dtype = dtype
         self.device = device
         self.weights_digest: str | None = None
+
+    @property
+    @abstractmethod
+    def qk_norm(self) -> bool: ...
 
     @abstractmethod
     def placements(self) -> list[Placement]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 QWEN3 = "Qwen3ForCausalLM"
+QWEN2 = "Qwen2ForCausalLM"
+LLAMA = "LlamaForCausalLM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,22 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """RoPE of Llama 3.1: slow frequencies divided by `factor`, fast ones kept, a ramp between.
+
+    A frequency is slow if it turns fewer than `low_freq_factor` times over
+    `original_max_position_embeddings` positions, fast if more than `high_freq_factor` times.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float
+    high_freq_factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder-only model. Attention has no biases and no window; the activation is SwiGLU.
+    """A decoder-only model without windows, its activation SwiGLU. Biases: see its architecture.
 
     max_position_embeddings: most positions, YaRN's stretch included. stored_dtype: "float32",
     "bfloat16" or "float16". eos_token_ids: union of config.json and generation_config.json.
@@ -69,7 +85,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_theta: float
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | Llama3Scaling | None = None
     stored_dtype: str = "bfloat16"
     eos_token_ids: tuple[int, ...] = ()
     generation: GenerationDefaults = GenerationDefaults()
@@ -94,23 +110,22 @@ class ModelConfig:
     @staticmethod
     def named_shape(name: str) -> "ModelConfig":
         """A shape by name, for random weights. Raises ConfigError for an unknown name."""
-        if name not in _NAMED_SHAPES:
-            raise ConfigError(f"shape {name!r}: unknown; known: {', '.join(_NAMED_SHAPES)}")
-        return _NAMED_SHAPES[name]
+        from quire.engine.model.shapes import named
+
+        return named(name)
 
     @property
     def num_parameters(self) -> int:
         """Numbers in all weights; a tied head counts once."""
-        heads = (2 * self.num_q_heads + 2 * self.num_kv_heads) * self.head_dim
-        per_layer = heads * self.hidden_size + 3 * self.intermediate_size * self.hidden_size
-        per_layer += 2 * self.hidden_size + 2 * self.head_dim
-        tables = 1 if self.tie_word_embeddings else 2
-        outside = tables * self.vocab_size * self.hidden_size + self.hidden_size
-        return self.num_layers * per_layer + outside
+        from quire.engine.model.counting import count
+
+        return count(self).parameters
 
     def weight_bytes(self, dtype: "torch.dtype") -> int:
         """Bytes of all weights in `dtype`."""
-        return self.num_parameters * dtype.itemsize
+        from quire.engine.model.counting import count
+
+        return count(self, dtype).nbytes
 
     def kv_bytes_per_token(self, dtype: "torch.dtype") -> int:
         """Bytes of one token's keys and values in all layers."""
@@ -139,55 +154,3 @@ class ModelConfig:
             weights,
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())
-
-
-def _qwen3(hidden: int, layers: int, q_heads: int, intermediate: int, *, tied: bool) -> ModelConfig:
-    """A published Qwen3: https://huggingface.co/Qwen."""
-    return ModelConfig(
-        architecture=QWEN3,
-        vocab_size=151_936,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_q_heads=q_heads,
-        num_kv_heads=8,
-        head_dim=128,
-        intermediate_size=intermediate,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=tied,
-        max_position_embeddings=40_960,
-        rope_theta=1e6,
-        eos_token_ids=(151_645, 151_643),
-        generation=GenerationDefaults(temperature=0.6, top_p=0.95, top_k=20),
-    )
-
-
-def _small(hidden: int, layers: int, q_heads: int, vocab: int, spread: float) -> ModelConfig:
-    """A shape for tests and for benchmarks on a CPU. Its text means nothing, so nothing ends it."""
-    return ModelConfig(
-        architecture=QWEN3,
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_q_heads=q_heads,
-        num_kv_heads=q_heads // 2,
-        head_dim=hidden // q_heads,
-        intermediate_size=3 * hidden,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        max_position_embeddings=4096,
-        rope_theta=1e6,
-        initializer_range=spread,
-    )
-
-
-_NAMED_SHAPES = {
-    "0.6B": _qwen3(1024, 28, 16, 3072, tied=True),
-    "1.7B": _qwen3(2048, 28, 16, 6144, tied=True),
-    "4B": _qwen3(2560, 36, 32, 9728, tied=True),
-    "8B": _qwen3(4096, 36, 32, 12_288, tied=False),
-    "14B": _qwen3(5120, 40, 40, 17_408, tied=False),
-    "32B": _qwen3(5120, 64, 64, 25_600, tied=False),
-    # Narrow layers need a wider spread: their outputs would not move the residual otherwise.
-    "tiny": _small(128, 4, 4, 4096, 0.1),
-    "bench": _small(512, 8, 8, 32_768, 0.05),
-}

@@ -2,14 +2,15 @@
 
 Invariant: a key that changes what the model computes is understood or refused by its path; keys
 that only concern training are left alone. Sizes have limits, which hold before anything is
-allocated. Defaults are those of transformers' Qwen3Config.
+allocated. Defaults are those of transformers' own classes.
 """
 
 from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import QWEN3, GenerationDefaults, ModelConfig
+from quire.engine.model.config import GenerationDefaults, ModelConfig
+from quire.engine.model.hf_families import Family, read_family
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
 
@@ -29,32 +30,37 @@ def read_directory(path: Path) -> ModelConfig:
     generation = path / "generation_config.json"
     there = generation.exists() or generation.is_symlink()
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
-    architecture = _architecture(config)
+    architecture, family = read_family(config)
     refuse_unsupported(config)
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     try:
-        return _model(config, architecture, sampling, eos)
+        return _model(config, architecture, family, sampling, eos)
     except ConfigError as error:
         named = str(error).startswith(config.name)
         raise error if named else ConfigError(f"{config.name}: {error}") from None
 
 
 def _model(
-    config: JsonFile, architecture: str, sampling: GenerationDefaults, eos: tuple[int, ...]
+    config: JsonFile,
+    architecture: str,
+    family: Family,
+    sampling: GenerationDefaults,
+    eos: tuple[int, ...],
 ) -> ModelConfig:
     vocab = config.integer("vocab_size", most=MOST_VOCAB)
     eos = config.integers("eos_token_id", least=0, below=vocab) + eos
     theta, scaling, positions = read_rope(config)
+    q_heads, kv_heads, head_dim = _heads(config, family)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab,
         hidden_size=config.integer("hidden_size", most=MOST_WIDTH),
         num_layers=config.integer("num_hidden_layers", most=MOST_LAYERS),
-        num_q_heads=config.integer("num_attention_heads", most=MOST_HEADS),
-        num_kv_heads=config.integer("num_key_value_heads", most=MOST_HEADS),
-        head_dim=config.integer("head_dim", 128, most=MOST_HEAD_DIM),
+        num_q_heads=q_heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         intermediate_size=config.integer("intermediate_size", most=MOST_WIDTH),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6, above=0, most=1),
         tie_word_embeddings=config.boolean("tie_word_embeddings", False),
@@ -68,12 +74,24 @@ def _model(
     )
 
 
-def _architecture(config: JsonFile) -> str:
-    names = config.data.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        config.refuse("architectures", "must be a list of one name")
-    config.only("architectures", [QWEN3])
-    return names[0]
+def _heads(config: JsonFile, family: Family) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys and values, and the dimensions of each."""
+    q_heads = config.integer("num_attention_heads", most=MOST_HEADS)
+    if family.kv_heads_given or config.has("num_key_value_heads"):
+        kv_heads = config.integer("num_key_value_heads", most=MOST_HEADS)
+    else:
+        kv_heads = q_heads
+    head_dim = config.integer("head_dim", family.head_dim, most=MOST_HEAD_DIM)
+    if head_dim is not None:
+        return q_heads, kv_heads, head_dim
+    hidden = config.integer("hidden_size", most=MOST_WIDTH)
+    if hidden % q_heads or hidden // q_heads > MOST_HEAD_DIM:
+        config.refuse(
+            "hidden_size",
+            f"must be num_attention_heads = {q_heads} times at most {MOST_HEAD_DIM}, "
+            "where there is no head_dim",
+        )
+    return q_heads, kv_heads, hidden // q_heads
 
 
 def _stored_dtype(config: JsonFile) -> str:

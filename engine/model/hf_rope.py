@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import RopeScaling
+from quire.engine.model.config import Llama3Scaling, RopeScaling
 
 MOST_POSITIONS = 1 << 22
 MOST_THETA = 1e12
@@ -18,10 +18,17 @@ _KNOWN_TO_YARN = (
     *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
     *("mscale", "mscale_all_dim", "truncate"),
 )
+_KNOWN_TO_LLAMA3 = (
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+)
+_KNOWN_TO = {"default": (), "yarn": _KNOWN_TO_YARN, "llama3": _KNOWN_TO_LLAMA3}
 _SECTIONS = ("rope_parameters", "rope_scaling")
 
 
-def read_rope(config: JsonFile) -> tuple[float, RopeScaling | None, int]:
+def read_rope(config: JsonFile) -> tuple[float, RopeScaling | Llama3Scaling | None, int]:
     """Base of the rotary frequencies, their scaling, and the number of positions."""
     positions = config.integer("max_position_embeddings", most=MOST_POSITIONS)
     config.only("partial_rotary_factor", 1)
@@ -33,6 +40,8 @@ def read_rope(config: JsonFile) -> tuple[float, RopeScaling | None, int]:
     theta = _theta(config, section)
     if kind == "default":
         return theta, None, positions
+    if kind == "llama3":
+        return theta, _llama3(section), positions
     scaling = _yarn(section, positions)
     stretched = int(scaling.factor * scaling.original_max_position_embeddings)
     if stretched > MOST_POSITIONS:
@@ -59,12 +68,12 @@ def _said(config: JsonFile, section: JsonFile) -> dict[str, Any]:
 
 
 def _kind(section: JsonFile) -> str:
-    """ "default" or "yarn"."""
+    """One of _KNOWN_TO."""
     for key in section.data:
         if isinstance(section.data[key], dict):
             section.refuse(key, "is nested by layer type, which is not supported")
     for key in ("rope_type", "type"):
-        section.only(key, "default", "yarn")
+        section.only(key, *_KNOWN_TO)
     new, old = section.string("rope_type", None), section.string("type", None)
     if new is not None and old is not None and new != old:
         section.refuse("type", f"contradicts rope_type = {new}")
@@ -72,7 +81,7 @@ def _kind(section: JsonFile) -> str:
 
 
 def _refuse_unknown(section: JsonFile, kind: str) -> None:
-    known = _KNOWN_ALWAYS + (_KNOWN_TO_YARN if kind == "yarn" else ())
+    known = _KNOWN_ALWAYS + _KNOWN_TO[kind]
     for key in filter(section.has, section.data):
         if key not in known:
             section.refuse(key, f"unknown for {kind}; known: {', '.join(sorted(known))}")
@@ -85,6 +94,22 @@ def _theta(config: JsonFile, section: JsonFile) -> float:
     if outer is not None and inner is not None and outer != inner:
         section.refuse("rope_theta", f"contradicts the file's own rope_theta = {outer:g}")
     return inner or outer or 10_000.0
+
+
+def _llama3(section: JsonFile) -> Llama3Scaling:
+    """The longest context is max_position_embeddings as it stands."""
+    low = section.number("low_freq_factor", above=0, most=MOST_FACTOR)
+    high = section.number("high_freq_factor", above=0, most=MOST_FACTOR)
+    if high <= low:
+        section.refuse("high_freq_factor", f"must be above low_freq_factor = {low:g}")
+    return Llama3Scaling(
+        factor=section.number("factor", least=1, most=MOST_FACTOR),
+        original_max_position_embeddings=section.integer(
+            "original_max_position_embeddings", most=MOST_POSITIONS
+        ),
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
 
 
 def _yarn(section: JsonFile, positions: int) -> RopeScaling:

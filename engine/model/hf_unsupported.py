@@ -67,7 +67,6 @@ def refuse_unsupported(config: JsonFile) -> None:
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
     config.only("use_sliding_window", False)
-    config.only("model_type", "qwen3")
     for key in ("quantization_config", "compression_config"):
         if config.has(key):
             config.refuse(key, "quantized checkpoints are not supported")

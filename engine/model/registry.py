@@ -1,20 +1,19 @@
 """Architectures that can be run, by the name in config.json."""
 
-from collections.abc import Callable
-
 import torch
 
 from quire.engine.errors import ConfigError
+from quire.engine.model import llama, qwen2, qwen3
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import QWEN3, ModelConfig
+from quire.engine.model.config import LLAMA, QWEN2, QWEN3, ModelConfig
+from quire.engine.model.decoder import Decoder
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.qwen3 import Qwen3
 from quire.kernels.ops import Ops
 from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
 
 Model = CausalModel
 
-_MODELS: dict[str, Callable[..., CausalModel]] = {QWEN3: Qwen3}
+_MODELS = {QWEN3: qwen3.ATTENTION, QWEN2: qwen2.ATTENTION, LLAMA: llama.ATTENTION}
 
 
 def build_model(
@@ -30,10 +29,10 @@ def build_model(
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
     _check_kernels(config, dtype, device)
-    build = _MODELS[config.architecture]
+    spec = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
-        return build(config, ops, dtype=dtype, device=device, world=world or World())
+        return Decoder(config, spec, ops, dtype=dtype, device=device, world=world or World())
 
 
 def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -50,7 +50,7 @@ def launches_of(orders: Orders) -> Launches:
     state = SlotState(config.max_num_seqs, blocks, model_shape.vocab_size, meta)
     runner = Runner(model, ops, KVCache(k, v), state, max_model_len=longest, use_graphs=False)
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)
-    steps = warm_steps(bounds_of(config, model_shape, dtype, card))
+    steps = warm_steps(bounds_of(config, model, dtype, card))
     return lambda: runner.warm_up(steps, lambda _share: None)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from quire.engine.config import EngineConfig
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.base import CausalModel
 from quire.engine.model.shape import resolve_max_model_len
 from quire.engine.runner.graphs import MIXED_TOKENS
 from quire.engine.runner.inputs import MixedShape, stage_rows
@@ -44,13 +44,14 @@ _NEEDS = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """What steps may be: the engine's options, and the model's heads."""
+    """What steps may be: the engine's options, and the model's heads. qk_norm: see `of_model`."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     heads: "Heads"
     card: "Card"
+    qk_norm: bool = True
 
 
 class WarmStep(NamedTuple):
@@ -83,7 +84,7 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
     from quire.kernels import launches
 
     size = launches.StepSize(step.decode_rows, step.longer, step.max_context_len)
-    names = launches.of_model(size, bounds.heads, bounds.card)
+    names = launches.of_model(size, bounds.heads, bounds.card, qk_norm=bounds.qk_norm)
     needs = step.needs
     names.add(("sample",) if needs.draws else ("greedy",))
     names.add(("advance", bool(step.longer), needs.adjusts))
@@ -92,14 +93,16 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
 
 
 def bounds_of(
-    config: EngineConfig, shape: ModelConfig, dtype: "torch.dtype", card: "Card"
+    config: EngineConfig, model: CausalModel, dtype: "torch.dtype", card: "Card"
 ) -> Bounds:
     """What steps of an engine may be. dtype: of the cache."""
     from quire.kernels.attention.decode_launch import Heads
 
+    shape = model.config
     heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, dtype, config.block_size)
     longest = resolve_max_model_len(config, shape)
-    return Bounds(config.max_num_seqs, config.max_num_batched_tokens, longest, heads, card)
+    most = config.max_num_seqs, config.max_num_batched_tokens, longest
+    return Bounds(*most, heads, card, model.qk_norm)
 
 
 def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:

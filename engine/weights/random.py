@@ -14,7 +14,8 @@ import xxhash
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.config import Llama3Scaling, ModelConfig
+from quire.engine.model.hf_families import FAMILIES
 from quire.engine.model.layers.placement import Placement
 from quire.engine.weights.checkpoint import INDEX, SINGLE
 from quire.engine.weights.progress import Progress, no_progress
@@ -49,11 +50,14 @@ def _pieces(
     name: str, shape: tuple[int, ...], config: ModelConfig, seed: int, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
     """A weight's rows in pieces (first row, [m, K] or [m] fp32): ones for norms, else noise."""
-    if len(shape) == 1:
-        yield 0, torch.ones(shape, device=device)
-        return
     generator = torch.Generator(device)
     generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) >> 1)
+    if len(shape) == 1:
+        vector = torch.ones(shape, device=device)
+        if name.endswith(".bias"):
+            vector.normal_(0.0, config.initializer_range, generator=generator)
+        yield 0, vector
+        return
     step = max(1, _CHUNK // shape[1])
     for first in range(0, shape[0], step):
         piece = torch.empty(min(step, shape[0] - first), shape[1], device=device)
@@ -123,13 +127,12 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         scaling = config.rope_scaling
-        rope |= {"rope_type": "yarn"} | {
-            name: getattr(scaling, name) for name in scaling.__dataclass_fields__
-        }
+        rope |= {"rope_type": "llama3" if isinstance(scaling, Llama3Scaling) else "yarn"}
+        rope |= {name: getattr(scaling, name) for name in scaling.__dataclass_fields__}
     eos = list(config.eos_token_ids)
     return {
         "architectures": [config.architecture],
-        "model_type": "qwen3",
+        "model_type": FAMILIES[config.architecture].model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,

@@ -16,6 +16,7 @@ from quire.kernels.reference.attention import (
     prefill_attention,
     qk_norm_rope_kv_write,
     rope_decode_attention,
+    rope_kv_write,
 )
 from quire.kernels.reference.linear import (
     linear,
@@ -59,6 +60,7 @@ __all__ = [
     "qk_norm_rope_kv_write",
     "rms_norm",
     "rope_decode_attention",
+    "rope_kv_write",
     "sample",
     "silu_mul",
 ]

@@ -25,8 +25,7 @@ def qk_norm_rope_kv_write(
     computed in fp32 and rounded once. Source of the rotation: RoFormer (Su et al., 2021), halves
     rotated against each other as in Llama.
     """
-    _, kv_heads, block_size, dim = k_cache.shape
-    tokens = qkv.shape[0]
+    tokens, dim = qkv.shape[0], k_cache.shape[-1]
     if tokens > _TOKENS_AT_ONCE:
         shares = (x.split(_TOKENS_AT_ONCE) for x in (qkv, positions, slot_mapping))
         parts = [
@@ -37,24 +36,51 @@ def qk_norm_rope_kv_write(
         ]
         return torch.cat(parts)
     heads = qkv.view(tokens, -1, dim)
+    kv_heads = k_cache.shape[1]
     q_heads = heads.shape[1] - 2 * kv_heads
-    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
 
     qk = heads[:, : q_heads + kv_heads].float()
     qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + eps)
     first, second = qk.chunk(2, dim=-1)
     weight = torch.cat((q_norm.float().expand(q_heads, dim), k_norm.float().expand(kv_heads, dim)))
     w1, w2 = weight.chunk(2, dim=-1)
-    first, second = first * w1, second * w2
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    rotated = rotated.to(qkv.dtype)
-
-    block, offset = slot_mapping // block_size, slot_mapping % block_size
-    head = torch.arange(kv_heads, device=qkv.device)
-    where = ((block[:, None] * kv_heads + head) * block_size + offset[:, None]).view(-1)
-    for cache, fresh in ((k_cache, rotated[:, q_heads:]), (v_cache, heads[:, -kv_heads:])):
-        cache.view(-1, dim).index_copy_(0, where, fresh.to(cache.dtype).reshape(-1, dim))
+    rotated = _rotated(first * w1, second * w2, cos_sin[positions]).to(qkv.dtype)
+    _write(rotated[:, q_heads:], heads[:, -kv_heads:], slot_mapping, k_cache, v_cache)
     return rotated[:, :q_heads]
+
+
+def rope_kv_write(
+    qkv: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """As qk_norm_rope_kv_write, of models whose q and k have no norm. Returns q: [T, Hq, D]."""
+    heads = qkv.view(qkv.shape[0], -1, k_cache.shape[-1])
+    kv_heads = k_cache.shape[1]
+    first, second = heads[:, :-kv_heads].float().chunk(2, dim=-1)
+    rotated = _rotated(first, second, cos_sin[positions]).to(qkv.dtype)
+    _write(rotated[:, -kv_heads:], heads[:, -kv_heads:], slot_mapping, k_cache, v_cache)
+    return rotated[:, :-kv_heads]
+
+
+def _rotated(first: Tensor, second: Tensor, cos_sin: Tensor) -> Tensor:
+    """Halves of heads turned against each other. first, second: [T, heads, D / 2] fp32;
+    cos_sin: [T, D] -> [T, heads, D] fp32."""
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _write(k: Tensor, v: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Put each token's keys and values into its slot. k, v: [T, Hkv, D]; slot_mapping: [T]."""
+    _, kv_heads, block_size, dim = k_cache.shape
+    block, offset = slot_mapping // block_size, slot_mapping % block_size
+    head = torch.arange(kv_heads, device=k.device)
+    where = ((block[:, None] * kv_heads + head) * block_size + offset[:, None]).view(-1)
+    for cache, fresh in ((k_cache, k), (v_cache, v)):
+        cache.view(-1, dim).index_copy_(0, where, fresh.to(cache.dtype).reshape(-1, dim))
 
 
 def _row_blocks(block_tables: Tensor, kv_heads: int, columns: int) -> Tensor:

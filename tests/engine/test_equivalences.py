@@ -1,6 +1,6 @@
 """Equal to itself: however a request is served, it gets the tokens that it gets alone.
 
-Small random Qwen3 models run in fp32 through the real core, runner and kernel twins. The reference
+Small random models run in fp32 through the real core, runner and kernel twins. The reference
 is a request alone, whole, uncached, in the plain loop. Sums of other shapes round differently, so
 a difference is allowed where the reference itself hung by less than MARGIN (noise and temperature
 included); such places are counted, and must stay below one in a thousand tokens.
@@ -24,6 +24,7 @@ from support.small_engine import (
 )
 
 from quire.engine.model.base import CausalModel
+from quire.engine.model.config import LLAMA, QWEN2, Llama3Scaling
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.runner.runner import Runner
 
@@ -32,6 +33,11 @@ MAX_TOKENS = 20
 MODELS = {
     "grouped, tied": model_config(),
     "untied, yarn": model_config(q_heads=6, kv_heads=1, head_dim=8, tied=False, yarn=True),
+}
+LLAMA3 = Llama3Scaling(4.0, 32, 1.0, 4.0)
+FAMILIES = {  # served in every way at once, where the models above are in each
+    "qwen2": model_config(architecture=QWEN2, q_heads=6, kv_heads=2, tied=False),
+    "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
 }
 SAMPLINGS = {
     "greedy": SamplingParams(max_tokens=MAX_TOKENS),
@@ -94,7 +100,7 @@ def requests(sampling: SamplingParams) -> list[GenerationRequest]:
 
 @cache
 def model_of(name: str) -> tuple[CausalModel, WatchedOps]:
-    return load_model(MODELS[name], seed=3)
+    return load_model((MODELS | FAMILIES)[name], seed=3)
 
 
 @cache
@@ -352,3 +358,39 @@ def test_everything_at_once(name: str, kind: str) -> None:
         check_all(name, kind, outcomes, "everything")
     assert core.scheduler.counters.preemptions > 0
     assert core.scheduler.counters.prefix_hit > 0
+
+
+FAMILY_WAYS = {
+    "padded, chunked": WAYS["padded, chunked"],
+    "padded, preempted": WAYS["padded, preempted"],
+    "chunks of a block": Setup(max_num_batched_tokens=4),
+}
+
+
+@pytest.mark.parametrize("kind", ("penalised", long("seeded"), "filtered"))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_is_equal_to_itself(name: str, kind: str) -> None:
+    """Batched, chunked, padded, preempted; cold and hot; forked, and resumed."""
+    specs = requests(SAMPLINGS[kind])
+    assert len({token for tokens, _ in reference(name, kind).values() for token in tokens}) >= 32
+    for way, setup in FAMILY_WAYS.items():
+        core = build_core(*model_of(name), setup)
+        for turn in ("cold", "hot") if setup.caching else ("alone",):
+            check_all(name, kind, run(core, specs), f"{way}, {turn}")
+    forked = run(
+        build_core(*model_of(name), replace(BATCHED, max_num_seqs=24, caching=True)),
+        [replace(spec, n=3) for spec in specs],
+    )
+    check_all(name, kind, forked, "forked")
+    for held in (1, 6, 13):
+        known = {key: tokens for key, (tokens, _) in reference(name, kind).items()}
+        resumed = [
+            replace(spec, resume_token_ids=tuple(known[spec.key][:held]))
+            for spec in specs
+            if held < len(known[spec.key])
+        ]
+        outcomes = serve(name, resumed, replace(BATCHED, overlap=True))
+        for spec in resumed:
+            tokens, margins = reference(name, kind)[spec.key]
+            what = f"{name}, {kind}, resumed after {held}, request {spec.key}"
+            compare(outcomes[spec.key, 0].token_ids, tokens[held:], margins[held:], what)

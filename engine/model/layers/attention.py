@@ -14,8 +14,8 @@ from quire.kernels.ops import Ops
 def paged_attention(
     ops: Ops,
     qkv: Tensor,
-    q_norm: Tensor,
-    k_norm: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
     eps: float,
     rope: Tensor,
     k_cache: Tensor,
@@ -25,16 +25,21 @@ def paged_attention(
 ) -> Tensor:
     """Norm of q and k, rotation, cache write and attention of a step's tokens.
 
-    qkv: [T, (Hq + 2 * Hkv) * D]; q_norm, k_norm: [D]; rope: [positions, D];
-    caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D].
+    qkv: [T, (Hq + 2 * Hkv) * D]; q_norm, k_norm: [D], or None for models without these norms;
+    rope: [positions, D]; caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D].
     """
-    written = (
-        qkv, q_norm, k_norm, eps, rope, batch.positions, batch.slot_mapping, k_cache, v_cache
-    )  # fmt: skip
-    if batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
+    where = (rope, batch.positions, batch.slot_mapping, k_cache, v_cache)
+    if q_norm is None or k_norm is None:
+        q = ops.rope_kv_write(qkv, *where)
+        if batch.num_decode_rows == batch.num_rows:
+            return _decode(ops, q, k_cache, v_cache, batch, scale).flatten(1)
+    elif batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
         rows = (batch.block_tables, batch.context_lens)
-        return ops.rope_decode_attention(*written, *rows, scale, batch.max_context_len).flatten(1)
-    q = ops.qk_norm_rope_kv_write(*written)
+        return ops.rope_decode_attention(
+            qkv, q_norm, k_norm, eps, *where, *rows, scale, batch.max_context_len
+        ).flatten(1)
+    else:
+        q = ops.qk_norm_rope_kv_write(qkv, q_norm, k_norm, eps, *where)
     decode = batch.num_decode_rows
     if decode == 0:
         return _prefill(ops, q, k_cache, v_cache, batch, scale).flatten(1)

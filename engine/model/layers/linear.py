@@ -18,15 +18,18 @@ from quire.kernels.ops import Ops
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One matrix of a merged layer: its name, its outputs in the checkpoint, this rank's."""
+    """One matrix of a merged layer: its module, its outputs in the checkpoint, this rank's."""
 
-    name: str
+    module: str
     outputs: int
     rows: slice
 
 
 class ColumnParallelLinear:
-    """Several matrices over one input, one under another. y: [T, sum of this rank's rows]."""
+    """Several matrices over one input, one under another. y: [T, sum of this rank's rows].
+
+    bias: [rows] or None; it is added by PyTorch, since no product takes one.
+    """
 
     def __init__(
         self,
@@ -34,23 +37,34 @@ class ColumnParallelLinear:
         parts: Sequence[Part],
         inputs: int,
         *,
+        bias: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self._ops = ops
         rows = sum(length(part.rows) for part in parts)
         self.weight = new_weight(rows, inputs, dtype=dtype, device=device)
+        self.bias = new_weight(rows, dtype=dtype, device=device) if bias else None
         self.placements: list[Placement] = []
         begin = 0
         for part in parts:
-            target = self.weight[begin : begin + length(part.rows)]
-            begin += length(part.rows)
-            shape, cols = (part.outputs, inputs), slice(0, inputs)
-            self.placements.append(Placement(part.name, shape, target, part.rows, cols))
+            end = begin + length(part.rows)
+            shape, cols, target = (part.outputs, inputs), slice(0, inputs), self.weight[begin:end]
+            self.placements.append(
+                Placement(part.module + ".weight", shape, target, part.rows, cols)
+            )
+            if self.bias is not None:
+                name, target = part.module + ".bias", self.bias[begin:end]
+                self.placements.append(
+                    Placement(name, (part.outputs,), target, part.rows, slice(0, 1))
+                )
+            begin = end
 
     def __call__(self, x: Tensor, norm_weight: Tensor, eps: float, *, silu: bool = False) -> Tensor:
-        """x: [T, inputs], normed first -> [T, rows]; with silu, gate and up: [T, rows / 2]."""
-        return self._ops.linear(x, self.weight, norm_weight=norm_weight, eps=eps, silu=silu)
+        """x: [T, inputs], normed first -> [T, rows]; with silu, gate and up: [T, rows / 2].
+        A layer with biases has no silu."""
+        y = self._ops.linear(x, self.weight, norm_weight=norm_weight, eps=eps, silu=silu)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class RowParallelLinear:

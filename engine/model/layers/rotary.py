@@ -1,4 +1,5 @@
-"""Cosines and sines of rotary positions (Su et al., 2021), stretched by YaRN (Peng et al., 2023).
+"""Cosines and sines of rotary positions (Su et al., 2021), stretched by YaRN (Peng et al., 2023) or
+as in Llama 3.1 (Llama Team, 2024).
 
 Invariant: the table is computed in fp32 from fp32 frequencies, in the order that transformers does
 it: models were trained on those roundings. It is built once and only read afterwards.
@@ -9,14 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from quire.engine.model.config import RopeScaling
+from quire.engine.model.config import Llama3Scaling, RopeScaling
 
 
 def cos_sin_table(
     head_dim: int,
     positions: int,
     theta: float,
-    scaling: RopeScaling | None,
+    scaling: RopeScaling | Llama3Scaling | None,
     device: torch.device,
 ) -> Tensor:
     """[positions, head_dim] fp32: head_dim / 2 cosines, then as many sines.
@@ -32,17 +33,29 @@ def cos_sin_table(
     angles = angles * frequencies.to(device)
     torch.cos(angles, out=table[:, : head_dim // 2])
     torch.sin(angles, out=table[:, head_dim // 2 :])
-    return table if scaling is None else table.mul_(scaling.attention_factor)
+    return table.mul_(scaling.attention_factor) if isinstance(scaling, RopeScaling) else table
 
 
-def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | Llama3Scaling | None
+) -> Tensor:
     """Radians a position, for each pair of dimensions: [head_dim / 2] fp32."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     wavelengths = theta**exponents
     if scaling is None:
         return 1.0 / wavelengths
+    if isinstance(scaling, Llama3Scaling):
+        return _by_wavelength(1.0 / wavelengths, scaling)
     kept = 1.0 - _stretched_share(head_dim, theta, scaling)
     return 1.0 / (scaling.factor * wavelengths) * (1.0 - kept) + 1.0 / wavelengths * kept
+
+
+def _by_wavelength(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Llama 3.1's: the whole factor for slow frequencies, none for fast ones, a ramp between."""
+    turns = scaling.original_max_position_embeddings / (2 * math.pi / frequencies)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp_(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def _stretched_share(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:

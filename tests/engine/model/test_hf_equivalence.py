@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support import hf_models
 from support.single_prompt import all_logits, greedy_tokens
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import ModelConfig
@@ -26,7 +28,7 @@ class Pair:
     """One checkpoint, and transformers' model of it in fp32."""
 
     directory: Path
-    theirs: hf_models.Qwen3ForCausalLM
+    theirs: PreTrainedModel
 
     def ours(self, dtype: torch.dtype = torch.float32) -> CausalModel:
         config = ModelConfig.from_directory(self.directory)
@@ -40,18 +42,26 @@ class Pair:
             yield torch.randint(0, hf_models.VOCAB, (length,), generator=generator).tolist()
 
 
-@pytest.fixture(scope="module", params=hf_models.SHAPES, ids=lambda shape: shape.name)
+def in_turn() -> Iterator[Any]:
+    """All shapes of Qwen3; two of each other family, the rest where there is time."""
+    yield from hf_models.SHAPES
+    for shapes in (hf_models.LLAMA_SHAPES, hf_models.QWEN2_SHAPES):
+        yield from shapes[:2]
+        yield from (pytest.param(shape, marks=pytest.mark.long) for shape in shapes[2:])
+
+
+@pytest.fixture(scope="module", params=in_turn(), ids=lambda shape: shape.name)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     directory = tmp_path_factory.mktemp("checkpoint")
     hf_models.save(request.param, directory)
     return Pair(directory, hf_models.load(directory, torch.float32))
 
 
-def their_logits(model: hf_models.Qwen3ForCausalLM, tokens: list[int]) -> Tensor:
+def their_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     return model(torch.tensor([tokens])).logits[0].float()
 
 
-def their_greedy(model: hf_models.Qwen3ForCausalLM, prompt: list[int]) -> list[int]:
+def their_greedy(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     out = model.generate(
         torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
     )

@@ -1,4 +1,4 @@
-"""Rotary tables against transformers' own, YaRN with every option included."""
+"""Rotary tables against transformers' own, YaRN with every option and Llama 3's included."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,12 @@ from quire.engine.weights.random import hf_config
 
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
 YARN["original_max_position_embeddings"] = 32_768
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
     "yarn": YARN,
@@ -26,6 +32,9 @@ ROPES: dict[str, dict[str, Any]] = {
     "not truncated": YARN | {"truncate": False},
     "no stretch": YARN | {"factor": 1.0},
     "ramp of no width": YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False},
+    "llama3": LLAMA3 | {"factor": 8.0},
+    "llama3, far apart": LLAMA3 | {"factor": 32.0, "high_freq_factor": 40.0},
+    "llama3, a step": LLAMA3 | {"factor": 2.0, "high_freq_factor": 1.001},
     "original from the model's length": {"rope_type": "yarn", "factor": 2.0},
 }
 
@@ -53,12 +62,13 @@ def test_table_is_that_of_transformers(name: str, dim: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", [name for name in ROPES if name != "default"])
-def test_yarn_frequencies_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_scaled_frequencies_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     theirs, ours = both(tmp_path, ROPES[name], 10_000.0, 64)
-    expected, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+    kind = ROPES[name]["rope_type"]
+    expected, factor = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"))
     assert ours.rope_scaling is not None
     mine = inverse_frequencies(64, ours.rope_theta, ours.rope_scaling)
     assert torch.allclose(mine, expected, rtol=1e-6)
-    assert ours.rope_scaling.attention_factor == pytest.approx(factor)
+    assert getattr(ours.rope_scaling, "attention_factor", 1.0) == pytest.approx(factor)
     plain = inverse_frequencies(64, ours.rope_theta, None)
     assert torch.equal(mine, plain) == (ours.rope_scaling.factor == 1.0)

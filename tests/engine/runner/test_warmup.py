@@ -9,6 +9,7 @@ import torch
 from support.small_engine import Setup, build_core, model_config
 
 from quire.engine.loop.core import EngineCore
+from quire.engine.model.config import QWEN2, QWEN3
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -54,16 +55,17 @@ class Kept:
         self.steps[key] = step
 
 
-def bounds(setup: Setup = SETUP) -> Bounds:
+def bounds(setup: Setup = SETUP, *, qk_norm: bool = True) -> Bounds:
     heads = Heads(16, 8, 16, torch.bfloat16, setup.block_size)
     tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
-    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card())
+    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm)
 
 
-def recorded_core(setup: Setup = SETUP, *, graphs: bool) -> EngineCore:
+def recorded_core(setup: Setup = SETUP, *, graphs: bool, architecture: str = QWEN3) -> EngineCore:
     """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
     ops: Any = RecordedOps()
-    model = build_model(SHAPE, ops, dtype=torch.bfloat16, device=CPU)
+    shape = replace(SHAPE, architecture=architecture)
+    model = build_model(shape, ops, dtype=torch.bfloat16, device=CPU)
     fill_random(model, 3)
     core = build_core(model, ops, setup)
     runner: Any = core.runner
@@ -110,11 +112,13 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
             assert output.error_id is None
 
 
-@pytest.mark.parametrize("graphs", (False, True))
-def test_a_long_run_launches_nothing_that_was_not_warm(graphs: bool) -> None:
+@pytest.mark.parametrize(("architecture", "graphs"), [(QWEN3, False), (QWEN3, True), (QWEN2, True)])
+def test_a_long_run_launches_nothing_that_was_not_warm(architecture: str, graphs: bool) -> None:
     with recorded() as warm:
-        core = recorded_core(graphs=graphs)
-        core.runner.warm_up(warm_steps(bounds()), lambda _share: None)  # type: ignore[attr-defined]
+        core = recorded_core(graphs=graphs, architecture=architecture)
+        runner: Any = core.runner
+        steps = warm_steps(bounds(qk_norm=runner._model.qk_norm))
+        runner.warm_up(steps, lambda _share: None)
     for seed in (1, 2):
         with recorded() as launched:
             long_run(core, seed, 70)

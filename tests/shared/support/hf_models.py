@@ -1,11 +1,18 @@
-"""Small random Qwen3 checkpoints, written by transformers itself."""
+"""Small random checkpoints of each family, written by transformers itself."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 POSITIONS, VOCAB = 512, 2048
 
@@ -22,7 +29,10 @@ class Shape:
     stored: torch.dtype
     hidden: int = 128
     seed: int = 3
+    layers: int = 4
     rope: dict[str, Any] = field(default_factory=dict)
+    family: type[PreTrainedConfig] = Qwen3Config
+    more: dict[str, Any] = field(default_factory=dict)  # of the family's configuration
 
 
 def _yarn(factor: float, **more: Any) -> dict[str, Any]:
@@ -47,33 +57,73 @@ SHAPES = [
 ]
 
 
-def hf_config(shape: Shape) -> Qwen3Config:
-    return Qwen3Config(
+def _llama3(factor: float, low: float, high: float) -> dict[str, Any]:
+    """Scaling of an original length that heads of 16 to 128 dimensions have all kinds of
+    frequencies over."""
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "original_max_position_embeddings": 64,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+    }
+
+
+def _of(family: type[PreTrainedConfig], *shapes: Shape) -> list[Shape]:
+    """Shapes of a family beside Qwen3, smaller than those."""
+    return [replace(shape, family=family, layers=2) for shape in shapes]
+
+
+LLAMA_SHAPES = _of(
+    LlamaConfig,
+    Shape("llama 3.1, groups, bf16", 4, 2, 32, False, torch.bfloat16, rope=_llama3(8.0, 1, 4)),
+    Shape("llama 2, no groups, fp32", 4, 4, 16, False, torch.float32),
+    Shape("llama 3.2, tied, fp32", 8, 2, 64, True, torch.float32, rope=_llama3(32.0, 1, 4)),
+    Shape("llama, groups of 8, tied", 8, 1, 16, True, torch.float32, hidden=192),
+    Shape("llama, narrow ramp", 4, 2, 128, False, torch.bfloat16, rope=_llama3(2.0, 1.5, 2)),
+    Shape("llama, yarn", 6, 2, 80, False, torch.bfloat16, 192, rope=_yarn(4.0)),
+)
+QWEN2_SHAPES = _of(
+    Qwen2Config,
+    Shape("qwen2, groups of 7, tied, bf16", 7, 1, 16, True, torch.bfloat16, 112, seed=4),
+    Shape("qwen2, untied, fp32", 4, 2, 32, False, torch.float32),
+    Shape("qwen2, no groups, tied", 4, 4, 32, True, torch.float32),
+    Shape("qwen2, groups of 8", 8, 1, 16, False, torch.bfloat16),
+    Shape("qwen2, yarn", 4, 2, 32, False, torch.float32, rope=_yarn(4.0)),
+    Shape("qwen2, uneven heads", 6, 2, 32, False, torch.float32, hidden=192),
+)
+
+
+def hf_config(shape: Shape) -> PreTrainedConfig:
+    return shape.family(
         vocab_size=VOCAB,
         hidden_size=shape.hidden,
         intermediate_size=4 * shape.hidden,
-        num_hidden_layers=4,
+        num_hidden_layers=shape.layers,
         num_attention_heads=shape.q_heads,
         num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+        **({} if shape.family is Qwen2Config else {"head_dim": shape.head_dim}),
         max_position_embeddings=POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0} | shape.rope,
         tie_word_embeddings=shape.tied,
         initializer_range=0.1,
         eos_token_id=None,
+        **shape.more,
     )
 
 
 def save(shape: Shape, directory: Path, **options: Any) -> None:
-    """Write a checkpoint; norm weights are random too. options: of save_pretrained."""
+    """Write a checkpoint; norms and biases are random too. options: of save_pretrained."""
     torch.manual_seed(shape.seed)
-    model = Qwen3ForCausalLM(hf_config(shape))
+    model = AutoModelForCausalLM.from_config(hf_config(shape))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                weight.uniform_(-0.5, 0.5)
     model.to(shape.stored).save_pretrained(directory, **options)
 
 
-def load(directory: Path, dtype: torch.dtype) -> Qwen3ForCausalLM:
-    return Qwen3ForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+def load(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()

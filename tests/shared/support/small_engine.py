@@ -1,4 +1,4 @@
-"""Real engine cores over small random Qwen3 models on the CPU, in fp32, with blocks of any size.
+"""Real engine cores over small random models on the CPU, in fp32, with blocks of any size.
 
 Scores are watched on their way to the sampler: for each token sampled, how far the chosen one stood
 above the next best, noise and temperature included.
@@ -32,6 +32,7 @@ CPU = torch.device("cpu")
 
 def model_config(
     *,
+    architecture: str = QWEN3,
     q_heads: int = 4,
     kv_heads: int = 2,
     head_dim: int = 16,
@@ -40,10 +41,10 @@ def model_config(
     vocab: int = 384,
     layers: int = 2,
 ) -> ModelConfig:
-    """A Qwen3 so small that a step takes about a millisecond, and whose outputs vary."""
+    """A model so small that a step takes about a millisecond, and whose outputs vary."""
     scaling = RopeScaling(4.0, 32, 1.1) if yarn else None
     return ModelConfig(
-        architecture=QWEN3,
+        architecture=architecture,
         vocab_size=vocab,
         hidden_size=48,
         num_layers=layers,

@@ -1,0 +1,31 @@
+"""How much a model's weights are, counted from their placements, without memory for them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import torch
+
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
+from quire.kernels import reference
+from quire.kernels.ops import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """parameters: numbers, a tied head once. nbytes: of all of them, as they are held."""
+
+    parameters: int
+    nbytes: int
+
+
+@lru_cache(maxsize=64)
+def count(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Count:
+    """What all weights of a model come to if they are kept in `dtype`."""
+    model = build_model(config, cast(Ops, reference), dtype=dtype, device=torch.device("meta"))
+    placements = model.placements()
+    return Count(
+        parameters=sum(torch.Size(placement.shape).numel() for placement in placements),
+        nbytes=sum(placement.target.nbytes for placement in placements),
+    )

@@ -1,0 +1,53 @@
+"""The architectures that are read from a config.json, what is special in each one's keys, and what
+others are.
+
+Invariant: an architecture that is not supported is refused by its name, with what is supported,
+before anything else of the model is read.
+"""
+
+import re
+from dataclasses import dataclass
+
+from quire.engine.json_file import JsonFile
+from quire.engine.model.config import LLAMA, QWEN2, QWEN3
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An architecture's files.
+
+    model_type: as config.json says it. head_dim: where the file says none; None stands for
+    hidden_size / num_attention_heads. kv_heads_given: whether num_key_value_heads must be there;
+    where it need not, it is num_attention_heads.
+    """
+
+    model_type: str
+    head_dim: int | None = None
+    kv_heads_given: bool = True
+
+
+FAMILIES = {
+    QWEN3: Family("qwen3", head_dim=128),
+    QWEN2: Family("qwen2"),
+    LLAMA: Family("llama", kv_heads_given=False),
+}
+_OTHERS = (  # what is behind names of architectures that people try
+    (r"VL|Vision|Omni|Image|Video|Audio|ConditionalGeneration|Mllama", "vision and audio"),
+    (r"Qwen3Next|Qwen3_5|DeltaNet|Linear|Mamba|Hybrid|Jamba", "hybrids with linear attention"),
+    (r"Moe|Mixtral", "this mixture of experts"),
+    (r"Embedding|Classification|Reward|Model$", "models that do not write text"),
+)
+
+
+def read_family(config: JsonFile) -> tuple[str, Family]:
+    """The architecture's name and what is special in it. Raises ConfigError."""
+    names = config.data.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        config.refuse("architectures", "must be a list of one name")
+    (name,) = names
+    if name not in FAMILIES:
+        kind = next((kind for pattern, kind in _OTHERS if re.search(pattern, name)), "this")
+        config.refuse("architectures", f"{kind} is not supported; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    config.only("model_type", family.model_type)
+    return name, family

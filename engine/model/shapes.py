@@ -1,0 +1,119 @@
+"""Shapes by name, for random weights: published models, and small ones for tests and benchmarks."""
+
+from quire.engine.errors import ConfigError
+from quire.engine.model.config import (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    GenerationDefaults,
+    Llama3Scaling,
+    ModelConfig,
+)
+
+
+def named(name: str) -> ModelConfig:
+    """A shape by name. Raises ConfigError for an unknown one."""
+    if name not in _NAMED_SHAPES:
+        raise ConfigError(f"shape {name!r}: unknown; known: {', '.join(_NAMED_SHAPES)}")
+    return _NAMED_SHAPES[name]
+
+
+def _qwen3(hidden: int, layers: int, q_heads: int, intermediate: int, *, tied: bool) -> ModelConfig:
+    """A published Qwen3: https://huggingface.co/Qwen."""
+    return ModelConfig(
+        architecture=QWEN3,
+        vocab_size=151_936,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=q_heads,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+        max_position_embeddings=40_960,
+        rope_theta=1e6,
+        eos_token_ids=(151_645, 151_643),
+        generation=GenerationDefaults(temperature=0.6, top_p=0.95, top_k=20),
+    )
+
+
+def _small(hidden: int, layers: int, q_heads: int, vocab: int, spread: float) -> ModelConfig:
+    """A shape for tests and for benchmarks on a CPU. Its text means nothing, so nothing ends it."""
+    return ModelConfig(
+        architecture=QWEN3,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=q_heads,
+        num_kv_heads=q_heads // 2,
+        head_dim=hidden // q_heads,
+        intermediate_size=3 * hidden,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        max_position_embeddings=4096,
+        rope_theta=1e6,
+        initializer_range=spread,
+    )
+
+
+def _qwen2(
+    hidden: int, layers: int, heads: tuple[int, int], intermediate: int, *, tied: bool = False
+) -> ModelConfig:
+    """A published Qwen2.5-Instruct. heads: of queries, of keys and values."""
+    return ModelConfig(
+        architecture=QWEN2,
+        vocab_size=151_936 if hidden < 3000 else 152_064,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=hidden // heads[0],
+        intermediate_size=intermediate,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+        max_position_embeddings=32_768,
+        rope_theta=1e6,
+        eos_token_ids=(151_645, 151_643),
+        generation=GenerationDefaults(0.7, 0.8, 20, repetition_penalty=1.05),
+    )
+
+
+def _llama3(
+    hidden: int, layers: int, q_heads: int, intermediate: int, *, factor: float, tied: bool
+) -> ModelConfig:
+    """A published Llama-3.1 or Llama-3.2-Instruct."""
+    return ModelConfig(
+        architecture=LLAMA,
+        vocab_size=128_256,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=q_heads,
+        num_kv_heads=8,
+        head_dim=hidden // q_heads,
+        intermediate_size=intermediate,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        max_position_embeddings=131_072,
+        rope_theta=5e5,
+        rope_scaling=Llama3Scaling(factor, 8192, 1.0, 4.0),
+        eos_token_ids=(128_001, 128_008, 128_009),
+        generation=GenerationDefaults(temperature=0.6, top_p=0.9),
+    )
+
+
+_NAMED_SHAPES = {
+    "0.6B": _qwen3(1024, 28, 16, 3072, tied=True),
+    "1.7B": _qwen3(2048, 28, 16, 6144, tied=True),
+    "4B": _qwen3(2560, 36, 32, 9728, tied=True),
+    "8B": _qwen3(4096, 36, 32, 12_288, tied=False),
+    "14B": _qwen3(5120, 40, 40, 17_408, tied=False),
+    "32B": _qwen3(5120, 64, 64, 25_600, tied=False),
+    "qwen2.5-0.5B": _qwen2(896, 24, (14, 2), 4864, tied=True),
+    "qwen2.5-7B": _qwen2(3584, 28, (28, 4), 18_944),
+    "llama3.2-1B": _llama3(2048, 16, 32, 8192, factor=32.0, tied=True),
+    "llama3.1-8B": _llama3(4096, 32, 32, 14_336, factor=8.0, tied=False),
+    # Narrow layers need a wider spread: their outputs would not move the residual otherwise.
+    "tiny": _small(128, 4, 4, 4096, 0.1),
+    "bench": _small(512, 8, 8, 32_768, 0.05),
+}

@@ -1,0 +1,15 @@
+"""What a decoder's layers are made of, told by an architecture's page. Needs no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Grouped-query attention with rotary positions.
+
+    qk_norm: each head of q and k has an RMSNorm before it is rotated. qkv_bias: the products for
+    q, k and v have biases; the one after attention never has.
+    """
+
+    qk_norm: bool = False
+    qkv_bias: bool = False
