@@ -2,7 +2,9 @@
 
 The overlapped loop plans and launches step N + 1 before it looks at the result of step N, so the
 device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
-token still on its way (scheduler), and the device feeds itself its own last token (slots).
+token still on its way (scheduler), and the device feeds itself its own last token (slots). What a
+row under a constraint may draw depends on the token before: of a step with such rows the model
+alone is launched ahead, and its sampler when step N has been looked at, while the model is at work.
 
 A fault in one request ends that request; a step that fails ends the requests of every step in
 flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
@@ -21,13 +23,13 @@ from quire.engine.loop.compiling import Compiled, Compiling
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.matching import Matchers
-from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.plan import Masks, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
 _COMPILE_LOOK = 0.005  # seconds; an engine that has nothing else to do looks for commands as often
-RUN_AHEAD = 1  # steps launched beyond the one whose result is awaited
+RUN_AHEAD = 1  # steps launched beyond the one whose result is awaited; masks allow no more
 
 
 class Pending(Protocol):
@@ -39,7 +41,14 @@ class Pending(Protocol):
 class StepRunner(Protocol):
     """What the loop needs of a runner."""
 
-    def execute(self, plan: StepPlan) -> Pending: ...
+    def execute(self, plan: StepPlan) -> Pending | None:
+        """Launch a step. None, if it has masked rows: the model alone was launched, and `sample`
+        comes next."""
+        ...
+
+    def sample(self, masks: Masks) -> Pending:
+        """Launch what `execute` has left: the sampler, under these masks."""
+        ...
 
     def reset(self) -> None: ...
 
@@ -131,27 +140,32 @@ class EngineCore:
             return
         launched = time.monotonic()
         pending = self.runner.execute(plan)
+        if pending is None:
+            pending = self.runner.sample(self.scheduler.masks(plan))
+        self._take_in(plan, pending, launched, said)
+
+    def _overlapped_turn(self, said: list[Output]) -> None:
+        plan = self._plan()
+        said += self._stamp(self.scheduler.drain_outputs())
+        launched = time.monotonic()
+        pending = None if plan is None else self.runner.execute(plan)
+        if self._in_flight and (plan is None or len(self._in_flight) >= RUN_AHEAD):
+            self._take_in(*self._in_flight[0], said)
+            self._in_flight.popleft()
+        if plan is not None:
+            if pending is None:
+                pending = self.runner.sample(self.scheduler.masks(plan))
+            self._in_flight.append((plan, pending, launched))
+
+    def _take_in(
+        self, plan: StepPlan, pending: Pending, launched: float, said: list[Output]
+    ) -> None:
+        """Wait for a step's result, and apply it."""
         if self.before_wait is not None:
             self.before_wait()
         result = pending.wait()
         self.step_times.ended(plan, launched)
         said += self._stamp(self.scheduler.apply(plan, result))
-
-    def _overlapped_turn(self, said: list[Output]) -> None:
-        plan = self._plan()
-        said += self._stamp(self.scheduler.drain_outputs())
-        if plan is not None:
-            launched = time.monotonic()
-            self._in_flight.append((plan, self.runner.execute(plan), launched))
-        if not self._in_flight or (plan is not None and len(self._in_flight) <= RUN_AHEAD):
-            return
-        oldest, pending, launched = self._in_flight[0]
-        if self.before_wait is not None:
-            self.before_wait()
-        result = pending.wait()
-        self._in_flight.popleft()
-        self.step_times.ended(oldest, launched)
-        said += self._stamp(self.scheduler.apply(oldest, result))
 
     def _plan(self) -> StepPlan | None:
         try:

@@ -1,6 +1,6 @@
 """Single ids preferred or left out: bias, allowed and banned ids, and masks of constraints.
 
-Invariant: what a slot asks for is taken down at its admission; a mask in the plan stands for all
+Invariant: what a slot asks for is taken down at its admission; a constraint's mask stands for all
 that its row may draw. Only rows that ask for something are touched.
 """
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
+from quire.engine.scheduling.plan import Admission, Masks, SamplingNumbers, StepPlan
 
 _Words = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What is done to the logits of a step. rows count those that sample, in the plan's order.
+    """What is done to the logits of a step. rows count those of the logits, padding included.
 
     bias: rows [K] int64, ids [K] int64, values [K] fp32. mask: rows [M] int64, words
     [M, ceil(V / 32)] int32, a bit for each id. None: no row asks for it.
@@ -56,22 +56,21 @@ class SlotEdits:
         allowed[list(sampling.banned_ids)] = 0
         return np.packbits(allowed, bitorder="little").view("<i4")
 
-    def stage(self, staging: Staging, plan: StepPlan) -> None:
-        """Put what the plan's rows ask for into the upload."""
-        sampling = [row.slot for row in plan.rows if row.samples]
-        biased = [(row, *self._bias[s]) for row, s in enumerate(sampling) if s in self._bias]
+    def stage(self, staging: Staging, plan: StepPlan, masks: Masks, decode_rows: int) -> None:
+        """Put what the plan's rows ask for into the upload. decode_rows: as many of the logits'
+        rows, the plan's decode rows and then padding, come before those of longer rows."""
+        sampling = _rows(plan, decode_rows)
+        biased = [(row, *self._bias[slot]) for row, slot in sampling if slot in self._bias]
         if biased:
             rows = [np.full(len(ids), row, np.int64) for row, ids, _ in biased]
             staging.put("bias_rows", np.concatenate(rows))
             staging.put("bias_ids", np.concatenate([ids for _, ids, _ in biased]))
             staging.put("bias_values", np.concatenate([values for _, _, values in biased]))
-        masks = self._masks
-        if plan.masks:
-            masks = masks | {slot: np.frombuffer(mask, "<i4") for slot, mask in plan.masks}
-        masked = [(row, masks[slot]) for row, slot in enumerate(sampling) if slot in masks]
+        words = self._masks | {slot: np.frombuffer(mask, "<i4") for slot, mask in masks}
+        masked = [(row, words[slot]) for row, slot in sampling if slot in words]
         if masked:
             staging.put("mask_rows", np.array([row for row, _ in masked], np.int64))
-            staging.put("mask_words", np.stack([words for _, words in masked]))
+            staging.put("mask_words", np.stack([mask for _, mask in masked]))
 
     @staticmethod
     def uploaded(staging: Staging) -> Edits:
@@ -82,3 +81,10 @@ class SlotEdits:
         if staging.find("mask_rows") is not None:
             mask = (staging.get("mask_rows"), staging.get("mask_words"))
         return Edits(bias, mask)  # type: ignore[arg-type]
+
+
+def _rows(plan: StepPlan, decode_rows: int) -> list[tuple[int, int]]:
+    """Row of the logits and slot of each row that samples."""
+    decode = [(row, one.slot) for row, one in enumerate(plan.rows[: plan.num_decode_rows])]
+    longer = [one.slot for one in plan.rows[plan.num_decode_rows :] if one.samples]
+    return decode + list(enumerate(longer, decode_rows))

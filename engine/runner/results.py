@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quire.engine.runner.sampler import to_logprobs
+from quire.engine.runner.sampler import Sampled, to_logprobs
 from quire.engine.scheduling.plan import StepResult
+
+RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
 
 Done = Callable[[], None]
 
@@ -53,3 +55,40 @@ def copy_parts(host: Tensor, value: Tensor, parts: list[slice]) -> None:
         length = part.stop - part.start
         host[begin : begin + length].copy_(value[part], non_blocking=True)
         begin += length
+
+
+class Results:
+    """Host buffers that results come into, a ring of them, of at most `rows` tokens each."""
+
+    def __init__(self, device: torch.device, rows: int) -> None:
+        self._on_host = device.type == "cpu"
+        pinned = device.type == "cuda"
+        self._ring = [
+            torch.empty(rows, dtype=torch.int64, pin_memory=pinned) for _ in range(RESULT_RING)
+        ]
+        self._turn = 0
+
+    def collect(
+        self, sampled: Sampled, parts: list[slice], wanted: list[int | None]
+    ) -> PendingResult:
+        """Start the copies of some rows to the host. wanted: see PendingResult."""
+        values = sampled.logprobs
+        if self._on_host:
+            tokens = joined(sampled.tokens, parts)
+            logprobs = None if values is None else tuple(joined(v, parts) for v in values)
+            return PendingResult(wanted, tokens, logprobs, lambda: None)
+        count = sum(part.stop - part.start for part in parts)
+        self._turn = (self._turn + 1) % RESULT_RING
+        tokens, logprobs = self._ring[self._turn][:count], None
+        copy_parts(tokens, sampled.tokens, parts)
+        if values is not None:
+            logprobs = tuple(_to_host(value, parts, count) for value in values)
+        event = torch.cuda.Event()
+        event.record()
+        return PendingResult(wanted, tokens, logprobs, event.synchronize)
+
+
+def _to_host(value: Tensor, parts: list[slice], count: int) -> Tensor:
+    host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
+    copy_parts(host, value, parts)
+    return host

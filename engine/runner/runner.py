@@ -3,10 +3,15 @@
 Invariant: `execute` only enqueues; the host learns the tokens from the PendingResult, by a copy
 into a pinned buffer that is not written again before it has been read. Plans are executed in the
 order they were made, on one stream, so whatever a later plan overwrites was read before.
+
+A step in which single ids are preferred or left out is launched in two parts: the model, captured
+as other steps are, and its sampler, which differs from step to step and runs eagerly. Where a
+constraint says what is left out, that comes with `sample`, when the host has made the masks.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,23 +21,16 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
 from quire.engine.runner.device_errors import is_device_lost
 from quire.engine.runner.edits import Edits, SlotEdits
-from quire.engine.runner.graphs import MIXED_TOKENS, GraphKey, GraphSizes, StepGraphs
-from quire.engine.runner.inputs import (
-    MixedShape,
-    StepInputs,
-    decode_inputs,
-    mixed_inputs,
-    stage_mixed,
-)
-from quire.engine.runner.results import PendingResult, copy_parts, joined
+from quire.engine.runner.forwarded import Aside, Forwarded
+from quire.engine.runner.graphs import MIXED_TOKENS, Done, GraphKey, GraphSizes, StepGraphs
+from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
+from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.runner.warmup import WarmStep, stage_null
-from quire.engine.scheduling.plan import SamplingNumbers, StepPlan
+from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
-
-RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
 
 
 @dataclass(slots=True)
@@ -63,6 +61,10 @@ class Runner:
         self._device = state.seeds.device
         self._sampler = Sampler(ops, state)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
+        self._edit_staging = Staging(self._device)
+        width, dtype = model.config.hidden_size, model.dtype
+        self._aside = Aside(state.null_slot, width, dtype, self._device)
+        self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
         self._staging = Staging(self._device, capacity=_fixed_bytes(state.null_slot))
         self._row_slots = torch.full(
             (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
@@ -71,14 +73,10 @@ class Runner:
         self._decoding: list[int] = []  # the same without padding, and what its rows need
         self._needs: Needs | None = None
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
-        self._results = [self._pinned(state.null_slot) for _ in range(RESULT_RING)]
-        self._turn = 0
+        self._results = Results(self._device, state.null_slot)
         self._sizes = GraphSizes(state.null_slot, max_model_len)
         self._graphs = StepGraphs() if use_graphs else None
         self._seen: set[GraphKey] = set()  # ran eagerly once: kept the next time
-
-    def _pinned(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
 
     @torch.inference_mode()
     def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
@@ -125,18 +123,19 @@ class Runner:
     def _run_null(self, step: WarmStep) -> None:
         if not step.longer:
             row_slots = self._row_slots[: step.decode_rows]
-            self._decode_step(row_slots, step.max_context_len, step.needs)
+            self._sample(self._decode_model(row_slots, step.max_context_len), step.needs)
             return
         self._staging.begin()
         stage_null(self._staging, step, self._state.null_slot)
         self._staging.upload()
-        self._mixed_step(step.shape, max(step.longer), step.max_context_len, step.needs)
+        model = self._mixed_model(step.shape, max(step.longer), step.max_context_len)
+        self._sample(model, step.needs)
 
     def _copy_null_block(self) -> None:
         here = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
 
-    def _ran(self, key: GraphKey) -> Callable[[], Sampled]:
+    def _ran(self, key: GraphKey) -> Callable[[], Done]:
         """The step of a key, run once on null rows."""
         if key.prefill_tokens:
             self._staging.begin()
@@ -151,6 +150,7 @@ class Runner:
         """After a failed step: take nothing on the device for granted."""
         self._row_slots_host = []
         self._needs = None
+        self._open = None
 
     @staticmethod
     def is_fatal(error: Exception) -> bool:
@@ -160,8 +160,8 @@ class Runner:
     # ------------------------------------------------------------ a step
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> PendingResult:
-        """Enqueue one step."""
+    def execute(self, plan: StepPlan) -> PendingResult | None:
+        """Enqueue one step. None if it has masked rows: its sampler waits for `sample`."""
         self._staging.begin()
         if plan.admitted:
             self._needs = None
@@ -170,93 +170,118 @@ class Runner:
         key: GraphKey | None
         shape: MixedShape | None
         if plan.num_decode_rows == len(plan.rows):
-            key = decode = self._decode_key(plan)
+            needs = self._decode_needs(plan)
+            key = decode = self._decode_key(plan, needs)
             shape, changed = None, self._stage_row_slots(plan, decode)
         else:
-            key = self._mixed_key(plan)
+            needs = self._needs_of(plan)
+            key = self._mixed_key(plan, needs)
             shape = MixedShape.of(plan) if key is None else _shape(key)
             stage_mixed(self._staging, plan, shape, self._state.null_slot)
             changed = False
-        needs = self._needs_of(plan) if key is None else key.needs
-        self._write(plan, needs)
-        edits = self._edits.uploaded(self._staging) if needs.edits else None
+        self._write(plan)
         if changed:
             row_slots = self._staging.get("row_slots")
             self._row_slots[: len(row_slots)].copy_(row_slots)
         if key is not None:
-            return self._collect(plan, self._run(key, edits), key.decode_rows)
-        assert shape is not None
-        self.counters.eager_steps += 1
-        context = max(row.start + row.num_tokens for row in plan.rows)
-        longest = max(row.num_tokens for row in plan.rows)
-        sampled = self._mixed_step(shape, longest, context, needs, edits)
-        return self._collect(plan, sampled, shape.decode_rows)
+            done, decode_rows = self._run(key), key.decode_rows
+        else:
+            assert shape is not None
+            done, decode_rows = self._run_exact(plan, shape, needs), shape.decode_rows
+        if isinstance(done, Sampled):
+            return self._collect(plan, done, decode_rows)
+        self._open = partial(self._sample_apart, plan, done, needs, decode_rows)
+        return None if plan.masked else self.sample(())
 
-    def _write(self, plan: StepPlan, needs: Needs) -> None:
+    @torch.inference_mode()
+    def sample(self, masks: Masks) -> PendingResult:
+        """Enqueue the sampler of the step whose model was enqueued last, under these masks."""
+        launch, self._open = self._open, None
+        assert launch is not None
+        return launch(masks)
+
+    def _sample_apart(
+        self, plan: StepPlan, done: Forwarded, needs: Needs, decode_rows: int, masks: Masks
+    ) -> PendingResult:
+        """The upload is one of its own: the model's part of it is still to be read."""
+        self._edit_staging.begin()
+        self._edits.stage(self._edit_staging, plan, masks, decode_rows)
+        self._edit_staging.upload()
+        sampled = self._sample(done, needs, self._edits.uploaded(self._edit_staging))
+        return self._collect(plan, sampled, decode_rows)
+
+    def _write(self, plan: StepPlan) -> None:
         """What must stand on the device before the rows are computed."""
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
         if plan.copies:
             self._staging.put("copies", np.array(plan.copies, np.int64).T)
-        if needs.edits:
-            self._edits.stage(self._staging, plan)
         self._staging.upload()
         self._state.write(self._staging, plan.admitted)
         if plan.copies:
             source, target = self._staging.get("copies")
             self._ops.copy_blocks(self._kv.k, self._kv.v, source, target)
 
-    def _run(self, key: GraphKey, edits: Edits | None) -> Sampled:
-        """A step by its key: replayed, or run eagerly and kept if it was wanted before.
-
-        With edits it is one of decode rows, of exact size, and runs eagerly always: they differ
-        from step to step in number.
-        """
-        if edits is not None:
-            self.counters.eager_steps += 1
-            row_slots = self._row_slots[: key.decode_rows]
-            return self._decode_step(row_slots, key.context_bound, key.needs, edits)
+    def _run(self, key: GraphKey) -> Done:
+        """A step by its key: replayed, or run eagerly and kept if it was wanted before."""
         if self._graphs is not None:
-            sampled = self._graphs.replay(key)
-            if sampled is not None:
+            done = self._graphs.replay(key)
+            if done is not None:
                 self.counters.graph_steps += 1
-                return sampled
+                return done
         self.counters.eager_steps += 1
         step = self._step_of(key)
-        sampled = step()
+        done = step()
         if self._graphs is not None and key not in self._graphs:
             if key in self._seen:
                 self._graphs.capture(key, step)
             self._seen.add(key)
-        return sampled
+        return done
 
-    def _step_of(self, key: GraphKey) -> Callable[[], Sampled]:
+    def _run_exact(self, plan: StepPlan, shape: MixedShape, needs: Needs) -> Done:
+        """A step that is too long to be kept, or not all of whose rows sample."""
+        self.counters.eager_steps += 1
+        context = max(row.start + row.num_tokens for row in plan.rows)
+        longest = max(row.num_tokens for row in plan.rows)
+        forwarded = self._mixed_model(shape, longest, context)
+        return forwarded if needs.edits else self._sample(forwarded, needs)
+
+    def _step_of(self, key: GraphKey) -> Callable[[], Done]:
+        needs = key.needs
+        if needs is None:
+            return lambda: self._aside.keep(self._model_of(key))
+        return lambda: self._sample(self._model_of(key), needs)
+
+    def _model_of(self, key: GraphKey) -> Forwarded:
         if not key.prefill_tokens:
-            row_slots = self._row_slots[: key.decode_rows]
-            return lambda: self._decode_step(row_slots, key.context_bound, key.needs)
+            return self._decode_model(self._row_slots[: key.decode_rows], key.context_bound)
         longest = min(key.prefill_tokens, key.context_bound)
-        return lambda: self._mixed_step(_shape(key), longest, key.context_bound, key.needs)
+        return self._mixed_model(_shape(key), longest, key.context_bound)
 
     # ------------------------------------------------------------ keys
 
-    def _decode_key(self, plan: StepPlan) -> GraphKey:
+    def _decode_needs(self, plan: StepPlan) -> Needs:
         slots = [row.slot for row in plan.rows]
         if self._needs is None or slots != self._decoding:
             self._decoding, self._needs = slots, self._needs_of(plan)
-        bound = max(row.start for row in plan.rows) + 1
-        if self._graphs is None or self._needs.edits:
-            return GraphKey(len(slots), 0, 0, bound, self._needs)
-        return self._sizes.decode(len(slots), bound, self._needs)
+        return self._needs
 
-    def _mixed_key(self, plan: StepPlan) -> GraphKey | None:
+    def _decode_key(self, plan: StepPlan, needs: Needs) -> GraphKey:
+        rows, captured = len(plan.rows), None if needs.edits else needs
+        bound = max(row.start for row in plan.rows) + 1
+        if self._graphs is None:
+            return GraphKey(rows, 0, 0, bound, captured)
+        return self._sizes.decode(rows, bound, captured)
+
+    def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
         """None: exact sizes, eagerly, because the step is long or some row does not sample yet."""
         if self._graphs is None or not all(row.samples for row in plan.rows):
             return None
-        shape, needs = MixedShape.of(plan), self._needs_of(plan)
         context = max(row.start + row.num_tokens for row in plan.rows)
-        return None if needs.edits else self._sizes.mixed(*shape, context, needs)
+        shape = MixedShape.of(plan)
+        return self._sizes.mixed(*shape, context, None if needs.edits else needs)
 
     def _needs_of(self, plan: StepPlan) -> Needs:
-        needs = Needs(edits=bool(plan.masks))
+        needs = Needs(edits=bool(plan.masked))
         for row in plan.rows:
             if row.samples:
                 needs = needs.including(self._sampling[row.slot])
@@ -273,54 +298,41 @@ class Runner:
 
     # ------------------------------------------------------------ what runs on the device
 
-    def _decode_step(
-        self, row_slots: Tensor, max_context_len: int, needs: Needs, edits: Edits | None = None
-    ) -> Sampled:
-        """A whole step of one-token rows."""
+    def _decode_model(self, row_slots: Tensor, max_context_len: int) -> Forwarded:
+        """The model's part of a step of one-token rows."""
         block_size = self._kv.block_size
         inputs = decode_inputs(self._ops, self._state, block_size, row_slots, max_context_len)
-        hidden = self._model.forward(inputs.batch, self._kv)
-        logits = self._model.logits(hidden, None)
-        sampled = self._sampler(logits, row_slots, inputs.batch.context_lens, needs, edits)
-        self._advance(inputs, sampled, needs)
-        return sampled
+        return Forwarded.of(self._model.forward(inputs.batch, self._kv), inputs)
 
-    def _mixed_step(
-        self,
-        shape: MixedShape,
-        longest: int,
-        max_context_len: int,
-        needs: Needs,
-        edits: Edits | None = None,
-    ) -> Sampled:
-        """A whole step of rows of any length, from the upload."""
+    def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> Forwarded:
+        """The model's part of a step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
         inputs = mixed_inputs(
             self._ops, self._state, block_size, staging, shape, longest, max_context_len
         )
-        hidden = self._model.forward(inputs.batch, self._kv)
-        rows = inputs.sampled_rows
-        assert rows is not None
-        if rows.numel():
-            logits = self._model.logits(hidden, inputs.batch.logits_rows)
-            positions = inputs.batch.context_lens[rows]
-            sampled = self._sampler(logits, inputs.row_slots[rows], positions, needs, edits)
-        else:  # no row has come to its end
-            sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
-        self._advance(inputs, sampled, needs)
-        return sampled
+        return Forwarded.of(self._model.forward(inputs.batch, self._kv), inputs)
 
-    def _advance(self, inputs: StepInputs, sampled: Sampled, needs: Needs) -> None:
+    def _sample(self, done: Forwarded, needs: Needs, edits: Edits | None = None) -> Sampled:
+        """What comes behind the model: logits, tokens, and slots that have moved on."""
+        rows = done.sampled_rows
+        if rows is not None and not rows.numel():  # no row has come to its end
+            sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
+        else:
+            logits = self._model.logits(done.hidden, done.logits_rows)
+            positions = done.context_lens if rows is None else done.context_lens[rows]
+            slots = done.row_slots if rows is None else done.row_slots[rows]
+            sampled = self._sampler(logits, slots, positions, needs, edits)
         state = self._state
         self._ops.advance(
-            inputs.row_slots,
-            inputs.query_lens,
+            done.row_slots,
+            done.query_lens,
             state.num_computed,
-            inputs.sampled_rows,
+            rows,
             sampled.tokens,
             state.last_token,
             state.output_counts if needs.adjusts else None,
         )
+        return sampled
 
     # ------------------------------------------------------------ results
 
@@ -331,29 +343,13 @@ class Runner:
         parts = [slice(0, decode), slice(decode_rows, decode_rows + count - decode)]
         if decode == decode_rows or count == decode:
             parts = [slice(0, count)]
-        if self._device.type == "cpu":
-            tokens, values = joined(sampled.tokens, parts), sampled.logprobs
-            logprobs = None if values is None else tuple(joined(v, parts) for v in values)
-            return PendingResult(self._wanted(plan, logprobs), tokens, logprobs, lambda: None)
-        self._turn = (self._turn + 1) % RESULT_RING
-        tokens, logprobs = self._results[self._turn][:count], None
-        copy_parts(tokens, sampled.tokens, parts)
-        if sampled.logprobs is not None:
-            logprobs = tuple(self._to_host(value, parts, count) for value in sampled.logprobs)
-        event = torch.cuda.Event()
-        event.record()
-        return PendingResult(self._wanted(plan, logprobs), tokens, logprobs, event.synchronize)
+        return self._results.collect(sampled, parts, self._wanted(plan, sampled.logprobs))
 
     def _wanted(self, plan: StepPlan, logprobs: object | None) -> list[int | None]:
         """Taken down now: the slots may be others' by the time the result has come."""
         if logprobs is None:
             return []
         return [self._sampling[row.slot].logprobs for row in plan.rows if row.samples]
-
-    def _to_host(self, value: Tensor, parts: list[slice], count: int) -> Tensor:
-        host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
-        copy_parts(host, value, parts)
-        return host
 
 
 def _fixed_bytes(max_num_seqs: int) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from quire.engine.errors import CorruptStateError, NotANumberError
 from quire.engine.request import FinishReason, Output, TokenLogprob
-from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.sequence import Request, Status
 
@@ -38,6 +38,22 @@ class Completion:
     def launched(self, plan: StepPlan, requests: Sequence[Request]) -> None:
         """A plan goes on its way; requests: whose rows it holds, in order."""
         self.in_flight.append(Flight(plan, tuple(requests)))
+
+    def masks(self, plan: StepPlan) -> Masks:
+        """What each masked row of the only plan in flight may draw: all tokens before are known.
+
+        A request that has ended since it was planned is left out: what is drawn for it is dropped.
+        """
+        (flight,) = self.in_flight
+        if flight.plan is not plan:
+            raise ValueError(f"step {plan.step_id} is not the one in flight")
+        by_slot = {request.slot: request for request in flight.requests}
+        wanted = ((slot, by_slot.get(slot)) for slot in plan.masked)
+        return tuple(
+            (slot, request.constrained.mask)
+            for slot, request in wanted
+            if request is not None and request.constrained and request.status is Status.RUNNING
+        )
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take in the result of the oldest plan in flight; returns what there is to say.

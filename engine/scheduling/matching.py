@@ -1,8 +1,9 @@
 """Constraints as the scheduler knows them: which ids may follow, one token more, may it end?
 
 Invariant: a `Constrained` has taken in exactly the known outputs of its index, and its mask is that
-of the next one. So preemption changes nothing, and a row is planned only when its last token is
-known. What the constraint says, and of which text, only the matcher knows.
+of the next one. So preemption changes nothing, and a step's masks are there when the results of all
+steps before it have been taken in. What the constraint says, and of which text, only the matcher
+knows.
 """
 
 from typing import Protocol

@@ -1,12 +1,13 @@
 """What the scheduler tells a runner, and what it hears back. Frozen numbers, and nothing alive.
 
 A StepPlan is complete: a runner that has executed all plans before it can execute it without asking
-anybody anything. So a plan can be written down, sent to another process, and replayed there.
+anybody anything, but for the masks of rows under a constraint: they depend on tokens that may still
+be on their way, so they come behind it, as `Masks`, when the model is at work already.
+So a plan can be written down, sent to another process, and replayed there.
 Decode rows (one token each) come first, the longest context first of all.
 
 Invariant: `StepPlan.of(plan.plain())` equals `plan`, whatever carries the plain form in between:
-it is made of numbers, booleans, None, tuples and, in their place, lists alone; and of bytes where
-a step holds masks.
+it is made of numbers, booleans, None, tuples and, in their place, lists alone.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +15,10 @@ from typing import Any, NamedTuple
 from quire.engine.request import TokenLogprob
 
 Plain = tuple[Any, ...]
+
+# (slot, mask) of masked rows. Bit i % 8 of byte i // 8 says whether id i may be drawn; what the
+# slot allows and bans besides is in it already. Rows of requests that have ended since have none.
+Masks = tuple[tuple[int, bytes], ...]
 
 
 class SamplingNumbers(NamedTuple):
@@ -106,8 +111,8 @@ class StepPlan(NamedTuple):
     """One step. `admitted` slots take their parameters before anything runs, block tables are
     updated, `copies` (source block, target block) are made next, then the rows are computed.
 
-    `masks`: (slot, mask) of each row whose token a constraint limits. Bit i % 8 of byte i // 8 says
-    whether id i may be drawn; what the slot allows and bans besides is in it already.
+    `masked`: slots of the rows that sample under a constraint, in the rows' order of being planned.
+    Their masks come when the results of all plans before this one have been taken in.
     """
 
     step_id: int
@@ -117,7 +122,7 @@ class StepPlan(NamedTuple):
     copies: tuple[tuple[int, int], ...]
     num_decode_rows: int
     num_tokens: int
-    masks: tuple[tuple[int, bytes], ...] = ()
+    masked: tuple[int, ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -134,13 +139,13 @@ class StepPlan(NamedTuple):
             self.copies,
             self.num_decode_rows,
             self.num_tokens,
-            self.masks,
+            self.masked,
         )
 
     @classmethod
     def of(cls, plain: Plain) -> "StepPlan":
         """The plan that `plain` was made of; lists stand for tuples as well."""
-        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, masks = plain
+        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, masked = plain
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
@@ -149,7 +154,7 @@ class StepPlan(NamedTuple):
             tuple((source, target) for source, target in copies),
             num_decode_rows,
             num_tokens,
-            tuple((slot, mask) for slot, mask in masks),
+            tuple(masked),
         )
 
 

@@ -6,8 +6,8 @@ Invariants
   flight, and neither its blocks nor its slot go to anybody else unless it was preempted: what a
   step in flight still writes for a preempted request is overwritten in stream order before it can
   be read, and its result is dropped, because preemption raises the epoch.
-- A row under a constraint is planned only when its last token is known, and carries the mask of
-  its next one. Other rows do not wait for it.
+- A row under a constraint is planned as any other, its last token known or not: what it may draw is
+  told by `masks`, once the results of all plans before its own have been applied.
 - A plan holds numbers; which live request is behind a row is known here alone.
 - Nothing is planned past max_tokens; only EOS and stops are noticed late, and what was sampled past
   them is discarded.
@@ -29,7 +29,14 @@ from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.completion import Completion
 from quire.engine.scheduling.limits import RequestLimits
 from quire.engine.scheduling.matching import Constrained
-from quire.engine.scheduling.plan import Admission, BlockUpdate, PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.plan import (
+    Admission,
+    BlockUpdate,
+    Masks,
+    PlanRow,
+    StepPlan,
+    StepResult,
+)
 from quire.engine.scheduling.prefix_cache import Head
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.sequence import Request, Status
@@ -50,7 +57,7 @@ class _Draft:
     block_updates: list[BlockUpdate] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
-    masks: list[tuple[int, bytes]] = field(default_factory=list)
+    masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
 
@@ -152,7 +159,7 @@ class Scheduler:
             tuple(draft.copies),
             len(draft.decode_rows),
             self.max_num_batched_tokens - draft.budget,
-            tuple(draft.masks),
+            tuple(draft.masked),
         )
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])
@@ -175,8 +182,6 @@ class Scheduler:
                 return
             if request.status is not Status.RUNNING or request.slot in draft.planned:
                 continue
-            if request.waits_for_token:
-                continue
             remaining = request.remaining
             if remaining <= 0 or (remaining == 1) != decode:
                 continue
@@ -191,7 +196,7 @@ class Scheduler:
         if samples:
             request.num_placeholders += 1
             if request.constrained is not None:
-                draft.masks.append((request.slot, request.constrained.mask))
+                draft.masked.append(request.slot)
         request.in_flight += 1
         self._shares.charge(request.spec.client, count)
         draft.budget -= count
@@ -328,6 +333,10 @@ class Scheduler:
         self.roster.say(output)
 
     # ------------------------------------------------------------ results
+
+    def masks(self, plan: StepPlan) -> Masks:
+        """What the masked rows of the newest plan may draw: see `Completion.masks`."""
+        return self.completion.masks(plan)
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take in the result of the oldest plan in flight: see `Completion.apply`."""

@@ -110,11 +110,6 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def waits_for_token(self) -> bool:
-        """Whether the next token's mask depends on one that is still on its way."""
-        return self.constrained is not None and self.num_placeholders > 0
-
-    @property
     def remaining(self) -> int:
         """Tokens that may be planned: the last one of all is sampled, never computed."""
         known = len(self.token_ids) + self.num_placeholders

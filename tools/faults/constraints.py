@@ -9,11 +9,29 @@ HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
 
 FAULTS = (
     Fault(
-        "constraint: a row is planned before its last token is known",
-        "engine/scheduling/scheduler.py",
-        "            if request.waits_for_token:\n                continue\n",
-        "",
+        "constraint: masks are made before the token ahead is known",
+        "engine/loop/core.py",
+        "        pending = None if plan is None else self.runner.execute(plan)\n",
+        "        pending = None if plan is None else self.runner.execute(plan)\n"
+        "        if plan is not None and pending is None:\n"
+        "            pending = self.runner.sample(self.scheduler.masks(plan))\n",
         (ENGINE + "overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone",),
+    ),
+    Fault(
+        "constraint: a row waits for its token before its model runs",
+        "engine/scheduling/scheduler.py",
+        "            remaining = request.remaining\n            if remaining <= 0",
+        "            if request.constrained is not None and request.num_placeholders:\n"
+        "                continue\n"
+        "            remaining = request.remaining\n            if remaining <= 0",
+        (ENGINE + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
+    ),
+    Fault(
+        "constraint: a mask falls on another row where a step is padded",
+        "engine/runner/edits.py",
+        "enumerate(longer, decode_rows)",
+        "enumerate(longer, plan.num_decode_rows)",
+        (ENGINE + "one_mask_is_for_the_logits_of_one_row_wherever_padding_puts_it",),
     ),
     Fault(
         "constraint: an end is allowed where the text may not end",

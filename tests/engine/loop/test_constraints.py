@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from support.small_engine import Setup, build_core, load_model, model_config
+import torch
+from support.small_engine import PaddedRunner, Setup, build_core, load_model, model_config
 
 from quire.engine.client import wire
 from quire.engine.errors import ConstraintError, RequestError
@@ -20,6 +22,10 @@ from quire.engine.request import (
     SamplingParams,
     Vocabulary,
 )
+from quire.engine.runner.edits import SlotEdits
+from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.matching import constrained
+from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
 MODEL = load_model(model_config(), seed=3)
 PARAMS = SamplingParams(temperature=1.0, max_tokens=20, eos_token_ids=(1,))
@@ -142,12 +148,14 @@ def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(padded:
     assert core.scheduler.counters.preemptions > 0
 
 
-def test_resumed_at_every_token_it_goes_on_as_if_unbroken() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_resumed_at_every_token_it_goes_on_as_if_unbroken(overlap: bool) -> None:
     request = asked(5)
     tokens, _ = run(engine(Setup()), [request])[5, 0]
     for cut in range(1, len(tokens)):
         resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
-        assert tokens[:cut] + run(engine(Setup()), [resumed])[5, 0][0] == tokens
+        rest = run(engine(Setup(overlap=overlap)), [resumed])[5, 0][0]
+        assert tokens[:cut] + rest == tokens
 
 
 def test_exhausted_limits_end_an_index_alone_with_an_error() -> None:
@@ -183,26 +191,74 @@ def test_nobody_waits_for_a_constraint_that_is_being_compiled() -> None:
     assert {output.key for output in outputs(core)} == {1}
 
 
-def test_other_rows_are_planned_while_a_constrained_one_waits_for_its_token() -> None:
+def test_a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work() -> None:
+    """Of each step: its model is launched before the last one's result is looked at, its sampler
+    after that, and before the next model."""
     core = engine(Setup(max_num_seqs=2, overlap=True))
     core.submit(asked(1))
     while not core.scheduler.has_requests:
         core.step()
-    core.scheduler.submit(
-        GenerationRequest(2, (5, 6), replace(PARAMS, max_tokens=40, eos_token_ids=()))
-    )
-    planned: list[list[int]] = []
-    execute = core.runner.execute
+    free = replace(PARAMS, max_tokens=40, eos_token_ids=())
+    core.scheduler.submit(GenerationRequest(2, (5, 6), free))
+    events: list[str] = []
+    runner, apply = core.runner, core.scheduler.apply
+    execute, sample = runner.execute, runner.sample
 
-    def watched(plan):  # type: ignore[no-untyped-def]
-        planned.append([row.key for row in plan.rows])
+    def launched(plan: StepPlan) -> Any:
+        keys = "".join(str(row.key) for row in sorted(plan.rows))
+        events.append(f"model {keys}")
         return execute(plan)
 
-    core.runner.execute = watched  # type: ignore[method-assign]
-    for _ in outputs(core):
-        pass
-    assert all(2 in keys for keys in planned[:20])
-    assert sum(1 in keys for keys in planned) <= sum(2 in keys for keys in planned) // 2 + 2
+    def sampled(masks: Masks) -> Any:
+        events.append("sampler" if masks else "sampler of what has ended")
+        return sample(masks)
+
+    def applied(plan: StepPlan, result: StepResult) -> list[Output]:
+        events.append("apply")
+        return apply(plan, result)
+
+    runner.execute = launched  # type: ignore[method-assign]
+    runner.sample = sampled  # type: ignore[method-assign]
+    core.scheduler.apply = applied  # type: ignore[method-assign]
+    found = [output for output in outputs(core) if output.token_ids]
+    count = sum(output.key == 1 for output in found)
+    ahead = ["model 12", "apply", "sampler"]
+    last = ["model 12", "apply", "sampler of what has ended"]
+    expected = [*ahead * (count - 1), *last, "model 2", "apply"]
+    assert events[: len(expected)] == expected
+    assert core.scheduler.counters.discarded == 1
+
+
+def test_the_model_of_masked_steps_is_kept_as_other_steps_are() -> None:
+    core = engine(Setup(max_num_seqs=6, max_num_batched_tokens=16, overlap=True, padded=True))
+    runner = core.runner
+    assert isinstance(runner, PaddedRunner)
+    for turn in range(2):
+        for request in (asked(10 * turn + key) for key in range(5)):
+            core.scheduler.submit(request, constrained(Cycle(), request))
+        assert all(output.error_id is None for output in outputs(core))
+    apart = [key for key in runner.kept if key.needs is None]
+    assert any(key.prefill_tokens for key in apart)
+    assert any(key.decode_rows == 6 and not key.prefill_tokens for key in apart)
+    assert runner.counters.graph_steps > runner.counters.eager_steps
+
+
+def test_one_mask_is_for_the_logits_of_one_row_wherever_padding_puts_it() -> None:
+    def row(slot: int, num_tokens: int, samples: bool = True) -> PlanRow:
+        return PlanRow(slot, 0, 0, slot, 0, num_tokens, samples)
+
+    rows = (row(4, 1), row(2, 1), row(5, 3, samples=False), row(1, 7))
+    plan = StepPlan(1, rows, (), (), (), 2, 12, (4, 1))
+    staging = Staging(torch.device("cpu"))
+    edits = SlotEdits(64)
+    masks = ((4, bytes(8)), (1, b"\1" * 8))
+    for decode_rows, expected in ((2, [0, 2]), (8, [0, 8])):
+        staging.begin()
+        edits.stage(staging, plan, masks, decode_rows)
+        staging.upload()
+        found = edits.uploaded(staging).mask
+        assert found is not None and found[0].tolist() == expected
+        assert found[1].tolist() == [[0, 0], [0x01010101] * 2]
 
 
 def test_constraints_and_their_vocabulary_cross_to_another_process() -> None:

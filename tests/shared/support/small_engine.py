@@ -17,7 +17,7 @@ from quire.engine.model.config import QWEN3, ModelConfig, RopeScaling
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
-from quire.engine.runner.graphs import GraphKey
+from quire.engine.runner.graphs import Done, GraphKey
 from quire.engine.runner.runner import PendingResult, Runner
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
@@ -98,17 +98,17 @@ class PaddedRunner(Runner):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.kept: dict[GraphKey, Callable[[], Sampled]] = {}
+        self.kept: dict[GraphKey, Callable[[], Done]] = {}
         self.padded_rows = 0
         self._graphs = self  # type: ignore[assignment]
 
     def __contains__(self, key: GraphKey) -> bool:
         return key in self.kept
 
-    def capture(self, key: GraphKey, step: Callable[[], Sampled]) -> None:
+    def capture(self, key: GraphKey, step: Callable[[], Done]) -> None:
         self.kept[key] = step
 
-    def replay(self, key: GraphKey) -> Sampled | None:
+    def replay(self, key: GraphKey) -> Done | None:
         return self.kept[key]() if key in self.kept else None
 
     def _collect(self, plan: StepPlan, sampled: Sampled, decode_rows: int) -> PendingResult:
