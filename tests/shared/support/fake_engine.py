@@ -15,7 +15,8 @@ from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import GenerationDefaults
 from quire.engine.request import GenerationRequest, TokenLogprob
 from quire.engine.scheduling.block_pool import BlockPool
-from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.matching import Matchers
+from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 4096
@@ -54,6 +55,7 @@ class Device:
         self.steps = 0
         self.say: Callable[[PlanRow, Sequence[int]], int] = said_back
         self.scheduler: Scheduler | None = None  # knows what a plan does not say: whole prompts
+        self._open: StepPlan | None = None  # its model runs, and its masks are to come
 
     def hold(self) -> None:
         self.open.clear()
@@ -63,8 +65,16 @@ class Device:
 
     # ------------------------------------------------------------ what the engine calls
 
-    def execute(self, plan: StepPlan) -> "Pending":
+    def execute(self, plan: StepPlan) -> "Pending | None":
+        if plan.masked:
+            self._open = plan
+            return None
         return Pending(self, plan)
+
+    def sample(self, masks: Masks) -> "Pending":
+        plan, self._open = self._open, None
+        assert plan is not None
+        return Pending(self, plan, masks)
 
     def reset(self) -> None:
         pass
@@ -74,9 +84,10 @@ class Device:
 
 
 class Pending:
-    def __init__(self, device: Device, plan: StepPlan) -> None:
+    def __init__(self, device: Device, plan: StepPlan, masks: Masks = ()) -> None:
         self._device = device
         self._plan = plan
+        self._masks = dict(masks)
 
     def wait(self) -> StepResult:
         device = self._device
@@ -91,7 +102,7 @@ class Pending:
         assert device.scheduler is not None
         specs = [spec_of(device.scheduler, row.key) for row in rows]
         tokens = [
-            [EOS if spec is None else device.say(row, spec.prompt_token_ids)]
+            [EOS if spec is None else self._chosen(row, device.say(row, spec.prompt_token_ids))]
             for row, spec in zip(rows, specs, strict=True)
         ]
         asked = [None if spec is None else spec.sampling.logprobs for spec in specs]
@@ -103,11 +114,21 @@ class Pending:
             ]
         return StepResult(tokens, logprobs)
 
+    def _chosen(self, row: PlanRow, wanted: int) -> int:
+        """What is wanted if the row's mask has it, else the first id that it has."""
+        mask = self._masks.get(row.slot)
+        if mask is None or mask[wanted >> 3] >> (wanted & 7) & 1:
+            return wanted
+        bits = int.from_bytes(mask, "little")
+        return (bits & -bits).bit_length() - 1
+
 
 class FakeEngine:
     """Stands in for quire.engine.loop.build.Engine."""
 
-    def __init__(self, config: EngineConfig, device: Device) -> None:
+    def __init__(
+        self, config: EngineConfig, device: Device, matchers: Matchers | None = None
+    ) -> None:
         max_model_len = config.max_model_len or 2048
         num_blocks = config.num_blocks or 512
         pool = BlockPool(num_blocks + 1, config.block_size, config.enable_prefix_caching)
@@ -119,7 +140,7 @@ class FakeEngine:
             two_phase=config.two_phase,
         )
         device.scheduler = scheduler
-        self.core = EngineCore(scheduler, device, overlap=config.overlap)
+        self.core = EngineCore(scheduler, device, overlap=config.overlap, matchers=matchers)
         self.info = EngineInfo(
             architecture="Fake",
             fingerprint="fake-fingerprint",
@@ -146,14 +167,20 @@ class FakeEngine:
 class Builder:
     """A builder for AsyncEngine over one device."""
 
-    def __init__(self, device: Device, before: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        before: Callable[[], None] | None = None,
+        matchers: Matchers | None = None,
+    ) -> None:
         self._device = device
         self._before = before
+        self._matchers = matchers
         self.built: FakeEngine | None = None  # for looks at its books when it is idle
 
     def __call__(self, config: EngineConfig, progress: Callable[[str, float], None]) -> FakeEngine:
         if self._before is not None:
             self._before()
         progress("weights", 1.0)
-        self.built = FakeEngine(config, self._device)
+        self.built = FakeEngine(config, self._device, self._matchers)
         return self.built
