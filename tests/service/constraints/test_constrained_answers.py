@@ -55,8 +55,9 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
     }
 
 
-def test_what_ends_under_a_random_schema_is_valid_for_it() -> None:
-    schemas = [random_schema(random.Random(seed)) for seed in range(40)]
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.long)])
+def test_what_ends_under_a_random_schema_is_valid_for_it(count: int) -> None:
+    schemas = [random_schema(random.Random(seed)) for seed in range(count)]
 
     async def test() -> None:
         async with pocket() as running:
@@ -71,7 +72,7 @@ def test_what_ends_under_a_random_schema_is_valid_for_it() -> None:
             if answer.finished[0].reason == STOP:
                 ended += 1
                 jsonschema.validate(json.loads(answer.text()), schema)
-        assert ended >= 38
+        assert ended >= 0.95 * count
 
     run(test)
 

@@ -1,0 +1,171 @@
+"""Schemas as JSON Schema means them: instances walked token by token through a matcher.
+
+The suite of the JSON Schema organisation is read where QUIRE_JSON_SCHEMA_SUITE names its folder of
+a draft: the source archive of the package jsonschema carries it (`pip download --no-binary
+jsonschema jsonschema`, then json/tests/draft2020-12 in it).
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tokenizers import Tokenizer
+
+from quire.engine.errors import ConstraintError, RequestError
+from quire.engine.request import Constraint, Vocabulary
+from quire.engine.scheduling.matching import Matcher
+from quire.service.constraints.grammars import Grammars
+from quire.service.models import pocket
+
+SUITE = os.environ.get("QUIRE_JSON_SCHEMA_SUITE", "")
+FILE = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
+TOKENIZER = Tokenizer.from_str(FILE)
+GRAMMARS = Grammars()
+GRAMMARS.learn(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
+
+ORDER = "an object's keys are written in the order in which the schema names them"
+FORM = "a number is written in one form: as the schema writes it, and an integer without a point"
+FORMAT = "a format is a demand, not a remark"
+# Valid instances that cannot be written, by file and case (None: all of a file's).
+UNWRITTEN: dict[tuple[str, str | None], str] = {
+    ("allOf", "allOf"): ORDER,
+    ("allOf", "allOf with base schema"): ORDER,
+    ("const", "const with object"): ORDER,
+    ("const", "const with 0 does not match other zero-like types"): FORM,
+    ("const", "const with 1 does not match true"): FORM,
+    ("const", "const with -2.0 matches integer and float types"): FORM,
+    ("const", "float and integers are equal up to 64-bit representation limits"): FORM,
+    ("enum", "enum with 0 does not match false"): FORM,
+    ("enum", "enum with [0] does not match [false]"): FORM,
+    ("enum", "enum with 1 does not match true"): FORM,
+    ("enum", "enum with [1] does not match [true]"): FORM,
+    ("type", "integer type matches integers"): FORM,
+    ("format", None): FORMAT,
+}
+REASONS = (
+    "Unimplemented keys",  # contains, not, if, propertyNames, uniqueItems, unevaluated…, dependent…
+    "Unknown format",
+    "oneOf constraints are not supported",  # of branches that may hold together
+    "are not disjoint",  # patterns of properties that may meet
+    "is not present",  # schemas elsewhere: nothing is fetched
+    "Expected positive integer",  # 2.0
+    "too many digits",
+    "schema is false",
+    "is false, which nothing satisfies",
+)
+
+
+def compiled(schema: Any) -> Matcher:
+    return GRAMMARS.compile(Constraint("json_schema", json.dumps(schema)))
+
+
+def accepts(matcher: Matcher, instance: Any) -> bool:
+    """Whether the instance can be written to its end, token by token."""
+    one = matcher.copy()
+    text = json.dumps(instance, ensure_ascii=False)
+    try:
+        for token in TOKENIZER.encode(text, add_special_tokens=False).ids:
+            if not one.mask()[token >> 3] >> (token & 7) & 1:
+                return False
+            one.accept(token)
+    except ConstraintError:
+        return False
+    return one.may_end()
+
+
+class Case(NamedTuple):
+    file: str
+    name: str
+    schema: Any
+    tests: list[dict[str, Any]]
+
+
+def cases() -> Iterator[Case]:
+    for path in sorted(Path(SUITE).glob("*.json")):
+        for case in json.loads(path.read_text(encoding="utf-8")):
+            yield Case(path.stem, case["description"], case["schema"], case["tests"])
+
+
+@pytest.mark.skipif(not SUITE, reason="QUIRE_JSON_SCHEMA_SUITE names no folder of the suite")
+def test_what_the_suite_calls_valid_can_be_written_and_nothing_else() -> None:
+    found: Counter[str] = Counter()
+    wrong: list[tuple[str, str, str]] = []
+    for case in cases():
+        try:
+            matcher = compiled(case.schema)
+        except RequestError as error:
+            found["refused"] += 1
+            assert str(error).startswith("constraint.json_schema: "), str(error)
+            if not any(reason in str(error) for reason in REASONS):
+                wrong.append((case.file, case.name, str(error)))
+            continue
+        found["compiled"] += 1
+        for test in case.tests:
+            written = accepts(matcher, test["data"])
+            kind = "valid" if test["valid"] else "invalid"
+            found[kind] += 1
+            known = UNWRITTEN.get((case.file, None)) or UNWRITTEN.get((case.file, case.name))
+            if written != test["valid"] and (written or known is None):
+                wrong.append((case.file, case.name, test["description"]))
+    assert not wrong
+    assert found["compiled"] >= 100 and min(found["valid"], found["invalid"]) >= 200, found
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "minLength": 1}, "age": {"$ref": "#/$defs/age"}},
+    "required": ["name"],
+    "additionalProperties": False,
+    "$defs": {"age": {"type": "integer", "minimum": 0, "maximum": 150}},
+}
+TREE = {
+    "type": "object",
+    "properties": {
+        "value": {"type": "number"},
+        "next": {"anyOf": [{"$ref": "#"}, {"const": None}]},
+    },
+    "required": ["value", "next"],
+    "additionalProperties": False,
+}
+OWN: dict[str, tuple[Any, list[Any], list[Any]]] = {
+    "object": (
+        PERSON,
+        [{"name": "Ünal", "age": 150}, {"name": "a"}],
+        [{}, {"name": ""}, {"name": "a", "age": 151}, {"name": "a", "x": 1}, ["name"], None],
+    ),
+    "recursion": (
+        TREE,
+        [{"value": 1.5, "next": None}, {"value": 1, "next": {"value": -2, "next": None}}],
+        [{"value": 1}, {"value": 1, "next": {}}, {"value": "1", "next": None}],
+    ),
+    "array": (
+        {"type": "array", "prefixItems": [{"const": "a"}], "items": {"type": "boolean"}},
+        [["a"], ["a", True, False], []],
+        [["b"], ["a", "a"], {}, "a"],
+    ),
+    "bounds": (
+        {"type": "array", "items": {"multipleOf": 5, "type": "integer"}, "maxItems": 2},
+        [[], [5], [0, -10]],
+        [[1], [5, 5, 5]],
+    ),
+    "pattern": ({"type": "string", "pattern": "^[a-c]+$"}, ["abc"], ["", "abd", 1]),
+    "format": ({"type": "string", "format": "date"}, ["2024-02-29"], ["2024-2-9", "today"]),
+    "enum": ({"enum": [1, "two", [3]]}, [1, "two", [3]], [2, "1", [3, 3], None]),
+    "all": (
+        {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]},
+        [3, 4, 5],
+        [2, 6, "4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_valid_can_be_written_and_nothing_else(name: str) -> None:
+    schema, valid, invalid = OWN[name]
+    matcher = compiled(schema)
+    assert [one for one in valid if not accepts(matcher, one)] == []
+    assert [one for one in invalid if accepts(matcher, one)] == []
