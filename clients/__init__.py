@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from quire.clients.client import Client, Generation
     from quire.clients.connection import TLS
     from quire.clients.errors import (
+        Broken,
         CallError,
         Cancelled,
         ClientError,
         DeadlineExceeded,
         InvalidRequest,
+        NoReplica,
         OptionError,
         Overloaded,
         Unauthenticated,
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
         Event,
         Finished,
         FinishReason,
+        Resumed,
         Started,
         TokenLogprob,
         ToolCallDelta,
         TopLogprob,
     )
     from quire.clients.messages import Message, Tool, ToolCall
+    from quire.clients.replicas.policy import ReplicaPolicy
     from quire.clients.retry import NO_RETRY, RetryPolicy
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "TLS",
     "AsyncClient",
     "AsyncGeneration",
+    "Broken",
     "CallError",
     "Cancelled",
     "Client",
@@ -55,8 +60,11 @@ __all__ = [
     "Generation",
     "InvalidRequest",
     "Message",
+    "NoReplica",
     "OptionError",
     "Overloaded",
+    "ReplicaPolicy",
+    "Resumed",
     "RetryPolicy",
     "Started",
     "TokenLogprob",
@@ -79,11 +87,13 @@ _MODULES = {
     ),
     "connection": ("TLS",),
     "errors": (
+        "Broken",
         "CallError",
         "Cancelled",
         "ClientError",
         "DeadlineExceeded",
         "InvalidRequest",
+        "NoReplica",
         "OptionError",
         "Overloaded",
         "Unauthenticated",
@@ -95,6 +105,7 @@ _MODULES = {
         "Event",
         "Finished",
         "FinishReason",
+        "Resumed",
         "Started",
         "TokenLogprob",
         "ToolCallDelta",
@@ -105,6 +116,7 @@ _MODULES = {
         "Tool",
         "ToolCall",
     ),
+    "replicas.policy": ("ReplicaPolicy",),
     "retry": (
         "NO_RETRY",
         "RetryPolicy",

@@ -18,8 +18,8 @@ import grpc.aio
 
 from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
-from quire.clients.errors import ClientError, Unavailable, call_error, from_rpc_error
-from quire.clients.events import Collector, Completion, Event, from_proto, text_of
+from quire.clients.errors import ClientError, call_error, from_rpc_error
+from quire.clients.events import Collector, Completion, Event, Resumed, from_proto, text_of
 from quire.clients.messages import Turn
 from quire.clients.prompts import (
     ChatOptions,
@@ -30,10 +30,14 @@ from quire.clients.prompts import (
     build_tokenize,
     refuse_ids_only,
 )
+from quire.clients.replicas import several
+from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
+from quire.clients.replicas.course import Course, Leg, Surroundings
+from quire.clients.replicas.journey import Item, Journey
+from quire.clients.replicas.lines import Line, Lines
+from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.retry import RetryPolicy, Tries, as_policy
-from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
-from quire.v1 import inference_pb2_grpc as pb_grpc
 
 
 class _Stream:
@@ -66,12 +70,6 @@ class _Stream:
             loop.call_soon_threadsafe(call.cancel)
 
 
-def _task_is_cancelled() -> bool:
-    """Tells a cancelled task from a cancelled call: grpc.aio raises the same for both."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 class _Messages:
     """The iterator of one `async for`. Its end, by any way, cancels the call."""
 
@@ -83,7 +81,6 @@ class _Messages:
         self._stream = stream
         self._tries = tries
         self._received = False
-        self._server = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -97,9 +94,7 @@ class _Messages:
     async def _next_message(self) -> pb.GenerateResponse | None:
         while True:
             if self._stream.call is None:
-                self._server = self._client._rotation.take()
-                left = self._tries.begin()
-                self._stream.hold(self._client._open(self._server, self._request, left))
+                self._stream.hold(self._client._open(self._request, self._tries.begin()))
             try:
                 response = await self._stream.call.read()
             except grpc.RpcError as raw:
@@ -107,19 +102,17 @@ class _Messages:
                 continue
             except asyncio.CancelledError:
                 self._stream.cancel()
-                if _task_is_cancelled():
+                if task_is_cancelled():
                     raise
                 code = grpc.StatusCode.CANCELLED
                 raise call_error(code, "cancelled by this client", None) from None
             if response is grpc.aio.EOF:
-                self._client._rotation.report(self._server, up=True)
                 return None
             self._received = True
             return cast(pb.GenerateResponse, response)
 
     async def _wait_or_raise(self, raw: grpc.RpcError) -> None:
         error = from_rpc_error(raw)
-        self._client._rotation.report(self._server, up=not isinstance(error, Unavailable))
         wait = None if self._received or self._stream.cancelled else self._tries.wait_after(error)
         if wait is None:
             raise error from None
@@ -131,17 +124,18 @@ class _Messages:
 
 
 class _Events:
-    """The iterator of events. It alone holds the messages: with it ends the call."""
+    """The iterator of events. It alone holds the items: with it ends the call."""
 
-    def __init__(self, messages: AsyncIterator[pb.GenerateResponse]) -> None:
-        self._messages = messages
+    def __init__(self, items: AsyncIterator[Item]) -> None:
+        self._items = items
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
         while True:
-            event = from_proto(await anext(self._messages))
+            item = await anext(self._items)
+            event = item if isinstance(item, Resumed) else from_proto(item)
             if event is not None:
                 return event
 
@@ -173,15 +167,24 @@ class AsyncGeneration:
         self._used = False
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        return _Events(self.messages())
+        items: Any = self._open()
+        return _Events(items)
 
     def messages(self) -> AsyncIterator[pb.GenerateResponse]:
         """The same stream as the contract's messages; once as well."""
+        items = self._open()
+        return OnlyMessages(items) if isinstance(items, Travel) else items
+
+    def _open(self) -> "_Messages | Travel":
         if self._used:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
-        tries = Tries(self._client.retry, self._timeout)
-        return _Messages(self._client, self._request, self._stream, tries)
+        client = self._client
+        if client._replicas is not None:
+            journey = Journey(client._replicas, self._request, self._timeout)
+            return Travel(journey, client._open_leg, self._stream)
+        tries = Tries(client.retry, self._timeout)
+        return _Messages(client, self._request, self._stream, tries)
 
     async def completions(self) -> list[Completion]:
         """Runs to the end; one Completion for each index."""
@@ -221,13 +224,17 @@ class AsyncClient:
         tls: TLS | bool = False,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        replicas: ReplicaPolicy | None = None,
     ) -> None:
         self.connection = Connection(address, api_key=api_key, tls=tls)
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
-        self._channels = self.connection.aio_channels()
-        self._stubs: list[Any] = [pb_grpc.InferenceServiceStub(c) for c in self._channels]
-        self._rotation = Rotation(len(self._channels))
+        self._replicas = several.surroundings(self.connection, replicas, self.retry)
+        self._lines: Lines[grpc.aio.Channel] = Lines(self.connection, Connection.aio_channel_with)
+        self._line: Line[grpc.aio.Channel] | None = None  # to the one server
+        if self._replicas is None:
+            self._line = Line(self.connection.aio_channels()[0])
+        self._closing: set[asyncio.Task[None]] = set()
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -245,13 +252,12 @@ class AsyncClient:
     ) -> pb.StatsResponse:
         """The server's state, as the contract's message."""
         request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
-        methods = [stub.Stats for stub in self._stubs]
-        return cast(pb.StatsResponse, await self._unary(methods, request, timeout))
+        return cast(pb.StatsResponse, await self._unary(lambda to: to.stub.Stats, request, timeout))
 
     async def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """What is served, as the contract's message."""
-        methods = [stub.GetModelInfo for stub in self._stubs]
-        answer = await self._unary(methods, pb.GetModelInfoRequest(), timeout)
+        request = pb.GetModelInfoRequest()
+        answer = await self._unary(lambda to: to.stub.GetModelInfo, request, timeout)
         return cast(pb.GetModelInfoResponse, answer)
 
     async def tokenize(
@@ -263,61 +269,89 @@ class AsyncClient:
     ) -> list[int]:
         """The ids of a text or of messages, as generate would compute them."""
         request = build_tokenize(prompt, options)
-        methods = [stub.Tokenize for stub in self._stubs]
-        return list((await self._unary(methods, request, timeout)).token_ids)
+        answer = await self._unary(lambda to: to.stub.Tokenize, request, timeout)
+        return list(answer.token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
         """The text of ids; special tokens have none. Bytes that are no characters read U+FFFD."""
         request = build_detokenize(token_ids)
-        methods = [stub.Detokenize for stub in self._stubs]
-        return str((await self._unary(methods, request, timeout)).text)
+        return str((await self._unary(lambda to: to.stub.Detokenize, request, timeout)).text)
 
     async def flush_cache(self, *, timeout: float | None = None) -> int:
         """Forget the cached prefixes that no request holds; how many blocks they were. Of the one
         server whose turn it is, and for an operator's key, where there are keys."""
-        methods = [stub.FlushCache for stub in self._stubs]
-        return int((await self._unary(methods, pb.FlushCacheRequest(), timeout)).blocks)
+        request = pb.FlushCacheRequest()
+        return int((await self._unary(lambda to: to.stub.FlushCache, request, timeout)).blocks)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""
-        from grpc_health.v1 import health_pb2, health_pb2_grpc
+        from grpc_health.v1 import health_pb2
 
-        stubs: list[Any] = [health_pb2_grpc.HealthStub(channel) for channel in self._channels]
         request = health_pb2.HealthCheckRequest(service=text("service", service))
-        response = await self._unary([stub.Check for stub in stubs], request, timeout)
+        response = await self._unary(lambda to: to.health.Check, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    async def _unary(self, methods: Sequence[Any], request: Any, timeout: float | None) -> Any:
-        """One method a server; the request goes to the one whose turn it is."""
+    async def _unary(self, method: several.Method, request: Any, timeout: float | None) -> Any:
+        """Of several servers, the one whose turn it is answers."""
+        if self._replicas is not None:
+            return await self._ask(self._replicas, method, request, self._seconds(timeout))
+        metadata = self.connection.metadata
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
-            server = self._rotation.take()
+            assert self._line is not None
             try:
-                left = tries.begin()
-                response = await methods[server](
-                    request, timeout=left, metadata=self.connection.metadata
-                )
+                return await method(self._line)(request, timeout=tries.begin(), metadata=metadata)
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
-            else:
-                self._rotation.report(server, up=True)
-                return response
-            self._rotation.report(server, up=not isinstance(error, Unavailable))
             wait = tries.wait_after(error)
             if wait is None:
                 raise error
             await asyncio.sleep(wait)
 
+    async def _ask(
+        self, around: Surroundings, method: several.Method, request: Any, timeout: float | None
+    ) -> Any:
+        """As several.ask."""
+        course, metadata = Course(around, timeout), self.connection.metadata
+        try:
+            while True:
+                leg = course.begin()
+                call = method(self._lines.to(leg.address))
+                try:
+                    answer = await call(request, timeout=leg.seconds, metadata=metadata)
+                except grpc.RpcError as raw:
+                    error = from_rpc_error(raw)
+                else:
+                    course.ended()
+                    return answer
+                await asyncio.sleep(course.failed(error, received=False))
+        finally:
+            course.leave()
+
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else seconds("timeout", timeout)
 
-    def _open(self, server: int, request: pb.GenerateRequest, timeout: float | None) -> Any:
+    def _open(self, request: pb.GenerateRequest, timeout: float | None) -> Any:
+        assert self._line is not None
         metadata = self.connection.metadata
-        return self._stubs[server].Generate(request, timeout=timeout, metadata=metadata)
+        return self._line.stub.Generate(request, timeout=timeout, metadata=metadata)
+
+    def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> Any:
+        """A call at the replica that was chosen."""
+        assert self._replicas is not None
+        for channel in self._lines.drop(self._replicas.fleet.take_gone()):
+            task = asyncio.ensure_future(channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        stub, metadata = self._lines.to(leg.address).stub, self.connection.metadata
+        return stub.Generate(request, timeout=leg.seconds, metadata=metadata)
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""
-        for channel in self._channels:
+        channels = self._lines.drop_all()
+        if self._line is not None:
+            channels.append(self._line.channel)
+        for channel in channels:
             await channel.close()
 
     async def __aenter__(self) -> Self:

@@ -19,8 +19,8 @@ import grpc
 
 from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
-from quire.clients.errors import CallError, ClientError, Unavailable, from_rpc_error
-from quire.clients.events import Collector, Completion, Event, from_proto, text_of
+from quire.clients.errors import CallError, ClientError, from_rpc_error
+from quire.clients.events import Collector, Completion, Event, Resumed, from_proto, text_of
 from quire.clients.messages import Turn
 from quire.clients.prompts import (
     ChatOptions,
@@ -31,10 +31,14 @@ from quire.clients.prompts import (
     build_tokenize,
     refuse_ids_only,
 )
+from quire.clients.replicas import several
+from quire.clients.replicas.course import Leg
+from quire.clients.replicas.journey import Journey
+from quire.clients.replicas.lines import Line, Lines
+from quire.clients.replicas.policy import ReplicaPolicy
+from quire.clients.replicas.travel import travel
 from quire.clients.retry import RetryPolicy, Tries, as_policy
-from quire.clients.rotation import Rotation
 from quire.v1 import inference_pb2 as pb
-from quire.v1 import inference_pb2_grpc as pb_grpc
 
 
 class _Call(Protocol):
@@ -62,16 +66,37 @@ class Generation:
         if self._used:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
+        if self._client._replicas is not None:
+            return self._travels(Journey(self._client._replicas, self._request, self._timeout))
         return self._events(Tries(self._client.retry, self._timeout))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream has been left."""
+        return self._closed
+
+    def hold(self, call: _Call) -> None:
+        """This is the call now."""
+        self._call = call
+        if self._closed:  # by another thread, which may have come before the call was held
+            call.cancel()
+
+    def _travels(self, journey: Journey) -> Iterator[Event]:
+        """The events of a stream that may go on at another replica."""
+        try:
+            for item in travel(journey, self._client._open_leg, self):
+                event = item if isinstance(item, Resumed) else from_proto(item)
+                if event is not None:
+                    yield event
+        finally:
+            self.close()
 
     def _events(self, tries: Tries) -> Iterator[Event]:
         received = False
         try:
             while True:
-                server = self._client._rotation.take()
-                self._call = self._client._open(server, self._request, tries.begin())
-                if self._closed:  # by another thread, which may have come before the call was held
-                    self._call.cancel()
+                self.hold(self._client._open(self._request, tries.begin()))
+                assert self._call is not None
                 try:
                     while True:
                         response = next(self._call)
@@ -80,11 +105,9 @@ class Generation:
                         if event is not None:
                             yield event
                 except StopIteration:
-                    self._client._rotation.report(server, up=True)
                     return
                 except grpc.RpcError as raw:
                     error = from_rpc_error(raw)
-                    self._client._rotation.report(server, up=not isinstance(error, Unavailable))
                     wait = None if received or self._closed else tries.wait_after(error)
                     if wait is None:
                         raise error from None
@@ -131,11 +154,12 @@ class Generation:
 
 
 class Client:
-    """A client of one server, or of several that serve the same (calls go round).
+    """A client of one server, or of several that serve the same.
 
     Thread-safe; keep one for the life of the program. address: `HOST:PORT` or a list of them.
     api_key: sent as `authorization: Bearer`, over TLS or to loopback only. tls: True for the
     system's authorities, or a TLS. timeout: seconds for each call, unless the call says otherwise.
+    replicas: how several are used; given with one address, its name may stand for several.
     """
 
     def __init__(
@@ -146,13 +170,16 @@ class Client:
         tls: TLS | bool = False,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        replicas: ReplicaPolicy | None = None,
     ) -> None:
         self.connection = Connection(address, api_key=api_key, tls=tls)
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
-        self._channels = self.connection.channels()
-        self._stubs: list[Any] = [pb_grpc.InferenceServiceStub(c) for c in self._channels]
-        self._rotation = Rotation(len(self._channels))
+        self._replicas = several.surroundings(self.connection, replicas, self.retry)
+        self._lines: Lines[grpc.Channel] = Lines(self.connection, Connection.channel_with)
+        self._line: Line[grpc.Channel] | None = None  # to the one server
+        if self._replicas is None:
+            self._line = Line(self.connection.channels()[0])
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -174,13 +201,12 @@ class Client:
     ) -> pb.StatsResponse:
         """The server's state, as the contract's message."""
         request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
-        methods = [stub.Stats for stub in self._stubs]
-        return cast(pb.StatsResponse, self._unary(methods, request, timeout))
+        return cast(pb.StatsResponse, self._unary(lambda to: to.stub.Stats, request, timeout))
 
     def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """What is served, as the contract's message."""
-        methods = [stub.GetModelInfo for stub in self._stubs]
-        answer = self._unary(methods, pb.GetModelInfoRequest(), timeout)
+        request = pb.GetModelInfoRequest()
+        answer = self._unary(lambda to: to.stub.GetModelInfo, request, timeout)
         return cast(pb.GetModelInfoResponse, answer)
 
     def tokenize(
@@ -192,44 +218,43 @@ class Client:
     ) -> list[int]:
         """The ids of a text or of messages, as generate would compute them."""
         request = build_tokenize(prompt, options)
-        methods = [stub.Tokenize for stub in self._stubs]
-        return list((self._unary(methods, request, timeout)).token_ids)
+        return list(self._unary(lambda to: to.stub.Tokenize, request, timeout).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
         """The text of ids; special tokens have none. Bytes that are no characters read U+FFFD."""
         request = build_detokenize(token_ids)
-        methods = [stub.Detokenize for stub in self._stubs]
-        return str((self._unary(methods, request, timeout)).text)
+        return str(self._unary(lambda to: to.stub.Detokenize, request, timeout).text)
 
     def flush_cache(self, *, timeout: float | None = None) -> int:
         """Forget the cached prefixes that no request holds; how many blocks they were. Of the one
         server whose turn it is, and for an operator's key, where there are keys."""
-        methods = [stub.FlushCache for stub in self._stubs]
-        return int((self._unary(methods, pb.FlushCacheRequest(), timeout)).blocks)
+        request = pb.FlushCacheRequest()
+        return int(self._unary(lambda to: to.stub.FlushCache, request, timeout).blocks)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN. service: "", quire.v1.InferenceService, or liveness."""
-        from grpc_health.v1 import health_pb2, health_pb2_grpc
+        from grpc_health.v1 import health_pb2
 
-        methods = [health_pb2_grpc.HealthStub(channel).Check for channel in self._channels]
         request = health_pb2.HealthCheckRequest(service=text("service", service))
-        response = self._unary(methods, request, timeout)
+        response = self._unary(lambda to: to.health.Check, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    def _unary(self, methods: Sequence[Any], request: Any, timeout: float | None) -> Any:
-        """One method a server; the request goes to the one whose turn it is."""
+    def _unary(self, method: several.Method, request: Any, timeout: float | None) -> Any:
+        """Of several servers, the one whose turn it is answers."""
+        metadata = self.connection.metadata
+        if self._replicas is not None:
+
+            def send(line: Line[grpc.Channel], leg: Leg) -> Any:
+                return method(line)(request, timeout=leg.seconds, metadata=metadata)
+
+            return several.ask(self._replicas, self._lines, self._seconds(timeout), send)
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
-            server = self._rotation.take()
+            assert self._line is not None
             try:
-                left = tries.begin()
-                response = methods[server](request, timeout=left, metadata=self.connection.metadata)
+                return method(self._line)(request, timeout=tries.begin(), metadata=metadata)
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
-            else:
-                self._rotation.report(server, up=True)
-                return response
-            self._rotation.report(server, up=not isinstance(error, Unavailable))
             wait = tries.wait_after(error)
             if wait is None:
                 raise error
@@ -238,16 +263,25 @@ class Client:
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else seconds("timeout", timeout)
 
-    def _open(self, server: int, request: pb.GenerateRequest, timeout: float | None) -> _Call:
+    def _open(self, request: pb.GenerateRequest, timeout: float | None) -> _Call:
+        assert self._line is not None
         metadata = self.connection.metadata
-        return cast(
-            _Call, self._stubs[server].Generate(request, timeout=timeout, metadata=metadata)
-        )
+        return cast(_Call, self._line.stub.Generate(request, timeout=timeout, metadata=metadata))
+
+    def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> _Call:
+        """A call at the replica that was chosen."""
+        assert self._replicas is not None
+        for channel in self._lines.drop(self._replicas.fleet.take_gone()):
+            channel.close()
+        stub, metadata = self._lines.to(leg.address).stub, self.connection.metadata
+        return cast(_Call, stub.Generate(request, timeout=leg.seconds, metadata=metadata))
 
     def close(self) -> None:
         """Ends every call of this client and its connections."""
-        for channel in self._channels:
+        for channel in self._lines.drop_all():
             channel.close()
+        if self._line is not None:
+            self._line.channel.close()
 
     def __enter__(self) -> Self:
         return self

@@ -235,18 +235,26 @@ class Connection:
         return [connection._channel() for connection in self._apart()]
 
     def _channel(self) -> grpc.Channel:
+        return self.channel_with(self.options)
+
+    def channel_with(self, options: ChannelOptions) -> grpc.Channel:
+        """One channel to all that the target names, with these options."""
         if self.tls is None:
-            return grpc.insecure_channel(self.target, options=self.options)
-        return grpc.secure_channel(self.target, self.tls.credentials(), options=self.options)
+            return grpc.insecure_channel(self.target, options=options)
+        return grpc.secure_channel(self.target, self.tls.credentials(), options=options)
 
     def aio_channels(self) -> "list[grpc.aio.Channel]":
         """The same for asyncio; they belong to the running event loop."""
         return [connection._aio_channel() for connection in self._apart()]
 
     def _aio_channel(self) -> "grpc.aio.Channel":
+        return self.aio_channel_with(self.options)
+
+    def aio_channel_with(self, options: ChannelOptions) -> "grpc.aio.Channel":
+        """The same for asyncio."""
         import grpc.aio
 
         if self.tls is None:
-            return grpc.aio.insecure_channel(self.target, options=self.options)
+            return grpc.aio.insecure_channel(self.target, options=options)
         credentials = self.tls.credentials()
-        return grpc.aio.secure_channel(self.target, credentials, options=self.options)
+        return grpc.aio.secure_channel(self.target, credentials, options=options)

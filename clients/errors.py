@@ -6,6 +6,8 @@
         ├── InvalidRequest   INVALID_ARGUMENT, NOT_FOUND, …: asking again gives the same answer
         ├── Overloaded       RESOURCE_EXHAUSTED: asking again later may succeed
         ├── Unavailable      UNAVAILABLE: nobody there, loading, draining or dead
+        │   ├── NoReplica    several addresses, and none takes the call
+        │   └── Broken       a stream broke, and does not go on elsewhere
         ├── Unauthenticated  UNAUTHENTICATED, PERMISSION_DENIED
         ├── DeadlineExceeded the deadline passed
         └── Cancelled        the call was cancelled, by either side
@@ -14,7 +16,7 @@ Invariant: every failure of a call leaves the client as one of these, with the s
 words, and the rich details decoded where the server sent them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -70,6 +72,24 @@ class Overloaded(CallError):
 
 class Unavailable(CallError):
     """No server there, or one that is loading, draining or dead."""
+
+
+class NoReplica(Unavailable):
+    """None of several replicas takes the call; `faults` has the last fault of each, by address."""
+
+    def __init__(self, message: str, faults: Mapping[str, str]) -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, message)
+        self.faults = dict(faults)
+
+
+class Broken(Unavailable):
+    """A call broke, and does not go on at another replica. `faults`: where it was, and how it ended
+    there, by address. `often`: whether it broke as often as a call may."""
+
+    def __init__(self, message: str, faults: Mapping[str, str], *, often: bool = False) -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, message)
+        self.faults = dict(faults)
+        self.often = often
 
 
 class Unauthenticated(CallError):

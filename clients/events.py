@@ -43,6 +43,23 @@ class Started:
     model_fingerprint: str
     prompt_tokens: int
     cached_tokens: int
+    numerics: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The stream broke and goes on at another replica; see ReplicaPolicy.tell_resumed.
+
+    replica, left: where it goes on, and where it was. fault: how it ended there. tokens: received
+    until then. breaks: of this call. pause_seconds: from the break until it went on.
+    """
+
+    replica: str
+    left: str
+    fault: str
+    tokens: int
+    breaks: int
+    pause_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +129,7 @@ class Finished:
     reasoning_tokens: int = 0
 
 
-Event: TypeAlias = Started | Delta | Finished
+Event: TypeAlias = Started | Delta | Finished | Resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +161,9 @@ def from_proto(response: pb.GenerateResponse) -> Event | None:
 
 
 def _started(m: pb.Started) -> Started:
-    return Started(m.request_id, m.seed, m.model_fingerprint, m.prompt_tokens, m.cached_tokens)
+    return Started(
+        m.request_id, m.seed, m.model_fingerprint, m.prompt_tokens, m.cached_tokens, m.numerics
+    )
 
 
 def _delta(m: pb.Delta) -> Delta:

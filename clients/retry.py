@@ -8,6 +8,7 @@ repeated only if the server says when, and then waits at least that long.
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quire.clients.arguments import MAX_SECONDS, integer, kind, number, seconds
@@ -49,18 +50,37 @@ def as_policy(value: RetryPolicy | None) -> RetryPolicy:
 class Tries:
     """The tries of one call: counts them, and keeps its deadline (timeout: seconds or None)."""
 
-    def __init__(self, policy: RetryPolicy, timeout: float | None) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        timeout: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         timeout = seconds("timeout", timeout)
         self._policy = policy
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._clock, self._uniform = clock, uniform
+        self._deadline = None if timeout is None else clock() + timeout
         self._made = 0
 
     def begin(self) -> float | None:
         """Counts a try; returns the seconds left for it, None for no limit."""
         self._made += 1
+        return self.left()
+
+    def left(self) -> float | None:
+        """Seconds to the deadline; None: there is none."""
         if self._deadline is None:
             return None
-        return max(self._deadline - time.monotonic(), 0.001)
+        return max(self._deadline - self._clock(), 0.001)
+
+    def start_over(self) -> None:
+        """What was tried until now counts no more; the deadline stays."""
+        self._made = 0
+
+    def in_time(self, wait: float) -> bool:
+        """Whether the deadline leaves room for a wait of so many seconds."""
+        return self._deadline is None or self._clock() + wait < self._deadline
 
     def wait_after(self, error: CallError) -> float | None:
         """Seconds to wait before the next try, or None: give the error to the caller."""
@@ -69,9 +89,7 @@ class Tries:
         wait = self._wait(error)
         if wait is None:
             return None
-        if self._deadline is not None and time.monotonic() + wait >= self._deadline:
-            return None
-        return wait
+        return wait if self.in_time(wait) else None
 
     def _wait(self, error: CallError) -> float | None:
         pushback = error.details.retry_after
@@ -79,7 +97,7 @@ class Tries:
             return None
         growth = 2.0 ** min(self._made - 1, 1000)  # the largest power that is a double, nearly
         backoff = min(self._policy.first_backoff * growth, self._policy.max_backoff)
-        jittered = backoff * random.uniform(0.5, 1.0)
+        jittered = backoff * self._uniform(0.5, 1.0)
         if isinstance(error, Unavailable):
             return max(jittered, pushback or 0.0)
         if isinstance(error, Overloaded) and pushback is not None:

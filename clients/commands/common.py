@@ -18,11 +18,13 @@ import typer
 from quire.clients.client import Client
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
 from quire.clients.errors import (
+    Broken,
     CallError,
     Cancelled,
     ClientError,
     DeadlineExceeded,
     InvalidRequest,
+    NoReplica,
     OptionError,
     Overloaded,
     Unauthenticated,
@@ -189,6 +191,8 @@ def errors_at(connection: Connection) -> Iterator[None]:
 def explain(error: CallError, connection: Connection | None = None) -> str:
     """What happened, and what to do about it."""
     at = f" at {connection}" if connection else ""
+    if isinstance(error, Broken | NoReplica):
+        return error.message  # it names each address
     if isinstance(error, Unavailable):
         return _unavailable(error.message, at)
     if isinstance(error, Unauthenticated):

@@ -24,6 +24,7 @@ from quire.engine.errors import ConfigError
 from quire.engine.loop import fit, sizing
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.loop import Progress
+from quire.engine.loop.numerics import numerics
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
@@ -146,7 +147,7 @@ def build_engine(
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
     info = EngineInfo(
         architecture=shape.architecture,
-        fingerprint=model.fingerprint,
+        fingerprint=model.served_fingerprint(cache_dtype),
         parameters=shape.num_parameters,
         vocab_size=shape.vocab_size,
         max_model_len=max_model_len,
@@ -161,6 +162,7 @@ def build_engine(
         eos_token_ids=shape.eos_token_ids,
         generation=shape.generation,
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+        numerics=numerics(device, ranks=World().size),
     )
     return Engine(core, info, runner, device)
 

@@ -26,6 +26,8 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     generation: GenerationDefaults
     options: dict[str, str]
+    numerics: str = ""
+    """What can change a token's last bits beside what the fingerprint covers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,12 @@ class CausalModel(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits, equal on replicas that serve the same function."""
+        """32 hex digits, equal where keys and values have the model's data type as well."""
+        return self.served_fingerprint(self.dtype)
+
+    def served_fingerprint(self, cache_dtype: torch.dtype) -> str:
+        """32 hex digits, equal on replicas that serve the same function: the same weights in the
+        same form, over keys and values of the same data type."""
         if self.weights_digest is None:
             raise ModelError("the model has no weights yet")
-        return self.config.fingerprint(self.weights_digest, self.dtype)
+        return self.config.fingerprint(self.weights_digest, self.dtype, cache_dtype)

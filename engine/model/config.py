@@ -131,11 +131,14 @@ class ModelConfig:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
-    def fingerprint(self, weights: str, dtype: "torch.dtype") -> str:
-        """32 hex digits, equal where the same function is served: same shape, weights and dtype.
+    def fingerprint(
+        self, weights: str, dtype: "torch.dtype", cache_dtype: "torch.dtype | None" = None
+    ) -> str:
+        """32 hex digits, equal where the same function is served: same shape, weights and dtypes.
 
-        weights: what names the weights, as made by weights.py or random_weights.py. End tokens and
-        sampling defaults do not change the function and are left out.
+        weights: what names the weights, as made by weights.py or random_weights.py. cache_dtype: of
+        keys and values; None: as dtype. End tokens and sampling defaults do not change the function
+        and are left out.
         """
         fields = (
             self.architecture,
@@ -151,6 +154,7 @@ class ModelConfig:
             self.rope_theta,
             self.rope_scaling,
             str(dtype),
+            str(cache_dtype or dtype),
             weights,
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())

@@ -108,6 +108,7 @@ class AnswerStream:
         self._generation, self._index = generation, index
         self._tokens: list[_Token] = []  # those that wait
         self._free = 0  # of them, those that may be sent
+        self.resumed_thoughts = 0  # resumed ids of thoughts, the tags around them included
 
     @property
     def called(self) -> bool:
@@ -116,7 +117,20 @@ class AnswerStream:
 
     def replay(self, token_ids: Sequence[int]) -> StopMatch | None:
         """Go through outputs that the client holds already, with what they made."""
-        match = self._text.replay(token_ids, self._parser.feed)
+        waiting = 0  # ids whose text may yet turn out to open thoughts
+
+        def heard(text: str) -> None:
+            nonlocal waiting
+            before = self._parser.thinking
+            self._parser.feed(text)
+            waiting += 1
+            if before or self._parser.thinking:
+                self.resumed_thoughts += waiting
+                waiting = 0
+            elif self._parser.certain:
+                waiting = 0
+
+        match = self._text.replay(token_ids, heard)
         if match is not None:
             self._parser.finish()
         return match

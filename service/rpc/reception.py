@@ -170,7 +170,7 @@ class Reception:
         output = CallOutput(
             accepted,
             serving.model.tokenizer,
-            serving.model.info.fingerprint,
+            serving.model.info,
             self._ledger,
             now,
             end_index,

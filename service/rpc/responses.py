@@ -8,6 +8,7 @@ is entered in the ledger once, by a `finished` or by `abandon`.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import FinishReason, Output
 from quire.service.rpc.answer_stream import AnswerPiece, AnswerStream
 from quire.service.rpc.validation import Accepted, open_stream
@@ -71,7 +72,7 @@ class CallOutput:
         self,
         accepted: Accepted,
         tokenizer: Tokenizer,
-        fingerprint: str,
+        info: EngineInfo,
         ledger: Ledger,
         accepted_at: float,
         end_index: Callable[[int, int], None],
@@ -81,7 +82,7 @@ class CallOutput:
         on_started(seconds): an index was scheduled after waiting so long."""
         self._request = accepted.generation
         self._request_id = accepted.request_id
-        self._fingerprint = fingerprint
+        self._info = info
         self._options = accepted.text
         self._tokenizer = tokenizer
         self._ledger = ledger
@@ -152,7 +153,8 @@ class CallOutput:
             started=pb.Started(
                 request_id=self._request_id,
                 seed=self._request.sampling.seed,
-                model_fingerprint=self._fingerprint,
+                model_fingerprint=self._info.fingerprint,
+                numerics=self._info.numerics,
                 prompt_tokens=len(self._request.prompt_token_ids),
                 cached_tokens=state.cached_tokens,
             )
@@ -185,7 +187,7 @@ class CallOutput:
                 if match is not None:
                     break
             if output.finish is not None and match is None:
-                yield from self._deltas(state, state.text.end(), index)
+                yield from self._deltas(state, state.text.end(), index, closing=True)
         if match is not None:
             yield from self._finish(index, FinishReason.STOP, match=match)
         elif output.finish is not None:
@@ -226,7 +228,7 @@ class CallOutput:
                 self._close(state, reason)
                 continue
             if flush and state.text is not None:
-                yield from self._deltas(state, state.text.end(), index)
+                yield from self._deltas(state, state.text.end(), index, closing=True)
             yield from self._finish(index, reason)
 
     def abandon(self) -> None:
@@ -261,6 +263,7 @@ class CallOutput:
                 completion_tokens=state.delivered,
                 cached_tokens=state.cached_tokens,
                 reasoning_tokens=state.reasoning_tokens,
+                resumed_reasoning_tokens=self._resumed_thoughts(state),
             ),
             timings=self._timings(state),
             preemptions=state.preemptions,
@@ -278,6 +281,10 @@ class CallOutput:
                 finished.stop_string = string
         yield pb.GenerateResponse(finished=finished)
 
+    @staticmethod
+    def _resumed_thoughts(state: IndexState) -> int:
+        return state.text.resumed_thoughts if isinstance(state.text, AnswerStream) else 0
+
     def _timings(self, state: IndexState) -> pb.Timings:
         started, first, last = state.started_at, state.first_token_at, state.last_token_at
         if started is None:
@@ -291,13 +298,21 @@ class CallOutput:
     # ------------------------------------------------------------ messages
 
     def _deltas(
-        self, state: IndexState, piece: Piece | AnswerPiece | None, index: int
+        self,
+        state: IndexState,
+        piece: Piece | AnswerPiece | None,
+        index: int,
+        *,
+        closing: bool = False,
     ) -> Iterator[pb.GenerateResponse]:
-        """None, and one that is empty, are no delta."""
+        """None, and one that is empty, are no delta. closing: it is what was held back until now,
+        because the index ends."""
         if piece is None or (isinstance(piece, Piece) and not (piece.ids or piece.texts)):
             return
         for part in piece.parts(self._options.delta_tokens):
-            yield self._delta(state, part, index)
+            message = self._delta(state, part, index)
+            message.delta.closing = closing
+            yield message
 
     def _delta(
         self, state: IndexState, piece: Piece | AnswerPiece, index: int

@@ -153,6 +153,7 @@ class StatsReporter:
             max_model_len=info.max_model_len,
             dtype=info.dtype,
             device=info.device,
+            numerics=info.numerics,
         )
 
     def _requests(self, engine: EngineStats) -> pb.RequestStats:

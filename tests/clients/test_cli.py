@@ -458,6 +458,10 @@ def test_several_servers_stand_in_one_variable(
     assert len(server.seen.requests) + len(second_server.seen.requests) == 2
     broken = quire("stats", QUIRE_CLIENT_ADDRESS=f"{server.address},x:y")
     assert "HOST:PORT" in one_line(broken, 2)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = [f"127.0.0.{i}:{closed.getsockname()[1]}" for i in (2, 3)]
+    line = one_line(quire("stats", QUIRE_CLIENT_ADDRESS=",".join(nobody)), 1)
+    assert all(f"{address}: " in line for address in nobody)
 
 
 def test_a_service_that_is_not_there_is_named(server: Any) -> None:

@@ -12,13 +12,22 @@ import grpc
 import pytest
 from support.patience import PATIENCE
 
-from quire.clients import NO_RETRY, TLS, AsyncClient, Client, RetryPolicy, Unavailable
-from quire.clients import rotation as rotation_module
+from quire.clients import (
+    NO_RETRY,
+    TLS,
+    AsyncClient,
+    Client,
+    ReplicaPolicy,
+    RetryPolicy,
+    Unavailable,
+)
+from quire.clients.replicas import fleet as fleet_module
 from quire.clients.rotation import REST, Rotation
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="no openssl command here")
 QUICK = RetryPolicy(attempts=3, first_backoff=0.001, max_backoff=0.002)
+TURNS = ReplicaPolicy(routing="round_robin")
 
 
 def openssl(*words: str | Path) -> None:
@@ -71,14 +80,16 @@ def test_each_is_checked_against_its_own_name(authority: Path, serve: Any) -> No
     """The second's certificate would not do for the first's name, nor the first's for it."""
     named, bare = serve("name"), serve("ip")
     addresses = [f"localhost:{named.port}", f"127.0.0.1:{bare.port}"]
-    with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
+    with Client(
+        addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK, replicas=TURNS
+    ) as client:
         ask(client, 4)
         assert [len(s.seen.requests) for s in (named, bare)] == [2, 2]
         assert client.health(timeout=PATIENCE) == "SERVING" == client.health(timeout=PATIENCE)
 
     async def run() -> None:
         trust = TLS(root=authority / "ca.crt")
-        async with AsyncClient(addresses, tls=trust, retry=QUICK) as client:
+        async with AsyncClient(addresses, tls=trust, retry=QUICK, replicas=TURNS) as client:
             for _ in range(4):
                 assert await client.generate("say hi", timeout=PATIENCE).text() == "hi"
             for _ in range(2):
@@ -94,7 +105,9 @@ def test_a_certificate_for_another_name_is_not_taken(authority: Path, serve: Any
     """Both servers hold the first's certificate: the second must not be believed."""
     first, second = serve("name"), serve("name")
     addresses = [f"localhost:{first.port}", f"127.0.0.1:{second.port}"]
-    with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
+    with Client(
+        addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK, replicas=TURNS
+    ) as client:
         ask(client, 4)
     assert [len(s.seen.requests) for s in (first, second)] == [4, 0]
     alone = Client(addresses[1], tls=TLS(root=authority / "ca.crt"), retry=QUICK)
@@ -107,7 +120,7 @@ def test_one_name_given_holds_for_all(authority: Path, serve: Any) -> None:
     first, second = serve("name"), serve("name")
     addresses = [f"127.0.0.1:{first.port}", f"localhost:{second.port}"]
     trust = TLS(root=authority / "ca.crt", server_name="localhost")
-    with Client(addresses, tls=trust, retry=QUICK) as client:
+    with Client(addresses, tls=trust, retry=QUICK, replicas=TURNS) as client:
         ask(client, 1)
 
 
@@ -115,7 +128,9 @@ def test_one_name_given_holds_for_all(authority: Path, serve: Any) -> None:
 def test_a_server_that_is_gone_is_passed_over(authority: Path, serve: Any) -> None:
     named, bare = serve("name"), serve("ip")
     addresses = [f"localhost:{named.port}", f"127.0.0.1:{bare.port}"]
-    with Client(addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK) as client:
+    with Client(
+        addresses, tls=TLS(root=authority / "ca.crt"), retry=QUICK, replicas=TURNS
+    ) as client:
         ask(client, 2)
         bare.__exit__()
         ask(client, 4)
@@ -127,17 +142,18 @@ def test_who_is_down_is_not_asked_again(
     authority: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without retries one call fails, and the next ones go to the server that is up."""
-    monkeypatch.setattr(rotation_module, "REST", 1e9)
+    monkeypatch.setattr(fleet_module, "FIRST_REST", 1e9)
+    monkeypatch.setattr(fleet_module, "LONGEST_REST", 1e9)
     trust = TLS(root=authority / "ca.crt")
     named, bare = serve("name"), serve("ip")
     addresses = [f"localhost:{named.port}", f"127.0.0.1:{bare.port}"]
     bare.__exit__()
-    with Client(addresses, tls=trust, retry=NO_RETRY) as client:
+    with Client(addresses, tls=trust, retry=NO_RETRY, replicas=TURNS) as client:
         ask(client, 1)
         with pytest.raises(Unavailable):
             ask(client, 1)
         ask(client, 3)
-    with Client(addresses, tls=trust, retry=NO_RETRY) as client:
+    with Client(addresses, tls=trust, retry=NO_RETRY, replicas=TURNS) as client:
         client.stats(timeout=PATIENCE)
         with pytest.raises(Unavailable):
             client.stats(timeout=PATIENCE)
@@ -145,7 +161,7 @@ def test_who_is_down_is_not_asked_again(
         client.stats(timeout=PATIENCE)
 
     async def run() -> None:
-        async with AsyncClient(addresses, tls=trust, retry=NO_RETRY) as client:
+        async with AsyncClient(addresses, tls=trust, retry=NO_RETRY, replicas=TURNS) as client:
             for up in (True, False, True, True):
                 try:
                     assert await client.generate("say hi", timeout=PATIENCE).text() == "hi"

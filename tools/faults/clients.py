@@ -11,9 +11,9 @@ TEXT = ("tests/clients/test_text_stream.py",)
 FAULTS = (
     Fault(
         "clients: all servers are checked against the first one's name",
-        "clients/connection.py",
-        "        if len({host.lower() for host, _ in self.hosts}) == 1:\n",
-        "        if self.hosts:\n",
+        "clients/replicas/lines.py",
+        "            join(address.host, address.port), api_key",
+        '            f"127.0.0.1:{address.port}", api_key',
         SEVERAL,
     ),
     Fault(
@@ -38,16 +38,9 @@ FAULTS = (
         SEVERAL,
     ),
     Fault(
-        "clients: a call that finds nobody there does not say so",
-        "clients/client.py",
-        "self._client._rotation.report(server, up=not isinstance(error, Unavailable))",
-        "self._client._rotation.report(server, up=True)",
-        SEVERAL,
-    ),
-    Fault(
         "clients: waits have no jitter",
         "clients/retry.py",
-        "random.uniform(0.5, 1.0)",
+        "self._uniform(0.5, 1.0)",
         "1.0",
         RETRY,
     ),

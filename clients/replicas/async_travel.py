@@ -1,0 +1,122 @@
+"""The same loop for asyncio: an iterator, whose end by any way cancels the call."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+import grpc
+import grpc.aio
+
+from quire.clients.errors import CallError, call_error, from_rpc_error
+from quire.clients.replicas.course import Leg
+from quire.clients.replicas.journey import Differs, Ending, Item, Journey
+from quire.v1 import inference_pb2 as pb
+
+
+class Stream(Protocol):
+    """The call of the moment, which others may cancel."""
+
+    call: Any
+    cancelled: bool
+
+    def hold(self, call: Any) -> None:
+        """This is the call now."""
+
+    def cancel(self) -> None:
+        """Idempotent."""
+
+
+def task_is_cancelled() -> bool:
+    """Tells a cancelled task from a cancelled call: grpc.aio raises the same for both."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class Travel:
+    """The iterator of one `async for`: messages of the contract, and Resumed if that was asked."""
+
+    def __init__(
+        self,
+        journey: Journey,
+        opens: Callable[[Leg, pb.GenerateRequest], Any],
+        stream: Stream,
+    ) -> None:
+        self._journey = journey
+        self._opens = opens
+        self._stream = stream
+        self._ready: deque[Item] = deque()
+        self._error: CallError | None = None
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._ready:
+            if self._error is not None:
+                error, self._error, self._over = self._error, None, True
+                raise error
+            if self._over:
+                raise StopAsyncIteration
+            await self._step()
+        return self._ready.popleft()
+
+    async def _step(self) -> None:
+        """Read one message, or go on elsewhere."""
+        if self._stream.call is None:
+            if self._stream.cancelled:
+                raise self._cancelled()
+            leg, request = self._journey.begin()
+            self._stream.hold(self._opens(leg, request))
+        try:
+            message = await self._stream.call.read()
+        except grpc.RpcError as raw:
+            await self._follow(self._journey.ended(from_rpc_error(raw)))
+            return
+        except asyncio.CancelledError:
+            self._stream.cancel()
+            self._journey.close()
+            if task_is_cancelled():
+                raise
+            raise self._cancelled() from None
+        if message is grpc.aio.EOF:
+            await self._follow(self._journey.ended(None))
+            return
+        try:
+            self._ready.extend(self._journey.take(message))
+        except Differs:
+            self._stream.call.cancel()
+            self._stream.call = None
+
+    async def _follow(self, ending: Ending) -> None:
+        self._ready.extend(ending.items)
+        self._error = ending.error
+        self._over = ending.wait is None and ending.error is None
+        if ending.wait is not None:
+            self._stream.call = None
+            await asyncio.sleep(ending.wait)
+
+    @staticmethod
+    def _cancelled() -> CallError:
+        return call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
+
+    def __del__(self) -> None:
+        self._journey.close()
+        self._stream.cancel()
+
+
+class OnlyMessages:
+    """A Travel as the contract's messages alone. It alone holds it: with it ends the call."""
+
+    def __init__(self, travel: Travel) -> None:
+        self._travel = travel
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> pb.GenerateResponse:
+        while True:
+            item = await anext(self._travel)
+            if isinstance(item, pb.GenerateResponse):
+                return item

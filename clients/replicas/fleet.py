@@ -1,0 +1,203 @@
+"""The replicas as one client knows them: who takes calls, how many are open where, who serves what.
+
+Invariant: no replica is given a call while it rests, as long as another one does not; and by prefix
+none gets above 1.25 times the mean of this client's open calls, plus one (bounded loads: Mirrokni,
+Thorup and Zadimoghaddam, 2018). Each call that was given out is taken back once. Thread-safe; knows
+no channel. Nothing here asks a replica anything: calls, and the health that channels watch, tell.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from quire.clients.replicas.addresses import Address
+from quire.clients.replicas.affinity import Memory, PromptKeys, score, seed_of
+from quire.clients.replicas.policy import PREFIX
+
+log = logging.getLogger("quire.clients")
+
+BALANCE = 1.25
+FIRST_REST, LONGEST_REST = 0.25, 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a replica serves. numerics: None where that does not matter."""
+
+    fingerprint: str
+    numerics: str | None = None
+
+
+@dataclass(slots=True)
+class _Replica:
+    address: Address
+    seed: int
+    open: int = 0
+    rests: int = 0  # in a row
+    rests_until: float = float("-inf")
+    fault: str = ""
+    identity: Identity | None = None
+    leaving: bool = False  # no address of ours any more, but calls are open
+
+
+class Fleet:
+    """Begins with no replicas: `update` names them."""
+
+    def __init__(self, routing: str = PREFIX, clock: Callable[[], float] = time.monotonic) -> None:
+        self._by_prefix = routing == PREFIX
+        self._clock = clock
+        self._replicas: dict[str, _Replica] = {}
+        self._gone: list[str] = []  # whose lines may be closed
+        self._memory = Memory()
+        self._turn = 0
+        self._warned: set[tuple[str, ...]] = set()
+        self._lock = threading.Lock()
+
+    def update(self, addresses: Iterable[Address]) -> None:
+        """These are the replicas now. One that is not among them ends when its calls have."""
+        wanted = {address.name: address for address in addresses}
+        with self._lock:
+            for name, address in wanted.items():
+                known = self._replicas.get(name)
+                if known is None or known.address != address:
+                    self._replicas[name] = _Replica(address, seed_of(name))
+                else:
+                    known.leaving = False
+            for name in self._replicas.keys() - wanted.keys():
+                self._replicas[name].leaving = True
+                self._end_if_idle(name)
+
+    def take_gone(self) -> list[str]:
+        """Names of replicas that have ended since this was last asked."""
+        with self._lock:
+            gone, self._gone = self._gone, []
+            return [name for name in gone if name not in self._replicas]
+
+    def faults(self) -> dict[str, str]:
+        """The last fault of each replica, in words; empty where there is none."""
+        with self._lock:
+            return {name: one.fault for name, one in self._replicas.items() if not one.leaving}
+
+    def identities(self) -> dict[str, Identity]:
+        """What each replica serves, as far as calls have told."""
+        with self._lock:
+            return {n: one.identity for n, one in self._replicas.items() if one.identity}
+
+    # ------------------------------------------------------------ choosing
+
+    def choose(
+        self,
+        keys: PromptKeys | None = None,
+        avoid: Collection[str] = (),
+        like: Identity | None = None,
+    ) -> Address | None:
+        """Where a call goes; `leave` gives it back. keys: of its prompt; None: in turn. like: what
+        the replica must serve, where that is known. None: nobody is left."""
+        with self._lock:
+            able = self._able(avoid, like)
+            if not able:
+                return None
+            now = self._clock()
+            awake = [one for one in able if one.rests_until <= now]
+            pool = awake or [min(able, key=lambda one: one.rests_until)]
+            if keys is None or not self._by_prefix:
+                chosen = self._in_turn(pool)
+            else:
+                chosen = self._by_affinity(pool, keys)
+                self._memory.note(keys, chosen.address.name)
+            chosen.open += 1
+            return chosen.address
+
+    def has_other(self, avoid: Collection[str], like: Identity | None = None) -> bool:
+        """Whether there is a replica beside these that may be asked at once."""
+        with self._lock:
+            now = self._clock()
+            return any(one.rests_until <= now for one in self._able(avoid, like))
+
+    def _able(self, avoid: Collection[str], like: Identity | None) -> list[_Replica]:
+        return [
+            one
+            for name, one in self._replicas.items()
+            if name not in avoid and not one.leaving and _serves(one.identity, like)
+        ]
+
+    def _in_turn(self, pool: list[_Replica]) -> _Replica:
+        names = list(self._replicas)
+        places = {name: i for i, name in enumerate(names)}
+        chosen = min(pool, key=lambda one: (places[one.address.name] - self._turn) % len(names))
+        self._turn = (places[chosen.address.name] + 1) % len(names)
+        return chosen
+
+    @staticmethod
+    def _room(pool: list[_Replica]) -> list[_Replica]:
+        """Those that may have one call more. Never empty: one has no more than the mean."""
+        mean = (sum(one.open for one in pool) + 1) / len(pool)
+        return [one for one in pool if one.open + 1 <= BALANCE * mean + 1]
+
+    def _by_affinity(self, pool: list[_Replica], keys: PromptKeys) -> _Replica:
+        room = self._room(pool)
+        remembered = self._memory.recall(keys)
+        for one in room:
+            if one.address.name == remembered:
+                return one
+        return max(room, key=lambda one: score(keys.root, one.seed))
+
+    # ------------------------------------------------------------ what calls tell
+
+    def leave(self, name: str) -> None:
+        """A call that `choose` gave there has ended."""
+        with self._lock:
+            one = self._replicas.get(name)
+            if one is not None and one.open:
+                one.open -= 1
+                self._end_if_idle(name)
+
+    def up(self, name: str) -> None:
+        """It has answered."""
+        with self._lock:
+            one = self._replicas.get(name)
+            if one is not None:
+                one.rests, one.rests_until, one.fault = 0, float("-inf"), ""
+
+    def down(self, name: str, fault: str, at_least: float = 0.0, *, lost: bool = False) -> None:
+        """It did not take a call, or lost one: it rests, longer each time in a row, and at least so
+        many seconds. lost: another program may answer there next."""
+        with self._lock:
+            one = self._replicas.get(name)
+            if one is None:
+                return
+            rest = min(FIRST_REST * 2.0 ** min(one.rests, 10), LONGEST_REST)
+            one.rests += 1
+            one.rests_until = max(one.rests_until, self._clock() + max(rest, at_least))
+            one.fault = fault
+            if lost:
+                one.identity = None
+
+    def tell(self, name: str, identity: Identity) -> None:
+        """What it serves. Logs, once, which replicas serve different things."""
+        with self._lock:
+            one = self._replicas.get(name)
+            if one is None or one.identity == identity:
+                return
+            one.identity = identity
+            served = {n: r.identity.fingerprint for n, r in self._replicas.items() if r.identity}
+            told = tuple(sorted(f"{n} {fingerprint}" for n, fingerprint in served.items()))
+            if len(set(served.values())) < 2 or told in self._warned:
+                return
+            self._warned.add(told)
+        log.warning("replicas serve different models: %s", ", ".join(told))
+
+    def _end_if_idle(self, name: str) -> None:
+        if self._replicas[name].leaving and not self._replicas[name].open:
+            del self._replicas[name]
+            self._gone.append(name)
+
+
+def _serves(identity: Identity | None, like: Identity | None) -> bool:
+    """Whether a stream of `like` may go on there, as far as is known."""
+    if identity is None or like is None:
+        return True
+    same = identity.fingerprint == like.fingerprint
+    return same and like.numerics in (None, identity.numerics)

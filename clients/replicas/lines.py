@@ -1,0 +1,83 @@
+"""A connection a replica, made when it is first needed.
+
+Invariant: each replica has a channel of its own, which watches its health (grpc.health.v1): where
+it says NOT_SERVING, as a server that loads or drains does, new calls fail here, without being sent,
+and calls under way go on. A replica that answers nothing for 20 seconds counts as gone.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from quire.clients.connection import ChannelOptions, Connection
+from quire.clients.replicas.addresses import Address, join
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+Channel = TypeVar("Channel")
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],  # the policy that heeds health; of one address
+    "healthCheckConfig": {"serviceName": ""},
+}
+_OPTIONS: dict[str, Any] = {
+    "grpc.service_config": json.dumps(_SERVICE_CONFIG),
+    "grpc.keepalive_time_ms": 15_000,  # above the 10 s that the server permits between pings
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.min_reconnect_backoff_ms": 200,
+    "grpc.max_reconnect_backoff_ms": 3_000,
+}
+
+
+class Line(Generic[Channel]):
+    """A channel, and the stubs over it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.stub: Any = pb_grpc.InferenceServiceStub(channel)
+
+    @property
+    def health(self) -> Any:
+        """The stub of grpc.health.v1."""
+        from grpc_health.v1 import health_pb2_grpc
+
+        return health_pb2_grpc.HealthStub(self.channel)
+
+
+class Lines(Generic[Channel]):
+    """Of one client. open_channel: makes a channel of a connection to one address."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        open_channel: Callable[[Connection, ChannelOptions], Channel],
+    ) -> None:
+        self._connection = connection
+        self._open_channel = open_channel
+        self._lines: dict[str, Line[Channel]] = {}
+
+    def to(self, address: Address) -> Line[Channel]:
+        """The line to a replica. Racing callers may each make one, of which one is kept."""
+        line = self._lines.get(address.name)
+        if line is None:
+            line = self._lines.setdefault(address.name, Line(self._open(address)))
+        return line
+
+    def _open(self, address: Address) -> Channel:
+        tls = self._connection.tls
+        if tls is not None and tls.server_name is None and address.tls_name is not None:
+            tls = replace(tls, server_name=address.tls_name)
+        one = Connection(
+            join(address.host, address.port), api_key=self._connection.api_key, tls=tls or False
+        )
+        options = [(name, value) for name, value in one.options if name not in _OPTIONS]
+        return self._open_channel(one, [*options, *_OPTIONS.items()])
+
+    def drop(self, names: Iterable[str]) -> list[Channel]:
+        """Forget lines; returns their channels, for closing."""
+        lines = [self._lines.pop(name, None) for name in names]
+        return [line.channel for line in lines if line is not None]
+
+    def drop_all(self) -> list[Channel]:
+        """The same of all."""
+        return self.drop(list(self._lines))

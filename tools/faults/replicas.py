@@ -1,0 +1,81 @@
+"""Faults of the client of several replicas, and of what servers do for it."""
+
+from faults.fault import Fault
+
+JOURNEY = ("tests/clients/replicas/test_journey.py",)
+FLEET = ("tests/clients/replicas/test_fleet.py",)
+AFFINITY = ("tests/clients/replicas/test_affinity.py",)
+STREAMS = ("tests/clients/replicas/test_streams_go_on.py",)
+
+FAULTS = (
+    Fault(
+        "replicas: a resumed stream draws another seed",
+        "clients/replicas/journey.py",
+        "        request.sampling.seed = self._started.seed\n",
+        "",
+        JOURNEY,
+    ),
+    Fault(
+        "replicas: what a server says at its end counts as received",
+        "clients/replicas/journey.py",
+        "            self._held.append(message)\n            return []\n        self._ids.extend",
+        "            pass\n        self._ids.extend",
+        JOURNEY,
+    ),
+    Fault(
+        "replicas: a stream goes on at another model",
+        "clients/replicas/journey.py",
+        "        if started.model_fingerprint != like.fingerprint:\n",
+        "        if False:\n",
+        JOURNEY,
+    ),
+    Fault(
+        "replicas: a request that kills goes through the fleet",
+        "clients/replicas/course.py",
+        "        if self.breaks > self.breaks_allowed:\n",
+        "        if self.breaks > 99:\n",
+        JOURNEY,
+    ),
+    Fault(
+        "replicas: a break counts as a refusal where nothing was received",
+        "clients/replicas/faults.py",
+        "    return Kind.ABSENT if _says(error, _NEVER_SENT) else Kind.BROKEN\n",
+        "    return Kind.ABSENT\n",
+        JOURNEY,
+    ),
+    Fault(
+        "replicas: asking again costs nothing",
+        "clients/replicas/budget.py",
+        "            self._credit -= 1.0\n",
+        "",
+        (*JOURNEY, *FLEET),
+    ),
+    Fault(
+        "replicas: loads are not bounded",
+        "clients/replicas/fleet.py",
+        "one.open + 1 <= BALANCE * mean + 1]",
+        "one.open >= 0]",
+        FLEET,
+    ),
+    Fault(
+        "replicas: a conversation that was pushed off goes back and forth",
+        "clients/replicas/fleet.py",
+        "                self._memory.note(keys, chosen.address.name)\n",
+        "",
+        FLEET,
+    ),
+    Fault(
+        "replicas: all conversations under one system prompt go to one replica",
+        "clients/replicas/affinity.py",
+        'roles.index("user") if "user" in roles else 0',
+        "0",
+        AFFINITY,
+    ),
+    Fault(
+        "replicas: health is not watched",
+        "clients/replicas/lines.py",
+        '    "healthCheckConfig": {"serviceName": ""},\n',
+        "",
+        STREAMS,
+    ),
+)
