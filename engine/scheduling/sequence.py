@@ -110,6 +110,11 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def resumes(self) -> bool:
+        """Whether it goes on from outputs that its client holds already."""
+        return bool(self.spec.resume_token_ids)
+
+    @property
     def remaining(self) -> int:
         """Tokens that may be planned: the last one of all is sampled, never computed."""
         known = len(self.token_ids) + self.num_placeholders

@@ -1,6 +1,9 @@
 """Requests that wait for a slot, and who goes next.
 
-Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival.
+Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival. A
+request that resumes a broken output goes before its client's others of the same priority, and its
+client counts as served HEAD_START tokens less: a reader is waiting in mid-sentence. More than that
+nobody gains by it, so shares stay fair whoever says that he resumes.
 Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts it to the
 highest waiting priority, so nothing starves for ever.
 
@@ -18,6 +21,7 @@ from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.shares import Shares
 
 AGEING = 8
+HEAD_START = 16_384  # tokens
 
 
 class WaitingQueue:
@@ -25,7 +29,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self.shares = Shares()
-        self._ranked: dict[str, list[tuple[int, int, Request]]] = {}
+        self._ranked: dict[str, list[tuple[int, bool, int, Request]]] = {}
         self._clients: RisingHeap[str] = RisingHeap(self._rank)
         self._oldest: list[tuple[int, Request]] = []
         self._held: dict[Request, list[Request]] = {}
@@ -94,11 +98,14 @@ class WaitingQueue:
     # ------------------------------------------------------------ heaps
 
     def _insert(self, request: Request) -> None:
-        client = request.spec.client
-        heap = self._ranked.setdefault(client, [])
-        heapq.heappush(heap, (-request.priority, request.arrival, request))
+        self._rank_in(request)
         heapq.heappush(self._oldest, (request.arrival, request))
-        self._clients.offer(client)
+        self._clients.offer(request.spec.client)
+
+    def _rank_in(self, request: Request) -> None:
+        heap = self._ranked.setdefault(request.spec.client, [])
+        fresh = not request.resumes
+        heapq.heappush(heap, (-request.priority, fresh, request.arrival, request))
 
     def _rank(self, client: str) -> tuple[int, int, int] | None:
         """Of the client's first waiting request; None if none waits."""
@@ -107,8 +114,9 @@ class WaitingQueue:
             heapq.heappop(heap)
         if not heap:
             return None
-        priority, arrival, _ = heap[0]
-        return priority, self.shares.served[client], arrival
+        priority, fresh, arrival, _ = heap[0]
+        served = self.shares.served[client]
+        return priority, served if fresh else served - HEAD_START, arrival
 
     def _first_ranked(self) -> Request | None:
         client = self._clients.first()
@@ -133,5 +141,4 @@ class WaitingQueue:
         heapq.heapify(self._oldest)
         self._ranked = {}
         for request in waiting:
-            heap = self._ranked.setdefault(request.spec.client, [])
-            heapq.heappush(heap, (-request.priority, request.arrival, request))
+            self._rank_in(request)

@@ -7,6 +7,10 @@ serves no one more: from then on a call gets in only if it can start within `que
 until nothing had to be refused for as long (controlled delay: Nichols & Jacobson, 2012; for servers
 Maurer, 2015). So a server under three times its load answers those it lets in as fast as at rest.
 
+A call that resumes a broken stream goes before fresh ones of its priority, as in the engine, and
+half as many of them as may wait find room in a full queue and in one that stands: somebody has read
+the beginning.
+
 Clients share: the engine serves the one first that was served least, so a call waits behind as many
 of each other client as its own client has waiting, and behind higher priorities. A client that
 holds less than its share of the machine is let in whatever the others have piled up.
@@ -39,6 +43,11 @@ _SHED_RETRY = 1.0  # seconds, at least, while a standing queue is cut
 _STALLED = 0.5  # seconds: who has waited so long waits for memory, whatever slots are free
 
 
+def _level(priority: int, resumes: bool) -> int:
+    """Who goes first: priorities, and within one what goes on before what begins."""
+    return 2 * priority + resumes
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The limits. slots: completions that the engine runs at once. Times in seconds."""
@@ -59,18 +68,18 @@ class Place:
         "_left",
         "client",
         "entered_at",
+        "level",
         "n",
-        "priority",
         "started_at",
         "tokens",
     )
 
     def __init__(
-        self, admission: "Admission", client: str, priority: int, n: int, tokens: int, now: float
+        self, admission: "Admission", client: str, level: int, n: int, tokens: int, now: float
     ) -> None:
         self._admission = admission
         self.client = client
-        self.priority = priority
+        self.level = level
         self.n = n
         self.tokens = tokens
         self.entered_at = now  # or when its prompt had been read
@@ -113,7 +122,7 @@ class Admission:
         self.waiting_tokens = 0
         self._held: Counter[str] = Counter()  # indices let in and not ended, by client
         self._open = 0  # all of them
-        self._queues: dict[int, Counter[str]] = {}  # waiting indices by priority and client
+        self._queues: dict[int, Counter[str]] = {}  # waiting indices by level and client
         self._in_line: dict[Place, None] = {}  # places with waiting indices, oldest first
         now = clock()
         self._rate = StartRate(now)
@@ -129,23 +138,27 @@ class Admission:
         priority: int = 0,
         tokens: int | None = 0,
         remaining: float | None = None,
+        *,
+        resumes: bool = False,
     ) -> Place:
         """Take a place for n indices of a prompt of so many tokens; None: `Place.read` will tell.
-        remaining: seconds to the call's deadline; None: it has none. Raises Refusal."""
+        remaining: seconds to the call's deadline; None: it has none. resumes: it goes on from
+        outputs that its client holds, before fresh ones of its priority. Raises Refusal."""
         now = self._clock()
+        level = _level(priority, resumes)
         at_once = self._at_once(now)
         if not at_once:
-            self._check_room(client, n, priority, now)
-        self._check_open(client, n, priority, now)
+            self._check_room(client, n, level, now)
+        self._check_open(client, n, level, now)
         if tokens is not None:
-            self._check_tokens(client, priority, tokens, now)
+            self._check_tokens(client, level, tokens, now)
         if not at_once:
-            self._check_wait(client, n, priority, remaining, now)
-        place = Place(self, client, priority, n, 0, now)
+            self._check_wait(client, n, level, remaining, now)
+        place = Place(self, client, level, n, 0, now)
         self.waiting += n
         self._open += n
         self._held[client] += n
-        self._queues.setdefault(priority, Counter())[client] += n
+        self._queues.setdefault(level, Counter())[client] += n
         if tokens is not None:
             self._line_up(place, tokens)
         self._look(now)
@@ -160,39 +173,45 @@ class Admission:
         """Whether there is a place, and a slot free for whoever takes it."""
         return self.waiting < min(self._look(now), self.policy.max_waiting)
 
-    def _check_room(self, client: str, n: int, priority: int, now: float) -> None:
+    def _check_room(self, client: str, n: int, level: int, now: float) -> None:
         """Beyond max_waiting only a client with less than its share of the places may wait, and
         nobody beyond twice as many: so one client cannot keep the others out."""
         most = self.policy.max_waiting
-        if self.waiting < most:
+        if self.waiting < most or self._reserved(n, level):
             return
         own = sum(queue[client] for queue in self._queues.values())
         clients = len({name for queue in self._queues.values() for name in queue} | {client})
         if self.waiting >= 2 * most or (own + n) * clients > most:
-            retry = self._retry(self.estimate(client, priority, now))
+            retry = self._retry(self.estimate(client, level, now))
             raise queue_full(self.waiting, most, retry)
 
-    def _check_open(self, client: str, n: int, priority: int, now: float) -> None:
+    def _reserved(self, n: int, level: int) -> bool:
+        """Whether there is one of the places that are kept for what resumes."""
+        resumed = sum(queue.total() for other, queue in self._queues.items() if other % 2)
+        return level % 2 == 1 and resumed + n <= self.policy.max_waiting // 2
+
+    def _check_open(self, client: str, n: int, level: int, now: float) -> None:
         """As _check_room, of all that is open, whether it waits, runs, or waits to be read."""
         most = self.policy.slots + self.policy.max_waiting
-        if self._open < most:
+        if self._open < most or (self._open < 2 * most and self._reserved(n, level)):
             return
         clients = len(self._held.keys() | {client})
         if self._open >= 2 * most or (self._held[client] + n) * clients > most:
-            raise calls_open(self._open, most, self._retry(self.estimate(client, priority, now)))
+            raise calls_open(self._open, most, self._retry(self.estimate(client, level, now)))
 
-    def _check_tokens(self, client: str, priority: int, tokens: int, now: float) -> None:
+    def _check_tokens(self, client: str, level: int, tokens: int, now: float) -> None:
         most = self.policy.max_waiting_tokens
         if most is not None and self.waiting_tokens and self.waiting_tokens + tokens > most:
-            retry = self._retry(self.estimate(client, priority, now))
+            retry = self._retry(self.estimate(client, level, now))
             raise tokens_waiting(self.waiting_tokens, tokens, most, retry)
 
     def _check_wait(
-        self, client: str, n: int, priority: int, remaining: float | None, now: float
+        self, client: str, n: int, level: int, remaining: float | None, now: float
     ) -> None:
-        estimate = self.estimate(client, priority, now)
+        estimate = self.estimate(client, level, now)
         limit, option = self.policy.max_queue_seconds, "max_queue_seconds"
-        standing = self.standing(now) and not self._below_share(client, n, now)
+        spared = self._reserved(n, level) or self._below_share(client, n, now)
+        standing = self.standing(now) and not spared
         if standing and self.policy.queue_target_seconds < limit:
             limit, option = self.policy.queue_target_seconds, "queue_target_seconds"
         late = remaining is not None and estimate > remaining
@@ -207,10 +226,10 @@ class Admission:
 
     # ------------------------------------------------------------ the estimate
 
-    def estimate(self, client: str, priority: int, now: float) -> float:
+    def estimate(self, client: str, level: int, now: float) -> float:
         """Seconds until one more call of this client would start, with its first index; 0 if at
         once, or if nothing is known about how fast the queue moves."""
-        excess = self._ahead(client, priority) + 1 - self._free(now)
+        excess = self._ahead(client, level) + 1 - self._free(now)
         if excess <= 0:
             return 0.0
         rate = self._rate.per_second(self._running(), now)
@@ -220,14 +239,14 @@ class Admission:
         """Of one more call of a client that is not here yet."""
         return self.estimate("", 0, self._clock())
 
-    def _ahead(self, client: str, priority: int) -> int:
-        """Waiting indices that go first: all of higher priorities; of this one, each client's up to
+    def _ahead(self, client: str, level: int) -> int:
+        """Waiting indices that go first: all of higher levels; of this one, each client's up to
         as many as this client then has. (Ageing lets one in eight through earlier.)"""
         ahead = 0
-        for level, queue in self._queues.items():
-            if level > priority:
+        for other, queue in self._queues.items():
+            if other > level:
                 ahead += queue.total()
-            elif level == priority:
+            elif other == level:
                 own = queue[client]
                 ahead += sum(min(count, own + 1) for name, count in queue.items() if name != client)
                 ahead += own
@@ -278,7 +297,7 @@ class Admission:
 
     def _read(self, place: Place, tokens: int) -> None:
         now = self._clock()
-        self._check_tokens(place.client, place.priority, tokens, now)
+        self._check_tokens(place.client, place.level, tokens, now)
         place.entered_at = now  # the engine has let it wait from now on only
         self._line_up(place, tokens)
 
@@ -309,12 +328,12 @@ class Admission:
 
     def _unqueue(self, place: Place, count: int) -> None:
         self.waiting -= count
-        queue = self._queues[place.priority]
+        queue = self._queues[place.level]
         queue[place.client] -= count
         if not queue[place.client]:
             del queue[place.client]
         if not queue:
-            del self._queues[place.priority]
+            del self._queues[place.level]
         if not place._left:
             self._in_line.pop(place, None)
 

@@ -121,6 +121,7 @@ class Reception:
             request.priority,
             None,
             context.time_remaining(),
+            resumes=bool(request.resume_token_ids),
         )
         try:
             accepted = await self._validate(request, serving, caller)

@@ -78,4 +78,25 @@ FAULTS = (
         "",
         STREAMS,
     ),
+    Fault(
+        "replicas: who resumes waits like everybody",
+        "engine/scheduling/waiting_queue.py",
+        "        return priority, served if fresh else served - HEAD_START, arrival\n",
+        "        return priority, served, arrival\n",
+        ("tests/engine/scheduling/test_waiting_queue.py",),
+    ),
+    Fault(
+        "replicas: a full queue has no places for who resumes",
+        "service/admission/admission.py",
+        "        if self.waiting < most or self._reserved(n, level):\n",
+        "        if self.waiting < most:\n",
+        ("tests/service/admission/test_admission.py",),
+    ),
+    Fault(
+        "replicas: what was held back until the end does not say so",
+        "service/rpc/responses.py",
+        "            message.delta.closing = closing\n",
+        "",
+        ("tests/service/answers/test_answers_served.py",),
+    ),
 )

@@ -394,5 +394,8 @@ def test_fingerprint_follows_what_changes_the_function() -> None:
         of(num_kv_heads=4),
     ]
     assert len(set(different)) == len(different)
+    narrow = config.fingerprint("w", torch.float32, torch.bfloat16)  # keys and values
+    assert narrow not in different
+    assert config.fingerprint("w", torch.float32, torch.float32) == of()
     same = [of(eos_token_ids=(1,)), of(generation=GenerationDefaults(0.5)), of()]
     assert set(same) == {of()}

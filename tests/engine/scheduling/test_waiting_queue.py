@@ -17,14 +17,17 @@ from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling import rising_heap, shares, waiting_queue
 from quire.engine.scheduling.rising_heap import RisingHeap
 from quire.engine.scheduling.sequence import Request, Status
-from quire.engine.scheduling.waiting_queue import WaitingQueue
+from quire.engine.scheduling.waiting_queue import HEAD_START, WaitingQueue
 
 FILES = {str(Path(m.__file__ or "")) for m in (rising_heap, shares, waiting_queue)}
 ONE = SamplingParams(max_tokens=1)
 
 
-def arrival(number: int, client: str, priority: int = 0) -> Request:
-    spec = GenerationRequest(number, (1,), ONE, priority=priority, client=client)
+def arrival(number: int, client: str, priority: int = 0, *, resumes: bool = False) -> Request:
+    resumed = (5,) if resumes else ()
+    spec = GenerationRequest(
+        number, (1,), ONE, priority=priority, client=client, resume_token_ids=resumed
+    )
     return Request(spec, 0, number)
 
 
@@ -39,8 +42,12 @@ class Side:
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
 
-    def arrive(self, number: int, client: str, priority: int, followers: int) -> None:
-        leader, *rest = (arrival(number + i, client, priority) for i in range(followers + 1))
+    def arrive(
+        self, number: int, client: str, priority: int, followers: int, resumes: bool
+    ) -> None:
+        leader, *rest = (
+            arrival(number + i, client, priority, resumes=resumes) for i in range(followers + 1)
+        )
         for request in (leader, *rest):
             self.queue.enter(client)
             self.waiting[request.arrival] = request
@@ -91,12 +98,13 @@ def drive(chance: Random, turns: int, clients: int, priorities: int) -> None:
         if what == "arrive":
             followers = chance.choice((0, 0, 0, 2))
             client = f"c{chance.randrange(clients)}"
-            both("arrive", number, client, chance.randrange(priorities), followers)
+            resumes = not followers and chance.random() < 0.25
+            both("arrive", number, client, chance.randrange(priorities), followers, resumes)
             number += followers + 1
         elif what == "admit":
             both("admit")
         elif what == "charge" and running:
-            both("charge", chance.choice(running), chance.choice((1, 1, 40)))
+            both("charge", chance.choice(running), chance.choice((1, 1, 40, HEAD_START)))
         elif what == "other" and everybody:
             name = chance.choice(("preempt", "release", "end", "end"))
             known = everybody if name == "end" else running
@@ -133,6 +141,38 @@ def test_whole_engines_plan_the_same_over_either_queue(monkeypatch: pytest.Monke
     monkeypatch.setattr("support.simulator.Simulator.check", lambda _self: None)  # looks into heaps
     monkeypatch.setattr("support.simulator.Simulator._check_empty", lambda _self: None)
     assert [run_episode(seed, turns=120, log=True).log for seed in seeds] == fast
+
+
+# ------------------------------------------------------------ who goes on before who begins
+
+
+def admitted(queue: WaitingQueue, *requests: Request) -> list[int]:
+    """The order in which they go, each served HEAD_START tokens when it does."""
+    for request in requests:
+        queue.enter(request.spec.client)
+        queue.push(request)
+    order = []
+    while (head := queue.head()) is not None:
+        queue.take(head)
+        queue.shares.charge(head.spec.client, HEAD_START)
+        order.append(head.arrival)
+    return order
+
+
+def test_a_request_that_resumes_goes_before_fresh_ones_of_its_priority() -> None:
+    resumed = arrival(3, "a", resumes=True)
+    order = admitted(WaitingQueue(), arrival(1, "a"), arrival(2, "a", 1), resumed, arrival(4, "a"))
+    assert order == [2, 3, 1, 4]
+    other = arrival(3, "b", resumes=True)
+    assert admitted(WaitingQueue(), arrival(1, "a"), arrival(2, "a"), other)[0] == 3
+
+
+def test_who_says_that_all_is_resumed_gains_a_bounded_start() -> None:
+    """Two of its requests go first, then shares decide as ever."""
+    resumed = [arrival(number, "a", resumes=True) for number in range(11, 15)]
+    fresh = [arrival(number, "b") for number in range(1, 5)]
+    order = admitted(WaitingQueue(), *fresh, *resumed)
+    assert order[:5] == [11, 1, 12, 2, 13]
 
 
 # ------------------------------------------------------------ what it costs

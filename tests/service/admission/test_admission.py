@@ -73,7 +73,7 @@ class House:
         self.clock.now = until
 
     def _start(self) -> None:
-        place = min(self.queue, key=lambda p: (-p.priority, self.served[p.client]))
+        place = min(self.queue, key=lambda p: (-p.level, self.served[p.client]))
         self.queue.remove(place)
         self.served[place.client] += 1
         self.waits.append((place.client, self.clock.now - place.entered_at))
@@ -119,6 +119,34 @@ def test_the_queue_is_full_by_tokens_but_never_for_one_alone() -> None:
     house.ask(tokens=60)
     house.ask(tokens=40)
     house.refused(tokens=1)
+
+
+# ------------------------------------------------------------ who goes on before who begins
+
+
+def test_a_full_queue_has_places_for_who_resumes() -> None:
+    """Half as many again as may wait, and then it is full for all."""
+    house = House(slots=1, max_waiting=4)
+    for _ in range(5):
+        house.ask()
+    house.refused()
+    for _ in range(2):
+        house.ask(resumes=True)
+    assert house.refused(resumes=True).reason == "QUEUE_FULL"
+    house.step(100.0)
+    assert house.drained()
+
+
+def test_who_resumes_waits_behind_higher_priorities_and_before_fresh_calls() -> None:
+    house = House(slots=1, max_queue_seconds=2.5)
+    house.learn()
+    for _ in range(3):
+        house.ask()
+    house.ask(priority=1)
+    assert house.refused().reason == "QUEUE_TOO_LONG"
+    assert house.refused(priority=1).reason == "QUEUE_TOO_LONG"  # the queue stands now
+    house.ask(resumes=True)
+    assert house.refused(resumes=True).reason == "QUEUE_TOO_LONG"
 
 
 # ------------------------------------------------------------ time

@@ -103,6 +103,9 @@ def test_resumed_behind_any_token_the_rest_comes_and_ids_repeat(tmp_path: Path) 
                 assert said(both) == said(whole)
                 assert call_ids(both) == calls
                 assert rest.finished[0].reason == pb.FINISH_REASON_TOOL_CALLS
+                usage = rest.finished[0].usage
+                thoughts = usage.reasoning_tokens + usage.resumed_reasoning_tokens
+                assert thoughts == whole.finished[0].usage.reasoning_tokens
             again = await generate(running, ask(chat(), resume_token_ids=script))
             assert said(again) == Whole()
             other = await generate(running, ask(chat(), seed=6))
@@ -110,6 +113,26 @@ def test_resumed_behind_any_token_the_rest_comes_and_ids_repeat(tmp_path: Path) 
             longer = chat()
             longer.messages.add(role="user", content="And now?")
             assert not {*call_ids(await generate(running, ask(longer)))} & {*calls}
+
+    run(test)
+
+
+@pytest.mark.parametrize("parsed", [False, True])
+def test_what_was_held_back_until_the_end_says_so(parsed: bool, tmp_path: Path) -> None:
+    """So whoever loses the stream behind it leaves it out, and the text is as if unbroken."""
+    script = ids_of("one two <tool_call" if parsed else "one two STO")
+
+    async def test() -> None:
+        async with serving_template(HERMES, tmp_path, ScriptedDevice(script)) as running:
+            options = {"stop": ["STOP"], "max_tokens": len(script), "parse_output": parsed}
+            answer = await generate(running, ask(chat(), **options))
+            closing = [delta.closing for delta in answer.deltas]
+            assert closing == [False] * (len(closing) - 1) + [True]
+            held = [i for d in answer.deltas[:-1] for i in d.token_ids]
+            assert held != script
+            rest = await generate(running, ask(chat(), resume_token_ids=held, **options))
+            text = "".join(d.text for d in [*answer.deltas[:-1], *rest.deltas])
+            assert text == answer.text() == ("one two <tool_call" if parsed else "one two STO")
 
     run(test)
 

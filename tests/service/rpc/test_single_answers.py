@@ -45,6 +45,9 @@ def test_what_is_served_is_told() -> None:
             assert info.model == stats.model and info.version == stats.version != ""
             assert info.has_chat_template
             assert EOS in info.eos_token_ids
+            started = (await generate(running, ask([300], max_tokens=1))).started[0]
+            assert started.model_fingerprint == info.model.fingerprint == "fake-fingerprint"
+            assert started.numerics == info.model.numerics == "fake numerics"
 
     run(test)
 

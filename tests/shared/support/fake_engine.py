@@ -158,6 +158,7 @@ class FakeEngine:
             eos_token_ids=(EOS,),
             generation=GenerationDefaults(),
             options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+            numerics="fake numerics",
         )
 
     def stats(self) -> EngineStats:

@@ -1,7 +1,7 @@
 """The slow twin of the waiting queue: the same rule, by looking at everybody each time."""
 
 from quire.engine.scheduling.sequence import Request, Status
-from quire.engine.scheduling.waiting_queue import AGEING
+from quire.engine.scheduling.waiting_queue import AGEING, HEAD_START
 
 
 class SlowShares:
@@ -69,6 +69,9 @@ class SlowQueue:
 
     def _first_ranked(self) -> Request | None:
         def rank(request: Request) -> tuple[int, int, int]:
-            return -request.priority, self.shares.served[request.spec.client], request.arrival
+            served = self.shares.served[request.spec.client]
+            if request.spec.resume_token_ids:
+                served -= HEAD_START
+            return -request.priority, served, request.arrival
 
         return min(self._waiting, key=rank, default=None)
