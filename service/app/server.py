@@ -169,7 +169,7 @@ class Server:
         authenticator = self._entrance.authenticator
         self._doorman = doorman = Doorman(authenticator, self.ledger)
         self._places = Places(places_for(max_message))
-        intake = Intake(self._places, doorman.check, doorman.on_refused)
+        intake = Intake(self._places, doorman.check, doorman.on_refused, max_message)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
     def _open_health(self) -> None:
@@ -180,9 +180,11 @@ class Server:
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
+        places, doorman = Places(places_for(ports.PROBE_BYTES)), self._doorman
+        intake = Intake(places, doorman.check, doorman.on_refused, ports.PROBE_BYTES)
 
         def make(port: int) -> tuple[grpc.aio.Server, int]:
-            server = grpc.aio.server(options=options)
+            server = grpc.aio.server(options=options, interceptors=[intake])
             self._health.add_to(server)
             return server, ports.bind(server, service.health_host, port, None, "health_")
 

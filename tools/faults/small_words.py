@@ -1,0 +1,23 @@
+"""Faults of small things: bytes that are no message, early signals, files that hang."""
+
+from faults.fault import Fault
+
+_UNDECODABLE = ("tests/service/admission/test_undecodable.py",)
+INTAKE = "service/admission/intake.py"
+
+FAULTS = (
+    Fault(
+        "intake: bytes that are no message end in a trace",
+        INTAKE,
+        "            raise errors.malformed() from None",
+        "            raise",
+        _UNDECODABLE,
+    ),
+    Fault(
+        "intake: a message that is too large is counted nowhere",
+        INTAKE,
+        "                if receipt.failed:  # gRPC itself",
+        "                if not receipt:  # gRPC itself",
+        _UNDECODABLE,
+    ),
+)
