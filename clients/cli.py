@@ -7,9 +7,17 @@ a second, without torch); the server's commands are found through the entry-poin
 
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
+
+if sys.argv[1:2] == ["serve"]:
+    # What asks a server for something ends none that is not ready to hear it. What is imported
+    # from here on takes a second or two; the server's own handlers come after.
+    for _name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, _name):
+            signal.signal(getattr(signal, _name), signal.SIG_IGN)
 
 import typer
 

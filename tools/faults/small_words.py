@@ -20,4 +20,18 @@ FAULTS = (
         "                if not receipt:  # gRPC itself",
         _UNDECODABLE,
     ),
+    Fault(
+        "files: what is asked for during a look is lost",
+        "service/security/reload.py",
+        "            self._asked.clear()  # before",
+        "            self._watched.refresh()  # before",
+        ("tests/service/security/test_revocation.py",),
+    ),
+    Fault(
+        "signals: one that comes early ends the server",
+        "clients/cli.py",
+        'if sys.argv[1:2] == ["serve"]:',
+        'if sys.argv[1:2] == ["server"]:',
+        ("tests/service/app/test_early_signals.py",),
+    ),
 )
