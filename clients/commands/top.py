@@ -55,7 +55,7 @@ def top(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = 10.0,
 ) -> None:
-    """Watch throughput, latencies, streams and the map of cache blocks. q leaves."""
+    """Watch throughput, latencies, streams and the cache. q leaves."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.make_client(address, api_key, secure, timeout) as client:
         with common.errors_at(client.connection):

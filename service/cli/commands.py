@@ -51,7 +51,10 @@ def hash_key(
         bool, typer.Option("--stdin", help="Take the key from standard input; else make one.")
     ] = False,
 ) -> int:
-    """Print a line for the file of API keys; a key that is made is shown once, on stderr."""
+    """Print a line for the file of API keys.
+
+    A key that is made is shown once, on standard error.
+    """
 
     def run() -> int:
         from quire.service.security.keys import make_entry, new_key
