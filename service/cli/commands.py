@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
         config_flag(),
         extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
         extra_flag(
-            "dry_run", bool, False, "Print what it would take; exit with 1 if it does not fit."
+            "dry_run", bool, False, "Print what it would take; exit with 1 if it would not start."
         ),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
