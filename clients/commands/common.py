@@ -180,10 +180,15 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 @contextmanager
-def errors_at(connection: Connection) -> Iterator[None]:
-    """Inside it, a failed call ends the command with a line that names the server."""
+def errors_at(connection: Connection, named: Callable[[str], str] = str) -> Iterator[None]:
+    """Inside it, a failed call ends the command with a line that names the server. named: turns
+    the fields in a refusal's words into the command's options."""
     try:
         yield
+    except OptionError as error:
+        raise OptionError(named(str(error))) from error
+    except InvalidRequest as error:
+        fail(named(explain(error, connection)))
     except CallError as error:
         fail(explain(error, connection))
 

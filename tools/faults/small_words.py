@@ -48,4 +48,18 @@ FAULTS = (
         "kind",
         ("tests/clients/test_help.py",),
     ),
+    Fault(
+        "commands: a refusal names the contract's field",
+        "clients/commands/fields.py",
+        "    told = _ANYWHERE.sub(lambda found: OPTIONS[found[1]], told)\n",
+        "",
+        ("tests/clients/commands/test_fields.py",),
+    ),
+    Fault(
+        "generate: a prompt that is too long is said to have met no template",
+        "clients/commands/generate.py",
+        ' and "no chat template" in found[0][1]',
+        "",
+        ("tests/clients/commands/test_fields.py",),
+    ),
 )
