@@ -9,7 +9,7 @@ Two things hold for every implementation and are the caller's to respect:
     The Triton operations share one workspace: they run on one stream at a time.
 """
 
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -193,6 +193,19 @@ class Ops(Protocol):
         last_token: Tensor,
         output_counts: Tensor | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class ExpertOps(Ops, Protocol):
+    """The operations of a device that has those of mixtures of experts as well."""
+
+    def route(
+        self, x: Tensor, router: Tensor, per_token: int, *, renormalise: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def mix_experts(
+        self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+    ) -> Tensor: ...
 
 
 def select(device: torch.device, *, pdl: bool = False) -> Ops:

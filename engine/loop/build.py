@@ -29,7 +29,7 @@ from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.registry import Model, build_model
+from quire.engine.model.registry import Model, build_model, check_operations
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.runner import compile_ahead
 from quire.engine.runner.runner import Runner
@@ -90,6 +90,7 @@ def build_engine(
         ops = select(device, pdl=chained)
     except KernelsUnavailable as error:
         raise ConfigError(str(error)) from error
+    check_operations(shape, ops)
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)

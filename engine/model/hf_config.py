@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import GenerationDefaults, ModelConfig
+from quire.engine.model.config import Experts, GenerationDefaults, ModelConfig
 from quire.engine.model.hf_families import Family, read_family
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
@@ -20,6 +20,8 @@ MOST_WIDTH = 1 << 18  # of the hidden state, and within a feed-forward layer
 MOST_LAYERS = 1024
 MOST_HEADS = 1024
 MOST_HEAD_DIM = 1024
+MOST_EXPERTS = 4096
+_COUNT_OF_EXPERTS = ("num_experts", "num_local_experts")
 
 
 def read_directory(path: Path) -> ModelConfig:
@@ -31,7 +33,7 @@ def read_directory(path: Path) -> ModelConfig:
     there = generation.exists() or generation.is_symlink()
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
     architecture, family = read_family(config)
-    refuse_unsupported(config)
+    refuse_unsupported(config, family.keys)
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
@@ -53,11 +55,12 @@ def _model(
     eos = config.integers("eos_token_id", least=0, below=vocab) + eos
     theta, scaling, positions = read_rope(config)
     q_heads, kv_heads, head_dim = _heads(config, family)
+    layers = config.integer("num_hidden_layers", most=MOST_LAYERS)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab,
         hidden_size=config.integer("hidden_size", most=MOST_WIDTH),
-        num_layers=config.integer("num_hidden_layers", most=MOST_LAYERS),
+        num_layers=layers,
         num_q_heads=q_heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -71,6 +74,7 @@ def _model(
         eos_token_ids=tuple(dict.fromkeys(eos)),
         generation=sampling,
         initializer_range=config.number("initializer_range", 0.02, above=0),
+        experts=_experts(config, layers) if family.keys else None,
     )
 
 
@@ -92,6 +96,23 @@ def _heads(config: JsonFile, family: Family) -> tuple[int, int, int]:
             "where there is no head_dim",
         )
     return q_heads, kv_heads, hidden // q_heads
+
+
+def _experts(config: JsonFile, layers: int) -> Experts:
+    """Every decoder_sparse_step-th layer has them, but for those named as dense."""
+    old, new = (config.integer(key, None, most=MOST_EXPERTS) for key in _COUNT_OF_EXPERTS)
+    if old is not None and new is not None and old != new:
+        config.refuse("num_local_experts", f"contradicts num_experts = {old}")
+    step = config.integer("decoder_sparse_step", 1, most=MOST_LAYERS)
+    named = config.integers("mlp_only_layers", least=0, below=layers)
+    dense = (layer for layer in range(layers) if layer in named or (layer + 1) % step)
+    return Experts(
+        count=config.integer("num_experts", most=MOST_EXPERTS) if new is None else new,
+        per_token=config.integer("num_experts_per_tok", most=MOST_EXPERTS),
+        intermediate_size=config.integer("moe_intermediate_size", most=MOST_WIDTH),
+        norm_topk_prob=config.boolean("norm_topk_prob", False),
+        dense_layers=tuple(dense),
+    )
 
 
 def _stored_dtype(config: JsonFile) -> str:

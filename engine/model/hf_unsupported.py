@@ -6,6 +6,7 @@ known by the words in them, so that a new one is refused before anybody has hear
 """
 
 import re
+from collections.abc import Container
 
 from quire.engine.json_file import JsonFile
 
@@ -62,8 +63,11 @@ _DECODES_OTHERWISE: dict[
 }
 
 
-def refuse_unsupported(config: JsonFile) -> None:
-    """Refuse what config.json asks for and Quire does not compute. Raises ConfigError."""
+def refuse_unsupported(config: JsonFile, family_keys: Container[str] = ()) -> None:
+    """Refuse what config.json asks for and Quire does not compute. Raises ConfigError.
+
+    family_keys: what else is read of the architecture.
+    """
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
     config.only("use_sliding_window", False)
@@ -72,7 +76,7 @@ def refuse_unsupported(config: JsonFile) -> None:
             config.refuse(key, "quantized checkpoints are not supported")
     _refuse_layer_types(config)
     for key, value in config.data.items():
-        if key in _READ or key in _WITHOUT_EFFECT or key.startswith("_"):
+        if key in _READ or key in family_keys or key in _WITHOUT_EFFECT or key.startswith("_"):
             continue
         says_nothing = value is None or value is False or value in ([], {}, "")
         if _COMPUTES.search(key) and not says_nothing:

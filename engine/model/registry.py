@@ -3,17 +3,23 @@
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.model import llama, qwen2, qwen3
+from quire.engine.model import llama, qwen2, qwen3, qwen3_moe
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import LLAMA, QWEN2, QWEN3, ModelConfig
+from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
 from quire.engine.model.decoder import Decoder
 from quire.engine.model.layers.parallel import World
-from quire.kernels.ops import Ops
+from quire.engine.model.layers.setting import Setting
+from quire.kernels.ops import ExpertOps, Ops
 from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
 
 Model = CausalModel
 
-_MODELS = {QWEN3: qwen3.ATTENTION, QWEN2: qwen2.ATTENTION, LLAMA: llama.ATTENTION}
+_MODELS = {
+    QWEN3: qwen3.ATTENTION,
+    QWEN3_MOE: qwen3_moe.ATTENTION,
+    QWEN2: qwen2.ATTENTION,
+    LLAMA: llama.ATTENTION,
+}
 
 
 def build_model(
@@ -28,11 +34,21 @@ def build_model(
     if config.architecture not in _MODELS:
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
+    check_operations(config, ops)
     _check_kernels(config, dtype, device)
     spec = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
-        return Decoder(config, spec, ops, dtype=dtype, device=device, world=world or World())
+        return Decoder(Setting(ops, world or World(), dtype, device), config, spec)
+
+
+def check_operations(config: ModelConfig, ops: Ops) -> None:
+    """Refuse a model of which a device's kernels lack an operation. Raises ConfigError."""
+    if config.experts is not None and not isinstance(ops, ExpertOps):
+        raise ConfigError(
+            f"architecture {config.architecture}: mixtures of experts have no kernels for GPUs "
+            "yet; they run with device = cpu"
+        )
 
 
 def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

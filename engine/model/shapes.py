@@ -5,6 +5,8 @@ from quire.engine.model.config import (
     LLAMA,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
+    Experts,
     GenerationDefaults,
     Llama3Scaling,
     ModelConfig,
@@ -54,6 +56,27 @@ def _small(hidden: int, layers: int, q_heads: int, vocab: int, spread: float) ->
         max_position_embeddings=4096,
         rope_theta=1e6,
         initializer_range=spread,
+    )
+
+
+def _qwen3_moe(hidden: int, layers: int, heads: tuple[int, int], expert: int) -> ModelConfig:
+    """A published Qwen3-MoE: 128 experts, 8 a token. heads: of queries, of keys and values."""
+    return ModelConfig(
+        architecture=QWEN3_MOE,
+        vocab_size=151_936,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=128,
+        intermediate_size=3 * hidden,  # of dense layers, of which there is none
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        max_position_embeddings=40_960,
+        rope_theta=1e6,
+        eos_token_ids=(151_645, 151_643),
+        generation=GenerationDefaults(temperature=0.6, top_p=0.95, top_k=20),
+        experts=Experts(128, 8, expert, norm_topk_prob=True),
     )
 
 
@@ -109,6 +132,8 @@ _NAMED_SHAPES = {
     "8B": _qwen3(4096, 36, 32, 12_288, tied=False),
     "14B": _qwen3(5120, 40, 40, 17_408, tied=False),
     "32B": _qwen3(5120, 64, 64, 25_600, tied=False),
+    "30B-A3B": _qwen3_moe(2048, 48, (32, 4), 768),
+    "235B-A22B": _qwen3_moe(4096, 94, (64, 4), 1536),
     "qwen2.5-0.5B": _qwen2(896, 24, (14, 2), 4864, tied=True),
     "qwen2.5-7B": _qwen2(3584, 28, (28, 4), 18_944),
     "llama3.2-1B": _llama3(2048, 16, 32, 8192, factor=32.0, tied=True),

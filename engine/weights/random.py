@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import Llama3Scaling, ModelConfig
+from quire.engine.model.config import Experts, Llama3Scaling, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
 from quire.engine.model.layers.placement import Placement
 from quire.engine.weights.checkpoint import INDEX, SINGLE
@@ -151,6 +151,18 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "initializer_range": config.initializer_range,
         "bos_token_id": None,
         "eos_token_id": eos[0] if eos else None,
+        **({} if config.experts is None else _hf_experts(config.experts)),
+    }
+
+
+def _hf_experts(experts: Experts) -> dict[str, Any]:
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.intermediate_size,
+        "norm_topk_prob": experts.norm_topk_prob,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(experts.dense_layers),
     }
 
 

@@ -18,6 +18,7 @@ from quire.kernels.reference.attention import (
     rope_decode_attention,
     rope_kv_write,
 )
+from quire.kernels.reference.experts import mix_experts, route
 from quire.kernels.reference.linear import (
     linear,
     rms_norm,
@@ -54,6 +55,7 @@ __all__ = [
     "linear",
     "logprobs",
     "mask_stop_tokens",
+    "mix_experts",
     "prefill_attention",
     "prepare_decode",
     "prepare_mixed",
@@ -61,6 +63,7 @@ __all__ = [
     "rms_norm",
     "rope_decode_attention",
     "rope_kv_write",
+    "route",
     "sample",
     "silu_mul",
 ]

@@ -24,7 +24,7 @@ from support.small_engine import (
 )
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import LLAMA, QWEN2, Llama3Scaling
+from quire.engine.model.config import LLAMA, QWEN2, QWEN3_MOE, Experts, Llama3Scaling
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.runner.runner import Runner
 
@@ -37,6 +37,9 @@ MODELS = {
 LLAMA3 = Llama3Scaling(4.0, 32, 1.0, 4.0)
 FAMILIES = {  # served in every way at once, where the models above are in each
     "qwen2": model_config(architecture=QWEN2, q_heads=6, kv_heads=2, tied=False),
+    "qwen3 with experts": model_config(
+        architecture=QWEN3_MOE, tied=False, experts=Experts(6, 2, 40, True, (0,))
+    ),
     "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
 }
 SAMPLINGS = {

@@ -8,12 +8,11 @@ each rank makes a part of the sum, and the residual is added once, after the sum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from quire.engine.model.layers.parallel import World, length
-from quire.engine.model.layers.placement import Placement, new_weight
-from quire.kernels.ops import Ops
+from quire.engine.model.layers.parallel import length
+from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +31,22 @@ class ColumnParallelLinear:
     """
 
     def __init__(
-        self,
-        ops: Ops,
-        parts: Sequence[Part],
-        inputs: int,
-        *,
-        bias: bool = False,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, setting: Setting, parts: Sequence[Part], inputs: int, *, bias: bool = False
     ) -> None:
-        self._ops = ops
+        self._ops = setting.ops
         rows = sum(length(part.rows) for part in parts)
-        self.weight = new_weight(rows, inputs, dtype=dtype, device=device)
-        self.bias = new_weight(rows, dtype=dtype, device=device) if bias else None
+        self.weight = setting.new(rows, inputs)
+        self.bias = setting.new(rows) if bias else None
         self.placements: list[Placement] = []
         begin = 0
         for part in parts:
             end = begin + length(part.rows)
             shape, cols, target = (part.outputs, inputs), slice(0, inputs), self.weight[begin:end]
-            self.placements.append(
-                Placement(part.module + ".weight", shape, target, part.rows, cols)
-            )
+            name = part.module + ".weight"
+            self.placements.append(Placement(name, shape, target, part.rows, cols))
             if self.bias is not None:
-                name, target = part.module + ".bias", self.bias[begin:end]
-                self.placements.append(
-                    Placement(name, (part.outputs,), target, part.rows, slice(0, 1))
-                )
+                name, target, cols = part.module + ".bias", self.bias[begin:end], slice(0, 1)
+                self.placements.append(Placement(name, shape[:1], target, part.rows, cols))
             begin = end
 
     def __call__(self, x: Tensor, norm_weight: Tensor, eps: float, *, silu: bool = False) -> Tensor:
@@ -71,21 +60,12 @@ class RowParallelLinear:
     """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual."""
 
     def __init__(
-        self,
-        ops: Ops,
-        world: World,
-        name: str,
-        outputs: int,
-        inputs: int,
-        cols: slice,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, setting: Setting, module: str, outputs: int, inputs: int, cols: slice
     ) -> None:
-        self._ops = ops
-        self._world = world
-        self.weight = new_weight(outputs, length(cols), dtype=dtype, device=device)
-        rows = slice(0, outputs)
+        self._ops = setting.ops
+        self._world = setting.world
+        self.weight = setting.new(outputs, length(cols))
+        name, rows = module + ".weight", slice(0, outputs)
         self.placements = [Placement(name, (outputs, inputs), self.weight, rows, cols)]
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:

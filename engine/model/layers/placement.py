@@ -8,7 +8,6 @@ bytes go straight into the merged parameter.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -60,8 +59,3 @@ def whole(name: str, target: Tensor) -> Placement:
     """A weight that a parameter takes as it is. target: [N] or [N, K]."""
     cols = slice(0, target.shape[1] if target.dim() > 1 else 1)
     return Placement(name, tuple(target.shape), target, slice(0, target.shape[0]), cols)
-
-
-def new_weight(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An unfilled parameter."""
-    return torch.empty(shape, dtype=dtype, device=device)

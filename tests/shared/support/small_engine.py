@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import QWEN3, ModelConfig, RopeScaling
+from quire.engine.model.config import QWEN3, Experts, ModelConfig, RopeScaling
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
@@ -40,6 +40,7 @@ def model_config(
     yarn: bool = False,
     vocab: int = 384,
     layers: int = 2,
+    experts: Experts | None = None,
 ) -> ModelConfig:
     """A model so small that a step takes about a millisecond, and whose outputs vary."""
     scaling = RopeScaling(4.0, 32, 1.1) if yarn else None
@@ -59,6 +60,7 @@ def model_config(
         rope_scaling=scaling,
         stored_dtype="float32",
         initializer_range=0.12,
+        experts=experts,
     )
 
 
