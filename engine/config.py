@@ -47,6 +47,9 @@ class EngineConfig:
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
     kv_cache_dtype: str = _option("auto", "auto: as dtype, float32 on the CPU; no other")
+    quantization: str = _option(
+        "auto", "auto: weights as they are stored; fp8: made FP8 while they are loaded"
+    )
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
 
@@ -65,6 +68,7 @@ class EngineConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
+        _one_of("quantization", self.quantization, ("auto", "fp8"))
         _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(

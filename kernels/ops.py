@@ -14,6 +14,8 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from quire.kernels.weight import Weight
+
 
 class KernelsUnavailable(RuntimeError):
     """A device was asked for whose kernels cannot be loaded here."""
@@ -205,6 +207,27 @@ class ExpertOps(Ops, Protocol):
 
     def mix_experts(
         self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class Fp8Ops(Ops, Protocol):
+    """The operations of a device that has those of FP8 weights as well."""
+
+    def linear_fp8(
+        self,
+        x: Tensor,
+        weight: Weight,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+    def mix_experts_fp8(
+        self, x: Tensor, gate_up: Weight, down: Weight, experts: Tensor, weights: Tensor
     ) -> Tensor: ...
 
 

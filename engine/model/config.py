@@ -81,12 +81,27 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Fp8:
+    """Linear layers in FP8, as Qwen publishes them: e4m3, a scale a block of 128 x 128, activations
+    rounded a token and 128 columns at a time. Embeddings, head, routers and norms are not.
+
+    skipped: modules that stay in the model's dtype, under the names of the checkpoint; a name also
+    stands for all that is inside it, and for all modules that end with it. made_on_load: what is
+    stored is not FP8, and is made so while it is loaded.
+    """
+
+    skipped: tuple[str, ...] = ()
+    made_on_load: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder-only model without windows, its activation SwiGLU. Biases: see its architecture.
 
     max_position_embeddings: most positions, YaRN's stretch included. stored_dtype: "float32",
     "bfloat16" or "float16". eos_token_ids: union of config.json and generation_config.json.
     initializer_range: standard deviation of random matrices. experts: None in a dense model.
+    fp8: None where no weight is quantized.
     """
 
     architecture: str
@@ -107,6 +122,7 @@ class ModelConfig:
     generation: GenerationDefaults = GenerationDefaults()
     initializer_range: float = 0.02
     experts: Experts | None = None
+    fp8: Fp8 | None = None
 
     def __post_init__(self) -> None:
         if self.num_q_heads % self.num_kv_heads:
@@ -145,13 +161,13 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all weights; a tied head counts once."""
+        """Numbers in all weights; a tied head counts once, scales of FP8 weights not at all."""
         from quire.engine.model.counting import count
 
         return count(self).parameters
 
     def weight_bytes(self, dtype: "torch.dtype") -> int:
-        """Bytes of all weights in `dtype`."""
+        """Bytes of all weights; those that are not quantized are kept in `dtype`."""
         from quire.engine.model.counting import count
 
         return count(self, dtype).nbytes
@@ -185,6 +201,6 @@ class ModelConfig:
             str(dtype),
             str(cache_dtype or dtype),
             weights,
-            *(part for part in (self.experts,) if part is not None),
+            *(part for part in (self.experts, self.fp8) if part is not None),
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import Experts, GenerationDefaults, ModelConfig
+from quire.engine.model.config import Experts, Fp8, GenerationDefaults, ModelConfig
 from quire.engine.model.hf_families import Family, read_family
+from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
 
@@ -28,17 +29,19 @@ def read_directory(path: Path) -> ModelConfig:
     """The configuration of the model in a directory. Raises ConfigError."""
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory")
+    refuse_other_files(path)
     config = JsonFile.read(path / "config.json")
     generation = path / "generation_config.json"
     there = generation.exists() or generation.is_symlink()
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
     architecture, family = read_family(config)
+    fp8 = read_quantization(config)
     refuse_unsupported(config, family.keys)
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     try:
-        return _model(config, architecture, family, sampling, eos)
+        return _model(config, architecture, family, sampling, eos, fp8)
     except ConfigError as error:
         named = str(error).startswith(config.name)
         raise error if named else ConfigError(f"{config.name}: {error}") from None
@@ -50,6 +53,7 @@ def _model(
     family: Family,
     sampling: GenerationDefaults,
     eos: tuple[int, ...],
+    fp8: Fp8 | None,
 ) -> ModelConfig:
     vocab = config.integer("vocab_size", most=MOST_VOCAB)
     eos = config.integers("eos_token_id", least=0, below=vocab) + eos
@@ -75,6 +79,7 @@ def _model(
         generation=sampling,
         initializer_range=config.number("initializer_range", 0.02, above=0),
         experts=_experts(config, layers) if family.keys else None,
+        fp8=fp8,
     )
 
 

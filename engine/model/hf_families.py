@@ -39,8 +39,9 @@ FAMILIES = {
 }
 _OTHERS = (  # what is behind names of architectures that people try
     (r"VL|Vision|Omni|Image|Video|Audio|ConditionalGeneration|Mllama", "vision and audio"),
-    (r"Qwen3Next|Qwen3_5|DeltaNet|Linear|Mamba|Hybrid|Jamba", "hybrids with linear attention"),
-    (r"Moe|Mixtral", "this mixture of experts"),
+    (r"Qwen3Next|Qwen3_5|DeltaNet", "hybrids with gated delta-net"),
+    (r"Linear|Mamba|Hybrid|Jamba", "hybrids with linear attention"),
+    (r"Moe|Mixtral", "this kind of experts"),
     (r"Embedding|Classification|Reward|Model$", "models that do not write text"),
 )
 
@@ -52,8 +53,9 @@ def read_family(config: JsonFile) -> tuple[str, Family]:
         config.refuse("architectures", "must be a list of one name")
     (name,) = names
     if name not in FAMILIES:
-        kind = next((kind for pattern, kind in _OTHERS if re.search(pattern, name)), "this")
-        config.refuse("architectures", f"{kind} is not supported; supported: {', '.join(FAMILIES)}")
+        kind = next((kind for pattern, kind in _OTHERS if re.search(pattern, name)), None)
+        what = "" if kind is None else f"{kind}: "
+        config.refuse("architectures", f"{what}not supported; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     config.only("model_type", family.model_type)
     return name, family

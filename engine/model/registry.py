@@ -7,9 +7,10 @@ from quire.engine.model import llama, qwen2, qwen3, qwen3_moe
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
 from quire.engine.model.decoder import Decoder
+from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.layers.setting import Setting
-from quire.kernels.ops import ExpertOps, Ops
+from quire.kernels.ops import ExpertOps, Fp8Ops, Ops
 from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
 
 Model = CausalModel
@@ -39,7 +40,10 @@ def build_model(
     spec = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
-        return Decoder(Setting(ops, world or World(), dtype, device), config, spec)
+        model = Decoder(Setting(ops, world or World(), dtype, device, config.fp8), config, spec)
+    if config.fp8 is not None:
+        check_skipped(config.fp8.skipped, (placement.name for placement in model.placements()))
+    return model
 
 
 def check_operations(config: ModelConfig, ops: Ops) -> None:
@@ -49,6 +53,8 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
             f"architecture {config.architecture}: mixtures of experts have no kernels for GPUs "
             "yet; they run with device = cpu"
         )
+    if config.fp8 is not None and not isinstance(ops, Fp8Ops):
+        raise ConfigError("FP8 weights have no kernels for GPUs yet; they run with device = cpu")
 
 
 def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,5 +1,7 @@
 """Shapes by name, for random weights: published models, and small ones for tests and benchmarks."""
 
+from dataclasses import replace
+
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import (
     LLAMA,
@@ -7,17 +9,29 @@ from quire.engine.model.config import (
     QWEN3,
     QWEN3_MOE,
     Experts,
+    Fp8,
     GenerationDefaults,
     Llama3Scaling,
     ModelConfig,
 )
 
+_FP8 = "-fp8"
+
 
 def named(name: str) -> ModelConfig:
-    """A shape by name. Raises ConfigError for an unknown one."""
-    if name not in _NAMED_SHAPES:
-        raise ConfigError(f"shape {name!r}: unknown; known: {', '.join(_NAMED_SHAPES)}")
-    return _NAMED_SHAPES[name]
+    """A shape by name; NAME-fp8 is the same with FP8 weights. Raises ConfigError for an unknown
+    one."""
+    base = name.removesuffix(_FP8)
+    if base not in _NAMED_SHAPES:
+        known = ", ".join(_NAMED_SHAPES)
+        raise ConfigError(f"shape {name!r}: unknown; known: {known}, and each with {_FP8}")
+    shape = _NAMED_SHAPES[base]
+    return shape if base == name else in_fp8(shape)
+
+
+def in_fp8(shape: ModelConfig) -> ModelConfig:
+    """The same model with FP8 weights, made of others while they are loaded."""
+    return shape if shape.fp8 is not None else replace(shape, fp8=Fp8(made_on_load=True))
 
 
 def _qwen3(hidden: int, layers: int, q_heads: int, intermediate: int, *, tied: bool) -> ModelConfig:

@@ -20,7 +20,9 @@ from torch import Tensor
 from quire.engine.errors import ModelError
 from quire.engine.model.base import CausalModel
 from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.quantized import SCALE
 from quire.engine.weights.checkpoint import Checkpoint
+from quire.engine.weights.formats import check_format, check_scales
 from quire.engine.weights.progress import Progress, no_progress
 from quire.engine.weights.safetensors_file import StoredTensor
 
@@ -65,12 +67,17 @@ class _Job:
         begin = self.first - self.placement.rows.start
         return self.placement.target[begin : begin + self.last - self.first]
 
+    def sum(self) -> Tensor:
+        """The float32 sum of what was filled: [] on its device."""
+        filled = self.filled
+        return filled.float().sum() if filled.itemsize == 1 else filled.sum(dtype=torch.float32)
+
     def check_sum(self, total: float) -> None:
         """Refuse numbers that are not finite. total: the float32 sum of what was filled, which
         is finite only if all are; if it is not, they are looked at one by one."""
         if math.isfinite(total):
             return
-        bad = int((~torch.isfinite(self.filled)).sum())
+        bad = int((~torch.isfinite(self.filled.float())).sum())
         if bad:
             kind = str(self.filled.dtype).removeprefix("torch.")
             raise ModelError(
@@ -94,11 +101,11 @@ def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no
 
 
 def check_checkpoint(model: CausalModel, directory: Path) -> None:
-    """Whether a checkpoint holds the model's weights, by its files' headers alone.
+    """Whether a checkpoint holds the model's weights, by its files' headers and its scales alone.
 
     model: may stand on the meta device, so that it is known before any memory is taken. Raises
     ModelError, as `load_checkpoint` would for a file or weight that is missing, unexpected,
-    misshapen or of a dtype that is not read.
+    misshapen or of another format than the configuration's, and for a scale that is no scale.
     """
     with Checkpoint.open(directory) as checkpoint:
         _agreed(directory, checkpoint, model)
@@ -135,6 +142,9 @@ def _agreed(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> dict
                 f"{stored[name].path}: {name} has the shape {list(stored[name].shape)}, "
                 f"the configuration asks for {list(placement.shape)}"
             )
+        check_format(placement, stored[name])
+        if name.endswith(SCALE):
+            check_scales(checkpoint, stored[name])
     return stored
 
 
@@ -249,7 +259,7 @@ class _CpuLane:
 
     def move(self, job: _Job, checkpoint: Checkpoint) -> None:
         job.placement.put_taken(job.first, self._buffer.read(job, checkpoint))
-        job.check_sum(float(job.filled.sum(dtype=torch.float32)))
+        job.check_sum(float(job.sum()))
 
     def finish(self) -> None:
         """Nothing is in flight."""
@@ -275,7 +285,7 @@ class _GpuLane:
                 staged = staged.to(self._device, non_blocking=True)
             placement.put_taken(job.first, staged)
             copied.record(self._stream)
-            self._sums.append((job, job.filled.sum(dtype=torch.float32)))
+            self._sums.append((job, job.sum()))
 
     def finish(self) -> None:
         self._stream.synchronize()

@@ -1,10 +1,14 @@
 """Mixtures of experts in plain PyTorch: who takes which experts, and what they make of it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire.kernels.reference.fp8 import linear_fp8
 from quire.kernels.reference.linear import linear
+from quire.kernels.weight import Weight
 
 
 def route(x: Tensor, router: Tensor, per_token: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -31,9 +35,30 @@ def mix_experts(
     [T, per_token], see `route`; no token has an expert twice. The sum is taken in fp32, in the
     order of the experts' numbers, so it does not depend on the other tokens.
     """
+
+    def make(expert: int, rows: Tensor) -> Tensor:
+        return linear(linear(rows, gate_up[expert], silu=True), down[expert])
+
+    return _mix(x, make, experts, weights)
+
+
+def mix_experts_fp8(
+    x: Tensor, gate_up: Weight, down: Weight, experts: Tensor, weights: Tensor
+) -> Tensor:
+    """As `mix_experts`, with FP8 weights."""
+
+    def make(expert: int, rows: Tensor) -> Tensor:
+        return linear_fp8(linear_fp8(rows, gate_up.of(expert), silu=True), down.of(expert))
+
+    return _mix(x, make, experts, weights)
+
+
+def _mix(
+    x: Tensor, make: Callable[[int, Tensor], Tensor], experts: Tensor, weights: Tensor
+) -> Tensor:
     mixed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in experts.unique().tolist():
         rows, places = (experts == expert).nonzero(as_tuple=True)
-        made = linear(linear(x[rows], gate_up[expert], silu=True), down[expert])
+        made = make(expert, x[rows])
         mixed.index_add_(0, rows, made.float() * weights[rows, places, None])
     return mixed.to(x.dtype)

@@ -16,7 +16,8 @@ def report(config: EngineConfig) -> tuple[str, bool]:
     """Sizes, what one full request needs, a verdict and what to turn; and whether it starts."""
     resolved = resolve(config)
     config = config.replace(model=resolved.engine_model)
-    plan = sizing.plan(config, model_config(config))
+    shape = model_config(config)
+    plan = sizing.plan(config, shape)
     verdict, needed = fit.judge(config, plan), plan.blocks_of_a_sequence
     note = " (an estimate: a step's own memory is not counted)" if plan.estimated else ""
     rows = [
@@ -24,7 +25,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("device", plan.device),
         ("dtype", plan.dtype),
         ("memory", _gib(max(plan.memory_bytes, 0))),
-        ("weights", _gib(plan.weight_bytes)),
+        ("weights", _gib(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
         ("KV cache", f"{_gib(plan.kv_cache_bytes)}{note}"),
         ("KV bytes a token", f"{plan.kv_bytes_per_token} ({plan.kv_bytes_per_token / _KIB:g} KiB)"),
         ("blocks", f"{plan.num_blocks} of {plan.block_size} tokens"),

@@ -81,6 +81,7 @@ def test_a_gpu_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         ({"block_size": 48}, f"block_size = 48: supported: {listed(BLOCK_SIZES)}"),
         ({"dtype": "float8"}, f"dtype = 'float8': supported: {listed(DTYPES)}"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype = 'fp8': supported: auto"),
+        ({"quantization": "int4"}, "quantization = 'int4': supported: auto, fp8"),
         ({"device": "tpu"}, "device = 'tpu': supported: auto, cpu, cuda"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size = 2: supported: 1"),
         ({"dtype": "float16"}, "dtype = float16: not supported on the CPU (float32, bfloat16)"),

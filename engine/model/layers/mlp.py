@@ -6,11 +6,14 @@ Invariant: both kinds norm the residual first and give it back with what they ma
 from torch import Tensor
 
 from quire.engine.model.config import Experts
+from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
 from quire.engine.model.layers.parallel import length
-from quire.engine.model.layers.placement import Placement, whole
+from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import ExpertOps
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class DenseMlp:
@@ -39,19 +42,23 @@ class ExpertsMlp:
         self._experts = experts
         width, count = experts.intermediate_size, experts.count
         inner = setting.world.split(width, "moe_intermediate_size")
-        held, every = length(inner), slice(0, hidden)
+        held = length(inner)
+        modules = [f"{module}.experts.{index}" for index in range(count)]
+        form = form_of(setting, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
         self.router = setting.new(count, hidden)
-        self.gate_up = setting.new(count, 2 * held, hidden)
-        self.down = setting.new(count, hidden, held)
+        self.gate_up = form.new(count, 2 * held, hidden)
+        self.down = form.new(count, hidden, held)
+        self._mix = form.mix_experts()
+        self._held = form.held(self.gate_up), form.held(self.down)
         self.placements = [whole(f"{module}.gate.weight", self.router)]
-        for index in range(count):
-            name = f"{module}.experts.{index}."
-            (gate, up), down = self.gate_up[index].split(held), self.down[index]
-            self.placements += [
-                Placement(name + "gate_proj.weight", (width, hidden), gate, inner, every),
-                Placement(name + "up_proj.weight", (width, hidden), up, inner, every),
-                Placement(name + "down_proj.weight", (hidden, width), down, every, inner),
-            ]
+        for index, one in enumerate(modules):
+            pair, every = self.gate_up.of(index), slice(0, hidden)
+            for name, begin in (("gate_proj", 0), ("up_proj", held)):
+                part = form.part(pair, begin, begin + held, f"{one}.{name}")
+                shape = (width, hidden)
+                self.placements += form.placements(f"{one}.{name}", shape, part, inner, every)
+            shape, down = (hidden, width), self.down.of(index)
+            self.placements += form.placements(f"{one}.down_proj", shape, down, every, inner)
 
     def __call__(self, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
         """As of DenseMlp."""
@@ -60,7 +67,7 @@ class ExpertsMlp:
         chosen, weights = ops.route(
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
         )
-        mixed = ops.mix_experts(x, self.gate_up, self.down, chosen, weights)
+        mixed = self._mix(x, *self._held, chosen, weights)
         if self._world.size == 1:
             return residual + mixed
         return self._world.add_partials(mixed, residual)

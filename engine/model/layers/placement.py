@@ -26,6 +26,11 @@ class Placement:
     cols: slice
 
     @property
+    def nbytes(self) -> int:
+        """Of the parameter's part."""
+        return int(self.target.nbytes)
+
+    @property
     def is_vector(self) -> bool:
         return len(self.shape) == 1
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.config import Fp8, ModelConfig
 from quire.engine.weights.random import weight_shapes
 
 
@@ -195,6 +195,83 @@ def test_refusals_of_other_families(config: dict[str, Any], words: str, tmp_path
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, config)
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {words}")
+
+
+QUANTIZED = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
+QUANTIZED |= {"weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}  # type: ignore[dict-item]
+FORMATS: list[tuple[dict[str, Any], str]] = [
+    ({"quant_method": "awq", "bits": 4}, '.quant_method = "awq": AWQ is not supported; supported'),
+    ({"quant_method": "gptq"}, '.quant_method = "gptq": GPTQ is not supported; supported: float32'),
+    (
+        {"quant_method": "modelopt"},
+        '.quant_method = "modelopt": ModelOpt (NVFP4 and others)',
+    ),
+    (
+        {"quant_method": "compressed-tensors"},
+        '.quant_method = "compressed-tensors": compre',
+    ),
+    (
+        {"quant_method": "bitsandbytes"},
+        '.quant_method = "bitsandbytes": bitsandbytes is no',
+    ),
+    ({"quant_method": "new"}, '.quant_method = "new": this format is not supported; supported: '),
+    ({"bits": 4}, ' = {"bits": 4}: has no quant_method; supported: '),
+    (QUANTIZED | {"activation_scheme": "static"}, '.activation_scheme = "static": supported: "dyn'),
+    (
+        QUANTIZED | {"weight_block_size": [64, 64]},
+        ".weight_block_size = [64, 64]: supported: [12",
+    ),
+    (QUANTIZED | {"weight_block_size": None}, ".weight_block_size = null: supported: [128, 128]"),
+    (QUANTIZED | {"fmt": "e5m2"}, '.fmt = "e5m2": supported: "e4m3"'),
+    (QUANTIZED | {"scale_fmt": "ue8m0"}, '.scale_fmt = "ue8m0": supported: "float"'),
+    (
+        QUANTIZED | {"modules_to_not_convert": "lm_head"},
+        '.modules_to_not_convert = "lm_head": mu',
+    ),
+    (QUANTIZED | {"kv_cache_scheme": {}}, ".kv_cache_scheme = {}: unknown for fp8; known: "),
+]
+
+
+@pytest.mark.parametrize(("section", "words"), FORMATS, ids=lambda value: str(value)[:40])
+def test_formats_are_refused_by_name(section: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, QWEN25 | {"quantization_config": section})
+    assert f"config.json: quantization_config{words}" in str(caught.value)
+
+
+def test_formats_that_no_configuration_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"model-q4\.gguf: GGUF is not supported; supported: fl"):
+        ModelConfig.from_directory(tmp_path)
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json: ModelOpt \(NVFP4"):
+        read(tmp_path, QWEN25)
+
+
+def test_fp8_of_the_hub_is_read(tmp_path: Path) -> None:
+    model = read(tmp_path, MOE | {"quantization_config": QUANTIZED})
+    assert model.fp8 == Fp8(("lm_head",))
+    assert read(tmp_path, MOE | {"quantization_config": None}).fp8 is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ("Qwen2_5_VLForConditionalGeneration", "vision and audio: not supported"),
+        ("Qwen3VLMoeForConditionalGeneration", "vision and audio: not supported"),
+        ("MllamaForConditionalGeneration", "vision and audio: not supported"),
+        ("Qwen3NextForCausalLM", "hybrids with gated delta-net: not supported"),
+        ("Qwen3_5MoeForCausalLM", "hybrids with gated delta-net: not supported"),
+        ("MixtralForCausalLM", "this kind of experts: not supported"),
+        ("Gemma3ForCausalLM", "not supported"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(
+    architecture: str, words: str, tmp_path: Path
+) -> None:
+    supported = "supported: Qwen3ForCausalLM, Qwen3MoeForCausalLM, Qwen2ForCausalLM, Llama"
+    with pytest.raises(ConfigError, match=rf'"{architecture}"\]: {words}; {supported}'):
+        read(tmp_path, QWEN25 | {"architectures": [architecture]})
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_bf16_errs_no_more_than_transformers_does(pair: Pair) -> None:
     theirs = their_logits(in_bf16, tokens) - exact
     ours = all_logits(model, tokens) - exact
     assert 0 < ours.square().mean().sqrt() <= 1.5 * theirs.square().mean().sqrt()
-    assert ours.abs().max() <= 1.5 * theirs.abs().max()
+    if model.config.experts is None:  # where experts hang by a hair, either may take others
+        assert ours.abs().max() <= 1.5 * theirs.abs().max()
 
 
 @torch.inference_mode()

@@ -83,7 +83,7 @@ def test_both_key_styles_at_once_must_agree(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"architectures": ["GPT9"]}, 'architectures = ["GPT9"]: this is not supported; supported: Q'),
+    ({"architectures": ["GPT9"]}, 'architectures = ["GPT9"]: not supported; supported: Qwen3'),
     ({"architectures": ["LlamaForCausalLM"]}, 'model_type = "qwen3": supported: "llama"'),
     ({"architectures": None}, "architectures = null: must be a list"),
     ({"model_type": "llama"}, 'model_type = "llama": supported: "qwen3"'),

@@ -35,6 +35,23 @@ def test_what_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert "to turn" not in rows
 
 
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [
+        (["random:8B-fp8"], "8.79 GiB, FP8"),
+        (["random:8B", "--quantization", "fp8"], "8.79 GiB, FP8"),
+        (["random:8B"], "15.26 GiB"),
+        (["random:30B-A3B-fp8"], "29.03 GiB, FP8"),
+        (["random:30B-A3B"], "56.87 GiB"),
+        (["random:llama3.1-8B"], "14.96 GiB"),
+    ],
+)
+def test_it_knows_the_sizes_of_families_and_formats(
+    capsys: pytest.CaptureFixture[str], words: list[str], weights: str
+) -> None:
+    assert dry_run(capsys, *words, "--max-model-len", "64")[1]["weights"] == weights
+
+
 def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     for words, reason, advice in (
         (["random:32B"], "61.02 GiB", "take a smaller model"),

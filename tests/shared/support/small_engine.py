@@ -5,7 +5,7 @@ above the next best, noise and temperature included.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,17 @@ from torch import Tensor
 
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import QWEN3, Experts, ModelConfig, RopeScaling
+from quire.engine.model.config import (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    Experts,
+    Fp8,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+)
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
@@ -40,7 +50,9 @@ def model_config(
     yarn: bool = False,
     vocab: int = 384,
     layers: int = 2,
+    intermediate: int = 96,
     experts: Experts | None = None,
+    fp8: Fp8 | None = None,
 ) -> ModelConfig:
     """A model so small that a step takes about a millisecond, and whose outputs vary."""
     scaling = RopeScaling(4.0, 32, 1.1) if yarn else None
@@ -52,7 +64,7 @@ def model_config(
         num_q_heads=q_heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=96,
+        intermediate_size=intermediate,
         rms_norm_eps=1e-6,
         tie_word_embeddings=tied,
         max_position_embeddings=128,
@@ -61,7 +73,26 @@ def model_config(
         stored_dtype="float32",
         initializer_range=0.12,
         experts=experts,
+        fp8=fp8,
     )
+
+
+LLAMA3 = Llama3Scaling(4.0, 32, 1.0, 4.0)
+FAMILIES = {  # one model each
+    "qwen2": model_config(architecture=QWEN2, q_heads=6, kv_heads=2, tied=False),
+    "qwen3 with experts": model_config(
+        architecture=QWEN3_MOE, tied=False, experts=Experts(6, 2, 40, True, (0,))
+    ),
+    "fp8 with experts": model_config(
+        architecture=QWEN3_MOE,
+        head_dim=64,
+        tied=False,
+        intermediate=128,
+        experts=Experts(4, 2, 128, True, (0,)),
+        fp8=Fp8(made_on_load=True),
+    ),
+    "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
+}
 
 
 class WatchedOps:
