@@ -163,7 +163,7 @@ def build_engine(
         eos_token_ids=shape.eos_token_ids,
         generation=shape.generation,
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
-        numerics=numerics(device, ranks=World().size),
+        numerics=numerics(device, ops, ranks=World().size),
     )
     return Engine(core, info, runner, device)
 
