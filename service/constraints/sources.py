@@ -6,17 +6,20 @@ parser recurses along chains of rules, and its lexer's work grows with the text.
 
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 from llguidance import LLMatcher
 
-from quire.engine.errors import RequestError
 from quire.engine.request import Constraint
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
+MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
+MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
+CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
@@ -26,59 +29,101 @@ _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
 
 def grammar_of(constraint: Constraint) -> str:
-    """What llguidance compiles. Raises RequestError, naming the field."""
+    """What llguidance compiles. Raises ValueError, saying what is wrong with it."""
     kind, text = constraint.kind, constraint.text
-    field = f"constraint.{kind}"
     size = len(text.encode())
     if size > MAX_BYTES:
-        raise RequestError(field, f"{size} bytes: at most {MAX_BYTES}")
+        raise ValueError(f"{size} bytes: at most {MAX_BYTES}")
     if kind == "json_schema":
-        return _of_schema(field, text)
+        whole = check_schema(text) is True
+        return LLMatcher.grammar_from_json_schema("{}" if whole else text, overrides=_JSON)
     if kind == "json_object":
         return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)
     if kind == "regex":
-        _check_lexemes(field, [text])
-        _check_depth(field, text, "([", ")]")
+        _check_lexemes([text])
+        _check_depth(text, "([", ")]")
         return LLMatcher.grammar_from_regex(text)
     if kind == "choice":
         texts = json.loads(text)
-        _check_lexemes(field, texts)
+        _check_lexemes(texts)
         options = " | ".join(json.dumps(option) for option in texts)
         return LLMatcher.grammar_from_lark(f"start: {options}")
+    if kind == CALLS:
+        return LLMatcher.grammar_from_lark(text)
     if kind == "grammar":
         rules = len(_RULE.findall(text))
         if rules > MAX_RULES:
-            raise RequestError(field, f"{rules} rules: at most {MAX_RULES}")
-        _check_lexemes(field, text.split("\n"))
+            raise ValueError(f"{rules} rules: at most {MAX_RULES}")
+        _check_lexemes(text.split("\n"))
         return LLMatcher.grammar_from_lark(text)
-    raise RequestError("constraint", f"{kind!r} is not a kind of constraint")
+    raise ValueError("is not a kind of constraint")
 
 
-def _of_schema(field: str, text: str) -> str:
-    _check_lexemes(field, _STRING.findall(text))
-    _check_depth(field, _STRING.sub("", text), "[{", "]}")
+def field_of(kind: str) -> str:
+    """What a refusal names."""
+    return "chat.tools" if kind == CALLS else f"constraint.{kind}"
+
+
+def check_schema(text: str) -> dict[str, Any] | bool:
+    """A schema as JSON. Raises ValueError for what llguidance is better not shown."""
+    strings = _STRING.findall(text)
+    _check_lexemes(strings)
+    _check_depth(_STRING.sub("", text), "[{", "]}")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_constant=_no_number)
         json.dumps(schema, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise RequestError(field, f"is not JSON: {error}") from None
+        raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(schema, dict | bool):
-        raise RequestError(field, "must be a JSON object, true or false")
+        raise ValueError("must be a JSON object, true or false")
     if schema is False:
-        raise RequestError(field, "is false, which nothing satisfies")
-    return LLMatcher.grammar_from_json_schema("{}" if schema is True else text, overrides=_JSON)
+        raise ValueError("is false, which nothing satisfies")
+    _check_work(schema)
+    return schema
 
 
-def _check_lexemes(field: str, lexemes: list[str]) -> None:
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_work(schema: dict[str, Any] | bool) -> None:
+    """What takes llguidance a time that grows faster than the text."""
+    patterns = 0
+    level: list[Any] = [schema]
+    while level:
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                found = item.get("patternProperties")
+                patterns += len(found) if isinstance(found, dict) else 0
+                _check_multiple(item.get("multipleOf"))
+                inside.extend(item.values())
+            elif isinstance(item, list):
+                inside.extend(item)
+        level = inside
+    if patterns > MAX_PATTERNS:
+        raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
+
+
+def _check_multiple(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    whole = Decimal(str(value)).normalize()
+    digits = int("".join(map(str, whole.as_tuple().digits)))
+    if digits * 10 ** max(int(whole.as_tuple().exponent), 0) > MAX_MULTIPLE:
+        raise ValueError(f"multipleOf: {value}: at most {MAX_MULTIPLE}, its point left out")
+
+
+def _check_lexemes(lexemes: list[str]) -> None:
     longest = max((len(lexeme.encode()) for lexeme in lexemes), default=0)
     if longest > MAX_LEXEME_BYTES:
-        raise RequestError(field, f"{longest} bytes in one piece: at most {MAX_LEXEME_BYTES}")
+        raise ValueError(f"{longest} bytes in one piece: at most {MAX_LEXEME_BYTES}")
 
 
-def _check_depth(field: str, text: str, opening: str, closing: str) -> None:
+def _check_depth(text: str, opening: str, closing: str) -> None:
     depth = deepest = 0
     for bracket in re.findall(r"[\[\](){}]", text):
         depth += (bracket in opening) - (bracket in closing)
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
-        raise RequestError(field, f"{deepest} brackets inside one another: at most {MAX_DEPTH}")
+        raise ValueError(f"{deepest} brackets inside one another: at most {MAX_DEPTH}")

@@ -68,6 +68,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "too big",
     ),
+    "multiple": (
+        {"json_schema": '{"type": "integer", "multipleOf": 1000003}'},
+        "constraint.json_schema",
+        "multipleOf: 1000003: at most 10000",
+    ),
+    "patterns": (
+        {"json_schema": json.dumps({"patternProperties": {f"^{i}$": {} for i in range(65)}})},
+        "constraint.json_schema",
+        "patternProperties: 65: at most 64",
+    ),
+    "endless": ({"json_schema": '{"$ref": "#"}'}, "constraint.json_schema", "nothing that ends"),
     "grammar": ({"grammar": "start: nothing"}, "constraint.grammar", "nothing"),
     "long chain": ({"grammar": chain(20_000)}, "constraint.grammar", "at most 2000"),
     "deep grammar": (
