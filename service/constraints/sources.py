@@ -4,7 +4,9 @@ Invariant: what is too large, too deep or unreadable is refused here, before llg
 parser recurses along chains of rules, and its lexer's work grows with the text.
 """
 
+import contextlib
 import json
+import math
 import re
 from decimal import Decimal
 from typing import Any
@@ -24,6 +26,8 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SCHEMA = re.compile(r"%json\s*")
+_DECODER = json.JSONDecoder()
 # One space between the parts of a document, or none: more, and a weak model goes on with it.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
@@ -55,6 +59,7 @@ def grammar_of(constraint: Constraint) -> str:
         if rules > MAX_RULES:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
         _check_lexemes(text.split("\n"))
+        _check_schemas_in(text)
         return LLMatcher.grammar_from_lark(text)
     raise ValueError("is not a kind of constraint")
 
@@ -86,7 +91,7 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _check_work(schema: dict[str, Any] | bool) -> None:
+def _check_work(schema: Any) -> None:
     """What takes llguidance a time that grows faster than the text."""
     patterns = 0
     level: list[Any] = [schema]
@@ -96,7 +101,7 @@ def _check_work(schema: dict[str, Any] | bool) -> None:
             if isinstance(item, dict):
                 found = item.get("patternProperties")
                 patterns += len(found) if isinstance(found, dict) else 0
-                _check_multiple(item.get("multipleOf"))
+                _check_multiples(item)
                 inside.extend(item.values())
             elif isinstance(item, list):
                 inside.extend(item)
@@ -105,13 +110,31 @@ def _check_work(schema: dict[str, Any] | bool) -> None:
         raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
 
 
-def _check_multiple(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    whole = Decimal(str(value)).normalize()
-    digits = int("".join(map(str, whole.as_tuple().digits)))
-    if digits * 10 ** max(int(whole.as_tuple().exponent), 0) > MAX_MULTIPLE:
-        raise ValueError(f"multipleOf: {value}: at most {MAX_MULTIPLE}, its point left out")
+def _check_multiples(schema: dict[str, Any]) -> None:
+    """Of a schema and of those that hold with it, which come to one number in the end."""
+    together = schema.get("allOf")
+    beside = together if isinstance(together, list) else []
+    values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]
+    found = {v for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
+    if math.prod(map(_without_point, found)) > MAX_MULTIPLE:
+        told = " and ".join(map(str, sorted(found)))[:100]
+        raise ValueError(f"multipleOf: {told}: at most {MAX_MULTIPLE}, points left out")
+
+
+def _without_point(value: float) -> int:
+    """0.25 is 25, and so is 25."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return MAX_MULTIPLE + 1
+    _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
+    zeros = "0" * max(int(exponent), 0)
+    return int("".join(map(str, digits)) + zeros)
+
+
+def _check_schemas_in(grammar: str) -> None:
+    """Those that stand in a grammar. What is no JSON llguidance refuses itself."""
+    for found in _SCHEMA.finditer(grammar):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            _check_work(_DECODER.raw_decode(grammar, found.end())[0])
 
 
 def _check_lexemes(lexemes: list[str]) -> None:

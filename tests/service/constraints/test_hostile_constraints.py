@@ -73,6 +73,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "multipleOf: 1000003: at most 10000",
     ),
+    "multiples": (
+        {"json_schema": '{"multipleOf": 97, "allOf": [{"multipleOf": 89}, {"multipleOf": 8.3}]}'},
+        "constraint.json_schema",
+        "multipleOf: 8.3 and 89 and 97: at most 10000",
+    ),
+    "schema in a grammar": (
+        {"grammar": 'start: "a" %json {"items": {"multipleOf": 99991}}'},
+        "constraint.grammar",
+        "multipleOf: 99991: at most 10000",
+    ),
     "patterns": (
         {"json_schema": json.dumps({"patternProperties": {f"^{i}$": {} for i in range(65)}})},
         "constraint.json_schema",

@@ -53,7 +53,7 @@ REASONS = (
     "are not disjoint",  # patterns of properties that may meet
     "is not present",  # schemas elsewhere: nothing is fetched
     "Expected positive integer",  # 2.0
-    "at most 10000, its point left out",  # multipleOf
+    "at most 10000, points left out",  # multipleOf
     "schema is false",
     "is false, which nothing satisfies",
 )
