@@ -33,6 +33,7 @@ LIMITS = {
     "max_lexer_states": 20_000,
     "max_grammar_size": 20_000,
 }
+CHOICE_FUEL = 5_000_000  # of the first lexer of choices, whose number and bytes are bounded
 _REASON = 500  # characters of llguidance's reason that are repeated
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 _WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
@@ -78,7 +79,7 @@ class Grammars:
         try:
             check_schema(text)
             grammar = f"start: %json {text}"
-            why = self._threads.run(lambda: LLMatcher.validate_grammar(grammar, limits=_limits()))
+            why = self._threads.run(lambda: LLMatcher.validate_grammar(grammar, limits=_limits("")))
         except (ValueError, TooSlow) as error:
             return str(error)
         return _brief(why.partition("\n")[0])
@@ -176,15 +177,16 @@ def _compiled(constraint: Constraint, tokens: _Tokens) -> LLMatcher:
         grammar = grammar_of(constraint)
     except ValueError as error:
         raise RequestError(field, str(error)[:_REASON]) from error
-    matcher = LLMatcher(tokens.backend, grammar, log_level=0, limits=_limits())
+    matcher = LLMatcher(tokens.backend, grammar, log_level=0, limits=_limits(constraint.kind))
     for tried in (matcher, _tried(matcher)):
         if tried.is_error():
             raise RequestError(field, _reason(tried))
     return matcher
 
 
-def _limits() -> LLParserLimits:
-    return LLParserLimits(verbose_errors=False, **LIMITS)  # type: ignore[arg-type]
+def _limits(kind: str) -> LLParserLimits:
+    limits = LIMITS | ({"initial_lexer_fuel": CHOICE_FUEL} if kind == "choice" else {})
+    return LLParserLimits(verbose_errors=False, **limits)  # type: ignore[arg-type]
 
 
 def _tried(matcher: LLMatcher) -> LLMatcher:

@@ -51,7 +51,8 @@ def grammar_of(constraint: Constraint) -> str:
         texts = json.loads(text)
         _check_lexemes(texts)
         options = " | ".join(json.dumps(option) for option in texts)
-        return LLMatcher.grammar_from_lark(f"start: {options}")
+        # One lexeme of all: as rules, each were an item of the parser's first row.
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {options}")
     if kind == CALLS:
         return LLMatcher.grammar_from_lark(text)
     if kind == "grammar":

@@ -30,6 +30,7 @@ class Bodies:
     async def read(self, request: Request, connection: str) -> bytes:
         """connection: whose turn it takes. Raises Refusal."""
         _check_type(request.headers.get("content-type", ""))
+        _check_encoding(request.headers.get("content-encoding", ""))
         self._check_length(request.headers.get("content-length", "0"))
         async with self._places.place(connection) as reading:
             return await self._in_time(request, reading)
@@ -66,6 +67,12 @@ def _check_type(content_type: str) -> None:
     charset = rest.strip().lower().replace('"', "")
     if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
         raise problems.not_json(content_type)
+
+
+def _check_encoding(told: str) -> None:
+    """A compressed body may be of any size once it is unpacked."""
+    if told.strip().lower() not in ("", "identity"):
+        raise problems.compressed(told)
 
 
 def parse(body: bytes) -> dict[str, Any]:
