@@ -198,9 +198,17 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         (
             "memory",
             f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)},"
-            f" peak {size(memory.peak_bytes)} of {size(memory.total_bytes)}",
+            f" {_peak(response)} of {size(memory.total_bytes)}",
         ),
     ]
+
+
+def _peak(response: pb.StatsResponse) -> str:
+    """On a CPU what is known is the whole process's, of the cache what was written so far."""
+    peak = size(response.memory.peak_bytes)
+    if response.model.device == "cpu":
+        return f"the process at most {peak} (cache as it fills)"
+    return f"peak {peak}"
 
 
 def share(part: int, whole: int) -> str:
