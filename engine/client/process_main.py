@@ -135,9 +135,8 @@ def joined(first: Batch, later: Batch) -> Batch:
         earlier = outputs.setdefault((output.key, output.index), output)
         if earlier is not output:
             earlier.join(output)
-    block_map = first.block_map if later.block_map is None else later.block_map
-    flushed = first.flushed + later.flushed
-    return Batch(list(outputs.values()), later.stats, later.step_times, block_map, flushed)
+    answers = first.answers + later.answers
+    return Batch(list(outputs.values()), later.stats, later.step_times, answers)
 
 
 def run(

@@ -418,8 +418,8 @@ TWO_PROCESSES = (
     Fault(
         "quire: a turn that leaves the engine idle says nothing",
         "engine/loop/loop.py",
-        "if outputs or idle or overdue or self._map_asked or self._flushed:",
-        "if outputs or self._map_asked or self._flushed:",
+        "if outputs or idle or overdue or self._answers:",
+        "if outputs or self._answers:",
         (PLACES + "the_same_requests_get_the_same_answers_and_the_same_books",),
     ),
 )
