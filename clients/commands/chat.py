@@ -78,9 +78,8 @@ def chat(
         "chat_template_kwargs": None if thinking is None else {"enable_thinking": thinking},
     }
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection, named):
-            Conversation(client, options, system).run()
+    with common.connected(address, api_key, secure, timeout, named) as client:
+        Conversation(client, options, system).run()
 
 
 class Conversation:

@@ -81,7 +81,7 @@ def generate(
         raise OptionError("--logprobs: needs --json, which shows them")
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with common.make_client(address, api_key, secure, timeout) as client:
+    with common.connected(address, api_key, secure, timeout, named) as client:
         ask = functools.partial(
             client.generate,
             ids_only=ids_only or None,
@@ -117,15 +117,14 @@ def generate(
             several=(n or 1) > 1,
             capped=max_tokens is None,
         )
-        with common.errors_at(client.connection, named):
-            try:
-                special = allow_special_tokens or None
-                show(ask(_prompt(text, ids, raw, system), allow_special_tokens=special))
-            except InvalidRequest as error:
-                if ids or raw or system is not None or not _no_template(error):
-                    raise
-                warn("the model has no chat template: sent as plain text, as --raw does")
-                show(ask(text))
+        try:
+            special = allow_special_tokens or None
+            show(ask(_prompt(text, ids, raw, system), allow_special_tokens=special))
+        except InvalidRequest as error:
+            if ids or raw or system is not None or not _no_template(error):
+                raise
+            warn("the model has no chat template: sent as plain text, as --raw does")
+            show(ask(text))
 
 
 def _prompt(text: str, ids: bool, raw: bool, system: str | None) -> Prompt:

@@ -34,14 +34,13 @@ def stats(
 ) -> None:
     """Show what the server holds and has done."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            if watch is None:
-                _show_once(client, as_json)
-            elif as_json:
-                _watch_json(client, watch)
-            else:
-                _watch_table(client, watch)
+    with common.connected(address, api_key, secure, timeout) as client:
+        if watch is None:
+            _show_once(client, as_json)
+        elif as_json:
+            _watch_json(client, watch)
+        else:
+            _watch_table(client, watch)
 
 
 @common.one_line_errors
@@ -60,9 +59,8 @@ def health(
 ) -> None:
     """Ask the health service; exit 0 if it says SERVING, 1 if not."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            answer = _ask_health(client, service)
+    with common.connected(address, api_key, secure, timeout) as client:
+        answer = _ask_health(client, service)
     print(answer)
     if answer != "SERVING":
         raise typer.Exit(1)

@@ -29,12 +29,11 @@ def tokenize(
     """Show the token ids of a text, as the server's model reads it."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     words = sys.stdin.read() if text == "-" else text
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection, named):
-            ids = client.tokenize(
-                [{"role": "user", "content": words}] if chat else words,
-                allow_special_tokens=allow_special_tokens or None,
-            )
+    with common.connected(address, api_key, secure, timeout, named) as client:
+        ids = client.tokenize(
+            [{"role": "user", "content": words}] if chat else words,
+            allow_special_tokens=allow_special_tokens or None,
+        )
     if as_json:
         say(json.dumps({"token_ids": ids, "count": len(ids)}) + "\n")
     else:

@@ -57,9 +57,8 @@ def top(
 ) -> None:
     """Watch throughput, latencies, streams and the cache. q leaves."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            _watch(client, interval, count)
+    with common.connected(address, api_key, secure, timeout) as client:
+        _watch(client, interval, count)
 
 
 def _watch(client: Client, interval: float, count: int | None) -> None:
