@@ -14,6 +14,7 @@ from quire.engine.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
 MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
 _MOST_INT32 = 2**31 - 1  # positions and blocks are counted in it
@@ -36,7 +37,9 @@ class EngineConfig:
     num_blocks: int | None = _option(None, "cache blocks; default: from free memory")
     gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
     cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU")
-    tensor_parallel_size: int = _option(1, "GPUs to spread the model over (only 1 is supported)")
+    tensor_parallel_size: int = _option(
+        1, "processes of this machine that share the model (more than 1: on the CPU alone so far)"
+    )
     enforce_eager: bool = _option(False, "never use captured graphs")
     enable_prefix_caching: bool = _option(True, "reuse blocks of equal prefixes")
     prefix_cache_seed: int | None = _option(
@@ -69,7 +72,8 @@ class EngineConfig:
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
         _one_of("quantization", self.quantization, ("auto", "fp8"))
-        _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
+        _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
+        _at_most("tensor_parallel_size", self.tensor_parallel_size, MOST_RANKS)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization = {self.gpu_memory_utilization}: "

@@ -49,9 +49,14 @@ def build(config: ModelConfig, world: World | None = None) -> CausalModel:
 TIED = dataclasses.replace(CONFIG, tie_word_embeddings=True)
 BIASED = dataclasses.replace(CONFIG, architecture=QWEN2)
 MIXED = dataclasses.replace(CONFIG, architecture=QWEN3_MOE, experts=Experts(5, 2, 24, True, (0,)))
+HEADS = {
+    f"{heads} heads": dataclasses.replace(TIED if heads > 1 else CONFIG, num_kv_heads=heads)
+    for heads in (1, 4, 8)
+}
+CONFIGS = {"": CONFIG, "tied": TIED, "biases": BIASED, "moe": MIXED, **HEADS}
 
 
-@pytest.mark.parametrize("config", [CONFIG, TIED, BIASED, MIXED], ids=["", "tied", "biases", "moe"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_together_compute_what_one_computes(
     size: int, config: ModelConfig, tmp_path: Path

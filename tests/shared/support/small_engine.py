@@ -4,7 +4,7 @@ Scores are watched on their way to the sampler: for each token sampled, how far 
 above the next best, noise and temperature included.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from quire.engine.model.config import (
     RopeScaling,
 )
 from quire.engine.model.forward_batch import KVCache
+from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
 from quire.engine.runner.graphs import Done, GraphKey
@@ -32,6 +33,7 @@ from quire.engine.runner.runner import PendingResult, Runner
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import StepPlan
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.random import fill_random
@@ -168,10 +170,12 @@ class Setup:
     padded: bool = False
 
 
-def load_model(config: ModelConfig, seed: int) -> tuple[CausalModel, WatchedOps]:
+def load_model(
+    config: ModelConfig, seed: int, world: World | None = None, ops: WatchedOps | None = None
+) -> tuple[CausalModel, WatchedOps]:
     """A model with random weights, on watched kernels."""
-    ops = WatchedOps()
-    model = build_model(config, ops, dtype=torch.float32, device=CPU)  # type: ignore[arg-type]
+    ops = ops or WatchedOps()
+    model = build_model(config, ops, dtype=torch.float32, device=CPU, world=world)  # type: ignore[arg-type]
     fill_random(model, seed)
     return model, ops
 
@@ -182,7 +186,7 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
     size = (
         config.num_layers,
         setup.num_blocks,
-        config.num_kv_heads,
+        model.num_kv_heads,
         setup.block_size,
         config.head_dim,
     )
@@ -220,12 +224,16 @@ class Outcome:
     preemptions: int = 0
 
 
-def run(core: EngineCore, specs: Iterable[GenerationRequest]) -> dict[tuple[int, int], Outcome]:
+def run(
+    core: EngineCore,
+    specs: Iterable[GenerationRequest],
+    constraint_of: Callable[[GenerationRequest], Sequence[Constrained]] = lambda _: (),
+) -> dict[tuple[int, int], Outcome]:
     """Submit all and run to the end. Raises AssertionError if something is left."""
     outcomes: dict[tuple[int, int], Outcome] = {}
     tokens = 0
     for spec in specs:
-        core.scheduler.submit(spec)
+        core.scheduler.submit(spec, constraint_of(spec))
         tokens += spec.n * (len(spec.prompt_token_ids) + spec.sampling.max_tokens)
     for _ in range(8 * tokens + 16):
         if not core.scheduler.has_requests:
