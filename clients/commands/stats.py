@@ -198,6 +198,7 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
             f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)},"
             f" {_peak(response)} of {size(memory.total_bytes)}",
         ),
+        *([("ranks", ranks(memory))] if memory.ranks else []),
     ]
 
 
@@ -207,6 +208,12 @@ def _peak(response: pb.StatsResponse) -> str:
     if response.model.device == "cpu":
         return f"the process at most {peak} (cache as it fills)"
     return f"peak {peak}"
+
+
+def ranks(memory: pb.DeviceMemory) -> str:
+    """What each of the processes that share the model holds, from rank 0 on."""
+    held = ", ".join(size(rank.allocated_bytes) for rank in memory.ranks)
+    return f"{len(memory.ranks)}: {held}"
 
 
 def share(part: int, whole: int) -> str:

@@ -125,6 +125,8 @@ def test_ranks_answer_as_one_process_does_until_one_is_killed() -> None:
     with shared(2, *SMALL, *FEW) as running:
         assert answers(running.stub) == expected
         stats = running.until(lambda s: s.cache.blocks_free == s.cache.blocks_total)
+        held = [rank.allocated_bytes for rank in stats.memory.ranks]
+        assert len(held) == 2 and min(held) > 1 << 20
         assert stats.cache.preemptions > 0 and stats.steps.mixed > 0
         (call,) = running.streams(1)
         call.cancel()
