@@ -19,10 +19,12 @@ def report(config: EngineConfig) -> tuple[str, bool]:
     shape = model_config(config)
     plan = sizing.plan(config, shape)
     verdict, needed = fit.judge(config, plan), plan.blocks_of_a_sequence
+    size = config.tensor_parallel_size
     note = " (an estimate: a step's own memory is not counted)" if plan.estimated else ""
     rows = [
         ("model", resolved.name),
         ("device", plan.device),
+        *([("ranks", f"{size}, which all sizes are of together")] if size > 1 else []),
         ("dtype", plan.dtype),
         ("memory", _gib(max(plan.memory_bytes, 0))),
         ("weights", _gib(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -117,12 +118,24 @@ def answers(stub: pb_grpc.InferenceServiceStub) -> list[dict[int, list[int]]]:
     return found
 
 
+def listening(*processes: psutil.Process) -> list[tuple[str, int]]:
+    """Where these listen: on the loopback interface alone."""
+    ports = [one for process in processes for one in process.net_connections("tcp")]
+    found = [(one.laddr.ip, one.laddr.port) for one in ports if one.status == "LISTEN"]
+    assert len(found) == len(processes)
+    assert {ip for ip, _ in found} == {"127.0.0.1"}
+    return found
+
+
 def test_ranks_answer_as_one_process_does_until_one_is_killed() -> None:
     """One server for all of it: starting one takes long."""
     with process(*TINY, *SMALL, *FEW) as alone:
         with grpc.insecure_channel(alone.address()) as channel:
             expected = answers(pb_grpc.InferenceServiceStub(channel))
-    with shared(2, *SMALL, *FEW) as running:
+    with shared(2, *SMALL, *FEW) as running, contextlib.ExitStack() as strangers:
+        for address in listening(running.engine, *running.ranks):
+            stranger = strangers.enter_context(socket.create_connection(address))
+            stranger.sendall(bytes(range(256)))
         assert answers(running.stub) == expected
         stats = running.until(lambda s: s.cache.blocks_free == s.cache.blocks_total)
         held = [rank.allocated_bytes for rank in stats.memory.ranks]
@@ -158,7 +171,7 @@ def test_four_ranks_end_when_any_of_them_is_stopped_for_too_long() -> None:
 @pytest.mark.parametrize("whose", ["server", "engine", "rank"])
 @pytest.mark.parametrize("at_work", [True, False])
 def test_whoever_is_killed_takes_all_others_along(whose: str, at_work: bool) -> None:
-    with shared(3) as running:
+    with shared(4) as running:
         calls = running.streams(4) if at_work else []
         victims = {"engine": running.engine, "rank": running.ranks[1]}
         victims.get(whose, running.server.process).kill()

@@ -90,3 +90,24 @@ def test_the_verdict_is_what_the_engine_does(
     assert f"{engine.info.num_blocks * engine.info.block_size} tokens" == rows["longest request"]
     warned = [record.getMessage() for record in caplog.records]
     assert f"{rows['verdict'].removeprefix('starts: ')}; {rows['to turn']}" in warned
+
+
+def test_several_ranks_hold_a_little_more_than_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Norms stand on each; key/value heads do where there are fewer than ranks."""
+    for words, ranks, weights, kv in (
+        (["random:8B"], 1, "15.26 GiB", "294912 (288 KiB)"),
+        (["random:8B"], 8, "15.26 GiB", "294912 (288 KiB)"),
+        (["random:8B"], 16, "15.83 GiB", "589824 (576 KiB)"),
+        (["random:8B-fp8"], 8, "8.79 GiB, FP8", "294912 (288 KiB)"),
+    ):
+        code, rows = dry_run(capsys, *words, "--tensor-parallel-size", str(ranks))
+        assert code == 0
+        assert (rows["weights"], rows["KV bytes a token"]) == (weights, kv)
+        assert rows.get("ranks", "1").startswith(str(ranks))
+
+
+def test_ranks_that_cannot_share_a_model_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", "random:8B", "--dry-run", "--device=cpu", "--tensor-parallel-size=3"])
+    assert left.value.code == 2
+    assert "must be a multiple of tensor_parallel_size = 3" in capsys.readouterr().err
