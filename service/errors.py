@@ -300,6 +300,11 @@ def unavailable(why: str, reason: str) -> Refusal:
     return Refusal(grpc.StatusCode.UNAVAILABLE, why, reason=reason)
 
 
+def shutting_down() -> Refusal:
+    """The server leaves."""
+    return unavailable("the server is shutting down", "DRAINING")
+
+
 def internal(error_id: str) -> Refusal:
     """A fault of the server; its cause stands in the log, by the id."""
     return Refusal(

@@ -58,6 +58,11 @@ class Reading:
         self.since = since
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def give_up(self) -> None:
+        """It is waited for no longer."""
+        if not self.given_up.done():
+            self.given_up.set_result(None)
+
 
 class Places:
     """Who reads, and who waits for it. Of one event loop, whose clock it keeps."""
@@ -72,6 +77,7 @@ class Places:
         self._slow: OrderedDict[str, int] = OrderedDict()
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def waiting(self) -> int:
@@ -85,8 +91,10 @@ class Places:
 
     @contextlib.asynccontextmanager
     async def place(self, connection: str) -> AsyncIterator[Reading]:
-        """A place for one body; waits for it. Raises Refusal if too many do."""
+        """A place for one body; waits for it. Raises Refusal if too many do, or at the end."""
         loop = asyncio.get_running_loop()
+        if self._closed:
+            raise errors.shutting_down()
         if self._free:
             self._free -= 1
         else:
@@ -141,11 +149,24 @@ class Places:
             raise refusal
         last.set_exception(refusal)
 
-    def was_slow(self, connection: str) -> None:
-        """It waits behind others from now on."""
+    def late(self, connection: str) -> Refusal:
+        """Why a body is not waited for any longer. One that was slow waits behind others from now
+        on."""
+        if self._closed:
+            return errors.shutting_down()
         self._slow[connection] = self._slow.pop(connection, 0) + 1
         if len(self._slow) > _MAX_SLOW:
             self._slow.popitem(last=False)
+        return errors.slow_request(_RETRY_SECONDS)
+
+    def close(self) -> None:
+        """The server leaves: whoever has yet to say what they want is told so."""
+        self._closed = True
+        for reading in self._reading.values():
+            reading.give_up()
+        for turn in itertools.chain.from_iterable(self._turns.values()):
+            if not turn.done():
+                turn.set_exception(errors.shutting_down())
 
     def _leave(self) -> None:
         """The place goes to the next who waits."""
@@ -162,8 +183,8 @@ class Places:
             return
         live = self._live
         for reading in itertools.islice(self._reading.values(), live):
-            if loop.time() - reading.since >= GRACE_SECONDS and not reading.given_up.done():
-                reading.given_up.set_result(None)
+            if loop.time() - reading.since >= GRACE_SECONDS:
+                reading.give_up()
         if live:
             self._timer = loop.call_later(GRACE_SECONDS / 4, self._look_again, loop)
 
@@ -256,8 +277,7 @@ class Intake(grpc.aio.ServerInterceptor):
                 elif not body.cancelled():
                     body.exception()  # looked at, also where this call is cancelled meanwhile
             if not body.done() or body.cancelled():
-                self._places.was_slow(connection)
-                raise errors.slow_request(_RETRY_SECONDS)
+                raise self._places.late(connection)
         request = body.result()
         if request is grpc.aio.EOF:
             if receipt.failed:

@@ -111,6 +111,7 @@ class Server:
             WriteWatch(settings.service.write_stall_seconds),
         )
         self._listeners: list[Listener] = []
+        self._awaiting: list[Places] = []  # where requests are read
         self._keeper: Keeper | None = None
         # One each: where the disk of one hangs, changes of the others are seen.
         self._watchers = [Watcher(files) for files in self._security.watched]
@@ -169,6 +170,7 @@ class Server:
         authenticator = self._entrance.authenticator
         self._doorman = doorman = Doorman(authenticator, self.ledger)
         self._places = Places(places_for(max_message))
+        self._awaiting.append(self._places)
         intake = Intake(self._places, doorman.check, doorman.on_refused, max_message)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
@@ -181,6 +183,7 @@ class Server:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
         places, doorman = Places(places_for(ports.PROBE_BYTES)), self._doorman
+        self._awaiting.append(places)
         intake = Intake(places, doorman.check, doorman.on_refused, ports.PROBE_BYTES)
 
         def make(port: int) -> tuple[grpc.aio.Server, int]:
@@ -337,6 +340,8 @@ class Server:
             log.error("the engine did not end its step in %g s", _ENGINE_STOP)
             self._engine.give_up()
         self._health.close()
+        for places in self._awaiting:
+            places.close()
         rest = asyncio.gather(*self._rest(), return_exceptions=True)
         if self._keeper is not None:
             self._keeper.stop()

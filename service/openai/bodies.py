@@ -10,12 +10,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from quire.service import errors
 from quire.service.admission.intake import BODY_SECONDS, Places, Reading
 from quire.service.openai import problems
 from quire.service.rpc.json_text import BadJson, read_object
 
-_RETRY_SECONDS = 1.0
 _JSON = "application/json"
 
 
@@ -44,8 +42,7 @@ class Bodies:
             if not body.done():
                 body.cancel()
         if not body.done() or body.cancelled():
-            self._places.was_slow(reading.connection)
-            raise errors.slow_request(_RETRY_SECONDS)
+            raise self._places.late(reading.connection)
         return body.result()
 
     async def _whole(self, request: Request) -> bytes:

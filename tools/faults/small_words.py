@@ -62,4 +62,11 @@ FAULTS = (
         "",
         ("tests/clients/commands/test_fields.py",),
     ),
+    Fault(
+        "end: a request whose body is awaited ends without a word",
+        INTAKE,
+        "            reading.give_up()\n        for turn",
+        "            pass\n        for turn",
+        ("tests/service/admission/test_intake.py",),
+    ),
 )
