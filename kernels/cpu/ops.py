@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class CpuOps:
-    """An `Ops`: `linear` by compiled products, all else by the twins."""
+    """An `Ops`: `linear` and experts by compiled products, all else by the twins."""
 
     def __init__(self, products: Products) -> None:
         self.products = products
@@ -61,6 +61,12 @@ class CpuOps:
             silu=silu,
         )
         return y if out_dtype is None else y.to(out_dtype)
+
+    def mix_experts(
+        self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+    ) -> Tensor:
+        """As in `reference`, by these products."""
+        return reference.mix_experts(x, gate_up, down, experts, weights, product=self.linear)
 
     def _product(self, dtype: torch.dtype, x: Tensor, weight: Tensor) -> Tensor:
         return self.products(x, weight, None, dtype)
