@@ -64,12 +64,10 @@ FAULTS = (
         (TESTS + "an_exchange_whose_other_end_is_gone_is_fatal",),
     ),
     Fault(
-        "ranks: a plan's ids are read without looking how many bytes are there",
+        "ranks: what stands behind a plan is not looked at",
         "engine/parallel/codec.py",
-        """        if not 0 <= length <= len(self._data) - self.at:
-            raise ValueError(f"{length} bytes at {self.at}")
-""",
-        "",
+        "    if reader.at != len(data):\n",
+        "    if reader.at > len(data):\n",
         CODEC,
     ),
     Fault(

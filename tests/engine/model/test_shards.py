@@ -167,13 +167,13 @@ def test_sums_are_taken_in_rank_order_and_rounded_once() -> None:
     parts = [torch.tensor([[1e8, 1.0]]), torch.tensor([[-1e8, 2**-9]]), torch.tensor([[0.5, -1.0]])]
 
     def run(world: World, dtype: torch.dtype) -> Tensor:
-        return world.add_partials(parts[world.rank].to(dtype), torch.ones(1, 2, dtype=dtype))
+        return world.add_partials(parts[world.rank].to(dtype), torch.zeros(1, 2, dtype=dtype))
 
     for mine in as_ranks(3, lambda world: run(world, torch.float32)):
-        assert mine.tolist() == [[1.5, 1.0 + 2**-9]]  # in another order 0.5 would be lost
+        assert mine.tolist() == [[0.5, 2**-9]]  # in another order 0.5 would be lost
     for mine in as_ranks(3, lambda world: run(world, torch.bfloat16)):
         assert mine.dtype is torch.bfloat16
-        assert mine.tolist() == [[1.5, 1.0]]
+        assert mine.tolist() == [[0.5, 2**-9]]  # which 1 + 2**-9 has no room for
 
 
 @pytest.mark.parametrize("size", [2, 4])
