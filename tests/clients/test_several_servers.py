@@ -121,7 +121,8 @@ def test_one_name_given_holds_for_all(authority: Path, serve: Any) -> None:
     addresses = [f"127.0.0.1:{first.port}", f"localhost:{second.port}"]
     trust = TLS(root=authority / "ca.crt", server_name="localhost")
     with Client(addresses, tls=trust, retry=QUICK, replicas=TURNS) as client:
-        ask(client, 1)
+        ask(client, 2)
+    assert [len(s.seen.requests) for s in (first, second)] == [1, 1]
 
 
 @needs_openssl
