@@ -196,7 +196,8 @@ class Ops(Protocol):
 
 
 def select(device: torch.device, *, pdl: bool = False) -> Ops:
-    """The operations for a device: Triton's on CUDA, the PyTorch twins on the CPU.
+    """The operations for a device: Triton's on CUDA; on the CPU the PyTorch twins, with compiled
+    products where there is a compiler (`quire.kernels.cpu`).
 
     pdl: launch the Triton kernels as programmatic dependents of one another (CUDA, sm_90 and up).
     Raises KernelsUnavailable for another device, or for CUDA where triton cannot be imported.
@@ -206,8 +207,9 @@ def select(device: torch.device, *, pdl: bool = False) -> Ops:
             raise KernelsUnavailable("pdl=True needs a CUDA device, the device is cpu")
         # A module is a legal implementation of a protocol: its functions are the methods.
         from quire.kernels import reference
+        from quire.kernels.cpu.ops import own_ops
 
-        return cast(Ops, reference)
+        return cast(Ops, own_ops() or reference)
     if device.type != "cuda":
         raise KernelsUnavailable(f"device {device}: no kernels for it, supported are cuda and cpu")
     try:

@@ -1,5 +1,7 @@
 """Norms, products and activations in plain PyTorch: fp32 inside, rounded once."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,11 +53,24 @@ def linear(
     norm_weight: [K], RMSNorm x first. residual: [T, N], added to the result. out_dtype: the
     result's dtype (float32 for logits), else x's.
     """
+    y = around(_product, x, weight, norm_weight=norm_weight, eps=eps, residual=residual, silu=silu)
+    return y if out_dtype is None else y.to(out_dtype)
+
+
+def around(
+    product: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm_weight: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """What stands before and after a product in `linear`, with a product of one's own."""
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
-    y = _product(x, weight)
+    y = product(x, weight)
     if silu:
         y = silu_mul(y)
-    if residual is not None:
-        y = residual + y
-    return y if out_dtype is None else y.to(out_dtype)
+    return y if residual is None else residual + y

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quire.kernels import reference
+from quire.kernels.cpu.ops import CpuOps, own_ops
 from quire.kernels.ops import KernelsUnavailable, Ops, select
 
 NAMES = [name for name, value in vars(Ops).items() if callable(value) and name[0] != "_"]
@@ -19,7 +20,10 @@ def _parameters(function: Any) -> list[tuple[str, Any]]:
     return [(p.name, p.default) for p in signature.parameters.values() if p.name != "self"]
 
 
-def test_the_cpu_gets_the_twins() -> None:
+def test_the_cpu_gets_its_own_products_or_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = own_ops()
+    assert select(torch.device("cpu")) is (own or reference)
+    monkeypatch.setattr("quire.kernels.cpu.ops.own_ops", lambda: None)
     assert select(torch.device("cpu")) is reference
 
 
@@ -31,6 +35,8 @@ def test_every_implementation_takes_the_same_arguments(name: str) -> None:
     wanted = _parameters(getattr(Ops, name))
     assert _parameters(getattr(reference, name)) == wanted
     assert _parameters(getattr(TritonOps, name)) == wanted
+    if name in vars(CpuOps):
+        assert _parameters(getattr(CpuOps, name)) == wanted
 
 
 def test_an_unknown_device_is_refused_by_name() -> None:

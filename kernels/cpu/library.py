@@ -1,0 +1,157 @@
+"""The compiled products: made from products.c at first use, kept in a cache directory.
+
+Invariant: a library is loaded only if it was made from these very sources, options and compiler,
+and is whole: its name holds a digest of all that, its last bytes one of the rest of it. It comes to
+the directory under its name in one step, so that any number of processes may make it at once. A
+directory that cannot be read or written is told in the log, and the library is then made for this
+process alone.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LEVELS = {  # of instructions, the best first, and what the kernel of the system calls them
+    "avx512_bf16": ("avx512f", "avx512_bf16", "avx2", "fma"),
+    "avx512": ("avx512f", "avx2", "fma"),
+    "avx2": ("avx2", "fma"),
+}
+_SOURCES = ("products.c", "tile.h")
+_OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
+_SECONDS = 120.0  # that a compiler may take
+_DIGEST = hashlib.sha256().digest_size
+
+
+class LibraryUnavailable(RuntimeError):
+    """The products cannot be compiled or loaded here; the text says why."""
+
+
+def machine_level(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The best level that this machine has. Raises LibraryUnavailable if it has none."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise LibraryUnavailable(f"they are written for x86-64, this is {platform.machine()}")
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError as error:
+        raise LibraryUnavailable(f"what the CPU can do is not known: {error}") from error
+    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    for level, needed in LEVELS.items():
+        if flags.issuperset(needed):
+            return level
+    raise LibraryUnavailable("the CPU lacks AVX2 and FMA")
+
+
+def cache_directory() -> Path:
+    """Where compiled libraries are kept: $XDG_CACHE_HOME/quire, or ~/.cache/quire."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "quire"
+
+
+def load(level: str, directory: Path) -> ctypes.CDLL:
+    """The library of a level, from the directory or compiled. Raises LibraryUnavailable."""
+    command = _compiler()
+    path = directory / f"products-{level}-{_key(level, command)}.so"
+    if _is_whole(path):
+        return _opened(path)
+    with tempfile.TemporaryDirectory(prefix="quire-") as scratch:
+        made = Path(scratch) / path.name
+        _compile(level, command, made)
+        if _keep(made, path):
+            return _opened(path)
+        return _opened(made)  # a library that is open outlives its file
+
+
+def _compiler() -> list[str]:
+    """$CC or cc, and its options."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    found = shutil.which(command[0])
+    if found is None:
+        raise LibraryUnavailable(f"no C compiler: {command[0]} is not found")
+    return [found, *command[1:]]
+
+
+def _key(level: str, command: list[str]) -> str:
+    """Names what a library is made from: sources, level, options, compiler and its version."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for part in (level, *_OPTIONS, platform.machine(), *command, _run([*command, "--version"])):
+        digest.update(part.encode() + b"\0")
+    for name in _SOURCES:
+        digest.update((here / name).read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _compile(level: str, command: list[str], target: Path) -> None:
+    source = Path(__file__).parent / "products.c"
+    compiler, *options = command
+    level_option = f"-D{level.upper()}"
+    _run([compiler, *_OPTIONS, *options, level_option, "-o", str(target), str(source)])
+    content = target.read_bytes()
+    with target.open("ab") as file:
+        file.write(hashlib.sha256(content).digest())
+
+
+def _run(command: list[str]) -> str:
+    """What a command prints. Raises LibraryUnavailable with the first line of its complaint."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LibraryUnavailable(f"{command[0]}: {error}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
+        raise LibraryUnavailable(f"{command[0]}: {said}")
+    return done.stdout
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a kept library is there, this user's (or root's) alone to write, and unbroken."""
+    try:
+        status = path.stat()
+        content = path.read_bytes()
+    except OSError:
+        return False
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        return False
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _keep(made: Path, path: Path) -> bool:
+    """Put a library into the directory, whole or not at all; whether that went well."""
+    handle, name = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(made.read_bytes())
+        Path(name).chmod(0o700)
+        Path(name).replace(path)
+    except OSError as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        log.warning("compiled products are not kept, each start compiles them: %s", error)
+        return False
+    return True
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise LibraryUnavailable(str(error)) from error
