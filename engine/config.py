@@ -13,6 +13,7 @@ from quire.engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("int8",)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
 MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
@@ -46,6 +47,10 @@ class EngineConfig:
     overlap: bool = _option(True, "plan the next step while one runs")
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
+    quantization: str | None = _option(
+        None,
+        "int8: matrices as int8 with a scale a row, made while loading; CPU only",
+    )
     kv_cache_dtype: str = _option("auto", "auto: as dtype, float32 on the CPU; no other")
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
@@ -64,6 +69,9 @@ class EngineConfig:
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
+        _one_of("quantization", self.quantization, (None, *QUANTIZATIONS))
+        if self.quantization == "int8" and self.device == "cuda":
+            raise ConfigError("quantization = int8: only on the CPU, device = cuda is asked for")
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
         _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
         if not 0 < self.gpu_memory_utilization <= 1:

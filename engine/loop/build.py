@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +97,16 @@ def build_engine(
     ahead = compile_ahead.begin(config, dtype, device, pdl=chained)
     clock.mark("device")
 
+    new_model = partial(
+        build_model, shape, ops, dtype=dtype, world=World(), quantization=config.quantization
+    )
     if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
-        outline = build_model(shape, ops, dtype=dtype, device=torch.device("meta"), world=World())
+        outline = new_model(device=torch.device("meta"))
         check_checkpoint(outline, Path(config.model))
-    weight_bytes = shape.weight_bytes(dtype)
+    weight_bytes = sizing.weight_bytes(config, shape, dtype)
     hint = "take a smaller model or dtype, or free memory on the device"
     with sizing.room_for("the weights", weight_bytes, device, hint):
-        model = build_model(shape, ops, dtype=dtype, device=device, world=World())
+        model = new_model(device=device)
     if config.model.startswith(RANDOM_PREFIX):
         fill_random(model, config.seed)
     else:

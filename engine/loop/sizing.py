@@ -10,14 +10,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from quire.engine.config import MOST_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
 from quire.engine.model.shape import resolve_max_model_len
 from quire.engine.runner.graphs import MIXED_TOKENS, MOST_GRAPHS
+from quire.kernels import reference
+from quire.kernels.ops import Ops
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
@@ -68,16 +72,36 @@ class SizingPlan:
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
-    """The device to run on. Raises ConfigError for a GPU that is not there."""
+    """The device to run on. Raises ConfigError for a GPU that is not there, or that cannot do what
+    is asked for."""
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        if config.quantization == "int8":
+            raise ConfigError(
+                "quantization = int8: only on the CPU, this machine's device is cuda "
+                "(try device = cpu)"
+            )
         return torch.device("cuda", torch.cuda.current_device())
     if config.device == "cuda":
         raise ConfigError(
             "device = cuda: this machine has no usable CUDA device (try device = cpu)"
         )
     return torch.device("cpu")
+
+
+def weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all weights, as they are kept."""
+    if config.quantization is None:
+        return model.weight_bytes(dtype)
+    outline = build_model(
+        model,
+        cast(Ops, reference),
+        dtype=dtype,
+        device=torch.device("meta"),
+        quantization=config.quantization,
+    )
+    return sum(placement.target.nbytes for placement in outline.placements())
 
 
 def resolve_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
@@ -215,7 +239,7 @@ def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
     dtype = resolve_dtype(config, model, device)
     if device.type == "cuda":
         check_grids(config, model)
-        weights = model.weight_bytes(dtype)
+        weights = weight_bytes(config, model, dtype)
         budget, what = gpu_budget(config, device, weights, graph_bytes(config, model, dtype))
     else:
         budget, what = cpu_budget(config)
@@ -244,7 +268,7 @@ def plan_of(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_model_len=resolve_max_model_len(config, model),
-        weight_bytes=model.weight_bytes(dtype),
+        weight_bytes=weight_bytes(config, model, dtype),
         kv_bytes_per_token=per_token,
         block_size=config.block_size,
         num_blocks=num_blocks,

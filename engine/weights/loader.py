@@ -23,6 +23,7 @@ from quire.engine.model.layers.placement import Placement
 from quire.engine.weights.checkpoint import Checkpoint
 from quire.engine.weights.progress import Progress, no_progress
 from quire.engine.weights.safetensors_file import StoredTensor
+from quire.kernels.row_scaled import RowScaled
 
 CHUNK_BYTES = 8 << 20
 GPU_THREADS = 8
@@ -61,9 +62,11 @@ class _Job:
 
     @property
     def filled(self) -> Tensor:
-        """The part of the parameter that these rows fill."""
+        """The part of the parameter that these rows fill; of int8 rows the scales, which are
+        finite only if the rows were."""
         begin = self.first - self.placement.rows.start
-        return self.placement.target[begin : begin + self.last - self.first]
+        part = self.placement.target[begin : begin + self.last - self.first]
+        return part.scale if isinstance(part, RowScaled) else part
 
     def check_sum(self, total: float) -> None:
         """Refuse numbers that are not finite. total: the float32 sum of what was filled, which
@@ -73,9 +76,11 @@ class _Job:
         bad = int((~torch.isfinite(self.filled)).sum())
         if bad:
             kind = str(self.filled.dtype).removeprefix("torch.")
+            scaled = isinstance(self.placement.target, RowScaled)
             raise ModelError(
-                f"{self.stored.path}: {self.stored.name}: {bad} numbers in rows {self.first} to "
-                f"{self.last - 1} are not finite (NaN, infinite, or too large for {kind})"
+                f"{self.stored.path}: {self.stored.name}: {bad} {'rows' if scaled else 'numbers'} "
+                f"in rows {self.first} to {self.last - 1} are not finite (NaN, infinite, or too "
+                f"large for {kind})"
             )
 
 

@@ -1,7 +1,7 @@
 """The operations of a CPU: the twins, with products of their own where those can be had."""
 
 import logging
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from quire.kernels import reference
 from quire.kernels.cpu.library import LibraryUnavailable
 from quire.kernels.cpu.products import Products
 from quire.kernels.reference.linear import around
+from quire.kernels.reference.linear import product as twin_product
+from quire.kernels.row_scaled import RowScaled
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class CpuOps:
     def linear(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | RowScaled,
         *,
         norm_weight: Tensor | None = None,
         eps: float = 0.0,
@@ -38,31 +40,22 @@ class CpuOps:
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         """As in `reference`, but that a result in out_dtype is rounded to it alone: logits keep
-        the sums' fp32, where the twin rounds them to x's dtype first."""
-        if not self.products.takes(x, weight):
-            return reference.linear(
-                x,
-                weight,
-                norm_weight=norm_weight,
-                eps=eps,
-                residual=residual,
-                silu=silu,
-                out_dtype=out_dtype,
-            )
-        bare = not silu and residual is None
-        dtype = out_dtype if bare and out_dtype is not None else x.dtype
-        y = around(
-            partial(self._product, dtype),
+        the sums' fp32, where the twin rounds those of bf16 weights to bf16 first."""
+        data = weight.data if isinstance(weight, RowScaled) else weight
+        return around(
+            self._product if self.products.takes(x, data) else twin_product,
             x,
             weight,
             norm_weight=norm_weight,
             eps=eps,
             residual=residual,
             silu=silu,
+            out_dtype=out_dtype,
         )
-        return y if out_dtype is None else y.to(out_dtype)
 
-    def _product(self, dtype: torch.dtype, x: Tensor, weight: Tensor) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor | RowScaled, dtype: torch.dtype) -> Tensor:
+        if isinstance(weight, RowScaled):
+            return self.products(x, weight.data, weight.scale, dtype)
         return self.products(x, weight, None, dtype)
 
 

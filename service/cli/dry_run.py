@@ -18,7 +18,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
     rows = [
         ("model", resolved.name),
         ("device", plan.device),
-        ("dtype", plan.dtype),
+        ("dtype", plan.dtype + _stored(config)),
         ("memory", _gib(max(plan.memory_bytes, 0))),
         ("weights", _gib(plan.weight_bytes)),
         ("KV cache", f"{_gib(plan.kv_cache_bytes)}{note}"),
@@ -33,6 +33,10 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         rows.append(("to turn", ", or ".join(verdict.advice)))
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.fits
+
+
+def _stored(config: EngineConfig) -> str:
+    return f", matrices as {config.quantization}" if config.quantization else ""
 
 
 def _gib(num_bytes: int) -> str:

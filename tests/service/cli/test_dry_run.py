@@ -45,3 +45,11 @@ def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
         assert rows["verdict"].startswith("does not fit: ") and reason in rows["verdict"]
         assert advice in rows["to turn"]
         assert rows["full-length requests that fit"] == "0"
+
+
+def test_int8_weights_are_counted_as_they_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("random:8B", "--num-blocks", "700")
+    _, plain = dry_run(capsys, *words)
+    _, int8 = dry_run(capsys, *words, "--quantization", "int8")
+    assert (plain["dtype"], int8["dtype"]) == ("bfloat16", "bfloat16, matrices as int8")
+    assert (plain["weights"], int8["weights"]) == ("15.26 GiB", "7.63 GiB")
