@@ -1,5 +1,6 @@
 """The operations of a CPU: the twins, with products of their own where those can be had."""
 
+import ctypes
 import logging
 from functools import cache
 from typing import Any
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.cpu.library import LibraryUnavailable
+from quire.kernels.cpu.attention import Attention
+from quire.kernels.cpu.library import LibraryUnavailable, cache_directory, load, machine_level
 from quire.kernels.cpu.products import Products
 from quire.kernels.reference.linear import around
 from quire.kernels.reference.linear import product as twin_product
@@ -18,10 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class CpuOps:
-    """An `Ops`: `linear` by compiled products, all else by the twins."""
+    """An `Ops`: products and attention of one-token rows compiled, all else by the twins."""
 
-    def __init__(self, products: Products) -> None:
-        self.products = products
+    def __init__(self, library: ctypes.CDLL, level: str) -> None:
+        self.level = level
+        self.products = Products(library)
+        self.attention = Attention(library)
+
+    @staticmethod
+    def of_this_machine() -> "CpuOps":
+        """Of the best level that there is. Raises LibraryUnavailable, saying why there is none."""
+        level = machine_level()
+        return CpuOps(load(level, cache_directory()), level)
 
     def __getattr__(self, name: str) -> Any:
         if name not in reference.__all__:
@@ -58,15 +68,117 @@ class CpuOps:
             return self.products(x, weight.data, weight.scale, dtype)
         return self.products(x, weight, None, dtype)
 
+    # ------------------------------------------------------------ attention
+
+    def qk_norm_rope_kv_write(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor:
+        arguments = (qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache)
+        if self._attends(qkv, k_cache):
+            return self.attention.write(*arguments)
+        return reference.qk_norm_rope_kv_write(*arguments)
+
+    def rope_kv_write(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor:
+        arguments = (cos_sin, positions, slot_mapping, k_cache, v_cache)
+        if self._attends(qkv, k_cache):
+            return self.attention.write(qkv, None, None, 0.0, *arguments)
+        return reference.rope_kv_write(qkv, *arguments)
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_context_len: int,
+    ) -> Tensor:
+        arguments = (q, k_cache, v_cache, block_tables, context_lens, scale)
+        if self.attention.takes(q, k_cache, q.shape[1]):
+            return self.attention.decode(*arguments)
+        return reference.decode_attention(*arguments, max_context_len)
+
+    def rope_decode_attention(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_context_len: int,
+    ) -> Tensor:
+        q = self.qk_norm_rope_kv_write(
+            qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache
+        )
+        return self.decode_attention(
+            q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len
+        )
+
+    def prefill_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_start_loc: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_query_len: int,
+        max_context_len: int,
+    ) -> Tensor:
+        """The twin's; a row of one token gets the bits that decode_attention would give it."""
+        caches = (k_cache, v_cache)
+        out = reference.prefill_attention(
+            *(q, *caches, block_tables, query_start_loc, context_lens, scale),
+            *(max_query_len, max_context_len),
+        )
+        alone = (query_start_loc.diff() == 1).nonzero().flatten()
+        if alone.numel():
+            tokens = query_start_loc[alone].long()
+            out[tokens] = self.decode_attention(
+                *(q[tokens], *caches, block_tables[alone], context_lens[alone], scale),
+                max_context_len,
+            )
+        return out
+
+    def _attends(self, qkv: Tensor, k_cache: Tensor) -> bool:
+        _, kv_heads, _, dim = k_cache.shape
+        return self.attention.takes(qkv, k_cache, qkv.shape[1] // dim - 2 * kv_heads)
+
 
 @cache
 def own_ops() -> CpuOps | None:
     """The compiled operations of this machine; None, said once in the log, if it has none."""
     try:
-        products = Products.of_this_machine()
+        ops = CpuOps.of_this_machine()
     except LibraryUnavailable as error:
         log.warning("products on the CPU are PyTorch's, which are slower: %s", error)
         return None
     threads = torch.get_num_threads()
-    log.info("products on the CPU: compiled for %s, %d threads", products.level, threads)
-    return CpuOps(products)
+    log.info("products on the CPU: compiled for %s, %d threads", ops.level, threads)
+    return ops

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.kernels.cpu.library import LibraryUnavailable, cache_directory, load, machine_level
+from quire.kernels.cpu.library import LibraryUnavailable
 
 _KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
@@ -22,21 +22,14 @@ _ARGUMENTS = (
 
 
 class Products:
-    """The products of one level of instructions. level: what they are compiled for."""
+    """The products of a library."""
 
-    def __init__(self, library: ctypes.CDLL, level: str) -> None:
-        self.level = level
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._product: Any = library.quire_product
         self._product.argtypes, self._product.restype = _ARGUMENTS, None
         self._wide_bytes: Any = library.quire_wide_bytes
         self._wide_bytes.argtypes, self._wide_bytes.restype = (_LONG, _LONG), _LONG
-        self._parallel = _parallel()
-
-    @staticmethod
-    def of_this_machine() -> "Products":
-        """The best level that there is. Raises LibraryUnavailable, saying why there is none."""
-        level = machine_level()
-        return Products(load(level, cache_directory()), level)
+        self._parallel = parallel()
 
     def takes(self, x: Tensor, weight: Tensor) -> bool:
         """Whether there is a product for these types: bf16 by bf16, float32 by float32, either
@@ -58,7 +51,7 @@ class Products:
         y = torch.empty(rows, outputs, dtype=dtype)
         wide = torch.empty(self._wide_bytes(rows, width), dtype=torch.uint8)
         self._product(
-            *(self._parallel, torch.get_num_threads() if self._parallel else 1),
+            *threads(self._parallel),
             *(x.data_ptr(), _KINDS[x.dtype], weight.data_ptr(), _KINDS[weight.dtype]),
             scale.data_ptr() if scale is not None else None,
             *(y.data_ptr(), _KINDS[dtype], wide.data_ptr(), rows, outputs, width),
@@ -66,7 +59,12 @@ class Products:
         return y
 
 
-def _parallel() -> int | None:
+def threads(parallel: int | None) -> tuple[int | None, int]:
+    """What a call of the library takes first: who runs threads, and how many."""
+    return parallel, torch.get_num_threads() if parallel else 1
+
+
+def parallel() -> int | None:
     """The address of what runs a function on threads: torch's own OpenMP, which it has loaded.
 
     Raises LibraryUnavailable if torch computes on several threads that cannot be reached so.

@@ -35,9 +35,14 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=_levels())
-def products(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Products:
+def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CpuOps:
     directory: Path = tmp_path_factory.mktemp("library")
-    return Products(load(request.param, directory), request.param)
+    return CpuOps(load(request.param, directory), request.param)
+
+
+@pytest.fixture(scope="module")
+def products(ops: CpuOps) -> Products:
+    return ops.products
 
 
 @contextmanager
@@ -103,9 +108,9 @@ def test_numbers_that_are_not_finite_stay_so(products: Products) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-def test_linear_is_the_twins(products: Products, dtype: torch.dtype) -> None:
+def test_linear_is_the_twins(ops: CpuOps, dtype: torch.dtype) -> None:
     """With all that stands around a product; what is rounded is rounded where the twin rounds."""
-    random, ops = torch.Generator().manual_seed(5), CpuOps(products)
+    random = torch.Generator().manual_seed(5)
     x, weight, residual = (
         torch.randn(*shape, generator=random).to(dtype) for shape in ((5, 96), (48, 96), (5, 48))
     )
@@ -124,13 +129,13 @@ def test_linear_is_the_twins(products: Products, dtype: torch.dtype) -> None:
     torch.testing.assert_close(mine, twin, **near)
 
 
-def test_logits_keep_what_the_sums_hold(products: Products) -> None:
+def test_logits_keep_what_the_sums_hold(ops: CpuOps) -> None:
     x, weight, _ = _draw("bf16", 4, 32, 128)
-    logits = CpuOps(products).linear(x, weight, out_dtype=FP32)
+    logits = ops.linear(x, weight, out_dtype=FP32)
     assert not torch.equal(logits, logits.to(BF16).float())
 
 
-def test_other_types_are_left_to_the_twin(products: Products) -> None:
+def test_other_types_are_left_to_the_twin(ops: CpuOps) -> None:
     x, weight, _ = _draw("bf16", 4, 32, 128)
-    wide = CpuOps(products).linear(x.double(), weight.double())
+    wide = ops.linear(x.double(), weight.double())
     assert torch.equal(wide, reference.linear(x.double(), weight.double()))
