@@ -6,49 +6,17 @@
  * time from the first on (Milakov and Gimelshein, 2018), values added position by position.
  */
 
-#include <immintrin.h>
+#include "numbers.h"
+
 #include <math.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <string.h>
 
-#define TARGET __attribute__((target("avx2,fma")))
-#define INLINE static inline __attribute__((always_inline))
 #define LANES 8
 #define TOKENS 64     /* positions whose scores are held */
 #define MAX_GROUP 16  /* query heads that share keys */
 #define MAX_DIM 256
 
-enum Kind { BF16, INT8, FLOAT };
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
-
-TARGET INLINE float number_at(const void *numbers, int kind, long i)
-{
-    if (kind == FLOAT) return ((const float *)numbers)[i];
-    union { uint32_t bits; float number; } wide = {(uint32_t)((const uint16_t *)numbers)[i] << 16};
-    return wide.number;
-}
-
-TARGET INLINE uint16_t rounded(float number)
-{
-    union { float number; uint32_t bits; } wide = {number};
-    if (number != number) return 0x7FC0;
-    return (uint16_t)((wide.bits + 0x7FFF + ((wide.bits >> 16) & 1)) >> 16);
-}
-
-/* A number as its kind holds it. */
-TARGET INLINE float as_kind(float number, int kind)
-{
-    if (kind == FLOAT) return number;
-    union { uint32_t bits; float number; } wide = {(uint32_t)rounded(number) << 16};
-    return wide.number;
-}
-
-TARGET INLINE void put_at(void *numbers, int kind, long i, float number)
-{
-    if (kind == FLOAT) ((float *)numbers)[i] = number;
-    else ((uint16_t *)numbers)[i] = rounded(number);
-}
+#define TARGET __attribute__((target("avx2,fma")))
 
 /* The sum of a[i] * b[i]; n is a multiple of 2 * LANES. */
 TARGET INLINE float dot(const float *a, const float *b, long n)
@@ -160,24 +128,6 @@ typedef struct {
     float q[MAX_GROUP][MAX_DIM], out[MAX_GROUP][MAX_DIM], scores[MAX_GROUP][TOKENS];
     float most[MAX_GROUP], total[MAX_GROUP];
 } Heads;
-
-/* e to the x, for x <= 0, by a polynomial: within 2 units of the last place. */
-TARGET INLINE float exponential(float x)
-{
-    x = x < -87.0f ? -87.0f : x;
-    float n = __builtin_rintf(x * 1.44269504f);
-    float r = __builtin_fmaf(n, -0.693359375f, x);
-    r = __builtin_fmaf(n, 2.12194440e-4f, r);
-    float y = 1.9875691500e-4f;
-    y = __builtin_fmaf(y, r, 1.3981999507e-3f);
-    y = __builtin_fmaf(y, r, 8.3334519073e-3f);
-    y = __builtin_fmaf(y, r, 4.1665795894e-2f);
-    y = __builtin_fmaf(y, r, 1.6666665459e-1f);
-    y = __builtin_fmaf(y, r, 5.0000001201e-1f);
-    y = __builtin_fmaf(y * r, r, r) + 1.0f;
-    union { uint32_t bits; float number; } power = {(uint32_t)((int)n + 127) << 23};
-    return y * power.number;
-}
 
 /* Takes scores of `count` positions into a head's sums; v: their values. */
 TARGET INLINE void add_values(Heads *h, long g, const float *v, long count, long dim)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.kernels.cpu.products import parallel, threads
+from quire.kernels.cpu.products import address, parallel, threads
 
 _KINDS = {torch.bfloat16: 0, torch.float32: 2}
 _DIMENSIONS = 16  # heads are multiples of so many
@@ -67,7 +67,7 @@ class Attention:
         q = torch.empty(tokens, q_heads, dim, dtype=qkv.dtype)
         self._write(
             *threads(self._parallel),
-            *(qkv.data_ptr(), _KINDS[qkv.dtype], _address(q_norm), _address(k_norm), eps),
+            *(qkv.data_ptr(), _KINDS[qkv.dtype], address(q_norm), address(k_norm), eps),
             *(cos_sin.data_ptr(), positions.data_ptr(), slots.data_ptr()),
             *(k_cache.data_ptr(), v_cache.data_ptr(), q.data_ptr()),
             *(tokens, q_heads, kv_heads, dim, block_size),
@@ -96,7 +96,3 @@ class Attention:
             *(out.data_ptr(), rows, q_heads, kv_heads, dim, block_size),
         )
         return out
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -12,8 +12,6 @@ from quire.kernels import reference
 from quire.kernels.cpu.attention import Attention
 from quire.kernels.cpu.library import LibraryUnavailable, cache_directory, load, machine_level
 from quire.kernels.cpu.products import Products
-from quire.kernels.reference.linear import around
-from quire.kernels.reference.linear import product as twin_product
 from quire.kernels.row_scaled import RowScaled
 
 log = logging.getLogger(__name__)
@@ -51,22 +49,19 @@ class CpuOps:
     ) -> Tensor:
         """As in `reference`, but that a result in out_dtype is rounded to it alone: logits keep
         the sums' fp32, where the twin rounds those of bf16 weights to bf16 first."""
-        data = weight.data if isinstance(weight, RowScaled) else weight
-        return around(
-            self._product if self.products.takes(x, data) else twin_product,
-            x,
-            weight,
-            norm_weight=norm_weight,
-            eps=eps,
-            residual=residual,
-            silu=silu,
-            out_dtype=out_dtype,
-        )
-
-    def _product(self, x: Tensor, weight: Tensor | RowScaled, dtype: torch.dtype) -> Tensor:
-        if isinstance(weight, RowScaled):
-            return self.products(x, weight.data, weight.scale, dtype)
-        return self.products(x, weight, None, dtype)
+        data, scale = _parts(weight)
+        around: dict[str, Any] = {
+            "norm_weight": norm_weight,
+            "eps": eps,
+            "residual": residual,
+            "silu": silu,
+        }
+        if not self.products.takes(x, data):
+            return reference.linear(x, weight, out_dtype=out_dtype, **around)
+        bare = not silu and residual is None
+        dtype = out_dtype if bare and out_dtype is not None else x.dtype
+        y = self.products(x, data, scale, dtype, **around)
+        return y if out_dtype is None else y.to(out_dtype)
 
     # ------------------------------------------------------------ attention
 
@@ -169,6 +164,13 @@ class CpuOps:
     def _attends(self, qkv: Tensor, k_cache: Tensor) -> bool:
         _, kv_heads, _, dim = k_cache.shape
         return self.attention.takes(qkv, k_cache, qkv.shape[1] // dim - 2 * kv_heads)
+
+
+def _parts(weight: Tensor | RowScaled) -> tuple[Tensor, Tensor | None]:
+    """The numbers of a weight, and the scales of its rows if it has them."""
+    if isinstance(weight, RowScaled):
+        return weight.data, weight.scale
+    return weight, None
 
 
 @cache

@@ -16,8 +16,8 @@ from quire.kernels.cpu.library import LibraryUnavailable
 _KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _ARGUMENTS = (
-    *(_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _POINTER),
-    *(_POINTER, _INT, _POINTER, _LONG, _LONG, _LONG),
+    *(_POINTER, _INT, _POINTER, _INT, _POINTER, ctypes.c_float, _POINTER, _INT, _POINTER),
+    *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _LONG, _LONG, _LONG),
 )
 
 
@@ -39,24 +39,42 @@ class Products:
         return weight.dtype in (x.dtype, torch.int8)
 
     def __call__(
-        self, x: Tensor, weight: Tensor, scale: Tensor | None, dtype: torch.dtype
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
     ) -> Tensor:
         """x @ weight.T, sums in fp32, times scale, rounded once to dtype.
 
         x: [T, K] bf16 or fp32; weight: [N, K] of x's dtype or int8, contiguous; scale: [N] fp32, of
-        an int8 weight's rows; dtype: bf16 or fp32 -> [T, N].
+        an int8 weight's rows; dtype: bf16 or fp32 -> [T, N]. norm_weight [K], eps, residual [T, N]
+        of dtype, silu (then -> [T, N / 2]): as `linear` has them.
         """
         x = x.contiguous()
         (rows, width), outputs = x.shape, weight.shape[0]
         y = torch.empty(rows, outputs, dtype=dtype)
+        activated = torch.empty(rows, outputs // 2, dtype=dtype) if silu else None
         wide = torch.empty(self._wide_bytes(rows, width), dtype=torch.uint8)
+        residual = None if residual is None else residual.contiguous()
         self._product(
             *threads(self._parallel),
-            *(x.data_ptr(), _KINDS[x.dtype], weight.data_ptr(), _KINDS[weight.dtype]),
-            scale.data_ptr() if scale is not None else None,
-            *(y.data_ptr(), _KINDS[dtype], wide.data_ptr(), rows, outputs, width),
+            *(x.data_ptr(), _KINDS[x.dtype], address(norm_weight), eps),
+            *(weight.data_ptr(), _KINDS[weight.dtype], address(scale), address(residual)),
+            *(y.data_ptr(), _KINDS[dtype], address(activated), wide.data_ptr()),
+            *(rows, outputs, width),
         )
-        return y
+        return y if activated is None else activated
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def threads(parallel: int | None) -> tuple[int | None, int]:

@@ -1,7 +1,5 @@
 """Norms, products and activations in plain PyTorch: fp32 inside, rounded once."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +28,7 @@ _FEW_ROWS, _NARROW = 8, 512
 _WIDENED_AT_ONCE = 1 << 22  # numbers of an int8 weight: fp32 copies of more would not stay in cache
 
 
-def product(x: Tensor, weight: Tensor | RowScaled, dtype: torch.dtype) -> Tensor:
+def _product(x: Tensor, weight: Tensor | RowScaled, dtype: torch.dtype) -> Tensor:
     """x @ weight.T. [T, K] -> [T, N] of x's dtype; with int8 rows of `dtype`."""
     if isinstance(weight, RowScaled):
         return _scaled_product(x.float(), weight).to(dtype)
@@ -73,37 +71,10 @@ def linear(
     norm_weight: [K], RMSNorm x first. residual: [T, N], added to the result. out_dtype: the
     result's dtype (float32 for logits), else x's.
     """
-    return around(
-        product,
-        x,
-        weight,
-        norm_weight=norm_weight,
-        eps=eps,
-        residual=residual,
-        silu=silu,
-        out_dtype=out_dtype,
-    )
-
-
-def around(
-    product: Callable[[Tensor, Tensor | RowScaled, torch.dtype], Tensor],
-    x: Tensor,
-    weight: Tensor | RowScaled,
-    *,
-    norm_weight: Tensor | None,
-    eps: float,
-    residual: Tensor | None,
-    silu: bool,
-    out_dtype: torch.dtype | None,
-) -> Tensor:
-    """What stands before and after a product in `linear`, with a product of one's own.
-
-    product(x, weight, dtype): dtype is out_dtype where nothing comes after, else x's.
-    """
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)
     bare = not silu and residual is None
-    y = product(x, weight, out_dtype if bare and out_dtype is not None else x.dtype)
+    y = _product(x, weight, out_dtype if bare and out_dtype is not None else x.dtype)
     if silu:
         y = silu_mul(y)
     if residual is not None:

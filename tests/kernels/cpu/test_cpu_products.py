@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from quire.kernels import reference
 from quire.kernels.cpu.library import LEVELS, LibraryUnavailable, load, machine_level
 from quire.kernels.cpu.ops import CpuOps
 from quire.kernels.cpu.products import Products
+from quire.kernels.row_scaled import RowScaled
 
 BF16, FP32 = torch.bfloat16, torch.float32
 KINDS = ("bf16", "float32", "int8 of bf16", "int8 of float32")
@@ -127,6 +129,36 @@ def test_linear_is_the_twins(ops: CpuOps, dtype: torch.dtype) -> None:
         torch.testing.assert_close(mine, twin, **near)
     mine, twin = (which.linear(x, weight, residual=residual) for which in (ops, reference))
     torch.testing.assert_close(mine, twin, **near)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_around_a_product_is_a_rows_own_too(ops: CpuOps, kind: str) -> None:
+    x, weight, scale = _draw(kind, 40, 70, 100)
+    stored = weight if scale is None else RowScaled(weight, scale, x.dtype)
+    random = torch.Generator().manual_seed(6)
+    norm, residual = torch.randn(100, generator=random), torch.randn(40, 70, generator=random)
+    ways: list[dict[str, Any]] = [
+        {"norm_weight": norm.to(x.dtype), "eps": 1e-6, "silu": True},
+        {"residual": residual.to(x.dtype)},
+    ]
+    for way in ways:
+
+        def run(first: int, last: int, way: dict[str, Any] = way) -> Tensor:
+            mine = {k: v[first:last] if k == "residual" else v for k, v in way.items()}
+            return ops.linear(x[first:last], stored, **mine)
+
+        alone = torch.cat([run(row, row + 1) for row in range(40)])
+        for count, rows in itertools.product((1, 2), (2, 5, 16, 40)):
+            with threads(count):
+                for first in range(0, 40 - rows + 1, rows):
+                    assert torch.equal(run(first, first + rows), alone[first : first + rows])
+
+
+def test_silu_is_right_wherever_its_gate_stands(ops: CpuOps) -> None:
+    gate = torch.cat((torch.linspace(-120, 120, 999), torch.tensor([-1e30, 0.0, 1e30])))
+    x, up = torch.eye(1), torch.full_like(gate, 2.0)
+    y = ops.linear(x, torch.cat((gate, up))[:, None], silu=True)[0]
+    torch.testing.assert_close(y, torch.nn.functional.silu(gate) * up, rtol=1e-6, atol=1e-35)
 
 
 def test_logits_keep_what_the_sums_hold(ops: CpuOps) -> None:
