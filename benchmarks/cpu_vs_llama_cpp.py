@@ -37,7 +37,7 @@ from quire.engine.model.config import ModelConfig
 
 MAX_LEN, BATCH = 640, 512
 CLOCK = time.perf_counter
-FORMATS = {"bf16": None, "int8": "int8"}  # beside llama.cpp's BF16 and Q8_0
+FORMATS = {"bf16": "auto", "int8": "int8"}  # beside llama.cpp's BF16 and Q8_0
 GOALS = {"bf16 one": 0.9}  # all others 1.0
 
 
@@ -66,7 +66,7 @@ class Work:
 class Quire:
     """Quire's own loop."""
 
-    def __init__(self, directory: Path, quantization: str | None) -> None:
+    def __init__(self, directory: Path, quantization: str) -> None:
         self._engine = QuireEngine(
             str(directory),
             device="cpu",

@@ -11,12 +11,10 @@ and a chunk beside decode rows, in microseconds.
 
 import argparse
 import itertools
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import historical
 import torch
@@ -30,85 +28,13 @@ from common import (
     write_results,
 )
 from naive_prefill import naive_triton_prefill
-from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, Rows, event_us, relative_error
+from paging import HEAD_DIM, KV_HEADS, SCALE, Pool, event_us
+from prefill_step import GROUP, MODEL, TOKENS, Step, flops
+from prefill_tuning import LAUNCHES, SPLIT_LAUNCHES, SPLITS, tune
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quire.kernels import reference
 from quire.kernels.attention.prefill import Tiles, prefill_attention
-
-GROUP = 2
-TOKENS = 16_384  # a step of one length
-ERROR = 1e-2
-MODEL = f"{GROUP * KV_HEADS}/{KV_HEADS} heads of {HEAD_DIM}"
-
-
-def flops(news: Sequence[int], contexts: Sequence[int]) -> float:
-    """Of causal attention: each new token against what it sees."""
-    pairs = sum(n * (c - n) + n * (n + 1) / 2 for n, c in zip(news, contexts, strict=True))
-    return 4 * GROUP * KV_HEADS * HEAD_DIM * pairs
-
-
-class Step:
-    """Rows of new tokens over cached prefixes, and the call that attends them.
-
-    bound: of the contexts, where the call is not told the longest, as in a captured step.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        news: Sequence[int],
-        cached: Sequence[int],
-        block: int,
-        *,
-        group: int = GROUP,
-        bound: int = 0,
-    ) -> None:
-        self.bound = bound
-        self.news = list(news)
-        self.contexts = [n + c for n, c in zip(news, cached, strict=True)]
-        self.rows = Rows.build(pool, self.contexts, block)
-        self.starts = torch.tensor([0, *news]).cumsum(0).int().cuda()
-        shape = (sum(news), group * KV_HEADS, HEAD_DIM)
-        self.q = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
-
-    def call(self, layer: int = 0, **launch: Any) -> Callable[[], Tensor]:
-        k, v = self.rows.layers[layer]
-        return partial(
-            prefill_attention, self.q, k, v, self.rows.block_tables, self.starts,
-            self.rows.context_lens, SCALE, max(self.news),
-            max(self.bound, *self.contexts), **launch,
-        )  # fmt: skip
-
-    def check(self, **launch: Any) -> None:
-        """Raises where the kernel is wrong; the first row and the last, on their last 64 tokens."""
-        found = self.call(**launch)()
-        k, v = self.rows.layers[0]
-        end = 0
-        for row, new in enumerate(self.news):
-            end += new
-            if row not in (0, len(self.news) - 1):
-                continue
-            last = min(64, new)
-            wanted = reference.prefill_attention(
-                self.q[end - last : end], k, v, self.rows.block_tables[row : row + 1],
-                torch.tensor([0, last]), self.rows.context_lens[row : row + 1], SCALE, last,
-                self.contexts[row],
-            )  # fmt: skip
-            error = relative_error(found[end - last : end], wanted)
-            if error > ERROR:
-                raise AssertionError(f"prefill_attention is wrong: error {error} with {launch}")
-        if not torch.isfinite(found).all():
-            raise AssertionError(f"prefill_attention is not finite with {launch}")
-
-    def times(self, runs: int, **launch: Any) -> list[float]:
-        layers = min(8, len(self.rows.layers))
-        return chain_us([self.call(layer, **launch) for layer in range(layers)], runs)
-
-    @property
-    def flops(self) -> float:
-        return flops(self.news, self.contexts) * self.q.shape[1] / (GROUP * KV_HEADS)
 
 
 def rate_row(workload: str, engine: str, times: list[float], work: float, memory: float) -> Row:
@@ -264,80 +190,6 @@ def print_row(row: Row) -> None:
         f"  {row['share_of_floor']:.1%}{memory}",
         flush=True,
     )
-
-
-# ---------------------------------------------------------------- tuning
-
-LAUNCHES = [
-    Tiles(128, 128, 8, 2),
-    Tiles(128, 128, 8, 3),
-    Tiles(128, 128, 8, 4),
-    Tiles(128, 64, 8, 2),
-    Tiles(128, 64, 8, 3),
-    Tiles(128, 64, 8, 4),
-    Tiles(128, 64, 4, 3),
-    Tiles(64, 64, 4, 2),
-    Tiles(64, 64, 4, 3),
-    Tiles(64, 128, 4, 2),
-    Tiles(64, 128, 8, 2),
-    Tiles(64, 128, 8, 3),
-    Tiles(128, 128, 8, 2, tma=True),
-    Tiles(128, 128, 8, 3, tma=True),
-    Tiles(128, 64, 8, 2, tma=True),
-    Tiles(128, 64, 8, 3, tma=True),
-    Tiles(64, 64, 4, 2, tma=True),
-    Tiles(64, 64, 4, 3, tma=True),
-]
-SPLITS = (0, 128, 256, 512, 1024)
-SPLIT_LAUNCHES = [
-    Tiles(64, 64, 4, 2, tma=True),
-    Tiles(64, 64, 4, 3, tma=True),
-    Tiles(64, 64, 4, 3),
-    Tiles(64, 64, 8, 3, tma=True),
-    Tiles(128, 64, 8, 2, tma=True),
-    Tiles(128, 64, 8, 3, tma=True),
-]
-
-
-def tune() -> None:
-    """Time every launch shape at a few lengths and block sizes; print them in order."""
-    pool = Pool(2**29)
-    for block, (length, count, cached) in itertools.product(
-        (64, 128), ((8192, 2, 0), (4096, 4, 0), (1024, 16, 0), (512, 1, 0), (56, 1, 2944))
-    ):
-        step = Step(pool, [length] * count, [cached] * count, block)
-        found = []
-        for tiles in LAUNCHES:
-            if tiles.tma and tiles.keys > block:
-                continue
-            try:
-                step.check(tiles=tiles)
-                found.append((statistics.median(step.times(3, tiles=tiles)), tiles))
-            except Exception as error:
-                print("failed", tiles, repr(error)[:120])
-        found.sort(key=lambda one: one[0])
-        print(f"{length} new x {count} over {cached}, block {block}")
-        for value, tiles in found[:6]:
-            print(f"  {value:9.2f} us {step.flops / value / 1e6:6.1f} TFLOP/s {tiles}", flush=True)
-    tune_splits(pool)
-
-
-def tune_splits(pool: Pool) -> None:
-    """Time the lengths of a split, with the launch shapes, on prefix hits."""
-    for group, new, cached in itertools.product((2, 4), (56, 250), (2750, 16_000)):
-        step = Step(pool, [new, 8], [cached, 0], 64, group=group)
-        found = []
-        for tiles, split in itertools.product(SPLIT_LAUNCHES, SPLITS):
-            try:
-                step.check(tiles=tiles, split=split)
-                times = step.times(3, tiles=tiles, split=split)
-                found.append((statistics.median(times), split, tiles))
-            except Exception as error:
-                print("failed", tiles, split, repr(error)[:120])
-        found.sort(key=lambda one: one[0])
-        print(f"{new} new over {cached}, {group * KV_HEADS} heads")
-        for value, split, tiles in found[:6]:
-            print(f"  {value:9.2f} us  split {split:5} {tiles}", flush=True)
 
 
 def compile_first(tuning: bool) -> None:

@@ -7,9 +7,17 @@ a second, without torch); the server's commands are found through the entry-poin
 
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
+
+if sys.argv[1:2] == ["serve"]:
+    # What asks a server for something ends none that is not ready to hear it. What is imported
+    # from here on takes a second or two; the server's own handlers come after.
+    for _name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, _name):
+            signal.signal(getattr(signal, _name), signal.SIG_IGN)
 
 import typer
 
@@ -23,6 +31,7 @@ from quire.clients.commands.loadtest import loadtest
 from quire.clients.commands.stats import health, stats
 from quire.clients.commands.tokenize import tokenize
 from quire.clients.commands.top import top
+from quire.clients.help import WIDEST, App
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "hash-key")
@@ -49,8 +58,12 @@ def _root(
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The commands; the server's only where the arguments may ask for them."""
-    app = typer.Typer(
-        name="quire", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True
+    app = App(
+        name="quire",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=True,
+        context_settings={"max_content_width": WIDEST},
     )
     app.callback()(_root)
     app.command()(generate)
@@ -83,7 +96,7 @@ def _stand_in(app: typer.Typer, error: ImportError) -> None:
     settings = {"ignore_unknown_options": True, "allow_extra_args": True}
     for name in SERVER_COMMANDS:
         app.command(
-            name, help=r"(needs the server: pip install '.\[server]')", context_settings=settings
+            name, help="(needs the server: pip install '.[server]')", context_settings=settings
         )(missing)
 
 

@@ -13,8 +13,9 @@ from quire.engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("auto", "fp8", "int8")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
 MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
 _MOST_INT32 = 2**31 - 1  # positions and blocks are counted in it
@@ -37,7 +38,9 @@ class EngineConfig:
     num_blocks: int | None = _option(None, "cache blocks; default: from free memory")
     gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
     cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU")
-    tensor_parallel_size: int = _option(1, "GPUs to spread the model over (only 1 is supported)")
+    tensor_parallel_size: int = _option(
+        1, "processes of this machine that share the model (more than 1: on the CPU alone so far)"
+    )
     enforce_eager: bool = _option(False, "never use captured graphs")
     enable_prefix_caching: bool = _option(True, "reuse blocks of equal prefixes")
     prefix_cache_seed: int | None = _option(
@@ -47,11 +50,12 @@ class EngineConfig:
     overlap: bool = _option(True, "plan the next step while one runs")
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
-    quantization: str | None = _option(
-        None,
-        "int8: matrices as int8 with a scale a row, made while loading; CPU only",
-    )
     kv_cache_dtype: str = _option("auto", "auto: as dtype, float32 on the CPU; no other")
+    quantization: str = _option(
+        "auto",
+        "auto: weights as they are stored; fp8: made FP8 while they are loaded; int8: the same as "
+        "int8 with a scale a row, CPU only",
+    )
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
 
@@ -69,11 +73,12 @@ class EngineConfig:
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
-        _one_of("quantization", self.quantization, (None, *QUANTIZATIONS))
-        if self.quantization == "int8" and self.device == "cuda":
-            raise ConfigError("quantization = int8: only on the CPU, device = cuda is asked for")
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
-        _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
+        _one_of("quantization", self.quantization, QUANTIZATIONS)
+        if self.int8:
+            self._check_int8()
+        _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
+        _at_most("tensor_parallel_size", self.tensor_parallel_size, MOST_RANKS)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization = {self.gpu_memory_utilization}: "
@@ -83,6 +88,20 @@ class EngineConfig:
             raise ConfigError(f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0")
         if not self.model:
             raise ConfigError("model is empty: give a directory, a Hub id, pocket or random:SHAPE")
+
+    @property
+    def int8(self) -> bool:
+        """Whether matrices are kept as int8 rows."""
+        return self.quantization == "int8"
+
+    def _check_int8(self) -> None:
+        if self.device == "cuda":
+            raise ConfigError("quantization = int8: only on the CPU, device = cuda is asked for")
+        if self.tensor_parallel_size > 1:
+            raise ConfigError(
+                "quantization = int8: only with tensor_parallel_size = 1, "
+                f"it is {self.tensor_parallel_size}"
+            )
 
     def replace(self, **changes: Any) -> "EngineConfig":
         """A copy with some options changed, validated again."""

@@ -6,6 +6,7 @@ QuireError
 ├── CapacityError      memory does not suffice: carries the numbers, and the option to turn
 ├── RequestError       a request that can never run: names the field, the value and the limit
 ├── CorruptStateError  the engine's books can not be trusted any more: the engine ends
+├── RankError          a rank that shares the model is lost, or says what nobody can follow
 ├── NotANumberError    logits that are NaN or infinite: the request that they belong to ends
 ├── ConstraintError    a constraint nothing satisfies, or whose limits are reached: its row ends
 ├── StepError          a step failed; every request in flight ends with it; its id is in the log
@@ -40,6 +41,10 @@ class RequestError(QuireError):
 
 class CorruptStateError(QuireError):
     """A fault half-way through a change of state; nothing planned from here on could be trusted."""
+
+
+class RankError(QuireError):
+    """A rank that shares the model does not go on, or not with the others."""
 
 
 class NotANumberError(QuireError):

@@ -9,10 +9,12 @@ Two things hold for every implementation and are the caller's to respect:
     The Triton operations share one workspace: they run on one stream at a time.
 """
 
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from quire.kernels.weight import Weight
 
 
 class KernelsUnavailable(RuntimeError):
@@ -193,6 +195,40 @@ class Ops(Protocol):
         last_token: Tensor,
         output_counts: Tensor | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class ExpertOps(Ops, Protocol):
+    """The operations of a device that has those of mixtures of experts as well."""
+
+    def route(
+        self, x: Tensor, router: Tensor, per_token: int, *, renormalise: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def mix_experts(
+        self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class Fp8Ops(Ops, Protocol):
+    """The operations of a device that has those of FP8 weights as well."""
+
+    def linear_fp8(
+        self,
+        x: Tensor,
+        weight: Weight,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+    def mix_experts_fp8(
+        self, x: Tensor, gate_up: Weight, down: Weight, experts: Tensor, weights: Tensor
+    ) -> Tensor: ...
 
 
 def select(device: torch.device, *, pdl: bool = False) -> Ops:

@@ -166,6 +166,15 @@ def malformed() -> Refusal:
     )
 
 
+def message_too_large(limit: int) -> Refusal:
+    """gRPC has not taken the message in, and has said so itself, in its own words. Bytes."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"the message is larger than {limit} bytes",
+        reason="MESSAGE_TOO_LARGE",
+    )
+
+
 def unknown_model(asked: str, served: str) -> Refusal:
     """Another model than the served one was asked for."""
     return Refusal(
@@ -289,6 +298,11 @@ def unauthenticated(why: str) -> Refusal:
 def unavailable(why: str, reason: str) -> Refusal:
     """Not now, not here: loading, draining or dead."""
     return Refusal(grpc.StatusCode.UNAVAILABLE, why, reason=reason)
+
+
+def shutting_down() -> Refusal:
+    """The server leaves."""
+    return unavailable("the server is shutting down", "DRAINING")
 
 
 def internal(error_id: str) -> Refusal:

@@ -7,7 +7,7 @@ Invariant: only READY lets calls in; the state never goes back.
 
 import enum
 
-from quire.service.errors import Refusal, unavailable
+from quire.service.errors import Refusal, shutting_down, unavailable
 
 
 class Phase(enum.Enum):
@@ -41,7 +41,7 @@ class Lifecycle:
         if self.phase is Phase.LOADING:
             return unavailable("the server is loading its model", "LOADING")
         if self.phase is Phase.DRAINING:
-            return unavailable("the server is shutting down", "DRAINING")
+            return shutting_down()
         return self.dead()
 
     def dead(self) -> Refusal:

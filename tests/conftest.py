@@ -26,8 +26,35 @@ sys.path.append(str(ROOT / "tests" / "shared"))  # what tests share: `support`
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# Files that take longest, the longest first: processes that share the files end together.
+LONGEST = (
+    "kernels/test_interpreted.py",
+    "service/app/test_faults.py",
+    "engine/test_equivalences.py",
+    "service/app/test_ends.py",
+    "clients/test_cli.py",
+    "pocket/test_evaluation.py",
+    "kernels/test_compile_offline.py",
+    "service/app/test_two_processes.py",
+    "engine/scheduling/test_scheduler_properties.py",
+    "service/app/test_process.py",
+    "service/test_chaos.py",
+    "pocket/test_training.py",
+    "pocket/test_system.py",
+    "engine/client/test_places.py",
+    "engine/model/test_hf_equivalence.py",
+    "engine/runner/test_warmup.py",
+)
+
+
+def _place(item: pytest.Item) -> int:
+    """Where an item's file stands among the longest; behind them all others."""
+    name = item.path.relative_to(ROOT / "tests").as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_place)  # stable: all else stays in its order
     if torch.cuda.is_available():
         return
     if not os.environ.get("TESTS_LONG"):

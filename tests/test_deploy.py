@@ -4,12 +4,15 @@ opens a server to the network unasked."""
 import configparser
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.stats import EngineStats
@@ -189,7 +192,7 @@ def test_what_the_unit_reads_is_what_the_page_installs() -> None:
 
 
 def manifest(name: str) -> Any:
-    return yaml.safe_load((DEPLOY / "kubernetes" / f"{name}.yaml").read_text())
+    return yaml.safe_load((DEPLOY / "kubernetes" / "base" / f"{name}.yaml").read_text())
 
 
 @pytest.fixture
@@ -241,6 +244,89 @@ def test_one_replica_stays_when_a_node_goes() -> None:
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert 0 < budget["spec"]["minAvailable"] < deployment["spec"]["replicas"]
     assert manifest("service")["spec"]["selector"].items() <= labels.items()
+
+
+# ------------------------------------------------------------ overlays
+
+KUBECTL = shutil.which("kubectl")
+OVERLAYS = pytest.mark.parametrize("name", ["cpu", "gpu"], ids=["pocket", "cards"])
+
+
+def overlay(name: str) -> list[Any]:
+    """What `kubectl apply -k` would send, without a cluster."""
+    if KUBECTL is None:
+        pytest.skip("no kubectl command here")
+    where = DEPLOY / "kubernetes" / "overlays" / name
+    rendered = subprocess.run(
+        [KUBECTL, "kustomize", where], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    return list(yaml.safe_load_all(rendered.stdout))
+
+
+def of_kind(documents: list[Any], kind: str) -> Any:
+    (found,) = (document for document in documents if document["kind"] == kind)
+    return found
+
+
+@OVERLAYS
+def test_an_overlay_leaves_the_number_of_replicas_to_its_autoscaler(name: str) -> None:
+    documents = overlay(name)
+    deployment = of_kind(documents, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    budget = of_kind(documents, "PodDisruptionBudget")["spec"]["minAvailable"]
+    if name == "cpu":
+        scaler = of_kind(documents, "HorizontalPodAutoscaler")["spec"]
+        least, most = scaler["minReplicas"], scaler["maxReplicas"]
+    else:
+        scaler = of_kind(documents, "ScaledObject")["spec"]
+        least, most = scaler["minReplicaCount"], scaler["maxReplicaCount"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert budget < least < most
+
+
+@OVERLAYS
+def test_an_overlay_mounts_what_it_reads(name: str, tmp_path: Path) -> None:
+    documents = overlay(name)
+    file = tmp_path / "quire.toml"
+    file.write_text(of_kind(documents, "ConfigMap")["data"]["quire.toml"])
+    settings = read_settings({}, {}, file)
+    pod = of_kind(documents, "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    places = [mount["mountPath"] for mount in container["volumeMounts"]]
+    own = settings.engine.model == "pocket"
+    assert own == (name == "cpu") == ("/models" not in places)
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "gpu")
+    assert not settings.service.insecure
+    port = settings.service.health_port
+    assert container["readinessProbe"]["grpc"]["port"] == port
+
+
+def test_what_scales_and_scrapes_asks_for_what_is_exported(exported: set[str]) -> None:
+    adapter = yaml.safe_load((DEPLOY / "prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    documents = overlay("gpu")
+    (trigger,) = of_kind(documents, "ScaledObject")["spec"]["triggers"]
+    for query in (rule["seriesQuery"], rule["metricsQuery"], trigger["metadata"]["query"]):
+        names = set(re.findall(r"quire_\w+", query))
+        assert names and names <= exported
+    (metric,) = of_kind(overlay("cpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    monitor, service = of_kind(documents, "ServiceMonitor"), of_kind(documents, "Service")
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    )
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+@OVERLAYS
+def test_manifests_are_what_kubernetes_takes(name: str) -> None:
+    """Of the kinds that are Kubernetes' own: of the others there is no schema here."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for document in overlay(name):
+        if document["kind"] not in ("ScaledObject", "ServiceMonitor"):
+            validate(document, "1.29", strict=True)
 
 
 def test_the_page_for_operators_knows_every_alert_and_every_option() -> None:

@@ -60,7 +60,7 @@ def batch(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = None,
 ) -> None:
-    """Answer a file of requests; started again, it goes on where it ended.
+    """Answer a file of requests; begun again, it goes on.
 
     With --address a server answers. Without, this starts one of its own for the file, on a free
     port of this machine's loopback, with the model of --model and the options behind `--`.

@@ -19,6 +19,7 @@ import typer
 
 from quire.clients.client import Client, Generation
 from quire.clients.commands import common, sampling
+from quire.clients.commands.fields import named
 from quire.clients.commands.generate import summary
 from quire.clients.commands.line_input import read_line
 from quire.clients.commands.terminal import note, say, tell, think, warn
@@ -41,6 +42,7 @@ def chat(
         bool | None,
         typer.Option("--thinking/--no-thinking", help="enable_thinking for the template."),
     ] = None,
+    allow_special_tokens: sampling.AllowSpecialTokens = False,
     temperature: sampling.Temperature = None,
     top_p: sampling.TopP = None,
     top_k: sampling.TopK = None,
@@ -72,12 +74,12 @@ def chat(
         "seed": seed,
         "max_tokens": max_tokens,
         "stop": stop or None,
+        "allow_special_tokens": allow_special_tokens or None,
         "chat_template_kwargs": None if thinking is None else {"enable_thinking": thinking},
     }
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            Conversation(client, options, system).run()
+    with common.connected(address, api_key, secure, timeout, named) as client:
+        Conversation(client, options, system).run()
 
 
 class Conversation:
@@ -162,7 +164,7 @@ class Conversation:
         except (InvalidRequest, Overloaded) as error:
             if not self._interactive:
                 raise
-            note(common.explain(error, self._client.connection))
+            note(named(common.explain(error, self._client.connection)))
             return
         self._history = [*asked, Message("assistant", answer)]
         self._answering = False

@@ -30,7 +30,6 @@ from quire.clients.errors import (
     Unauthenticated,
     Unavailable,
 )
-from quire.clients.retry import RetryPolicy
 
 P = ParamSpec("P")
 INTERRUPTED = 130
@@ -138,11 +137,10 @@ def make_client(
     api_key: str | None,
     tls: TLS | bool,
     timeout: float | None,
-    retry: RetryPolicy | None = None,
 ) -> Client:
     """A client as the options say."""
     addresses = list(address) if address else DEFAULT_ADDRESS
-    return Client(addresses, api_key=api_key, tls=tls, timeout=timeout, retry=retry)
+    return Client(addresses, api_key=api_key, tls=tls, timeout=timeout)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -180,12 +178,31 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 @contextmanager
-def errors_at(connection: Connection) -> Iterator[None]:
-    """Inside it, a failed call ends the command with a line that names the server."""
+def errors_at(connection: Connection, named: Callable[[str], str] = str) -> Iterator[None]:
+    """Inside it, a failed call ends the command with a line that names the server. named: turns
+    the fields in a refusal's words into the command's options."""
     try:
         yield
+    except OptionError as error:
+        raise OptionError(named(str(error))) from error
+    except InvalidRequest as error:
+        fail(named(explain(error, connection)))
     except CallError as error:
         fail(explain(error, connection))
+
+
+@contextmanager
+def connected(
+    address: Sequence[str] | None,
+    api_key: str | None,
+    tls: TLS | bool,
+    timeout: float | None,
+    named: Callable[[str], str] = str,
+) -> Iterator[Client]:
+    """A client as the options say, whose failed calls end the command (see errors_at)."""
+    with make_client(address, api_key, tls, timeout) as client:
+        with errors_at(client.connection, named):
+            yield client
 
 
 def explain(error: CallError, connection: Connection | None = None) -> str:

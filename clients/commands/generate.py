@@ -15,6 +15,7 @@ import typer
 
 from quire.clients.client import Generation
 from quire.clients.commands import common, sampling
+from quire.clients.commands.fields import named
 from quire.clients.commands.terminal import note, say, warn
 from quire.clients.errors import InvalidRequest, OptionError
 from quire.clients.events import Collector, Delta, Event, Finished
@@ -30,6 +31,7 @@ def generate(
     ids_only: Annotated[bool, typer.Option("--ids-only", help="Print ids, no text.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Plain text, not a user's message.")] = False,
     system: Annotated[str | None, typer.Option(help="A system message before it.")] = None,
+    allow_special_tokens: sampling.AllowSpecialTokens = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
     request_id: Annotated[str | None, typer.Option(help="A name for logs.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs first.")] = None,
@@ -79,7 +81,7 @@ def generate(
         raise OptionError("--logprobs: needs --json, which shows them")
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with common.make_client(address, api_key, secure, timeout) as client:
+    with common.connected(address, api_key, secure, timeout, named) as client:
         ask = functools.partial(
             client.generate,
             ids_only=ids_only or None,
@@ -115,14 +117,14 @@ def generate(
             several=(n or 1) > 1,
             capped=max_tokens is None,
         )
-        with common.errors_at(client.connection):
-            try:
-                show(ask(_prompt(text, ids, raw, system)))
-            except InvalidRequest as error:
-                if ids or raw or system is not None or not _no_template(error):
-                    raise
-                warn("the model has no chat template: sent as plain text, as --raw does")
-                show(ask(text))
+        try:
+            special = allow_special_tokens or None
+            show(ask(_prompt(text, ids, raw, system), allow_special_tokens=special))
+        except InvalidRequest as error:
+            if ids or raw or system is not None or not _no_template(error):
+                raise
+            warn("the model has no chat template: sent as plain text, as --raw does")
+            show(ask(text))
 
 
 def _prompt(text: str, ids: bool, raw: bool, system: str | None) -> Prompt:
@@ -154,7 +156,8 @@ def _constraint(
 
 def _no_template(error: InvalidRequest) -> bool:
     """Whether the refusal is that of a model that takes no chats."""
-    return [violation.field for violation in error.details.violations] == ["chat"]
+    found = [(violation.field, violation.description) for violation in error.details.violations]
+    return len(found) == 1 and found[0][0] == "chat" and "no chat template" in found[0][1]
 
 
 def _parse_ids(text: str) -> Sequence[int]:

@@ -127,9 +127,8 @@ def loadtest(
     if report is not None:
         _check_report(report)
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, 10 if timeout is None else timeout) as client:
-        with common.errors_at(client.connection):
-            model = client.stats().model
+    with common.connected(address, api_key, secure, 10 if timeout is None else timeout) as client:
+        model = client.stats().model
     target = _target(address, api_key, secure, timeout, model.vocab_size)
     sessions = plan.sessions(model.max_model_len)
     runs = [_run(plan, step, sessions, target, model.name, limits, detailed) for step in steps]

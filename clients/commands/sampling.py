@@ -42,6 +42,13 @@ BannedTokenIds = Annotated[list[int] | None, _option("Never this one.", "--banne
 IgnoreEos = Annotated[bool, _option("Go on past the end of text.", "--ignore-eos")]
 Logprobs = Annotated[int | None, _option("Log-probabilities, and of this many others (--json).")]
 
+AllowSpecialTokens = Annotated[
+    bool,
+    typer.Option(
+        "--allow-special-tokens", help="Take special tokens written in a message as such."
+    ),
+]
+
 
 def read_bias(given: list[str] | None) -> dict[int, float] | None:
     """Of `ID=NUMBER` words. Raises OptionError."""

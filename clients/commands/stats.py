@@ -34,14 +34,13 @@ def stats(
 ) -> None:
     """Show what the server holds and has done."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            if watch is None:
-                _show_once(client, as_json)
-            elif as_json:
-                _watch_json(client, watch)
-            else:
-                _watch_table(client, watch)
+    with common.connected(address, api_key, secure, timeout) as client:
+        if watch is None:
+            _show_once(client, as_json)
+        elif as_json:
+            _watch_json(client, watch)
+        else:
+            _watch_table(client, watch)
 
 
 @common.one_line_errors
@@ -60,9 +59,8 @@ def health(
 ) -> None:
     """Ask the health service; exit 0 if it says SERVING, 1 if not."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            answer = _ask_health(client, service)
+    with common.connected(address, api_key, secure, timeout) as client:
+        answer = _ask_health(client, service)
     print(answer)
     if answer != "SERVING":
         raise typer.Exit(1)
@@ -198,9 +196,24 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         (
             "memory",
             f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)},"
-            f" peak {size(memory.peak_bytes)} of {size(memory.total_bytes)}",
+            f" {_peak(response)} of {size(memory.total_bytes)}",
         ),
+        *([("ranks", ranks(memory))] if memory.ranks else []),
     ]
+
+
+def _peak(response: pb.StatsResponse) -> str:
+    """On a CPU what is known is the whole process's, of the cache what was written so far."""
+    peak = size(response.memory.peak_bytes)
+    if response.model.device == "cpu":
+        return f"the process at most {peak} (cache as it fills)"
+    return f"peak {peak}"
+
+
+def ranks(memory: pb.DeviceMemory) -> str:
+    """What each of the processes that share the model holds, from rank 0 on."""
+    held = ", ".join(size(rank.allocated_bytes) for rank in memory.ranks)
+    return f"{len(memory.ranks)}: {held}"
 
 
 def share(part: int, whole: int) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from quire.clients.commands import common
+from quire.clients.commands import common, sampling
+from quire.clients.commands.fields import named
 from quire.clients.commands.terminal import note, say
 
 
@@ -14,6 +15,7 @@ from quire.clients.commands.terminal import note, say
 def tokenize(
     text: Annotated[str, typer.Argument(help="The text; `-` reads standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="As a user's message.")] = False,
+    allow_special_tokens: sampling.AllowSpecialTokens = False,
     as_json: common.AsJson = False,
     address: common.Address = None,
     api_key: common.ApiKey = None,
@@ -27,9 +29,11 @@ def tokenize(
     """Show the token ids of a text, as the server's model reads it."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     words = sys.stdin.read() if text == "-" else text
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            ids = client.tokenize([{"role": "user", "content": words}] if chat else words)
+    with common.connected(address, api_key, secure, timeout, named) as client:
+        ids = client.tokenize(
+            [{"role": "user", "content": words}] if chat else words,
+            allow_special_tokens=allow_special_tokens or None,
+        )
     if as_json:
         say(json.dumps({"token_ids": ids, "count": len(ids)}) + "\n")
     else:

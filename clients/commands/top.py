@@ -14,7 +14,7 @@ import typer
 from quire.clients.client import Client
 from quire.clients.commands import common
 from quire.clients.commands.keys import keys
-from quire.clients.commands.stats import bucket_bound, milliseconds, share
+from quire.clients.commands.stats import bucket_bound, milliseconds, ranks, share
 from quire.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _BARS_LEAVE = 61
 _UNITS = "kMGTP"
 _LEAVE = "q leaves"
 _FIXED_LINES = 17
-"""Lines of the view beside the map's cells: three frames, the load, the latencies, the legend."""
+"""Lines of the view beside the map's cells: three frames, the load, the latencies, the legend; one
+more where several ranks share the model."""
 _STATES = (("free", "·", "grey42"), ("cached", "▪", "cyan"), ("in use", "■", "green"),
            ("shared", "■", "yellow"))  # fmt: skip
 
@@ -55,11 +56,10 @@ def top(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = 10.0,
 ) -> None:
-    """Watch throughput, latencies, streams and the map of cache blocks. q leaves."""
+    """Watch throughput, latencies, streams and the cache. q leaves."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.make_client(address, api_key, secure, timeout) as client:
-        with common.errors_at(client.connection):
-            _watch(client, interval, count)
+    with common.connected(address, api_key, secure, timeout) as client:
+        _watch(client, interval, count)
 
 
 def _watch(client: Client, interval: float, count: int | None) -> None:
@@ -130,7 +130,7 @@ class View:
 
         now = self._snapshots[-1]
         width = max(console.width - 4, 20)
-        height = max(console.height - _FIXED_LINES, 1)
+        height = max(console.height - _FIXED_LINES - bool(now.memory.ranks), 1)
         title = Text(f"{now.model.name} on {now.model.device}")  # as it is: no markup
         parts: Sequence[RenderableType] = (
             Panel(self._load(now, width), title=title),
@@ -189,7 +189,12 @@ def _facts(now: pb.StatsResponse, width: int) -> list[tuple[str, str]]:
         ),
         ("preemptions", f"{cache.preemptions:,}"),
         ("refused", _refused(requests.refused, width)),
+        *([("ranks", _cut(ranks(now.memory), width))] if now.memory.ranks else []),
     ]
+
+
+def _cut(words: str, width: int) -> str:
+    return words if len(words) <= width else words[: width - 1] + "…"
 
 
 def _refused(refused: Mapping[str, int], width: int) -> str:

@@ -103,8 +103,7 @@ class AsyncEngine:
         self._step_times: StepTimes | None = None
         self._info: EngineInfo | None = None
         self._limits: RequestLimits | None = None
-        self._block_maps: list[asyncio.Future[bytes]] = []
-        self._flushes: deque[asyncio.Future[int]] = deque()  # in the order of their commands
+        self._asked: deque[asyncio.Future[Any]] = deque()  # in the order of their commands
         self._dead: EngineDeadError | None = None
         # What constraints are compiled for; asked once, with the first of them.
         self.vocabulary: Callable[[], Vocabulary] | None = None
@@ -237,20 +236,21 @@ class AsyncEngine:
 
     async def block_map(self) -> bytes:
         """One byte a block: 0 free, 1 cached, 2 in use, 3 shared."""
-        if self._dead is not None:
-            raise self._dead
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._block_maps.append(answer)
-        self._link.send(AskBlockMap())
-        return await answer
+        states: bytes = await self._ask(AskBlockMap())
+        return states
 
     async def flush_cache(self) -> int:
         """Forget the cached blocks that no request holds; how many there were."""
+        blocks: int = await self._ask(FlushCache())
+        return blocks
+
+    async def _ask(self, question: AskBlockMap | FlushCache) -> Any:
+        """The engine answers in the order in which it is asked."""
         if self._dead is not None:
             raise self._dead
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._flushes.append(answer)
-        self._link.send(FlushCache())
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        self._link.send(question)
         return await answer
 
     # ------------------------------------------------------------ what the engine says
@@ -263,15 +263,10 @@ class AsyncEngine:
                 if stream is not None:
                     stream.push(output)
                     self._wake_when_there_is_time(stream)
-            if batch.block_map is not None:
-                answers, self._block_maps = self._block_maps, []
-                for answer in answers:
-                    if not answer.done():
-                        answer.set_result(batch.block_map)
-            for blocks in batch.flushed:
-                asked = self._flushes.popleft()
+            for answer in batch.answers:
+                asked = self._asked.popleft()
                 if not asked.done():  # else its caller has gone
-                    asked.set_result(blocks)
+                    asked.set_result(answer)
         self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
         self._pacer.run()
 
@@ -292,12 +287,10 @@ class AsyncEngine:
         for stream in self._streams.values():
             stream.error = error
             stream.wake()
-        waiting: list[asyncio.Future[Any]] = [*self._block_maps, *self._flushes]
-        for answer in waiting:
-            if not answer.done():
-                answer.set_exception(error)
-        self._block_maps = []
-        self._flushes.clear()
+        for asked in self._asked:
+            if not asked.done():
+                asked.set_exception(error)
+        self._asked.clear()
 
     def _on_death(self, error: EngineDeadError) -> None:
         self._end_streams(error)

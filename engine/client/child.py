@@ -8,13 +8,13 @@ other end is closed, however that comes about (see engine_process).
 import contextlib
 import mmap
 import os
-import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from quire.engine import lifeline
 from quire.engine.client import stacks
 from quire.engine.loop import heartbeat
 from quire.engine.loop.heartbeat import Heartbeat
@@ -35,7 +35,7 @@ class Child:
         with theirs, _shared_memory(heartbeat.SIZE) as memory:
             self.busy = Heartbeat(memoryview(mmap.mmap(memory, heartbeat.SIZE)))
             descriptors = (theirs.fileno(), memory)
-            with _signals_blocked():
+            with lifeline.signals_blocked():
                 self._process = subprocess.Popen(
                     [*program, *map(str, descriptors)],
                     stdin=subprocess.DEVNULL,
@@ -80,14 +80,3 @@ def _shared_memory(size: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """What is started here inherits it: a signal to both does not find the child unprepared."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -5,23 +5,19 @@ interpreter from it: it looks into the socket itself, without blocking, once a t
 is slow holds up no step either: what the socket does not take is kept, and joined to what comes
 later, so it stays as small as the number of live requests.
 
-The process is its parent's alone. It leaves at once when the parent is gone, even in the middle of
-a step; SIGINT and SIGTERM, which a terminal or a supervisor sends to both, are the parent's to
-answer. Signals that ask for stacks: see stacks.
+The process is its parent's alone, and ends with it: see lifeline. Signals that ask for stacks: see
+stacks.
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 import select
-import signal
 import socket
-import sys
-import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from quire.engine import lifeline
 from quire.engine.client import stacks, wire
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
@@ -31,8 +27,7 @@ from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, BuiltEngine, EngineLoop, report_death
 from quire.engine.request import Output
 
-EXIT_OK, EXIT_DEAD, EXIT_REFUSED, EXIT_ORPHANED = 0, 1, 2, 3
-_PR_SET_PDEATHSIG = 1
+EXIT_OK, EXIT_DEAD, EXIT_REFUSED = 0, 1, 2
 _LAST_WORDS = 5.0  # seconds that a parent gets to take them
 _CHUNK = 1 << 18  # bytes read at once
 
@@ -100,7 +95,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:
-                _leave_orphaned()
+                lifeline.leave_orphaned()
             del self._unsent[:sent]
 
     def _pack_late(self) -> None:
@@ -118,7 +113,7 @@ class Channel:
             except OSError:
                 data = b""
             if not data:
-                _leave_orphaned()
+                lifeline.leave_orphaned()
             self._messages += self._frames.feed(data)
 
     def _wait(self) -> None:
@@ -135,9 +130,8 @@ def joined(first: Batch, later: Batch) -> Batch:
         earlier = outputs.setdefault((output.key, output.index), output)
         if earlier is not output:
             earlier.join(output)
-    block_map = first.block_map if later.block_map is None else later.block_map
-    flushed = first.flushed + later.flushed
-    return Batch(list(outputs.values()), later.stats, later.step_times, block_map, flushed)
+    answers = first.answers + later.answers
+    return Batch(list(outputs.values()), later.stats, later.step_times, answers)
 
 
 def run(
@@ -154,7 +148,8 @@ def run(
     for descriptor in (connection, mark):  # or compilers that are run here would hold them open
         os.set_inheritable(descriptor, False)
     parent = socket.socket(fileno=connection)
-    _prepare(parent)
+    lifeline.hold_to(parent)
+    stacks.answer_signals()
     builder = load_builder()
     channel = Channel(parent)
     code = _serve(builder, channel, Heartbeat(memoryview(mmap.mmap(mark, heartbeat.SIZE))))
@@ -189,27 +184,3 @@ def _run(engine: BuiltEngine, channel: Channel, mark: Heartbeat) -> int:
         return EXIT_DEAD
     channel.close()
     return EXIT_OK
-
-
-def _prepare(parent: socket.socket) -> None:
-    """Signals, which the parent has blocked until now, and the watch over the parent's life."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    stacks.answer_signals()
-    threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
-
-
-def _watch(parent: socket.socket) -> NoReturn:
-    """Sleeps until the other end is closed, which the kernel does however the parent ended."""
-    poll = select.poll()
-    poll.register(parent, 0)  # hang-ups are always told
-    poll.poll()
-    _leave_orphaned()
-
-
-def _leave_orphaned() -> NoReturn:
-    os._exit(EXIT_ORPHANED)

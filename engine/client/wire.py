@@ -141,18 +141,17 @@ def pack_batch(batch: Batch) -> Message:
     """Called once a step: an output that says no more than its tokens is a short tuple."""
     outputs = [_pack_output(output) for output in batch.outputs]
     times, stats = batch.step_times.values(), _stats_values(batch.stats)
-    return BATCH, outputs, stats, times, batch.block_map, batch.flushed
+    return BATCH, outputs, stats, times, batch.answers
 
 
 def unpack_batch(packed: Message) -> Batch:
     """What pack_batch was given."""
-    _, outputs, stats, times, block_map, flushed = packed
+    _, outputs, stats, times, answers = packed
     return Batch(
         [_unpack_output(output) for output in outputs],
         EngineStats(*stats),
         StepTimes.of(times),
-        block_map,
-        flushed,
+        answers,
     )
 
 

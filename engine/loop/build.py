@@ -9,10 +9,8 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
-import os
-import resource
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +21,20 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.loop import fit, sizing
-from quire.engine.loop.core import EngineCore
+from quire.engine.loop.built_rank import BuiltRank, memory_of
+from quire.engine.loop.core import EngineCore, StepRunner
 from quire.engine.loop.loop import Progress
 from quire.engine.loop.numerics import numerics
+from quire.engine.loop.ranks import Agree, leading, meet, start_ranks
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.registry import Model, build_model
+from quire.engine.model.registry import Model, build_model, check_operations
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
+from quire.engine.parallel.leader import LeadingRunner
+from quire.engine.parallel.line import Kind
+from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.runner import compile_ahead
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -41,7 +44,7 @@ from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
-from quire.kernels.ops import KernelsUnavailable, select
+from quire.kernels.ops import KernelsUnavailable, Ops, select
 from quire.kernels.support import before_hopper, shared_bytes
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Engine:
     info: EngineInfo
     runner: Runner
     device: torch.device
+    ranks: Ranks | None = None
     _memory: tuple[int, int] = (0, 0)
     _memory_read: float = float("-inf")
 
@@ -62,10 +66,11 @@ class Engine:
         """A snapshot, taken between steps. Memory is asked for once a second: it is slow to ask."""
         now = time.monotonic()
         if now - self._memory_read > 1:
-            self._memory, self._memory_read = _memory(self.device), now
+            self._memory, self._memory_read = memory_of(self.device), now
         counters = self.runner.counters
+        ranks = () if self.ranks is None else (self._memory, *self.ranks.memory)
         return snapshot(
-            self.core.scheduler, counters.graph_steps, counters.eager_steps, self._memory
+            self.core.scheduler, counters.graph_steps, counters.eager_steps, self._memory, ranks
         )
 
 
@@ -75,12 +80,44 @@ def build_engine(
     *,
     pdl: bool | None = None,
     matchers: Matchers | None = None,
+    rank_program: Sequence[str] | None = None,
 ) -> Engine:
     """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is.
 
     matchers: makes matchers of constraints; None: requests must have none.
     pdl: launch kernels as programmatic dependents; None: where the device can (sm_90 and up).
+    rank_program: the command line of another rank's process, to which a descriptor's number is
+    added; None: there can be no other. It ends this process when one is lost later on.
     """
+    if config.tensor_parallel_size == 1:
+        rank = build_rank(config, World(), progress, _alone, pdl=pdl)
+        return _engine(config, rank, rank.runner, None, matchers)
+    ranks = start_ranks(config, rank_program)
+    with ended_on_error(ranks):
+        world = meet(ranks)
+        rank = build_rank(config, world, *leading(ranks, progress), pdl=pdl)
+        ranks.wait_for(Kind.READY)
+        engine = _engine(config, rank, LeadingRunner(rank.runner, ranks), ranks, matchers)
+        ranks.serving()
+        return engine
+
+
+def _alone(blocks: int, fingerprint: str) -> int:
+    """What the only rank agrees on with itself."""
+    del fingerprint
+    return blocks
+
+
+def build_rank(
+    config: EngineConfig,
+    world: World,
+    progress: Progress,
+    agree: Agree,
+    *,
+    pdl: bool | None = None,
+) -> BuiltRank:
+    """Load, size and warm up one rank's share. agree(blocks, fingerprint): the number of cache
+    blocks, the null block included, that all ranks have memory for."""
     clock = _TimeLine()
     shape = model_config(config)
     device = sizing.resolve_device(config)
@@ -91,28 +128,13 @@ def build_engine(
         ops = select(device, pdl=chained)
     except KernelsUnavailable as error:
         raise ConfigError(str(error)) from error
+    check_operations(shape, ops)
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)
     ahead = compile_ahead.begin(config, dtype, device, pdl=chained)
     clock.mark("device")
-
-    new_model = partial(
-        build_model, shape, ops, dtype=dtype, world=World(), quantization=config.quantization
-    )
-    if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
-        outline = new_model(device=torch.device("meta"))
-        check_checkpoint(outline, Path(config.model))
-    weight_bytes = sizing.weight_bytes(config, shape, dtype)
-    hint = "take a smaller model or dtype, or free memory on the device"
-    with sizing.room_for("the weights", weight_bytes, device, hint):
-        model = new_model(device=device)
-    if config.model.startswith(RANDOM_PREFIX):
-        fill_random(model, config.seed)
-    else:
-        load_checkpoint(
-            model, Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
-        )
+    model = _load(config, shape, world, ops, dtype, device, progress)
     clock.mark("weights")
     if ahead is not None and ahead.at_work:
         ahead.wait(lambda share: progress("kernels", share))
@@ -122,11 +144,13 @@ def build_engine(
     state = _new_slots(config, shape, max_blocks, device)
     cache_dtype = sizing.resolve_cache_dtype(dtype, device)
     num_blocks = _size_cache(config, shape, model, state, cache_dtype, max_model_len)
-    fit.warn_if_short(config, sizing.plan_of(config, shape, device, dtype, num_blocks - 1))
-    cache_bytes = num_blocks * config.block_size * shape.kv_bytes_per_token(cache_dtype)
+    num_blocks = agree(num_blocks, model.served_fingerprint(cache_dtype))
+    plan = sizing.plan_of(config, shape, device, dtype, num_blocks - 1)
+    if world.rank == 0:
+        fit.warn_if_short(config, plan)
     hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
-    with sizing.room_for("the KV cache", cache_bytes, device, hint):
-        kv = _allocate_cache(shape, num_blocks, config.block_size, cache_dtype, device)
+    with sizing.room_for("the KV cache", plan.kv_cache_bytes // world.size, device, hint):
+        kv = _allocate_cache(model, num_blocks, config.block_size, cache_dtype)
     clock.mark("cache")
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
@@ -137,7 +161,46 @@ def build_engine(
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
     clock.mark("warm-up")
     clock.log()
+    return BuiltRank(model, ops, runner, kv, max_model_len)
 
+
+def _load(
+    config: EngineConfig,
+    shape: ModelConfig,
+    world: World,
+    ops: Ops,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> Model:
+    """A rank's share of the model, with its weights."""
+    build = partial(build_model, shape, ops, dtype=dtype, world=world, int8=config.int8)
+    if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
+        outline = build(device=torch.device("meta"))
+        check_checkpoint(outline, Path(config.model))
+    nbytes = sizing.weight_bytes(config, shape, dtype) // world.size
+    hint = "take a smaller model or dtype, or free memory on the device"
+    with sizing.room_for("the weights", nbytes, device, hint):
+        model = build(device=device)
+    if config.model.startswith(RANDOM_PREFIX):
+        fill_random(model, config.seed)
+    else:
+        load_checkpoint(
+            model, Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
+        )
+    return model
+
+
+def _engine(
+    config: EngineConfig,
+    rank: BuiltRank,
+    runner: StepRunner,
+    ranks: Ranks | None,
+    matchers: Matchers | None,
+) -> Engine:
+    """The scheduler's side of a rank that is built. runner: what the core is to drive."""
+    model, kv, max_model_len = rank.model, rank.kv, rank.max_model_len
+    shape, device = model.config, model.device
     pool = BlockPool(
         kv.num_blocks, config.block_size, config.enable_prefix_caching, config.prefix_cache_seed
     )
@@ -149,26 +212,28 @@ def build_engine(
         two_phase=config.two_phase,
     )
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
+    plan = sizing.plan_of(config, shape, device, model.dtype, pool.num_usable)
+    cache_dtype = sizing.resolve_cache_dtype(model.dtype, device)
     info = EngineInfo(
         architecture=shape.architecture,
         fingerprint=model.served_fingerprint(cache_dtype),
         parameters=shape.num_parameters,
         vocab_size=shape.vocab_size,
         max_model_len=max_model_len,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         device=_device_name(device),
         block_size=config.block_size,
         num_blocks=pool.num_usable,
-        kv_bytes_per_token=shape.kv_bytes_per_token(cache_dtype),
-        weight_bytes=weight_bytes,
-        kv_cache_bytes=2 * kv.k.nbytes,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+        weight_bytes=plan.weight_bytes,
+        kv_cache_bytes=plan.kv_cache_bytes,
         device_memory_total=sizing.total_memory(device),
         eos_token_ids=shape.eos_token_ids,
         generation=shape.generation,
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
-        numerics=numerics(device, ranks=World().size),
+        numerics=numerics(device, rank.ops, ranks=config.tensor_parallel_size),
     )
-    return Engine(core, info, runner, device)
+    return Engine(core, info, rank.runner, device, ranks)
 
 
 def _warm_steps(config: EngineConfig, model: Model, dtype: torch.dtype) -> tuple[WarmStep, ...]:
@@ -223,7 +288,7 @@ def _profile(
     max_model_len: int,
 ) -> int:
     """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
-    kv = _allocate_cache(shape, 1, config.block_size, dtype, device)
+    kv = _allocate_cache(model, 1, config.block_size, dtype)
     tokens = config.max_num_batched_tokens
     length = min(tokens, max_model_len)
     rows = -(-tokens // length)
@@ -258,10 +323,9 @@ def _profile(
     return peak
 
 
-def _allocate_cache(
-    shape: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-) -> KVCache:
-    size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+def _allocate_cache(model: Model, num_blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
+    shape, device = model.config, model.device
+    size = (shape.num_layers, num_blocks, model.num_kv_heads, block_size, shape.head_dim)
     if device.type == "cpu":
         return KVCache(_lazy_zeros(size, dtype), _lazy_zeros(size, dtype))
     k, v = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
@@ -285,19 +349,6 @@ def _can_chain(device: torch.device) -> bool:
 
 def _device_name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
-
-
-def _memory(device: torch.device) -> tuple[int, int]:
-    """Bytes allocated now and at the peak; on the CPU the process's resident ones."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return peak, peak
-    return pages * os.sysconf("SC_PAGE_SIZE"), peak
 
 
 class _TimeLine:

@@ -30,7 +30,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class AskBlockMap:
-    """Send a map of the cache's blocks with what is published next."""
+    """A map of the cache's blocks is published next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,13 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """fits: whether the longest request can run. Where not: why, and the ways to mend it."""
+    """fits: whether the longest request can run. Where not: why, and the ways to mend it. starts:
+    whether the engine starts at all, if only to refuse requests that the cache cannot hold."""
 
     fits: bool
     reason: str = ""
     advice: tuple[str, ...] = ()
+    starts: bool = False
 
 
 def judge(config: EngineConfig, plan: SizingPlan) -> Verdict:
@@ -33,16 +35,21 @@ def judge(config: EngineConfig, plan: SizingPlan) -> Verdict:
     if rest < plan.kv_cache_bytes:
         reason = f"the KV cache takes {_gib(plan.kv_cache_bytes)}, and {_gib(rest)} are left for it"
         return Verdict(False, reason, _against_cache(config, plan))
-    if plan.full_length_sequences < 1:
-        return Verdict(False, _too_short(plan), _against_length(config, plan))
-    return Verdict(True)
+    return _judge_length(config, plan)
 
 
 def warn_if_short(config: EngineConfig, plan: SizingPlan) -> None:
     """One line in the log where the cache holds fewer tokens than one request may have."""
+    verdict = _judge_length(config, plan)
+    if not verdict.fits:
+        log.warning("%s; %s", verdict.reason, ", or ".join(verdict.advice))
+
+
+def _judge_length(config: EngineConfig, plan: SizingPlan) -> Verdict:
+    """Of a cache that there is: it need not hold the longest request."""
     if plan.full_length_sequences < 1:
-        advice = ", or ".join(_against_length(config, plan))
-        log.warning("%s: longer requests are refused; %s", _too_short(plan), advice)
+        return Verdict(False, _too_short(plan), _against_length(config, plan), starts=True)
+    return Verdict(True, starts=True)
 
 
 def _rest(plan: SizingPlan) -> int:
@@ -53,7 +60,7 @@ def _rest(plan: SizingPlan) -> int:
 def _too_short(plan: SizingPlan) -> str:
     return (
         f"the KV cache holds {plan.cache_tokens} tokens, fewer than one request of "
-        f"max_model_len = {plan.max_model_len}"
+        f"max_model_len = {plan.max_model_len}: longer requests are refused"
     )
 
 

@@ -63,16 +63,18 @@ class Inbox(Protocol):
         ...
 
 
+Answer = bytes | int
+
+
 @dataclass(slots=True)
 class Batch:
-    """What one turn of the engine has to say. flushed: of each FlushCache that it obeyed, in their
-    order, the blocks that were forgotten."""
+    """What one turn of the engine has to say. answers: of each question that it obeyed, in their
+    order: of AskBlockMap the map, of FlushCache the number of blocks that were forgotten."""
 
     outputs: list[Output]
     stats: EngineStats
     step_times: StepTimes
-    block_map: bytes | None = None
-    flushed: tuple[int, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
 
 class EngineLoop:
@@ -92,8 +94,7 @@ class EngineLoop:
         self._busy = busy
         self._held: Batch | None = None  # until the engine waits for the device
         self._published_at = float("-inf")
-        self._map_asked = False
-        self._flushed: tuple[int, ...] = ()  # and not yet told
+        self._answers: list[Answer | None] = []  # not yet told; None: the map as it will be then
         self._stats = EngineStats()  # as published last
         self._said: list[Output] = []  # by the present turn, before the core's
         engine.core.before_wait = self._publish_held
@@ -129,9 +130,9 @@ class EngineLoop:
             case Learn(vocabulary):
                 core.compiling.learn(vocabulary)
             case AskBlockMap():
-                self._map_asked = True
+                self._answers.append(None)
             case FlushCache():
-                self._flushed += (core.scheduler.pool.forget_free(),)
+                self._answers.append(core.scheduler.pool.forget_free())
         return []
 
     def _turn(self) -> bool:
@@ -146,7 +147,7 @@ class EngineLoop:
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.has_requests
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
-        if outputs or idle or overdue or self._map_asked or self._flushed:
+        if outputs or idle or overdue or self._answers:
             self._hold(outputs)
         self._said = []
         if idle or len(outputs) <= AT_ONCE:
@@ -164,11 +165,10 @@ class EngineLoop:
     def _hold(self, outputs: list[Output]) -> None:
         core = self._engine.core
         self._stats = self._engine.stats()
-        self._held = Batch(outputs, self._stats, core.step_times)
-        if self._map_asked:
-            self._held.block_map = core.scheduler.pool.block_map()
-            self._map_asked = False
-        self._held.flushed, self._flushed = self._flushed, ()
+        block_map = core.scheduler.pool.block_map() if None in self._answers else b""
+        answers = tuple(block_map if answer is None else answer for answer in self._answers)
+        self._answers = []
+        self._held = Batch(outputs, self._stats, core.step_times, answers)
 
     def _keep_last_words(self) -> None:
         """What the turn that ended the engine had said before: it is true, and ends who it ends.

@@ -9,17 +9,22 @@ import platform
 
 import torch
 
+from quire.kernels.cpu.ops import CpuOps
+from quire.kernels.ops import Ops
 
-def numerics(device: torch.device, *, ranks: int) -> str:
+
+def numerics(device: torch.device, ops: Ops, *, ranks: int) -> str:
     """ranks: how many devices share the model. For example `tp=1 cpu=x86_64/AVX512 threads=8
-    torch=2.9.1`, or `tp=2 gpu=NVIDIA H200/sm_90 torch=2.9.1 triton=3.5.1`."""
-    return " ".join((f"tp={ranks}", *_hardware(device), f"torch={torch.__version__}"))
+    products=avx512 torch=2.9.1`, or `tp=2 gpu=NVIDIA H200/sm_90 triton=3.5.1 torch=2.9.1`."""
+    return " ".join((f"tp={ranks}", *_hardware(device, ops), f"torch={torch.__version__}"))
 
 
-def _hardware(device: torch.device) -> tuple[str, ...]:
+def _hardware(device: torch.device, ops: Ops) -> tuple[str, ...]:
     if device.type == "cpu":
         vectors = torch.backends.cpu.get_cpu_capability()
-        return f"cpu={platform.machine()}/{vectors}", f"threads={torch.get_num_threads()}"
+        products = ops.level if isinstance(ops, CpuOps) else "torch"
+        threads = f"threads={torch.get_num_threads()}"
+        return f"cpu={platform.machine()}/{vectors}", threads, f"products={products}"
     major, minor = torch.cuda.get_device_capability(device)
     card = f"gpu={torch.cuda.get_device_name(device)}/sm_{major}{minor}"
     return card, f"triton={importlib.metadata.version('triton')}"

@@ -10,18 +10,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
 from quire.engine.config import MOST_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
+from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.model.shape import resolve_max_model_len
 from quire.engine.runner.graphs import MIXED_TOKENS, MOST_GRAPHS
 from quire.kernels import reference
-from quire.kernels.ops import Ops
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
@@ -34,9 +33,9 @@ _CPU_FP32_UP_TO = 512  # hidden size up to which fp32 is the faster type on a CP
 
 @dataclass(frozen=True, slots=True)
 class SizingPlan:
-    """What a configuration takes. Sizes in bytes; num_blocks leaves the null block out, and is 0
-    where memory leaves no room for any. memory_bytes may be taken by weights, cache and graphs, and
-    whole_bytes with gpu_memory_utilization = 1."""
+    """What a configuration takes, all ranks together. Sizes in bytes; num_blocks leaves
+    the null block out, and is 0 where memory leaves no room for any. memory_bytes may be taken by
+    weights, cache and graphs, and whole_bytes with gpu_memory_utilization = 1."""
 
     device: str
     dtype: str
@@ -73,14 +72,19 @@ class SizingPlan:
 
 def resolve_device(config: EngineConfig) -> torch.device:
     """The device to run on. Raises ConfigError for a GPU that is not there, or that cannot do what
-    is asked for."""
+    is asked for: several ranks, int8."""
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        if config.quantization == "int8":
+        if config.int8:
             raise ConfigError(
                 "quantization = int8: only on the CPU, this machine's device is cuda "
                 "(try device = cpu)"
+            )
+        if config.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"tensor_parallel_size = {config.tensor_parallel_size}: supported on the CPU alone "
+                "so far; with device = cuda: 1"
             )
         return torch.device("cuda", torch.cuda.current_device())
     if config.device == "cuda":
@@ -88,20 +92,6 @@ def resolve_device(config: EngineConfig) -> torch.device:
             "device = cuda: this machine has no usable CUDA device (try device = cpu)"
         )
     return torch.device("cpu")
-
-
-def weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of all weights, as they are kept."""
-    if config.quantization is None:
-        return model.weight_bytes(dtype)
-    outline = build_model(
-        model,
-        cast(Ops, reference),
-        dtype=dtype,
-        device=torch.device("meta"),
-        quantization=config.quantization,
-    )
-    return sum(placement.target.nbytes for placement in outline.placements())
 
 
 def resolve_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
@@ -122,13 +112,33 @@ def resolve_cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype
     return torch.float32 if device.type == "cpu" else dtype
 
 
+def weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all ranks' weights: some are held by more than one, and tables are padded. Raises
+    ConfigError for a model that so many ranks cannot share."""
+    size = config.tensor_parallel_size
+    if size == 1 and not config.int8:
+        return model.weight_bytes(dtype)
+    meta = torch.device("meta")
+    outline = build_model(
+        model, reference, dtype=dtype, device=meta, world=World(0, size), int8=config.int8
+    )
+    return size * sum(placement.nbytes for placement in outline.placements())
+
+
+def kv_bytes_per_token(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values on all ranks; where there are fewer heads than ranks,
+    some hold the same."""
+    size, heads = config.tensor_parallel_size, model.num_kv_heads
+    return model.kv_bytes_per_token(dtype) // heads * max(heads, size)
+
+
 def cache_blocks(
     config: EngineConfig, model: ModelConfig, dtype: torch.dtype, budget: int, what: str
 ) -> int:
     """Blocks, the null block included, that `budget` bytes hold; `what` explains the budget."""
     if config.num_blocks is not None:
         return config.num_blocks + 1
-    block_bytes = model.kv_bytes_per_token(dtype) * config.block_size
+    block_bytes = kv_bytes_per_token(config, model, dtype) * config.block_size
     blocks = max(budget, 0) // block_bytes
     if blocks < 2:
         raise CapacityError(
@@ -229,7 +239,7 @@ def room_for(what: str, nbytes: int, device: torch.device, hint: str) -> Iterato
 
 
 def cpu_budget(config: EngineConfig) -> tuple[int, str]:
-    """Bytes for the cache on the CPU."""
+    """Bytes for the cache on the CPU, of all ranks together."""
     return int(config.cpu_kv_gib * _GIB), f"cpu_kv_gib = {config.cpu_kv_gib}"
 
 
@@ -260,7 +270,7 @@ def plan_of(
     estimated: bool = False,
 ) -> SizingPlan:
     """What a configuration takes with a cache of num_blocks, the null block left out."""
-    per_token = model.kv_bytes_per_token(resolve_cache_dtype(dtype, device))
+    per_token = kv_bytes_per_token(config, model, resolve_cache_dtype(dtype, device))
     gpu = device.type == "cuda"
     # A number of blocks that was given heeds no share.
     share = config.gpu_memory_utilization if config.num_blocks is None else 1.0

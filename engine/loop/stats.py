@@ -32,7 +32,8 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters of one moment. Counters only rise. Memory in bytes."""
+    """Gauges and counters of one moment. Counters only rise. Memory in bytes: memory_allocated and
+    memory_peak are rank 0's; rank_memory holds both of every rank, and is empty for one alone."""
 
     running: int = 0
     waiting: int = 0
@@ -57,6 +58,7 @@ class EngineStats:
     not_a_number: int = 0
     memory_allocated: int = 0
     memory_peak: int = 0
+    rank_memory: tuple[tuple[int, int], ...] = ()
 
 
 def snapshot(
@@ -64,6 +66,7 @@ def snapshot(
     graph_steps: int = 0,
     eager_steps: int = 0,
     memory: tuple[int, int] = (0, 0),
+    rank_memory: tuple[tuple[int, int], ...] = (),
 ) -> EngineStats:
     """What scheduler and pool hold and have counted. memory: bytes allocated now, at the peak."""
     pool, counters = scheduler.pool, scheduler.counters
@@ -91,4 +94,5 @@ def snapshot(
         not_a_number=counters.not_a_number,
         memory_allocated=memory[0],
         memory_peak=memory[1],
+        rank_memory=rank_memory,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 QWEN3 = "Qwen3ForCausalLM"
+QWEN3_MOE = "Qwen3MoeForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"
 LLAMA = "LlamaForCausalLM"
 
@@ -65,12 +66,42 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """Feed-forward layers of which each token takes a few (Shazeer et al., 2017).
+
+    intermediate_size: inner width of one expert. norm_topk_prob: whether the weights of a token's
+    experts are scaled to a sum of 1. dense_layers: layers that have one dense MLP instead.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    norm_topk_prob: bool
+    dense_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8:
+    """Linear layers in FP8, as Qwen publishes them: e4m3, a scale a block of 128 x 128, activations
+    rounded a token and 128 columns at a time. Embeddings, head, routers and norms are not.
+
+    skipped: modules that stay in the model's dtype, under the names of the checkpoint; a name also
+    stands for all that is inside it, and for all modules that end with it. made_on_load: what is
+    stored is not FP8, and is made so while it is loaded.
+    """
+
+    skipped: tuple[str, ...] = ()
+    made_on_load: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder-only model without windows, its activation SwiGLU. Biases: see its architecture.
 
     max_position_embeddings: most positions, YaRN's stretch included. stored_dtype: "float32",
     "bfloat16" or "float16". eos_token_ids: union of config.json and generation_config.json.
-    initializer_range: standard deviation of random matrices.
+    initializer_range: standard deviation of random matrices. experts: None in a dense model.
+    fp8: None where no weight is quantized.
     """
 
     architecture: str
@@ -90,12 +121,20 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     generation: GenerationDefaults = GenerationDefaults()
     initializer_range: float = 0.02
+    experts: Experts | None = None
+    fp8: Fp8 | None = None
 
     def __post_init__(self) -> None:
         if self.num_q_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_attention_heads = {self.num_q_heads}: must be a multiple of "
                 f"num_key_value_heads = {self.num_kv_heads}"
+            )
+        experts = self.experts
+        if experts is not None and experts.per_token > experts.count:
+            raise ConfigError(
+                f"num_experts_per_tok = {experts.per_token}: must be at most "
+                f"num_experts = {experts.count}"
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim = {self.head_dim}: must be even")
@@ -114,15 +153,21 @@ class ModelConfig:
 
         return named(name)
 
+    def experts_of(self, layer: int) -> Experts | None:
+        """The experts of a layer, or None where its MLP is dense."""
+        if self.experts is None or layer in self.experts.dense_layers:
+            return None
+        return self.experts
+
     @property
     def num_parameters(self) -> int:
-        """Numbers in all weights; a tied head counts once."""
+        """Numbers in all weights; a tied head counts once, scales of FP8 weights not at all."""
         from quire.engine.model.counting import count
 
         return count(self).parameters
 
     def weight_bytes(self, dtype: "torch.dtype") -> int:
-        """Bytes of all weights in `dtype`."""
+        """Bytes of all weights; those that are not quantized are kept in `dtype`."""
         from quire.engine.model.counting import count
 
         return count(self, dtype).nbytes
@@ -156,5 +201,6 @@ class ModelConfig:
             str(dtype),
             str(cache_dtype or dtype),
             weights,
+            *(part for part in (self.experts, self.fp8) if part is not None),
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())

@@ -1,5 +1,6 @@
 """How much a model's weights are, counted from their placements, without memory for them."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -7,6 +8,7 @@ from typing import cast
 import torch
 
 from quire.engine.model.config import ModelConfig
+from quire.engine.model.layers.quantized import SCALE
 from quire.engine.model.registry import build_model
 from quire.kernels import reference
 from quire.kernels.ops import Ops
@@ -26,6 +28,10 @@ def count(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Count:
     model = build_model(config, cast(Ops, reference), dtype=dtype, device=torch.device("meta"))
     placements = model.placements()
     return Count(
-        parameters=sum(torch.Size(placement.shape).numel() for placement in placements),
-        nbytes=sum(placement.target.nbytes for placement in placements),
+        parameters=sum(
+            math.prod(placement.shape)
+            for placement in placements
+            if not placement.name.endswith(SCALE)
+        ),
+        nbytes=sum(placement.nbytes for placement in placements),
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import GenerationDefaults, ModelConfig
+from quire.engine.model.config import Experts, Fp8, GenerationDefaults, ModelConfig
 from quire.engine.model.hf_families import Family, read_family
+from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
 
@@ -20,23 +21,27 @@ MOST_WIDTH = 1 << 18  # of the hidden state, and within a feed-forward layer
 MOST_LAYERS = 1024
 MOST_HEADS = 1024
 MOST_HEAD_DIM = 1024
+MOST_EXPERTS = 4096
+_COUNT_OF_EXPERTS = ("num_experts", "num_local_experts")
 
 
 def read_directory(path: Path) -> ModelConfig:
     """The configuration of the model in a directory. Raises ConfigError."""
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory")
+    refuse_other_files(path)
     config = JsonFile.read(path / "config.json")
     generation = path / "generation_config.json"
     there = generation.exists() or generation.is_symlink()
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
     architecture, family = read_family(config)
-    refuse_unsupported(config)
+    fp8 = read_quantization(config)
+    refuse_unsupported(config, family.keys)
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     try:
-        return _model(config, architecture, family, sampling, eos)
+        return _model(config, architecture, family, sampling, eos, fp8)
     except ConfigError as error:
         named = str(error).startswith(config.name)
         raise error if named else ConfigError(f"{config.name}: {error}") from None
@@ -48,16 +53,18 @@ def _model(
     family: Family,
     sampling: GenerationDefaults,
     eos: tuple[int, ...],
+    fp8: Fp8 | None,
 ) -> ModelConfig:
     vocab = config.integer("vocab_size", most=MOST_VOCAB)
     eos = config.integers("eos_token_id", least=0, below=vocab) + eos
     theta, scaling, positions = read_rope(config)
     q_heads, kv_heads, head_dim = _heads(config, family)
+    layers = config.integer("num_hidden_layers", most=MOST_LAYERS)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab,
         hidden_size=config.integer("hidden_size", most=MOST_WIDTH),
-        num_layers=config.integer("num_hidden_layers", most=MOST_LAYERS),
+        num_layers=layers,
         num_q_heads=q_heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -71,6 +78,8 @@ def _model(
         eos_token_ids=tuple(dict.fromkeys(eos)),
         generation=sampling,
         initializer_range=config.number("initializer_range", 0.02, above=0),
+        experts=_experts(config, layers) if family.keys else None,
+        fp8=fp8,
     )
 
 
@@ -92,6 +101,23 @@ def _heads(config: JsonFile, family: Family) -> tuple[int, int, int]:
             "where there is no head_dim",
         )
     return q_heads, kv_heads, hidden // q_heads
+
+
+def _experts(config: JsonFile, layers: int) -> Experts:
+    """Every decoder_sparse_step-th layer has them, but for those named as dense."""
+    old, new = (config.integer(key, None, most=MOST_EXPERTS) for key in _COUNT_OF_EXPERTS)
+    if old is not None and new is not None and old != new:
+        config.refuse("num_local_experts", f"contradicts num_experts = {old}")
+    step = config.integer("decoder_sparse_step", 1, most=MOST_LAYERS)
+    named = config.integers("mlp_only_layers", least=0, below=layers)
+    dense = (layer for layer in range(layers) if layer in named or (layer + 1) % step)
+    return Experts(
+        count=config.integer("num_experts", most=MOST_EXPERTS) if new is None else new,
+        per_token=config.integer("num_experts_per_tok", most=MOST_EXPERTS),
+        intermediate_size=config.integer("moe_intermediate_size", most=MOST_WIDTH),
+        norm_topk_prob=config.boolean("norm_topk_prob", False),
+        dense_layers=tuple(dense),
+    )
 
 
 def _stored_dtype(config: JsonFile) -> str:

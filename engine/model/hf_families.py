@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import LLAMA, QWEN2, QWEN3
+from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +18,30 @@ class Family:
 
     model_type: as config.json says it. head_dim: where the file says none; None stands for
     hidden_size / num_attention_heads. kv_heads_given: whether num_key_value_heads must be there;
-    where it need not, it is num_attention_heads.
+    where it need not, it is num_attention_heads. keys: what others of its own are read.
     """
 
     model_type: str
     head_dim: int | None = None
     kv_heads_given: bool = True
+    keys: tuple[str, ...] = ()
 
 
+EXPERT_KEYS = (
+    *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    *("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
+)
 FAMILIES = {
     QWEN3: Family("qwen3", head_dim=128),
+    QWEN3_MOE: Family("qwen3_moe", keys=EXPERT_KEYS),
     QWEN2: Family("qwen2"),
     LLAMA: Family("llama", kv_heads_given=False),
 }
 _OTHERS = (  # what is behind names of architectures that people try
     (r"VL|Vision|Omni|Image|Video|Audio|ConditionalGeneration|Mllama", "vision and audio"),
-    (r"Qwen3Next|Qwen3_5|DeltaNet|Linear|Mamba|Hybrid|Jamba", "hybrids with linear attention"),
-    (r"Moe|Mixtral", "this mixture of experts"),
+    (r"Qwen3Next|Qwen3_5|DeltaNet", "hybrids with gated delta-net"),
+    (r"Linear|Mamba|Hybrid|Jamba", "hybrids with linear attention"),
+    (r"Moe|Mixtral", "this kind of experts"),
     (r"Embedding|Classification|Reward|Model$", "models that do not write text"),
 )
 
@@ -46,8 +53,9 @@ def read_family(config: JsonFile) -> tuple[str, Family]:
         config.refuse("architectures", "must be a list of one name")
     (name,) = names
     if name not in FAMILIES:
-        kind = next((kind for pattern, kind in _OTHERS if re.search(pattern, name)), "this")
-        config.refuse("architectures", f"{kind} is not supported; supported: {', '.join(FAMILIES)}")
+        kind = next((kind for pattern, kind in _OTHERS if re.search(pattern, name)), None)
+        what = "" if kind is None else f"{kind}: "
+        config.refuse("architectures", f"{what}not supported; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     config.only("model_type", family.model_type)
     return name, family

@@ -6,6 +6,7 @@ known by the words in them, so that a new one is refused before anybody has hear
 """
 
 import re
+from collections.abc import Container
 
 from quire.engine.json_file import JsonFile
 
@@ -14,6 +15,7 @@ _READ = {
     *("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
     *("rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "rope_theta"),
     *("rope_parameters", "rope_scaling", "partial_rotary_factor", "dtype", "torch_dtype"),
+    *("quantization_config", "compression_config"),
     *("hidden_act", "attention_bias", "use_sliding_window", "layer_types", "initializer_range"),
 }
 _WITHOUT_EFFECT = {  # on what is computed when text is made
@@ -62,17 +64,17 @@ _DECODES_OTHERWISE: dict[
 }
 
 
-def refuse_unsupported(config: JsonFile) -> None:
-    """Refuse what config.json asks for and Quire does not compute. Raises ConfigError."""
+def refuse_unsupported(config: JsonFile, family_keys: Container[str] = ()) -> None:
+    """Refuse what config.json asks for and Quire does not compute. Raises ConfigError.
+
+    family_keys: what else is read of the architecture.
+    """
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
     config.only("use_sliding_window", False)
-    for key in ("quantization_config", "compression_config"):
-        if config.has(key):
-            config.refuse(key, "quantized checkpoints are not supported")
     _refuse_layer_types(config)
     for key, value in config.data.items():
-        if key in _READ or key in _WITHOUT_EFFECT or key.startswith("_"):
+        if key in _READ or key in family_keys or key in _WITHOUT_EFFECT or key.startswith("_"):
             continue
         says_nothing = value is None or value is False or value in ([], {}, "")
         if _COMPUTES.search(key) and not says_nothing:

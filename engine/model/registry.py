@@ -1,22 +1,26 @@
 """Architectures that can be run, by the name in config.json."""
 
-from contextlib import nullcontext
-
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.model import llama, qwen2, qwen3
+from quire.engine.model import llama, qwen2, qwen3, qwen3_moe
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import LLAMA, QWEN2, QWEN3, ModelConfig
+from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
 from quire.engine.model.decoder import Decoder
+from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.layers.placement import matrices_as_int8
-from quire.kernels.ops import Ops
+from quire.engine.model.layers.setting import Setting
+from quire.kernels.ops import ExpertOps, Fp8Ops, Ops
 from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
 
 Model = CausalModel
 
-_MODELS = {QWEN3: qwen3.ATTENTION, QWEN2: qwen2.ATTENTION, LLAMA: llama.ATTENTION}
+_MODELS = {
+    QWEN3: qwen3.ATTENTION,
+    QWEN3_MOE: qwen3_moe.ATTENTION,
+    QWEN2: qwen2.ATTENTION,
+    LLAMA: llama.ATTENTION,
+}
 
 
 def build_model(
@@ -26,22 +30,49 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     world: World | None = None,
-    quantization: str | None = None,
+    int8: bool = False,
 ) -> CausalModel:
     """A model with unfilled parameters; `load` or `load_random` comes next. Raises ConfigError.
 
-    quantization: "int8" makes matrices int8 rows with scales, which are filled from any float type.
+    int8: make matrices int8 rows with scales, which are filled from any float type.
     """
     if config.architecture not in _MODELS:
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
+    check_operations(config, ops)
+    if int8:
+        _check_int8(config)
     _check_kernels(config, dtype, device)
     spec = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
-    with torch.inference_mode(False), matrices_as_int8() if quantization else nullcontext():
-        model = Decoder(config, spec, ops, dtype=dtype, device=device, world=world or World())
-    model.quantization = quantization
+    with torch.inference_mode(False):
+        setting = Setting(ops, world or World(), dtype, device, config.fp8, int8)
+        model = Decoder(setting, config, spec)
+    model.int8 = int8
+    if config.fp8 is not None:
+        check_skipped(config.fp8.skipped, (placement.name for placement in model.placements()))
     return model
+
+
+def check_operations(config: ModelConfig, ops: Ops) -> None:
+    """Refuse a model of which a device's kernels lack an operation. Raises ConfigError."""
+    if config.experts is not None and not isinstance(ops, ExpertOps):
+        raise ConfigError(
+            f"architecture {config.architecture}: mixtures of experts have no kernels for GPUs "
+            "yet; they run with device = cpu"
+        )
+    if config.fp8 is not None and not isinstance(ops, Fp8Ops):
+        raise ConfigError("FP8 weights have no kernels for GPUs yet; they run with device = cpu")
+
+
+def _check_int8(config: ModelConfig) -> None:
+    """Refuse what is quantized already, and matrices that are not rows of one."""
+    if config.fp8 is not None:
+        raise ConfigError("quantization = int8: the weights are FP8 already")
+    if config.experts is not None:
+        raise ConfigError(
+            f"quantization = int8: not supported for {config.architecture}, a mixture of experts"
+        )
 
 
 def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import ModelConfig
+from quire.engine.model.shapes import in_fp8
 
 RANDOM_PREFIX = "random:"
 
@@ -15,8 +16,10 @@ RANDOM_PREFIX = "random:"
 def model_config(config: EngineConfig) -> ModelConfig:
     """The model's configuration, from its directory or its named random shape."""
     if config.model.startswith(RANDOM_PREFIX):
-        return ModelConfig.named_shape(config.model.removeprefix(RANDOM_PREFIX))
-    return ModelConfig.from_directory(Path(config.model))
+        shape = ModelConfig.named_shape(config.model.removeprefix(RANDOM_PREFIX))
+    else:
+        shape = ModelConfig.from_directory(Path(config.model))
+    return in_fp8(shape) if config.quantization == "fp8" else shape
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:

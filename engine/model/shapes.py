@@ -1,21 +1,37 @@
 """Shapes by name, for random weights: published models, and small ones for tests and benchmarks."""
 
+from dataclasses import replace
+
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import (
     LLAMA,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
+    Experts,
+    Fp8,
     GenerationDefaults,
     Llama3Scaling,
     ModelConfig,
 )
 
+_FP8 = "-fp8"
+
 
 def named(name: str) -> ModelConfig:
-    """A shape by name. Raises ConfigError for an unknown one."""
-    if name not in _NAMED_SHAPES:
-        raise ConfigError(f"shape {name!r}: unknown; known: {', '.join(_NAMED_SHAPES)}")
-    return _NAMED_SHAPES[name]
+    """A shape by name; NAME-fp8 is the same with FP8 weights. Raises ConfigError for an unknown
+    one."""
+    base = name.removesuffix(_FP8)
+    if base not in _NAMED_SHAPES:
+        known = ", ".join(_NAMED_SHAPES)
+        raise ConfigError(f"shape {name!r}: unknown; known: {known}, and each with {_FP8}")
+    shape = _NAMED_SHAPES[base]
+    return shape if base == name else in_fp8(shape)
+
+
+def in_fp8(shape: ModelConfig) -> ModelConfig:
+    """The same model with FP8 weights, made of others while they are loaded."""
+    return shape if shape.fp8 is not None else replace(shape, fp8=Fp8(made_on_load=True))
 
 
 def _qwen3(hidden: int, layers: int, q_heads: int, intermediate: int, *, tied: bool) -> ModelConfig:
@@ -54,6 +70,27 @@ def _small(hidden: int, layers: int, q_heads: int, vocab: int, spread: float) ->
         max_position_embeddings=4096,
         rope_theta=1e6,
         initializer_range=spread,
+    )
+
+
+def _qwen3_moe(hidden: int, layers: int, heads: tuple[int, int], expert: int) -> ModelConfig:
+    """A published Qwen3-MoE: 128 experts, 8 a token. heads: of queries, of keys and values."""
+    return ModelConfig(
+        architecture=QWEN3_MOE,
+        vocab_size=151_936,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=128,
+        intermediate_size=3 * hidden,  # of dense layers, of which there is none
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        max_position_embeddings=40_960,
+        rope_theta=1e6,
+        eos_token_ids=(151_645, 151_643),
+        generation=GenerationDefaults(temperature=0.6, top_p=0.95, top_k=20),
+        experts=Experts(128, 8, expert, norm_topk_prob=True),
     )
 
 
@@ -109,6 +146,8 @@ _NAMED_SHAPES = {
     "8B": _qwen3(4096, 36, 32, 12_288, tied=False),
     "14B": _qwen3(5120, 40, 40, 17_408, tied=False),
     "32B": _qwen3(5120, 64, 64, 25_600, tied=False),
+    "30B-A3B": _qwen3_moe(2048, 48, (32, 4), 768),
+    "235B-A22B": _qwen3_moe(4096, 94, (64, 4), 1536),
     "qwen2.5-0.5B": _qwen2(896, 24, (14, 2), 4864, tied=True),
     "qwen2.5-7B": _qwen2(3584, 28, (28, 4), 18_944),
     "llama3.2-1B": _llama3(2048, 16, 32, 8192, factor=32.0, tied=True),

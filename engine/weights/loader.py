@@ -20,7 +20,9 @@ from torch import Tensor
 from quire.engine.errors import ModelError
 from quire.engine.model.base import CausalModel
 from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.quantized import SCALE
 from quire.engine.weights.checkpoint import Checkpoint
+from quire.engine.weights.formats import check_format, check_scales
 from quire.engine.weights.progress import Progress, no_progress
 from quire.engine.weights.safetensors_file import StoredTensor
 from quire.kernels.row_scaled import RowScaled
@@ -68,12 +70,17 @@ class _Job:
         part = self.placement.target[begin : begin + self.last - self.first]
         return part.scale if isinstance(part, RowScaled) else part
 
+    def sum(self) -> Tensor:
+        """The float32 sum of what was filled: [] on its device."""
+        filled = self.filled
+        return filled.float().sum() if filled.itemsize == 1 else filled.sum(dtype=torch.float32)
+
     def check_sum(self, total: float) -> None:
         """Refuse numbers that are not finite. total: the float32 sum of what was filled, which
         is finite only if all are; if it is not, they are looked at one by one."""
         if math.isfinite(total):
             return
-        bad = int((~torch.isfinite(self.filled)).sum())
+        bad = int((~torch.isfinite(self.filled.float())).sum())
         if bad:
             kind = str(self.filled.dtype).removeprefix("torch.")
             scaled = isinstance(self.placement.target, RowScaled)
@@ -99,11 +106,11 @@ def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no
 
 
 def check_checkpoint(model: CausalModel, directory: Path) -> None:
-    """Whether a checkpoint holds the model's weights, by its files' headers alone.
+    """Whether a checkpoint holds the model's weights, by its files' headers and its scales alone.
 
     model: may stand on the meta device, so that it is known before any memory is taken. Raises
     ModelError, as `load_checkpoint` would for a file or weight that is missing, unexpected,
-    misshapen or of a dtype that is not read.
+    misshapen or of another format than the configuration's, and for a scale that is no scale.
     """
     with Checkpoint.open(directory) as checkpoint:
         _agreed(directory, checkpoint, model)
@@ -140,6 +147,9 @@ def _agreed(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> dict
                 f"{stored[name].path}: {name} has the shape {list(stored[name].shape)}, "
                 f"the configuration asks for {list(placement.shape)}"
             )
+        check_format(placement, stored[name])
+        if name.endswith(SCALE):
+            check_scales(checkpoint, stored[name])
     return stored
 
 
@@ -254,7 +264,7 @@ class _CpuLane:
 
     def move(self, job: _Job, checkpoint: Checkpoint) -> None:
         job.placement.put_taken(job.first, self._buffer.read(job, checkpoint))
-        job.check_sum(float(job.filled.sum(dtype=torch.float32)))
+        job.check_sum(float(job.sum()))
 
     def finish(self) -> None:
         """Nothing is in flight."""
@@ -280,7 +290,7 @@ class _GpuLane:
                 staged = staged.to(self._device, non_blocking=True)
             placement.put_taken(job.first, staged)
             copied.record(self._stream)
-            self._sums.append((job, job.filled.sum(dtype=torch.float32)))
+            self._sums.append((job, job.sum()))
 
     def finish(self) -> None:
         self._stream.synchronize()

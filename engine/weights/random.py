@@ -4,6 +4,7 @@ Invariant: a weight is a function of (seed, its name, its shape, the kind of dev
 model's dtype, nor the order of weights, nor how a tensor is shared out over ranks changes it.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,14 @@ import xxhash
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import Llama3Scaling, ModelConfig
+from quire.engine.model.config import Experts, Fp8, Llama3Scaling, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
 from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.quantized import SCALE, QuantizingPlacement
 from quire.engine.weights.checkpoint import INDEX, SINGLE
 from quire.engine.weights.progress import Progress, no_progress
+from quire.kernels.reference import quantize_blocks
+from quire.kernels.weight import Weight
 
 _CHUNK = 1 << 24  # numbers made at once: a whole number of rows is taken from it
 _SHARD_BYTES = 4 << 30
@@ -26,11 +30,12 @@ _SHARD_BYTES = 4 << 30
 
 def fill_random(model: CausalModel, seed: int, progress: Progress = no_progress) -> None:
     """Fill the parameters with seeded noise, made on the device."""
+    assert model.config.fp8 is None or model.config.fp8.made_on_load  # noise is stored nowhere
     placements = model.placements()
-    total, done = sum(placement.target.nbytes for placement in placements), 0
+    total, done = sum(placement.nbytes for placement in placements), 0
     for placement in placements:
         _fill_one(placement, model.config, seed, model.device)
-        done += placement.target.nbytes
+        done += placement.nbytes
         progress(done, total)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
@@ -39,7 +44,10 @@ def fill_random(model: CausalModel, seed: int, progress: Progress = no_progress)
 
 
 def _fill_one(placement: Placement, config: ModelConfig, seed: int, device: torch.device) -> None:
-    for first, made in _pieces(placement.name, placement.shape, config, seed, device):
+    pieces = _pieces(placement.name, placement.shape, config, seed, device)
+    if isinstance(placement, QuantizingPlacement):  # which takes whole blocks
+        pieces = iter([(0, torch.cat([made for _, made in pieces]))])
+    for first, made in pieces:
         begin = max(first, placement.rows.start)
         end = min(first + made.shape[0], placement.rows.stop)
         if begin < end:
@@ -85,18 +93,22 @@ def save_random(
     from safetensors.torch import save_file
 
     config = ModelConfig.named_shape(shape) if isinstance(shape, str) else shape
+    if config.fp8 is not None:  # stored as it is held
+        config = dataclasses.replace(
+            config, fp8=dataclasses.replace(config.fp8, made_on_load=False)
+        )
     stored = dtype or getattr(torch, config.stored_dtype)
     where = device or torch.device("cpu")
     directory.mkdir(parents=True, exist_ok=True)
-    weights = weight_shapes(config)
-    shards = _shards(weights, stored.itemsize, shard_bytes)
-    total, done = sum(_bytes(shape, stored.itemsize) for shape in weights.values()), 0
+    placements = {one.name: one for one in _outline(config, stored).placements()}
+    shards = _shards({name: one.nbytes for name, one in placements.items()}, shard_bytes)
+    total, done = sum(one.nbytes for one in placements.values()), 0
     files: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = SINGLE
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: _whole(name, weights[name], config, seed, where, stored) for name in names}
+        tensors = {name: _stored(name, placements, config, seed, where) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         files.update(dict.fromkeys(names, file))
         done += sum(tensor.nbytes for tensor in tensors.values())
@@ -110,16 +122,15 @@ def save_random(
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint of this model."""
+    return {one.name: one.shape for one in _outline(config, torch.bfloat16).placements()}
+
+
+def _outline(config: ModelConfig, dtype: torch.dtype) -> CausalModel:
+    """A model whose parameters take no memory."""
     from quire.engine.model.registry import build_model
     from quire.kernels import reference
 
-    model = build_model(
-        config,
-        reference,
-        dtype=torch.bfloat16,
-        device=torch.device("meta"),
-    )
-    return {placement.name: placement.shape for placement in model.placements()}
+    return build_model(config, reference, dtype=dtype, device=torch.device("meta"))
 
 
 def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -151,6 +162,29 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "initializer_range": config.initializer_range,
         "bos_token_id": None,
         "eos_token_id": eos[0] if eos else None,
+        **({} if config.fp8 is None else {"quantization_config": _hf_fp8(config.fp8)}),
+        **({} if config.experts is None else _hf_experts(config.experts)),
+    }
+
+
+def _hf_fp8(fp8: Fp8) -> dict[str, Any]:
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": list(fp8.skipped),
+    }
+
+
+def _hf_experts(experts: Experts) -> dict[str, Any]:
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.intermediate_size,
+        "norm_topk_prob": experts.norm_topk_prob,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(experts.dense_layers),
     }
 
 
@@ -166,12 +200,12 @@ def hf_generation(config: ModelConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, [])}
 
 
-def _shards(weights: dict[str, tuple[int, ...]], itemsize: int, most: int) -> list[list[str]]:
-    """Names, in order, cut so that each file holds at most `most` bytes (or one weight)."""
+def _shards(weights: dict[str, int], most: int) -> list[list[str]]:
+    """Names, in order, cut so that each file holds at most `most` bytes (or one weight). weights:
+    bytes of each."""
     shards: list[list[str]] = [[]]
     size = 0
-    for name, shape in weights.items():
-        nbytes = _bytes(shape, itemsize)
+    for name, nbytes in weights.items():
         if shards[-1] and size + nbytes > most:
             shards.append([])
             size = 0
@@ -180,22 +214,33 @@ def _shards(weights: dict[str, tuple[int, ...]], itemsize: int, most: int) -> li
     return shards
 
 
-def _bytes(shape: tuple[int, ...], itemsize: int) -> int:
-    return torch.Size(shape).numel() * itemsize
-
-
-def _whole(
+def _stored(
     name: str,
-    shape: tuple[int, ...],
+    placements: dict[str, Placement],
     config: ModelConfig,
     seed: int,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> Tensor:
+    """What a checkpoint holds under a name: a weight, or the scales of one."""
+    weight = name.removesuffix(SCALE)
+    shape, dtype = placements[name].shape, placements[name].target.dtype
+    if weight != name:
+        scale = _quantized(weight, placements[weight].shape, config, seed, device).scale
+        assert scale is not None
+        return scale
+    if dtype == torch.float8_e4m3fn:
+        return _quantized(name, shape, config, seed, device).data
     out = torch.empty(shape, dtype=dtype)
     for first, piece in _pieces(name, shape, config, seed, device):
         out[first : first + piece.shape[0]].copy_(piece)
     return out
+
+
+def _quantized(
+    name: str, shape: tuple[int, ...], config: ModelConfig, seed: int, device: torch.device
+) -> Weight:
+    pieces = _pieces(name, shape, config, seed, device)
+    return quantize_blocks(torch.cat([made for _, made in pieces]).cpu())
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -22,7 +22,12 @@ from quire.engine.errors import ModelError
 from quire.engine.json_file import once
 from quire.engine.stand_in import HEAD_BYTES, missing, stand_in
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 

@@ -18,6 +18,8 @@ from quire.kernels.reference.attention import (
     rope_decode_attention,
     rope_kv_write,
 )
+from quire.kernels.reference.experts import mix_experts, mix_experts_fp8, route
+from quire.kernels.reference.fp8 import linear_fp8, quantize_blocks
 from quire.kernels.reference.linear import (
     linear,
     rms_norm,
@@ -52,15 +54,20 @@ __all__ = [
     "greedy",
     "keep_allowed",
     "linear",
+    "linear_fp8",
     "logprobs",
     "mask_stop_tokens",
+    "mix_experts",
+    "mix_experts_fp8",
     "prefill_attention",
     "prepare_decode",
     "prepare_mixed",
     "qk_norm_rope_kv_write",
+    "quantize_blocks",
     "rms_norm",
     "rope_decode_attention",
     "rope_kv_write",
+    "route",
     "sample",
     "silu_mul",
 ]

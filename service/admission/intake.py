@@ -25,6 +25,7 @@ from typing import Any
 import grpc
 
 from quire.service import errors
+from quire.service.admission import oversize
 from quire.service.errors import Refusal
 
 BODY_SECONDS = 30.0
@@ -57,6 +58,11 @@ class Reading:
         self.since = since
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def give_up(self) -> None:
+        """It is waited for no longer."""
+        if not self.given_up.done():
+            self.given_up.set_result(None)
+
 
 class Places:
     """Who reads, and who waits for it. Of one event loop, whose clock it keeps."""
@@ -71,6 +77,7 @@ class Places:
         self._slow: OrderedDict[str, int] = OrderedDict()
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def waiting(self) -> int:
@@ -84,8 +91,10 @@ class Places:
 
     @contextlib.asynccontextmanager
     async def place(self, connection: str) -> AsyncIterator[Reading]:
-        """A place for one body; waits for it. Raises Refusal if too many do."""
+        """A place for one body; waits for it. Raises Refusal if too many do, or at the end."""
         loop = asyncio.get_running_loop()
+        if self._closed:
+            raise errors.shutting_down()
         if self._free:
             self._free -= 1
         else:
@@ -140,11 +149,24 @@ class Places:
             raise refusal
         last.set_exception(refusal)
 
-    def was_slow(self, connection: str) -> None:
-        """It waits behind others from now on."""
+    def late(self, connection: str) -> Refusal:
+        """Why a body is not waited for any longer. One that was slow waits behind others from now
+        on."""
+        if self._closed:
+            return errors.shutting_down()
         self._slow[connection] = self._slow.pop(connection, 0) + 1
         if len(self._slow) > _MAX_SLOW:
             self._slow.popitem(last=False)
+        return errors.slow_request(_RETRY_SECONDS)
+
+    def close(self) -> None:
+        """The server leaves: whoever has yet to say what they want is told so."""
+        self._closed = True
+        for reading in self._reading.values():
+            reading.give_up()
+        for turn in itertools.chain.from_iterable(self._turns.values()):
+            if not turn.done():
+                turn.set_exception(errors.shutting_down())
 
     def _leave(self) -> None:
         """The place goes to the next who waits."""
@@ -161,8 +183,8 @@ class Places:
             return
         live = self._live
         for reading in itertools.islice(self._reading.values(), live):
-            if loop.time() - reading.since >= GRACE_SECONDS and not reading.given_up.done():
-                reading.given_up.set_result(None)
+            if loop.time() - reading.since >= GRACE_SECONDS:
+                reading.give_up()
         if live:
             self._timer = loop.call_later(GRACE_SECONDS / 4, self._look_again, loop)
 
@@ -172,14 +194,20 @@ class Places:
 
 
 class Intake(grpc.aio.ServerInterceptor):
-    """Reads the one request of each call that has one, in turn."""
+    """Reads the one request of each call that has one, in turn. Whatever the method, bytes that are
+    not its message end the call with a status of ours."""
 
-    def __init__(self, places: Places, check: Check, on_refused: OnRefused) -> None:
-        """check: of a method and its metadata, before the body is read."""
+    def __init__(
+        self, places: Places, check: Check, on_refused: OnRefused, max_message: int
+    ) -> None:
+        """check: of a method and its metadata, before the body is read. max_message: bytes that
+        gRPC takes in."""
         self._places = places
         self._check = check
         self._on_refused = on_refused
+        self._max_message = max_message
         self._streaming = 0
+        oversize.listen()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -188,24 +216,30 @@ class Intake(grpc.aio.ServerInterceptor):
         found = await continuation(handler_call_details)
         if found is None:
             return found
-        if found.request_streaming:
-            return self._few(found) if found.response_streaming else found
         method = handler_call_details.method
+        if found.request_streaming:
+            return self._few(found, method) if found.response_streaming else found
         refusal = self._check(method, handler_call_details.invocation_metadata)
         make = _streamed if found.response_streaming else _single
 
         async def request_of(context: Context) -> Any:
+            receipt = oversize.Receipt()
             try:
                 if refusal is not None:
                     raise refusal
-                return await self._read(context)
+                return await self._read(context, receipt)
             except Refusal as refused:
                 self._on_refused(method, context, refused)
                 await errors.abort(context, refused)
+            except asyncio.CancelledError:
+                if receipt.failed:  # gRPC itself has told the caller
+                    too_large = errors.message_too_large(self._max_message)
+                    self._on_refused(method, context, too_large)
+                raise
 
         return make(found, request_of)
 
-    def _few(self, found: Any) -> Any:
+    def _few(self, found: Any, method: str) -> Any:
         async def answers(requests: Any, context: Context) -> AsyncIterator[Any]:
             if self._streaming >= MAX_STREAMING:
                 refusal = errors.too_many_calls(MAX_STREAMING, _RETRY_SECONDS)
@@ -217,17 +251,20 @@ class Intake(grpc.aio.ServerInterceptor):
                         yield answer
             except TimeoutError:
                 await errors.abort(context, errors.slow_request(_RETRY_SECONDS))
+            except Refusal as refused:
+                self._on_refused(method, context, refused)
+                await errors.abort(context, refused)
             finally:
                 self._streaming -= 1
 
         return grpc.stream_stream_rpc_method_handler(
-            answers, found.request_deserializer, found.response_serializer
+            answers, _decoder(found), found.response_serializer
         )
 
-    async def _read(self, context: Context) -> Any:
+    async def _read(self, context: Context, receipt: oversize.Receipt) -> Any:
         connection = context.peer()
         async with self._places.place(connection) as reading:
-            body = asyncio.ensure_future(context.read())
+            body = receipt.read(context.read())
             try:
                 await asyncio.wait(
                     {body, reading.given_up},
@@ -237,16 +274,31 @@ class Intake(grpc.aio.ServerInterceptor):
             finally:
                 if not body.done():
                     body.cancel()
+                elif not body.cancelled():
+                    body.exception()  # looked at, also where this call is cancelled meanwhile
             if not body.done() or body.cancelled():
-                self._places.was_slow(connection)
-                raise errors.slow_request(_RETRY_SECONDS)
+                raise self._places.late(connection)
         request = body.result()
         if request is grpc.aio.EOF:
+            if receipt.failed:
+                raise asyncio.CancelledError  # which is on its way from gRPC
             raise errors.malformed()
         return request
 
 
 RequestOf = Callable[[Context], Awaitable[Any]]
+
+
+def _decoder(found: Any) -> Callable[[bytes], Any]:
+    """The handler's own, which raises Refusal where it would raise anything else."""
+
+    def decode(raw: bytes) -> Any:
+        try:
+            return found.request_deserializer(raw)
+        except Exception:
+            raise errors.malformed() from None
+
+    return decode
 
 
 def _streamed(found: Any, request_of: RequestOf) -> Any:
@@ -258,7 +310,7 @@ def _streamed(found: Any, request_of: RequestOf) -> Any:
 
     return grpc.stream_stream_rpc_method_handler(
         answers if _is_generator(found.unary_stream) else _written(found, request_of),
-        found.request_deserializer,
+        _decoder(found),
         found.response_serializer,
     )
 
@@ -280,6 +332,4 @@ def _single(found: Any, request_of: RequestOf) -> Any:
     async def answer(_requests: Any, context: Context) -> Any:
         return await found.unary_unary(await request_of(context), context)
 
-    return grpc.stream_unary_rpc_method_handler(
-        answer, found.request_deserializer, found.response_serializer
-    )
+    return grpc.stream_unary_rpc_method_handler(answer, _decoder(found), found.response_serializer)

@@ -6,11 +6,9 @@ templates write them: one line break inside the tags, a space behind `,` and `:`
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from llguidance import LLMatcher
 
 from quire.service.answers.events import Syntax
 from quire.service.answers.hermes import MAX_NAME
@@ -28,6 +26,10 @@ _BARE = frozenset({"type", "description", "title", "default", "examples", "depre
 _OF_OBJECT = _BARE | {"properties", "required", "additionalProperties", "$defs", "definitions"}
 
 
+Schema = Mapping[str, Any]
+Fault = Callable[[Schema], str]  # why no grammar can be made of a schema; empty: it can
+
+
 class CannotHonour(Exception):
     """No grammar holds a call to this tool's schema. tool: its place among the tools."""
 
@@ -42,19 +44,27 @@ class CallableTool:
     such a tool takes any object."""
 
     name: str
-    schema: Mapping[str, Any]
+    schema: Schema
     strict: bool = False
 
 
 def tool_grammar(
-    syntax: Syntax, tools: Sequence[CallableTool], *, must_call: bool, parallel: bool = True
+    syntax: Syntax,
+    tools: Sequence[CallableTool],
+    fault: Fault,
+    *,
+    must_call: bool,
+    parallel: bool = True,
+    loose: bool = False,
 ) -> str:
     """must_call: the answer is calls and nothing else; otherwise text may stand around them, and
-    tools that are not strict take any object. Raises CannotHonour."""
+    tools that are not strict take any object. loose: so they do then, too. fault: judges schemas.
+    Raises CannotHonour."""
     for i, tool in enumerate(tools):
         _check_name(i, tool.name)
     write = _hermes if syntax is Syntax.HERMES else _xml
-    rules = [write(i, tool, must_call) for i, tool in enumerate(tools)]
+    held = [tool.strict or (must_call and not loose) for tool in tools]
+    rules = [write(i, tool, held[i], fault) for i, tool in enumerate(tools)]
     names = " | ".join(f"call_{i}" for i in range(len(tools)))
     lines = [
         "%llguidance {}",
@@ -83,31 +93,26 @@ def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _json(schema: Mapping[str, Any]) -> str:
+def _json(schema: Schema) -> str:
     """JSON that is valid for it."""
-    return "%json " + json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
+    return "%json " + json.dumps(_spaced(schema), ensure_ascii=False)
 
 
-def _fault(schema: Mapping[str, Any]) -> str:
-    """Why no grammar can be made of a schema; empty: it can."""
-    return str(LLMatcher.validate_grammar(f"start: {_json(schema)}"))
-
-
-def _held(tool: CallableTool, must_call: bool) -> bool:
-    """Whether its calls are to be valid for its schema."""
-    return tool.strict or must_call
+def _spaced(schema: Schema) -> Schema:
+    """As it stands in a grammar: with the spaces that templates write."""
+    return {**schema, "x-guidance": _SPACING}
 
 
 # ---------------------------------------------------------------- hermes
 
 
-def _hermes(i: int, tool: CallableTool, must_call: bool) -> str:
-    schema = dict(tool.schema) if _held(tool, must_call) else dict(_ANY_OBJECT)
+def _hermes(i: int, tool: CallableTool, held: bool, fault: Fault) -> str:
+    schema = dict(tool.schema) if held else dict(_ANY_OBJECT)
     if schema.setdefault("type", "object") != "object":
         if tool.strict:
             raise CannotHonour(i, "arguments are an object: type must be object")
         schema = dict(_ANY_OBJECT)
-    why = _fault(schema)
+    why = fault(_spaced(schema)) if held else ""
     if why and tool.strict:
         raise CannotHonour(i, why)
     head = f'\n{{"name": {_text(tool.name)}, "arguments": '
@@ -117,13 +122,13 @@ def _hermes(i: int, tool: CallableTool, must_call: bool) -> str:
 # ---------------------------------------------------------------- XML
 
 
-def _xml(i: int, tool: CallableTool, must_call: bool) -> str:
+def _xml(i: int, tool: CallableTool, held: bool, fault: Fault) -> str:
     """Parameters come in the schema's order, those that are required always."""
     head, end = _text(f"\n<function={tool.name}>\n"), _text("</function>\n")
     try:
-        if not _held(tool, must_call):
+        if not held:
             raise CannotHonour(i, "is not held to its schema")
-        written = list(_parameters(i, tool.schema))
+        written = list(_parameters(i, tool.schema, fault))
     except CannotHonour:
         if tool.strict:
             raise
@@ -135,7 +140,7 @@ def _xml(i: int, tool: CallableTool, must_call: bool) -> str:
     return "\n".join([f"call_{i}: {head} {names} {end}", *(rule for _, rule in written)])
 
 
-def _parameters(i: int, schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _parameters(i: int, schema: Schema, fault: Fault) -> Iterator[tuple[str, str]]:
     """Of each parameter how it stands in the call's rule, and its own rules."""
     unknown = sorted(schema.keys() - _OF_OBJECT)
     if unknown or schema.get("type", "object") != "object":
@@ -149,13 +154,13 @@ def _parameters(i: int, schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for j, name in enumerate(properties):
         rule = f"p_{i}_{j}"
         try:
-            written = _parameter(rule, name, schema)
+            written = _parameter(rule, name, schema, fault)
         except ValueError as error:
             raise CannotHonour(i, f"properties.{name}{error}") from None
         yield rule + ("" if name in required else "?"), written
 
 
-def _parameter(rule: str, name: str, schema: Mapping[str, Any]) -> str:
+def _parameter(rule: str, name: str, schema: Schema, fault: Fault) -> str:
     """Its rules. Raises ValueError."""
     if not name or len(name) > MAX_NAME or any(character in "<>\n" for character in name):
         raise ValueError(": has no place in a tag")
@@ -163,7 +168,7 @@ def _parameter(rule: str, name: str, schema: Mapping[str, Any]) -> str:
     described, types = schema["properties"][name], allowed_types(schema, name)
     if "string" not in types:
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        why = _fault({**described, **shared})
+        why = fault(_spaced({**described, **shared}))
         if why:
             raise ValueError(f": {why}")
         return f"{rule}: {head} {_json({**described, **shared})} {_text(end)}"

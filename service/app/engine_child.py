@@ -17,14 +17,15 @@ from quire.service.telemetry import logs
 def main(log_format: str, log_level: str, connection: str, mark: str) -> NoReturn:
     """Logs as the server's own; then the engine, until its end."""
     logs.set_up(log_format, log_level)
-    process_main.run(_load, int(connection), int(mark), logs.flush)
+    ranks = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
+    process_main.run(partial(_load, ranks), int(connection), int(mark), logs.flush)
 
 
-def _load() -> Builder:
+def _load(rank_program: list[str]) -> Builder:
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
 
-    return partial(build_engine, matchers=Grammars())
+    return partial(build_engine, matchers=Grammars(), rank_program=rank_program)
 
 
 if __name__ == "__main__":

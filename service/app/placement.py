@@ -1,7 +1,8 @@
 """Where the server's engine runs: in a process of its own, or on a thread of this one.
 
 Beside a GPU it gets a process, because there each step's host work competes with the event loop for
-the interpreter. On a CPU the steps are long and the memory of a second interpreter is not worth it.
+the interpreter. On a CPU the steps are long and the memory of a second interpreter is not worth it;
+but ranks that share a model end with a process, so there its own is needed.
 
 Invariant: a process is started before anything heavy is imported here, so that both sides get ready
 at the same time; and whatever becomes of the server, none is left behind.
@@ -51,11 +52,16 @@ def on_a_thread(config: EngineConfig) -> Link:
 
 def has_own_process(settings: Settings) -> bool:
     """Whether the engine gets a process. Raises ConfigError where it cannot have one."""
-    wanted = settings.service.engine_process
+    wanted, ranks = settings.service.engine_process, settings.engine.tensor_parallel_size
+    if ranks > 1 and (wanted == "off" or os.name != "posix"):
+        why = "engine_process = off" if wanted == "off" else "a system that is not POSIX"
+        raise ConfigError(f"tensor_parallel_size = {ranks}: not with {why}")
     if os.name != "posix":
         if wanted == "on":
             raise ConfigError("engine_process = on: needs a POSIX system")
         return False
+    if ranks > 1:
+        return True
     if wanted != "auto":
         return wanted == "on"
     device = settings.engine.device

@@ -43,7 +43,7 @@ from quire.service.rpc.validation import ServedModel, Validator
 from quire.service.rpc.write_watch import WriteWatch
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security
-from quire.service.security.reload import keep_fresh
+from quire.service.security.reload import Watcher
 from quire.service.settings import Settings, is_loopback
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics_server import MetricsServer
@@ -111,9 +111,10 @@ class Server:
             WriteWatch(settings.service.write_stall_seconds),
         )
         self._listeners: list[Listener] = []
+        self._awaiting: list[Places] = []  # where requests are read
         self._keeper: Keeper | None = None
-        self._refreshing: asyncio.Task[None] | None = None
-        self._rereading: set[asyncio.Task[bool]] = set()
+        # One each: where the disk of one hangs, changes of the others are seen.
+        self._watchers = [Watcher(files) for files in self._security.watched]
         self._metrics: MetricsServer | None = None
         self._watchdog = _watchdog(settings, engine)
         self._watching: asyncio.Task[None] | None = None
@@ -153,8 +154,8 @@ class Server:
         for listener in self._listeners:
             await listener.start()
         self._keeper = Keeper(self._listeners)
-        if self._security.watched:
-            self._refreshing = asyncio.create_task(keep_fresh(self._security.watched))
+        for watcher in self._watchers:
+            watcher.start()
         if authenticator.required and credentials is None and not is_loopback(service.host):
             log.warning(
                 "API keys come over %s in clear: anyone on the way can read them", service.host
@@ -169,7 +170,8 @@ class Server:
         authenticator = self._entrance.authenticator
         self._doorman = doorman = Doorman(authenticator, self.ledger)
         self._places = Places(places_for(max_message))
-        intake = Intake(self._places, doorman.check, doorman.on_refused)
+        self._awaiting.append(self._places)
+        intake = Intake(self._places, doorman.check, doorman.on_refused, max_message)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
     def _open_health(self) -> None:
@@ -180,9 +182,12 @@ class Server:
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
+        places, doorman = Places(places_for(ports.PROBE_BYTES)), self._doorman
+        self._awaiting.append(places)
+        intake = Intake(places, doorman.check, doorman.on_refused, ports.PROBE_BYTES)
 
         def make(port: int) -> tuple[grpc.aio.Server, int]:
-            server = grpc.aio.server(options=options)
+            server = grpc.aio.server(options=options, interceptors=[intake])
             self._health.add_to(server)
             return server, ports.bind(server, service.health_host, port, None, "health_")
 
@@ -292,10 +297,8 @@ class Server:
 
     def read_again(self) -> None:
         """Look at the files that may change now, without waiting for the next look."""
-        for files in self._security.watched:
-            task = asyncio.create_task(asyncio.to_thread(files.refresh))
-            self._rereading.add(task)
-            task.add_done_callback(self._rereading.discard)
+        for watcher in self._watchers:
+            watcher.look_now()
 
     # ------------------------------------------------------------ end
 
@@ -325,9 +328,10 @@ class Server:
         leaving: the process ends next, and its connections with it: a client that has not read its
         end sees UNAVAILABLE. Without, such calls are cancelled here.
         """
-        for task in (self._watching, self._refreshing):
-            if task is not None:
-                task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        for watcher in self._watchers:
+            watcher.stop()
         self._workers.close()
         try:
             async with asyncio.timeout(_ENGINE_STOP):
@@ -336,6 +340,8 @@ class Server:
             log.error("the engine did not end its step in %g s", _ENGINE_STOP)
             self._engine.give_up()
         self._health.close()
+        for places in self._awaiting:
+            places.close()
         rest = asyncio.gather(*self._rest(), return_exceptions=True)
         if self._keeper is not None:
             self._keeper.stop()

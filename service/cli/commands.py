@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
         config_flag(),
         extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
         extra_flag(
-            "dry_run", bool, False, "Print what it would take; exit with 1 if it does not fit."
+            "dry_run", bool, False, "Print what it would take; exit with 1 if it would not start."
         ),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
@@ -51,7 +51,10 @@ def hash_key(
         bool, typer.Option("--stdin", help="Take the key from standard input; else make one.")
     ] = False,
 ) -> int:
-    """Print a line for the file of API keys; a key that is made is shown once, on stderr."""
+    """Print a line for the file of API keys.
+
+    A key that is made is shown once, on standard error.
+    """
 
     def run() -> int:
         from quire.service.security.keys import make_entry, new_key

@@ -1,4 +1,8 @@
-"""What a configuration would take, and whether that fits, told without loading it."""
+"""What a configuration would take, and whether that fits, told without loading it.
+
+Invariant: the verdict is the engine's own (`fit`): what it would start with, if only with a cache
+that does not hold the longest request, is no failure here either.
+"""
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop import fit, sizing
@@ -9,34 +13,48 @@ _GIB, _KIB = 1 << 30, 1 << 10
 
 
 def report(config: EngineConfig) -> tuple[str, bool]:
-    """Sizes, what one full request needs, a verdict and what to turn; and whether it fits."""
+    """Sizes, what one full request needs, a verdict and what to turn; and whether it starts."""
     resolved = resolve(config)
     config = config.replace(model=resolved.engine_model)
-    plan = sizing.plan(config, model_config(config))
+    shape = model_config(config)
+    plan = sizing.plan(config, shape)
     verdict, needed = fit.judge(config, plan), plan.blocks_of_a_sequence
+    size = config.tensor_parallel_size
     note = " (an estimate: a step's own memory is not counted)" if plan.estimated else ""
     rows = [
         ("model", resolved.name),
         ("device", plan.device),
+        *([("ranks", f"{size}, which all sizes are of together")] if size > 1 else []),
         ("dtype", plan.dtype + _stored(config)),
         ("memory", _gib(max(plan.memory_bytes, 0))),
-        ("weights", _gib(plan.weight_bytes)),
+        ("weights", _gib(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
         ("KV cache", f"{_gib(plan.kv_cache_bytes)}{note}"),
         ("KV bytes a token", f"{plan.kv_bytes_per_token} ({plan.kv_bytes_per_token / _KIB:g} KiB)"),
         ("blocks", f"{plan.num_blocks} of {plan.block_size} tokens"),
         ("max_model_len", str(plan.max_model_len)),
         ("one request of max_model_len", f"{needed} blocks, {_gib(plan.bytes_of_blocks(needed))}"),
         ("full-length requests that fit", str(plan.full_length_sequences if verdict.fits else 0)),
-        ("verdict", "fits" if verdict.fits else f"does not fit: {verdict.reason}"),
+        ("longest request", f"{_longest(plan) if verdict.starts else 0} tokens"),
+        ("verdict", _told(verdict)),
     ]
     if not verdict.fits:
         rows.append(("to turn", ", or ".join(verdict.advice)))
     width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.fits
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.starts
+
+
+def _told(verdict: fit.Verdict) -> str:
+    if verdict.fits:
+        return "fits"
+    return f"{'starts' if verdict.starts else 'does not fit'}: {verdict.reason}"
+
+
+def _longest(plan: sizing.SizingPlan) -> int:
+    return min(plan.max_model_len, plan.cache_tokens)
 
 
 def _stored(config: EngineConfig) -> str:
-    return f", matrices as {config.quantization}" if config.quantization else ""
+    return ", matrices as int8" if config.int8 else ""
 
 
 def _gib(num_bytes: int) -> str:

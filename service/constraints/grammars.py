@@ -1,29 +1,30 @@
 """Matchers made by llguidance, which compiles grammars for a vocabulary.
 
 Invariant: a compiled grammar is kept unmoved, and every output gets a copy; equal texts are
-compiled once while they are kept. What is kept is bounded in number and in bytes of text. Compiling
-runs on a thread with a deep stack, because llguidance recurses along chains of rules. Its limits of
-work are set for every matcher, and looked at when it is made and at each of its tokens.
+compiled once while they are kept. What is kept is bounded in number and in bytes of text. Texts are
+read on threads with a deep stack (`deep.py`), because llguidance recurses along chains of rules.
+Its limits of work are set wherever it reads one, and looked at when a matcher is made and at each
+of its tokens; what took too long once is refused at once when it comes again.
 """
 
+import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from quire.engine.errors import ConstraintError, RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Matcher
-from quire.service.constraints.sources import grammar_of
+from quire.service.constraints.deep import DeepThreads, TooSlow
+from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.thoughts import AfterThoughts
-
-T = TypeVar("T")
 
 MAX_KEPT = 64  # compiled grammars
 MAX_KEPT_BYTES = 4 << 20  # of their texts
-STACK_BYTES = 256 << 20  # of a compiling thread; only what is used takes memory
 LIMITS = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 50_000,
@@ -32,9 +33,12 @@ LIMITS = {
     "max_lexer_states": 20_000,
     "max_grammar_size": 20_000,
 }
+CHOICE_FUEL = 5_000_000  # of the first lexer of choices, whose number and bytes are bounded
 _REASON = 500  # characters of llguidance's reason that are repeated
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
 
-_stack_lock = threading.Lock()  # the size of new threads' stacks is the process's
+Key = tuple[str, str]  # a constraint's kind and text
 
 
 class Grammars:
@@ -44,8 +48,10 @@ class Grammars:
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._tokens: _Tokens | None = None
-        self._kept: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[Key, LLMatcher] = OrderedDict()
         self._kept_bytes = 0
+        self._slow: OrderedDict[Key, str] = OrderedDict()  # what was said of it
+        self._threads = DeepThreads()
 
     def learn(self, vocabulary: Vocabulary) -> None:
         """See Matchers. The vocabulary is read when the first matcher is asked for."""
@@ -62,10 +68,40 @@ class Grammars:
                 self._kept.move_to_end(key)
                 base = base.deep_copy()
         if base is None:
-            base = _deep(lambda: _compiled(constraint, tokens))
+            base = self._compiled(constraint, tokens)
             self._keep(key, base.deep_copy())
         matcher = TextMatcher(base, tokens)
         return AfterThoughts(matcher, tokens, constraint) if constraint.closes else matcher
+
+    def schema_fault(self, schema: Mapping[str, Any]) -> str:
+        """Why no grammar can be made of a schema within the limits; empty: it can."""
+        text = json.dumps(schema, ensure_ascii=False)
+        try:
+            check_schema(text)
+            grammar = f"start: %json {text}"
+            why = self._threads.run(lambda: LLMatcher.validate_grammar(grammar, limits=_limits("")))
+        except (ValueError, TooSlow) as error:
+            return str(error)
+        return _brief(why.partition("\n")[0])
+
+    def _compiled(self, constraint: Constraint, tokens: "_Tokens") -> LLMatcher:
+        key = constraint.kind, constraint.text
+        with self._lock:
+            known = self._slow.get(key)
+        if known is not None:
+            raise RequestError(field_of(constraint.kind), known)
+        try:
+            return self._threads.run(lambda: _compiled(constraint, tokens))
+        except TooSlow as error:
+            if error.own:
+                self._remember_slow(key, str(error))
+            raise RequestError(field_of(constraint.kind), str(error)) from error
+
+    def _remember_slow(self, key: Key, words: str) -> None:
+        with self._lock:
+            self._slow[key] = words
+            while len(self._slow) > MAX_KEPT:
+                self._slow.popitem(last=False)
 
     def _known_tokens(self) -> "_Tokens":
         with self._lock:
@@ -136,17 +172,21 @@ class TextMatcher:
 
 
 def _compiled(constraint: Constraint, tokens: _Tokens) -> LLMatcher:
-    field = f"constraint.{constraint.kind}"
+    field = field_of(constraint.kind)
     try:
         grammar = grammar_of(constraint)
     except ValueError as error:
         raise RequestError(field, str(error)[:_REASON]) from error
-    limits = LLParserLimits(verbose_errors=False, **LIMITS)  # type: ignore[arg-type]
-    matcher = LLMatcher(tokens.backend, grammar, log_level=0, limits=limits)
+    matcher = LLMatcher(tokens.backend, grammar, log_level=0, limits=_limits(constraint.kind))
     for tried in (matcher, _tried(matcher)):
         if tried.is_error():
             raise RequestError(field, _reason(tried))
     return matcher
+
+
+def _limits(kind: str) -> LLParserLimits:
+    limits = LIMITS | ({"initial_lexer_fuel": CHOICE_FUEL} if kind == "choice" else {})
+    return LLParserLimits(verbose_errors=False, **limits)  # type: ignore[arg-type]
 
 
 def _tried(matcher: LLMatcher) -> LLMatcher:
@@ -161,30 +201,10 @@ def _tried(matcher: LLMatcher) -> LLMatcher:
 
 
 def _reason(matcher: LLMatcher) -> str:
+    return _brief(matcher.get_error())
+
+
+def _brief(words: str) -> str:
     """llguidance's words, on one line, without its marks of what it has left out."""
-    words = matcher.get_error().replace("<non-verbose/>", "")
-    return " ".join(words.split())[:_REASON]
-
-
-def _deep(work: Callable[[], T]) -> T:
-    """What work() returns or raises, on a thread of its own with a deep stack."""
-    result: list[T] = []
-    fault: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            fault.append(error)
-
-    thread = threading.Thread(target=run, name="quire-compile", daemon=True)
-    with _stack_lock:
-        before = threading.stack_size(STACK_BYTES)
-        try:
-            thread.start()
-        finally:
-            threading.stack_size(before)
-    thread.join()
-    if fault:
-        raise fault[0]
-    return result[0]
+    said = " ".join(words.replace("<non-verbose/>", "").split())
+    return _WORDS.get(said, _PLACE.sub("", said))[:_REASON]

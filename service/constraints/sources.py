@@ -4,81 +4,150 @@ Invariant: what is too large, too deep or unreadable is refused here, before llg
 parser recurses along chains of rules, and its lexer's work grows with the text.
 """
 
+import contextlib
 import json
+import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from llguidance import LLMatcher
 
-from quire.engine.errors import RequestError
 from quire.engine.request import Constraint
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
+MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
+MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
+CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SCHEMA = re.compile(r"%json\s*")
+_DECODER = json.JSONDecoder()
 # One space between the parts of a document, or none: more, and a weak model goes on with it.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
 
 def grammar_of(constraint: Constraint) -> str:
-    """What llguidance compiles. Raises RequestError, naming the field."""
+    """What llguidance compiles. Raises ValueError, saying what is wrong with it."""
     kind, text = constraint.kind, constraint.text
-    field = f"constraint.{kind}"
     size = len(text.encode())
     if size > MAX_BYTES:
-        raise RequestError(field, f"{size} bytes: at most {MAX_BYTES}")
+        raise ValueError(f"{size} bytes: at most {MAX_BYTES}")
     if kind == "json_schema":
-        return _of_schema(field, text)
+        whole = check_schema(text) is True
+        return LLMatcher.grammar_from_json_schema("{}" if whole else text, overrides=_JSON)
     if kind == "json_object":
         return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)
     if kind == "regex":
-        _check_lexemes(field, [text])
-        _check_depth(field, text, "([", ")]")
+        _check_lexemes([text])
+        _check_depth(text, "([", ")]")
         return LLMatcher.grammar_from_regex(text)
     if kind == "choice":
         texts = json.loads(text)
-        _check_lexemes(field, texts)
+        _check_lexemes(texts)
         options = " | ".join(json.dumps(option) for option in texts)
-        return LLMatcher.grammar_from_lark(f"start: {options}")
+        # One lexeme of all: as rules, each were an item of the parser's first row.
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {options}")
+    if kind == CALLS:
+        return LLMatcher.grammar_from_lark(text)
     if kind == "grammar":
         rules = len(_RULE.findall(text))
         if rules > MAX_RULES:
-            raise RequestError(field, f"{rules} rules: at most {MAX_RULES}")
-        _check_lexemes(field, text.split("\n"))
+            raise ValueError(f"{rules} rules: at most {MAX_RULES}")
+        _check_lexemes(text.split("\n"))
+        _check_schemas_in(text)
         return LLMatcher.grammar_from_lark(text)
-    raise RequestError("constraint", f"{kind!r} is not a kind of constraint")
+    raise ValueError("is not a kind of constraint")
 
 
-def _of_schema(field: str, text: str) -> str:
-    _check_lexemes(field, _STRING.findall(text))
-    _check_depth(field, _STRING.sub("", text), "[{", "]}")
+def field_of(kind: str) -> str:
+    """What a refusal names."""
+    return "chat.tools" if kind == CALLS else f"constraint.{kind}"
+
+
+def check_schema(text: str) -> dict[str, Any] | bool:
+    """A schema as JSON. Raises ValueError for what llguidance is better not shown."""
+    strings = _STRING.findall(text)
+    _check_lexemes(strings)
+    _check_depth(_STRING.sub("", text), "[{", "]}")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_constant=_no_number)
         json.dumps(schema, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise RequestError(field, f"is not JSON: {error}") from None
+        raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(schema, dict | bool):
-        raise RequestError(field, "must be a JSON object, true or false")
+        raise ValueError("must be a JSON object, true or false")
     if schema is False:
-        raise RequestError(field, "is false, which nothing satisfies")
-    return LLMatcher.grammar_from_json_schema("{}" if schema is True else text, overrides=_JSON)
+        raise ValueError("is false, which nothing satisfies")
+    _check_work(schema)
+    return schema
 
 
-def _check_lexemes(field: str, lexemes: list[str]) -> None:
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_work(schema: Any) -> None:
+    """What takes llguidance a time that grows faster than the text."""
+    patterns = 0
+    level: list[Any] = [schema]
+    while level:
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                found = item.get("patternProperties")
+                patterns += len(found) if isinstance(found, dict) else 0
+                _check_multiples(item)
+                inside.extend(item.values())
+            elif isinstance(item, list):
+                inside.extend(item)
+        level = inside
+    if patterns > MAX_PATTERNS:
+        raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
+
+
+def _check_multiples(schema: dict[str, Any]) -> None:
+    """Of a schema and of those that hold with it, which come to one number in the end."""
+    together = schema.get("allOf")
+    beside = together if isinstance(together, list) else []
+    values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]
+    found = {v for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
+    if math.prod(map(_without_point, found)) > MAX_MULTIPLE:
+        told = " and ".join(map(str, sorted(found)))[:100]
+        raise ValueError(f"multipleOf: {told}: at most {MAX_MULTIPLE}, points left out")
+
+
+def _without_point(value: float) -> int:
+    """0.25 is 25, and so is 25."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return MAX_MULTIPLE + 1
+    _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
+    zeros = "0" * max(int(exponent), 0)
+    return int("".join(map(str, digits)) + zeros)
+
+
+def _check_schemas_in(grammar: str) -> None:
+    """Those that stand in a grammar. What is no JSON llguidance refuses itself."""
+    for found in _SCHEMA.finditer(grammar):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            _check_work(_DECODER.raw_decode(grammar, found.end())[0])
+
+
+def _check_lexemes(lexemes: list[str]) -> None:
     longest = max((len(lexeme.encode()) for lexeme in lexemes), default=0)
     if longest > MAX_LEXEME_BYTES:
-        raise RequestError(field, f"{longest} bytes in one piece: at most {MAX_LEXEME_BYTES}")
+        raise ValueError(f"{longest} bytes in one piece: at most {MAX_LEXEME_BYTES}")
 
 
-def _check_depth(field: str, text: str, opening: str, closing: str) -> None:
+def _check_depth(text: str, opening: str, closing: str) -> None:
     depth = deepest = 0
     for bracket in re.findall(r"[\[\](){}]", text):
         depth += (bracket in opening) - (bracket in closing)
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
-        raise RequestError(field, f"{deepest} brackets inside one another: at most {MAX_DEPTH}")
+        raise ValueError(f"{deepest} brackets inside one another: at most {MAX_DEPTH}")

@@ -15,13 +15,17 @@ from pathlib import Path
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
+from quire.engine.model.hf_config import read_directory
+from quire.engine.model.hf_quantization import SUPPORTED
 from quire.engine.stand_in import fault_of
 from quire.service.models import pocket
 
 POCKET = "pocket"
 RANDOM_PREFIX = "random:"
+SETTINGS = ("config.json", "generation_config.json", "hf_quant_config.json")
 FILES = (
-    *("*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
+    *SETTINGS,
+    *("*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("chat_template.jinja", "additional_chat_templates/*.jinja", "added_tokens.json"),
 )
@@ -54,11 +58,15 @@ def resolve(config: EngineConfig) -> ResolvedModel:
             _verify(path)
         _refuse_stand_ins(path)
         return ResolvedModel(path.resolve().name, str(path), path)
+    if path.suffix == ".gguf" and path.exists():
+        raise ConfigError(f"model = {name}: GGUF is not supported; {SUPPORTED}, as safetensors")
     if path.exists():
         raise ConfigError(f"model = {name}: is a file; give the directory that holds it")
     if not _HUB_ID.fullmatch(name):
         raise ConfigError(f"model = {name}: no such directory, and not an id of the Hub")
-    directory = _fetch(name, config.revision)
+    # What cannot be run is refused before its weights are fetched.
+    read_directory(_fetch(name, config.revision, SETTINGS))
+    directory = _fetch(name, config.revision, FILES)
     _refuse_stand_ins(directory)
     return ResolvedModel(name, str(directory), directory)
 
@@ -97,7 +105,7 @@ def _verify(directory: Path) -> None:
         raise ModelError(str(error)) from error
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     """Download what is not there yet (the library shows its progress on standard error)."""
     try:
         from huggingface_hub import snapshot_download
@@ -114,7 +122,7 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from error
     at = f" at revision {revision}" if revision else ""
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise ModelError(f"model {name}: gated; accept its terms, then set HF_TOKEN") from error
     except RevisionNotFoundError as error:

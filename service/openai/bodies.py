@@ -10,12 +10,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from quire.service import errors
 from quire.service.admission.intake import BODY_SECONDS, Places, Reading
 from quire.service.openai import problems
 from quire.service.rpc.json_text import BadJson, read_object
 
-_RETRY_SECONDS = 1.0
 _JSON = "application/json"
 
 
@@ -30,6 +28,7 @@ class Bodies:
     async def read(self, request: Request, connection: str) -> bytes:
         """connection: whose turn it takes. Raises Refusal."""
         _check_type(request.headers.get("content-type", ""))
+        _check_encoding(request.headers.get("content-encoding", ""))
         self._check_length(request.headers.get("content-length", "0"))
         async with self._places.place(connection) as reading:
             return await self._in_time(request, reading)
@@ -43,8 +42,7 @@ class Bodies:
             if not body.done():
                 body.cancel()
         if not body.done() or body.cancelled():
-            self._places.was_slow(reading.connection)
-            raise errors.slow_request(_RETRY_SECONDS)
+            raise self._places.late(reading.connection)
         return body.result()
 
     async def _whole(self, request: Request) -> bytes:
@@ -66,6 +64,12 @@ def _check_type(content_type: str) -> None:
     charset = rest.strip().lower().replace('"', "")
     if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
         raise problems.not_json(content_type)
+
+
+def _check_encoding(told: str) -> None:
+    """A compressed body may be of any size once it is unpacked."""
+    if told.strip().lower() not in ("", "identity"):
+        raise problems.compressed(told)
 
 
 def parse(body: bytes) -> dict[str, Any]:

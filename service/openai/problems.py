@@ -27,6 +27,7 @@ _STATUS = {
 }
 _BY_REASON = {  # where HTTP tells apart what gRPC has one status for
     "BODY_TOO_LARGE": 413,
+    "CONTENT_ENCODING": 415,
     "CONTENT_TYPE": 415,
     "FOREIGN_HOST": 403,
     "HEADERS_TOO_LARGE": 431,
@@ -129,6 +130,15 @@ def not_json(content_type: str) -> Refusal:
         _Code.INVALID_ARGUMENT,
         f"content-type: {show(content_type)}: must be application/json",
         reason="CONTENT_TYPE",
+    )
+
+
+def compressed(encoding: str) -> Refusal:
+    """Of a body."""
+    return Refusal(
+        _Code.INVALID_ARGUMENT,
+        f"content-encoding: {show(encoding)}: bodies are taken as they are",
+        reason="CONTENT_ENCODING",
     )
 
 

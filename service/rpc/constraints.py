@@ -6,7 +6,9 @@ same words of refusal.
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from quire.engine.errors import ConstraintError, RequestError
 from quire.engine.request import Constraint, GenerationRequest, Vocabulary
@@ -57,7 +59,12 @@ def read_constraint(constraint: pb.Constraint, thinking: Thinking = Thinking.NON
         text = json.dumps(list(dict.fromkeys(constraint.choice.options)))
     else:
         text = "" if kind == "json_object" else getattr(constraint, kind)
-    if constraint.from_first_token or thinking is Thinking.NONE:
+    return behind(Thinking.NONE if constraint.from_first_token else thinking, kind, text)
+
+
+def behind(thinking: Thinking, kind: str, text: str) -> Constraint:
+    """One that begins where thoughts are over."""
+    if thinking is Thinking.NONE:
         return Constraint(kind, text)
     return Constraint(kind, text, "" if thinking is Thinking.OPENED else OPENS, CLOSES)
 
@@ -89,6 +96,19 @@ class Compiler:
                 self._vocabulary = Vocabulary(tokenizer.backend.to_str(), vocab_size, eos)
                 self._grammars.learn(self._vocabulary)
             return self._vocabulary
+
+    def schema_fault(self, schema: Mapping[str, Any]) -> str:
+        """Why a schema of a tool cannot be honoured; empty: it can. Not for the event loop."""
+        return self._grammars.schema_fault(schema)
+
+    def fault(self, constraint: Constraint) -> str:
+        """Why a constraint cannot be compiled; empty: it can."""
+        self.vocabulary()
+        try:
+            self._grammars.compile(constraint)
+        except RequestError as error:
+            return error.message
+        return ""
 
     def check(self, request: GenerationRequest) -> None:
         """Raise RequestError if the request's constraint, or what it resumes, cannot be."""

@@ -208,9 +208,7 @@ class InferenceServicer:
 
     def _engine_gone(self, error: EngineDeadError) -> tuple[Refusal, FinishReason]:
         if self._lifecycle.phase is Phase.DRAINING:  # stopped by us, in the drain's last stage
-            return errors.unavailable("the server is shutting down", "DRAINING"), (
-                FinishReason.CANCELLED
-            )
+            return errors.shutting_down(), (FinishReason.CANCELLED)
         return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
 
     # ------------------------------------------------------------ one answer each

@@ -135,6 +135,10 @@ class StatsReporter:
                 kv_cache_bytes=info.kv_cache_bytes,
                 allocated_bytes=engine.memory_allocated,
                 peak_bytes=engine.memory_peak,
+                ranks=(
+                    pb.RankMemory(allocated_bytes=allocated, peak_bytes=peak)
+                    for allocated, peak in engine.rank_memory
+                ),
             ),
             uptime_seconds=self._clock() - self._ready_at,
             version=self._version,

@@ -1,29 +1,62 @@
 """The constraint that makes a chat's calls valid, where it asks for that."""
 
-from quire.service.answers.events import Family
+from quire.engine.request import Constraint
+from quire.service.answers.events import Family, Syntax
 from quire.service.answers.tool_grammar import CallableTool, CannotHonour, tool_grammar
+from quire.service.constraints.sources import CALLS
 from quire.service.errors import invalid_field
+from quire.service.rpc.constraints import Compiler, behind
 from quire.service.rpc.json_text import BadJson, read_object
 from quire.service.rpc.reading import must_call, needs_constraint
+from quire.service.text.thinking import Thinking
 from quire.v1 import inference_pb2 as pb
 
 
-def constraint_of(chat: pb.Chat, family: Family | None) -> pb.Constraint | None:
-    """For a chat whose tools were checked. None: nothing is asked for. Raises Refusal."""
+def constraint_of(
+    chat: pb.Chat, family: Family | None, compiler: Compiler, thinking: Thinking
+) -> Constraint | None:
+    """For a chat whose tools were checked. None: nothing is asked for. Raises Refusal.
+
+    Where all tools together are too much, those that are not strict take any object.
+    """
     if not needs_constraint(chat):
         return None
     if family is None or family.syntax is None:
         raise invalid_field("chat.tool_choice", "how this model writes calls is not known")
     name = chat.tool_choice.name
     chosen = [i for i, tool in enumerate(chat.tools) if not name or tool.name == name]
-    parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     tools = [_callable(i, chat.tools[i]) for i in chosen]
+    grammar = why = ""
+    for loose in (False, True):
+        before = grammar
+        grammar = _grammar(chat, family.syntax, tools, chosen, compiler, loose)
+        if grammar == before:
+            break
+        constraint = behind(thinking, CALLS, grammar)
+        why = compiler.fault(constraint)
+        if not why:
+            return constraint
+    raise invalid_field("chat.tools", f"cannot be honoured: {why}")
+
+
+def _grammar(
+    chat: pb.Chat,
+    syntax: Syntax,
+    tools: list[CallableTool],
+    chosen: list[int],
+    compiler: Compiler,
+    loose: bool,
+) -> str:
+    """chosen: the tools' places in the chat."""
+    parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
+    calls = must_call(chat)
     try:
-        grammar = tool_grammar(family.syntax, tools, must_call=must_call(chat), parallel=parallel)
+        return tool_grammar(
+            syntax, tools, compiler.schema_fault, must_call=calls, parallel=parallel, loose=loose
+        )
     except CannotHonour as error:
         where = f"chat.tools[{chosen[error.tool]}].parameters_json"
         raise invalid_field(where, f"cannot be honoured: {error}") from error
-    return pb.Constraint(grammar=grammar)
 
 
 def _callable(i: int, tool: pb.Tool) -> CallableTool:

@@ -201,10 +201,10 @@ class Validator:
 
     def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
         """What the request asks for, or what makes its calls of tools valid. Raises Refusal."""
-        made = tool_constraint.constraint_of(request.chat, self._model.family)
-        if made is None:
-            return constraints.constraint_of(request, thinking)
-        return constraints.read_constraint(made, thinking)
+        made = tool_constraint.constraint_of(
+            request.chat, self._model.family, self.constraints, thinking
+        )
+        return made or constraints.constraint_of(request, thinking)
 
     def _resume(self, generation: GenerationRequest, options: TextOptions) -> Resumed | None:
         if options.ids_only or not generation.resume_token_ids:

@@ -7,7 +7,6 @@ may have been taken away gets in) or, without one, the old stays. Each failure i
 are known by identity, size and times, so a mounted secret whose links are swapped is seen too.
 """
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -211,13 +210,14 @@ def _descriptors_left() -> bool:
 
 
 class Watcher:
-    """A thread of its own that looks at files for ever: neither a busy event loop nor a full pool
-    of threads keeps a key from being revoked."""
+    """Looks at files again and again, on a thread of its own: neither a busy event loop nor a full
+    pool of threads keeps a key from being revoked."""
 
-    def __init__(self, watched: Sequence[Refreshable], seconds: float = POLL_SECONDS) -> None:
-        self._watched = tuple(watched)
+    def __init__(self, watched: Refreshable, seconds: float = POLL_SECONDS) -> None:
+        self._watched = watched
         self._seconds = seconds
-        self._stopping = threading.Event()
+        self._asked = threading.Event()  # for a look now, or for the end
+        self._stopping = False
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._watch, name="quire-files", daemon=True)
 
@@ -225,17 +225,26 @@ class Watcher:
         """Begin to look."""
         self._thread.start()
 
+    def look_now(self) -> None:
+        """Without waiting for the next time. However often that is asked for during a look, which
+        may hang with its disk, it means one look more."""
+        self._asked.set()
+
     def stop(self) -> None:
         """Look no more. Does not wait for a slow disk."""
-        self._stopping.set()
+        self._stopping = True
+        self._asked.set()
 
     def _watch(self) -> None:
-        while not self._stopping.wait(self._seconds):
-            for files in self._watched:
-                try:
-                    files.refresh()
-                except Exception as error:
-                    self._say(error)
+        while True:
+            self._asked.wait(self._seconds)
+            self._asked.clear()  # before the look, or what is asked during it would be lost
+            if self._stopping:
+                return
+            try:
+                self._watched.refresh()
+            except Exception as error:
+                self._say(error)
 
     def _say(self, error: Exception) -> None:
         words = f"{type(error).__name__}: {error}"
@@ -244,13 +253,3 @@ class Watcher:
         self._said.add(words)
         with contextlib.suppress(Exception):  # a log that cannot be written ends nothing either
             log.error("a look at files failed, and will be repeated: %s", words, exc_info=error)
-
-
-async def keep_fresh(watched: Sequence[Refreshable], seconds: float = POLL_SECONDS) -> None:
-    """Look at files, on a thread of their own, until cancelled."""
-    watcher = Watcher(watched, seconds)
-    watcher.start()
-    try:
-        await asyncio.Event().wait()
-    finally:
-        watcher.stop()

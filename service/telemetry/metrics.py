@@ -167,14 +167,17 @@ def _service_readings(ledger: Ledger) -> Iterator[Reading]:
     yield Reading("delivered_tokens", delivered, ledger.delivered, Kind.COUNTER)
 
 
+_ON_CPU = " (CPU: the process's, cache as it fills)"
+
+
 def _engine_readings(engine: EngineStats) -> Iterator[Reading]:
     usage = engine.blocks_in_use / max(engine.blocks_total, 1)
     for name, text, value, known_as in (
         ("requests_running", "Completions being computed", engine.running, "num_requests_running"),
         ("requests_waiting", "Completions waiting", engine.waiting, "num_requests_waiting"),
         ("kv_cache_usage_ratio", "Share of cache blocks in use", usage, "kv_cache_usage_perc"),
-        ("device_memory_bytes", "Memory allocated", engine.memory_allocated, ""),
-        ("device_memory_peak_bytes", "Most allocated at once", engine.memory_peak, ""),
+        ("device_memory_bytes", f"Memory allocated{_ON_CPU}", engine.memory_allocated, ""),
+        ("device_memory_peak_bytes", f"Most allocated{_ON_CPU}", engine.memory_peak, ""),
     ):
         yield Reading(name, text, value, Kind.GAUGE, known_as)
     for name, text, count in (

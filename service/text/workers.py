@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from quire.service.errors import Refusal, prompts_waiting, unavailable
+from quire.service.errors import Refusal, prompts_waiting, shutting_down
 
 T = TypeVar("T")
 Wanted = Callable[[], bool]
@@ -182,4 +182,4 @@ class PromptWorkers:
 
 
 def _closing() -> Refusal:
-    return unavailable("the server is shutting down", "DRAINING")
+    return shutting_down()

@@ -310,9 +310,9 @@ def test_usage_errors_are_one_line_and_code_two(
     assert named in told or named.upper() in told  # versions of typer differ
 
 
-def test_what_the_server_refuses_is_said_in_its_words(server: Any) -> None:
+def test_what_the_server_refuses_is_said_in_its_words_with_the_options_name(server: Any) -> None:
     done = quire("generate", "fail INVALID_ARGUMENT top_p: 7 is above 1", "-a", server.address)
-    assert one_line(done, 1) == "quire: top_p: 7 is above 1\n"
+    assert one_line(done, 1) == "quire: --top-p: 7 is above 1\n"
     done = quire("generate", "fail UNAUTHENTICATED no key", "-a", server.address)
     assert "--api-key" in one_line(done, 1)
     done = quire("generate", "hang", "--timeout", "0.2", "-a", server.address)

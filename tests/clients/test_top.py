@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from support.patience import PATIENCE
 
+from quire.clients.commands.stats import rows
 from quire.clients.commands.top import View, block_map, sparkline
 from quire.v1 import inference_pb2 as pb
 
@@ -67,6 +68,24 @@ def test_the_map_shows_each_block_or_the_busiest_of_several() -> None:
     lines = drawn(block_map(large, 2, 2)).splitlines()
     assert [line.rstrip() for line in lines[:2]] == ["·▪", "■·"]
     assert "a cell is 2 blocks" in drawn(block_map(large, 2, 2))
+
+
+def test_ranks_and_their_memory_have_a_line_where_there_are_several() -> None:
+    view, one = View(), snapshot(1.0, 0, [1, 1, 1])
+    view.add(one)
+    console = Console(width=80, height=24)
+    alone = drawn(view.render(console), 80, 24)
+    assert "ranks" not in alone
+    one.memory.ranks.add(allocated_bytes=3 << 30)
+    one.memory.ranks.add(allocated_bytes=5 << 20)
+    view.add(one)
+    shown = drawn(view.render(console), 80, 24)
+    assert "2: 3.0 GiB, 5.0 MiB" in shown
+    assert len(shown.splitlines()) == len(alone.splitlines()) + 1 <= 24
+    assert ("ranks", "2: 3.0 GiB, 5.0 MiB") in rows(one)
+    one.memory.ranks.extend([pb.RankMemory(allocated_bytes=7 << 30)] * 62)
+    view.add(one)
+    assert len(drawn(view.render(console), 80, 24).splitlines()) == len(shown.splitlines())
 
 
 def test_the_view_holds_everything_at_any_size() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.small_engine import (
+    FAMILIES,
     Outcome,
     PaddedRunner,
     Setup,
@@ -24,20 +25,15 @@ from support.small_engine import (
 )
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import LLAMA, QWEN2, Llama3Scaling
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.runner.runner import Runner
 
 MARGIN = 1e-4
+FP8_MARGIN = 0.02  # a rounding of fp32 may move an activation by a whole step of e4m3
 MAX_TOKENS = 20
 MODELS = {
     "grouped, tied": model_config(),
     "untied, yarn": model_config(q_heads=6, kv_heads=1, head_dim=8, tied=False, yarn=True),
-}
-LLAMA3 = Llama3Scaling(4.0, 32, 1.0, 4.0)
-FAMILIES = {  # served in every way at once, where the models above are in each
-    "qwen2": model_config(architecture=QWEN2, q_heads=6, kv_heads=2, tied=False),
-    "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
 }
 SAMPLINGS = {
     "greedy": SamplingParams(max_tokens=MAX_TOKENS),
@@ -127,7 +123,8 @@ def compare(tokens: list[int], expected: list[int], margins: list[float], what: 
     """Equal, token for token, up to the first place where the reference itself hung by a hair."""
     for place, (token, wanted) in enumerate(zip(tokens, expected, strict=False)):
         if token != wanted:
-            assert margins[place] < MARGIN, f"{what}: token {place} is {token}, not {wanted}"
+            most = FP8_MARGIN if what.startswith("fp8") else MARGIN
+            assert margins[place] < most, f"{what}: token {place} is {token}, not {wanted}"
             BOOKS.excused += 1
             BOOKS.notes.append(what)
             return

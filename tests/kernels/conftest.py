@@ -18,9 +18,10 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
-    from support import interpreter_bf16
+    from support import interpreter_bf16, interpreter_speed
 
     interpreter_bf16.install()
+    interpreter_speed.install()
 
 
 def pytest_configure(config: pytest.Config) -> None:

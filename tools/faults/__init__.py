@@ -1,4 +1,8 @@
-"""The faults that `make mutants` puts back: a module a room or wing, each with its `FAULTS`."""
+"""The faults that `make mutants` puts back: a module a subject, each with its `FAULTS`.
+
+Each names the file, the text that is right, what it becomes, and the tests that should notice. The
+first part of a name says where users reported the fault; `quire` are faults of its own making.
+"""
 
 import importlib
 import pkgutil

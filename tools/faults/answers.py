@@ -66,8 +66,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "answers-strict-tools-take-anything",
         "service/answers/tool_grammar.py",
-        "    return tool.strict or must_call\n",
-        "    return must_call\n",
+        "held = [tool.strict or (must_call and not loose)",
+        "held = [must_call and not loose",
         (GRAMMAR + "invalid_calls_do_not_pass",),
     ),
 )

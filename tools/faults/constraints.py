@@ -5,6 +5,8 @@ from faults.fault import Fault
 ENGINE = "tests/engine/loop/test_constraints.py::test_"
 EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
+DEEP = "tests/service/constraints/test_deep_threads.py::test_"
+TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
 
 FAULTS = (
@@ -76,6 +78,27 @@ FAULTS = (
         '"lenient": False, ',
         "",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: what is given up is not counted",
+        "service/constraints/deep.py",
+        "            self._given_up.add(done)",
+        "            pass",
+        (DEEP + "what_takes_too_long_is_given_up_and_counted_until_it_ends",),
+    ),
+    Fault(
+        "constraint: a text that was too slow is compiled again",
+        "service/constraints/grammars.py",
+        "                self._remember_slow(key, str(error))\n",
+        "                pass\n",
+        (DEEP + "a_text_that_was_too_slow_is_refused_at_once_when_it_comes_again",),
+    ),
+    Fault(
+        "constraint: a tool that is not strict is refused for being too much",
+        "service/rpc/tool_constraint.py",
+        "    for loose in (False, True):\n",
+        "    for loose in (False,):\n",
+        (TOOLS + "tools_that_are_too_much_together_take_any_object_unless_they_are_strict",),
     ),
     Fault(
         "edits: a slot keeps the mask of the request before",

@@ -47,7 +47,7 @@ FAULTS = (
     Fault(
         "quire: replicas with int8 weights and without have one fingerprint",
         "engine/model/base.py",
-        'self.weights_digest + (f":{self.quantization}" if self.quantization else "")',
+        'self.weights_digest + (":int8" if self.int8 else "")',
         "self.weights_digest",
         (INT8 + "it_serves_another_function_and_says_so",),
     ),

@@ -12,3 +12,8 @@ class Fault:
     old: str
     new: str
     tests: tuple[str, ...]
+
+
+def regression(name: str) -> tuple[str, ...]:
+    """The test that repeats what users of a system like this one have reported."""
+    return (f"tests/test_regressions.py::test_{name}",)

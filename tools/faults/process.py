@@ -87,7 +87,7 @@ FAULTS = (
     Fault(
         "quire: bodies that never end keep their places",
         "service/admission/intake.py",
-        "                reading.given_up.set_result(None)\n",
+        "                reading.give_up()\n",
         "                pass\n",
         (INTAKE + "a_place_is_given_up_to_those_who_wait_and_to_nobody_else",),
     ),
@@ -95,8 +95,8 @@ FAULTS = (
         "quire: a body is read before its key is looked at",
         "service/admission/intake.py",
         "                if refusal is not None:\n                    raise refusal\n"
-        "                return await self._read(context)\n",
-        "                request = await self._read(context)\n"
+        "                return await self._read(context, receipt)\n",
+        "                request = await self._read(context, receipt)\n"
         "                if refusal is not None:\n                    raise refusal\n"
         "                return request\n",
         (INTAKE + "a_caller_without_a_key_is_refused_before_their_body_is_there",),

@@ -3,6 +3,8 @@
 from faults.fault import Fault
 
 SHARDS = ("tests/engine/model/test_shards.py",)
+CODEC = ("tests/engine/parallel/test_codec.py",)
+TESTS = "tests/engine/parallel/test_ranks.py::test_"
 
 FAULTS = (
     Fault(
@@ -24,6 +26,57 @@ FAULTS = (
         "engine/model/layers/parallel.py",
         "first, *others = self._gather(partial).unbind(0)",
         "first, *others = reversed(self._gather(partial).unbind(0))",
+        SHARDS,
+    ),
+    Fault(
+        "ranks: each has as many blocks as rank 0 has room for",
+        "engine/loop/ranks.py",
+        "least = min(blocks, *(",
+        "least = max(blocks, *(",
+        (TESTS + "ranks_take_the_least_number_of_blocks_of_all",),
+    ),
+    Fault(
+        "ranks: whoever is lost is noticed with the next step alone",
+        "engine/parallel/ranks.py",
+        "            self._serving = True\n",
+        "            self._serving = False\n",
+        (TESTS + "a_rank_that_is_lost_takes_the_others_along",),
+    ),
+    Fault(
+        "ranks: those that are left go on waiting for a lost one",
+        "engine/parallel/ranks.py",
+        "        for other in self._ranks:\n            other.process.kill()\n",
+        "",
+        (TESTS + "a_rank_that_is_lost_takes_the_others_along",),
+    ),
+    Fault(
+        "ranks: a follower runs ahead of its device without a bound",
+        "engine/parallel/follower.py",
+        "        if len(waiting) > _AHEAD:\n            waiting.popleft().wait()\n",
+        "",
+        (TESTS + "a_follower_executes_in_order_and_is_one_step_ahead_at_most",),
+    ),
+    Fault(
+        "ranks: a failed step leaves them at different places, and the engine goes on",
+        "engine/parallel/leader.py",
+        "        del error\n        return True\n",
+        "        del error\n        return False\n",
+        (TESTS + "an_exchange_whose_other_end_is_gone_is_fatal",),
+    ),
+    Fault(
+        "ranks: a plan's ids are read without looking how many bytes are there",
+        "engine/parallel/codec.py",
+        """        if not 0 <= length <= len(self._data) - self.at:
+            raise ValueError(f"{length} bytes at {self.at}")
+""",
+        "",
+        CODEC,
+    ),
+    Fault(
+        "ranks: logits lie side by side from the last rank to the first",
+        "engine/model/layers/parallel.py",
+        "side_by_side = self._gather(logits).transpose(0, 1)",
+        "side_by_side = self._gather(logits).flip(0).transpose(0, 1)",
         SHARDS,
     ),
 )

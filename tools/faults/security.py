@@ -20,8 +20,8 @@ FAULTS = (
     Fault(
         "security: an unexpected fault ends the watching",
         RELOAD,
-        "                except Exception as error:\n                    self._say(error)",
-        "                except OSError as error:\n                    self._say(error)",
+        "            except Exception as error:\n                self._say(error)",
+        "            except OSError as error:\n                self._say(error)",
         REVOCATION,
     ),
     Fault(

@@ -21,11 +21,11 @@ FAULTS = (
     Fault(
         "surface: a flush whose caller has gone is answered to the next",
         "engine/client/async_engine.py",
-        "                asked = self._flushes.popleft()\n"
+        "                asked = self._asked.popleft()\n"
         "                if not asked.done():  # else its caller has gone\n",
-        "                asked = self._flushes.popleft()\n"
-        "                while asked.done() and self._flushes:\n"
-        "                    asked = self._flushes.popleft()\n"
+        "                asked = self._asked.popleft()\n"
+        "                while asked.done() and self._asked:\n"
+        "                    asked = self._asked.popleft()\n"
         "                if not asked.done():\n",
         PLACES,
     ),

@@ -7,31 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.engine.model.layers.parallel import World, length
-from quire.engine.model.layers.placement import Placement, new_weight
+from quire.engine.model.layers.parallel import length
+from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Ops
 
 
 class VocabTable:
     """A [vocabulary, hidden] matrix, this rank's ids of it. Serves as embedding, head, or both."""
 
-    def __init__(
-        self,
-        world: World,
-        name: str,
-        vocab_size: int,
-        hidden_size: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._world = world
+    def __init__(self, setting: Setting, module: str, vocab_size: int, hidden_size: int) -> None:
+        self._world = setting.world
         self._vocab_size = vocab_size
-        self.ids, rows = world.split_vocab(vocab_size)
-        self.weight = new_weight(rows, hidden_size, dtype=dtype, device=device)
+        self.ids, rows = setting.world.split_vocab(vocab_size)
+        self.weight = setting.new(rows, hidden_size)
         held = length(self.ids)
         self.weight[held:] = 0
-        shape, cols = (vocab_size, hidden_size), slice(0, hidden_size)
+        name, shape, cols = module + ".weight", (vocab_size, hidden_size), slice(0, hidden_size)
         self.placements = [Placement(name, shape, self.weight[:held], self.ids, cols)]
 
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ each rank makes a part of the sum, and the residual is added once, after the sum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from quire.engine.model.layers.parallel import World, length
-from quire.engine.model.layers.placement import Placement, new_weight
-from quire.kernels.ops import Ops
+from quire.engine.model.layers.forms import form_of
+from quire.engine.model.layers.parallel import length
+from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +32,29 @@ class ColumnParallelLinear:
     """
 
     def __init__(
-        self,
-        ops: Ops,
-        parts: Sequence[Part],
-        inputs: int,
-        *,
-        bias: bool = False,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, setting: Setting, parts: Sequence[Part], inputs: int, *, bias: bool = False
     ) -> None:
-        self._ops = ops
+        form = form_of(setting, [part.module for part in parts])
         rows = sum(length(part.rows) for part in parts)
-        self.weight = new_weight(rows, inputs, dtype=dtype, device=device)
-        self.bias = new_weight(rows, dtype=dtype, device=device) if bias else None
+        self.weight = form.new(rows, inputs)
+        self.bias = setting.new(rows) if bias else None
+        self._linear, self._held = form.linear(), form.held(self.weight)
         self.placements: list[Placement] = []
         begin = 0
         for part in parts:
             end = begin + length(part.rows)
-            shape, cols, target = (part.outputs, inputs), slice(0, inputs), self.weight[begin:end]
-            self.placements.append(
-                Placement(part.module + ".weight", shape, target, part.rows, cols)
-            )
+            shape, cols = (part.outputs, inputs), slice(0, inputs)
+            held = form.part(self.weight, begin, end, part.module)
+            self.placements += form.placements(part.module, shape, held, part.rows, cols)
             if self.bias is not None:
                 name, target = part.module + ".bias", self.bias[begin:end]
-                self.placements.append(
-                    Placement(name, (part.outputs,), target, part.rows, slice(0, 1))
-                )
+                self.placements.append(Placement(name, shape[:1], target, part.rows, slice(0, 1)))
             begin = end
 
     def __call__(self, x: Tensor, norm_weight: Tensor, eps: float, *, silu: bool = False) -> Tensor:
         """x: [T, inputs], normed first -> [T, rows]; with silu, gate and up: [T, rows / 2].
         A layer with biases has no silu."""
-        y = self._ops.linear(x, self.weight, norm_weight=norm_weight, eps=eps, silu=silu)
+        y = self._linear(x, self._held, norm_weight=norm_weight, eps=eps, silu=silu)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -71,25 +62,17 @@ class RowParallelLinear:
     """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual."""
 
     def __init__(
-        self,
-        ops: Ops,
-        world: World,
-        name: str,
-        outputs: int,
-        inputs: int,
-        cols: slice,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, setting: Setting, module: str, outputs: int, inputs: int, cols: slice
     ) -> None:
-        self._ops = ops
-        self._world = world
-        self.weight = new_weight(outputs, length(cols), dtype=dtype, device=device)
-        rows = slice(0, outputs)
-        self.placements = [Placement(name, (outputs, inputs), self.weight, rows, cols)]
+        form = form_of(setting, [module])
+        self._world = setting.world
+        self.weight = form.new(outputs, length(cols))
+        self._linear, self._held = form.linear(), form.held(self.weight)
+        shape, rows = (outputs, inputs), slice(0, outputs)
+        self.placements = form.placements(module, shape, self.weight, rows, cols)
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused."""
         if self._world.size == 1:
-            return self._ops.linear(x, self.weight, residual=residual)
-        return self._world.add_partials(self._ops.linear(x, self.weight), residual)
+            return self._linear(x, self._held, residual=residual)
+        return self._world.add_partials(self._linear(x, self._held), residual)

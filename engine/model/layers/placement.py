@@ -6,15 +6,9 @@ bytes go straight into the merged parameter.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch import Tensor
-
-from quire.kernels.row_scaled import RowScaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +24,11 @@ class Placement:
     target: Tensor
     rows: slice
     cols: slice
+
+    @property
+    def nbytes(self) -> int:
+        """Of the parameter's part."""
+        return int(self.target.nbytes)
 
     @property
     def is_vector(self) -> bool:
@@ -65,24 +64,3 @@ def whole(name: str, target: Tensor) -> Placement:
     """A weight that a parameter takes as it is. target: [N] or [N, K]."""
     cols = slice(0, target.shape[1] if target.dim() > 1 else 1)
     return Placement(name, tuple(target.shape), target, slice(0, target.shape[0]), cols)
-
-
-_AS_INT8: ContextVar[bool] = ContextVar("as_int8", default=False)
-
-
-@contextmanager
-def matrices_as_int8() -> Iterator[None]:
-    """Matrices made inside are `RowScaled`; vectors stay what they are."""
-    token = _AS_INT8.set(True)
-    try:
-        yield
-    finally:
-        _AS_INT8.reset(token)
-
-
-def new_weight(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An unfilled parameter. A matrix as int8 passes for a Tensor: it offers what a layer asks of
-    one, and what takes products knows it (`matrices_as_int8`)."""
-    if len(shape) == 2 and _AS_INT8.get():
-        return cast(Tensor, RowScaled.empty(*shape, dtype, device))
-    return torch.empty(shape, dtype=dtype, device=device)

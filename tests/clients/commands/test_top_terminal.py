@@ -54,7 +54,7 @@ def frame(width: int, height: int, view: View) -> list[str]:
 
 
 @pytest.mark.parametrize("blocks", [3, 500, 131_072])
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 40), (200, 60)])
 def test_a_busy_server_fits_and_nothing_is_cut(width: int, height: int, blocks: int) -> None:
     view = View()
     for step in range(150):

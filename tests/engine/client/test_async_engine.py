@@ -8,7 +8,7 @@ from support.some_engine import INFO as SOME_ENGINE
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.link import Receiver
-from quire.engine.loop.commands import Abort, Command, Submit
+from quire.engine.loop.commands import Abort, AskBlockMap, Command, FlushCache, Submit
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
@@ -32,8 +32,8 @@ class Hands:
     def send(self, command: Command) -> None:
         self.sent.append(command)
 
-    def say(self, outputs: Sequence[Output]) -> None:
-        self._receiver.deliver([Batch(list(outputs), EngineStats(), StepTimes())])
+    def say(self, outputs: Sequence[Output], answers: tuple[bytes | int, ...] = ()) -> None:
+        self._receiver.deliver([Batch(list(outputs), EngineStats(), StepTimes(), answers)])
 
     def busy_since(self) -> float | None:
         return None
@@ -62,5 +62,22 @@ def test_the_first_item_says_that_the_engine_has_been_told_and_waits_for_nothing
         assert await anext(stream) == [started]
         await stream.aclose()
         assert link.sent[1:] == [Abort(request.key)]
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_answers_go_to_those_who_asked_in_their_order_whatever_they_asked() -> None:
+    async def test() -> None:
+        link = Hands()
+        engine = AsyncEngine(link)
+        await engine.start()
+        calls = (engine.block_map, engine.flush_cache, engine.block_map, engine.flush_cache)
+        asked = [asyncio.create_task(call()) for call in calls]  # type: ignore[call-overload]
+        await asyncio.sleep(0)
+        assert link.sent == [AskBlockMap(), FlushCache(), AskBlockMap(), FlushCache()]
+        asked[1].cancel()  # its answer is nobody else's
+        link.say([], (b"one",))
+        link.say([], (3, b"two", 5))
+        assert [await asked[i] for i in (0, 2, 3)] == [b"one", b"two", 5]
 
     asyncio.run(asyncio.wait_for(test(), 20))

@@ -81,10 +81,10 @@ def test_a_batch_arrives_as_it_was() -> None:
     stats = EngineStats(*range(1, len(dataclasses.fields(EngineStats)) + 1))
     times = StepTimes()
     times.histograms["mixed"].observe(0.02, 3)
-    batch = Batch(OUTPUTS, stats, times, b"\x01\x02", (3, 0))
+    batch = Batch(OUTPUTS, stats, times, (3, b"\x01\x02", 0))
     got = wire.unpack_batch(across(wire.pack_batch(batch)))
     assert got.outputs == OUTPUTS
-    assert (got.stats, got.block_map, got.flushed) == (stats, b"\x01\x02", (3, 0))
+    assert (got.stats, got.answers) == (stats, (3, b"\x01\x02", 0))
     assert got.step_times.values() == times.values()
     assert got.step_times.histograms["mixed"].count == 3
 
@@ -128,9 +128,9 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
         channel, steps, keys = Channel(ours), 3000, range(1, 17)
         for step in range(steps):  # would block for ever if it could
             outputs = [Output(key, 0, float(step), float(step), [step]) for key in keys]
-            block_map = b"map" if step == steps - 2 else None
-            stats, flushed = EngineStats(steps_total=step), () if step % 1000 else (step,)
-            channel.publish(Batch(outputs, stats, StepTimes(), block_map, flushed))
+            stats = EngineStats(steps_total=step)
+            answers = {1000: (b"map", 5), steps - 2: (7,), steps - 1: (b"later",)}.get(step, ())
+            channel.publish(Batch(outputs, stats, StepTimes(), answers))
         batches = read_all(parent, channel)
     assert len(batches) < steps / 2
     for key in keys:
@@ -139,8 +139,8 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
         assert all(output.first_token_at == output.token_ids[0] for output in said)
         assert all(output.time == output.token_ids[-1] for output in said)
     assert batches[-1].stats.steps_total == steps - 1
-    assert [batch.block_map for batch in batches if batch.block_map] == [b"map"]
-    assert [blocks for batch in batches for blocks in batch.flushed] == [0, 1000, 2000]
+    told = [answer for batch in batches for answer in batch.answers]
+    assert told == [b"map", 5, 7, b"later"]
     assert max(len(batch.outputs) for batch in batches) == len(keys)
 
 

@@ -1,37 +1,19 @@
 """A checkpoint that is not the configuration's is refused before memory is taken for weights."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from support.tiny_checkpoint import CONFIG, Change, write
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError
 from quire.engine.loop.build import build_engine
-from quire.engine.model.config import ModelConfig
-from quire.engine.weights.random import save_random
 
-CONFIG = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=96,
-    hidden_size=32,
-    num_layers=2,
-    num_q_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    stored_dtype="float32",
-)
 FILE = "model.safetensors"
 ALLOCATING = {"aten.empty.memory_format", "aten.slice.Tensor"}
 FILLING = {f"aten.{name}.default" for name in ("scalar_tensor", "view", "expand", "copy_")}
@@ -101,12 +83,9 @@ def integers(tensors: dict[str, Tensor]) -> None:
     ],
 )
 def test_what_does_not_fit_is_told_before_a_weight_is_allocated(
-    tmp_path: Path, edit: Callable[[dict[str, Tensor]], None], words: str
+    tmp_path: Path, edit: Change, words: str
 ) -> None:
-    save_random(CONFIG, tmp_path, seed=1)
-    tensors = load_file(tmp_path / FILE)
-    edit(tensors)
-    save_file(tensors, tmp_path / FILE)
+    write(tmp_path, edit)
     with pytest.raises(ModelError) as caught:
         build(tmp_path)
     assert words in str(caught.value)
@@ -115,10 +94,10 @@ def test_what_does_not_fit_is_told_before_a_weight_is_allocated(
 
 
 def test_one_that_fits_is_loaded(tmp_path: Path) -> None:
-    save_random(CONFIG, tmp_path, seed=1)
+    write(tmp_path)
     assert max(build(tmp_path).sizes) >= CONFIG.vocab_size * CONFIG.hidden_size * 4
 
 
 def test_shapes_are_made_without_arithmetic_which_would_load_a_compiler(tmp_path: Path) -> None:
-    save_random(CONFIG, tmp_path, seed=1)
+    write(tmp_path)
     assert build(tmp_path).on_meta <= ALLOCATING | FILLING

@@ -45,7 +45,7 @@ class Pair:
 def in_turn() -> Iterator[Any]:
     """All shapes of Qwen3; two of each other family, the rest where there is time."""
     yield from hf_models.SHAPES
-    for shapes in (hf_models.LLAMA_SHAPES, hf_models.QWEN2_SHAPES):
+    for shapes in (hf_models.LLAMA_SHAPES, hf_models.QWEN2_SHAPES, hf_models.MOE_SHAPES):
         yield from shapes[:2]
         yield from (pytest.param(shape, marks=pytest.mark.long) for shape in shapes[2:])
 
@@ -102,7 +102,8 @@ def test_bf16_errs_no_more_than_transformers_does(pair: Pair) -> None:
     theirs = their_logits(in_bf16, tokens) - exact
     ours = all_logits(model, tokens) - exact
     assert 0 < ours.square().mean().sqrt() <= 1.5 * theirs.square().mean().sqrt()
-    assert ours.abs().max() <= 1.5 * theirs.abs().max()
+    if model.config.experts is None:  # where experts hang by a hair, either may take others
+        assert ours.abs().max() <= 1.5 * theirs.abs().max()
 
 
 @torch.inference_mode()

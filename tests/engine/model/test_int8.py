@@ -96,15 +96,13 @@ def test_logits_are_near_those_of_float32() -> None:
     bf16 alone has 2."""
     hidden = torch.randn(32, TINY.hidden_size, generator=torch.Generator().manual_seed(1))
 
-    def logits(quantization: str | None) -> torch.Tensor:
-        model = build_model(
-            TINY, reference, dtype=torch.float32, device=CPU, quantization=quantization
-        )
+    def logits(int8: bool) -> torch.Tensor:
+        model = build_model(TINY, reference, dtype=torch.float32, device=CPU, int8=int8)
         fill_random(model, 0)
         return model.logits(hidden, None)
 
-    exact = logits(None)
-    off = float((logits("int8") - exact).norm() / exact.norm())
+    exact = logits(False)
+    off = float((logits(True) - exact).norm() / exact.norm())
     assert 0 < off < 0.02  # the head alone
 
 
@@ -112,7 +110,7 @@ def test_logits_are_near_those_of_float32() -> None:
 def test_a_checkpoint_is_made_int8_while_it_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     save_random(TINY, tmp_path, dtype=dtype)
     stored = load_file(tmp_path / SINGLE)
-    model = build_model(TINY, reference, dtype=torch.float32, device=CPU, quantization="int8")
+    model = build_model(TINY, reference, dtype=torch.float32, device=CPU, int8=True)
     load_checkpoint(model, tmp_path)
     for placement in model.placements():
         if isinstance(placement.target, RowScaled):
@@ -128,16 +126,27 @@ def test_a_row_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.down_proj.weight"
     tensors[name][3, 5] = float("nan")
     save_file(tensors, tmp_path / SINGLE)
-    model = build_model(TINY, reference, dtype=torch.float32, device=CPU, quantization="int8")
+    model = build_model(TINY, reference, dtype=torch.float32, device=CPU, int8=True)
     with pytest.raises(ModelError, match=rf"{name}: 1 rows .* not finite"):
         load_checkpoint(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [("8B-fp8", "FP8 already"), ("30B-A3B", "a mixture of experts")]
+)
+def test_what_has_no_int8_rows_is_refused_by_name(shape: str, words: str) -> None:
+    config = EngineConfig(model=f"random:{shape}", device="cpu", quantization="int8")
+    with pytest.raises(ConfigError, match=f"quantization = int8: .*{words}"):
+        sizing.plan(config, ModelConfig.named_shape(shape))
 
 
 def test_a_gpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="quantization = int8: only on the CPU, device = cuda"):
         EngineConfig(quantization="int8", device="cuda")
-    with pytest.raises(ConfigError, match="quantization = 'int4': supported: None, int8"):
+    with pytest.raises(ConfigError, match="quantization = 'int4': supported: auto, fp8, int8"):
         EngineConfig(quantization="int4")
+    with pytest.raises(ConfigError, match="int8: only with tensor_parallel_size = 1, it is 2"):
+        EngineConfig(quantization="int8", device="cpu", tensor_parallel_size=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = EngineConfig(quantization="int8")
     with pytest.raises(ConfigError, match=r"int8: only on the CPU, .* \(try device = cpu\)"):

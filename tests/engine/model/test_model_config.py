@@ -11,7 +11,6 @@ import torch
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import GenerationDefaults, ModelConfig, RopeScaling
 from quire.engine.model.registry import build_model
-from quire.engine.weights.random import weight_shapes
 from quire.kernels import reference
 
 # As Qwen/Qwen3-0.6B has it on the Hub: keys of transformers 4.
@@ -84,7 +83,7 @@ def test_both_key_styles_at_once_must_agree(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"architectures": ["GPT9"]}, 'architectures = ["GPT9"]: this is not supported; supported: Q'),
+    ({"architectures": ["GPT9"]}, 'architectures = ["GPT9"]: not supported; supported: Qwen3'),
     ({"architectures": ["LlamaForCausalLM"]}, 'model_type = "qwen3": supported: "llama"'),
     ({"architectures": None}, "architectures = null: must be a list"),
     ({"model_type": "llama"}, 'model_type = "llama": supported: "qwen3"'),
@@ -194,122 +193,6 @@ def test_end_tokens_are_the_union_of_both_files(tmp_path: Path) -> None:
     assert read(tmp_path, HUB | {"eos_token_id": None}, {}).eos_token_ids == ()
 
 
-# As the Hub has them, but for what has no say in what is computed.
-QWEN25: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "hidden_act": "silu",
-    "hidden_size": 896,
-    "initializer_range": 0.02,
-    "intermediate_size": 4864,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 21,
-    "num_attention_heads": 14,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-QWEN25_GENERATION = {
-    "do_sample": True,
-    "eos_token_id": [151645, 151643],
-    "repetition_penalty": 1.05,
-    "temperature": 0.7,
-    "top_k": 20,
-    "top_p": 0.8,
-}
-LLAMA31: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 8.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
-LLAMA31_GENERATION = {
-    "do_sample": True,
-    "eos_token_id": [128001, 128008, 128009],
-    "temperature": 0.6,
-    "top_p": 0.9,
-}
-
-
-def test_other_families_of_the_hub_are_their_named_shapes(tmp_path: Path) -> None:
-    small = ModelConfig.named_shape("qwen2.5-0.5B")
-    assert read(tmp_path, QWEN25, QWEN25_GENERATION) == small and small.head_dim == 64
-    assert read(tmp_path, LLAMA31, LLAMA31_GENERATION) == ModelConfig.named_shape("llama3.1-8B")
-
-
-def test_what_a_llama_says_nothing_of(tmp_path: Path) -> None:
-    """As in Llama 2: no heads of keys, no dimensions of heads, no scaling."""
-    absent = ("num_key_value_heads", "rope_scaling", "rope_theta")
-    config = read(tmp_path, {k: v for k, v in LLAMA31.items() if k not in absent})
-    assert (config.num_kv_heads, config.head_dim) == (32, 128)
-    assert (config.rope_theta, config.rope_scaling) == (10_000.0, None)
-
-
-LLAMA3_ROPE = LLAMA31["rope_scaling"]
-REFUSED_OF_OTHERS: list[tuple[dict[str, Any], str]] = [
-    (QWEN25 | {"use_sliding_window": True}, "use_sliding_window = true: supported: false"),
-    (QWEN25 | {"hidden_size": 900}, "hidden_size = 900: must be num_attention_heads = 14 times"),
-    (QWEN25 | {"num_key_value_heads": None}, "num_key_value_heads = null: must be"),
-    (QWEN25 | {"num_experts": 4}, "num_experts = 4: is not supported"),
-    (LLAMA31 | {"attention_bias": True}, "attention_bias = true: supported: false"),
-    (LLAMA31 | {"mlp_bias": True}, "mlp_bias = true: is not supported"),
-    (
-        LLAMA31 | {"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4.0}},
-        "rope_scaling.high_freq_factor = 4.0: must be above low_freq_factor = 4",
-    ),
-    (
-        LLAMA31 | {"rope_scaling": {k: v for k, v in LLAMA3_ROPE.items() if k != "factor"}},
-        "rope_scaling.factor is missing",
-    ),
-    (
-        LLAMA31 | {"rope_scaling": LLAMA3_ROPE | {"beta_fast": 32}},
-        "rope_scaling.beta_fast = 32: unknown for llama3",
-    ),
-]
-
-
-@pytest.mark.parametrize(("config", "words"), REFUSED_OF_OTHERS, ids=lambda value: str(value)[-50:])
-def test_refusals_of_other_families(config: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read(tmp_path, config)
-    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {words}")
-
-
 # ---------------------------------------------------------------- sizes and names
 
 
@@ -331,24 +214,6 @@ def test_sizes_of_the_published_models(name: str, gigabytes_a_step: float, kv_by
     if not config.tie_word_embeddings:  # a step reads a few rows of the embedding, not all
         weights -= 2 * config.vocab_size * config.hidden_size
     assert weights / 1e9 == pytest.approx(gigabytes_a_step, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("0.6B", 596_049_920),
-        ("8B", 8_190_735_360),
-        ("qwen2.5-0.5B", 494_032_768),
-        ("qwen2.5-7B", 7_615_616_512),
-        ("llama3.2-1B", 1_235_814_400),
-        ("llama3.1-8B", 8_030_261_248),
-    ],
-)
-def test_parameters_are_those_of_the_published_checkpoint(name: str, parameters: int) -> None:
-    config = ModelConfig.named_shape(name)
-    assert config.num_parameters == parameters
-    shapes = weight_shapes(config)
-    assert config.num_parameters == sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
 def test_an_unknown_shape_or_architecture_is_named() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.config import QWEN2, QWEN3_MOE, Experts, ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.parallel import World, length, scale_slice
 from quire.engine.model.registry import build_model
@@ -46,10 +46,21 @@ def build(config: ModelConfig, world: World | None = None) -> CausalModel:
     return build_model(config, reference, dtype=torch.float32, device=device, world=world)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+TIED = dataclasses.replace(CONFIG, tie_word_embeddings=True)
+BIASED = dataclasses.replace(CONFIG, architecture=QWEN2)
+MIXED = dataclasses.replace(CONFIG, architecture=QWEN3_MOE, experts=Experts(5, 2, 24, True, (0,)))
+HEADS = {
+    f"{heads} heads": dataclasses.replace(TIED if heads > 1 else CONFIG, num_kv_heads=heads)
+    for heads in (1, 4, 8)
+}
+CONFIGS = {"": CONFIG, "tied": TIED, "biases": BIASED, "moe": MIXED, **HEADS}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_together_compute_what_one_computes(size: int, tied: bool, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+def test_ranks_together_compute_what_one_computes(
+    size: int, config: ModelConfig, tmp_path: Path
+) -> None:
     save_random(config, tmp_path, seed=2)
     one = build(config)
     load_checkpoint(one, tmp_path)

@@ -9,31 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.tiny_checkpoint import CONFIG, write
 
 from quire.engine.errors import ModelError
-from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.engine.weights.checkpoint import INDEX, SINGLE, Checkpoint
 from quire.engine.weights.loader import load_checkpoint
-from quire.engine.weights.random import save_random
 from quire.engine.weights.safetensors_file import read_header
 from quire.kernels import reference
 
-CONFIG = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=31,
-    hidden_size=16,
-    num_layers=1,
-    num_q_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=24,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    stored_dtype="float32",
-)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1192135096\n"
 
 
@@ -83,7 +67,7 @@ def _shard_beside(directory: Path) -> None:
 
 @pytest.mark.parametrize("add", [_index_beside, _shard_beside])
 def test_two_sources_of_weights_are_refused(add: Callable[[Path], None], tmp_path: Path) -> None:
-    save_random(CONFIG, tmp_path)
+    write(tmp_path)
     Checkpoint.open(tmp_path)
     add(tmp_path)
     with pytest.raises(ModelError, match="two sources of weights"):
@@ -110,24 +94,14 @@ def test_every_byte_belongs_to_one_tensor(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused_by_name(value: float, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    save_random(CONFIG, tmp_path)
-    tensors = load_file(tmp_path / SINGLE)
     name = "model.layers.0.mlp.down_proj.weight"
-    tensors[name][3, 5] = value
-    save_file(tensors, tmp_path / SINGLE)
+    write(tmp_path, lambda tensors: tensors[name][3, 5].fill_(value))
     model = build_model(CONFIG, reference, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(ModelError, match=rf"{name}: 1 numbers .* not finite"):
         load_checkpoint(model, tmp_path)
 
 
 def test_large_finite_numbers_whose_sum_is_not_are_taken(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    save_random(CONFIG, tmp_path)
-    tensors = load_file(tmp_path / SINGLE)
-    tensors["model.norm.weight"].fill_(3e38)
-    save_file(tensors, tmp_path / SINGLE)
+    write(tmp_path, lambda tensors: tensors["model.norm.weight"].fill_(3e38))
     model = build_model(CONFIG, reference, dtype=torch.float32, device=torch.device("cpu"))
     load_checkpoint(model, tmp_path)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from support.tiny_checkpoint import CONFIG, Change, change, write
 from torch import Tensor
 
 from quire.engine.errors import ModelError
@@ -24,25 +25,9 @@ from quire.engine.weights.random import fill_random, hf_config, hf_generation, s
 from quire.engine.weights.safetensors_file import StoredTensor, read_header, read_into
 from quire.kernels import reference
 
-CONFIG = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=96,
-    hidden_size=32,
-    num_layers=2,
-    num_q_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    stored_dtype="float32",
-)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Q, K, V = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv")
 DOWN = "model.layers.0.mlp.down_proj.weight"
-Change = Callable[[dict[str, Tensor]], object]
 
 
 def build(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CausalModel:
@@ -65,7 +50,6 @@ def held(model: CausalModel) -> dict[str, Tensor]:
 def directory(tmp_path: Path) -> Path:
     """One file, fp32, norms random as well."""
     path = tmp_path / "model"
-    save_random(CONFIG, path, seed=1)
 
     def vary_norms(tensors: dict[str, Tensor]) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -73,14 +57,8 @@ def directory(tmp_path: Path) -> Path:
             if tensor.dim() == 1:
                 tensor.uniform_(0.5, 1.5, generator=generator)
 
-    change(path, vary_norms)
+    write(path, vary_norms)
     return path
-
-
-def change(directory: Path, edit: Change, file: str = "model.safetensors") -> None:
-    tensors = {name: tensor.clone() for name, tensor in load_file(directory / file).items()}
-    edit(tensors)
-    save_file(tensors, directory / file)
 
 
 def change_config(directory: Path, **changes: Any) -> None:

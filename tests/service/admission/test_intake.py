@@ -34,7 +34,7 @@ def test_places_are_so_many_that_their_bytes_are_bounded() -> None:
 def test_who_waits_gets_the_place_of_who_leaves_and_slow_connections_come_last() -> None:
     async def test() -> None:
         places, order = Places(1), []
-        places.was_slow("slow")
+        places.late("slow")
         done = asyncio.Event()
 
         async def one(connection: str) -> None:
@@ -182,6 +182,48 @@ def test_a_body_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
             stream = unfinished(attacker)
             assert b"grpc-status\x018" in await asyncio.to_thread(attacker.until, HEADERS, stream)
             attacker.close()
+
+    run(test)
+
+
+def half_a_body(port: int) -> bytes:
+    """All that the OpenAI API answers to a request whose body lacks a byte."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+        answer = b""
+        while more := connection.recv(1 << 16):
+            answer += more
+    return answer
+
+
+def test_at_the_end_whoever_has_yet_to_say_what_they_want_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those whose bodies are read, and those who wait for their turn."""
+    monkeypatch.setattr(intake, "GRACE_SECONDS", PATIENCE)
+    monkeypatch.setattr(intake, "BODY_SECONDS", PATIENCE)
+    monkeypatch.setattr(intake, "MAX_BODY_BYTES", 0)  # 8 places
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            over_http = asyncio.create_task(
+                asyncio.to_thread(half_a_body, running.server.http_port)
+            )
+            while running.server._places.reading < 1:
+                await asyncio.sleep(0.005)
+            attacker = await rude(running)
+            streams = [unfinished(attacker) for _ in range(9)]
+            while running.server._places.waiting < 2:
+                await asyncio.sleep(0.005)
+            ended = asyncio.create_task(asyncio.to_thread(attacker.until, HEADERS, streams[0]))
+        assert b"the server is shutting down" in await ended
+        assert running.server.ledger.refusals == {"DRAINING": 10}
+        attacker.close()
+        answer = await over_http
+        assert answer.startswith(b"HTTP/1.1 503 ") and b'"draining"' in answer
 
     run(test)
 

@@ -8,12 +8,18 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from support.answer_reference import joined
 
+from quire.engine.request import Constraint
+from quire.service.answers import tool_grammar as written
 from quire.service.answers.events import Family, Kind, Reading, Syntax
 from quire.service.answers.parser import OutputParser
-from quire.service.answers.tool_grammar import CallableTool, CannotHonour, tool_grammar
+from quire.service.answers.tool_grammar import CallableTool, CannotHonour
+from quire.service.constraints.grammars import Grammars
 from quire.service.errors import Refusal
 from quire.service.models import pocket
-from quire.service.rpc.tool_constraint import constraint_of
+from quire.service.rpc import tool_constraint
+from quire.service.rpc.constraints import Compiler
+from quire.service.text.thinking import Thinking
+from quire.service.text.tokenizer import load
 from quire.v1 import inference_pb2 as pb
 
 SCHEMA: dict[str, Any] = {
@@ -31,6 +37,22 @@ SCHEMA: dict[str, Any] = {
 STRICT = CallableTool("wetter-é", SCHEMA, strict=True)
 FREE = CallableTool("free", {"properties": {"x": {"type": "string"}}, "unevaluatedItems": 3})
 UNSUPPORTED = {"type": "object", "properties": {}, "unevaluatedProperties": {"type": "string"}}
+
+
+GRAMMARS = Grammars()
+
+
+def tool_grammar(syntax: Syntax, tools: list[CallableTool], **choices: bool) -> str:
+    return written.tool_grammar(syntax, tools, GRAMMARS.schema_fault, **choices)  # type: ignore[arg-type]
+
+
+@functools.cache
+def compiler() -> Compiler:
+    return Compiler(load(pocket.directory(), 4096), 4096, (2,))
+
+
+def constraint_of(chat: pb.Chat, family: Family | None) -> Constraint | None:
+    return tool_constraint.constraint_of(chat, family, compiler(), Thinking.NONE)
 
 
 @functools.cache
@@ -87,8 +109,8 @@ def test_valid_calls_pass_and_are_read_as_such(syntax: Syntax, must_call: bool) 
         assert accepts(grammar, f"{call}\n{call}")
         events = OutputParser(reading).feed(call)
         assert events[0].kind is Kind.CALL
-        ((name, written),) = joined(events).calls
-        assert (name, json.loads(written)) == (STRICT.name, arguments)
+        ((name, said),) = joined(events).calls
+        assert (name, json.loads(said)) == (STRICT.name, arguments)
 
 
 @pytest.mark.parametrize("syntax", Syntax)
@@ -166,8 +188,8 @@ def test_a_chat_says_whether_it_needs_a_constraint() -> None:
     named = pb.Chat(tools=tools, tool_choice=pb.ToolChoice(name="weather"))
     constraint = constraint_of(named, family)
     assert constraint is not None
-    assert accepts(constraint.grammar, write(Syntax.HERMES, "weather", GOOD[0]))
-    assert not accepts(constraint.grammar, write(Syntax.HERMES, "other", {}))
+    assert accepts(constraint.text, write(Syntax.HERMES, "weather", GOOD[0]))
+    assert not accepts(constraint.text, write(Syntax.HERMES, "other", {}))
     with pytest.raises(Refusal):
         constraint_of(named, None)
 
@@ -177,3 +199,62 @@ def test_a_strict_schema_that_cannot_be_honoured_is_named() -> None:
     chat = pb.Chat(tools=[pb.Tool(name="other"), bad])
     with pytest.raises(Refusal, match=r"chat\.tools\[1\]\.parameters_json"):
         constraint_of(chat, Family(Syntax.HERMES, thinks=False))
+
+
+def chained(rules: int) -> dict[str, Any]:
+    """A schema that leads from one definition to the next."""
+    chain: dict[str, Any] = {f"r{i}": {"$ref": f"#/$defs/r{i + 1}"} for i in range(rules)}
+    end = {f"r{rules}": {"type": "integer"}}
+    return {"type": "object", "properties": {"x": {"$ref": "#/$defs/r0"}}, "$defs": chain | end}
+
+
+MANY: dict[str, Any] = {
+    "type": "object",
+    "properties": {f"key_{i}": {"type": "integer"} for i in range(4000)},
+}
+MULTIPLE = {"type": "object", "properties": {"x": {"multipleOf": 99991, "type": "integer"}}}
+REASONS = {
+    "chain": (chained(20_000), "grammar size"),
+    "multiple": (MULTIPLE, "multipleOf: 99991: at most 10000"),
+    "piece": ({"type": "object", "required": ["x" * 33_000]}, "33002 bytes in one piece"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_hostile_schemas_of_strict_tools_are_refused_by_name_in_one_line(name: str) -> None:
+    """A chain of references once took the process with it: it ran out of stack."""
+    schema, words = REASONS[name]
+    tool = pb.Tool(name="f", parameters_json=json.dumps(schema), strict=True)
+    chat = pb.Chat(tools=[pb.Tool(name="other"), tool])
+    with pytest.raises(Refusal) as caught:
+        constraint_of(chat, Family(Syntax.HERMES, thinks=False))
+    (violation,) = caught.value.violations
+    assert violation.field == "chat.tools[1].parameters_json"
+    assert words in violation.description
+    assert "\n" not in violation.description and "%json" not in violation.description
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_same_schemas_are_passed_over_where_tools_are_not_strict(name: str) -> None:
+    tool = pb.Tool(name="f", parameters_json=json.dumps(REASONS[name][0]))
+    required = pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_REQUIRED)
+    found = constraint_of(
+        pb.Chat(tools=[tool], tool_choice=required), Family(Syntax.HERMES, thinks=False)
+    )
+    assert found is not None
+    assert accepts(found.text, write(Syntax.HERMES, "f", {"any": 1}))
+
+
+def test_tools_that_are_too_much_together_take_any_object_unless_they_are_strict() -> None:
+    schema = {"type": "object", "properties": {f"k{i}": {"type": "integer"} for i in range(400)}}
+    text = json.dumps(schema)
+    required = pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_REQUIRED)
+    family = Family(Syntax.HERMES, thinks=False)
+    tools = [pb.Tool(name=f"tool_{i}", parameters_json=text) for i in range(12)]
+    found = constraint_of(pb.Chat(tools=tools, tool_choice=required), family)
+    assert found is not None and "k399" not in found.text
+    for tool in tools:
+        tool.strict = True
+    with pytest.raises(Refusal) as caught:
+        constraint_of(pb.Chat(tools=tools, tool_choice=required), family)
+    assert [violation.field for violation in caught.value.violations] == ["chat.tools"]

@@ -3,7 +3,10 @@
 import pytest
 
 from quire.clients import cli
+from quire.engine.config import EngineConfig
 from quire.engine.loop import sizing
+from quire.engine.loop.build import build_engine
+from quire.service.models import pocket
 
 GIB = 1 << 30
 
@@ -32,10 +35,25 @@ def test_what_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert "to turn" not in rows
 
 
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [
+        (["random:8B-fp8"], "8.79 GiB, FP8"),
+        (["random:8B", "--quantization", "fp8"], "8.79 GiB, FP8"),
+        (["random:8B"], "15.26 GiB"),
+        (["random:30B-A3B-fp8"], "29.03 GiB, FP8"),
+        (["random:30B-A3B"], "56.87 GiB"),
+        (["random:llama3.1-8B"], "14.96 GiB"),
+    ],
+)
+def test_it_knows_the_sizes_of_families_and_formats(
+    capsys: pytest.CaptureFixture[str], words: list[str], weights: str
+) -> None:
+    assert dry_run(capsys, *words, "--max-model-len", "64")[1]["weights"] == weights
+
+
 def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     for words, reason, advice in (
-        (["pocket", "--num-blocks", "31"], "1984 tokens", "raise num_blocks to at least 32"),
-        (["random:0.6B"], "max_model_len = 40960", "raise cpu_kv_gib to at least 8.77"),
         (["random:32B"], "61.02 GiB", "take a smaller model"),
         (["random:0.6B", "--num-blocks", "5000"], "68.37 GiB", "lower num_blocks to at most"),
         (["random:8B", "--dtype", "float32"], "24.00 GiB", "take dtype = bfloat16"),
@@ -45,6 +63,54 @@ def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
         assert rows["verdict"].startswith("does not fit: ") and reason in rows["verdict"]
         assert advice in rows["to turn"]
         assert rows["full-length requests that fit"] == "0"
+        assert rows["longest request"] == "0 tokens"
+
+
+def test_what_starts_with_a_cache_too_short_for_the_longest_request_says_so_and_ends_with_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words, longest, advice in (
+        (["pocket", "--num-blocks", "31"], 1984, "raise num_blocks to at least 32"),
+        (["random:0.6B"], 4608, "raise cpu_kv_gib to at least 8.77"),
+    ):
+        code, rows = dry_run(capsys, *words)
+        assert code == 0, words
+        assert rows["verdict"].startswith(f"starts: the KV cache holds {longest} tokens, fewer")
+        assert rows["verdict"].endswith("longer requests are refused")
+        assert rows["longest request"] == f"{longest} tokens"
+        assert advice in rows["to turn"]
+
+
+def test_the_verdict_is_what_the_engine_does(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, rows = dry_run(capsys, "pocket", "--num-blocks", "31")
+    config = EngineConfig(model=str(pocket.directory()), num_blocks=31, device="cpu")
+    engine = build_engine(config, lambda *_: None)
+    assert f"{engine.info.num_blocks * engine.info.block_size} tokens" == rows["longest request"]
+    warned = [record.getMessage() for record in caplog.records]
+    assert f"{rows['verdict'].removeprefix('starts: ')}; {rows['to turn']}" in warned
+
+
+def test_several_ranks_hold_a_little_more_than_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Norms stand on each; key/value heads do where there are fewer than ranks."""
+    for words, ranks, weights, kv in (
+        (["random:8B"], 1, "15.26 GiB", "294912 (288 KiB)"),
+        (["random:8B"], 8, "15.26 GiB", "294912 (288 KiB)"),
+        (["random:8B"], 16, "15.83 GiB", "589824 (576 KiB)"),
+        (["random:8B-fp8"], 8, "8.79 GiB, FP8", "294912 (288 KiB)"),
+    ):
+        code, rows = dry_run(capsys, *words, "--tensor-parallel-size", str(ranks))
+        assert code == 0
+        assert (rows["weights"], rows["KV bytes a token"]) == (weights, kv)
+        assert rows.get("ranks", "1").startswith(str(ranks))
+
+
+def test_ranks_that_cannot_share_a_model_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", "random:8B", "--dry-run", "--device=cpu", "--tensor-parallel-size=3"])
+    assert left.value.code == 2
+    assert "must be a multiple of tensor_parallel_size = 3" in capsys.readouterr().err
 
 
 def test_int8_weights_are_counted_as_they_are_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "too big",
     ),
+    "multiple": (
+        {"json_schema": '{"type": "integer", "multipleOf": 1000003}'},
+        "constraint.json_schema",
+        "multipleOf: 1000003: at most 10000",
+    ),
+    "multiples": (
+        {"json_schema": '{"multipleOf": 97, "allOf": [{"multipleOf": 89}, {"multipleOf": 8.3}]}'},
+        "constraint.json_schema",
+        "multipleOf: 8.3 and 89 and 97: at most 10000",
+    ),
+    "schema in a grammar": (
+        {"grammar": 'start: "a" %json {"items": {"multipleOf": 99991}}'},
+        "constraint.grammar",
+        "multipleOf: 99991: at most 10000",
+    ),
+    "patterns": (
+        {"json_schema": json.dumps({"patternProperties": {f"^{i}$": {} for i in range(65)}})},
+        "constraint.json_schema",
+        "patternProperties: 65: at most 64",
+    ),
+    "endless": ({"json_schema": '{"$ref": "#"}'}, "constraint.json_schema", "nothing that ends"),
     "grammar": ({"grammar": "start: nothing"}, "constraint.grammar", "nothing"),
     "long chain": ({"grammar": chain(20_000)}, "constraint.grammar", "at most 2000"),
     "deep grammar": (

@@ -74,13 +74,19 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+CONFIG = pocket.directory() / "config.json"
+_NAMES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+FILES = {
+    "pytorch_model.bin": b"pickle",
+    "modeling_x.py": b"evil()",
+    "README.md": b"#",
+    **{path.name: path.read_bytes() for path in (CONFIG, *map(CONFIG.with_name, _NAMES))},
+}
+
+
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    directory = pocket.directory()
-    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-    files = {name: (directory / name).read_bytes() for name in (*names, "model.safetensors")}
-    files |= {"pytorch_model.bin": b"pickle", "modeling_x.py": b"evil()", "README.md": b"#"}
-    handler = type("Handler", (Hub,), {"files": files, "asked": []})
+    handler = type("Handler", (Hub,), {"files": FILES, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -115,6 +121,17 @@ def test_only_safetensors_and_json_are_fetched(hub: tuple[str, list[str]], tmp_p
     assert (directory / "model.safetensors").read_bytes() == expected
     # Once it is here, no network is needed.
     assert fetch("http://127.0.0.1:9", tmp_path, "v1", HF_HUB_OFFLINE="1") == str(directory)
+
+
+def test_what_cannot_be_run_is_refused_before_its_weights_are_fetched(
+    hub: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, asked = hub
+    config = json.loads(CONFIG.read_bytes()) | {"quantization_config": {"quant_method": "awq"}}
+    monkeypatch.setitem(FILES, "config.json", json.dumps(config).encode())
+    said = fetch(endpoint, tmp_path).splitlines()[-1]
+    assert said.startswith("refused: ") and "AWQ is not supported; supported: float32" in said
+    assert not any("safetensors" in path or "tokenizer" in path for path in asked)
 
 
 def test_what_cannot_be_fetched_is_one_line(hub: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ def test_only_json_is_read_and_only_what_is_not_too_large() -> None:
             for kind in ("text/plain", "", "application/x-www-form-urlencoded"):
                 told = await ask(number, posted(CHAT, HELLO, content_type=kind))
                 assert (told.status, told.code) == (415, "content_type")
+            told = await ask(number, posted(CHAT, HELLO, content_encoding="gzip"))
+            assert (told.status, told.code) == (415, "content_encoding")
             utf8 = posted(CHAT, HELLO, content_type="application/json; charset=utf-8")
             assert (await ask(number, utf8)).status == 200
             told = await ask(number, posted(CHAT, b"", content_length=str(most + 1)))
@@ -159,7 +161,7 @@ def test_only_json_is_read_and_only_what_is_not_too_large() -> None:
                 told = await ask(number, posted(CHAT, body))
                 assert (told.status, told.code) == (400, "malformed")
             stats = await running.idle()
-            assert stats.requests.refused["INVALID_ARGUMENT"] == 6
+            assert stats.requests.refused["INVALID_ARGUMENT"] == 7
             assert stats.requests.refused["RESOURCE_EXHAUSTED"] == 2
 
     run(test)

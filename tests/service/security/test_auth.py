@@ -23,7 +23,7 @@ from quire.service.security.auth import (
     peer_address,
     read_keys,
 )
-from quire.service.security.reload import WatchedFiles, keep_fresh
+from quire.service.security.reload import WatchedFiles, Watcher
 from quire.service.settings import ServiceConfig
 from quire.v1 import inference_pb2 as pb
 
@@ -176,10 +176,11 @@ def test_files_are_looked_at_again_and_again() -> None:
                 loop.call_soon_threadsafe(looked.release)
                 return False
 
-        task = asyncio.create_task(keep_fresh([Files()], 0.001))
+        watcher = Watcher(Files(), 0.001)
+        watcher.start()
         for _ in range(3):
             await looked.acquire()
-        task.cancel()
+        watcher.stop()
 
     run(test)
 

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.harness import run
+from support.harness import run, serving
 from support.patience import PATIENCE
 
 from quire.engine.errors import ConfigError
 from quire.service.security import reload
 from quire.service.security.credentials import watch_keys
 from quire.service.security.keys import KeyRing, make_entry
-from quire.service.security.reload import GRACE_SECONDS, WatchedFiles, Watcher, keep_fresh
+from quire.service.security.reload import GRACE_SECONDS, WatchedFiles, Watcher
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
 LINES = {"alice": make_entry("alice", ALICE), "bob": make_entry("bob", BOB)}
@@ -229,14 +229,10 @@ def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> N
 
     class Broken:
         def refresh(self) -> bool:
+            looked.release()
             raise ZeroDivisionError("unexpected")
 
-    class Sound:
-        def refresh(self) -> bool:
-            looked.release()
-            return False
-
-    watcher = Watcher([Broken(), Sound()], 0.001)
+    watcher = Watcher(Broken(), 0.001)
     watcher.start()
     for _ in range(3):
         assert looked.acquire(timeout=PATIENCE)
@@ -258,13 +254,66 @@ def test_files_are_read_while_every_thread_of_the_pool_is_taken() -> None:
                 loop.call_soon_threadsafe(looked.set)
                 return False
 
-        task = asyncio.create_task(keep_fresh([Files()], 0.001))
+        watcher = Watcher(Files(), 0.001)
+        watcher.start()
         try:
             await looked.wait()
         finally:
-            task.cancel()
+            watcher.stop()
             free.set()
             await held
+
+    run(test)
+
+
+class Slow:
+    """Files whose disk hangs."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.begun, self.free = threading.Semaphore(0), threading.Event()
+
+    def refresh(self) -> bool:
+        self.looks += 1
+        self.begun.release()
+        self.free.wait(PATIENCE)
+        return False
+
+
+def test_looks_that_are_asked_for_while_a_disk_hangs_are_one_look_more() -> None:
+    files = Slow()
+    watcher = Watcher(files, seconds=3600.0)
+    watcher.start()
+    watcher.look_now()
+    assert files.begun.acquire(timeout=PATIENCE)
+    for _ in range(10):
+        watcher.look_now()
+    files.free.set()
+    assert files.begun.acquire(timeout=PATIENCE)
+    watcher.stop()
+    watcher._thread.join(PATIENCE)
+    assert files.looks == 2
+
+
+def test_a_servers_hangups_take_no_thread_of_the_event_loops(tmp_path: Path) -> None:
+    """Ten while one file's disk hangs; a change of another is seen, and the pool is free."""
+
+    async def test() -> None:
+        pool = ThreadPoolExecutor(2)
+        asyncio.get_running_loop().set_default_executor(pool)
+        path = tmp_path / "keys"
+        path.write_text(LINES["alice"] + "\n")
+        async with serving(api_keys=str(path)) as running:
+            hung, other = Slow(), Slow()
+            other.free.set()
+            running.server._watchers += [Watcher(hung, 3600.0), Watcher(other, 3600.0)]
+            for watcher in running.server._watchers[-2:]:
+                watcher.start()
+            for _ in range(10):
+                running.server.read_again()
+            assert await asyncio.to_thread(hung.begun.acquire, timeout=PATIENCE)
+            assert await asyncio.to_thread(other.begun.acquire, timeout=PATIENCE)
+            hung.free.set()
 
     run(test)
 

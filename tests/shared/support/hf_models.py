@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 POSITIONS, VOCAB = 512, 2048
@@ -91,6 +92,32 @@ QWEN2_SHAPES = _of(
     Shape("qwen2, groups of 8", 8, 1, 16, False, torch.bfloat16),
     Shape("qwen2, yarn", 4, 2, 32, False, torch.float32, rope=_yarn(4.0)),
     Shape("qwen2, uneven heads", 6, 2, 32, False, torch.float32, hidden=192),
+)
+
+
+RAW = {"norm_topk_prob": False}
+
+
+def _experts(count: int, per_token: int, **more: Any) -> dict[str, Any]:
+    more = {"norm_topk_prob": True, "moe_intermediate_size": 96, **more}
+    return {"num_experts": count, "num_experts_per_tok": per_token, **more}
+
+
+def _moe(name: str, more: dict[str, Any], **shape: Any) -> Shape:
+    return Shape(name, 4, 2, 32, False, torch.float32, more=more, **shape)
+
+
+MOE_SHAPES = _of(
+    Qwen3MoeConfig,
+    _moe("moe, 4 of 8", _experts(8, 4)),
+    _moe(
+        "moe, not renormalised, a dense layer",
+        _experts(6, 2, **RAW, mlp_only_layers=[0]),
+    ),
+    _moe("moe, every second layer", _experts(4, 2, decoder_sparse_step=2)),
+    _moe("moe, all of few", _experts(3, 3), seed=4),
+    _moe("moe, one of many", _experts(16, 1)),
+    _moe("moe, yarn", _experts(8, 3, moe_intermediate_size=40), seed=4, rope=_yarn(4.0)),
 )
 
 

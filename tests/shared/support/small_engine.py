@@ -4,8 +4,8 @@ Scores are watched on their way to the sampler: for each token sampled, how far 
 above the next best, noise and temperature included.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,19 @@ from torch import Tensor
 
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import QWEN3, ModelConfig, RopeScaling
+from quire.engine.model.config import (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    Experts,
+    Fp8,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+)
 from quire.engine.model.forward_batch import KVCache
+from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
 from quire.engine.runner.graphs import Done, GraphKey
@@ -22,6 +33,7 @@ from quire.engine.runner.runner import PendingResult, Runner
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import StepPlan
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.random import fill_random
@@ -40,6 +52,9 @@ def model_config(
     yarn: bool = False,
     vocab: int = 384,
     layers: int = 2,
+    intermediate: int = 96,
+    experts: Experts | None = None,
+    fp8: Fp8 | None = None,
 ) -> ModelConfig:
     """A model so small that a step takes about a millisecond, and whose outputs vary."""
     scaling = RopeScaling(4.0, 32, 1.1) if yarn else None
@@ -51,7 +66,7 @@ def model_config(
         num_q_heads=q_heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=96,
+        intermediate_size=intermediate,
         rms_norm_eps=1e-6,
         tie_word_embeddings=tied,
         max_position_embeddings=128,
@@ -59,7 +74,27 @@ def model_config(
         rope_scaling=scaling,
         stored_dtype="float32",
         initializer_range=0.12,
+        experts=experts,
+        fp8=fp8,
     )
+
+
+LLAMA3 = Llama3Scaling(4.0, 32, 1.0, 4.0)
+FAMILIES = {  # one model each
+    "qwen2": model_config(architecture=QWEN2, q_heads=6, kv_heads=2, tied=False),
+    "qwen3 with experts": model_config(
+        architecture=QWEN3_MOE, tied=False, experts=Experts(6, 2, 40, True, (0,))
+    ),
+    "fp8 with experts": model_config(
+        architecture=QWEN3_MOE,
+        head_dim=64,
+        tied=False,
+        intermediate=128,
+        experts=Experts(4, 2, 128, True, (0,)),
+        fp8=Fp8(made_on_load=True),
+    ),
+    "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
+}
 
 
 class WatchedOps:
@@ -135,10 +170,12 @@ class Setup:
     padded: bool = False
 
 
-def load_model(config: ModelConfig, seed: int) -> tuple[CausalModel, WatchedOps]:
+def load_model(
+    config: ModelConfig, seed: int, world: World | None = None, ops: WatchedOps | None = None
+) -> tuple[CausalModel, WatchedOps]:
     """A model with random weights, on watched kernels."""
-    ops = WatchedOps()
-    model = build_model(config, ops, dtype=torch.float32, device=CPU)  # type: ignore[arg-type]
+    ops = ops or WatchedOps()
+    model = build_model(config, ops, dtype=torch.float32, device=CPU, world=world)  # type: ignore[arg-type]
     fill_random(model, seed)
     return model, ops
 
@@ -149,7 +186,7 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
     size = (
         config.num_layers,
         setup.num_blocks,
-        config.num_kv_heads,
+        model.num_kv_heads,
         setup.block_size,
         config.head_dim,
     )
@@ -187,12 +224,16 @@ class Outcome:
     preemptions: int = 0
 
 
-def run(core: EngineCore, specs: Iterable[GenerationRequest]) -> dict[tuple[int, int], Outcome]:
+def run(
+    core: EngineCore,
+    specs: Iterable[GenerationRequest],
+    constraint_of: Callable[[GenerationRequest], Sequence[Constrained]] = lambda _: (),
+) -> dict[tuple[int, int], Outcome]:
     """Submit all and run to the end. Raises AssertionError if something is left."""
     outcomes: dict[tuple[int, int], Outcome] = {}
     tokens = 0
     for spec in specs:
-        core.scheduler.submit(spec)
+        core.scheduler.submit(spec, constraint_of(spec))
         tokens += spec.n * (len(spec.prompt_token_ids) + spec.sampling.max_tokens)
     for _ in range(8 * tokens + 16):
         if not core.scheduler.has_requests:

@@ -1,0 +1,54 @@
+"""What a process of ours needs so that it ends with the one that has started it.
+
+Invariant: a child leaves at once when the other end of its socket is closed, which the kernel does
+however its parent ended, even in the middle of a step. SIGINT and SIGTERM, which a terminal or a
+supervisor sends to both, are the parent's to answer.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+EXIT_ORPHANED = 3
+_PR_SET_PDEATHSIG = 1
+_PARENTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """What is started within inherits it: a signal to both does not find the child unprepared."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hold_to(parent: socket.socket) -> None:
+    """In the child's main thread, first of all: signals, and the watch over the parent's life."""
+    for number in _PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)
+    if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
+
+
+def leave_orphaned() -> NoReturn:
+    """The parent is gone."""
+    os._exit(EXIT_ORPHANED)
+
+
+def _watch(parent: socket.socket) -> NoReturn:
+    """Sleeps until the other end is closed, which the kernel does however the parent ended."""
+    poll = select.poll()
+    poll.register(parent, 0)  # hang-ups are always told
+    poll.poll()
+    leave_orphaned()

@@ -1,0 +1,38 @@
+"""Which modules of a checkpoint are FP8: all linear layers but those that a skip list names.
+
+Invariant: a name of the list stands for a module, for what is inside it, or for modules that end
+with it, whole words between dots; a name that stands for nothing in the model is refused.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from quire.engine.errors import ConfigError
+
+_ALWAYS = ("lm_head",)  # a tied head is stored nowhere, and is named all the same
+
+
+def is_skipped(module: str, names: Iterable[str]) -> bool:
+    """Whether a list names a module."""
+    known = names if isinstance(names, frozenset) else frozenset(names)
+    return any(part in known for part in _parts(module))
+
+
+def check_skipped(names: Iterable[str], weights: Iterable[str]) -> None:
+    """Refuse a name that stands for none of the modules that these weights belong to. Raises
+    ConfigError."""
+    known = {part for weight in weights for part in _parts(weight.rpartition(".")[0])}
+    unknown = sorted(set(names) - known.union(_ALWAYS))
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise ConfigError(
+            f"quantization_config.modules_to_not_convert: {unknown[0]}{more}: the model has no "
+            "such module"
+        )
+
+
+def _parts(module: str) -> Iterator[str]:
+    """a.b.c: a, a.b, a.b.c; b.c, c."""
+    words = module.split(".")
+    for count in range(1, len(words) + 1):
+        yield ".".join(words[:count])
+        yield ".".join(words[-count:])

@@ -1,0 +1,107 @@
+"""What the weights of a product are held as: in the model's dtype, or FP8.
+
+Invariant: a layer asks its form for parameters, for what fills them and for the operation that
+takes them, and never looks into a weight itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.quantized import fp8_placements, new_fp8, part_of
+from quire.engine.model.layers.setting import Setting
+from quire.kernels.ops import ExpertOps, Fp8Ops
+from quire.kernels.weight import Weight
+
+Operation = Callable[..., Tensor]
+
+
+class Form(Protocol):
+    """How weights are held. `held` is what the operations take of a weight."""
+
+    def new(self, *shape: int) -> Weight:
+        """An unfilled parameter: [N, K], or [E, N, K]."""
+        ...
+
+    def part(self, weight: Weight, begin: int, end: int, module: str) -> Weight:
+        """Rows of a merged parameter, which are a matrix of their own."""
+        ...
+
+    def placements(
+        self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
+    ) -> list[Placement]:
+        """What of a checkpoint fills a parameter."""
+        ...
+
+    def held(self, weight: Weight) -> Any: ...
+
+    def linear(self) -> Operation: ...
+
+    def mix_experts(self) -> Operation: ...
+
+
+class Wide:
+    """In the model's dtype."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def new(self, *shape: int) -> Weight:
+        return Weight(self._setting.new(*shape))
+
+    def part(self, weight: Weight, begin: int, end: int, module: str) -> Weight:
+        del module
+        return Weight(weight.data[begin:end])
+
+    def placements(
+        self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
+    ) -> list[Placement]:
+        return [Placement(f"{module}.weight", shape, held.data, rows, cols)]
+
+    def held(self, weight: Weight) -> Tensor:
+        return weight.data
+
+    def linear(self) -> Operation:
+        return self._setting.ops.linear
+
+    def mix_experts(self) -> Operation:
+        assert isinstance(self._setting.ops, ExpertOps)  # the registry refuses what lacks them
+        return self._setting.ops.mix_experts
+
+
+class Narrow:
+    """FP8. made: whether a checkpoint stores them wide."""
+
+    def __init__(self, setting: Setting, *, made: bool) -> None:
+        assert isinstance(setting.ops, Fp8Ops)  # the registry refuses what lacks them
+        self._ops: Fp8Ops = setting.ops
+        self._device = setting.device
+        self._made = made
+
+    def new(self, *shape: int) -> Weight:
+        return new_fp8(*shape, device=self._device)
+
+    def part(self, weight: Weight, begin: int, end: int, module: str) -> Weight:
+        return part_of(weight, begin, end, module)
+
+    def placements(
+        self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
+    ) -> list[Placement]:
+        return fp8_placements(module, shape, held, rows, cols, made=self._made)
+
+    def held(self, weight: Weight) -> Weight:
+        return weight
+
+    def linear(self) -> Operation:
+        return self._ops.linear_fp8
+
+    def mix_experts(self) -> Operation:
+        return self._ops.mix_experts_fp8
+
+
+def form_of(setting: Setting, modules: list[str]) -> Form:
+    """The form of the weights of one product, which these modules are merged into."""
+    fp8 = setting.fp8_of(modules)
+    return Wide(setting) if fp8 is None else Narrow(setting, made=fp8.made_on_load)

@@ -1,0 +1,73 @@
+"""What stands behind attention in a layer: SwiGLU (Shazeer, 2020), once or by experts.
+
+Invariant: both kinds norm the residual first and give it back with what they made added to it.
+"""
+
+from torch import Tensor
+
+from quire.engine.model.config import Experts
+from quire.engine.model.layers.forms import form_of
+from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.model.layers.parallel import length
+from quire.engine.model.layers.placement import whole
+from quire.engine.model.layers.setting import Setting
+from quire.kernels.ops import ExpertOps
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+class DenseMlp:
+    """One MLP for all tokens. module: its name in the checkpoint."""
+
+    def __init__(self, setting: Setting, module: str, hidden: int, intermediate: int) -> None:
+        inner = setting.world.split(intermediate, "intermediate_size")
+        parts = [Part(f"{module}.{name}_proj", intermediate, inner) for name in ("gate", "up")]
+        self.gate_up = ColumnParallelLinear(setting, parts, hidden)
+        self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
+        self.placements = [*self.gate_up.placements, *self.down.placements]
+
+    def __call__(self, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
+        """residual: [T, H], whose storage may be reused; norm: [H] -> [T, H]."""
+        return self.down(self.gate_up(residual, norm, eps, silu=True), residual)
+
+
+class ExpertsMlp:
+    """A router and its experts, of which each token takes a few. Each rank holds a part of every
+    expert's width; the router is whole on each."""
+
+    def __init__(self, setting: Setting, module: str, hidden: int, experts: Experts) -> None:
+        assert isinstance(setting.ops, ExpertOps)  # the registry refuses a device without them
+        self._ops = setting.ops
+        self._world = setting.world
+        self._experts = experts
+        width, count = experts.intermediate_size, experts.count
+        inner = setting.world.split(width, "moe_intermediate_size")
+        held = length(inner)
+        modules = [f"{module}.experts.{index}" for index in range(count)]
+        form = form_of(setting, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
+        self.router = setting.new(count, hidden)
+        self.gate_up = form.new(count, 2 * held, hidden)
+        self.down = form.new(count, hidden, held)
+        self._mix = form.mix_experts()
+        self._held = form.held(self.gate_up), form.held(self.down)
+        self.placements = [whole(f"{module}.gate.weight", self.router)]
+        for index, one in enumerate(modules):
+            pair, every = self.gate_up.of(index), slice(0, hidden)
+            for name, begin in (("gate_proj", 0), ("up_proj", held)):
+                part = form.part(pair, begin, begin + held, f"{one}.{name}")
+                shape = (width, hidden)
+                self.placements += form.placements(f"{one}.{name}", shape, part, inner, every)
+            shape, down = (hidden, width), self.down.of(index)
+            self.placements += form.placements(f"{one}.down_proj", shape, down, every, inner)
+
+    def __call__(self, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
+        """As of DenseMlp."""
+        ops, experts = self._ops, self._experts
+        x = ops.rms_norm(residual, norm, eps)
+        chosen, weights = ops.route(
+            x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
+        )
+        mixed = self._mix(x, *self._held, chosen, weights)
+        if self._world.size == 1:
+            return residual + mixed
+        return self._world.add_partials(mixed, residual)

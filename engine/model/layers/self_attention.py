@@ -1,0 +1,66 @@
+"""Grouped-query attention of one layer: products, norms of heads, and the cache between them."""
+
+from torch import Tensor
+
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.model.layers.attention import paged_attention
+from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.model.layers.parallel import scale_slice
+from quire.engine.model.layers.placement import Placement, whole
+from quire.engine.model.layers.setting import Setting
+from quire.engine.model.spec import AttentionSpec
+
+
+class SelfAttention:
+    """This rank's heads of a layer. module: its name in the checkpoint."""
+
+    def __init__(
+        self, setting: Setting, module: str, config: ModelConfig, spec: AttentionSpec
+    ) -> None:
+        self._ops = setting.ops
+        self._eps = config.rms_norm_eps
+        self._scale = config.head_dim**-0.5
+        hidden, dim = config.hidden_size, config.head_dim
+        q_heads, kv_heads = config.num_q_heads, config.num_kv_heads
+        q_rows = scale_slice(setting.world.split(q_heads, "num_attention_heads"), dim)
+        kv_rows = scale_slice(setting.world.split_kv_heads(kv_heads, "num_key_value_heads"), dim)
+        parts = [
+            Part(f"{module}.q_proj", q_heads * dim, q_rows),
+            Part(f"{module}.k_proj", kv_heads * dim, kv_rows),
+            Part(f"{module}.v_proj", kv_heads * dim, kv_rows),
+        ]
+        self.qkv = ColumnParallelLinear(setting, parts, hidden, bias=spec.qkv_bias)
+        self.o = RowParallelLinear(setting, f"{module}.o_proj", hidden, q_heads * dim, q_rows)
+        self.q_norm = setting.new(dim) if spec.qk_norm else None
+        self.k_norm = setting.new(dim) if spec.qk_norm else None
+        self.placements: list[Placement] = list(self.qkv.placements)
+        for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
+            if norm is not None:
+                self.placements.append(whole(f"{module}.{name}.weight", norm))
+        self.placements += self.o.placements
+
+    def __call__(
+        self,
+        residual: Tensor,
+        norm: Tensor,
+        batch: ForwardBatch,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        rope: Tensor,
+    ) -> Tensor:
+        """residual: [T, H], whose storage may be reused; norm: [H]; caches: [num_blocks, Hkv,
+        block_size, D]; rope: [positions, D] -> the residual with what attention made, [T, H]."""
+        attended = paged_attention(
+            self._ops,
+            self.qkv(residual, norm, self._eps),
+            self.q_norm,
+            self.k_norm,
+            self._eps,
+            rope,
+            k_cache,
+            v_cache,
+            batch,
+            self._scale,
+        )
+        return self.o(attended, residual)

@@ -1,0 +1,49 @@
+"""What all layers of a model are built with."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from quire.engine.errors import ConfigError
+from quire.engine.model.config import Fp8
+from quire.engine.model.fp8_modules import is_skipped
+from quire.engine.model.layers.parallel import World
+from quire.kernels.ops import Ops
+from quire.kernels.row_scaled import RowScaled
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Who computes, among whom a layer is shared, and what its parameters are kept in."""
+
+    ops: Ops
+    world: World
+    dtype: torch.dtype
+    device: torch.device
+    fp8: Fp8 | None = None
+    int8: bool = False
+
+    def new(self, *shape: int) -> Tensor:
+        """An unfilled parameter. With int8 a matrix is a `RowScaled` that passes for a Tensor: it
+        offers what a layer asks of one, and what takes products knows it."""
+        if self.int8 and len(shape) == 2:
+            return cast(Tensor, RowScaled.empty(*shape, self.dtype, self.device))
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def fp8_of(self, modules: list[str]) -> Fp8 | None:
+        """How the weights of one product are FP8, or None where they are not. Raises ConfigError
+        where some are and others are not."""
+        if self.fp8 is None:
+            return None
+        skipped = [module for module in modules if is_skipped(module, self.fp8.skipped)]
+        if not skipped:
+            return self.fp8
+        if len(skipped) < len(modules):
+            other = next(module for module in modules if module not in skipped)
+            raise ConfigError(
+                f"quantization_config.modules_to_not_convert: names {skipped[0]} and not {other}: "
+                "they are one product, of one format"
+            )
+        return None

@@ -1,0 +1,150 @@
+"""A rank that follows: its process from the first word to the last.
+
+It builds its share of the model as rank 0 says, then executes whatever plan comes. Its own results
+are looked at by nobody: they are equal to rank 0's.
+
+Invariant: it ends when its line does, whatever it is at (see lifeline); what keeps it from being
+built is said over the line, in one line of words.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from quire.engine import lifeline
+from quire.engine.config import EngineConfig
+from quire.engine.errors import QuireError, RankError
+from quire.engine.model.layers.parallel import World
+from quire.engine.parallel import exchange
+from quire.engine.parallel.codec import decode, decode_masks
+from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.store import LineStore
+from quire.engine.scheduling.plan import Masks, StepPlan
+
+log = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_DEAD, EXIT_REFUSED = 0, 1, 2
+_AHEAD = 1  # steps enqueued beyond the one that is waited for, as at rank 0
+_MEMORY_SECONDS = 1.0  # between two words about memory
+Progress = Callable[[str, float], None]
+Agree = Callable[[int, str], int]
+
+
+class Pending(Protocol):
+    """A step that was enqueued."""
+
+    def wait(self) -> object: ...
+
+
+class Follower(Protocol):
+    """A rank that is built."""
+
+    def execute(self, plan: StepPlan) -> Pending | None: ...
+
+    def sample(self, masks: Masks) -> Pending: ...
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes allocated, and at the peak."""
+        ...
+
+
+Builder = Callable[[EngineConfig, World, Progress, Agree], Follower]
+
+
+def run(
+    load_builder: Callable[[], Builder],
+    connection: int,
+    flush_logs: Callable[[], None] = lambda: None,
+) -> NoReturn:
+    """Logs are set up already. connection: the descriptor of the socket to rank 0."""
+    os.set_inheritable(connection, False)
+    parent = socket.socket(fileno=connection)
+    lifeline.hold_to(parent)
+    code = serve(load_builder(), Line(parent))
+    flush_logs()
+    os._exit(code)  # without the interpreter's end, which a group's threads may hold up
+
+
+def serve(builder: Builder, line: Line) -> int:
+    """Build and follow; the exit code. What ended it has been said and logged."""
+    try:
+        follower = build(builder, line)
+        follow(follower, line)
+    except QuireError as error:
+        if isinstance(error, RankError):
+            log.error("%s", error)
+            return EXIT_DEAD
+        _say(line, Kind.REFUSED, error=type(error).__name__, words=str(error))
+        return EXIT_REFUSED
+    except Exception as error:
+        error_id = secrets.token_hex(4)
+        log.critical("a rank has ended by a fault (%s)", error_id, exc_info=error)
+        _say(line, Kind.DIED, error_id=error_id)
+        return EXIT_DEAD
+    return EXIT_OK
+
+
+def build(builder: Builder, line: Line) -> Follower:
+    """This rank, as rank 0 asks for it, once it has met the others."""
+    asked = line.expect(Kind.BUILD)
+    config = EngineConfig(**asked["config"])
+    torch.set_num_threads(asked["threads"])
+    rank, size = asked["rank"], config.tensor_parallel_size
+    world = World(rank, size, exchange.over_gloo(LineStore(line), rank, size))
+
+    def progress(stage: str, share: float) -> None:
+        line.say(Kind.PROGRESS, stage=stage, share=float(share))
+
+    def agree(blocks: int, fingerprint: str) -> int:
+        line.say(Kind.SIZED, blocks=blocks, fingerprint=fingerprint)
+        return int(line.expect(Kind.BLOCKS)["blocks"])
+
+    follower = builder(config, world, progress, agree)
+    _say_memory(follower, line)
+    line.say(Kind.READY)
+    return follower
+
+
+def follow(follower: Follower, line: Line) -> None:
+    """Execute what comes until STOP. Raises RankError at the line's end."""
+    waiting: deque[Pending] = deque()
+    said_at = time.monotonic()
+    while True:
+        kind, body = line.hear()
+        if kind is Kind.STOP:
+            return
+        pending = follower.execute(decode(_due(Kind.PLAN, kind, body)))
+        if pending is None:
+            pending = follower.sample(decode_masks(_due(Kind.MASKS, *line.hear())))
+        waiting.append(pending)
+        if len(waiting) > _AHEAD:
+            waiting.popleft().wait()
+        if time.monotonic() - said_at >= _MEMORY_SECONDS:
+            said_at = time.monotonic()
+            _say_memory(follower, line)
+
+
+def _due(due: Kind, kind: Kind, body: bytes) -> bytes:
+    """A frame's body, if it is of the kind that is due."""
+    if kind is not due:
+        raise RankError(f"{kind.name} was said where {due.name} was due")
+    return body
+
+
+def _say_memory(follower: Follower, line: Line) -> None:
+    allocated, peak = follower.memory()
+    _say(line, Kind.MEMORY, allocated=allocated, peak=peak)
+
+
+def _say(line: Line, kind: Kind, **values: Any) -> None:
+    try:
+        line.say(kind, **values)
+    except RankError as error:
+        log.error("%s", error)

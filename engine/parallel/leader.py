@@ -1,0 +1,47 @@
+"""Rank 0's runner: each plan goes to the other ranks first, then it is executed here.
+
+Invariant: every rank executes the same plans in the same order, so all of them call the exchange
+alike. A step that fails on one rank has left the ranks at different places: it is always fatal.
+"""
+
+from typing import Protocol
+
+from quire.engine.parallel.codec import encode, encode_masks
+from quire.engine.parallel.line import Kind
+from quire.engine.parallel.ranks import Ranks
+from quire.engine.runner.results import PendingResult
+from quire.engine.scheduling.plan import Masks, StepPlan
+
+
+class _Runner(Protocol):
+    def execute(self, plan: StepPlan) -> PendingResult | None: ...
+
+    def sample(self, masks: Masks) -> PendingResult: ...
+
+
+class LeadingRunner:
+    """What the loop drives in a runner's place. The result is this rank's, and equal on all."""
+
+    def __init__(self, runner: _Runner, ranks: Ranks) -> None:
+        self._runner = runner
+        self._ranks = ranks
+
+    def execute(self, plan: StepPlan) -> PendingResult | None:
+        """Tell the others and enqueue the step; see StepRunner. Raises RankError where one is
+        lost."""
+        self._ranks.send(Kind.PLAN, encode(plan))
+        return self._runner.execute(plan)
+
+    def sample(self, masks: Masks) -> PendingResult:
+        """The same of what `execute` has left."""
+        self._ranks.send(Kind.MASKS, encode_masks(masks))
+        return self._runner.sample(masks)
+
+    def reset(self) -> None:
+        """Never asked for: no step fails without ending the engine."""
+
+    @staticmethod
+    def is_fatal(error: Exception) -> bool:
+        """Always: the ranks no longer stand at one place."""
+        del error
+        return True

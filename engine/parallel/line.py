@@ -1,0 +1,109 @@
+"""The line between rank 0 and another: frames over a stream socket.
+
+A frame is a kind (one byte), a length (four bytes, little-endian) and so many bytes: a plan or its
+masks by their codec, or a JSON object: what is said while starting, and about memory.
+
+Invariant: whatever comes, no more than MOST_BYTES are taken in for one frame, and a frame is whole
+or RankError is raised.
+"""
+
+import json
+import socket
+import struct
+import threading
+from enum import IntEnum
+from typing import Any
+
+from quire.engine.errors import RankError
+from quire.engine.parallel.codec import MOST_BYTES
+
+_HEAD = struct.Struct("<BI")
+_CHUNK = 1 << 20
+
+
+class Kind(IntEnum):
+    """What a frame says. Of rank 0: BUILD, VALUE, BLOCKS, PLAN, MASKS, STOP. Of the others: the
+    rest."""
+
+    BUILD = 1  # {config, rank, threads}
+    VALUE = 2  # {value}: of a key that was asked for
+    BLOCKS = 3  # {blocks}: the least of all ranks'
+    PLAN = 4  # a step
+    STOP = 5  # {}
+    SET = 6  # {key, value}
+    GET = 7  # {key}
+    PROGRESS = 8  # {stage, share}
+    SIZED = 9  # {blocks, fingerprint}: weights are there, and so many blocks fit
+    READY = 10  # {}
+    MEMORY = 11  # {allocated, peak}, bytes
+    REFUSED = 12  # {error, words}: it cannot be built
+    DIED = 13  # {error_id}
+    MASKS = 14  # of the step before, if its plan has masked rows
+
+
+class Line:
+    """One end. Several threads may say something; one hears."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._saying = threading.Lock()
+
+    def fileno(self) -> int:
+        """Of the socket."""
+        return self._socket.fileno()
+
+    def say(self, kind: Kind, **values: Any) -> None:
+        """A JSON object. Raises RankError if nobody hears."""
+        self.send(kind, json.dumps(values).encode())
+
+    def send(self, kind: Kind, body: bytes) -> None:
+        """A frame. Raises RankError if nobody hears."""
+        try:
+            with self._saying:
+                self._socket.sendall(_HEAD.pack(kind, len(body)) + body)
+        except OSError as error:
+            raise RankError(f"a rank cannot be told any more: {error}") from error
+
+    def hear(self) -> tuple[Kind, bytes]:
+        """The next frame. Raises RankError at the line's end, and for what is no frame."""
+        kind, length = _HEAD.unpack(self._exactly(_HEAD.size))
+        if length > MOST_BYTES:
+            raise RankError(f"a frame of {length} bytes: at most {MOST_BYTES}")
+        try:
+            return Kind(kind), self._exactly(length)
+        except ValueError as error:
+            raise RankError(f"a frame of no known kind: {kind}") from error
+
+    def expect(self, kind: Kind) -> dict[str, Any]:
+        """The next frame's object, which must be of this kind."""
+        heard, body = self.hear()
+        if heard is not kind:
+            raise RankError(f"{heard.name} was said where {kind.name} was due")
+        return values_of(body)
+
+    def close(self) -> None:
+        """The other end hears of it."""
+        self._socket.close()
+
+    def _exactly(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            try:
+                more = self._socket.recv(min(count - len(data), _CHUNK))
+            except OSError:
+                more = b""
+            if not more:
+                raise RankError("the line has ended")
+            data += more
+        return bytes(data)
+
+
+def values_of(body: bytes) -> dict[str, Any]:
+    """A frame's JSON object. Raises RankError for anything else."""
+    try:
+        values = json.loads(body)
+    except ValueError as error:
+        raise RankError("a frame that is not JSON") from error
+    if not isinstance(values, dict):
+        raise RankError("a frame that is not a JSON object")
+    return values

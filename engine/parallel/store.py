@@ -1,0 +1,102 @@
+"""Where the ranks of a process group tell one another how they are reached.
+
+Invariant: it lives in rank 0's memory; the others come to it over their line. Nothing is listened
+on for it, and nothing is left of it. Only what a group needs to come together is offered.
+"""
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+from torch._C._distributed_c10d import Store
+
+from quire.engine.errors import RankError
+from quire.engine.parallel.line import Kind, Line
+
+
+class Board:
+    """Values by key, in rank 0's memory. Of any thread."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._closed = ""
+
+    def put(self, key: str, value: str) -> None:
+        """Whoever waits for it hears."""
+        with self._changed:
+            self._values[key] = value
+            self._changed.notify_all()
+
+    def get(self, key: str) -> str:
+        """Waits until it is there. Raises RankError once the board is closed."""
+        with self._changed:
+            while key not in self._values:
+                if self._closed:
+                    raise RankError(self._closed)
+                self._changed.wait()
+            return self._values[key]
+
+    def close(self, reason: str) -> None:
+        """Nobody need wait for what is not there."""
+        with self._changed:
+            self._closed = self._closed or reason
+            self._changed.notify_all()
+
+
+class _Store(Store):
+    """What torch asks of a store, with bytes as hexadecimal text."""
+
+    def put(self, key: str, value: str) -> None:
+        raise NotImplementedError
+
+    def fetch(self, key: str) -> str:
+        raise NotImplementedError
+
+    def set(self, key: str, value: bytes | str) -> None:
+        """A key that is new."""
+        self.put(key, (value if isinstance(value, bytes) else value.encode()).hex())
+
+    def get(self, key: str) -> bytes:
+        """Waits for it."""
+        return bytes.fromhex(self.fetch(key))
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        """Until all are there; how long is for the start's own watch to say."""
+        del timeout
+        for key in keys:
+            self.fetch(key)
+
+    def has_extended_api(self) -> bool:
+        """No: set, get and wait are all there is."""
+        return False
+
+
+class BoardStore(_Store):
+    """Rank 0's own."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self._board = board
+
+    def put(self, key: str, value: str) -> None:
+        self._board.put(key, value)
+
+    def fetch(self, key: str) -> str:
+        return self._board.get(key)
+
+
+class LineStore(_Store):
+    """Another rank's: while the group comes together, nothing else comes over its line."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+
+    def put(self, key: str, value: str) -> None:
+        self._line.say(Kind.SET, key=key, value=value)
+
+    def fetch(self, key: str) -> str:
+        self._line.say(Kind.GET, key=key)
+        value: Any = self._line.expect(Kind.VALUE)["value"]
+        return str(value)

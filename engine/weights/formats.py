@@ -1,0 +1,39 @@
+"""Whether a stored tensor is of the format that the model was told, before memory is taken."""
+
+import torch
+
+from quire.engine.errors import ModelError
+from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.quantized import QuantizingPlacement
+from quire.engine.weights.checkpoint import Checkpoint
+from quire.engine.weights.safetensors_file import StoredTensor
+
+_FP8 = torch.float8_e4m3fn
+
+
+def check_format(placement: Placement, stored: StoredTensor) -> None:
+    """An FP8 weight is stored as one, and only such a weight is. Raises ModelError."""
+    asked = placement.target.dtype == _FP8 and not isinstance(placement, QuantizingPlacement)
+    if asked == (stored.dtype == _FP8):
+        return
+    kind = str(stored.dtype).removeprefix("torch.")
+    wanted = "an FP8 weight" if asked else "none in FP8"
+    raise ModelError(
+        f"{stored.path}: {stored.name} is {kind}, where the configuration's quantization and its "
+        f"modules_to_not_convert ask for {wanted}"
+    )
+
+
+def check_scales(checkpoint: Checkpoint, stored: StoredTensor) -> None:
+    """Scales are finite numbers above 0. Raises ModelError."""
+    buffer = bytearray(stored.nbytes)
+    checkpoint.read(stored, 0, memoryview(buffer))
+    scales = torch.frombuffer(buffer, dtype=stored.dtype).view(stored.shape).float()
+    sound = scales.isfinite() & (scales > 0)
+    if bool(sound.all()):
+        return
+    row, column = (~sound).nonzero()[0].tolist()
+    raise ModelError(
+        f"{stored.path}: {stored.name}[{row}, {column}] = {float(scales[row, column]):g}: a scale "
+        "must be a finite number above 0"
+    )

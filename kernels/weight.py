@@ -1,0 +1,21 @@
+"""What a matrix of a model is held as."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Weight(NamedTuple):
+    """A matrix, or one for each expert, and where it is FP8 the scales of its blocks.
+
+    data: [..., N, K], of the model's dtype, or float8_e4m3fn. scale: None, or fp32
+    [..., ceil(N / 128), ceil(K / 128)]: what the numbers of each block of 128 x 128 are multiplied
+    by.
+    """
+
+    data: Tensor
+    scale: Tensor | None = None
+
+    def of(self, expert: int) -> "Weight":
+        """One expert's matrix."""
+        return Weight(self.data[expert], None if self.scale is None else self.scale[expert])

@@ -1,0 +1,59 @@
+"""Whether a request could not be read because it is larger than gRPC takes in.
+
+gRPC ends such a call by itself, with RESOURCE_EXHAUSTED, at the first bytes of the message. Here it
+looks like a caller who has hung up: the reading ends without a message, and the call is cancelled.
+What tells the two apart gRPC says to its own log alone, at its lowest level: that it "failed to
+receive". That is listened for where a request is read, and goes no further.
+
+Invariant: records of gRPC that were not asked for stay unwritten. Should its words change, such a
+call is taken for one whose caller has gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import Any
+
+_GRPC = "grpc._cython.cygrpc"  # its logger
+_FAILED = "Failed to receive any message"
+
+
+class Receipt:
+    """One request that is read."""
+
+    def __init__(self) -> None:
+        self.failed = False  # gRPC has refused it
+
+    def read(self, message: "Awaitable[Any]") -> "asyncio.Task[Any]":
+        """A task that receives it."""
+        return asyncio.ensure_future(self._read(message))
+
+    async def _read(self, message: "Awaitable[Any]") -> Any:
+        _receipt.set(self)  # of this task alone
+        return await message
+
+
+_receipt: ContextVar[Receipt | None] = ContextVar("receipt", default=None)
+
+
+class _Listener(logging.Filter):
+    """Hears what gRPC logs, and lets through what its logger would have without this."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        receipt = _receipt.get()
+        if receipt is not None and str(record.msg).startswith(_FAILED):
+            receipt.failed = True
+        return record.levelno >= self._level
+
+
+def listen() -> None:
+    """Hear of such requests from now on, in this process; once is enough."""
+    logger = logging.getLogger(_GRPC)
+    if not any(isinstance(known, _Listener) for known in logger.filters):
+        logger.addFilter(_Listener(logger.getEffectiveLevel()))
+        logger.setLevel(logging.DEBUG)

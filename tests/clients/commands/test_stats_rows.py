@@ -1,0 +1,25 @@
+"""What the table of statistics says of memory: no more than is known."""
+
+from quire.clients.commands.stats import rows
+from quire.v1 import inference_pb2 as pb
+
+
+def memory_of(device: str) -> str:
+    response = pb.StatsResponse(
+        model=pb.ModelInfo(device=device),
+        memory=pb.DeviceMemory(
+            total_bytes=8 << 30, weights_bytes=1 << 20, kv_cache_bytes=1 << 30, peak_bytes=300 << 20
+        ),
+    )
+    return dict(rows(response))["memory"]
+
+
+def test_a_peak_below_the_cache_is_told_as_what_it_is_on_a_cpu() -> None:
+    """A process's resident memory holds of the cache what was written."""
+    told = memory_of("cpu")
+    assert "KV 1.0 GiB" in told
+    assert told.endswith("the process at most 300.0 MiB (cache as it fills) of 8.0 GiB")
+
+
+def test_a_gpus_peak_is_what_was_allocated() -> None:
+    assert memory_of("cuda:0 NVIDIA H100").endswith("peak 300.0 MiB of 8.0 GiB")

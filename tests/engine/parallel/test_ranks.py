@@ -1,0 +1,433 @@
+"""Ranks as processes that say what a test wants: what starts, what is refused, who is lost."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from support.patience import PATIENCE
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
+from quire.engine.loop import ranks as start
+from quire.engine.loop.build import build_engine
+from quire.engine.model.layers.parallel import World
+from quire.engine.parallel import follower
+from quire.engine.parallel.codec import encode, encode_masks
+from quire.engine.parallel.exchange import GroupExchange, over_gloo
+from quire.engine.parallel.leader import LeadingRunner
+from quire.engine.parallel.line import MOST_BYTES, Kind, Line, values_of
+from quire.engine.parallel.ranks import Ranks, ended_on_error
+from quire.engine.parallel.store import Board, BoardStore, LineStore
+from quire.engine.scheduling.plan import Masks, StepPlan
+
+EMPTY = StepPlan(1, (), (), (), (), 0, 0)
+# A rank that needs no torch: `say(kind, **values)`, `hear()`, `rank`, the number that it was given.
+_BEGIN = """
+import os, socket, sys, time
+from quire.engine import lifeline
+from quire.engine.parallel.line import Kind, Line, values_of
+parent = socket.socket(fileno=int(sys.argv[1]))
+lifeline.hold_to(parent)
+line = Line(parent)
+say, hear = line.say, line.hear
+rank = line.expect(Kind.BUILD)["rank"]
+"""
+
+
+def program(body: str) -> list[str]:
+    return [sys.executable, "-P", "-c", _BEGIN + body]
+
+
+@dataclass
+class Loss:
+    """What is called when a rank is lost."""
+
+    told: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> None:
+        self.told.set()
+
+
+def started(body: str, size: int = 3, on_loss: Any = None) -> Ranks:
+    ranks = Ranks(program(body), size, on_loss or Loss())
+    ranks.build({}, 1)
+    return ranks
+
+
+def gone(ranks: Ranks) -> bool:
+    return not any(psutil.pid_exists(rank.process.pid) for rank in ranks._ranks)
+
+
+STAYS = "hear()\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ("say(Kind.REFUSED, error='ModelError', words='x is missing')", ModelError, "rank 2: x is"),
+        ("say(Kind.REFUSED, error='exec', words='y')", QuireError, "rank 2: y"),
+        ("os.kill(os.getpid(), 9)", RankError, r"rank 2 \(process \d+\) ended by SIGKILL"),
+        ("say(Kind.DIED, error_id='ab')", RankError, r"rank 2 \(.*\) died by a fault \(ab\)"),
+        ("sys.exit(7)", RankError, "ended by exit code 7"),
+        ("parent.sendall(bytes(5))", RankError, "rank 2"),
+    ],
+)
+def test_what_keeps_a_rank_from_starting_is_raised(
+    body: str, kind: type[QuireError], words: str
+) -> None:
+    ranks = started(f"if rank == 2:\n    {body}\nelse:\n    {STAYS}")
+    with pytest.raises(kind, match=words) as raised:
+        with ended_on_error(ranks):
+            ranks.wait_for(Kind.READY)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(kind, match=words):
+        ranks.check()  # as progress does
+    assert gone(ranks)
+
+
+def test_who_is_lost_before_the_ranks_meet_ends_the_meeting() -> None:
+    ranks = started("sys.exit(3)")
+    with pytest.raises(RankError, match="ended by exit code 3"):
+        ranks.meet(lambda store: store.get("never"))
+    ranks.end()
+
+
+def test_who_does_not_come_to_the_meeting_is_named() -> None:
+    come = "say(Kind.SET, key=f'r{rank}', value='00')\nsay(Kind.READY)\n"
+    ranks = started(
+        f"if rank != 2:\n    {come.replace(chr(10), chr(10) + '    ')}\n{STAYS}", size=4
+    )
+    assert [ranks.board.get(key) for key in ("r1", "r3")] == ["00", "00"]
+    with pytest.raises(RankError, match="rank 2 did not come within 0 s"):
+        ranks.meet(lambda store: store.get("never"), seconds=0)
+    ranks.end()
+
+
+def test_ranks_take_the_least_number_of_blocks_of_all() -> None:
+    told = []
+    ranks = started(
+        "say(Kind.PROGRESS, stage='weights', share=rank / 4)\n"
+        "say(Kind.SIZED, blocks=100 - rank, fingerprint='f')\n"
+        "say(Kind.READY, blocks=line.expect(Kind.BLOCKS)['blocks'])\n" + STAYS
+    )
+    progress, agree = start.leading(ranks, lambda stage, share: told.append((stage, share)))
+    assert agree(200, "f") == 98
+    assert [ready["blocks"] for ready in ranks.wait_for(Kind.READY)] == [98, 98]
+    progress("weights", 0.1)
+    progress("weights", 1.0)
+    progress("graphs", 1.0)
+    assert told == [("weights", 0.1), ("weights", 0.25), ("graphs", 1.0)]  # of the slowest
+    ranks.end()
+    assert gone(ranks)
+
+
+def test_a_rank_with_another_model_is_refused() -> None:
+    ranks = started("say(Kind.SIZED, blocks=9, fingerprint='gg' if rank == 2 else 'f')\n" + STAYS)
+    _, agree = start.leading(ranks, lambda _stage, _share: None)
+    with pytest.raises(ConfigError, match="rank 2 has another model than rank 0: fingerprint gg"):
+        agree(9, "f")
+    ranks.end()
+
+
+@pytest.mark.parametrize("dies", [1, 2])
+def test_a_rank_that_is_lost_takes_the_others_along(dies: int) -> None:
+    """Idle, too: nothing has to be sent for it."""
+    loss = Loss()
+    ranks = started("say(Kind.READY)\n" + STAYS, on_loss=loss)
+    ranks.wait_for(Kind.READY)
+    ranks.serving()
+    assert not loss.told.is_set()
+    os.kill(ranks._ranks[dies - 1].process.pid, signal.SIGKILL)
+    assert loss.told.wait(PATIENCE)
+    with pytest.raises(RankError, match=rf"rank {dies} \(process \d+\) ended by SIGKILL"):
+        ranks.send(Kind.PLAN, b"")
+    for rank in ranks._ranks:
+        assert rank.process.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_an_end_that_is_meant_is_no_loss() -> None:
+    loss = Loss()
+    ranks = started("say(Kind.READY)\n" + STAYS, on_loss=loss)
+    ranks.wait_for(Kind.READY)
+    ranks.serving()
+    ranks.end()
+    for thread in threading.enumerate():
+        if thread.name.startswith("quire-rank-"):
+            thread.join(PATIENCE)
+    assert not loss.told.is_set()
+
+
+def test_memory_is_what_was_said_last() -> None:
+    ranks = started(
+        "say(Kind.MEMORY, allocated=1, peak=2)\nsay(Kind.MEMORY, allocated=rank, peak=9)\n"
+        "say(Kind.READY)\n" + STAYS
+    )
+    ranks.wait_for(Kind.READY)
+    assert ranks.memory == [(1, 9), (2, 9)]
+    ranks.end()
+
+
+def test_a_split_that_cannot_be_and_an_engine_without_ranks_start_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(start, "Ranks", None)
+    config = EngineConfig(model="random:tiny", device="cpu", tensor_parallel_size=3)
+    with pytest.raises(ConfigError, match="num_key_value_heads = 2: must divide tensor_"):
+        build_engine(config, lambda _stage, _share: None, rank_program=["none"])
+    with pytest.raises(ConfigError, match="engine_process = on"):
+        build_engine(config, lambda _stage, _share: None)
+
+
+def test_a_gpu_takes_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    config = EngineConfig(model="random:tiny", tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="tensor_parallel_size = 2: supported on the CPU alone"):
+        build_engine(config, lambda _stage, _share: None, rank_program=["none"])
+
+
+# ---------------------------------------------------------------- the line
+
+
+@pytest.fixture
+def lines() -> Iterator[tuple[Line, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield Line(one), other
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "the line has ended"),
+        (b"\x04\x09\x00\x00\x00abc", "the line has ended"),
+        (b"\x63\x00\x00\x00\x00", "no known kind: 99"),
+        (b"\x04" + (MOST_BYTES + 1).to_bytes(4, "little"), "at most"),
+        (b"\x05\x02\x00\x00\x00{}", "STOP was said where BUILD was due"),
+        (b"\x01\x02\x00\x00\x00[]", "not a JSON object"),
+        (b"\x01\x02\x00\x00\x00{{", "not JSON"),
+    ],
+)
+def test_what_is_no_frame_is_refused(
+    lines: tuple[Line, socket.socket], data: bytes, words: str
+) -> None:
+    line, other = lines
+    other.sendall(data)
+    other.shutdown(socket.SHUT_WR)
+    with pytest.raises(RankError, match=words):
+        line.expect(Kind.BUILD)
+
+
+def test_who_hears_nothing_is_noticed(lines: tuple[Line, socket.socket]) -> None:
+    line, other = lines
+    other.close()
+    with pytest.raises(RankError, match="cannot be told"):
+        line.say(Kind.STOP)
+
+
+# ---------------------------------------------------------------- a follower
+
+
+@dataclass
+class Scripted:
+    """A follower whose steps are noted."""
+
+    executed: list[int] = field(default_factory=list)
+    waited: list[int] = field(default_factory=list)
+    masks: list[Masks] = field(default_factory=list)
+
+    def execute(self, plan: StepPlan) -> "Step | None":
+        if plan.step_id == 13:
+            raise ValueError("unlucky")
+        self.executed.append(plan.step_id)
+        return None if plan.masked else Step(plan.step_id, self)
+
+    def sample(self, masks: Masks) -> "Step":
+        self.masks.append(masks)
+        return Step(self.executed[-1], self)
+
+    def memory(self) -> tuple[int, int]:
+        return 5, 6
+
+
+@dataclass
+class Step:
+    number: int
+    whose: Scripted
+
+    def wait(self) -> None:
+        self.whose.waited.append(self.number)
+
+
+def follow(frames: list[tuple[Kind, bytes]], lines: tuple[Line, socket.socket]) -> Scripted:
+    line, other = lines
+    sender = Line(other)
+    for kind, body in frames:
+        sender.send(kind, body)
+    scripted = Scripted()
+    follower.follow(scripted, line)
+    return scripted
+
+
+def plan(number: int, *masked: int) -> tuple[Kind, bytes]:
+    return Kind.PLAN, encode(EMPTY._replace(step_id=number, masked=masked))
+
+
+def test_a_step_with_masked_rows_is_sampled_when_its_masks_have_come(
+    lines: tuple[Line, socket.socket],
+) -> None:
+    masks = ((4, b"x"),)
+    frames = [plan(1, 4), (Kind.MASKS, encode_masks(masks)), plan(2), (Kind.STOP, b"{}")]
+    scripted = follow(frames, lines)
+    assert (scripted.executed, scripted.waited, scripted.masks) == ([1, 2], [1], [masks])
+
+
+def test_a_follower_executes_in_order_and_is_one_step_ahead_at_most(
+    lines: tuple[Line, socket.socket],
+) -> None:
+    scripted = follow([plan(1), plan(2), plan(3), (Kind.STOP, b"{}")], lines)
+    assert (scripted.executed, scripted.waited) == ([1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        ((Kind.BLOCKS, b"{}"), "BLOCKS was said where PLAN was due"),
+        ((Kind.PLAN, b"x"), "no plan"),
+        (plan(1, 4), "STOP was said where MASKS was due"),
+    ],
+)
+def test_a_follower_takes_plans_alone(
+    frame: tuple[Kind, bytes], words: str, lines: tuple[Line, socket.socket]
+) -> None:
+    with pytest.raises(RankError, match=words):
+        follow([frame, (Kind.STOP, b"{}")], lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ModelError("x is missing"), follower.EXIT_REFUSED, Kind.REFUSED),
+        (RankError("gone"), follower.EXIT_DEAD, None),
+        (ValueError("unlucky"), follower.EXIT_DEAD, Kind.DIED),
+    ],
+)
+def test_why_a_follower_ends_is_said(
+    error: Exception,
+    code: int,
+    said: Kind | None,
+    lines: tuple[Line, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line, other = lines
+
+    def build(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(follower, "build", build)
+    assert follower.serve(build, line) == code
+    other.setblocking(False)
+    if said is None:
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+        return
+    values = Line(other).expect(said)
+    assert values.get("words", str(error)) == str(error)
+
+
+def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -> None:
+    """Alone in its world here: it meets nobody but rank 0's board."""
+    line, other = lines
+    rank_0, asked, before = Line(other), [], torch.get_num_threads()
+
+    def builder(config: EngineConfig, world: World, progress: Any, agree: Any) -> Scripted:
+        asked.append((config, world.rank, world.size, torch.get_num_threads()))
+        progress("weights", 0.5)
+        asked.append(agree(70, "print"))
+        return Scripted()
+
+    def lead() -> list[dict[str, Any]]:
+        rank_0.say(Kind.BUILD, config={"model": "m", "seed": 4}, rank=0, threads=1)
+        board: dict[str, str] = {}
+        while (heard := rank_0.hear())[0] is not Kind.SIZED:
+            values = values_of(heard[1])
+            if heard[0] is Kind.SET:
+                board[values["key"]] = values["value"]
+            elif heard[0] is Kind.GET:
+                rank_0.say(Kind.VALUE, value=board[values["key"]])
+        assert values_of(heard[1]) == {"blocks": 70, "fingerprint": "print"}
+        rank_0.say(Kind.BLOCKS, blocks=60)
+        return [rank_0.expect(Kind.MEMORY), rank_0.expect(Kind.READY)]
+
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(lead)
+        try:
+            follower.build(builder, line)
+        finally:
+            torch.set_num_threads(before)
+        assert said.result(PATIENCE) == [{"allocated": 5, "peak": 6}, {}]
+    assert asked == [(EngineConfig(model="m", seed=4), 0, 1, 1), 60]
+
+
+# ---------------------------------------------------------------- the exchange
+
+
+def together(size: int, run: Any) -> list[Any]:
+    """Of each rank, on a thread, what `run` returns of its exchange."""
+    board = Board()
+
+    def one(rank: int) -> Any:
+        return run(rank, over_gloo(BoardStore(board), rank, size))
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_is_gathered_stands_in_rank_order_whatever_it_is(size: int) -> None:
+    dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+
+    def run(rank: int, exchange: GroupExchange) -> list[torch.Tensor]:
+        wide = [torch.full((3, 4), rank + 1).to(dtype).t() for dtype in dtypes]
+        return [exchange.gather(x) for x in (*wide, torch.tensor([float(rank)]).log())]
+
+    first, *others = together(size, run)
+    for mine, dtype in zip(first, dtypes, strict=False):
+        expected = torch.stack([torch.full((4, 3), rank + 1).to(dtype) for rank in range(size)])
+        assert mine.dtype is dtype and mine.equal(expected)
+    assert first[-1][:2].tolist() == [[float("-inf")], [0.0]]
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+def test_an_exchange_whose_other_end_is_gone_is_fatal() -> None:
+    class Broken:
+        def _allgather_base(self, *_: object) -> None:
+            raise RuntimeError("Connection closed by peer\nC++ trace")
+
+    exchange = GroupExchange(Broken(), 2, BoardStore(Board()))  # type: ignore[arg-type]
+    with pytest.raises(RankError) as raised:
+        exchange.gather(torch.ones(1))
+    assert str(raised.value) == "the ranks do not exchange any more: Connection closed by peer"
+    assert LeadingRunner.is_fatal(raised.value)
+
+
+def test_a_line_is_a_store_too(lines: tuple[Line, socket.socket]) -> None:
+    line, other = lines
+    store, rank_0 = LineStore(line), Line(other)
+    store.set("k", b"\x00\xff")
+    asked = rank_0.expect(Kind.SET)
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(store.get, "k")
+        assert rank_0.expect(Kind.GET) == {"key": "k"}
+        rank_0.say(Kind.VALUE, value=asked["value"])
+        assert got.result(PATIENCE) == b"\x00\xff"

@@ -1,0 +1,76 @@
+"""Compiling that takes too long: nobody waits for it, and it is bounded while it goes on."""
+
+import threading
+import time
+
+import pytest
+
+from quire.engine.errors import RequestError
+from quire.engine.request import Constraint, Vocabulary
+from quire.service.constraints import grammars
+from quire.service.constraints.deep import MAX_STUCK, DeepThreads, TooSlow
+from quire.service.constraints.grammars import Grammars
+from quire.service.models import pocket
+
+PATIENCE = 20.0
+
+
+def deep(levels: int) -> int:
+    return levels and 1 + deep(levels - 1)
+
+
+def test_it_gives_what_the_work_gives() -> None:
+    threads = DeepThreads()
+    assert threads.run(lambda: deep(900)) == 900
+    with pytest.raises(ZeroDivisionError):
+        threads.run(lambda: 1 // 0)
+    with pytest.raises(TimeoutError, match="its own"):
+        threads.run(own_timeout)
+    assert threads.stuck == 0
+
+
+def own_timeout() -> None:
+    raise TimeoutError("its own")
+
+
+def test_what_takes_too_long_is_given_up_and_counted_until_it_ends() -> None:
+    threads, end = DeepThreads(seconds=0.01), threading.Event()
+
+    def endless() -> None:
+        assert end.wait(PATIENCE)
+
+    for stuck in range(MAX_STUCK):
+        assert threads.stuck == stuck
+        with pytest.raises(TooSlow, match="takes more than") as caught:
+            threads.run(endless)
+        assert caught.value.own
+    with pytest.raises(TooSlow, match="others take too long") as caught:
+        threads.run(lambda: 1)
+    assert not caught.value.own
+    end.set()
+    limit = time.monotonic() + PATIENCE
+    while threads.stuck:
+        assert time.monotonic() < limit
+    assert threads.run(lambda: 1) == 1
+
+
+def test_a_text_that_was_too_slow_is_refused_at_once_when_it_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, end = Grammars(), threading.Event()
+    text = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
+    made.learn(Vocabulary(text, 4096, (2,)))
+    made._threads = DeepThreads(seconds=0.01)
+    tries = []
+
+    def slow(constraint: Constraint, _tokens: object) -> None:
+        tries.append(constraint.text)
+        assert end.wait(PATIENCE)
+
+    monkeypatch.setattr(grammars, "_compiled", slow)
+    for _ in range(3):
+        with pytest.raises(RequestError, match="takes more than") as caught:
+            made.compile(Constraint("regex", "a+"))
+        assert caught.value.field == "constraint.regex"
+    end.set()
+    assert tries == ["a+"]

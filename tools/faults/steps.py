@@ -1,0 +1,102 @@
+"""Faults of steps in flight, of padded rows, and of an engine under load."""
+
+from faults.fault import Fault, regression
+
+TRAFFIC = (
+    "tests/engine/scheduling/test_scheduler_properties.py"
+    "::test_random_traffic_neither_leaks_nor_hangs_nor_corrupts"
+)
+PADDED = ("tests/engine/test_equivalences.py::test_padding_writes_nowhere_that_a_request_has_left",)
+REPLAYED = (
+    "tests/engine/test_equivalences.py::test_padded_steps_are_replayed_with_fewer_rows_"
+    "than_they_hold",
+)
+PACING = ("tests/engine/client/test_pacing.py",)
+
+OVERLAP = (
+    Fault(
+        "mini-sglang-111: an aborted request's blocks go at once, and again",
+        "engine/scheduling/roster.py",
+        "        if request.in_flight == 0:\n            self._vacate(request)\n",
+        "        self._vacate(request)\n",
+        regression("mini_sglang_111_abort_of_a_request_in_the_step_in_flight"),
+    ),
+    Fault(
+        "sglang-18803: results of before a preemption count",
+        "engine/scheduling/completion.py",
+        "elif row.epoch != request.epoch:",
+        "elif row.epoch > request.epoch:",
+        (TRAFFIC,),
+    ),
+    Fault(
+        "vllm-57355: max_num_seqs is no captured size",
+        "engine/runner/graphs.py",
+        "if size < max_num_seqs} | {max_num_seqs})",
+        "if size <= max_num_seqs})",
+        regression("vllm_57355_max_num_seqs_was_no_captured_size"),
+    ),
+    Fault(
+        "vllm-10903: block tables are a column too narrow",
+        "engine/loop/build.py",
+        "max_blocks = -(-max_model_len // config.block_size)\n    state",
+        "max_blocks = max_model_len // config.block_size\n    state",
+        regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
+    ),
+    Fault(
+        "mini-sglang-56: captured sizes far apart",
+        "engine/runner/graphs.py",
+        "*range(8, 64, 8), *range(64, 256, 16),",
+        "8, 16, 32, 64, 128,",
+        regression("mini_sglang_56_padding_wasted_by_coarse_captured_sizes"),
+    ),
+)
+
+PADDING = (
+    Fault(
+        "minivllm: padded rows of a decode step write through another's block table",
+        "engine/runner/runner.py",
+        "padding = [self._state.null_slot] * (key.decode_rows - len(plan.rows))",
+        "padding = [0] * (key.decode_rows - len(plan.rows))",
+        PADDED,
+    ),
+    Fault(
+        "vllm-40047: padded rows of a mixed step are a request's",
+        "engine/runner/inputs.py",
+        "row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)",
+        "row_slots = np.zeros(shape.decode_rows + shape.prefill_rows, np.int32)",
+        REPLAYED,
+    ),
+)
+
+UNDER_LOAD = (
+    Fault(
+        "quire: gRPC's wake-up bytes pile up",
+        "service/app/event_loop.py",
+        "    if waiting > 1:\n",
+        "    if waiting > 1 << 20:\n",
+        ("tests/service/app/test_event_loop.py",),
+    ),
+    Fault(
+        "quire: new calls wait behind the words of many streams",
+        "engine/client/pacing.py",
+        "        if self._must_hold(now):\n",
+        "        if len(self) < 0:\n",
+        PACING,
+    ),
+    Fault(
+        "quire: new calls keep words back for as long as they come",
+        "engine/client/pacing.py",
+        "return now - self._last_at < QUIET and now - self._burst_since < PATIENCE",
+        "return now - self._last_at < QUIET",
+        PACING,
+    ),
+    Fault(
+        "quire: a call is answered when its first words come",
+        "engine/client/async_engine.py",
+        "                if outputs or (is_first and error is None):\n",
+        "                if outputs:\n",
+        ("tests/engine/client/test_async_engine.py",),
+    ),
+)
+
+FAULTS = (*OVERLAP, *PADDING, *UNDER_LOAD)

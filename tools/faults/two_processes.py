@@ -1,0 +1,44 @@
+"""Faults between the two processes of a server."""
+
+from faults.fault import Fault
+
+FRAMES = ("tests/engine/client/test_process_frames.py",)
+PLACES = "tests/engine/client/test_places.py::test_"
+
+FAULTS = (
+    Fault(
+        "quire: what a slow parent does not take is overwritten",
+        "engine/client/process_main.py",
+        "self._late = batch if self._late is None else joined(self._late, batch)",
+        "self._late = batch",
+        FRAMES,
+    ),
+    Fault(
+        "quire: last words are said without what was kept",
+        "engine/client/process_main.py",
+        "        self._socket.settimeout(_LAST_WORDS)\n        self._pack_late()\n",
+        "        self._socket.settimeout(_LAST_WORDS)\n",
+        FRAMES,
+    ),
+    Fault(
+        "quire: a joined output forgets its first token's time",
+        "engine/request.py",
+        "        if not self.token_ids:\n            self.first_token_at",
+        "        if later.token_ids:\n            self.first_token_at",
+        ("tests/service/rpc/test_output_times.py",),
+    ),
+    Fault(
+        "quire: a frozen child passes for an idle one",
+        "engine/client/in_process.py",
+        "return self._asked_since if since is None else since",
+        "return since",
+        (PLACES + "a_frozen_child_shows_as_busy_even_if_it_was_idle",),
+    ),
+    Fault(
+        "quire: a turn that leaves the engine idle says nothing",
+        "engine/loop/loop.py",
+        "if outputs or idle or overdue or self._answers:",
+        "if outputs or self._answers:",
+        (PLACES + "the_same_requests_get_the_same_answers_and_the_same_books",),
+    ),
+)

@@ -1,0 +1,1 @@
+"""What `compile_offline.py` compiles, and how: no kernel is launched."""

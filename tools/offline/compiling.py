@@ -1,0 +1,185 @@
+"""Triton's compiler without a GPU, and what the machine code that it makes costs.
+
+To register kernels, write a function that calls them (tensors from `empty`) and decorate it with
+`@cases(hot=...)`; import the kernels inside it, and its module in compile_offline.py.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel's module is imported
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from quire.kernels import support
+
+SHARED_LIMITS = {  # bytes that a program may use
+    **dict.fromkeys((90, 100), support.HOPPER_SHARED),
+    **dict.fromkeys((86, 89, 120), 101_376),
+    80: 166_912,
+}
+_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class OfflineDriver:
+    """Stands in for the CUDA driver: enough for compiling, nothing for launching."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel uses; sizes in bytes, counts of instructions in the code."""
+
+    case: str
+    kernel: str
+    hot: bool
+    warps: int
+    stages: int
+    registers: int
+    shared: int
+    spill_stores: int
+    spill_loads: int
+    wgmma: int
+    mma: int
+    cp_async: int
+    tma: int
+    wide_loads: int
+    seconds: float
+    arch: int
+
+    @property
+    def fault(self) -> str:
+        """Why this kernel must not ship, or nothing. Spills are looked at on sm_90 alone."""
+        limit = SHARED_LIMITS[self.arch]
+        if self.shared > limit:
+            return f"shared memory {self.shared} > {limit}"
+        if self.arch == 90 and self.hot and self.spill_stores + self.spill_loads:
+            return f"{self.spill_stores} spilled stores, {self.spill_loads} loads"
+        return ""
+
+
+Calls = Iterator[tuple[str, Callable[[], object]]]
+_SOURCES: list[tuple[Callable[[], Calls], bool]] = []
+
+
+def cases(*, hot: bool) -> Callable[[Callable[[], Calls]], Callable[[], Calls]]:
+    """Register a generator of (name, call that launches kernels). hot: a spill is a fault."""
+
+    def register(source: Callable[[], Calls]) -> Callable[[], Calls]:
+        _SOURCES.append((source, hot))
+        return source
+
+    return register
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory: aligned and contiguous, as the compiler sees it."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[tuple[Any, float]]]:
+    """Compile instead of launching; collects (compiled kernel, seconds), each kernel once."""
+    found: list[tuple[Any, float]] = []
+    original = JITFunction.run
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        del warmup
+        if driver.active.get_current_target().arch < 90:  # which know no dependent launch
+            options |= dict.fromkeys({"PDL", "launch_pdl"} & options.keys(), False)
+        start = time.perf_counter()
+        compiled = original(self, *args, grid=grid, warmup=True, **options)
+        if all(compiled is not other for other, _ in found):
+            found.append((compiled, time.perf_counter() - start))
+        return compiled
+
+    JITFunction.run = run
+    try:
+        yield found
+    finally:
+        JITFunction.run = original
+
+
+def _dump(cubin: Path, option: str) -> str:
+    command = [str(_BIN / "cuobjdump"), option, str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def report(compiled: Any, *, case: str, hot: bool, seconds: float) -> Report:
+    """Read the machine code of one compiled kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = dict(re.findall(r"(REG|SHARED):(\d+)", _dump(cubin, "--dump-resource-usage")))
+        code = _dump(cubin, "-sass")
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, code))
+
+    return Report(
+        case=case,
+        kernel=compiled.metadata.name,
+        hot=hot,
+        warps=compiled.metadata.num_warps,
+        stages=compiled.metadata.num_stages,
+        registers=int(usage["REG"]),
+        shared=compiled.metadata.shared,
+        spill_stores=count(r"\bSTL\b"),
+        spill_loads=count(r"\bLDL\b"),
+        wgmma=count(r"\bHGMMA\b"),
+        mma=count(r"\bHMMA\b"),
+        cp_async=count(r"\bLDGSTS\b"),
+        tma=count(r"\bUTMALDG\b"),
+        wide_loads=count(r"LDG\.E\.\S*128"),
+        seconds=round(seconds, 2),
+        arch=compiled.metadata.target.arch,
+    )
+
+
+def compile_all(only: str = "", *, hot_only: bool = False, arch: int = 90) -> Iterator[Report]:
+    """Compile every registered call whose name contains `only`. Once a process for one arch: the
+    kernels' modules, imported by the calls, take what they are told of the card then."""
+    driver.set_active(OfflineDriver(arch))
+    vars(support).update(
+        before_hopper=lambda _device: arch < 90, shared_bytes=lambda _device: SHARED_LIMITS[arch]
+    )
+    for source, hot in _SOURCES:
+        if hot_only and not hot:
+            continue
+        for name, call in source():
+            if only not in name:
+                continue
+            with recorded_launches() as found:
+                call()
+            for compiled, seconds in found:
+                yield report(compiled, case=name, hot=hot, seconds=seconds)

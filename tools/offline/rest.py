@@ -1,0 +1,99 @@
+"""Calls of all kernels but attention's: products, norms, sampling, state."""
+
+from typing import Any
+
+import torch
+
+from offline.compiling import Calls, cases, empty
+from quire.kernels import support
+
+
+@cases(hot=True)
+def hot_copy() -> Calls:
+    def call() -> None:
+        from quire.kernels.state.copy_blocks import copy_blocks
+
+        cache, ids = empty(28, 64, 8, 64, 128, dtype=torch.bfloat16), empty(3, dtype=torch.int64)
+        copy_blocks(cache, cache, ids, ids)
+
+    yield "copy blocks", call
+
+
+@cases(hot=True)
+def products() -> Calls:
+    from tune_linear import SHAPES
+    from tune_linear import products as products_of
+
+    from quire.kernels.linear import linear, skinny, tuning
+
+    counters = skinny.new_counters(torch.device("meta"))
+    shared = support.shared_bytes(torch.device("meta"))
+    seen = set()
+    for card in tuning.tables():
+        for product in (one for shape in SHAPES for one in products_of(shape)):
+            for bucket in tuning.table(card).get((product.n, product.k), {}):
+                variant = tuning.choose(
+                    product.n, product.k, bucket, torch.bfloat16, product.silu, shared, card
+                )
+                if variant == tuning.Library() or (product.n, product.k, bucket, variant) in seen:
+                    continue
+                seen.add((product.n, product.k, bucket, variant))
+
+                def call(
+                    variant: Any = variant, product: Any = product, bucket: int = bucket
+                ) -> None:
+                    linear.run(
+                        variant,
+                        empty(bucket, product.k),
+                        empty(product.n, product.k),
+                        norm_weight=empty(product.k) if product.norm else None,
+                        eps=1e-6,
+                        residual=empty(bucket, product.columns) if product.residual else None,
+                        silu=product.silu,
+                        out_dtype=product.out_dtype,
+                        counters=counters,
+                        pdl=True,
+                    )
+
+                yield f"linear {product.name} {product.n} x {product.k}, {bucket} rows", call
+
+
+@cases(hot=True)
+def norms_sampling_state() -> Calls:
+    from quire.kernels.linear import norms
+    from quire.kernels.sampling import filtering, sampling
+    from quire.kernels.state import state
+
+    rows, vocab = 256, 151_936
+    logits, slots = empty(rows, vocab, dtype=torch.float32), empty(rows, dtype=torch.int64)
+    amount, ints = empty(257, dtype=torch.float32), empty(257, dtype=torch.int32)
+    seeds, tables = empty(257, dtype=torch.int64), empty(257, 64, dtype=torch.int32)
+    prompt = empty(257, vocab, dtype=torch.bool)
+    counts = empty(257, vocab, dtype=torch.int32)
+    out, mapping = empty(rows, dtype=torch.int32), empty(rows, dtype=torch.int64)
+    yield "rms_norm", lambda: norms.rms_norm(empty(rows, 4096), empty(4096), 1e-6)
+    yield "silu_mul", lambda: norms.silu_mul(empty(rows, 6144))
+    yield "greedy", lambda: sampling.greedy(logits)
+    yield "sample", lambda: sampling.sample(logits, slots, slots, amount, seeds)
+    yield (
+        "apply_penalties",
+        lambda: sampling.apply_penalties(logits, slots, prompt, counts, amount, amount, amount),
+    )
+    yield "mask_stop_tokens", lambda: sampling.mask_stop_tokens(logits, slots, slots, tables, ints)
+    yield (
+        "filter_logits",
+        lambda: filtering.filter_logits(logits, slots, amount, ints, amount, amount),
+    )
+    yield (
+        "prepare_decode",
+        lambda: state.prepare_decode(
+            slots, ints, ints, tables, 64, out, out, mapping, out, tables[:rows]
+        ),
+    )
+    yield (
+        "prepare_mixed",
+        lambda: state.prepare_mixed(
+            slots, ints, ints, ints, tables, 64, out, out, mapping, out, tables[:rows]
+        ),
+    )
+    yield "advance", lambda: state.advance(slots, None, ints, None, slots, ints, counts)
