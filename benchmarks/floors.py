@@ -38,7 +38,12 @@ class Floors:
 
     @classmethod
     def of(cls, config: ModelConfig, card: Card = H200) -> "Floors":
-        """The floors of a model's shape on a card; norms and biases are too small to count."""
+        """The floors of a model's shape on a card; norms and biases are too small to count.
+
+        Raises ValueError for experts and FP8, of which no rates have been measured.
+        """
+        if config.experts is not None or config.fp8 is not None:
+            raise ValueError("floors are of dense models in bf16: no rates of others are measured")
         heads = 2 * config.num_q_heads + 2 * config.num_kv_heads
         per_layer = heads * config.head_dim * config.hidden_size
         per_layer += 3 * config.intermediate_size * config.hidden_size

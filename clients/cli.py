@@ -53,7 +53,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit."),
     ] = False,
 ) -> None:
-    """Serve Qwen3 models over gRPC, and talk to them."""
+    """Serve Qwen and Llama models over gRPC, and talk to them."""
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:

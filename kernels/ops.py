@@ -9,7 +9,7 @@ Two things hold for every implementation and are the caller's to respect:
     The Triton operations share one workspace: they run on one stream at a time.
 """
 
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -197,7 +197,6 @@ class Ops(Protocol):
     ) -> None: ...
 
 
-@runtime_checkable
 class ExpertOps(Ops, Protocol):
     """The operations of a device that has those of mixtures of experts as well."""
 
@@ -210,7 +209,6 @@ class ExpertOps(Ops, Protocol):
     ) -> Tensor: ...
 
 
-@runtime_checkable
 class Fp8Ops(Ops, Protocol):
     """The operations of a device that has those of FP8 weights as well."""
 
@@ -229,6 +227,16 @@ class Fp8Ops(Ops, Protocol):
     def mix_experts_fp8(
         self, x: Tensor, gate_up: Weight, down: Weight, experts: Tensor, weights: Tensor
     ) -> Tensor: ...
+
+
+def has_experts(ops: Ops) -> TypeGuard[ExpertOps]:
+    """Whether a device has the operations of mixtures of experts."""
+    return all(hasattr(ops, name) for name in ("route", "mix_experts"))
+
+
+def has_fp8(ops: Ops) -> TypeGuard[Fp8Ops]:
+    """Whether a device has the operations of FP8 weights."""
+    return all(hasattr(ops, name) for name in ("linear_fp8", "mix_experts_fp8"))
 
 
 def select(device: torch.device, *, pdl: bool = False) -> Ops:

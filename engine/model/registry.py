@@ -10,7 +10,7 @@ from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.layers.setting import Setting
-from quire.kernels.ops import ExpertOps, Fp8Ops, Ops
+from quire.kernels.ops import Ops, has_experts, has_fp8
 from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
 
 Model = CausalModel
@@ -56,12 +56,12 @@ def build_model(
 
 def check_operations(config: ModelConfig, ops: Ops) -> None:
     """Refuse a model of which a device's kernels lack an operation. Raises ConfigError."""
-    if config.experts is not None and not isinstance(ops, ExpertOps):
+    if config.experts is not None and not has_experts(ops):
         raise ConfigError(
             f"architecture {config.architecture}: mixtures of experts have no kernels for GPUs "
             "yet; they run with device = cpu"
         )
-    if config.fp8 is not None and not isinstance(ops, Fp8Ops):
+    if config.fp8 is not None and not has_fp8(ops):
         raise ConfigError("FP8 weights have no kernels for GPUs yet; they run with device = cpu")
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CpuOps:
-    """An `Ops`: products and attention of one-token rows compiled, all else by the twins."""
+    """An `Ops`: products, experts and attention of one-token rows compiled, all else the twins'."""
 
     def __init__(self, library: ctypes.CDLL, level: str) -> None:
         self.level = level
@@ -62,6 +62,12 @@ class CpuOps:
         dtype = out_dtype if bare and out_dtype is not None else x.dtype
         y = self.products(x, data, scale, dtype, **around)
         return y if out_dtype is None else y.to(out_dtype)
+
+    def mix_experts(
+        self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+    ) -> Tensor:
+        """As in `reference`, by these products."""
+        return reference.mix_experts(x, gate_up, down, experts, weights, product=self.linear)
 
     # ------------------------------------------------------------ attention
 

@@ -27,17 +27,23 @@ def route(x: Tensor, router: Tensor, per_token: int, *, renormalise: bool) -> tu
 
 
 def mix_experts(
-    x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    product: Callable[..., Tensor] = linear,
 ) -> Tensor:
     """The weighted sum of what each token's experts make of it: [T, H], rounded once.
 
     x: [T, H]; gate_up: [E, 2 * I, H], gate rows then up rows; down: [E, H, I]; experts, weights:
     [T, per_token], see `route`; no token has an expert twice. The sum is taken in fp32, in the
-    order of the experts' numbers, so it does not depend on the other tokens.
+    order of the experts' numbers, so it does not depend on the other tokens. product: a `linear`.
     """
 
     def make(expert: int, rows: Tensor) -> Tensor:
-        return linear(linear(rows, gate_up[expert], silu=True), down[expert])
+        return product(product(rows, gate_up[expert], silu=True), down[expert])
 
     return _mix(x, make, experts, weights)
 

@@ -46,8 +46,12 @@ def widen_blocks(weight: Weight) -> Tensor:
     """The numbers that an FP8 weight stands for: [N, K] fp32."""
     assert weight.scale is not None
     rows, columns = weight.data.shape
-    scale = weight.scale.repeat_interleave(BLOCK, 0)[:rows]
-    return weight.data.float() * scale.repeat_interleave(BLOCK, 1)[:, :columns]
+    wide = weight.data.float()
+    if rows % BLOCK or columns % BLOCK:
+        scale = weight.scale.repeat_interleave(BLOCK, 0)[:rows]
+        return wide.mul_(scale.repeat_interleave(BLOCK, 1)[:, :columns])
+    wide.view(-1, BLOCK, columns // BLOCK, BLOCK).mul_(weight.scale[:, None, :, None])
+    return wide
 
 
 def _product(x: Tensor, weight: Weight) -> Tensor:

@@ -3,9 +3,15 @@
 Invariant: `pieces[i]` and `text_pieces[i]` exist for every id of the model's vocabulary; joined and
 decoded as UTF-8 the latter are the text, so special tokens and ids that the tokenizer does not know
 are empty there. Needs neither transformers nor torch.
+
+Two kinds of vocabulary are read. A byte-level one (GPT-2, Qwen, Llama 3) writes each byte as a
+character. SentencePiece's (Llama 2) writes text, with U+2581 for a space, and bytes that it has no
+text for as <0xNN>; the space that it puts before a text stays in the pieces.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +20,21 @@ from tokenizers import Tokenizer as Backend
 from quire.engine.errors import ModelError
 from quire.service.text import tokenizer_files
 
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_SENTENCEPIECE = [
+    {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+]
+_ON_THE_WHOLE_TEXT = (  # of a decoder: no say in what a token stands for
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A byte-level tokenizer, read once. Safe to use from several threads."""
+    """A tokenizer, read once. Safe to use from several threads."""
 
     backend: Backend
     pieces: Sequence[bytes]  # each id's bytes
@@ -88,16 +105,26 @@ def _backend(directory: Path) -> Backend:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
         raise ModelError(f"{path}: not a tokenizer: {error}") from error
-    if not _is_byte_level(backend):
+    if _bytes_of(backend) is None:
         kind = type(backend.decoder).__name__
-        raise ModelError(f"{path}: its decoder is {kind}; only byte-level ones are supported")
+        raise ModelError(
+            f"{path}: its decoder is {kind}; supported are byte-level ones, and SentencePiece's "
+            "with bytes for what has no piece"
+        )
     backend.no_truncation()
     backend.no_padding()
     return backend
 
 
-def _is_byte_level(backend: Backend) -> bool:
-    return type(backend.decoder).__name__ == "ByteLevel"
+def _bytes_of(backend: Backend) -> Callable[[str], bytes] | None:
+    """What turns a token of the vocabulary into bytes; None for a kind that is not known."""
+    if backend.decoder is None:
+        return None
+    decoder = json.loads(backend.decoder.__getstate__())
+    if decoder["type"] == "ByteLevel":
+        return _of_byte_level()
+    steps = [step for step in decoder.get("decoders", ()) if step not in _ON_THE_WHOLE_TEXT]
+    return _of_sentencepiece if steps == _SENTENCEPIECE else None
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -110,13 +137,29 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-def _pieces(backend: Backend, vocab_size: int) -> list[bytes]:
-    """Bytes of each id. A token with a character outside the alphabet stands for its own UTF-8."""
+def _of_byte_level() -> Callable[[str], bytes]:
+    """A token with a character outside the alphabet stands for its own UTF-8."""
     table = {ord(c): chr(b) for c, b in byte_alphabet().items()}
+
+    def bytes_of(token: str) -> bytes:
+        if all(ord(c) in table for c in token):
+            return token.translate(table).encode("latin-1")
+        return token.encode()
+
+    return bytes_of
+
+
+def _of_sentencepiece(token: str) -> bytes:
+    if _BYTE.fullmatch(token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace(_SPACE, " ").encode()
+
+
+def _pieces(backend: Backend, vocab_size: int) -> list[bytes]:
+    """Bytes of each id."""
+    bytes_of = _bytes_of(backend)
+    assert bytes_of is not None
     pieces = [b""] * vocab_size
     for token, token_id in backend.get_vocab(with_added_tokens=True).items():
-        if all(ord(c) in table for c in token):
-            pieces[token_id] = token.translate(table).encode("latin-1")
-        else:
-            pieces[token_id] = token.encode()
+        pieces[token_id] = bytes_of(token)
     return pieces

@@ -12,7 +12,7 @@ from torch import Tensor
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import fp8_placements, new_fp8, part_of
 from quire.engine.model.layers.setting import Setting
-from quire.kernels.ops import ExpertOps, Fp8Ops
+from quire.kernels.ops import Fp8Ops, has_experts, has_fp8
 from quire.kernels.weight import Weight
 
 Operation = Callable[..., Tensor]
@@ -67,16 +67,18 @@ class Wide:
         return self._setting.ops.linear
 
     def mix_experts(self) -> Operation:
-        assert isinstance(self._setting.ops, ExpertOps)  # the registry refuses what lacks them
-        return self._setting.ops.mix_experts
+        ops = self._setting.ops
+        assert has_experts(ops)  # the registry refuses what lacks them
+        return ops.mix_experts
 
 
 class Narrow:
     """FP8. made: whether a checkpoint stores them wide."""
 
     def __init__(self, setting: Setting, *, made: bool) -> None:
-        assert isinstance(setting.ops, Fp8Ops)  # the registry refuses what lacks them
-        self._ops: Fp8Ops = setting.ops
+        ops = setting.ops
+        assert has_fp8(ops)  # the registry refuses what lacks them
+        self._ops: Fp8Ops = ops
         self._device = setting.device
         self._made = made
 

@@ -11,7 +11,7 @@ from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowPara
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.setting import Setting
-from quire.kernels.ops import ExpertOps
+from quire.kernels.ops import ExpertOps, has_experts
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -36,8 +36,9 @@ class ExpertsMlp:
     expert's width; the router is whole on each."""
 
     def __init__(self, setting: Setting, module: str, hidden: int, experts: Experts) -> None:
-        assert isinstance(setting.ops, ExpertOps)  # the registry refuses a device without them
-        self._ops = setting.ops
+        ops = setting.ops
+        assert has_experts(ops)  # the registry refuses a device without them
+        self._ops: ExpertOps = ops
         self._world = setting.world
         self._experts = experts
         width, count = experts.intermediate_size, experts.count

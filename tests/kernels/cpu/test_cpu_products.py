@@ -15,6 +15,7 @@ from quire.kernels import reference
 from quire.kernels.cpu.library import LEVELS, LibraryUnavailable, load, machine_level
 from quire.kernels.cpu.ops import CpuOps
 from quire.kernels.cpu.products import Products
+from quire.kernels.ops import has_experts, has_fp8
 from quire.kernels.row_scaled import RowScaled
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -171,3 +172,25 @@ def test_other_types_are_left_to_the_twin(ops: CpuOps) -> None:
     x, weight, _ = _draw("bf16", 4, 32, 128)
     wide = ops.linear(x.double(), weight.double())
     assert torch.equal(wide, reference.linear(x.double(), weight.double()))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_experts_take_these_products_and_a_token_s_bits_are_its_own(
+    ops: CpuOps, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    assert has_experts(ops) and has_fp8(ops)  # type: ignore[arg-type]
+    x, gate_up, down = (
+        torch.randn(size, generator=generator).to(dtype)
+        for size in ((9, 48), (4, 64, 48), (4, 48, 32))
+    )
+    experts = torch.tensor([[place % 4, (place + 1 + place // 4) % 4] for place in range(9)])
+    weights = torch.rand(9, 2, generator=generator)
+    mixed = ops.mix_experts(x, gate_up, down, experts, weights)
+    expected = reference.mix_experts(x, gate_up, down, experts, weights)
+    near = 1e-5 if dtype == FP32 else 2e-2
+    torch.testing.assert_close(mixed, expected, rtol=near, atol=near * float(expected.abs().max()))
+    for row in range(9):
+        some = slice(row, row + 1)
+        alone = ops.mix_experts(x[some], gate_up, down, experts[some], weights[some])
+        assert torch.equal(alone, mixed[some])
