@@ -45,7 +45,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "answers-resumed-without-the-parser",
         "service/rpc/answer_stream.py",
-        "self._text.replay(token_ids, self._parser.feed)",
+        "self._text.replay(token_ids, heard)",
         "self._text.replay(token_ids)",
         (SERVED + "resumed_behind_any_token_the_rest_comes_and_ids_repeat",),
     ),

@@ -10,9 +10,9 @@ LETTING_IN = (
     Fault(
         "quire: a place is given only after the prompt was read",
         "service/admission/admission.py",
-        "        if not at_once:\n            self._check_room(client, n, priority, now)\n",
+        "        if not at_once:\n            self._check_room(client, n, level, now)\n",
         "        if tokens is not None and not at_once:\n"
-        "            self._check_room(client, n, priority, now)\n",
+        "            self._check_room(client, n, level, now)\n",
         (HOLDS + "a_place_is_taken_before_any_work_on_the_prompt",),
     ),
     Fault(
@@ -39,8 +39,8 @@ LETTING_IN = (
     Fault(
         "quire: calls that nobody reads take no places",
         "service/admission/admission.py",
-        "        if self._open < most:\n",
-        "        if self._open - self._running() < most:\n",
+        "        if self._open < most or (self._open < 2",
+        "        if self._open - self._running() < most or (self._open < 2",
         (HOLDS + "calls_that_are_served_and_not_read_take_places",),
     ),
     Fault(

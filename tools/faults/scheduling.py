@@ -65,7 +65,7 @@ FAULTS = (
     Fault(
         "gllm: jitter in admission",
         "engine/scheduling/waiting_queue.py",
-        "return priority, self.shares.served[client], arrival",
+        "return priority, served if fresh else served - HEAD_START, arrival",
         'return priority, int(__import__("random").random() * 9), arrival',
         regression("gllm_jitter_in_admission"),
     ),

@@ -205,7 +205,7 @@ BAD: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "words"), BAD, ids=lambda value: str(value)[-40:])
+@pytest.mark.parametrize(("change", "words"), BAD, ids=[words[-40:] for _, words in BAD])
 def test_bad_tensors_are_told_by_name_before_memory_is_taken(
     narrow: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], words: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Schemas as JSON Schema means them: instances walked token by token through a matcher.
 
-The suite of the JSON Schema organisation is read where QUIRE_JSON_SCHEMA_SUITE names its folder of
+The suite of the JSON Schema organisation is read where TESTS_JSON_SCHEMA_SUITE names its folder of
 a draft: the source archive of the package jsonschema carries it (`pip download --no-binary
 jsonschema jsonschema`, then json/tests/draft2020-12 in it).
 """
@@ -21,7 +21,7 @@ from quire.engine.scheduling.matching import Matcher
 from quire.service.constraints.grammars import Grammars
 from quire.service.models import pocket
 
-SUITE = os.environ.get("QUIRE_JSON_SCHEMA_SUITE", "")
+SUITE = os.environ.get("TESTS_JSON_SCHEMA_SUITE", "")
 FILE = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
 TOKENIZER = Tokenizer.from_str(FILE)
 GRAMMARS = Grammars()
@@ -94,7 +94,7 @@ def cases() -> Iterator[Case]:
             yield Case(path.stem, case["description"], case["schema"], case["tests"])
 
 
-@pytest.mark.skipif(not SUITE, reason="QUIRE_JSON_SCHEMA_SUITE names no folder of the suite")
+@pytest.mark.skipif(not SUITE, reason="TESTS_JSON_SCHEMA_SUITE names no folder of the suite")
 def test_what_the_suite_calls_valid_can_be_written_and_nothing_else() -> None:
     found: Counter[str] = Counter()
     wrong: list[tuple[str, str, str]] = []

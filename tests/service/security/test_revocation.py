@@ -235,7 +235,8 @@ def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> N
     watcher = Watcher(Broken(), 0.001)
     watcher.start()
     for _ in range(3):
-        assert looked.acquire(timeout=PATIENCE)
+        while not looked.acquire(timeout=0.1):
+            assert watcher._thread.is_alive()
     watcher.stop()
     watcher._thread.join(PATIENCE)
     assert not watcher._thread.is_alive()
