@@ -13,6 +13,7 @@ from quire.engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("auto", "fp8", "int8")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
@@ -51,7 +52,9 @@ class EngineConfig:
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
     kv_cache_dtype: str = _option("auto", "auto: as dtype, float32 on the CPU; no other")
     quantization: str = _option(
-        "auto", "auto: weights as they are stored; fp8: made FP8 while they are loaded"
+        "auto",
+        "auto: weights as they are stored; fp8: made FP8 while they are loaded; int8: the same as "
+        "int8 with a scale a row, CPU only",
     )
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
@@ -71,7 +74,9 @@ class EngineConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
-        _one_of("quantization", self.quantization, ("auto", "fp8"))
+        _one_of("quantization", self.quantization, QUANTIZATIONS)
+        if self.int8:
+            self._check_int8()
         _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
         _at_most("tensor_parallel_size", self.tensor_parallel_size, MOST_RANKS)
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -83,6 +88,20 @@ class EngineConfig:
             raise ConfigError(f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0")
         if not self.model:
             raise ConfigError("model is empty: give a directory, a Hub id, pocket or random:SHAPE")
+
+    @property
+    def int8(self) -> bool:
+        """Whether matrices are kept as int8 rows."""
+        return self.quantization == "int8"
+
+    def _check_int8(self) -> None:
+        if self.device == "cuda":
+            raise ConfigError("quantization = int8: only on the CPU, device = cuda is asked for")
+        if self.tensor_parallel_size > 1:
+            raise ConfigError(
+                "quantization = int8: only with tensor_parallel_size = 1, "
+                f"it is {self.tensor_parallel_size}"
+            )
 
     def replace(self, **changes: Any) -> "EngineConfig":
         """A copy with some options changed, validated again."""

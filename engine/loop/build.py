@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -173,13 +174,14 @@ def _load(
     progress: Progress,
 ) -> Model:
     """A rank's share of the model, with its weights."""
+    build = partial(build_model, shape, ops, dtype=dtype, world=world, int8=config.int8)
     if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
-        outline = build_model(shape, ops, dtype=dtype, device=torch.device("meta"), world=world)
+        outline = build(device=torch.device("meta"))
         check_checkpoint(outline, Path(config.model))
     nbytes = sizing.weight_bytes(config, shape, dtype) // world.size
     hint = "take a smaller model or dtype, or free memory on the device"
     with sizing.room_for("the weights", nbytes, device, hint):
-        model = build_model(shape, ops, dtype=dtype, device=device, world=world)
+        model = build(device=device)
     if config.model.startswith(RANDOM_PREFIX):
         fill_random(model, config.seed)
     else:

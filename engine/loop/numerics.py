@@ -22,7 +22,7 @@ def numerics(device: torch.device, ops: Ops, *, ranks: int) -> str:
 def _hardware(device: torch.device, ops: Ops) -> tuple[str, ...]:
     if device.type == "cpu":
         vectors = torch.backends.cpu.get_cpu_capability()
-        products = ops.products.level if isinstance(ops, CpuOps) else "torch"
+        products = ops.level if isinstance(ops, CpuOps) else "torch"
         threads = f"threads={torch.get_num_threads()}"
         return f"cpu={platform.machine()}/{vectors}", threads, f"products={products}"
     major, minor = torch.cuda.get_device_capability(device)

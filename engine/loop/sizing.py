@@ -71,10 +71,16 @@ class SizingPlan:
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
-    """The device to run on. Raises ConfigError for a GPU that is not there, or for several."""
+    """The device to run on. Raises ConfigError for a GPU that is not there, or that cannot do what
+    is asked for: several ranks, int8."""
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        if config.int8:
+            raise ConfigError(
+                "quantization = int8: only on the CPU, this machine's device is cuda "
+                "(try device = cpu)"
+            )
         if config.tensor_parallel_size > 1:
             raise ConfigError(
                 f"tensor_parallel_size = {config.tensor_parallel_size}: supported on the CPU alone "
@@ -110,10 +116,12 @@ def weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -
     """Bytes of all ranks' weights: some are held by more than one, and tables are padded. Raises
     ConfigError for a model that so many ranks cannot share."""
     size = config.tensor_parallel_size
-    if size == 1:
+    if size == 1 and not config.int8:
         return model.weight_bytes(dtype)
     meta = torch.device("meta")
-    outline = build_model(model, reference, dtype=dtype, device=meta, world=World(0, size))
+    outline = build_model(
+        model, reference, dtype=dtype, device=meta, world=World(0, size), int8=config.int8
+    )
     return size * sum(placement.nbytes for placement in outline.placements())
 
 
@@ -241,7 +249,7 @@ def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
     dtype = resolve_dtype(config, model, device)
     if device.type == "cuda":
         check_grids(config, model)
-        weights = model.weight_bytes(dtype)
+        weights = weight_bytes(config, model, dtype)
         budget, what = gpu_budget(config, device, weights, graph_bytes(config, model, dtype))
     else:
         budget, what = cpu_budget(config)

@@ -20,7 +20,8 @@ class CausalModel(ABC):
 
     num_kv_heads: those of this rank, which its cache holds. qk_norm: whether any layer norms q and
     k, which decides what attention launches.
-    weights_digest: what names the weights, once they are filled in.
+    weights_digest: what names the weights, once they are filled in. int8: whether matrices were
+    made int8 rows while they were.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class CausalModel(ABC):
         self.dtype = dtype
         self.device = device
         self.weights_digest: str | None = None
+        self.int8 = False
 
     @property
     @abstractmethod
@@ -59,4 +61,5 @@ class CausalModel(ABC):
         same form, over keys and values of the same data type."""
         if self.weights_digest is None:
             raise ModelError("the model has no weights yet")
-        return self.config.fingerprint(self.weights_digest, self.dtype, cache_dtype)
+        weights = self.weights_digest + (":int8" if self.int8 else "")
+        return self.config.fingerprint(weights, self.dtype, cache_dtype)

@@ -30,17 +30,25 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     world: World | None = None,
+    int8: bool = False,
 ) -> CausalModel:
-    """A model with unfilled parameters; `load` or `load_random` comes next. Raises ConfigError."""
+    """A model with unfilled parameters; `load` or `load_random` comes next. Raises ConfigError.
+
+    int8: make matrices int8 rows with scales, which are filled from any float type.
+    """
     if config.architecture not in _MODELS:
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
     check_operations(config, ops)
+    if int8:
+        _check_int8(config)
     _check_kernels(config, dtype, device)
     spec = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
-        model = Decoder(Setting(ops, world or World(), dtype, device, config.fp8), config, spec)
+        setting = Setting(ops, world or World(), dtype, device, config.fp8, int8)
+        model = Decoder(setting, config, spec)
+    model.int8 = int8
     if config.fp8 is not None:
         check_skipped(config.fp8.skipped, (placement.name for placement in model.placements()))
     return model
@@ -55,6 +63,16 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
         )
     if config.fp8 is not None and not has_fp8(ops):
         raise ConfigError("FP8 weights have no kernels for GPUs yet; they run with device = cpu")
+
+
+def _check_int8(config: ModelConfig) -> None:
+    """Refuse what is quantized already, and matrices that are not rows of one."""
+    if config.fp8 is not None:
+        raise ConfigError("quantization = int8: the weights are FP8 already")
+    if config.experts is not None:
+        raise ConfigError(
+            f"quantization = int8: not supported for {config.architecture}, a mixture of experts"
+        )
 
 
 def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

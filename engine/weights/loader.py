@@ -25,6 +25,7 @@ from quire.engine.weights.checkpoint import Checkpoint
 from quire.engine.weights.formats import check_format, check_scales
 from quire.engine.weights.progress import Progress, no_progress
 from quire.engine.weights.safetensors_file import StoredTensor
+from quire.kernels.row_scaled import RowScaled
 
 CHUNK_BYTES = 8 << 20
 GPU_THREADS = 8
@@ -63,9 +64,11 @@ class _Job:
 
     @property
     def filled(self) -> Tensor:
-        """The part of the parameter that these rows fill."""
+        """The part of the parameter that these rows fill; of int8 rows the scales, which are
+        finite only if the rows were."""
         begin = self.first - self.placement.rows.start
-        return self.placement.target[begin : begin + self.last - self.first]
+        part = self.placement.target[begin : begin + self.last - self.first]
+        return part.scale if isinstance(part, RowScaled) else part
 
     def sum(self) -> Tensor:
         """The float32 sum of what was filled: [] on its device."""
@@ -80,9 +83,11 @@ class _Job:
         bad = int((~torch.isfinite(self.filled.float())).sum())
         if bad:
             kind = str(self.filled.dtype).removeprefix("torch.")
+            scaled = isinstance(self.placement.target, RowScaled)
             raise ModelError(
-                f"{self.stored.path}: {self.stored.name}: {bad} numbers in rows {self.first} to "
-                f"{self.last - 1} are not finite (NaN, infinite, or too large for {kind})"
+                f"{self.stored.path}: {self.stored.name}: {bad} {'rows' if scaled else 'numbers'} "
+                f"in rows {self.first} to {self.last - 1} are not finite (NaN, infinite, or too "
+                f"large for {kind})"
             )
 
 

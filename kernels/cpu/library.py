@@ -1,4 +1,4 @@
-"""The compiled products: made from products.c at first use, kept in a cache directory.
+"""The compiled products: made from the C files at first use, kept in a cache directory.
 
 Invariant: a library is loaded only if it was made from these very sources, options and compiler,
 and is whole: its name holds a digest of all that, its last bytes one of the rest of it. It comes to
@@ -25,8 +25,11 @@ LEVELS = {  # of instructions, the best first, and what the kernel of the system
     "avx512": ("avx512f", "avx2", "fma"),
     "avx2": ("avx2", "fma"),
 }
-_SOURCES = ("products.c", "tile.h")
-_OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
+_SOURCES = ("products.c", "attention.c", "tile.h", "numbers.h")
+_OPTIONS = (
+    *("-O3", "-std=gnu11", "-fPIC", "-shared"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),  # none changes a result
+)
 _SECONDS = 120.0  # that a compiler may take
 _DIGEST = hashlib.sha256().digest_size
 
@@ -91,10 +94,11 @@ def _key(level: str, command: list[str]) -> str:
 
 
 def _compile(level: str, command: list[str], target: Path) -> None:
-    source = Path(__file__).parent / "products.c"
+    here = Path(__file__).parent
+    sources = [str(here / name) for name in _SOURCES if name.endswith(".c")]
     compiler, *options = command
-    level_option = f"-D{level.upper()}"
-    _run([compiler, *_OPTIONS, *options, level_option, "-o", str(target), str(source)])
+    chosen = [*_OPTIONS, *options, f"-D{level.upper()}"]
+    _run([compiler, *chosen, "-o", str(target), *sources, "-lm"])
     content = target.read_bytes()
     with target.open("ab") as file:
         file.write(hashlib.sha256(content).digest())

@@ -12,45 +12,36 @@
  * Numbers beyond K are zeros. The lanes are then added as a tree. The scale of an int8 row
  * multiplies the sum. On avx512_bf16 both products of bf16 weights come by one instruction.
  * Levels differ in bits, as machines do.
+ *
+ * What stands around a product comes with it, a row at a time: RMSNorm before it (squares summed in
+ * SUMS partial sums, then as a tree), silu(gate) * up or a residual after it. Each is rounded
+ * to the kind of x or y where the twin rounds.
  */
 
-#include <immintrin.h>
+#include "numbers.h"
+
+#include <math.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define ROW_BYTES (192L << 10)    /* of x, widened, that stay in a core's cache */
 #define WEIGHT_BYTES (128L << 10) /* and of a weight */
 #define SHARES 4                  /* that a thread takes of a product, at least, if there are columns */
-#define WIDEN_TOGETHER 16         /* rows from which threads widen them together */
+#define TOGETHER 16               /* rows from which threads widen and activate them together */
+#define SUMS 16                   /* partial sums of squares */
 
-enum Kind { BF16, INT8, FLOAT };
 enum WideKind { SPLIT, PLAIN, AS_PAIRS };
 
 typedef struct {
-    const void *x, *weight;
+    const void *x, *weight, *norm, *residual;
     const float *scale;
-    void *y, *wide;
+    void *y, *wide, *activated;
+    float eps;
     long rows, outputs, k, wide_stride, rows_at_once, columns_at_once;
     int x_kind, weight_kind, y_kind, wide_kind;
     atomic_long next; /* the first row, or column, that no thread has taken yet */
 } Product;
-
-INLINE float number_of_x(const Product *p, long i)
-{
-    if (p->x_kind == FLOAT) return ((const float *)p->x)[i];
-    union { uint32_t bits; float number; } wide = {(uint32_t)((const uint16_t *)p->x)[i] << 16};
-    return wide.number;
-}
-
-INLINE uint16_t rounded(float number)
-{
-    union { float number; uint32_t bits; } wide = {number};
-    if (number != number) return 0x7FC0;
-    return (uint16_t)((wide.bits + 0x7FFF + ((wide.bits >> 16) & 1)) >> 16);
-}
 
 /* `columns` sums of row m, from column n on, scaled and rounded. */
 INLINE void put(const Product *p, long m, long n, int columns, __m128 sums)
@@ -60,8 +51,8 @@ INLINE void put(const Product *p, long m, long n, int columns, __m128 sums)
     for (int c = 0; c < columns; c++) {
         float number = p->scale ? numbers[c] * p->scale[n + c] : numbers[c];
         long at = m * p->outputs + n + c;
-        if (p->y_kind == FLOAT) ((float *)p->y)[at] = number;
-        else ((uint16_t *)p->y)[at] = rounded(number);
+        if (p->residual) number = as_kind(number, p->y_kind) + number_at(p->residual, p->y_kind, at);
+        put_at(p->y, p->y_kind, at, number);
     }
 }
 
@@ -120,13 +111,36 @@ TARGET INLINE __m128 totals(const V *sums)
     return _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1));
 }
 
+/* What RMSNorm multiplies row m by, before its weight; 1 without a norm. */
+TARGET static float norm_scale(const Product *p, long m)
+{
+    float sums[SUMS] = {0};
+    if (!p->norm) return 1.0f;
+    for (long i = 0; i < p->k; i += SUMS)
+        for (long j = 0; j < SUMS && i + j < p->k; j++) {
+            float number = number_at(p->x, p->x_kind, m * p->k + i + j);
+            sums[j] = __builtin_fmaf(number, number, sums[j]);
+        }
+    for (int n = SUMS / 2; n; n /= 2)
+        for (int j = 0; j < n; j++) sums[j] += sums[j + n];
+    return 1.0f / sqrtf(sums[0] / (float)p->k + p->eps);
+}
+
+/* Number i of row m, normed. */
+TARGET INLINE float number_of_x(const Product *p, long m, long i, float scale)
+{
+    float number = number_at(p->x, p->x_kind, m * p->k + i);
+    return p->norm ? as_kind(number * scale * number_at(p->norm, p->x_kind, i), p->x_kind) : number;
+}
+
 /* Rows [first, last) of x as the tiles read them. */
 TARGET static void widen(const Product *p, long first, long last)
 {
     for (long m = first; m < last; m++) {
+        float scale = norm_scale(p, m);
         if (p->wide_kind == AS_PAIRS) {
             uint16_t *to = (uint16_t *)p->wide + m * p->wide_stride;
-            memcpy(to, (const uint16_t *)p->x + m * p->k, p->k * 2);
+            for (long i = 0; i < p->k; i++) to[i] = rounded(number_of_x(p, m, i, scale));
             memset(to + p->k, 0, (p->wide_stride - p->k) * 2);
             continue;
         }
@@ -134,9 +148,22 @@ TARGET static void widen(const Product *p, long first, long last)
         for (long i = 0; i < p->wide_stride; i += STEP)
             for (long j = 0; j < STEP; j++) {
                 long lane = p->wide_kind == SPLIT ? (j % 2) * LANES + j / 2 : j;
-                to[i + lane] = i + j < p->k ? number_of_x(p, m * p->k + i + j) : 0.0f;
+                to[i + lane] = i + j < p->k ? number_of_x(p, m, i + j, scale) : 0.0f;
             }
     }
+}
+
+/* Rows [first, last) of y, gate and up side by side, to silu(gate) * up. */
+TARGET static void activate(const Product *p, long first, long last)
+{
+    long width = p->outputs / 2;
+    for (long m = first; m < last; m++)
+        for (long i = 0; i < width; i++) {
+            float gate = number_at(p->y, p->y_kind, m * p->outputs + i);
+            float up = number_at(p->y, p->y_kind, m * p->outputs + width + i);
+            float silu = as_kind(gate / (1.0f + exponential(-gate)), p->y_kind);
+            put_at(p->activated, p->y_kind, m * width + i, silu * up);
+        }
 }
 
 /* Adds a half of a step: vectors of x at `ahead`, times those of four rows of the weight. */
@@ -197,7 +224,12 @@ static void multiply_share(void *argument)
         blocks[p->weight_kind](p, first, at_most(first + step, p->outputs));
 }
 
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+static void activate_share(void *argument)
+{
+    Product *p = argument;
+    for (long first; (first = atomic_fetch_add(&p->next, ROWS)) < p->rows;)
+        activate(p, first, at_most(first + ROWS, p->rows));
+}
 
 static void on_threads(Parallel parallel, int threads, void (*share)(void *), Product *p)
 {
@@ -223,17 +255,23 @@ static void set_shares(Product *p, int threads)
 }
 
 /* y = x @ weight.T. x: [rows, k]; weight: [outputs, k]; scale: [outputs] or null; y: [rows,
- * outputs]; all contiguous, the kinds of bf16 weights and of their x both BF16. wide: what
- * quire_wide_bytes says. parallel: GOMP_parallel, which runs a function on each of `threads`. */
-void quire_product(Parallel parallel, int threads, const void *x, int x_kind, const void *weight,
-                   int weight_kind, const float *scale, void *y, int y_kind, void *wide, long rows,
-                   long outputs, long k)
+ * outputs]; all contiguous, the kinds of bf16 weights and of their x both BF16. norm: [k] of x's
+ * kind or null; residual: as y, or null; activated: [rows, outputs / 2] of y's kind, or null. wide:
+ * what quire_wide_bytes says. parallel: GOMP_parallel, which runs a function on each of `threads`.
+ */
+void quire_product(Parallel parallel, int threads, const void *x, int x_kind, const void *norm,
+                   float eps, const void *weight, int weight_kind, const float *scale,
+                   const void *residual, void *y, int y_kind, void *activated, void *wide,
+                   long rows, long outputs, long k)
 {
     Product p = {.x = x, .weight = weight, .scale = scale, .y = y, .wide = wide, .rows = rows,
                  .outputs = outputs, .k = k, .wide_stride = padded(k), .x_kind = x_kind,
-                 .weight_kind = weight_kind, .y_kind = y_kind};
+                 .weight_kind = weight_kind, .y_kind = y_kind, .norm = norm, .eps = eps,
+                 .residual = residual, .activated = activated};
+    int few = rows < TOGETHER ? 1 : threads;
     p.wide_kind = weight_kind == BF16 ? BF16_WIDE : PLAIN;
     set_shares(&p, threads);
-    on_threads(parallel, rows >= WIDEN_TOGETHER ? threads : 1, widen_share, &p);
+    on_threads(parallel, few, widen_share, &p);
     on_threads(parallel, threads, multiply_share, &p);
+    if (activated) on_threads(parallel, few, activate_share, &p);
 }

@@ -11,32 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.kernels.cpu.library import LibraryUnavailable, cache_directory, load, machine_level
+from quire.kernels.cpu.library import LibraryUnavailable
 
 _KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _ARGUMENTS = (
-    *(_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _POINTER),
-    *(_POINTER, _INT, _POINTER, _LONG, _LONG, _LONG),
+    *(_POINTER, _INT, _POINTER, _INT, _POINTER, ctypes.c_float, _POINTER, _INT, _POINTER),
+    *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _LONG, _LONG, _LONG),
 )
 
 
 class Products:
-    """The products of one level of instructions. level: what they are compiled for."""
+    """The products of a library."""
 
-    def __init__(self, library: ctypes.CDLL, level: str) -> None:
-        self.level = level
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._product: Any = library.quire_product
         self._product.argtypes, self._product.restype = _ARGUMENTS, None
         self._wide_bytes: Any = library.quire_wide_bytes
         self._wide_bytes.argtypes, self._wide_bytes.restype = (_LONG, _LONG), _LONG
-        self._parallel = _parallel()
-
-    @staticmethod
-    def of_this_machine() -> "Products":
-        """The best level that there is. Raises LibraryUnavailable, saying why there is none."""
-        level = machine_level()
-        return Products(load(level, cache_directory()), level)
+        self._parallel = parallel()
 
     def takes(self, x: Tensor, weight: Tensor) -> bool:
         """Whether there is a product for these types: bf16 by bf16, float32 by float32, either
@@ -46,27 +39,50 @@ class Products:
         return weight.dtype in (x.dtype, torch.int8)
 
     def __call__(
-        self, x: Tensor, weight: Tensor, scale: Tensor | None, dtype: torch.dtype
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
     ) -> Tensor:
         """x @ weight.T, sums in fp32, times scale, rounded once to dtype.
 
         x: [T, K] bf16 or fp32; weight: [N, K] of x's dtype or int8, contiguous; scale: [N] fp32, of
-        an int8 weight's rows; dtype: bf16 or fp32 -> [T, N].
+        an int8 weight's rows; dtype: bf16 or fp32 -> [T, N]. norm_weight [K], eps, residual [T, N]
+        of dtype, silu (then -> [T, N / 2]): as `linear` has them.
         """
         x = x.contiguous()
         (rows, width), outputs = x.shape, weight.shape[0]
         y = torch.empty(rows, outputs, dtype=dtype)
+        activated = torch.empty(rows, outputs // 2, dtype=dtype) if silu else None
         wide = torch.empty(self._wide_bytes(rows, width), dtype=torch.uint8)
+        residual = None if residual is None else residual.contiguous()
         self._product(
-            *(self._parallel, torch.get_num_threads() if self._parallel else 1),
-            *(x.data_ptr(), _KINDS[x.dtype], weight.data_ptr(), _KINDS[weight.dtype]),
-            scale.data_ptr() if scale is not None else None,
-            *(y.data_ptr(), _KINDS[dtype], wide.data_ptr(), rows, outputs, width),
+            *threads(self._parallel),
+            *(x.data_ptr(), _KINDS[x.dtype], address(norm_weight), eps),
+            *(weight.data_ptr(), _KINDS[weight.dtype], address(scale), address(residual)),
+            *(y.data_ptr(), _KINDS[dtype], address(activated), wide.data_ptr()),
+            *(rows, outputs, width),
         )
-        return y
+        return y if activated is None else activated
 
 
-def _parallel() -> int | None:
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def threads(parallel: int | None) -> tuple[int | None, int]:
+    """What a call of the library takes first: who runs threads, and how many."""
+    return parallel, torch.get_num_threads() if parallel else 1
+
+
+def parallel() -> int | None:
     """The address of what runs a function on threads: torch's own OpenMP, which it has loaded.
 
     Raises LibraryUnavailable if torch computes on several threads that cannot be reached so.

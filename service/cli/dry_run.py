@@ -25,7 +25,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("model", resolved.name),
         ("device", plan.device),
         *([("ranks", f"{size}, which all sizes are of together")] if size > 1 else []),
-        ("dtype", plan.dtype),
+        ("dtype", plan.dtype + _stored(config)),
         ("memory", _gib(max(plan.memory_bytes, 0))),
         ("weights", _gib(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
         ("KV cache", f"{_gib(plan.kv_cache_bytes)}{note}"),
@@ -51,6 +51,10 @@ def _told(verdict: fit.Verdict) -> str:
 
 def _longest(plan: sizing.SizingPlan) -> int:
     return min(plan.max_model_len, plan.cache_tokens)
+
+
+def _stored(config: EngineConfig) -> str:
+    return ", matrices as int8" if config.int8 else ""
 
 
 def _gib(num_bytes: int) -> str:

@@ -1,6 +1,7 @@
 """What all layers of a model are built with."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from quire.engine.model.config import Fp8
 from quire.engine.model.fp8_modules import is_skipped
 from quire.engine.model.layers.parallel import World
 from quire.kernels.ops import Ops
+from quire.kernels.row_scaled import RowScaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,13 @@ class Setting:
     dtype: torch.dtype
     device: torch.device
     fp8: Fp8 | None = None
+    int8: bool = False
 
     def new(self, *shape: int) -> Tensor:
-        """An unfilled parameter."""
+        """An unfilled parameter. With int8 a matrix is a `RowScaled` that passes for a Tensor: it
+        offers what a layer asks of one, and what takes products knows it."""
+        if self.int8 and len(shape) == 2:
+            return cast(Tensor, RowScaled.empty(*shape, self.dtype, self.device))
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def fp8_of(self, modules: list[str]) -> Fp8 | None:

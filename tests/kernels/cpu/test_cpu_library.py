@@ -119,7 +119,7 @@ def test_without_a_compiler_the_twins_serve_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setattr("quire.kernels.cpu.products.machine_level", lambda: "avx2")
+    monkeypatch.setattr("quire.kernels.cpu.ops.machine_level", lambda: "avx2")
     assert ops.own_ops.__wrapped__() is None
     (record,) = caplog.records
     assert "no C compiler: no-such-compiler is not found" in record.getMessage()

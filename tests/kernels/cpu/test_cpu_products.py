@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from quire.kernels.cpu.library import LEVELS, LibraryUnavailable, load, machine_
 from quire.kernels.cpu.ops import CpuOps
 from quire.kernels.cpu.products import Products
 from quire.kernels.ops import has_experts, has_fp8
+from quire.kernels.row_scaled import RowScaled
 
 BF16, FP32 = torch.bfloat16, torch.float32
 KINDS = ("bf16", "float32", "int8 of bf16", "int8 of float32")
@@ -36,9 +38,14 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=_levels())
-def products(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Products:
+def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CpuOps:
     directory: Path = tmp_path_factory.mktemp("library")
-    return Products(load(request.param, directory), request.param)
+    return CpuOps(load(request.param, directory), request.param)
+
+
+@pytest.fixture(scope="module")
+def products(ops: CpuOps) -> Products:
+    return ops.products
 
 
 @contextmanager
@@ -104,9 +111,9 @@ def test_numbers_that_are_not_finite_stay_so(products: Products) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-def test_linear_is_the_twins(products: Products, dtype: torch.dtype) -> None:
+def test_linear_is_the_twins(ops: CpuOps, dtype: torch.dtype) -> None:
     """With all that stands around a product; what is rounded is rounded where the twin rounds."""
-    random, ops = torch.Generator().manual_seed(5), CpuOps(products)
+    random = torch.Generator().manual_seed(5)
     x, weight, residual = (
         torch.randn(*shape, generator=random).to(dtype) for shape in ((5, 96), (48, 96), (5, 48))
     )
@@ -125,23 +132,53 @@ def test_linear_is_the_twins(products: Products, dtype: torch.dtype) -> None:
     torch.testing.assert_close(mine, twin, **near)
 
 
-def test_logits_keep_what_the_sums_hold(products: Products) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_around_a_product_is_a_rows_own_too(ops: CpuOps, kind: str) -> None:
+    x, weight, scale = _draw(kind, 40, 70, 100)
+    stored = weight if scale is None else RowScaled(weight, scale, x.dtype)
+    random = torch.Generator().manual_seed(6)
+    norm, residual = torch.randn(100, generator=random), torch.randn(40, 70, generator=random)
+    ways: list[dict[str, Any]] = [
+        {"norm_weight": norm.to(x.dtype), "eps": 1e-6, "silu": True},
+        {"residual": residual.to(x.dtype)},
+    ]
+    for way in ways:
+
+        def run(first: int, last: int, way: dict[str, Any] = way) -> Tensor:
+            mine = {k: v[first:last] if k == "residual" else v for k, v in way.items()}
+            return ops.linear(x[first:last], stored, **mine)
+
+        alone = torch.cat([run(row, row + 1) for row in range(40)])
+        for count, rows in itertools.product((1, 2), (2, 5, 16, 40)):
+            with threads(count):
+                for first in range(0, 40 - rows + 1, rows):
+                    assert torch.equal(run(first, first + rows), alone[first : first + rows])
+
+
+def test_silu_is_right_wherever_its_gate_stands(ops: CpuOps) -> None:
+    gate = torch.cat((torch.linspace(-120, 120, 999), torch.tensor([-1e30, 0.0, 1e30])))
+    x, up = torch.eye(1), torch.full_like(gate, 2.0)
+    y = ops.linear(x, torch.cat((gate, up))[:, None], silu=True)[0]
+    torch.testing.assert_close(y, torch.nn.functional.silu(gate) * up, rtol=1e-6, atol=1e-35)
+
+
+def test_logits_keep_what_the_sums_hold(ops: CpuOps) -> None:
     x, weight, _ = _draw("bf16", 4, 32, 128)
-    logits = CpuOps(products).linear(x, weight, out_dtype=FP32)
+    logits = ops.linear(x, weight, out_dtype=FP32)
     assert not torch.equal(logits, logits.to(BF16).float())
 
 
-def test_other_types_are_left_to_the_twin(products: Products) -> None:
+def test_other_types_are_left_to_the_twin(ops: CpuOps) -> None:
     x, weight, _ = _draw("bf16", 4, 32, 128)
-    wide = CpuOps(products).linear(x.double(), weight.double())
+    wide = ops.linear(x.double(), weight.double())
     assert torch.equal(wide, reference.linear(x.double(), weight.double()))
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_experts_take_these_products_and_a_token_s_bits_are_its_own(
-    products: Products, dtype: torch.dtype
+    ops: CpuOps, dtype: torch.dtype
 ) -> None:
-    ops, generator = CpuOps(products), torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     assert has_experts(ops) and has_fp8(ops)  # type: ignore[arg-type]
     x, gate_up, down = (
         torch.randn(size, generator=generator).to(dtype)

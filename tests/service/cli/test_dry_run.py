@@ -111,3 +111,11 @@ def test_ranks_that_cannot_share_a_model_are_refused(capsys: pytest.CaptureFixtu
         cli.main(["serve", "random:8B", "--dry-run", "--device=cpu", "--tensor-parallel-size=3"])
     assert left.value.code == 2
     assert "must be a multiple of tensor_parallel_size = 3" in capsys.readouterr().err
+
+
+def test_int8_weights_are_counted_as_they_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("random:8B", "--num-blocks", "700")
+    _, plain = dry_run(capsys, *words)
+    _, int8 = dry_run(capsys, *words, "--quantization", "int8")
+    assert (plain["dtype"], int8["dtype"]) == ("bfloat16", "bfloat16, matrices as int8")
+    assert (plain["weights"], int8["weights"]) == ("15.26 GiB", "7.63 GiB")
