@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support import programs
 from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
@@ -113,10 +114,10 @@ def test_the_readmes_options_exist() -> None:
             shown.setdefault(found[1], set()).update(re.findall(r"--[a-z-]+", found[2]))
     assert {"serve", "chat", "generate", "stats", "top", "loadtest"} <= set(shown)
     for command, options in shown.items():
-        help_text = subprocess.run(
+        help_text = programs.run(
             [sys.executable, "-m", "quire.clients.cli", command, "--help"],
-            capture_output=True, text=True, timeout=PATIENCE, check=True,
+            timeout=PATIENCE,
             env={**os.environ, "COLUMNS": "200"},
-        ).stdout  # fmt: skip
+        ).stdout
         missing = {option for option in options if option not in help_text}
         assert not missing, f"quire {command}: {sorted(missing)}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support import programs
 from support.patience import PATIENCE
 
 from quire.clients import cli
@@ -27,14 +28,11 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def quire(*words: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return programs.run(
         [sys.executable, "-m", "quire.clients.cli", *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
+        given=stdin,
         timeout=PATIENCE,
         env=environment(**extra),
-        check=False,
     )
 
 
@@ -154,7 +152,7 @@ def test_chat_keeps_the_history(server: Any) -> None:
 def test_chat_on_a_terminal(server: Any) -> None:
     """A prompt, an answer, an error that leaves the conversation standing, and Ctrl-D."""
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
+    process = programs.start(
         [sys.executable, "-m", "quire.clients.cli", "chat", "-a", server.address],
         stdin=follower,
         stdout=follower,
@@ -323,7 +321,7 @@ def test_what_the_server_refuses_is_said_in_its_words_with_the_options_name(serv
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_ctrl_c_cancels_on_the_server(server: Any, command: str) -> None:
     words = ["generate", "forever"] if command == "generate" else ["chat"]
-    process = subprocess.Popen(
+    process = programs.start(
         [sys.executable, "-m", "quire.clients.cli", *words, "-a", server.address],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -343,7 +341,7 @@ def test_ctrl_c_cancels_on_the_server(server: Any, command: str) -> None:
 
 
 def test_a_reader_that_leaves_cancels(server: Any) -> None:
-    process = subprocess.Popen(
+    process = programs.start(
         [sys.executable, "-m", "quire.clients.cli", "generate", "forever", "-a", server.address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -363,7 +361,7 @@ def test_a_model_cannot_drive_the_terminal(server: Any) -> None:
     hostile = "say \x1b[2Jred\x07"
     assert quire("generate", hostile, "-a", server.address).stdout == "\x1b[2Jred\x07\n"
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
+    process = programs.start(
         [sys.executable, "-m", "quire.clients.cli", "generate", hostile, "-a", server.address],
         stdout=follower,
         stderr=subprocess.PIPE,

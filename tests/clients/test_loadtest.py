@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import programs
 from support.patience import PATIENCE
 
 from quire.clients import OptionError, cli
@@ -308,7 +309,7 @@ def test_failures_are_counted_by_status_and_end_a_session(server: Any) -> None:
 
 def quire(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "quire.clients.cli", "loadtest", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return programs.run(command, timeout=PATIENCE)
 
 
 def test_json_has_the_names_that_others_have(server: Any) -> None:

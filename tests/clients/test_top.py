@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from support import programs
 from support.patience import PATIENCE
 
 from quire.clients.commands.stats import rows
@@ -99,16 +100,9 @@ def test_the_view_holds_everything_at_any_size() -> None:
 
 
 def test_top_as_a_command(server: Any) -> None:
-    import subprocess
     import sys
 
     words = ["top", "--count", "2", "--interval", "0.1", "-a", server.address]
-    done = subprocess.run(
-        [sys.executable, "-m", "quire.clients.cli", *words],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = programs.run([sys.executable, "-m", "quire.clients.cli", *words], timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     assert "■■▪··■" in done.stdout

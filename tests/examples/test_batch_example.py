@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from rich.console import Console
+from support import programs
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
@@ -73,10 +74,7 @@ def test_what_cannot_be_asked_names_value_and_limit(batch: ModuleType) -> None:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "batch.py"), *words],
-        capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    return programs.run([sys.executable, str(EXAMPLES / "batch.py"), *words], timeout=PATIENCE)
 
 
 def test_it_runs_as_a_script() -> None:

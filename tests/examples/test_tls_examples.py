@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.patience import PATIENCE
+from support.server_process import process
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -68,20 +69,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     line = run(BIN / "quire", "hash-key", "example", "--stdin", stdin=KEY)
     assert line.returncode == 0, line.stderr
     (where / "keys").write_text(line.stdout)
-    with subprocess.Popen(
-        [
-            BIN / "quire", "serve", "--model", "pocket", "--port", "0", "--num-blocks", "64",
-            "--tls-cert", where / "tls.crt", "--tls-key", where / "tls.key",
-            "--api-keys", where / "keys", "--http-port", "0",
-        ],
-        stdout=subprocess.PIPE, text=True, env=environment(None),
-    ) as server:  # fmt: skip
-        try:
-            assert server.stdout is not None
-            port = server.stdout.readline().rsplit(":", 1)[1].strip()
-            yield Place(f"localhost:{port}", where / "ca.crt", where / "stranger.crt")
-        finally:
-            server.terminate()
+    tls = ("--tls-cert", str(where / "tls.crt"), "--tls-key", str(where / "tls.key"))
+    with process("--model", "pocket", *tls, "--api-keys", str(where / "keys")) as server:
+        port = server.address().rsplit(":", 1)[1]
+        yield Place(f"localhost:{port}", where / "ca.crt", where / "stranger.crt")
 
 
 def check(place: Place, *program: str | Path) -> None:

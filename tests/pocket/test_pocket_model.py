@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import programs
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
@@ -74,12 +74,7 @@ def test_a_server_refuses_an_incomplete_or_altered_directory_by_name(
 def test_the_command_names_the_file_in_one_line(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(copy)]
-    done = subprocess.run(
-        [*command, "--port", "0", "--http-port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = programs.run([*command, "--port", "0", "--http-port", "0"], timeout=PATIENCE)
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
     assert "tokenizer.json is missing" in line

@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import programs
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
@@ -146,25 +146,20 @@ def test_what_only_looks_like_it_is_refused(environment: dict[str, str]) -> None
 
 def test_a_model_may_be_named_without_its_flag_but_only_once() -> None:
     command = [sys.executable, "-m", "quire.clients.cli", "serve", "--print-config"]
-    named = subprocess.run(
-        [*command, "random:0.6B"], capture_output=True, text=True, timeout=PATIENCE
-    )
+    named = programs.run([*command, "random:0.6B"], timeout=PATIENCE)
     assert (named.returncode, 'model = "random:0.6B"' in named.stdout) == (0, True), named
-    twice = subprocess.run(
-        [*command, "pocket", "--model", "random:0.6B"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    twice = programs.run([*command, "pocket", "--model", "random:0.6B"], timeout=PATIENCE)
     assert twice.returncode == 2
     assert "pocket" in twice.stderr and "random:0.6B" in twice.stderr
 
 
 def test_help_names_defaults_and_environment() -> None:
-    shown = subprocess.run(
+    shown = programs.run(
         [sys.executable, "-m", "quire.clients.cli", "serve", "--help"],
-        capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "COLUMNS": "400"},
-    ).stdout  # fmt: skip
+        timeout=PATIENCE,
+        env={**os.environ, "COLUMNS": "400"},
+    ).stdout
+    shown = " ".join(shown.split())  # wherever lines are broken
     for config in (EngineConfig, ServiceConfig):
         for option in dataclasses.fields(config):
             assert f"QUIRE_{option.name.upper()})" in shown, option.name

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support import programs
 
 from quire.clients import AsyncClient, RetryPolicy
 from quire.clients.batch.requests import RequestFile
@@ -59,10 +60,7 @@ class Files:
         return [sys.executable, "-m", "quire.clients.cli", "batch", *files, *at, *more]
 
     def batch(self, server: Any | None, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.words(server, *more),
-            capture_output=True, text=True, timeout=WAIT, env=environment(), check=False,
-        )  # fmt: skip
+        return programs.run(self.words(server, *more), timeout=WAIT, env=environment())
 
     def run(self, address: str, plan: Plan) -> None:
         """In this process."""
@@ -126,7 +124,7 @@ def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Fil
 def test_killed_in_the_middle_it_goes_on_with_what_is_missing(server: Any, files: Files) -> None:
     """Two lines wait until as many have been asked again as before: by the second run."""
     files.ask(*(line(f"{i}", f"say {i}") for i in range(20)), *(line(n, "gather 4") for n in "ab"))
-    process = subprocess.Popen(files.words(server, "-c", "3"), env=environment())
+    process = programs.start(files.words(server, "-c", "3"), env=environment())
     try:
         with server.seen.gathered:
             assert server.seen.gathered.wait_for(lambda: server.seen.calls["gather"] == 2, WAIT)
@@ -215,7 +213,7 @@ def test_a_deadline_is_an_error_of_its_line(server: Any, files: Files) -> None:
 
 def test_ctrl_c_says_what_is_left(server: Any, files: Files) -> None:
     files.ask(line("a", "hang"))
-    process = subprocess.Popen(
+    process = programs.start(
         files.words(server), stderr=subprocess.PIPE, text=True, env=environment()
     )
     assert server.seen.started.wait(WAIT)

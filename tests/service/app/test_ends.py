@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from support import programs
 from support.fake_engine import Device
 from support.harness import ask, first, read, run, serving
 from support.http2 import HEADERS, Rude
@@ -245,7 +246,7 @@ def test_closed_standard_streams_keep_nobody_from_serving(
 def test_a_reader_of_standard_output_that_has_gone_ends_nothing() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    server = subprocess.Popen(
+    server = programs.start(
         [QUIRE, "serve", "--port", "0", "--num-blocks", "64", "--health-port", "0"],
         stdout=write_end,
         stderr=subprocess.PIPE,

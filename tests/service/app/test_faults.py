@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support import faulty_server
+from support import faulty_server, programs
 from support.fake_engine import EOS, Device
 from support.harness import Answer, Running, ask, generate, read, run, serving
 from support.patience import PATIENCE
@@ -389,7 +389,7 @@ class Process:
     """A server of its own, with its fault."""
 
     def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen(
+        self.process = programs.start(
             [sys.executable, str(SERVER), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support import programs
 from support.patience import PATIENCE
 from support.server_process import QUIRE, environment, process
 
@@ -182,7 +183,7 @@ def full_pipe() -> tuple[int, int]:
 def test_a_stuck_pipe_stops_neither_the_server_nor_its_end(place: str) -> None:
     read, write = full_pipe()
     words = ["serve", "--port", "0", "--num-blocks", "64", "--engine-process", place]
-    server = subprocess.Popen(
+    server = programs.start(
         [QUIRE, *words, "--drain-seconds", "0.1"],
         stdout=subprocess.PIPE,
         stderr=write,

@@ -4,16 +4,14 @@ import contextlib
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
+from support import programs
 from support.patience import PATIENCE
+from support.programs import QUIRE
 
 from quire.v1 import inference_pb2 as pb
-
-QUIRE = Path(sys.executable).with_name("quire")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -23,21 +21,14 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def quire(*words: str, given: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [QUIRE, *words],
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=environment(**more),
-    )
+    return programs.run([QUIRE, *words], given=given, timeout=PATIENCE, env=environment(**more))
 
 
 class Process:
     """A server of its own."""
 
     def __init__(self, *words: str, **more: str) -> None:
-        self.process = subprocess.Popen(
+        self.process = programs.start(
             [QUIRE, "serve", "--port", "0", "--num-blocks", "64", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

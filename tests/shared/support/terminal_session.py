@@ -4,12 +4,12 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import termios
 import time
 from typing import Any, Self
 
+from support import programs
 from support.patience import PATIENCE
 
 
@@ -23,7 +23,7 @@ class TerminalSession:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_")}
         for name in ("COLUMNS", "LINES"):
             kept.pop(name, None)
-        self.process = subprocess.Popen(
+        self.process = programs.start(
             [sys.executable, "-m", "quire.clients.cli", *words],
             stdin=self.follower,
             stdout=self.follower,

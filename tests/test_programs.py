@@ -1,0 +1,74 @@
+"""A program that tests start by a fork sees what one that is started afresh sees."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import programs
+from support.patience import PATIENCE
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked here")
+
+TELLS = """
+import atexit, json, os, signal, sys, threading
+atexit.register(print, "the last word")
+print(json.dumps({
+    "arguments": sys.argv,
+    "name": [__name__, __file__, sys.modules["__main__"].__dict__ is globals()],
+    "first": sys.path[0],
+    "directory": os.getcwd(),
+    "environment": dict(sorted(os.environ.items())),
+    "descriptors": [os.path.exists(f"/proc/self/fd/{n}") for n in range(3, 40)],
+    "signals": [str(signal.getsignal(n)) for n in signal.valid_signals()],
+    "mask": [int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+    "streams": [
+        [s.encoding, s.errors, s.line_buffering, s.write_through, s.mode, s.fileno()]
+        for s in (sys.stdin, sys.stdout, sys.stderr)
+    ],
+    "threads": threading.active_count(),
+    "session": [os.getsid(0), os.getpgrp()],
+    "quire": [name for name in sys.modules if name.split(".")[0] == "quire"],
+    "given": sys.stdin.read(),
+}, indent=1))
+print("aside", file=sys.stderr)
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "tells.py"
+    path.write_text(TELLS)
+    return path
+
+
+def test_a_forked_program_is_as_a_fresh_one(script: Path) -> None:
+    words = [sys.executable, str(script), "a", "b c"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OF_THIS_TEST": "1"}
+    forked = programs.run(words, given="in", timeout=PATIENCE, env=env)
+    fresh = subprocess.run(words, input="in", capture_output=True, text=True, env=env)
+    assert forked.stdout.splitlines() == fresh.stdout.splitlines()
+    assert (forked.returncode, forked.stderr) == (fresh.returncode, fresh.stderr) == (7, "aside\n")
+
+
+def test_a_signal_ends_it_and_its_code_says_so(script: Path) -> None:
+    program = programs.start([sys.executable, str(script)], stdin=subprocess.PIPE, text=True)
+    assert isinstance(program, programs.Forked) and program.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(0)
+    program.send_signal(signal.SIGKILL)
+    assert program.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_what_a_library_reads_when_it_is_imported_gets_a_fresh_interpreter(script: Path) -> None:
+    words = [sys.executable, str(script)]
+    for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED", "TRITON_INTERPRET"):
+        program = programs.start(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, name: "3"},
+        )  # fmt: skip
+        assert isinstance(program, subprocess.Popen)
+        assert program.wait(PATIENCE) == 7
