@@ -13,9 +13,12 @@ from typing import Any, NoReturn
 
 from quire.clients.arguments import kind, show, text
 from quire.clients.errors import OptionError
-from quire.clients.openai_body import CHATS, COMPLETIONS, BodyError, read_body
-from quire.v1 import inference_pb2 as pb
+from quire.clients.openai import chat, completions
+from quire.clients.openai.asked import Asked
+from quire.clients.openai.faults import BadBody, Faults
 
+CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_READ = {CHATS: chat.read, COMPLETIONS: completions.read}
 _FIELDS = {"custom_id", "method", "url", "body"}
 
 
@@ -28,22 +31,30 @@ class Line:
 
     @property
     def url(self) -> str:
-        """What it asks for; of a line that `request` takes, CHATS or COMPLETIONS."""
+        """What it asks for; of a line that `asked` takes, CHATS or COMPLETIONS."""
         return str(self.fields.get("url"))
 
-    def request(self) -> pb.GenerateRequest:
-        """The message of the contract. Raises BodyError."""
-        for name in self.fields:
+    def asked(self) -> Asked:
+        """What its body asks for. Raises BadBody."""
+        faults = Faults()
+        for name, value in self.fields.items():
             if name not in _FIELDS:
-                raise BodyError(name, "is no field of a batch's line", "unknown_parameter")
+                faults.add(name, value, "is no field of a batch's line")
         if self.fields.get("method") != "POST":
-            raise BodyError("method", f"{show(self.fields.get('method'))}; only POST is supported")
+            faults.add("method", self.fields.get("method"), "only POST is supported")
         url, body = self.fields.get("url"), self.fields.get("body")
         if url not in (CHATS, COMPLETIONS):
-            raise BodyError("url", f"{show(url)}; only {CHATS} and {COMPLETIONS} are supported")
-        if not isinstance(body, Mapping):
-            raise BodyError("body", f"an object, not {kind(body)}")
-        return read_body(url, body)
+            faults.add("url", url, f"only {CHATS} and {COMPLETIONS} are supported")
+        if not isinstance(body, dict):
+            faults.add("body", body, "must be an object")
+            body = {}
+        faults.raise_if_any()
+        _check_characters(body)
+        asked = _READ[self.url](body)
+        if asked.stream:
+            faults.add("stream", True, "an answer to a file is whole")
+        faults.raise_if_any()
+        return asked
 
 
 class RequestFile:
@@ -112,3 +123,13 @@ def _parsed(raw: bytes) -> Line:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not JSON: {name}")
+
+
+def _check_characters(body: Any) -> None:
+    """Raises BadBody for what the contract's texts cannot hold."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        faults = Faults()
+        faults.add("body", None, "holds half of a surrogate pair, which is no character")
+        raise BadBody(faults.found) from None

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from quire.clients.async_client import AsyncClient
-from quire.clients.batch.requests import Line, RequestFile
+from quire.clients.batch.requests import CHATS, Line, RequestFile
 from quire.clients.batch.results import ID, SYNC_SECONDS, ResultFile
 from quire.clients.errors import (
     CallError,
@@ -22,8 +24,11 @@ from quire.clients.errors import (
     Unauthenticated,
     Unavailable,
 )
-from quire.clients.openai_answer import Answer, error_body, refused_body
-from quire.clients.openai_body import BodyError
+from quire.clients.openai.answers import Answer
+from quire.clients.openai.asked import Asked
+from quire.clients.openai.errors import error_of, status_of
+from quire.clients.openai.faults import BadBody, joined
+from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 _PASSING = (Overloaded, Unavailable, Cancelled)
@@ -91,32 +96,46 @@ class Run:
     async def _result(self, line: Line) -> Result:
         name = secrets.token_hex(12)
         try:
-            request = line.request()
-        except BodyError as error:
-            body = error_body(str(error), error.param, error.code)
-            return _answered(name, line, 400, body)
-        request.request_id = name
+            asked = line.asked()
+        except BadBody as bad:
+            error = error_of(400, str(bad), "INVALID_FIELD", bad.faults[0].field)
+            return _answered(name, line, 400, {"error": error})
+        asked.name(name)
         try:
-            return _answered(name, line, 200, await self._asked(line, request))
+            return _answered(name, line, 200, await self._answer(name, line, asked))
         except DeadlineExceeded as error:
             return _failed(name, line, "deadline_exceeded", error.message)
         except (*_PASSING, Unauthenticated):
             raise  # of the server, not of the line
-        except CallError as error:
-            return _answered(name, line, *refused_body(error))
+        except _Refused as refused:
+            return _answered(name, line, *refused_body(refused.error, refused.names))
 
-    async def _asked(self, line: Line, request: pb.GenerateRequest) -> dict[str, Any]:
-        """The answer's body; asks again for as long as what was in the way may pass."""
+    async def _answer(self, name: str, line: Line, asked: Asked) -> dict[str, Any]:
+        """The answer's body; asks again for as long as what was in the way may pass. Of several
+        prompts one is asked for after the other: the file's other lines fill the server."""
+        answer = Answer(self._model, chat=line.url == CHATS, logprobs=asked.logprobs)
+        for place, request in enumerate(asked.requests):
+            for message in await self._messages(request, asked.names(place)):
+                asked.place(message, place, name)
+                answer.take(message)
+        return answer.whole()
+
+    async def _messages(
+        self, request: pb.GenerateRequest, names: Names
+    ) -> list[pb.GenerateResponse]:
+        """All of a call that ended well."""
         while True:
-            answer = Answer(line.url, self._model, logprobs=request.sampling.HasField("logprobs"))
             try:
-                async for message in self._client.send(request).messages():
-                    answer.add(message)
+                messages = [one async for one in self._client.send(request).messages()]
             except _PASSING as error:
                 await self._wait_or_raise(error)
+            except (DeadlineExceeded, Unauthenticated):
+                raise
+            except CallError as error:
+                raise _Refused(error, names) from None
             else:
                 self._away_since = None
-                return answer.body()
+                return messages
 
     async def _wait_or_raise(self, error: CallError) -> None:
         now = asyncio.get_running_loop().time()
@@ -127,6 +146,27 @@ class Run:
         if self._away_since is not None and now - self._away_since >= self._plan.away_seconds:
             raise error
         await asyncio.sleep(max(error.details.retry_after or 0.0, self._plan.again_seconds))
+
+
+class _Refused(Exception):
+    """One of a line's calls was. names: of its body."""
+
+    def __init__(self, error: CallError, names: Names) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.names = names
+
+
+def refused_body(error: CallError, names: Names) -> tuple[int, Result]:
+    """An HTTP status, and the body, for what the server has said of one request."""
+    details = error.details
+    reason = details.reason or error.code.name
+    faults = names.faults((one.field, one.description) for one in details.violations)
+    plain = error.code is not grpc.StatusCode.INVALID_ARGUMENT or not faults
+    status = status_of(error.code.name, reason)
+    told = error.message if plain else joined(faults)
+    param = faults[0].field if faults else None
+    return status, {"error": error_of(status, told, reason, param)}
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -21,6 +21,7 @@ from quire.service.lifecycle import Lifecycle
 from quire.service.openai.app import make_app
 from quire.service.openai.bodies import Bodies
 from quire.service.openai.door import Door, Hosts
+from quire.service.openai.entry import Entry
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_server import HttpServer, tls_context
 from quire.service.openai.pages import Pages
@@ -84,12 +85,12 @@ def _app(service: ServiceConfig, parts: Parts) -> ASGIApp:
     guarded = authenticator.required or parts.security.mutual
     hosts = Hosts(service.http_host, listed(service.http_names), guarded=guarded)
     door = Door(hosts, authenticator, parts.doorman)
-    bodies = Bodies(parts.places, parts.max_body)
+    entry = Entry(door, Bodies(parts.places, parts.max_body), parts.workers)
     return make_app(
         door,
-        Generation(parts.servicer, door, bodies, parts.workers, parts.model),
+        Generation(parts.servicer, entry, parts.model),
         Pages(parts.servicer, parts.lifecycle, parts.version, parts.collectors, parts.hangs),
-        Tokens(parts.servicer, parts.entrance, parts.lifecycle, bodies),
+        Tokens(parts.servicer, entry, parts.model),
         listed(service.cors_origin),
     )
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from quire.service.openai.shapes import (
+from quire.clients.openai.shapes import (
     FINISH,
     Head,
     Offsets,

@@ -16,8 +16,6 @@ from quire.service.rpc.doorman import Doorman
 from quire.service.security.auth import Authenticator
 from quire.service.settings import is_loopback
 
-GENERATE = "/quire.v1.InferenceService/Generate"  # what refused requests are counted under
-
 
 class Hosts:
     """Names by which the server may be called."""
@@ -62,8 +60,8 @@ class Door:
         if self._authenticator.required:
             await self._authenticator.check(exchange.invocation_metadata())
 
-    def refused(self, exchange: Exchange, refusal: Refusal, method: str = GENERATE) -> None:
-        """The request ends before any call: count it, and write its line."""
+    def refused(self, exchange: Exchange, refusal: Refusal, method: str) -> None:
+        """The request ends before any call: count it as one of the method, and write its line."""
         self._doorman.on_refused(method, cast(Any, exchange), refusal)
 
 

@@ -1,47 +1,28 @@
-"""The endpoints that generate: /v1/chat/completions and /v1/completions.
-
-Invariant: what is refused before a call exists is counted and logged as gRPC's refusals are; a body
-that was read goes to the servicer, whatever is wrong with it, and is refused, counted and traced
-there. A large body is parsed on the prompts' threads, not on the event loop.
-"""
+"""The endpoints that generate: /v1/chat/completions and /v1/completions."""
 
 from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
 
-from quire.service.errors import Refusal
-from quire.service.openai import chat, completions
-from quire.service.openai.asked import Asked
-from quire.service.openai.bodies import Bodies, parse
-from quire.service.openai.door import Door
-from quire.service.openai.exchange import Exchange
+from quire.clients.openai import chat, completions
+from quire.clients.openai.asked import Asked
+from quire.service.openai.entry import Entry
 from quire.service.openai.reply import Reply
 from quire.service.openai.room import Room
-from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import InferenceServicer
-from quire.service.text.workers import PromptWorkers
 
-INLINE_BYTES = 32 << 10
+GENERATE = "/quire.v1.InferenceService/Generate"
 Read = Callable[[dict[str, Any], str], Asked]
 
 
 class Generation:
     """Answers both."""
 
-    def __init__(
-        self,
-        servicer: InferenceServicer,
-        door: Door,
-        bodies: Bodies,
-        workers: PromptWorkers,
-        model: str,
-    ) -> None:
+    def __init__(self, servicer: InferenceServicer, entry: Entry, model: str) -> None:
         """model: the name that answers carry."""
         self._servicer = servicer
-        self._door = door
-        self._bodies = bodies
-        self._workers = workers
+        self._entry = entry
         self._model = model
         self._room = Room()
 
@@ -55,26 +36,8 @@ class Generation:
 
     async def _reply(self, request: Request, read: Read, *, is_chat: bool) -> Any:
         exchange = request.scope["exchange"]
-        try:
-            await self._door.check_key(exchange)
-            body = await self._bodies.read(request, exchange.peer())
-        except Refusal as refusal:
-            self._door.refused(exchange, refusal)
-            raise
-        asked = await self._asked(body, exchange, read)
+        name = exchange.headers.get("x-request-id", "")
+        asked = await self._entry.asked(request, GENERATE, lambda values: read(values, name))
         return Reply(
             self._servicer, exchange, asked, model=self._model, chat=is_chat, room=self._room
         )
-
-    async def _asked(self, body: bytes, exchange: Exchange, read: Read) -> Asked:
-        request_id = exchange.headers.get("x-request-id", "")
-
-        def work(_wanted: object = None) -> Asked:
-            return read(parse(body), request_id)
-
-        try:
-            if len(body) <= INLINE_BYTES:
-                return work()
-            return await self._workers.run(work, exchange.peer(), len(body))
-        except Refusal as refusal:
-            return Asked(Malformed(refusal))

@@ -11,31 +11,12 @@ from typing import Any
 
 import grpc
 
-from quire.service.errors import Refusal, clip, show
+from quire.clients.openai.errors import error_of, status_of
+from quire.clients.openai.faults import BadBody, joined
+from quire.clients.openai.names import Names
+from quire.service.errors import Refusal, Violation, clip, invalid, show
 
 _Code = grpc.StatusCode
-_STATUS = {
-    _Code.CANCELLED: 499,
-    _Code.INVALID_ARGUMENT: 400,
-    _Code.NOT_FOUND: 404,
-    _Code.UNAUTHENTICATED: 401,
-    _Code.PERMISSION_DENIED: 403,
-    _Code.RESOURCE_EXHAUSTED: 429,
-    _Code.UNIMPLEMENTED: 501,
-    _Code.UNAVAILABLE: 503,
-    _Code.DEADLINE_EXCEEDED: 504,
-}
-_BY_REASON = {  # where HTTP tells apart what gRPC has one status for
-    "BODY_TOO_LARGE": 413,
-    "CONTENT_ENCODING": 415,
-    "CONTENT_TYPE": 415,
-    "FOREIGN_HOST": 403,
-    "HEADERS_TOO_LARGE": 431,
-    "METHOD": 405,
-    "SLOW_REQUEST": 408,
-}
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_CODES = {"UNAUTHENTICATED": "invalid_api_key", "UNKNOWN_MODEL": "model_not_found"}
 _RETRY_SECONDS = 1.0  # where nothing better is known: the server is loading or leaving
 
 
@@ -54,20 +35,33 @@ class Problem:
 
 
 def problem(refusal: Refusal) -> Problem:
-    """The refusal's fields have HTTP's names already (see `names`)."""
-    status = _BY_REASON.get(refusal.reason) or _STATUS.get(refusal.code, 500)
-    error = {
-        "message": clip(refusal.message, 4096),
-        "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-        "param": _param(refusal),
-        "code": _CODES.get(refusal.reason, refusal.reason.lower()),
-    }
+    """The refusal's fields have HTTP's names already (see `translated`)."""
+    status = status_of(refusal.code.name, refusal.reason)
+    param = refusal.violations[0].field if refusal.violations else None
+    error = error_of(status, clip(refusal.message, 4096), refusal.reason, param)
     return Problem(status, error, _headers(status, refusal.retry_after))
 
 
-def _param(refusal: Refusal) -> str | None:
-    """The first field at fault, without what is said of it in brackets."""
-    return refusal.violations[0].field.partition(" (")[0] if refusal.violations else None
+def translated(refusal: Refusal, names: Names) -> Refusal:
+    """The same refusal, as a client of HTTP reads it."""
+    if not refusal.violations:
+        return refusal
+    faults = names.faults(refusal.violations)
+    message = refusal.message
+    if refusal.code is _Code.INVALID_ARGUMENT:
+        message = joined(faults)
+    return Refusal(
+        refusal.code,
+        message,
+        reason=refusal.reason,
+        violations=[Violation(*fault) for fault in faults],
+        retry_after=refusal.retry_after,
+    )
+
+
+def refused(bad: BadBody) -> Refusal:
+    """A body that is no request."""
+    return invalid([Violation(*fault) for fault in bad.faults])
 
 
 def _headers(status: int, retry_after: float | None) -> dict[str, str]:

@@ -8,14 +8,15 @@ closes the connection, since nothing can be told.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from quire.clients.openai.answers import Answer
+from quire.clients.openai.asked import Asked
 from quire.service.errors import Refusal
-from quire.service.openai.answers import Answer
-from quire.service.openai.asked import Asked
+from quire.service.openai.calls import Calls
 from quire.service.openai.chunks import DONE, Chunks, event
 from quire.service.openai.exchange import Exchange
 from quire.service.openai.problems import problem
@@ -28,7 +29,6 @@ _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 _MANY = 4096  # entries of log-probabilities that are better written on another thread
 Headers = list[tuple[bytes, bytes]]
-Messages = AsyncGenerator[pb.GenerateResponse, None]
 
 
 class Reply:
@@ -38,15 +38,15 @@ class Reply:
         self,
         servicer: InferenceServicer,
         exchange: Exchange,
-        asked: Asked,
+        asked: Asked | Malformed,
         *,
         model: str,
         chat: bool,
         room: Room,
     ) -> None:
-        self._servicer = servicer
-        self._exchange = exchange
-        self._asked = asked
+        """asked: Malformed where the body does not say it."""
+        self._calls = Calls(servicer, exchange, asked)
+        self._asked = Asked(()) if isinstance(asked, Malformed) else asked
         self._model = model
         self._chat = chat
         self._room = room
@@ -62,21 +62,21 @@ class Reply:
                 scope["connection"].abort()
 
     async def _answer(self, send: Send, leaving: "Leaving") -> None:
-        request, context = self._asked.request, cast(Any, self._exchange)
-        messages = cast(Messages, self._servicer.Generate(request, context))
-        async with contextlib.aclosing(messages):
-            if self._asked.stream and not isinstance(request, Malformed):
-                await self._stream(messages, max(request.sampling.n, 1), send, leaving)
-            else:
-                await self._whole(messages, send, leaving)
+        if self._asked.stream:
+            await self._stream(send, leaving)
+        else:
+            await self._whole(send, leaving)
 
-    async def _whole(self, messages: Messages, send: Send, leaving: "Leaving") -> None:
+    async def _whole(self, send: Send, leaving: "Leaving") -> None:
         answer = Answer(self._model, chat=self._chat, logprobs=self._asked.logprobs)
         with self._room.share() as share:
+
+            async def take(message: pb.GenerateResponse) -> None:
+                share.take(_entries(message))
+                answer.take(message)
+
             try:
-                async for message in messages:
-                    share.take(_entries(message))
-                    answer.take(message)
+                await self._calls.run(take)
             except Refusal as refusal:
                 await self._refuse(refusal, send, leaving)
                 return
@@ -87,42 +87,46 @@ class Reply:
         leaving.over = True
         await _send_whole(send, 200, [_JSON, *self._named()], body)
 
-    async def _stream(self, messages: Messages, n: int, send: Send, leaving: "Leaving") -> None:
+    async def _stream(self, send: Send, leaving: "Leaving") -> None:
         asked, begun = self._asked, False
         chunks = Chunks(
             self._model,
             chat=self._chat,
             logprobs=asked.logprobs,
             include_usage=asked.include_usage,
-            n=n,
+            n=asked.choices,
         )
+
+        async def take(message: pb.GenerateResponse) -> None:
+            nonlocal begun
+            data = chunks.encoded(message)
+            if not begun:
+                begun = True
+                headers = [*_STREAM, *self._named()]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if data:
+                await _send_part(send, data, more=True)
+
         try:
-            async for message in messages:
-                data = chunks.encoded(message)
-                if not begun:
-                    begun = True
-                    headers = [*_STREAM, *self._named()]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                if data:
-                    await _send_part(send, data, more=True)
+            await self._calls.run(take)
             last = b"".join(map(event, chunks.last())) + DONE
         except Refusal as refusal:
             if not begun:
                 await self._refuse(refusal, send, leaving)
                 return
-            error = problem(asked.names.translated(refusal)).error
+            error = problem(refusal).error
             last = event({"error": dict(error)})
         leaving.over = True
         await _send_part(send, last, more=False)
 
     async def _refuse(self, refusal: Refusal, send: Send, leaving: "Leaving") -> None:
-        told = problem(self._asked.names.translated(refusal))
+        told = problem(refusal)
         headers = [_JSON, *((k.encode(), v.encode()) for k, v in told.headers.items())]
         leaving.over = True
         await _send_whole(send, told.status, [*headers, *self._named()], told.body)
 
     def _named(self) -> Headers:
-        name = self._exchange.request_id
+        name = self._calls.name
         return [(b"x-request-id", name.encode())] if name else []
 
 

@@ -244,7 +244,7 @@ class InferenceServicer:
             try:
                 caller = self._entrance.authenticator.caller(context)
                 if isinstance(request, Malformed):
-                    raise errors.malformed()
+                    raise request.refusal
                 response = await _asked(answer, request, caller)
             except Refusal as refusal:
                 code = refusal.code

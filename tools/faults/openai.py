@@ -5,7 +5,7 @@ from faults.fault import Fault
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
 HOSTILE = "tests/service/openai/test_openai_hostile.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
-FIELDS = "tests/service/openai/test_openai_fields.py::test_"
+FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 
 FAULTS = (
     Fault(
@@ -24,7 +24,7 @@ FAULTS = (
     ),
     Fault(
         "openai: a body is read before its sender's key",
-        "service/openai/generation.py",
+        "service/openai/entry.py",
         "            await self._door.check_key(exchange)\n"
         "            body = await self._bodies.read(request, exchange.peer())\n",
         "            body = await self._bodies.read(request, exchange.peer())\n"
@@ -47,7 +47,7 @@ FAULTS = (
     ),
     Fault(
         "openai: a field that is not known is passed over",
-        "service/openai/fields.py",
+        "clients/openai/fields.py",
         '                self.fault(name[:80], value, instead.get(name, "is not a field of this '
         'request"))\n',
         "                pass\n",
@@ -55,10 +55,24 @@ FAULTS = (
     ),
     Fault(
         "openai: the higher priority runs first, as in the contract",
-        "service/openai/sampling.py",
+        "clients/openai/sampling.py",
         '    request.priority = -(body.whole("priority"',
         '    request.priority = +(body.whole("priority"',
         (FIELDS + "every_field_of_sampling_arrives",),
+    ),
+    Fault(
+        "openai: choices of several prompts are counted from nought for each",
+        "clients/openai/asked.py",
+        "                message.delta.index += place * self._each\n",
+        "                pass\n",
+        (CLIENT + "several_prompts_are_one_answer_whole_and_streamed",),
+    ),
+    Fault(
+        "openai: of several prompts one that is refused leaves the others running",
+        "service/openai/calls.py",
+        "            task.cancel()\n",
+        "            pass\n",
+        (CLIENT + "one_bad_prompt_of_several_ends_them_all_and_is_named",),
     ),
     Fault(
         "openai: a handshake takes the certificate of the start",

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from quire.clients.batch.requests import RequestFile
+from quire.clients.batch.requests import CHATS, RequestFile
 from quire.clients.batch.results import ResultFile
 from quire.clients.errors import OptionError
-from quire.clients.openai_body import CHATS, BodyError
+from quire.clients.openai.faults import BadBody
 
 BODY = {"messages": [{"role": "user", "content": "Hi — ü"}]}
 
@@ -39,7 +39,7 @@ def test_requests_are_found_again_wherever_they_stand(tmp_path: Path) -> None:
     assert len(file) == 20 and "ü3" in file and "3" not in file
     left = list(file.lines(done={"ü0", "ü7"}))
     assert [one.custom_id for one in left] == [i for i in ids if i not in ("ü0", "ü7")]
-    assert left[0].request().chat.messages[0].content == "Hi — ü"
+    assert left[0].asked().requests[0].chat.messages[0].content == "Hi — ü"
     path.write_text("\n".join(map(line, reversed(ids))))
     with pytest.raises(OptionError, match="has changed"):
         list(file.lines(done=set()))
@@ -75,6 +75,8 @@ def test_a_file_whose_lines_cannot_be_told_apart_is_refused_whole(
         ({"body": 3}, "body"),
         ({"priority": 3}, "priority"),
         ({"body": {**BODY, "frobnicate": 1}}, "frobnicate"),
+        ({"body": {**BODY, "stream": True}}, "stream"),
+        ({"body": {"messages": [{"role": "user", "content": "\ud800"}]}}, "body"),
     ],
 )
 def test_what_a_line_asks_wrongly_is_its_own_affair(
@@ -82,10 +84,17 @@ def test_what_a_line_asks_wrongly_is_its_own_affair(
 ) -> None:
     file = RequestFile(requests(tmp_path, line("a", **more), line("b")))
     bad, good = file.lines(done=set())
-    with pytest.raises(BodyError) as caught:
-        bad.request()
-    assert caught.value.param == param
-    assert good.request().HasField("chat")
+    with pytest.raises(BadBody) as caught:
+        bad.asked()
+    assert [fault.field for fault in caught.value.faults] == [param]
+    assert good.asked().requests[0].HasField("chat")
+
+
+def test_a_line_takes_what_the_http_api_takes(tmp_path: Path) -> None:
+    body = {**BODY, "logit_bias": {"5": -1}, "user": "u", "top_k": -1, "priority": 3}
+    [one] = RequestFile(requests(tmp_path, line("a", body=body))).lines(done=set())
+    [asked] = one.asked().requests
+    assert (dict(asked.sampling.logit_bias), asked.priority) == ({5: -1}, -3)
 
 
 def test_wherever_a_run_ends_no_result_is_lost_or_doubled(tmp_path: Path) -> None:

@@ -12,23 +12,24 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 from support import programs
 
 from quire.clients import AsyncClient, RetryPolicy
-from quire.clients.batch.requests import RequestFile
+from quire.clients.batch.requests import CHATS, COMPLETIONS, RequestFile
 from quire.clients.batch.results import ResultFile
-from quire.clients.batch.run import Plan, Run
-from quire.clients.errors import Unauthenticated, Unavailable
-from quire.clients.openai_body import CHATS, COMPLETIONS
+from quire.clients.batch.run import Plan, Run, refused_body
+from quire.clients.errors import Details, Unauthenticated, Unavailable, Violation, call_error
+from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 WAIT = 60  # seconds: only ever waited for when something is broken
 QUICK = RetryPolicy(attempts=1)
 
 
-def line(custom_id: str, prompt: str, url: str = COMPLETIONS, **body: Any) -> dict[str, Any]:
+def line(custom_id: str, prompt: Any, url: str = COMPLETIONS, **body: Any) -> dict[str, Any]:
     fields = {"prompt": prompt} if url == COMPLETIONS else {"messages": [_user(prompt)]}
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": {**fields, **body}}
 
@@ -93,12 +94,26 @@ def text_of(result: dict[str, Any]) -> str:
     return str(choice["text"] if "text" in choice else choice["message"]["content"])
 
 
+def test_a_refusal_names_the_field_as_the_body_has_it() -> None:
+    error = call_error(grpc.StatusCode.INVALID_ARGUMENT, "sampling.top_p: 20: no", None)
+    error.details = Details((Violation("sampling.top_p", "20: no"),), "INVALID_FIELD")
+    status, body = refused_body(error, Names())
+    assert (status, body["error"]["param"], body["error"]["code"]) == (
+        400,
+        "top_p",
+        "invalid_field",
+    )
+    assert body["error"]["message"] == "top_p: 20: no"
+    status, body = refused_body(call_error(grpc.StatusCode.INTERNAL, "a fault", None), Names())
+    assert (status, body["error"]["type"], body["error"]["param"]) == (500, "server_error", None)
+
+
 def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Files) -> None:
     files.ask(
         line("completion", "say hello there"),
         line("chat", "say hi", CHATS, seed=-1, logprobs=True),
         line("refused here", "say x", frobnicate=1),
-        line("refused there", "fail INVALID_ARGUMENT top_p: 7 is above 1"),
+        line("refused there", "fail INVALID_ARGUMENT 7 is above 1"),
         line("no such model", "fail NOT_FOUND another is served"),
         line("a fault", "fail INTERNAL something broke"),
         {**line("elsewhere", "say x"), "url": "/v1/embeddings"},
@@ -119,6 +134,19 @@ def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Fil
     assert (error["param"], error["message"]) == ("top_p", "top_p: 7 is above 1")
     sent = {request.request_id for request in server.seen.requests}
     assert told["completion"]["response"]["request_id"] in sent
+
+
+def test_several_prompts_of_a_line_are_one_answer(server: Any, files: Files) -> None:
+    bad = "fail INVALID_ARGUMENT text: is empty"
+    files.ask(line("good", ["say a", "say b"], n=1), line("bad", ["say a", bad], n=1))
+    done = files.batch(server)
+    assert done.returncode == 0, done
+    told = files.told()
+    body = told["good"]["response"]["body"]
+    assert [(one["index"], one["text"]) for one in body["choices"]] == [(0, "a"), (1, "b")]
+    assert body["usage"]["prompt_tokens"] == 10
+    assert body["id"] == f"cmpl-{told['good']['response']['request_id']}"
+    assert told["bad"]["response"]["status_code"] == 400
 
 
 def test_killed_in_the_middle_it_goes_on_with_what_is_missing(server: Any, files: Files) -> None:

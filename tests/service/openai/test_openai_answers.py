@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from quire.clients.openai.answers import Answer
 from quire.service.errors import Refusal
-from quire.service.openai.answers import Answer
 from quire.service.openai.chunks import Chunks, event
 from quire.service.openai.room import Room
 from quire.v1 import inference_pb2 as pb

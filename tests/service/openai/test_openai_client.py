@@ -93,6 +93,101 @@ def test_completions_take_text_and_ids_whole_and_streamed() -> None:
     run(test)
 
 
+def test_several_prompts_are_one_answer_whole_and_streamed() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            asked: Any = {"model": "fake", "prompt": ["Hello", "Hello there"], "n": 2, "seed": 1}
+            headers = {"x-request-id": "mine"}
+            told = await api.completions.create(**asked, logprobs=0, extra_headers=headers)
+            texts = ["Hello", "Hello", "Hello there", "Hello there"]
+            assert [(one.index, one.text) for one in told.choices] == list(enumerate(texts))
+            assert told.id == "cmpl-mine" and told.usage is not None
+            assert (told.usage.prompt_tokens, told.usage.completion_tokens) == (3, 10)
+            stream = await api.completions.create(
+                **asked, stream=True, stream_options={"include_usage": True}
+            )
+            joined, ends = [""] * 4, 0
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    joined[choice.index] += choice.text
+                    ends += choice.finish_reason is not None
+            assert (joined, ends) == (texts, 4)
+            assert chunk.usage is not None and chunk.usage.prompt_tokens == 3
+            stats = await running.idle()
+            assert stats.requests.accepted == 8
+            ids = await api.completions.create(model="fake", prompt=[[300], [301, 300]])
+            assert len(ids.choices) == 2
+
+    run(test)
+
+
+def test_one_bad_prompt_of_several_ends_them_all_and_is_named() -> None:
+    device = Device()
+
+    async def test() -> None:
+        async with serving(device, http=True) as running, client(running) as api:
+            device.hold()
+            with pytest.raises(openai.BadRequestError) as caught:
+                await api.completions.create(model="fake", prompt=["Hello", ""], max_tokens=9)
+            assert caught.value.param == "prompt[1]"
+            device.release()
+            stats = await running.idle()
+            assert running.server.ledger.rpcs["Generate", "INVALID_ARGUMENT"] == 1
+            assert stats.requests.accepted in (0, 1)  # as far as the first had come
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_several_prompts_ends_them_all(stream: bool) -> None:
+    device = Device()
+
+    async def test() -> None:
+        async with serving(device, http=True) as running, client(running) as api:
+            device.hold()
+            call = asyncio.create_task(
+                api.completions.create(model="fake", prompt=["a b", "c d"], stream=stream)
+            )
+            await running.until(lambda stats: stats.requests.accepted == 2)
+            call.cancel()
+            [told] = await asyncio.gather(call, return_exceptions=True)
+            if not isinstance(told, BaseException):  # its answer has begun
+                await told.close()
+            async with asyncio.timeout(PATIENCE):
+                while running.server.ledger.rpcs["Generate", "CANCELLED"] < 2:
+                    await asyncio.sleep(0.005)
+            device.release()
+            await running.idle()
+
+    run(test)
+
+
+def test_tokenize_is_the_call_of_that_name() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+
+            async def asked(path: str, **body: Any) -> Any:
+                return await api.post(f"{running.url}{path}", body=body, cast_to=object)
+
+            assert (await asked("/tokenize", model="fake", prompt="Hello"))["count"] == 1
+            for path, field, body in (
+                ("/tokenize", "prompt", {}),
+                ("/tokenize", "messages[0].role", {"messages": [{"role": "x", "content": "y"}]}),
+                ("/detokenize", "tokens[1]", {"tokens": [1, 5000]}),
+                ("/detokenize", "wit", {"tokens": [1], "wit": 1}),
+            ):
+                with pytest.raises(openai.BadRequestError) as caught:
+                    await asked(path, **body)
+                assert caught.value.param == field
+            with pytest.raises(openai.NotFoundError):
+                await asked("/tokenize", model="another", prompt="a")
+            told = running.server.ledger.rpcs
+            assert (told["Tokenize", "OK"], told["Tokenize", "INVALID_ARGUMENT"]) == (1, 2)
+            assert (told["Tokenize", "NOT_FOUND"], told["Detokenize", "INVALID_ARGUMENT"]) == (1, 2)
+
+    run(test)
+
+
 def test_models_tokens_health_version_and_metrics() -> None:
     async def test() -> None:
         async with serving(http=True) as running, client(running) as api:

@@ -5,7 +5,7 @@ the contract's field at all. What a field means there, it means here; but for `p
 runs the lower first, as vLLM has it.
 """
 
-from quire.service.openai.fields import UINT32, Fields
+from quire.clients.openai.fields import UINT32, Fields
 from quire.v1 import inference_pb2 as pb
 
 PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from quire.service.openai.shapes import (
+from quire.clients.openai.shapes import (
     FINISH,
     Head,
     Offsets,
@@ -38,7 +38,7 @@ class _Choice:
 
 
 class Answer:
-    """Gathers one call's events."""
+    """Gathers one body's events."""
 
     def __init__(self, model: str, *, chat: bool, logprobs: bool) -> None:
         kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
@@ -61,7 +61,7 @@ class Answer:
             self._choice(message.finished.index).finish = FINISH.get(message.finished.reason)
 
     def whole(self) -> dict[str, Any]:
-        """The object, once the call has ended."""
+        """The object, once all has ended."""
         shape = self._chat_choice if self._chat else self._text_choice
         choices = [shape(index, choice) for index, choice in sorted(self._choices.items())]
         return self._head.object(choices) | {"usage": self._tally.usage()}

@@ -28,8 +28,8 @@ class Head:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def started(self, started: pb.Started) -> None:
-        """The call runs."""
-        self.id = f"{self.prefix}-{started.request_id}"
+        """The call runs, or one of several prompts' calls, of which the first names the answer."""
+        self.id = self.id or f"{self.prefix}-{started.request_id}"
         self.fingerprint = started.model_fingerprint
 
     def object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,14 +45,15 @@ class Head:
 
 
 class Tally:
-    """Tokens of all the choices."""
+    """Tokens of all prompts and all their choices."""
 
     def __init__(self) -> None:
         self._prompt = self._cached = self._made = self._thought = 0
 
     def started(self, started: pb.Started) -> None:
-        """The prompt, which the choices share."""
-        self._prompt, self._cached = started.prompt_tokens, started.cached_tokens
+        """One prompt, which its choices share."""
+        self._prompt += started.prompt_tokens
+        self._cached += started.cached_tokens
 
     def finished(self, finished: pb.Finished) -> None:
         """One choice."""

@@ -8,11 +8,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from quire.service.errors import Violation, show
-from quire.service.rpc.field_faults import Faults
+from quire.clients.openai.faults import Faults
 
 UINT32 = (1 << 32) - 1
-_MAX_FAULTS = 16
 
 
 class Fields:
@@ -32,11 +30,8 @@ class Fields:
         return self._rest.get(field) is not None
 
     def fault(self, field: str, value: object, limit: str) -> None:
-        """Something is wrong with it. Of very many faults the first are told."""
-        if len(self._faults.found) >= _MAX_FAULTS:
-            return
-        told = limit if value is None else f"{shown(value)}: {limit}"
-        self._faults.found.append(Violation(self.name(field), told))
+        """Something is wrong with it."""
+        self._faults.add(self.name(field), value, limit)
 
     def value(self, field: str) -> Any:
         """Whatever it is; None: not given."""
@@ -147,15 +142,3 @@ class Fields:
             return value
         self.fault(field, value, f"must be {article}")
         return None
-
-
-def shown(value: object) -> str:
-    """A value as a fault repeats it: never longer than a line."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, str):
-        return show(value)
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:40] + "…"

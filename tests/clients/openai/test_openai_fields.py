@@ -1,4 +1,4 @@
-"""Bodies of the HTTP API as requests of the contract: a field arrives, or is refused by name."""
+"""OpenAI's bodies as requests of the contract: a field arrives, or is refused by name."""
 
 import json
 import re
@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from quire.service.errors import Refusal
-from quire.service.openai import chat, completions, sampling
-from quire.service.openai.asked import Asked
-from quire.service.openai.bodies import parse
-from quire.service.openai.names import Names
-from quire.service.rpc.reception import Malformed
+from quire.clients.openai import chat, completions, sampling
+from quire.clients.openai.asked import Asked
+from quire.clients.openai.faults import BadBody
+from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -23,19 +21,18 @@ TOOL = {
 
 
 def asked(**fields: Any) -> Asked:
-    return chat.read({"messages": HELLO, **fields}, "")
+    return chat.read({"messages": HELLO, **fields})
 
 
 def request(**fields: Any) -> pb.GenerateRequest:
-    read = asked(**fields).request
-    assert not isinstance(read, Malformed)
+    [read] = asked(**fields).requests
     return read
 
 
 def faults(**fields: Any) -> dict[str, str]:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(BadBody) as caught:
         asked(**fields)
-    return dict(caught.value.violations)
+    return dict(caught.value.faults)
 
 
 def test_every_field_of_sampling_arrives() -> None:
@@ -204,19 +201,17 @@ def test_what_an_answer_must_be_like_arrives_as_a_constraint() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
     read = asked(response_format=form)
-    assert isinstance(read.request, pb.GenerateRequest)
-    assert json.loads(read.request.constraint.json_schema) == schema
+    assert json.loads(read.requests[0].constraint.json_schema) == schema
     told = "response_format.json_schema.schema.properties.x"
-    assert read.names.http("constraint.json_schema.properties.x") == told
+    assert read.names().body("constraint.json_schema.properties.x") == told
     assert request(response_format={"type": "json_object"}).constraint.json_object
     for kind, value in (("regex", "a+"), ("grammar", "start: x"), ("json_schema", "{}")):
         name = kind.removesuffix("_schema")
         got = request(structured_outputs={name: value}).constraint
         assert (got.WhichOneof("kind"), getattr(got, kind)) == (kind, value)
     choice = asked(structured_outputs={"choice": ["a", "b"]})
-    assert isinstance(choice.request, pb.GenerateRequest)
-    assert list(choice.request.constraint.choice.options) == ["a", "b"]
-    assert choice.names.http("constraint.choice.options[1]") == "structured_outputs.choice[1]"
+    assert list(choice.requests[0].constraint.choice.options) == ["a", "b"]
+    assert choice.names().body("constraint.choice.options[1]") == "structured_outputs.choice[1]"
 
 
 def test_whether_tools_may_be_called_arrives() -> None:
@@ -234,7 +229,7 @@ def test_whether_tools_may_be_called_arrives() -> None:
 def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
     names = Names({"sampling.max_tokens": "max_completion_tokens"})
     assert {
-        contract: names.http(contract)
+        contract: names.body(contract)
         for contract in (
             *("sampling.max_tokens", "sampling.top_p", "sampling.stop[1] (bytes)", "chat"),
             *("chat.messages[2].tool_calls[0].arguments_json", "chat.tools[1].parameters_json"),
@@ -266,39 +261,19 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
     [
         ({}, "prompt"),
         ({"prompt": 7}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a", 2]}, "prompt[1]"),
+        ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, -1]}, "prompt"),
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
-        ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "messages": []}, "messages"),
     ],
 )
 def test_faults_of_completions(fields: dict[str, Any], name: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        completions.read(fields, "")
-    assert [field for field, _ in caught.value.violations] == [name]
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        (b"", "not JSON"),
-        (b"[1]", "must be a JSON object"),
-        (b'{"a": 1, "a": 2}', "twice"),
-        (b'{"a": NaN}', "NaN"),
-        (b'{"a": 1e999}', "beyond the range"),
-        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "too deep"),
-        (b"[" * 100_000, "too deep"),
-        (b'{"a": "\xff"}', "UTF-8"),
-        (b'{"a": "\\ud800"}', "surrogate"),
-        (b'{"a": 1' + b"0" * 5000 + b"}", "digits"),
-    ],
-)
-def test_a_body_that_says_nothing_certain_is_refused(body: bytes, why: str) -> None:
-    with pytest.raises(Refusal, match=why):
-        parse(body)
+    with pytest.raises(BadBody) as caught:
+        completions.read(fields)
+    assert [field for field, _ in caught.value.faults] == [name]
 
 
 def test_the_page_names_what_is_passed_over() -> None:

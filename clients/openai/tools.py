@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quire.service.openai.fields import Fields
+from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
 
 _MODES = {

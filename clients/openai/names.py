@@ -1,12 +1,11 @@
-"""What HTTP calls the fields that the contract names: the same faults, in its words."""
+"""What a body calls the fields that the contract names: the same faults, in its words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
-import grpc
-
-from quire.service.errors import Refusal, Violation
+from quire.clients.openai.faults import Fault
 
 _COMMON = (
     (r"sampling\.", ""),
@@ -26,7 +25,7 @@ _COMMON = (
     (r"request_id$", "x-request-id"),
     (r"(text|token_ids)(\.ids)?(?=$|\[)", "prompt"),
 )
-_RULES = tuple((re.compile(contract), http) for contract, http in _COMMON)
+_RULES = tuple((re.compile(contract), told) for contract, told in _COMMON)
 _MAX_TOLD = 16
 _IN_WORDS = "sampling."
 _PRIORITY = " (in the contract's sense, where higher runs first: here turn the sign)"
@@ -38,7 +37,7 @@ class Names:
 
     given: Mapping[str, str] = field(default_factory=dict)
 
-    def http(self, contract: str) -> str:
+    def body(self, contract: str) -> str:
         """A field's name."""
         for name, told in self.given.items():
             rest = contract.removeprefix(name)
@@ -49,24 +48,12 @@ class Names:
                 return pattern.sub(told, contract, count=1)
         return contract
 
-    def translated(self, refusal: Refusal) -> Refusal:
-        """The same refusal, as a client of HTTP reads it."""
-        if not refusal.violations:
-            return refusal
-        violations = [self._violation(v) for v in refusal.violations[:_MAX_TOLD]]
-        message = refusal.message
-        if refusal.code is grpc.StatusCode.INVALID_ARGUMENT:
-            message = "; ".join(f"{name}: {text}" for name, text in violations)
-        return Refusal(
-            refusal.code,
-            message,
-            reason=refusal.reason,
-            violations=violations,
-            retry_after=refusal.retry_after,
-        )
+    def faults(self, contract: Iterable[tuple[str, str]]) -> list[Fault]:
+        """What the contract's fields were refused for, the first of very many."""
+        return [self._fault(name, words) for name, words in islice(contract, _MAX_TOLD)]
 
-    def _violation(self, violation: Violation) -> Violation:
-        text = violation.description.replace(_IN_WORDS, "")
-        if violation.field == "priority":
-            text += _PRIORITY
-        return Violation(self.http(violation.field), text)
+    def _fault(self, contract: str, words: str) -> Fault:
+        words = words.replace(_IN_WORDS, "")
+        if contract == "priority":
+            words += _PRIORITY
+        return Fault(self.body(contract), words)

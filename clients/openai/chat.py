@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from quire.service.openai import constraints, sampling
-from quire.service.openai.asked import Asked, read_streaming
-from quire.service.openai.fields import Fields
-from quire.service.openai.names import Names
-from quire.service.openai.tools import read_calls, read_tools
-from quire.service.rpc.field_faults import MAX_LOGPROBS, Faults
+from quire.clients.openai import constraints, sampling
+from quire.clients.openai.asked import Asked, read_streaming
+from quire.clients.openai.faults import Faults
+from quire.clients.openai.fields import Fields
+from quire.clients.openai.tools import read_calls, read_tools
 from quire.v1 import inference_pb2 as pb
 
 _ROLES = {"developer": "system"}  # what the contract calls it
@@ -22,13 +21,13 @@ _HINTS = (
 )
 
 
-def read(values: dict[str, Any], request_id: str) -> Asked:
-    """Raises Refusal, with all faults of the body."""
+def read(values: dict[str, Any], request_id: str = "") -> Asked:
+    """Raises BadBody, with all faults of the body."""
     faults = Faults()
     body = Fields(values, faults)
     request = pb.GenerateRequest(request_id=request_id)
     sampling.read(body, request)
-    named = constraints.read(body, request) | _max_tokens(body, request)
+    given = constraints.read(body, request) | _max_tokens(body, request)
     _logprobs(body, request)
     read_conversation(body, request.chat)
     parse_output = body.flag("parse_output")
@@ -39,9 +38,9 @@ def read(values: dict[str, Any], request_id: str) -> Asked:
         body.only("modalities", ["text"])
     body.end(_HINTS)
     faults.raise_if_any()
-    names = Names({**named, "sampling.logprobs": "top_logprobs"})
+    given["sampling.logprobs"] = "top_logprobs"
     logprobs = request.sampling.HasField("logprobs")
-    return Asked(request, names, stream, include_usage, logprobs)
+    return Asked((request,), given, stream, include_usage, logprobs)
 
 
 def read_conversation(body: Fields, chat: pb.Chat) -> None:
@@ -77,7 +76,7 @@ def _max_tokens(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
 
 def _logprobs(body: Fields, request: pb.GenerateRequest) -> None:
     wanted = body.flag("logprobs") or False
-    top = body.whole("top_logprobs", high=MAX_LOGPROBS)
+    top = body.whole("top_logprobs")
     if wanted:
         request.sampling.logprobs = top or 0
     elif top:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from quire.service.openai.fields import Fields
+from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
 
 _FORMATS = ("text", "json_object", "json_schema")

@@ -1,0 +1,74 @@
+"""What one body asks for: a call, or one a prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quire.clients.openai.fields import Fields
+from quire.clients.openai.names import Names
+from quire.v1 import inference_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """requests: one a prompt, alike but for it. given: contract's fields under the body's names.
+    include_usage: in a last chunk. logprobs: the client wants them written."""
+
+    requests: tuple[pb.GenerateRequest, ...]
+    given: Mapping[str, str] = field(default_factory=dict)
+    stream: bool = False
+    include_usage: bool = False
+    logprobs: bool = False
+
+    @property
+    def prompts(self) -> int:
+        """How many there are."""
+        return len(self.requests)
+
+    @property
+    def choices(self) -> int:
+        """Of all prompts."""
+        return self.prompts * self._each
+
+    @property
+    def _each(self) -> int:
+        return max(self.requests[0].sampling.n, 1)
+
+    def names(self, place: int = 0) -> Names:
+        """What the body calls the fields of one of the requests."""
+        if self.prompts == 1:
+            return Names(self.given)
+        prompt = f"prompt[{place}]"
+        kinds = ("token_ids.ids", "token_ids", "text")
+        return Names({**self.given, **dict.fromkeys(kinds, prompt)})
+
+    def name(self, name: str) -> None:
+        """Give the calls a request's name; of several, each a number behind it."""
+        for place, request in enumerate(self.requests):
+            request.request_id = f"{name}-{place}" if self.prompts > 1 else name
+
+    def place(self, message: pb.GenerateResponse, place: int, name: str) -> None:
+        """Make an event of one of several calls one of all together: choices are counted over the
+        prompts, and the name is the request's."""
+        if self.prompts == 1:
+            return
+        match message.WhichOneof("event"):
+            case "started":
+                message.started.request_id = name
+            case "delta":
+                message.delta.index += place * self._each
+            case "finished":
+                message.finished.index += place * self._each
+
+
+def read_streaming(body: Fields) -> tuple[bool, bool]:
+    """Whether to stream, and whether the tokens counted are to follow."""
+    stream = body.flag("stream") or False
+    options = body.nested("stream_options")
+    if options is None:
+        return stream, False
+    if not stream:
+        body.fault("stream_options", {}, "goes with stream = true alone")
+    include_usage = options.flag("include_usage") or False
+    options.passed_over("include_obfuscation")
+    options.end()
+    return stream, include_usage

@@ -1,0 +1,68 @@
+"""The body of /v1/completions as GenerateRequests, one a prompt."""
+
+from typing import Any
+
+from quire.clients.openai import constraints, sampling
+from quire.clients.openai.asked import Asked, read_streaming
+from quire.clients.openai.faults import Faults
+from quire.clients.openai.fields import UINT32, Fields
+from quire.v1 import inference_pb2 as pb
+
+MAX_PROMPTS = 128  # of one body
+_WRONG = "must be a string or a list of token ids"
+
+
+def read(values: dict[str, Any], request_id: str = "") -> Asked:
+    """Raises BadBody, with all faults of the body."""
+    faults = Faults()
+    body = Fields(values, faults)
+    request = pb.GenerateRequest(request_id=request_id)
+    prompts = _prompts(body)
+    sampling.read(body, request)
+    given = constraints.read(body, request)
+    most = body.whole("max_tokens")
+    if most is not None:
+        request.sampling.max_tokens = most
+    top = body.whole("logprobs")
+    if top is not None:
+        request.sampling.logprobs = top
+    stream, include_usage = read_streaming(body)
+    body.only("echo", False)
+    body.only("suffix", "")
+    body.only("best_of", 1, request.sampling.n or 1, why="must be n: no answer is left out")
+    body.end()
+    faults.raise_if_any()
+    for prompt in prompts:
+        prompt.MergeFrom(request)
+    return Asked(tuple(prompts), given, stream, include_usage, top is not None)
+
+
+def _prompts(body: Fields) -> list[pb.GenerateRequest]:
+    """A text or ids, or a list of such."""
+    prompt = body.value("prompt")
+    if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)):
+        return [_prompt(body, "prompt", prompt)]
+    if len(prompt) == 1:
+        return [_prompt(body, "prompt", prompt[0])]
+    if len(prompt) > MAX_PROMPTS:
+        body.fault("prompt", None, f"{len(prompt)} prompts: at most {MAX_PROMPTS} in a request")
+        return []
+    return [_prompt(body, f"prompt[{i}]", one) for i, one in enumerate(prompt)]
+
+
+def _prompt(body: Fields, name: str, prompt: object) -> pb.GenerateRequest:
+    request = pb.GenerateRequest()
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif isinstance(prompt, list) and all(_is_id(value) for value in prompt):
+        request.token_ids.SetInParent()
+        request.token_ids.ids.extend(prompt)
+    elif prompt is None:
+        body.fault(name, None, "is missing")
+    else:
+        body.fault(name, prompt, _WRONG)
+    return request
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32

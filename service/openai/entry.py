@@ -1,0 +1,57 @@
+"""From a request's arrival to what it asks the servicer for.
+
+Invariant: the key is asked for before the body is read; what is refused before a call exists is
+counted and logged as gRPC's refusals are; a body that was read goes to the servicer, whatever is
+wrong with it, and is refused, counted and traced there. A large body is parsed on the prompts'
+threads, not on the event loop.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from quire.clients.openai.faults import BadBody
+from quire.service.errors import Refusal
+from quire.service.openai import problems
+from quire.service.openai.bodies import Bodies, parse
+from quire.service.openai.door import Door
+from quire.service.rpc.reception import Malformed
+from quire.service.text.workers import PromptWorkers
+
+INLINE_BYTES = 32 << 10
+T = TypeVar("T")
+
+
+class Entry:
+    """Of one server."""
+
+    def __init__(self, door: Door, bodies: Bodies, workers: PromptWorkers) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._workers = workers
+
+    async def asked(
+        self, request: Request, method: str, read: Callable[[dict[str, Any]], T]
+    ) -> T | Malformed:
+        """What `read` makes of the body's object, or that nothing can be made of it. method: of the
+        service, under which refusals are counted. Raises Refusal."""
+        exchange = request.scope["exchange"]
+        try:
+            await self._door.check_key(exchange)
+            body = await self._bodies.read(request, exchange.peer())
+        except Refusal as refusal:
+            self._door.refused(exchange, refusal, method)
+            raise
+
+        def work(_wanted: object = None) -> T:
+            return read(parse(body))
+
+        try:
+            if len(body) <= INLINE_BYTES:
+                return work()
+            return await self._workers.run(work, exchange.peer(), len(body))
+        except BadBody as bad:
+            return Malformed(problems.refused(bad))
+        except Refusal as refusal:
+            return Malformed(refusal)
