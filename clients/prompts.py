@@ -63,6 +63,7 @@ class Options(TypedDict, total=False):
     ids_only: bool | None
     resume_token_ids: Sequence[int] | None
     parse_output: bool | None
+    user: str | None
     tools: Sequence[Tool | Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None

@@ -98,7 +98,8 @@ class GenerationRequest:
     """What the service submits. `key` is the submitter's own and unique among live requests.
 
     `resume_token_ids` (n = 1) are outputs that the client already holds: they count for positions,
-    max and min tokens and penalties, and are not sent again. `client` names whose share it uses.
+    max and min tokens and penalties, and are not sent again. `client` names whose share it uses,
+    `user` for whom of its own.
     """
 
     key: int
@@ -110,6 +111,7 @@ class GenerationRequest:
     resume_token_ids: tuple[int, ...] = ()
     client: str = ""
     constraint: Constraint | None = None
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

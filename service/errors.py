@@ -7,7 +7,7 @@ RetryInfo beside the trailer `grpc-retry-pushback-ms` where asking again later m
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
@@ -106,6 +106,10 @@ def _bad_request(violations: Sequence[Violation]) -> Any:
 class OtherFace:
     """In place of a gRPC context, of a call that came over another protocol: a refusal reaches
     that protocol's side as it is."""
+
+    def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
+        """The name of the call's trace, and what the protocol tells in it. code: its end."""
+        raise NotImplementedError
 
 
 async def abort(

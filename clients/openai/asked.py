@@ -1,5 +1,6 @@
 """What one body asks for: a call, or one a prompt."""
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,15 +9,23 @@ from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 
+class StreamUsage(enum.Enum):
+    """Where a stream tells the tokens counted."""
+
+    NONE = enum.auto()
+    LAST = enum.auto()  # in a chunk of its own behind the others
+    EACH = enum.auto()  # there, and so far in each chunk
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """requests: one a prompt, alike but for it. given: contract's fields under the body's names.
-    include_usage: in a last chunk. logprobs: the client wants them written."""
+    logprobs: the client wants them written."""
 
     requests: tuple[pb.GenerateRequest, ...]
     given: Mapping[str, str] = field(default_factory=dict)
     stream: bool = False
-    include_usage: bool = False
+    usage: StreamUsage = StreamUsage.NONE
     logprobs: bool = False
 
     @property
@@ -60,15 +69,20 @@ class Asked:
                 message.finished.index += place * self._each
 
 
-def read_streaming(body: Fields) -> tuple[bool, bool]:
-    """Whether to stream, and whether the tokens counted are to follow."""
+def read_streaming(body: Fields) -> tuple[bool, StreamUsage]:
+    """Whether to stream, and what then follows of usage."""
     stream = body.flag("stream") or False
     options = body.nested("stream_options")
     if options is None:
-        return stream, False
+        return stream, StreamUsage.NONE
     if not stream:
         body.fault("stream_options", {}, "goes with stream = true alone")
-    include_usage = options.flag("include_usage") or False
+    last = options.flag("include_usage") or False
+    each = options.flag("continuous_usage_stats") or False
+    if each and not last:
+        options.fault("continuous_usage_stats", True, "goes with include_usage = true alone")
     options.passed_over("include_obfuscation")
     options.end()
-    return stream, include_usage
+    if not last:
+        return stream, StreamUsage.NONE
+    return stream, StreamUsage.EACH if each else StreamUsage.LAST

@@ -11,6 +11,7 @@ from quire.v1 import inference_pb2 as pb
 
 _ROLES = {"developer": "system"}  # what the contract calls it
 _HINTS = (
+    *sampling.HINTS,
     ("functions", "is not supported: use tools"),
     ("function_call", "is not supported: use tool_choice"),
     (
@@ -26,21 +27,21 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     faults = Faults()
     body = Fields(values, faults)
     request = pb.GenerateRequest(request_id=request_id)
-    sampling.read(body, request)
-    given = constraints.read(body, request) | _max_tokens(body, request)
+    given = sampling.read(body, request) | constraints.read(body, request)
+    given |= _max_tokens(body, request)
     _logprobs(body, request)
     read_conversation(body, request.chat)
     parse_output = body.flag("parse_output")
     if parse_output is not None:
         request.parse_output = parse_output
-    stream, include_usage = read_streaming(body)
+    stream, usage = read_streaming(body)
     if body.has("modalities"):
         body.only("modalities", ["text"])
     body.end(_HINTS)
     faults.raise_if_any()
     given["sampling.logprobs"] = "top_logprobs"
     logprobs = request.sampling.HasField("logprobs")
-    return Asked((request,), given, stream, include_usage, logprobs)
+    return Asked((request,), given, stream, usage, logprobs)
 
 
 def read_conversation(body: Fields, chat: pb.Chat) -> None:

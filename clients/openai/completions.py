@@ -18,23 +18,22 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     body = Fields(values, faults)
     request = pb.GenerateRequest(request_id=request_id)
     prompts = _prompts(body)
-    sampling.read(body, request)
-    given = constraints.read(body, request)
+    given = sampling.read(body, request) | constraints.read(body, request)
     most = body.whole("max_tokens")
     if most is not None:
         request.sampling.max_tokens = most
     top = body.whole("logprobs")
     if top is not None:
         request.sampling.logprobs = top
-    stream, include_usage = read_streaming(body)
-    body.only("echo", False)
+    stream, usage = read_streaming(body)
+    body.only("echo", False, why="must be false: the prompt is not repeated, nor judged")
     body.only("suffix", "")
     body.only("best_of", 1, request.sampling.n or 1, why="must be n: no answer is left out")
-    body.end()
+    body.end(sampling.HINTS)
     faults.raise_if_any()
     for prompt in prompts:
         prompt.MergeFrom(request)
-    return Asked(tuple(prompts), given, stream, include_usage, top is not None)
+    return Asked(tuple(prompts), given, stream, usage, top is not None)
 
 
 def _prompts(body: Fields) -> list[pb.GenerateRequest]:

@@ -11,13 +11,17 @@ from quire.v1 import inference_pb2 as pb
 PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
     "metadata",
     "prediction",
-    "prompt_cache_key",
     "prompt_cache_retention",
-    "safety_identifier",
     "service_tier",
     "store",
-    "user",
 )
+HINTS = (
+    (
+        "prompt_logprobs",
+        "is not supported: log-probabilities are of an answer's tokens alone, not of a prompt's",
+    ),
+)
+USERS = ("safety_identifier", "user", "prompt_cache_key")  # the first that is given counts
 _INT32 = (1 << 31) - 1
 _UINT64 = (1 << 64) - 1
 _NUMBERS = (
@@ -30,8 +34,9 @@ _NUMBERS = (
 )
 
 
-def read(body: Fields, request: pb.GenerateRequest) -> None:
-    """Sets the request's sampling, and what else both kinds have."""
+def read(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
+    """Sets the request's sampling, and what else both kinds have. Returns the contract's fields
+    under the names given."""
     sampling = request.sampling
     for name in _NUMBERS:
         number = body.number(name)
@@ -55,6 +60,16 @@ def read(body: Fields, request: pb.GenerateRequest) -> None:
     body.passed_over(*PASSED_OVER)
     body.only("skip_special_tokens", True)
     body.only("spaces_between_special_tokens", True)
+    return _read_user(body, request)
+
+
+def _read_user(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
+    given = {name: body.text(name) for name in USERS}
+    for name, user in given.items():
+        if user:
+            request.user = user
+            return {"user": name}
+    return {}
 
 
 def _read_ends(body: Fields, sampling: pb.SamplingParams) -> None:

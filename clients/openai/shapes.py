@@ -49,16 +49,27 @@ class Tally:
 
     def __init__(self) -> None:
         self._prompt = self._cached = self._made = self._thought = 0
+        self._streamed = 0
 
     def started(self, started: pb.Started) -> None:
         """One prompt, which its choices share."""
         self._prompt += started.prompt_tokens
         self._cached += started.cached_tokens
 
+    def delta(self, delta: pb.Delta) -> None:
+        """More of a choice that goes on: for the count so far."""
+        self._streamed += len(delta.token_ids)
+
     def finished(self, finished: pb.Finished) -> None:
         """One choice."""
         self._made += finished.usage.completion_tokens
         self._thought += finished.usage.reasoning_tokens
+
+    def so_far(self) -> dict[str, Any]:
+        """While choices go on."""
+        told = self.usage()
+        told |= {"completion_tokens": self._streamed, "total_tokens": self._prompt + self._streamed}
+        return told
 
     def usage(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""

@@ -120,14 +120,15 @@ def _pack_request(request: GenerationRequest) -> Message:
         request.resume_token_ids,
         request.client,
         None if request.constraint is None else dataclasses.astuple(request.constraint),
+        request.user,
     )
 
 
 def _unpack_request(packed: Message) -> GenerationRequest:
-    key, prompt, sampling, n, priority, salt, resumed, client, constraint = packed
+    key, prompt, sampling, n, priority, salt, resumed, client, constraint, user = packed
     made = None if constraint is None else Constraint(*constraint)
     params = SamplingParams(*sampling)
-    return GenerationRequest(key, prompt, params, n, priority, salt, resumed, client, made)
+    return GenerationRequest(key, prompt, params, n, priority, salt, resumed, client, made, user)
 
 
 # ---------------------------------------------------------------- outward

@@ -60,7 +60,7 @@ class Roster:
         # What can fail has been done: from here on there is state.
         self.by_key[spec.key] = siblings
         for _ in siblings:
-            self.waiting.enter(spec.client)
+            self.waiting.enter(spec.client, spec.user)
         self.waiting.push(leader)
         for request in followers:
             request.leader = leader
@@ -134,7 +134,7 @@ class Roster:
         else:
             self.waiting.forget(request)
         self.waiting.release(request)
-        self.waiting.leave(request.spec.client)
+        self.waiting.leave(request.spec.client, request.spec.user)
         if reason is not FinishReason.ERROR:
             self._remember_tail(request)
         siblings = self.by_key[request.key]

@@ -198,7 +198,7 @@ class Scheduler:
             if request.constrained is not None:
                 draft.masked.append(request.slot)
         request.in_flight += 1
-        self._shares.charge(request.spec.client, count)
+        self._shares.charge(request.spec.client, count, request.spec.user)
         draft.budget -= count
         slot = request.slot
         draft.planned[slot] = request

@@ -1,21 +1,23 @@
 """Requests that wait for a slot, and who goes next.
 
-Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival. A
-request that resumes a broken output goes before its client's others of the same priority, and its
-client counts as served HEAD_START tokens less: a reader is waiting in mid-sentence. More than that
-nobody gains by it, so shares stay fair whoever says that he resumes.
-Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts it to the
-highest waiting priority, so nothing starves for ever.
+Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival; of
+one client, the request that is first among its own (`client_queue`): one that resumes a broken
+output before the others, and its client then counts as served HEAD_START tokens less: a reader is
+waiting in mid-sentence. More than that nobody gains by it, so shares stay fair whoever says that he
+resumes. Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts
+it to the highest waiting priority, so nothing starves for ever.
 
 Invariant: `len` counts exactly the waiting requests, held ones included. Entries of requests that
 no longer wait are dropped lazily; a heap never holds many more dead entries than live ones, and
 none when nobody waits. An admission costs a time logarithmic in the number of clients and requests
 that wait: of each client the first request stands in one heap of all clients, whose ranks only rise
-while it waits there, by what the client is served; one that falls comes with a `push`.
+while it waits there, by what the client is served. One falls with a `push`, or where another of the
+client's requests, of another user, becomes its first: then the client is offered again.
 """
 
 import heapq
 
+from quire.engine.scheduling.client_queue import ClientQueue
 from quire.engine.scheduling.rising_heap import RisingHeap
 from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.shares import Shares
@@ -25,11 +27,11 @@ HEAD_START = 16_384  # tokens
 
 
 class WaitingQueue:
-    """Heaps of waiting requests, one a client; and siblings held back for their leader."""
+    """Waiting requests by client; and siblings held back for their leader."""
 
     def __init__(self) -> None:
         self.shares = Shares()
-        self._ranked: dict[str, list[tuple[int, bool, int, Request]]] = {}
+        self._ranked: dict[str, ClientQueue] = {}
         self._clients: RisingHeap[str] = RisingHeap(self._rank)
         self._oldest: list[tuple[int, Request]] = []
         self._held: dict[Request, list[Request]] = {}
@@ -41,16 +43,18 @@ class WaitingQueue:
 
     # ------------------------------------------------------------ clients
 
-    def enter(self, client: str) -> None:
-        """One more unfinished request of this client."""
-        self.shares.enter(client)
+    def enter(self, client: str, user: str = "") -> None:
+        """One more unfinished request of this user of the client."""
+        self.shares.enter(client, user)
 
-    def leave(self, client: str) -> None:
-        """One less; a client without any is forgotten."""
-        self.shares.leave(client)
+    def leave(self, client: str, user: str = "") -> None:
+        """One less; who has none is forgotten."""
+        self.shares.leave(client, user)
         if client not in self.shares:
             self._ranked.pop(client, None)
             self._clients.discard(client)
+        elif user not in self.shares.users(client) and client in self._ranked:
+            self._ranked[client].forget(user)
 
     # ------------------------------------------------------------ requests
 
@@ -86,41 +90,44 @@ class WaitingQueue:
                 request.priority = max(request.priority, ranked.priority)
         self._admissions += 1
         request.status = Status.RUNNING
-        self._live -= 1
-        self._trim()
+        self._left(request)
 
     def forget(self, request: Request) -> None:
         """A waiting request has ended (its status says so already)."""
         assert request.status is not Status.WAITING
-        self._live -= 1
-        self._trim()
+        self._left(request)
 
     # ------------------------------------------------------------ heaps
 
     def _insert(self, request: Request) -> None:
-        self._rank_in(request)
+        self._queue_of(request.spec.client).push(request)
         heapq.heappush(self._oldest, (request.arrival, request))
         self._clients.offer(request.spec.client)
 
-    def _rank_in(self, request: Request) -> None:
-        heap = self._ranked.setdefault(request.spec.client, [])
-        fresh = not request.resumes
-        heapq.heappush(heap, (-request.priority, fresh, request.arrival, request))
+    def _queue_of(self, client: str) -> ClientQueue:
+        if client not in self._ranked:
+            self._ranked[client] = ClientQueue(self.shares.users(client))
+        return self._ranked[client]
+
+    def _left(self, request: Request) -> None:
+        """It waits no more; another of its client's may come before its place."""
+        self._live -= 1
+        if self._rank(request.spec.client) is not None:
+            self._clients.offer(request.spec.client)
+        self._trim()
 
     def _rank(self, client: str) -> tuple[int, int, int] | None:
         """Of the client's first waiting request; None if none waits."""
-        heap = self._ranked.get(client)
-        while heap and heap[0][-1].status is not Status.WAITING:
-            heapq.heappop(heap)
-        if not heap:
+        queue = self._ranked.get(client)
+        first = None if queue is None else queue.first()
+        if first is None:
             return None
-        priority, fresh, arrival, _ = heap[0]
-        served = self.shares.served[client]
-        return priority, served if fresh else served - HEAD_START, arrival
+        served = self.shares.served[client] - (HEAD_START if first.resumes else 0)
+        return -first.priority, served, first.arrival
 
     def _first_ranked(self) -> Request | None:
         client = self._clients.first()
-        return None if client is None else self._ranked[client][0][-1]
+        return None if client is None else self._ranked[client].first()
 
     def _first_arrived(self) -> Request | None:
         while self._oldest and self._oldest[0][-1].status is not Status.WAITING:
@@ -141,4 +148,4 @@ class WaitingQueue:
         heapq.heapify(self._oldest)
         self._ranked = {}
         for request in waiting:
-            self._rank_in(request)
+            self._queue_of(request.spec.client).push(request)

@@ -83,14 +83,13 @@ class _Entry:
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        exchange = Exchange(scope)
 
         async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
             await send(message)
 
-        exchange = Exchange(scope)
         try:
             self._door.check(exchange)
         except Refusal as refusal:
@@ -104,7 +103,7 @@ class _Entry:
             scope["connection"].abort()
         except Exception as error:
             told = fault(error)
-            if begun:
+            if exchange.status:
                 scope["connection"].abort()
             else:
                 await _response(told)(scope, receive, send)

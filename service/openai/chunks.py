@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from quire.clients.openai.asked import StreamUsage
 from quire.clients.openai.shapes import (
     FINISH,
     Head,
@@ -34,15 +35,16 @@ class Chunks:
     """Of one call."""
 
     def __init__(
-        self, model: str, *, chat: bool, logprobs: bool, include_usage: bool, n: int
+        self, model: str, *, chat: bool, logprobs: bool, usage: StreamUsage, n: int
     ) -> None:
+        """n: choices."""
         kind, prefix = (
             ("chat.completion.chunk", "chatcmpl") if chat else ("text_completion", "cmpl")
         )
         self._head = Head(kind, prefix, model)
         self._chat = chat
         self._with_logprobs = logprobs
-        self._include_usage = include_usage
+        self._usage = usage
         self._n = n
         self._tally = Tally()
         self._frames: dict[int, tuple[bytes, bytes]] = {}  # around a text, by index
@@ -52,7 +54,8 @@ class Chunks:
         """The next event's chunks as they are sent. Of one with text alone, as nearly all are, only
         the text is written anew."""
         delta = message.delta
-        if not delta.text or self._with_logprobs or delta.reasoning or delta.tool_calls:
+        more = self._with_logprobs or self._usage is StreamUsage.EACH
+        if not delta.text or more or delta.reasoning or delta.tool_calls:
             return b"".join(map(event, self.take(message)))
         frame = self._frames.get(delta.index)
         if frame is None:
@@ -67,6 +70,7 @@ class Chunks:
         if kind == "started":
             yield from self._started(message.started)
         elif kind == "delta":
+            self._tally.delta(message.delta)
             yield from self._delta(message.delta)
         else:
             self._tally.finished(message.finished)
@@ -76,7 +80,7 @@ class Chunks:
 
     def last(self) -> Iterator[Chunk]:
         """What follows the last choice's end."""
-        if self._include_usage:
+        if self._usage is not StreamUsage.NONE:
             yield self._head.object([]) | {"usage": self._tally.usage()}
 
     def _started(self, started: pb.Started) -> Iterator[Chunk]:
@@ -113,4 +117,7 @@ class Chunks:
 
     def _object(self, index: int, choice: dict[str, Any], finish: str | None) -> Chunk:
         value = self._head.object([{"index": index, **choice, "finish_reason": finish}])
-        return value | {"usage": None} if self._include_usage else value
+        if self._usage is StreamUsage.NONE:
+            return value
+        each = self._usage is StreamUsage.EACH
+        return value | {"usage": self._tally.so_far() if each else None}

@@ -8,8 +8,10 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 from starlette.types import Scope
 
+from quire.clients.openai.errors import status_of
 from quire.service.errors import OtherFace
 
 _CN = "commonName"
@@ -26,6 +28,8 @@ class Exchange(OtherFace):
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         )
         self.headers = dict(self._metadata)
+        self._asked = {name: str(scope[name]) for name in ("method", "path", "scheme")}
+        self.status = 0  # once an answer was begun
         self.request_id = ""  # once the call was accepted
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
@@ -57,6 +61,20 @@ class Exchange(OtherFace):
     def time_remaining(self) -> float | None:
         """HTTP has no deadlines: a client that has waited enough leaves."""
         return None
+
+    def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
+        """As OpenTelemetry names an HTTP server's; of an answer not begun the status to come."""
+        method, path = self._asked["method"], self._asked["path"]
+        status = self.status or (200 if code is grpc.StatusCode.OK else status_of(code.name, ""))
+        told: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": path,
+            "http.response.status_code": status,
+            "url.path": path,
+            "url.scheme": self._asked["scheme"],
+            "network.protocol.name": "http",
+        }
+        return f"{method} {path}", told
 
     async def send_initial_metadata(self, metadata: Any) -> None:
         """The call was accepted."""

@@ -93,7 +93,7 @@ class Reply:
             self._model,
             chat=self._chat,
             logprobs=asked.logprobs,
-            include_usage=asked.include_usage,
+            usage=asked.usage,
             n=asked.choices,
         )
 

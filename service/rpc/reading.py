@@ -4,7 +4,6 @@ Invariant: calls are read only where the model was shown tools by this request, 
 has rendered the prompt itself and asked for it. What cannot be read is refused, never left out.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from quire.service.answers import families
@@ -13,11 +12,10 @@ from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.json_text import read_object
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
 from quire.service.text.template_environment import RenderLimits
+from quire.service.text.thinking import Thinking
 from quire.v1 import inference_pb2 as pb
 
 _PROBE_LIMITS = RenderLimits(max_bytes=1 << 20, max_steps=20_000)
-_THINK, _THINK_END = "<think>", "</think>"
-_TAIL = 16  # tokens at a prompt's end in which the tag is looked for
 _NONE, _REQUIRED = pb.TOOL_CHOICE_MODE_NONE, pb.TOOL_CHOICE_MODE_REQUIRED
 
 
@@ -106,13 +104,9 @@ def _parses(request: pb.GenerateRequest, family: Family | None) -> bool:
 
 
 def reading_of(
-    request: pb.GenerateRequest,
-    family: Family | None,
-    prompt: Sequence[int],
-    pieces: Sequence[bytes],
+    request: pb.GenerateRequest, family: Family | None, thinking: Thinking
 ) -> Reading | None:
-    """For a request that was checked. prompt: its ids; pieces: each id's bytes. None: all is
-    text."""
+    """For a request that was checked. thinking: where the output begins. None: all is text."""
     if family is None or not _parses(request, family):
         return None
     of_chat = request.HasField("chat")
@@ -124,21 +118,10 @@ def reading_of(
     return Reading(
         syntax=syntax,
         thinks=family.thinks,
-        thinking=family.thinks and _has_opened(request, prompt, pieces),
+        thinking=family.thinks and thinking is Thinking.OPENED,
         most_calls=1 if one and not request.chat.parallel_tool_calls else None,
         tools=_schemas(request.chat) if syntax is Syntax.XML else None,
     )
-
-
-def _has_opened(
-    request: pb.GenerateRequest, prompt: Sequence[int], pieces: Sequence[bytes]
-) -> bool:
-    """Whether the prompt ends inside thoughts."""
-    if request.chat.continue_final_message and request.chat.messages:
-        content = request.chat.messages[-1].content
-        return content.rfind(_THINK) > content.rfind(_THINK_END)
-    end = b"".join(pieces[i] for i in prompt[-_TAIL:]).decode("utf-8", "replace")
-    return end.rstrip("\n").endswith(_THINK)
 
 
 def _schemas(chat: pb.Chat) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
-from quire.service.telemetry.tracing import EndedCall, Times, Tracer
+from quire.service.telemetry.tracing import EndedCall, Times, Tracer, grpc_span
 from quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger("quire.service")
@@ -149,10 +149,13 @@ class InferenceServicer:
         code: grpc.StatusCode,
         call: Call | None,
     ) -> None:
-        times, attributes = (Times(), {}) if call is None else _told(call, began)
+        times, told = (Times(), {}) if call is None else _told(call, began)
         ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
         metadata = context.invocation_metadata() or ()
-        self._tracer.ended(EndedCall(metadata, began_ns, ended_ns, code, times, attributes))
+        other: object = context
+        name, face = other.span(code) if isinstance(other, errors.OtherFace) else grpc_span(code)
+        ended = EndedCall(name, metadata, began_ns, ended_ns, code, times, {**face, **told})
+        self._tracer.ended(ended)
 
     @staticmethod
     async def _acknowledge(call: Call, context: Context) -> None:

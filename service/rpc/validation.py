@@ -8,7 +8,7 @@ together.
 import dataclasses
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,18 +32,19 @@ from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.template_environment import Dropped, RenderLimits
 from quire.service.text.text_stream import TextStream
-from quire.service.text.thinking import Thinking
+from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import PromptWorkers, Wanted
 from quire.v1 import inference_pb2 as pb
 
 MAX_REQUEST_ID = 128
-MAX_SALT_BYTES = 256
+MAX_NAME_BYTES = 256  # of a salt, and of a user
 MAX_PRIORITY = 1000
 INLINE_IDS = 4096  # more of them are looked at on another thread, off the event loop
 # Of one delta: well below what clients accept. As much stays with gRPC of a call that is not read.
 DELTA_BYTES = 256 << 10
 _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
+_TAIL = 32  # tokens, or characters, of a prompt's end in which thoughts may be opened
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
@@ -184,6 +185,7 @@ class Validator:
             resume_token_ids=tuple(request.resume_token_ids),
             client=client,
             constraint=self._constraint(request, thinking),
+            user=request.user,
         )
         self.constraints.check(generation)
         stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
@@ -193,7 +195,7 @@ class Validator:
             request.sampling.include_stop_str_in_output,
             request.ids_only,
             self._delta_tokens(params.logprobs, request.ids_only),
-            reading_of(request, self._model.family, prompt, self._model.tokenizer.pieces),
+            reading_of(request, self._model.family, thinking),
         )
         _still(wanted)
         request_id = request.request_id or secrets.token_hex(16)
@@ -201,6 +203,8 @@ class Validator:
 
     def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
         """What the request asks for, or what makes its calls of tools valid. Raises Refusal."""
+        if not request.HasField("chat"):
+            thinking = Thinking.NONE  # no template has opened a turn: it begins at once
         made = tool_constraint.constraint_of(
             request.chat, self._model.family, self.constraints, thinking
         )
@@ -229,8 +233,8 @@ class Validator:
         if length <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request.request_id):
             faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
         faults.between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        salt_bytes = len(request.cache_salt.encode())
-        faults.at_most("cache_salt", salt_bytes, MAX_SALT_BYTES, "bytes")
+        for name in ("cache_salt", "user"):
+            faults.at_most(name, len(getattr(request, name).encode()), MAX_NAME_BYTES, "bytes")
         check_sampling(given, faults, vocab_size)
         check_stops(given, self._silent, faults)
         check_resume(request, faults, self._model.info)
@@ -284,7 +288,6 @@ class Validator:
         self, request: pb.GenerateRequest, wanted: Wanted, *, must_fit: bool = True
     ) -> tuple[tuple[int, ...], Thinking]:
         """The prompt, and where the output begins."""
-        thinking = Thinking.NONE
         kind = request.WhichOneof("prompt")
         assert kind is not None  # as `check` has seen
         if kind == "token_ids":
@@ -292,16 +295,23 @@ class Validator:
             faults = Faults()
             faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
             faults.raise_if_any()
+            thinking = thinking_of(self._end_of(ids))
         elif kind == "chat":
             rendered, thinking = self._rendered(request, wanted)
             ids = self._encode(kind, rendered, wanted)
         else:
             ids = self._encode(kind, request.text, wanted)
+            thinking = thinking_of(request.text[-_TAIL:])
         if not ids:
             raise invalid_field(kind, "is empty: at least one token is needed")
         if must_fit and len(ids) > self._longest_prompt:
             raise self._too_many(kind, len(ids))
         return ids, thinking
+
+    def _end_of(self, ids: Sequence[int]) -> str:
+        """The last few tokens' text."""
+        pieces = self._model.tokenizer.pieces
+        return b"".join(pieces[i] for i in ids[-_TAIL:]).decode("utf-8", "replace")
 
     def _rendered(self, request: pb.GenerateRequest, wanted: Wanted) -> tuple[str, Thinking]:
         if self._model.chat is None:

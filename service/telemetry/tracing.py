@@ -28,6 +28,7 @@ except ImportError:  # the extra is not installed, and no OtelTracer is made
 
 log = logging.getLogger("quire.service")
 
+SpanOf = tuple[str, Mapping[str, str | int]]  # a span's name, and what its protocol tells
 SPAN = "quire.v1.InferenceService/Generate"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _LAST_EXPORT = 2.0  # seconds that the last spans get to be sent when the server ends
@@ -47,14 +48,27 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class EndedCall:
-    """What there is to tell of one call. began_ns, ended_ns: unix time in nanoseconds."""
+    """What there is to tell of one call. began_ns, ended_ns: unix time in nanoseconds. name,
+    attributes: the span's."""
 
+    name: str
     metadata: Metadata
     began_ns: int
     ended_ns: int
     code: grpc.StatusCode
     times: Times
     attributes: Mapping[str, str | int]
+
+
+def grpc_span(code: grpc.StatusCode) -> SpanOf:
+    """Of a Generate call that came over gRPC."""
+    service, _, method = SPAN.partition("/")
+    return SPAN, {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "rpc.grpc.status_code": code.value[0],
+    }
 
 
 class Tracer(Protocol):
@@ -95,17 +109,11 @@ class OtelTracer:
         """Make the span, as long as the call was."""
         carrier = {key: value for key, value in call.metadata if isinstance(value, str)}
         span = self._tracer.start_span(
-            SPAN,
+            call.name,
             context=extract(carrier),
             kind=trace.SpanKind.SERVER,
             start_time=call.began_ns,
-            attributes={
-                "rpc.system": "grpc",
-                "rpc.service": SPAN.partition("/")[0],
-                "rpc.method": SPAN.partition("/")[2],
-                "rpc.grpc.status_code": call.code.value[0],
-                **call.attributes,
-            },
+            attributes=dict(call.attributes),
         )
         for name in ("queued", "prefill", "decode"):
             seconds = getattr(call.times, name)

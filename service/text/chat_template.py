@@ -126,7 +126,8 @@ class ChatTemplate:
     def thinking(self, chat: Conversation, rendered: str) -> Thinking:
         """Where the output of a chat begins that was rendered so."""
         variables = self._choose(chat).traits.variables
-        return thinking_of(rendered, variables, continues=chat.continue_final_message)
+        continued = chat.messages[-1]["content"] if chat.continue_final_message else None
+        return thinking_of(rendered, variables, continued=continued)
 
     def _choose(self, chat: Conversation) -> _Compiled:
         if chat.tools and "tool_use" in self._compiled:

@@ -1,7 +1,7 @@
-"""Whether a rendered chat leaves its last turn in thoughts, or lets the model open them.
+"""Whether a prompt leaves its last turn in thoughts, or lets the model open them.
 
-Invariant: told from the prompt's end and from what the template asks for, never from what a client
-wrote in a message.
+Invariant: told from the prompt's end, from what the template asks for, and from what stands in a
+message that the model is to continue; never from any other message.
 """
 
 import enum
@@ -19,12 +19,17 @@ class Thinking(enum.Enum):
     MAY_OPEN = enum.auto()  # in thoughts, if the model opens them first of all
 
 
-def thinking_of(prompt: str, variables: Set[str], *, continues: bool) -> Thinking:
-    """prompt: as rendered. variables: that the template looks up. continues: a message was left
-    open, so that thoughts in it may be open too."""
+def thinking_of(
+    prompt: str, variables: Set[str] = frozenset(), *, continued: str | None = None
+) -> Thinking:
+    """prompt: as rendered, or its end. variables: that the template looks up. continued: the
+    content of a message that was left open, in which thoughts may be open too."""
     end = prompt.rstrip()
-    if end.endswith(OPENS) or (continues and prompt.rfind(OPENS) > prompt.rfind(CLOSES)):
+    if end.endswith(OPENS):
         return Thinking.OPENED
-    if end.endswith(CLOSES) or continues or _SWITCHES.isdisjoint(variables):
+    if continued is not None:
+        opened = continued.rfind(OPENS) > continued.rfind(CLOSES)
+        return Thinking.OPENED if opened else Thinking.NONE
+    if end.endswith(CLOSES) or _SWITCHES.isdisjoint(variables):
         return Thinking.NONE
     return Thinking.MAY_OPEN

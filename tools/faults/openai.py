@@ -75,6 +75,13 @@ FAULTS = (
         (CLIENT + "one_bad_prompt_of_several_ends_them_all_and_is_named",),
     ),
     Fault(
+        "openai: an HTTP call's span says that it came over gRPC",
+        "service/rpc/servicer.py",
+        "if isinstance(other, errors.OtherFace) else grpc_span(code)\n",
+        "if not other else grpc_span(code)\n",
+        (CLIENT + "calls_are_traced_under_what_their_headers_name",),
+    ),
+    Fault(
         "openai: a handshake takes the certificate of the start",
         "service/openai/http_server.py",
         "        secured.context = material.value.context\n",

@@ -98,9 +98,6 @@ def test_null_is_as_good_as_absent() -> None:
 
 def test_what_is_passed_over_changes_nothing() -> None:
     told = request(
-        user="u",
-        safety_identifier="s",
-        prompt_cache_key="k",
         prompt_cache_retention="24h",
         metadata={"a": "b"},
         store=True,
@@ -115,6 +112,19 @@ def test_what_is_passed_over_changes_nothing() -> None:
     assert told == request()
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"user": "u"}, "user"),
+        ({"prompt_cache_key": "u", "user": None}, "prompt_cache_key"),
+        ({"prompt_cache_key": "k", "user": "v", "safety_identifier": "u"}, "safety_identifier"),
+    ],
+)
+def test_users_of_a_client_have_one_name_and_no_salt(fields: dict[str, Any], name: str) -> None:
+    assert request(**fields) == pb.GenerateRequest(user="u", chat=request().chat, sampling={})
+    assert asked(**fields).names().body("user") == name
+
+
 def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     assert faults(wit=1, temprature=0.5, max_tokens="7", n=1.5) == {
         "wit": "1: is not a field of this request",
@@ -124,6 +134,7 @@ def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     }
     assert "use tools" in faults(functions=[])["functions"]
     assert "enable_thinking" in faults(reasoning_effort="low")["reasoning_effort"]
+    assert "not of a prompt's" in faults(prompt_logprobs=1)["prompt_logprobs"]
     assert "audio" in faults(audio={"voice": "x"})
     assert faults(skip_special_tokens=False) == {"skip_special_tokens": "false: must be true"}
 
@@ -141,6 +152,10 @@ def test_of_very_many_faults_the_first_are_told() -> None:
         ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"messages": []}, "messages"),
@@ -265,6 +280,7 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, -1]}, "prompt"),
         ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "prompt_logprobs": 0}, "prompt_logprobs"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
         ({"prompt": "a", "messages": []}, "messages"),

@@ -14,19 +14,27 @@ from support.slow_queue import SlowQueue
 from support.traffic import run_episode
 
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.scheduling import rising_heap, shares, waiting_queue
+from quire.engine.scheduling import client_queue, rising_heap, shares, waiting_queue
 from quire.engine.scheduling.rising_heap import RisingHeap
 from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.waiting_queue import HEAD_START, WaitingQueue
 
-FILES = {str(Path(m.__file__ or "")) for m in (rising_heap, shares, waiting_queue)}
+MODULES = (client_queue, rising_heap, shares, waiting_queue)
+FILES = {str(Path(m.__file__ or "")) for m in MODULES}
 ONE = SamplingParams(max_tokens=1)
 
 
-def arrival(number: int, client: str, priority: int = 0, *, resumes: bool = False) -> Request:
-    resumed = (5,) if resumes else ()
+def arrival(
+    number: int, client: str, priority: int = 0, user: str = "", *, resumes: bool = False
+) -> Request:
     spec = GenerationRequest(
-        number, (1,), ONE, priority=priority, client=client, resume_token_ids=resumed
+        key=number,
+        prompt_token_ids=(1,),
+        sampling=ONE,
+        priority=priority,
+        client=client,
+        user=user,
+        resume_token_ids=(5,) if resumes else (),
     )
     return Request(spec, 0, number)
 
@@ -43,13 +51,13 @@ class Side:
         self.running: dict[int, Request] = {}
 
     def arrive(
-        self, number: int, client: str, priority: int, followers: int, resumes: bool
+        self, number: int, whose: tuple[str, str], priority: int, followers: int, resumes: bool
     ) -> None:
-        leader, *rest = (
-            arrival(number + i, client, priority, resumes=resumes) for i in range(followers + 1)
-        )
+        client, user = whose
+        numbers = range(number, number + followers + 1)
+        leader, *rest = (arrival(i, client, priority, user, resumes=resumes) for i in numbers)
         for request in (leader, *rest):
-            self.queue.enter(client)
+            self.queue.enter(client, user)
             self.waiting[request.arrival] = request
         self.queue.push(leader)
         for request in rest:
@@ -64,7 +72,8 @@ class Side:
         return int(head.arrival)
 
     def charge(self, number: int, tokens: int) -> None:
-        self.queue.shares.charge(self.running[number].spec.client, tokens)
+        spec = self.running[number].spec
+        self.queue.shares.charge(spec.client, tokens, spec.user)
 
     def preempt(self, number: int) -> None:
         self.waiting[number] = self.running.pop(number)
@@ -80,10 +89,10 @@ class Side:
         if waits:
             self.queue.forget(request)
         self.queue.release(request)
-        self.queue.leave(request.spec.client)
+        self.queue.leave(request.spec.client, request.spec.user)
 
 
-def drive(chance: Random, turns: int, clients: int, priorities: int) -> None:
+def drive(chance: Random, turns: int, clients: int, priorities: int, users: int = 1) -> None:
     """Any order of what a scheduler does; after each the heads, counters and lengths agree."""
     fast, slow = sides = Side(WaitingQueue()), Side(SlowQueue())
     number = 1
@@ -97,9 +106,9 @@ def drive(chance: Random, turns: int, clients: int, priorities: int) -> None:
         running, everybody = sorted(fast.running), sorted({*fast.running, *fast.waiting})
         if what == "arrive":
             followers = chance.choice((0, 0, 0, 2))
-            client = f"c{chance.randrange(clients)}"
+            whose = f"c{chance.randrange(clients)}", f"u{chance.randrange(users)}"
             resumes = not followers and chance.random() < 0.25
-            both("arrive", number, client, chance.randrange(priorities), followers, resumes)
+            both("arrive", number, whose, chance.randrange(priorities), followers, resumes)
             number += followers + 1
         elif what == "admit":
             both("admit")
@@ -124,14 +133,47 @@ def drive(chance: Random, turns: int, clients: int, priorities: int) -> None:
     seed=st.integers(0, 1 << 30),
     clients=st.sampled_from((1, 2, 5, 40)),
     priorities=st.integers(1, 3),
+    users=st.sampled_from((1, 2, 7)),
 )
-def test_the_queue_decides_as_its_slow_twin(seed: int, clients: int, priorities: int) -> None:
-    drive(Random(seed), 150, clients, priorities)
+def test_the_queue_decides_as_its_slow_twin(
+    seed: int, clients: int, priorities: int, users: int
+) -> None:
+    drive(Random(seed), 150, clients, priorities, users)
 
 
 def test_the_queue_decides_as_its_slow_twin_over_a_long_life() -> None:
     """Long enough that dead entries are swept out, of requests and of clients."""
     drive(Random(7), 2000, 150, 2)
+    drive(Random(8), 2000, 3, 2, users=150)
+
+
+def test_users_share_what_their_client_gets_and_nobody_gets_more_by_naming_them() -> None:
+    """alice names ten users, bob none: of 40 admissions each gets half, and a user of alice's that
+    asks once is not behind another that asks for much."""
+    queue, number = WaitingQueue(), 0
+
+    def come(client: str, user: str, count: int) -> None:
+        nonlocal number
+        for _ in range(count):
+            number += 1
+            queue.enter(client, user)
+            queue.push(arrival(number, client, user=user))
+
+    come("alice", "greedy", 60)
+    come("bob", "", 60)
+    for user in range(10):
+        come("alice", f"modest{user}", 1)
+    got: list[tuple[str, str]] = []
+    for _ in range(40):
+        head = queue.head()
+        assert head is not None
+        queue.take(head)
+        got.append((head.spec.client, head.spec.user))
+        queue.shares.charge(*got[-1][:1], 10, got[-1][1])
+    by_client = [client for client, _ in got]
+    assert abs(by_client.count("alice") - by_client.count("bob")) <= 40 // waiting_queue.AGEING
+    first = [user for client, user in got if client == "alice"][:14]
+    assert len({user for user in first if user.startswith("modest")}) == 10
 
 
 def test_whole_engines_plan_the_same_over_either_queue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,13 +265,13 @@ def operations(work: Callable[[], None]) -> int:
     return lines + Counted.comparisons
 
 
-def crowd(clients: int, requests: int = 2048) -> WaitingQueue:
+def crowd(clients: int, requests: int = 2048, *, users: int = 1) -> WaitingQueue:
     queue = WaitingQueue()
     for number in range(requests):
-        client = f"c{number % clients}"
-        queue.enter(client)
-        queue.push(arrival(number, client))
-        queue.shares.charge(client, Counted(0))
+        client, user = f"c{number % clients}", f"u{number % users}"
+        queue.enter(client, user)
+        queue.push(arrival(number, client, user=user))
+        queue.shares.charge(client, Counted(0), user)
     return queue
 
 
@@ -238,11 +280,12 @@ def admissions(queue: WaitingQueue, count: int = 256) -> None:
         head = queue.head()
         assert head is not None
         queue.take(head)
-        queue.shares.charge(head.spec.client, Counted(100))
+        queue.shares.charge(head.spec.client, Counted(100), head.spec.user)
 
 
-def test_admissions_cost_little_more_with_a_thousand_clients_than_with_one() -> None:
-    one, many = crowd(1), crowd(1024)
+@pytest.mark.parametrize("users", [False, True], ids=["clients", "users"])
+def test_admissions_cost_little_more_with_a_thousand_than_with_one(users: bool) -> None:
+    one, many = crowd(1), crowd(1, users=1024) if users else crowd(1024)
     alone = operations(lambda: admissions(one))
     assert operations(lambda: admissions(many)) < 4 * alone
     assert operations(lambda: admissions(many)) < 4 * alone, "nor do charges pile up"
@@ -251,13 +294,13 @@ def test_admissions_cost_little_more_with_a_thousand_clients_than_with_one() -> 
 def test_coming_and_going_cost_little_more_with_a_thousand_clients_than_with_one() -> None:
     def visits(queue: WaitingQueue) -> None:
         for number in range(256):
-            request = arrival(10_000 + number, f"visitor{number}")
-            queue.enter(request.spec.client)
-            queue.shares.charge(request.spec.client, Counted(1))
+            request = arrival(10_000 + number, f"visitor{number}", user="u0")
+            queue.enter(request.spec.client, "u0")
+            queue.shares.charge(request.spec.client, Counted(1), "u0")
             queue.push(request)
             request.status = Status.FINISHED
             queue.forget(request)
-            queue.leave(request.spec.client)
+            queue.leave(request.spec.client, "u0")
 
     one, many = crowd(1), crowd(1024)
     alone = operations(lambda: visits(one))

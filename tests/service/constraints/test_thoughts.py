@@ -61,7 +61,7 @@ def test_what_a_prompt_says_of_thoughts() -> None:
     hybrid = {"messages", "enable_thinking"}
 
     def told(prompt: str, variables: set[str] = hybrid, *, continues: bool = False) -> Thinking:
-        return thinking_of(prompt, variables, continues=continues)
+        return thinking_of(prompt, variables, continued=prompt if continues else None)
 
     assert told("<|im_start|>assistant\n<think>\n", set()) is Thinking.OPENED
     assert told("<|im_start|>assistant\n") is Thinking.MAY_OPEN

@@ -1,10 +1,12 @@
 """The contract's events as OpenAI's objects: thoughts, calls of tools, and how it all joins."""
 
+import json
 from typing import Any
 
 import pytest
 
 from quire.clients.openai.answers import Answer
+from quire.clients.openai.asked import StreamUsage
 from quire.service.errors import Refusal
 from quire.service.openai.chunks import Chunks, event
 from quire.service.openai.room import Room
@@ -63,7 +65,7 @@ def test_thoughts_and_calls_stand_apart_from_the_text() -> None:
 
 
 def test_streamed_pieces_joined_are_the_whole() -> None:
-    chunks = Chunks("m", chat=True, logprobs=False, include_usage=True, n=1)
+    chunks = Chunks("m", chat=True, logprobs=False, usage=StreamUsage.LAST, n=1)
     told = [chunk for message in events() for chunk in chunks.take(message)]
     deltas = [chunk["choices"][0]["delta"] for chunk in told]
     message = whole(events())["choices"][0]["message"]
@@ -85,9 +87,23 @@ def test_an_event_is_one_line_of_ascii_whatever_it_holds() -> None:
     assert data.isascii() and data.endswith(b"\n\n") and data.count(b"\n") == 2
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_usage_is_told_in_each_chunk_where_that_is_asked_for(chat: bool) -> None:
+    chunks = Chunks("m", chat=chat, logprobs=False, usage=StreamUsage.EACH, n=1)
+    made = [pb.Delta(text="a", token_ids=[1]), pb.Delta(text="b", token_ids=[2, 3])]
+    messages = [pb.GenerateResponse(started=STARTED)]
+    messages += [pb.GenerateResponse(delta=delta) for delta in made]
+    messages += [events()[-1]]
+    lines = b"".join(map(chunks.encoded, messages)).decode().split("\n\n")[:-1]
+    told = [json.loads(line.removeprefix("data: "))["usage"] for line in lines]
+    counts = [usage["completion_tokens"] for usage in told]
+    assert counts == ([0] if chat else []) + [1, 3, 3]
+    assert [usage["total_tokens"] - usage["completion_tokens"] for usage in told] == [7] * len(told)
+
+
 def test_nothing_is_sent_for_ids_that_made_no_text() -> None:
     for chat in (True, False):
-        chunks = Chunks("m", chat=chat, logprobs=False, include_usage=False, n=1)
+        chunks = Chunks("m", chat=chat, logprobs=False, usage=StreamUsage.NONE, n=1)
         list(chunks.take(pb.GenerateResponse(started=STARTED)))
         assert list(chunks.take(pb.GenerateResponse(delta=pb.Delta(token_ids=[2])))) == []
 
@@ -131,7 +147,7 @@ def test_what_is_written_fast_is_what_is_written_plainly(chat: bool, logprobs: b
     messages += [pb.GenerateResponse(delta=delta) for delta in deltas]
     messages += [events()[-1]]
     fast, plain = (
-        Chunks("a\0b", chat=chat, logprobs=logprobs, include_usage=True, n=2) for _ in range(2)
+        Chunks("a\0b", chat=chat, logprobs=logprobs, usage=StreamUsage.LAST, n=2) for _ in range(2)
     )
     plain._head.created = fast._head.created
     for message in messages:

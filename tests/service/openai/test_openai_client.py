@@ -405,3 +405,9 @@ def test_calls_are_traced_under_what_their_headers_name() -> None:
     assert dict(good.metadata)["traceparent"] == parent
     assert (good.attributes["quire.request_id"], good.code.name) == ("mine", "OK")
     assert bad.code.name == "INVALID_ARGUMENT"
+    assert good.name == bad.name == "POST /v1/chat/completions"
+    for call, status in ((good, 200), (bad, 400)):
+        assert call.attributes["http.request.method"] == "POST"
+        assert call.attributes["http.route"] == "/v1/chat/completions"
+        assert call.attributes["http.response.status_code"] == status
+        assert not any(name.startswith("rpc.") for name in call.attributes)

@@ -7,9 +7,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.fake_engine import EOS, VOCAB_SIZE, Device, DeviceLost
+from support.fake_engine import EOS, VOCAB_SIZE, Device, DeviceLost, spec_of
 from support.harness import Answer, Running, ask, first, generate, read, run, serving
 
+from quire.engine.scheduling.plan import PlanRow
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import _decoder
 from quire.v1 import inference_pb2 as pb
@@ -209,6 +210,7 @@ REFUSED: list[tuple[str, pb.GenerateRequest]] = [
     ("priority", ask([1], priority=1001)),
     ("priority", ask([1], priority=-1001)),
     ("cache_salt", ask([1], cache_salt="é" * 129)),
+    ("user", ask([1], user="é" * 129)),
     ("sampling.temperature", ask([1], temperature=NAN)),
     ("sampling.temperature", ask([1], temperature=INF)),
     ("sampling.temperature", ask([1], temperature=-1)),
@@ -522,6 +524,26 @@ def test_the_block_map_is_one_byte_a_block() -> None:
             stats = await running.stats(include_block_map=True)
             assert len(stats.cache.block_map) == 20
             assert stats.cache.block_map.count(1) == stats.cache.blocks_cached == 3
+
+    run(test)
+
+
+def test_users_of_a_client_share_its_blocks_and_the_engine_knows_them() -> None:
+    device, users = Device(), []
+
+    def say(row: PlanRow, _prompt: Any) -> int:
+        assert device.scheduler is not None
+        spec = spec_of(device.scheduler, row.key)
+        assert spec is not None
+        users.append(spec.user)
+        return EOS
+
+    async def test() -> None:
+        device.say = say
+        async with serving(device) as running:
+            for user in ("a", "b"):
+                answer = await generate(running, ask([5] * 40, max_tokens=1, user=user))
+            assert answer.started[0].cached_tokens == 39 and users == ["a", "b"]
 
     run(test)
 

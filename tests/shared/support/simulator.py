@@ -267,7 +267,7 @@ class Simulator:
         clients = {r.spec.client for r in requests}
         for heap in (
             self.scheduler.roster.waiting._clients,
-            self.scheduler.roster.waiting.shares._least,
+            self.scheduler.roster.waiting.shares._clients._least,
         ):
             assert len(heap) <= 3 * len(clients) + 65, "clients are hoarded"
 

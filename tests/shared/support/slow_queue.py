@@ -1,5 +1,7 @@
 """The slow twin of the waiting queue: the same rule, by looking at everybody each time."""
 
+from collections import Counter
+
 from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.waiting_queue import AGEING, HEAD_START
 
@@ -9,20 +11,30 @@ class SlowShares:
 
     def __init__(self) -> None:
         self.served: dict[str, int] = {}
-        self._unfinished: dict[str, int] = {}
+        self.served_users: dict[tuple[str, str], int] = {}
+        self._unfinished: Counter[str] = Counter()
+        self._unfinished_users: Counter[tuple[str, str]] = Counter()
 
-    def enter(self, client: str) -> None:
-        if client not in self._unfinished:
-            self.served[client] = min(self.served.values(), default=0)
-        self._unfinished[client] = self._unfinished.get(client, 0) + 1
-
-    def leave(self, client: str) -> None:
-        self._unfinished[client] -= 1
+    def enter(self, client: str, user: str = "") -> None:
         if not self._unfinished[client]:
-            del self._unfinished[client], self.served[client]
+            self.served[client] = min(self.served.values(), default=0)
+        if not self._unfinished_users[client, user]:
+            others = [tokens for (who, _), tokens in self.served_users.items() if who == client]
+            self.served_users[client, user] = min(others, default=0)
+        self._unfinished[client] += 1
+        self._unfinished_users[client, user] += 1
 
-    def charge(self, client: str, tokens: int) -> None:
+    def leave(self, client: str, user: str = "") -> None:
+        self._unfinished[client] -= 1
+        self._unfinished_users[client, user] -= 1
+        if not self._unfinished[client]:
+            del self.served[client]
+        if not self._unfinished_users[client, user]:
+            del self.served_users[client, user]
+
+    def charge(self, client: str, tokens: int, user: str = "") -> None:
         self.served[client] += tokens
+        self.served_users[client, user] += tokens
 
 
 class SlowQueue:
@@ -68,10 +80,20 @@ class SlowQueue:
                 requests.remove(request)
 
     def _first_ranked(self) -> Request | None:
+        def own(request: Request) -> tuple[int, bool, int, int]:
+            served = self.shares.served_users[request.spec.client, request.spec.user]
+            fresh = not request.spec.resume_token_ids
+            return -request.priority, fresh, served, request.arrival
+
         def rank(request: Request) -> tuple[int, int, int]:
             served = self.shares.served[request.spec.client]
             if request.spec.resume_token_ids:
                 served -= HEAD_START
             return -request.priority, served, request.arrival
 
-        return min(self._waiting, key=rank, default=None)
+        clients = {request.spec.client for request in self._waiting}
+        firsts = [
+            min((r for r in self._waiting if r.spec.client == client), key=own)
+            for client in clients
+        ]
+        return min(firsts, key=rank, default=None)
