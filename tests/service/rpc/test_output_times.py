@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from support.some_engine import INFO
 
 from quire.engine.request import FinishReason, GenerationRequest, Output, SamplingParams
 from quire.service.rpc.responses import CallOutput
@@ -52,7 +53,7 @@ def opened(waits: list[float]) -> tuple[Ledger, CallOutput]:
     generation = GenerationRequest(1, (5, 6), SamplingParams(max_tokens=3))
     accepted = Accepted("id", generation, TextOptions(ids_only=True))
     nothing: Any = None
-    return ledger, CallOutput(accepted, nothing, "f", ledger, ACCEPTED_AT, nothing, waits.append)
+    return ledger, CallOutput(accepted, nothing, INFO, ledger, ACCEPTED_AT, nothing, waits.append)
 
 
 @pytest.mark.parametrize("cuts", [[1, 1, 1, 1], [1, 3], [2, 2], [2, 1, 1], [3, 1], [4]])

@@ -13,6 +13,7 @@ import pytest
 from support.fake_engine import EOS, VOCAB_SIZE, Device, logprob_of
 from support.harness import Running, ask, first, generate, read, run, serving
 from support.patience import PATIENCE
+from support.some_engine import INFO
 
 from quire.engine.request import Output
 from quire.service import errors
@@ -267,7 +268,7 @@ async def opened(running: Running, request: pb.GenerateRequest, ends: list[Any])
     return CallOutput(
         accepted,
         serving_now.model.tokenizer,
-        "f",
+        INFO,
         Ledger(),
         0.0,
         lambda index, kept: ends.append((index, kept)),
