@@ -40,7 +40,7 @@ LETTING_IN = (
         "quire: calls that nobody reads take no places",
         "service/admission/admission.py",
         "        if self._open < most or (self._open < 2",
-        "        if self._open - self._running() < most or (self._open < 2",
+        "        if self.waiting + self._running() < most or (self._open < 2",
         (HOLDS + "calls_that_are_served_and_not_read_take_places",),
     ),
     Fault(

@@ -1,5 +1,6 @@
 """Signals that come before `quire serve` has imported what it needs."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -28,7 +29,7 @@ def test_a_signal_during_the_imports_ends_nothing(number: signal.Signals, tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(PYTHONPATH=str(tmp_path)),
+        env=environment(PYTHONPATH=os.pathsep.join((str(tmp_path), os.getenv("PYTHONPATH", "")))),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
