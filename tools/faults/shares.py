@@ -18,7 +18,7 @@ FAULTS = (
         "engine/scheduling/waiting_queue.py",
         "        if self._rank(request.spec.client) is not None:\n",
         "        if False:\n",
-        (QUEUE + "the_queue_decides_as_its_slow_twin",),
+        (QUEUE + "a_client_comes_forward_where_its_first_leaves_to_an_earlier_of_another_user",),
     ),
     Fault(
         "shares: the engine never hears of users",

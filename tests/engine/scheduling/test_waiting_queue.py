@@ -265,6 +265,27 @@ def operations(work: Callable[[], None]) -> int:
     return lines + Counted.comparisons
 
 
+def test_a_client_comes_forward_where_its_first_leaves_to_an_earlier_of_another_user() -> None:
+    queue = WaitingQueue()
+
+    def come(number: int, client: str, user: str) -> Request:
+        request = arrival(number, client, user=user)
+        queue.enter(client, user)
+        queue.push(request)
+        return request
+
+    queue.take(come(1, "c", "served"))
+    late = come(10, "c", "new")
+    queue.shares.charge("c", 10, "served")
+    other, early = come(7, "d", ""), come(5, "c", "served")
+    assert queue.shares.served == {"c": 10, "d": 10}
+    assert queue.head() is other  # of c, the one that came last is first
+    late.status = Status.FINISHED
+    queue.forget(late)
+    queue.leave("c", "new")
+    assert queue.head() is early
+
+
 def crowd(clients: int, requests: int = 2048, *, users: int = 1) -> WaitingQueue:
     queue = WaitingQueue()
     for number in range(requests):
