@@ -261,10 +261,10 @@ def test_rows_before_the_one_that_ruins_the_books_keep_their_ends() -> None:
     scheduler.drain_outputs()
     leave = scheduler.roster.waiting.leave
 
-    def fails(client: str) -> None:
+    def fails(client: str, user: str = "") -> None:
         if not scheduler.knows(1):
             raise RuntimeError("spilled coffee")
-        leave(client)
+        leave(client, user)
 
     scheduler.roster.waiting.leave = fails  # type: ignore[method-assign]
     with pytest.raises(CorruptStateError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -149,21 +149,54 @@ def refuse(
     context.abort(grpc.StatusCode[code], message)
 
 
+class Health(health_pb2_grpc.HealthServicer):
+    """Of the whole server. The package's own may block for ever in `set` beside a watcher who
+    leaves: it sends to watchers while it holds the lock that their going needs."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._status = health_pb2.HealthCheckResponse.SERVING
+
+    def set(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        with self._changed:
+            self._status = status
+            self._changed.notify_all()
+
+    def Check(self, _request: object, _context: object) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    def Watch(
+        self, _request: object, context: grpc.ServicerContext
+    ) -> Iterator[health_pb2.HealthCheckResponse]:
+        context.add_callback(self._look_again)
+        told = None
+        while context.is_active():
+            with self._changed:
+                while self._status == told and context.is_active():
+                    self._changed.wait()
+                told = self._status
+            yield health_pb2.HealthCheckResponse(status=told)
+
+    def _look_again(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
 class Served:
     """A replica on a port of its own, until the `with` ends."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(64))  # each watcher holds a thread
         pb_grpc.add_InferenceServiceServicer_to_server(replica, self._server)
-        self.health = health.HealthServicer()
+        self.health = Health()
         self.ready(True)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
     def ready(self, ready: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        self.health.set("", status.SERVING if ready else status.NOT_SERVING)
+        self.health.set(status.SERVING if ready else status.NOT_SERVING)
 
     def __enter__(self) -> "Served":
         self._server.start()
