@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # Beside another process of tests, a second thread would only wait for a core.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Options that the shell has set for servers and clients are not the tests'.

@@ -27,7 +27,7 @@ from support.fork_server import Order
 
 QUIRE = Path(sys.executable).with_name("quire")
 _READ_AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "TORCH_", "TRITON", "CUDA", "LD_", "LC_")
-_ENVIRONMENT = dict(os.environ)
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 _SERVER_COMMANDS = (["serve"], ["hash-key"])
 _NUMBER = array.array("q").itemsize
 
