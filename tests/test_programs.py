@@ -45,7 +45,17 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_forked_program_is_as_a_fresh_one(script: Path) -> None:
+@pytest.mark.parametrize("handed_on", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_forked_program_is_as_a_fresh_one(script: Path, handed_on: signal.Handlers) -> None:
+    before = {n: signal.signal(n, handed_on) for n in (signal.SIGHUP, signal.SIGUSR1)}
+    try:
+        compare(script)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def compare(script: Path) -> None:
     words = [sys.executable, str(script), "a", "b c"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OF_THIS_TEST": "1"}
     forked = programs.run(words, given="in", timeout=PATIENCE, env=env)

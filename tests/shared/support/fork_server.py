@@ -59,6 +59,8 @@ class Order:
     module: bool
     directory: str
     environment: dict[str, str]
+    ignored: list[int]
+    """Signals, as whoever starts a program hands them on."""
 
 
 class _Server:
@@ -128,7 +130,7 @@ def _become(order: Order, streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(order.environment)
     os.chdir(order.directory)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _hand_on(order.ignored)
     sys.argv[:] = [order.program, *order.arguments]
     if order.module:
         sys.path[0] = order.directory
@@ -136,6 +138,16 @@ def _become(order: Order, streams: list[int]) -> None:
     else:
         sys.path[0] = str(Path(order.program).parent)
         runpy.run_path(order.program, run_name="__main__")
+
+
+def _hand_on(ignored: list[int]) -> None:
+    """Ignore these signals and no others, as a program does that was started by their owner."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        wanted = number in ignored
+        if wanted != (signal.getsignal(number) is signal.SIG_IGN):
+            signal.signal(number, signal.SIG_IGN if wanted else signal.SIG_DFL)
+    if signal.SIGINT not in ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _stream(ours: TextIO, descriptor: int) -> TextIO:

@@ -232,13 +232,17 @@ def _order(words: list[str], environment: dict[str, str]) -> Order | None:
         return None
     if any(_read(environment, name) for name in environment.keys() | _ENVIRONMENT.keys()):
         return None
-    if words[0] == str(QUIRE):
-        return Order(words[0], words[1:], False, str(Path.cwd()), environment)
-    if words[0] == sys.executable and words[1] == "-m":
-        return Order(words[2], words[3:], True, str(Path.cwd()), environment)
-    if words[0] == sys.executable and not words[1].startswith("-"):
-        return Order(words[1], words[2:], False, str(Path.cwd()), environment)
-    return None
+    first = words[0]
+    if first == sys.executable and words[1] == "-m":
+        program, arguments, module = words[2], words[3:], True
+    elif first == sys.executable and not words[1].startswith("-"):
+        program, arguments, module = words[1], words[2:], False
+    elif first == str(QUIRE):
+        program, arguments, module = first, words[1:], False
+    else:
+        return None
+    ignored = [int(n) for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
+    return Order(program, arguments, module, str(Path.cwd()), environment, ignored)
 
 
 def _read(environment: dict[str, str], name: str) -> bool:
