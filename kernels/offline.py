@@ -5,6 +5,7 @@ the launchers are called as they are, on meta tensors, whose addresses begin at 
 aligned as a device's are. A process that has come in here launches nothing any more.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,15 +63,19 @@ def compile_for(card: OfflineCard) -> None:
 
 
 @contextmanager
-def not_launched(on_compiled: Callable[[Any], None]) -> Iterator[None]:
-    """Launches compile their kernel and stop there; each tells `on_compiled` what it would run."""
+def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
+    """Launches compile their kernel and stop there; each tells `on_compiled` what it would run,
+    and how many seconds it took to have it."""
     original = JITFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         del warmup
+        if driver.active.get_current_target().arch < 90:  # which know no dependent launch
+            options |= dict.fromkeys({"PDL", "launch_pdl"} & options.keys(), False)
+        start = time.perf_counter()
         compiled = original(self, *args, grid=grid, warmup=True, **options)
         if compiled is not None:  # None: left out, see `chosen`
-            on_compiled(compiled)
+            on_compiled(compiled, time.perf_counter() - start)
         return compiled
 
     JITFunction.run = run

@@ -62,7 +62,7 @@ def kernels_of(launches: Launches) -> list[str]:
         names.add(name)
         return False
 
-    with offline.chosen(note), offline.not_launched(lambda _compiled: None):
+    with offline.chosen(note), offline.not_launched(lambda _compiled, _seconds: None):
         launches()
     return sorted(names)
 
@@ -75,7 +75,7 @@ def compile_share(orders: Orders, tell: Callable[[Compiled], None]) -> None:
     mine = set(names[orders.share :: orders.shares])
     told: set[str] = set()
 
-    def on_compiled(compiled: Any) -> None:
+    def on_compiled(compiled: Any, _seconds: float) -> None:
         if compiled.hash not in told:
             told.add(compiled.hash)
             offline.compile_launcher(compiled)

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel's module is impor
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
+from quire.kernels.offline import OfflineCard, compile_for, not_launched
 
 SHARED_LIMITS = {  # bytes that a program may use
     **dict.fromkeys((90, 100), support.HOPPER_SHARED),
@@ -32,28 +29,6 @@ SHARED_LIMITS = {  # bytes that a program may use
     80: 166_912,
 }
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-class OfflineDriver:
-    """Stands in for the CUDA driver: enough for compiling, nothing for launching."""
-
-    def __init__(self, arch: int) -> None:
-        self.target = GPUTarget("cuda", arch, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _device: int | None = None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return ty
 
 
 @dataclass(frozen=True)
@@ -111,23 +86,13 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def recorded_launches() -> Iterator[list[tuple[Any, float]]]:
     """Compile instead of launching; collects (compiled kernel, seconds), each kernel once."""
     found: list[tuple[Any, float]] = []
-    original = JITFunction.run
 
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        del warmup
-        if driver.active.get_current_target().arch < 90:  # which know no dependent launch
-            options |= dict.fromkeys({"PDL", "launch_pdl"} & options.keys(), False)
-        start = time.perf_counter()
-        compiled = original(self, *args, grid=grid, warmup=True, **options)
+    def note(compiled: Any, seconds: float) -> None:
         if all(compiled is not other for other, _ in found):
-            found.append((compiled, time.perf_counter() - start))
-        return compiled
+            found.append((compiled, seconds))
 
-    JITFunction.run = run
-    try:
+    with not_launched(note):
         yield found
-    finally:
-        JITFunction.run = original
 
 
 def _dump(cubin: Path, option: str) -> str:
@@ -169,10 +134,7 @@ def report(compiled: Any, *, case: str, hot: bool, seconds: float) -> Report:
 def compile_all(only: str = "", *, hot_only: bool = False, arch: int = 90) -> Iterator[Report]:
     """Compile every registered call whose name contains `only`. Once a process for one arch: the
     kernels' modules, imported by the calls, take what they are told of the card then."""
-    driver.set_active(OfflineDriver(arch))
-    vars(support).update(
-        before_hopper=lambda _device: arch < 90, shared_bytes=lambda _device: SHARED_LIMITS[arch]
-    )
+    compile_for(OfflineCard(arch, SHARED_LIMITS[arch]))
     for source, hot in _SOURCES:
         if hot_only and not hot:
             continue
