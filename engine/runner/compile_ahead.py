@@ -1,7 +1,9 @@
-"""Kernels compiled by several processes, beside the loading of the weights.
+"""Kernels compiled by other processes, beside the loading of the weights.
 
 Invariant: nothing depends on it but time. What these processes have not done, for whatever reason,
 the engine's own warm-up does; they end with the engine's process, and hold no memory of a GPU.
+One is started, which finds out what there is to compile and is forked for as many as there are
+cores: what takes long on many cores is to load torch on each.
 """
 
 import contextlib
@@ -39,33 +41,20 @@ class CompileAhead:
     """The processes at work for one engine; none where the cache has all of its kernels."""
 
     def __init__(
-        self,
-        orders: Orders,
-        cache: CompiledCache,
-        versions: str,
-        *,
-        processes: int | None = None,
-        worker: Sequence[str] = _WORKER,
+        self, orders: Orders, cache: CompiledCache, versions: str, worker: Sequence[str] = _WORKER
     ) -> None:
-        """Begins. versions: of whatever decides the code beside the orders. processes: default as
-        many as there are cores for, at most 16."""
+        """Begins. versions: of whatever decides the code beside the orders."""
         self._cache = cache
         self._key = orders.key(versions)
         self._words: Words = queue.SimpleQueue()
-        self._workers: list[subprocess.Popen[str]] = []
-        if cache.is_whole(self._key):
-            return
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        count = processes or max(1, min(cores or 1, MOST_PROCESSES))
-        for share in range(count):
-            self._start(worker, dataclasses.replace(orders, share=share, shares=count))
+        self._worker = None if cache.is_whole(self._key) else self._started(orders, worker)
 
     @property
     def at_work(self) -> bool:
         """Whether anything has to be compiled."""
-        return bool(self._workers)
+        return self._worker is not None
 
-    def _start(self, worker: Sequence[str], orders: Orders) -> None:
+    def _started(self, orders: Orders, worker: Sequence[str]) -> "subprocess.Popen[str]":
         environment = os.environ | {
             "TRITON_CACHE_DIR": str(self._cache.folder),
             "CUDA_VISIBLE_DEVICES": "",
@@ -79,12 +68,12 @@ class CompileAhead:
             text=True,
             env=environment,
         )
-        self._workers.append(process)
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.write(orders.written() + "\n")
             process.stdin.flush()
         threading.Thread(target=self._read, args=(process,), daemon=True).start()
+        return process
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
@@ -97,23 +86,22 @@ class CompileAhead:
     def wait(self, progress: Callable[[float], None]) -> int:
         """Until all is compiled that these processes will compile; how many kernels that is."""
         done: set[str] = set()
-        kernels, running, until = 0, len(self._workers), time.monotonic() + _LIMIT
-        while running:
+        kernels, until = 0, time.monotonic() + _LIMIT
+        while self._worker is not None:
             try:
                 word = self._words.get(timeout=max(until - time.monotonic(), 0))
             except queue.Empty:
                 log.warning("kernels are still being compiled after %g s: left", _LIMIT)
                 break
-            if word is None:
-                running -= 1
-                continue
+            if word is _ENDED:
+                break
             kernels = word.kernels
             done.add(word.folder)
             progress(len(done) / kernels)
         self.end()
         if done and len(done) == kernels:
             self._keep(done)
-        elif self._workers:
+        elif self._worker is not None:
             log.warning("%d of %d kernels were compiled ahead", len(done), kernels)
         return len(done)
 
@@ -126,14 +114,16 @@ class CompileAhead:
             log.warning("compiled kernels could not be noted in %s: %s", self._cache.folder, error)
 
     def end(self) -> None:
-        """End the processes that still run."""
-        for process in self._workers:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+        """End the processes that still run: those that were forked see their input closed."""
+        process = self._worker
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 def begin(
@@ -158,8 +148,15 @@ def begin(
         shared=support.shared_bytes(device),
         card=support.card_name(device),
         pdl=pdl,
+        processes=min(_cores(), MOST_PROCESSES),
     )
     return CompileAhead(orders, cache, _versions())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _versions() -> str:

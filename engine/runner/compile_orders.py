@@ -13,7 +13,7 @@ from quire.engine.config import EngineConfig
 class Orders:
     """What is to be compiled. options: an EngineConfig's. dtype: of weights, activations and cache
     ("bfloat16"). arch: 90 is sm_90; shared: bytes of shared memory of a program; card: its name.
-    pdl: whether kernels are launched as dependents. share, shares: which part, of how many."""
+    pdl: whether kernels are launched as dependents. processes: how many share the work."""
 
     options: dict[str, Any]
     dtype: str
@@ -21,8 +21,7 @@ class Orders:
     shared: int
     card: str
     pdl: bool
-    share: int = 0
-    shares: int = 1
+    processes: int = 1
 
     @classmethod
     def read(cls, line: str) -> Self:
@@ -38,8 +37,8 @@ class Orders:
         return EngineConfig(**self.options)
 
     def key(self, versions: str) -> str:
-        """Names the whole work, all shares of it. versions: of whatever else decides the code."""
-        whole = dataclasses.replace(self, share=0, shares=1).written()
+        """Names the work, whoever does it. versions: of whatever else decides the code."""
+        whole = dataclasses.replace(self, processes=1).written()
         return hashlib.sha256((versions + whole).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A process that compiles a share of the kernels that an engine can launch, and ends.
+"""A process that compiles the kernels that an engine can launch, and ends.
 
     python -m quire.engine.runner.compile_worker
 
@@ -6,14 +6,14 @@ Invariant: it finds what there is to compile as the engine does, by running the 
 `warm_steps`; here they run on meta tensors and over one layer, and each launch stops at its
 compiled code, which Triton keeps where the engine will look for it. It never touches a GPU. Its
 orders are a line of standard input, whose end is its own too; for each kernel it writes a line
-(`compile_orders.Compiled`).
+(`compile_orders.Compiled`). The work is done by forks of it, which share its input and output.
 """
 
 import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,25 @@ def kernels_of(launches: Launches) -> list[str]:
     return sorted(names)
 
 
-def compile_share(orders: Orders, tell: Callable[[Compiled], None]) -> None:
-    """Compile every `shares`-th kernel: neighbours in the order are alike, and cost alike."""
+def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
+    """Compile, in so many processes; whether each of them came to its end. tell: called there."""
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)
     names = kernels_of(launches)
-    mine = set(names[orders.share :: orders.shares])
+
+    def share(number: int) -> None:  # neighbours in the order are alike, and cost alike
+        compile_share(launches, names, set(names[number :: orders.processes]), tell)
+
+    forked = [_fork(share, number) for number in range(orders.processes)]
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    ends = [os.waitpid(process, 0)[1] for process in forked]
+    return not any(ends)
+
+
+def compile_share(
+    launches: Launches, names: Sequence[str], mine: Set[str], tell: Callable[[Compiled], None]
+) -> None:
+    """Compile those of all kernels that are `mine`."""
     told: set[str] = set()
 
     def on_compiled(compiled: Any, _seconds: float) -> None:
@@ -85,17 +98,29 @@ def compile_share(orders: Orders, tell: Callable[[Compiled], None]) -> None:
         launches()
 
 
-def main() -> None:
+def main() -> int:
     """Do what the line on standard input says."""
     orders = Orders.read(sys.stdin.readline())
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    compile_share(orders, lambda word: print(word.written(), flush=True))
+    return int(not compile_all(orders, lambda word: print(word.written(), flush=True)))
+
+
+def _fork(work: Callable[[int], None], number: int) -> int:
+    """The process id of a fork that does it and ends. It is alone in it: the watch comes after."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
+        work(number)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _leave_with_parent() -> None:
-    sys.stdin.read()
+    os.read(0, 1)  # nothing comes: until the other end is closed, however its owner ended
     os._exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -136,7 +136,7 @@ def _longer_rows(bounds: Bounds) -> Iterator[tuple[int, ...]]:
     for tokens in _sizes(most):
         rows = -(-tokens // bounds.max_model_len)
         yield _spread(tokens, rows)
-        if tokens > 1 and bounds.max_num_seqs > 1:
+        if tokens > 1:  # also of one request: a captured step is padded by a row
             yield (1, *_spread(tokens - 1, -(-(tokens - 1) // bounds.max_model_len)))
     for rows in _sizes(2 * bounds.max_num_seqs + MIXED_TOKENS[-1]):
         yield (1,) * rows

@@ -37,8 +37,22 @@ FAULTS = (
     Fault(
         "first start: every process compiles everything",
         "engine/runner/compile_worker.py",
-        "set(names[orders.share :: orders.shares])",
+        "set(names[number :: orders.processes])",
         "set(names)",
-        (AHEAD + "a_worker_compiles_its_share_and_finds_it_the_next_time",),
+        (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
+    ),
+    Fault(
+        "first start: forks outlive the engine",
+        "engine/runner/compile_worker.py",
+        "target=_leave_with_parent, daemon=True).start()\n        work",
+        "target=int, daemon=True).start()\n        work",
+        (AHEAD + "forks_end_with_the_one_that_gave_the_orders",),
+    ),
+    Fault(
+        "first start: a lone request's padding is not warm",
+        "engine/runner/warmup.py",
+        "        if tokens > 1:  # also",
+        "        if tokens > 1 and bounds.max_num_seqs > 1:  # also",
+        ("tests/engine/runner/test_warmup.py::test_what_is_captured_at_the_start_is_warm",),
     ),
 )

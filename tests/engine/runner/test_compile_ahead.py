@@ -1,10 +1,12 @@
 """Kernels compiled by several processes: each once, all of them, and none where they are there."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,11 @@ CONFIG = EngineConfig(
 ORDERS = Orders(dataclasses.asdict(CONFIG), "bfloat16", 90, 232_448, "NVIDIA H200", True)
 KERNELS = 6
 
-# Stands in for the worker: makes the folders that it tells of, which hold its share alone.
+# Stands in for the worker: makes the folders that it tells of.
 WORKER = f"""
 import json, os, pathlib, sys
 orders = json.loads(sys.stdin.readline())
-for number in range(orders["share"], {KERNELS}, orders["shares"]):
+for number in range({KERNELS}):
     folder = pathlib.Path(os.environ["TRITON_CACHE_DIR"], f"K{{number}}")
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
@@ -39,14 +41,12 @@ for number in range(orders["share"], {KERNELS}, orders["shares"]):
 """
 
 
-def ahead(folder: Path, worker: str = WORKER, processes: int = 3) -> CompileAhead:
+def ahead(folder: Path, worker: str = WORKER) -> CompileAhead:
     program = (sys.executable, "-c", worker)
-    return CompileAhead(
-        ORDERS, CompiledCache(folder), "version 1", processes=processes, worker=program
-    )
+    return CompileAhead(ORDERS, CompiledCache(folder), "version 1", program)
 
 
-def test_all_shares_together_are_all_and_the_next_start_has_nothing_to_do(tmp_path: Path) -> None:
+def test_all_that_is_told_is_kept_and_the_next_start_has_nothing_to_do(tmp_path: Path) -> None:
     seen: list[float] = []
     first = ahead(tmp_path)
     assert first.at_work
@@ -62,7 +62,7 @@ def test_all_shares_together_are_all_and_the_next_start_has_nothing_to_do(tmp_pa
     "fault",
     [
         "import os; os._exit(3)",
-        WORKER.replace("for number", 'if orders["share"] == 1: raise SystemExit\nfor number'),
+        WORKER.replace("print(json", "if number == 2: raise SystemExit\n    print(json"),
     ],
 )
 def test_what_a_process_that_dies_has_not_done_is_said_and_not_waited_for(
@@ -76,9 +76,9 @@ def test_what_a_process_that_dies_has_not_done_is_said_and_not_waited_for(
 
 def test_one_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_ahead, "_LIMIT", 0.0)
-    stuck = ahead(tmp_path, "import signal; signal.pause()", 2)
+    stuck = ahead(tmp_path, "import signal; signal.pause()")
     assert stuck.wait(lambda _share: None) == 0
-    assert all(process.returncode is not None for process in stuck._workers)
+    assert stuck._worker is not None and stuck._worker.returncode is not None
 
 
 def test_a_word_is_read_or_is_none() -> None:
@@ -89,9 +89,9 @@ def test_a_word_is_read_or_is_none() -> None:
     assert Orders.read(ORDERS.written()) == ORDERS and ORDERS.config == CONFIG
 
 
-def test_the_key_is_of_the_whole_work_and_of_its_versions() -> None:
+def test_the_key_is_of_the_work_and_of_its_versions() -> None:
     key = ORDERS.key("1")
-    assert dataclasses.replace(ORDERS, share=1, shares=4).key("1") == key
+    assert dataclasses.replace(ORDERS, processes=4).key("1") == key
     assert ORDERS.key("2") != key
     for change in ({"arch": 100}, {"pdl": False}, {"dtype": "float16"}, {"card": "NVIDIA L4"}):
         assert dataclasses.replace(ORDERS, **change).key("1") != key  # type: ignore[arg-type]
@@ -99,20 +99,65 @@ def test_the_key_is_of_the_whole_work_and_of_its_versions() -> None:
 
 # ------------------------------------------------------------ the worker itself
 
-# Compiles one kernel, a light one: the share that holds it alone.
+# Takes a few kernels for all of them, light ones.
 WORK = """
-import dataclasses, sys
+import sys
 from quire.engine.runner import compile_worker
-from quire.engine.runner.compile_orders import Orders
-from quire.kernels import offline
-orders = Orders.read(sys.stdin.readline())
-offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
-names = compile_worker.kernels_of(compile_worker.launches_of(orders))
-assert len(names) > 20
-share = next(number for number, name in enumerate(names) if "advance" in name)
-one = dataclasses.replace(orders, share=share, shares=len(names))
-compile_worker.compile_share(one, lambda word: print(word.written()))
+found = compile_worker.kernels_of
+def few(launches):
+    names = found(launches)
+    assert len(names) > 20
+    light = "_advance_kernel", "_copy_kernel", "_mask_stop_kernel"
+    return [name for name in names if name.split()[0] in light]
+compile_worker.kernels_of = few
+{change}
+sys.exit(compile_worker.main())
 """
+
+
+@contextlib.contextmanager
+def worker(orders: Orders, folder: Path, change: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """The process itself, over those kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    with subprocess.Popen(
+        [sys.executable, "-c", WORK.replace("{change}", change)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | {"TRITON_CACHE_DIR": str(folder)},
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(orders.written() + "\n")
+        process.stdin.flush()
+        yield process
+
+
+def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path) -> None:
+    told: list[list[str]] = []
+    for _ in range(2):
+        with worker(dataclasses.replace(ORDERS, processes=2), tmp_path) as process:
+            assert process.stdout is not None
+            words = [Compiled.read(line) for line in process.stdout]
+            assert process.wait(PATIENCE) == 0
+        told.append(sorted(word.folder for word in words if word is not None))
+        assert len(told[-1]) == len(words) == len(set(told[-1])) > 1
+        assert {word.kernels for word in words if word is not None} == {len(words)}
+    assert told[0] == told[1]
+    assert len(list(tmp_path.glob("*/*.cubin"))) == len(told[0])
+    assert all(list((tmp_path / name).glob("*.cubin")) for name in told[0])
+
+
+def test_forks_end_with_the_one_that_gave_the_orders(tmp_path: Path) -> None:
+    change = (
+        "import signal\n"
+        "compile_worker.compile_share = lambda *_: (print('here', flush=True), signal.pause())"
+    )
+    with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+        process.kill()
+        process.stdin.close()
+        assert process.stdout.read() == ""  # whose other end the forks hold too
 
 
 def run_python(program: list[str], orders: Orders, folder: Path) -> str:
@@ -129,16 +174,6 @@ def run_python(program: list[str], orders: Orders, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_a_worker_compiles_its_share_and_finds_it_the_next_time(tmp_path: Path) -> None:
-    first, second = (
-        [Compiled.read(line) for line in run_python(["-c", WORK], ORDERS, tmp_path).splitlines()]
-        for _ in range(2)
-    )
-    assert first == second and len(first) == 1 and first[0] is not None
-    assert len(list(tmp_path.glob("*/*.cubin"))) == 1
-    assert len(list((tmp_path / first[0].folder).glob("*.cubin"))) == 1
 
 
 ENGINE = """

@@ -147,6 +147,19 @@ def test_every_size_of_step_is_warm() -> None:
     assert not launched - warm
 
 
+@pytest.mark.parametrize("most", (1, 2, 40))
+def test_what_is_captured_at_the_start_is_warm(most: int) -> None:
+    """Also what it is padded by: one request alone has a row more beside it."""
+    setup = replace(SETUP, max_num_seqs=most)
+    with recorded() as warm:
+        runner: Any = recorded_core(setup, graphs=False).runner
+        runner.warm_up(warm_steps(bounds(setup)), lambda _share: None)
+    with recorded() as captured:
+        runner = recorded_core(setup, graphs=True).runner
+        runner.warm_up((), lambda _share: None)
+    assert captured and not captured - warm
+
+
 @pytest.mark.parametrize("most", (1, 7, 256))
 def test_the_list_is_short_and_within_the_options(most: int) -> None:
     steps = warm_steps(replace(bounds(), max_num_seqs=most, max_num_batched_tokens=8192))
