@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,14 +151,16 @@ def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path
 def test_forks_end_with_the_one_that_gave_the_orders(tmp_path: Path) -> None:
     change = (
         "import signal\n"
-        "compile_worker.compile_share = lambda *_: (print('here', flush=True), signal.pause())"
+        "compile_worker.compile_share = lambda *_: (print('here', flush=True), signal.alarm(300), signal.pause())"
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
         assert process.stdin is not None and process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["here\n"] * 2
         process.kill()
         process.stdin.close()
-        assert process.stdout.read() == ""  # whose other end the forks hold too
+        # Its other end the forks hold too.
+        assert select.select([process.stdout], [], [], PATIENCE)[0], "they are still there"
+        assert process.stdout.read() == ""
 
 
 def run_python(program: list[str], orders: Orders, folder: Path) -> str:
