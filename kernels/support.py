@@ -55,7 +55,7 @@ _assumed = _Assumed()
 def assume(capability: tuple[int, int], shared: int, name: str) -> None:
     """Take tensors that are on no GPU to be on this one. shared: as of `shared_bytes`."""
     _assumed.capability, _assumed.shared, _assumed.name = capability, shared, name
-    for told in (before_hopper, shared_bytes, card_name):
+    for told in (before_hopper, knows_e4m3, shared_bytes, card_name):
         told.cache_clear()
 
 
@@ -63,6 +63,12 @@ def assume(capability: tuple[int, int], shared: int, name: str) -> None:
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
     return (_capability(device) if device.type == "cuda" else _assumed.capability) < (9, 0)
+
+
+@cache
+def knows_e4m3(device: torch.device) -> bool:
+    """Whether a GPU has instructions for e4m3, as FP8 weights need them: sm_89 and newer."""
+    return (_capability(device) if device.type == "cuda" else _assumed.capability) >= (8, 9)
 
 
 @cache

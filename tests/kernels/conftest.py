@@ -18,9 +18,10 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
-    from support import interpreter_bf16, interpreter_speed
+    from support import interpreter_bf16, interpreter_fp8, interpreter_speed
 
     interpreter_bf16.install()
+    interpreter_fp8.install()
     interpreter_speed.install()
 
 

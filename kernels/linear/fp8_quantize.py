@@ -1,0 +1,169 @@
+"""Activations as FP8 products take them: e4m3, with a scale for each token and each 128 columns.
+
+Invariant: the numbers are those of `reference.fp8.quantize_rows`, whatever stands before them, and
+a row's do not depend on the rows beside it. What stands before (RMSNorm, SiLU·mul) is computed in
+fp32 and rounded to the activations' dtype first, as if it had been stored.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+GROUP = 128  # columns that share a scale
+_LARGEST = tl.constexpr(448.0)  # of e4m3
+_SMALLEST = tl.constexpr(2.0**-126)  # normal fp32: what is divided by is not less
+_GROUPS_A_PROGRAM = 16
+_ROWS_ALIGNED = 16
+
+
+class Quantized(NamedTuple):
+    """data: [rows, K] e4m3, contiguous. scale: [rows, ceil(K / 128)] fp32, what the numbers are
+    multiplied by; contiguous, or its columns are (`by_group`), each padded to 16 rows."""
+
+    data: Tensor
+    scale: Tensor
+
+
+@triton.jit
+def quotient(y, scale):
+    """y / scale, rounded as a division is: one Newton step on the rounded reciprocal (Markstein,
+    1990). y: [G, 128]; scale: [G], not zero."""
+    divisor = tl.maximum(scale, _SMALLEST)
+    inverse = tl.div_rn(tl.full(divisor.shape, 1.0, tl.float32), divisor)
+    about = y * inverse[:, None]
+    return tl.fma(tl.fma(-about, divisor[:, None], y), inverse[:, None], about)
+
+
+@triton.jit
+def group_scales(y):
+    """What each group is divided by: [G] of [G, 128] fp32; 1 where all are zero."""
+    largest = tl.max(tl.abs(y), 1)
+    return tl.where(
+        largest == 0.0, 1.0, tl.div_rn(largest, tl.full(largest.shape, 448.0, tl.float32))
+    )
+
+
+@triton.jit
+def _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group):
+    """Quantize and store groups of one row. y: [G, 128] fp32, zeros past K; group: [G]."""
+    scale = group_scales(y)
+    k = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    narrow = quotient(y, scale).to(data_ptr.dtype.element_ty)
+    tl.store(data_ptr + row * K + k, narrow, mask=k < K)
+    tl.store(scale_ptr + row * scale_row + group * scale_group, scale, mask=group < GROUPS)
+
+
+@triton.jit(do_not_specialize=["scale_row", "scale_group"])
+def _rms_norm_quantize_kernel(
+    x_ptr,  # [rows, K]
+    weight_ptr,  # [K]
+    data_ptr,  # [rows, K] e4m3
+    scale_ptr,  # [rows, GROUPS] fp32, by its strides
+    scale_row,
+    scale_group,
+    eps,
+    K: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,  # GROUPS, rounded up to a power of two
+    PDL: tl.constexpr,
+):
+    """grid (rows,)."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, BLOCK)
+    k = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    weight = tl.load(weight_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+    mean = tl.sum(tl.sum(x * x, 1), 0) / K
+    y = x * (1.0 / tl.sqrt(mean + eps)) * weight
+    y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+    _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
+
+
+@triton.jit(do_not_specialize=["scale_row", "scale_group"])
+def _quantize_kernel(
+    x_ptr,  # [rows, K]; with SILU [rows, 2 * K], gate then up
+    data_ptr,  # [rows, K] e4m3
+    scale_ptr,  # [rows, GROUPS] fp32, by its strides
+    scale_row,
+    scale_group,
+    K: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,  # groups a program
+    SILU: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (rows, ceil(GROUPS / BLOCK))."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    k = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if SILU:
+        gate = tl.load(x_ptr + row * 2 * K + k, mask=k < K, other=0.0).to(tl.float32)
+        up = tl.load(x_ptr + row * 2 * K + K + k, mask=k < K, other=0.0).to(tl.float32)
+        y = gate / (1.0 + tl.exp(-gate)) * up
+        y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+    else:
+        y = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+    _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
+
+
+def quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
+    """Activations as they are. x: [T, K] contiguous."""
+    return _quantize(x, x.shape[1], silu=False, by_group=by_group, pdl=pdl)
+
+
+def silu_mul_quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
+    """silu(gate) * up. x: [T, 2 * K] contiguous, gate and up side by side."""
+    return _quantize(x, x.shape[1] // 2, silu=True, by_group=by_group, pdl=pdl)
+
+
+def _quantize(x: Tensor, width: int, *, silu: bool, by_group: bool, pdl: bool) -> Quantized:
+    made = new(x, width, by_group=by_group)
+    rows, groups = made.scale.shape
+    if rows:
+        block = min(_GROUPS_A_PROGRAM, triton.next_power_of_2(groups))
+        _quantize_kernel[(rows, triton.cdiv(groups, block))](
+            x, made.data, made.scale, *made.scale.stride(), K=width, GROUPS=groups, BLOCK=block,
+            SILU=silu, PDL=pdl, num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip
+    return made
+
+
+def rms_norm_quantize(
+    x: Tensor, weight: Tensor, eps: float, *, by_group: bool = False, pdl: bool = False
+) -> Quantized:
+    """RMSNorm over the last axis. x: [T, K] contiguous; weight: [K]."""
+    rows, width = x.shape
+    made = new(x, width, by_group=by_group)
+    groups = made.scale.shape[1]
+    if rows:
+        block = triton.next_power_of_2(groups)
+        _rms_norm_quantize_kernel[(rows,)](
+            x, weight, made.data, made.scale, *made.scale.stride(), eps, K=width, GROUPS=groups,
+            BLOCK=block, PDL=pdl, num_warps=min(8, max(1, block // 4)), launch_pdl=pdl,
+        )  # fmt: skip
+    return made
+
+
+def new(x: Tensor, width: int, *, by_group: bool = False) -> Quantized:
+    """Unfilled, on x's device, for as many rows. by_group: the scales of one group lie side by
+    side, as the library's product reads them; both parts then have room for the padded rows."""
+    rows, groups = x.shape[0], triton.cdiv(width, GROUP)
+    room = triton.cdiv(rows, _ROWS_ALIGNED) * _ROWS_ALIGNED if by_group else rows
+    data = torch.empty(room, width, dtype=torch.float8_e4m3fn, device=x.device)[:rows]
+    if by_group:
+        scale = torch.empty(groups, room, dtype=torch.float32, device=x.device).t()[:rows]
+    else:
+        scale = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
+    return Quantized(data, scale)
