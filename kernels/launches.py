@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from quire.kernels.attention import decode_launch, prefill, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
+from quire.kernels.experts import routing, sorting, tiles
 from quire.kernels.linear import tuning
 from quire.kernels.support import HOPPER_SHARED
 
@@ -24,6 +25,14 @@ class Card:
 
     hopper: bool = True
     shared: int = HOPPER_SHARED
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Experts of a model: how many there are, and how many a token takes."""
+
+    count: int
+    per_token: int
 
 
 @dataclass(frozen=True)
@@ -44,14 +53,24 @@ class StepSize:
         return self.decode_rows + sum(self.longer)
 
 
-def of_model(step: StepSize, heads: Heads, card: Card, *, qk_norm: bool = True) -> set[Name]:
+def of_model(
+    step: StepSize,
+    heads: Heads,
+    card: Card,
+    *,
+    qk_norm: bool = True,
+    mixture: Mixture | None = None,
+) -> set[Name]:
     """The kernels of embedding to logits, all rows sampling. qk_norm: whether the model norms q and
-    k; where it does not, PyTorch rotates them and writes the cache, which needs no compiling."""
+    k; where it does not, PyTorch rotates them and writes the cache, which needs no compiling.
+    mixture: None in a dense model."""
     names: set[Name] = {
         ("product", tuning.row_class(step.tokens)),
         ("logits", tuning.row_class(step.rows)),
         ("prepare", bool(step.longer)),
     }
+    if mixture is not None:
+        names.add(("experts", *_of_experts(step.tokens, mixture)))
     size = (step.decode_rows, heads, step.max_context_len)
     decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared)
     if not step.longer:
@@ -70,3 +89,10 @@ def of_model(step: StepSize, heads: Heads, card: Card, *, qk_norm: bool = True) 
         card.shared,
     )
     return names | {("prefill", *name) for name in longer}
+
+
+def _of_experts(tokens: int, mixture: Mixture) -> Name:
+    """What decides the kernels of a layer of experts."""
+    tile = tiles.tile_class(tokens, mixture.per_token, mixture.count)
+    order = sorting.sort_class(tokens, mixture.count)
+    return tiles.chains(tokens), routing.route_class(tokens), tile, order

@@ -5,7 +5,8 @@ ties, noise), so the caller never asks which device it runs on. The functions of
 the documentation of each operation: shapes, dtypes and sources stand there.
 
 Two things hold for every implementation and are the caller's to respect:
-    `linear(residual=r)` may reuse r's storage for its result: r is not to be read afterwards.
+    `linear` and the mixing of experts may reuse the storage of their residual for the result: it is
+    not to be read afterwards.
     The Triton operations share one workspace: they run on one stream at a time.
 """
 
@@ -205,7 +206,14 @@ class ExpertOps(Ops, Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def mix_experts(
-        self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+        self,
+        x: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        experts: Tensor,
+        weights: Tensor,
+        *,
+        residual: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -225,7 +233,14 @@ class Fp8Ops(Ops, Protocol):
     ) -> Tensor: ...
 
     def mix_experts_fp8(
-        self, x: Tensor, gate_up: Weight, down: Weight, experts: Tensor, weights: Tensor
+        self,
+        x: Tensor,
+        gate_up: Weight,
+        down: Weight,
+        experts: Tensor,
+        weights: Tensor,
+        *,
+        residual: Tensor | None = None,
     ) -> Tensor: ...
 
 

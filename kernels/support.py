@@ -12,6 +12,8 @@ import torch
 HEAD_DIMS = (16, 32, 64, 96, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_GROUP = 16  # query heads that share a kv head
+MAX_EXPERTS = 1024
+MAX_EXPERTS_A_TOKEN = 32
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HOPPER_SHARED = 232_448  # bytes of shared memory that a program may have on sm_90
 HOME_CARD = "NVIDIA H200"  # for which the kernels were tuned first
@@ -31,6 +33,16 @@ def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: i
         raise ValueError(f"block_size {block_size} is not supported: one of {_listed(BLOCK_SIZES)}")
     if not 1 <= group <= MAX_GROUP:
         raise ValueError(f"{group} query heads a kv head are not supported: 1 to {MAX_GROUP}")
+
+
+def check_mixture(count: int, per_token: int) -> None:
+    """Raise ValueError for more experts, or more of them a token, than the kernels take."""
+    for name, value, most in (
+        ("num_experts", count, MAX_EXPERTS),
+        ("num_experts_per_tok", per_token, MAX_EXPERTS_A_TOKEN),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} {value} is not supported: 1 to {most}")
 
 
 def check_device(device: torch.device) -> None:

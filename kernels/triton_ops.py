@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quire.kernels import reference
 from quire.kernels.attention import decode, decode_launch, prefill, qk_norm_rope
+from quire.kernels.experts import mixing, routing, tiles
 from quire.kernels.linear import linear, norms, skinny, tuning
 from quire.kernels.sampling import filtering, sampling
 from quire.kernels.state import copy_blocks, state
@@ -19,8 +20,8 @@ from quire.kernels.state import copy_blocks, state
 
 @dataclass(frozen=True)
 class TritonOps:
-    """Implements `ops.Ops`. counters: the workspace of split products and of split attention, zeros
-    between launches."""
+    """Implements `ops.ExpertOps`. counters: the workspace of split products and of split attention,
+    zeros between launches."""
 
     counters: Tensor
     pdl: bool = False
@@ -60,6 +61,27 @@ class TritonOps:
             counters=self.counters,
             pdl=self.pdl and tuning.chains(weight, x.shape[0]),
         )
+
+    # ------------------------------------------------------------ mixtures of experts
+
+    def route(
+        self, x: Tensor, router: Tensor, per_token: int, *, renormalise: bool
+    ) -> tuple[Tensor, Tensor]:
+        pdl = self.pdl and tiles.chains(x.shape[0])
+        return routing.route(x, router, per_token, renormalise=renormalise, pdl=pdl)
+
+    def mix_experts(
+        self,
+        x: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        experts: Tensor,
+        weights: Tensor,
+        *,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        pdl = self.pdl and tiles.chains(x.shape[0])
+        return mixing.mix_experts(x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
 
     # ------------------------------------------------------------ cache and attention
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import offline.attention
+import offline.experts
 import offline.fp8
 import offline.rest  # noqa: F401  each registers what it calls
 from offline.compiling import SHARED_LIMITS, Report, compile_all

@@ -11,7 +11,7 @@ from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Ops, has_experts, has_fp8
-from quire.kernels.support import BLOCK_SIZES, check_device, check_supported
+from quire.kernels.support import BLOCK_SIZES, check_device, check_mixture, check_supported
 
 Model = CausalModel
 
@@ -58,8 +58,8 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
     """Refuse a model of which a device's kernels lack an operation. Raises ConfigError."""
     if config.experts is not None and not has_experts(ops):
         raise ConfigError(
-            f"architecture {config.architecture}: mixtures of experts have no kernels for GPUs "
-            "yet; they run with device = cpu"
+            f"architecture {config.architecture}: this device has no kernels for mixtures of "
+            "experts; they run with device = cpu or cuda"
         )
     if config.fp8 is not None and not has_fp8(ops):
         raise ConfigError("FP8 weights have no kernels for GPUs yet; they run with device = cpu")
@@ -82,6 +82,8 @@ def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device
     try:
         group = config.num_q_heads // config.num_kv_heads
         check_supported(config.head_dim, dtype, BLOCK_SIZES[0], group)
+        if config.experts is not None:
+            check_mixture(config.experts.count, config.experts.per_token)
         check_device(device)
     except ValueError as error:
         raise ConfigError(f"device = {device.type}: {error}") from None

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from triton.runtime.cache import get_cache_manager
 
+from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
@@ -39,11 +40,17 @@ def launches_of(orders: Orders) -> Launches:
     """A call that launches whatever an engine of these orders can, on meta tensors."""
     config = orders.config
     model_shape = model_config(config)
-    one_layer = dataclasses.replace(model_shape, num_layers=1)  # the others launch the same
+    few_layers = one_of_each_kind(model_shape)  # the others launch the same
     meta, dtype = torch.device("meta"), getattr(torch, orders.dtype)
     ops = TritonOps.on(meta, pdl=orders.pdl)
-    model = build_model(one_layer, ops, dtype=dtype, device=meta, world=World())
-    size = (1, 2, model_shape.num_kv_heads, config.block_size, model_shape.head_dim)
+    model = build_model(few_layers, ops, dtype=dtype, device=meta, world=World())
+    size = (
+        few_layers.num_layers,
+        2,
+        model_shape.num_kv_heads,
+        config.block_size,
+        model_shape.head_dim,
+    )
     k, v = (torch.zeros(size, dtype=dtype, device=meta) for _ in range(2))
     longest = resolve_max_model_len(config, model_shape)
     blocks = -(-longest // config.block_size)
@@ -52,6 +59,15 @@ def launches_of(orders: Orders) -> Launches:
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)
     steps = warm_steps(bounds_of(config, model, dtype, card))
     return lambda: runner.warm_up(steps, lambda _share: None)
+
+
+def one_of_each_kind(shape: ModelConfig) -> ModelConfig:
+    """The same model with one layer, or two where some have experts and some have none."""
+    dense = [layer for layer in range(shape.num_layers) if shape.experts_of(layer) is None]
+    if shape.experts is None or len(dense) == shape.num_layers:
+        return dataclasses.replace(shape, num_layers=1, experts=None)
+    experts = dataclasses.replace(shape.experts, dense_layers=(0,) if dense else ())
+    return dataclasses.replace(shape, num_layers=2 if dense else 1, experts=experts)
 
 
 def kernels_of(launches: Launches) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # kernels need triton, which a machine without a GPU may lack
     import torch
 
     from quire.kernels.attention.decode_launch import Heads
-    from quire.kernels.launches import Card, Name
+    from quire.kernels.launches import Card, Mixture, Name
 
 _EVERY_SIZE = 512  # tokens, up to which each number is asked about; beyond, each _STRIDE-th
 _STRIDE = 64
@@ -44,7 +44,8 @@ _NEEDS = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """What steps may be: the engine's options, and the model's heads. qk_norm: see `of_model`."""
+    """What steps may be: the engine's options, and the model's heads. qk_norm, mixture: see
+    `of_model`."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -52,6 +53,7 @@ class Bounds:
     heads: "Heads"
     card: "Card"
     qk_norm: bool = True
+    mixture: "Mixture | None" = None
 
 
 class WarmStep(NamedTuple):
@@ -84,7 +86,9 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
     from quire.kernels import launches
 
     size = launches.StepSize(step.decode_rows, step.longer, step.max_context_len)
-    names = launches.of_model(size, bounds.heads, bounds.card, qk_norm=bounds.qk_norm)
+    names = launches.of_model(
+        size, bounds.heads, bounds.card, qk_norm=bounds.qk_norm, mixture=bounds.mixture
+    )
     needs = step.needs
     names.add(("sample",) if needs.draws else ("greedy",))
     names.add(("advance", bool(step.longer), needs.adjusts))
@@ -97,12 +101,14 @@ def bounds_of(
 ) -> Bounds:
     """What steps of an engine may be. dtype: of the cache."""
     from quire.kernels.attention.decode_launch import Heads
+    from quire.kernels.launches import Mixture
 
-    shape = model.config
+    shape, experts = model.config, model.config.experts
     heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, dtype, config.block_size)
     longest = resolve_max_model_len(config, shape)
     most = config.max_num_seqs, config.max_num_batched_tokens, longest
-    return Bounds(*most, heads, card, model.qk_norm)
+    mixture = None if experts is None else Mixture(experts.count, experts.per_token)
+    return Bounds(*most, heads, card, model.qk_norm, mixture)
 
 
 def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:

@@ -64,10 +64,19 @@ class CpuOps:
         return y if out_dtype is None else y.to(out_dtype)
 
     def mix_experts(
-        self, x: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+        self,
+        x: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        experts: Tensor,
+        weights: Tensor,
+        *,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """As in `reference`, by these products."""
-        return reference.mix_experts(x, gate_up, down, experts, weights, product=self.linear)
+        return reference.mix_experts(
+            x, gate_up, down, experts, weights, residual=residual, product=self.linear
+        )
 
     # ------------------------------------------------------------ attention
 

@@ -33,38 +33,51 @@ def mix_experts(
     experts: Tensor,
     weights: Tensor,
     *,
+    residual: Tensor | None = None,
     product: Callable[..., Tensor] = linear,
 ) -> Tensor:
     """The weighted sum of what each token's experts make of it: [T, H], rounded once.
 
     x: [T, H]; gate_up: [E, 2 * I, H], gate rows then up rows; down: [E, H, I]; experts, weights:
     [T, per_token], see `route`; no token has an expert twice. The sum is taken in fp32, in the
-    order of the experts' numbers, so it does not depend on the other tokens. product: a `linear`.
+    order of the experts' numbers, so it does not depend on the other tokens. residual: [T, H],
+    added to the rounded sum. product: a `linear`.
     """
 
     def make(expert: int, rows: Tensor) -> Tensor:
         return product(product(rows, gate_up[expert], silu=True), down[expert])
 
-    return _mix(x, make, experts, weights)
+    return _mix(x, make, experts, weights, residual)
 
 
 def mix_experts_fp8(
-    x: Tensor, gate_up: Weight, down: Weight, experts: Tensor, weights: Tensor
+    x: Tensor,
+    gate_up: Weight,
+    down: Weight,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """As `mix_experts`, with FP8 weights."""
 
     def make(expert: int, rows: Tensor) -> Tensor:
         return linear_fp8(linear_fp8(rows, gate_up.of(expert), silu=True), down.of(expert))
 
-    return _mix(x, make, experts, weights)
+    return _mix(x, make, experts, weights, residual)
 
 
 def _mix(
-    x: Tensor, make: Callable[[int, Tensor], Tensor], experts: Tensor, weights: Tensor
+    x: Tensor,
+    make: Callable[[int, Tensor], Tensor],
+    experts: Tensor,
+    weights: Tensor,
+    residual: Tensor | None,
 ) -> Tensor:
     mixed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in experts.unique().tolist():
         rows, places = (experts == expert).nonzero(as_tuple=True)
         made = make(expert, x[rows])
         mixed.index_add_(0, rows, made.float() * weights[rows, places, None])
-    return mixed.to(x.dtype)
+    mixed = mixed.to(x.dtype)
+    return mixed if residual is None else residual + mixed

@@ -68,7 +68,6 @@ class ExpertsMlp:
         chosen, weights = ops.route(
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
         )
-        mixed = self._mix(x, *self._held, chosen, weights)
         if self._world.size == 1:
-            return residual + mixed
-        return self._world.add_partials(mixed, residual)
+            return self._mix(x, *self._held, chosen, weights, residual=residual)
+        return self._world.add_partials(self._mix(x, *self._held, chosen, weights), residual)

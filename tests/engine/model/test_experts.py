@@ -110,9 +110,20 @@ def test_a_missing_or_misshapen_expert_is_told_by_name(tmp_path: Path) -> None:
 
 
 def test_a_device_without_kernels_for_experts_is_refused_by_name() -> None:
-    pytest.importorskip("triton")
-    from quire.kernels.triton_ops import TritonOps
+    bare: Any = object()
+    with pytest.raises(
+        ConfigError, match="Qwen3MoeForCausalLM: this device has no kernels for mix"
+    ):
+        build_model(SHAPE, bare, dtype=torch.bfloat16, device=torch.device("meta"))
 
-    ops = TritonOps.on(CPU)
-    with pytest.raises(ConfigError, match="Qwen3MoeForCausalLM: mixtures of experts have no"):
-        build_model(SHAPE, ops, dtype=torch.bfloat16, device=torch.device("meta"))
+
+@pytest.mark.parametrize(
+    ("field", "experts"),
+    [("num_experts 1025", Experts(1025, 2, 24, True)), ("per_tok 33", Experts(64, 33, 24, True))],
+)
+def test_more_experts_than_the_kernels_take_are_refused_by_name(
+    field: str, experts: Experts
+) -> None:
+    shape = dataclasses.replace(SHAPE, experts=experts)
+    with pytest.raises(ConfigError, match=f"{field} is not supported: 1 to"):
+        build_model(shape, cast(Any, reference), dtype=torch.bfloat16, device=torch.device("cuda"))

@@ -14,6 +14,7 @@ import pytest
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
+from quire.engine.model.config import ModelConfig
 from quire.engine.runner import compile_ahead
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
@@ -178,6 +179,25 @@ def run_python(program: list[str], orders: Orders, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_worker_meets_layers_of_each_kind() -> None:
+    pytest.importorskip("triton")
+    from quire.engine.runner.compile_worker import one_of_each_kind
+
+    moe = ModelConfig.named_shape("30B-A3B")
+    assert moe.experts is not None
+    mixed = dataclasses.replace(moe, experts=dataclasses.replace(moe.experts, dense_layers=(3,)))
+    dense = dataclasses.replace(moe.experts, dense_layers=tuple(range(48)))
+    for shape, experts, layers in (
+        (ModelConfig.named_shape("8B"), {False}, 1),
+        (moe, {True}, 1),
+        (mixed, {True, False}, 2),
+        (dataclasses.replace(moe, experts=dense), {False}, 1),
+    ):
+        few = one_of_each_kind(shape)
+        assert few.num_layers == layers
+        assert {few.experts_of(layer) is not None for layer in range(layers)} == experts
 
 
 ENGINE = """

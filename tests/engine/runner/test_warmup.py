@@ -9,7 +9,7 @@ import torch
 from support.small_engine import Setup, build_core, model_config
 
 from quire.engine.loop.core import EngineCore
-from quire.engine.model.config import QWEN2, QWEN3
+from quire.engine.model.config import QWEN2, QWEN3, QWEN3_MOE, Experts
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from support.recorded_ops import RecordedOps, recorded
 
 from quire.kernels.attention.decode_launch import Heads
-from quire.kernels.launches import Card
+from quire.kernels.launches import Card, Mixture
 from quire.kernels.linear import gemv, tuning
 
 CPU = torch.device("cpu")
@@ -55,16 +55,20 @@ class Kept:
         self.steps[key] = step
 
 
-def bounds(setup: Setup = SETUP, *, qk_norm: bool = True) -> Bounds:
+EXPERTS = Experts(24, 3, 48, True)
+
+
+def bounds(setup: Setup = SETUP, *, qk_norm: bool = True, mixture: Mixture | None = None) -> Bounds:
     heads = Heads(16, 8, 16, torch.bfloat16, setup.block_size)
     tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
-    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm)
+    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture)
 
 
 def recorded_core(setup: Setup = SETUP, *, graphs: bool, architecture: str = QWEN3) -> EngineCore:
     """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
     ops: Any = RecordedOps()
-    shape = replace(SHAPE, architecture=architecture)
+    experts = EXPERTS if architecture == QWEN3_MOE else None
+    shape = replace(SHAPE, architecture=architecture, experts=experts)
     model = build_model(shape, ops, dtype=torch.bfloat16, device=CPU)
     fill_random(model, 3)
     core = build_core(model, ops, setup)
@@ -112,12 +116,21 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
             assert output.error_id is None
 
 
-@pytest.mark.parametrize(("architecture", "graphs"), [(QWEN3, False), (QWEN3, True), (QWEN2, True)])
+@pytest.mark.parametrize(
+    ("architecture", "graphs"),
+    [(QWEN3, False), (QWEN3, True), (QWEN2, True), (QWEN3_MOE, True)],
+)
 def test_a_long_run_launches_nothing_that_was_not_warm(architecture: str, graphs: bool) -> None:
     with recorded() as warm:
         core = recorded_core(graphs=graphs, architecture=architecture)
         runner: Any = core.runner
-        steps = warm_steps(bounds(qk_norm=runner._model.qk_norm))
+        mixture = Mixture(EXPERTS.count, EXPERTS.per_token)
+        steps = warm_steps(
+            bounds(
+                qk_norm=runner._model.qk_norm,
+                mixture=mixture if architecture == QWEN3_MOE else None,
+            )
+        )
         runner.warm_up(steps, lambda _share: None)
     for seed in (1, 2):
         with recorded() as launched:

@@ -1,0 +1,108 @@
+"""What experts make of their tokens, weighted and summed.
+
+Invariant: a token's sum is taken in fp32 in the order of its slots, the best expert first, of what
+each has made, rounded to the model's dtype; a residual is added last, and all rounded once. With
+the products' own order (products.py) a token's result is the same bits beside any others.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from quire.kernels import support
+from quire.kernels.experts import sorting, tiles
+from quire.kernels.experts.products import grouped
+from quire.kernels.experts.tiles import Mix
+
+_SUM_BLOCK = 1024  # elements of one row a program of the sum
+
+
+@triton.jit
+def _sum_kernel(
+    made_ptr,  # [T * PER_TOKEN, H]
+    weights_ptr,  # [T, PER_TOKEN] fp32
+    residual_ptr,  # [T, H], read if RESIDUAL; may be out_ptr
+    out_ptr,  # [T, H]
+    H,
+    PER_TOKEN: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (T, ceil(H / BLOCK))."""
+    row = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    total = tl.zeros((BLOCK,), tl.float32)
+    for slot in tl.static_range(PER_TOKEN):
+        pair = row * PER_TOKEN + slot
+        made = tl.load(made_ptr + pair * H + h, mask=h < H, other=0.0).to(tl.float32)
+        total += tl.load(weights_ptr + pair) * made
+    if RESIDUAL:
+        total += tl.load(residual_ptr + row * H + h, mask=h < H, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * H + h, total.to(out_ptr.dtype.element_ty), mask=h < H)
+
+
+def mix_experts(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    residual: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """x: [T, H]; gate_up: [E, 2 * I, H]; down: [E, H, I]; experts, weights: [T, per_token], as
+    `route` gives them -> [T, H]. See the reference. The residual's storage is reused."""
+    rows, per_token = experts.shape
+    count = gate_up.shape[0]
+    shared, old = support.shared_bytes(x.device), support.before_hopper(x.device)
+    mix = tiles.choose(rows, per_token, count, x.dtype, shared=shared, hopper=not old)
+    return run(mix, x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
+
+
+def run(
+    mix: Mix,
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    residual: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """`mix_experts` by given tiles."""
+    x, experts = x.contiguous(), experts.contiguous()
+    out = torch.empty_like(x) if residual is None else residual
+    if not x.numel():
+        return out
+    pairs = experts.numel()
+    order = None
+    if mix.is_sorted:
+        order = sorting.sort(experts, gate_up.shape[0], mix.block_m, pdl=pdl)
+    inner = x.new_empty(pairs, down.shape[2])
+    grouped(x, gate_up, inner, experts, order, mix.gate_up, mix.block_m, silu=True, pdl=pdl)
+    made = x.new_empty(pairs, x.shape[1])
+    grouped(inner, down, made, experts, order, mix.down, mix.block_m, silu=False, pdl=pdl)
+    add_up(made, weights.contiguous(), residual, out, pdl=pdl)
+    return out
+
+
+def add_up(
+    made: Tensor, weights: Tensor, residual: Tensor | None, out: Tensor, *, pdl: bool = False
+) -> None:
+    """out = residual + the sum of what was made, weighted. made: [T * per_token, H]."""
+    rows, width = out.shape
+    _sum_kernel[(rows, triton.cdiv(width, _SUM_BLOCK))](
+        made, weights, out if residual is None else residual, out, width,
+        PER_TOKEN=weights.shape[1], RESIDUAL=residual is not None, BLOCK=_SUM_BLOCK, PDL=pdl,
+        num_warps=4, launch_pdl=pdl,
+    )  # fmt: skip

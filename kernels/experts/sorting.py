@@ -1,0 +1,178 @@
+"""Pairs of token and expert in order of their experts, found on the device, without atomics.
+
+Invariant: a pair is `token * per_token + slot`. The pairs of an expert stand together, in order of
+their numbers, the experts in order of theirs; tiles cut them into runs of at most `block_m`, each
+of one expert, and what follows the last tile is empty. Up to BLOCK tokens are put in order by one
+program; more are counted by chunks first, and each chunk then finds its places from all counts.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from quire.kernels.experts import tiles
+
+_ELEMENTS = 8192  # tokens times experts that a program holds alone; one of several has half
+_FEW = 16  # tokens, which are put in order by a smaller program
+_COUNTS = 4096  # numbers of other chunks that a program adds at once
+_TILES = 32  # of the list, that a program finds at once
+
+
+class Order(NamedTuple):
+    """pairs: [P] int32, in order. tiles: [3, most_tiles] int32: of each the expert, and where in
+    `pairs` it begins and ends; both 0 where there is none."""
+
+    pairs: Tensor
+    tiles: Tensor
+
+
+@triton.jit
+def _taken(
+    experts_ptr, t, T, PER_TOKEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr
+):
+    """Whether a token takes an expert: [BLOCK_T, BLOCK_E] int32."""
+    e = tl.arange(0, BLOCK_E)[None, :]
+    taken = tl.zeros((BLOCK_T, BLOCK_E), tl.int32)
+    for slot in tl.static_range(PER_TOKEN):
+        expert = tl.load(experts_ptr + t * PER_TOKEN + slot, mask=t < T, other=-1).to(tl.int32)
+        taken += (expert[:, None] == e).to(tl.int32)
+    return taken
+
+
+@triton.jit(do_not_specialize=["T"])
+def _count_kernel(
+    experts_ptr,  # [T, PER_TOKEN] int64
+    counts_ptr,  # [chunks, BLOCK_E] int32
+    T,
+    PER_TOKEN: tl.constexpr,
+    BLOCK_T: tl.constexpr,  # tokens a chunk
+    BLOCK_E: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (chunks,)."""
+    chunk = tl.program_id(0)
+    t = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    taken = _taken(experts_ptr, t, T, PER_TOKEN, BLOCK_T, BLOCK_E)
+    tl.store(counts_ptr + chunk * BLOCK_E + tl.arange(0, BLOCK_E), tl.sum(taken, 0))
+
+
+@triton.jit
+def _list_tiles(
+    tiles_ptr, total, most_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Write this program's part of the list of tiles. total: [BLOCK_E], pairs of each expert."""
+    e = tl.arange(0, BLOCK_E)[None, :]
+    ends = tl.cumsum(total, 0)[None, :]
+    begins = ends - total[None, :]
+    own = (total[None, :] + BLOCK_M - 1) // BLOCK_M
+    last = tl.cumsum((total + BLOCK_M - 1) // BLOCK_M, 0)[None, :]
+    for first in range(tl.program_id(0) * BLOCK_I, most_tiles, tl.num_programs(0) * BLOCK_I):
+        i = first + tl.arange(0, BLOCK_I)
+        expert = tl.sum((last <= i[:, None]).to(tl.int32), 1)
+        hit = expert[:, None] == e
+        at = begins + (i[:, None] - (last - own)) * BLOCK_M
+        begin = tl.sum(tl.where(hit, at, 0), 1)
+        end = tl.sum(tl.where(hit, tl.minimum(at + BLOCK_M, ends), 0), 1)
+        tl.store(tiles_ptr + i, tl.minimum(expert, BLOCK_E - 1), mask=i < most_tiles)
+        tl.store(tiles_ptr + most_tiles + i, begin, mask=i < most_tiles)
+        tl.store(tiles_ptr + 2 * most_tiles + i, end, mask=i < most_tiles)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "most_tiles"])
+def _place_kernel(
+    experts_ptr,  # [T, PER_TOKEN] int64
+    counts_ptr,  # [chunks, BLOCK_E] int32, read unless ALONE
+    pairs_ptr,  # [T * PER_TOKEN] int32
+    tiles_ptr,  # [3, most_tiles] int32
+    T,
+    chunks,
+    most_tiles,
+    PER_TOKEN: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ALONE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (chunks,)."""
+    chunk = tl.program_id(0)
+    t = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
+    e = tl.arange(0, BLOCK_E)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    taken = _taken(experts_ptr, t, T, PER_TOKEN, BLOCK_T, BLOCK_E)
+    if ALONE:
+        total = tl.sum(taken, 0)
+        before = tl.zeros((BLOCK_E,), tl.int32)
+    else:
+        total = tl.zeros((BLOCK_E,), tl.int32)
+        before = tl.zeros((BLOCK_E,), tl.int32)
+        for first in range(0, chunks, BLOCK_C):
+            c = first + tl.arange(0, BLOCK_C)[:, None]
+            counts = tl.load(counts_ptr + c * BLOCK_E + e[None, :], mask=c < chunks, other=0)
+            total += tl.sum(counts, 0)
+            before += tl.sum(tl.where(c < chunk, counts, 0), 0)
+    begins = tl.cumsum(total, 0) - total
+    places = (begins + before)[None, :] + tl.cumsum(taken, 0) - taken
+    for slot in tl.static_range(PER_TOKEN):
+        pair = t * PER_TOKEN + slot
+        expert = tl.load(experts_ptr + pair, mask=t < T, other=-1).to(tl.int32)
+        place = tl.sum(tl.where(expert[:, None] == e[None, :], places, 0), 1)
+        tl.store(pairs_ptr + place, pair, mask=t < T)
+    _list_tiles(tiles_ptr, total, most_tiles, BLOCK_M, BLOCK_E, BLOCK_I)
+
+
+def sort(experts: Tensor, count: int, block_m: int, *, pdl: bool = False) -> Order:
+    """experts: [T, per_token] int64 contiguous, T > 0, no token has one twice; count: experts there
+    are; block_m: pairs a tile."""
+    rows, per_token = experts.shape
+    device = experts.device
+    most = tiles.most_tiles(experts.numel(), count, block_m)
+    pairs = torch.empty(experts.numel(), dtype=torch.int32, device=device)
+    listed = torch.empty(3, most, dtype=torch.int32, device=device)
+    block_e = triton.next_power_of_2(count)
+    block_t = sort_class(rows, count)
+    alone = block_t > 0
+    block_t = block_t or max(1, _alone(count) // 2)
+    chunks = triton.cdiv(rows, block_t)
+    counts = pairs if alone else pairs.new_empty(chunks, block_e)
+    warps = 4 if alone and block_t <= _FEW else 8
+    if not alone:
+        _count_kernel[(chunks,)](
+            experts, counts, rows, PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e, PDL=pdl,
+            num_warps=warps, launch_pdl=pdl,
+        )  # fmt: skip
+    _place_kernel[(chunks,)](
+        experts, counts, pairs, listed, rows, chunks, most,
+        PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e,
+        BLOCK_C=max(1, _COUNTS // block_e), BLOCK_I=_TILES, BLOCK_M=block_m, ALONE=alone, PDL=pdl,
+        num_warps=warps, launch_pdl=pdl,
+    )  # fmt: skip
+    return Order(pairs, listed)
+
+
+def sort_class(rows: int, count: int) -> int:
+    """Tokens of the one program that puts so many in order; 0 where it takes several. Equal numbers
+    mean the same kernels."""
+    most = _alone(count)
+    if rows <= min(_FEW, most):
+        return min(_FEW, most)
+    return most if rows <= most else 0
+
+
+def _alone(count: int) -> int:
+    """Tokens that one program can put in order."""
+    return max(1, min(64, _ELEMENTS // int(triton.next_power_of_2(count))))

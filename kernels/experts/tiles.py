@@ -1,0 +1,103 @@
+"""How the products of experts are launched: a pure function of the rows, the mixture and the card.
+
+Invariant: no result depends on it. Every product is summed over K in order, whatever the tiles, so
+a row's result is the same beside any others.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from quire.kernels.support import HOPPER_SHARED
+
+UNSORTED_ROWS = 2  # up to which most experts are met once, and every pair reads its own weights
+_ALONE = 128  # rows, from which a dependent launch loses
+_PAIRS = (8, 24, 96)  # mean pairs an expert, up to which a tile takes 16, 32 or 64 rows
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One product. block_n: columns of the result; swap: weights are the M side of the
+    instruction; boxed: weights come through descriptors (TMA) where the card has them."""
+
+    block_n: int
+    block_k: int
+    stages: int
+    warps: int
+    swap: bool
+    boxed: bool = False
+
+    def stage_bytes(self, block_m: int, matrices: int, itemsize: int) -> int:
+        """Shared memory of one stage. matrices: 2 where gate and up are taken together."""
+        return (block_m + matrices * self.block_n) * self.block_k * itemsize
+
+    def fitting(self, block_m: int, matrices: int, itemsize: int, shared: int) -> "Tile":
+        """The same with as many stages as there is room for; narrower where two have none."""
+        stage = self.stage_bytes(block_m, matrices, itemsize)
+        if 2 * stage > shared and self.block_k > 32:
+            narrower = replace(self, block_k=self.block_k // 2)
+            return narrower.fitting(block_m, matrices, itemsize, shared)
+        return replace(self, stages=max(2, min(self.stages, shared // stage)))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How both products are launched. block_m: pairs of token and expert a program takes, all of
+    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one."""
+
+    is_sorted: bool
+    block_m: int
+    gate_up: Tile
+    down: Tile
+
+
+_TILES = {  # by rows a program
+    1: Mix(False, 16, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
+    16: Mix(True, 16, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
+    32: Mix(True, 32, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
+    64: Mix(True, 64, Tile(64, 64, 4, 4, True), Tile(128, 64, 4, 4, True)),
+    128: Mix(True, 128, Tile(128, 64, 3, 8, False), Tile(256, 64, 3, 8, False)),
+}
+
+
+def chains(rows: int) -> bool:
+    """Whether the kernels of a mixture are launched as dependents of those before."""
+    return rows < _ALONE
+
+
+def tile_class(rows: int, per_token: int, count: int) -> int:
+    """A number that two counts of rows share if their products take the same kernels.
+
+    per_token: experts of a token; count: experts there are.
+    """
+    if rows <= UNSORTED_ROWS:
+        return 1
+    mean = rows * per_token / count
+    return next((16 << step for step, most in enumerate(_PAIRS) if mean <= most), 128)
+
+
+def choose(
+    rows: int,
+    per_token: int,
+    count: int,
+    dtype: torch.dtype,
+    *,
+    shared: int = HOPPER_SHARED,
+    hopper: bool = True,
+) -> Mix:
+    """How to launch the products of so many rows. shared: bytes a program may have; hopper: the
+    card has descriptors."""
+    mix = _TILES[tile_class(rows, per_token, count)]
+    down, gate_up = (
+        replace(tile, boxed=tile.boxed and hopper).fitting(
+            mix.block_m, matrices, dtype.itemsize, shared
+        )
+        for matrices, tile in ((1, mix.down), (2, mix.gate_up))
+    )
+    return replace(mix, gate_up=gate_up, down=down)
+
+
+def most_tiles(pairs: int, count: int, block_m: int) -> int:
+    """Tiles that so many pairs can fill at most, each of one expert, however they are spread."""
+    met = min(pairs, count)
+    return met + (pairs - met) // block_m
