@@ -21,51 +21,97 @@ from common import print_table
 from quire.engine.model.config import ModelConfig
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
+OTHER_SHAPES = ("30B-A3B",)  # that are measured where they are asked for by name
 ELEMENT = 2  # bytes of a bf16 number
 DECODES = ((1, 128, 512), (8, 1024, 256), (64, 1024, 256), (256, 1024, 256))  # rows, prompt, new
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Experts of all layers. parameters: of one expert's matrices in every layer that has them."""
+
+    count: int
+    per_token: int
+    parameters: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Mixture | None":
+        """Of a model's shape; None where it is dense."""
+        experts = config.experts
+        if experts is None:
+            return None
+        layers = sum(config.experts_of(layer) is not None for layer in range(config.num_layers))
+        parameters = 3 * experts.intermediate_size * config.hidden_size * layers
+        return cls(experts.count, experts.per_token, parameters)
+
+    def met(self, rows: int) -> float:
+        """Experts that so many tokens meet in a layer on average, each choosing evenly."""
+        return self.count * (1 - (1 - self.per_token / self.count) ** rows)
+
+    def beside(self, rows: int) -> float:
+        """Parameters of the experts met, beyond those that one token takes."""
+        return (self.met(rows) - self.per_token) * self.parameters
 
 
 @dataclass(frozen=True)
 class Floors:
     """Floors of one model in bf16. Times in seconds, rates in tokens a second."""
 
-    layer_parameters: int  # of all layers' matrices
+    layer_parameters: int  # of all layers' matrices; of experts those that a token takes
     head_parameters: int
     layers: int
     attention_width: int  # query heads times their size
     kv_bytes: int  # a token
     card: Card
+    mixture: Mixture | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, card: Card = H200) -> "Floors":
         """The floors of a model's shape on a card; norms and biases are too small to count.
 
-        Raises ValueError for experts and FP8, of which no rates have been measured.
+        Raises ValueError for FP8, of which no rates have been measured.
         """
-        if config.experts is not None or config.fp8 is not None:
-            raise ValueError("floors are of dense models in bf16: no rates of others are measured")
+        if config.fp8 is not None:
+            raise ValueError("floors are of models in bf16: no rates of others are measured")
         heads = 2 * config.num_q_heads + 2 * config.num_kv_heads
         per_layer = heads * config.head_dim * config.hidden_size
-        per_layer += 3 * config.intermediate_size * config.hidden_size
+        dense = 3 * config.intermediate_size * config.hidden_size
+        mixture = Mixture.of(config)
+        layers = [config.experts_of(layer) for layer in range(config.num_layers)]
+        parameters = config.num_layers * per_layer
+        parameters += sum(e.count * config.hidden_size if e else dense for e in layers)  # routers
+        if mixture is not None:
+            parameters += mixture.per_token * mixture.parameters
         return cls(
-            layer_parameters=config.num_layers * per_layer,
+            layer_parameters=parameters,
             head_parameters=config.vocab_size * config.hidden_size,
             layers=config.num_layers,
             attention_width=config.num_q_heads * config.head_dim,
             kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * ELEMENT,
             card=card,
+            mixture=mixture,
         )
 
     @property
     def weight_bytes(self) -> int:
-        """Read once a step: all matrices and the head (the embedding gives a row a token)."""
-        return (self.layer_parameters + self.head_parameters) * ELEMENT
+        """All matrices and the head (the embedding gives a row a token)."""
+        parameters = self.layer_parameters + self.head_parameters
+        if self.mixture is not None:
+            others = self.mixture.count - self.mixture.per_token
+            parameters += others * self.mixture.parameters
+        return parameters * ELEMENT
+
+    def read_bytes(self, rows: int) -> float:
+        """Read once in a step of so many rows: all of it, of the experts those that are met."""
+        beside = 0.0 if self.mixture is None else self.mixture.beside(rows)
+        return (self.layer_parameters + self.head_parameters + beside) * ELEMENT
 
     def products(self, rows: int) -> float:
         """All products of a decode step of so many rows: bytes or arithmetic, what is more."""
         parameters = self.layer_parameters + self.head_parameters
         return max(
-            self.weight_bytes / self.card.copy_bytes, 2 * parameters * rows / self.card.matmul_flops
+            self.read_bytes(rows) / self.card.copy_bytes,
+            2 * parameters * rows / self.card.matmul_flops,
         )
 
     def kv_read(self, tokens: int) -> float:
@@ -89,8 +135,9 @@ class Floors:
 
     def first_token(self, tokens: int, cached: int = 0) -> float:
         """Time to first token of a lone prompt: its arithmetic, or reading weights and prefix."""
-        read = self.weight_bytes / self.card.copy_bytes + self.kv_read(cached)
-        return max(self.prefill(tokens - cached, cached), read)
+        rows = tokens - cached
+        read = self.read_bytes(rows) / self.card.copy_bytes + self.kv_read(cached)
+        return max(self.prefill(rows, cached), read)
 
     def prefill_rate(self, length: int) -> float:
         """Prompt tokens a second, many prompts of one length."""
@@ -136,7 +183,7 @@ def workloads(floors: Floors) -> dict[str, tuple[float, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Floors of each workload, by model shape.")
-    parser.add_argument("--shape", nargs="+", default=list(SHAPES))
+    parser.add_argument("--shape", nargs="+", default=[*SHAPES, *OTHER_SHAPES])
     options = parser.parse_args()
     models = {name: Floors.of(ModelConfig.named_shape(name)) for name in options.shape}
     table = {name: workloads(floors) for name, floors in models.items()}

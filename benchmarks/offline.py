@@ -33,7 +33,7 @@ from cards import Card, this_card
 from common import Row, print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
 from floors import DECODES as DECODE_LOOPS
-from floors import SHAPES, Floors, largest_batch, nano_256, workloads
+from floors import OTHER_SHAPES, SHAPES, Floors, largest_batch, nano_256, workloads
 
 from quire.engine.model.config import ModelConfig
 
@@ -234,8 +234,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model-shape", nargs="+", default=["0.6B"], choices=[*SHAPES, "all"], metavar="SHAPE",
-        help="0.6B, 1.7B, 4B, 8B, 14B, 32B, or all",
+        "--model-shape", nargs="+", default=["0.6B"], metavar="SHAPE",
+        choices=[*SHAPES, *OTHER_SHAPES, "all"],
+        help=f"{', '.join([*SHAPES, *OTHER_SHAPES])}, or all (the dense ones)",
     )  # fmt: skip
     parser.add_argument("--model", type=Path, default=None, help="a real directory instead")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="quire")

@@ -183,9 +183,9 @@ def tune(layer: Layer, card: Card, *, silu: bool) -> list[dict[str, Any]]:
                 found.append(row | {"us": us, "share": floor / us})
             except Exception as error:
                 print("failed", row, repr(error)[:200], flush=True)
-    for row in found:
-        if row["off"]:
-            print("other bits:", row, flush=True)
+    others = [row["off"] for row in found if row["off"]]
+    if others:
+        print(f"other bits: {len(others)} of {len(found)}, off by {max(others):.3g}", flush=True)
     return sorted(found, key=lambda row: row["us"])
 
 

@@ -12,6 +12,7 @@ from quire.kernels.support import HOPPER_SHARED
 
 UNSORTED_ROWS = 2  # up to which most experts are met once, and every pair reads its own weights
 _ALONE = 128  # rows, from which a dependent launch loses
+_LARGE_SHARED = 128 << 10  # bytes, below which accumulators are no wgmma's and must be smaller
 _PAIRS = (8, 24, 96)  # mean pairs an expert, up to which a tile takes 16, 32 or 64 rows
 
 
@@ -88,6 +89,12 @@ def choose(
     """How to launch the products of so many rows. shared: bytes a program may have; hopper: the
     card has descriptors."""
     mix = _TILES[tile_class(rows, per_token, count)]
+    if shared < _LARGE_SHARED and mix.block_m == 128:
+        mix = replace(
+            mix,
+            gate_up=replace(mix.gate_up, block_n=mix.gate_up.block_n // 2),
+            down=replace(mix.down, block_n=mix.down.block_n // 2),
+        )
     down, gate_up = (
         replace(tile, boxed=tile.boxed and hopper).fitting(
             mix.block_m, matrices, dtype.itemsize, shared

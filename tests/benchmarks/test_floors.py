@@ -42,6 +42,7 @@ def _workload(floors: ModuleType, shape: str, name: str) -> float:
         ("8B", 15.14, 147_456, 3.52, 13.9),
         ("14B", 27.98, 163_840, 6.51, 19.1),
         ("32B", 63.97, 262_144, 14.9, 36.7),
+        ("30B-A3B", 60.4, 98_304, 1.42, 20.1),
     ],
 )
 def test_floors_by_model(
@@ -84,6 +85,18 @@ def test_a_cached_prefix_is_read_not_computed(floors: ModuleType) -> None:
     model = floors.Floors.of(ModelConfig.named_shape("0.6B"))
     assert model.first_token(3000, 2944) < model.first_token(3000) / 5
     assert model.first_token(3000, 2944) > model.weight_bytes / 4.3e12
+
+
+def test_of_experts_only_those_that_are_met_are_read(floors: ModuleType) -> None:
+    """At one row 8 of 128, at a few those that they take, at many all; each row computes 8."""
+    model = floors.Floors.of(ModelConfig.named_shape("30B-A3B"))
+    read = [model.read_bytes(rows) / 1e9 for rows in (1, 2, 64, 4096)]
+    assert read == pytest.approx([6.08, 9.51, 59.5, 60.44], rel=0.01)
+    assert model.mixture.met(2) == pytest.approx(8 + 8 * 120 / 128)
+    assert model.read_bytes(4096) == pytest.approx(model.weight_bytes)
+    active = 2 * (model.layer_parameters + model.head_parameters) * 4096
+    assert model.products(4096) == pytest.approx(active / 790e12)
+    assert active / 4096 == pytest.approx(6.08e9, rel=0.01)
 
 
 def test_a_decode_loop_is_counted_at_the_contexts_it_has(floors: ModuleType) -> None:

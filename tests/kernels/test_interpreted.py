@@ -1,4 +1,4 @@
-"""Every test marked `triton`, under Triton's interpreter, in a process of its own."""
+"""Every test marked `triton`, under Triton's interpreter, in processes of their own."""
 
 import os
 import subprocess
@@ -10,13 +10,16 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def test_triton_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("wing", ["experts", "others"])
+def test_triton_kernels_under_the_interpreter(wing: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is the interpreted run")
     pytest.importorskip("triton")
+    experts = str(HERE / "experts")
+    where = [experts] if wing == "experts" else [str(HERE), "--ignore", experts]
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HERE), "-q", "-m", "triton and not gpu", "-x"],
+        [sys.executable, "-m", "pytest", *where, "-q", "-m", "triton and not gpu", "-x"],
         env=os.environ | single | {"TRITON_INTERPRET": "1"},
         cwd=HERE.parents[1],
         capture_output=True,

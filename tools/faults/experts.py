@@ -1,0 +1,60 @@
+"""Faults of mixtures of experts on a GPU."""
+
+from faults.fault import Fault
+
+INTERPRETED = (
+    "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[experts]",
+)
+WARM = "tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm"
+
+FAULTS = (
+    Fault(
+        "experts: of equal scores the highest expert wins",
+        "kernels/experts/routing.py",
+        "best = tl.argmax(left, 1, tie_break_left=True)[:, None]",
+        "best = (BLOCK_E - 1 - tl.argmax(tl.flip(left, 1), 1, tie_break_left=True))[:, None]",
+        INTERPRETED,
+    ),
+    Fault(
+        "experts: scores that are no numbers are chosen twice",
+        "kernels/experts/routing.py",
+        "left = tl.where(scores == scores, scores, -1.0)",
+        "left = scores",
+        INTERPRETED,
+    ),
+    Fault(
+        "experts: a chunk forgets those before it",
+        "kernels/experts/sorting.py",
+        "before += tl.sum(tl.where(c < chunk, counts, 0), 0)",
+        "before += 0",
+        INTERPRETED,
+    ),
+    Fault(
+        "experts: a tile runs over into the next expert",
+        "kernels/experts/sorting.py",
+        "tl.minimum(at + BLOCK_M, ends)",
+        "at + BLOCK_M",
+        INTERPRETED,
+    ),
+    Fault(
+        "experts: what is made goes where it was made",
+        "kernels/experts/products.py",
+        "to = (at if SILU else pair).to(tl.int64)",
+        "to = at.to(tl.int64)",
+        INTERPRETED,
+    ),
+    Fault(
+        "experts: warm-up does not know of them",
+        "engine/runner/warmup.py",
+        "qk_norm=bounds.qk_norm, mixture=bounds.mixture",
+        "qk_norm=bounds.qk_norm, mixture=None",
+        (WARM,),
+    ),
+    Fault(
+        "experts: those that compile ahead meet the first layer alone",
+        "engine/runner/compile_worker.py",
+        "num_layers=2 if dense else 1, experts=experts",
+        "num_layers=1, experts=experts",
+        ("tests/engine/runner/test_compile_ahead.py::test_a_worker_meets_layers_of_each_kind",),
+    ),
+)
