@@ -27,11 +27,12 @@ WIRE ?= tests/contract tests/service/rpc tests/service/security tests/clients \
 PROPERTIES ?= $(shell grep -rl --include='test_*.py' 'from hypothesis' tests)
 LONGER ?= 10
 
-.PHONY: help demo test test-gpu test-lowest test-long check node proto baseline bench plots screens chaos soak mutants pocket clean
+.PHONY: help demo test course test-gpu test-lowest test-long check node proto baseline bench plots screens chaos soak mutants pocket clean
 
 help:
 	@echo "make demo      install, serve the embedded model, talk to it, stop"
 	@echo "make test      the whole CPU suite"
+	@echo "make course    the course: its small engine, its exercises, its notebooks (course/README.md)"
 	@echo "make check     style, types, import rules, contract, stubs, and the wheel"
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make test-lowest  the wire's tests on the oldest versions allowed (needs Python 3.11)"
@@ -75,6 +76,10 @@ demo: $(VENV)/.server
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# Notebooks are run here alone: `make test` shows the rest of the course.
+course: $(VENV)/.dev
+	TESTS_LONG=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --no-loadscope-reorder tests/course
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python tools/test_gpu.py

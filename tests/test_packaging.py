@@ -75,7 +75,7 @@ def test_constraints_pin_every_direct_dependency(project: dict[str, Any]) -> Non
         if line and not line.startswith("#")
     }
     wanted = list(project["project"]["dependencies"])
-    for extra in ("server", "loadtest", "dev"):
+    for extra in ("server", "loadtest", "course", "dev"):
         wanted += project["project"]["optional-dependencies"][extra]
     for requirement in wanted:
         name = requirement.split(">")[0].split("[")[0].split(";")[0].strip()

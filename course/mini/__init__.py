@@ -1,0 +1,11 @@
+"""A small inference engine in plain PyTorch, built chapter by chapter.
+
+    chapter 1   config, weights, layers, model    one token by hand
+    chapter 2   memory                            keys and values kept
+    chapter 3   pages                             the same in pages
+    chapter 6   scheduler, engine                 batching without phases
+    chapter 7   prefix                            pages that are found again
+
+Invariant: the tokens are those of transformers and of Quire, one by one; only the time and the
+memory that they take differ from chapter to chapter. Everything is float32 and runs on a CPU.
+"""

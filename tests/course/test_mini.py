@@ -1,0 +1,144 @@
+"""The course's small engine gives transformers' tokens and Quire's, one by one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from mini.config import Config
+from mini.engine import Engine
+from mini.memory import generate, generate_forgetful
+from mini.model import Model
+from support import hf_models
+from support.small_engine import Setup, WatchedOps, build_core, run
+
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.registry import build_model
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.weights.loader import load_checkpoint
+from quire.service.models import pocket
+
+COURSE = Path(__file__).resolve().parents[2] / "course"
+MAX_TOKENS, BLOCK = 24, 4
+MAX_LINES = 900
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What transformers says to each of some prompts, and where the model lies."""
+
+    directory: Path
+    prompts: list[list[int]]
+    theirs: list[list[int]]
+
+
+def _prompts(vocab: int) -> list[list[int]]:
+    """Random ones of many lengths; the last two begin with all of the first."""
+    generator = torch.Generator().manual_seed(5)
+
+    def some(count: int) -> list[int]:
+        return torch.randint(3, vocab, (count,), generator=generator).tolist()
+
+    first = some(4 * BLOCK + 1)
+    return [first, some(1), some(7), some(40), first + some(5), first[:-1] + some(9)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[None, hf_models.SHAPES[1], hf_models.SHAPES[3]],
+    ids=["Pocket", "random, groups of 2", "random, groups of 8"],
+)
+def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    directory = pocket.directory()
+    if request.param is not None:
+        directory = tmp_path_factory.mktemp("random")
+        hf_models.save(request.param, directory)
+    model = hf_models.load(directory, torch.float32)
+    prompts = _prompts(model.config.vocab_size)
+    theirs = []
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=MAX_TOKENS, do_sample=False, pad_token_id=0
+        )
+        theirs.append(out[0, len(prompt) :].tolist())
+    return Answers(directory, prompts, theirs)
+
+
+def test_with_and_without_a_cache_it_says_what_transformers_says(answers: Answers) -> None:
+    model = Model.read(answers.directory)
+    assert [generate(model, prompt, MAX_TOKENS) for prompt in answers.prompts] == answers.theirs
+    short = answers.prompts[1]
+    assert generate_forgetful(model, short, MAX_TOKENS) == answers.theirs[1]
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "budget"), [(200, 256), (20, 6)], ids=["all at once", "chunked, preempted"]
+)
+def test_the_engine_says_what_transformers_says(
+    answers: Answers, num_blocks: int, budget: int
+) -> None:
+    engine = Engine(
+        Model.read(answers.directory), num_blocks=num_blocks, block_size=BLOCK, budget=budget
+    )
+    done = engine.generate(answers.prompts, MAX_TOKENS)
+    assert [request.output for request in done] == answers.theirs
+    assert max(sum(step) for step in engine.steps) <= budget
+    again = engine.generate(answers.prompts[:1], MAX_TOKENS)
+    assert again[0].output == answers.theirs[0]
+    assert engine.pool.num_free == num_blocks
+    if num_blocks == 20:
+        assert sum(request.preemptions for request in done) > 0
+        assert engine.pool.evictions > 0
+    else:
+        assert again[0].cached == 4 * BLOCK
+
+
+def test_quire_says_the_same(answers: Answers) -> None:
+    config = ModelConfig.from_directory(answers.directory)
+    ops = WatchedOps()
+    model = build_model(config, ops, dtype=torch.float32, device=torch.device("cpu"))  # type: ignore[arg-type]
+    load_checkpoint(model, answers.directory)
+    setup = Setup(max_num_seqs=8, block_size=BLOCK, num_blocks=200, caching=True)
+    core = build_core(model, ops, setup)
+    sampling = SamplingParams(
+        max_tokens=MAX_TOKENS, temperature=0.0, eos_token_ids=config.eos_token_ids
+    )
+    specs = [
+        GenerationRequest(key, tuple(prompt), sampling)
+        for key, prompt in enumerate(answers.prompts)
+    ]
+    outcomes = run(core, specs)
+    assert [outcomes[key, 0].token_ids for key in range(len(specs))] == answers.theirs
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "llama"),
+        ("attention_bias", True),
+        ("use_sliding_window", True),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}),
+    ],
+)
+def test_a_model_that_it_would_compute_wrongly_is_refused(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    raw = json.loads((pocket.directory() / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**raw, field: value}))
+    with pytest.raises(ValueError, match="this engine knows"):
+        Config.read(tmp_path)
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [([], 1), ([5], 0), ([5] * 30, 3)])
+def test_a_request_that_could_never_run_is_refused(prompt: list[int], max_tokens: int) -> None:
+    engine = Engine(Model.read(pocket.directory()), num_blocks=8, block_size=BLOCK)
+    with pytest.raises(ValueError, match="max_tokens"):
+        engine.generate([prompt], max_tokens)
+
+
+def test_it_stays_small() -> None:
+    lines = sum(
+        len(path.read_text(encoding="utf-8").splitlines()) for path in COURSE.glob("mini/*.py")
+    )
+    assert lines <= MAX_LINES

@@ -1,0 +1,67 @@
+"""What learners put into the holes of the course's exercises when they believe something wrong."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WrongFill:
+    """body: what stands in the hole. named: words of the misconception that must be told."""
+
+    name: str
+    body: str
+    named: str
+
+
+_ATTENTION = """
+group = q.shape[1] // k.shape[1]
+k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[2])
+later = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+weights = scores.masked_fill(later, -math.inf).softmax(-1)
+return torch.einsum("hqk,khd->qhd", weights, v)
+"""
+
+
+def _changed(body: str, old: str, new: str) -> str:
+    """A body with one thing done otherwise."""
+    assert body.count(old) == 1, old
+    return body.replace(old, new)
+
+
+FILLS: dict[int, tuple[WrongFill, ...]] = {
+    1: (
+        WrongFill(
+            "sees the future",
+            _changed(_ATTENTION, "scores.masked_fill(later, -math.inf)", "scores"),
+            "tokens that come after them",
+        ),
+        WrongFill(
+            "forgets the root",
+            _changed(_ATTENTION, " / math.sqrt(q.shape[2])", ""),
+            "not divided by the square root",
+        ),
+        WrongFill(
+            "divides by D",
+            _changed(_ATTENTION, "math.sqrt(q.shape[2])", "q.shape[2]"),
+            "divided by D, not by its square root",
+        ),
+        WrongFill(
+            "pairs heads in turn",
+            _changed(
+                _ATTENTION,
+                "k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)",
+                "k.repeat(1, group, 1), v.repeat(1, group, 1)",
+            ),
+            "repeat_interleave",
+        ),
+        WrongFill(
+            "masks after the softmax",
+            _changed(
+                _ATTENTION,
+                "scores.masked_fill(later, -math.inf).softmax(-1)",
+                "scores.softmax(-1).masked_fill(later, 0.0)",
+            ),
+            "after the softmax",
+        ),
+    ),
+}
