@@ -21,6 +21,12 @@ weights = scores.masked_fill(later, -math.inf).softmax(-1)
 return torch.einsum("hqk,khd->qhd", weights, v)
 """
 
+_SLOTS = """
+return [
+    table[p // block_size] * block_size + p % block_size for p in range(start, start + count)
+]
+"""
+
 
 def _changed(body: str, old: str, new: str) -> str:
     """A body with one thing done otherwise."""
@@ -62,6 +68,38 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
                 "scores.softmax(-1).masked_fill(later, 0.0)",
             ),
             "after the softmax",
+        ),
+    ),
+    3: (
+        WrongFill(
+            "counts on from the first block",
+            "return [table[0] * block_size + p for p in range(start, start + count)]",
+            "anywhere in the store",
+        ),
+        WrongFill(
+            "begins at zero",
+            _changed(_SLOTS, "range(start, start + count)", "range(count)"),
+            "you would write over them",
+        ),
+        WrongFill(
+            "swaps block and place",
+            _changed(
+                _SLOTS,
+                "table[p // block_size] * block_size + p % block_size",
+                "table[p % block_size] * block_size + p // block_size",
+            ),
+            "the other way round",
+        ),
+        WrongFill(
+            "takes blocks for slots",
+            _changed(_SLOTS, "] * block_size +", "] +"),
+            "block b begins at slot b * block_size",
+        ),
+        WrongFill(
+            "looks up once",
+            "first = table[start // block_size] * block_size + start % block_size\n"
+            "return [first + i for i in range(count)]",
+            "may go on into the next block",
         ),
     ),
 }
