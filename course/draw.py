@@ -1,8 +1,8 @@
 """Run every chapter's figures again and write them down: `python course/draw.py [NUMBER...]`.
 
-Of each chapter: figures.json (what was measured, and on what), picture.svg, and the table between
-the marks in its texts. Figures under "measured" are times and ratios of times and differ from
-machine to machine; all others are counts, and the tests hold the texts to them.
+Of each chapter: figures.json (what was found, and on what), picture.svg, and the table between
+the marks in its texts. Figures that `measured` names are times, and differ from machine to machine;
+all others are counts, and every run of the notebook holds them to what is written down.
 """
 
 import json

@@ -8,9 +8,13 @@ Notebooks lie one folder below this one and import it so:
 """
 
 import importlib.util
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import chapters
 
 COURSE = Path(__file__).resolve().parent
 ROOT = COURSE.parent
@@ -67,6 +71,36 @@ class Pocket:
     def word(self, token_id: int) -> str:
         """One id as text, marks shown."""
         return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+def figures(chapter: str) -> dict[str, Any]:
+    """Run a chapter's figures. Raises AssertionError unless they are those that its text shows;
+    times, which `measured` names, may differ."""
+    run = chapters.load(COURSE / chapter / "run.py")
+    fresh: dict[str, Any] = json.loads(json.dumps(run.figures()))
+    kept = json.loads((COURSE / chapter / "figures.json").read_text(encoding="utf-8"))
+    for key in fresh.keys() - set(fresh.get("measured", ())):
+        assert alike(kept[key], fresh[key]), f"{chapter}: {key} was {kept[key]}, is {fresh[key]}"
+    return fresh
+
+
+def draw(chapter: str, found: dict[str, Any]) -> Any:
+    """The picture of these figures."""
+    return chapters.load(COURSE / chapter / "run.py").draw(found)
+
+
+def alike(kept: Any, fresh: Any) -> bool:
+    """Equal; fractions to 0.01 and percentages to 1: another processor may round otherwise."""
+    if isinstance(kept, list) and isinstance(fresh, list):
+        return len(kept) == len(fresh) and all(map(alike, kept, fresh))
+    if isinstance(kept, dict) and isinstance(fresh, dict):
+        return kept.keys() == fresh.keys() and all(alike(kept[key], fresh[key]) for key in kept)
+    one, other = str(kept), str(fresh)
+    slack = 1.0 if one.endswith("%") else 0.0101 if "." in one else 0.0
+    try:
+        return abs(float(one.rstrip("%")) - float(other.rstrip("%"))) <= slack
+    except ValueError:
+        return one == other
 
 
 def pocket() -> Pocket:

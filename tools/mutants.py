@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("engine", "kernels", "service", "clients", "proto", "tests")
+FOLDERS = ("engine", "kernels", "service", "clients", "course", "proto", "tests")
 PACKAGES = {
     "engine": "engine",
     "kernels": "kernels",

@@ -177,7 +177,5 @@ pocket.text(answer)
 # Where the last token looks, layer by layer.
 
 # %%
-import chapters
 
-run = chapters.load(lab.COURSE / "01-one-token" / "run.py")
-figure = run.draw(run.figures())
+figure = lab.draw("01-one-token", lab.figures("01-one-token"))

@@ -44,7 +44,7 @@ def shown(word: str) -> str:
     return word.replace(" ", "\u2423").replace("\n", "\\n")
 
 
-def counts() -> dict[str, Any]:
+def figures() -> dict[str, Any]:
     """Behind `20 + 22 = `: what the last token looks at, and each layer's guess."""
     pocket = lab.pocket()
     answer = pocket.ask(QUESTION) + pocket.tokenizer.encode("20 + 22 = ").ids
@@ -64,11 +64,6 @@ def counts() -> dict[str, Any]:
         "parameters": sum(weight.numel() for weight in model.weights.values()),
         "layers": config.num_layers,
     }
-
-
-def figures() -> dict[str, Any]:
-    """Nothing here is a time."""
-    return counts()
 
 
 def draw(found: dict[str, Any]) -> Figure:

@@ -17,7 +17,6 @@
 import sys
 
 sys.path.insert(0, "..")
-import chapters
 import lab
 import torch
 
@@ -104,8 +103,7 @@ print("equal, bit for bit")
 # longest request: that is what reserving would be.
 
 # %%
-run = chapters.load(lab.COURSE / "03-pages" / "run.py")
-figures = run.figures()
+figures = lab.figures("03-pages")
 for line in figures["table"]:
     print(*(f"{cell!s:>22}" for cell in line))
 assert figures["preemptions"] == 0
@@ -116,4 +114,4 @@ assert figures["preemptions"] == 0
 # On the right, the numbers are requests. No two blocks of one need lie side by side.
 
 # %%
-figure = run.draw(figures)
+figure = lab.draw("03-pages", figures)

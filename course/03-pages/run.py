@@ -65,7 +65,7 @@ def serve(pocket: lab.Pocket, block_size: int) -> Use:
     return use
 
 
-def counts() -> dict[str, Any]:
+def figures() -> dict[str, Any]:
     """Of each size: how many ran at once, how much of what they held was empty, how many steps."""
     pocket = lab.pocket()
     rows, uses = [], {}
@@ -86,11 +86,6 @@ def counts() -> dict[str, Any]:
         "preemptions": sum(use.preemptions for use in uses.values()),
         "bytes_per_token": pocket.model.config.kv_bytes_per_token,
     }
-
-
-def figures() -> dict[str, Any]:
-    """Nothing here is a time."""
-    return counts()
 
 
 def draw(found: dict[str, Any]) -> Figure:

@@ -10,6 +10,7 @@ from mini.config import Config
 from mini.engine import Engine
 from mini.memory import generate, generate_forgetful
 from mini.model import Model
+from mini.prefix import RememberingPool
 from support import hf_models
 from support.small_engine import Setup, WatchedOps, build_core, run
 
@@ -110,6 +111,48 @@ def test_quire_says_the_same(answers: Answers) -> None:
     ]
     outcomes = run(core, specs)
     assert [outcomes[key, 0].token_ids for key in range(len(specs))] == answers.theirs
+
+
+def test_the_same_words_behind_other_words_are_not_found() -> None:
+    pool = RememberingPool(8, BLOCK)
+    table: list[int] = []
+    pool.grow(table, 8)
+    pool.remember(table, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert pool.find([1, 2, 3, 4, 5, 6, 7, 8, 9]) == table
+    assert pool.find([5, 6, 7, 8, 9]) == []
+    assert pool.find([9, 2, 3, 4, 5, 6, 7, 8, 9]) == []
+
+
+def test_a_prompt_that_is_known_whole_leaves_a_token_over() -> None:
+    engine = Engine(Model.read(pocket.directory()), block_size=BLOCK)
+    prompt = [7, 8, 9, 10, 11, 12, 13, 14]
+    first, again = (engine.generate([prompt], 3)[0] for _ in range(2))
+    assert (first.cached, again.cached) == (0, BLOCK)
+    assert again.output == first.output
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("lru", [True, False]), ("fifo", [False, True]), ("none", [False, False])]
+)
+def test_who_is_forgotten_first_is_the_policys(policy: str, kept: list[bool]) -> None:
+    """Two texts fill the pool, the first is used once more, a third one needs room."""
+    pool = RememberingPool(2, BLOCK, policy)
+
+    def visit(tokens: list[int]) -> bool:
+        table: list[int] = []
+        pool.share(table, pool.find([*tokens, 0]))
+        found = bool(table)
+        pool.grow(table, BLOCK)
+        pool.remember(table, tokens)
+        pool.give_back(table)
+        return found
+
+    first, second, third = [1] * BLOCK, [2] * BLOCK, [3] * BLOCK
+    for text in (first, second, first, third):
+        visit(text)
+    assert [bool(pool.find([*text, 0])) for text in (first, second)] == kept
+    with pytest.raises(ValueError, match="policy = 'mru'"):
+        RememberingPool(2, BLOCK, "mru")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,16 @@ return [
 ]
 """
 
+_FIND = """
+found, parent = [], ROOT
+for begin in range(0, len(tokens) - block_size, block_size):
+    parent = name(parent, tokens[begin : begin + block_size])
+    if parent not in known:
+        break
+    found.append(known[parent])
+return found
+"""
+
 
 def _changed(body: str, old: str, new: str) -> str:
     """A body with one thing done otherwise."""
@@ -100,6 +110,32 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "first = table[start // block_size] * block_size + start % block_size\n"
             "return [first + i for i in range(count)]",
             "may go on into the next block",
+        ),
+    ),
+    7: (
+        WrongFill(
+            "leaves no token over",
+            _changed(_FIND, "len(tokens) - block_size,", "len(tokens) - block_size + 1,"),
+            "no token is left to compute",
+        ),
+        WrongFill(
+            "names each block as the first",
+            _changed(_FIND, "name(parent,", "name(ROOT,"),
+            "as if it were the first",
+        ),
+        WrongFill(
+            "goes on over gaps",
+            _changed(_FIND, "        break\n    found", "        continue\n    found"),
+            "what lies behind the gap",
+        ),
+        WrongFill(
+            "leaves a block over",
+            _changed(
+                _FIND,
+                "len(tokens) - block_size,",
+                "len(tokens) // block_size * block_size - block_size,",
+            ),
+            "a whole block over",
         ),
     ),
 }

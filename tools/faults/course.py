@@ -1,0 +1,53 @@
+"""Faults of the course: its small engine, and what holds its chapters together."""
+
+from faults.fault import Fault
+
+MINI = "tests/course/test_mini.py"
+ENGINE = f"{MINI}::test_the_engine_says_what_transformers_says"
+EXERCISES = "tests/course/test_exercises.py"
+CHAPTERS = "tests/course/test_chapters.py"
+
+FAULTS = (
+    Fault(
+        "quire: the course's new tokens see those behind them",
+        "course/mini/layers.py",
+        "triu(known - new + 1)",
+        "triu(known)",
+        (f"{MINI}::test_with_and_without_a_cache_it_says_what_transformers_says",),
+    ),
+    Fault(
+        "quire: the course's blocks are named by their own tokens alone",
+        "course/mini/prefix.py",
+        "hashlib.sha256(parent + struct",
+        "hashlib.sha256(ROOT + struct",
+        (f"{MINI}::test_the_same_words_behind_other_words_are_not_found",),
+    ),
+    Fault(
+        "quire: the course takes a whole prompt from the cache",
+        "course/mini/prefix.py",
+        "block_hashes(tokens[:-1], self.block_size)",
+        "block_hashes(tokens, self.block_size)",
+        (f"{MINI}::test_a_prompt_that_is_known_whole_leaves_a_token_over",),
+    ),
+    Fault(
+        "quire: the course's preempted requests keep what they had computed",
+        "course/mini/scheduler.py",
+        "        victim.computed = 0\n",
+        "",
+        (ENGINE,),
+    ),
+    Fault(
+        "quire: the course's check takes any result for right",
+        "course/checking.py",
+        "    if _same(got, right):\n        return\n",
+        "    if got is not None:\n        return\n",
+        (f"{EXERCISES}::test_each_misconception_is_named",),
+    ),
+    Fault(
+        "quire: the course's figures may be anything",
+        "course/lab.py",
+        "return len(kept) == len(fresh) and all(map(alike, kept, fresh))",
+        "return len(kept) == len(fresh)",
+        (f"{CHAPTERS}::test_figures_that_differ_by_more_than_rounding_are_seen",),
+    ),
+)
