@@ -30,9 +30,9 @@ FAULTS = (
         (f"{MINI}::test_a_prompt_that_is_known_whole_leaves_a_token_over",),
     ),
     Fault(
-        "quire: the course's preempted requests keep what they had computed",
+        "quire: the course's preempted requests keep their blocks",
         "course/mini/scheduler.py",
-        "        victim.computed = 0\n",
+        "        self.pool.give_back(victim.table)\n",
         "",
         (ENGINE,),
     ),
