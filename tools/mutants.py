@@ -1,113 +1,65 @@
 """Old faults put back, one at a time: each must make a test fail (`make mutants`).
 
-    python tools/mutants.py [--list] [--jobs N] [NAME …]
+    python tools/mutants.py [--list] [--jobs N] [--journal FILE] [NAME …]
 
 A fault is a patch of the text of one file, applied to a copy of the tree: it must fit in exactly
 one place, so that a fault does not rot into no fault unnoticed. Only the tests that should catch it
-run. First they all run on the unpatched copy, and must pass. Exits non-zero if a fault survives,
-does not fit, or breaks the tests in another way than making one fail.
+run. First each fault's tests run without it, as they will run with it, and must pass. Exits
+non-zero if they do not, or if a fault survives, does not fit, or breaks its tests in another way
+than making one fail. What was caught only by a test that waited in vain, or by the limit, is told
+apart. What passed or was caught is kept in a journal, and not run again on the same tree.
 """
 
 import argparse
-import os
+import hashlib
 import queue
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from faults import FAULTS, Fault
+from mutation.journal import Journal, Line
+from mutation.tree import ROOT, Copy
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("engine", "kernels", "service", "clients", "course", "proto", "tests")
-PACKAGES = {
-    "engine": "engine",
-    "kernels": "kernels",
-    "service": "service",
-    "clients": "clients",
-    "v1": "proto/quire/v1",
-}
-LIMIT = 180.0  # seconds for one fault's tests: a hang is a failure too
+LIMIT = 1200.0
+"""Seconds for one fault's tests on a machine that does much else: a hang is a failure too."""
+PATIENCE, TIMES = 15.0, 5
+"""Seconds, and times as long as its tests took without it, that they wait for what a fault holds
+back. What is slower than that would be taken for caught: so it is told, and may be tried alone."""
+T = TypeVar("T")
 PASSED, FAILED = 0, 1  # of pytest's exit codes; the others say that tests could not be run
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a fault."""
+    """What became of a fault, or of tests without one.
 
-    killed: bool
+    how: of a fault that was caught, empty, "after all patience" or "by the limit alone".
+    """
+
+    good: bool
     why: str
+    how: str = ""
 
 
-class Copy:
-    """A copy of the tree, importable in place of the installed packages."""
-
-    def __init__(self, place: Path) -> None:
-        self.root = place / "tree"
-        names = place / "names" / "quire"
-        names.mkdir(parents=True)
-        for folder in FOLDERS:
-            ignore = shutil.ignore_patterns("__pycache__", ".hypothesis")
-            shutil.copytree(ROOT / folder, self.root / folder, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", self.root)
-        # Not below the tree: a program started there would find it first, and the original's rooms.
-        for file in ("__init__.py", "py.typed"):
-            shutil.copy(ROOT / "quire" / file, names)
-        self._names = names.parent
-        for name, folder in PACKAGES.items():
-            (names / name).symlink_to(self.root / folder, target_is_directory=True)
-        self._environment = {
-            **os.environ,
-            "PYTHONPATH": str(names.parent),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1",
-            "TESTS_LONG": "1",
-        }
-
-    def file(self, name: str) -> Path:
-        """Where a file of the tree lies here."""
-        return (self._names if name.startswith("quire/") else self.root) / name
-
-    def run(self, tests: tuple[str, ...], limit: float | None) -> tuple[int | None, str]:
-        """Run tests until the first fails, for `limit` seconds at most; exit code (None: out of
-        time) and output."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=self.root,
-                env=self._environment,
-                capture_output=True,
-                text=True,
-                timeout=limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return None, ""
-        return done.returncode, done.stdout + done.stderr
-
-    def origin(self) -> str:
-        """Where the engine is imported from, to be sure that it is this copy."""
-        command = [sys.executable, "-c", "import quire.engine as e; print(e.__file__)"]
-        done = subprocess.run(
-            command,
-            cwd=self.root.parent,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
+def control(copy: Copy, tests: tuple[str, ...]) -> Verdict:
+    """Whether tests pass without a fault."""
+    run = copy.run(tests, LIMIT)
+    if run.code == PASSED:
+        return Verdict(True, "passed")
+    return Verdict(False, f"exit code {run.code} without any fault:\n{run.output[-3000:]}")
 
 
-def judge(copy: Copy, fault: Fault) -> Verdict:
-    """Put one fault in, run its tests, take it out again."""
+def judge(copy: Copy, fault: Fault, seconds: float) -> Verdict:
+    """Put one fault in, run its tests, which took `seconds` without it, take it out again."""
+    patience = max(PATIENCE, TIMES * seconds)
     path = copy.file(fault.file)
     sound = path.read_text(encoding="utf-8")
     fits = sound.count(fault.old)
@@ -115,16 +67,21 @@ def judge(copy: Copy, fault: Fault) -> Verdict:
         return Verdict(False, f"fits in {fits} places of {fault.file}, not in one")
     path.write_text(sound.replace(fault.old, fault.new), encoding="utf-8")
     try:
-        code, output = copy.run(fault.tests, LIMIT)
+        began = time.monotonic()
+        run = copy.run(fault.tests, LIMIT, patience)
+        waited = time.monotonic() - began >= patience
     finally:
         path.write_text(sound, encoding="utf-8")
-    if code is None:
-        return Verdict(True, f"ran longer than {LIMIT:.0f} s")
-    if code == FAILED:
-        return Verdict(True, _first_failure(output))
-    if code == PASSED:
+    if run.code is None:
+        return Verdict(True, f"ran longer than {LIMIT:.0f} s", "by the limit alone")
+    if run.code == FAILED:
+        how = "after all patience" if waited else ""
+        return Verdict(True, _first_failure(run.output), how)
+    if run.code == PASSED:
         return Verdict(False, "SURVIVED")
-    return Verdict(False, f"the tests could not be run (exit code {code}):\n{output[-2000:]}")
+    return Verdict(
+        False, f"the tests could not be run (exit code {run.code}):\n{run.output[-2000:]}"
+    )
 
 
 def _first_failure(output: str) -> str:
@@ -132,59 +89,104 @@ def _first_failure(output: str) -> str:
     return failed[0].removeprefix("FAILED ").split(" - ")[0] if failed else "a test failed"
 
 
-def main() -> int:
-    """Judge all faults, or those named."""
+class Trial:
+    """Faults and their tests, tried on copies, each of which takes the next when it is free."""
+
+    def __init__(self, copies: list[Copy], journal: Journal) -> None:
+        self._copies = copies
+        self._journal = journal
+        self._free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for copy in copies:
+            self._free.put(copy)
+
+    def without(self, faults: list[Fault]) -> dict[tuple[str, ...], Line | None]:
+        """What became of each fault's tests without it; None: they fail."""
+        each = list(dict.fromkeys(fault.tests for fault in faults))
+        named = [(" ".join(tests), tests) for tests in each]
+        return dict(zip(each, self._all("passed", named, control), strict=True))
+
+    def with_each(
+        self, faults: list[Fault], passed: dict[tuple[str, ...], Line | None]
+    ) -> list[Line | None]:
+        """What became of each fault whose tests passed without it; None: it was not caught."""
+
+        def judged(copy: Copy, fault: Fault) -> Verdict:
+            before = passed[fault.tests]
+            assert before is not None
+            return judge(copy, fault, before.seconds)
+
+        sound = [(fault.name, fault) for fault in faults if passed[fault.tests]]
+        return self._all("caught", sound, judged)
+
+    def _all(
+        self, word: str, named: list[tuple[str, T]], judged: Callable[[Copy, T], Verdict]
+    ) -> list[Line | None]:
+        with ThreadPoolExecutor(len(self._copies)) as pool:
+            return list(pool.map(lambda each: self._one(word, *each, judged), named))
+
+    def _one(
+        self, word: str, name: str, what: T, judged: Callable[[Copy, T], Verdict]
+    ) -> Line | None:
+        """What is already known of it, or what it is found to be now."""
+        key = hashlib.sha256(f"{self._copies[0].digest} {what}".encode()).hexdigest()
+        if known := self._journal.get(key):
+            return known
+        copy = self._free.get()
+        began = time.monotonic()
+        try:
+            verdict = judged(copy, what)
+        finally:
+            self._free.put(copy)
+        line = Line(key, name, verdict.why, time.monotonic() - began, verdict.how)
+        mark = word if verdict.good else "MISSED"
+        print(f"{mark} {name} ({line.seconds:.1f} s): {verdict.why} {verdict.how}", flush=True)
+        if not verdict.good:
+            return None
+        self._journal.add(line)
+        return line
+
+
+def _chosen() -> tuple[argparse.Namespace, list[Fault]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults to try (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default: 1)")
     parser.add_argument("--list", action="store_true", help="print the names and end")
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        default=ROOT / "build" / "mutants.jsonl",
+        help="where what was run is kept, and not run again on the same tree (%(default)s)",
+    )
     args = parser.parse_args()
     unknown = set(args.names) - {fault.name for fault in FAULTS}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; see --list")
+    return args, [fault for fault in FAULTS if not args.names or fault.name in args.names]
+
+
+def main() -> int:
+    """Judge all faults, or those named."""
+    args, faults = _chosen()
     if args.list:
-        print("\n".join(fault.name for fault in FAULTS))
+        print("\n".join(fault.name for fault in faults))
         return 0
-    faults = [fault for fault in FAULTS if not args.names or fault.name in args.names]
     with tempfile.TemporaryDirectory(prefix="quire-mutants-") as place:
         copies = [Copy(Path(place) / str(number)) for number in range(max(args.jobs, 1))]
-        if not copies[0].origin().startswith(place):
-            print(f"the copy is not what is imported: {copies[0].origin()}", file=sys.stderr)
-            return 1
-        tests = tuple(sorted({test for fault in faults for test in fault.tests}))
-        code, output = copies[0].run(tests, None)
-        if code != PASSED:
-            print(f"the tests fail without any fault:\n{output[-4000:]}", file=sys.stderr)
-            return 1
-        print(f"without a fault all of their {len(tests)} tests pass", flush=True)
-        survivors = _survivors(copies, faults)
-    print(f"{len(faults) - survivors} of {len(faults)} faults were caught")
-    return 1 if survivors else 0
-
-
-def _survivors(copies: list[Copy], faults: list[Fault]) -> int:
-    """How many are not caught; each copy takes the next fault when it has done with one."""
-    free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-    for copy in copies:
-        free.put(copy)
-
-    def caught(fault: Fault) -> bool:
-        copy = free.get()
         try:
-            return _report(copy, fault)
+            trial = Trial(copies, Journal(args.journal))
+            passed = trial.without(faults)
+            sound = sum(passed[fault.tests] is not None for fault in faults)
+            print(f"without a fault the tests of {sound} of {len(faults)} pass", flush=True)
+            lines = trial.with_each(faults, passed)
         finally:
-            free.put(copy)
-
-    with ThreadPoolExecutor(len(copies)) as pool:
-        return sum(not killed for killed in pool.map(caught, faults))
-
-
-def _report(copy: Copy, fault: Fault) -> bool:
-    began = time.monotonic()
-    verdict = judge(copy, fault)
-    mark = "caught" if verdict.killed else "MISSED"
-    print(f"{mark} {fault.name} ({time.monotonic() - began:.0f} s): {verdict.why}", flush=True)
-    return verdict.killed
+            for copy in copies:
+                copy.close()
+    caught = [line for line in lines if line]
+    for line in caught:
+        if line.how:
+            print(f"caught {line.how}: {line.name}")
+    print(f"{len(caught)} of {len(faults)} faults were caught")
+    return 0 if len(caught) == len(faults) else 1
 
 
 if __name__ == "__main__":
