@@ -1,8 +1,8 @@
 """What a process of ours needs so that it ends with the one that has started it.
 
-Invariant: a child leaves at once when the other end of its socket is closed, which the kernel does
-however its parent ended, even in the middle of a step. SIGINT and SIGTERM, which a terminal or a
-supervisor sends to both, are the parent's to answer.
+Invariant: a child leaves at once when the other end of its socket or pipe is closed, which the
+kernel does however its parent ended, even in the middle of a step. SIGINT and SIGTERM, which a
+terminal or a supervisor sends to both, are the parent's to answer.
 """
 
 import contextlib
@@ -10,15 +10,21 @@ import ctypes
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 EXIT_ORPHANED = 3
 _PR_SET_PDEATHSIG = 1
 _PARENTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+class Held(Protocol):
+    """A socket, or the end of a pipe that is read, whose other end the parent alone holds."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 @contextlib.contextmanager
@@ -31,7 +37,7 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hold_to(parent: socket.socket) -> None:
+def hold_to(parent: Held) -> None:
     """In the child's main thread, first of all: signals, and the watch over the parent's life."""
     for number in _PARENTS:
         signal.signal(number, signal.SIG_IGN)
@@ -46,7 +52,7 @@ def leave_orphaned() -> NoReturn:
     os._exit(EXIT_ORPHANED)
 
 
-def _watch(parent: socket.socket) -> NoReturn:
+def _watch(parent: Held) -> NoReturn:
     """Sleeps until the other end is closed, which the kernel does however the parent ended."""
     poll = select.poll()
     poll.register(parent, 0)  # hang-ups are always told

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from quire.engine import lifeline
 from quire.engine.config import EngineConfig
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
@@ -60,14 +61,15 @@ class CompileAhead:
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
         }
-        process = subprocess.Popen(
-            worker,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
+        with lifeline.signals_blocked():
+            process = subprocess.Popen(
+                worker,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.write(orders.written() + "\n")

@@ -5,14 +5,14 @@
 Invariant: it finds what there is to compile as the engine does, by running the steps of
 `warm_steps`; here they run on meta tensors and over one layer, and each launch stops at its
 compiled code, which Triton keeps where the engine will look for it. It never touches a GPU. Its
-orders are a line of standard input, whose end is its own too; for each kernel it writes a line
-(`compile_orders.Compiled`). The work is done by forks of it, which share its input and output.
+orders are a line of standard input, whose end is its own too (see lifeline); for each kernel it
+writes a line (`compile_orders.Compiled`). The work is done by forks of it, which share its input
+and output.
 """
 
 import dataclasses
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from triton.runtime.cache import get_cache_manager
 
+<<<<<<< HEAD
 from quire.engine.model.config import ModelConfig
+=======
+from quire.engine import lifeline
+>>>>>>> c52a2e3 (A process that compiles ahead ends with the engine's as all of its processes do, and leaves signals to it)
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
@@ -93,7 +97,7 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
         compile_share(launches, names, set(names[number :: orders.processes]), tell)
 
     forked = [_fork(share, number) for number in range(orders.processes)]
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    lifeline.hold_to(sys.stdin)
     ends = [os.waitpid(process, 0)[1] for process in forked]
     return not any(ends)
 
@@ -126,16 +130,11 @@ def _fork(work: Callable[[int], None], number: int) -> int:
     if process:
         return process
     try:
-        threading.Thread(target=_leave_with_parent, daemon=True).start()
+        lifeline.hold_to(sys.stdin)
         work(number)
         os._exit(0)
     finally:
         os._exit(1)
-
-
-def _leave_with_parent() -> None:
-    os.read(0, 1)  # nothing comes: until the other end is closed, however its owner ended
-    os._exit(1)
 
 
 if __name__ == "__main__":

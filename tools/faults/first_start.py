@@ -44,9 +44,9 @@ FAULTS = (
     Fault(
         "first start: forks outlive the engine",
         "engine/runner/compile_worker.py",
-        "target=_leave_with_parent, daemon=True).start()\n        work",
-        "target=int, daemon=True).start()\n        work",
-        (AHEAD + "forks_end_with_the_one_that_gave_the_orders",),
+        "        lifeline.hold_to(sys.stdin)\n        work",
+        "        work",
+        (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),
     Fault(
         "first start: a lone request's padding is not warm",

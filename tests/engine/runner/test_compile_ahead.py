@@ -149,10 +149,17 @@ def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path
     assert all(list((tmp_path / name).glob("*.cubin")) for name in told[0])
 
 
-def test_forks_end_with_the_one_that_gave_the_orders(tmp_path: Path) -> None:
+def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
+    tmp_path: Path,
+) -> None:
     change = (
-        "import signal\n"
-        "def stay(*_): print('here', flush=True); signal.alarm(120); signal.pause()\n"
+        "import os, signal, time\n"
+        "def stay(*_):\n"
+        "    signal.alarm(120)\n"
+        "    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    print('here', flush=True)\n"
+        "    while True: time.sleep(1)\n"
         "compile_worker.compile_share = stay"
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
