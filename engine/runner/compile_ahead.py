@@ -109,8 +109,6 @@ class CompileAhead:
 
     def _keep(self, folders: set[str]) -> None:
         try:
-            for folder in folders:
-                self._cache.seal(folder)
             self._cache.note(self._key, folders)
         except OSError as error:
             log.warning("compiled kernels could not be noted in %s: %s", self._cache.folder, error)

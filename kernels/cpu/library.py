@@ -1,24 +1,22 @@
 """The compiled products: made from the C files at first use, kept in a cache directory.
 
 Invariant: a library is loaded only if it was made from these very sources, options and compiler,
-and is whole: its name holds a digest of all that, its last bytes one of the rest of it. It comes to
-the directory under its name in one step, so that any number of processes may make it at once. A
-directory that cannot be read or written is told in the log, and the library is then made for this
-process alone.
+and is whole, and nobody else can have written it: its name holds a digest of what it is made from,
+and `sealed` keeps it. A directory that cannot be written is told in the log, and the library is
+then made for this process alone.
 """
 
+import contextlib
 import ctypes
 import hashlib
-import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from quire.kernels.sealed import SealedFolder, writable
 
 LEVELS = {  # of instructions, the best first, and what the kernel of the system calls them
     "avx512_bf16": ("avx512f", "avx512_bf16", "avx2", "fma"),
@@ -31,7 +29,7 @@ _OPTIONS = (
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),  # none changes a result
 )
 _SECONDS = 120.0  # that a compiler may take
-_DIGEST = hashlib.sha256().digest_size
+_LIBRARY = "products.so"
 
 
 class LibraryUnavailable(RuntimeError):
@@ -62,15 +60,17 @@ def cache_directory() -> Path:
 def load(level: str, directory: Path) -> ctypes.CDLL:
     """The library of a level, from the directory or compiled. Raises LibraryUnavailable."""
     command = _compiler()
-    path = directory / f"products-{level}-{_key(level, command)}.so"
-    if _is_whole(path):
-        return _opened(path)
-    with tempfile.TemporaryDirectory(prefix="quire-") as scratch:
-        made = Path(scratch) / path.name
-        _compile(level, command, made)
-        if _keep(made, path):
-            return _opened(path)
-        return _opened(made)  # a library that is open outlives its file
+    name = f"products-{level}-{_key(level, command)}"
+    kept = SealedFolder(directory)
+    if kept.is_whole(name) and kept.is_ours(name):
+        with contextlib.suppress(LibraryUnavailable):  # another process may be at replacing it
+            return _opened(directory / name / _LIBRARY)
+    try:
+        with writable(directory, what="compiled products").making(name) as place:
+            _compile(level, command, place / _LIBRARY)
+            return _opened(place / _LIBRARY)
+    except OSError as error:
+        raise LibraryUnavailable(str(error)) from error
 
 
 def _compiler() -> list[str]:
@@ -99,9 +99,6 @@ def _compile(level: str, command: list[str], target: Path) -> None:
     compiler, *options = command
     chosen = [*_OPTIONS, *options, f"-D{level.upper()}"]
     _run([compiler, *chosen, "-o", str(target), *sources, "-lm"])
-    content = target.read_bytes()
-    with target.open("ab") as file:
-        file.write(hashlib.sha256(content).digest())
 
 
 def _run(command: list[str]) -> str:
@@ -122,36 +119,6 @@ def _run(command: list[str]) -> str:
         said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
         raise LibraryUnavailable(f"{command[0]}: {said}")
     return done.stdout
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a kept library is there, this user's (or root's) alone to write, and unbroken."""
-    try:
-        status = path.stat()
-        content = path.read_bytes()
-    except OSError:
-        return False
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-        return False
-    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
-
-
-def _keep(made: Path, path: Path) -> bool:
-    """Put a library into the directory, whole or not at all; whether that went well."""
-    handle, name = -1, ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(made.read_bytes())
-        Path(name).chmod(0o700)
-        Path(name).replace(path)
-    except OSError as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        log.warning("compiled products are not kept, each start compiles them: %s", error)
-        return False
-    return True
 
 
 def _opened(path: Path) -> ctypes.CDLL:

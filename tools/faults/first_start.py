@@ -3,29 +3,37 @@
 from faults.fault import Fault
 
 CACHE = "tests/engine/runner/test_compiled_cache.py::test_"
+SEALED = "tests/kernels/test_sealed.py::test_"
 AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
 
 FAULTS = (
     Fault(
-        "first start: a damaged kernel is trusted",
-        "engine/runner/compiled_cache.py",
-        "_digests(folder).items() >= sealed.items()",
-        "_digests(folder).keys() >= sealed.keys()",
-        (CACHE + "a_damaged_kernel_is_thrown_away_and_the_others_stay",),
+        "first start: compiled code that is damaged is trusted",
+        "kernels/sealed.py",
+        "_digests(entry).items() >= sealed.items()",
+        "_digests(entry).keys() >= sealed.keys()",
+        (SEALED + "an_entry_is_whole_only_as_it_was_sealed",),
+    ),
+    Fault(
+        "first start: compiled code is kept under its name before it is whole",
+        "kernels/sealed.py",
+        "            entry = made.folder / name\n",
+        "            entry = self.folder / name\n",
+        (SEALED + "what_is_made_replaces_what_was_there_and_leaves_nothing_else",),
     ),
     Fault(
         "first start: a damaged kernel stays",
         "engine/runner/compiled_cache.py",
-        "            shutil.rmtree(self.folder / name, ignore_errors=True)\n",
+        "            self._kernels.discard(name)\n",
         "            pass\n",
         (CACHE + "a_damaged_kernel_is_thrown_away_and_the_others_stay",),
     ),
     Fault(
         "first start: a folder that cannot be written is taken",
-        "engine/runner/compiled_cache.py",
-        "        return CompiledCache(folder)\n    except OSError as",
-        "        return CompiledCache(folder)\n    except ValueError as",
-        (CACHE + "a_folder_that_cannot_be_written_is_replaced_and_said",),
+        "kernels/sealed.py",
+        "        return SealedFolder(folder)\n    except OSError as",
+        "        return SealedFolder(folder)\n    except ValueError as",
+        (SEALED + "a_folder_that_cannot_be_written_is_replaced_and_said",),
     ),
     Fault(
         "first start: kernels half compiled count as all",

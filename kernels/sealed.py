@@ -1,0 +1,121 @@
+"""Folders of compiled code that is taken again only as it was sealed.
+
+Invariant: an entry (a folder of files) is whole only while every byte is as it was when it was
+sealed: its seal holds the digest of each file. An entry that `making` makes comes under its name in
+one step. Any number of processes may read, make and discard entries at once. A folder that cannot
+be written is replaced by a temporary one, and said.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SEAL = "quire.sha256"
+_PROBE = bytes(1 << 20)  # as much as an entry may have
+_OTHERS_WRITE = 0o022
+
+
+class SealedFolder:
+    """Entries by their names, each a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def is_whole(self, name: str) -> bool:
+        """Whether all files of an entry are there as they were sealed; there may be others."""
+        entry = self.folder / name
+        try:
+            sealed = json.loads((entry / SEAL).read_text(encoding="utf-8"))
+            return bool(sealed) and _digests(entry).items() >= sealed.items()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def is_ours(self, name: str) -> bool:
+        """Whether only this user, or root, could have written an entry."""
+        entry = self.folder / name
+        try:
+            states = [path.stat() for path in (entry, *entry.iterdir())]
+        except OSError:
+            return False
+        return all(
+            state.st_uid in (0, os.geteuid()) and not state.st_mode & _OTHERS_WRITE
+            for state in states
+        )
+
+    def seal(self, name: str) -> None:
+        """Note what an entry's files are now. Raises OSError."""
+        write_at_once(self.folder / name / SEAL, json.dumps(_digests(self.folder / name)))
+
+    def discard(self, name: str) -> None:
+        """Throw an entry away, as far as that can be done."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """Yields a folder to make an entry in, and then seals it, in place of any that was there.
+
+        Raises OSError. What was opened in that folder stays open.
+        """
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self.folder) as scratch:
+            made = SealedFolder(Path(scratch))
+            entry = made.folder / name
+            entry.mkdir(mode=0o700)
+            yield entry
+            for file in entry.iterdir():
+                file.chmod(file.stat().st_mode & ~_OTHERS_WRITE)
+            made.seal(name)
+            self._take(entry)
+
+    def _take(self, entry: Path) -> None:
+        target = self.folder / entry.name
+        try:
+            entry.rename(target)
+        except OSError:  # one is there already, and a folder is not replaced in one step
+            with contextlib.suppress(OSError):
+                target.rename(entry.with_name("old"))
+            with contextlib.suppress(OSError):  # another process has been quicker: as good
+                entry.rename(target)
+
+
+def writable(folder: Path, *, what: str, remedy: str = "") -> SealedFolder:
+    """A folder, or a temporary one that ends with this process where nothing can be written there.
+
+    what: is kept there, for the log; remedy: what a user could do about it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=folder) as probe:
+            probe.write(_PROBE)
+        return SealedFolder(folder)
+    except OSError as error:
+        instead = Path(tempfile.mkdtemp(prefix="quire-compiled-"))
+        atexit.register(shutil.rmtree, instead, ignore_errors=True)
+        log.warning(
+            "%s cannot be kept in %s (%s): made anew at each start%s",
+            what,
+            folder,
+            error.strerror,
+            remedy and f" ({remedy})",
+        )
+        return SealedFolder(instead)
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """At once, or not at all. Raises OSError."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _digests(entry: Path) -> dict[str, str]:
+    files = sorted(file for file in entry.iterdir() if file.name != SEAL and file.is_file())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

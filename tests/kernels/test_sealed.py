@@ -1,0 +1,75 @@
+"""Compiled code is taken again only as it was sealed."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from quire.kernels.sealed import SEAL, SealedFolder, writable
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> SealedFolder:
+    """One entry of two files."""
+    made = SealedFolder(tmp_path)
+    with made.making("ONE") as entry:
+        (entry / "code").write_bytes(b"ONE")
+        (entry / "names").write_text("{}")
+    return made
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "seal broken", "seal gone"])
+def test_an_entry_is_whole_only_as_it_was_sealed(kept: SealedFolder, damage: str) -> None:
+    assert kept.is_whole("ONE")
+    entry = kept.folder / "ONE"
+    (entry / "more").touch()  # made later, of what is sealed
+    assert kept.is_whole("ONE")
+    if damage == "changed":
+        (entry / "code").write_bytes(b"ONF")
+    elif damage == "cut":
+        (entry / "code").write_bytes(b"ON")
+    elif damage == "gone":
+        (entry / "code").unlink()
+    elif damage == "seal broken":
+        (entry / SEAL).write_text("[1")
+    else:
+        (entry / SEAL).unlink()
+    assert not kept.is_whole("ONE")
+    kept.discard("ONE")
+    assert not entry.exists()
+    kept.discard("ONE")
+
+
+def test_what_is_made_replaces_what_was_there_and_leaves_nothing_else(kept: SealedFolder) -> None:
+    with kept.making("ONE") as entry:
+        (entry / "code").write_bytes(b"another")
+        assert (kept.folder / "ONE" / "code").read_bytes() == b"ONE"  # until it is whole
+    assert kept.is_whole("ONE") and (kept.folder / "ONE" / "code").read_bytes() == b"another"
+    with pytest.raises(ZeroDivisionError), kept.making("ONE"):
+        raise ZeroDivisionError
+    assert kept.is_whole("ONE")
+    assert [path.name for path in kept.folder.iterdir()] == ["ONE"]
+
+
+def test_only_what_nobody_else_may_write_is_ours(kept: SealedFolder) -> None:
+    assert kept.is_ours("ONE") and not kept.is_ours("TWO")
+    for path in (kept.folder / "ONE" / "code", kept.folder / "ONE"):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o020)
+        assert not kept.is_ours("ONE")
+        path.chmod(mode)
+    assert kept.is_ours("ONE")
+
+
+def test_a_folder_that_cannot_be_written_is_replaced_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    with caplog.at_level(logging.WARNING):
+        found = writable(in_the_way / "cache", what="kernels", remedy="name another")
+    assert found.folder != in_the_way / "cache"
+    (found.folder / "probe").write_text("")
+    assert f"kernels cannot be kept in {in_the_way}" in caplog.text
+    assert "(name another)" in caplog.text
+    assert writable(tmp_path / "new", what="kernels").folder == tmp_path / "new"
