@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 class Weight(NamedTuple):
-    """A matrix, or one for each expert, and where it is FP8 the scales of its blocks.
+    """A matrix, or one for each expert, and the scales of its blocks or rows.
 
-    data: [..., N, K], of the model's dtype, or float8_e4m3fn. scale: None, or fp32
+    data: [..., N, K], of the model's dtype, float8_e4m3fn or int8. scale: None; of FP8 fp32
     [..., ceil(N / 128), ceil(K / 128)]: what the numbers of each block of 128 x 128 are multiplied
-    by.
+    by; of int8 fp32 [N], the same of each row (see `row_scaled`).
     """
 
     data: Tensor

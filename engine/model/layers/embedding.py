@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire.engine.model.layers.forms import table_form
 from quire.engine.model.layers.parallel import length
-from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Ops
 
@@ -20,17 +20,20 @@ class VocabTable:
         self._world = setting.world
         self._vocab_size = vocab_size
         self.ids, rows = setting.world.split_vocab(vocab_size)
-        self.weight = setting.new(rows, hidden_size)
-        held = length(self.ids)
-        self.weight[held:] = 0
-        name, shape, cols = module + ".weight", (vocab_size, hidden_size), slice(0, hidden_size)
-        self.placements = [Placement(name, shape, self.weight[:held], self.ids, cols)]
+        form = table_form(setting)
+        table, mine = form.new(rows, hidden_size), length(self.ids)
+        self.weight = form.held(table)
+        self.weight[mine:] = 0
+        filled, shape = form.part(table, 0, mine, module), (vocab_size, hidden_size)
+        self.placements = form.placements(module, shape, filled, self.ids, slice(0, hidden_size))
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[T] int32 -> [T, hidden]. An ordinary launch, on which decode attention relies: it reads
         what stands before it (contexts, tables, older tokens) without waiting for more."""
         if self._world.size == 1:
-            return self.weight[token_ids]  # of a few rows far faster on a device than F.embedding
+            # Of a few rows far faster on a device than F.embedding.
+            rows: Tensor = self.weight[token_ids]
+            return rows
         return self._world.sum(self.embed_part(token_ids))
 
     def embed_part(self, token_ids: Tensor) -> Tensor:

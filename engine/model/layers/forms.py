@@ -1,4 +1,4 @@
-"""What the weights of a product are held as: in the model's dtype, or FP8.
+"""What the weights of a product are held as: in the model's dtype, FP8, or int8 rows.
 
 Invariant: a layer asks its form for parameters, for what fills them and for the operation that
 takes them, and never looks into a weight itself.
@@ -13,6 +13,7 @@ from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import fp8_placements, new_fp8, part_of
 from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Fp8Ops, has_experts, has_fp8
+from quire.kernels.row_scaled import RowScaled
 from quire.kernels.weight import Weight
 
 Operation = Callable[..., Tensor]
@@ -103,7 +104,46 @@ class Narrow:
         return self._ops.mix_experts_fp8
 
 
+class Rows:
+    """Int8 with a scale a row, made while a checkpoint is read."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def new(self, *shape: int) -> Weight:
+        rows, inputs = shape  # no experts: the registry refuses them
+        made = RowScaled.empty(rows, inputs, self._setting.dtype, self._setting.device)
+        return Weight(made.data, made.scale)
+
+    def part(self, weight: Weight, begin: int, end: int, module: str) -> Weight:
+        del module
+        assert weight.scale is not None
+        return Weight(weight.data[begin:end], weight.scale[begin:end])
+
+    def placements(
+        self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
+    ) -> list[Placement]:
+        return [Placement(f"{module}.weight", shape, self.held(held), rows, cols)]
+
+    def held(self, weight: Weight) -> RowScaled:
+        assert weight.scale is not None
+        return RowScaled(weight.data, weight.scale, self._setting.dtype)
+
+    def linear(self) -> Operation:
+        return self._setting.ops.linear
+
+    def mix_experts(self) -> Operation:
+        raise AssertionError("the registry refuses experts of int8")
+
+
+def table_form(setting: Setting) -> Form:
+    """The form of a vocabulary table, which is never FP8."""
+    return Rows(setting) if setting.int8 else Wide(setting)
+
+
 def form_of(setting: Setting, modules: list[str]) -> Form:
     """The form of the weights of one product, which these modules are merged into."""
+    if setting.int8:
+        return Rows(setting)
     fp8 = setting.fp8_of(modules)
     return Wide(setting) if fp8 is None else Narrow(setting, made=fp8.made_on_load)

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quire.kernels.row_scaled import RowScaled
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A weight of the checkpoint and the parameter's part that it fills.
 
     name, shape: as stored, [N] or [N, K]. target: a view of the parameter, [n] or [n, k], which
-    takes the weight's `rows` (and, of a matrix, `cols`).
+    takes the weight's `rows` (and, of a matrix, `cols`), as int8 rows where it is one of those.
     """
 
     name: str
     shape: tuple[int, ...]
-    target: Tensor
+    target: Tensor | RowScaled
     rows: slice
     cols: slice
 

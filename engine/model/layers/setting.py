@@ -1,7 +1,6 @@
 """What all layers of a model are built with."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from quire.engine.model.config import Fp8
 from quire.engine.model.fp8_modules import is_skipped
 from quire.engine.model.layers.parallel import World
 from quire.kernels.ops import Ops
-from quire.kernels.row_scaled import RowScaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +24,7 @@ class Setting:
     int8: bool = False
 
     def new(self, *shape: int) -> Tensor:
-        """An unfilled parameter. With int8 a matrix is a `RowScaled` that passes for a Tensor: it
-        offers what a layer asks of one, and what takes products knows it."""
-        if self.int8 and len(shape) == 2:
-            return cast(Tensor, RowScaled.empty(*shape, self.dtype, self.device))
+        """An unfilled parameter of the model's dtype."""
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def fp8_of(self, modules: list[str]) -> Fp8 | None:
