@@ -110,7 +110,7 @@ TEXT = (
         "service/text/stop_strings.py",
         "            fail = self.step(self._fail[parent], self._labels[node]) if parent else 0\n",
         "            fail = 0\n",
-        (LINEAR + "the_machine_finds_what_a_naive_search_finds",),
+        (LINEAR + "a_stop_string_that_begins_within_one_that_breaks_is_found",),
     ),
     Fault(
         "quire: of stop strings that end together any one is told",

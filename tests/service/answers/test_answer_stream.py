@@ -57,3 +57,15 @@ def test_resumed_at_every_token_the_rest_is_the_same(syntax: Syntax) -> None:
                     add(whole, part)
             assert whole == expected, (answer.raw, kept)
             assert [i for piece in sent for i in piece.ids] == ids[kept:]
+
+
+@pytest.mark.parametrize("syntax", Syntax)
+def test_no_id_leaves_while_its_text_may_yet_be_markup(syntax: Syntax) -> None:
+    for seed in range(8):
+        answer = invent(seed, syntax, opened=bool(seed % 2))
+        stream, parser = opened(answer.reading), OutputParser(answer.reading)
+        for token_id in ids_of(answer.raw):
+            stream.push(token_id)
+            if (piece := stream.take()) is not None:
+                parser.feed(b"".join(TOKENIZER.text_pieces[i] for i in piece.ids).decode())
+                assert parser.certain, (answer.raw, piece.ids)

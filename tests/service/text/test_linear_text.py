@@ -44,6 +44,13 @@ def test_the_machine_finds_what_a_naive_search_finds(
     assert found == naive(text, stops)
 
 
+def test_a_stop_string_that_begins_within_one_that_breaks_is_found() -> None:
+    assert StopFinder(["aab"]).feed("aaab") == StopMatch("aab", 1, 4)
+    assert StopFinder(["abac", "bad"]).feed("abad") == StopMatch("bad", 1, 4)
+    finder = StopFinder(["abab]"])
+    assert finder.feed("ababab") is None and finder.held == 4
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     parts=st.lists(st.tuples(st.text("ab", max_size=4), st.booleans()), max_size=12),

@@ -81,6 +81,8 @@ def test_large_prompts_leave_a_thread_to_the_others() -> None:
         workers = PromptWorkers(threads=3)
         gates = await held(workers, 2, LARGE_BYTES + 1)
         waits = asyncio.ensure_future(workers.run(lambda _: "large", "b", LARGE_BYTES + 1))
+        await asyncio.sleep(0)
+        assert workers.waiting == 1  # before the small one comes
         assert await workers.run(lambda _: "small", "c") == "small"
         assert not waits.done()
         for gate in gates:
