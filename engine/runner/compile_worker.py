@@ -20,11 +20,8 @@ from typing import Any
 import torch
 from triton.runtime.cache import get_cache_manager
 
-<<<<<<< HEAD
-from quire.engine.model.config import ModelConfig
-=======
 from quire.engine import lifeline
->>>>>>> c52a2e3 (A process that compiles ahead ends with the engine's as all of its processes do, and leaves signals to it)
+from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
