@@ -13,18 +13,17 @@ import importlib.metadata
 import logging
 import os
 import queue
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from quire.engine import lifeline
 from quire.engine.config import EngineConfig
+from quire.engine.runner import compile_process
 from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
 from quire.kernels import support
 
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 
 MOST_PROCESSES = 16
 _LIMIT = 300.0  # seconds, after which the engine compiles the rest itself
-_WORKER = (sys.executable, "-m", "quire.engine.runner.compile_worker")
 _ENDED = None  # what a reader says last
 
 Words = queue.SimpleQueue[Compiled | None]
@@ -42,44 +40,35 @@ class CompileAhead:
     """The processes at work for one engine; none where the cache has all of its kernels."""
 
     def __init__(
-        self, orders: Orders, cache: CompiledCache, versions: str, worker: Sequence[str] = _WORKER
+        self, orders: Orders, cache: CompiledCache, versions: str, early: Worker | None = None
     ) -> None:
-        """Begins. versions: of whatever decides the code beside the orders."""
+        """Begins. versions: of whatever decides the code beside the orders. early: a process that
+        waits for orders already; it does this work, or is ended."""
         self._cache = cache
         self._key = orders.key(versions)
         self._words: Words = queue.SimpleQueue()
-        self._worker = None if cache.is_whole(self._key) else self._started(orders, worker)
+        self._worker: Worker | None = None
+        if not cache.is_whole(self._key):
+            self._worker = early or compile_process.start()
+            self._order(self._worker, orders)
+        elif early is not None:
+            compile_process.end(early)
 
     @property
     def at_work(self) -> bool:
         """Whether anything has to be compiled."""
         return self._worker is not None
 
-    def _started(self, orders: Orders, worker: Sequence[str]) -> "subprocess.Popen[str]":
-        environment = os.environ | {
-            "TRITON_CACHE_DIR": str(self._cache.folder),
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-        }
-        with lifeline.signals_blocked():
-            process = subprocess.Popen(
-                worker,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=environment,
-            )
-        assert process.stdin is not None
+    def _order(self, worker: Worker, orders: Orders) -> None:
+        assert worker.stdin is not None
         with contextlib.suppress(OSError):
-            process.stdin.write(orders.written() + "\n")
-            process.stdin.flush()
-        threading.Thread(target=self._read, args=(process,), daemon=True).start()
-        return process
+            worker.stdin.write(orders.written() + "\n")
+            worker.stdin.flush()
+        threading.Thread(target=self._read, args=(worker,), daemon=True).start()
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+    def _read(self, worker: Worker) -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
             word = Compiled.read(line)
             if word is not None:
                 self._words.put(word)
@@ -114,16 +103,9 @@ class CompileAhead:
             log.warning("compiled kernels could not be noted in %s: %s", self._cache.folder, error)
 
     def end(self) -> None:
-        """End the processes that still run: those that were forked see their input closed."""
-        process = self._worker
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        """End the processes that still run."""
+        if self._worker is not None:
+            compile_process.end(self._worker)
 
 
 def begin(
@@ -134,7 +116,10 @@ def begin(
     dtype: of weights, activations and cache. From here on Triton keeps kernels in a folder that can
     be written.
     """
+    early = compile_process.take_early()
     if device.type != "cuda":
+        if early is not None:
+            compile_process.end(early)
         return None
     from triton import knobs
 
@@ -148,9 +133,10 @@ def begin(
         shared=support.shared_bytes(device),
         card=support.card_name(device),
         pdl=pdl,
+        cache=str(cache.folder),
         processes=min(_cores(), MOST_PROCESSES),
     )
-    return CompileAhead(orders, cache, _versions())
+    return CompileAhead(orders, cache, _versions(), early)
 
 
 def _cores() -> int:

@@ -13,7 +13,8 @@ from quire.engine.config import EngineConfig
 class Orders:
     """What is to be compiled. options: an EngineConfig's. dtype: of weights, activations and cache
     ("bfloat16"). arch: 90 is sm_90; shared: bytes of shared memory of a program; card: its name.
-    pdl: whether kernels are launched as dependents. processes: how many share the work."""
+    pdl: whether kernels are launched as dependents. cache: the folder where Triton keeps them.
+    processes: how many share the work."""
 
     options: dict[str, Any]
     dtype: str
@@ -21,6 +22,7 @@ class Orders:
     shared: int
     card: str
     pdl: bool
+    cache: str = ""
     processes: int = 1
 
     @classmethod
@@ -38,7 +40,7 @@ class Orders:
 
     def key(self, versions: str) -> str:
         """Names the work, whoever does it. versions: of whatever else decides the code."""
-        whole = dataclasses.replace(self, processes=1).written()
+        whole = dataclasses.replace(self, cache="", processes=1).written()
         return hashlib.sha256((versions + whole).encode()).hexdigest()
 
 

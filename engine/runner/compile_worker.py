@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from triton import knobs
 from triton.runtime.cache import get_cache_manager
 
 from quire.engine import lifeline
@@ -86,6 +87,8 @@ def kernels_of(launches: Launches) -> list[str]:
 
 def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     """Compile, in so many processes; whether each of them came to its end. tell: called there."""
+    if orders.cache:
+        knobs.cache.dir = orders.cache
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)
     names = kernels_of(launches)
@@ -118,7 +121,12 @@ def compile_share(
 def main() -> int:
     """Do what the line on standard input says."""
     orders = Orders.read(sys.stdin.readline())
-    return int(not compile_all(orders, lambda word: print(word.written(), flush=True)))
+    return int(not compile_all(orders, _tell))
+
+
+def _tell(word: Compiled) -> None:
+    """In one write, which the others' do not come between."""
+    os.write(sys.stdout.fileno(), (word.written() + "\n").encode())
 
 
 def _fork(work: Callable[[int], None], number: int) -> int:

@@ -5,18 +5,23 @@
 SOCKET and MARK are inherited file descriptors (quire.engine.client.process_main.run).
 """
 
+import os
 import sys
 from functools import partial
 from typing import NoReturn
 
 from quire.engine.client import process_main
 from quire.engine.loop.loop import Builder
+from quire.engine.runner import compile_process
+from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
 
 def main(log_format: str, log_level: str, connection: str, mark: str) -> NoReturn:
     """Logs as the server's own; then the engine, until its end."""
     logs.set_up(log_format, log_level)
+    if sees_gpu(os.environ):
+        compile_process.start_early()
     ranks = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
     process_main.run(partial(_load, ranks), int(connection), int(mark), logs.flush)
 

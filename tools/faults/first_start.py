@@ -63,4 +63,11 @@ FAULTS = (
         "        if tokens > 1 and bounds.max_num_seqs > 1:  # also",
         ("tests/engine/runner/test_warmup.py::test_what_is_captured_at_the_start_is_warm",),
     ),
+    Fault(
+        "first start: an early process that nobody needs stays",
+        "engine/runner/compile_ahead.py",
+        "            compile_process.end(early)\n\n",
+        "            pass\n\n",
+        (AHEAD + "a_process_that_was_started_in_vain_is_ended",),
+    ),
 )

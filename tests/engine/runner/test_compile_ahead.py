@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.model.config import ModelConfig
-from quire.engine.runner import compile_ahead
+from quire.engine.runner import compile_ahead, compile_process
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compiled_cache import CompiledCache
@@ -35,7 +36,7 @@ WORKER = f"""
 import json, os, pathlib, sys
 orders = json.loads(sys.stdin.readline())
 for number in range({KERNELS}):
-    folder = pathlib.Path(os.environ["TRITON_CACHE_DIR"], f"K{{number}}")
+    folder = pathlib.Path(orders["cache"], f"K{{number}}")
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
     print("noise of a library")
@@ -44,8 +45,9 @@ for number in range({KERNELS}):
 
 
 def ahead(folder: Path, worker: str = WORKER) -> CompileAhead:
-    program = (sys.executable, "-c", worker)
-    return CompileAhead(ORDERS, CompiledCache(folder), "version 1", program)
+    early = compile_process.start((sys.executable, "-c", worker))
+    orders = dataclasses.replace(ORDERS, cache=str(folder))
+    return CompileAhead(orders, CompiledCache(folder), "version 1", early)
 
 
 def test_all_that_is_told_is_kept_and_the_next_start_has_nothing_to_do(tmp_path: Path) -> None:
@@ -81,6 +83,30 @@ def test_one_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     stuck = ahead(tmp_path, "import signal; signal.pause()")
     assert stuck.wait(lambda _share: None) == 0
     assert stuck._worker is not None and stuck._worker.returncode is not None
+
+
+def test_a_process_is_started_early_only_where_no_engine_was_before(tmp_path: Path) -> None:
+    program = (sys.executable, "-c", WORKER)
+    assert compile_process.start_early(tmp_path, program)
+    assert not compile_process.start_early(tmp_path, program), "one is enough"
+    worker = compile_process.take_early()
+    assert worker is not None and compile_process.take_early() is None
+    orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
+    first = CompileAhead(orders, CompiledCache(tmp_path), "version 1", worker)
+    assert first.wait(lambda _share: None) == KERNELS
+    assert not compile_process.start_early(tmp_path, program)
+
+
+def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
+    assert ahead(tmp_path).wait(lambda _share: None) == KERNELS
+    vain = compile_process.start((sys.executable, "-c", WORKER))
+    orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
+    assert not CompileAhead(orders, CompiledCache(tmp_path), "version 1", vain).at_work
+    assert vain.returncode is not None
+    assert compile_process.start_early(tmp_path / "new", (sys.executable, "-c", WORKER))
+    (early,) = compile_process._early
+    assert compile_ahead.begin(CONFIG, torch.float32, torch.device("cpu"), pdl=False) is None
+    assert early.returncode is not None and not compile_process._early
 
 
 def test_a_word_is_read_or_is_none() -> None:

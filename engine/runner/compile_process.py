@@ -1,0 +1,59 @@
+"""The process that compiles kernels; on a machine's first start it begins before it has orders.
+
+Invariant: without heavy imports, so that it can be called before them: to load torch takes this
+process as long as it takes the engine's, and beside it costs nothing. It waits for its orders, a
+line of its input, and ends when that is closed.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quire.engine import lifeline
+
+Worker = subprocess.Popen[str]
+WORKER = (sys.executable, "-P", "-m", "quire.engine.runner.compile_worker")
+LISTS = "quire-*.json"  # in Triton's cache folder: what engines here have needed
+
+_early: list[Worker] = []  # at most one: not asked to do anything yet
+
+
+def start(program: Sequence[str] = WORKER) -> Worker:
+    """One that waits for its orders. Call it in a thread that lives as long."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with lifeline.signals_blocked():
+        return subprocess.Popen(
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+
+def start_early(folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:
+    """Start it where no engine has left kernels; whether it was. folder: Triton's cache."""
+    kept = folder or Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    if next(kept.glob(LISTS), None) is not None or _early:
+        return False
+    _early.append(start(program))
+    return True
+
+
+def take_early() -> Worker | None:
+    """The one that was started early, if there is one: the caller's from now on."""
+    return _early.pop() if _early else None
+
+
+def end(worker: Worker) -> None:
+    """End it, and with it what it has forked, which see their input closed."""
+    worker.kill()
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what it had not read yet
+                pipe.close()
