@@ -105,8 +105,6 @@ class Run:
             return _answered(name, line, 200, await self._answer(name, line, asked))
         except DeadlineExceeded as error:
             return _failed(name, line, "deadline_exceeded", error.message)
-        except (*_PASSING, Unauthenticated):
-            raise  # of the server, not of the line
         except _Refused as refused:
             return _answered(name, line, *refused_body(refused.error, refused.names))
 

@@ -67,7 +67,7 @@ FAULTS = (
         "service/telemetry/standard_streams.py",
         "    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY\n",
         "    flags = os.O_WRONLY | os.O_NOCTTY\n",
-        (LOGS + "a_stuck_pipe_stops_neither_the_server_nor_its_end",),
+        (LOGS + "a_pipe_is_never_waited_for_and_its_other_users_are_not_touched",),
     ),
     Fault(
         "quire: a field may begin a line",

@@ -81,8 +81,8 @@ FAULTS = (
     Fault(
         "replicas: who resumes waits like everybody",
         "engine/scheduling/waiting_queue.py",
-        "        return priority, served if fresh else served - HEAD_START, arrival\n",
-        "        return priority, served, arrival\n",
+        "served[client] - (HEAD_START if first.resumes else 0)\n",
+        "served[client]\n",
         ("tests/engine/scheduling/test_waiting_queue.py",),
     ),
     Fault(

@@ -65,8 +65,8 @@ FAULTS = (
     Fault(
         "gllm: jitter in admission",
         "engine/scheduling/waiting_queue.py",
-        "return priority, served if fresh else served - HEAD_START, arrival",
-        'return priority, int(__import__("random").random() * 9), arrival',
+        "        return -first.priority, served, first.arrival\n",
+        '        return -first.priority, int(__import__("random").random() * 9), first.arrival\n',
         regression("gllm_jitter_in_admission"),
     ),
     Fault(

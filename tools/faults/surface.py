@@ -81,8 +81,8 @@ FAULTS = (
     Fault(
         "surface: a server that is away is a result",
         "clients/batch/run.py",
-        "        except (*_PASSING, Unauthenticated):\n",
-        "        except Unauthenticated:\n",
+        "            except _PASSING as error:\n",
+        "            except () as error:\n",
         (f"{RUN}what_is_no_fault_of_a_line_gives_it_no_result",),
     ),
     Fault(

@@ -217,6 +217,19 @@ def test_new_calls_go_before_the_words_of_many_streams_but_not_of_few() -> None:
     assert all(stream.messages == [1] for stream in many)
 
 
+def test_words_that_have_waited_long_go_before_calls_without_an_end() -> None:
+    loop = Loop(cost=0.00001)
+    many = [Stream(loop) for _ in range(40)]
+    loop.calls_come = True
+    for stream in many:
+        stream.push()
+    loop.pacer.run()
+    loop.run_until(PATIENCE - QUIET)
+    assert not any(stream.messages for stream in many)
+    loop.run_until(PATIENCE + 2 * QUIET)
+    assert all(stream.messages == [1] for stream in many)
+
+
 def test_a_burst_of_calls_goes_first_for_a_while_and_not_for_ever() -> None:
     loop = Loop(cost=0.0)
     calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)

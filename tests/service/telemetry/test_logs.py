@@ -205,9 +205,9 @@ def test_a_pipe_is_never_waited_for_and_its_other_users_are_not_touched() -> Non
     read, write = full_pipe()
     ours = os.dup(write)
     standard_streams.never_wait(ours)
+    assert os.get_blocking(write) and not os.get_blocking(ours)
     with pytest.raises(BlockingIOError):
         os.write(ours, b"x")
-    assert os.get_blocking(write)
     for descriptor in (read, write, ours):
         os.close(descriptor)
 
