@@ -21,6 +21,15 @@ weights = scores.masked_fill(later, -math.inf).softmax(-1)
 return torch.einsum("hqk,khd->qhd", weights, v)
 """
 
+_ATTEND = """
+k, v = torch.cat((past_k, k)), torch.cat((past_v, v))
+new, known = len(q), len(k)
+scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[2])
+future = torch.ones(new, known, dtype=torch.bool).triu(known - new + 1)
+weights = scores.masked_fill(future, -math.inf).softmax(-1)
+return torch.einsum("hqk,khd->qhd", weights, v), k, v
+"""
+_PAST_SCORES = 'scores = torch.einsum("qhd,khd->hqk", q, past_k)'
 _SLOTS = """
 return [
     table[p // block_size] * block_size + p % block_size for p in range(start, start + count)
@@ -80,6 +89,30 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "after the softmax",
         ),
     ),
+    2: (
+        WrongFill(
+            "sees the past alone",
+            _changed(_ATTEND, "weights = scores.masked_fill(future, -math.inf).softmax(-1)\n", "")
+            .replace('scores = torch.einsum("qhd,khd->hqk", q, k)', _PAST_SCORES)
+            .replace("weights, v), k, v", "scores.softmax(-1), past_v), k, v"),
+            "see the kept ones and not themselves",
+        ),
+        WrongFill(
+            "masks from zero",
+            _changed(_ATTEND, "triu(known - new + 1)", "triu(1)"),
+            "further to the right",
+        ),
+        WrongFill(
+            "sees the future",
+            _changed(_ATTEND, "scores.masked_fill(future, -math.inf)", "scores"),
+            "a prompt comes all at once",
+        ),
+        WrongFill(
+            "keeps the new ones alone",
+            _changed(_ATTEND, "weights, v), k, v", "weights, v), k[-new:], v[-new:]"),
+            "what you give back to keep",
+        ),
+    ),
     3: (
         WrongFill(
             "counts on from the first block",
@@ -110,6 +143,31 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "first = table[start // block_size] * block_size + start % block_size\n"
             "return [first + i for i in range(count)]",
             "may go on into the next block",
+        ),
+    ),
+    6: (
+        WrongFill(
+            "whole or not at all",
+            "shares = []\n"
+            "for lacking in missing:\n"
+            "    share = lacking if lacking <= budget else 0\n"
+            "    shares.append(share)\n"
+            "    budget -= share\n"
+            "return shares",
+            "whole or not at all",
+        ),
+        WrongFill(
+            "a budget each",
+            "return [min(lacking, budget) for lacking in missing]",
+            "it is the step's",
+        ),
+        WrongFill(
+            "one each", "return [min(lacking, 1) for lacking in missing]", "a prompt has many"
+        ),
+        WrongFill(
+            "equal shares",
+            "return [min(n, budget // len(missing)) for n in missing]",
+            "share the room equally",
         ),
     ),
     7: (
