@@ -1,4 +1,4 @@
-"""Write the tables of measured figures into README.md and docs/performance.md, from the JSON files.
+"""Write the tables of measured figures into READMEs and docs/performance.md, from the JSON files.
 
     python tools/tables.py            # after new files in benchmarks/results/
     python tools/tables.py --check    # exit 1 if a table is not what the files say
@@ -152,7 +152,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
     stale = []
-    pages = {ROOT / "README.md": beside_peer(), ROOT / "docs" / "performance.md": all_tables()}
+    readmes = dict.fromkeys((ROOT / "README.md", ROOT / "README.zh.md"), beside_peer())
+    pages = {**readmes, ROOT / "docs" / "performance.md": all_tables()}
     for path, body in pages.items():
         old = path.read_text(encoding="utf-8")
         new = replaced(old, body)
