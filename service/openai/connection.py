@@ -47,6 +47,14 @@ class Connection(H11Protocol):
             self.connections.discard(self)
             transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing of it stays. One that was reset uvicorn would keep, with its request, until the
+        next request were late, and count it nowhere."""
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
     def data_received(self, data: bytes) -> None:
         """As much as came; a request's headers may be whole now. A body that nobody has asked for
         stays with the network."""

@@ -39,6 +39,13 @@ FAULTS = (
         (HOSTILE + "a_foreign_host_gets_no_answer",),
     ),
     Fault(
+        "openai: a connection that was reset is kept",
+        "service/openai/connection.py",
+        "            self.timeout_keep_alive_task.cancel()\n",
+        "            pass\n",
+        (HOSTILE + "nothing_is_kept_of_a_connection_that_is_reset",),
+    ),
+    Fault(
         "openai: headers may take for ever",
         "service/openai/connection.py",
         "        if self.since is not None and now - self.since >= seconds:\n",

@@ -1,8 +1,11 @@
 """The HTTP API and those who mean it no good: slow, large, half-open, foreign, or not reading."""
 
 import asyncio
+import gc
 import json
 import socket
+import struct
+import weakref
 from typing import Any
 
 import pytest
@@ -49,6 +52,28 @@ class Slow:
         """All that was sent has been read by then."""
         self.now += seconds
         self.server.cut_off_slow()
+
+
+def test_nothing_is_kept_of_a_connection_that_is_reset() -> None:
+    """Its request, its answer and its buffers are gone with it: whoever resets connections without
+    an end takes no memory."""
+
+    async def test() -> None:
+        slow = Slow()
+        slow.may_answer.set()
+        peer = await Peer.to(await slow.open())
+        assert (await peer.ask(head("GET", "/"))).status == 200
+        kept = [weakref.ref(connection) for connection in slow.server._state.connections]
+        assert [one() is None for one in kept] == [False]
+        own = peer.writer.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.writer.transport.abort()
+        await until(lambda: slow.server.connections == 0)
+        gc.collect()
+        assert [one() is None for one in kept] == [True]
+        await slow.server.stop()
+
+    run(test)
 
 
 def test_slow_headers_are_cut_off_and_slow_answers_are_not() -> None:
