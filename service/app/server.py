@@ -25,6 +25,7 @@ from quire.service.admission.intake import Intake, Places, places_for
 from quire.service.admission.rate_limits import ClientLimits
 from quire.service.app import ports
 from quire.service.app.bounds import limits, policy
+from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
 from quire.service.app.health import Health
 from quire.service.app.listener import Keeper, Listener
@@ -62,9 +63,6 @@ EXIT_OK, EXIT_DEAD = 0, 1
 END_SECONDS = 5.0
 _ENGINE_STOP = 1.5  # seconds that the engine gets to end its step
 _WRITES = 2.5  # seconds that calls which have ended get to be written
-_WRITES_STALL = 1.0  # less, once none has been written for so long: nobody reads
-_LOOK = 0.1  # seconds between two looks at what was written
-_QUIET = 0.05  # seconds without a call, twice: none waits for its first look
 _REST = 0.5  # seconds that metrics and traces get to end
 
 
@@ -345,48 +343,9 @@ class Server:
         rest = asyncio.gather(*self._rest(), return_exceptions=True)
         if self._keeper is not None:
             self._keeper.stop()
-        until = asyncio.get_running_loop().time() + _WRITES
-        if not leaving or await self._all_told(until):
-            await self._close_ports(until, leaving)
+        closing = Closing(self._listeners, self._http, self.ledger.rpcs.total, _WRITES)
+        await closing.run(leaving=leaving)
         await asyncio.wait({rest}, timeout=_REST)
-
-    async def _close_ports(self, until: float, leaving: bool) -> None:
-        closing = [asyncio.create_task(port.stop(END_SECONDS)) for port in self._listeners]
-        if self._http is not None:
-            closing.append(asyncio.create_task(self._http.stop()))
-        if not await self._written(closing, until) and not leaving:
-            await asyncio.gather(*(port.stop(None) for port in self._listeners))
-
-    async def _all_told(self, until: float) -> bool:
-        """Wait until gRPC has no call that nobody has looked at: when its port closes it cancels
-        those without a word. False: they come faster than they can be told."""
-        clock = asyncio.get_running_loop().time
-        ended, quiet = self._ended_calls(), 0
-        while quiet < 2:
-            if clock() >= until:
-                log.warning("calls come to the end: their connections are cut")
-                return False
-            await asyncio.sleep(_QUIET)
-            before, ended = ended, self._ended_calls()
-            quiet = quiet + 1 if ended == before else 0
-        return True
-
-    async def _written(self, closing: "list[asyncio.Task[None]]", until: float) -> bool:
-        """Wait until every call's end is written, for as long as that gets on."""
-        clock = asyncio.get_running_loop().time
-        moved = clock()
-        ended = self._ended_calls()
-        while any(not task.done() for task in closing):
-            if clock() >= until or clock() - moved >= _WRITES_STALL:
-                log.warning("not all clients have read how their calls ended")
-                return False
-            await asyncio.wait(closing, timeout=_LOOK)
-            if self._ended_calls() != ended:
-                ended, moved = self._ended_calls(), clock()
-        return True
-
-    def _ended_calls(self) -> int:
-        return self.ledger.rpcs.total()
 
     def _rest(self) -> "list[Coroutine[Any, Any, None]]":
         """What serves nobody but its readers: its end is waited for a moment only."""

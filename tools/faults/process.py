@@ -146,8 +146,8 @@ FAULTS = (
     ),
     Fault(
         "quire: the grace does not follow the writes",
-        "service/app/server.py",
-        "                ended, moved = self._ended_calls(), clock()\n",
+        "service/app/closing.py",
+        "                ended, moved = self._ended_calls(), self._clock()\n",
         "                ended = self._ended_calls()\n",
         (ENDS + "the_grace_follows_the_writes",),
     ),
@@ -160,9 +160,9 @@ FAULTS = (
     ),
     Fault(
         "quire: calls that nobody has looked at are cancelled at the end",
-        "service/app/server.py",
-        "        if not leaving or await self._all_told(until):\n",
-        "        if True:\n",
+        "service/app/closing.py",
+        "        if leaving and not await self._all_told():\n",
+        "        if False:\n",
         (
             "tests/service/app/test_faults.py::"
             "test_a_signal_while_calls_wait_for_their_first_look_gives_each_a_word",

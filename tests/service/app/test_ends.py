@@ -23,7 +23,7 @@ from support.http2 import HEADERS, Rude
 from support.patience import PATIENCE
 from support.server_process import QUIRE, environment, long_request, process
 
-from quire.service.app import server as module
+from quire.service.app import closing
 from quire.service.app.signals import Signals
 from quire.service.security.auth import make_entry
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -124,7 +124,7 @@ def test_a_signal_before_the_loop_is_not_lost(monkeypatch: pytest.MonkeyPatch) -
 def test_unread_ends_do_not_hold_up_the_stop_and_the_others_get_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_WRITES_STALL", 0.05)
+    monkeypatch.setattr(closing, "_STALL", 0.05)
 
     async def test() -> None:
         async with serving(Device(step_seconds=0.02), drain_seconds=0.0) as running:
@@ -144,24 +144,22 @@ def test_unread_ends_do_not_hold_up_the_stop_and_the_others_get_theirs(
 
 def test_the_grace_follows_the_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as ends are written it goes on; its clock is the loop's, which is moved by hand."""
-    monkeypatch.setattr(module, "_LOOK", 0.0)
+    monkeypatch.setattr(closing, "_LOOK", 0.0)
 
     async def test() -> None:
-        async with serving() as running:
-            server, ledger = running.server, running.server.ledger
-            open_call: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            now = 0.0
-            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
-            looks = 0
+        open_call: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        now = 0.0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+        looks = 0
 
-            def look() -> int:
-                nonlocal now, looks
-                looks, now = looks + 1, now + 0.4
-                return min(looks, 5)  # five ends are written, then none
+        def look() -> int:
+            nonlocal now, looks
+            looks, now = looks + 1, now + 0.4
+            return min(looks, 5)  # five ends are written, then none
 
-            monkeypatch.setattr(server, "_ended_calls", look)
-            assert not await server._written([open_call], 10.0)  # type: ignore[list-item]
-            assert ledger.open == 0 and looks >= 5
+        ending = closing.Closing([], None, look, 10.0)
+        assert not await ending._written([open_call])
+        assert looks >= 5
 
     run(test)
 

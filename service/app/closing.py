@@ -1,0 +1,74 @@
+"""How the ports close at the server's end: every call hears how it ended, as far as it reads.
+
+Invariant: a port closes only once gRPC has no call that nobody has looked at, since it cancels
+those without a word; and it stays until the ends of all calls are written, as long as that gets on.
+What is waited for is bounded by `seconds`, whatever clients do.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from quire.service.app.listener import Listener
+from quire.service.openai.http_server import HttpServer
+
+log = logging.getLogger("quire.service")
+
+_STALL = 1.0  # seconds without an end that was written, after which nobody reads
+_LOOK = 0.1  # seconds between two looks at what was written
+_QUIET = 0.05  # seconds without a call, twice: none waits for its first look
+_GRACE = 60.0  # seconds that gRPC gives calls: it must cut off nobody before we do
+
+
+class Closing:
+    """The end of a server's ports, once the engine has ended all calls."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        http: HttpServer | None,
+        ended_calls: Callable[[], int],
+        seconds: float,
+    ) -> None:
+        """ended_calls: how many calls have ended until now. seconds: what it may take from now."""
+        self._listeners = listeners
+        self._http = http
+        self._ended_calls = ended_calls
+        self._clock = asyncio.get_running_loop().time
+        self._until = self._clock() + seconds
+
+    async def run(self, *, leaving: bool) -> None:
+        """Close them. leaving: the process ends next, and what is open with it; without, what is
+        open at the end is cancelled here."""
+        if leaving and not await self._all_told():
+            return
+        closing = [asyncio.create_task(port.stop(_GRACE)) for port in self._listeners]
+        if self._http is not None:
+            closing.append(asyncio.create_task(self._http.stop()))
+        if not await self._written(closing) and not leaving:
+            await asyncio.gather(*(port.stop(None) for port in self._listeners))
+
+    async def _all_told(self) -> bool:
+        """Wait until gRPC has no call that nobody has looked at. False: they come faster than they
+        can be told."""
+        ended, quiet = self._ended_calls(), 0
+        while quiet < 2:
+            if self._clock() >= self._until:
+                log.warning("calls come to the end: their connections are cut")
+                return False
+            await asyncio.sleep(_QUIET)
+            before, ended = ended, self._ended_calls()
+            quiet = quiet + 1 if ended == before else 0
+        return True
+
+    async def _written(self, closing: "Sequence[asyncio.Future[None]]") -> bool:
+        """Wait until every call's end is written, for as long as that gets on."""
+        moved, ended = self._clock(), self._ended_calls()
+        while any(not task.done() for task in closing):
+            if self._clock() >= self._until or self._clock() - moved >= _STALL:
+                log.warning("not all clients have read how their calls ended")
+                return False
+            await asyncio.wait(closing, timeout=_LOOK)
+            if self._ended_calls() != ended:
+                ended, moved = self._ended_calls(), self._clock()
+        return True
