@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import common
+from fleet_conversations import Conversation, IdealCache, conversation
 
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import PromptKeys, keys_of
@@ -37,10 +38,8 @@ from quire.engine.request import GenerationRequest, Output, SamplingParams
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.plan import StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
-from quire.v1 import inference_pb2 as pb
 
 BLOCK, BLOCKS, SLOTS, BUDGET = 16, 2048, 32, 2048
-SYSTEM_PROMPTS, SYSTEM_TOKENS = 8, 256
 STEP, PER_PROMPT_TOKEN, PER_ROW = 0.008, 60e-6, 20e-6  # seconds: an 8B on one card, roughly
 RATE = 2.0  # conversations a second and replica, on average
 BURST, BURST_SHARE, BURST_SECONDS = 2.5, 0.2, 5.0  # times the rate, of the time, each so long
@@ -49,67 +48,6 @@ DEATHS = 0.003  # a second and replica
 AWAY = 15.0  # seconds until a dead one is back
 WORK, SHORTEST, LONGEST = 1200.0, 4.0, 60.0  # seconds of replicas; seconds of a run
 JITTER = (0.05, 0.1)  # seconds before a broken stream goes on
-
-
-# ------------------------------------------------------------ conversations
-
-
-@dataclass(slots=True)
-class Conversation:
-    """What was said, as ids for the scheduler and as messages for the routing."""
-
-    number: int
-    turns: int
-    chat: pb.GenerateRequest
-    ids: list[int]
-    chance: random.Random
-    turn: int = 0
-
-    def ask(self) -> None:
-        """The user's next turn."""
-        self.turn += 1
-        length = self.chance.randrange(64, 257) if self.turn == 1 else self.chance.randrange(16, 97)
-        self.chat.chat.messages.add(role="user", content=f"{self.number} {self.turn}")
-        self.ids += [self.chance.randrange(1000, 100_000) for _ in range(length)]
-
-    def answer(self, ids: Sequence[int]) -> None:
-        """The assistant's."""
-        self.chat.chat.messages.add(role="assistant", content=f"answer {self.number} {self.turn}")
-        self.ids += ids
-
-
-def conversation(number: int, seed: int) -> Conversation:
-    """Under one of the system prompts, of which some are liked more."""
-    chance = random.Random(seed * 1_000_003 + number)
-    system = min(int(chance.expovariate(0.5)), SYSTEM_PROMPTS - 1)
-    chat = pb.GenerateRequest()
-    chat.chat.messages.add(role="system", content=f"system {system}")
-    ids = [10 + system] * SYSTEM_TOKENS
-    return Conversation(number, chance.randrange(2, 7), chat, ids, chance)
-
-
-class IdealCache:
-    """One that holds whatever any replica ever computed, in whole blocks."""
-
-    def __init__(self) -> None:
-        self._known: set[int] = set()
-
-    def hit(self, ids: Sequence[int]) -> int:
-        """Tokens found; one is left to compute."""
-        found, parent = 0, 0
-        for end in range(BLOCK, len(ids), BLOCK):
-            parent = hash((parent, tuple(ids[end - BLOCK : end])))
-            if parent not in self._known:
-                break
-            found = end
-        return found
-
-    def add(self, ids: Sequence[int]) -> None:
-        """These have been computed."""
-        parent = 0
-        for end in range(BLOCK, len(ids) + 1, BLOCK):
-            parent = hash((parent, tuple(ids[end - BLOCK : end])))
-            self._known.add(parent)
 
 
 # ------------------------------------------------------------ replicas
@@ -219,7 +157,7 @@ class World:
         self.replicas = {name: Replica(name) for name in (f"r{i}:1" for i in range(count))}
         self.fleet = Fleet(routing, clock=lambda: self.now)
         self.fleet.update(Address(name, name[:-2], 1) for name in self.replicas)
-        self.seen, self.ideal = Seen(), IdealCache()
+        self.seen, self.ideal = Seen(), IdealCache(BLOCK)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order, self._keys = itertools.count(), itertools.count(1)
         self._numbers = itertools.count()

@@ -3,7 +3,9 @@
 gRPC ends such a call by itself, with RESOURCE_EXHAUSTED, at the first bytes of the message. Here it
 looks like a caller who has hung up: the reading ends without a message, and the call is cancelled.
 What tells the two apart gRPC says to its own log alone, at its lowest level: that it "failed to
-receive". That is listened for where a request is read, and goes no further.
+receive". That is listened for where a request is read, and goes no further. A larger bound of
+gRPC's, and ours within it, would tell as much; but what gRPC may take in whole has taken its memory
+before anybody has looked at it.
 
 Invariant: records of gRPC that were not asked for stay unwritten. Should its words change, such a
 call is taken for one whose caller has gone.
