@@ -130,6 +130,7 @@ bench: $(VENV)/.dev
 
 plots: $(VENV)/.dev
 	$(BIN)/python tools/plots.py
+	$(BIN)/python tools/how_it_works.py
 
 screens: $(VENV)/.dev
 	$(BIN)/python tools/screens.py

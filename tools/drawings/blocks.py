@@ -1,0 +1,91 @@
+"""Blocks and hashes: two texts with one beginning."""
+
+from drawings.canvas import Canvas
+
+TEXTS = (
+    ("request A", ("You are", "a helpful", "fox. What", "is a den?"), "orange", 92),
+    ("request B", ("You are", "a helpful", "fox. Why", "so red?"), "purple", 322),
+)
+WIDTH, GAP, LEFT = 150, 26, 170
+
+
+def draw() -> Canvas:
+    """Texts above and below, the store between them, names over the blocks."""
+    canvas = Canvas("Blocks and hashes", 900, 560)
+    canvas.heading(
+        20, 30, "A block has a name: the hash of the name before it and of its own tokens"
+    )
+    for name, words, colour, y in TEXTS:
+        _text(canvas, name, words, colour, y)
+    _store(canvas)
+    _rules(canvas)
+    return canvas
+
+
+def _text(canvas: Canvas, name: str, words: tuple[str, ...], colour: str, y: int) -> None:
+    names = ("h1", "h2", "h3" if colour == "orange" else "h3'", "no name yet")
+    canvas.box(20, y, 110, 48, [name, "its block table"])
+    canvas.arrow((130, y + 24), (LEFT - 2, y + 24))
+    for index, word in enumerate(words):
+        x = LEFT + index * (WIDTH + GAP)
+        fill = "green" if index < 2 else colour
+        canvas.box(x, y, WIDTH, 48, [word, names[index]], fill, dashed=index == 3)
+        if index < 3:
+            canvas.arrow((x + WIDTH, y + 24), (x + WIDTH + GAP - 2, y + 24))
+    canvas.note(
+        LEFT, y - 8, "root: H(seed, salt)  ->  h1 = H(root, tokens)  ->  h2 = H(h1, tokens)  -> ..."
+    )
+
+
+def _store(canvas: Canvas) -> None:
+    canvas.heading(20, 186, "The store: blocks lie anywhere, a table says where")
+    holders = {1: "A and B", 3: "A", 4: "A and B", 6: "B", 2: "A", 7: "B"}
+    fills = {1: "green", 4: "green", 3: "orange", 2: "orange", 6: "purple", 7: "purple"}
+    inside = {4: "h1", 1: "h2", 3: "h3", 6: "h3'", 2: "written to", 7: "written to", 5: "h9, free"}
+    for block in range(8):
+        x = 20 + block * 108
+        says = "null block" if block == 0 else holders.get(block, "nobody")
+        canvas.box(
+            x,
+            202,
+            100,
+            64,
+            [f"block {block}", inside.get(block, "padding"), says],
+            fills.get(block, "plain"),
+        )
+    canvas.note(
+        20, 284, "Two tables name blocks 4 and 1: they are held twice and never written to again."
+    )
+
+
+def _rules(canvas: Canvas) -> None:
+    canvas.box(
+        20,
+        400,
+        420,
+        140,
+        [
+            "A hit",
+            "The longest known beginning is shared, whole blocks of it.",
+            "Of one block more the equal first tokens are copied.",
+            "At least one token is left: it tells what comes next.",
+            "Tokens are compared too, not hashes alone.",
+            "scheduling/prefix_cache.py: match, match_head",
+        ],
+        "blue",
+    )
+    canvas.box(
+        460,
+        400,
+        420,
+        140,
+        [
+            "A free block with a memory",
+            "Block 5 belongs to nobody and still holds what h9 says.",
+            "Whoever begins like that has it; whoever needs room",
+            "takes it, the longest unused first, and only then",
+            "is it forgotten. So a cache costs no memory.",
+            "scheduling/block_pool.py: allocate, release",
+        ],
+        "blue",
+    )
