@@ -8,9 +8,11 @@ import pytest
 import torch
 from mini.config import Config
 from mini.engine import Engine
+from mini.layers import attention
 from mini.memory import generate, generate_forgetful
 from mini.model import Model
 from mini.prefix import RememberingPool
+from mini.tiles import Meter, flash, standard
 from support import hf_models
 from support.small_engine import Setup, WatchedOps, build_core, run
 
@@ -178,6 +180,17 @@ def test_a_request_that_could_never_run_is_refused(prompt: list[int], max_tokens
     engine = Engine(Model.read(pocket.directory()), num_blocks=8, block_size=BLOCK)
     with pytest.raises(ValueError, match="max_tokens"):
         engine.generate([prompt], max_tokens)
+
+
+@pytest.mark.parametrize(("length", "tile"), [(16, 16), (64, 16), (96, 32)])
+def test_attention_in_tiles_is_attention(length: int, tile: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (3 * torch.randn(length, 8, generator=generator) for _ in range(3))
+    right = attention(q[:, None], k[:, None], v[:, None])[:, 0]
+    plain, tiled = Meter(), Meter()
+    assert torch.allclose(standard(q, k, v, plain), right, atol=1e-5)
+    assert torch.allclose(flash(q, k, v, tile, tiled), right, atol=1e-5)
+    assert (plain.between, tiled.between) == (2 * length * length, 0)
 
 
 def test_it_stays_small() -> None:

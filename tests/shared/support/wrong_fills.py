@@ -30,6 +30,13 @@ weights = scores.masked_fill(future, -math.inf).softmax(-1)
 return torch.einsum("hqk,khd->qhd", weights, v), k, v
 """
 _PAST_SCORES = 'scores = torch.einsum("qhd,khd->hqk", q, past_k)'
+_ABSORB = """
+better = torch.maximum(best, scores.amax(1, keepdim=True))
+shrink = (best - better).exp()
+weights = (scores - better).exp()
+total = total * shrink + weights.sum(1, keepdim=True)
+return better, total, found * shrink + weights @ values
+"""
 _SLOTS = """
 return [
     table[p // block_size] * block_size + p % block_size for p in range(start, start + count)
@@ -143,6 +150,32 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "first = table[start // block_size] * block_size + start % block_size\n"
             "return [first + i for i in range(count)]",
             "may go on into the next block",
+        ),
+    ),
+    4: (
+        WrongFill(
+            "never shrinks",
+            _changed(_ABSORB, "(best - better).exp()", "1.0"),
+            "you add the new tile to the old sums as they are",
+        ),
+        WrongFill(
+            "shrinks the weights alone",
+            _changed(_ABSORB, "found * shrink", "found"),
+            "not the sum of weighted values",
+        ),
+        WrongFill(
+            "takes the tile's own best",
+            _changed(
+                _ABSORB,
+                "torch.maximum(best, scores.amax(1, keepdim=True))",
+                "scores.amax(1, keepdim=True)",
+            ),
+            "that of the new tile alone",
+        ),
+        WrongFill(
+            "normalises each tile",
+            _changed(_ABSORB, "(scores - better).exp()", "(scores - better).softmax(1)"),
+            "you divide by the tile's own sum",
         ),
     ),
     6: (
