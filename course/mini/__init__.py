@@ -4,6 +4,7 @@
     chapter 2   memory                            keys and values kept
     chapter 3   pages                             the same in pages
     chapter 4   tiles, kernels                    attention without its square of scores
+    chapter 5   paged                             one new token a row, over pages
     chapter 6   scheduler, engine                 batching without phases
     chapter 7   prefix                            pages that are found again
 

@@ -11,6 +11,7 @@ from mini.engine import Engine
 from mini.layers import attention
 from mini.memory import generate, generate_forgetful
 from mini.model import Model
+from mini.paged import by_row, vectorised
 from mini.prefix import RememberingPool
 from mini.tiles import Meter, flash, standard
 from support import hf_models
@@ -191,6 +192,20 @@ def test_attention_in_tiles_is_attention(length: int, tile: int) -> None:
     assert torch.allclose(standard(q, k, v, plain), right, atol=1e-5)
     assert torch.allclose(flash(q, k, v, tile, tiled), right, atol=1e-5)
     assert (plain.between, tiled.between) == (2 * length * length, 0)
+
+
+def test_one_token_a_row_over_pages_is_the_same_by_row_and_at_once() -> None:
+    generator = torch.Generator().manual_seed(3)
+    keys, values = (torch.randn(64, 2, 8, generator=generator) for _ in range(2))
+    tables, contexts = [[9, 2], [4, 15, 7, 0], [3]], [6, 14, 1]
+    q = torch.randn(3, 6, 8, generator=generator)
+    one = by_row(q, keys, values, tables, contexts, BLOCK)
+    assert torch.allclose(vectorised(q, keys, values, tables, contexts, BLOCK), one, atol=1e-6)
+    store = keys.clone(), values.clone()
+    unused = [slot for slot in range(64) if slot // BLOCK not in {9, 2, 4, 15, 7, 0, 3}]
+    for cache in store:
+        cache[unused] = torch.nan
+    assert torch.equal(vectorised(q, *store, tables, contexts, BLOCK).isnan(), one.isnan())
 
 
 def test_it_stays_small() -> None:

@@ -37,6 +37,13 @@ weights = (scores - better).exp()
 total = total * shrink + weights.sum(1, keepdim=True)
 return better, total, found * shrink + weights @ values
 """
+_PAGED = """
+slots = (tables[:, :, None] * block_size + torch.arange(block_size)).flatten(1)
+scores = torch.einsum("rhd,rkhd->rhk", q, keys[slots]) / math.sqrt(q.shape[2])
+behind = torch.arange(slots.shape[1]) >= contexts[:, None]
+weights = scores.masked_fill(behind[:, None], -math.inf).softmax(-1)
+return torch.einsum("rhk,rkhd->rhd", weights, values[slots])
+"""
 _SLOTS = """
 return [
     table[p // block_size] * block_size + p % block_size for p in range(start, start + count)
@@ -176,6 +183,35 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "normalises each tile",
             _changed(_ABSORB, "(scores - better).exp()", "(scores - better).softmax(1)"),
             "you divide by the tile's own sum",
+        ),
+    ),
+    5: (
+        WrongFill(
+            "sees the padding",
+            _changed(_PAGED, "scores.masked_fill(behind[:, None], -math.inf)", "scores"),
+            "what stands behind their context",
+        ),
+        WrongFill(
+            "masks whole blocks",
+            _changed(
+                _PAGED,
+                ">= contexts[:, None]",
+                ">= (contexts + -contexts % block_size)[:, None]",
+            ),
+            "your mask ends with a block",
+        ),
+        WrongFill(
+            "does not see itself",
+            _changed(_PAGED, ">= contexts[:, None]", ">= contexts[:, None] - 1"),
+            "their own new token",
+        ),
+        WrongFill(
+            "takes 0 for nothing", _changed(_PAGED, "-math.inf", "0.0"), "so they still weigh"
+        ),
+        WrongFill(
+            "takes blocks for slots",
+            _changed(_PAGED, " * block_size + torch", " + torch"),
+            "block b begins at slot",
         ),
     ),
     6: (
