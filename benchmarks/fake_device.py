@@ -140,6 +140,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return snapshot(self.core.scheduler)
 
+    def stop(self) -> None:
+        """Nobody else is to be told."""
+
 
 class FakeBuilder:
     """A builder for AsyncEngine: `AsyncEngine(config, FakeBuilder(0.01))`."""

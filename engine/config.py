@@ -18,6 +18,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
 MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
+_MOST_SECONDS = 86_400
 _MOST_INT32 = 2**31 - 1  # positions and blocks are counted in it
 
 
@@ -39,8 +40,18 @@ class EngineConfig:
     gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
     cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU")
     tensor_parallel_size: int = _option(
-        1, "processes of this machine that share the model (more than 1: on the CPU alone so far)"
+        1, "processes that share the model, over all nodes (more than 1: on the CPU alone so far)"
     )
+    nnodes: int = _option(1, "machines that share the model, each with as many of its ranks")
+    node_rank: int = _option(0, "which of these machines this one is; node 0 serves")
+    master_addr: str | None = _option(
+        None, "node 0's address in the network of the nodes; it listens there until all have come"
+    )
+    master_port: int | None = _option(None, "node 0's port there")
+    join_secret_file: str | None = _option(
+        None, "file with the secret that nodes prove to have; default: QUIRE_JOIN_SECRET holds it"
+    )
+    join_seconds: float = _option(300.0, "seconds in which all nodes are to come")
     enforce_eager: bool = _option(False, "never use captured graphs")
     enable_prefix_caching: bool = _option(True, "reuse blocks of equal prefixes")
     prefix_cache_seed: int | None = _option(
@@ -79,6 +90,7 @@ class EngineConfig:
             self._check_int8()
         _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
         _at_most("tensor_parallel_size", self.tensor_parallel_size, MOST_RANKS)
+        self._check_nodes()
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization = {self.gpu_memory_utilization}: "
@@ -93,6 +105,34 @@ class EngineConfig:
     def int8(self) -> bool:
         """Whether matrices are kept as int8 rows."""
         return self.quantization == "int8"
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks of each machine."""
+        return self.tensor_parallel_size // self.nnodes
+
+    def _check_nodes(self) -> None:
+        _at_least("nnodes", self.nnodes, 1)
+        if self.tensor_parallel_size % self.nnodes:
+            raise ConfigError(
+                f"nnodes = {self.nnodes}: must divide tensor_parallel_size = "
+                f"{self.tensor_parallel_size}"
+            )
+        _at_least("node_rank", self.node_rank, 0)
+        _at_most("node_rank", self.node_rank, self.nnodes - 1)
+        if not 0 < self.join_seconds <= _MOST_SECONDS:  # false for a NaN too
+            raise ConfigError(
+                f"join_seconds = {self.join_seconds}: must be above 0 and at most {_MOST_SECONDS}"
+            )
+        for name in ("master_addr", "master_port"):
+            if self.nnodes > 1 and getattr(self, name) is None:
+                raise ConfigError(f"nnodes = {self.nnodes}: needs {name}")
+        for name in ("master_addr", "master_port", "join_secret_file"):
+            if self.nnodes == 1 and getattr(self, name) is not None:
+                raise ConfigError(f"{name} = {getattr(self, name)}: needs nnodes above 1")
+        if self.master_port is not None:
+            _at_least("master_port", self.master_port, 1)
+            _at_most("master_port", self.master_port, 65_535)
 
     def _check_int8(self) -> None:
         if self.device == "cuda":

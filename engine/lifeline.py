@@ -55,6 +55,7 @@ def leave_orphaned() -> NoReturn:
 def _watch(parent: Held) -> NoReturn:
     """Sleeps until the other end is closed, which the kernel does however the parent ended."""
     poll = select.poll()
-    poll.register(parent, 0)  # hang-ups are always told
+    # Hang-ups are always told; of TCP, whose other end may be another machine's, by this alone.
+    poll.register(parent, getattr(select, "POLLRDHUP", 0))
     poll.poll()
     leave_orphaned()

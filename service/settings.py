@@ -27,6 +27,7 @@ from quire.engine.errors import ConfigError
 ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
+SECRET_VARIABLE = "QUIRE_JOIN_SECRET"  # no option: it is shown nowhere
 _OTLP_SCHEMES = ("http://", "https://")
 PLACES = ("auto", "on", "off")
 OUTPUT_PARSERS = ("auto", "none", "hermes", "qwen3-coder")
@@ -310,7 +311,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     known = {name: kind for config in SECTIONS.values() for name, kind in _kinds(config)}
     values = {}
     for variable, text in environment.items():
-        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(ENV_PREFIX) or variable in (CONFIG_VARIABLE, SECRET_VARIABLE):
             continue
         if variable.startswith(CLIENT_PREFIX):
             continue

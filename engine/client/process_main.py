@@ -182,5 +182,6 @@ def _run(engine: BuiltEngine, channel: Channel, mark: Heartbeat) -> int:
     except BaseException as error:
         channel.close((wire.DIED, report_death(error).error_id))
         return EXIT_DEAD
+    engine.stop()
     channel.close()
     return EXIT_OK

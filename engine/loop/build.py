@@ -73,6 +73,11 @@ class Engine:
             self.core.scheduler, counters.graph_steps, counters.eager_steps, self._memory, ranks
         )
 
+    def stop(self) -> None:
+        """That is meant: the other ranks are told."""
+        if self.ranks is not None:
+            self.ranks.stop()
+
 
 def build_engine(
     config: EngineConfig,

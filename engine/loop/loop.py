@@ -51,6 +51,9 @@ class BuiltEngine(Protocol):
 
     def stats(self) -> EngineStats: ...
 
+    def stop(self) -> None:
+        """The end is meant."""
+
 
 Builder = Callable[[EngineConfig, Progress], BuiltEngine]
 

@@ -5,6 +5,7 @@ keeps any from that is raised here, in words that name the rank.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,35 +16,70 @@ from quire.engine.loop import sizing
 from quire.engine.loop.loop import Progress
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.shape import model_config
+from quire.engine.parallel import node
+from quire.engine.parallel.door import Door
 from quire.engine.parallel.exchange import over_gloo
 from quire.engine.parallel.line import Kind
-from quire.engine.parallel.ranks import Ranks
+from quire.engine.parallel.network import listen
+from quire.engine.parallel.ranks import Ranks, ended_on_error
+from quire.engine.parallel.secret import read_secret
+from quire.engine.parallel.terms import Terms, terms_of
 
 WEIGHTS = "weights"
 Agree = Callable[[int, str], int]
 
 
 def start_ranks(config: EngineConfig, program: Sequence[str] | None) -> Ranks:
-    """Start the other ranks and tell them what to build. The CPU's threads are shared out over
-    all, which have the same number: sums depend on it. Raises ConfigError."""
+    """Start the other ranks of this node, wait for the other nodes, and tell all what to build. The
+    CPU's threads are shared out over this node's, and all have the same number: sums depend on it.
+    Raises ConfigError."""
     size = config.tensor_parallel_size
     if program is None:
         raise ConfigError(
             f"tensor_parallel_size = {size}: the engine needs a process of its own "
             "(engine_process = on)"
         )
-    shape, device = model_config(config), sizing.resolve_device(config)
-    sizing.weight_bytes(config, shape, sizing.resolve_dtype(config, shape, device))
-    threads = max(1, torch.get_num_threads() // size)
-    ranks = Ranks(program, size)
-    ranks.build(dataclasses.asdict(config), threads)
+    terms = agreed_terms(config)
+    door = _door(config, terms) if config.nnodes > 1 else None
+    threads = max(1, torch.get_num_threads() // config.ranks_per_node)
+    ranks = Ranks(program, size, here=config.ranks_per_node)
+    with ended_on_error(ranks):
+        if door is not None:
+            ranks.take_in(door.gather(config.join_seconds))
+        ranks.build(dataclasses.asdict(config), threads)
     torch.set_num_threads(threads)
     return ranks
 
 
+def follow_node_0(config: EngineConfig, program: Sequence[str]) -> int:
+    """The life of a node that follows (see node.follow); its exit code. Raises ConfigError."""
+    return node.follow(
+        config,
+        agreed_terms(config),
+        read_secret(config.join_secret_file, os.environ),
+        program,
+    )
+
+
+def agreed_terms(config: EngineConfig) -> Terms:
+    """What all nodes must have in common. Raises ConfigError for a model that so many ranks cannot
+    share, on each node alike."""
+    shape, device = model_config(config), sizing.resolve_device(config)
+    sizing.weight_bytes(config, shape, sizing.resolve_dtype(config, shape, device))
+    return terms_of(config, shape, device)
+
+
+def _door(config: EngineConfig, terms: Terms) -> Door:
+    assert config.master_addr is not None and config.master_port is not None
+    secret = read_secret(config.join_secret_file, os.environ)
+    listener = listen(config.master_addr, config.master_port)
+    return Door(listener, secret, terms, node.places(config))
+
+
 def meet(ranks: Ranks) -> World:
     """Rank 0's place, once it can exchange with the others."""
-    return World(0, ranks.size, ranks.meet(lambda store: over_gloo(store, 0, ranks.size)))
+    size, address = ranks.size, ranks.address
+    return World(0, size, ranks.meet(lambda store: over_gloo(store, 0, size, address)))
 
 
 def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:

@@ -1,7 +1,8 @@
 """The exchange of tensors, by a process group of torch.
 
-Over gloo: each rank listens on the loopback interface, on a port that the kernel chooses; where,
-the others hear over their line to rank 0 (`store`), so there is no file, no name and no fixed port.
+Over gloo: each rank listens on one interface, on a port that the kernel chooses: the loopback one,
+or where the nodes reach one another. Where, the others hear over their line to rank 0 (`store`), so
+there is no file, no name and no fixed port.
 A group of another backend, with the same gather, takes gloo's place.
 
 Invariant: what is gathered are bytes, so any dtype goes and no bit changes. The group's own time
@@ -18,7 +19,7 @@ from torch._C._distributed_c10d import ProcessGroup, ProcessGroupGloo, Store
 from quire.engine.errors import RankError
 
 _FOR_EVER = timedelta(days=30)
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 
 class GroupExchange:
@@ -41,11 +42,15 @@ class GroupExchange:
         return out
 
 
-def over_gloo(store: Store, rank: int, size: int) -> GroupExchange:
-    """Returns when all ranks have found one another."""
+def over_gloo(store: Store, rank: int, size: int, address: str = LOOPBACK) -> GroupExchange:
+    """Returns when all ranks have found one another. address: of the interface to listen on.
+    Raises RankError where that is none of this machine's."""
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = _FOR_EVER
-    options._devices = [ProcessGroupGloo.create_device(hostname=_LOOPBACK)]
+    try:
+        options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    except RuntimeError as error:
+        raise RankError(f"rank {rank} cannot listen on {address}, where it is reached") from error
     group = ProcessGroupGloo(store, rank, size, options)
     return GroupExchange(cast(ProcessGroup, group), size, store)
 

@@ -62,20 +62,22 @@ def run(
     load_builder: Callable[[], Builder],
     connection: int,
     flush_logs: Callable[[], None] = lambda: None,
+    model: str | None = None,
 ) -> NoReturn:
-    """Logs are set up already. connection: the descriptor of the socket to rank 0."""
+    """Logs are set up already. connection: the descriptor of the socket to rank 0. model: where
+    this node has the model; None: where rank 0 has it."""
     os.set_inheritable(connection, False)
     parent = socket.socket(fileno=connection)
     lifeline.hold_to(parent)
-    code = serve(load_builder(), Line(parent))
+    code = serve(load_builder(), Line(parent), model)
     flush_logs()
     os._exit(code)  # without the interpreter's end, which a group's threads may hold up
 
 
-def serve(builder: Builder, line: Line) -> int:
+def serve(builder: Builder, line: Line, model: str | None = None) -> int:
     """Build and follow; the exit code. What ended it has been said and logged."""
     try:
-        follower = build(builder, line)
+        follower = build(builder, line, model)
         follow(follower, line)
     except QuireError as error:
         if isinstance(error, RankError):
@@ -91,13 +93,16 @@ def serve(builder: Builder, line: Line) -> int:
     return EXIT_OK
 
 
-def build(builder: Builder, line: Line) -> Follower:
+def build(builder: Builder, line: Line, model: str | None = None) -> Follower:
     """This rank, as rank 0 asks for it, once it has met the others."""
     asked = line.expect(Kind.BUILD)
     config = EngineConfig(**asked["config"])
+    if model is not None:
+        config = config.replace(model=model)
     torch.set_num_threads(asked["threads"])
     rank, size = asked["rank"], config.tensor_parallel_size
-    world = World(rank, size, exchange.over_gloo(LineStore(line), rank, size))
+    group = exchange.over_gloo(LineStore(line), rank, size, asked["address"])
+    world = World(rank, size, group)
 
     def progress(stage: str, share: float) -> None:
         line.say(Kind.PROGRESS, stage=stage, share=float(share))

@@ -7,6 +7,7 @@ Invariant: whatever comes, no more than MOST_BYTES are taken in for one frame, a
 or RankError is raised.
 """
 
+import contextlib
 import json
 import socket
 import struct
@@ -22,10 +23,10 @@ _CHUNK = 1 << 20
 
 
 class Kind(IntEnum):
-    """What a frame says. Of rank 0: BUILD, VALUE, BLOCKS, PLAN, MASKS, STOP. Of the others: the
-    rest."""
+    """What a frame says. Of rank 0: BUILD, VALUE, BLOCKS, PLAN, MASKS, STOP, JOINED; to a node also
+    REFUSED, STOP. Of the others: the rest."""
 
-    BUILD = 1  # {config, rank, threads}
+    BUILD = 1  # {config, rank, threads, address}
     VALUE = 2  # {value}: of a key that was asked for
     BLOCKS = 3  # {blocks}: the least of all ranks'
     PLAN = 4  # a step
@@ -39,6 +40,8 @@ class Kind(IntEnum):
     REFUSED = 12  # {error, words}: it cannot be built
     DIED = 13  # {error_id}
     MASKS = 14  # of the step before, if its plan has masked rows
+    JOINED = 15  # {words}: a connection of another node is one of the ranks' from here on
+    ENDED = 16  # {rank, how}: of a node, one of its processes
 
 
 class Line:
@@ -84,6 +87,11 @@ class Line:
     def close(self) -> None:
         """The other end hears of it."""
         self._socket.close()
+
+    def end(self) -> None:
+        """The other end hears of it, and so does whoever hears this one."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _exactly(self, count: int) -> bytes:
         data = bytearray()

@@ -1,18 +1,16 @@
-"""Rank 0's view of the other ranks of its node: their processes, and what they say.
+"""Rank 0's view of the other ranks: where they run, and what they say.
 
-Each is a process of ours at the end of a private socket. Until all are ready, the first thing that
-goes wrong with any of them is raised by whatever rank 0 waits for next (`check`, `wait_for`). Later
-a lost rank takes all others with it, and rank 0's process too: what it computes would have no sums.
+Those of this node are processes of ours at the end of a private socket; those of others came in by
+the door. Until all are ready, the first thing that goes wrong with any of them is raised by
+whatever rank 0 waits for next (`check`, `wait_for`). Later a lost rank takes all others with it,
+and rank 0's process too: what it computes would have no sums.
 
-Invariant: however this process ends, none of them is left behind (see lifeline).
+Invariant: however this process ends, none of them is left behind (see lifeline, and node).
 """
 
 import contextlib
 import logging
 import os
-import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,75 +18,72 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store
 
-from quire.engine import lifeline
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
-from quire.engine.parallel.line import Kind, Line, values_of
+from quire.engine.parallel.door import Member
+from quire.engine.parallel.exchange import LOOPBACK
+from quire.engine.parallel.line import Kind, values_of
+from quire.engine.parallel.member import GRACE, DistantRank, LocalRank, Node, Rank
+from quire.engine.parallel.opening import NO_RANK
 from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
 
 MEETING_SECONDS = 300.0  # in which all ranks are to be there
-GRACE = 2.0  # seconds in which the engine's own thread is to say its last words
 EXIT_LOST = 1
-_STANDARD_ERROR = 2
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
 
 def leave() -> None:
-    """End this process, once its engine has had time to end by itself."""
+    """End this process, once its engine's thread has had time for its last words."""
     time.sleep(GRACE)
     os._exit(EXIT_LOST)
-
-
-class _Rank:
-    """One process and the line to it."""
-
-    def __init__(self, number: int, program: Sequence[str]) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs, lifeline.signals_blocked():
-            self.process = subprocess.Popen(
-                [*program, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=_STANDARD_ERROR,
-                pass_fds=(theirs.fileno(),),
-            )
-        self.number = number
-        self.line = Line(ours)
-        self.said: dict[Kind, dict[str, Any]] = {}  # the last of each kind
-        self.came = False
-
-    def how_it_ended(self) -> str:
-        """In words, once its line has."""
-        try:
-            code = self.process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            return "closed its line"
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"ended by {how}"
 
 
 class Ranks:
     """Ranks 1 to size - 1. To be made by a thread that lives as long as they do."""
 
     def __init__(
-        self, program: Sequence[str], size: int, on_loss: Callable[[], None] = leave
+        self,
+        program: Sequence[str],
+        size: int,
+        on_loss: Callable[[], None] = leave,
+        here: int | None = None,
     ) -> None:
         """program: a command line, to which the number of a descriptor is added. on_loss: called
-        on a thread of its own when a rank is lost that was ready."""
+        on a thread of its own when a rank is lost that was ready. here: ranks of this node, this
+        one too; the others are to be taken in. None: all."""
         self.size = size
+        self.address = LOOPBACK  # where this node's ranks listen for the others
         self.board = Board()
         self._on_loss = on_loss
         self._changed = threading.Condition()
         self._fault: QuireError | None = None
         self._serving = False
         self._ending = False
-        self._ranks: list[_Rank] = []
-        for number in range(1, size):
-            rank = _Rank(number, program)
-            self._ranks.append(rank)
-            threading.Thread(
-                target=self._listen, args=(rank,), name=f"quire-rank-{number}", daemon=True
-            ).start()
+        self._ranks: list[Rank] = []
+        self._nodes: dict[int, Node] = {}
+        for number in range(1, size if here is None else here):
+            self._add(LocalRank(number, program))
+
+    def take_in(self, members: Sequence[Member]) -> None:
+        """The ranks of other nodes, and those nodes."""
+        own = [member for member in members if member.rank == NO_RANK]
+        self._nodes = {member.node: Node(member) for member in own}
+        self.address = str(own[0].connection.getsockname()[0])
+        for node in self._nodes.values():
+            self._start(self._listen_to_node, node, f"node-{node.number}")
+        others = [member for member in members if member.rank != NO_RANK]
+        for member in sorted(others, key=lambda member: member.rank):
+            self._add(DistantRank(member, self._nodes[member.node]))
+
+    def _add(self, rank: Rank) -> None:
+        self._ranks.append(rank)
+        self._start(self._listen, rank, f"rank-{rank.number}")
+
+    @staticmethod
+    def _start(run: Callable[[Any], None], whom: Rank | Node, name: str) -> None:
+        name = f"quire-{name}"
+        threading.Thread(target=run, args=(whom,), name=name, daemon=True).start()
 
     # ------------------------------------------------------------ to all
 
@@ -96,7 +91,13 @@ class Ranks:
         """What they are to build, each on so many threads of the CPU."""
         for rank in self._ranks:
             with contextlib.suppress(RankError):  # its end is told by whom listens to it
-                rank.line.say(Kind.BUILD, config=config, rank=rank.number, threads=threads)
+                rank.line.say(
+                    Kind.BUILD,
+                    config=config,
+                    rank=rank.number,
+                    threads=threads,
+                    address=rank.address or self.address,
+                )
 
     def say(self, kind: Kind, **values: Any) -> None:
         """The same to each."""
@@ -175,16 +176,39 @@ class Ranks:
 
     # ------------------------------------------------------------ the end
 
-    def end(self) -> None:
-        """Kill them, and leave nothing of them behind."""
+    def stop(self) -> None:
+        """That is meant: tell them, and let them end by themselves."""
+        self._ending = True
+        for rank in self._ranks:
+            with contextlib.suppress(RankError):
+                rank.line.say(Kind.STOP)
+        for node in self._nodes.values():
+            node.tell(Kind.STOP)
+
+    def end(self, words: str = "node 0 ends") -> None:
+        """Kill them, and leave nothing of them behind. words: why, for other nodes."""
         self._ending = True
         self.board.close("the ranks end")
+        for node in self._nodes.values():
+            node.tell(Kind.REFUSED, words=words)
         for rank in self._ranks:
-            rank.process.kill()
+            rank.kill()
         for rank in self._ranks:
-            rank.process.wait()
+            rank.wait()
 
-    def _listen(self, rank: _Rank) -> None:
+    def _listen_to_node(self, node: Node) -> None:
+        """A thread's life: what a node says of its processes, until its line ends."""
+        try:
+            while True:
+                kind, body = node.line.hear()
+                if kind is Kind.ENDED:
+                    values = values_of(body)
+                    node.note(values["rank"], values["how"])
+        except RankError:
+            node.leave()
+            self._without(f"node {node.number} at {node.address} is gone")
+
+    def _listen(self, rank: Rank) -> None:
         """A thread's life: take in what one rank says, until its line ends."""
         try:
             while True:
@@ -192,7 +216,7 @@ class Ranks:
         except RankError:
             self._lost(rank)
 
-    def _take(self, rank: _Rank, kind: Kind, body: bytes) -> None:
+    def _take(self, rank: Rank, kind: Kind, body: bytes) -> None:
         values = values_of(body)
         if kind is Kind.SET:
             rank.came = True
@@ -207,20 +231,25 @@ class Ranks:
                 rank.said[kind] = values
                 self._changed.notify_all()
 
-    def _lost(self, rank: _Rank) -> None:
+    def _lost(self, rank: Rank) -> None:
         if self._ending:
             return
         how, died = rank.how_it_ended(), rank.said.get(Kind.DIED)
         if died is not None:
             how = f"died by a fault ({died['error_id']})"
-        words = f"rank {rank.number} (process {rank.process.pid}) {how}"
+        self._without(f"rank {rank.number} ({rank.where}) {how}")
+
+    def _without(self, words: str) -> None:
+        """Someone is lost: all others go too, if they were ready."""
+        if self._ending:
+            return
         serving = self._fail(RankError(words))
         if not serving or self._ending:
             return
         self._ending = True
         log.critical("%s: without it nothing can be computed", words)
         for other in self._ranks:
-            other.process.kill()
+            other.kill()
         self._on_loss()
 
     def _fail(self, error: QuireError) -> bool:
@@ -237,6 +266,6 @@ def ended_on_error(ranks: Ranks) -> Iterator[None]:
     """Within, an error ends them."""
     try:
         yield
-    except BaseException:
-        ranks.end()
+    except BaseException as error:
+        ranks.end(str(error) if isinstance(error, QuireError) else "node 0 ends by a fault")
         raise

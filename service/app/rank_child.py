@@ -1,8 +1,9 @@
-"""The program of a rank's process; the engine's process starts it, and nobody else can.
+"""The program of a rank's process, which the engine's process or a node's starts.
 
-    python -m quire.service.app.rank_child LOG_FORMAT LOG_LEVEL SOCKET
+    python -m quire.service.app.rank_child LOG_FORMAT LOG_LEVEL [MODEL] SOCKET
 
-SOCKET is an inherited file descriptor (quire.engine.parallel.follower.run).
+SOCKET is an inherited file descriptor, MODEL where this node has the model, if it is not rank 0's
+(quire.engine.parallel.follower.run).
 """
 
 import sys
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     from quire.engine.parallel.follower import Builder
 
 
-def main(log_format: str, log_level: str, connection: str) -> NoReturn:
+def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     """Logs as the server's own; then the rank, until its end."""
+    *models, connection = rest
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
     from quire.engine.parallel import follower  # seconds of imports
 
-    follower.run(_load, int(connection), logs.flush)
+    follower.run(_load, int(connection), logs.flush, models[0] if models else None)
 
 
 def _load() -> "Builder":

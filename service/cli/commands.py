@@ -16,6 +16,7 @@ import typer
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, QuireError
+from quire.service.cli import torchrun
 from quire.service.cli.options import (
     config_flag,
     extra_flag,
@@ -90,7 +91,8 @@ def _one_model(values: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(values: dict[str, Any]) -> Settings:
     config: Path | None = values.get("config")
-    return read_settings(given(values), os.environ, config)
+    flags = given(values)
+    return read_settings(torchrun.terms(os.environ) | flags, os.environ, config)
 
 
 def _serve(values: dict[str, Any]) -> int:
@@ -110,6 +112,11 @@ def _serve(values: dict[str, Any]) -> int:
     from quire.service.telemetry import standard_streams
 
     standard_streams.fill()
+    if settings.engine.node_rank > 0:
+        from quire.service.app.node import follow
+        from quire.service.app.process import leave
+
+        return leave(follow(settings))
     with placed(settings) as make_link:
         from quire.service.app.process import leave, serve_forever
 

@@ -188,6 +188,9 @@ class Built:
         self.asked += 1
         return EngineStats(steps_total=self.asked)
 
+    def stop(self) -> None:
+        """Nobody else is to be told."""
+
 
 class Inbox:
     """All at once, each turn."""

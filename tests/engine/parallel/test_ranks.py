@@ -347,16 +347,17 @@ def test_why_a_follower_ends_is_said(
 def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -> None:
     """Alone in its world here: it meets nobody but rank 0's board."""
     line, other = lines
-    rank_0, asked, before = Line(other), [], torch.get_num_threads()
+    rank_0, made, before = Line(other), [], torch.get_num_threads()
 
     def builder(config: EngineConfig, world: World, progress: Any, agree: Any) -> Scripted:
-        asked.append((config, world.rank, world.size, torch.get_num_threads()))
+        made.append((config, world.rank, world.size, torch.get_num_threads()))
         progress("weights", 0.5)
-        asked.append(agree(70, "print"))
+        made.append(agree(70, "print"))
         return Scripted()
 
     def lead() -> list[dict[str, Any]]:
-        rank_0.say(Kind.BUILD, config={"model": "m", "seed": 4}, rank=0, threads=1)
+        asked = {"rank": 0, "threads": 1, "address": "127.0.0.1"}
+        rank_0.say(Kind.BUILD, config={"model": "m", "seed": 4}, **asked)
         board: dict[str, str] = {}
         while (heard := rank_0.hear())[0] is not Kind.SIZED:
             values = values_of(heard[1])
@@ -375,7 +376,7 @@ def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -
         finally:
             torch.set_num_threads(before)
         assert said.result(PATIENCE) == [{"allocated": 5, "peak": 6}, {}]
-    assert asked == [(EngineConfig(model="m", seed=4), 0, 1, 1), 60]
+    assert made == [(EngineConfig(model="m", seed=4), 0, 1, 1), 60]
 
 
 # ---------------------------------------------------------------- the exchange

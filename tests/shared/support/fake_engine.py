@@ -164,6 +164,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return snapshot(self.core.scheduler)
 
+    def stop(self) -> None:
+        """Nobody else is to be told."""
+
 
 class Builder:
     """A builder for AsyncEngine over one device."""

@@ -1,0 +1,100 @@
+"""The first words between node 0 and whoever connects: fixed layouts, little-endian.
+
+    HELLO    of node 0: a magic number, 32 random bytes
+    OPENING  of the other: magic, 32 random bytes, its node, the rank that the connection is for
+             (-1: the node itself), the length of its terms, its proof; then the terms
+    ANSWER   of node 0: whether the proof is one, and its own
+
+Both proofs cover all that was said before. What follows are frames (see line).
+
+Invariant: nothing of a stranger is interpreted but these numbers, within MOST_TERMS, before its
+proof has been checked.
+"""
+
+import secrets
+import struct
+from dataclasses import dataclass
+
+from quire.engine.errors import RankError
+from quire.engine.parallel.secret import PROOF_BYTES, Secret
+
+NO_RANK = -1
+MOST_TERMS = 1 << 16
+_MAGIC = b"QJ1\n"
+_NONCE_BYTES = 32
+_HELLO = struct.Struct(f"<4s{_NONCE_BYTES}s")
+_SAID = struct.Struct(f"<4s{_NONCE_BYTES}s2iI")  # of an opening, without the proof
+_ANSWER = struct.Struct(f"<?{PROOF_BYTES}s")
+HELLO_BYTES, ANSWER_BYTES = _HELLO.size, _ANSWER.size
+OPENING_BYTES = _SAID.size + PROOF_BYTES
+_NODE, _NODE_0 = "node", "node 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a node says of one connection. rank: NO_RANK for its own."""
+
+    node: int
+    rank: int
+    terms: bytes
+
+
+def hello() -> bytes:
+    """Other ones for each connection."""
+    return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))
+
+
+def said_of(opening: Opening) -> bytes:
+    """An opening without its proof and terms, with random bytes of its own."""
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    return _SAID.pack(_MAGIC, nonce, opening.node, opening.rank, len(opening.terms))
+
+
+def signed(secret: Secret, greeting: bytes, said: bytes, terms: bytes) -> bytes:
+    """An opening as it is sent."""
+    return said + secret.proof(_NODE, greeting, said, terms) + terms
+
+
+def is_hello(greeting: bytes) -> bool:
+    """Whether so many bytes are a greeting of node 0's."""
+    return bool(_HELLO.unpack(greeting)[0] == _MAGIC)
+
+
+def terms_length(head: bytes) -> int:
+    """How many bytes follow the first OPENING_BYTES. Raises RankError for no opening."""
+    magic, _, _, _, length = _SAID.unpack_from(head)
+    if magic != _MAGIC:
+        raise RankError("it does not speak as a node does")
+    if length > MOST_TERMS:
+        raise RankError(f"terms of {length} bytes: at most {MOST_TERMS}")
+    return int(length)
+
+
+def opened(secret: Secret, greeting: bytes, data: bytes) -> Opening:
+    """A whole opening. Raises RankError for a proof that is none on this connection."""
+    said, rest = data[: _SAID.size], data[_SAID.size :]
+    proof, terms = rest[:PROOF_BYTES], rest[PROOF_BYTES:]
+    if not secret.proves(proof, _NODE, greeting, said, terms):
+        raise RankError("it does not have the secret")
+    _, _, node, rank, _ = _SAID.unpack(said)
+    return Opening(node, rank, terms)
+
+
+def accepted(secret: Secret, greeting: bytes, data: bytes) -> bytes:
+    """Node 0's answer to an opening whose proof is one."""
+    return _ANSWER.pack(True, secret.proof(_NODE_0, greeting, data))
+
+
+def rejected() -> bytes:
+    """Its answer to any other."""
+    return _ANSWER.pack(False, bytes(PROOF_BYTES))
+
+
+def is_accepted(answer: bytes) -> bool:
+    """Whether node 0, or whoever speaks for it, says that the secret is the same."""
+    return bool(_ANSWER.unpack(answer)[0])
+
+
+def is_node_0(secret: Secret, answer: bytes, greeting: bytes, data: bytes) -> bool:
+    """Whether an answer is of someone who has the secret."""
+    return secret.proves(_ANSWER.unpack(answer)[1], _NODE_0, greeting, data)

@@ -1,0 +1,56 @@
+"""The secret that nodes have in common, and how one proves to another that it has it.
+
+A proof is an HMAC-SHA256 over what was said on one connection, both sides' fresh random numbers
+among it: so one that was overheard is worth nothing on any other connection, nor as the other
+side's own (each side's begins with its name).
+
+Invariant: the secret itself never goes over a line, into a log or an error, nor to a process that
+is started later.
+"""
+
+import hashlib
+import hmac
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from quire.engine.errors import ConfigError
+
+VARIABLE = "QUIRE_JOIN_SECRET"
+PROOF_BYTES = 32
+LEAST_BYTES, MOST_BYTES = 16, 4096
+
+
+class Secret:
+    """Makes proofs, and checks them."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def proof(self, side: str, *said: bytes) -> bytes:
+        """Of PROOF_BYTES. side: who proves it; said: parts of a known length, but for the last."""
+        return hmac.digest(self._secret, side.encode() + b"\0" + b"".join(said), hashlib.sha256)
+
+    def proves(self, proof: bytes, side: str, *said: bytes) -> bool:
+        """Whether it is the proof of that side; in a time that tells nothing."""
+        return hmac.compare_digest(proof, self.proof(side, *said))
+
+
+def read_secret(file: str | None, environment: MutableMapping[str, str]) -> Secret:
+    """From the file, or from the environment, out of which it is taken. Raises ConfigError."""
+    given = environment.pop(VARIABLE, None)
+    if file is not None:
+        where = f"join_secret_file = {file}"
+        try:
+            with Path(file).open("rb") as opened:
+                secret = opened.read(MOST_BYTES + 1).strip()
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+    elif given is not None:
+        where, secret = VARIABLE, given.strip().encode(errors="surrogateescape")
+    else:
+        raise ConfigError(f"several nodes need a secret in common: join_secret_file or {VARIABLE}")
+    if not LEAST_BYTES <= len(secret) <= MOST_BYTES:
+        raise ConfigError(
+            f"{where}: a secret of {len(secret)} bytes; it must have {LEAST_BYTES} to {MOST_BYTES}"
+        )
+    return Secret(secret)

@@ -1,0 +1,75 @@
+"""What all nodes must have in common before one word about a model is said.
+
+Invariant: nodes whose terms are equal run the same program on the same class of device, with the
+same options, on models of one shape. (Weights are compared later, when they are loaded.)
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+
+import torch
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import RankError
+from quire.engine.model.config import ModelConfig
+
+# Each node's own affair: where its files are, who it is, by what name it reaches node 0.
+OWN = frozenset({"model", "node_rank", "master_addr", "join_secret_file", "join_seconds"})
+_MODEL, _SHAPE = "model", "the model's configuration"
+
+Terms = dict[str, str]
+
+
+def terms_of(config: EngineConfig, shape: ModelConfig, device: torch.device) -> Terms:
+    """Of this node: values by name, as text."""
+    options = {
+        name: str(value) for name, value in dataclasses.asdict(config).items() if name not in OWN
+    }
+    return {
+        "Quire": importlib.metadata.version("quire"),
+        "torch": torch.__version__,
+        "device": _device(device),
+        _MODEL: config.model,
+        _SHAPE: hashlib.sha256(repr(shape).encode()).hexdigest()[:16],
+        **options,
+    }
+
+
+def difference(first: Terms, other: Terms, node: int) -> str | None:
+    """What keeps a node from going with node 0, whose terms come first; in words."""
+    for name in sorted(first.keys() | other.keys()):
+        ours, theirs = first.get(name), other.get(name)
+        if name == _MODEL or ours == theirs:
+            continue
+        if name == _SHAPE:
+            return (
+                f"node {node} has another model than node 0: "
+                f"{other.get(_MODEL)}, not {first.get(_MODEL)} (their configurations differ)"
+            )
+        return f"node {node} has {name} = {theirs}, and node 0 has {ours}: they must be equal"
+    return None
+
+
+def pack(terms: Terms) -> bytes:
+    """As JSON."""
+    return json.dumps(terms).encode()
+
+
+def unpack(body: bytes) -> Terms:
+    """Raises RankError for anything else than texts by name."""
+    try:
+        values = json.loads(body)
+    except ValueError as error:
+        raise RankError("terms that are not JSON") from error
+    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
+        raise RankError("terms that are no texts by name")
+    return values
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"

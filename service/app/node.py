@@ -1,0 +1,48 @@
+"""`quire serve` on a node that follows: no server, but some of the ranks of node 0's.
+
+Invariant: it ends when node 0's engine does, and with exit code 0 only if that was meant. The first
+SIGTERM or SIGINT, which whoever ends the whole job sends to every node, is node 0's to answer: its
+streams go on until it has drained. The second ends this node, and so all.
+"""
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+from quire.service.models.resolve import resolve
+from quire.service.settings import Settings
+from quire.service.telemetry import logs
+
+log = logging.getLogger("quire.service")
+
+
+def follow(settings: Settings) -> int:
+    """Returns the exit code. Raises QuireError for what keeps the ranks from starting."""
+    service = settings.service
+    logs.set_up(service.log_format, service.log_level)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _wait_for_node_0)
+        model = resolve(settings.engine).engine_model
+        from quire.engine.loop.ranks import follow_node_0  # seconds of imports
+
+        words = ("-m", "quire.service.app.rank_child", service.log_format, service.log_level)
+        return follow_node_0(
+            settings.engine.replace(model=model), [sys.executable, "-P", *words, model]
+        )
+    except BaseException:
+        logs.give_back()
+        raise
+
+
+def _wait_for_node_0(number: int, _frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    log.info("%s: this node ends when node 0 does; a second signal ends it at once", name)
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)  # its ranks go with it (see lifeline)

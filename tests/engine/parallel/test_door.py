@@ -1,0 +1,337 @@
+"""The door of node 0: who is taken in, and what strangers change."""
+
+import dataclasses
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from support.patience import PATIENCE
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
+from quire.engine.model.shape import model_config
+from quire.engine.parallel import door, joining, network, opening
+from quire.engine.parallel.door import Door, Member
+from quire.engine.parallel.joining import Joining
+from quire.engine.parallel.node import places
+from quire.engine.parallel.opening import NO_RANK, Opening
+from quire.engine.parallel.secret import Secret, read_secret
+from quire.engine.parallel.terms import Terms, pack, terms_of
+
+SECRET = Secret(b"what the nodes have in common")
+TERMS: Terms = {"Quire": "1", "torch": "2", "max_num_seqs": "8"}
+TWO_NODES = [(1, NO_RANK), (1, 1)]
+
+
+class Waiting:
+    """Node 0, waiting on a thread of its own."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        expected: list[tuple[int, int]],
+        seconds: float = PATIENCE,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        listener = network.listen("127.0.0.1", 0)
+        self.address: tuple[str, int] = listener.getsockname()
+        more: dict[str, Any] = {} if clock is None else {"clock": clock}
+        self.door = Door(listener, SECRET, TERMS, expected, **more)
+        self.members: Future[list[Member]] = pool.submit(self.door.gather, seconds)
+
+    def come(
+        self, node: int, rank: int = NO_RANK, terms: Terms = TERMS, secret: Secret = SECRET
+    ) -> socket.socket:
+        """A node's connection. Raises ConfigError as a node does."""
+        going = Joining(*self.address, secret, PATIENCE)
+        return going.connect(Opening(node, rank, pack(terms)))
+
+    def knock(self) -> tuple[socket.socket, bytes]:
+        """A stranger's connection, and how it was greeted."""
+        connection = socket.create_connection(self.address, timeout=PATIENCE)
+        return connection, connection.recv(opening.HELLO_BYTES, socket.MSG_WAITALL)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def opened_by(greeting: bytes, secret: Secret = SECRET, node: int = 1) -> bytes:
+    said = Opening(node, NO_RANK, pack(TERMS))
+    return opening.signed(secret, greeting, opening.said_of(said), said.terms)
+
+
+def of_length(greeting: bytes, length: int) -> bytes:
+    data = bytearray(opened_by(greeting))
+    struct.pack_into("<I", data, 4 + 32 + 8, length)
+    return bytes(data)
+
+
+STRANGERS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "silent": lambda _greeting, _heard: b"",
+    "garbage": lambda _greeting, _heard: bytes(range(256)) * 64,
+    "another secret": lambda greeting, _heard: opened_by(greeting, Secret(b"something else")),
+    "replayed": lambda _greeting, heard: heard,
+    "cut off": lambda greeting, _heard: opened_by(greeting)[:-1],
+    "too long": lambda greeting, _heard: of_length(greeting, opening.MOST_TERMS + 1),
+    "goes on": lambda greeting, _heard: opened_by(greeting) + b"\0",
+}
+
+
+def test_strangers_change_nothing(pool: ThreadPoolExecutor, stack: ExitStack) -> None:
+    waiting = Waiting(pool, TWO_NODES)
+    first, overheard = waiting.knock()
+    stack.enter_context(first)
+    heard, strangers = opened_by(overheard), {}
+    for name, words in STRANGERS.items():
+        stranger, greeting = waiting.knock()
+        strangers[name] = stack.enter_context(stranger)
+        stranger.sendall(words(greeting, heard))
+    for name in ("garbage", "another secret", "replayed", "too long", "goes on"):
+        answer = b""
+        try:
+            while more := strangers[name].recv(1 << 16):
+                answer += more
+        except ConnectionResetError:  # what it had said was not even read
+            pass
+        assert answer in (b"", opening.rejected()), name
+    own = stack.enter_context(waiting.come(1))
+    assert not waiting.members.done()
+    ranks = stack.enter_context(waiting.come(1, 1))
+    members = waiting.members.result(PATIENCE)
+    assert [(one.node, one.rank, one.address) for one in members] == [
+        (1, NO_RANK, "127.0.0.1"),
+        (1, 1, "127.0.0.1"),
+    ]
+    for mine, theirs in zip(members, (own, ranks), strict=True):
+        assert mine.connection.getpeername() == theirs.getsockname()
+        mine.connection.close()
+    for name in ("silent", "cut off"):
+        assert strangers[name].recv(1) == b""  # the door is closed
+    with pytest.raises(OSError):
+        socket.create_connection(waiting.address)
+
+
+def test_many_silent_strangers_make_room(
+    pool: ThreadPoolExecutor, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MOST_STRANGERS", 3)
+    waiting = Waiting(pool, TWO_NODES[:1])
+    strangers = [stack.enter_context(waiting.knock()[0]) for _ in range(5)]
+    assert [one.recv(1) for one in strangers[:2]] == [b"", b""]  # the oldest
+    stack.enter_context(waiting.come(1))
+    (member,) = waiting.members.result(PATIENCE)
+    member.connection.close()
+
+
+def test_a_silent_stranger_is_not_kept(pool: ThreadPoolExecutor, stack: ExitStack) -> None:
+    now = [0.0]
+    waiting = Waiting(pool, TWO_NODES[:1], 60, lambda: now[0])
+    stranger = stack.enter_context(waiting.knock()[0])
+    now[0] = door.STRANGER_SECONDS
+    stack.enter_context(waiting.knock()[0])  # it looks at the clock
+    assert stranger.recv(1) == b""
+    stack.enter_context(waiting.come(1))
+    waiting.members.result(PATIENCE)[0].connection.close()
+
+
+def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
+    pool: ThreadPoolExecutor, stack: ExitStack
+) -> None:
+    now = [0.0]
+    waiting = Waiting(pool, [(1, NO_RANK), (2, NO_RANK), (3, NO_RANK)], 60, lambda: now[0])
+    came = stack.enter_context(waiting.come(2))
+    now[0] = 60.0
+    stack.enter_context(waiting.knock()[0])  # it looks at the clock
+    words = "nodes 1, 3 did not come within 60 s"
+    with pytest.raises(ConfigError, match=words):
+        waiting.members.result(PATIENCE)
+    line = joining.Line(came)
+    assert line.expect(joining.Kind.REFUSED) == {"words": words}
+
+
+def test_a_node_with_other_terms_is_refused_on_both_sides(pool: ThreadPoolExecutor) -> None:
+    waiting = Waiting(pool, TWO_NODES)
+    words = "node 1 has max_num_seqs = 9, and node 0 has 8: they must be equal"
+    with pytest.raises(ConfigError) as refused:
+        with waiting.come(1, terms={**TERMS, "max_num_seqs": "9"}) as connection:
+            joining.Line(connection).expect(joining.Kind.JOINED)
+    assert str(refused.value) == words
+    with pytest.raises(ConfigError, match=words):
+        waiting.members.result(PATIENCE)
+
+
+def test_two_nodes_of_one_number_and_one_of_none(
+    pool: ThreadPoolExecutor, stack: ExitStack
+) -> None:
+    waiting = Waiting(pool, TWO_NODES)
+    stack.enter_context(waiting.come(1))
+    with pytest.raises(ConfigError, match=r"node 1 has come already, from 127\.0\.0\.1"):
+        waiting.come(1)
+    with pytest.raises(ConfigError, match="no rank 2 of node 1 here"):
+        waiting.come(1, 2)
+    stack.enter_context(waiting.come(1, 1))
+    for member in waiting.members.result(PATIENCE):
+        member.connection.close()
+
+
+def test_a_node_that_has_gone_again_may_come_again(
+    pool: ThreadPoolExecutor, stack: ExitStack
+) -> None:
+    waiting = Waiting(pool, TWO_NODES)
+    first = waiting.come(1)
+    first.close()
+    again = None
+    while again is None:  # until it has been noticed
+        try:
+            again = stack.enter_context(waiting.come(1))
+        except ConfigError as error:
+            assert "has come already" in str(error)
+    stack.enter_context(waiting.come(1, 1))
+    members = waiting.members.result(PATIENCE)
+    assert members[0].connection.getpeername() == again.getsockname()
+    for member in members:
+        member.connection.close()
+
+
+# ---------------------------------------------------------------- the other side
+
+
+def false_node_0(pool: ThreadPoolExecutor, *answers: bytes) -> tuple[str, int]:
+    """Someone who says this, whatever is said."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        with listener:
+            connection, _ = listener.accept()
+        with connection:
+            for one in answers:
+                connection.sendall(one)
+                connection.recv(1 << 16)
+
+    pool.submit(answer)
+    return listener.getsockname()
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([bytes(opening.HELLO_BYTES)], "what listens there is no node 0 of Quire's"),
+        ([opening.hello(), opening.rejected()], "node 0 has another secret"),
+        ([opening.hello(), b"\1" + bytes(32)], "whoever listens there does not have the secret"),
+    ],
+)
+def test_a_node_goes_with_nobody_who_has_not_the_secret(
+    pool: ThreadPoolExecutor, answers: list[bytes], words: str
+) -> None:
+    address = false_node_0(pool, *answers)
+    with pytest.raises(ConfigError, match=words):
+        Joining(*address, SECRET, PATIENCE).connect(Opening(1, NO_RANK, b"{}"))
+
+
+def test_a_node_0_that_is_not_reached_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+    now, pauses = [0.0], []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += 20.0
+
+    going = Joining(host, port, SECRET, 50, lambda: now[0], pause)
+    words = rf"master_addr = {host}, master_port = {port}: node 0 was not reached within 50 s \("
+    with pytest.raises(ConfigError, match=words):
+        going.connect(Opening(1, NO_RANK, b"{}"))
+    assert len(pauses) == 3
+
+
+def test_sockets_between_nodes_notice_a_machine_that_vanishes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as connection:
+            network.kept_alive(connection)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if not hasattr(socket, "TCP_USER_TIMEOUT"):
+                pytest.skip("not Linux")
+            asked = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle, between, count = (connection.getsockopt(socket.IPPROTO_TCP, o) for o in asked)
+            unheard = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert idle + between * count <= 10 and unheard <= 10_000
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
+def test_node_0_listens_on_one_interface_of_its_own(address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"master_addr = {address}, master_port = 0"):
+        network.listen(address, 0)
+
+
+# ---------------------------------------------------------------- secrets and terms
+
+
+def test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves(tmp_path: Any) -> None:
+    file = tmp_path / "secret"
+    file.write_text("sixteen bytes or more\n")
+    environment = {"QUIRE_JOIN_SECRET": " sixteen bytes or more", "HOME": "/"}
+    one = read_secret(None, environment)
+    assert environment == {"HOME": "/"}
+    other = read_secret(str(file), environment)
+    assert one.proves(other.proof("node", b"x"), "node", b"x")
+    assert not one.proves(other.proof("node", b"x"), "node 0", b"x")
+    with pytest.raises(ConfigError, match="need a secret in common: join_secret_file or QUIRE_"):
+        read_secret(None, environment)
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_secret(str(tmp_path / "none"), environment)
+    with pytest.raises(ConfigError) as refused:
+        read_secret(None, {"QUIRE_JOIN_SECRET": "swordfish"})
+    assert str(refused.value) == "QUIRE_JOIN_SECRET: a secret of 9 bytes; it must have 16 to 4096"
+
+
+def test_nodes_compare_programs_options_and_models() -> None:
+    def of(**options: Any) -> Terms:
+        values = {"model": "random:tiny", "device": "cpu", "tensor_parallel_size": 2, **options}
+        nodes = {"nnodes": 2, "master_addr": "10.0.0.1", "master_port": 29500}
+        config = EngineConfig(**{**nodes, **values})
+        return terms_of(config, model_config(config), torch.device("cpu"))
+
+    def differs(**options: Any) -> str | None:
+        return door.difference(of(), of(**options), 1)
+
+    own = {"node_rank": 1, "master_addr": "node0", "join_secret_file": "x", "join_seconds": 9.0}
+    assert differs(**own) is None
+    assert differs(seed=1) == "node 1 has seed = 1, and node 0 has 0: they must be equal"
+    model = differs(model="random:0.6B")
+    assert model and "another model than node 0: random:0.6B, not random:tiny" in model
+    older = door.difference(of(), {**of(), "Quire": "0.0.9"}, 2)
+    assert older and older.startswith("node 2 has Quire = 0.0.9, and node 0 has ")
+
+
+def test_options_of_several_nodes_go_together() -> None:
+    two = EngineConfig(
+        tensor_parallel_size=4, nnodes=2, node_rank=1, master_addr="a", master_port=1
+    )
+    assert places(two) == [(1, NO_RANK), (1, 2), (1, 3)]
+    for change, words in [
+        ({"nnodes": 3}, "nnodes = 3: must divide tensor_parallel_size = 4"),
+        ({"nnodes": 0}, "nnodes = 0: must be at least 1"),
+        ({"node_rank": 2}, "node_rank = 2: must be at most 1"),
+        ({"node_rank": -1}, "node_rank = -1: must be at least 0"),
+        ({"master_addr": None}, "nnodes = 2: needs master_addr"),
+        ({"master_port": None}, "nnodes = 2: needs master_port"),
+        ({"master_port": 65_536}, "master_port = 65536: must be at most 65535"),
+        ({"join_seconds": 0.0}, "join_seconds = 0.0: must be above 0"),
+        ({"nnodes": 1, "node_rank": 0}, "master_addr = a: needs nnodes above 1"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            dataclasses.replace(two, **change)  # type: ignore[arg-type]
