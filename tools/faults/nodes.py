@@ -1,0 +1,72 @@
+"""Faults of how nodes come together, and end together."""
+
+from faults.fault import Fault
+
+DOOR = "tests/engine/parallel/test_door.py::test_"
+NODES = "tests/engine/parallel/test_nodes.py::test_"
+
+FAULTS = (
+    Fault(
+        "nodes: a proof that was overheard is one on another connection too",
+        "engine/parallel/opening.py",
+        "    if not secret.proves(proof, _NODE, greeting, said, terms):\n",
+        "    if not secret.proves(proof, _NODE, said, terms):\n",
+        (DOOR + "strangers_change_nothing", DOOR + "two_nodes_of_one_number_and_one_of_none"),
+    ),
+    Fault(
+        "nodes: whoever speaks as a node does is taken for one",
+        "engine/parallel/opening.py",
+        '        raise RankError("it does not have the secret")\n',
+        "        pass\n",
+        (DOOR + "strangers_change_nothing",),
+    ),
+    Fault(
+        "nodes: node 0 is believed without a proof",
+        "engine/parallel/joining.py",
+        "        if not opening.is_node_0(self._secret, answer, greeting, data):\n",
+        "        if False:\n",
+        (DOOR + "a_node_goes_with_nobody_who_has_not_the_secret",),
+    ),
+    Fault(
+        "nodes: silent strangers take all places",
+        "engine/parallel/door.py",
+        '            self._drop(self._strangers[0], "there are too many")\n',
+        "            connection.close()\n            return\n",
+        (DOOR + "many_silent_strangers_make_room",),
+    ),
+    Fault(
+        "nodes: what they are to have in common is not looked at",
+        "engine/parallel/door.py",
+        "        words = difference(self._terms, unpack(heard.terms), heard.node)\n",
+        "        words = None\n",
+        (DOOR + "a_node_with_other_terms_is_refused_on_both_sides",),
+    ),
+    Fault(
+        "nodes: what keeps the ranks from starting is said on node 0 alone",
+        "engine/parallel/ranks.py",
+        "            node.tell(Kind.REFUSED, words=words)\n",
+        "            node.line.end()\n",
+        (NODES + "what_keeps_a_rank_from_starting_is_said_on_every_node",),
+    ),
+    Fault(
+        "nodes: ranks of a node outlive it when node 0 is gone",
+        "engine/parallel/node.py",
+        "        open_ones.callback(_kill, processes)\n",
+        "",
+        (NODES + "a_rank_that_is_lost_takes_all_nodes_along",),
+    ),
+    Fault(
+        "nodes: an end that is meant is none to the other nodes",
+        "engine/parallel/ranks.py",
+        "            node.tell(Kind.STOP)\n",
+        "            node.line.end()\n",
+        (NODES + "ranks_of_all_nodes_are_built_and_stopped",),
+    ),
+    Fault(
+        "nodes: the secret stays in the environment of whatever is started",
+        "engine/parallel/secret.py",
+        "environment.pop(VARIABLE, None)",
+        "environment.get(VARIABLE)",
+        (DOOR + "a_secret_comes_from_a_file_or_the_environment_which_it_leaves",),
+    ),
+)
