@@ -20,7 +20,7 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import fit, sizing
+from quire.engine.loop import fit, sizing, spread
 from quire.engine.loop.built_rank import BuiltRank, memory_of
 from quire.engine.loop.core import EngineCore, StepRunner
 from quire.engine.loop.loop import Progress
@@ -94,6 +94,7 @@ def build_engine(
     rank_program: the command line of another rank's process, to which a descriptor's number is
     added; None: there can be no other. It ends this process when one is lost later on.
     """
+    spread.refuse_too_large(config)
     if config.tensor_parallel_size == 1:
         rank = build_rank(config, World(), progress, _alone, pdl=pdl)
         return _engine(config, rank, rank.runner, None, matchers)

@@ -19,19 +19,22 @@ _GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """fits: whether the longest request can run. Where not: why, and the ways to mend it. starts:
-    whether the engine starts at all, if only to refuse requests that the cache cannot hold."""
+    whether the engine starts at all, if only to refuse requests that the cache cannot hold.
+    too_large: the weights leave no room for any cache."""
 
     fits: bool
     reason: str = ""
     advice: tuple[str, ...] = ()
     starts: bool = False
+    too_large: bool = False
 
 
 def judge(config: EngineConfig, plan: SizingPlan) -> Verdict:
     """Whether weights, graphs and cache fit into memory, and the longest request into the cache."""
     rest = _rest(plan)
     if rest < plan.bytes_of_blocks(1):
-        return Verdict(False, _weights_too_large(config, plan), _against_weights(config, plan))
+        reason, advice = _weights_too_large(config, plan), _against_weights(config, plan)
+        return Verdict(False, reason, advice, too_large=True)
     if rest < plan.kv_cache_bytes:
         reason = f"the KV cache takes {_gib(plan.kv_cache_bytes)}, and {_gib(rest)} are left for it"
         return Verdict(False, reason, _against_cache(config, plan))

@@ -272,6 +272,7 @@ def plan_of(
     """What a configuration takes with a cache of num_blocks, the null block left out."""
     per_token = kv_bytes_per_token(config, model, resolve_cache_dtype(dtype, device))
     gpu = device.type == "cuda"
+    machines = 0 if gpu else config.nnodes * total_memory(device)
     # A number of blocks that was given heeds no share.
     share = config.gpu_memory_utilization if config.num_blocks is None else 1.0
     return SizingPlan(
@@ -284,8 +285,8 @@ def plan_of(
         num_blocks=num_blocks,
         kv_cache_bytes=(num_blocks + 1) * config.block_size * per_token,
         graph_bytes=graph_bytes(config, model, dtype) if gpu else 0,
-        memory_bytes=_memory_for(device, share) if gpu else total_memory(device),
-        whole_bytes=_memory_for(device, 1.0) if gpu else total_memory(device),
+        memory_bytes=_memory_for(device, share) if gpu else machines,
+        whole_bytes=_memory_for(device, 1.0) if gpu else machines,
         estimated=estimated,
     )
 

@@ -5,7 +5,7 @@ that does not hold the longest request, is no failure here either.
 """
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop import fit, sizing
+from quire.engine.loop import fit, sizing, spread
 from quire.engine.model.shape import model_config
 from quire.service.models.resolve import resolve
 
@@ -20,11 +20,12 @@ def report(config: EngineConfig) -> tuple[str, bool]:
     plan = sizing.plan(config, shape)
     verdict, needed = fit.judge(config, plan), plan.blocks_of_a_sequence
     size = config.tensor_parallel_size
+    nodes = f" on {config.nnodes} nodes" if config.nnodes > 1 else ""
     note = " (an estimate: a step's own memory is not counted)" if plan.estimated else ""
     rows = [
         ("model", resolved.name),
         ("device", plan.device),
-        *([("ranks", f"{size}, which all sizes are of together")] if size > 1 else []),
+        *([("ranks", f"{size}{nodes}, which all sizes are of together")] if size > 1 else []),
         ("dtype", plan.dtype + _stored(config)),
         ("memory", _gib(max(plan.memory_bytes, 0))),
         ("weights", _gib(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
@@ -38,7 +39,8 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("verdict", _told(verdict)),
     ]
     if not verdict.fits:
-        rows.append(("to turn", ", or ".join(verdict.advice)))
+        ways = spread.advice(config, shape, plan) if verdict.too_large else ()
+        rows.append(("to turn", ", or ".join((*ways, *verdict.advice))))
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.starts
 

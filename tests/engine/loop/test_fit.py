@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from quire.engine.config import EngineConfig
+from quire.engine.errors import CapacityError
 from quire.engine.loop import fit, sizing
 from quire.engine.loop.build import build_engine
 from quire.engine.model.config import ModelConfig
@@ -153,3 +154,15 @@ def test_a_start_warns_of_a_cache_shorter_than_a_request(caplog: pytest.LogCaptu
 def test_it_names_what_sizes_the_cache(caplog: pytest.LogCaptureFixture) -> None:
     (line,) = start(caplog, cpu_kv_gib=0.0001)
     assert "raise cpu_kv_gib to at least" in line and "num_blocks" not in line
+
+
+@pytest.mark.usefixtures("card")
+def test_a_model_too_large_for_a_card_names_the_fewest_that_hold_it() -> None:
+    """Of 24 GiB, of which 0.9 less another's 1 GiB may be taken."""
+    config = EngineConfig(model="random:32B")
+    with pytest.raises(CapacityError, match=r"the weights take 61\.02 GiB, captured graphs") as no:
+        build_engine(config, lambda _stage, _share: None)
+    found = re.search(r"_size = (\d+) \(([\d.]+) GiB of ([\d.]+) GiB each\)", str(no.value))
+    assert found is not None
+    size, need, room = map(float, found.groups())
+    assert (size, room) == (4, 20.6) and 61.02 / 4 < need < room

@@ -4,6 +4,7 @@ import pytest
 
 from quire.clients import cli
 from quire.engine.config import EngineConfig
+from quire.engine.errors import CapacityError
 from quire.engine.loop import sizing
 from quire.engine.loop.build import build_engine
 from quire.service.models import pocket
@@ -119,3 +120,22 @@ def test_int8_weights_are_counted_as_they_are_kept(capsys: pytest.CaptureFixture
     _, int8 = dry_run(capsys, *words, "--quantization", "int8")
     assert (plain["dtype"], int8["dtype"]) == ("bfloat16", "bfloat16, matrices as int8")
     assert (plain["weights"], int8["weights"]) == ("15.26 GiB", "7.63 GiB")
+
+
+def test_what_does_not_fit_names_the_fewest_machines_that_hold_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of 24 GiB each. The start refuses it in the same words, before anything is loaded."""
+    _, rows = dry_run(capsys, "random:32B")  # 61.02 GiB: three do not divide its heads
+    ways = rows["to turn"]
+    four = "share it over 4 such machines: tensor_parallel_size = 4, nnodes = 4 (15."
+    assert ways.startswith(four) and ways.endswith("of 24.00 GiB each), or take a smaller model")
+    with pytest.raises(CapacityError) as refused:
+        build_engine(EngineConfig(model="random:32B", device="cpu"), lambda _stage, _share: None)
+    assert str(refused.value) == f"{rows['verdict'].removeprefix('does not fit: ')}; {ways}"
+    shared = ("--tensor-parallel-size", "4", "--nnodes", "4", "--master-port", "7")
+    code, rows = dry_run(capsys, "random:32B", *shared, "--master-addr", "10.0.0.1")
+    assert (code, rows["memory"]) == (0, "96.00 GiB")
+    assert rows["ranks"] == "4 on 4 nodes, which all sizes are of together"
+    _, rows = dry_run(capsys, "random:32B", "--quantization", "int8")
+    assert "share it" not in rows["to turn"]  # int8 cannot be shared
