@@ -1,5 +1,6 @@
 """The door of node 0: who is taken in, and what strangers change."""
 
+import contextlib
 import dataclasses
 import socket
 import struct
@@ -28,12 +29,20 @@ TERMS: Terms = {"Quire": "1", "torch": "2", "max_num_seqs": "8"}
 TWO_NODES = [(1, NO_RANK), (1, 1)]
 
 
+class Pool(ThreadPoolExecutor):
+    """Threads, and who waits on them."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.waiting: list[Waiting] = []
+
+
 class Waiting:
     """Node 0, waiting on a thread of its own."""
 
     def __init__(
         self,
-        pool: ThreadPoolExecutor,
+        pool: Pool,
         expected: list[tuple[int, int]],
         seconds: float = PATIENCE,
         clock: Callable[[], float] | None = None,
@@ -43,12 +52,13 @@ class Waiting:
         more: dict[str, Any] = {} if clock is None else {"clock": clock}
         self.door = Door(listener, SECRET, TERMS, expected, **more)
         self.members: Future[list[Member]] = pool.submit(self.door.gather, seconds)
+        pool.waiting.append(self)
 
     def come(
         self, node: int, rank: int = NO_RANK, terms: Terms = TERMS, secret: Secret = SECRET
     ) -> socket.socket:
         """A node's connection. Raises ConfigError as a node does."""
-        going = Joining(*self.address, secret, PATIENCE)
+        going = Joining(*self.address, secret, PATIENCE, pause=tries_again)
         return going.connect(Opening(node, rank, pack(terms)))
 
     def knock(self) -> tuple[socket.socket, bytes]:
@@ -56,11 +66,20 @@ class Waiting:
         connection = socket.create_connection(self.address, timeout=PATIENCE)
         return connection, connection.recv(opening.HELLO_BYTES, socket.MSG_WAITALL)
 
+    def end(self) -> None:
+        """Where it has not ended: a test has failed."""
+        if not self.members.done():
+            self.door._missing.clear()
+            with contextlib.suppress(OSError):
+                socket.create_connection(self.address).close()  # it looks
+
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as threads:
+def pool() -> Iterator[Pool]:
+    with Pool() as threads:
         yield threads
+        for one in threads.waiting:
+            one.end()
 
 
 @pytest.fixture
@@ -91,7 +110,7 @@ STRANGERS: dict[str, Callable[[bytes, bytes], bytes]] = {
 }
 
 
-def test_strangers_change_nothing(pool: ThreadPoolExecutor, stack: ExitStack) -> None:
+def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
     waiting = Waiting(pool, TWO_NODES)
     first, overheard = waiting.knock()
     stack.enter_context(first)
@@ -126,7 +145,7 @@ def test_strangers_change_nothing(pool: ThreadPoolExecutor, stack: ExitStack) ->
 
 
 def test_many_silent_strangers_make_room(
-    pool: ThreadPoolExecutor, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door, "MOST_STRANGERS", 3)
     waiting = Waiting(pool, TWO_NODES[:1])
@@ -137,7 +156,7 @@ def test_many_silent_strangers_make_room(
     member.connection.close()
 
 
-def test_a_silent_stranger_is_not_kept(pool: ThreadPoolExecutor, stack: ExitStack) -> None:
+def test_a_silent_stranger_is_not_kept(pool: Pool, stack: ExitStack) -> None:
     now = [0.0]
     waiting = Waiting(pool, TWO_NODES[:1], 60, lambda: now[0])
     stranger = stack.enter_context(waiting.knock()[0])
@@ -149,7 +168,7 @@ def test_a_silent_stranger_is_not_kept(pool: ThreadPoolExecutor, stack: ExitStac
 
 
 def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
-    pool: ThreadPoolExecutor, stack: ExitStack
+    pool: Pool, stack: ExitStack
 ) -> None:
     now = [0.0]
     waiting = Waiting(pool, [(1, NO_RANK), (2, NO_RANK), (3, NO_RANK)], 60, lambda: now[0])
@@ -163,7 +182,7 @@ def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
     assert line.expect(joining.Kind.REFUSED) == {"words": words}
 
 
-def test_a_node_with_other_terms_is_refused_on_both_sides(pool: ThreadPoolExecutor) -> None:
+def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
     waiting = Waiting(pool, TWO_NODES)
     words = "node 1 has max_num_seqs = 9, and node 0 has 8: they must be equal"
     with pytest.raises(ConfigError) as refused:
@@ -174,9 +193,7 @@ def test_a_node_with_other_terms_is_refused_on_both_sides(pool: ThreadPoolExecut
         waiting.members.result(PATIENCE)
 
 
-def test_two_nodes_of_one_number_and_one_of_none(
-    pool: ThreadPoolExecutor, stack: ExitStack
-) -> None:
+def test_two_nodes_of_one_number_and_one_of_none(pool: Pool, stack: ExitStack) -> None:
     waiting = Waiting(pool, TWO_NODES)
     stack.enter_context(waiting.come(1))
     with pytest.raises(ConfigError, match=r"node 1 has come already, from 127\.0\.0\.1"):
@@ -188,9 +205,7 @@ def test_two_nodes_of_one_number_and_one_of_none(
         member.connection.close()
 
 
-def test_a_node_that_has_gone_again_may_come_again(
-    pool: ThreadPoolExecutor, stack: ExitStack
-) -> None:
+def test_a_node_that_has_gone_again_may_come_again(pool: Pool, stack: ExitStack) -> None:
     waiting = Waiting(pool, TWO_NODES)
     first = waiting.come(1)
     first.close()
@@ -210,7 +225,7 @@ def test_a_node_that_has_gone_again_may_come_again(
 # ---------------------------------------------------------------- the other side
 
 
-def false_node_0(pool: ThreadPoolExecutor, *answers: bytes) -> tuple[str, int]:
+def false_node_0(pool: Pool, *answers: bytes) -> tuple[str, int]:
     """Someone who says this, whatever is said."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -226,6 +241,10 @@ def false_node_0(pool: ThreadPoolExecutor, *answers: bytes) -> tuple[str, int]:
     return listener.getsockname()
 
 
+def tries_again(_seconds: float) -> None:
+    raise AssertionError("it tries again")
+
+
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
@@ -235,11 +254,11 @@ def false_node_0(pool: ThreadPoolExecutor, *answers: bytes) -> tuple[str, int]:
     ],
 )
 def test_a_node_goes_with_nobody_who_has_not_the_secret(
-    pool: ThreadPoolExecutor, answers: list[bytes], words: str
+    pool: Pool, answers: list[bytes], words: str
 ) -> None:
     address = false_node_0(pool, *answers)
     with pytest.raises(ConfigError, match=words):
-        Joining(*address, SECRET, PATIENCE).connect(Opening(1, NO_RANK, b"{}"))
+        Joining(*address, SECRET, PATIENCE, pause=tries_again).connect(Opening(1, NO_RANK, b"{}"))
 
 
 def test_a_node_0_that_is_not_reached_is_given_up() -> None:
