@@ -250,7 +250,9 @@ def test_one_replica_stays_when_a_node_goes() -> None:
 # ------------------------------------------------------------ overlays
 
 KUBECTL = shutil.which("kubectl")
-OVERLAYS = pytest.mark.parametrize("name", ["cpu", "gpu"], ids=["pocket", "cards"])
+OVERLAYS = pytest.mark.parametrize(
+    "name", ["cpu", "gpu", "two-gpus"], ids=["pocket", "cards", "pairs"]
+)
 
 
 def overlay(name: str) -> list[Any]:
@@ -297,10 +299,24 @@ def test_an_overlay_mounts_what_it_reads(name: str, tmp_path: Path) -> None:
     places = [mount["mountPath"] for mount in container["volumeMounts"]]
     own = settings.engine.model == "pocket"
     assert own == (name == "cpu") == ("/models" not in places)
-    assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "gpu")
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name != "cpu")
     assert not settings.service.insecure
     port = settings.service.health_port
     assert container["readinessProbe"]["grpc"]["port"] == port
+
+
+def test_a_pair_of_cards_is_two_ranks_that_have_memory_to_share() -> None:
+    pod = of_kind(overlay("two-gpus"), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    given = {one["name"]: one["value"] for one in container["env"]}
+    engine = read_settings({}, given, None).engine
+    limits = container["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == engine.tensor_parallel_size == 2
+    (place,) = (m["name"] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm")
+    (volume,) = (one["emptyDir"] for one in pod["volumes"] if one["name"] == place)
+    assert volume["medium"] == "Memory"
+    sizes = [int(size.removesuffix("Gi")) for size in (volume["sizeLimit"], limits["memory"])]
+    assert sizes[0] < sizes[1]
 
 
 def test_what_scales_and_scrapes_asks_for_what_is_exported(exported: set[str]) -> None:

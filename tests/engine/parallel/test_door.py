@@ -124,6 +124,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
         try:
             while more := strangers[name].recv(1 << 16):
                 answer += more
+                assert opening.rejected().startswith(answer), name
         except ConnectionResetError:  # what it had said was not even read
             pass
         assert answer in (b"", opening.rejected()), name
