@@ -183,6 +183,7 @@ def test_a_split_that_cannot_be_and_an_engine_without_ranks_start_nothing(
     config = EngineConfig(model="random:tiny", device="cpu", tensor_parallel_size=3)
     with pytest.raises(ConfigError, match="num_key_value_heads = 2: must divide tensor_"):
         build_engine(config, lambda _stage, _share: None, rank_program=["none"])
+    config = config.replace(tensor_parallel_size=2)
     with pytest.raises(ConfigError, match="engine_process = on"):
         build_engine(config, lambda _stage, _share: None)
 
