@@ -175,7 +175,8 @@ def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
     waiting = Waiting(pool, [(1, NO_RANK), (2, NO_RANK), (3, NO_RANK)], 60, lambda: now[0])
     came = stack.enter_context(waiting.come(2))
     now[0] = 60.0
-    stack.enter_context(waiting.knock()[0])  # it looks at the clock
+    with contextlib.suppress(OSError):  # it looks at the clock now, or has done so already
+        stack.enter_context(waiting.knock()[0])
     words = "nodes 1, 3 did not come within 60 s"
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
