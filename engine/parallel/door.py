@@ -158,6 +158,7 @@ class Door:
         if len(stranger.data) > length:
             raise RankError("it goes on without being asked")
         heard = opening.opened(self._secret, stranger.greeting, stranger.data)
+        terms = unpack(heard.terms)
         connection, line = stranger.connection, Line(stranger.connection)
         with contextlib.suppress(OSError):  # one that has gone shows later
             connection.sendall(opening.accepted(self._secret, stranger.greeting, stranger.data))
@@ -171,7 +172,7 @@ class Door:
         member = Member(heard.node, heard.rank, connection, stranger.address)
         self._members[heard.node, heard.rank] = member
         self._missing.remove((heard.node, heard.rank))
-        words = difference(self._terms, unpack(heard.terms), heard.node)
+        words = difference(self._terms, terms, heard.node)
         if words is not None:
             raise ConfigError(words)
         _tell(line, Kind.JOINED, "")

@@ -37,7 +37,7 @@ FAULTS = (
     Fault(
         "nodes: what they are to have in common is not looked at",
         "engine/parallel/door.py",
-        "        words = difference(self._terms, unpack(heard.terms), heard.node)\n",
+        "        words = difference(self._terms, terms, heard.node)\n",
         "        words = None\n",
         (DOOR + "a_node_with_other_terms_is_refused_on_both_sides",),
     ),

@@ -88,8 +88,8 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def opened_by(greeting: bytes, secret: Secret = SECRET, node: int = 1) -> bytes:
-    said = Opening(node, NO_RANK, pack(TERMS))
+def opened_by(greeting: bytes, secret: Secret = SECRET, terms: bytes = pack(TERMS)) -> bytes:
+    said = Opening(1, NO_RANK, terms)
     return opening.signed(secret, greeting, opening.said_of(said), said.terms)
 
 
@@ -106,6 +106,7 @@ STRANGERS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "replayed": lambda _greeting, heard: heard,
     "cut off": lambda greeting, _heard: opened_by(greeting)[:-1],
     "too long": lambda greeting, _heard: of_length(greeting, opening.MOST_TERMS + 1),
+    "no terms": lambda greeting, _heard: opened_by(greeting, terms=b"[1]"),
     "goes on": lambda greeting, _heard: opened_by(greeting) + b"\0",
 }
 
@@ -119,7 +120,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
         stranger, greeting = waiting.knock()
         strangers[name] = stack.enter_context(stranger)
         stranger.sendall(words(greeting, heard))
-    for name in ("garbage", "another secret", "replayed", "too long", "goes on"):
+    for name in ("garbage", "another secret", "replayed", "too long", "no terms", "goes on"):
         answer = b""
         try:
             while more := strangers[name].recv(1 << 16):
