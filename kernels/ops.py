@@ -75,6 +75,8 @@ class Ops(Protocol):
         context_lens: Tensor,
         scale: float,
         max_context_len: int,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor: ...
 
     def rope_decode_attention(
@@ -105,6 +107,8 @@ class Ops(Protocol):
         scale: float,
         max_query_len: int,
         max_context_len: int,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor: ...
 
     def copy_blocks(

@@ -130,6 +130,8 @@ class TritonOps:
         context_lens: Tensor,
         scale: float,
         max_context_len: int,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         return decode.decode_attention(
             q,
@@ -139,6 +141,7 @@ class TritonOps:
             context_lens,
             scale,
             max_context_len,
+            out=out,
             counters=self.counters,
             pdl=self.pdl and q.shape[0] < decode_launch.ALONE,
         )
@@ -188,6 +191,8 @@ class TritonOps:
         scale: float,
         max_query_len: int,
         max_context_len: int,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         return prefill.prefill_attention(
             q,
@@ -199,6 +204,7 @@ class TritonOps:
             scale,
             max_query_len,
             max_context_len,
+            out=out,
             pdl=self.pdl,
         )
 

@@ -82,13 +82,15 @@ class Attention:
         block_tables: Tensor,
         context_lens: Tensor,
         scale: float,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         """As `decode_attention`."""
         rows, q_heads, dim = q.shape
         _, kv_heads, block_size, _ = k_cache.shape
         q, tables, contexts = q.contiguous(), block_tables.int(), context_lens.int()
         tables = tables if tables.stride(-1) == 1 else tables.contiguous()
-        out = torch.empty_like(q)
+        out = torch.empty_like(q) if out is None else out
         self._attend(
             *threads(self._parallel),
             *(q.data_ptr(), _KINDS[q.dtype], k_cache.data_ptr(), v_cache.data_ptr()),

@@ -120,11 +120,13 @@ class CpuOps:
         context_lens: Tensor,
         scale: float,
         max_context_len: int,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         arguments = (q, k_cache, v_cache, block_tables, context_lens, scale)
         if self.attention.takes(q, k_cache, q.shape[1]):
-            return self.attention.decode(*arguments)
-        return reference.decode_attention(*arguments, max_context_len)
+            return self.attention.decode(*arguments, out=out)
+        return reference.decode_attention(*arguments, max_context_len, out=out)
 
     def rope_decode_attention(
         self,
@@ -160,12 +162,15 @@ class CpuOps:
         scale: float,
         max_query_len: int,
         max_context_len: int,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The twin's; a row of one token gets the bits that decode_attention would give it."""
         caches = (k_cache, v_cache)
         out = reference.prefill_attention(
             *(q, *caches, block_tables, query_start_loc, context_lens, scale),
             *(max_query_len, max_context_len),
+            out=out,
         )
         alone = (query_start_loc.diff() == 1).nonzero().flatten()
         if alone.numel():

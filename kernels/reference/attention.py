@@ -113,24 +113,28 @@ def decode_attention(
     context_lens: Tensor,
     scale: float,
     max_context_len: int,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
 
     q: [R, Hq, D]; block_tables: [R, >= blocks] int32; context_lens: [R], the new token included.
     max_context_len bounds context_lens (an int known to the host). A context of 0 gives zeros.
+    out: [R, Hq, D] contiguous, to be written instead of a new tensor.
     """
     rows, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
-    out = torch.zeros(rows, kv_heads, q_heads // kv_heads, dim, device=q.device)
-    scaled = q.reshape(out.shape).float() * scale
+    sums = torch.zeros(rows, kv_heads, q_heads // kv_heads, dim, device=q.device)
+    scaled = q.reshape(sums.shape).float() * scale
     parts = _row_blocks(block_tables, kv_heads, -(-max_context_len // block_size))
     # Row by row: no row pays for the longest, and its result does not depend on the others.
     for row, context in enumerate(context_lens.tolist()):
         if context:
             mine = parts[row, :, : -(-context // block_size)].reshape(-1)
             k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
-            _one_token(scaled[row], k, v, out[row])
-    return out.view(rows, q_heads, dim).to(q.dtype)
+            _one_token(scaled[row], k, v, sums[row])
+    whole = sums.view(rows, q_heads, dim)
+    return whole.to(q.dtype) if out is None else out.copy_(whole)
 
 
 def rope_decode_attention(
@@ -165,14 +169,18 @@ def prefill_attention(
     scale: float,
     max_query_len: int,
     max_context_len: int,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each row's new tokens over its cached prefix and themselves.
 
     q: [T, Hq, D], rows packed one after the other; query_start_loc: [R + 1]; context_lens: [R],
     cached and new tokens together. A row's last query token sees its whole context. [T, Hq, D].
+    out: as above.
     """
     del max_query_len  # sizes a kernel's grid; rows are walked here
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
     parts = _row_blocks(block_tables, kv_heads, -(-max_context_len // block_size))

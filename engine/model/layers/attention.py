@@ -43,16 +43,21 @@ def paged_attention(
     decode = batch.num_decode_rows
     if decode == 0:
         return _prefill(ops, q, k_cache, v_cache, batch, scale).flatten(1)
-    # Two kernels, one result: decode rows come first.
-    parts = (
-        _decode(ops, q[:decode], k_cache, v_cache, batch, scale),
-        _prefill(ops, q[decode:], k_cache, v_cache, batch, scale),
-    )
-    return torch.cat(parts).flatten(1)
+    # Two kernels write one result: decode rows come first.
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, out[:decode])
+    _prefill(ops, q[decode:], k_cache, v_cache, batch, scale, out[decode:])
+    return out.flatten(1)
 
 
 def _decode(
-    ops: Ops, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch, scale: float
+    ops: Ops,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    out: Tensor | None = None,
 ) -> Tensor:
     rows = batch.num_decode_rows
     return ops.decode_attention(
@@ -63,11 +68,18 @@ def _decode(
         batch.context_lens[:rows],
         scale,
         batch.max_context_len,
+        out=out,
     )
 
 
 def _prefill(
-    ops: Ops, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch, scale: float
+    ops: Ops,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    out: Tensor | None = None,
 ) -> Tensor:
     first = batch.num_decode_rows
     assert batch.prefill_start_loc is not None
@@ -81,4 +93,5 @@ def _prefill(
         scale,
         batch.max_query_len,
         batch.max_context_len,
+        out=out,
     )

@@ -20,10 +20,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.called: list[str] = []
+        self.results: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
         self.called.append(name)
-        return getattr(reference, name)
+
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            self.results.append(getattr(reference, name)(*arguments, **options))
+            return self.results[-1]
+
+        return call
 
 
 def step(lens: tuple[int, ...]) -> tuple[ForwardBatch, Tensor]:
@@ -52,8 +58,8 @@ def step(lens: tuple[int, ...]) -> tuple[ForwardBatch, Tensor]:
     return batch, torch.randn(len(rows), shape, generator=torch.Generator().manual_seed(0))
 
 
-def run(lens: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """The attention of a step over a cache that is the same each time."""
+def run(lens: tuple[int, ...]) -> tuple[Tensor, Recorder]:
+    """The attention of a step over a cache that is the same each time, and what it called."""
     batch, qkv = step(lens)
     rng = torch.Generator().manual_seed(1)
     k, v = (torch.randn(20, KV_HEADS, BLOCK, DIM, generator=rng) for _ in range(2))
@@ -63,7 +69,7 @@ def run(lens: tuple[int, ...]) -> tuple[Tensor, list[str]]:
     ops = Recorder()
     out = paged_attention(cast(Ops, ops), qkv, norm, norm, 1e-6, rope, k, v, batch, 0.25)
     assert out.shape == (len(qkv), HEADS * DIM)
-    return out, ops.called
+    return out, ops
 
 
 @pytest.mark.parametrize(
@@ -75,10 +81,19 @@ def run(lens: tuple[int, ...]) -> tuple[Tensor, list[str]]:
     ],
 )
 def test_a_decode_step_is_one_kernel(lens: tuple[int, ...], kernels: list[str]) -> None:
-    assert run(lens)[1] == kernels
+    assert run(lens)[1].called == kernels
 
 
 def test_a_decode_row_is_the_same_in_a_decode_step_and_in_a_mixed_one() -> None:
     alone, _ = run((1, 1))
     mixed, _ = run((1, 1, 3))
     torch.testing.assert_close(mixed[:2], alone)
+
+
+def test_both_kernels_of_a_mixed_step_write_into_its_result() -> None:
+    """Nothing is joined afterwards: that would be a copy a layer."""
+    out, ops = run((1, 1, 4))
+    decode, prefill = ops.results[1:]
+    assert (decode.shape[0], prefill.shape[0]) == (2, 4)
+    assert decode.data_ptr() == out.data_ptr()
+    assert prefill.data_ptr() == out[2:].data_ptr()
