@@ -160,7 +160,15 @@ def build_rank(
     clock.mark("cache")
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
-    runner = Runner(model, ops, kv, state, max_model_len=max_model_len, use_graphs=use_graphs)
+    runner = Runner(
+        model,
+        ops,
+        kv,
+        state,
+        max_model_len=max_model_len,
+        max_tokens=config.max_num_batched_tokens,
+        use_graphs=use_graphs,
+    )
     steps = _warm_steps(config, model, cache_dtype)
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:

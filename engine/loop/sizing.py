@@ -19,7 +19,7 @@ from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.model.shape import resolve_max_model_len
-from quire.engine.runner.graphs import MIXED_TOKENS, MOST_GRAPHS
+from quire.engine.runner.graphs import MOST_GRAPHS, prompt_sizes
 from quire.kernels import reference
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -166,14 +166,16 @@ def check_grids(config: EngineConfig, model: ModelConfig) -> None:
 def graph_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes that captured graphs may come to take, beside what a step takes that is not captured.
 
-    They share one pool, so the largest captured step counts once: its tokens between two layers,
-    and its logits, their copy for log-probabilities, and what those are computed in. Padding at
-    most doubles the rows. Each graph holds its launches besides.
+    They share one pool, so the largest captured step counts once: its tokens between two layers;
+    and the largest sampler: logits, their copy for log-probabilities, and what those are computed
+    in. Each graph holds its launches besides.
     """
     if config.enforce_eager:
         return 0
-    rows = 2 * config.max_num_seqs
-    tokens = rows + MIXED_TOKENS[-1]
+    longest = resolve_max_model_len(config, model)
+    prompts = prompt_sizes(longest, config.max_num_batched_tokens)
+    rows = config.max_num_seqs
+    tokens = rows + (prompts[-1] if prompts else 0)
     heads = model.num_q_heads + 2 * model.num_kv_heads
     width = 3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads * model.head_dim
     step = tokens * width * dtype.itemsize + 3 * rows * model.vocab_size * 4

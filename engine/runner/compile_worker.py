@@ -57,7 +57,15 @@ def launches_of(orders: Orders) -> Launches:
     longest = resolve_max_model_len(config, model_shape)
     blocks = -(-longest // config.block_size)
     state = SlotState(config.max_num_seqs, blocks, model_shape.vocab_size, meta)
-    runner = Runner(model, ops, KVCache(k, v), state, max_model_len=longest, use_graphs=False)
+    runner = Runner(
+        model,
+        ops,
+        KVCache(k, v),
+        state,
+        max_model_len=longest,
+        max_tokens=config.max_num_batched_tokens,
+        use_graphs=False,
+    )
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)
     steps = warm_steps(bounds_of(config, model, dtype, card))
     return lambda: runner.warm_up(steps, lambda _share: None)

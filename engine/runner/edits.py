@@ -19,7 +19,7 @@ _Words = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What is done to the logits of a step. rows count those of the logits, padding included.
+    """What is done to the logits of a step. rows count those of the logits.
 
     bias: rows [K] int64, ids [K] int64, values [K] fp32. mask: rows [M] int64, words
     [M, ceil(V / 32)] int32, a bit for each id. None: no row asks for it.
@@ -56,10 +56,10 @@ class SlotEdits:
         allowed[list(sampling.banned_ids)] = 0
         return np.packbits(allowed, bitorder="little").view("<i4")
 
-    def stage(self, staging: Staging, plan: StepPlan, masks: Masks, decode_rows: int) -> None:
-        """Put what the plan's rows ask for into the upload. decode_rows: as many of the logits'
-        rows, the plan's decode rows and then padding, come before those of longer rows."""
-        sampling = _rows(plan, decode_rows)
+    def stage(self, staging: Staging, plan: StepPlan, masks: Masks) -> None:
+        """Put what the plan's rows that sample ask for into the upload; the first rows of the
+        logits are theirs."""
+        sampling = list(enumerate(row.slot for row in plan.rows if row.samples))
         biased = [(row, *self._bias[slot]) for row, slot in sampling if slot in self._bias]
         if biased:
             rows = [np.full(len(ids), row, np.int64) for row, ids, _ in biased]
@@ -81,10 +81,3 @@ class SlotEdits:
         if staging.find("mask_rows") is not None:
             mask = (staging.get("mask_rows"), staging.get("mask_words"))
         return Edits(bias, mask)  # type: ignore[arg-type]
-
-
-def _rows(plan: StepPlan, decode_rows: int) -> list[tuple[int, int]]:
-    """Row of the logits and slot of each row that samples."""
-    decode = [(row, one.slot) for row, one in enumerate(plan.rows[: plan.num_decode_rows])]
-    longer = [one.slot for one in plan.rows[plan.num_decode_rows :] if one.samples]
-    return decode + list(enumerate(longer, decode_rows))

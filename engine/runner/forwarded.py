@@ -38,20 +38,35 @@ class Forwarded:
             inputs.sampled_rows,
         )
 
+    def sampling(self, rows: Tensor) -> "Forwarded":
+        """The same, kept aside, of which these rows sample. rows: [L] int64."""
+        return replace(self, logits_rows=rows, sampled_rows=rows)
+
 
 class Aside:
-    """Room for the hidden states of a step that is sampled apart, whichever graph has made them:
-    each graph's own would be kept as long as the graph."""
+    """Where the model's part of a step leaves what its sampler takes, whichever graph has made it:
+    each graph's own would be kept as long as the graph, and would have a sampler of its own."""
 
     def __init__(
-        self, max_num_seqs: int, hidden_size: int, dtype: torch.dtype, device: torch.device
+        self, most_rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        rows = 3 * max_num_seqs  # at most: a captured step's longer rows come to a power of two
-        self._hidden = torch.empty(rows, hidden_size, dtype=dtype, device=device)
+        """most_rows: of a step that is kept."""
+        self._hidden = torch.zeros(most_rows, hidden_size, dtype=dtype, device=device)
+        self._context_lens = torch.zeros(most_rows, dtype=torch.int32, device=device)
+
+    def context_lens(self, rows: int) -> Tensor:
+        """Those of a step of one-token rows, to be written: [rows] int32."""
+        return self._context_lens[:rows]
 
     def keep(self, forwarded: Forwarded) -> Forwarded:
-        """The same, with the hidden states of the rows that sample, and no others, in the room."""
+        """The same, with the hidden states of each row's last token, and no others, here."""
         hidden, rows = forwarded.hidden, forwarded.logits_rows
         chosen = hidden if rows is None else hidden[rows]
         room = self._hidden[: len(chosen)].copy_(chosen)
         return replace(forwarded, hidden=room, logits_rows=None)
+
+    def left(self, row_slots: Tensor) -> Forwarded:
+        """What the last step of so many one-token rows has left. row_slots: [R] int32."""
+        rows = len(row_slots)
+        lens = self.context_lens(rows)
+        return Forwarded(self._hidden[:rows], None, row_slots, lens, None, None)

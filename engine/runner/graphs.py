@@ -1,12 +1,14 @@
-"""Captured steps: one CUDA graph holds a whole step, embedding to advanced state; or the model's
-part of one, where single ids are preferred or left out: the sampler is then launched behind it.
+"""Captured steps: the model's part of a step is one CUDA graph, embedding to hidden states, and a
+sampler of so many rows, head to advanced state, another, which serves all models' parts alike. Only
+the plainest steps of few rows are one graph from end to end: a second one costs them most.
 
-Invariant: a graph reads the slots, the staging buffer and `row_slots`, all at fixed addresses, and
-nothing else that the host writes. What it computes is a function of its key: padded numbers of rows
-and tokens, a bound of the context (which only limits the grid of attention and never changes a
-result) and what sampling needs. Padding belongs to the null slot. Graphs share one memory pool, so
-results are to be copied out, or used up by a sampler, before the next replay, in stream order. The
-current stream is the engine's own: the default stream cannot be captured.
+Invariant: a graph reads the slots, the staging buffer, `row_slots` and what the model's part leaves
+for its sampler (`forwarded.Aside`), all at fixed addresses, and nothing else that the host writes.
+What it computes is a function of its key: padded numbers of rows and tokens, a bound of the context
+(which only limits the grid of attention and never changes a result) and what sampling needs.
+Padding belongs to the null slot. Graphs share one memory pool, so results are to be copied out, or
+used up by a sampler, before the next replay, in stream order. The current stream is the engine's
+own: the default stream cannot be captured.
 """
 
 import logging
@@ -25,7 +27,10 @@ Done = Sampled | Forwarded  # what a step leaves, by its key
 
 _FIRST_CONTEXT_BOUND = 4096
 MOST_GRAPHS = 512
-MIXED_TOKENS = (16, 32, 64, 128, 256, 512)  # prompt tokens of a mixed step worth capturing
+# Prompt tokens of a step worth capturing: launches of a longer one take less time than its work.
+PROMPT_TOKENS: tuple[int, ...] = (16, 32, 64, *range(128, 1024, 128), *range(1024, 4097, 256))
+_MANY_TOKENS = 512  # beyond, rows are padded coarsely: they cost little beside so many tokens
+FUSED_ROWS = 8  # rows up to which a plain step of one-token rows is one graph with its sampler
 
 
 class GraphKey(NamedTuple):
@@ -36,7 +41,26 @@ class GraphKey(NamedTuple):
     prefill_rows: int
     prefill_tokens: int
     context_bound: int
-    needs: Needs | None
+    needs: Needs | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.decode_rows + self.prefill_rows
+
+
+class SamplerKey(NamedTuple):
+    """The sampler behind the model's part of a step of one-token rows. rows: padded."""
+
+    rows: int
+    needs: Needs
+
+
+Key = GraphKey | SamplerKey
+
+
+def fused(rows: int, needs: Needs) -> bool:
+    """Whether model and sampler of so many one-token rows are captured as one."""
+    return rows <= FUSED_ROWS and needs in (Needs(), Needs(draws=True))
 
 
 def captured_sizes(max_num_seqs: int) -> list[int]:
@@ -54,43 +78,63 @@ def context_bounds(max_model_len: int) -> list[int]:
 
 
 class GraphSizes:
-    """Which key a step falls under."""
+    """Which key a step falls under. max_tokens: of a step, decode rows included."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, max_tokens: int) -> None:
         self.decode_rows = captured_sizes(max_num_seqs)
         self.context_bounds = context_bounds(max_model_len)
-        self._mixed_tokens = [n for n in MIXED_TOKENS if n <= max_model_len]
-        powers = [1 << i for i in range(max_num_seqs.bit_length()) if 1 << i < max_num_seqs]
-        self._powers = [*powers, max_num_seqs]
+        self.prompt_tokens = prompt_sizes(max_model_len, max_tokens)
+        self._powers = _powers(2, max_num_seqs)
+        self._few_powers = _powers(4, max_num_seqs)
 
     def decode(self, rows: int, max_context_len: int, needs: Needs | None) -> GraphKey:
         """The key of a step of one-token rows alone."""
         return GraphKey(_cover(self.decode_rows, rows), 0, 0, self._bound(max_context_len), needs)
 
     def mixed(
-        self,
-        decode_rows: int,
-        prefill_rows: int,
-        tokens: int,
-        max_context_len: int,
-        needs: Needs | None,
+        self, decode_rows: int, prefill_rows: int, tokens: int, max_context_len: int
     ) -> GraphKey | None:
-        """The key of a step with longer rows; None if it is too long to be worth a graph.
+        """The key of the model's part of a step with longer rows; None if it is too long to be
+        worth a graph.
 
         There is always room for one more row, which takes the padding tokens.
         """
-        if not self._mixed_tokens or tokens > self._mixed_tokens[-1]:
+        if not self.prompt_tokens or tokens > self.prompt_tokens[-1]:
             return None
+        many = tokens > _MANY_TOKENS
+        powers = self._few_powers if many else self._powers
+        longer = 1 << prefill_rows.bit_length()
+        if many and longer.bit_length() % 2:
+            longer *= 2  # of 2, 8, 32 and so on
         return GraphKey(
-            _cover(self._powers, decode_rows) if decode_rows else 0,
-            1 << prefill_rows.bit_length(),
-            _cover(self._mixed_tokens, tokens),
+            _cover(powers, decode_rows) if decode_rows else 0,
+            longer,
+            _cover(self.prompt_tokens, tokens),
             self._bound(max_context_len),
-            needs,
         )
 
     def _bound(self, max_context_len: int) -> int:
         return _cover(self.context_bounds, max_context_len)
+
+
+def prompt_sizes(max_model_len: int, max_tokens: int) -> list[int]:
+    """Numbers of prompt tokens to capture: padding fits into a request of its own, and all but the
+    last are less than the most tokens of a step."""
+    sizes = [size for size in PROMPT_TOKENS if size <= max_model_len]
+    return [size for size, last in zip(sizes, (0, *sizes), strict=False) if last < max_tokens]
+
+
+def most_rows(max_num_seqs: int) -> int:
+    """Rows of a captured step at most: see GraphSizes.mixed."""
+    return max_num_seqs + 4 * min(max_num_seqs, PROMPT_TOKENS[-1])
+
+
+def _powers(base: int, most: int) -> list[int]:
+    """1, and powers of base below `most`, which ends them."""
+    powers = [1]
+    while powers[-1] * base < most:
+        powers.append(powers[-1] * base)
+    return sorted({*powers, most})
 
 
 def _cover(sizes: list[int], wanted: int) -> int:
@@ -101,16 +145,14 @@ class StepGraphs:
     """The graphs captured so far. At most MOST_GRAPHS; the longest unused one goes first."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[GraphKey, tuple[torch.cuda.CUDAGraph, Done] | None] = (
-            OrderedDict()
-        )
+        self._graphs: OrderedDict[Key, tuple[torch.cuda.CUDAGraph, Done] | None] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __contains__(self, key: GraphKey) -> bool:
+    def __contains__(self, key: Key) -> bool:
         """Whether it was captured, or its capture has failed."""
         return key in self._graphs
 
-    def replay(self, key: GraphKey) -> Done | None:
+    def replay(self, key: Key) -> Done | None:
         """Run a captured step; None if there is none and it must run eagerly."""
         captured = self._graphs.get(key)
         if captured is None:
@@ -120,7 +162,7 @@ class StepGraphs:
         graph.replay()
         return done
 
-    def capture(self, key: GraphKey, step: Callable[[], Done]) -> None:
+    def capture(self, key: Key, step: Callable[[], Done]) -> None:
         """Record `step`, which has run before (so everything is compiled), without running it."""
         if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
@@ -135,7 +177,7 @@ class StepGraphs:
         except Exception as error:
             log.warning(
                 "capturing the step of batch size %d failed, it runs eagerly: %s",
-                key.decode_rows + key.prefill_rows,
+                key.rows,
                 (str(error).splitlines() or [type(error).__name__])[0],
             )
             self._graphs[key] = None

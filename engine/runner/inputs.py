@@ -31,14 +31,18 @@ class StepInputs:
 
 
 def decode_inputs(
-    ops: Ops, state: SlotState, block_size: int, row_slots: Tensor, max_context_len: int
+    ops: Ops,
+    state: SlotState,
+    block_size: int,
+    row_slots: Tensor,
+    context_lens: Tensor,
+    max_context_len: int,
 ) -> StepInputs:
-    """Rows of one token each. row_slots: [R] int32, perhaps padded with the null slot."""
+    """Rows of one token each. row_slots: [R] int32, perhaps padded with the null slot;
+    context_lens: [R] int32, to be written."""
     rows, device = row_slots.shape[0], row_slots.device
     blocks = state.block_tables.shape[1]
-    token_ids, positions, context_lens = (
-        torch.empty(rows, dtype=torch.int32, device=device) for _ in range(3)
-    )
+    token_ids, positions = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
     slot_mapping = torch.empty(rows, dtype=torch.int64, device=device)
     block_tables = torch.empty(rows, blocks, dtype=torch.int32, device=device)
     ops.prepare_decode(
@@ -84,8 +88,10 @@ class MixedShape(NamedTuple):
 def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: int) -> None:
     """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
 
-    Padding rows belong to the null slot; the last of them takes the padding tokens. The arrays'
-    sizes follow from `shape` alone, so that a graph finds them where they were captured.
+    Padding rows belong to the null slot; the last of them takes the padding tokens. The sizes of
+    all but the last array follow from `shape` alone, so that a graph finds them where they were
+    captured. Of a padded step every row's last token is in logits_rows, of an exact one those that
+    sample; which those are among the rows, sampled_rows tells.
     """
     decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]
     row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)
@@ -100,7 +106,9 @@ def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: 
     tokens[: shape.decode_rows] = -1  # the slot's own last token
     known = [token for row in longer for token in row.token_ids]
     tokens[shape.decode_rows :][: len(known)] = known
-    stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, _sampled_rows(plan, shape))
+    sampled = _sampled_rows(plan, shape)
+    ends = sampled if shape == MixedShape.of(plan) else np.arange(len(row_slots))
+    stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, ends, sampled)
 
 
 def stage_rows(
@@ -109,9 +117,11 @@ def stage_rows(
     row_slots: npt.NDArray[np.int32],
     lens: npt.NDArray[np.int32],
     tokens: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int64],
     sampled: npt.NDArray[np.int64],
 ) -> None:
-    """Put rows into the upload: slots and lengths [R], tokens [T], and which rows sample [L]."""
+    """Put rows into the upload: slots and lengths [R], tokens [T], the rows whose last hidden
+    states are wanted, and those that sample [L]."""
     starts = np.zeros(len(lens) + 1, np.int32)
     np.cumsum(lens, out=starts[1:])
     staging.put("token_ids", tokens)
@@ -119,15 +129,16 @@ def stage_rows(
     staging.put("query_lens", lens)
     staging.put("query_start_loc", starts)
     staging.put("prefill_start_loc", starts[decode_rows:] - starts[decode_rows])
-    staging.put("logits_rows", starts[1:][sampled].astype(np.int64) - 1)
+    staging.put("logits_rows", starts[1:][ends].astype(np.int64) - 1)
     staging.put("sampled_rows", sampled)
 
 
 def _sampled_rows(plan: StepPlan, shape: MixedShape) -> npt.NDArray[np.int64]:
-    """All rows of a padded step, which is made of rows that sample; else those that do."""
-    if shape == MixedShape.of(plan):
-        return np.flatnonzero([row.samples for row in plan.rows])
-    return np.arange(shape.decode_rows + shape.prefill_rows)
+    """Those of the plan that sample, where they stand in a step of this shape."""
+    rows = np.flatnonzero([row.samples for row in plan.rows])
+    return np.where(
+        rows < plan.num_decode_rows, rows, rows + shape.decode_rows - plan.num_decode_rows
+    )
 
 
 def mixed_inputs(

@@ -43,20 +43,6 @@ class PendingResult:
         return StepResult(tokens, to_logprobs(tokens, self._wanted, values))
 
 
-def joined(value: Tensor, parts: list[slice]) -> Tensor:
-    """Some rows of a value, one part behind the other."""
-    return torch.cat([value[part] for part in parts])
-
-
-def copy_parts(host: Tensor, value: Tensor, parts: list[slice]) -> None:
-    """The same into a host buffer, without waiting for the device."""
-    begin = 0
-    for part in parts:
-        length = part.stop - part.start
-        host[begin : begin + length].copy_(value[part], non_blocking=True)
-        begin += length
-
-
 class Results:
     """Host buffers that results come into, a ring of them, of at most `rows` tokens each."""
 
@@ -68,27 +54,22 @@ class Results:
         ]
         self._turn = 0
 
-    def collect(
-        self, sampled: Sampled, parts: list[slice], wanted: list[int | None]
-    ) -> PendingResult:
-        """Start the copies of some rows to the host. wanted: see PendingResult."""
-        values = sampled.logprobs
+    def collect(self, sampled: Sampled, count: int, wanted: list[int | None]) -> PendingResult:
+        """Start the copies of the first `count` rows to the host. wanted: see PendingResult."""
+        tokens, logprobs = sampled.tokens[:count], None
+        if sampled.logprobs is not None:
+            logprobs = tuple(value[:count] for value in sampled.logprobs)
         if self._on_host:
-            tokens = joined(sampled.tokens, parts)
-            logprobs = None if values is None else tuple(joined(v, parts) for v in values)
             return PendingResult(wanted, tokens, logprobs, lambda: None)
-        count = sum(part.stop - part.start for part in parts)
         self._turn = (self._turn + 1) % RESULT_RING
-        tokens, logprobs = self._ring[self._turn][:count], None
-        copy_parts(tokens, sampled.tokens, parts)
-        if values is not None:
-            logprobs = tuple(_to_host(value, parts, count) for value in values)
+        tokens = self._ring[self._turn][:count].copy_(tokens, non_blocking=True)
+        if logprobs is not None:
+            logprobs = tuple(_to_host(value) for value in logprobs)
         event = torch.cuda.Event()
         event.record()
         return PendingResult(wanted, tokens, logprobs, event.synchronize)
 
 
-def _to_host(value: Tensor, parts: list[slice], count: int) -> Tensor:
-    host = torch.empty((count, *value.shape[1:]), dtype=value.dtype, pin_memory=True)
-    copy_parts(host, value, parts)
-    return host
+def _to_host(value: Tensor) -> Tensor:
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return host.copy_(value, non_blocking=True)

@@ -4,9 +4,10 @@ Invariant: `execute` only enqueues; the host learns the tokens from the PendingR
 into a pinned buffer that is not written again before it has been read. Plans are executed in the
 order they were made, on one stream, so whatever a later plan overwrites was read before.
 
-A step in which single ids are preferred or left out is launched in two parts: the model, captured
-as other steps are, and its sampler, which differs from step to step and runs eagerly. Where a
-constraint says what is left out, that comes with `sample`, when the host has made the masks.
+A step that is captured is launched in two parts, model and sampler, but for the plainest of few
+rows (`graphs.fused`). Samplers are captured behind one-token rows; behind prompts, and where single
+ids are preferred or left out, they run eagerly, while the model is at work. What a constraint
+leaves out comes with `sample`, when the host has made the masks.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,16 @@ from quire.engine.model.registry import Model
 from quire.engine.runner.device_errors import is_device_lost
 from quire.engine.runner.edits import Edits, SlotEdits
 from quire.engine.runner.forwarded import Aside, Forwarded
-from quire.engine.runner.graphs import MIXED_TOKENS, Done, GraphKey, GraphSizes, StepGraphs
+from quire.engine.runner.graphs import (
+    Done,
+    GraphKey,
+    GraphSizes,
+    Key,
+    SamplerKey,
+    StepGraphs,
+    fused,
+    most_rows,
+)
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
@@ -50,8 +60,10 @@ class Runner:
         state: SlotState,
         *,
         max_model_len: int,
+        max_tokens: int,
         use_graphs: bool,
     ) -> None:
+        """max_tokens: of a step."""
         self.counters = RunnerCounters()
         self.captured_bytes = 0  # that capture took of the device while warming up
         self._model = model
@@ -63,9 +75,11 @@ class Runner:
         self._edits = SlotEdits(state.prompt_mask.shape[1])
         self._edit_staging = Staging(self._device)
         width, dtype = model.config.hidden_size, model.dtype
-        self._aside = Aside(state.null_slot, width, dtype, self._device)
+        self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
-        self._staging = Staging(self._device, capacity=_fixed_bytes(state.null_slot))
+        self._sizes = GraphSizes(state.null_slot, max_model_len, max_tokens)
+        fixed = _fixed_bytes(state.null_slot, self._sizes.prompt_tokens)
+        self._staging = Staging(self._device, capacity=fixed)
         self._row_slots = torch.full(
             (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
         )
@@ -74,9 +88,8 @@ class Runner:
         self._needs: Needs | None = None
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
         self._results = Results(self._device, state.null_slot)
-        self._sizes = GraphSizes(state.null_slot, max_model_len)
         self._graphs = StepGraphs() if use_graphs else None
-        self._seen: set[GraphKey] = set()  # ran eagerly once: kept the next time
+        self._seen: set[Key] = set()  # ran eagerly once: kept the next time
 
     @torch.inference_mode()
     def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
@@ -107,18 +120,17 @@ class Runner:
         torch.cuda.synchronize(self._device)
         return torch.cuda.mem_get_info(self._device)[0]
 
-    def _keys_to_capture(self) -> list[GraphKey]:
+    def _keys_to_capture(self) -> list[Key]:
         kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
-        bound = self._sizes.context_bounds[0]
-        keys: list[GraphKey | None] = [
-            self._sizes.decode(rows, bound, needs)
-            for rows in reversed(self._sizes.decode_rows)
-            for needs in kinds
-        ]
-        keys += [
-            self._sizes.mixed(0, 1, tokens, bound, Needs()) for tokens in reversed(MIXED_TOKENS)
-        ]
-        return [key for key in keys if key is not None]
+        bound, sizes = self._sizes.context_bounds[0], self._sizes
+        prompts = [sizes.mixed(0, 1, tokens, bound) for tokens in reversed(sizes.prompt_tokens)]
+        keys: list[Key] = [key for key in prompts if key is not None]
+        for rows in reversed(sizes.decode_rows):
+            whole = [needs for needs in kinds if fused(rows, needs)]
+            keys += [sizes.decode(rows, bound, needs) for needs in whole]
+            keys.append(sizes.decode(rows, bound, None))
+            keys += [SamplerKey(rows, needs) for needs in kinds if needs not in whole]
+        return keys
 
     def _run_null(self, step: WarmStep) -> None:
         if not step.longer:
@@ -135,9 +147,9 @@ class Runner:
         here = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
 
-    def _ran(self, key: GraphKey) -> Callable[[], Done]:
+    def _ran(self, key: Key) -> Callable[[], Done]:
         """The step of a key, run once on null rows."""
-        if key.prefill_tokens:
+        if isinstance(key, GraphKey) and key.prefill_tokens:
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)
             stage_mixed(self._staging, nothing, _shape(key), self._state.null_slot)
@@ -167,30 +179,28 @@ class Runner:
             self._needs = None
             self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
             self._edits.admit(plan.admitted)
-        key: GraphKey | None
-        shape: MixedShape | None
         if plan.num_decode_rows == len(plan.rows):
-            needs = self._decode_needs(plan)
-            key = decode = self._decode_key(plan, needs)
-            shape, changed = None, self._stage_row_slots(plan, decode)
-        else:
-            needs = self._needs_of(plan)
-            key = self._mixed_key(plan, needs)
-            shape = MixedShape.of(plan) if key is None else _shape(key)
-            stage_mixed(self._staging, plan, shape, self._state.null_slot)
-            changed = False
+            return self._execute_decode(plan)
+        needs, key = self._needs_of(plan), self._mixed_key(plan)
+        shape = MixedShape.of(plan) if key is None else _shape(key)
+        stage_mixed(self._staging, plan, shape, self._state.null_slot)
+        self._write(plan)
+        done = self._run_exact(plan, shape) if key is None else self._run_mixed(key)
+        self._open = partial(self._sample_mixed, plan, done, needs)
+        return None if plan.masked else self.sample(())
+
+    def _execute_decode(self, plan: StepPlan) -> PendingResult | None:
+        needs = self._decode_needs(plan)
+        key = self._decode_key(plan, needs)
+        changed = self._stage_row_slots(plan, key)
         self._write(plan)
         if changed:
             row_slots = self._staging.get("row_slots")
             self._row_slots[: len(row_slots)].copy_(row_slots)
-        if key is not None:
-            done, decode_rows = self._run(key), key.decode_rows
-        else:
-            assert shape is not None
-            done, decode_rows = self._run_exact(plan, shape, needs), shape.decode_rows
+        done = self._run(key)
         if isinstance(done, Sampled):
-            return self._collect(plan, done, decode_rows)
-        self._open = partial(self._sample_apart, plan, done, needs, decode_rows)
+            return self._collect(plan, done)
+        self._open = partial(self._sample_decode, plan, done, needs)
         return None if plan.masked else self.sample(())
 
     @torch.inference_mode()
@@ -200,15 +210,29 @@ class Runner:
         assert launch is not None
         return launch(masks)
 
-    def _sample_apart(
-        self, plan: StepPlan, done: Forwarded, needs: Needs, decode_rows: int, masks: Masks
+    def _sample_decode(
+        self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
     ) -> PendingResult:
+        if needs.edits:
+            sampled = self._sample(done, needs, self._uploaded_edits(plan, masks))
+        else:
+            kept = self._run(SamplerKey(len(done.row_slots), needs))
+            assert isinstance(kept, Sampled)
+            sampled = kept
+        return self._collect(plan, sampled)
+
+    def _sample_mixed(
+        self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
+    ) -> PendingResult:
+        edits = self._uploaded_edits(plan, masks) if needs.edits else None
+        return self._collect(plan, self._sample(done, needs, edits))
+
+    def _uploaded_edits(self, plan: StepPlan, masks: Masks) -> Edits:
         """The upload is one of its own: the model's part of it is still to be read."""
         self._edit_staging.begin()
-        self._edits.stage(self._edit_staging, plan, masks, decode_rows)
+        self._edits.stage(self._edit_staging, plan, masks)
         self._edit_staging.upload()
-        sampled = self._sample(done, needs, self._edits.uploaded(self._edit_staging))
-        return self._collect(plan, sampled, decode_rows)
+        return self._edits.uploaded(self._edit_staging)
 
     def _write(self, plan: StepPlan) -> None:
         """What must stand on the device before the rows are computed."""
@@ -221,14 +245,14 @@ class Runner:
             source, target = self._staging.get("copies")
             self._ops.copy_blocks(self._kv.k, self._kv.v, source, target)
 
-    def _run(self, key: GraphKey) -> Done:
-        """A step by its key: replayed, or run eagerly and kept if it was wanted before."""
-        if self._graphs is not None:
-            done = self._graphs.replay(key)
-            if done is not None:
-                self.counters.graph_steps += 1
-                return done
-        self.counters.eager_steps += 1
+    def _run(self, key: Key) -> Done:
+        """What a key names: replayed, or run eagerly and kept if it was wanted before."""
+        done = None if self._graphs is None else self._graphs.replay(key)
+        if isinstance(key, GraphKey):
+            self.counters.graph_steps += done is not None
+            self.counters.eager_steps += done is None
+        if done is not None:
+            return done
         step = self._step_of(key)
         done = step()
         if self._graphs is not None and key not in self._graphs:
@@ -237,19 +261,27 @@ class Runner:
             self._seen.add(key)
         return done
 
-    def _run_exact(self, plan: StepPlan, shape: MixedShape, needs: Needs) -> Done:
-        """A step that is too long to be kept, or not all of whose rows sample."""
+    def _run_mixed(self, key: GraphKey) -> Forwarded:
+        """A padded step with longer rows: who samples is in the upload, and in no graph."""
+        done = self._run(key)
+        assert isinstance(done, Forwarded)
+        return done.sampling(self._staging.get("sampled_rows"))
+
+    def _run_exact(self, plan: StepPlan, shape: MixedShape) -> Forwarded:
+        """A step that is too long to be kept, or none is."""
         self.counters.eager_steps += 1
         context = max(row.start + row.num_tokens for row in plan.rows)
         longest = max(row.num_tokens for row in plan.rows)
-        forwarded = self._mixed_model(shape, longest, context)
-        return forwarded if needs.edits else self._sample(forwarded, needs)
+        return self._mixed_model(shape, longest, context)
 
-    def _step_of(self, key: GraphKey) -> Callable[[], Done]:
-        needs = key.needs
-        if needs is None:
+    def _step_of(self, key: Key) -> Callable[[], Done]:
+        if isinstance(key, SamplerKey):
+            rows, needs = key
+            return lambda: self._sample(self._aside.left(self._row_slots[:rows]), needs)
+        whole = key.needs
+        if whole is None:
             return lambda: self._aside.keep(self._model_of(key))
-        return lambda: self._sample(self._model_of(key), needs)
+        return lambda: self._sample(self._model_of(key), whole)
 
     def _model_of(self, key: GraphKey) -> Forwarded:
         if not key.prefill_tokens:
@@ -266,19 +298,18 @@ class Runner:
         return self._needs
 
     def _decode_key(self, plan: StepPlan, needs: Needs) -> GraphKey:
-        rows, captured = len(plan.rows), None if needs.edits else needs
-        bound = max(row.start for row in plan.rows) + 1
+        rows, bound = len(plan.rows), max(row.start for row in plan.rows) + 1
         if self._graphs is None:
-            return GraphKey(rows, 0, 0, bound, captured)
-        return self._sizes.decode(rows, bound, captured)
+            return GraphKey(rows, 0, 0, bound, None if needs.edits else needs)
+        key = self._sizes.decode(rows, bound, None)
+        return key._replace(needs=needs) if fused(key.decode_rows, needs) else key
 
-    def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
-        """None: exact sizes, eagerly, because the step is long or some row does not sample yet."""
-        if self._graphs is None or not all(row.samples for row in plan.rows):
+    def _mixed_key(self, plan: StepPlan) -> GraphKey | None:
+        """None: exact sizes, eagerly, because the step is long."""
+        if self._graphs is None:
             return None
         context = max(row.start + row.num_tokens for row in plan.rows)
-        shape = MixedShape.of(plan)
-        return self._sizes.mixed(*shape, context, None if needs.edits else needs)
+        return self._sizes.mixed(*MixedShape.of(plan), context)
 
     def _needs_of(self, plan: StepPlan) -> Needs:
         needs = Needs(edits=bool(plan.masked))
@@ -301,7 +332,10 @@ class Runner:
     def _decode_model(self, row_slots: Tensor, max_context_len: int) -> Forwarded:
         """The model's part of a step of one-token rows."""
         block_size = self._kv.block_size
-        inputs = decode_inputs(self._ops, self._state, block_size, row_slots, max_context_len)
+        context_lens = self._aside.context_lens(len(row_slots))
+        inputs = decode_inputs(
+            self._ops, self._state, block_size, row_slots, context_lens, max_context_len
+        )
         return Forwarded.of(self._model.forward(inputs.batch, self._kv), inputs)
 
     def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> Forwarded:
@@ -336,14 +370,10 @@ class Runner:
 
     # ------------------------------------------------------------ results
 
-    def _collect(self, plan: StepPlan, sampled: Sampled, decode_rows: int) -> PendingResult:
-        """Start the copies to the host. Of a padded step the real rows are the first `decode` of
-        its `decode_rows`, and the first of those behind."""
-        decode, count = plan.num_decode_rows, sum(row.samples for row in plan.rows)
-        parts = [slice(0, decode), slice(decode_rows, decode_rows + count - decode)]
-        if decode == decode_rows or count == decode:
-            parts = [slice(0, count)]
-        return self._results.collect(sampled, parts, self._wanted(plan, sampled.logprobs))
+    def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
+        """Start the copies to the host: of a padded step the real rows are the first."""
+        count = sum(row.samples for row in plan.rows)
+        return self._results.collect(sampled, count, self._wanted(plan, sampled.logprobs))
 
     def _wanted(self, plan: StepPlan, logprobs: object | None) -> list[int | None]:
         """Taken down now: the slots may be others' by the time the result has come."""
@@ -352,11 +382,11 @@ class Runner:
         return [self._sampling[row.slot].logprobs for row in plan.rows if row.samples]
 
 
-def _fixed_bytes(max_num_seqs: int) -> int:
-    """Room for what a captured mixed step reads of its upload (see stage_mixed): at most 4 bytes a
-    token and 32 a row. Its longer rows have two tokens or more each, padded to a power of two."""
-    rows = max_num_seqs + MIXED_TOKENS[-1]
-    return max(1 << 16, 40 * rows + 4 * MIXED_TOKENS[-1])
+def _fixed_bytes(max_num_seqs: int, prompt_tokens: Sequence[int]) -> int:
+    """Room for what a captured step with prompts reads of its upload (see stage_mixed): at most 4
+    bytes a token and 32 a row."""
+    tokens = max_num_seqs + max(prompt_tokens, default=0)
+    return max(1 << 16, 4 * tokens + 40 * most_rows(max_num_seqs))
 
 
 def _shape(key: GraphKey) -> MixedShape:

@@ -18,7 +18,7 @@ import numpy as np
 from quire.engine.config import EngineConfig
 from quire.engine.model.base import CausalModel
 from quire.engine.model.shape import resolve_max_model_len
-from quire.engine.runner.graphs import MIXED_TOKENS
+from quire.engine.runner.graphs import PROMPT_TOKENS, most_rows
 from quire.engine.runner.inputs import MixedShape, stage_rows
 from quire.engine.runner.sampler import Needs
 from quire.engine.runner.staging import Staging
@@ -116,7 +116,8 @@ def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:
     lens = np.array([1] * step.decode_rows + list(step.longer), np.int32)
     slots = np.full(len(lens), null_slot, np.int32)
     tokens = np.zeros(lens.sum(), np.int32)
-    stage_rows(staging, step.decode_rows, slots, lens, tokens, np.arange(len(lens)))
+    every = np.arange(len(lens))
+    stage_rows(staging, step.decode_rows, slots, lens, tokens, every, every)
 
 
 def _candidates(bounds: Bounds) -> Iterator[WarmStep]:
@@ -138,13 +139,13 @@ def _candidates(bounds: Bounds) -> Iterator[WarmStep]:
 def _longer_rows(bounds: Bounds) -> Iterator[tuple[int, ...]]:
     """Prompts beside one another: each number of tokens in as few rows as hold it, in a short one
     and others; and each number of rows."""
-    most = max(bounds.max_num_batched_tokens, bounds.max_num_seqs + MIXED_TOKENS[-1])  # padded
+    most = max(bounds.max_num_batched_tokens, bounds.max_num_seqs + PROMPT_TOKENS[-1])  # padded
     for tokens in _sizes(most):
         rows = -(-tokens // bounds.max_model_len)
         yield _spread(tokens, rows)
         if tokens > 1:  # also of one request: a captured step is padded by a row
             yield (1, *_spread(tokens - 1, -(-(tokens - 1) // bounds.max_model_len)))
-    for rows in _sizes(2 * bounds.max_num_seqs + MIXED_TOKENS[-1]):
+    for rows in _sizes(most_rows(bounds.max_num_seqs)):
         yield (1,) * rows
 
 

@@ -29,11 +29,11 @@ FAULTS = (
         (ENGINE + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
     ),
     Fault(
-        "constraint: a mask falls on another row where a step is padded",
+        "constraint: a mask falls on another row beside one that does not sample yet",
         "engine/runner/edits.py",
-        "enumerate(longer, decode_rows)",
-        "enumerate(longer, plan.num_decode_rows)",
-        (ENGINE + "one_mask_is_for_the_logits_of_one_row_wherever_padding_puts_it",),
+        "for row in plan.rows if row.samples",
+        "for row in plan.rows",
+        (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
     ),
     Fault(
         "constraint: an end is allowed where the text may not end",

@@ -16,12 +16,16 @@ from support.small_engine import Outcome, Setup, build_core, load_model, model_c
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import (
-    MIXED_TOKENS,
+    PROMPT_TOKENS,
+    Done,
     GraphKey,
     GraphSizes,
+    Key,
+    SamplerKey,
     StepGraphs,
     captured_sizes,
     context_bounds,
+    most_rows,
 )
 from quire.engine.runner.runner import Runner, _fixed_bytes
 from quire.engine.runner.sampler import Needs, Sampled
@@ -42,24 +46,29 @@ SAMPLINGS = {
 class Kept:
     """Steps kept as closures. `fails`: keys whose capture does not work."""
 
-    def __init__(self, fails: Callable[[GraphKey], bool] = lambda _key: False) -> None:
-        self.steps: dict[GraphKey, Callable[[], Sampled] | None] = {}
-        self.replays: list[GraphKey] = []
+    def __init__(self, fails: Callable[[Key], bool] = lambda _key: False) -> None:
+        self.steps: dict[Key, Callable[[], Done] | None] = {}
+        self.replays: list[Key] = []
         self._fails = fails
 
-    def __contains__(self, key: GraphKey) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self.steps
 
-    def replay(self, key: GraphKey) -> Sampled | None:
+    def replay(self, key: Key) -> Done | None:
         step = self.steps.get(key)
         if step is None:
             return None
         self.replays.append(key)
         return step()
 
-    def capture(self, key: GraphKey, step: Callable[[], Sampled]) -> None:
+    def capture(self, key: Key, step: Callable[[], Done]) -> None:
         assert key not in self.steps, "captured twice"
         self.steps[key] = None if self._fails(key) else step
+
+    @property
+    def models(self) -> list[GraphKey]:
+        """Of what was replayed, the steps and models' parts."""
+        return [key for key in self.replays if isinstance(key, GraphKey)]
 
 
 MODEL = load_model(model_config(), seed=2)
@@ -117,9 +126,11 @@ def test_padded_steps_are_exact_ones(kind: str, overlap: bool) -> None:
                 assert [lp.token_id for lp in found[key]] == [lp.token_id for lp in tokens]
                 ours, theirs = ([lp.logprob for lp in x] for x in (found[key], tokens))
                 assert ours == pytest.approx(theirs, abs=1e-4)
-    assert any(key.prefill_tokens and key.decode_rows for key in kept.replays)
-    assert any(key.decode_rows not in (0, 7) for key in kept.replays)
-    assert counters.graph_steps == len(kept.replays) > counters.eager_steps
+    assert any(key.prefill_tokens and key.decode_rows for key in kept.models)
+    assert any(key.decode_rows not in (0, 7) for key in kept.models)
+    assert counters.graph_steps == len(kept.models) > counters.eager_steps
+    apart = kind not in ("greedy", "seeded")
+    assert apart == any(isinstance(key, SamplerKey) for key in kept.replays)
 
 
 def test_null_slot_stays_where_it_is() -> None:
@@ -139,6 +150,7 @@ def test_a_step_is_kept_the_second_time_it_is_wanted() -> None:
     core = core_with(kept)
     run(core, [GenerationRequest(0, (5, 6, 7), GREEDY)])
     (decode,) = kept.steps
+    assert isinstance(decode, GraphKey)
     assert (decode.decode_rows, decode.prefill_tokens) == (1, 0)
     assert kept.replays.count(decode) == GREEDY.max_tokens - 1 - 2
     run(core, [GenerationRequest(0, (5, 6, 7), GREEDY)])
@@ -146,7 +158,7 @@ def test_a_step_is_kept_the_second_time_it_is_wanted() -> None:
 
 
 def test_what_cannot_be_kept_runs_eagerly_and_is_not_tried_again() -> None:
-    kept = Kept(fails=lambda key: key.decode_rows == 2)
+    kept = Kept(fails=lambda key: key.rows == 2)
     specs = requests(GREEDY, 2)
     expected = run(core_with(None), specs)
     core = core_with(kept)
@@ -154,11 +166,58 @@ def test_what_cannot_be_kept_runs_eagerly_and_is_not_tried_again() -> None:
         found = run(core, specs)
         assert texts(found) == texts(expected)
     assert any(step is None for step in kept.steps.values())
-    assert all(key.decode_rows != 2 for key in kept.replays)
+    assert all(key.rows != 2 for key in kept.replays)
 
 
 def texts(outcomes: dict[tuple[int, int], Outcome]) -> dict[tuple[int, int], list[int]]:
     return {key: outcome.token_ids for key, outcome in outcomes.items()}
+
+
+# ---------------------------------------------------------------- model and sampler apart
+
+
+def test_one_model_serves_every_sampler_and_one_sampler_every_context() -> None:
+    """What a step needs of its sampler multiplies samplers, and no model."""
+    kept = Kept()
+    core = core_with(kept, replace(SETUP, max_num_seqs=12))
+    for kind in ("filtered", "penalised", "logprobs", "greedy") * 3:
+        run(core, [replace(r, key=r.key) for r in requests(SAMPLINGS[kind], 7)])
+    decodes = [key for key in kept.steps if isinstance(key, GraphKey) and not key.prefill_tokens]
+    apart = [key for key in decodes if key.needs is None]
+    samplers = {key.needs for key in kept.steps if isinstance(key, SamplerKey)}
+    assert len(samplers) == 3
+    assert len(apart) == len({key.decode_rows for key in apart})
+    assert {key.needs for key in decodes} == {None, Needs()}, "only the plainest are whole"
+
+
+def test_a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet() -> None:
+    setup = replace(SETUP, max_num_batched_tokens=16)
+    specs = [GenerationRequest(0, tuple(range(1, 70)), GREEDY)]
+    expected = texts(run(core_with(None, setup), specs))
+    kept = Kept()
+    core = core_with(kept, setup)
+    for _ in range(2):
+        assert texts(run(core, specs)) == expected
+    kept.replays.clear()
+    assert texts(run(core, specs)) == expected
+    assert [key.prefill_tokens for key in kept.models][:5] == [16] * 5
+    assert core.runner.counters.eager_steps < 5  # type: ignore[attr-defined]
+
+
+def test_what_is_captured_at_the_start_is_each_model_once() -> None:
+    """And each sampler; whole steps where a second graph would cost most."""
+    kept = Kept()
+    core = core_with(kept, replace(SETUP, max_num_seqs=40))
+    core.runner.warm_up((), lambda _share: None)  # type: ignore[attr-defined]
+    models = [key for key in kept.steps if isinstance(key, GraphKey) and key.needs is None]
+    sizes = captured_sizes(40)
+    assert [key.decode_rows for key in models if not key.prefill_tokens] == sizes[::-1]
+    assert [key.prefill_tokens for key in models if key.prefill_tokens] == [128, 64, 32, 16]
+    whole = [key for key in kept.steps if isinstance(key, GraphKey) and key.needs is not None]
+    assert {key.decode_rows for key in whole} == {1, 2, 4, 8}
+    kinds = {needs for key in kept.steps if isinstance(key, SamplerKey) for needs in [key.needs]}
+    assert kinds == {Needs(), Needs(draws=True), Needs(draws=True, filters=True)}
+    assert len(kept.steps) == len(models) + len(whole) + 3 * len(sizes) - len(whole)
 
 
 # ---------------------------------------------------------------- keys
@@ -170,8 +229,8 @@ def test_needs_change_with_the_rows() -> None:
     core = core_with(kept, replace(SETUP, max_num_seqs=1))
     for kind in ("greedy", "filtered", "greedy", "logprobs", "penalised"):
         run(core, [GenerationRequest(0, (9, 8, 7), SAMPLINGS[kind])])
-    needs = {key.needs for key in kept.steps if not key.prefill_tokens}
-    assert needs == {
+    found = {key.needs for key in kept.steps if not isinstance(key, GraphKey) or key.needs}
+    assert found == {
         Needs(),
         Needs(draws=True, filters=True),
         Needs(logprobs=True),
@@ -181,27 +240,49 @@ def test_needs_change_with_the_rows() -> None:
 
 @pytest.mark.parametrize("most", (1, 2, 3, 7, 8, 100, 256, 300))
 def test_mixed_keys_cover_what_they_are_asked_for(most: int) -> None:
-    sizes = GraphSizes(most, 4096)
+    sizes = GraphSizes(most, 4096, 8192)
     for decode in {0, 1, most // 2, most - 1}:
-        for longer in {1, 2, max(1, most - decode)}:
-            for tokens in (2 * longer, 15 + longer, 128, 512):
-                key = sizes.mixed(decode, longer, max(tokens, 2 * longer), 50, Needs())
+        for longer in {min(n, most - decode) for n in (1, 2, most)} - {0}:
+            for tokens in (2 * longer, 15 + longer, 128, 512, 513, 3000, 4096):
+                key = sizes.mixed(decode, longer, max(tokens, 2 * longer), 50)
                 if key is None:
-                    assert max(tokens, 2 * longer) > MIXED_TOKENS[-1]
+                    assert max(tokens, 2 * longer) > PROMPT_TOKENS[-1]
                     continue
                 assert decode <= key.decode_rows <= most
-                assert longer < key.prefill_rows <= 2 * longer, "one row is left for padding"
+                assert longer < key.prefill_rows <= 4 * longer, "one row is left for padding"
+                assert key.rows <= most_rows(most), "a step's last hidden states have room"
                 assert tokens <= key.prefill_tokens or tokens < 2 * longer
-                bound = 4 * (key.decode_rows + key.prefill_tokens)
-                bound += 32 * (key.decode_rows + key.prefill_rows) + 64
-                assert bound <= _fixed_bytes(most)
+                bound = 4 * (key.decode_rows + key.prefill_tokens) + 32 * key.rows + 64
+                assert bound <= _fixed_bytes(most, sizes.prompt_tokens)
+
+
+def test_prompts_of_any_length_up_to_the_largest_are_padded_by_little() -> None:
+    sizes = GraphSizes(8, 8192, 8192)
+    for tokens in range(513, 4097):
+        key = sizes.mixed(0, 1, tokens, tokens)
+        assert key is not None and key.prefill_rows == 2
+        assert 0 <= key.prefill_tokens - tokens < max(128, tokens // 4)
+    assert sizes.mixed(0, 1, 4097, 4097) is None
+
+
+def test_long_prompts_beside_many_rows_fall_under_few_keys() -> None:
+    """A graph serves only where its key comes again."""
+    sizes = GraphSizes(256, 8192, 8192)
+    rows = range(1, 129)
+    keys = {sizes.mixed(decode, longer, 3000, 4000) for decode in rows for longer in rows}
+    assert len(keys) <= 25
+
+
+def test_no_prompt_is_captured_that_a_step_has_no_room_for() -> None:
+    assert GraphSizes(8, 8192, 1000).prompt_tokens[-1] == 1024
+    assert GraphSizes(8, 8192, 16).prompt_tokens == [16]
 
 
 def test_mixed_keys_stop_where_a_step_is_long() -> None:
-    sizes = GraphSizes(8, 100)
-    assert sizes.mixed(0, 1, 64, 64, Needs()) is not None
-    assert sizes.mixed(0, 1, 65, 65, Needs()) is None, "padding would pass the model's length"
-    assert GraphSizes(8, 8).mixed(0, 1, 4, 4, Needs()) is None
+    sizes = GraphSizes(8, 100, 100)
+    assert sizes.mixed(0, 1, 64, 64) is not None
+    assert sizes.mixed(0, 1, 65, 65) is None, "padding would pass the model's length"
+    assert GraphSizes(8, 8, 16).mixed(0, 1, 4, 4) is None
 
 
 def test_context_bounds_cover_the_model_length() -> None:

@@ -13,7 +13,7 @@ from quire.engine.model.config import QWEN2, QWEN3, QWEN3_MOE, Experts
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.runner.graphs import GraphKey
+from quire.engine.runner.graphs import Key
 from quire.engine.runner.warmup import Bounds, warm_steps
 from quire.engine.weights.random import fill_random
 
@@ -43,15 +43,15 @@ class Kept:
     """Steps kept as closures, where a GPU would keep graphs."""
 
     def __init__(self) -> None:
-        self.steps: dict[GraphKey, Any] = {}
+        self.steps: dict[Key, Any] = {}
 
-    def __contains__(self, key: GraphKey) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self.steps
 
-    def replay(self, key: GraphKey) -> Any:
+    def replay(self, key: Key) -> Any:
         return self.steps[key]() if key in self.steps else None
 
-    def capture(self, key: GraphKey, step: Any) -> None:
+    def capture(self, key: Key, step: Any) -> None:
         self.steps[key] = step
 
 

@@ -28,7 +28,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
-from quire.engine.runner.graphs import Done, GraphKey
+from quire.engine.runner.graphs import Done, Key
 from quire.engine.runner.runner import PendingResult, Runner
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
@@ -133,26 +133,23 @@ class PaddedRunner(Runner):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.kept: dict[GraphKey, Callable[[], Done]] = {}
+        self.kept: dict[Key, Callable[[], Done]] = {}
         self.padded_rows = 0
         self._graphs = self  # type: ignore[assignment]
 
-    def __contains__(self, key: GraphKey) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self.kept
 
-    def capture(self, key: GraphKey, step: Callable[[], Done]) -> None:
+    def capture(self, key: Key, step: Callable[[], Done]) -> None:
         self.kept[key] = step
 
-    def replay(self, key: GraphKey) -> Done | None:
+    def replay(self, key: Key) -> Done | None:
         return self.kept[key]() if key in self.kept else None
 
-    def _collect(self, plan: StepPlan, sampled: Sampled, decode_rows: int) -> PendingResult:
-        """The real rows of a padded step: the first decode rows, the first of the longer ones."""
-        decode = plan.num_decode_rows
-        self.padded_rows += decode_rows - decode
-        longer = sum(row.samples for row in plan.rows) - decode
-        real = [*range(decode), *range(decode_rows, decode_rows + longer)]
-        return PendingResult([], sampled.tokens[real], None, lambda: None)
+    def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
+        """The real rows of a padded step: the first."""
+        self.padded_rows += len(sampled.tokens) - sum(row.samples for row in plan.rows)
+        return super()._collect(plan, sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +199,7 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
         kv,
         state,
         max_model_len=setup.max_model_len,
+        max_tokens=setup.max_num_batched_tokens,
         use_graphs=False,
     )
     scheduler = Scheduler(

@@ -1,0 +1,54 @@
+"""Faults of captured prompts, and of models and samplers that are captured apart."""
+
+from faults.fault import Fault
+
+_RUNNER = "tests/engine/runner/test_runner.py::test_"
+
+FAULTS = (
+    Fault(
+        "captured: a prompt that does not sample yet runs eagerly",
+        "engine/runner/runner.py",
+        "        if self._graphs is None:\n            return None\n",
+        "        if self._graphs is None or not all(row.samples for row in plan.rows):\n"
+        "            return None\n",
+        (_RUNNER + "a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet",),
+    ),
+    Fault(
+        "captured: what sampling needs multiplies the models",
+        "engine/runner/graphs.py",
+        "return rows <= FUSED_ROWS and needs in (Needs(), Needs(draws=True))",
+        "return not needs.edits",
+        (_RUNNER + "one_model_serves_every_sampler_and_one_sampler_every_context",),
+    ),
+    Fault(
+        "captured: rows beside long prompts are padded as finely as beside short ones",
+        "engine/runner/graphs.py",
+        "many = tokens > _MANY_TOKENS",
+        "many = False",
+        (_RUNNER + "long_prompts_beside_many_rows_fall_under_few_keys",),
+    ),
+    Fault(
+        "captured: padding stands before the rows that sample",
+        "engine/runner/inputs.py",
+        "rows + shape.decode_rows - plan.num_decode_rows",
+        "rows",
+        (_RUNNER + "padded_steps_are_exact_ones",),
+    ),
+    Fault(
+        "captured: prompts are captured that no step has room for",
+        "engine/runner/graphs.py",
+        "if last < max_tokens]",
+        "]",
+        (_RUNNER + "no_prompt_is_captured_that_a_step_has_no_room_for",),
+    ),
+    Fault(
+        "attention: the two results of a mixed step are joined by a copy",
+        "engine/model/layers/attention.py",
+        "    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, out[:decode])\n",
+        "    out[:decode] = _decode(ops, q[:decode], k_cache, v_cache, batch, scale)\n",
+        (
+            "tests/engine/runner/test_paged_attention.py"
+            "::test_both_kernels_of_a_mixed_step_write_into_its_result",
+        ),
+    ),
+)
