@@ -7,6 +7,7 @@ Workloads (names as in the results):
     prefill      256 prompts of 1024 ids, one token each
     ttft-cold    one prompt of 3000 ids; ttft-hit: again, all but its last token cached
     start        from exec to `serving`, real safetensors of random weights, warm page cache
+    start-first  the same with no kernel compiled; both tell what the time went to
 
     python benchmarks/offline.py --model-shape 0.6B --out benchmarks/results/offline-0.6B.json
     python benchmarks/offline.py --model-shape all --workloads decode-b1 decode-b64 prefill
@@ -34,12 +35,14 @@ from common import Row, print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
 from floors import DECODES as DECODE_LOOPS
 from floors import OTHER_SHAPES, SHAPES, Floors, largest_batch, nano_256, workloads
+from starts import GOALS, middle, starts
 
 from quire.engine.model.config import ModelConfig
 
 VOCAB = 10_000
 DECODES = {f"decode-b{rows}": (rows, prompt, new) for rows, prompt, new in DECODE_LOOPS}
-NAMES = ["nano-256", *DECODES, "prefill", "ttft-cold", "ttft-hit", "start"]
+STARTS = ("start", "start-first")
+NAMES = ["nano-256", *DECODES, "prefill", "ttft-cold", "ttft-hit", *STARTS]
 
 
 def prompts(count: int, length: int, seed: int) -> list[list[int]]:
@@ -110,25 +113,6 @@ class Workloads:
         return self.first_token(hit=name == "ttft-hit"), "ms"
 
 
-def start_seconds(directory: Path, runs: int) -> list[float]:
-    """From exec to the line `serving …`, in a process of its own; the first run warms caches."""
-    command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(directory)]
-    command += ["--port", "0", "--http-port", "0", "--max-model-len", "4096"]
-    times = []
-    for _ in range(runs + 1):
-        begin = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            times.append(time.perf_counter() - begin)
-            server.terminate()
-            server.stdout.read()
-        if not line.startswith("serving"):
-            raise SystemExit(f"the server did not start: {line!r}")
-    print(f"start, first of all runs: {times[0]:.2f} s", flush=True)
-    return times[1:]
-
-
 def random_directory(shape: str, parent: Path) -> Path:
     """A checkpoint of random weights with the embedded model's tokenizer beside it."""
     import torch
@@ -166,10 +150,16 @@ class Report:
         self._rows: list[Row] = []
 
     def note(
-        self, model: str, workload: str, figures: list[float], unit: str, floor: float | None
+        self,
+        model: str,
+        workload: str,
+        figures: list[float],
+        unit: str,
+        floor: float | None,
+        **more: Any,
     ) -> None:
-        """Take a row in."""
-        row = result_row(workload, model, self._engine, figures, unit, floor)
+        """Take a row in. more: further fields."""
+        row = result_row(workload, model, self._engine, figures, unit, floor, **more)
         print(f"{model} {workload}: {row['value']:.4g} {unit}", flush=True)
         self.take([row])
 
@@ -208,10 +198,10 @@ def measure(
         model = str(directory) if directory else f"random:{name}"
         if options.engine != "quire" and not directory:
             model = str(random_directory(name, Path(scratch)))
-        if "start" in options.workloads and options.engine == "quire":
+        chosen = [w for w in options.workloads if w not in STARTS]
+        if len(chosen) < len(options.workloads) and options.engine == "quire":
             directory = directory or random_directory(name, Path(scratch))
-            report.note(name, "start", start_seconds(directory, options.runs), "s", None)
-        chosen = [w for w in options.workloads if w != "start"]
+            measure_starts(name, directory, report, options)
         if chosen:
             begin = time.perf_counter()
             engine = ENGINES[options.engine](model, **options_of(options.option))
@@ -229,6 +219,19 @@ def measure(
                     report.note(name, workload, figures, unit, known[workload][0])
             del engine, measured
             _free_device()
+
+
+def measure_starts(name: str, directory: Path, report: Report, options: Namespace) -> None:
+    """The first start before the warm one, in processes of their own."""
+    for workload in ("start-first", "start"):
+        if workload not in options.workloads:
+            continue
+        first = workload == "start-first"
+        found = starts(directory, options.runs, first=first)
+        goal = GOALS.get(name, (None, None))[0 if first else 1]
+        stages, times = middle(found), [one.seconds for one in found]
+        report.note(name, workload, times, "s", None, goal=goal, stages=stages)
+        print("    " + ", ".join(f"{stage} {value:.2f}" for stage, value in stages.items()))
 
 
 def main() -> None:

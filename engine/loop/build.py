@@ -173,7 +173,7 @@ def build_rank(
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
-    clock.mark("warm-up")
+    clock.mark("warm-up", ("captures", runner.captured_seconds))
     clock.log()
     return BuiltRank(model, ops, runner, kv, max_model_len)
 
@@ -372,9 +372,12 @@ class _TimeLine:
         self._last = time.monotonic()
         self._marks: list[str] = []
 
-    def mark(self, stage: str) -> None:
+    def mark(self, stage: str, *parts: tuple[str, float]) -> None:
+        """A stage has ended, of which these were parts, in seconds: told by themselves."""
         now = time.monotonic()
-        self._marks.append(f"{stage} {now - self._last:.2f} s")
+        rest = now - self._last - sum(seconds for _, seconds in parts)
+        for name, seconds in ((stage, rest), *parts):
+            self._marks.append(f"{name} {seconds:.2f} s")
         self._last = now
 
     def log(self) -> None:

@@ -10,6 +10,7 @@ ids are preferred or left out, they run eagerly, while the model is at work. Wha
 leaves out comes with `sample`, when the host has made the masks.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,7 @@ class Runner:
         """max_tokens: of a step."""
         self.counters = RunnerCounters()
         self.captured_bytes = 0  # that capture took of the device while warming up
+        self.captured_seconds = 0.0
         self._model = model
         self._ops = ops
         self._kv = kv
@@ -106,12 +108,13 @@ class Runner:
             progress((done + 1) / total)
         if steps:
             self._copy_null_block()
-        free = self._free_bytes()
+        free, begin = self._free_bytes(), time.monotonic()
         for done, key in enumerate(keys, len(steps)):
             assert self._graphs is not None
             self._graphs.capture(key, self._ran(key))
             progress((done + 1) / total)
         self.captured_bytes = max(free - self._free_bytes(), 0)
+        self.captured_seconds = time.monotonic() - begin
 
     def _free_bytes(self) -> int:
         """Of the device, once all that was enqueued is done; 0 of a CPU."""

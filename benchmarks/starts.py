@@ -1,0 +1,83 @@
+"""How long a server takes from exec to `serving`, and what it spends that time on.
+
+Invariant: each start is a process of its own. Of a first start nothing compiled is there: it gets a
+folder for compiled kernels that is empty, and goes with it.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Seconds, from empty caches and from warm ones, with 16 cores on an H200.
+GOALS = {"0.6B": (8.0, 3.5), "8B": (9.0, 4.5), "32B": (20.0, None)}
+_LINE = re.compile(r"\bstart: (.+)$", re.MULTILINE)
+_STAGE = re.compile(r"([a-z][a-z -]*) (\d+\.\d+) s\b")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start. stages: seconds by name, as the engine logs them; `around`: what is left of the
+    whole, which is Python's own start, imports, and the service's."""
+
+    seconds: float
+    stages: Mapping[str, float]
+
+
+def starts(directory: Path, runs: int, *, first: bool) -> list[Start]:
+    """So many starts with nothing compiled, or, after one that does not count, with all of it."""
+    if first:
+        found = []
+        for _ in range(runs):
+            with tempfile.TemporaryDirectory() as empty:
+                found.append(start(directory, {"TRITON_CACHE_DIR": empty}))
+        return found
+    return [start(directory, {}) for _ in range(runs + 1)][1:]
+
+
+def start(directory: Path, environment: Mapping[str, str]) -> Start:
+    """One start of a server over a model's directory, on ports of its own."""
+    command = [sys.executable, "-m", "quire.clients.cli", "serve", "--model", str(directory)]
+    command += ["--port", "0", "--http-port", "0", "--max-model-len", "4096"]
+    with tempfile.TemporaryFile("w+") as said:
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=os.environ | dict(environment),
+        ) as server:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            seconds = time.perf_counter() - begin
+            server.terminate()
+            server.stdout.read()
+        said.seek(0)
+        log = said.read()
+    if not line.startswith("serving"):
+        raise SystemExit(f"the server did not start: {line!r}\n{log[-2000:]}")
+    return Start(seconds, stages_of(log, seconds))
+
+
+def stages_of(log: str, seconds: float) -> dict[str, float]:
+    """The time line of a server's log, and what of the whole it does not tell."""
+    lines = _LINE.findall(log)
+    if not lines:
+        raise SystemExit(f"the server's log tells no time line:\n{log[-2000:]}")
+    stages = {name: float(value) for name, value in _STAGE.findall(lines[-1])}
+    return {"around": seconds - sum(stages.values()), **stages}
+
+
+def middle(found: Sequence[Start]) -> dict[str, float]:
+    """The median of each stage."""
+    return {
+        name: round(statistics.median(one.stages.get(name, 0.0) for one in found), 3)
+        for name in found[0].stages
+    }

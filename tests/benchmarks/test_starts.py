@@ -1,0 +1,53 @@
+"""What a start's time went to is read from the line that the engine logs."""
+
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from quire.engine.loop.build import _TimeLine
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sys.modules.pop("starts", None)
+    import starts as module  # type: ignore[import-not-found]
+
+    return module
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    """A time line as the engine logs it, of a warm-up half of which was capture."""
+    clock = _TimeLine()
+    clock._last -= 3
+    clock.mark("weights")
+    clock._last -= 4
+    clock.mark("warm-up", ("captures", 2.0))
+    with caplog.at_level(logging.INFO):
+        clock.log()
+    return "\n".join(f"12:00:00.000 I quire  {r.getMessage()}" for r in caplog.records)
+
+
+def test_every_stage_is_read_and_what_no_stage_tells(
+    starts: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = starts.stages_of(f"loading\n{logged(caplog)}\nserving", 10.0)
+    assert list(stages) == ["around", "weights", "warm-up", "captures"]
+    assert stages == pytest.approx(
+        {"around": 3.0, "weights": 3.0, "warm-up": 2.0, "captures": 2.0}, abs=0.1
+    )
+
+
+def test_a_log_without_a_time_line_is_no_result(starts: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="no time line"):
+        starts.stages_of("serving", 1.0)
+
+
+def test_medians_are_of_each_stage(starts: ModuleType) -> None:
+    found = [starts.Start(1.0, {"weights": value, "cache": 1.0}) for value in (3.0, 1.0, 2.0)]
+    assert starts.middle(found) == {"weights": 2.0, "cache": 1.0}
