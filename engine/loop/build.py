@@ -166,7 +166,7 @@ def build_rank(
         kv,
         state,
         max_model_len=max_model_len,
-        max_tokens=config.max_num_batched_tokens,
+        prompt_tokens=sizing.captured_prompts(config, shape, dtype) if use_graphs else (),
         use_graphs=use_graphs,
     )
     steps = _warm_steps(config, model, cache_dtype)

@@ -19,7 +19,7 @@ from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.model.shape import resolve_max_model_len
-from quire.engine.runner.graphs import MOST_GRAPHS, prompt_sizes
+from quire.engine.runner.graphs import FIRST_PROMPTS, MOST_GRAPHS, prompt_sizes
 from quire.kernels import reference
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _GIB = 1 << 30
 _LAYER_LAUNCHES, _OTHER_LAUNCHES = 9, 32  # kernels of a captured step, at most
 _LAUNCH_BYTES = 2048  # that a graph keeps of each
+_PROMPT_BYTES = 600 << 20  # that captured prompts of more tokens than the first ones may take
 _CPU_FP32_UP_TO = 512  # hidden size up to which fp32 is the faster type on a CPU
 
 
@@ -172,15 +173,29 @@ def graph_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) ->
     """
     if config.enforce_eager:
         return 0
-    longest = resolve_max_model_len(config, model)
-    prompts = prompt_sizes(longest, config.max_num_batched_tokens)
     rows = config.max_num_seqs
-    tokens = rows + (prompts[-1] if prompts else 0)
-    heads = model.num_q_heads + 2 * model.num_kv_heads
-    width = 3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads * model.head_dim
-    step = tokens * width * dtype.itemsize + 3 * rows * model.vocab_size * 4
+    tokens = rows + max(captured_prompts(config, model, dtype), default=0)
+    step = tokens * _token_bytes(model, dtype) + 3 * rows * model.vocab_size * 4
     launches = MOST_GRAPHS * (model.num_layers * _LAYER_LAUNCHES + _OTHER_LAUNCHES)
     return step + launches * _LAUNCH_BYTES
+
+
+def captured_prompts(
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype
+) -> tuple[int, ...]:
+    """Numbers of prompt tokens whose steps are captured: as far as launches bound a step, which in
+    a large model they do less, and which takes more memory there."""
+    longest = resolve_max_model_len(config, model)
+    sizes = prompt_sizes(longest, config.max_num_batched_tokens)
+    most = max(FIRST_PROMPTS[-1], _PROMPT_BYTES // _token_bytes(model, dtype))
+    return tuple(size for size in sizes if size <= most)
+
+
+def _token_bytes(model: ModelConfig, dtype: torch.dtype) -> int:
+    """What a token takes between two layers."""
+    heads = model.num_q_heads + 2 * model.num_kv_heads
+    width = 3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads * model.head_dim
+    return width * dtype.itemsize
 
 
 def verify_graphs(taken: int, reserved: int) -> None:

@@ -63,7 +63,7 @@ def launches_of(orders: Orders) -> Launches:
         KVCache(k, v),
         state,
         max_model_len=longest,
-        max_tokens=config.max_num_batched_tokens,
+        prompt_tokens=(),
         use_graphs=False,
     )
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)

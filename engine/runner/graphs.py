@@ -13,7 +13,8 @@ own: the default stream cannot be captured.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,13 @@ Done = Sampled | Forwarded  # what a step leaves, by its key
 _FIRST_CONTEXT_BOUND = 4096
 MOST_GRAPHS = 512
 # Prompt tokens of a step worth capturing: launches of a longer one take less time than its work.
-PROMPT_TOKENS: tuple[int, ...] = (16, 32, 64, *range(128, 1024, 128), *range(1024, 4097, 256))
+PROMPT_TOKENS: tuple[int, ...] = (
+    *(16, 32, 64),
+    *range(128, 1024, 128),
+    *range(1024, 4096, 256),
+    *range(4096, 8193, 512),
+)
+FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
 _MANY_TOKENS = 512  # beyond, rows are padded coarsely: they cost little beside so many tokens
 FUSED_ROWS = 8  # rows up to which a plain step of one-token rows is one graph with its sampler
 
@@ -78,14 +85,28 @@ def context_bounds(max_model_len: int) -> list[int]:
 
 
 class GraphSizes:
-    """Which key a step falls under. max_tokens: of a step, decode rows included."""
+    """Which key a step falls under. prompt_tokens: those that are captured, of `prompt_sizes`."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, max_tokens: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, prompt_tokens: Sequence[int]) -> None:
         self.decode_rows = captured_sizes(max_num_seqs)
         self.context_bounds = context_bounds(max_model_len)
-        self.prompt_tokens = prompt_sizes(max_model_len, max_tokens)
+        self.prompt_tokens = list(prompt_tokens)
         self._powers = _powers(2, max_num_seqs)
         self._few_powers = _powers(4, max_num_seqs)
+
+    def first_keys(self) -> list[Key]:
+        """What every deployment needs, the largest first."""
+        kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
+        bound = self.context_bounds[0]
+        first = [tokens for tokens in FIRST_PROMPTS if tokens in self.prompt_tokens]
+        prompts = [self.mixed(0, 1, tokens, bound) for tokens in reversed(first)]
+        keys: list[Key] = [key for key in prompts if key is not None]
+        for rows in reversed(self.decode_rows):
+            whole = [needs for needs in kinds if fused(rows, needs)]
+            keys += [self.decode(rows, bound, needs) for needs in whole]
+            keys.append(self.decode(rows, bound, None))
+            keys += [SamplerKey(rows, needs) for needs in kinds if needs not in whole]
+        return keys
 
     def decode(self, rows: int, max_context_len: int, needs: Needs | None) -> GraphKey:
         """The key of a step of one-token rows alone."""
@@ -118,10 +139,14 @@ class GraphSizes:
 
 
 def prompt_sizes(max_model_len: int, max_tokens: int) -> list[int]:
-    """Numbers of prompt tokens to capture: padding fits into a request of its own, and all but the
-    last are less than the most tokens of a step."""
-    sizes = [size for size in PROMPT_TOKENS if size <= max_model_len]
-    return [size for size, last in zip(sizes, (0, *sizes), strict=False) if last < max_tokens]
+    """Numbers of prompt tokens that may be captured: padding fits into a request of its own, and
+    all but the last are less than the most tokens of a step."""
+    found = []
+    for last, size in pairwise((0, *PROMPT_TOKENS)):
+        if size - last > max_model_len or last >= max_tokens:
+            break
+        found.append(size)
+    return found
 
 
 def most_rows(max_num_seqs: int) -> int:
@@ -162,8 +187,12 @@ class StepGraphs:
         graph.replay()
         return done
 
-    def capture(self, key: Key, step: Callable[[], Done]) -> None:
-        """Record `step`, which has run before (so everything is compiled), without running it."""
+    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
+        """Record `step`, whose kernels are compiled, without running it.
+
+        ran: it has run before. What fails otherwise may want a library's first call: it is to be
+        tried again afterwards, and is not there until then.
+        """
         if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.popitem(last=False)
         try:
@@ -175,11 +204,13 @@ class StepGraphs:
                 graph.capture_end()
             self._graphs[key] = (graph, done)
         except Exception as error:
+            # torch leaves the pool of a broken capture unusable; what is captured keeps its own.
+            self._pool = torch.cuda.graph_pool_handle()
+            if not ran:
+                return
             log.warning(
                 "capturing the step of batch size %d failed, it runs eagerly: %s",
                 key.rows,
                 (str(error).splitlines() or [type(error).__name__])[0],
             )
             self._graphs[key] = None
-            # torch leaves the pool of a broken capture unusable; what is captured keeps its own.
-            self._pool = torch.cuda.graph_pool_handle()

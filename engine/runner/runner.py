@@ -61,10 +61,10 @@ class Runner:
         state: SlotState,
         *,
         max_model_len: int,
-        max_tokens: int,
+        prompt_tokens: Sequence[int],
         use_graphs: bool,
     ) -> None:
-        """max_tokens: of a step."""
+        """prompt_tokens: numbers of them whose steps are captured."""
         self.counters = RunnerCounters()
         self.captured_bytes = 0  # that capture took of the device while warming up
         self.captured_seconds = 0.0
@@ -79,8 +79,8 @@ class Runner:
         width, dtype = model.config.hidden_size, model.dtype
         self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
-        self._sizes = GraphSizes(state.null_slot, max_model_len, max_tokens)
-        fixed = _fixed_bytes(state.null_slot, self._sizes.prompt_tokens)
+        self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
+        fixed = _fixed_bytes(state.null_slot, prompt_tokens)
         self._staging = Staging(self._device, capacity=fixed)
         self._row_slots = torch.full(
             (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
@@ -92,6 +92,7 @@ class Runner:
         self._results = Results(self._device, state.null_slot)
         self._graphs = StepGraphs() if use_graphs else None
         self._seen: set[Key] = set()  # ran eagerly once: kept the next time
+        self._warm = False  # whatever can be launched is compiled
 
     @torch.inference_mode()
     def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
@@ -99,19 +100,20 @@ class Runner:
         needs; all on null rows, so that no slot moves.
 
         The largest are captured first: smaller graphs then fit into the memory that they took.
-        Everything else is captured when it is wanted for the second time.
+        Everything else is captured when it is first wanted, which takes about what an eager run
+        does; where nothing was compiled here, when it is wanted for the second time.
         """
-        keys = [] if self._graphs is None else self._keys_to_capture()
+        keys = [] if self._graphs is None else self._sizes.first_keys()
         total = max(len(steps) + len(keys), 1)
         for done, step in enumerate(steps):
             self._run_null(step)
             progress((done + 1) / total)
         if steps:
             self._copy_null_block()
+            self._warm = True
         free, begin = self._free_bytes(), time.monotonic()
         for done, key in enumerate(keys, len(steps)):
-            assert self._graphs is not None
-            self._graphs.capture(key, self._ran(key))
+            self._capture_null(key)
             progress((done + 1) / total)
         self.captured_bytes = max(free - self._free_bytes(), 0)
         self.captured_seconds = time.monotonic() - begin
@@ -122,18 +124,6 @@ class Runner:
             return 0
         torch.cuda.synchronize(self._device)
         return torch.cuda.mem_get_info(self._device)[0]
-
-    def _keys_to_capture(self) -> list[Key]:
-        kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
-        bound, sizes = self._sizes.context_bounds[0], self._sizes
-        prompts = [sizes.mixed(0, 1, tokens, bound) for tokens in reversed(sizes.prompt_tokens)]
-        keys: list[Key] = [key for key in prompts if key is not None]
-        for rows in reversed(sizes.decode_rows):
-            whole = [needs for needs in kinds if fused(rows, needs)]
-            keys += [sizes.decode(rows, bound, needs) for needs in whole]
-            keys.append(sizes.decode(rows, bound, None))
-            keys += [SamplerKey(rows, needs) for needs in kinds if needs not in whole]
-        return keys
 
     def _run_null(self, step: WarmStep) -> None:
         if not step.longer:
@@ -150,16 +140,20 @@ class Runner:
         here = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
 
-    def _ran(self, key: Key) -> Callable[[], Done]:
-        """The step of a key, run once on null rows."""
+    def _capture_null(self, key: Key) -> None:
+        """Capture what a key names on null rows: unseen, or else once it has run."""
         if isinstance(key, GraphKey) and key.prefill_tokens:
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)
             stage_mixed(self._staging, nothing, _shape(key), self._state.null_slot)
             self._staging.upload()
         step = self._step_of(key)
-        step()
-        return step
+        assert self._graphs is not None
+        if self._warm:
+            self._graphs.capture(key, step, ran=False)
+        if key not in self._graphs:
+            step()
+            self._graphs.capture(key, step)
 
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
@@ -249,7 +243,10 @@ class Runner:
             self._ops.copy_blocks(self._kv.k, self._kv.v, source, target)
 
     def _run(self, key: Key) -> Done:
-        """What a key names: replayed, or run eagerly and kept if it was wanted before."""
+        """What a key names: replayed, or run eagerly and kept if it was wanted before. Once
+        everything is compiled it is captured unseen."""
+        if self._graphs is not None and self._warm and key not in self._graphs:
+            self._graphs.capture(key, self._step_of(key), ran=False)
         done = None if self._graphs is None else self._graphs.replay(key)
         if isinstance(key, GraphKey):
             self.counters.graph_steps += done is not None
@@ -259,7 +256,7 @@ class Runner:
         step = self._step_of(key)
         done = step()
         if self._graphs is not None and key not in self._graphs:
-            if key in self._seen:
+            if key in self._seen or self._warm:
                 self._graphs.capture(key, step)
             self._seen.add(key)
         return done

@@ -37,9 +37,16 @@ FAULTS = (
     Fault(
         "captured: prompts are captured that no step has room for",
         "engine/runner/graphs.py",
-        "if last < max_tokens]",
-        "]",
+        " or last >= max_tokens:",
+        ":",
         (_RUNNER + "no_prompt_is_captured_that_a_step_has_no_room_for",),
+    ),
+    Fault(
+        "captured: what fails unseen is never captured",
+        "engine/runner/runner.py",
+        "            self._graphs.capture(key, self._step_of(key), ran=False)\n",
+        "            self._graphs.capture(key, self._step_of(key))\n",
+        (_RUNNER + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
     ),
     Fault(
         "attention: the two results of a mixed step are joined by a copy",

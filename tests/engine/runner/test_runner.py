@@ -26,6 +26,7 @@ from quire.engine.runner.graphs import (
     captured_sizes,
     context_bounds,
     most_rows,
+    prompt_sizes,
 )
 from quire.engine.runner.runner import Runner, _fixed_bytes
 from quire.engine.runner.sampler import Needs, Sampled
@@ -49,6 +50,7 @@ class Kept:
     def __init__(self, fails: Callable[[Key], bool] = lambda _key: False) -> None:
         self.steps: dict[Key, Callable[[], Done] | None] = {}
         self.replays: list[Key] = []
+        self.tried: list[tuple[Key, bool]] = []
         self._fails = fails
 
     def __contains__(self, key: Key) -> bool:
@@ -61,9 +63,13 @@ class Kept:
         self.replays.append(key)
         return step()
 
-    def capture(self, key: Key, step: Callable[[], Done]) -> None:
+    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
         assert key not in self.steps, "captured twice"
-        self.steps[key] = None if self._fails(key) else step
+        self.tried.append((key, ran))
+        if not self._fails(key):
+            self.steps[key] = step
+        elif ran:
+            self.steps[key] = None
 
     @property
     def models(self) -> list[GraphKey]:
@@ -204,6 +210,23 @@ def test_a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet() -> None:
     assert core.runner.counters.eager_steps < 5  # type: ignore[attr-defined]
 
 
+def test_what_is_compiled_is_captured_unseen_and_run_first_where_that_fails() -> None:
+    """A library may want a first call that no capture allows."""
+    kept = Kept(fails=lambda key: key.rows == 2)
+    specs = requests(GREEDY, 2)
+    expected = texts(run(core_with(None), specs))
+    core = core_with(kept)
+    core.runner._warm = True  # type: ignore[attr-defined]
+    assert texts(run(core, specs)) == expected
+    assert {ran for key, ran in kept.tried if key.rows != 2} == {False}
+    assert [ran for key, ran in kept.tried if key == GraphKey(2, 0, 0, 128, Needs())] == [
+        False,
+        True,
+    ]
+    assert all(key.rows != 2 for key in kept.replays) and kept.replays
+    assert core.runner.counters.eager_steps == GREEDY.max_tokens - 1  # type: ignore[attr-defined]
+
+
 def test_what_is_captured_at_the_start_is_each_model_once() -> None:
     """And each sampler; whole steps where a second graph would cost most."""
     kept = Kept()
@@ -240,10 +263,10 @@ def test_needs_change_with_the_rows() -> None:
 
 @pytest.mark.parametrize("most", (1, 2, 3, 7, 8, 100, 256, 300))
 def test_mixed_keys_cover_what_they_are_asked_for(most: int) -> None:
-    sizes = GraphSizes(most, 4096, 8192)
+    sizes = GraphSizes(most, 4096, PROMPT_TOKENS)
     for decode in {0, 1, most // 2, most - 1}:
         for longer in {min(n, most - decode) for n in (1, 2, most)} - {0}:
-            for tokens in (2 * longer, 15 + longer, 128, 512, 513, 3000, 4096):
+            for tokens in (2 * longer, 15 + longer, 128, 512, 513, 3000, 8192):
                 key = sizes.mixed(decode, longer, max(tokens, 2 * longer), 50)
                 if key is None:
                     assert max(tokens, 2 * longer) > PROMPT_TOKENS[-1]
@@ -257,32 +280,36 @@ def test_mixed_keys_cover_what_they_are_asked_for(most: int) -> None:
 
 
 def test_prompts_of_any_length_up_to_the_largest_are_padded_by_little() -> None:
-    sizes = GraphSizes(8, 8192, 8192)
-    for tokens in range(513, 4097):
+    sizes = GraphSizes(8, 8192, PROMPT_TOKENS)
+    for tokens in range(513, 8193):
         key = sizes.mixed(0, 1, tokens, tokens)
         assert key is not None and key.prefill_rows == 2
-        assert 0 <= key.prefill_tokens - tokens < max(128, tokens // 4)
-    assert sizes.mixed(0, 1, 4097, 4097) is None
+        assert (
+            0 <= key.prefill_tokens - tokens < max(128, tokens // 4)
+            and key.prefill_tokens - tokens < 512
+        )
+    assert sizes.mixed(0, 1, 8193, 8193) is None
 
 
 def test_long_prompts_beside_many_rows_fall_under_few_keys() -> None:
     """A graph serves only where its key comes again."""
-    sizes = GraphSizes(256, 8192, 8192)
+    sizes = GraphSizes(256, 8192, PROMPT_TOKENS)
     rows = range(1, 129)
     keys = {sizes.mixed(decode, longer, 3000, 4000) for decode in rows for longer in rows}
     assert len(keys) <= 25
 
 
 def test_no_prompt_is_captured_that_a_step_has_no_room_for() -> None:
-    assert GraphSizes(8, 8192, 1000).prompt_tokens[-1] == 1024
-    assert GraphSizes(8, 8192, 16).prompt_tokens == [16]
+    assert prompt_sizes(8192, 1000)[-1] == 1024
+    assert prompt_sizes(8192, 16) == [16]
+    assert prompt_sizes(8192, 16_384) == list(PROMPT_TOKENS)
 
 
 def test_mixed_keys_stop_where_a_step_is_long() -> None:
-    sizes = GraphSizes(8, 100, 100)
-    assert sizes.mixed(0, 1, 64, 64) is not None
-    assert sizes.mixed(0, 1, 65, 65) is None, "padding would pass the model's length"
-    assert GraphSizes(8, 8, 16).mixed(0, 1, 4, 4) is None
+    assert prompt_sizes(300, 8192)[-1] == 4096, "padding of a larger one passes the model's length"
+    assert prompt_sizes(60, 8192) == [16, 32, 64]
+    assert prompt_sizes(8, 8192) == []
+    assert GraphSizes(8, 8, ()).mixed(0, 1, 4, 4) is None
 
 
 def test_context_bounds_cover_the_model_length() -> None:

@@ -44,6 +44,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.steps: dict[Key, Any] = {}
+        self.unseen = 0
 
     def __contains__(self, key: Key) -> bool:
         return key in self.steps
@@ -51,7 +52,8 @@ class Kept:
     def replay(self, key: Key) -> Any:
         return self.steps[key]() if key in self.steps else None
 
-    def capture(self, key: Key, step: Any) -> None:
+    def capture(self, key: Key, step: Any, *, ran: bool = True) -> None:
+        self.unseen += not ran
         self.steps[key] = step
 
 

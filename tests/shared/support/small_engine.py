@@ -28,7 +28,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.request import FinishReason, GenerationRequest
-from quire.engine.runner.graphs import Done, Key
+from quire.engine.runner.graphs import Done, Key, prompt_sizes
 from quire.engine.runner.runner import PendingResult, Runner
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
@@ -140,7 +140,8 @@ class PaddedRunner(Runner):
     def __contains__(self, key: Key) -> bool:
         return key in self.kept
 
-    def capture(self, key: Key, step: Callable[[], Done]) -> None:
+    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
+        del ran
         self.kept[key] = step
 
     def replay(self, key: Key) -> Done | None:
@@ -199,7 +200,7 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
         kv,
         state,
         max_model_len=setup.max_model_len,
-        max_tokens=setup.max_num_batched_tokens,
+        prompt_tokens=prompt_sizes(setup.max_model_len, setup.max_num_batched_tokens),
         use_graphs=False,
     )
     scheduler = Scheduler(
