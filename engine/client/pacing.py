@@ -6,7 +6,8 @@ The pacer keeps a bucket of the loop's CPU time: it fills with wall time at its 
 is drained by whatever the loop's thread really used. While there is credit, streams with news are
 woken, a few in each turn of the loop, so that new calls get their turns too; with none left they
 wait for it to fill, and what comes meanwhile is merged. So a lone stream gets each token at once,
-and a thousand get one larger delta where there is time for it.
+and a thousand get one larger delta where there is time for it. The first words of a few streams
+wait for no credit: what their calls cost on their way in has used it up.
 
 Calls that are still coming in (`NewCalls`) go before the words of many streams.
 
@@ -32,6 +33,7 @@ FLOOD_PATIENCE = 4 * PATIENCE  # seconds of the same where new calls have gone f
 QUIET = 0.002  # seconds without a new call after which no more are expected
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
+FIRST_AT_ONCE = 64  # first words that wait for no credit: so many cost the engine little
 
 _LEAST_PAUSE = 0.0005
 _SLICES = 4  # between two looks at the clocks, which cost a call into the kernel
@@ -101,7 +103,8 @@ class Pacer:
         self._wake_overdue(now)
         if self._unsettled == 0:
             self._settle()
-        if self._credit > 0 or self.unbounded:
+        few_first = 0 < len(self._first) <= FIRST_AT_ONCE
+        if self._credit > 0 or self.unbounded or few_first:
             self._unsettled = (self._unsettled + 1) % _SLICES
             self._wake(max(SLICE, self._owed(now)))
             pause = 0.0

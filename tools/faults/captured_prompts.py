@@ -49,6 +49,16 @@ FAULTS = (
         (_RUNNER + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
     ),
     Fault(
+        "pacing: few first words wait for what their calls have cost",
+        "engine/client/pacing.py",
+        "if self._credit > 0 or self.unbounded or few_first:",
+        "if self._credit > 0 or self.unbounded:",
+        (
+            "tests/engine/client/test_pacing.py"
+            "::test_the_first_words_of_some_streams_wait_for_no_credit",
+        ),
+    ),
+    Fault(
         "attention: the two results of a mixed step are joined by a copy",
         "engine/model/layers/attention.py",
         "    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, out[:decode])\n",

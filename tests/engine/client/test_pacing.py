@@ -9,6 +9,7 @@ import pytest
 
 from quire.engine.client.pacing import (
     BURST,
+    FIRST_AT_ONCE,
     FLOOD_PATIENCE,
     LONGEST_PAUSE,
     LONGEST_QUIET,
@@ -103,6 +104,27 @@ def test_few_streams_are_not_held_back() -> None:
     streams = [Stream(loop) for _ in range(32)]
     steps(loop, streams, 300, 0.01)
     assert all(stream.messages == [1] * 300 for stream in streams)
+
+
+@SHARES
+def test_the_first_words_of_some_streams_wait_for_no_credit(share: float) -> None:
+    """Their calls have just used up all there was. Words that are not the first do wait."""
+    for first, most_waited in ((True, FIRST_AT_ONCE * 0.0002), (False, PATIENCE)):
+        loop = Loop(cost=0.0002, share=share)
+        streams = [Stream(loop) for _ in range(FIRST_AT_ONCE)]
+        loop.burn(1.0)
+        for stream in streams:
+            stream.push(first=first)
+        loop.pacer.run()
+        loop.run_until(loop.now + 1)
+        waited = max(stream.longest_wait for stream in streams)
+        assert most_waited / 10 < waited <= most_waited
+    many = [Stream(loop) for _ in range(4 * FIRST_AT_ONCE)]
+    for stream in many:
+        stream.push(first=True)
+    loop.pacer.run()
+    loop.run_until(loop.now + 1)
+    assert max(stream.longest_wait for stream in many) > 4 * FIRST_AT_ONCE * 0.0002
 
 
 @pytest.mark.parametrize(("count", "seconds"), [(256, 0.01), (1000, 0.05), (1000, 0.002)])
