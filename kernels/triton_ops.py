@@ -16,6 +16,7 @@ from quire.kernels.experts import mixing, routing, tiles
 from quire.kernels.linear import linear, norms, skinny, tuning
 from quire.kernels.sampling import filtering, sampling
 from quire.kernels.state import copy_blocks, state
+from quire.kernels.weight import Weight
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,21 @@ class TritonOps:
     ) -> Tensor:
         pdl = self.pdl and tiles.chains(x.shape[0])
         return mixing.mix_experts(x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
+
+    def mix_experts_fp8(
+        self,
+        x: Tensor,
+        gate_up: Weight,
+        down: Weight,
+        experts: Tensor,
+        weights: Tensor,
+        *,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        pdl = self.pdl and tiles.chains(x.shape[0])
+        return mixing.mix_experts_fp8(
+            x, gate_up, down, experts, weights, residual=residual, pdl=pdl
+        )
 
     # ------------------------------------------------------------ cache and attention
 

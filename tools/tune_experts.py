@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from common import chain_us, precompile
 from torch import Tensor
 
 from quire.engine.model.config import ModelConfig
-from quire.kernels.experts import mixing, products, routing, sorting, tiles
+from quire.kernels.experts import mixing, products, products_fp8, routing, sorting, tiles
 from quire.kernels.experts.tiles import Mix, Tile
 from quire.kernels.linear import norms
+from quire.kernels.linear.fp8_quantize import quantize
 from quire.kernels.support import HOPPER_SHARED
+from quire.kernels.weight import Weight
 
 ROWS = (1, 8, 64, 256, 4096)
 CALLS = 8  # of one chain, each of other tokens
@@ -64,6 +67,22 @@ def blocks(rows: int, shape: Shape) -> list[int]:
     return found + ([128] if mean >= 48 else [])
 
 
+def narrow(weight: Tensor) -> Weight:
+    """A weight in FP8, as good as another for timing: rounded, with scales near one."""
+    scale = torch.full(
+        (weight.shape[0], weight.shape[1] // 128, weight.shape[2] // 128), 0.9, device=weight.device
+    )
+    return Weight(weight.to(torch.float8_e4m3fn), scale)
+
+
+def fp8_candidates(block_m: int) -> Iterator[Tile]:
+    """The same for FP8 weights, a group of 128 columns a step."""
+    for block_n, stages in ((64, 4), (64, 6), (64, 8), (128, 3), (128, 4), (128, 5)):
+        for warps in (4,) if block_m <= 32 else (4, 8):
+            yield Tile(block_n, 128, stages, warps, block_m <= 32)
+            yield Tile(block_n, 128, stages, warps, block_m <= 32, boxed=True)
+
+
 def candidates(block_m: int) -> Iterator[Tile]:
     """Tiles that may win with so many rows."""
     if block_m <= 32:
@@ -94,20 +113,21 @@ def candidates(block_m: int) -> Iterator[Tile]:
             yield Tile(block_n, 64, stages, warps, False, boxed=True)
 
 
-def fits(tile: Tile, block_m: int, *, silu: bool) -> bool:
+def fits(tile: Tile, block_m: int, *, silu: bool, fp8: bool) -> bool:
     """Within shared memory and registers."""
+    size = 1 if fp8 else 2
     matrices = 2 if silu else 1
     rows = max(block_m, 16)
-    if tile.stages * tile.stage_bytes(rows, matrices, 2) > HOPPER_SHARED - 4096:
+    if tile.stages * tile.stage_bytes(rows, matrices, size) > HOPPER_SHARED - 4096:
         return False
-    return rows * tile.block_n * matrices <= 128 * 32 * tile.warps
+    return rows * tile.block_n * matrices <= (64 if fp8 else 128) * 32 * tile.warps
 
 
 class Layer:
     """Weights of one layer, and tokens for each call of a chain."""
 
-    def __init__(self, shape: Shape, rows: int, device: torch.device) -> None:
-        self.shape, self.rows = shape, rows
+    def __init__(self, shape: Shape, rows: int, device: torch.device, *, fp8: bool) -> None:
+        self.shape, self.rows, self.fp8 = shape, rows, fp8
         draw = {"dtype": torch.bfloat16, "device": device}
         s = shape
         self.gate_up = torch.empty(s.count, 2 * s.inner, s.hidden, **draw)
@@ -122,6 +142,11 @@ class Layer:
                 tensor.normal_().mul_(0.02)
             for tensor in (self.x, self.inner, self.weights):
                 tensor.normal_()
+        if fp8:
+            self.gate_up_fp8, self.down_fp8 = narrow(self.gate_up), narrow(self.down)
+            self.gate_up = self.down = self.router  # their memory is not needed
+            self.x_fp8 = [quantize(one) for one in self.x]
+            self.inner_fp8 = quantize(self.inner)
 
     def _choices(self, device: torch.device) -> list[Tensor]:
         """Of each call. Few rows meet other experts in each."""
@@ -142,13 +167,17 @@ class Layer:
         rows = max(block_m, 16)
         orders = [sorting.sort(e, s.count, rows) if block_m > 1 else None for e in self.experts]
         out = self.x.new_empty(pairs, s.inner if silu else s.hidden)
-        weight = self.gate_up if silu else self.down
+        around: dict[str, Any] = {"silu": silu, "pdl": pdl}
 
         def call(i: int) -> Tensor:
-            x = self.x[i] if silu else self.inner
-            products.grouped(
-                x, weight, out, self.experts[i], orders[i], tile, rows, silu=silu, pdl=pdl
-            )
+            given = (out, self.experts[i], orders[i], tile, rows)
+            if self.fp8:
+                taken = self.x_fp8[i] if silu else self.inner_fp8
+                held = self.gate_up_fp8 if silu else self.down_fp8
+                products_fp8.grouped_fp8(taken, held, *given, **around)
+            else:
+                x, weight = (self.x[i], self.gate_up) if silu else (self.inner, self.down)
+                products.grouped(x, weight, *given, **around)
             return out
 
         return call
@@ -158,7 +187,9 @@ class Layer:
         s, parameters = self.shape, (2 if silu else 1) * self.shape.inner * self.shape.hidden
         met = statistics.mean(len(e.unique()) for e in self.experts)
         flops = 2 * parameters * self.rows * s.per_token
-        return max(met * parameters * 2 / card.copy_bytes, flops / card.matmul_flops) * 1e6
+        size, faster = (1, 2) if self.fp8 else (2, 1)  # bytes a number; the arithmetic's rate
+        read = met * parameters * size / card.copy_bytes
+        return max(read, flops / (faster * card.matmul_flops)) * 1e6
 
 
 def tune(layer: Layer, card: Card, *, silu: bool) -> list[dict[str, Any]]:
@@ -168,10 +199,16 @@ def tune(layer: Layer, card: Card, *, silu: bool) -> list[dict[str, Any]]:
     bits: dict[bool, Tensor] = {}
     floor = layer.floor_us(card, silu=silu)
     for block_m in blocks(layer.rows, layer.shape):
-        for tile in candidates(block_m):
-            if not fits(tile, block_m, silu=silu):
+        for tile in (fp8_candidates if layer.fp8 else candidates)(block_m):
+            if not fits(tile, block_m, silu=silu, fp8=layer.fp8):
                 continue
-            row = {"rows": layer.rows, "silu": silu, "block_m": block_m, **dataclasses.asdict(tile)}
+            row = {
+                "rows": layer.rows,
+                "fp8": layer.fp8,
+                "silu": silu,
+                "block_m": block_m,
+                **dataclasses.asdict(tile),
+            }
             try:
                 call = layer.product(tile, block_m, silu=silu)
                 made = _by_pair(call(0), layer, block_m, silu=silu)
@@ -209,10 +246,10 @@ def parts(layer: Layer, mix: Mix) -> dict[str, float]:
     def whole(i: int) -> Tensor:
         x = norms.rms_norm(layer.x[i], norm, 1e-6, pdl=pdl)
         _, weights = routing.route(x, layer.router, s.per_token, renormalise=True, pdl=pdl)
-        return mixing.run(
-            mix, x, layer.gate_up, layer.down, layer.experts[i], weights,
-            residual=residual[i], pdl=pdl,
-        )  # fmt: skip
+        chosen, around = (layer.experts[i], weights), {"residual": residual[i], "pdl": pdl}
+        if layer.fp8:
+            return mixing.run_fp8(mix, x, layer.gate_up_fp8, layer.down_fp8, *chosen, **around)
+        return mixing.run(mix, x, layer.gate_up, layer.down, *chosen, **around)
 
     calls: dict[str, Callable[[int], object]] = {
         "norm": lambda i: norms.rms_norm(layer.x[i], norm, 1e-6, pdl=pdl),
@@ -232,38 +269,38 @@ def parts(layer: Layer, mix: Mix) -> dict[str, float]:
     }
 
 
-def compile_ahead(shape: Shape, rows: tuple[int, ...]) -> list[str]:
+def compile_ahead(shape: Shape, rows: tuple[int, ...], *, fp8: bool) -> list[str]:
     """Compile all candidates in forked processes; what failed."""
-    calls: list[Callable[[], object]] = []
+    calls: dict[tuple[Any, ...], Callable[[], object]] = {}
 
     def one(count: int, tile: Tile, block_m: int, silu: bool) -> None:
-        Layer(shape, count, torch.device("meta")).product(tile, block_m, silu=silu)(0)
+        layer = Layer(shape, count, torch.device("meta"), fp8=fp8)
+        layer.product(tile, block_m, silu=silu)(0)
 
-    seen = set()
     for count in rows:
         for block_m in blocks(count, shape):
-            for tile in candidates(block_m):
+            for tile in (fp8_candidates if fp8 else candidates)(block_m):
                 for silu in (True, False):
-                    key = (block_m, tile, silu, tiles.chains(count))
-                    if key not in seen and fits(tile, block_m, silu=silu):
-                        seen.add(key)
-                        calls.append(lambda c=count, t=tile, b=block_m, s=silu: one(c, t, b, s))
-    return precompile(calls)
+                    if fits(tile, block_m, silu=silu, fp8=fp8):
+                        key = (block_m, tile, silu, tiles.chains(count))
+                        calls.setdefault(key, partial(one, count, tile, block_m, silu))
+    return precompile(list(calls.values()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shape", default="30B-A3B")
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
+    parser.add_argument("--fp8", action="store_true", help="weights in FP8")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     shape = Shape.of(options.shape)
-    for fault in compile_ahead(shape, tuple(options.rows)):
+    for fault in compile_ahead(shape, tuple(options.rows), fp8=options.fp8):
         print("not compiled:", fault)
     card, results = this_card(), []
     print(f"{card.name} {card.copy_bytes / 1e12:.2f} TB/s {card.matmul_flops / 1e12:.0f} TFLOP/s")
     for rows in options.rows:
-        layer = Layer(shape, rows, torch.device("cuda"))
+        layer = Layer(shape, rows, torch.device("cuda"), fp8=options.fp8)
         best: dict[tuple[int, bool], dict[str, Any]] = {}
         for silu in (True, False):
             for row in tune(layer, card, silu=silu):
@@ -296,7 +333,8 @@ def report(
             if row
         )
         print(f"{layer.rows} m{block_m}: {said} {us} share {floor / us['whole']:.0%}", flush=True)
-        found.append({"rows": layer.rows, "block_m": block_m, "floor_us": floor, **us})
+        about = {"rows": layer.rows, "fp8": layer.fp8, "block_m": block_m, "floor_us": floor}
+        found.append(about | us)
     return found
 
 

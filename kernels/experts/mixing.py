@@ -16,7 +16,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from quire.kernels import support
 from quire.kernels.experts import sorting, tiles
 from quire.kernels.experts.products import grouped
+from quire.kernels.experts.products_fp8 import grouped_fp8
 from quire.kernels.experts.tiles import Mix
+from quire.kernels.linear.fp8_quantize import quantize
+from quire.kernels.weight import Weight
 
 _SUM_BLOCK = 1024  # elements of one row a program of the sum
 
@@ -92,6 +95,53 @@ def run(
     grouped(x, gate_up, inner, experts, order, mix.gate_up, mix.block_m, silu=True, pdl=pdl)
     made = x.new_empty(pairs, x.shape[1])
     grouped(inner, down, made, experts, order, mix.down, mix.block_m, silu=False, pdl=pdl)
+    add_up(made, weights.contiguous(), residual, out, pdl=pdl)
+    return out
+
+
+def mix_experts_fp8(
+    x: Tensor,
+    gate_up: Weight,
+    down: Weight,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    residual: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """`mix_experts` with FP8 weights."""
+    rows, per_token = experts.shape
+    data = gate_up.data
+    shared, old = support.shared_bytes(x.device), support.before_hopper(x.device)
+    mix = tiles.choose(rows, per_token, data.shape[0], data.dtype, shared=shared, hopper=not old)
+    return run_fp8(mix, x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
+
+
+def run_fp8(
+    mix: Mix,
+    x: Tensor,
+    gate_up: Weight,
+    down: Weight,
+    experts: Tensor,
+    weights: Tensor,
+    *,
+    residual: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """`mix_experts_fp8` by given tiles."""
+    x, experts = x.contiguous(), experts.contiguous()
+    out = torch.empty_like(x) if residual is None else residual
+    if not x.numel():
+        return out
+    pairs, order = experts.numel(), None
+    if mix.is_sorted:
+        order = sorting.sort(experts, gate_up.data.shape[0], mix.block_m, pdl=pdl)
+    inner = x.new_empty(pairs, down.data.shape[2])
+    taken = quantize(x, pdl=pdl)
+    grouped_fp8(taken, gate_up, inner, experts, order, mix.gate_up, mix.block_m, silu=True, pdl=pdl)
+    made = x.new_empty(pairs, x.shape[1])
+    taken = quantize(inner, pdl=pdl)
+    grouped_fp8(taken, down, made, experts, order, mix.down, mix.block_m, silu=False, pdl=pdl)
     add_up(made, weights.contiguous(), residual, out, pdl=pdl)
     return out
 

@@ -22,7 +22,7 @@ from quire.kernels.experts.tiles import Tile
 
 
 @triton.jit
-def _rows_of(
+def rows_of(
     experts_ptr, pairs_ptr, tiles_ptr, tile, most_tiles, BLOCK_M: tl.constexpr,
     SORTED: tl.constexpr,
 ):  # fmt: skip
@@ -101,7 +101,7 @@ def _grouped_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    expert, at, pair, real = _rows_of(
+    expert, at, pair, real = rows_of(
         experts_ptr, pairs_ptr, tiles_ptr, tile, most_tiles, BLOCK_M, SORTED
     )
     if tl.sum(real.to(tl.int32), 0) > 0:

@@ -35,7 +35,7 @@ class Tile:
     def fitting(self, block_m: int, matrices: int, itemsize: int, shared: int) -> "Tile":
         """The same with as many stages as there is room for; narrower where two have none."""
         stage = self.stage_bytes(block_m, matrices, itemsize)
-        if 2 * stage > shared and self.block_k > 32:
+        if 2 * stage > shared and self.block_k > 32 and itemsize > 1:
             narrower = replace(self, block_k=self.block_k // 2)
             return narrower.fitting(block_m, matrices, itemsize, shared)
         return replace(self, stages=max(2, min(self.stages, shared // stage)))
@@ -58,6 +58,15 @@ _TILES = {  # by rows a program
     32: Mix(True, 32, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
     64: Mix(True, 64, Tile(64, 64, 4, 4, True), Tile(128, 64, 4, 4, True)),
     128: Mix(True, 128, Tile(128, 64, 3, 8, False), Tile(256, 64, 3, 8, False)),
+}
+
+
+_FP8_TILES = {  # the same for e4m3 weights; groups of 128 columns are a step
+    1: Mix(False, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
+    16: Mix(True, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
+    32: Mix(True, 32, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
+    64: Mix(True, 64, Tile(64, 128, 4, 4, False), Tile(128, 128, 4, 4, False)),
+    128: Mix(True, 128, Tile(64, 128, 4, 8, False), Tile(128, 128, 4, 8, False)),
 }
 
 
@@ -86,9 +95,10 @@ def choose(
     shared: int = HOPPER_SHARED,
     hopper: bool = True,
 ) -> Mix:
-    """How to launch the products of so many rows. shared: bytes a program may have; hopper: the
-    card has descriptors."""
-    mix = _TILES[tile_class(rows, per_token, count)]
+    """How to launch the products of so many rows. dtype: of the weights; shared: bytes a program
+    may have; hopper: the card has descriptors."""
+    narrow = dtype.itemsize == 1
+    mix = (_FP8_TILES if narrow else _TILES)[tile_class(rows, per_token, count)]
     if shared < _LARGE_SHARED and mix.block_m == 128:
         mix = replace(
             mix,

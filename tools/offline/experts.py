@@ -1,5 +1,7 @@
 """Calls of the kernels of mixtures of experts, at the shape 30B-A3B."""
 
+import torch
+
 from offline.compiling import Calls, cases, empty
 
 HIDDEN, COUNT, PER_TOKEN, INNER = 2048, 128, 8, 768
@@ -20,3 +22,24 @@ def experts() -> Calls:
             mixing.mix_experts(x, gate_up, down, chosen, weights, residual=x, pdl=True)
 
         yield f"experts, {rows} rows", call
+
+
+@cases(hot=True)
+def experts_fp8() -> Calls:
+    from quire.kernels.experts import mixing
+    from quire.kernels.weight import Weight
+
+    def weight(lines: int, width: int) -> Weight:
+        scale = empty(COUNT, lines // 128, width // 128, dtype=torch.float32)
+        return Weight(empty(COUNT, lines, width, dtype=torch.float8_e4m3fn), scale)
+
+    gate_up, down = weight(2 * INNER, HIDDEN), weight(HIDDEN, INNER)
+    for rows in ROWS:
+
+        def call(rows: int = rows) -> None:
+            x = empty(rows, HIDDEN)
+            chosen = empty(rows, PER_TOKEN, dtype=torch.int64)
+            shares = empty(rows, PER_TOKEN, dtype=torch.float32)
+            mixing.mix_experts_fp8(x, gate_up, down, chosen, shares, residual=x, pdl=True)
+
+        yield f"fp8 experts, {rows} rows", call
