@@ -44,12 +44,15 @@ class Tile:
 @dataclass(frozen=True)
 class Mix:
     """How both products are launched. block_m: pairs of token and expert a program takes, all of
-    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one."""
+    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one;
+    quantizes: with FP8 weights activations are quantized by the programs that take them, which
+    costs arithmetic and saves two kernels."""
 
     is_sorted: bool
     block_m: int
     gate_up: Tile
     down: Tile
+    quantizes: bool = False
 
 
 _TILES = {  # by rows a program
@@ -62,7 +65,7 @@ _TILES = {  # by rows a program
 
 
 _FP8_TILES = {  # the same for e4m3 weights; groups of 128 columns are a step
-    1: Mix(False, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
+    1: Mix(False, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True), quantizes=True),
     16: Mix(True, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
     32: Mix(True, 32, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
     64: Mix(True, 64, Tile(64, 128, 4, 4, False), Tile(128, 128, 4, 4, False)),

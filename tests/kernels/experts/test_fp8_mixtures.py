@@ -21,7 +21,7 @@ WAYS = {
     "rows first": dataclasses.replace(
         SWAPPED, block_m=32, down=dataclasses.replace(TILE, swap=False)
     ),
-    "unsorted": dataclasses.replace(SWAPPED, is_sorted=False),
+    "unsorted": dataclasses.replace(SWAPPED, is_sorted=False, quantizes=True),
 }
 
 
