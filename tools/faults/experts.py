@@ -16,10 +16,10 @@ FAULTS = (
         INTERPRETED,
     ),
     Fault(
-        "experts: scores that are no numbers are chosen twice",
+        "experts: a token without scores takes experts that are not there",
         "kernels/experts/routing.py",
-        "left = tl.where(scores == scores, scores, -1.0)",
-        "left = scores",
+        "left = tl.where(e < E, left, -3.0)",
+        "left = tl.where(e < E, left, 0.0)",
         INTERPRETED,
     ),
     Fault(

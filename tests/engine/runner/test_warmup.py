@@ -57,7 +57,7 @@ class Kept:
         self.steps[key] = step
 
 
-EXPERTS = Experts(24, 3, 48, True)
+EXPERTS = Experts(20, 6, 48, True)  # whose kernels change where no other's do
 
 
 def bounds(setup: Setup = SETUP, *, qk_norm: bool = True, mixture: Mixture | None = None) -> Bounds:
@@ -120,7 +120,7 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "graphs"),
-    [(QWEN3, False), (QWEN3, True), (QWEN2, True), (QWEN3_MOE, True)],
+    [(QWEN3, False), (QWEN3, True), (QWEN2, True), (QWEN3_MOE, False)],
 )
 def test_a_long_run_launches_nothing_that_was_not_warm(architecture: str, graphs: bool) -> None:
     with recorded() as warm:
