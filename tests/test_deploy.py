@@ -369,7 +369,11 @@ STAND_INS = {
         while [[ $1 == --* ]]; do echo "srun $1"; shift; done
         for node in 0 1; do SLURM_NODEID=$node SLURMD_NODENAME=n$node "$@"; done""",
     "scontrol": "#!/bin/bash\nprintf 'n0\\nn1\\n'",
-    "quire": '#!/bin/bash\nprintf "quire %s\\n" "$*"; env | grep ^QUIRE_ | sort; exit "${CODE:-0}"',
+    # Its first end is with FIRST_CODE.
+    "quire": """#!/bin/bash
+        printf "quire %s\\n" "$*"; env | grep ^QUIRE_ | sort
+        [ -e "$0.ran" ] || { touch "$0.ran"; exit "${FIRST_CODE:-0}"; }""",
+    "sleep": "#!/bin/bash\n",
 }
 
 
@@ -421,6 +425,17 @@ def test_a_slurm_job_of_replicas_has_one_a_node(tmp_path: Path) -> None:
         assert node.pop("") == "quire serve --model m"
         engine = read_settings({}, node, None).engine
         assert (engine.nnodes, engine.tensor_parallel_size) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("code", "starts"), [("1", ["50051", "50051", "50052"]), ("2", ["50051", "50052"])]
+)
+def test_a_replica_whose_engine_is_lost_is_started_again(
+    tmp_path: Path, code: str, starts: list[str]
+) -> None:
+    """And not one whose options are wrong."""
+    nodes = submitted("replicas", tmp_path, PORT_STEP="1", FIRST_CODE=code)
+    assert [node["QUIRE_PORT"] for node in nodes] == starts
 
 
 @pytest.mark.parametrize("job", ["tensor-parallel", "replicas"])

@@ -12,6 +12,7 @@ stream has ended, none as if it were whole; every process of both nodes is gone;
 import argparse
 import contextlib
 import json
+import os
 import random
 import secrets
 import socket
@@ -66,7 +67,13 @@ def main() -> int:
         rounds.append(one_round(victim, stopped, chance.randrange(1, 60), ports))
         print(told(rounds[-1]), flush=True)
     if args.json is not None:
-        found = {"seed": seed, "streams": STREAMS, "rounds": [asdict(one) for one in rounds]}
+        found = {
+            "command": "python tools/chaos_ranks.py",
+            "cpus": os.cpu_count(),
+            "seed": seed,
+            "streams": STREAMS,
+            "rounds": [asdict(one) for one in rounds],
+        }
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     bad = [one for one in rounds if one.wrong]
     print(f"seed {seed}: {len(rounds) - len(bad)} of {len(rounds)} rounds as they must be")
@@ -84,7 +91,7 @@ def one_round(victim: str, stopped: bool, tokens: int, ports: list[int]) -> Roun
         process(*words, "--port", str(ports[1]), **secret) as first,
         grpc.insecure_channel(first.address()) as channel,
     ):
-        seen = Round(victim, "SIGSTOP" if stopped else "SIGKILL", time.monotonic() - began)
+        seen = Round(victim, "SIGSTOP" if stopped else "SIGKILL", since(began))
         found = processes(first, other)
         stub = pb_grpc.InferenceServiceStub(channel)
         calls = [stub.Generate(long_request()) for _ in range(STREAMS)]
@@ -94,15 +101,20 @@ def one_round(victim: str, stopped: bool, tokens: int, ports: list[int]) -> Roun
         struck = time.monotonic()
         (found[victim].suspend if stopped else found[victim].kill)()
         seen.codes = [ended(call) for call in calls]
-        seen.streams_seconds = time.monotonic() - struck
+        seen.streams_seconds = since(struck)
         _, alive = psutil.wait_procs(found.values(), timeout=SECONDS)
-        seen.gone_seconds = time.monotonic() - struck
+        seen.gone_seconds = since(struck)
         seen.wrong += [f"{one} is left" for one in alive]
         for one in alive:
             one.kill()
         seen.exits = [first.end(), other.end()]
     judge(seen, shared_memory() - before)
     return seen
+
+
+def since(moment: float) -> float:
+    """Seconds from a moment to now, to hundredths."""
+    return round(time.monotonic() - moment, 2)
 
 
 def processes(first: Process, other: Process) -> dict[str, psutil.Process]:
