@@ -21,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 COPY_BYTES = 4.3e12  # bytes a second that a large copy measures on an H200, read plus written
 MATMUL_FLOPS = 790e12  # a second, a large bf16 product on the same card
+FP8_FLOPS = 2 * MATMUL_FLOPS  # in e4m3: what it is made for; `cards.this_card` measures
 _PACKAGES = ("torch", "triton", "transformers", "vllm", "grpcio", "numpy")
 
 Row = dict[str, Any]

@@ -21,7 +21,11 @@ from common import print_table
 from quire.engine.model.config import ModelConfig
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
-OTHER_SHAPES = ("30B-A3B",)  # that are measured where they are asked for by name
+OTHER_SHAPES = (
+    "8B-fp8",
+    "30B-A3B",
+    "30B-A3B-fp8",
+)  # that are measured where they are asked for by name
 ELEMENT = 2  # bytes of a bf16 number
 DECODES = ((1, 128, 512), (8, 1024, 256), (64, 1024, 256), (256, 1024, 256))  # rows, prompt, new
 
@@ -55,7 +59,8 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Floors:
-    """Floors of one model in bf16. Times in seconds, rates in tokens a second."""
+    """Floors of one model in bf16, or with FP8 weights in its layers (the head, activations beside
+    products and the cache stay bf16). Times in seconds, rates in tokens a second."""
 
     layer_parameters: int  # of all layers' matrices; of experts those that a token takes
     head_parameters: int
@@ -64,15 +69,18 @@ class Floors:
     kv_bytes: int  # a token
     card: Card
     mixture: Mixture | None = None
+    fp8: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig, card: Card = H200) -> "Floors":
-        """The floors of a model's shape on a card; norms and biases are too small to count.
+        """The floors of a model's shape on a card; norms, biases and scales are too small to count.
 
-        Raises ValueError for FP8, of which no rates have been measured.
+        Raises ValueError for FP8 with a skip list, or on a card whose rate with it is not known.
         """
-        if config.fp8 is not None:
-            raise ValueError("floors are of models in bf16: no rates of others are measured")
+        if config.fp8 is not None and set(config.fp8.skipped) - {"lm_head"}:
+            raise ValueError("floors are of models whose layers are FP8 throughout, or not at all")
+        if config.fp8 is not None and not card.fp8_flops:
+            raise ValueError(f"{card.name}: its rate of FP8 products is not measured")
         heads = 2 * config.num_q_heads + 2 * config.num_kv_heads
         per_layer = heads * config.head_dim * config.hidden_size
         dense = 3 * config.intermediate_size * config.hidden_size
@@ -90,29 +98,39 @@ class Floors:
             kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * ELEMENT,
             card=card,
             mixture=mixture,
+            fp8=config.fp8 is not None,
         )
+
+    @property
+    def layer_element(self) -> int:
+        """Bytes of a number of the layers' matrices."""
+        return 1 if self.fp8 else ELEMENT
+
+    @property
+    def layer_flops(self) -> float:
+        """Operations a second of the layers' products."""
+        return self.card.fp8_flops if self.fp8 else self.card.matmul_flops
 
     @property
     def weight_bytes(self) -> int:
         """All matrices and the head (the embedding gives a row a token)."""
-        parameters = self.layer_parameters + self.head_parameters
+        parameters = self.layer_parameters
         if self.mixture is not None:
             others = self.mixture.count - self.mixture.per_token
             parameters += others * self.mixture.parameters
-        return parameters * ELEMENT
+        return parameters * self.layer_element + self.head_parameters * ELEMENT
 
     def read_bytes(self, rows: int) -> float:
         """Read once in a step of so many rows: all of it, of the experts those that are met."""
         beside = 0.0 if self.mixture is None else self.mixture.beside(rows)
-        return (self.layer_parameters + self.head_parameters + beside) * ELEMENT
+        layers = (self.layer_parameters + beside) * self.layer_element
+        return layers + self.head_parameters * ELEMENT
 
     def products(self, rows: int) -> float:
         """All products of a decode step of so many rows: bytes or arithmetic, what is more."""
-        parameters = self.layer_parameters + self.head_parameters
-        return max(
-            self.read_bytes(rows) / self.card.copy_bytes,
-            2 * parameters * rows / self.card.matmul_flops,
-        )
+        computed = self.layer_parameters / self.layer_flops
+        computed += self.head_parameters / self.card.matmul_flops
+        return max(self.read_bytes(rows) / self.card.copy_bytes, 2 * rows * computed)
 
     def kv_read(self, tokens: int) -> float:
         """Reading so many tokens' keys and values, in all layers."""
@@ -129,9 +147,9 @@ class Floors:
     def prefill(self, tokens: int, cached: int = 0) -> float:
         """One prompt's new tokens, causal, over `cached` earlier ones; the last meets the head."""
         attended = tokens * cached + tokens * (tokens + 1) // 2
-        arithmetic = 2 * self.layer_parameters * tokens + 2 * self.head_parameters
-        arithmetic += 4 * self.attention_width * self.layers * attended
-        return arithmetic / self.card.matmul_flops
+        wide = 2 * self.head_parameters + 4 * self.attention_width * self.layers * attended
+        narrow = 2 * self.layer_parameters * tokens
+        return wide / self.card.matmul_flops + narrow / self.layer_flops
 
     def first_token(self, tokens: int, cached: int = 0) -> float:
         """Time to first token of a lone prompt: its arithmetic, or reading weights and prefix."""

@@ -236,6 +236,10 @@ class Fp8Ops(Ops, Protocol):
         out_dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
+
+class Fp8ExpertOps(ExpertOps, Fp8Ops, Protocol):
+    """The operations of a device that has those of experts with FP8 weights as well."""
+
     def mix_experts_fp8(
         self,
         x: Tensor,
@@ -255,7 +259,12 @@ def has_experts(ops: Ops) -> TypeGuard[ExpertOps]:
 
 def has_fp8(ops: Ops) -> TypeGuard[Fp8Ops]:
     """Whether a device has the operations of FP8 weights."""
-    return all(hasattr(ops, name) for name in ("linear_fp8", "mix_experts_fp8"))
+    return hasattr(ops, "linear_fp8")
+
+
+def has_fp8_experts(ops: Ops) -> TypeGuard[Fp8ExpertOps]:
+    """Whether a device has the operations of experts with FP8 weights."""
+    return has_experts(ops) and has_fp8(ops) and hasattr(ops, "mix_experts_fp8")
 
 
 def select(device: torch.device, *, pdl: bool = False) -> Ops:

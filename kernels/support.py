@@ -52,6 +52,13 @@ def check_device(device: torch.device) -> None:
         raise ValueError(f"{name} has compute capability {found}: 8.0 or newer is needed")
 
 
+def check_fp8(device: torch.device) -> None:
+    """Raise ValueError for a GPU older than sm_89, which cannot compute with FP8 weights."""
+    if device.type == "cuda" and not knows_e4m3(device):
+        name, found = torch.cuda.get_device_name(device), ".".join(map(str, _capability(device)))
+        raise ValueError(f"{name} has compute capability {found}: FP8 weights need 8.9 or newer")
+
+
 @dataclass
 class _Assumed:
     """What meta tensors are taken to be on: an H200, unless `assume` says otherwise."""
@@ -71,16 +78,21 @@ def assume(capability: tuple[int, int], shared: int, name: str) -> None:
         told.cache_clear()
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a tensor's device; off a GPU what is assumed."""
+    return _capability(device) if device.type == "cuda" else _assumed.capability
+
+
 @cache
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
-    return (_capability(device) if device.type == "cuda" else _assumed.capability) < (9, 0)
+    return capability(device) < (9, 0)
 
 
 @cache
 def knows_e4m3(device: torch.device) -> bool:
     """Whether a GPU has instructions for e4m3, as FP8 weights need them: sm_89 and newer."""
-    return (_capability(device) if device.type == "cuda" else _assumed.capability) >= (8, 9)
+    return capability(device) >= (8, 9)
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels import reference
 from quire.kernels.attention import decode, decode_launch, prefill, qk_norm_rope
 from quire.kernels.experts import mixing, routing, tiles
-from quire.kernels.linear import linear, norms, skinny, tuning
+from quire.kernels.linear import fp8_linear, linear, norms, skinny, tuning
 from quire.kernels.sampling import filtering, sampling
 from quire.kernels.state import copy_blocks, state
 from quire.kernels.weight import Weight
@@ -21,8 +21,8 @@ from quire.kernels.weight import Weight
 
 @dataclass(frozen=True)
 class TritonOps:
-    """Implements `ops.ExpertOps`. counters: the workspace of split products and of split attention,
-    zeros between launches."""
+    """Implements `ops.Fp8ExpertOps`. counters: the workspace of split products and of split
+    attention, zeros between launches."""
 
     counters: Tensor
     pdl: bool = False
@@ -97,6 +97,29 @@ class TritonOps:
         pdl = self.pdl and tiles.chains(x.shape[0])
         return mixing.mix_experts_fp8(
             x, gate_up, down, experts, weights, residual=residual, pdl=pdl
+        )
+
+    def linear_fp8(
+        self,
+        x: Tensor,
+        weight: Weight,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        silu: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return fp8_linear.linear_fp8(
+            x,
+            weight,
+            norm_weight=norm_weight,
+            eps=eps,
+            residual=residual,
+            silu=silu,
+            out_dtype=out_dtype,
+            counters=self.counters,
+            pdl=self.pdl and tuning.chains(weight.data, x.shape[0]),
         )
 
     # ------------------------------------------------------------ cache and attention

@@ -10,8 +10,14 @@ from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.layers.setting import Setting
-from quire.kernels.ops import Ops, has_experts, has_fp8
-from quire.kernels.support import BLOCK_SIZES, check_device, check_mixture, check_supported
+from quire.kernels.ops import Ops, has_experts, has_fp8, has_fp8_experts
+from quire.kernels.support import (
+    BLOCK_SIZES,
+    check_device,
+    check_fp8,
+    check_mixture,
+    check_supported,
+)
 
 Model = CausalModel
 
@@ -61,8 +67,17 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
             f"architecture {config.architecture}: this device has no kernels for mixtures of "
             "experts; they run with device = cpu or cuda"
         )
-    if config.fp8 is not None and not has_fp8(ops):
-        raise ConfigError("FP8 weights have no kernels for GPUs yet; they run with device = cpu")
+    if config.fp8 is None:
+        return
+    if not has_fp8(ops):
+        raise ConfigError(
+            "this device has no kernels for FP8 weights; they run with device = cpu or cuda"
+        )
+    if config.experts is not None and not has_fp8_experts(ops):
+        raise ConfigError(
+            f"architecture {config.architecture}: this device has no kernels for experts with FP8 "
+            "weights; they run with device = cpu or cuda"
+        )
 
 
 def _check_int8(config: ModelConfig) -> None:
@@ -85,5 +100,7 @@ def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device
         if config.experts is not None:
             check_mixture(config.experts.count, config.experts.per_token)
         check_device(device)
+        if config.fp8 is not None:
+            check_fp8(device)
     except ValueError as error:
         raise ConfigError(f"device = {device.type}: {error}") from None

@@ -43,6 +43,7 @@ def _workload(floors: ModuleType, shape: str, name: str) -> float:
         ("14B", 27.98, 163_840, 6.51, 19.1),
         ("32B", 63.97, 262_144, 14.9, 36.7),
         ("30B-A3B", 60.4, 98_304, 1.42, 20.1),
+        ("8B-fp8", 8.19, 147_456, 1.91, 11.64),
     ],
 )
 def test_floors_by_model(
@@ -104,6 +105,17 @@ def test_a_decode_loop_is_counted_at_the_contexts_it_has(floors: ModuleType) -> 
     model = floors.Floors.of(ModelConfig.named_shape("8B"))
     steps = [model.decode(64, 1024 + step) for step in range(1, 257)]
     assert model.decode_loop(64, 1024, 256) == pytest.approx(sum(steps) / 256, rel=1e-9)
+
+
+def test_fp8_halves_the_layers_and_not_the_head(floors: ModuleType) -> None:
+    cards = sys.modules["cards"]
+    wide, narrow = (floors.Floors.of(ModelConfig.named_shape(name)) for name in ("8B", "8B-fp8"))
+    assert narrow.weight_bytes == wide.layer_parameters + 2 * wide.head_parameters
+    assert narrow.prefill_rate(1024) == pytest.approx(109_000, rel=0.01)
+    assert narrow.kv_read(1) == wide.kv_read(1)
+    old = cards.Card("old", cards.H200.copy_bytes, cards.H200.matmul_flops)
+    with pytest.raises(ValueError, match="old: its rate of FP8 products is not measured"):
+        floors.Floors.of(ModelConfig.named_shape("8B-fp8"), old)
 
 
 def test_floors_follow_the_card(floors: ModuleType) -> None:

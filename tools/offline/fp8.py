@@ -1,5 +1,7 @@
 """Calls of the kernels of FP8 weights."""
 
+from typing import Any
+
 import torch
 
 from offline.compiling import Calls, cases, empty
@@ -34,3 +36,45 @@ def quantizing() -> Calls:
         "fp8 quantize float32",
         lambda: fp8_quantize.quantize(empty(8, 2048, dtype=torch.float32)),
     )
+
+
+@cases(hot=True)
+def fp8_products() -> Calls:
+    from tune_linear import products
+
+    from quire.kernels.linear import fp8_linear, fp8_tuning, skinny, tuning
+    from quire.kernels.weight import Weight
+
+    if not support.knows_e4m3(torch.device("meta")):
+        return
+    shared = support.shared_bytes(torch.device("meta"))
+    counters = skinny.new_counters(torch.device("meta"))
+    for product in products("8B")[:-1]:
+        n, k = product.n, product.k
+        weight = Weight(
+            empty(n, k, dtype=torch.float8_e4m3fn),
+            empty(n // 128, k // 128, dtype=torch.float32),
+        )
+        seen = set()
+        for rows in (*tuning.ROW_BUCKETS, tuning.ROW_BUCKETS[-1] + 1):
+            variant = fp8_tuning.choose(n, k, rows, product.silu, shared)
+            if variant in seen:
+                continue
+            seen.add(variant)
+
+            def call(
+                variant: Any = variant, weight: Weight = weight, p: Any = product, rows: int = rows
+            ) -> None:
+                fp8_linear.run(
+                    variant,
+                    empty(rows, p.k),
+                    weight,
+                    norm_weight=empty(p.k) if p.norm else None,
+                    eps=1e-6,
+                    residual=empty(rows, p.columns) if p.residual else None,
+                    silu=p.silu,
+                    counters=counters,
+                    pdl=True,
+                )
+
+            yield f"fp8 {product.name} {n} x {k}, {rows} rows", call

@@ -12,7 +12,7 @@ from torch import Tensor
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import fp8_placements, new_fp8, part_of
 from quire.engine.model.layers.setting import Setting
-from quire.kernels.ops import Fp8Ops, has_experts, has_fp8
+from quire.kernels.ops import Fp8Ops, has_experts, has_fp8, has_fp8_experts
 from quire.kernels.row_scaled import RowScaled
 from quire.kernels.weight import Weight
 
@@ -101,7 +101,9 @@ class Narrow:
         return self._ops.linear_fp8
 
     def mix_experts(self) -> Operation:
-        return self._ops.mix_experts_fp8
+        ops = self._ops
+        assert has_fp8_experts(ops)  # the registry refuses what lacks them
+        return ops.mix_experts_fp8
 
 
 class Rows:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +24,11 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import QWEN3_MOE, Experts, Fp8, ModelConfig
-from quire.engine.model.registry import build_model
+from quire.engine.model.registry import build_model, check_operations
 from quire.engine.model.shape import model_config
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random, save_random
-from quire.kernels import reference
+from quire.kernels import reference, support
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 DENSE = hf_models.Shape("dense", 4, 2, 64, False, torch.bfloat16, 256, layers=2)
@@ -278,12 +279,29 @@ def test_the_option_makes_fp8_of_what_is_not(wide: Path, narrow: Path) -> None:
 
 
 def test_a_device_without_kernels_for_fp8_is_refused_by_name() -> None:
-    pytest.importorskip("triton")
-    from quire.kernels.triton_ops import TritonOps
+    without: Any = SimpleNamespace(route=None, mix_experts=None)
+    with pytest.raises(ConfigError, match="device has no kernels for FP8 weights; they run with"):
+        check_operations(ModelConfig.named_shape("8B-fp8"), without)
+    without.linear_fp8 = None
+    check_operations(ModelConfig.named_shape("8B-fp8"), without)
+    with pytest.raises(
+        ConfigError, match="Qwen3MoeForCausalLM: this device has no kernels for experts with FP8"
+    ):
+        check_operations(ModelConfig.named_shape("30B-A3B-fp8"), without)
 
-    shape = ModelConfig.named_shape("8B-fp8")
-    with pytest.raises(ConfigError, match="FP8 weights have no kernels for GPUs yet"):
-        build_model(shape, TritonOps.on(CPU), dtype=torch.bfloat16, device=META)
+
+def test_a_gpu_that_has_no_e4m3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 7)  # which nothing has asked about
+    for capability in ((8, 6), (8, 9)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, told=capability: told)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A10")
+        support.knows_e4m3.cache_clear()
+        if capability == (8, 9):
+            support.check_fp8(device)
+            continue
+        with pytest.raises(ValueError, match=r"A10 has compute capability 8\.6: FP8 .* need 8\.9"):
+            support.check_fp8(device)
+    support.knows_e4m3.cache_clear()
 
 
 def test_experts_in_fp8_count_and_fit(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from support.small_engine import Setup, build_core, model_config
 
 from quire.engine.loop.core import EngineCore
-from quire.engine.model.config import QWEN2, QWEN3, QWEN3_MOE, Experts
+from quire.engine.model.config import QWEN2, QWEN3, QWEN3_MOE, Experts, Fp8
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -66,11 +66,15 @@ def bounds(setup: Setup = SETUP, *, qk_norm: bool = True, mixture: Mixture | Non
     return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture)
 
 
-def recorded_core(setup: Setup = SETUP, *, graphs: bool, architecture: str = QWEN3) -> EngineCore:
+def recorded_core(
+    setup: Setup = SETUP, *, graphs: bool, architecture: str = QWEN3, fp8: Fp8 | None = None
+) -> EngineCore:
     """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
     ops: Any = RecordedOps()
     experts = EXPERTS if architecture == QWEN3_MOE else None
-    shape = replace(SHAPE, architecture=architecture, experts=experts)
+    shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8)
+    if fp8 is not None:
+        shape = replace(shape, intermediate_size=128)  # whole blocks of gate and of up
     model = build_model(shape, ops, dtype=torch.bfloat16, device=CPU)
     fill_random(model, 3)
     core = build_core(model, ops, setup)
@@ -119,12 +123,20 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "graphs"),
-    [(QWEN3, False), (QWEN3, True), (QWEN2, True), (QWEN3_MOE, False)],
+    ("architecture", "graphs", "fp8"),
+    [
+        (QWEN3, False, None),
+        (QWEN3, True, None),
+        (QWEN2, True, None),
+        (QWEN3_MOE, False, None),
+        (QWEN3, False, Fp8(made_on_load=True)),
+    ],
 )
-def test_a_long_run_launches_nothing_that_was_not_warm(architecture: str, graphs: bool) -> None:
+def test_a_long_run_launches_nothing_that_was_not_warm(
+    architecture: str, graphs: bool, fp8: Fp8 | None
+) -> None:
     with recorded() as warm:
-        core = recorded_core(graphs=graphs, architecture=architecture)
+        core = recorded_core(graphs=graphs, architecture=architecture, fp8=fp8)
         runner: Any = core.runner
         mixture = Mixture(EXPERTS.count, EXPERTS.per_token)
         steps = warm_steps(

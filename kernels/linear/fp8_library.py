@@ -1,0 +1,57 @@
+"""The library's product of FP8 numbers with the scales of blocks (cuBLAS 12.9 and up, on sm_90).
+
+Invariant: it is used where a small product of it has come out right on that very device, and
+nowhere else. Its order of sums is its own.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from quire.kernels import support
+from quire.kernels.linear import fp8_quantize
+from quire.kernels.linear.fp8_quantize import Quantized
+from quire.kernels.reference import fp8
+from quire.kernels.weight import Weight
+
+STEP = 512  # columns: it takes the scales of a weight four blocks at a time
+_CUDA = (12, 9)
+
+
+def available(device: torch.device) -> bool:
+    """Whether it is there. Off a GPU: whether it should be on the one that is assumed."""
+    cuda = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
+    if support.capability(device) != (9, 0) or cuda < _CUDA:
+        return False
+    return device.type != "cuda" or _is_right(device)
+
+
+@cache
+def _is_right(device: torch.device) -> bool:
+    """Whether a product with a scale of its own for each block is the twin's."""
+    x = torch.arange(3 * STEP, device=device).view(3, -1).sin().bfloat16()
+    weight = torch.arange(256 * STEP, device=device).view(256, -1).cos()
+    weight *= torch.arange(1, 5, device=device).repeat_interleave(128)
+    weight[128:] *= 7
+    made = fp8.quantize_blocks(weight)
+    expected = fp8.linear_fp8(x, made).float()
+    try:
+        found = product(fp8_quantize.quantize(x, by_group=True), made, x.dtype).float()
+    except (RuntimeError, ValueError):
+        return False
+    return bool((found - expected).norm() <= 1e-2 * expected.norm())
+
+
+def product(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """x @ weight.T in dtype, [T, N]. x: quantized by_group; the rows of its padding are multiplied
+    like any, and left out of the result."""
+    assert weight.scale is not None
+    rows, width = x.data.shape
+    groups, room = x.scale.shape[1], x.scale.stride(1)
+    data = x.data.as_strided((room, width), (width, 1))
+    scale = x.scale.as_strided((room, groups), (1, room))
+    if data.is_meta:  # where nothing is computed torch does not know of these scales
+        return torch.empty(rows, weight.data.shape[0], dtype=dtype, device=data.device)
+    transposed = weight.data.t(), scale, weight.scale.t()
+    return torch._scaled_mm(data, *transposed, out_dtype=dtype)[:rows]

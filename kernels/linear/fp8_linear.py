@@ -1,0 +1,141 @@
+"""The product of an FP8 weight: norm before it, SiLU·mul or residual after it.
+
+Invariant: x is quantized to the same numbers whichever kernel takes it, and which does is a pure
+function of the weight's shape, the rows and the card (`fp8_tuning.choose`): one row goes through
+fp8_gemv.py, which quantizes on its way, more through fp8_quantize.py and fp8_tiles.py, or, where it
+is there, many through the library. How each
+sums over K stands there; within one bucket of rows a row's result does not depend on the rows
+beside it, across buckets rows agree to rounding.
+"""
+
+import torch
+from torch import Tensor
+
+from quire.kernels import support
+from quire.kernels.linear import (
+    fp8_gemv,
+    fp8_library,
+    fp8_quantize,
+    fp8_tiles,
+    fp8_tuning,
+    norms,
+    skinny,
+)
+from quire.kernels.linear.fp8_quantize import Quantized
+from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Variant
+from quire.kernels.weight import Weight
+
+
+def linear_fp8(
+    x: Tensor,
+    weight: Weight,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    counters: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference.
+
+    The residual's storage is reused for the result where dtypes agree. counters: the workspace of
+    split products (`skinny.new_counters`); without it one is made, which costs a kernel.
+    """
+    rows, width = x.shape
+    shared = support.shared_bytes(weight.data.device)
+    library = x.dtype == torch.bfloat16 and fp8_library.available(weight.data.device)
+    n = weight.data.shape[0]
+    variant = fp8_tuning.choose(n, width, rows, silu, shared, library=library)
+    return run(
+        variant,
+        x,
+        weight,
+        norm_weight=norm_weight,
+        eps=eps,
+        residual=residual,
+        silu=silu,
+        out_dtype=out_dtype,
+        counters=counters,
+        pdl=pdl,
+    )
+
+
+def run(
+    variant: Fp8Variant,
+    x: Tensor,
+    weight: Weight,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    counters: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """`linear_fp8` by a given variant."""
+    x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    if isinstance(variant, Fp8Library) and x.numel():
+        quantized = _quantized(x, norm_weight, eps, by_group=True, pdl=pdl)
+        y = fp8_library.product(quantized, weight, x.dtype)
+        y = norms.silu_mul(y, pdl=pdl) if silu else y
+        y = y if residual is None else residual.add_(y)
+        return y if out_dtype is None else y.to(out_dtype)
+    out = _out(x, weight.data, residual, silu, out_dtype)
+    if not out.numel():
+        return out
+    assert not isinstance(variant, Fp8Library)
+    if isinstance(variant, Fp8Gemv):
+        fp8_gemv.gemv(
+            x,
+            weight,
+            out,
+            block_n=variant.block_n,
+            warps=variant.warps,
+            norm_weight=norm_weight,
+            eps=eps,
+            residual=residual,
+            silu=silu,
+            pdl=pdl,
+        )
+        return out
+    if variant.split > 1 and counters is None:
+        counters = skinny.new_counters(x.device)
+    fp8_tiles.tiles(
+        _quantized(x, norm_weight, eps, by_group=False, pdl=pdl),
+        weight,
+        out,
+        block_m=variant.block_m,
+        block_n=variant.block_n,
+        split=variant.split,
+        swap=variant.swap,
+        stages=variant.stages,
+        warps=variant.warps,
+        residual=residual,
+        silu=silu,
+        counters=counters,
+        pdl=pdl,
+    )
+    return out
+
+
+def _quantized(
+    x: Tensor, norm_weight: Tensor | None, eps: float, *, by_group: bool, pdl: bool
+) -> Quantized:
+    if norm_weight is None:
+        return fp8_quantize.quantize(x, by_group=by_group, pdl=pdl)
+    return fp8_quantize.rms_norm_quantize(x, norm_weight, eps, by_group=by_group, pdl=pdl)
+
+
+def _out(
+    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None
+) -> Tensor:
+    """Where the result goes: the residual's own storage if it can be."""
+    dtype = x.dtype if out_dtype is None else out_dtype
+    if residual is not None and residual.dtype == dtype:
+        return residual
+    columns = weight.shape[0] // 2 if silu else weight.shape[0]
+    return x.new_empty(x.shape[0], columns, dtype=dtype)

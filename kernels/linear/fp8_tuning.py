@@ -1,0 +1,87 @@
+"""Which kernel computes a product of an FP8 weight: a rule by the weight's shape and the rows.
+
+Invariant: every (shape, rows) has an answer that runs, and it depends on the rows by
+`tuning.row_class` alone, which is how warm-up tells kernels apart.
+"""
+
+from dataclasses import dataclass, replace
+
+from quire.kernels.linear import fp8_gemv, fp8_library, tuning
+from quire.kernels.support import HOPPER_SHARED
+
+
+@dataclass(frozen=True)
+class Fp8Gemv:
+    """The kernel of fp8_gemv.py, for one row: weight rows a program, warps a program."""
+
+    block_n: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Fp8Tile:
+    """The kernel of fp8_tiles.py. swap: weights are the M side of the instruction."""
+
+    block_m: int
+    block_n: int
+    swap: bool
+    stages: int
+    warps: int
+    split: int = 1
+
+    def stage_bytes(self, silu: bool) -> int:
+        """Shared memory of one stage: x and the weights, 128 columns of 8 bits each, and scales."""
+        return (self.block_m + self.block_n * (2 if silu else 1)) * 128 + 4 * self.block_m
+
+
+@dataclass(frozen=True)
+class Fp8Library:
+    """torch's own product of scaled blocks (cuBLAS), with what stands around it as kernels of their
+    own. It is there on some cards alone: `fp8_library.available`."""
+
+
+Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library
+_FULL = 132  # programs that keep a large card busy
+_MOST_SPLIT = 4
+
+
+def choose(
+    n: int,
+    k: int,
+    rows: int,
+    silu: bool,
+    shared: int = HOPPER_SHARED,
+    *,
+    library: bool = False,
+) -> Fp8Variant:
+    """The variant for a weight [n, k] (with silu: gate and up rows together) and so many rows.
+
+    shared: bytes of shared memory that a program may have (`support.shared_bytes`). library:
+    whether torch's product is there (`fp8_library.available`)."""
+    bucket = tuning.row_class(rows)
+    if library and bucket > tuning.ROW_BUCKETS[-1] and n % 16 == 0 and k % fp8_library.STEP == 0:
+        return Fp8Library()
+    if bucket == 1 and k % 16 == 0:
+        for block_n, warps in ((8, 8), (4, 8), (2, 8), (1, 8), (1, 16)):
+            if fp8_gemv.fits(k, block_n, warps, silu):
+                return Fp8Gemv(block_n, warps)
+    variant = _tile(n, k, bucket, silu)
+    stages = min(variant.stages, shared // variant.stage_bytes(silu))
+    return replace(variant, stages=max(1, stages))
+
+
+def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
+    """Up to 32 rows what reads weights fast, with K split until the card is full; above, rows are
+    the M side of the instruction, since a thread then holds few of their scales."""
+    if silu:
+        if bucket <= 32:
+            return Fp8Tile(max(16, bucket), 64, swap=True, stages=4, warps=4)
+        return Fp8Tile(64, 128, swap=False, stages=4, warps=8)
+    if bucket > 64:
+        return Fp8Tile(64, 128, swap=False, stages=4, warps=4)
+    split = 1
+    while split < _MOST_SPLIT and -(-n // 128) * split < _FULL and k >= 2 * split * 512:
+        split *= 2
+    if bucket <= 32:
+        return Fp8Tile(max(16, bucket), 128, swap=True, stages=4, warps=4, split=split)
+    return Fp8Tile(64, 128, swap=False, stages=4, warps=4, split=split)

@@ -1,0 +1,168 @@
+"""Products of FP8 weights: each kernel against its twin, around every edge of blocks and tiles."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from quire.kernels import reference
+from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant
+from quire.kernels.weight import Weight
+
+BF16 = torch.bfloat16
+TILE = Fp8Tile(16, 64, swap=True, stages=2, warps=4)
+TALL = Fp8Tile(16, 32, swap=False, stages=2, warps=4)
+GEMV = Fp8Gemv(64, 4)
+AROUND = [
+    {"norm": True},
+    {"residual": True},
+    {"norm": True, "silu": True},
+    {"norm": True, "out_dtype": torch.float32},
+]
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check(
+    variant: Fp8Variant,
+    rows: int,
+    columns: int,
+    width: int,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = BF16,
+    norm: bool = False,
+    residual: bool = False,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """The result is the twin's but for the order of sums and one rounding. Blocks of the weight and
+    groups of x differ in size, so that a scale taken from elsewhere is seen."""
+    from quire.kernels.linear import fp8_linear
+
+    n = columns * (2 if silu else 1)
+    sizes = draw(1, -(-n // 128), -(-width // 128)).exp()
+    sizes = sizes.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :width]
+    made = reference.quantize_blocks(draw(2, n, width) * sizes * width**-0.5)
+    assert made.scale is not None
+    weight = Weight(made.data.to(device), made.scale.to(device))
+    groups = draw(3, rows, -(-width // 128)).exp().repeat_interleave(128, 1)[:, :width]
+    x = (draw(4, rows, width) * groups).to(dtype).to(device)
+    around = {
+        "norm_weight": (1 + 0.2 * draw(5, width)).to(dtype).to(device) if norm else None,
+        "eps": 1e-6,
+        "silu": silu,
+        "out_dtype": out_dtype,
+    }
+    added = draw(6, rows, columns).to(dtype).to(device)
+    twin = reference.linear_fp8(x, weight, residual=added if residual else None, **around)
+    given = added.clone() if residual else None
+    found = fp8_linear.run(variant, x, weight, residual=given, pdl=pdl, **around)
+    assert found.shape == twin.shape and found.dtype == twin.dtype
+    error = (found.double() - twin.double()).norm() / twin.double().norm()
+    # The twin rounds before SiLU·mul; a norm's sum in another order moves numbers to other e4m3.
+    most = 8e-3 if silu else 4e-3
+    assert error <= (most if dtype == BF16 else 1e-3 if norm else 1e-5)
+    return found
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("columns", "width"), [(8, 256), (130, 384), (5, 2064)])
+def test_one_row_at_odd_sizes(columns: int, width: int, device: torch.device) -> None:
+    check(Fp8Gemv(32, 4), 1, columns, width, device, norm=True)
+    check(Fp8Gemv(64, 8), 1, columns, width, device, residual=True, dtype=torch.float32)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("variant", [GEMV, TILE, TALL])
+@pytest.mark.parametrize("around", AROUND)
+def test_what_stands_around_a_product(
+    variant: Fp8Variant, around: dict[str, bool], device: torch.device
+) -> None:
+    check(variant, 1, 128, 256, device, **around)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("rows", [1, 16, 17])
+@pytest.mark.parametrize(("columns", "width"), [(64, 128), (130, 200)])
+@pytest.mark.parametrize("variant", [TILE, TALL])
+def test_tiles_at_odd_sizes(
+    rows: int, columns: int, width: int, variant: Fp8Tile, device: torch.device
+) -> None:
+    check(variant, rows, columns, width, device, residual=True, dtype=torch.float32)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("split", [2, 3])
+def test_shares_of_k_are_added_in_order(split: int, device: torch.device) -> None:
+    """Twice the same bits, and the counters are as they were."""
+    from quire.kernels.linear import fp8_linear, skinny
+
+    variant = dataclasses.replace(TILE, split=split)
+    check(variant, 5, 70, 520, device, residual=True)
+    made = reference.quantize_blocks(draw(2, 70, 520))
+    assert made.scale is not None
+    weight = Weight(made.data.to(device), made.scale.to(device))
+    x, counters = draw(3, 5, 520).to(BF16).to(device), skinny.new_counters(device)
+    found = [fp8_linear.run(variant, x, weight, counters=counters) for _ in range(2)]
+    assert torch.equal(*found) and not counters.any()
+    with pytest.raises(ValueError, match="silu needs split 1, the variant has split"):
+        fp8_linear.run(variant, x, weight, silu=True, counters=counters)
+
+
+@pytest.mark.triton
+def test_a_row_is_the_same_beside_others_and_in_other_tiles(device: torch.device) -> None:
+    from quire.kernels.linear import fp8_linear
+
+    made = reference.quantize_blocks(draw(2, 136, 256))
+    assert made.scale is not None
+    weight = Weight(made.data.to(device), made.scale.to(device))
+    x = draw(3, 18, 256).to(BF16).to(device)
+    many = [
+        fp8_linear.run(variant, x, weight)
+        for variant in (TILE, dataclasses.replace(TILE, block_m=32, block_n=128))
+    ]
+    alone = fp8_linear.run(TILE, x[7:8], weight)
+    assert torch.equal(*many) and torch.equal(many[0][7:8], alone)
+
+
+@pytest.mark.triton
+def test_no_rows_give_no_rows(device: torch.device) -> None:
+    from quire.kernels.linear import fp8_linear
+
+    weight = reference.quantize_blocks(draw(2, 128, 128))
+    assert weight.scale is not None
+    given = Weight(weight.data.to(device), weight.scale.to(device))
+    x = torch.empty(0, 128, dtype=BF16, device=device)
+    assert fp8_linear.linear_fp8(x, given).shape == (0, 128)
+
+
+def test_the_library_is_asked_for_many_rows_alone_and_where_it_is_there() -> None:
+    pytest.importorskip("triton")
+    from quire.kernels.linear import fp8_library
+    from quire.kernels.linear.fp8_tuning import choose
+
+    assert choose(4096, 4096, 257, False, library=True) == Fp8Library()
+    for n, k, rows, there in (
+        (4096, 4096, 256, True),
+        (4096, 4096, 257, False),
+        (64, 640, 999, True),
+    ):
+        assert isinstance(choose(n, k, rows, False, library=there), Fp8Tile)
+    assert not fp8_library.available(torch.device("cpu")) or torch.version.cuda
+
+
+@pytest.mark.triton
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [257, 1000])
+def test_the_library_is_the_twin(rows: int, device: torch.device) -> None:
+    from quire.kernels.linear import fp8_library
+
+    if not fp8_library.available(device):
+        pytest.skip("this card's library has no product of scaled blocks")
+    check(Fp8Library(), rows, 384, 1024, device, residual=True)
+    check(Fp8Library(), rows, 384, 1024, device, norm=True, silu=True)

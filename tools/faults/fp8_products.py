@@ -1,0 +1,53 @@
+"""Faults of FP8 products on a GPU."""
+
+from faults.fault import Fault
+
+INTERPRETED = (
+    "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[others]",
+)
+WARM = "tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm"
+
+FAULTS = (
+    Fault(
+        "fp8 products: a group of zeros is divided by zero",
+        "kernels/linear/fp8_quantize.py",
+        "largest == 0.0",
+        "largest < 0.0",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 products: a quotient is a product with the reciprocal",
+        "kernels/linear/fp8_quantize.py",
+        "return tl.fma(tl.fma(-about, divisor[:, None], y), inverse[:, None], about)",
+        "return about",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 products: tiles of the second block take the scales of the first",
+        "kernels/linear/fp8_tiles.py",
+        "at_ws = ws_ptr + tile * BLOCK_N // 128 * GROUPS + begin",
+        "at_ws = ws_ptr + begin",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 products: up has the scales of gate",
+        "kernels/linear/fp8_tiles.py",
+        "at_us = at_ws + COLUMNS // 128 * GROUPS",
+        "at_us = at_ws",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 products: one row takes the scales of the first block",
+        "kernels/linear/fp8_gemv.py",
+        "ws = ws + (_load_scales(ws_ptr, first // 128,",
+        "ws = ws + (_load_scales(ws_ptr, 0,",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 products: a kernel for each number of rows",
+        "kernels/linear/fp8_tuning.py",
+        "stages=max(1, stages)",
+        "stages=max(1, stages - rows % 5)",
+        (WARM,),
+    ),
+)
