@@ -95,4 +95,4 @@ def _of_experts(tokens: int, mixture: Mixture) -> Name:
     """What decides the kernels of a layer of experts."""
     tile = tiles.tile_class(tokens, mixture.per_token, mixture.count)
     order = sorting.sort_class(tokens, mixture.count)
-    return tiles.chains(tokens), routing.route_class(tokens), tile, order
+    return tiles.chains(tokens), routing.route_class(tokens), tile, *order

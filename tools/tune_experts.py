@@ -326,8 +326,6 @@ def report(
         gate_up, down = (Tile(*(row[name] for name in names)) for row in both if row)
         mix = Mix(block_m > 1, max(16, block_m), gate_up, down)
         us = parts(layer, mix)
-        if layer.fp8 and block_m <= 32:
-            us["quantized inside"] = parts(layer, dataclasses.replace(mix, quantizes=True))["whole"]
         said = " ".join(
             f"{name} {row['us']:.1f} {row['share']:.0%} n{row['block_n']} k{row['block_k']} "
             f"s{row['stages']} w{row['warps']}{' swap' * row['swap']}{' box' * row['boxed']};"

@@ -137,10 +137,10 @@ def run_fp8(
     if mix.is_sorted:
         order = sorting.sort(experts, gate_up.data.shape[0], mix.block_m, pdl=pdl)
     inner = x.new_empty(pairs, down.data.shape[2])
-    taken = x if mix.quantizes else quantize(x, pdl=pdl)
+    taken = quantize(x, pdl=pdl)
     grouped_fp8(taken, gate_up, inner, experts, order, mix.gate_up, mix.block_m, silu=True, pdl=pdl)
     made = x.new_empty(pairs, x.shape[1])
-    taken = inner if mix.quantizes else quantize(inner, pdl=pdl)
+    taken = quantize(inner, pdl=pdl)
     grouped_fp8(taken, down, made, experts, order, mix.down, mix.block_m, silu=False, pdl=pdl)
     add_up(made, weights.contiguous(), residual, out, pdl=pdl)
     return out

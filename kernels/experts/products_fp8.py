@@ -3,8 +3,9 @@
 Invariant: `out[row, n]` is the sum over groups of 128 columns, in order, in fp32, of what the
 tensor cores make of one group times both its scales; it is rounded once, after SiLU·mul where that
 stands behind the product. So a row's result depends neither on the tiles nor on the rows beside it.
-Rows and tiles are those of products.py. Many rows are the M side of the instruction: a thread then
-holds few of their scales.
+Rows and tiles are those of products.py, with 64 numbers or more on the M side of the instruction:
+smaller instructions add up a group in another order. Many rows stand on that side, and a thread
+then holds few of their scales.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
@@ -18,7 +19,7 @@ from quire.kernels.experts import tiles as tiling
 from quire.kernels.experts.products import box, rows_of
 from quire.kernels.experts.sorting import Order
 from quire.kernels.experts.tiles import Tile
-from quire.kernels.linear.fp8_quantize import GROUP, Quantized, group_scales, quotient
+from quire.kernels.linear.fp8_quantize import GROUP, Quantized
 from quire.kernels.weight import Weight
 
 
@@ -48,8 +49,8 @@ def _add(acc, x, w, x_scale, w_scale, SWAP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["most_tiles"])
 def _grouped_fp8_kernel(
-    x_ptr,  # [T, K] with SILU, else [P, K]: e4m3, or what is to be quantized
-    x_scale_ptr,  # [T or P, GROUPS] fp32, read unless QUANTIZES
+    x_ptr,  # [T, K] e4m3 with SILU, else [P, K]
+    x_scale_ptr,  # [T or P, GROUPS] fp32
     w_ptr,  # [E, N, K] e4m3; with SILU [E, 2 * N, K], gate rows then up rows
     w_box,  # a descriptor of the same as [lines, K], read where BOXED in place of w_ptr
     w_scale_ptr,  # [E, N / 128, GROUPS] fp32, with SILU [E, 2 * N / 128, GROUPS]
@@ -66,7 +67,6 @@ def _grouped_fp8_kernel(
     BLOCK_N: tl.constexpr,  # a divisor of 128
     SILU: tl.constexpr,
     SORTED: tl.constexpr,
-    QUANTIZES: tl.constexpr,
     SWAP: tl.constexpr,
     EVEN_K: tl.constexpr,
     BOXED: tl.constexpr,
@@ -102,10 +102,7 @@ def _grouped_fp8_kernel(
         acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
         up = acc
         # Scales are read a group ahead: nothing waits for them.
-        x_scale = tl.full((BLOCK_M,), 1.0, tl.float32)
-        next_x_scale = x_scale
-        if not QUANTIZES:
-            x_scale = tl.load(at_x_scale)
+        x_scale = tl.load(at_x_scale)
         w_scale = tl.load(at_scale)
         up_scale = w_scale
         if SILU:
@@ -113,17 +110,12 @@ def _grouped_fp8_kernel(
         for group in tl.range(0, GROUPS, num_stages=STAGES):
             start = group * 128
             following = tl.minimum(group + 1, GROUPS - 1)
-            if not QUANTIZES:
-                next_x_scale = tl.load(at_x_scale + following)
+            next_x_scale = tl.load(at_x_scale + following)
             next_scale = tl.load(at_scale + following)
             if EVEN_K:
                 x = tl.load(at_x + start)
             else:
                 x = tl.load(at_x + start, mask=(start + k < K)[None, :], other=0.0)
-            if QUANTIZES:
-                wide = x.to(tl.float32)
-                x_scale = group_scales(wide)
-                x = quotient(wide, x_scale).to(w_ptr.dtype.element_ty)
             w = _weights(w_ptr, w_box, line, start, k, K, EVEN_K, BOXED)
             acc = _add(acc, x, w, x_scale, w_scale, SWAP)
             if SILU:
@@ -146,7 +138,7 @@ def _grouped_fp8_kernel(
 
 
 def grouped_fp8(
-    x: Quantized | Tensor,
+    x: Quantized,
     weight: Weight,
     out: Tensor,
     experts: Tensor,
@@ -157,10 +149,8 @@ def grouped_fp8(
     silu: bool,
     pdl: bool = False,
 ) -> None:
-    """As `products.grouped`, with an FP8 weight. x is quantized by rows, or is to be so by every
-    program anew: the same numbers. The tile's block_k is 128, its block_n divides 128; with silu N
-    is a multiple of 128."""
-    data, scale = x if isinstance(x, Quantized) else (x, x)
+    """As `products.grouped`, with an FP8 weight and x quantized by rows. The tile's block_k is 128,
+    its block_n divides 128; with silu N is a multiple of 128."""
     assert weight.scale is not None and tile.block_k == GROUP and GROUP % tile.block_n == 0
     pairs, columns = out.shape
     width = weight.data.shape[2]
@@ -169,8 +159,8 @@ def grouped_fp8(
     if order is not None:
         most = tiling.most_tiles(pairs, weight.data.shape[0], block_m)
     _grouped_fp8_kernel[(triton.cdiv(columns, tile.block_n) * most,)](
-        data,
-        scale,
+        x.data,
+        x.scale,
         weight.data,
         box(weight.data, tile) if boxed else None,
         weight.scale,
@@ -187,7 +177,6 @@ def grouped_fp8(
         BLOCK_N=tile.block_n,
         SILU=silu,
         SORTED=order is not None,
-        QUANTIZES=not isinstance(x, Quantized),
         SWAP=tile.swap,
         EVEN_K=width % GROUP == 0,
         BOXED=boxed,

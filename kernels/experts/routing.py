@@ -14,9 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-_BLOCK_K = 128
-_FEW = 256  # rows, up to which small tiles fill more of the card
-_CHOICE = 512  # scores a program of the choice
+_FEW = 256  # rows, up to which small tiles fill more of the card, and are read in few steps
+_CHOICE = 512  # scores a program of the choice, of many rows
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -93,11 +92,11 @@ def _choice_kernel(
     experts = tl.zeros((BLOCK_T, BLOCK_S), tl.int32)
     weights = tl.zeros((BLOCK_T, BLOCK_S), tl.float32)
     for slot in tl.static_range(PER_TOKEN):
-        best = tl.argmax(left, 1, tie_break_left=True)[:, None]
-        share = tl.sum(tl.where(e == best, scores, 0.0), 1)[:, None]
-        left = tl.where(e == best, -2.0, left)
-        experts = tl.where(s == slot, best, experts)
-        weights = tl.where(s == slot, share, weights)
+        share, best = tl.max(left, 1, return_indices=True, return_indices_tie_break_left=True)
+        left = tl.where(e == best[:, None], -2.0, left)
+        experts = tl.where(s == slot, best[:, None], experts)
+        weights = tl.where(s == slot, share[:, None], weights)
+    weights = tl.where(weights < 0.0, float("nan"), weights)
     if RENORMALISE:
         weights = weights / tl.sum(weights, 1)[:, None]
     at = t[:, None] * PER_TOKEN + s
@@ -118,15 +117,17 @@ def route(
     if not rows:
         return experts, weights
     few = route_class(rows) == 0
-    block_t, block_e = (16, 16) if few else (64, 64)
+    block_t, block_e, block_k = (16, 16, 512) if few else (64, 64, 128)
+    wide = x.element_size() > 2
+    block_k = block_k // 2 if wide else block_k
     grid = (triton.cdiv(rows, block_t), triton.cdiv(count, block_e))
     _logits_kernel[grid](
         x, router, logits, rows, count, width,
-        BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_K=_BLOCK_K, EVEN_K=width % _BLOCK_K == 0,
-        STAGES=4 if x.element_size() == 2 else 2, PDL=pdl, num_warps=4, launch_pdl=pdl,
+        BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_K=block_k, EVEN_K=width % block_k == 0,
+        STAGES=2 if wide else 3, PDL=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
     block_e = triton.next_power_of_2(count)
-    block_t = max(1, _CHOICE // block_e)
+    block_t = 1 if few else max(1, _CHOICE // block_e)
     _choice_kernel[(triton.cdiv(rows, block_t),)](
         logits, experts, weights, rows,
         E=count, PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e,

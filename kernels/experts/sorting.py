@@ -2,8 +2,9 @@
 
 Invariant: a pair is `token * per_token + slot`. The pairs of an expert stand together, in order of
 their numbers, the experts in order of theirs; tiles cut them into runs of at most `block_m`, each
-of one expert, and what follows the last tile is empty. Up to BLOCK tokens are put in order by one
+of one expert, and what follows the last tile is empty. A few tokens are put in order by one
 program; more are counted by chunks first, and each chunk then finds its places from all counts.
+Beside them other programs list the tiles: nobody waits for anybody.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
@@ -18,8 +19,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.experts import tiles
 
-_ELEMENTS = 8192  # tokens times experts that a program holds alone; one of several has half
-_FEW = 16  # tokens, which are put in order by a smaller program
+_ELEMENTS = 4096  # tokens times experts that a program holds
+_FEW = 16  # tokens, that one program puts in order
+_MANY = 1024  # tokens, from which chunks are larger, so that fewer counts are added
 _COUNTS = 4096  # numbers of other chunks that a program adds at once
 _TILES = 32  # of the list, that a program finds at once
 
@@ -67,25 +69,24 @@ def _count_kernel(
 
 @triton.jit
 def _list_tiles(
-    tiles_ptr, total, most_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+    tiles_ptr, first, total, most_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write this program's part of the list of tiles. total: [BLOCK_E], pairs of each expert."""
+    """Write BLOCK_I tiles of the list, from `first`. total: [BLOCK_E], pairs of each expert."""
     e = tl.arange(0, BLOCK_E)[None, :]
     ends = tl.cumsum(total, 0)[None, :]
     begins = ends - total[None, :]
     own = (total[None, :] + BLOCK_M - 1) // BLOCK_M
     last = tl.cumsum((total + BLOCK_M - 1) // BLOCK_M, 0)[None, :]
-    for first in range(tl.program_id(0) * BLOCK_I, most_tiles, tl.num_programs(0) * BLOCK_I):
-        i = first + tl.arange(0, BLOCK_I)
-        expert = tl.sum((last <= i[:, None]).to(tl.int32), 1)
-        hit = expert[:, None] == e
-        at = begins + (i[:, None] - (last - own)) * BLOCK_M
-        begin = tl.sum(tl.where(hit, at, 0), 1)
-        end = tl.sum(tl.where(hit, tl.minimum(at + BLOCK_M, ends), 0), 1)
-        tl.store(tiles_ptr + i, tl.minimum(expert, BLOCK_E - 1), mask=i < most_tiles)
-        tl.store(tiles_ptr + most_tiles + i, begin, mask=i < most_tiles)
-        tl.store(tiles_ptr + 2 * most_tiles + i, end, mask=i < most_tiles)
+    i = first + tl.arange(0, BLOCK_I)
+    expert = tl.sum((last <= i[:, None]).to(tl.int32), 1)
+    hit = expert[:, None] == e
+    at = begins + (i[:, None] - (last - own)) * BLOCK_M
+    begin = tl.sum(tl.where(hit, at, 0), 1)
+    end = tl.sum(tl.where(hit, tl.minimum(at + BLOCK_M, ends), 0), 1)
+    tl.store(tiles_ptr + i, tl.minimum(expert, BLOCK_E - 1), mask=i < most_tiles)
+    tl.store(tiles_ptr + most_tiles + i, begin, mask=i < most_tiles)
+    tl.store(tiles_ptr + 2 * most_tiles + i, end, mask=i < most_tiles)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "most_tiles"])
@@ -106,10 +107,10 @@ def _place_kernel(
     ALONE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """grid (chunks,)."""
+    """grid (chunks + ceil(most_tiles / BLOCK_I),): the first place pairs, the others list tiles."""
     chunk = tl.program_id(0)
-    t = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.arange(0, BLOCK_E)
+    t = (0 if ALONE else chunk) * BLOCK_T + tl.arange(0, BLOCK_T)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -125,14 +126,17 @@ def _place_kernel(
             counts = tl.load(counts_ptr + c * BLOCK_E + e[None, :], mask=c < chunks, other=0)
             total += tl.sum(counts, 0)
             before += tl.sum(tl.where(c < chunk, counts, 0), 0)
-    begins = tl.cumsum(total, 0) - total
-    places = (begins + before)[None, :] + tl.cumsum(taken, 0) - taken
-    for slot in tl.static_range(PER_TOKEN):
-        pair = t * PER_TOKEN + slot
-        expert = tl.load(experts_ptr + pair, mask=t < T, other=-1).to(tl.int32)
-        place = tl.sum(tl.where(expert[:, None] == e[None, :], places, 0), 1)
-        tl.store(pairs_ptr + place, pair, mask=t < T)
-    _list_tiles(tiles_ptr, total, most_tiles, BLOCK_M, BLOCK_E, BLOCK_I)
+    if chunk < chunks:
+        begins = tl.cumsum(total, 0) - total
+        places = (begins + before)[None, :] + tl.cumsum(taken, 0) - taken
+        for slot in tl.static_range(PER_TOKEN):
+            pair = t * PER_TOKEN + slot
+            expert = tl.load(experts_ptr + pair, mask=t < T, other=-1).to(tl.int32)
+            place = tl.sum(tl.where(expert[:, None] == e[None, :], places, 0), 1)
+            tl.store(pairs_ptr + place, pair, mask=t < T)
+    else:
+        first = (chunk - chunks) * BLOCK_I
+        _list_tiles(tiles_ptr, first, total, most_tiles, BLOCK_M, BLOCK_E, BLOCK_I)
 
 
 def sort(experts: Tensor, count: int, block_m: int, *, pdl: bool = False) -> Order:
@@ -144,35 +148,25 @@ def sort(experts: Tensor, count: int, block_m: int, *, pdl: bool = False) -> Ord
     pairs = torch.empty(experts.numel(), dtype=torch.int32, device=device)
     listed = torch.empty(3, most, dtype=torch.int32, device=device)
     block_e = triton.next_power_of_2(count)
-    block_t = sort_class(rows, count)
-    alone = block_t > 0
-    block_t = block_t or max(1, _alone(count) // 2)
+    block_t, alone = sort_class(rows, count)
     chunks = triton.cdiv(rows, block_t)
     counts = pairs if alone else pairs.new_empty(chunks, block_e)
-    warps = 4 if alone and block_t <= _FEW else 8
     if not alone:
         _count_kernel[(chunks,)](
             experts, counts, rows, PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e, PDL=pdl,
-            num_warps=warps, launch_pdl=pdl,
+            num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
-    _place_kernel[(chunks,)](
+    _place_kernel[(chunks + triton.cdiv(most, _TILES),)](
         experts, counts, pairs, listed, rows, chunks, most,
         PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e,
         BLOCK_C=max(1, _COUNTS // block_e), BLOCK_I=_TILES, BLOCK_M=block_m, ALONE=alone, PDL=pdl,
-        num_warps=warps, launch_pdl=pdl,
+        num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
     return Order(pairs, listed)
 
 
-def sort_class(rows: int, count: int) -> int:
-    """Tokens of the one program that puts so many in order; 0 where it takes several. Equal numbers
-    mean the same kernels."""
-    most = _alone(count)
-    if rows <= min(_FEW, most):
-        return min(_FEW, most)
-    return most if rows <= most else 0
-
-
-def _alone(count: int) -> int:
-    """Tokens that one program can put in order."""
-    return max(1, min(64, _ELEMENTS // int(triton.next_power_of_2(count))))
+def sort_class(rows: int, count: int) -> tuple[int, bool]:
+    """Tokens that a program takes, and whether one takes all. Equal ones mean the same kernels."""
+    most = max(1, _ELEMENTS // int(triton.next_power_of_2(count)))
+    block_t = min(_FEW if rows <= _MANY else 2 * _FEW, most)
+    return block_t, rows <= block_t

@@ -10,7 +10,7 @@ import torch
 
 from quire.kernels.support import HOPPER_SHARED
 
-UNSORTED_ROWS = 2  # up to which most experts are met once, and every pair reads its own weights
+UNSORTED_ROWS = 4  # up to which most experts are met once, and every pair reads its own weights
 _ALONE = 128  # rows, from which a dependent launch loses
 _LARGE_SHARED = 128 << 10  # bytes, below which accumulators are no wgmma's and must be smaller
 _PAIRS = (8, 24, 96)  # mean pairs an expert, up to which a tile takes 16, 32 or 64 rows
@@ -44,32 +44,29 @@ class Tile:
 @dataclass(frozen=True)
 class Mix:
     """How both products are launched. block_m: pairs of token and expert a program takes, all of
-    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one;
-    quantizes: with FP8 weights activations are quantized by the programs that take them, which
-    costs arithmetic and saves two kernels."""
+    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one."""
 
     is_sorted: bool
     block_m: int
     gate_up: Tile
     down: Tile
-    quantizes: bool = False
 
 
-_TILES = {  # by rows a program
-    1: Mix(False, 16, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
-    16: Mix(True, 16, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
-    32: Mix(True, 32, Tile(64, 128, 3, 4, True), Tile(64, 128, 4, 4, True)),
-    64: Mix(True, 64, Tile(64, 64, 4, 4, True), Tile(128, 64, 4, 4, True)),
-    128: Mix(True, 128, Tile(128, 64, 3, 8, False), Tile(256, 64, 3, 8, False)),
+# What won on an H200 at the shape 30B-A3B (tools/tune_experts.py), by the class of the rows.
+_TILES = {
+    1: Mix(False, 16, Tile(64, 256, 3, 4, True, True), Tile(128, 128, 3, 4, True, True)),
+    16: Mix(True, 16, Tile(64, 256, 3, 4, True, True), Tile(128, 128, 3, 4, True, True)),
+    32: Mix(True, 32, Tile(128, 128, 3, 4, True, True), Tile(128, 64, 4, 4, True, True)),
+    64: Mix(True, 64, Tile(128, 64, 4, 8, True), Tile(128, 64, 3, 8, False)),
+    128: Mix(True, 128, Tile(128, 64, 4, 8, False, True), Tile(256, 64, 4, 8, False)),
 }
-
-
-_FP8_TILES = {  # the same for e4m3 weights; groups of 128 columns are a step
-    1: Mix(False, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True), quantizes=True),
-    16: Mix(True, 16, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
-    32: Mix(True, 32, Tile(64, 128, 4, 4, True), Tile(64, 128, 4, 4, True)),
-    64: Mix(True, 64, Tile(64, 128, 4, 4, False), Tile(128, 128, 4, 4, False)),
-    128: Mix(True, 128, Tile(64, 128, 4, 8, False), Tile(128, 128, 4, 8, False)),
+# The same for e4m3 weights, where a step is a group of 128 columns.
+_FP8_TILES = {
+    1: Mix(False, 16, Tile(128, 128, 5, 4, True, True), Tile(64, 128, 8, 4, True)),
+    16: Mix(True, 16, Tile(128, 128, 3, 4, True, True), Tile(128, 128, 3, 4, True, True)),
+    32: Mix(True, 32, Tile(128, 128, 3, 4, True, True), Tile(128, 128, 3, 4, True, True)),
+    64: Mix(True, 64, Tile(128, 128, 5, 8, False, True), Tile(128, 128, 4, 4, False, True)),
+    128: Mix(True, 64, Tile(128, 128, 4, 8, False, True), Tile(128, 128, 4, 4, False, True)),
 }
 
 

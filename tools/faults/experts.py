@@ -11,8 +11,9 @@ FAULTS = (
     Fault(
         "experts: of equal scores the highest expert wins",
         "kernels/experts/routing.py",
-        "best = tl.argmax(left, 1, tie_break_left=True)[:, None]",
-        "best = (BLOCK_E - 1 - tl.argmax(tl.flip(left, 1), 1, tie_break_left=True))[:, None]",
+        "share, best = tl.max(left, 1, return_indices=True, return_indices_tie_break_left=True)",
+        "share, best = tl.max(tl.flip(left, 1), 1, return_indices=True)\n"
+        "        best = BLOCK_E - 1 - best",
         INTERPRETED,
     ),
     Fault(

@@ -18,10 +18,8 @@ BOXED = dataclasses.replace(TILE, boxed=True)
 WAYS = {
     "sorted": SWAPPED,
     "through descriptors": dataclasses.replace(SWAPPED, gate_up=BOXED, down=BOXED),
-    "rows first": dataclasses.replace(
-        SWAPPED, block_m=32, down=dataclasses.replace(TILE, swap=False)
-    ),
-    "unsorted": dataclasses.replace(SWAPPED, is_sorted=False, quantizes=True),
+    "rows first": Mix(True, 64, *[dataclasses.replace(TILE, swap=False)] * 2),
+    "unsorted": dataclasses.replace(SWAPPED, is_sorted=False),
 }
 
 

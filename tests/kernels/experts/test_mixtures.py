@@ -111,7 +111,7 @@ def in_order(experts: Tensor, count: int, block_m: int) -> tuple[list[int], list
         chosen(65, 8, 3),
         chosen(140, 8, 2),
     ],
-    ids=["one token", "all to one", "empty ones", "one chunk", "a chunk and one", "chunks"],
+    ids=["one token", "all to one", "empty ones", "whole chunks", "chunks and one", "chunks"],
 )
 def test_pairs_are_put_in_order_of_their_experts(experts: Tensor, device: torch.device) -> None:
     from quire.kernels.experts.sorting import sort
