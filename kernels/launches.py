@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quire.kernels.attention import decode_launch, prefill, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.experts import routing, sorting, tiles
-from quire.kernels.linear import tuning
+from quire.kernels.linear import exchange, tuning
 from quire.kernels.support import HOPPER_SHARED
 
 Name = tuple[object, ...]
@@ -60,10 +60,11 @@ def of_model(
     *,
     qk_norm: bool = True,
     mixture: Mixture | None = None,
+    ranks: int = 1,
 ) -> set[Name]:
     """The kernels of embedding to logits, all rows sampling. qk_norm: whether the model norms q and
     k; where it does not, PyTorch rotates them and writes the cache, which needs no compiling.
-    mixture: None in a dense model."""
+    mixture: None in a dense model. ranks: that share the model, and add up what they have."""
     names: set[Name] = {
         ("product", tuning.row_class(step.tokens)),
         ("logits", tuning.row_class(step.rows)),
@@ -71,6 +72,8 @@ def of_model(
     }
     if mixture is not None:
         names.add(("experts", *_of_experts(step.tokens, mixture)))
+    if ranks > 1:
+        names.add(("exchange", exchange.kind(step.tokens, ranks)))
     size = (step.decode_rows, heads, step.max_context_len)
     decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared)
     if not step.longer:

@@ -10,12 +10,15 @@ Two things hold for every implementation and are the caller's to respect:
     The Triton operations share one workspace: they run on one stream at a time.
 """
 
-from typing import Protocol, TypeGuard, cast
+from typing import TYPE_CHECKING, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from quire.kernels.weight import Weight
+
+if TYPE_CHECKING:  # needs triton
+    from quire.kernels.linear.exchange import Mail
 
 
 class KernelsUnavailable(RuntimeError):
@@ -250,6 +253,21 @@ class Fp8ExpertOps(ExpertOps, Fp8Ops, Protocol):
         *,
         residual: Tensor | None = None,
     ) -> Tensor: ...
+
+
+class ExchangeOps(Ops, Protocol):
+    """The operations of a device whose ranks reach each other's memory as well."""
+
+    def residual_norm(
+        self, partial: Tensor, residual: Tensor | None, weight: Tensor, eps: float, mail: "Mail"
+    ) -> tuple[Tensor, Tensor]:
+        """See kernels/linear/exchange.py."""
+        ...
+
+
+def has_exchange(ops: Ops) -> TypeGuard[ExchangeOps]:
+    """Whether a device has the operation of ranks that reach each other's memory."""
+    return hasattr(ops, "residual_norm")
 
 
 def has_experts(ops: Ops) -> TypeGuard[ExpertOps]:

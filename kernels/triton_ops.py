@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels import reference
 from quire.kernels.attention import decode, decode_launch, prefill, qk_norm_rope
 from quire.kernels.experts import mixing, routing, tiles
-from quire.kernels.linear import fp8_linear, linear, norms, skinny, tuning
+from quire.kernels.linear import exchange, fp8_linear, linear, norms, skinny, tuning
 from quire.kernels.sampling import filtering, sampling
 from quire.kernels.state import copy_blocks, state
 from quire.kernels.weight import Weight
@@ -62,6 +62,16 @@ class TritonOps:
             counters=self.counters,
             pdl=self.pdl and tuning.chains(weight, x.shape[0]),
         )
+
+    def residual_norm(
+        self,
+        partial: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        eps: float,
+        mail: exchange.Mail,
+    ) -> tuple[Tensor, Tensor]:
+        return exchange.residual_norm(partial, residual, weight, eps, mail, pdl=self.pdl)
 
     # ------------------------------------------------------------ mixtures of experts
 

@@ -100,7 +100,7 @@ def build_engine(
         return _engine(config, rank, rank.runner, None, matchers)
     ranks = start_ranks(config, rank_program)
     with ended_on_error(ranks):
-        world = meet(ranks)
+        world = meet(config, ranks)
         rank = build_rank(config, world, *leading(ranks, progress), pdl=pdl)
         ranks.wait_for(Kind.READY)
         engine = _engine(config, rank, LeadingRunner(rank.runner, ranks), ranks, matchers)
@@ -126,7 +126,7 @@ def build_rank(
     blocks, the null block included, that all ranks have memory for."""
     clock = _TimeLine()
     shape = model_config(config)
-    device = sizing.resolve_device(config)
+    device = sizing.resolve_device(config, world.rank)
     dtype = sizing.resolve_dtype(config, shape, device)
     max_model_len = resolve_max_model_len(config, shape)
     chained = _can_chain(device) if pdl is None else pdl
@@ -136,15 +136,18 @@ def build_rank(
         raise ConfigError(str(error)) from error
     check_operations(shape, ops)
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)
-    ahead = compile_ahead.begin(config, dtype, device, pdl=chained)
+    leads = world.rank % config.ranks_per_node == 0
+    ahead = compile_ahead.begin(config, dtype, device, pdl=chained, leads=leads)
     clock.mark("device")
     model = _load(config, shape, world, ops, dtype, device, progress)
     clock.mark("weights")
     if ahead is not None and ahead.at_work:
         ahead.wait(lambda share: progress("kernels", share))
         clock.mark("kernels")
+    _wait_for_all(world, device)
 
     max_blocks = -(-max_model_len // config.block_size)
     state = _new_slots(config, shape, max_blocks, device)
@@ -168,6 +171,7 @@ def build_rank(
         max_model_len=max_model_len,
         prompt_tokens=sizing.captured_prompts(config, shape, dtype) if use_graphs else (),
         use_graphs=use_graphs,
+        check=world.check,
     )
     steps = _warm_steps(config, model, cache_dtype)
     runner.warm_up(steps, lambda share: progress("graphs", share))
@@ -176,6 +180,13 @@ def build_rank(
     clock.mark("warm-up", ("captures", runner.captured_seconds))
     clock.log()
     return BuiltRank(model, ops, runner, kv, max_model_len)
+
+
+def _wait_for_all(world: World, device: torch.device) -> None:
+    """One rank of a node compiles; the others find its kernels, and none launches any before. GPUs alone."""
+    if device.type == "cuda" and world.exchange is not None:
+        world.exchange.gather(torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
 
 
 def _load(

@@ -18,8 +18,8 @@ from quire.engine.model.layers.parallel import World
 from quire.engine.model.shape import model_config
 from quire.engine.parallel import node
 from quire.engine.parallel.door import Door
-from quire.engine.parallel.exchange import over_gloo
 from quire.engine.parallel.line import Kind
+from quire.engine.parallel.meeting import exchange_of
 from quire.engine.parallel.network import listen
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import read_secret
@@ -76,10 +76,10 @@ def _door(config: EngineConfig, terms: Terms) -> Door:
     return Door(listener, secret, terms, node.places(config))
 
 
-def meet(ranks: Ranks) -> World:
+def meet(config: EngineConfig, ranks: Ranks) -> World:
     """Rank 0's place, once it can exchange with the others."""
-    size, address = ranks.size, ranks.address
-    return World(0, size, ranks.meet(lambda store: over_gloo(store, 0, size, address)))
+    address = ranks.address
+    return World(0, ranks.size, ranks.meet(lambda store: exchange_of(config, store, 0, address)))
 
 
 def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:

@@ -71,9 +71,9 @@ class SizingPlan:
         return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token
 
 
-def resolve_device(config: EngineConfig) -> torch.device:
-    """The device to run on. Raises ConfigError for a GPU that is not there, or that cannot do what
-    is asked for: several ranks, int8."""
+def resolve_device(config: EngineConfig, rank: int = 0) -> torch.device:
+    """The device that a rank runs on: a node's n-th rank has its n-th GPU. Raises
+    ConfigError for GPUs that are not there, or that cannot do what is asked for: int8."""
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -82,12 +82,14 @@ def resolve_device(config: EngineConfig) -> torch.device:
                 "quantization = int8: only on the CPU, this machine's device is cuda "
                 "(try device = cpu)"
             )
-        if config.tensor_parallel_size > 1:
+        size, there = config.ranks_per_node, torch.cuda.device_count()
+        if size > there:
             raise ConfigError(
-                f"tensor_parallel_size = {config.tensor_parallel_size}: supported on the CPU alone "
-                "so far; with device = cuda: 1"
+                f"tensor_parallel_size = {config.tensor_parallel_size}: at most {there} ranks a "
+                "node, the CUDA devices of this machine"
             )
-        return torch.device("cuda", torch.cuda.current_device())
+        index = rank % size if config.tensor_parallel_size > 1 else torch.cuda.current_device()
+        return torch.device("cuda", index)
     if config.device == "cuda":
         raise ConfigError(
             "device = cuda: this machine has no usable CUDA device (try device = cpu)"
@@ -212,16 +214,17 @@ def gpu_budget(
     config: EngineConfig, device: torch.device, peak_bytes: int, graphs: int = 0
 ) -> tuple[int, str]:
     """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken, and
-    `graphs` is kept for captured ones."""
+    `graphs` is kept for captured ones; of several ranks, which are alike, on all their GPUs."""
     total, others = _gpu_memory(device)
+    size = config.tensor_parallel_size
     budget = int(total * config.gpu_memory_utilization) - others - peak_bytes - graphs
     what = (
         f"gpu_memory_utilization = {config.gpu_memory_utilization} of {total / _GIB:.1f} GiB, "
         f"less {peak_bytes / _GIB:.1f} GiB for weights and the largest step, "
         f"less {graphs / _GIB:.1f} GiB for captured graphs, "
-        f"less {others / _GIB:.1f} GiB of others,"
+        f"less {others / _GIB:.1f} GiB of others," + (f" on {size} GPUs," if size > 1 else "")
     )
-    return budget, what
+    return size * budget, what
 
 
 def _gpu_memory(device: torch.device) -> tuple[int, int]:
@@ -266,7 +269,7 @@ def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
     dtype = resolve_dtype(config, model, device)
     if device.type == "cuda":
         check_grids(config, model)
-        weights = weight_bytes(config, model, dtype)
+        weights = weight_bytes(config, model, dtype) // config.tensor_parallel_size
         budget, what = gpu_budget(config, device, weights, graph_bytes(config, model, dtype))
     else:
         budget, what = cpu_budget(config)
@@ -288,7 +291,7 @@ def plan_of(
 ) -> SizingPlan:
     """What a configuration takes with a cache of num_blocks, the null block left out."""
     per_token = kv_bytes_per_token(config, model, resolve_cache_dtype(dtype, device))
-    gpu = device.type == "cuda"
+    gpu, size = device.type == "cuda", config.tensor_parallel_size
     machines = 0 if gpu else config.nnodes * total_memory(device)
     # A number of blocks that was given heeds no share.
     share = config.gpu_memory_utilization if config.num_blocks is None else 1.0
@@ -301,9 +304,9 @@ def plan_of(
         block_size=config.block_size,
         num_blocks=num_blocks,
         kv_cache_bytes=(num_blocks + 1) * config.block_size * per_token,
-        graph_bytes=graph_bytes(config, model, dtype) if gpu else 0,
-        memory_bytes=_memory_for(device, share) if gpu else machines,
-        whole_bytes=_memory_for(device, 1.0) if gpu else machines,
+        graph_bytes=size * graph_bytes(config, model, dtype) if gpu else 0,
+        memory_bytes=size * _memory_for(device, share) if gpu else machines,
+        whole_bytes=size * _memory_for(device, 1.0) if gpu else machines,
         estimated=estimated,
     )
 

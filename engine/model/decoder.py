@@ -20,6 +20,7 @@ from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.stream import Stream
 from quire.engine.model.spec import AttentionSpec
 
 
@@ -47,11 +48,19 @@ class DecoderLayer:
         ]
 
     def __call__(
-        self, residual: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor, rope: Tensor
-    ) -> Tensor:
-        """residual: [T, H]; caches: [num_blocks, Hkv, block_size, D] -> [T, H]."""
-        residual = self.attention(residual, self.input_norm, batch, k_cache, v_cache, rope)
-        return self.mlp(residual, self.post_norm, self._eps)
+        self,
+        stream: Stream,
+        then: Tensor,
+        batch: ForwardBatch,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        rope: Tensor,
+    ) -> Stream:
+        """stream: [T, H]; then: [H], the norm behind this layer; caches: [num_blocks, Hkv,
+        block_size, D] -> [T, H]."""
+        norms = self.input_norm, self.post_norm
+        stream = self.attention(stream, *norms, batch, k_cache, v_cache, rope)
+        return self.mlp(stream, self.post_norm, then, self._eps)
 
 
 class Decoder(CausalModel):
@@ -93,10 +102,12 @@ class Decoder(CausalModel):
         return placements
 
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
-        residual = self.embedding.embed(batch.token_ids)
-        for layer, k, v in zip(self.layers, kv.k.unbind(), kv.v.unbind(), strict=True):
-            residual = layer(residual, batch, k, v, self.rope)
-        return residual
+        first, *rest = (*(layer.input_norm for layer in self.layers), self.norm)
+        stream = self.embedding.embed(batch.token_ids, first, self.config.rms_norm_eps)
+        caches = zip(kv.k.unbind(), kv.v.unbind(), strict=True)
+        for layer, then, (k, v) in zip(self.layers, rest, caches, strict=True):
+            stream = layer(stream, then, batch, k, v, self.rope)
+        return stream.residual
 
     def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
         if rows is not None:

@@ -22,9 +22,9 @@ from quire.engine import lifeline
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError, RankError
 from quire.engine.model.layers.parallel import World
-from quire.engine.parallel import exchange
 from quire.engine.parallel.codec import decode, decode_masks
 from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.meeting import exchange_of
 from quire.engine.parallel.store import LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
 
@@ -100,9 +100,9 @@ def build(builder: Builder, line: Line, model: str | None = None) -> Follower:
     if model is not None:
         config = config.replace(model=model)
     torch.set_num_threads(asked["threads"])
-    rank, size = asked["rank"], config.tensor_parallel_size
-    group = exchange.over_gloo(LineStore(line), rank, size, asked["address"])
-    world = World(rank, size, group)
+    rank = asked["rank"]
+    exchange = exchange_of(config, LineStore(line), rank, asked["address"])
+    world = World(rank, config.tensor_parallel_size, exchange)
 
     def progress(stage: str, share: float) -> None:
         line.say(Kind.PROGRESS, stage=stage, share=float(share))

@@ -67,6 +67,10 @@ class _Store(Store):
         for key in keys:
             self.fetch(key)
 
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        """Waits for all."""
+        return [self.get(key) for key in keys]
+
     def has_extended_api(self) -> bool:
         """No: set, get and wait are all there is."""
         return False

@@ -109,9 +109,15 @@ class CompileAhead:
 
 
 def begin(
-    config: EngineConfig, dtype: torch.dtype, device: torch.device, *, pdl: bool
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    pdl: bool,
+    leads: bool = True,
 ) -> CompileAhead | None:
-    """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile.
+    """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile, and on
+    a rank that does not lead, which finds what the leading one has compiled.
 
     dtype: of weights, activations and cache. From here on Triton keeps kernels in a folder that can
     be written.
@@ -125,6 +131,8 @@ def begin(
 
     cache = writable_cache(Path(knobs.cache.dir))
     knobs.cache.dir = str(cache.folder)
+    if not leads:
+        return None
     major, minor = torch.cuda.get_device_capability(device)
     orders = Orders(
         options=dataclasses.asdict(config),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from triton import knobs
 from triton.runtime.cache import get_cache_manager
 
@@ -33,9 +34,27 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
+from quire.kernels.linear import exchange
 from quire.kernels.triton_ops import TritonOps
 
 Launches = Callable[[], None]
+
+
+class _Outline:
+    """An exchange of meta tensors, with ranks that all reach one another."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._mail = exchange.outline(size)
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.new_empty(self._size, *x.shape)
+
+    def mail_for(self, partial: Tensor) -> exchange.Mail | None:
+        return self._mail if partial.dtype in exchange.DTYPES else None
+
+    def check(self) -> None:
+        """Nothing is launched."""
 
 
 def launches_of(orders: Orders) -> Launches:
@@ -45,11 +64,13 @@ def launches_of(orders: Orders) -> Launches:
     few_layers = one_of_each_kind(model_shape)  # the others launch the same
     meta, dtype = torch.device("meta"), getattr(torch, orders.dtype)
     ops = TritonOps.on(meta, pdl=orders.pdl)
-    model = build_model(few_layers, ops, dtype=dtype, device=meta, world=World())
+    ranks = config.tensor_parallel_size
+    world = World(0, ranks, _Outline(ranks) if ranks > 1 else None)
+    model = build_model(few_layers, ops, dtype=dtype, device=meta, world=world)
     size = (
         few_layers.num_layers,
         2,
-        model_shape.num_kv_heads,
+        model.num_kv_heads,
         config.block_size,
         model_shape.head_dim,
     )

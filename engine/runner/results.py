@@ -46,7 +46,9 @@ class PendingResult:
 class Results:
     """Host buffers that results come into, a ring of them, of at most `rows` tokens each."""
 
-    def __init__(self, device: torch.device, rows: int) -> None:
+    def __init__(self, device: torch.device, rows: int, check: Done = lambda: None) -> None:
+        """check: called once a step has ended; it may raise."""
+        self._check = check
         self._on_host = device.type == "cpu"
         pinned = device.type == "cuda"
         self._ring = [
@@ -60,14 +62,19 @@ class Results:
         if sampled.logprobs is not None:
             logprobs = tuple(value[:count] for value in sampled.logprobs)
         if self._on_host:
-            return PendingResult(wanted, tokens, logprobs, lambda: None)
+            return PendingResult(wanted, tokens, logprobs, self._check)
         self._turn = (self._turn + 1) % RESULT_RING
         tokens = self._ring[self._turn][:count].copy_(tokens, non_blocking=True)
         if logprobs is not None:
             logprobs = tuple(_to_host(value) for value in logprobs)
         event = torch.cuda.Event()
         event.record()
-        return PendingResult(wanted, tokens, logprobs, event.synchronize)
+
+        def done() -> None:
+            event.synchronize()
+            self._check()
+
+        return PendingResult(wanted, tokens, logprobs, done)
 
 
 def _to_host(value: Tensor) -> Tensor:

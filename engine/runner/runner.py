@@ -63,8 +63,10 @@ class Runner:
         max_model_len: int,
         prompt_tokens: Sequence[int],
         use_graphs: bool,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """prompt_tokens: numbers of them whose steps are captured."""
+        """prompt_tokens: numbers of them whose steps are captured. check: called when a step has
+        ended, before its results are taken; it may raise."""
         self.counters = RunnerCounters()
         self.captured_bytes = 0  # that capture took of the device while warming up
         self.captured_seconds = 0.0
@@ -89,7 +91,7 @@ class Runner:
         self._decoding: list[int] = []  # the same without padding, and what its rows need
         self._needs: Needs | None = None
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
-        self._results = Results(self._device, state.null_slot)
+        self._results = Results(self._device, state.null_slot, check)
         self._graphs = StepGraphs() if use_graphs else None
         self._seen: set[Key] = set()  # ran eagerly once: kept the next time
         self._warm = False  # whatever can be launched is compiled

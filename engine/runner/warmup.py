@@ -44,7 +44,7 @@ _NEEDS = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """What steps may be: the engine's options, and the model's heads. qk_norm, mixture: see
+    """What steps may be: the engine's options, and this rank's heads. qk_norm, mixture, ranks: see
     `of_model`."""
 
     max_num_seqs: int
@@ -54,6 +54,7 @@ class Bounds:
     card: "Card"
     qk_norm: bool = True
     mixture: "Mixture | None" = None
+    ranks: int = 1
 
 
 class WarmStep(NamedTuple):
@@ -87,7 +88,12 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
 
     size = launches.StepSize(step.decode_rows, step.longer, step.max_context_len)
     names = launches.of_model(
-        size, bounds.heads, bounds.card, qk_norm=bounds.qk_norm, mixture=bounds.mixture
+        size,
+        bounds.heads,
+        bounds.card,
+        qk_norm=bounds.qk_norm,
+        mixture=bounds.mixture,
+        ranks=bounds.ranks,
     )
     needs = step.needs
     names.add(("sample",) if needs.draws else ("greedy",))
@@ -103,12 +109,13 @@ def bounds_of(
     from quire.kernels.attention.decode_launch import Heads
     from quire.kernels.launches import Mixture
 
-    shape, experts = model.config, model.config.experts
-    heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, dtype, config.block_size)
+    shape, experts, ranks = model.config, model.config.experts, config.tensor_parallel_size
+    q_heads, kv_heads = shape.num_q_heads // ranks, model.num_kv_heads
+    heads = Heads(q_heads, kv_heads, shape.head_dim, dtype, config.block_size)
     longest = resolve_max_model_len(config, shape)
     most = config.max_num_seqs, config.max_num_batched_tokens, longest
     mixture = None if experts is None else Mixture(experts.count, experts.per_token)
-    return Bounds(*most, heads, card, model.qk_norm, mixture)
+    return Bounds(*most, heads, card, model.qk_norm, mixture, ranks)
 
 
 def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from quire.engine.model.layers.forms import table_form
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.stream import Stream, residual_norm
 from quire.kernels.ops import Ops
 
 
@@ -17,7 +18,7 @@ class VocabTable:
     """A [vocabulary, hidden] matrix, this rank's ids of it. Serves as embedding, head, or both."""
 
     def __init__(self, setting: Setting, module: str, vocab_size: int, hidden_size: int) -> None:
-        self._world = setting.world
+        self._ops, self._world = setting.ops, setting.world
         self._vocab_size = vocab_size
         self.ids, rows = setting.world.split_vocab(vocab_size)
         form = table_form(setting)
@@ -27,14 +28,13 @@ class VocabTable:
         filled, shape = form.part(table, 0, mine, module), (vocab_size, hidden_size)
         self.placements = form.placements(module, shape, filled, self.ids, slice(0, hidden_size))
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[T] int32 -> [T, hidden]. An ordinary launch, on which decode attention relies: it reads
-        what stands before it (contexts, tables, older tokens) without waiting for more."""
-        if self._world.size == 1:
-            # Of a few rows far faster on a device than F.embedding.
-            rows: Tensor = self.weight[token_ids]
-            return rows
-        return self._world.sum(self.embed_part(token_ids))
+    def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> Stream:
+        """[T] int32 -> [T, hidden]; then: the weight of the norm that comes next. An ordinary
+        launch, on which decode attention relies: it reads what stands before it (contexts, tables,
+        older tokens) without waiting for more."""
+        if self._world.size == 1:  # of a few rows far faster on a device than F.embedding
+            return Stream(self.weight[token_ids])
+        return residual_norm(self._ops, self._world, self.embed_part(token_ids), None, then, eps)
 
     def embed_part(self, token_ids: Tensor) -> Tensor:
         """This rank's share of `embed`: zeros for ids that another rank holds."""

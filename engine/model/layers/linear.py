@@ -14,6 +14,7 @@ from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.stream import Stream, residual_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,16 @@ class ColumnParallelLinear:
                 self.placements.append(Placement(name, shape[:1], target, part.rows, slice(0, 1)))
             begin = end
 
-    def __call__(self, x: Tensor, norm_weight: Tensor, eps: float, *, silu: bool = False) -> Tensor:
-        """x: [T, inputs], normed first -> [T, rows]; with silu, gate and up: [T, rows / 2].
-        A layer with biases has no silu."""
-        y = self._linear(x, self._held, norm_weight=norm_weight, eps=eps, silu=silu)
+    def __call__(
+        self, stream: Stream, norm_weight: Tensor, eps: float, *, silu: bool = False
+    ) -> Tensor:
+        """stream: [T, inputs], normed first where it is not -> [T, rows]; with silu, gate and up:
+        [T, rows / 2]. A layer with biases has no silu."""
+        if stream.normed is None:
+            x, held = stream.residual, self._held
+            y = self._linear(x, held, norm_weight=norm_weight, eps=eps, silu=silu)
+        else:
+            y = self._linear(stream.normed, self._held, silu=silu)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -65,14 +72,16 @@ class RowParallelLinear:
         self, setting: Setting, module: str, outputs: int, inputs: int, cols: slice
     ) -> None:
         form = form_of(setting, [module])
-        self._world = setting.world
+        self._ops, self._world = setting.ops, setting.world
         self.weight = form.new(outputs, length(cols))
         self._linear, self._held = form.linear(), form.held(self.weight)
         shape, rows = (outputs, inputs), slice(0, outputs)
         self.placements = form.placements(module, shape, self.weight, rows, cols)
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused."""
+    def __call__(self, x: Tensor, residual: Tensor, then: Tensor, eps: float) -> Stream:
+        """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused; then:
+        the weight of the norm that comes next, [outputs]."""
         if self._world.size == 1:
-            return self._linear(x, self._held, residual=residual)
-        return self._world.add_partials(self._linear(x, self._held), residual)
+            return Stream(self._linear(x, self._held, residual=residual))
+        partial = self._linear(x, self._held)
+        return residual_norm(self._ops, self._world, partial, residual, then, eps)

@@ -11,6 +11,7 @@ from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowPara
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.stream import Stream, residual_norm
 from quire.kernels.ops import ExpertOps, has_experts
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -26,9 +27,11 @@ class DenseMlp:
         self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
 
-    def __call__(self, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
-        """residual: [T, H], whose storage may be reused; norm: [H] -> [T, H]."""
-        return self.down(self.gate_up(residual, norm, eps, silu=True), residual)
+    def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
+        """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
+        what comes next -> [T, H]."""
+        inner = self.gate_up(stream, norm, eps, silu=True)
+        return self.down(inner, stream.residual, then, eps)
 
 
 class ExpertsMlp:
@@ -61,13 +64,15 @@ class ExpertsMlp:
             shape, down = (hidden, width), self.down.of(index)
             self.placements += form.placements(f"{one}.down_proj", shape, down, every, inner)
 
-    def __call__(self, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
+    def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
         """As of DenseMlp."""
         ops, experts = self._ops, self._experts
-        x = ops.rms_norm(residual, norm, eps)
+        x = stream.norm(ops, norm, eps)
         chosen, weights = ops.route(
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
         )
         if self._world.size == 1:
-            return self._mix(x, *self._held, chosen, weights, residual=residual)
-        return self._world.add_partials(self._mix(x, *self._held, chosen, weights), residual)
+            mixed = self._mix(x, *self._held, chosen, weights, residual=stream.residual)
+            return Stream(mixed)
+        mixed = self._mix(x, *self._held, chosen, weights)
+        return residual_norm(ops, self._world, mixed, stream.residual, then, eps)

@@ -9,11 +9,14 @@ bits: a library's own reduction promises no order.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from torch import Tensor
 
 from quire.engine.errors import ConfigError
+
+if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
+    from quire.kernels.linear.exchange import Mail
 
 
 class Exchange(Protocol):
@@ -23,6 +26,23 @@ class Exchange(Protocol):
         """Every rank's x, in rank order. x: [...], of one shape and dtype on all ranks; the
         result: [size, ...]."""
         ...
+
+
+class MailExchange(Exchange, Protocol):
+    """One of ranks that reach each other's memory, at least for some tensors."""
+
+    def mail_for(self, partial: Tensor) -> "Mail | None":
+        """What the kernel that adds such partials up needs, or None; the same on all ranks."""
+        ...
+
+    def check(self) -> None:
+        """Raises RankError where a kernel has given up waiting for a rank."""
+        ...
+
+
+def has_mail(exchange: Exchange) -> TypeGuard[MailExchange]:
+    """Whether an exchange is of that kind."""
+    return hasattr(exchange, "mail_for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,11 @@ class World:
         return slice(first, min(first + rows, vocab_size)), rows
 
     # ------------------------------------------------------------ exchange
+
+    def check(self) -> None:
+        """Raises RankError where an exchange that was enqueued has failed on the device."""
+        if self.exchange is not None and has_mail(self.exchange):
+            self.exchange.check()
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum of all ranks' partials, in their dtype."""

@@ -9,6 +9,7 @@ from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowPara
 from quire.engine.model.layers.parallel import scale_slice
 from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.stream import Stream
 from quire.engine.model.spec import AttentionSpec
 
 
@@ -42,18 +43,20 @@ class SelfAttention:
 
     def __call__(
         self,
-        residual: Tensor,
+        stream: Stream,
         norm: Tensor,
+        then: Tensor,
         batch: ForwardBatch,
         k_cache: Tensor,
         v_cache: Tensor,
         rope: Tensor,
-    ) -> Tensor:
-        """residual: [T, H], whose storage may be reused; norm: [H]; caches: [num_blocks, Hkv,
-        block_size, D]; rope: [positions, D] -> the residual with what attention made, [T, H]."""
+    ) -> Stream:
+        """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
+        what comes next; caches: [num_blocks, Hkv, block_size, D]; rope: [positions, D] -> the
+        residual with what attention made, [T, H]."""
         attended = paged_attention(
             self._ops,
-            self.qkv(residual, norm, self._eps),
+            self.qkv(stream, norm, self._eps),
             self.q_norm,
             self.k_norm,
             self._eps,
@@ -63,4 +66,4 @@ class SelfAttention:
             batch,
             self._scale,
         )
-        return self.o(attended, residual)
+        return self.o(attended, stream.residual, then, self._eps)

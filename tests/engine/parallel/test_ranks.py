@@ -18,6 +18,7 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
 from quire.engine.loop import ranks as start
+from quire.engine.loop import sizing
 from quire.engine.loop.build import build_engine
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel import follower
@@ -188,12 +189,15 @@ def test_a_split_that_cannot_be_and_an_engine_without_ranks_start_nothing(
         build_engine(config, lambda _stage, _share: None)
 
 
-def test_a_gpu_takes_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "Ranks", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    config = EngineConfig(model="random:tiny", tensor_parallel_size=2)
-    with pytest.raises(ConfigError, match="tensor_parallel_size = 2: supported on the CPU alone"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    config = EngineConfig(model="random:tiny", tensor_parallel_size=4)
+    with pytest.raises(ConfigError, match="tensor_parallel_size = 4: at most 3, the CUDA devices"):
         build_engine(config, lambda _stage, _share: None, rank_program=["none"])
+    assert sizing.resolve_device(config.replace(tensor_parallel_size=3), rank=2).index == 2
 
 
 # ---------------------------------------------------------------- the line

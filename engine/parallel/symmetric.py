@@ -1,0 +1,66 @@
+"""Memory of each rank's GPU that its peers reach: the inboxes of the exchange kernel.
+
+By torch's symmetric memory, which hands out the handles over the ranks' own store.
+
+Invariant: an inbox is EMPTY before any peer can write into it, and is never given back: a buffer
+that the garbage collector frees while a graph is captured breaks the capture.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import (
+    ProcessGroup,
+    Store,
+    _register_process_group,
+    _SymmetricMemory,
+)
+
+if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
+    from quire.kernels.linear.exchange import Mail
+
+_NAME = "quire"
+
+
+class Inbox:
+    """This rank's inboxes and the ways to all others'."""
+
+    def __init__(
+        self, store: Store, rank: int, size: int, device: torch.device, width: int
+    ) -> None:
+        """width: numbers a row. Returns when all ranks have come; raises RuntimeError where torch
+        finds no way."""
+        from quire.kernels.linear import exchange
+
+        os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
+        group = ProcessGroup(store, rank, size)
+        _register_process_group(_NAME, group)  # type: ignore[arg-type]
+        _SymmetricMemory.set_group_info(_NAME, rank, size, store)
+        one, two = exchange.inbox_words(size, width)
+        words = torch.int32
+        self._memory: Tensor = _SymmetricMemory.empty_strided_p2p((one + two,), (1,), words, device)
+        self._memory.fill_(exchange.EMPTY.value)
+        torch.cuda.synchronize(device)
+        self._shared = _SymmetricMemory.rendezvous(self._memory, _NAME)
+        self._flag = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        first = list(self._shared.buffer_ptrs)
+        second = [address + one * exchange.WORD for address in first]
+        flag, rooms = self._flag.data_ptr(), exchange.rooms(size)
+        self.mail: Mail = exchange.Mail(
+            exchange.Inboxes.new(rank, rooms[0], first, flag, device),
+            exchange.Inboxes.new(rank, rooms[1], second, flag, device),
+        )
+        torch.cuda.synchronize(device)
+
+    @property
+    def late(self) -> bool:
+        """Whether a wait in a kernel was given up."""
+        return bool(self._flag[0])
+
+
+def reachable(size: int) -> bool:
+    """Whether the first `size` GPUs of this machine reach one another's memory."""
+    pairs = ((one, other) for one in range(size) for other in range(size) if one != other)
+    return all(torch.cuda.can_device_access_peer(*pair) for pair in pairs)
