@@ -5,6 +5,7 @@ cache. Each engine runs alone in its process, in the same conditions.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,30 +50,49 @@ class QuireEngine:
             "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
         }
         self.config = EngineConfig(model=model, **(defaults | options))
-        self.engine = build_engine(self.config, lambda _stage, _share: None, pdl=pdl)
+        program = [sys.executable, "-P", "-m", "quire.service.app.rank_child", "text", "warning"]
+        self.engine = build_engine(
+            self.config, lambda _stage, _share: None, pdl=pdl, rank_program=program
+        )
         garbage.freeze()  # as the server does
         self._key = 0
 
     def generate(self, asks: Sequence[Ask]) -> int:
+        return self.generate_bounded(asks, len(asks))
+
+    def generate_bounded(self, asks: Sequence[Ask], most: int) -> int:
+        """The same, with at most so many requests in the engine at once."""
+        scheduler, core = self.engine.core.scheduler, self.engine.core
+        left, made, running = list(reversed(asks)), 0, 0
+        while left or scheduler.has_requests:
+            while left and running < most:
+                self._submit(left.pop())
+                running += 1
+            for output in core.step():
+                made += len(output.token_ids)
+                running -= output.finish is not None
+        return made
+
+    def _submit(self, ask: Ask) -> None:
         from quire.engine.request import GenerationRequest, SamplingParams
 
-        scheduler, core = self.engine.core.scheduler, self.engine.core
-        for ask in asks:
-            self._key += 1
-            params = SamplingParams(
-                temperature=ask.temperature,
-                max_tokens=ask.max_tokens,
-                seed=self._key,
-                ignore_eos=True,
-            )
-            scheduler.submit(GenerationRequest(self._key, tuple(ask.prompt), params))
-        made = 0
-        while scheduler.has_requests:
-            made += sum(len(output.token_ids) for output in core.step())
-        return made
+        self._key += 1
+        params = SamplingParams(
+            temperature=ask.temperature,
+            max_tokens=ask.max_tokens,
+            seed=self._key,
+            ignore_eos=True,
+        )
+        request = GenerationRequest(self._key, tuple(ask.prompt), params)
+        self.engine.core.scheduler.submit(request)
 
     def forget(self) -> None:
         self.engine.core.scheduler.pool.forget_all()
+
+    def end(self) -> None:
+        """The other ranks' end, where there are any."""
+        if self.engine.ranks is not None:
+            self.engine.ranks.end()
 
     def rows_that_fit(self, tokens: int) -> int | None:
         return self.engine.core.scheduler.pool.num_usable // -(-tokens // self.config.block_size)

@@ -146,6 +146,7 @@ _NAMED_SHAPES = {
     "8B": _qwen3(4096, 36, 32, 12_288, tied=False),
     "14B": _qwen3(5120, 40, 40, 17_408, tied=False),
     "32B": _qwen3(5120, 64, 64, 25_600, tied=False),
+    "72B": _qwen3(8192, 80, 64, 29_568, tied=False),  # Qwen2.5's size in Qwen3's layout
     "30B-A3B": _qwen3_moe(2048, 48, (32, 4), 768),
     "235B-A22B": _qwen3_moe(4096, 94, (64, 4), 1536),
     "qwen2.5-0.5B": _qwen2(896, 24, (14, 2), 4864, tied=True),
