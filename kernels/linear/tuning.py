@@ -2,7 +2,8 @@
 
 Invariant: every (shape, rows) has an answer that runs. The tables (`tables/`, each written by
 tools/tune_linear.py on the card that it names) hold what was measured: a shape that the card's own
-table lacks is looked up in another's. The rule stands in for what nobody measured, and for what
+table lacks is looked up in another's, and one that is a rank's share of a measured one takes what
+was found for the whole. The rule stands in for what nobody measured, and for what
 a smaller card has no room for. The choice is a pure function of the shape, the rows, the dtype, the
 card's name and its shared memory.
 """
@@ -22,6 +23,7 @@ from quire.kernels.support import HOME_CARD, HOPPER_SHARED
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
+_RANKS = (2, 4, 8)  # of which each may have a share of a product
 TABLES = Path(__file__).with_name("tables")
 HOME = HOME_CARD  # the card whose table is asked first where there is no card
 
@@ -129,13 +131,24 @@ def choose(
     if dtype == torch.float32 or rows > ROW_BUCKETS[-1]:
         return Library()
     bucket = next(b for b in ROW_BUCKETS if rows <= b)
-    listed = table(card).get((n, k), {}).get(bucket)
+    listed = _listed(n, k, bucket, card)
     if listed and _fits(listed, shared):
         return listed
     variant = rule(n, k, bucket, silu)
     if isinstance(variant, Skinny) and not _fits(variant, shared):
         return replace(variant, stages=shared // variant.stage_bytes)
     return variant
+
+
+def _listed(n: int, k: int, bucket: int, card: str) -> Variant | None:
+    """What was measured of a shape, or of the smallest one of which it may be a rank's share."""
+    shapes = table(card)
+    wholes = ((n * parts, k * shares) for p in _RANKS for parts, shares in ((p, 1), (1, p)))
+    for whole in ((n, k), *wholes):
+        found = shapes.get(whole, {}).get(bucket)
+        if found is not None:
+            return found
+    return None
 
 
 def row_class(rows: int) -> int:

@@ -14,12 +14,13 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Key
-from quire.engine.runner.warmup import Bounds, warm_steps
+from quire.engine.runner.warmup import Bounds, names_of, warm_steps
 from quire.engine.weights.random import fill_random
 
 pytest.importorskip("triton")
 from support.recorded_ops import RecordedOps, recorded
 
+from quire.engine.runner import compile_worker
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.launches import Card, Mixture
 from quire.kernels.linear import gemv, tuning
@@ -64,6 +65,24 @@ def bounds(setup: Setup = SETUP, *, qk_norm: bool = True, mixture: Mixture | Non
     heads = Heads(16, 8, 16, torch.bfloat16, setup.block_size)
     tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
     return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture)
+
+
+def test_ranks_warm_both_kinds_of_exchange() -> None:
+    """Small steps take one shot and large ones two; one rank exchanges nothing."""
+    size = replace(bounds(), ranks=2)
+    names = [names_of(step, size) for step in warm_steps(size)]
+    kinds = {name for some in names for name in some if name[0] == "exchange"}
+    assert kinds == {("exchange", "one-shot"), ("exchange", "two-shot")}
+    assert not any(name[0] == "exchange" for name in names_of(warm_steps(size)[0], bounds()))
+
+
+def test_a_process_that_compiles_for_ranks_has_an_exchange_to_launch() -> None:
+    outline = compile_worker._Outline(4)
+    part = torch.empty(3, 8, dtype=torch.bfloat16, device="meta")
+    assert outline.gather(part).shape == (4, 3, 8)
+    mail = outline.mail_for(part)
+    assert mail is not None and (mail.one.size, mail.one.table.shape) == (4, (5,))
+    assert outline.mail_for(part.float()) is None
 
 
 def recorded_core(

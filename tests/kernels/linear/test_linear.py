@@ -306,6 +306,21 @@ def test_a_cards_own_table_comes_first_and_others_stand_in(monkeypatch: pytest.M
     assert list(chosen.values()) == [[fast, slow], [slow, slow], [slow, slow]]
 
 
+def test_a_ranks_share_of_a_product_takes_what_was_found_for_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = {"NVIDIA H200": {(64, 32): {1: Gemv(1, 2)}, (32, 64): {1: Gemv(2, 4)}}}
+    monkeypatch.setattr(tuning, "tables", lambda: known)
+    tuning.table.cache_clear()
+    try:
+        sizes = ((64, 32), (32, 32), (16, 32), (8, 64), (32, 8), (33, 32))
+        chosen = [tuning.choose(*size, 1, BF16, False) for size in sizes]
+    finally:
+        tuning.table.cache_clear()
+    first, second = Gemv(1, 2), Gemv(2, 4)
+    assert chosen == [first, first, first, second, second, tuning.rule(33, 32, 1, False)]
+
+
 @pytest.mark.parametrize("shared", [101_376, 166_912])
 def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
     """Of the table what fits, else the rule's, of as many stages as there is room for."""
