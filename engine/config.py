@@ -40,7 +40,7 @@ class EngineConfig:
     gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
     cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU")
     tensor_parallel_size: int = _option(
-        1, "processes that share the model, over all nodes (more than 1: on the CPU alone so far)"
+        1, "processes that share the model, over all nodes, each with a GPU of its own, if any"
     )
     nnodes: int = _option(1, "machines that share the model, each with as many of its ranks")
     node_rank: int = _option(0, "which of these machines this one is; node 0 serves")

@@ -105,6 +105,16 @@ def test_all_ranks_get_the_sum_in_rank_order_and_its_norm(
     assert ranks.flag.item() == 0
 
 
+@pytest.mark.parametrize("rows", [1, ROOMS[0] + 1])
+def test_the_sum_is_taken_in_rank_order(rows: int, device: torch.device) -> None:
+    """In another order what is small would be lost."""
+    large = float(2**27)
+    ranks, like = Ranks.of(4, 8, device), {"dtype": torch.bfloat16, "device": device}
+    partials = [torch.full((rows, 8), x, **like) for x in (large, -large, 0.5, -2.0)]
+    for mine, _ in ranks.add(partials, torch.ones(rows, 8, **like), torch.ones(8, **like)):
+        assert bool((mine == -0.5).all())
+
+
 def test_rows_count_for_themselves(device: torch.device) -> None:
     """Steps of other numbers of rows come between: a row's halves go on from where they were."""
     ranks, like = Ranks.of(2, 8, device), {"dtype": torch.bfloat16, "device": device}

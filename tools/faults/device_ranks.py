@@ -1,0 +1,58 @@
+"""Faults of ranks that have a GPU each."""
+
+from faults.fault import Fault
+
+KERNEL = ("tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[others]",)
+DEVICES = "tests/engine/parallel/test_devices.py::test_"
+
+FAULTS = (
+    Fault(
+        "device ranks: an inbox is not emptied when it was read",
+        "kernels/linear/exchange.py",
+        "    tl.store(places, tl.full(got.shape, EMPTY, tl.int32), mask=mask)\n",
+        "",
+        KERNEL,
+    ),
+    Fault(
+        "device ranks: the kernel adds the others in the opposite order",
+        "kernels/linear/exchange.py",
+        "    for p in tl.static_range(1, WORLD):\n",
+        "    for p in tl.static_range(WORLD - 1, 0, -1):\n",
+        KERNEL,
+    ),
+    Fault(
+        "device ranks: each decides for itself whether it has the kernel",
+        "engine/parallel/devices.py",
+        "    if not bool(everywhere.all()):\n",
+        "    if inbox is None:\n",
+        (DEVICES + "else_nccl_is_all_there_is_and_one_line_says_so",),
+    ),
+    Fault(
+        "device ranks: a wait that was given up is not told",
+        "engine/runner/results.py",
+        "wanted, tokens, logprobs, self._check)\n",
+        "wanted, tokens, logprobs, lambda: None)\n",
+        (DEVICES + "a_wait_that_was_given_up_is_told_with_the_step",),
+    ),
+    Fault(
+        "device ranks: NCCL may use multicast",
+        "engine/parallel/nccl.py",
+        '    "NCCL_NVLS_ENABLE": "0",  # multicast\n',
+        "",
+        (DEVICES + "all_ranks_come_by_one_id_and_multicast_is_off",),
+    ),
+    Fault(
+        "device ranks: more ranks than GPUs are tried",
+        "engine/loop/sizing.py",
+        "        if size > there:\n",
+        "        if size > 99:\n",
+        ("tests/engine/parallel/test_ranks.py::test_ranks_have_a_gpu_each",),
+    ),
+    Fault(
+        "device ranks: large steps are not warm",
+        "kernels/launches.py",
+        '        names.add(("exchange", exchange.kind(step.tokens, ranks)))\n',
+        '        names.add(("exchange", "one-shot"))\n',
+        ("tests/engine/runner/test_warmup.py::test_ranks_warm_both_kinds_of_exchange",),
+    ),
+)
