@@ -83,7 +83,7 @@ def resolve_device(config: EngineConfig, rank: int = 0) -> torch.device:
                 "(try device = cpu)"
             )
         size, there = config.ranks_per_node, torch.cuda.device_count()
-        if size > there:
+        if size > max(there, 1):
             raise ConfigError(
                 f"tensor_parallel_size = {config.tensor_parallel_size}: at most {there} ranks a "
                 "node, the CUDA devices of this machine"

@@ -64,12 +64,14 @@ def over_nccl(
             log.warning("the ranks exchange over NCCL alone, which is slower: %s", reason)
         return DeviceExchange(communicator, None)
     inbox: symmetric.Inbox | None = None
-    try:
-        inbox = symmetric.Inbox(store, rank, size, device, width)
-    except RuntimeError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    everywhere = communicator.gather(torch.tensor([inbox is not None], device=device))
-    if not bool(everywhere.all()):
+    with symmetric.meeting_place(store, rank, size) as place:
+        try:
+            inbox = symmetric.Inbox(place, rank, size, device, width)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        everywhere = communicator.gather(torch.tensor([inbox is not None], device=device))
+        agreed = bool(everywhere.all())
+    if not agreed:
         log.warning("the ranks exchange over NCCL alone, which is slower: %s", reason or "a peer")
         inbox = None
     return DeviceExchange(communicator, inbox)

@@ -1,17 +1,27 @@
 """Memory of each rank's GPU that its peers reach: the inboxes of the exchange kernel.
 
-By torch's symmetric memory, which hands out the handles over the ranks' own store.
+By torch's symmetric memory, which hands the handles out over a store. While it waits for another
+rank's it may hold the interpreter, so the store cannot be rank 0's board, which answers by threads
+of that interpreter: it is a file in a folder of rank 0's, which nobody else may look into and which
+is gone when all have met.
 
 Invariant: an inbox is EMPTY before any peer can write into it, and is never given back: a buffer
 that the garbage collector frees while a graph is captured breaks the capture.
 """
 
+import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import (
+    FileStore,
     ProcessGroup,
     Store,
     _register_process_group,
@@ -22,6 +32,25 @@ if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
     from quire.kernels.linear.exchange import Mail
 
 _NAME = "quire"
+_FOLDER = "quire-inboxes"  # what it is asked for by
+_LIMIT = timedelta(seconds=60)  # of one rank's waiting for another that has failed
+
+
+@contextlib.contextmanager
+def meeting_place(store: Store, rank: int, size: int) -> Iterator[Store]:
+    """A store in a file. All ranks must have met when rank 0 leaves. store: any, for the place."""
+    if rank == 0:
+        folder = tempfile.mkdtemp(prefix="quire-")  # its owner's alone
+        store.set(_FOLDER, folder)
+    else:
+        folder = store.get(_FOLDER).decode()
+    try:
+        files = FileStore(str(Path(folder) / "store"), size)
+        files.set_timeout(_LIMIT)
+        yield files
+    finally:
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Inbox:

@@ -23,8 +23,8 @@ FAULTS = (
     Fault(
         "device ranks: each decides for itself whether it has the kernel",
         "engine/parallel/devices.py",
-        "    if not bool(everywhere.all()):\n",
-        "    if inbox is None:\n",
+        "        agreed = bool(everywhere.all())\n",
+        "        agreed = inbox is not None\n",
         (DEVICES + "else_nccl_is_all_there_is_and_one_line_says_so",),
     ),
     Fault(
@@ -44,7 +44,7 @@ FAULTS = (
     Fault(
         "device ranks: more ranks than GPUs are tried",
         "engine/loop/sizing.py",
-        "        if size > there:\n",
+        "        if size > max(there, 1):\n",
         "        if size > 99:\n",
         ("tests/engine/parallel/test_ranks.py::test_ranks_have_a_gpu_each",),
     ),

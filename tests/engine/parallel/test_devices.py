@@ -2,12 +2,17 @@
 test_gpu_exchange.py."""
 
 import ctypes
+import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.patience import PATIENCE
 from torch._C._distributed_c10d import HashStore
 
 from quire.engine.errors import ConfigError, RankError
@@ -15,6 +20,7 @@ from quire.engine.model.layers.parallel import World, has_mail
 from quire.engine.model.layers.stream import residual_norm
 from quire.engine.parallel import devices, nccl, symmetric
 from quire.engine.parallel.devices import DeviceExchange, over_nccl
+from quire.engine.parallel.store import Board, BoardStore
 from quire.engine.runner.results import Results
 from quire.engine.runner.sampler import Sampled
 from quire.kernels import reference
@@ -104,6 +110,26 @@ def test_a_machine_without_nccl_is_told() -> None:
 
 
 # ---------------------------------------------------------------- who has the kernel
+
+
+def test_ranks_meet_in_a_folder_of_their_own_which_goes() -> None:
+    """With what torch asks of a store, and no thread of the interpreter between them."""
+    board, gone = Board(), []
+
+    def one(rank: int) -> bytes:
+        with symmetric.meeting_place(BoardStore(board), rank, 2) as store:
+            folder = Path(BoardStore(board).get(symmetric._FOLDER).decode())
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            store.set(f"key {rank}", b"\x00\xff".hex())
+            found = store.get(f"key {1 - rank}")
+            met.wait()
+        gone.append(folder)
+        return bytes(found)
+
+    met = threading.Barrier(2, timeout=PATIENCE)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(one, range(2))) == [b"00ff", b"00ff"]
+    assert not gone[0].exists()
 
 
 @dataclass

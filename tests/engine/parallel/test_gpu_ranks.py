@@ -11,14 +11,14 @@ pytestmark = [
 
 def test_two_ranks_answer_as_one_in_float32() -> None:
     """Sums of two halves are rounded in another place: a token differs where two are as good."""
-    from support.gpu_engines import TOKENS, agreement, answers  # needs triton
+    from support.gpu_engines import TOKENS, agreement, apart  # needs triton
 
-    equal = agreement(answers("float32", 1), answers("float32", 2))
+    equal = agreement(apart("float32", 1), apart("float32", 2))
     assert sum(count == TOKENS for count in equal) >= len(equal) - 1
 
 
 def test_graphs_and_eager_steps_of_two_ranks_answer_alike() -> None:
-    from support.gpu_engines import TOKENS, agreement, answers
+    from support.gpu_engines import TOKENS, agreement, apart
 
-    equal = agreement(answers("bfloat16", 2), answers("bfloat16", 2, enforce_eager=True))
+    equal = agreement(apart("bfloat16", 2), apart("bfloat16", 2, eager=True))
     assert equal == [TOKENS] * len(equal)

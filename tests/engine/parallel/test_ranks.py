@@ -195,7 +195,7 @@ def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     config = EngineConfig(model="random:tiny", tensor_parallel_size=4)
-    with pytest.raises(ConfigError, match="tensor_parallel_size = 4: at most 3, the CUDA devices"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size = 4: at most 3 ranks a node"):
         build_engine(config, lambda _stage, _share: None, rank_program=["none"])
     assert sizing.resolve_device(config.replace(tensor_parallel_size=3), rank=2).index == 2
 
