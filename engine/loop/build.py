@@ -183,7 +183,7 @@ def build_rank(
 
 
 def _wait_for_all(world: World, device: torch.device) -> None:
-    """Of GPUs: one rank of a node compiles, the others find its kernels; none launches any before."""
+    """Of GPUs: one rank of a node compiles; the others find its kernels and launch none before."""
     if device.type == "cuda" and world.exchange is not None:
         world.exchange.gather(torch.zeros(1, device=device))
         torch.cuda.synchronize(device)
