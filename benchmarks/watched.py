@@ -22,7 +22,7 @@ from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
-from quire.engine.runner.sampler import Needs, Sampled, Sampler
+from quire.engine.runner.sampler import Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.weights.random import save_random
 from quire.kernels.ops import Ops
@@ -62,11 +62,9 @@ def watching(logs: list[Log]) -> type[Sampler]:
             self._log = Log(state.prompt_mask.shape[1], state.seeds.device)
             logs.append(self._log)
 
-        def __call__(
-            self, logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs
-        ) -> Sampled:
+        def __call__(self, logits: Tensor, slots: Tensor, positions: Tensor, *more: Any) -> Sampled:
             self._log.logits[self._seeds[slots.long()], positions.long()] = logits
-            return super().__call__(logits, slots, positions, needs)
+            return super().__call__(logits, slots, positions, *more)
 
     return Watching
 

@@ -5,6 +5,7 @@ them (`quire.engine.weights`) does so in place. Inference only: no gradients.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,9 +44,15 @@ class CausalModel(ABC):
         """Every weight of a checkpoint, and where it goes."""
 
     @abstractmethod
-    def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
+    def distinct_layers(self) -> list[int]:
+        """The first layer of each kind: all others launch the same kernels as one of these."""
+
+    @abstractmethod
+    def forward(
+        self, batch: ForwardBatch, kv: KVCache, layers: Sequence[int] | None = None
+    ) -> Tensor:
         """Write keys and values of a step's tokens; returns hidden states [T, H], not yet normed
-        for the head. kv.k, kv.v: of this rank's heads."""
+        for the head. kv.k, kv.v: of this rank's heads. layers: only these; None: all."""
 
     @abstractmethod
     def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:

@@ -8,6 +8,8 @@ with what stands around them fused in, and attention, with the write of keys and
              -> norm, gate and up, silu * -> down, + residual
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
@@ -46,6 +48,11 @@ class DecoderLayer:
             whole(f"{name}.post_attention_layernorm.weight", self.post_norm),
             *self.mlp.placements,
         ]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What its kernels follow from: the shapes and forms of all of its weights."""
+        return tuple((type(p.target), p.shape, p.nbytes) for p in self.placements)
 
     def __call__(
         self,
@@ -101,11 +108,20 @@ class Decoder(CausalModel):
             placements.extend(self.head.placements)
         return placements
 
-    def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
-        first, *rest = (*(layer.input_norm for layer in self.layers), self.norm)
+    def distinct_layers(self) -> list[int]:
+        found: dict[object, int] = {}
+        for index, layer in enumerate(self.layers):
+            found.setdefault(layer.kind, index)
+        return list(found.values())
+
+    def forward(
+        self, batch: ForwardBatch, kv: KVCache, layers: Sequence[int] | None = None
+    ) -> Tensor:
+        every = list(zip(self.layers, kv.k.unbind(), kv.v.unbind(), strict=True))
+        chosen = every if layers is None else [every[index] for index in layers]
+        first, *rest = (*(layer.input_norm for layer, _, _ in chosen), self.norm)
         stream = self.embedding.embed(batch.token_ids, first, self.config.rms_norm_eps)
-        caches = zip(kv.k.unbind(), kv.v.unbind(), strict=True)
-        for layer, then, (k, v) in zip(self.layers, rest, caches, strict=True):
+        for (layer, k, v), then in zip(chosen, rest, strict=True):
             stream = layer(stream, then, batch, k, v, self.rope)
         return stream.residual
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from quire.engine.runner.forwarded import Forwarded
+from quire.engine.runner.inputs import MixedShape
 from quire.engine.runner.sampler import Needs, Sampled
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ PROMPT_TOKENS: tuple[int, ...] = (
 )
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
 _MANY_TOKENS = 512  # beyond, rows are padded coarsely: they cost little beside so many tokens
-FUSED_ROWS = 8  # rows up to which a plain step of one-token rows is one graph with its sampler
+FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
+FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 
 
 class GraphKey(NamedTuple):
@@ -54,6 +56,10 @@ class GraphKey(NamedTuple):
     def rows(self) -> int:
         return self.decode_rows + self.prefill_rows
 
+    @property
+    def shape(self) -> MixedShape:
+        return MixedShape(self.decode_rows, self.prefill_rows, self.prefill_tokens)
+
 
 class SamplerKey(NamedTuple):
     """The sampler behind the model's part of a step of one-token rows. rows: padded."""
@@ -65,9 +71,10 @@ class SamplerKey(NamedTuple):
 Key = GraphKey | SamplerKey
 
 
-def fused(rows: int, needs: Needs) -> bool:
-    """Whether model and sampler of so many one-token rows are captured as one."""
-    return rows <= FUSED_ROWS and needs in (Needs(), Needs(draws=True))
+def fused(rows: int, needs: Needs, prompt_tokens: int = 0) -> bool:
+    """Whether model and sampler of so many rows, all of which sample, are captured as one."""
+    plain = needs in (Needs(), Needs(draws=True))
+    return plain and rows <= FUSED_ROWS and prompt_tokens <= FUSED_TOKENS
 
 
 def captured_sizes(max_num_seqs: int) -> list[int]:
@@ -100,7 +107,11 @@ class GraphSizes:
         bound = self.context_bounds[0]
         first = [tokens for tokens in FIRST_PROMPTS if tokens in self.prompt_tokens]
         prompts = [self.mixed(0, 1, tokens, bound) for tokens in reversed(first)]
-        keys: list[Key] = [key for key in prompts if key is not None]
+        keys: list[Key] = []
+        for key in prompts:
+            assert key is not None
+            whole = [needs for needs in kinds if fused(key.rows, needs, key.prefill_tokens)]
+            keys += [key._replace(needs=needs) for needs in (None, *whole)]
         for rows in reversed(self.decode_rows):
             whole = [needs for needs in kinds if fused(rows, needs)]
             keys += [self.decode(rows, bound, needs) for needs in whole]

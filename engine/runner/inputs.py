@@ -85,13 +85,20 @@ class MixedShape(NamedTuple):
         return MixedShape(decode, len(plan.rows) - decode, plan.num_tokens - decode)
 
 
-def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: int) -> None:
+def stage_mixed(
+    staging: Staging,
+    plan: StepPlan,
+    shape: MixedShape,
+    null_slot: int,
+    *,
+    all_sample: bool = False,
+) -> None:
     """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
 
     Padding rows belong to the null slot; the last of them takes the padding tokens. The sizes of
     all but the last array follow from `shape` alone, so that a graph finds them where they were
     captured. Of a padded step every row's last token is in logits_rows, of an exact one those that
-    sample; which those are among the rows, sampled_rows tells.
+    sample; which those are among the rows, sampled_rows tells: with all_sample all, padding too.
     """
     decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]
     row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)
@@ -106,7 +113,7 @@ def stage_mixed(staging: Staging, plan: StepPlan, shape: MixedShape, null_slot: 
     tokens[: shape.decode_rows] = -1  # the slot's own last token
     known = [token for row in longer for token in row.token_ids]
     tokens[shape.decode_rows :][: len(known)] = known
-    sampled = _sampled_rows(plan, shape)
+    sampled = np.arange(len(row_slots)) if all_sample else _sampled_rows(plan, shape)
     ends = sampled if shape == MixedShape.of(plan) else np.arange(len(row_slots))
     stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, ends, sampled)
 

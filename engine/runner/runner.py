@@ -95,11 +95,12 @@ class Runner:
         self._graphs = StepGraphs() if use_graphs else None
         self._seen: set[Key] = set()  # ran eagerly once: kept the next time
         self._warm = False  # whatever can be launched is compiled
+        self._layers: Sequence[int] | None = None  # that run; None: all
 
     @torch.inference_mode()
     def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
-        """Run `steps`, which compiles whatever can be launched, then capture what every deployment
-        needs; all on null rows, so that no slot moves.
+        """Run `steps`, by one layer of each kind, which compiles whatever can be launched; then
+        capture what every deployment needs. All on null rows, so that no slot moves.
 
         The largest are captured first: smaller graphs then fit into the memory that they took.
         Everything else is captured when it is first wanted, which takes about what an eager run
@@ -107,9 +108,11 @@ class Runner:
         """
         keys = [] if self._graphs is None else self._sizes.first_keys()
         total = max(len(steps) + len(keys), 1)
+        self._layers = self._model.distinct_layers()
         for done, step in enumerate(steps):
             self._run_null(step)
             progress((done + 1) / total)
+        self._layers = None
         if steps:
             self._copy_null_block()
             self._warm = True
@@ -147,7 +150,8 @@ class Runner:
         if isinstance(key, GraphKey) and key.prefill_tokens:
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)
-            stage_mixed(self._staging, nothing, _shape(key), self._state.null_slot)
+            whole = key.needs is not None
+            stage_mixed(self._staging, nothing, key.shape, self._state.null_slot, all_sample=whole)
             self._staging.upload()
         step = self._step_of(key)
         assert self._graphs is not None
@@ -180,11 +184,17 @@ class Runner:
             self._edits.admit(plan.admitted)
         if plan.num_decode_rows == len(plan.rows):
             return self._execute_decode(plan)
-        needs, key = self._needs_of(plan), self._mixed_key(plan)
-        shape = MixedShape.of(plan) if key is None else _shape(key)
-        stage_mixed(self._staging, plan, shape, self._state.null_slot)
+        needs = self._needs_of(plan)
+        key = self._mixed_key(plan, needs)
+        shape = MixedShape.of(plan) if key is None else key.shape
+        whole = key is not None and key.needs is not None
+        stage_mixed(self._staging, plan, shape, self._state.null_slot, all_sample=whole)
         self._write(plan)
-        done = self._run_exact(plan, shape) if key is None else self._run_mixed(key)
+        done = self._run_exact(plan, shape) if key is None else self._run(key)
+        if isinstance(done, Sampled):
+            return self._collect(plan, done)
+        if key is not None:  # who samples is in the upload, and in no graph
+            done = done.sampling(self._staging.get("sampled_rows"))
         self._open = partial(self._sample_mixed, plan, done, needs)
         return None if plan.masked else self.sample(())
 
@@ -263,12 +273,6 @@ class Runner:
             self._seen.add(key)
         return done
 
-    def _run_mixed(self, key: GraphKey) -> Forwarded:
-        """A padded step with longer rows: who samples is in the upload, and in no graph."""
-        done = self._run(key)
-        assert isinstance(done, Forwarded)
-        return done.sampling(self._staging.get("sampled_rows"))
-
     def _run_exact(self, plan: StepPlan, shape: MixedShape) -> Forwarded:
         """A step that is too long to be kept, or none is."""
         self.counters.eager_steps += 1
@@ -289,7 +293,7 @@ class Runner:
         if not key.prefill_tokens:
             return self._decode_model(self._row_slots[: key.decode_rows], key.context_bound)
         longest = min(key.prefill_tokens, key.context_bound)
-        return self._mixed_model(_shape(key), longest, key.context_bound)
+        return self._mixed_model(key.shape, longest, key.context_bound)
 
     # ------------------------------------------------------------ keys
 
@@ -306,12 +310,17 @@ class Runner:
         key = self._sizes.decode(rows, bound, None)
         return key._replace(needs=needs) if fused(key.decode_rows, needs) else key
 
-    def _mixed_key(self, plan: StepPlan) -> GraphKey | None:
+    def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
         """None: exact sizes, eagerly, because the step is long."""
         if self._graphs is None:
             return None
         context = max(row.start + row.num_tokens for row in plan.rows)
-        return self._sizes.mixed(*MixedShape.of(plan), context)
+        key = self._sizes.mixed(*MixedShape.of(plan), context)
+        if key is None or not fused(key.rows, needs, key.prefill_tokens):
+            return key
+        in_front = key.decode_rows == plan.num_decode_rows  # the real rows, and padding behind
+        whole = in_front and all(row.samples for row in plan.rows)
+        return key._replace(needs=needs) if whole else key
 
     def _needs_of(self, plan: StepPlan) -> Needs:
         needs = Needs(edits=bool(plan.masked))
@@ -338,7 +347,7 @@ class Runner:
         inputs = decode_inputs(
             self._ops, self._state, block_size, row_slots, context_lens, max_context_len
         )
-        return Forwarded.of(self._model.forward(inputs.batch, self._kv), inputs)
+        return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
     def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> Forwarded:
         """The model's part of a step of rows of any length, from the upload."""
@@ -346,7 +355,7 @@ class Runner:
         inputs = mixed_inputs(
             self._ops, self._state, block_size, staging, shape, longest, max_context_len
         )
-        return Forwarded.of(self._model.forward(inputs.batch, self._kv), inputs)
+        return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
     def _sample(self, done: Forwarded, needs: Needs, edits: Edits | None = None) -> Sampled:
         """What comes behind the model: logits, tokens, and slots that have moved on."""
@@ -389,7 +398,3 @@ def _fixed_bytes(max_num_seqs: int, prompt_tokens: Sequence[int]) -> int:
     bytes a token and 32 a row."""
     tokens = max_num_seqs + max(prompt_tokens, default=0)
     return max(1 << 16, 4 * tokens + 40 * most_rows(max_num_seqs))
-
-
-def _shape(key: GraphKey) -> MixedShape:
-    return MixedShape(key.decode_rows, key.prefill_rows, key.prefill_tokens)

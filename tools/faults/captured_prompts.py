@@ -16,8 +16,8 @@ FAULTS = (
     Fault(
         "captured: what sampling needs multiplies the models",
         "engine/runner/graphs.py",
-        "return rows <= FUSED_ROWS and needs in (Needs(), Needs(draws=True))",
-        "return not needs.edits",
+        "return plain and rows <= FUSED_ROWS and",
+        "return not needs.edits and",
         (_RUNNER + "one_model_serves_every_sampler_and_one_sampler_every_context",),
     ),
     Fault(
@@ -49,6 +49,13 @@ FAULTS = (
         (_RUNNER + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
     ),
     Fault(
+        "captured: padding stands among the rows of a whole step",
+        "engine/runner/runner.py",
+        "whole = in_front and all(",
+        "whole = all(",
+        (_RUNNER + "padding_among_the_rows_keeps_a_short_step_apart",),
+    ),
+    Fault(
         "pacing: few first words wait for what their calls have cost",
         "engine/client/pacing.py",
         "if self._credit > 0 or self.unbounded or few_first:",
@@ -56,6 +63,16 @@ FAULTS = (
         (
             "tests/engine/client/test_pacing.py"
             "::test_the_first_words_of_some_streams_wait_for_no_credit",
+        ),
+    ),
+    Fault(
+        "warm-up: every layer runs",
+        "engine/model/decoder.py",
+        "found.setdefault(layer.kind, index)",
+        "found.setdefault(index, index)",
+        (
+            "tests/engine/runner/test_warmup.py"
+            "::test_warm_steps_run_one_layer_of_each_kind_and_launch_what_all_layers_do",
         ),
     ),
     Fault(

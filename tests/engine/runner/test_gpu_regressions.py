@@ -255,12 +255,10 @@ def test_vllm_57355_every_batch_up_to_the_largest_replays(ahead: WatchedEngine, 
 class Syncing(Sampler):
     """Reads the device in the middle of a step of four rows, which no capture allows."""
 
-    def __call__(
-        self, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, needs: Needs
-    ) -> Sampled:
+    def __call__(self, logits: torch.Tensor, *more: Any) -> Sampled:
         if len(logits) == 4:
             logits[0, 0].item()
-        return super().__call__(logits, slots, positions, needs)
+        return super().__call__(logits, *more)
 
 
 def _of_captures(caplog: pytest.LogCaptureFixture) -> list[str]:

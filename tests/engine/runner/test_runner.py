@@ -25,6 +25,7 @@ from quire.engine.runner.graphs import (
     StepGraphs,
     captured_sizes,
     context_bounds,
+    fused,
     most_rows,
     prompt_sizes,
 )
@@ -207,7 +208,30 @@ def test_a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet() -> None:
     kept.replays.clear()
     assert texts(run(core, specs)) == expected
     assert [key.prefill_tokens for key in kept.models][:5] == [16] * 5
-    assert core.runner.counters.eager_steps < 5  # type: ignore[attr-defined]
+    assert core.runner.counters.eager_steps <= 6  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ("greedy", "filtered"))
+def test_a_short_prompt_is_one_graph_with_a_plain_sampler(kind: str) -> None:
+    """A hit's few tokens end before a sampler behind them could be launched."""
+    kept = Kept()
+    core = core_with(kept)
+    for _ in range(3):
+        run(core, [GenerationRequest(0, tuple(range(1, 20)), SAMPLINGS[kind])])
+    (prompt,) = {key for key in kept.models if key.prefill_tokens}
+    assert prompt.needs == (Needs() if kind == "greedy" else None)
+    assert not fused(1, Needs(), 129) and fused(8, Needs(), 128) and not fused(9, Needs())
+
+
+def test_padding_among_the_rows_keeps_a_short_step_apart() -> None:
+    """Results are a step's first rows; three decode rows are padded to four."""
+    kept = Kept()
+    core = core_with(kept, SETUP)
+    for _ in range(3):
+        staggered(core, requests(GREEDY, 5))
+    mixed = [key for key in kept.models if key.prefill_tokens and key.decode_rows]
+    assert {key.decode_rows for key in mixed if key.needs is None} == {4}
+    assert {key.decode_rows for key in mixed if key.needs is not None} >= {1, 2}
 
 
 def test_what_is_compiled_is_captured_unseen_and_run_first_where_that_fails() -> None:
@@ -237,10 +261,11 @@ def test_what_is_captured_at_the_start_is_each_model_once() -> None:
     assert [key.decode_rows for key in models if not key.prefill_tokens] == sizes[::-1]
     assert [key.prefill_tokens for key in models if key.prefill_tokens] == [128, 64, 32, 16]
     whole = [key for key in kept.steps if isinstance(key, GraphKey) and key.needs is not None]
-    assert {key.decode_rows for key in whole} == {1, 2, 4, 8}
+    assert {key.decode_rows for key in whole if not key.prefill_tokens} == {1, 2, 4, 8}
+    assert {key.prefill_tokens for key in whole if not key.decode_rows} == {128, 64, 32, 16}
     kinds = {needs for key in kept.steps if isinstance(key, SamplerKey) for needs in [key.needs]}
     assert kinds == {Needs(), Needs(draws=True), Needs(draws=True, filters=True)}
-    assert len(kept.steps) == len(models) + len(whole) + 3 * len(sizes) - len(whole)
+    assert len(kept.steps) == len(models) + len(whole) + 3 * len(sizes) - len(whole) // 2
 
 
 # ---------------------------------------------------------------- keys

@@ -86,12 +86,17 @@ def test_a_process_that_compiles_for_ranks_has_an_exchange_to_launch() -> None:
 
 
 def recorded_core(
-    setup: Setup = SETUP, *, graphs: bool, architecture: str = QWEN3, fp8: Fp8 | None = None
+    setup: Setup = SETUP,
+    *,
+    graphs: bool,
+    architecture: str = QWEN3,
+    fp8: Fp8 | None = None,
+    layers: int = 1,
 ) -> EngineCore:
     """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
     ops: Any = RecordedOps()
     experts = EXPERTS if architecture == QWEN3_MOE else None
-    shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8)
+    shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8, num_layers=layers)
     if fp8 is not None:
         shape = replace(shape, intermediate_size=128)  # whole blocks of gate and of up
     model = build_model(shape, ops, dtype=torch.bfloat16, device=CPU)
@@ -219,3 +224,45 @@ def test_each_number_of_rows_that_the_vector_kernel_takes_is_a_class_of_its_own(
     classes = [tuning.row_class(rows) for rows in range(1, 400)]
     assert classes[: gemv.MAX_ROWS + 1] == [1, 2, 3, 4, 8]
     assert len(set(classes)) == len(tuning.ROW_BUCKETS) + 2
+
+
+def test_warm_steps_run_one_layer_of_each_kind_and_launch_what_all_layers_do() -> None:
+    """A start does not wait for layers that have nothing left to compile."""
+    steps = warm_steps(bounds())
+    known: list[set[str]] = []
+    for every in (False, True):
+        with recorded() as warm:
+            core = recorded_core(graphs=False, layers=5)
+            runner: Any = core.runner
+            ran = layers_that_run(runner._model)
+            if every:
+                runner._model.distinct_layers = lambda: list(range(5))
+            runner.warm_up(steps, lambda _share: None)
+        assert set(ran) == (set(range(5)) if every else {0})
+        known.append(warm)
+    assert known[0] == known[1]
+    ran.clear()
+    core.scheduler.submit(GenerationRequest(1, (5, 6, 7), SamplingParams(max_tokens=1)))
+    with recorded():
+        while core.scheduler.has_requests:
+            core.step()
+    assert ran == list(range(5)), "and then all of them again"
+
+
+def layers_that_run(model: Any) -> list[int]:
+    """The indexes of a model's layers as they run."""
+    ran: list[int] = []
+
+    def noted(index: int, layer: Any) -> Any:
+        class Noted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(layer, name)
+
+            def __call__(self, *arguments: Any) -> Any:
+                ran.append(index)
+                return layer(*arguments)
+
+        return Noted()
+
+    model.layers = [noted(index, layer) for index, layer in enumerate(model.layers)]
+    return ran
