@@ -15,11 +15,13 @@ import torch
 from support.patience import PATIENCE
 from torch._C._distributed_c10d import HashStore
 
+from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.model.layers.parallel import World, has_mail
 from quire.engine.model.layers.stream import residual_norm
 from quire.engine.parallel import devices, nccl, symmetric
 from quire.engine.parallel.devices import DeviceExchange, over_nccl
+from quire.engine.parallel.meeting import exchange_of
 from quire.engine.parallel.store import Board, BoardStore
 from quire.engine.runner.results import Results
 from quire.engine.runner.sampler import Sampled
@@ -83,6 +85,24 @@ def test_all_ranks_come_by_one_id_and_multicast_is_off(library: Library) -> None
         assert (size, number, bytes(unique.bytes)) == (2, rank, b"\xa5" * 128)
     assert nccl.os.environ["NCCL_NVLS_ENABLE"] == "0"
     assert nccl.os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+
+
+def test_between_nodes_nccl_finds_its_way_and_each_node_counts_its_own_gpus(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nccl.Communicator(HashStore(), 0, 2, GPU, one_node=False)
+    assert len(library.ncclCommInitRank.calls) == 1
+    assert "NCCL_SOCKET_IFNAME" not in nccl.os.environ
+    met: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "over_nccl", lambda *args, **more: met.append((args, more)))
+    nodes = {"nnodes": 2, "node_rank": 1, "master_addr": "a", "master_port": 9}
+    config = EngineConfig(model="random:tiny", tensor_parallel_size=4)
+    exchange_of(config, HashStore(), 3)
+    exchange_of(config.replace(**nodes), HashStore(), 3)
+    exchange_of(config.replace(dtype="float32"), HashStore(), 0)
+    found = [(args[3].index, args[4], more["one_node"]) for args, more in met]
+    assert found == [(3, 128, True), (1, None, False), (0, None, True)]
 
 
 def test_bytes_are_gathered_on_the_current_stream(library: Library) -> None:
@@ -160,7 +180,7 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DeviceExchange]:
             return Inbox()
 
         monkeypatch.setattr(devices.torch.cuda, "set_device", lambda _device: None)
-        monkeypatch.setattr(devices, "Communicator", lambda *_: Communicator(others))
+        monkeypatch.setattr(devices, "Communicator", lambda *_, **__: Communicator(others))
         monkeypatch.setattr(symmetric, "Inbox", inbox)
         monkeypatch.setattr(symmetric, "reachable", lambda _size: reach)
         return over_nccl(HashStore(), 0, size, CPU, width)
@@ -207,10 +227,10 @@ def test_a_wait_that_was_given_up_is_told_with_the_step(
 ) -> None:
     exchange = meet()
     results = Results(CPU, 4, World(0, 2, exchange).check)
-    pending = results.collect(Sampled(torch.tensor([5, 6])), [slice(0, 2)], [None, None])
+    pending = results.collect(Sampled(torch.tensor([5, 6])), 2, [None, None])
     assert pending.wait().tokens == [[5], [6]]
     exchange._inbox.late = True  # type: ignore[union-attr, misc]
-    pending = results.collect(Sampled(torch.tensor([5, 6])), [slice(0, 2)], [None, None])
+    pending = results.collect(Sampled(torch.tensor([5, 6])), 2, [None, None])
     with pytest.raises(RankError, match="one has not answered in time"):
         pending.wait()
 
