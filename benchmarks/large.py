@@ -60,6 +60,7 @@ class Cell:
         self.engine = QuireEngine(f"random:{shape}", **given)
         self._built = time.perf_counter() - begin
         self._seed = 0
+        self._decoded: list[int] = []  # batches
 
     def rows(self, workloads: Sequence[str], concurrency: int) -> Iterator[Row]:
         """What was measured, one by one. concurrency: of nano-256; 0: as many as fit here."""
@@ -77,6 +78,9 @@ class Cell:
                 figures = [self._nano(most) for _ in range(max(1, self._runs - 1))]
                 yield self._row(name, figures, "tokens/s", None, concurrency=most)
         yield self._memory()
+        if self.ranks > 1 and self.engine.engine.device.type == "cuda":
+            for batch in self._decoded:
+                yield from self._exchange(batch)
 
     def _row(
         self, workload: str, figures: list[float], unit: str, floor: float | None, **more: Any
@@ -112,11 +116,14 @@ class Cell:
 
         floor = self._floors.decode_loop(batch, PROMPT, NEW) / self.ranks * 1e3
         yield self._row(name, self._repeat(once), "ms", floor)
-        if self.ranks > 1 and self.engine.engine.device.type == "cuda":
-            events, _ = kernels_of(self.engine, batch, PROMPT)
-            spans = [e.time_range.elapsed_us() for e in events if EXCHANGE in e.name]
-            if spans:
-                yield self._row(f"exchange-b{batch}", spans, "us", None) | {"runs": len(spans)}
+        self._decoded.append(batch)
+
+    def _exchange(self, batch: int) -> Iterator[Row]:
+        """In the captured step; on this rank, so with what it waits for the others."""
+        events, _ = kernels_of(self.engine, batch, PROMPT)
+        spans = [e.time_range.elapsed_us() for e in events if EXCHANGE in e.name]
+        if spans:
+            yield self._row(f"exchange-b{batch}", spans, "us", None) | {"runs": len(spans)}
 
     def _prefill(self) -> float:
         asks = [Ask(p, 1) for p in self._fresh(PREFILLS, PREFILL_LENGTH)]

@@ -163,8 +163,10 @@ class Communicator:
     """Of ranks of which the others say what is given."""
 
     others: bool = True
+    gathered: int = 0
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
+        self.gathered += 1
         return torch.stack([x, torch.full_like(x, self.others)])
 
 
@@ -174,13 +176,16 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DeviceExchange]:
         *, size: int = 2, width: int | None = 8, others: bool = True, fails: str = "",
         reach: bool = True,
     ) -> DeviceExchange:  # fmt: skip
+        communicator = Communicator(others)
+
         def inbox(*_: Any) -> Inbox:
+            assert communicator.gathered, "somebody may still ask for the place"
             if fails:
                 raise RuntimeError(fails)
             return Inbox()
 
         monkeypatch.setattr(devices.torch.cuda, "set_device", lambda _device: None)
-        monkeypatch.setattr(devices, "Communicator", lambda *_, **__: Communicator(others))
+        monkeypatch.setattr(devices, "Communicator", lambda *_, **__: communicator)
         monkeypatch.setattr(symmetric, "Inbox", inbox)
         monkeypatch.setattr(symmetric, "reachable", lambda _size: reach)
         return over_nccl(HashStore(), 0, size, CPU, width)
