@@ -56,8 +56,11 @@ class Product:
         return self.n // 2 if self.silu else self.n
 
 
-def products(shape: str) -> list[Product]:
-    """The five products of a model."""
+def products(shape: str, ranks: int = 1) -> list[Product]:
+    """The five products of a model; of several ranks, one rank's share, whose norms and residuals
+    are the exchange's."""
+    if ranks > 1:
+        return _shares(shape, ranks)
     c = ModelConfig.named_shape(shape)
     q, kv, hidden = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size
     inner = c.intermediate_size
@@ -67,6 +70,19 @@ def products(shape: str) -> list[Product]:
         Product(f"{shape} gate/up", 2 * inner, hidden, norm=True, silu=True),
         Product(f"{shape} down", hidden, inner, residual=True),
         Product(f"{shape} head", c.vocab_size, hidden, norm=True, out_dtype=torch.float32),
+    ]
+
+
+def _shares(shape: str, ranks: int) -> list[Product]:
+    c, name = ModelConfig.named_shape(shape), f"{shape}/{ranks}"
+    q, kv = c.num_q_heads // ranks, max(c.num_kv_heads // ranks, 1)
+    inner, vocab = c.intermediate_size // ranks, -(-c.vocab_size // ranks)
+    return [
+        Product(f"{name} qkv", (q + 2 * kv) * c.head_dim, c.hidden_size),
+        Product(f"{name} o", c.hidden_size, q * c.head_dim),
+        Product(f"{name} gate/up", 2 * inner, c.hidden_size, silu=True),
+        Product(f"{name} down", c.hidden_size, inner),
+        Product(f"{name} head", vocab, c.hidden_size, norm=True, out_dtype=torch.float32),
     ]
 
 
@@ -314,6 +330,7 @@ def _merge(entries: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune the products' kernels.")
     parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
+    parser.add_argument("--ranks", type=int, default=1, help="that share the models")
     parser.add_argument("--rows", nargs="+", type=int, default=list(tuning.ROW_BUCKETS))
     parser.add_argument("--plain", action="store_true", help="without dependent launch")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
@@ -325,7 +342,9 @@ def main() -> None:
     if unknown:
         parser.error(f"--rows {sorted(unknown)}: the table's buckets are {tuning.ROW_BUCKETS}")
     pdl, begun = not options.plain, time.perf_counter()
-    todo = {(p.n, p.k): p for shape in options.shape for p in products(shape)}.values()
+    todo = {
+        (p.n, p.k): p for shape in options.shape for p in products(shape, options.ranks)
+    }.values()
     pairs = [(product, rows) for product in todo for rows in options.rows]
     calls = _compilations(pairs, pdl)
     faults = precompile(calls, options.processes)
