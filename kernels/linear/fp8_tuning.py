@@ -84,4 +84,4 @@ def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
         split *= 2
     if bucket <= 32:
         return Fp8Tile(max(16, bucket), 128, swap=True, stages=4, warps=4, split=split)
-    return Fp8Tile(64, 128, swap=False, stages=4, warps=4, split=split)
+    return Fp8Tile(64, 128, swap=False, stages=4, warps=8, split=split)
