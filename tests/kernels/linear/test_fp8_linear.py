@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quire.kernels import reference
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant
+from quire.kernels.reference.fp8 import widen_blocks
 from quire.kernels.weight import Weight
 
 BF16 = torch.bfloat16
@@ -166,3 +167,26 @@ def test_the_library_is_the_twin(rows: int, device: torch.device) -> None:
         pytest.skip("this card's library has no product of scaled blocks")
     check(Fp8Library(), rows, 384, 1024, device, residual=True)
     check(Fp8Library(), rows, 384, 1024, device, norm=True, silu=True)
+
+
+@pytest.mark.triton
+def test_a_library_that_is_wrong_or_fails_is_not_used(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quire.kernels.linear import fp8_library
+    from quire.kernels.linear.fp8_quantize import Quantized
+
+    def right(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
+        wide = x.data.float() * x.scale.repeat_interleave(128, 1)
+        return (wide @ widen_blocks(weight).t()).to(dtype)
+
+    def wrong(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
+        assert weight.scale is not None
+        return right(x, Weight(weight.data, weight.scale.flip(0)), dtype)
+
+    def fails(*_: object) -> Tensor:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    for product, expected in ((right, True), (wrong, False), (fails, False)):
+        monkeypatch.setattr(fp8_library, "product", product)
+        assert fp8_library._is_right.__wrapped__(device) is expected
