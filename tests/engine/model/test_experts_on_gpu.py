@@ -89,6 +89,8 @@ def test_experts_give_the_cpu_s_tokens_and_nothing_is_compiled_late(tmp_path: Pa
     wide = start(tmp_path, dtype="float32", **gpu)
     narrow = start(tmp_path, dtype="bfloat16", **gpu)
     expected, found, graphs = result(cpu), result(wide), result(narrow)
-    assert found["missed"] == graphs["missed"] == []
+    fp8 = result(start(tmp_path, dtype="bfloat16", quantization="fp8", **gpu))
+    assert found["missed"] == graphs["missed"] == fp8["missed"] == []
     assert found["tokens"] == expected["tokens"]
-    assert sum(len(tokens) for tokens in graphs["tokens"].values()) == 9 * 24
+    for served in (graphs, fp8):
+        assert sum(len(tokens) for tokens in served["tokens"].values()) == 9 * 24

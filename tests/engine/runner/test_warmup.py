@@ -99,6 +99,8 @@ def recorded_core(
     shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8, num_layers=layers)
     if fp8 is not None:
         shape = replace(shape, intermediate_size=128)  # whole blocks of gate and of up
+        if experts is not None:
+            shape = replace(shape, experts=replace(experts, intermediate_size=128))
     model = build_model(shape, ops, dtype=torch.bfloat16, device=CPU)
     fill_random(model, 3)
     core = build_core(model, ops, setup)
@@ -154,6 +156,7 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
         (QWEN2, True, None),
         (QWEN3_MOE, False, None),
         (QWEN3, False, Fp8(made_on_load=True)),
+        pytest.param(QWEN3_MOE, False, Fp8(made_on_load=True), marks=pytest.mark.long),
     ],
 )
 def test_a_long_run_launches_nothing_that_was_not_warm(
