@@ -265,4 +265,33 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "a whole block over",
         ),
     ),
+    9: (
+        WrongFill(
+            "decodes each alone",
+            'return piece.decode("utf-8", "replace"), b""',
+            "you decode each token alone",
+        ),
+        WrongFill(
+            "leaves halves out",
+            'return (held + piece).decode("utf-8", "ignore"), b""',
+            "you leave out what cannot be decoded",
+        ),
+        WrongFill(
+            "holds everything",
+            "try:\n"
+            "    return (held + piece).decode(), b''\n"
+            "except UnicodeDecodeError:\n"
+            "    return '', held + piece",
+            "you hold everything back",
+        ),
+        WrongFill(
+            "holds what is broken",
+            "whole = held + piece\n"
+            "try:\n"
+            "    return whole.decode(), b''\n"
+            "except UnicodeDecodeError as error:\n"
+            "    return whole[: error.start].decode(), whole[error.start :]",
+            "can never become a letter",
+        ),
+    ),
 }
