@@ -44,6 +44,11 @@ behind = torch.arange(slots.shape[1]) >= contexts[:, None]
 weights = scores.masked_fill(behind[:, None], -math.inf).softmax(-1)
 return torch.einsum("rhk,rkhd->rhd", weights, values[slots])
 """
+_SHARE = """
+size = gate.shape[0] // ranks
+mine = slice(rank * size, (rank + 1) * size)
+return (F.silu(x @ gate[mine].T) * (x @ up[mine].T)) @ down[:, mine].T
+"""
 _SLOTS = """
 return [
     table[p // block_size] * block_size + p % block_size for p in range(start, start + count)
@@ -292,6 +297,31 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "except UnicodeDecodeError as error:\n"
             "    return whole[: error.start].decode(), whole[error.start :]",
             "can never become a letter",
+        ),
+    ),
+    11: (
+        WrongFill(
+            "computes all everywhere",
+            "return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T / ranks",
+            "every rank computes all",
+        ),
+        WrongFill(
+            "takes different parts",
+            _changed(_SHARE, "down[:, mine]", "down[:, :size]"),
+            "must meet the columns of down",
+        ),
+        WrongFill(
+            "splits what comes in",
+            "size = x.shape[1] // ranks\n"
+            "part = slice(rank * size, (rank + 1) * size)\n"
+            "x = x[:, part]\n"
+            "return (F.silu(x @ gate[:, part].T) * (x @ up[:, part].T)) @ down.T",
+            "silu of a part",
+        ),
+        WrongFill(
+            "takes the first part",
+            _changed(_SHARE, "rank * size, (rank + 1) * size", "0, size"),
+            "every rank takes the first part",
         ),
     ),
 }
