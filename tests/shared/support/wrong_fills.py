@@ -324,4 +324,27 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "every rank takes the first part",
         ),
     ),
+    8: (
+        WrongFill(
+            "waits for each",
+            "for step in range(steps):\n    launch(step)\n    wait(step)",
+            "before the next one is launched",
+        ),
+        WrongFill(
+            "runs away",
+            "for step in range(steps):\n    launch(step)\n"
+            "for step in range(steps):\n    wait(step)",
+            "before you look at any",
+        ),
+        WrongFill(
+            "forgets the last",
+            "for step in range(steps):\n    launch(step)\n    if step:\n        wait(step - 1)",
+            "you never wait for the last step",
+        ),
+        WrongFill(
+            "waits for the one just launched",
+            "for step in range(steps):\n    launch(step)\n    if step:\n        wait(step)",
+            "that you have just launched",
+        ),
+    ),
 }
