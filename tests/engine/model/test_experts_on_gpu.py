@@ -65,7 +65,7 @@ def start(folder: Path, **options: Any) -> "subprocess.Popen[str]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TRITON_CACHE_DIR": str(folder / options["dtype"])},
+        env=os.environ | {"TRITON_CACHE_DIR": str(folder / "-".join(map(str, options.values())))},
     )
     assert process.stdin is not None
     asked = OPTIONS | {"model": str(folder / "model")} | options
@@ -88,8 +88,9 @@ def test_experts_give_the_cpu_s_tokens_and_nothing_is_compiled_late(tmp_path: Pa
     cpu = start(tmp_path, device="cpu", dtype="float32", num_blocks=400)
     wide = start(tmp_path, dtype="float32", **gpu)
     narrow = start(tmp_path, dtype="bfloat16", **gpu)
+    quantized = start(tmp_path, dtype="bfloat16", quantization="fp8", **gpu)
     expected, found, graphs = result(cpu), result(wide), result(narrow)
-    fp8 = result(start(tmp_path, dtype="bfloat16", quantization="fp8", **gpu))
+    fp8 = result(quantized)
     assert found["missed"] == graphs["missed"] == fp8["missed"] == []
     assert found["tokens"] == expected["tokens"]
     for served in (graphs, fp8):
