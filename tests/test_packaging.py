@@ -118,3 +118,10 @@ def test_the_front_door_is_light() -> None:
         check=True,
     )
     assert done.stdout.split("\n")[0] == "[] True"
+
+
+def test_scripts_that_tests_import_have_names_of_their_own() -> None:
+    """Their folders are on the path together in a process that collects all tests."""
+    folders = ("course", "tools/pocket", "tests/shared")
+    names = [path.stem for folder in folders for path in (ROOT / folder).glob("*.py")]
+    assert sorted(names) == sorted(set(names))

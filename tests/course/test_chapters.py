@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import chapters
-import draw
 import lab
+import measure
 import pytest
 
 ROOT = chapters.COURSE.parent
@@ -49,9 +49,9 @@ def test_its_texts_show_the_figures_of_its_run(number: int) -> None:
     assert kept["machine"]
     notebook = (folder / "notebook.py").read_text(encoding="utf-8")
     assert f'lab.figures("{folder.name}")' in notebook
-    for text in draw.texts(folder):
+    for text in measure.texts(folder):
         said = text.read_text(encoding="utf-8")
-        assert draw.with_table(said, kept) == said, f"{text}: run course/draw.py {number}"
+        assert measure.with_table(said, kept) == said, f"{text}: run course/measure.py {number}"
         assert "(picture.svg)" in said
 
 

@@ -1,4 +1,4 @@
-"""Run every chapter's figures again and write them down: `python course/draw.py [NUMBER...]`.
+"""Run every chapter's figures again and write them down: `python course/measure.py [NUMBER...]`.
 
 Of each chapter: figures.json (what was found, and on what), picture.svg, and the table between
 the marks in its texts. Figures that `measured` names are times, and differ from machine to machine;
