@@ -47,8 +47,8 @@ FAULTS = (
     Fault(
         "experts: warm-up does not know of them",
         "engine/runner/warmup.py",
-        "qk_norm=bounds.qk_norm, mixture=bounds.mixture",
-        "qk_norm=bounds.qk_norm, mixture=None",
+        "        mixture=bounds.mixture,\n",
+        "        mixture=None,\n",
         (WARM,),
     ),
     Fault(

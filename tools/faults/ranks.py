@@ -45,7 +45,7 @@ FAULTS = (
     Fault(
         "ranks: those that are left go on waiting for a lost one",
         "engine/parallel/ranks.py",
-        "        for other in self._ranks:\n            other.process.kill()\n",
+        "        for other in self._ranks:\n            other.kill()\n",
         "",
         (TESTS + "a_rank_that_is_lost_takes_the_others_along",),
     ),
