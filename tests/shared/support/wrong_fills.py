@@ -347,4 +347,28 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "that you have just launched",
         ),
     ),
+    10: (
+        WrongFill("keeps the newest", "return text, finished", "you keep the newest piece alone"),
+        WrongFill(
+            "drops when full",
+            "return (text, finished) if waiting is None else waiting",
+            "drop the new piece",
+        ),
+        WrongFill(
+            "joins backwards",
+            "return text + (waiting[0] if waiting else ''), finished",
+            "out of order",
+        ),
+        WrongFill(
+            "forgets the end",
+            "if waiting is None:\n    return text, finished\nreturn waiting[0] + text, waiting[1]",
+            "you keep the old message's end",
+        ),
+        WrongFill(
+            "passes over nothing",
+            "if not text:\n    return waiting\n"
+            "return (waiting[0] if waiting else '') + text, finished",
+            "you pass over an empty piece",
+        ),
+    ),
 }
