@@ -17,7 +17,8 @@ from pathlib import Path
 from mutation import preloaded
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDERS = ("engine", "kernels", "service", "clients", "course", "proto", "tests")
+CODE = ("engine", "kernels", "service", "clients", "course", "proto")
+FOLDERS = (*CODE, "benchmarks", "examples", "tests", "tools")  # what tests look at
 PACKAGES = {
     "engine": "engine",
     "kernels": "kernels",
@@ -70,7 +71,7 @@ class Copy:
         """Once for all runs. Each import compares the source's own hash, not its time and size: a
         fault put in within a second, as long as what it replaces, would go unnoticed."""
         mode = py_compile.PycInvalidationMode.CHECKED_HASH
-        for folder in FOLDERS[:-1]:
+        for folder in CODE:
             compileall.compile_dir(self.root / folder, quiet=2, invalidation_mode=mode)
 
     def _start(self) -> subprocess.Popen[bytes]:
