@@ -61,7 +61,7 @@ FAULTS = (
         "engine/runner/warmup.py",
         "        if tokens > 1:  # also",
         "        if tokens > 1 and bounds.max_num_seqs > 1:  # also",
-        ("tests/engine/runner/test_warmup.py::test_what_is_captured_at_the_start_is_warm",),
+        ("tests/engine/runner/test_warmup.py::test_what_is_captured_is_warm",),
     ),
     Fault(
         "first start: an early process that nobody needs stays",

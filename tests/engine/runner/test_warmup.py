@@ -202,15 +202,20 @@ def test_every_size_of_step_is_warm() -> None:
 
 
 @pytest.mark.parametrize("most", (1, 2, 40))
-def test_what_is_captured_at_the_start_is_warm(most: int) -> None:
+def test_what_is_captured_is_warm(most: int) -> None:
     """Also what it is padded by: one request alone has a row more beside it."""
-    setup = replace(SETUP, max_num_seqs=most)
+    # So long that all tokens that are captured fit into one request.
+    setup = replace(SETUP, max_num_seqs=most, max_model_len=9000)
     with recorded() as warm:
         runner: Any = recorded_core(setup, graphs=False).runner
         runner.warm_up(warm_steps(bounds(setup)), lambda _share: None)
     with recorded() as captured:
         runner = recorded_core(setup, graphs=True).runner
         runner.warm_up((), lambda _share: None)
+        sizes = runner._sizes  # and what is captured when it is first wanted
+        for tokens in sizes.prompt_tokens:
+            for bound in sizes.context_bounds:
+                runner._capture_null(sizes.mixed(0, 1, tokens, bound))
     assert captured and not captured - warm
 
 
