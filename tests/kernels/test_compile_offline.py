@@ -39,7 +39,7 @@ def test_hot_attention_kernels_do_not_spill(tmp_path: Path) -> None:
 def test_hot_kernels_of_experts_do_not_spill(tmp_path: Path) -> None:
     found = compiled(tmp_path / "rows.json", "--only", "experts, 64")
     kernels = {row["kernel"].strip("_").removesuffix("_kernel") for row in found}
-    assert kernels == {"logits", "choice", "place", "grouped", "sum"}
+    assert kernels >= {"logits", "choice", "count", "place", "grouped", "grouped_fp8", "sum"}
     assert all(row["wgmma"] > 0 for row in found if "grouped" in row["kernel"])
 
 
@@ -47,7 +47,7 @@ def test_hot_kernels_of_experts_do_not_spill(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["89", "90", "100", "120"])
 def test_kernels_of_experts_fit_every_card(tmp_path: Path, arch: str) -> None:
     found = compiled(tmp_path / "rows.json", "--arch", arch, "--only", "experts")
-    assert len({row["case"] for row in found}) == 6
+    assert len({row["case"] for row in found}) >= 6
 
 
 @pytest.mark.long
@@ -55,5 +55,5 @@ def test_what_is_deep_on_a_large_card_fits_a_small_one(tmp_path: Path) -> None:
     """An RTX 4090 gives a program 99 KiB of shared memory where an H200 gives 227."""
     found = compiled(tmp_path / "rows.json", "--arch", "89", "--only", "32 rows")
     assert {row["arch"] for row in found} == {89}
-    assert {row["case"].split()[0] for row in found} == {"decode", "rope-decode", "linear"}
+    assert {row["case"].split()[0] for row in found} >= {"decode", "rope-decode", "linear", "fp8"}
     assert max(row["shared"] for row in found) <= 101_376
