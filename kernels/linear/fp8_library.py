@@ -37,10 +37,18 @@ def _is_right(device: torch.device) -> bool:
     made = fp8.quantize_blocks(weight)
     expected = fp8.linear_fp8(x, made).float()
     try:
-        found = product(fp8_quantize.quantize(x, by_group=True), made, x.dtype).float()
+        found = product(_by_group(*fp8.quantize_rows(x)), made, x.dtype).float()
     except (RuntimeError, ValueError):
         return False
     return bool((found - expected).norm() <= 1e-2 * expected.norm())
+
+
+def _by_group(data: Tensor, scale: Tensor) -> Quantized:
+    """As the kernel would give it; none is launched, which no warm-up knows of."""
+    given = fp8_quantize.new(data, data.shape[1], by_group=True)
+    given.data.copy_(data)
+    given.scale.copy_(scale)
+    return given
 
 
 def product(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:

@@ -38,8 +38,10 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(largest: Tensor) -> Tensor:
-    """What a group's numbers are divided by; 1 where all are zero."""
-    return torch.where(largest == 0, 1.0, largest / LARGEST)
+    """What a group's numbers are divided by; 1 where all are zero. A tensor is divided by
+    a tensor: by a number PyTorch multiplies with its reciprocal on a GPU, and a scale would depend
+    on the device."""
+    return torch.where(largest == 0, 1.0, largest / torch.full_like(largest, LARGEST))
 
 
 def widen_blocks(weight: Weight) -> Tensor:

@@ -66,8 +66,11 @@ def check(
     assert found.shape == twin.shape and found.dtype == twin.dtype
     error = (found.double() - twin.double()).norm() / twin.double().norm()
     # The twin rounds before SiLU·mul; a norm's sum in another order moves numbers to other e4m3.
+    # A Hopper's tensor core keeps 13 bits below the largest of the 32 products that it adds at a
+    # time, four times a block: some cuts of a 2^-13th each.
     most = 8e-3 if silu else 4e-3
-    assert error <= (most if dtype == BF16 else 1e-3 if norm else 1e-5)
+    exact = 8 * 2**-13 if device.type == "cuda" else 1e-5
+    assert error <= (most if dtype == BF16 else 1e-3 if norm else exact)
     return found
 
 
