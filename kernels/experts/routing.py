@@ -15,7 +15,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _FEW = 256  # rows, up to which small tiles fill more of the card, and are read in few steps
-_CHOICE = 512  # scores a program of the choice, of many rows
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -127,10 +126,10 @@ def route(
         STAGES=2 if wide else 3, PDL=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
     block_e = triton.next_power_of_2(count)
-    block_t = 1 if few else max(1, _CHOICE // block_e)
-    _choice_kernel[(triton.cdiv(rows, block_t),)](
+    # A token a program, whatever the rows: a softmax is summed as the threads of its tile lie.
+    _choice_kernel[(rows,)](
         logits, experts, weights, rows,
-        E=count, PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e,
+        E=count, PER_TOKEN=per_token, BLOCK_T=1, BLOCK_E=block_e,
         BLOCK_S=triton.next_power_of_2(per_token), RENORMALISE=renormalise, PDL=pdl,
         num_warps=1, launch_pdl=pdl,
     )  # fmt: skip

@@ -60,6 +60,7 @@ _TILES = {
     64: Mix(True, 64, Tile(128, 64, 4, 8, True), Tile(128, 64, 3, 8, False)),
     128: Mix(True, 128, Tile(128, 64, 4, 8, False, True), Tile(256, 64, 4, 8, False)),
 }
+_WIDE = Tile(32, 32, 2, 4, swap=False)  # in fp32, which tensor cores do not take
 # The same for e4m3 weights, where a step is a group of 128 columns.
 _FP8_TILES = {
     1: Mix(False, 16, Tile(128, 128, 5, 4, True, True), Tile(64, 128, 8, 4, True)),
@@ -99,6 +100,8 @@ def choose(
     may have; hopper: the card has descriptors."""
     narrow = dtype.itemsize == 1
     mix = (_FP8_TILES if narrow else _TILES)[tile_class(rows, per_token, count)]
+    if dtype == torch.float32:
+        mix = Mix(mix.is_sorted, 16, _WIDE, _WIDE)
     if shared < _LARGE_SHARED and mix.block_m == 128:
         mix = replace(
             mix,
