@@ -16,8 +16,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 GROUP = 128  # columns that share a scale
-_LARGEST = tl.constexpr(448.0)  # of e4m3
-_SMALLEST = tl.constexpr(2.0**-126)  # normal fp32: what is divided by is not less
 _GROUPS_A_PROGRAM = 16
 _ROWS_ALIGNED = 16
 
@@ -34,7 +32,7 @@ class Quantized(NamedTuple):
 def quotient(y, scale):
     """y / scale, rounded as a division is: one Newton step on the rounded reciprocal (Markstein,
     1990). y: [G, 128]; scale: [G], not zero."""
-    divisor = tl.maximum(scale, _SMALLEST)
+    divisor = tl.maximum(scale, 1.1754943508222875e-38)  # the least normal number
     inverse = tl.div_rn(tl.full(divisor.shape, 1.0, tl.float32), divisor)
     about = y * inverse[:, None]
     return tl.fma(tl.fma(-about, divisor[:, None], y), inverse[:, None], about)

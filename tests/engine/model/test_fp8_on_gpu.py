@@ -91,7 +91,8 @@ def test_fp8_weights_give_the_cpu_s_tokens_and_nothing_is_compiled_late(tmp_path
     wide = start(tmp_path, device="cuda", dtype="float32")
     narrow = start(tmp_path, device="cuda", dtype="bfloat16")
     expected, found, graphs = result(cpu), result(wide), result(narrow)
-    assert found["missed"] == graphs["missed"] == []
+    assert sorted(found["missed"]) == [], "in float32"
+    assert sorted(graphs["missed"]) == [], "in bfloat16"
     pairs = [(tokens, expected["tokens"][key]) for key, tokens in found["tokens"].items()]
     first = sum(ours[0] == theirs[0] for ours, theirs in pairs)
     same = sum(a == b for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
