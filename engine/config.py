@@ -5,7 +5,9 @@ device; what depends on those is checked where they are known, and raised as Con
 Where values come from (flags, environment, TOML) is the service's affair.
 """
 
+import contextlib
 import dataclasses
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +132,8 @@ class EngineConfig:
         for name in ("master_addr", "master_port", "join_secret_file"):
             if self.nnodes == 1 and getattr(self, name) is not None:
                 raise ConfigError(f"{name} = {getattr(self, name)}: needs nnodes above 1")
+        if self.master_addr is not None:
+            _check_host("master_addr", self.master_addr)
         if self.master_port is not None:
             _at_least("master_port", self.master_port, 1)
             _at_most("master_port", self.master_port, 65_535)
@@ -146,6 +150,19 @@ class EngineConfig:
     def replace(self, **changes: Any) -> "EngineConfig":
         """A copy with some options changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+
+def _check_host(name: str, host: str) -> None:
+    """The address of one interface, or a name that can be asked for."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        host = ""
+    if not host.strip():
+        raise ConfigError(f"{name} is no address and no host's name: give node 0's address")
+    with contextlib.suppress(ValueError):  # a name
+        if ipaddress.ip_address(host).is_unspecified:
+            raise ConfigError(f"{name} = {host}: must be the address of one interface, not of all")
 
 
 def _at_least(name: str, value: int, limit: int) -> None:

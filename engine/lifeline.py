@@ -2,7 +2,8 @@
 
 Invariant: a child leaves at once when the other end of its socket or pipe is closed, which the
 kernel does however its parent ended, even in the middle of a step. SIGINT and SIGTERM, which a
-terminal or a supervisor sends to both, are the parent's to answer.
+terminal or a supervisor sends to both, are the parent's to answer. A secret that only the parent
+needs stays with it.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from typing import NoReturn, Protocol
 
 EXIT_ORPHANED = 3
+SECRET_VARIABLE = "QUIRE_JOIN_SECRET"  # what nodes have in common (see parallel.secret)
 _PR_SET_PDEATHSIG = 1
 _PARENTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -25,6 +27,11 @@ class Held(Protocol):
 
     def fileno(self) -> int:
         """Its descriptor."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a child inherits that comes to no other node: all but the secret; and what is added."""
+    return {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE} | more
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 SEAL = "quire.sha256"
 _PROBE = bytes(1 << 20)  # as much as an entry may have
 _OTHERS_WRITE = 0o022
+
+
+def is_name(text: object) -> bool:
+    """Whether an entry can be called so: one part of a path, which leads nowhere else."""
+    return isinstance(text, str) and text not in ("", ".", "..") and not {"/", "\0"} & set(text)
 
 
 class SealedFolder:
@@ -56,7 +62,9 @@ class SealedFolder:
         write_at_once(self.folder / name / SEAL, json.dumps(_digests(self.folder / name)))
 
     def discard(self, name: str) -> None:
-        """Throw an entry away, as far as that can be done."""
+        """Throw an entry away, as far as can be done. Raises ValueError for no entry's name."""
+        if not is_name(name):
+            raise ValueError(f"{name!r} is not the name of an entry")
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -111,11 +119,18 @@ def writable(folder: Path, *, what: str, remedy: str = "") -> SealedFolder:
 
 def write_at_once(path: Path, text: str) -> None:
     """At once, or not at all. Raises OSError."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    # Not by the process's number alone: containers that share a folder have the same ones.
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _digests(entry: Path) -> dict[str, str]:
-    files = sorted(file for file in entry.iterdir() if file.name != SEAL and file.is_file())
+    # What begins as a seal is one, or another process's that is not yet in its place.
+    inside = (file for file in entry.iterdir() if not file.name.startswith(SEAL))
+    files = sorted(file for file in inside if file.is_file())
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -51,13 +51,16 @@ def start_ranks(config: EngineConfig, program: Sequence[str] | None) -> Ranks:
     return ranks
 
 
-def follow_node_0(config: EngineConfig, program: Sequence[str]) -> int:
+def follow_node_0(
+    config: EngineConfig, program: Sequence[str], on_joined: Callable[[], None]
+) -> int:
     """The life of a node that follows (see node.follow); its exit code. Raises ConfigError."""
     return node.follow(
         config,
         agreed_terms(config),
         read_secret(config.join_secret_file, os.environ),
         program,
+        on_joined,
     )
 
 

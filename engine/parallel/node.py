@@ -44,11 +44,18 @@ def places(config: EngineConfig) -> list[tuple[int, int]]:
     ]
 
 
-def follow(config: EngineConfig, terms: Terms, secret: Secret, program: Sequence[str]) -> int:
+def follow(
+    config: EngineConfig,
+    terms: Terms,
+    secret: Secret,
+    program: Sequence[str],
+    on_joined: Callable[[], None] = lambda: None,
+) -> int:
     """Until the end; an exit code. Raises ConfigError for what keeps the ranks from starting. To be
     called by a thread that lives as long as they do.
 
-    program: a rank's command line, to which the number of a descriptor is added."""
+    program: a rank's command line, to which the number of a descriptor is added. on_joined: called
+    once node 0 has taken all of this node in."""
     assert config.master_addr is not None and config.master_port is not None
     joining = Joining(config.master_addr, config.master_port, secret, config.join_seconds)
     own = [rank for node, rank in places(config) if node == config.node_rank]
@@ -58,6 +65,7 @@ def follow(config: EngineConfig, terms: Terms, secret: Secret, program: Sequence
         for rank in own:
             opening = Opening(config.node_rank, rank, pack(terms))
             connections[rank] = open_ones.enter_context(joining.connect(opening))
+        on_joined()
         open_ones.callback(_kill, processes)
         for rank in own[1:]:
             with connections[rank]:

@@ -1,7 +1,7 @@
 """A process of a rank's: started at the end of a socket, and how it ended.
 
-Invariant: it inherits that socket, standard error and the environment alone, and ends with the
-thread that has started it (see lifeline).
+Invariant: it inherits that socket, standard error and the environment without the secret alone, and
+ends with the thread that has started it (see lifeline).
 """
 
 import signal
@@ -22,6 +22,7 @@ def start(program: Sequence[str], connection: socket.socket) -> "subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=_STANDARD_ERROR,
             pass_fds=(connection.fileno(),),
+            env=lifeline.environment(),
         )
 
 

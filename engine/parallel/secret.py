@@ -14,8 +14,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from quire.engine.errors import ConfigError
+from quire.engine.lifeline import SECRET_VARIABLE as VARIABLE
 
-VARIABLE = "QUIRE_JOIN_SECRET"
 PROOF_BYTES = 32
 LEAST_BYTES, MOST_BYTES = 16, 4096
 

@@ -49,7 +49,11 @@ class CompileAhead:
         self._words: Words = queue.SimpleQueue()
         self._worker: Worker | None = None
         if not cache.is_whole(self._key):
-            self._worker = early or compile_process.start()
+            try:
+                self._worker = early or compile_process.start()
+            except OSError as error:
+                log.warning("no process could be started to compile kernels ahead: %s", error)
+                return
             self._order(self._worker, orders)
         elif early is not None:
             compile_process.end(early)

@@ -1,8 +1,9 @@
 """The process that compiles kernels; on a machine's first start it begins before it has orders.
 
-Invariant: without heavy imports, so that it can be called before them: to load torch takes this
-process as long as it takes the engine's, and beside it costs nothing. It waits for its orders, a
-line of its input, and ends when that is closed.
+Invariant: nothing that keeps it from starting early keeps the engine. Without heavy imports, so
+that it can be called before them: to load torch takes this process as long as it takes the
+engine's, and beside it costs nothing. It waits for its orders, a line of its input, and ends when
+that is closed.
 """
 
 import contextlib
@@ -23,7 +24,6 @@ _early: list[Worker] = []  # at most one: not asked to do anything yet
 
 def start(program: Sequence[str] = WORKER) -> Worker:
     """One that waits for its orders. Call it in a thread that lives as long."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with lifeline.signals_blocked():
         return subprocess.Popen(
             program,
@@ -31,17 +31,35 @@ def start(program: Sequence[str] = WORKER) -> Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=lifeline.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
         )
 
 
 def start_early(folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:
     """Start it where no engine has left kernels; whether it was. folder: Triton's cache."""
-    kept = folder or Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
-    if next(kept.glob(LISTS), None) is not None or _early:
+    try:
+        if _early or next((folder or _triton_cache()).glob(LISTS), None) is not None:
+            return False
+        _early.append(start(program))
+    except OSError:  # it is started again once it has orders, where that can be told
         return False
-    _early.append(start(program))
     return True
+
+
+def _triton_cache() -> Path:
+    """Where Triton keeps kernels, by its own rules. A user without a home has it in "~"."""
+    given = os.environ.get("TRITON_CACHE_DIR")
+    if given:
+        return Path(given)
+    home = os.environ.get("TRITON_HOME")
+    return (_home() if home is None else Path(home)) / ".triton" / "cache"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("~")
 
 
 def take_early() -> Worker | None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from quire.kernels.sealed import SealedFolder, writable, write_at_once
+from quire.kernels.sealed import SealedFolder, is_name, writable, write_at_once
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class CompiledCache:
         """Whether all kernels of a key are there as they were sealed. What is not is removed."""
         try:
             wanted = json.loads(self._list(key).read_text(encoding="utf-8"))
-            names = [name for name in wanted if Path(name).name == name]  # nothing outside
+            names = [name for name in wanted if is_name(name)]  # nothing outside
         except (OSError, ValueError, TypeError):
             return False
         broken = [name for name in names if not self._kernels.is_whole(name)]

@@ -9,6 +9,7 @@ from quire.engine.weights.checkpoint import Checkpoint
 from quire.engine.weights.safetensors_file import StoredTensor
 
 _FP8 = torch.float8_e4m3fn
+_MOST = torch.finfo(_FP8).max
 
 
 def check_format(placement: Placement, stored: StoredTensor) -> None:
@@ -25,15 +26,15 @@ def check_format(placement: Placement, stored: StoredTensor) -> None:
 
 
 def check_scales(checkpoint: Checkpoint, stored: StoredTensor) -> None:
-    """Scales are finite numbers above 0. Raises ModelError."""
+    """Scales are numbers above 0, and what they make of FP8 is finite. Raises ModelError."""
     buffer = bytearray(stored.nbytes)
     checkpoint.read(stored, 0, memoryview(buffer))
     scales = torch.frombuffer(buffer, dtype=stored.dtype).view(stored.shape).float()
-    sound = scales.isfinite() & (scales > 0)
+    sound = (scales * _MOST).isfinite() & (scales > 0)
     if bool(sound.all()):
         return
     row, column = (~sound).nonzero()[0].tolist()
     raise ModelError(
         f"{stored.path}: {stored.name}[{row}, {column}] = {float(scales[row, column]):g}: a scale "
-        "must be a finite number above 0"
+        f"must be a number above 0, and {_MOST:g} times it finite"
     )

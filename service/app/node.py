@@ -1,14 +1,17 @@
 """`quire serve` on a node that follows: no server, but some of the ranks of node 0's.
 
-Invariant: it ends when node 0's engine does, and with exit code 0 only if that was meant. The first
-SIGTERM or SIGINT, which whoever ends the whole job sends to every node, is node 0's to answer: its
-streams go on until it has drained. The second ends this node, and so all.
+Invariant: it ends when node 0's engine does, and with exit code 0 only if that was meant. Until it
+has joined, a SIGTERM or SIGINT ends it. From then on the first, which whoever ends the whole job
+sends to every node, is node 0's to answer: its streams go on until it has drained. The second ends
+this node, and so all.
 """
 
 import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from quire.service.models.resolve import resolve
@@ -23,25 +26,30 @@ def follow(settings: Settings) -> int:
     service = settings.service
     logs.set_up(service.log_format, service.log_level)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _wait_for_node_0)
+        _answer_signals(_leave)
         model = resolve(settings.engine).engine_model
         from quire.engine.loop.ranks import follow_node_0  # seconds of imports
 
         words = ("-m", "quire.service.app.rank_child", service.log_format, service.log_level)
         return follow_node_0(
-            settings.engine.replace(model=model), [sys.executable, "-P", *words, model]
+            settings.engine.replace(model=model),
+            [sys.executable, "-P", *words, model],
+            partial(_answer_signals, _wait_for_node_0),
         )
     except BaseException:
         logs.give_back()
         raise
 
 
+def _answer_signals(how: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, how)
+
+
 def _wait_for_node_0(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     log.info("%s: this node ends when node 0 does; a second signal ends it at once", name)
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, _leave)
+    _answer_signals(_leave)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

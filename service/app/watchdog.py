@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
+from quire.engine import lifeline
 from quire.service.app import guardian
 
 _MAX_INTERVAL = 1.0  # seconds between two looks
@@ -109,6 +110,7 @@ def _start_guardian(interval: float, looks: int) -> tuple[subprocess.Popen[bytes
             stdin=read,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            env=lifeline.environment(),
         )
     except BaseException:
         os.close(write)

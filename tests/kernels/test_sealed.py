@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.kernels.sealed import SEAL, SealedFolder, writable
+from quire.kernels.sealed import SEAL, SealedFolder, writable, write_at_once
 
 
 @pytest.fixture
@@ -73,3 +73,37 @@ def test_a_folder_that_cannot_be_written_is_replaced_and_said(
     assert f"kernels cannot be kept in {in_the_way}" in caplog.text
     assert "(name another)" in caplog.text
     assert writable(tmp_path / "new", what="kernels").folder == tmp_path / "new"
+
+
+def test_two_that_seal_an_entry_at_once_leave_it_whole(
+    kept: SealedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As containers with one folder, and equal numbers of their processes."""
+    replace, others = Path.replace, [kept]
+
+    def between(beside: Path, target: Path) -> Path:
+        if others:
+            others.pop().seal("ONE")  # sees what is not yet in its place
+        return replace(beside, target)
+
+    monkeypatch.setattr(Path, "replace", between)
+    kept.seal("ONE")
+    assert kept.is_whole("ONE")
+    kept.discard("TWO")
+    others.append(kept)
+    write_at_once(kept.folder / "ONE" / SEAL, "{}")  # the other's is replaced
+    assert (kept.folder / "ONE" / SEAL).read_text() == "{}"
+
+
+def test_what_cannot_be_put_in_its_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_at_once(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("name", ["..", "", ".", "../other", "a/b"])
+def test_only_entries_are_thrown_away(kept: SealedFolder, name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of an entry"):
+        SealedFolder(kept.folder / "ONE").discard(name)
+    assert kept.is_whole("ONE")

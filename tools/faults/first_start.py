@@ -8,6 +8,20 @@ AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
 
 FAULTS = (
     Fault(
+        "first start: a list in the cache leads out of it, and that is thrown away",
+        "kernels/sealed.py",
+        'text not in ("", ".", "..") and',
+        'text != "." and',
+        (CACHE + "a_broken_list_is_none", SEALED + "only_entries_are_thrown_away"),
+    ),
+    Fault(
+        "first start: a seal counts another process's, which is gone a moment later",
+        "kernels/sealed.py",
+        "if not file.name.startswith(SEAL))",
+        "if file.name != SEAL)",
+        (SEALED + "two_that_seal_an_entry_at_once_leave_it_whole",),
+    ),
+    Fault(
         "first start: compiled code that is damaged is trusted",
         "kernels/sealed.py",
         "_digests(entry).items() >= sealed.items()",

@@ -7,6 +7,23 @@ NODES = "tests/engine/parallel/test_nodes.py::test_"
 
 FAULTS = (
     Fault(
+        "nodes: the secret is handed on to every process",
+        "engine/lifeline.py",
+        "in os.environ.items() if name != SECRET_VARIABLE} | more",
+        "in os.environ.items()} | more",
+        ("tests/service/app/test_who_has_the_secret.py::test_no_process_of_ours_inherits_it",),
+    ),
+    Fault(
+        "nodes: one that has not joined waits for a node 0 that may never come",
+        "service/app/node.py",
+        "        _answer_signals(_leave)\n        model",
+        "        _answer_signals(_wait_for_node_0)\n        model",
+        (
+            "tests/service/app/test_several_nodes.py::"
+            "test_a_node_that_has_not_joined_ends_at_the_first_signal",
+        ),
+    ),
+    Fault(
         "nodes: a proof that was overheard is one on another connection too",
         "engine/parallel/opening.py",
         "    return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))\n",

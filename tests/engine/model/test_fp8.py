@@ -191,6 +191,7 @@ BAD: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
     (set_scale(0.0), rf"{Q}_scale_inv\[1, 0\] = 0: a scale must be"),
     (set_scale(float("nan")), rf"{Q}_scale_inv\[1, 0\] = nan"),
     (set_scale(float("inf")), rf"{Q}_scale_inv\[1, 0\] = inf"),
+    (set_scale(3e38), rf"{Q}_scale_inv\[1, 0\] = 3e\+38: .* 448 times it finite"),
     (set_scale(-1.0), rf"{Q}_scale_inv\[1, 0\] = -1"),
     (lambda t: t.update({Q: t[Q].float()}), f"{Q} is float32, .* ask for an FP8 weight"),
     (

@@ -357,3 +357,19 @@ def test_options_of_several_nodes_go_together() -> None:
     ]:
         with pytest.raises(ConfigError, match=words):
             dataclasses.replace(two, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("", "master_addr is no address"),
+        ("a..b", "master_addr is no address"),
+        ("x" * 80, "master_addr is no address"),
+        ("0.0.0.0", "master_addr = 0.0.0.0: must be the address of one interface"),
+        ("::", "master_addr = ::: must be the address of one interface"),
+    ],
+)
+def test_what_is_no_place_to_meet_is_told_before_anything_starts(host: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        EngineConfig(tensor_parallel_size=2, nnodes=2, master_addr=host, master_port=5)
+    assert str(refused.value).startswith(words)

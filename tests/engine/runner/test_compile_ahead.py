@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -107,6 +108,38 @@ def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
     (early,) = compile_process._early
     assert compile_ahead.begin(CONFIG, torch.float32, torch.device("cpu"), pdl=False) is None
     assert early.returncode is not None and not compile_process._early
+
+
+def test_what_keeps_it_from_starting_keeps_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = (str(tmp_path / "none"),)
+    assert not compile_process.start_early(tmp_path, gone)
+    monkeypatch.setattr(compile_process.start, "__defaults__", (gone,))
+    ahead = CompileAhead(ORDERS, CompiledCache(tmp_path), "version 1")
+    assert not ahead.at_work and ahead.wait(lambda _share: None) == 0
+
+
+def test_a_user_without_a_home_starts_early_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    for variable in ("HOME", "TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert compile_process.start_early(program=(sys.executable, "-c", WORKER))
+        early = compile_process.take_early()
+        assert early is not None
+        compile_process.end(early)
+        monkeypatch.setenv("TRITON_HOME", str(tmp_path / "elsewhere"))
+    cache = tmp_path / "elsewhere" / ".triton" / "cache"
+    cache.mkdir(parents=True)
+    (cache / "quire-key.json").touch()
+    assert not compile_process.start_early(program=(sys.executable, "-c", WORKER))
 
 
 def test_a_word_is_read_or_is_none() -> None:

@@ -13,11 +13,12 @@ KEY = "a" * 8
 @pytest.fixture
 def cache(tmp_path: Path) -> CompiledCache:
     """Two kernels of two files each, sealed and noted under KEY."""
-    made = CompiledCache(tmp_path)
+    made = CompiledCache(tmp_path / "home" / "cache")
     for name in ("ONE", "TWO"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "kernel.cubin").write_bytes(name.encode())
-        (tmp_path / name / "kernel.json").write_text("{}")
+        entry = made.folder / name
+        entry.mkdir(parents=True)
+        (entry / "kernel.cubin").write_bytes(name.encode())
+        (entry / "kernel.json").write_text("{}")
     made.note(KEY, {"ONE", "TWO"})
     return made
 
@@ -47,13 +48,17 @@ def test_a_damaged_kernel_is_thrown_away_and_the_others_stay(
     assert (cache.folder / "ONE" / "kernel.cubin").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": 1}', '["../other"]'])
+_BROKEN = ("", "{", "[]", "7", '{"a": 1}', '["../other"]', '[".."]', '[""]', '["."]', '[["a"]]')
+
+
+@pytest.mark.parametrize("text", _BROKEN)
 def test_a_broken_list_is_none(cache: CompiledCache, text: str) -> None:
     other = cache.folder.parent / "other"
     other.mkdir(exist_ok=True)
     (cache.folder / f"quire-{KEY}.json").write_text(text)
     assert not cache.is_whole(KEY)
     assert other.exists()  # nothing outside the cache is removed
+    assert (cache.folder / "ONE" / "kernel.cubin").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_replaced_and_said(

@@ -76,6 +76,17 @@ def test_whoever_is_killed_takes_both_nodes_along(place: tuple[str, ...], whose:
             one.wait(PATIENCE)
 
 
+def test_a_node_that_has_not_joined_ends_at_the_first_signal(place: tuple[str, ...]) -> None:
+    with (
+        socket.create_server(("127.0.0.1", int(place[-1]))) as silent,
+        process(*place, "--node-rank", "1", QUIRE_JOIN_SECRET=SECRET) as other,
+    ):
+        silent.settimeout(PATIENCE)
+        with silent.accept()[0]:  # which it waits for to say something
+            other.process.send_signal(signal.SIGTERM)
+            assert other.end() == 128 + signal.SIGTERM
+
+
 def test_a_start_that_cannot_be_is_one_line_on_each_node(
     place: tuple[str, ...], tmp_path: Path
 ) -> None:
