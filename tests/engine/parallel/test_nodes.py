@@ -154,7 +154,7 @@ def test_a_node_has_the_model_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -
         heard.append(config)
         raise ModelError("enough")
 
-    monkeypatch.setattr(follower.exchange, "over_gloo", lambda *_: None)
+    monkeypatch.setattr(follower, "exchange_of", lambda *_: None)
     line: Any = Heard()
     with pytest.raises(ModelError):
         follower.build(builder, line, "/here")
