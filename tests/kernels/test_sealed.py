@@ -83,13 +83,17 @@ def test_two_that_seal_an_entry_at_once_leave_it_whole(
 
     def between(beside: Path, target: Path) -> Path:
         if others:
-            others.pop().seal("ONE")  # sees what is not yet in its place
+            others.pop().seal("ONE")
         return replace(beside, target)
 
     monkeypatch.setattr(Path, "replace", between)
     kept.seal("ONE")
     assert kept.is_whole("ONE")
-    kept.discard("TWO")
+    others_seal = kept.folder / "ONE" / f"{SEAL}.1"  # not yet in its place
+    others_seal.touch()
+    kept.seal("ONE")
+    others_seal.unlink()
+    assert kept.is_whole("ONE")
     others.append(kept)
     write_at_once(kept.folder / "ONE" / SEAL, "{}")  # the other's is replaced
     assert (kept.folder / "ONE" / SEAL).read_text() == "{}"
