@@ -18,12 +18,15 @@ def look_at(number: int, exercise: Path) -> None:
 
 
 def main(words: list[str]) -> int:
+    if not words or not words[0].isdecimal():
+        print("check: which chapter? type: python course/check.py NUMBER [FILE]", file=sys.stderr)
+        return 2
     try:
         number = int(words[0])
         exercise = Path(words[1]) if len(words) > 1 else chapters.folder(number) / "exercise.py"
         source = exercise.read_text(encoding="utf-8")
         compile(source, str(exercise), "exec")
-    except (IndexError, ValueError, OSError, SyntaxError) as error:
+    except (ValueError, OSError, SyntaxError) as error:
         print(f"check: {error}; type: python course/check.py NUMBER [FILE]", file=sys.stderr)
         return 2
     try:

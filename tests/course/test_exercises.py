@@ -91,3 +91,5 @@ def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
     code, said, error = run("99")
     assert (code, said) == (2, "")
     assert error.startswith("check: chapter 99: not there; there are 1")
+    asks = "check: which chapter? type: python course/check.py NUMBER [FILE]\n"
+    assert run() == run("one") == (2, "", asks)
