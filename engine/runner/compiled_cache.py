@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from quire.engine.runner.compile_process import LISTS
 from quire.kernels.sealed import SealedFolder, is_name, writable, write_at_once
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class CompiledCache:
         write_at_once(self._list(key), json.dumps(sorted(names)))
 
     def _list(self, key: str) -> Path:
-        return self.folder / f"quire-{key}.json"
+        return self.folder / LISTS.replace("*", key)
 
 
 def writable_cache(folder: Path) -> CompiledCache:
