@@ -112,6 +112,18 @@ def result_row(
     }
 
 
+def typed(arguments: Sequence[str]) -> str:
+    """The command of these arguments, without the folders of the machine that it ran on."""
+    words = ["python"]
+    for word in arguments:
+        option, equals, value = word.rpartition("=")
+        if Path(value).is_absolute():
+            inside = Path(value).is_relative_to(ROOT)
+            value = str(Path(value).relative_to(ROOT)) if inside else Path(value).name
+        words.append(f"{option}{equals}{value}")
+    return " ".join(words)
+
+
 def write_results(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -123,7 +135,7 @@ def write_results(
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join(["python", *(sys.argv if command is None else command)]),
+        "command": typed(sys.argv if command is None else command),
         "rows": list(rows),
         **more,
     }

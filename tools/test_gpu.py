@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from common import commit, machine, versions  # noqa: E402
+from common import commit, machine, typed, versions  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "gpu or triton"
@@ -146,7 +146,7 @@ def document(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": typed(sys.argv),
         "seconds": round(seconds, 1),
         "passed": sum(outcome.passed for outcome in outcomes),
         "failed": len(failures),
