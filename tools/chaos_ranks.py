@@ -1,12 +1,15 @@
-"""Ranks on two nodes are killed under load, one a round, and one is stopped for too long.
+"""Ranks are killed under load, one a round, and one is stopped for too long.
 
     python tools/chaos_ranks.py [--rounds N] [--seed S] [--json FILE]
+    python tools/chaos_ranks.py --device cuda --nodes 1 --ranks 2 --model random:0.6B
 
-Two nodes of this machine, two ranks each (gloo, on the CPU), meet at a free port and serve streams.
+Two nodes of this machine, two ranks each (gloo on the CPU, NCCL on its GPUs), meet at a free port
+and serve streams; or one node serves alone.
 Then a process is killed by SIGKILL: in turn each rank and the second node's own process; in the
 last round a rank is stopped for longer than the watchdog's bounds. What must be true then: every
-stream has ended, none as if it were whole; every process of both nodes is gone; nothing is left in
-/dev/shm; and the next round starts at once, at the same ports. Exits non-zero where one is not.
+stream has ended, none as if it were whole; every process of the nodes is gone; nothing is left in
+/dev/shm or in a GPU's memory; and the next round starts at once, at the same ports. Exits non-zero
+where one is not.
 """
 
 import argparse
@@ -15,9 +18,12 @@ import json
 import os
 import random
 import secrets
+import shutil
 import socket
+import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,7 +39,7 @@ from quire.v1 import inference_pb2_grpc as pb_grpc  # noqa: E402
 STREAMS = 4
 SECONDS = 60.0  # in which all must be gone
 WATCHDOG = ("--watchdog-seconds", "2", "--watchdog-exit-seconds", "2")
-OPTIONS = ("--model", "random:tiny", "--device", "cpu", "--tensor-parallel-size", "4")
+SPARE_MIB = 64  # of a GPU's memory, which another program may take meanwhile
 
 
 @dataclass
@@ -56,19 +62,25 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10, help="processes to kill")
     parser.add_argument("--seed", type=int, help="of where in its streams one is killed")
     parser.add_argument("--json", type=Path, help="where to write what was seen")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--nodes", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--ranks", type=int, default=4, help="of all nodes together")
+    parser.add_argument("--model", default="random:tiny")
     args = parser.parse_args()
+    if args.ranks % args.nodes or args.ranks < 2:
+        parser.error("--ranks must be two or more, as many on each node")
     seed = secrets.randbelow(1 << 20) if args.seed is None else args.seed
     chance, ports = random.Random(seed), free_ports(2)
-    victims = ["rank 0", "rank 1", "rank 2", "rank 3", "node 1"]
+    victims = [f"rank {i}" for i in range(args.ranks)] + ["node 1"] * (args.nodes - 1)
     rounds = []
     for number in range(args.rounds + 1):
         stopped = number == args.rounds
-        victim = "rank 3" if stopped else victims[number % len(victims)]
-        rounds.append(one_round(victim, stopped, chance.randrange(1, 60), ports))
+        victim = f"rank {args.ranks - 1}" if stopped else victims[number % len(victims)]
+        rounds.append(one_round(args, victim, stopped, chance.randrange(1, 60), ports))
         print(told(rounds[-1]), flush=True)
     if args.json is not None:
         found = {
-            "command": "python tools/chaos_ranks.py",
+            "command": f"python tools/chaos_ranks.py {' '.join(placed(args))}",
             "cpus": os.cpu_count(),
             "seed": seed,
             "streams": STREAMS,
@@ -80,19 +92,37 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def one_round(victim: str, stopped: bool, tokens: int, ports: list[int]) -> Round:
-    """Start both nodes, load them, strike after so many tokens of each stream, look."""
-    before, began = shared_memory(), time.monotonic()
-    place = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(ports[0]))
-    words = (*OPTIONS, *WATCHDOG, *place)
-    secret = {"QUIRE_JOIN_SECRET": "of this machine's chaos alone"}
-    with (
-        process(*words, "--node-rank", "1", **secret) as other,
-        process(*words, "--port", str(ports[1]), **secret) as first,
-        grpc.insecure_channel(first.address()) as channel,
-    ):
+def placed(args: Namespace) -> list[str]:
+    """What runs where, as it is asked for here."""
+    words = ["--device", args.device, "--nodes", str(args.nodes), "--ranks", str(args.ranks)]
+    return [*words, "--model", args.model]
+
+
+def served(
+    args: Namespace, node: int, ports: list[int]
+) -> contextlib.AbstractContextManager[Process]:
+    """One node's process; the first serves."""
+    words = ["--model", args.model, "--device", args.device, *WATCHDOG]
+    words += ["--tensor-parallel-size", str(args.ranks)]
+    if args.nodes > 1:
+        words += ["--nnodes", str(args.nodes), "--node-rank", str(node)]
+        words += ["--master-addr", "127.0.0.1", "--master-port", str(ports[0])]
+    words += ["--port", str(ports[1])] if node == 0 else []
+    local = args.ranks // args.nodes
+    cards = ",".join(str(node * local + i) for i in range(local))
+    given = {"CUDA_VISIBLE_DEVICES": cards} if args.device == "cuda" else {}
+    return process(*words, QUIRE_JOIN_SECRET="of this machine's chaos alone", **given)
+
+
+def one_round(args: Namespace, victim: str, stopped: bool, tokens: int, ports: list[int]) -> Round:
+    """Start the nodes, load them, strike after so many tokens of each stream, look."""
+    before, memory, began = shared_memory(), gpu_memory(), time.monotonic()
+    with contextlib.ExitStack() as running:
+        others = [running.enter_context(served(args, n, ports)) for n in range(1, args.nodes)]
+        first = running.enter_context(served(args, 0, ports))
+        channel = running.enter_context(grpc.insecure_channel(first.address()))
         seen = Round(victim, "SIGSTOP" if stopped else "SIGKILL", since(began))
-        found = processes(first, other)
+        found = processes(first, others)
         stub = pb_grpc.InferenceServiceStub(channel)
         calls = [stub.Generate(long_request()) for _ in range(STREAMS)]
         for call in calls:
@@ -107,8 +137,8 @@ def one_round(victim: str, stopped: bool, tokens: int, ports: list[int]) -> Roun
         seen.wrong += [f"{one} is left" for one in alive]
         for one in alive:
             one.kill()
-        seen.exits = [first.end(), other.end()]
-    judge(seen, shared_memory() - before)
+        seen.exits = [node.end() for node in (first, *others)]
+    judge(seen, shared_memory() - before, gpu_memory(), memory)
     return seen
 
 
@@ -117,15 +147,20 @@ def since(moment: float) -> float:
     return round(time.monotonic() - moment, 2)
 
 
-def processes(first: Process, other: Process) -> dict[str, psutil.Process]:
-    """By what they are."""
-    node_0, node_1 = (psutil.Process(one.process.pid) for one in (first, other))
-    below = node_0.children(recursive=True)
-    (engine,) = (p for p in below if "engine_child" in " ".join(p.cmdline()))
-    (rank_1,) = (p for p in below if "rank_child" in " ".join(p.cmdline()))
-    rank_2, rank_3 = sorted(node_1.children(), key=lambda p: p.pid)
-    ranks = {"rank 0": engine, "rank 1": rank_1, "rank 2": rank_2, "rank 3": rank_3}
-    return {"node 0": node_0, "node 1": node_1, **ranks}
+def processes(first: Process, others: list[Process]) -> dict[str, psutil.Process]:
+    """By what they are. The first node's engine is rank 0."""
+    nodes = [psutil.Process(one.process.pid) for one in (first, *others)]
+    below = [p for node in nodes for p in sorted(node.children(recursive=True), key=_started)]
+    engines, followers = (
+        [p for p in below if program in " ".join(p.cmdline())]
+        for program in ("engine_child", "rank_child")
+    )
+    ranks = {f"rank {number}": one for number, one in enumerate((*engines, *followers))}
+    return {f"node {number}": one for number, one in enumerate(nodes)} | ranks
+
+
+def _started(one: psutil.Process) -> float:
+    return float(one.create_time())
 
 
 def ended(call: grpc.Call) -> str:
@@ -136,7 +171,7 @@ def ended(call: grpc.Call) -> str:
     return str(call.code().name)
 
 
-def judge(seen: Round, left: set[str]) -> None:
+def judge(seen: Round, left: set[str], memory: list[int], before: list[int]) -> None:
     """What must be true of every round."""
     if set(seen.codes) != {"UNAVAILABLE"}:
         seen.wrong.append(f"streams ended {', '.join(seen.codes)}")
@@ -144,12 +179,22 @@ def judge(seen: Round, left: set[str]) -> None:
         seen.wrong.append(f"exit codes {seen.exits}")
     if left:
         seen.wrong.append(f"left in /dev/shm: {', '.join(sorted(left))}")
+    if any(now > then + SPARE_MIB for now, then in zip(memory, before, strict=True)):
+        seen.wrong.append(f"MiB taken on the GPUs: {memory}, before: {before}")
 
 
 def shared_memory() -> set[str]:
     """Names in /dev/shm."""
     place = Path("/dev/shm")
     return {entry.name for entry in place.iterdir()} if place.is_dir() else set()
+
+
+def gpu_memory() -> list[int]:
+    """MiB that are taken on each GPU; nothing where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return [int(line) for line in subprocess.check_output(asked, text=True).splitlines()]
 
 
 def free_ports(count: int) -> list[int]:

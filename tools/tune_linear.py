@@ -32,7 +32,7 @@ from quire.kernels.linear import gemv, linear, skinny, tuning
 from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 from quire.kernels.support import HOPPER_SHARED
 
-SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
+SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "72B")
 COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache
 SPLITS = (1, 2, 4)
 SHARE_COST = 1.03  # what one number of shares for all rows may cost
