@@ -18,7 +18,6 @@ import json
 import os
 import random
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -98,6 +97,12 @@ def placed(args: Namespace) -> list[str]:
     return [*words, "--model", args.model]
 
 
+def cards(args: Namespace) -> list[str]:
+    """Of the ranks, in their order."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(args.ranks)]
+
+
 def served(
     args: Namespace, node: int, ports: list[int]
 ) -> contextlib.AbstractContextManager[Process]:
@@ -109,14 +114,14 @@ def served(
         words += ["--master-addr", "127.0.0.1", "--master-port", str(ports[0])]
     words += ["--port", str(ports[1])] if node == 0 else []
     local = args.ranks // args.nodes
-    cards = ",".join(str(node * local + i) for i in range(local))
-    given = {"CUDA_VISIBLE_DEVICES": cards} if args.device == "cuda" else {}
+    mine = ",".join(cards(args)[node * local :][:local])
+    given = {"CUDA_VISIBLE_DEVICES": mine} if args.device == "cuda" else {}
     return process(*words, QUIRE_JOIN_SECRET="of this machine's chaos alone", **given)
 
 
 def one_round(args: Namespace, victim: str, stopped: bool, tokens: int, ports: list[int]) -> Round:
     """Start the nodes, load them, strike after so many tokens of each stream, look."""
-    before, memory, began = shared_memory(), gpu_memory(), time.monotonic()
+    before, memory, began = shared_memory(), gpu_memory(args), time.monotonic()
     with contextlib.ExitStack() as running:
         others = [running.enter_context(served(args, n, ports)) for n in range(1, args.nodes)]
         first = running.enter_context(served(args, 0, ports))
@@ -138,7 +143,7 @@ def one_round(args: Namespace, victim: str, stopped: bool, tokens: int, ports: l
         for one in alive:
             one.kill()
         seen.exits = [node.end() for node in (first, *others)]
-    judge(seen, shared_memory() - before, gpu_memory(), memory)
+    judge(seen, shared_memory() - before, gpu_memory(args), memory)
     return seen
 
 
@@ -189,11 +194,17 @@ def shared_memory() -> set[str]:
     return {entry.name for entry in place.iterdir()} if place.is_dir() else set()
 
 
-def gpu_memory() -> list[int]:
-    """MiB that are taken on each GPU; nothing where there is none."""
-    if shutil.which("nvidia-smi") is None:
+def gpu_memory(args: Namespace) -> list[int]:
+    """MiB that are taken on each of the ranks' GPUs; nothing where they have none."""
+    if args.device == "cpu":
         return []
-    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    asked = [
+        "nvidia-smi",
+        "-i",
+        ",".join(cards(args)[: args.ranks]),
+        "--query-gpu=memory.used",
+        "--format=csv,noheader,nounits",
+    ]
     return [int(line) for line in subprocess.check_output(asked, text=True).splitlines()]
 
 
