@@ -38,6 +38,14 @@ from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.travel import travel
 from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.vectors import (
+    EmbedOptions,
+    ScoreOptions,
+    Text,
+    build_embed,
+    build_score,
+    embeddings_of,
+)
 from quire.v1 import inference_pb2 as pb
 
 
@@ -224,6 +232,29 @@ class Client:
         """The text of ids; special tokens have none. Bytes that are no characters read U+FFFD."""
         request = build_detokenize(token_ids)
         return str(self._unary(lambda to: to.stub.Detokenize, request, timeout).text)
+
+    def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> list[list[float]]:
+        """An embedding of each text (or list of token ids), of length 1."""
+        request = build_embed(texts, options)
+        return embeddings_of(self._unary(lambda to: to.stub.Embed, request, timeout))
+
+    def score(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> list[float]:
+        """How well each document answers the query, from 0 to 1."""
+        request = build_score(query, documents, options)
+        return list(self._unary(lambda to: to.stub.Score, request, timeout).scores)
 
     def flush_cache(self, *, timeout: float | None = None) -> int:
         """Forget the cached prefixes that no request holds; how many blocks they were. Of the one

@@ -94,12 +94,21 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooling:
+    """What is wanted of a prompt's last token where nothing is to be generated: its hidden state
+    behind the final norm or, with `token_ids`, the logits of those ids."""
+
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What the service submits. `key` is the submitter's own and unique among live requests.
 
     `resume_token_ids` (n = 1) are outputs that the client already holds: they count for positions,
     max and min tokens and penalties, and are not sent again. `client` names whose share it uses,
-    `user` for whom of its own.
+    `user` for whom of its own. With `pooling` (n = 1) the prompt is computed, nothing is sampled,
+    and the only thing said is Output.pooled.
     """
 
     key: int
@@ -112,6 +121,7 @@ class GenerationRequest:
     client: str = ""
     constraint: Constraint | None = None
     user: str = ""
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +140,8 @@ class Output:
 
     `started` marks the first time this index was scheduled; `cached_tokens` are its prefix hit.
     `finish` is set once, in the last output of the index. `stop_token_id`: the EOS or stop id that
-    ended it (it is the last of token_ids).
+    ended it (it is the last of token_ids). `pooled`: float32, little-endian, where that was asked
+    for.
 
     Times are time.monotonic(): of scheduling for `started`, else of the end of the step. `time` is
     that of the last thing said; `started_at` and `first_token_at` those of `started` and of the
@@ -151,6 +162,7 @@ class Output:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     error_id: str | None = None
+    pooled: bytes | None = None
 
     def stamp(self, now: float) -> None:
         """All that it says, it says now."""
@@ -172,5 +184,6 @@ class Output:
         self.finish = later.finish
         self.stop_token_id = later.stop_token_id
         self.error_id = later.error_id
+        self.pooled = later.pooled
         self.preemptions = max(self.preemptions, later.preemptions)
         self.peak_blocks = max(self.peak_blocks, later.peak_blocks)

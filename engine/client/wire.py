@@ -34,6 +34,7 @@ from quire.engine.request import (
     FinishReason,
     GenerationRequest,
     Output,
+    Pooling,
     SamplingParams,
     TokenLogprob,
     Vocabulary,
@@ -121,14 +122,18 @@ def _pack_request(request: GenerationRequest) -> Message:
         request.client,
         None if request.constraint is None else dataclasses.astuple(request.constraint),
         request.user,
+        None if request.pooling is None else request.pooling.token_ids,
     )
 
 
 def _unpack_request(packed: Message) -> GenerationRequest:
-    key, prompt, sampling, n, priority, salt, resumed, client, constraint, user = packed
+    key, prompt, sampling, n, priority, salt, resumed, client, constraint, user, pooled = packed
     made = None if constraint is None else Constraint(*constraint)
+    pooling = None if pooled is None else Pooling(pooled)
     params = SamplingParams(*sampling)
-    return GenerationRequest(key, prompt, params, n, priority, salt, resumed, client, made, user)
+    return GenerationRequest(
+        key, prompt, params, n, priority, salt, resumed, client, made, user, pooling
+    )
 
 
 # ---------------------------------------------------------------- outward
@@ -177,6 +182,7 @@ def _pack_output(output: Output) -> Message:
         None if output.finish is None else output.finish.value,
         output.stop_token_id,
         output.error_id,
+        output.pooled,
     )
 
 

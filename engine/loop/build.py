@@ -256,6 +256,8 @@ def _engine(
         eos_token_ids=shape.eos_token_ids,
         generation=shape.generation,
         options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+        hidden_size=shape.hidden_size,
+        embeds_only=shape.embeds_only,
         numerics=numerics(device, rank.ops, ranks=config.tensor_parallel_size),
     )
     return Engine(core, info, rank.runner, device, ranks)

@@ -26,6 +26,10 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     generation: GenerationDefaults
     options: dict[str, str]
+    hidden_size: int = 0
+    """Numbers of a hidden state, and so of an embedding."""
+    embeds_only: bool = False
+    """The model has no output head: nothing is generated, and nothing scored."""
     numerics: str = ""
     """What can change a token's last bits beside what the fingerprint covers."""
 

@@ -58,6 +58,10 @@ class CausalModel(ABC):
     def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
         """Logits after the final norm: [L, V] fp32. hidden: [T, H]; rows: [L] int64, None = all."""
 
+    @abstractmethod
+    def states(self, hidden: Tensor) -> Tensor:
+        """Hidden states behind the final norm, not rounded: [L, H] fp32. hidden: [L, H]."""
+
     @property
     def fingerprint(self) -> str:
         """32 hex digits, equal where keys and values have the model's data type as well."""

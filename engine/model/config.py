@@ -101,7 +101,8 @@ class ModelConfig:
     max_position_embeddings: most positions, YaRN's stretch included. stored_dtype: "float32",
     "bfloat16" or "float16". eos_token_ids: union of config.json and generation_config.json.
     initializer_range: standard deviation of random matrices. experts: None in a dense model.
-    fp8: None where no weight is quantized.
+    fp8: None where no weight is quantized. embeds_only: there is no output head (the embedding
+    stands in its place, and what it would say means nothing).
     """
 
     architecture: str
@@ -123,6 +124,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     experts: Experts | None = None
     fp8: Fp8 | None = None
+    embeds_only: bool = False
 
     def __post_init__(self) -> None:
         if self.num_q_heads % self.num_kv_heads:
@@ -202,5 +204,6 @@ class ModelConfig:
             str(cache_dtype or dtype),
             weights,
             *(part for part in (self.experts, self.fp8) if part is not None),
+            *(("without a head",) if self.embeds_only else ()),
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())

@@ -129,3 +129,8 @@ class Decoder(CausalModel):
         if rows is not None:
             hidden = hidden[rows]
         return self.head.logits(self._ops, hidden, self.norm, self.config.rms_norm_eps)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        mean = wide.square().mean(-1, keepdim=True)
+        return wide * (mean + self.config.rms_norm_eps).rsqrt() * self.norm.float()

@@ -5,11 +5,13 @@ that only concern training are left alone. Sizes have limits, which hold before 
 allocated. Defaults are those of transformers' own classes.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import Experts, Fp8, GenerationDefaults, ModelConfig
+from quire.engine.model.hf_embeddings import embeds_only
 from quire.engine.model.hf_families import Family, read_family
 from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
@@ -40,8 +42,10 @@ def read_directory(path: Path) -> ModelConfig:
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
+    bare = embeds_only(path, config)
     try:
-        return _model(config, architecture, family, sampling, eos, fp8)
+        model = _model(config, architecture, family, sampling, eos, fp8)
+        return replace(model, tie_word_embeddings=True, embeds_only=True) if bare else model
     except ConfigError as error:
         named = str(error).startswith(config.name)
         raise error if named else ConfigError(f"{config.name}: {error}") from None

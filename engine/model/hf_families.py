@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE
+from quire.engine.model.hf_embeddings import WITHOUT_HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +38,27 @@ FAMILIES = {
     QWEN2: Family("qwen2"),
     LLAMA: Family("llama", kv_heads_given=False),
 }
+_SUPPORTED = (*FAMILIES, *WITHOUT_HEAD)
 _OTHERS = (  # what is behind names of architectures that people try
     (r"VL|Vision|Omni|Image|Video|Audio|ConditionalGeneration|Mllama", "vision and audio"),
     (r"Qwen3Next|Qwen3_5|DeltaNet", "hybrids with gated delta-net"),
     (r"Linear|Mamba|Hybrid|Jamba", "hybrids with linear attention"),
     (r"Moe|Mixtral", "this kind of experts"),
-    (r"Embedding|Classification|Reward|Model$", "models that do not write text"),
+    (r"Classification|Reward", "models that judge with a head of their own"),
+    (r"Embedding|Model$", "this kind of embeddings"),
 )
 
 
 def read_family(config: JsonFile) -> tuple[str, Family]:
-    """The architecture's name and what is special in it. Raises ConfigError."""
+    """The architecture's name, with its head, and what is special in it. Raises ConfigError."""
     names = config.data.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         config.refuse("architectures", "must be a list of one name")
-    (name,) = names
+    name: str = WITHOUT_HEAD.get(names[0], names[0])
     if name not in FAMILIES:
         kind = next((kind for pattern, kind in _OTHERS if re.search(pattern, name)), None)
         what = "" if kind is None else f"{kind}: "
-        config.refuse("architectures", f"{what}not supported; supported: {', '.join(FAMILIES)}")
+        config.refuse("architectures", f"{what}not supported; supported: {', '.join(_SUPPORTED)}")
     family = FAMILIES[name]
     config.only("model_type", family.model_type)
     return name, family

@@ -4,6 +4,7 @@
     rows:       key, index, epoch, slot, start, tokens, whether it samples, given ids; the ids
     admissions: key, index, slot, last token, computed tokens; sampling; five lists of ids, a bias
     updates, copies and masked slots: int32 each
+    pooled:     slot and how many ids; the ids
 
 Masks: magic, and how many follow; of each slot, length, bytes.
 
@@ -24,19 +25,21 @@ from quire.engine.scheduling.plan import (
     BlockUpdate,
     Masks,
     PlanRow,
+    Pooled,
     SamplingNumbers,
     StepPlan,
 )
 
 MOST_BYTES = 1 << 30  # of one plan, or of its masks
-_MAGIC, _MASKS_MAGIC = b"QSP1", b"QSM1"
-_HEAD = struct.Struct("<4sq7i")
+_MAGIC, _MASKS_MAGIC = b"QSP2", b"QSM1"
+_HEAD = struct.Struct("<4sq8i")
 _ROW = struct.Struct("<qiqiii?i")
 _ADMISSION = struct.Struct("<qi3i")
 _SAMPLING = struct.Struct("<2di4dqii")  # temperature .. min_position, logprobs (-1: none)
 _COUNTS = struct.Struct("<6i")
 _UPDATE = struct.Struct("<3i")
 _COPY = struct.Struct("<2i")
+_POOLED = struct.Struct("<2i")
 _MASKS = struct.Struct("<4si")
 _MASK = struct.Struct("<2i")
 
@@ -45,7 +48,7 @@ T = TypeVar("T")
 
 def encode(plan: StepPlan) -> bytes:
     """Raises RankError for a plan of more than MOST_BYTES, or with a number beyond its field."""
-    counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked)
+    counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, plan.pooled)
     sizes = (plan.num_decode_rows, plan.num_tokens, *map(len, counts))
     try:
         parts = [_HEAD.pack(_MAGIC, plan.step_id, *sizes)]
@@ -58,6 +61,8 @@ def encode(plan: StepPlan) -> bytes:
         parts += [_UPDATE.pack(*update) for update in plan.block_updates]
         parts += [_COPY.pack(*copy) for copy in plan.copies]
         parts.append(_ids(plan.masked))
+        for slot, ids in plan.pooled:
+            parts += [_POOLED.pack(slot, len(ids)), _ids(ids)]
     except (struct.error, OverflowError) as error:
         raise RankError(f"step {plan.step_id} cannot be told to the ranks: {error}") from error
     return _bounded(b"".join(parts), f"step {plan.step_id}")
@@ -144,6 +149,7 @@ def _read(reader: "_Reader") -> StepPlan:
         num_decode_rows,
         num_tokens,
         reader.ids(counts[4]),
+        tuple(_read_pooled(reader) for _ in reader.times(counts[5])),
     )
 
 
@@ -166,6 +172,11 @@ def _read_admission(reader: "_Reader") -> Admission:
 def _read_copy(reader: "_Reader") -> tuple[int, int]:
     source, target = reader.take(_COPY)
     return source, target
+
+
+def _read_pooled(reader: "_Reader") -> Pooled:
+    slot, count = reader.take(_POOLED)
+    return Pooled(slot, reader.ids(count))
 
 
 def _read_mask(reader: "_Reader") -> tuple[int, bytes]:

@@ -165,6 +165,13 @@ def most_rows(max_num_seqs: int) -> int:
     return max_num_seqs + 4 * min(max_num_seqs, PROMPT_TOKENS[-1])
 
 
+def fixed_bytes(max_num_seqs: int, prompt_tokens: Sequence[int]) -> int:
+    """Room for what a captured step with prompts reads of its upload (see stage_mixed): at most 4
+    bytes a token and 32 a row."""
+    tokens = max_num_seqs + max(prompt_tokens, default=0)
+    return max(1 << 16, 4 * tokens + 40 * most_rows(max_num_seqs))
+
+
 def _powers(base: int, most: int) -> list[int]:
     """1, and powers of base below `most`, which ends them."""
     powers = [1]

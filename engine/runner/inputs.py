@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import StepPlan
@@ -96,7 +97,7 @@ def stage_mixed(
     """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
 
     Padding rows belong to the null slot; the last of them takes the padding tokens. The sizes of
-    all but the last array follow from `shape` alone, so that a graph finds them where they were
+    all but the last arrays follow from `shape` alone, so that a graph finds them where they were
     captured. Of a padded step every row's last token is in logits_rows, of an exact one those that
     sample; which those are among the rows, sampled_rows tells: with all_sample all, padding too.
     """
@@ -114,8 +115,12 @@ def stage_mixed(
     known = [token for row in longer for token in row.token_ids]
     tokens[shape.decode_rows :][: len(known)] = known
     sampled = np.arange(len(row_slots)) if all_sample else _sampled_rows(plan, shape)
-    ends = sampled if shape == MixedShape.of(plan) else np.arange(len(row_slots))
+    exact = shape == MixedShape.of(plan)
+    ends = sampled if exact else np.arange(len(row_slots))
     stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, ends, sampled)
+    if plan.pooled:
+        left = np.cumsum(lens, dtype=np.int64) - 1 if exact else ends
+        stage_pooled(staging, plan, shape.decode_rows, left)
 
 
 def stage_rows(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.sampler import Sampled, to_logprobs
 from quire.engine.scheduling.plan import StepResult
 
@@ -25,9 +26,11 @@ class PendingResult:
         tokens: Tensor,
         logprobs: tuple[Tensor, ...] | None,
         done: Done,
+        pooled: PooledNumbers | None = None,
     ) -> None:
         """wanted: of each row that samples, how many logprobs; not looked at without logprobs."""
         self._wanted = wanted
+        self._pooled = pooled
         self._tokens = tokens
         self._logprobs = logprobs
         self._done = done
@@ -36,11 +39,12 @@ class PendingResult:
         """Wait for the device (the interpreter lock is free meanwhile) and return the tokens."""
         self._done()
         tokens = [[token] for token in self._tokens.tolist()]
+        pooled = () if self._pooled is None else self._pooled.packed()
         if self._logprobs is None:
-            return StepResult(tokens)
+            return StepResult(tokens, None, pooled)
         chosen, rank, top_ids, top_values = self._logprobs
         values = (chosen, rank, top_ids, top_values)
-        return StepResult(tokens, to_logprobs(tokens, self._wanted, values))
+        return StepResult(tokens, to_logprobs(tokens, self._wanted, values), pooled)
 
 
 class Results:
@@ -62,11 +66,12 @@ class Results:
         if sampled.logprobs is not None:
             logprobs = tuple(value[:count] for value in sampled.logprobs)
         if self._on_host:
-            return PendingResult(wanted, tokens, logprobs, self._check)
+            return PendingResult(wanted, tokens, logprobs, self._check, sampled.pooled)
         self._turn = (self._turn + 1) % RESULT_RING
         tokens = self._ring[self._turn][:count].copy_(tokens, non_blocking=True)
         if logprobs is not None:
             logprobs = tuple(_to_host(value) for value in logprobs)
+        pooled = None if sampled.pooled is None else sampled.pooled.on_host(_to_host)
         event = torch.cuda.Event()
         event.record()
 
@@ -74,7 +79,7 @@ class Results:
             event.synchronize()
             self._check()
 
-        return PendingResult(wanted, tokens, logprobs, done)
+        return PendingResult(wanted, tokens, logprobs, done, pooled)
 
 
 def _to_host(value: Tensor) -> Tensor:

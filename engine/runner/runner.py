@@ -12,7 +12,7 @@ leaves out comes with `sample`, when the host has made the masks.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,10 +31,12 @@ from quire.engine.runner.graphs import (
     Key,
     SamplerKey,
     StepGraphs,
+    fixed_bytes,
     fused,
     most_rows,
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
+from quire.engine.runner.pooling import pool
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
@@ -82,7 +84,7 @@ class Runner:
         self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
         self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
-        fixed = _fixed_bytes(state.null_slot, prompt_tokens)
+        fixed = fixed_bytes(state.null_slot, prompt_tokens)
         self._staging = Staging(self._device, capacity=fixed)
         self._row_slots = torch.full(
             (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
@@ -234,7 +236,11 @@ class Runner:
         self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
     ) -> PendingResult:
         edits = self._uploaded_edits(plan, masks) if needs.edits else None
-        return self._collect(plan, self._sample(done, needs, edits))
+        sampled = self._sample(done, needs, edits)
+        if plan.pooled:
+            pooled = pool(self._model, done.hidden, self._staging, plan)
+            sampled = replace(sampled, pooled=pooled)
+        return self._collect(plan, sampled)
 
     def _uploaded_edits(self, plan: StepPlan, masks: Masks) -> Edits:
         """The upload is one of its own: the model's part of it is still to be read."""
@@ -391,10 +397,3 @@ class Runner:
         if logprobs is None:
             return []
         return [self._sampling[row.slot].logprobs for row in plan.rows if row.samples]
-
-
-def _fixed_bytes(max_num_seqs: int, prompt_tokens: Sequence[int]) -> int:
-    """Room for what a captured step with prompts reads of its upload (see stage_mixed): at most 4
-    bytes a token and 32 a row."""
-    tokens = max_num_seqs + max(prompt_tokens, default=0)
-    return max(1 << 16, 4 * tokens + 40 * most_rows(max_num_seqs))

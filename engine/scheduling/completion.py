@@ -67,6 +67,8 @@ class Completion:
             samples += sum([row.samples for row in plan.rows[decode:]])
         if len(result.tokens) != samples:
             raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
+        read = zip(plan.pooled, result.pooled, strict=True)
+        pooled = {one.slot: numbers for one, numbers in read}
         flight = self._retire(plan)
         outputs = self._roster.drain_outputs()
         counters = self._roster.counters
@@ -83,7 +85,10 @@ class Completion:
             request.in_flight -= 1
             said = len(outputs)
             try:
-                self._apply_row(row, request, tokens, logprob, outputs)
+                if pooled and row.slot in pooled:
+                    self._apply_pooled(row, request, pooled[row.slot], outputs)
+                else:
+                    self._apply_row(row, request, tokens, logprob, outputs)
             except Exception as error:
                 del outputs[said:]
                 if request.status is Status.FINISHED:  # half-way through its end
@@ -143,6 +148,22 @@ class Completion:
             if row.start < request.num_prompt_tokens <= end:
                 self._roster.waiting.release(request)
             self._append(request, tokens, logprob, outputs)
+
+    def _apply_pooled(
+        self, row: PlanRow, request: Request, pooled: bytes, outputs: list[Output]
+    ) -> None:
+        """The last row of a request of which something is read. pooled: see StepResult."""
+        lives = row.epoch == request.epoch and request.status is not Status.FINISHED
+        if lives and not pooled:  # before its blocks are known to others
+            self._roster.counters.not_a_number += 1
+            raise NotANumberError("what was to be read of the prompt is no finite number")
+        self._apply_row(row, request, (), None, outputs)
+        if not lives:
+            return
+        output = Output(request.key, request.index, pooled=pooled)
+        output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
+        outputs.append(output)
+        self._roster.end(request, FinishReason.STOP, output, said=True)
 
     def _append(
         self,

@@ -24,6 +24,9 @@ class RequestLimits:
         prompt, params = len(spec.prompt_token_ids), spec.sampling
         if prompt == 0:
             raise RequestError("prompt", "is empty: at least one token is needed")
+        if spec.pooling is not None:
+            self._check_pooled(spec, prompt)
+            return
         if params.max_tokens < 1:
             raise RequestError("max_tokens", f"{params.max_tokens} is below 1")
         if len(params.ending_ids) > MAX_ENDING_IDS:
@@ -40,6 +43,22 @@ class RequestLimits:
                 f"{len(spec.resume_token_ids)} ids are more than max_tokens = {params.max_tokens}",
             )
         self._check_length(prompt, params.max_tokens)
+
+    def _check_pooled(self, spec: GenerationRequest, prompt: int) -> None:
+        """All of its prompt is computed, and nothing else."""
+        if spec.n != 1 or spec.resume_token_ids or spec.constraint is not None:
+            raise RequestError("pooling", "excludes n > 1, resume_token_ids and constraint")
+        if prompt > self.max_model_len:
+            raise RequestError(
+                "prompt", f"{prompt} tokens exceed max_model_len = {self.max_model_len}"
+            )
+        needed = -(-prompt // self.block_size)
+        if self.num_blocks < needed:
+            raise RequestError(
+                "prompt",
+                f"{prompt} tokens need {needed} cache blocks of {self.block_size}; the cache has "
+                f"{self.num_blocks}",
+            )
 
     def _check_length(self, prompt: int, max_tokens: int) -> None:
         total = prompt + max_tokens

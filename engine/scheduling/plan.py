@@ -107,12 +107,21 @@ class BlockUpdate(NamedTuple):
     block: int
 
 
+class Pooled(NamedTuple):
+    """Of the row of this slot, which comes to the end of its prompt, the last token's hidden state
+    is wanted; with token_ids the logits of those ids instead."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+
+
 class StepPlan(NamedTuple):
     """One step. `admitted` slots take their parameters before anything runs, block tables are
     updated, `copies` (source block, target block) are made next, then the rows are computed.
 
     `masked`: slots of the rows that sample under a constraint, in the rows' order of being planned.
     Their masks come when the results of all plans before this one have been taken in.
+    `pooled`: what is read of rows that do not sample, in the rows' order of being planned.
     """
 
     step_id: int
@@ -123,6 +132,7 @@ class StepPlan(NamedTuple):
     num_decode_rows: int
     num_tokens: int
     masked: tuple[int, ...] = ()
+    pooled: tuple[Pooled, ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -140,12 +150,14 @@ class StepPlan(NamedTuple):
             self.num_decode_rows,
             self.num_tokens,
             self.masked,
+            tuple(tuple(one) for one in self.pooled),
         )
 
     @classmethod
     def of(cls, plain: Plain) -> "StepPlan":
         """The plan that `plain` was made of; lists stand for tuples as well."""
-        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, masked = plain
+        step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, *more = plain
+        masked, pooled = more
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
@@ -155,6 +167,7 @@ class StepPlan(NamedTuple):
             num_decode_rows,
             num_tokens,
             tuple(masked),
+            tuple(Pooled(slot, tuple(ids)) for slot, ids in pooled),
         )
 
 
@@ -170,8 +183,10 @@ class StepResult(NamedTuple):
     """Tokens of the rows that sample, in plan order; a list each (of one token, today). A token of
     -1 says that the row's logits were not finite numbers.
 
-    `logprobs` stands beside them where some request of the step asked for any.
+    `logprobs` stands beside them where some request of the step asked for any. `pooled`: of each of
+    the plan's, its numbers as bytes (float32, little-endian); empty: they were not finite.
     """
 
     tokens: list[list[int]]
     logprobs: list[TokenLogprob | None] | None = None
+    pooled: tuple[bytes, ...] = ()

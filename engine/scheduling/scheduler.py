@@ -34,6 +34,7 @@ from quire.engine.scheduling.plan import (
     BlockUpdate,
     Masks,
     PlanRow,
+    Pooled,
     StepPlan,
     StepResult,
 )
@@ -58,6 +59,7 @@ class _Draft:
     copies: list[tuple[int, int]] = field(default_factory=list)
     held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
     masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
+    pooled: list[Pooled] = field(default_factory=list)
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
 
@@ -160,6 +162,7 @@ class Scheduler:
             len(draft.decode_rows),
             self.max_num_batched_tokens - draft.budget,
             tuple(draft.masked),
+            tuple(draft.pooled),
         )
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])
@@ -193,10 +196,12 @@ class Scheduler:
         start = request.num_computed_tokens
         end = request.num_computed_tokens = start + count
         samples = end == request.num_tokens
-        if samples:
+        if samples and (request.plain or not self._pooled(request, draft)):
             request.num_placeholders += 1
             if request.constrained is not None:
                 draft.masked.append(request.slot)
+        elif samples:
+            samples = False
         request.in_flight += 1
         self._shares.charge(request.spec.client, count, request.spec.user)
         draft.budget -= count
@@ -208,6 +213,14 @@ class Scheduler:
             (request.key, request.index, request.epoch, slot, start, count, samples, tokens)
         )
         (draft.decode_rows if is_decode else draft.prefill_rows).append(row)
+
+    @staticmethod
+    def _pooled(request: Request, draft: _Draft) -> bool:
+        """Whether something is read of the request's last token, and nothing sampled after it."""
+        pooling = request.spec.pooling
+        if pooling is not None:
+            draft.pooled.append(Pooled(request.slot, pooling.token_ids))
+        return pooling is not None
 
     def _secure_blocks(self, request: Request, count: int, draft: _Draft) -> bool:
         """Give the request blocks for `count` more tokens, preempting others if it must."""

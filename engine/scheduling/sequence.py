@@ -55,6 +55,7 @@ class Request:
         "num_prompt_tokens",
         "num_registered_blocks",
         "peak_blocks",
+        "plain",
         "preemptions",
         "priority",
         "sampling",
@@ -73,6 +74,7 @@ class Request:
     ) -> None:
         self.spec = spec
         self.constrained = constrained
+        self.plain = constrained is None and spec.pooling is None
         self.key = spec.key
         self.sampling = spec.sampling
         self.ending_ids = spec.sampling.ending_ids
@@ -82,7 +84,8 @@ class Request:
         self.status = Status.WAITING
         self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
         self.num_prompt_tokens = len(spec.prompt_token_ids)
-        self.max_total_tokens = self.num_prompt_tokens + self.sampling.max_tokens  # never more
+        most = self.sampling.max_tokens if spec.pooling is None else 1  # which is never sampled
+        self.max_total_tokens = self.num_prompt_tokens + most  # never more
         self.num_placeholders = 0
         self.num_computed_tokens = 0
         self.num_applied_tokens = 0

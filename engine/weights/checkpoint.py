@@ -20,6 +20,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PROBES = 8  # windows of a tensor that the digest reads
 _PROBE_BYTES = 2048
+_BARE, _WHOLE = "embed_tokens.weight", ("model.", "lm_head.")
 
 
 class Checkpoint:
@@ -37,10 +38,10 @@ class Checkpoint:
         if os.path.lexists(index):
             tensors = _indexed(directory)
             _refuse_others(directory, INDEX, {tensor.path for tensor in tensors.values()})
-            return cls(tensors)
+            return cls(_prefixed(tensors))
         if os.path.lexists(single):
             _refuse_others(directory, SINGLE, {single})
-            return cls(read_header(single))
+            return cls(_prefixed(read_header(single)))
         raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is there{_instead(directory)}")
 
     def __enter__(self) -> Self:
@@ -77,6 +78,17 @@ class Checkpoint:
                 self.read(tensor, start, window[:length])
                 digest.update(window[:length])
         return digest.hexdigest()
+
+
+def _prefixed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under a whole model's names. A decoder that was saved alone, as those that make
+    embeddings are, leaves out their first part."""
+    if _BARE not in tensors:
+        return tensors
+    return {
+        name if name.startswith(_WHOLE) else f"model.{name}": tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _probes(nbytes: int) -> list[tuple[int, int]]:

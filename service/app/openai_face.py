@@ -26,6 +26,7 @@ from quire.service.openai.generation import Generation
 from quire.service.openai.http_server import HttpServer, tls_context
 from quire.service.openai.pages import Pages
 from quire.service.openai.tokens import Tokens
+from quire.service.openai.vectors import Vectors
 from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.reception import Entrance
 from quire.service.rpc.servicer import InferenceServicer
@@ -89,6 +90,7 @@ def _app(service: ServiceConfig, parts: Parts) -> ASGIApp:
     return make_app(
         door,
         Generation(parts.servicer, entry, parts.model),
+        Vectors(parts.servicer, entry, parts.model),
         Pages(parts.servicer, parts.lifecycle, parts.version, parts.collectors, parts.hangs),
         Tokens(parts.servicer, entry, parts.model),
         listed(service.cors_origin),

@@ -36,6 +36,7 @@ from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.pooled_requests import PooledReader
 from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.servicer import InferenceServicer, handler
@@ -207,7 +208,9 @@ class Server:
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         validator = Validator(model, self._workers)
         self._engine.vocabulary = validator.constraints.vocabulary
-        self._servicer.serving = Serving(self._engine, model, validator, stats)
+        self._servicer.serving = Serving(
+            self._engine, model, validator, stats, PooledReader(model, self._workers)
+        )
         self._lifecycle.advance(Phase.READY)
         self._health.set_ready(True)
         if self._watchdog is not None:

@@ -22,7 +22,10 @@ from quire.service.models import pocket
 
 POCKET = "pocket"
 RANDOM_PREFIX = "random:"
-SETTINGS = ("config.json", "generation_config.json", "hf_quant_config.json")
+SETTINGS = (
+    *("config.json", "generation_config.json", "hf_quant_config.json"),
+    *("modules.json", "1_Pooling/config.json"),  # of a model that makes embeddings
+)
 FILES = (
     *SETTINGS,
     *("*.safetensors", "model.safetensors.index.json"),

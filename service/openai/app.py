@@ -23,6 +23,7 @@ from quire.service.openai.generation import Generation
 from quire.service.openai.pages import Pages
 from quire.service.openai.problems import problem
 from quire.service.openai.tokens import Tokens
+from quire.service.openai.vectors import Vectors
 from quire.service.rpc.reception import fault
 
 Endpoint = Callable[[Request], Awaitable[Any]]
@@ -31,7 +32,12 @@ _OTHER = "/openai/"  # what requests that generate nothing are logged under
 
 
 def make_app(
-    door: Door, generation: Generation, pages: Pages, tokens: Tokens, origins: Sequence[str]
+    door: Door,
+    generation: Generation,
+    vectors: Vectors,
+    pages: Pages,
+    tokens: Tokens,
+    origins: Sequence[str],
 ) -> ASGIApp:
     """origins: of web pages that may call."""
 
@@ -50,6 +56,8 @@ def make_app(
     routes = [
         Route("/v1/chat/completions", generation.chat, methods=["POST"]),
         Route("/v1/completions", generation.completions, methods=["POST"]),
+        Route("/v1/embeddings", vectors.embeddings, methods=["POST"]),
+        Route("/v1/rerank", vectors.rerank, methods=["POST"]),
         Route("/v1/models", guarded(pages.models, "models"), methods=["GET"]),
         Route("/v1/models/{name:path}", guarded(pages.model, "models"), methods=["GET"]),
         Route("/v1/responses", _no_responses, methods=_ANY),

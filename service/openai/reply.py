@@ -85,7 +85,7 @@ class Reply:
             else:
                 body = await asyncio.to_thread(answer.encoded)
         leaving.over = True
-        await _send_whole(send, 200, [_JSON, *self._named()], body)
+        await send_whole(send, 200, [_JSON, *self._named()], body)
 
     async def _stream(self, send: Send, leaving: "Leaving") -> None:
         asked, begun = self._asked, False
@@ -123,7 +123,7 @@ class Reply:
         told = problem(refusal)
         headers = [_JSON, *((k.encode(), v.encode()) for k, v in told.headers.items())]
         leaving.over = True
-        await _send_whole(send, told.status, [*headers, *self._named()], told.body)
+        await send_whole(send, told.status, [*headers, *self._named()], told.body)
 
     def _named(self) -> Headers:
         name = self._calls.name
@@ -163,7 +163,8 @@ class Leaving:
             task.cancel()
 
 
-async def _send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """An answer at once."""
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await _send_part(send, body, more=False)

@@ -12,6 +12,8 @@ from quire.service.security.auth import OWN_SERVICES, Authenticator
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
 
+RUN_BY_THE_ENGINE = ("Generate", "Embed", "Score")  # whose refusals are counted with theirs
+
 
 class Doorman:
     """Of one server."""
@@ -37,6 +39,6 @@ class Doorman:
         name = method.rpartition("/")[2]
         if method.startswith(OWN_SERVICES):
             self._ledger.rpc(name, refusal.code)
-        if name == "Generate":
+        if name in RUN_BY_THE_ENGINE:
             self._ledger.refuse(refusal.code, refusal.reason)
         access.refused(name, context, self._authenticator, refusal)

@@ -4,6 +4,7 @@ Invariant: nothing is looked at that is longer than it may be.
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from quire.engine.request import SamplingParams
 from quire.service.errors import Violation, invalid, invalid_field, show
 from quire.v1 import inference_pb2 as pb
 
+MAX_REQUEST_ID = 128
+MAX_NAME_BYTES = 256  # of a salt, and of a user
+MAX_PRIORITY = 1000
 MAX_N = 64
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
@@ -29,6 +33,7 @@ _RANGES = {  # of sampling's numbers, the ends included
     "logprobs": (0, MAX_LOGPROBS),
 }
 _OPEN_RANGES = {"top_p": (0, 1), "repetition_penalty": (0, 10)}  # the lower end left out
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
 
 
 class Faults:
@@ -60,6 +65,19 @@ class Faults:
     def raise_if_any(self) -> None:
         if self.found:
             raise invalid(self.found)
+
+
+def check_call(
+    request: pb.GenerateRequest | pb.EmbedRequest | pb.ScoreRequest, faults: Faults
+) -> None:
+    """What is asked of every call that the engine runs: its names and its priority."""
+    length = len(request.request_id)
+    faults.at_most("request_id", length, MAX_REQUEST_ID, "characters")
+    if length <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request.request_id):
+        faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
+    faults.between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    for name in ("cache_salt", "user"):
+        faults.at_most(name, len(getattr(request, name).encode()), MAX_NAME_BYTES, "bytes")
 
 
 def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:

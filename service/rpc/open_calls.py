@@ -1,8 +1,11 @@
-"""Calls that have been let in and not ended: what a drain waits for."""
+"""Calls that have been let in and not ended, which is what a drain waits for; and how one ended."""
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Any
+
+import grpc
 
 
 class OpenCalls:
@@ -36,3 +39,15 @@ class OpenCalls:
     async def wait_none(self) -> None:
         """Returns when none is open."""
         await self._none.wait()
+
+
+def ended_code(
+    code: grpc.StatusCode, context: grpc.aio.ServicerContext[Any, Any]
+) -> grpc.StatusCode:
+    """The code as the client sees it: a call that was cut off may have met its deadline."""
+    if code is not grpc.StatusCode.CANCELLED:
+        return code
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return code

@@ -22,10 +22,11 @@ from quire.service.admission.admission import Admission, Place
 from quire.service.admission.rate_limits import ClientLimits, Permit, check_priority
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle
-from quire.service.rpc.field_faults import MAX_N
+from quire.service.rpc.field_faults import MAX_N, MAX_PRIORITY
+from quire.service.rpc.pooled_requests import PooledReader
 from quire.service.rpc.responses import CallOutput
 from quire.service.rpc.stats import StatsReporter
-from quire.service.rpc.validation import MAX_PRIORITY, Accepted, ServedModel, Validator
+from quire.service.rpc.validation import Accepted, ServedModel, Validator
 from quire.service.security.auth import Authenticator, Caller
 from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb
@@ -55,6 +56,7 @@ class Serving:
     model: ServedModel
     validator: Validator
     stats: StatsReporter
+    pooled: PooledReader
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ class Reception:
         try:
             accepted = await self._validate(request, serving, caller)
             self._check_state()  # it may have changed while a prompt was read
-            _check_deadline(context)
+            check_deadline(context)
             permit.take(_most_tokens(accepted.generation))
             place.read(len(accepted.generation.prompt_token_ids))
             if self._entrance.log_prompts:
@@ -188,7 +190,8 @@ def fault(error: Exception) -> Refusal:
     return errors.internal(error_id)
 
 
-def _check_deadline(context: Context) -> None:
+def check_deadline(context: Context) -> None:
+    """Raise Refusal for a call that nobody waits for any more."""
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
         raise errors.deadline_passed()

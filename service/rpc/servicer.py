@@ -19,8 +19,16 @@ from quire.service import errors
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.answers import Answers
-from quire.service.rpc.open_calls import OpenCalls
-from quire.service.rpc.reception import Call, Entrance, Malformed, Reception, Serving, fault
+from quire.service.rpc.open_calls import OpenCalls, ended_code
+from quire.service.rpc.pooled_calls import REQUEST_ID_KEY, PooledCalls
+from quire.service.rpc.reception import (
+    Call,
+    Entrance,
+    Malformed,
+    Reception,
+    Serving,
+    fault,
+)
 from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
@@ -31,7 +39,6 @@ from quire.v1 import inference_pb2 as pb
 log = logging.getLogger("quire.service")
 
 SERVICE = "quire.v1.InferenceService"
-REQUEST_ID_KEY = "quire-request-id"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[Any, Caller], Awaitable[Any]]
@@ -56,6 +63,7 @@ class InferenceServicer:
         self._watch = watch
         self._open_calls = OpenCalls()
         self.answers = Answers(lifecycle, entrance, self._open_calls)
+        self._pooled = PooledCalls(lifecycle, ledger, entrance, self._open_calls, tracer)
 
     @property
     def serving(self) -> Serving | None:
@@ -136,7 +144,7 @@ class InferenceServicer:
         finally:
             if writes.ended:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            code = _ended(code, context)
+            code = ended_code(code, context)
             self._ledger.rpc("Generate", code)
             if self._tracer.active:
                 self._trace(context, began, began_ns, code, call)
@@ -238,6 +246,14 @@ class InferenceServicer:
         """Forgets what the prefix cache holds; for operators."""
         return await self._answer_once("FlushCache", request, context, self.answers.flush_cache)
 
+    async def Embed(self, request: pb.EmbedRequest | Malformed, context: Context) -> Any:
+        """Answers embeddings of texts."""
+        return await self._pooled.embed(request, context, self.serving)
+
+    async def Score(self, request: pb.ScoreRequest | Malformed, context: Context) -> Any:
+        """Answers how well documents answer a query."""
+        return await self._pooled.score(request, context, self.serving)
+
     async def _answer_once(
         self, method: str, request: Any, context: Context, answer: Answer
     ) -> Any:
@@ -256,7 +272,7 @@ class InferenceServicer:
             code = grpc.StatusCode.OK
             return response
         finally:
-            self._ledger.rpc(method, _ended(code, context))
+            self._ledger.rpc(method, ended_code(code, context))
 
 
 async def _asked(answer: Answer, request: Any, caller: Caller) -> Any:
@@ -289,16 +305,6 @@ def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
     }
 
 
-def _ended(code: grpc.StatusCode, context: Context) -> grpc.StatusCode:
-    """The code as the client sees it: a call that was cut off may have met its deadline."""
-    if code is not grpc.StatusCode.CANCELLED:
-        return code
-    remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    return code
-
-
 def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
     """The service's methods. Messages that cannot be decoded reach the servicer as Malformed, so
     that they too are answered with a status of the contract."""
@@ -313,6 +319,8 @@ def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
         "Tokenize": _single(servicer.Tokenize, pb.TokenizeRequest),
         "Detokenize": _single(servicer.Detokenize, pb.DetokenizeRequest),
         "FlushCache": _single(servicer.FlushCache, pb.FlushCacheRequest),
+        "Embed": _single(servicer.Embed, pb.EmbedRequest),
+        "Score": _single(servicer.Score, pb.ScoreRequest),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 

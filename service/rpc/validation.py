@@ -6,7 +6,6 @@ together.
 """
 
 import dataclasses
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
     Faults,
     check_allowed,
+    check_call,
     check_resume,
     check_sampling,
     check_stops,
@@ -37,9 +37,6 @@ from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import PromptWorkers, Wanted
 from quire.v1 import inference_pb2 as pb
 
-MAX_REQUEST_ID = 128
-MAX_NAME_BYTES = 256  # of a salt, and of a user
-MAX_PRIORITY = 1000
 INLINE_IDS = 4096  # more of them are looked at on another thread, off the event loop
 # Of one delta: well below what clients accept. As much stays with gRPC of a call that is not read.
 DELTA_BYTES = 256 << 10
@@ -47,7 +44,7 @@ _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
 _TAIL = 32  # tokens, or characters, of a prompt's end in which thoughts may be opened
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
+_NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +152,8 @@ class Validator:
         """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
         share of the machine it uses. Raises Refusal."""
         self.check(request)
+        if self._model.info.embeds_only:
+            raise invalid_field("model", f"{self._model.name}: {_NO_HEAD}")
         sampling = request.sampling
 
         def read(wanted: Wanted) -> Accepted:
@@ -228,13 +227,7 @@ class Validator:
 
     def _check_fields(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         faults, vocab_size = Faults(), self._model.info.vocab_size
-        length = len(request.request_id)
-        faults.at_most("request_id", length, MAX_REQUEST_ID, "characters")
-        if length <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request.request_id):
-            faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
-        faults.between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        for name in ("cache_salt", "user"):
-            faults.at_most(name, len(getattr(request, name).encode()), MAX_NAME_BYTES, "bytes")
+        check_call(request, faults)
         check_sampling(given, faults, vocab_size)
         check_stops(given, self._silent, faults)
         check_resume(request, faults, self._model.info)

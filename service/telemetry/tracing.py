@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: one span a Generate call, made when the call has ended.
+"""OpenTelemetry traces: one span a call that the engine runs, made when the call has ended.
 
 Invariant: serving a call never waits for a trace, and costs nothing where none are asked for. The
 span is a child of the context in the call's metadata (`traceparent`), if there is one. Its events:
@@ -29,7 +29,8 @@ except ImportError:  # the extra is not installed, and no OtelTracer is made
 log = logging.getLogger("quire.service")
 
 SpanOf = tuple[str, Mapping[str, str | int]]  # a span's name, and what its protocol tells
-SPAN = "quire.v1.InferenceService/Generate"
+SERVICE = "quire.v1.InferenceService"
+SPAN = f"{SERVICE}/Generate"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _LAST_EXPORT = 2.0  # seconds that the last spans get to be sent when the server ends
 _FAULTS = ("INTERNAL", "UNAVAILABLE", "UNKNOWN")
@@ -60,12 +61,11 @@ class EndedCall:
     attributes: Mapping[str, str | int]
 
 
-def grpc_span(code: grpc.StatusCode) -> SpanOf:
-    """Of a Generate call that came over gRPC."""
-    service, _, method = SPAN.partition("/")
-    return SPAN, {
+def grpc_span(code: grpc.StatusCode, method: str = "Generate") -> SpanOf:
+    """Of a call that came over gRPC."""
+    return f"{SERVICE}/{method}", {
         "rpc.system": "grpc",
-        "rpc.service": service,
+        "rpc.service": SERVICE,
         "rpc.method": method,
         "rpc.grpc.status_code": code.value[0],
     }

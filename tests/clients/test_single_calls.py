@@ -8,6 +8,7 @@ import pytest
 
 from quire.clients import AsyncClient, Client, Message, OptionError, Tool
 
+_SINGLE = ["model_info", "tokenize", "detokenize", "flush_cache"]
 BOTH = pytest.mark.parametrize("mode", ["sync", "async"])
 
 
@@ -49,6 +50,16 @@ def test_a_text_or_a_conversation_becomes_ids_and_ids_a_text(server: Any, mode: 
 
 
 @BOTH
+def test_texts_become_embeddings_and_documents_scores(server: Any, mode: str) -> None:
+    told = ask(server, mode, "embed", ["abc", [1, 2]], dimensions=7, instruction="x", priority=-2)
+    assert told == [[3.0, 7.0], [2.0, 7.0]]
+    sent = server.seen.embedded[-1]
+    assert (sent.instruction, sent.priority, sent.truncate) == ("x", -2, False)
+    assert ask(server, mode, "score", "ab", ["a", "xa"], truncate=True) == [1.0, 0.5]
+    assert server.seen.scored[-1].truncate
+
+
+@BOTH
 def test_a_flush_goes_with_the_key(server: Any, mode: str) -> None:
     assert ask(server, mode, "flush_cache") == 3
     assert server.seen.metadata[-1]["authorization"] == "Bearer key-of-an-operator"
@@ -64,6 +75,14 @@ def test_a_flush_goes_with_the_key(server: Any, mode: str) -> None:
         ("detokenize", ("hi",), {}, "token_ids: a list of token ids"),
         ("detokenize", ([1, -2],), {}, r"token_ids\[1\]: -2"),
         ("flush_cache", (), {"timeout": -1}, "timeout"),
+        ("embed", ("one text",), {}, "texts: a list of texts or lists of token ids"),
+        ("embed", (["a", 5],), {}, r"texts\[1\]: a list of token ids"),
+        ("embed", ([[1, -2]],), {}, r"texts\[0\]\[1\]: -2"),
+        ("embed", (["a"],), {"inputs": []}, "inputs: is no option"),
+        ("embed", (["a"],), {"dimensions": 1.5}, "dimensions: a whole number"),
+        ("score", ("a", "b"), {}, "documents: a list of texts"),
+        ("score", ("a", ["b"]), {"truncate": 1}, "truncate: True or False"),
+        ("score", ("a", ["b"]), {"dimensions": 1}, "dimensions: is no option"),
     ],
 )
 def test_what_cannot_be_sent_is_named_before_it_is(
@@ -74,7 +93,7 @@ def test_what_cannot_be_sent_is_named_before_it_is(
     assert not server.seen.tokenized
 
 
-@pytest.mark.parametrize("method", ["model_info", "tokenize", "detokenize", "flush_cache"])
+@pytest.mark.parametrize("method", [*_SINGLE, "embed", "score"])
 def test_both_clients_have_the_same_calls(method: str) -> None:
     one, other = getattr(Client, method), getattr(AsyncClient, method)
     assert inspect.signature(one) == inspect.signature(other)

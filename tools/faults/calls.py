@@ -24,7 +24,7 @@ LETTING_IN = (
     ),
     Fault(
         "quire: a passed deadline is taken for a client that left",
-        "service/rpc/servicer.py",
+        "service/rpc/open_calls.py",
         "        return grpc.StatusCode.DEADLINE_EXCEEDED\n",
         "        return code\n",
         (HOLDS + "a_passed_deadline_is_told_from_a_cancelled_call",),

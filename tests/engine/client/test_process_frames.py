@@ -40,6 +40,7 @@ from quire.engine.request import (
     FinishReason,
     GenerationRequest,
     Output,
+    Pooling,
     SamplingParams,
     TokenLogprob,
 )
@@ -48,6 +49,7 @@ SAMPLING = SamplingParams(
     0.7, 0.9, 40, 0.05, 1.1, 0.2, 0.3, 2**64 - 1, 99, 3, (5, 6), (2,), True, 4
 )
 REQUEST = GenerationRequest(7, (1, 2, 3), SAMPLING, 2, -5, b"\x00salt", (9,), "a client")
+POOLED = GenerationRequest(8, (1, 2), SAMPLING, user="one", pooling=Pooling((3, 4)))
 
 
 def across(message: wire.Message) -> wire.Message:
@@ -58,7 +60,15 @@ def across(message: wire.Message) -> wire.Message:
 
 @pytest.mark.parametrize(
     "command",
-    [Submit(REQUEST), Finish(1, 2, 3), Abort(4), AskBlockMap(), FlushCache(), Stop()],
+    [
+        Submit(REQUEST),
+        Submit(POOLED),
+        Finish(1, 2, 3),
+        Abort(4),
+        AskBlockMap(),
+        FlushCache(),
+        Stop(),
+    ],
 )
 def test_a_command_arrives_as_it_was(command: Command) -> None:
     assert wire.unpack_command(across(wire.pack_command(command))) == command
@@ -73,6 +83,7 @@ OUTPUTS = [
     Output(1, 1, 3.5, started=True, started_at=3.25, cached_tokens=16),
     Output(2, 0, 4.5, 4.5, [9], finish=FinishReason.STOP, stop_token_id=9),
     Output(3, 0, 5.5, finish=FinishReason.ERROR, error_id="abc"),
+    Output(4, 0, 5.5, finish=FinishReason.STOP, pooled=b"\x00\x00\x80?"),
     Output(4, 0, 5.5, token_ids=[5], logprobs=[TokenLogprob(5, -0.5, 1, ((5, -0.5), (6, -1.0)))]),
 ]
 

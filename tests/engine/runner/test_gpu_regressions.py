@@ -132,9 +132,7 @@ def test_mixed_graph_beside_many_admissions(
     """Eight requests admitted by a captured step send more than the fixed buffer holds."""
     specs = [lone(key, 12 + key, MAX_TOKENS) for key in range(1, 9)]
     expected = ahead.serve(specs).tokens
-    monkeypatch.setattr(
-        runner_module, "_fixed_bytes", lambda _max_num_seqs, _prompt_tokens: 1 << 12
-    )
+    monkeypatch.setattr(runner_module, "fixed_bytes", lambda _max_num_seqs, _prompt_tokens: 1 << 12)
     served = WatchedEngine(AHEAD, DTYPE, watch=False).serve(specs)
     assert served.eager_steps == 0, "every step of the last pass is a replay"
     assert served.tokens == expected

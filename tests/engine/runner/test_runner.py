@@ -29,7 +29,7 @@ from quire.engine.runner.graphs import (
     most_rows,
     prompt_sizes,
 )
-from quire.engine.runner.runner import Runner, _fixed_bytes
+from quire.engine.runner.runner import Runner, fixed_bytes
 from quire.engine.runner.sampler import Needs, Sampled
 from quire.engine.runner.staging import Staging
 
@@ -301,7 +301,7 @@ def test_mixed_keys_cover_what_they_are_asked_for(most: int) -> None:
                 assert key.rows <= most_rows(most), "a step's last hidden states have room"
                 assert tokens <= key.prefill_tokens or tokens < 2 * longer
                 bound = 4 * (key.decode_rows + key.prefill_tokens) + 32 * key.rows + 64
-                assert bound <= _fixed_bytes(most, sizes.prompt_tokens)
+                assert bound <= fixed_bytes(most, sizes.prompt_tokens)
 
 
 def test_prompts_of_any_length_up_to_the_largest_are_padded_by_little() -> None:

@@ -19,9 +19,9 @@ from quire.engine.request import Output
 from quire.service import errors
 from quire.service.errors import Refusal, Violation
 from quire.service.lifecycle import Phase
-from quire.service.rpc.reception import _check_deadline
+from quire.service.rpc.open_calls import ended_code
+from quire.service.rpc.reception import check_deadline
 from quire.service.rpc.responses import CallOutput
-from quire.service.rpc.servicer import _ended
 from quire.service.rpc.write_watch import WriteWatch
 from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb
@@ -174,14 +174,14 @@ def test_a_passed_deadline_is_told_from_a_cancelled_call() -> None:
     cancelled = grpc.StatusCode.CANCELLED
     contexts: list[Any] = [At(0.0), At(-1.0), At(1.0), At(None)]
     late = grpc.StatusCode.DEADLINE_EXCEEDED
-    assert [_ended(cancelled, c) for c in contexts] == [late, late, cancelled, cancelled]
-    assert _ended(grpc.StatusCode.OK, contexts[0]) is grpc.StatusCode.OK
+    assert [ended_code(cancelled, c) for c in contexts] == [late, late, cancelled, cancelled]
+    assert ended_code(grpc.StatusCode.OK, contexts[0]) is grpc.StatusCode.OK
     for context in contexts[:2]:
         with pytest.raises(Refusal) as caught:
-            _check_deadline(context)
+            check_deadline(context)
         assert caught.value.code is late
     for context in contexts[2:]:
-        _check_deadline(context)
+        check_deadline(context)
 
 
 def test_ids_are_counted_before_they_are_looked_at() -> None:

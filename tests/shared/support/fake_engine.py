@@ -1,10 +1,13 @@
 """A device under the tests' control, beneath the real engine, scheduler and block pool.
 
 Its "model" says the prompt back, token by token, then EOS, and from the start again: so a test
-chooses the output by choosing the prompt. Steps can be held, failed, or killed.
+chooses the output by choosing the prompt. A hidden state is the prompt's length, then its last ids;
+a logit is a twentieth of its last id, for the second of those asked for, and else 0. Steps can be
+held, failed, or killed.
 """
 
 import dataclasses
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 4096
+HIDDEN_SIZE = 8
 EOS = 2
 
 
@@ -39,6 +43,20 @@ def spec_of(scheduler: Scheduler, key: int) -> GenerationRequest | None:
     return live[0].spec if live else None
 
 
+def state_of(prompt: Sequence[int]) -> list[float]:
+    """The hidden state that is read of a prompt."""
+    return [float(n) for n in (len(prompt), *reversed(prompt), *[0] * HIDDEN_SIZE)][:HIDDEN_SIZE]
+
+
+def pooled_of(spec: GenerationRequest | None) -> bytes:
+    """What is read of a prompt, as bytes."""
+    if spec is None or spec.pooling is None:
+        return struct.pack("<f", 0.0)
+    if not spec.pooling.token_ids:
+        return struct.pack(f"<{HIDDEN_SIZE}f", *state_of(spec.prompt_token_ids))
+    return struct.pack("<2f", 0.0, spec.prompt_token_ids[-1] / 20)
+
+
 def logprob_of(token_id: int, top: int) -> TokenLogprob:
     best = tuple(((token_id + i) % VOCAB_SIZE, -0.5 - i) for i in range(top))
     return TokenLogprob(token_id, -0.5, 1, best)
@@ -53,6 +71,7 @@ class Device:
         self.open.set()
         self.fail: Exception | None = None  # raised by the next step
         self.steps = 0
+        self.embeds_only = False  # what the engine tells of its model
         self.say: Callable[[PlanRow, Sequence[int]], int] = said_back
         self.scheduler: Scheduler | None = None  # knows what a plan does not say: whole prompts
         self._open: StepPlan | None = None  # its model runs, and its masks are to come
@@ -112,7 +131,9 @@ class Pending:
                 None if top is None else logprob_of(token[0], top)
                 for top, token in zip(asked, tokens, strict=True)
             ]
-        return StepResult(tokens, logprobs)
+        keys = {row.slot: row.key for row in self._plan.rows}
+        asked_of = [spec_of(device.scheduler, keys[one.slot]) for one in self._plan.pooled]
+        return StepResult(tokens, logprobs, tuple(map(pooled_of, asked_of)))
 
     def _chosen(self, row: PlanRow, wanted: int) -> int:
         """What is wanted if the row's mask has it, else the first id that it has."""
@@ -158,6 +179,8 @@ class FakeEngine:
             eos_token_ids=(EOS,),
             generation=GenerationDefaults(),
             options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+            hidden_size=HIDDEN_SIZE,
+            embeds_only=device.embeds_only,
             numerics="fake numerics",
         )
 

@@ -38,6 +38,8 @@ class Seen:
 
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     tokenized: list[pb.TokenizeRequest] = field(default_factory=list)
+    embedded: list[pb.EmbedRequest] = field(default_factory=list)
+    scored: list[pb.ScoreRequest] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -183,6 +185,19 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         self, request: pb.DetokenizeRequest, _context: grpc.ServicerContext
     ) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(text=bytes(request.token_ids).decode("utf-8", "replace"))
+
+    def Embed(self, request: pb.EmbedRequest, _context: grpc.ServicerContext) -> pb.EmbedResponse:
+        """Of each input its length, and how many dimensions are wanted."""
+        self.seen.embedded.append(request)
+        sizes = [len(one.text) or len(one.token_ids.ids) for one in request.inputs]
+        rows = [pb.Embedding(values=[size, request.dimensions]) for size in sizes]
+        return pb.EmbedResponse(embeddings=rows)
+
+    def Score(self, request: pb.ScoreRequest, _context: grpc.ServicerContext) -> pb.ScoreResponse:
+        """Of each document the share of its letters that the query has."""
+        self.seen.scored.append(request)
+        same = [sum(c in request.query for c in one) / len(one) for one in request.documents]
+        return pb.ScoreResponse(scores=same)
 
     def FlushCache(
         self, _request: pb.FlushCacheRequest, context: grpc.ServicerContext

@@ -18,7 +18,10 @@ from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
 
-METHODS = ("Generate", "Stats", "Tokenize", "Detokenize", "GetModelInfo", "FlushCache")
+METHODS = (
+    *("Generate", "Stats", "Tokenize", "Detokenize", "GetModelInfo", "FlushCache"),
+    *("Embed", "Score"),
+)
 SERVICE = "/quire.v1.InferenceService"
 FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 PARALLEL = 20

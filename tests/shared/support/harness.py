@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -101,11 +102,12 @@ async def serving(
     before: Callable[[], None] | None = None,
     tracer: Tracer | None = None,
     http: bool = False,
+    tokenizer: Path | None = None,
     **service: Any,
 ) -> AsyncIterator[Running]:
     device = device or Device()
     chosen = settings(engine, **service)
-    resolved = ResolvedModel("fake", "fake", pocket.directory())
+    resolved = ResolvedModel("fake", "fake", tokenizer or pocket.directory())
     builder = Builder(device, before)
     async_engine = AsyncEngine(ThreadLink(chosen.engine, builder))
     server = Server(chosen, resolved, async_engine, tracer)

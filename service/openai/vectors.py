@@ -1,0 +1,111 @@
+"""/v1/embeddings and /v1/rerank: the calls Embed and Score, as OpenAI's, Jina's and Cohere's
+clients ask for them.
+
+Invariant: a client that leaves cancels the call, whose texts leave the engine with it.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from quire.clients.openai.vectors import (
+    RERANK_NAMES,
+    EmbeddingsAsked,
+    RerankAsked,
+    read_embeddings,
+    read_rerank,
+)
+from quire.service.errors import Refusal
+from quire.service.openai.entry import Entry
+from quire.service.openai.exchange import Exchange
+from quire.service.openai.problems import problem, translated
+from quire.service.openai.reply import Leaving, send_whole
+from quire.service.rpc.reception import Malformed
+from quire.service.rpc.servicer import InferenceServicer
+
+_SERVICE = "/quire.v1.InferenceService/"
+_JSON = (b"content-type", b"application/json")
+_MANY = 1 << 14  # numbers of an answer that is better written on another thread
+Asked = TypeVar("Asked", EmbeddingsAsked, RerankAsked)
+
+
+class Vectors:
+    """Answers both."""
+
+    def __init__(self, servicer: InferenceServicer, entry: Entry, model: str) -> None:
+        """model: the name that answers carry."""
+        self._servicer = servicer
+        self._entry = entry
+        self._model = model
+
+    async def embeddings(self, request: Request) -> Any:
+        """POST /v1/embeddings."""
+        return await self._reply(request, "Embed", read_embeddings)
+
+    async def rerank(self, request: Request) -> Any:
+        """POST /v1/rerank."""
+        return await self._reply(request, "Score", read_rerank)
+
+    async def _reply(
+        self, request: Request, method: str, read: Callable[[dict[str, Any], str], Asked]
+    ) -> Any:
+        exchange = request.scope["exchange"]
+        name = exchange.headers.get("x-request-id", "")
+        asked = await self._entry.asked(request, _SERVICE + method, lambda body: read(body, name))
+        call = getattr(self._servicer, method)
+
+        async def answer() -> bytes:
+            if isinstance(asked, Malformed):
+                await call(asked, cast(Any, exchange))
+                raise AssertionError("it is refused")
+            told = await call(asked.request, cast(Any, exchange))
+
+            def written() -> bytes:
+                return json.dumps(asked.answer(told, self._model), separators=(",", ":")).encode()
+
+            values = sum(len(one.values) for one in getattr(told, "embeddings", ()))
+            return await asyncio.to_thread(written) if values > _MANY else written()
+
+        names = asked.names if isinstance(asked, EmbeddingsAsked) else RERANK_NAMES
+        return _Whole(exchange, answer, lambda refusal: translated(refusal, names))
+
+
+class _Whole:
+    """An ASGI application that answers one request with what `answer` gives."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        answer: Callable[[], Any],
+        translate: Callable[[Refusal], Refusal],
+    ) -> None:
+        self._exchange = exchange
+        self._answer = answer
+        self._translate = translate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        leaving = Leaving(receive)
+        try:
+            async with leaving.watched():
+                status, headers, body = await self._told()
+                leaving.over = True
+                await send_whole(send, status, headers, body)
+        except asyncio.CancelledError:
+            if not leaving.gone:
+                scope["connection"].abort()
+
+    async def _told(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        try:
+            status, headers, body = 200, [_JSON], await self._answer()
+        except Refusal as refusal:
+            told = problem(self._translate(refusal))
+            more = [(name.encode(), value.encode()) for name, value in told.headers.items()]
+            status, headers, body = told.status, [_JSON, *more], told.body
+        if self._exchange.request_id:
+            headers.append((b"x-request-id", self._exchange.request_id.encode()))
+        return status, headers, body
