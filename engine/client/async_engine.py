@@ -16,14 +16,25 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+from quire.engine.client.kv_hub import KvHub
 from quire.engine.client.link import Link, Receiver
 from quire.engine.client.pacing import NewCalls, Pacer
 from quire.engine.errors import EngineDeadError
-from quire.engine.loop.commands import Abort, AskBlockMap, Finish, FlushCache, Learn, Submit
+from quire.engine.loop.commands import (
+    Abort,
+    AskBlockMap,
+    Finish,
+    FlushCache,
+    Learn,
+    Submit,
+    UnwatchBlocks,
+    WatchBlocks,
+)
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import GenerationRequest, Output, Vocabulary
+from quire.engine.scheduling.kv_events import KvEvents
 from quire.engine.scheduling.limits import RequestLimits
 
 
@@ -105,6 +116,7 @@ class AsyncEngine:
         self._limits: RequestLimits | None = None
         self._asked: deque[asyncio.Future[Any]] = deque()  # in the order of their commands
         self._dead: EngineDeadError | None = None
+        self._hub = KvHub(lambda: link.send(WatchBlocks()), lambda: link.send(UnwatchBlocks()))
         # What constraints are compiled for; asked once, with the first of them.
         self.vocabulary: Callable[[], Vocabulary] | None = None
         self._taught = False
@@ -244,6 +256,12 @@ class AsyncEngine:
         blocks: int = await self._ask(FlushCache())
         return blocks
 
+    def watch_blocks(self, start: int = 0) -> AsyncGenerator[KvEvents, None]:
+        """What happens to the cached blocks: see KvHub.watch. Raises EngineDeadError."""
+        if self._dead is not None:
+            raise self._dead
+        return self._hub.watch(start)
+
     async def _ask(self, question: AskBlockMap | FlushCache) -> Any:
         """The engine answers in the order in which it is asked."""
         if self._dead is not None:
@@ -267,6 +285,8 @@ class AsyncEngine:
                 asked = self._asked.popleft()
                 if not asked.done():  # else its caller has gone
                     asked.set_result(answer)
+            if batch.blocks:
+                self._hub.deliver(batch.blocks)
         self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
         self._pacer.run()
 
@@ -291,6 +311,7 @@ class AsyncEngine:
             if not asked.done():
                 asked.set_exception(error)
         self._asked.clear()
+        self._hub.fail(error)
 
     def _on_death(self, error: EngineDeadError) -> None:
         self._end_streams(error)

@@ -20,6 +20,7 @@ from quire.engine.loop.commands import Command, Stop
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, EngineLoop, report_death
 from quire.engine.loop.stats import EngineInfo
+from quire.engine.scheduling import kv_events
 
 
 class ThreadInbox:
@@ -114,6 +115,9 @@ class ThreadLink:
     def _publish(self, batch: Batch) -> None:
         """One call into the event loop a batch; none while it has not answered the last."""
         with self._lock:
+            if batch.blocks and self._undelivered:  # bounded, however long nobody takes them
+                last = self._undelivered[-1]
+                batch.blocks, last.blocks = kv_events.joined(last.blocks, batch.blocks), ()
             self._undelivered.append(batch)
             first = len(self._undelivered) == 1
         if first:

@@ -26,6 +26,7 @@ from quire.engine.loop.commands import Command
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, BuiltEngine, EngineLoop, report_death
 from quire.engine.request import Output
+from quire.engine.scheduling import kv_events
 
 EXIT_OK, EXIT_DEAD, EXIT_REFUSED = 0, 1, 2
 _LAST_WORDS = 5.0  # seconds that a parent gets to take them
@@ -131,7 +132,8 @@ def joined(first: Batch, later: Batch) -> Batch:
         if earlier is not output:
             earlier.join(output)
     answers = first.answers + later.answers
-    return Batch(list(outputs.values()), later.stats, later.step_times, answers)
+    blocks = kv_events.joined(first.blocks, later.blocks)
+    return Batch(list(outputs.values()), later.stats, later.step_times, answers, blocks)
 
 
 def run(

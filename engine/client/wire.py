@@ -24,6 +24,8 @@ from quire.engine.loop.commands import (
     Learn,
     Stop,
     Submit,
+    UnwatchBlocks,
+    WatchBlocks,
 )
 from quire.engine.loop.loop import Batch
 from quire.engine.loop.stats import EngineInfo, EngineStats
@@ -39,6 +41,7 @@ from quire.engine.request import (
     TokenLogprob,
     Vocabulary,
 )
+from quire.engine.scheduling.kv_events import KvEvent, KvEvents
 
 # Kinds of message. Inward: BUILD (config), COMMANDS (commands). Outward: PROGRESS (stage, share),
 # READY (info), REFUSED (error), BATCH (batch), DIED (error id).
@@ -82,7 +85,8 @@ class Frames:
 # ---------------------------------------------------------------- inward
 
 _sampling_values = attrgetter(*(f.name for f in dataclasses.fields(SamplingParams)))
-_COMMANDS = {kind.__name__: kind for kind in (Finish, Abort, AskBlockMap, FlushCache, Stop)}
+_SMALL = (Finish, Abort, AskBlockMap, FlushCache, WatchBlocks, UnwatchBlocks, Stop)
+_COMMANDS: dict[str, Any] = {kind.__name__: kind for kind in _SMALL}
 
 
 def pack_command(command: Command) -> Message:
@@ -147,17 +151,21 @@ def pack_batch(batch: Batch) -> Message:
     """Called once a step: an output that says no more than its tokens is a short tuple."""
     outputs = [_pack_output(output) for output in batch.outputs]
     times, stats = batch.step_times.values(), _stats_values(batch.stats)
-    return BATCH, outputs, stats, times, batch.answers
+    blocks = [(*told[:3], [tuple(event) for event in told.events]) for told in batch.blocks]
+    return BATCH, outputs, stats, times, batch.answers, blocks
 
 
 def unpack_batch(packed: Message) -> Batch:
     """What pack_batch was given."""
-    _, outputs, stats, times, answers = packed
+    _, outputs, stats, times, answers, blocks = packed
     return Batch(
         [_unpack_output(output) for output in outputs],
         EngineStats(*stats),
         StepTimes.of(times),
         answers,
+        tuple(
+            KvEvents(*told, tuple(KvEvent(*event) for event in events)) for *told, events in blocks
+        ),
     )
 
 

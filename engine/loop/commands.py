@@ -46,8 +46,20 @@ class Learn:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchBlocks:
+    """All cached blocks are published next, and from then on what changes. May be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnwatchBlocks:
+    """Nobody wants to hear of the cached blocks any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the loop; what is unfinished stays so."""
 
 
-Command = Submit | Finish | Abort | AskBlockMap | FlushCache | Learn | Stop
+Command = (
+    Submit | Finish | Abort | AskBlockMap | FlushCache | Learn | WatchBlocks | UnwatchBlocks | Stop
+)

@@ -26,12 +26,16 @@ from quire.engine.loop.commands import (
     Learn,
     Stop,
     Submit,
+    UnwatchBlocks,
+    WatchBlocks,
 )
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.heartbeat import Heartbeat
+from quire.engine.loop.kv_watch import KvWatch
 from quire.engine.loop.stats import EngineInfo, EngineStats
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import Output
+from quire.engine.scheduling.kv_events import KvEvents
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +76,14 @@ Answer = bytes | int
 @dataclass(slots=True)
 class Batch:
     """What one turn of the engine has to say. answers: of each question that it obeyed, in their
-    order: of AskBlockMap the map, of FlushCache the number of blocks that were forgotten."""
+    order: of AskBlockMap the map, of FlushCache the number of blocks that were forgotten. blocks:
+    what happened to the cached ones, while that is watched."""
 
     outputs: list[Output]
     stats: EngineStats
     step_times: StepTimes
     answers: tuple[Answer, ...] = ()
+    blocks: tuple[KvEvents, ...] = ()
 
 
 class EngineLoop:
@@ -100,6 +106,7 @@ class EngineLoop:
         self._answers: list[Answer | None] = []  # not yet told; None: the map as it will be then
         self._stats = EngineStats()  # as published last
         self._said: list[Output] = []  # by the present turn, before the core's
+        self._watch = KvWatch(engine.core.scheduler.pool.prefix_cache)
         engine.core.before_wait = self._publish_held
 
     def announce(self) -> None:
@@ -136,6 +143,10 @@ class EngineLoop:
                 self._answers.append(None)
             case FlushCache():
                 self._answers.append(core.scheduler.pool.forget_free())
+            case WatchBlocks():
+                self._watch.begin()
+            case UnwatchBlocks():
+                self._watch.end()
         return []
 
     def _turn(self) -> bool:
@@ -171,7 +182,7 @@ class EngineLoop:
         block_map = core.scheduler.pool.block_map() if None in self._answers else b""
         answers = tuple(block_map if answer is None else answer for answer in self._answers)
         self._answers = []
-        self._held = Batch(outputs, self._stats, core.step_times, answers)
+        self._held = Batch(outputs, self._stats, core.step_times, answers, self._watch.take())
 
     def _keep_last_words(self) -> None:
         """What the turn that ended the engine had said before: it is true, and ends who it ends.

@@ -122,6 +122,8 @@ class BlockPool:
             self.prefix_cache.forget(block)
             self._states[block] = FREE
         self.num_cached = 0
+        if self.prefix_cache.log is not None and not self.prefix_cache.blocks():
+            self.prefix_cache.log.cleared()
         return len(cached)
 
     def forget_all(self) -> None:
@@ -131,6 +133,8 @@ class BlockPool:
             if self._states[block] == CACHED:
                 self._states[block] = FREE
         self.num_cached = 0
+        if self.prefix_cache.log is not None:
+            self.prefix_cache.log.cleared()
 
     # ------------------------------------------------------------ integrity
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import xxhash
 
+from quire.engine.scheduling.kv_events import STORED, KvEvent, KvLog, parents_first
+
 _TOKEN_BYTES = 4
 
 
@@ -35,6 +37,7 @@ class PrefixCache:
     def __init__(self, block_size: int, enabled: bool = True, seed: int | None = None) -> None:
         self.block_size = block_size
         self.enabled = enabled
+        self.log: KvLog | None = None  # of whoever watches
         self.duplicates = 0  # blocks registered under a hash that named another one already
         self._seed = (
             secrets.token_bytes(16) if seed is None else struct.pack("<Q", seed % (1 << 64))
@@ -42,6 +45,7 @@ class PrefixCache:
         self._hash_of: dict[int, bytes] = {}  # full blocks alone; tails have none
         self._tokens_of: dict[int, bytes] = {}
         self._parent_of: dict[int, bytes] = {}
+        self._salt_of: dict[int, bytes] = {}  # of full blocks
         self._blocks_of: dict[bytes, dict[int, None]] = {}
         # Of each parent, what follows it, in the order of the tokens: neighbours are most alike.
         self._children: dict[bytes, list[tuple[bytes, int]]] = {}
@@ -137,7 +141,11 @@ class PrefixCache:
         self.duplicates += bool(named)
         named[block] = None
         self._hash_of[block] = hashes[index]
-        self._add(block, self._parent(hashes, salt, index), self._pack(token_ids, index))
+        self._salt_of[block] = salt
+        tokens = self._pack(token_ids, index)
+        self._add(block, self._parent(hashes, salt, index), tokens)
+        if self.log is not None:
+            self.log.stored(hashes[index], hashes[index - 1] if index else b"", tokens, salt)
 
     def register_tail(
         self,
@@ -178,10 +186,24 @@ class PrefixCache:
         block_hash = self._hash_of.pop(block, None)
         if block_hash is None:
             return
+        del self._salt_of[block]
+        if self.log is not None:
+            self.log.removed(block_hash)
         named = self._blocks_of[block_hash]
         del named[block]
         if not named:
             del self._blocks_of[block_hash]
+
+    def snapshot(self) -> tuple[KvEvent, ...]:
+        """One STORED a full block, parents before their children."""
+        roots: dict[bytes, bytes] = {}
+        stored = []
+        for block, block_hash in self._hash_of.items():
+            salt, parent = self._salt_of[block], self._parent_of[block]
+            root = roots.get(salt) or roots.setdefault(salt, self.root_hash(salt))
+            before = b"" if parent == root else parent
+            stored.append(KvEvent(STORED, block_hash, before, self._tokens_of[block], salt))
+        return parents_first(stored)
 
     # ------------------------------------------------------------ integrity
 
@@ -196,6 +218,7 @@ class PrefixCache:
         named = {(b, h) for h, blocks in self._blocks_of.items() for b in blocks}
         assert named == set(self._hash_of.items()), "index and blocks disagree"
         assert self._parent_of.keys() == self._tokens_of.keys()
+        assert self._salt_of.keys() == full
         followers: dict[bytes, list[tuple[bytes, int]]] = {}
         for block, parent in self._parent_of.items():
             followers.setdefault(parent, []).append((self._tokens_of[block], block))

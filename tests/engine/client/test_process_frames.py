@@ -31,6 +31,8 @@ from quire.engine.loop.commands import (
     FlushCache,
     Stop,
     Submit,
+    UnwatchBlocks,
+    WatchBlocks,
 )
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch
@@ -43,6 +45,14 @@ from quire.engine.request import (
     Pooling,
     SamplingParams,
     TokenLogprob,
+)
+from quire.engine.scheduling.kv_events import (
+    CHANGES,
+    CLEARED,
+    SNAPSHOT,
+    STORED,
+    KvEvent,
+    KvEvents,
 )
 
 SAMPLING = SamplingParams(
@@ -67,6 +77,8 @@ def across(message: wire.Message) -> wire.Message:
         Abort(4),
         AskBlockMap(),
         FlushCache(),
+        WatchBlocks(),
+        UnwatchBlocks(),
         Stop(),
     ],
 )
@@ -92,10 +104,13 @@ def test_a_batch_arrives_as_it_was() -> None:
     stats = EngineStats(*range(1, len(dataclasses.fields(EngineStats)) + 1))
     times = StepTimes()
     times.histograms["mixed"].observe(0.02, 3)
-    batch = Batch(OUTPUTS, stats, times, (3, b"\x01\x02", 0))
+    event = KvEvent(STORED, b"hash", b"parent", b"\x01\x00\x00\x00", b"salt")
+    blocks = (KvEvents(4, 2.5, SNAPSHOT), KvEvents(5, 2.75, CHANGES, (event, KvEvent(CLEARED))))
+    batch = Batch(OUTPUTS, stats, times, (3, b"\x01\x02", 0), blocks)
     got = wire.unpack_batch(across(wire.pack_batch(batch)))
     assert got.outputs == OUTPUTS
     assert (got.stats, got.answers) == (stats, (3, b"\x01\x02", 0))
+    assert got.blocks == blocks and isinstance(got.blocks[1].events[0], KvEvent)
     assert got.step_times.values() == times.values()
     assert got.step_times.histograms["mixed"].count == 3
 
@@ -141,7 +156,8 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
             outputs = [Output(key, 0, float(step), float(step), [step]) for key in keys]
             stats = EngineStats(steps_total=step)
             answers = {1000: (b"map", 5), steps - 2: (7,), steps - 1: (b"later",)}.get(step, ())
-            channel.publish(Batch(outputs, stats, StepTimes(), answers))
+            blocks = (KvEvents(step, 0.0, CHANGES, (KvEvent(CLEARED),)),)
+            channel.publish(Batch(outputs, stats, StepTimes(), answers, blocks))
         batches = read_all(parent, channel)
     assert len(batches) < steps / 2
     for key in keys:
@@ -152,6 +168,7 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
     assert batches[-1].stats.steps_total == steps - 1
     told = [answer for batch in batches for answer in batch.answers]
     assert told == [b"map", 5, 7, b"later"]
+    assert [one.sequence for batch in batches for one in batch.blocks] == list(range(steps))
     assert max(len(batch.outputs) for batch in batches) == len(keys)
 
 
