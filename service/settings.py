@@ -70,6 +70,8 @@ class ServiceConfig:
     health_port: int | None = _option(
         None, "port that answers health checks alone, without TLS; default: none"
     )
+    gateway_host: str = _option("127.0.0.1", "address of vLLM's engine service, for gateways")
+    gateway_port: int | None = _option(None, "port of vLLM's engine service; default: none")
     insecure: bool = _option(False, "listen beyond this machine without TLS")
     tls_cert: str | None = _option(None, "PEM file of the certificate; read again when it changes")
     tls_key: str | None = _option(None, "PEM file of the certificate's key, without a passphrase")
@@ -141,7 +143,7 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         _in_range("port", self.port, 0, 65535)
         _in_range("http_port", self.http_port, 0, 65535)
-        for name in ("metrics_port", "health_port"):
+        for name in ("metrics_port", "health_port", "gateway_port"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 0, 65535)
         _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
@@ -172,6 +174,9 @@ class ServiceConfig:
         self._check_browsers()
         if self.metrics_port is not None:
             self._refuse_exposure("metrics_host", self.metrics_host)
+        if self.gateway_port is not None:
+            self._refuse_exposure("gateway_host", self.gateway_host)
+            self._refuse_strangers()
 
     def _check_limits(self) -> None:
         for name in ("max_waiting_tokens", "max_streams_per_client"):
@@ -204,6 +209,13 @@ class ServiceConfig:
             raise ConfigError(
                 f"{name} = {host}: would be open to the network without TLS{secret}; give "
                 "tls_cert and tls_key, or insecure = true (--insecure) if that is meant"
+            )
+
+    def _refuse_strangers(self) -> None:
+        known = self.api_keys is not None or self.tls_client_ca is not None
+        if not known and not is_loopback(self.gateway_host):
+            raise ConfigError(
+                f"gateway_host = {self.gateway_host}: needs api_keys or tls_client_ca"
             )
 
 

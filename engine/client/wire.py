@@ -164,7 +164,8 @@ def unpack_batch(packed: Message) -> Batch:
         StepTimes.of(times),
         answers,
         tuple(
-            KvEvents(*told, tuple(KvEvent(*event) for event in events)) for *told, events in blocks
+            KvEvents(number, time, kind, tuple(KvEvent(*event) for event in events))
+            for number, time, kind, events in blocks
         ),
     )
 

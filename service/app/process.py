@@ -91,6 +91,9 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
             log.info("%s", lines)
         if server.metrics_port:
             log.info("metrics on %s:%d", settings.service.metrics_host, server.metrics_port)
+        if server.gateway_port:
+            host = settings.service.gateway_host
+            log.info("vLLM's engine service on %s:%d", host, server.gateway_port)
         if server.health_port:
             log.info("health checks on %s:%d", settings.service.health_host, server.health_port)
 

@@ -27,6 +27,7 @@ from quire.service.app import ports
 from quire.service.app.bounds import limits, policy
 from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
+from quire.service.app.gateway_face import gateway_listener
 from quire.service.app.health import Health
 from quire.service.app.listener import Keeper, Listener
 from quire.service.app.openai_face import Parts, open_face
@@ -121,7 +122,7 @@ class Server:
         self.port = 0
         self.http_port = 0
         self.metrics_port = 0
-        self.health_port = 0
+        self.health_port = self.gateway_port = 0
 
     # ------------------------------------------------------------ beginning
 
@@ -150,6 +151,7 @@ class Server:
         self.port = self._listeners[0].port
         self._open_metrics()
         self._open_health()
+        self._open_gateway(lambda: grpc.aio.server(options=options, interceptors=guards))
         for listener in self._listeners:
             await listener.start()
         self._keeper = Keeper(self._listeners)
@@ -172,6 +174,14 @@ class Server:
         self._awaiting.append(self._places)
         intake = Intake(self._places, doorman.check, doorman.on_refused, max_message)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
+
+    def _open_gateway(self, new_server: Callable[[], grpc.aio.Server]) -> None:
+        service, directory = self._settings.service, self._resolved.tokenizer_directory
+        if service.gateway_port is not None:
+            parts, health = self._parts(), self._health
+            port = gateway_listener(service, parts, self.ledger, health, directory, new_server)
+            self._listeners.append(port)
+            self.gateway_port = port.port
 
     def _open_health(self) -> None:
         """A port for probes that speak no TLS: it answers nothing but health."""
@@ -278,7 +288,11 @@ class Server:
         and a port that is not to be had is one line of the log."""
         if sockets is None and not self._settings.service.http_port:
             return
-        parts = Parts(
+        self._http = await open_face(self._settings.service, self._parts(), sockets)
+        self.http_port = 0 if self._http is None else self._http.port
+
+    def _parts(self) -> Parts:
+        return Parts(
             self._servicer,
             self._entrance,
             self._lifecycle,
@@ -293,8 +307,6 @@ class Server:
             self._max_message,
             self._connections,
         )
-        self._http = await open_face(self._settings.service, parts, sockets)
-        self.http_port = 0 if self._http is None else self._http.port
 
     def read_again(self) -> None:
         """Look at the files that may change now, without waiting for the next look."""

@@ -226,25 +226,25 @@ class InferenceServicer:
 
     async def Stats(self, request: pb.StatsRequest | Malformed, context: Context) -> Any:
         """Answers what the server holds and has done; also while draining."""
-        return await self._answer_once("Stats", request, context, self.answers.stats)
+        return await self.answer_once("Stats", request, context, self.answers.stats)
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest | Malformed, context: Context
     ) -> Any:
         """Answers what is served; also while draining."""
-        return await self._answer_once("GetModelInfo", request, context, self.answers.model_info)
+        return await self.answer_once("GetModelInfo", request, context, self.answers.model_info)
 
     async def Tokenize(self, request: pb.TokenizeRequest | Malformed, context: Context) -> Any:
         """Answers a prompt's ids."""
-        return await self._answer_once("Tokenize", request, context, self.answers.tokenize)
+        return await self.answer_once("Tokenize", request, context, self.answers.tokenize)
 
     async def Detokenize(self, request: pb.DetokenizeRequest | Malformed, context: Context) -> Any:
         """Answers the text of ids."""
-        return await self._answer_once("Detokenize", request, context, self.answers.detokenize)
+        return await self.answer_once("Detokenize", request, context, self.answers.detokenize)
 
     async def FlushCache(self, request: pb.FlushCacheRequest | Malformed, context: Context) -> Any:
         """Forgets what the prefix cache holds; for operators."""
-        return await self._answer_once("FlushCache", request, context, self.answers.flush_cache)
+        return await self.answer_once("FlushCache", request, context, self.answers.flush_cache)
 
     async def Embed(self, request: pb.EmbedRequest | Malformed, context: Context) -> Any:
         """Answers embeddings of texts."""
@@ -254,9 +254,7 @@ class InferenceServicer:
         """Answers how well documents answer a query."""
         return await self._pooled.score(request, context, self.serving)
 
-    async def _answer_once(
-        self, method: str, request: Any, context: Context, answer: Answer
-    ) -> Any:
+    async def answer_once(self, method: str, request: Any, context: Context, answer: Answer) -> Any:
         """Ask `answer`, and count and log how it ended."""
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
         try:
@@ -311,7 +309,7 @@ def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
     methods = {
         "Generate": grpc.unary_stream_rpc_method_handler(
             servicer.Generate,
-            request_deserializer=_decoder(pb.GenerateRequest.FromString),
+            request_deserializer=decoder(pb.GenerateRequest.FromString),
             response_serializer=pb.GenerateResponse.SerializeToString,
         ),
         "Stats": _single(servicer.Stats, pb.StatsRequest),
@@ -329,12 +327,14 @@ def _single(answer: Callable[[Any, Context], Awaitable[Any]], request: Any) -> A
     """A method that is asked once, by a message of this kind, and answers once."""
     return grpc.unary_unary_rpc_method_handler(
         answer,
-        request_deserializer=_decoder(request.FromString),
+        request_deserializer=decoder(request.FromString),
         response_serializer=lambda response: response.SerializeToString(),
     )
 
 
-def _decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Reads a message; Malformed stands for one that cannot be read."""
+
     def decode(raw: bytes) -> Any:
         try:
             message = parse(raw)

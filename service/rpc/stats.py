@@ -64,6 +64,15 @@ class StatsReporter:
         _operators_only("include_block_map = true", operator=operator)
         _take_one("include_block_map", self._maps, self._clock())
 
+    def allow_watch(self, *, operator: bool) -> None:
+        """All cached blocks are told first, which costs what maps do. Raises Refusal."""
+        _operators_only("SubscribeKvEvents", operator=operator)
+        _take_one("SubscribeKvEvents", self._maps, self._clock())
+
+    def allow_loads(self, *, operator: bool) -> None:
+        """Raises Refusal."""
+        _operators_only("GetLoads", operator=operator)
+
     def allow_flush(self, *, operator: bool) -> None:
         """Raises Refusal."""
         _operators_only("FlushCache", operator=operator)

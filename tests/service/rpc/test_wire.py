@@ -12,7 +12,7 @@ from support.harness import Answer, Running, ask, first, generate, read, run, se
 
 from quire.engine.scheduling.plan import PlanRow
 from quire.service.rpc.reception import Malformed
-from quire.service.rpc.servicer import _decoder
+from quire.service.rpc.servicer import decoder
 from quire.v1 import inference_pb2 as pb
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -584,6 +584,6 @@ def test_reflection_names_the_service_unless_switched_off() -> None:
 
 def test_fields_that_the_contract_does_not_know_are_not_held() -> None:
     raw = ask([300]).SerializeToString() + b"\xfa\x3f\x05later"  # field 1023
-    decoded = _decoder(pb.GenerateRequest.FromString)(raw)
+    decoded = decoder(pb.GenerateRequest.FromString)(raw)
     assert decoded == ask([300])
-    assert isinstance(_decoder(pb.GenerateRequest.FromString)(b"\xff"), Malformed)
+    assert isinstance(decoder(pb.GenerateRequest.FromString)(b"\xff"), Malformed)

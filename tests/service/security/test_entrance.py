@@ -65,7 +65,7 @@ def test_the_key_is_asked_for_before_the_message_is_read(
     decoded: list[int] = []
     from quire.service.rpc import servicer
 
-    decoder = servicer._decoder
+    decoder = servicer.decoder
 
     def counting(parse: Any) -> Any:
         decode = decoder(parse)
@@ -76,7 +76,7 @@ def test_the_key_is_asked_for_before_the_message_is_read(
 
         return counted
 
-    monkeypatch.setattr(servicer, "_decoder", counting)
+    monkeypatch.setattr(servicer, "decoder", counting)
     body = ask(text="x" * 1_000_000).SerializeToString()
 
     async def test() -> None:

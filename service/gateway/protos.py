@@ -1,0 +1,23 @@
+"""The messages of the foreign contract, from a package that may not be there."""
+
+from importlib import import_module
+from typing import Any
+
+from quire.engine.errors import ConfigError
+
+SERVICE = "vllm.grpc.engine.VllmEngine"
+
+
+class Protos:
+    """Its two files, as modules."""
+
+    def __init__(self) -> None:
+        """Raises ConfigError."""
+        try:
+            self.engine: Any = import_module("smg_grpc_proto.generated.vllm_engine_pb2")
+            # The generated module names it without its package.
+            self.common: Any = import_module("smg_grpc_proto.generated.common_pb2")
+        except ImportError as error:
+            raise ConfigError(
+                f"gateway_port: needs the package smg-grpc-proto (quire[gateway]): {error}"
+            ) from error

@@ -1,0 +1,118 @@
+"""A structural tag (JSON, as gateways write it for XGrammar) as a grammar.
+
+What can be said in one: const_string, json_schema, regex, sequence, or, tag, and a list of tags
+with a separator. Free text between tags, and tags set off by triggers, cannot: they are refused by
+name.
+
+Invariant: a function of the text; the grammar is one that the constraint's own checks judge.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from quire.service.errors import Refusal, invalid_field
+
+FIELD = "sampling_params.structural_tag"
+_MAX_DEPTH = 32
+
+
+def grammar_of(text: str) -> str:
+    """In the Lark form that llguidance reads. Raises Refusal, naming what cannot be."""
+    try:
+        tag = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _fault("", f"is not JSON: {error}") from error
+    if not isinstance(tag, dict):
+        raise _fault("", "must be a JSON object")
+    if "format" not in tag:
+        raise _fault("", "needs a format; structures with triggers are not supported")
+    return f"start: {_Rules().of(tag['format'], 'format', 0)}\n"
+
+
+class _Rules:
+    """Each format as an expression."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, Callable[[dict[str, Any], str, int], str]] = {
+            "const_string": self._const,
+            "json_schema": self._json,
+            "regex": self._regex,
+            "sequence": self._sequence,
+            "or": self._or,
+            "tag": self._tag,
+            "tags_with_separator": self._tags,
+        }
+
+    def of(self, given: Any, where: str, depth: int) -> str:
+        """An expression in brackets, so that it may stand anywhere."""
+        if not isinstance(given, dict):
+            raise _fault(where, "must be a JSON object")
+        if depth > _MAX_DEPTH:
+            raise _fault(where, f"lies deeper than {_MAX_DEPTH} formats")
+        kind = given.get("type")
+        if not isinstance(kind, str) or kind not in self._kinds:
+            known = ", ".join(self._kinds)
+            raise _fault(f"{where}.type", f"{kind!r}: is not supported; {known} are")
+        return f"({self._kinds[kind](given, where, depth + 1)})"
+
+    def _const(self, given: dict[str, Any], where: str, _depth: int) -> str:
+        return _quoted(given.get("value"), f"{where}.value")
+
+    def _json(self, given: dict[str, Any], where: str, _depth: int) -> str:
+        schema = given.get("json_schema")
+        if not isinstance(schema, (dict, bool)):
+            raise _fault(f"{where}.json_schema", "must be a JSON schema")
+        return f"%json {json.dumps(schema)}"
+
+    def _regex(self, given: dict[str, Any], where: str, _depth: int) -> str:
+        pattern = given.get("pattern")
+        if not isinstance(pattern, str) or not pattern or "\n" in pattern:
+            raise _fault(f"{where}.pattern", "must be a regular expression on one line")
+        return "/" + _escaped_slashes(pattern) + "/"
+
+    def _sequence(self, given: dict[str, Any], where: str, depth: int) -> str:
+        return " ".join(self._elements(given, "elements", where, depth))
+
+    def _or(self, given: dict[str, Any], where: str, depth: int) -> str:
+        return " | ".join(self._elements(given, "elements", where, depth))
+
+    def _tag(self, given: dict[str, Any], where: str, depth: int) -> str:
+        begin = _quoted(given.get("begin"), f"{where}.begin")
+        content = self.of(given.get("content"), f"{where}.content", depth)
+        ends = given.get("end")
+        listed = ends if isinstance(ends, list) else [ends]
+        end = " | ".join(_quoted(one, f"{where}.end") for one in listed)
+        return f"{begin} {content} ({end})"
+
+    def _tags(self, given: dict[str, Any], where: str, depth: int) -> str:
+        tags = " | ".join(self._elements(given, "tags", where, depth))
+        separator = _quoted(given.get("separator"), f"{where}.separator")
+        more = "" if given.get("stop_after_first") else f" ({separator} ({tags}))*"
+        least = "" if given.get("at_least_one") else "?"
+        return f"(({tags}){more}){least}"
+
+    def _elements(self, given: dict[str, Any], name: str, where: str, depth: int) -> list[str]:
+        listed = given.get(name)
+        if not isinstance(listed, list) or not listed:
+            raise _fault(f"{where}.{name}", "must be a list, and not empty")
+        return [self.of(one, f"{where}.{name}[{i}]", depth) for i, one in enumerate(listed)]
+
+
+def _quoted(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _fault(where, "must be a text")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _escaped_slashes(pattern: str) -> str:
+    """A slash would end it; one that is escaped already stays."""
+    parts, escaped = [], False
+    for character in pattern:
+        parts.append("\\/" if character == "/" and not escaped else character)
+        escaped = character == "\\" and not escaped
+    return "".join(parts)
+
+
+def _fault(where: str, why: str) -> Refusal:
+    return invalid_field(f"{FIELD}.{where}" if where else FIELD, why)

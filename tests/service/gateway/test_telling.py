@@ -1,0 +1,29 @@
+"""Our events as the foreign contract's."""
+
+import pytest
+
+from quire.service.gateway.protos import Protos
+from quire.service.gateway.telling import Telling
+from quire.v1 import inference_pb2 as pb
+
+pytest.importorskip("smg_grpc_proto", reason="the extra `gateway` is not installed")
+EVENTS = (
+    pb.GenerateResponse(started=pb.Started(prompt_tokens=7, cached_tokens=4)),
+    pb.GenerateResponse(delta=pb.Delta(token_ids=[1, 2])),
+    pb.GenerateResponse(delta=pb.Delta(token_ids=[3])),
+    pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP, stop_string="end")),
+)
+
+
+@pytest.mark.parametrize("stream", (True, False))
+def test_an_end_holds_all_that_chunks_held(stream: bool) -> None:
+    protos = Protos()
+    telling = Telling(protos, protos.engine.GenerateRequest(stream=stream))
+    said = [message for event in EVENTS for message in telling.take(event)]
+    chunks, end = [message.chunk for message in said[:-1]], said[-1].complete
+    assert [list(chunk.token_ids) for chunk in chunks] == ([[1, 2], [3]] if stream else [])
+    assert [chunk.completion_tokens for chunk in chunks] == ([2, 3] if stream else [])
+    assert list(end.output_ids) == [1, 2, 3]
+    assert (end.prompt_tokens, end.cached_tokens, end.completion_tokens) == (7, 4, 3)
+    assert (end.finish_reason, end.matched_stop_str) == ("stop", "end")
+    assert not list(telling.aborted())
