@@ -90,13 +90,14 @@ def fleet() -> Iterator[Fleet]:
         held.callback(running.wait)
         held.callback(running.kill)
         url = f"http://127.0.0.1:{port}"
-        wait_for_workers(url, len(workers))
+        wait_for_workers(running, url, len(workers))
         yield Fleet(url, workers)
 
 
-def wait_for_workers(url: str, count: int) -> None:
+def wait_for_workers(running: Any, url: str, count: int) -> None:
     end = time.monotonic() + PATIENCE
     while True:
+        assert running.poll() is None, "the gateway has ended"
         try:
             with urllib.request.urlopen(f"{url}/workers", timeout=5) as answer:
                 listed = json.load(answer)["workers"]
