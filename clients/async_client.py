@@ -256,10 +256,18 @@ class AsyncClient:
         return AsyncGeneration(self, request, self._seconds(timeout))
 
     async def stats(
-        self, *, include_block_map: bool = False, timeout: float | None = None
+        self,
+        *,
+        include_block_map: bool = False,
+        include_requests: bool = False,
+        timeout: float | None = None,
     ) -> pb.StatsResponse:
-        """The server's state, as the contract's message."""
-        request = pb.StatsRequest(include_block_map=flag("include_block_map", include_block_map))
+        """The server's state, as the contract's message. Both options ask an operator's key, where
+        there are keys."""
+        request = pb.StatsRequest(
+            include_block_map=flag("include_block_map", include_block_map),
+            include_requests=flag("include_requests", include_requests),
+        )
         return cast(pb.StatsResponse, await self._unary(lambda to: to.stub.Stats, request, timeout))
 
     async def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:

@@ -6,9 +6,11 @@ is refused then, and a drain waits for what was begun before.
 """
 
 import logging
+import time
 
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.open_calls import OpenCalls
+from quire.service.rpc.open_requests import OpenRequests
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.text_calls import TextCalls
 from quire.service.security.auth import Caller
@@ -20,9 +22,16 @@ log = logging.getLogger("quire.service")
 class Answers:
     """Of one server. `serving` is set once the engine is ready."""
 
-    def __init__(self, lifecycle: Lifecycle, entrance: Entrance, open_calls: OpenCalls) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        entrance: Entrance,
+        open_calls: OpenCalls,
+        open_requests: OpenRequests,
+    ) -> None:
         self._lifecycle = lifecycle
         self._open_calls = open_calls
+        self._open_requests = open_requests
         self._text = TextCalls(entrance.limits, entrance.admission.policy.max_waiting)
         self.serving: Serving | None = None
 
@@ -33,7 +42,12 @@ class Answers:
         if request.include_block_map:
             serving.stats.allow_block_map(operator=caller.operator)
             block_map = await serving.engine.block_map()
-        return serving.stats.response(block_map, operator=caller.operator)
+        if request.include_requests:
+            serving.stats.allow_requests(operator=caller.operator)
+        response = serving.stats.response(block_map, operator=caller.operator)
+        if request.include_requests:
+            response.open_requests.extend(self._open_requests.rows(time.monotonic()))
+        return response
 
     async def model_info(
         self, _request: pb.GetModelInfoRequest, _caller: Caller

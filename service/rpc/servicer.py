@@ -20,6 +20,7 @@ from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.answers import Answers
 from quire.service.rpc.open_calls import OpenCalls, ended_code
+from quire.service.rpc.open_requests import OpenRequests
 from quire.service.rpc.pooled_calls import REQUEST_ID_KEY, PooledCalls
 from quire.service.rpc.reception import (
     Call,
@@ -62,7 +63,8 @@ class InferenceServicer:
         self._tracer = tracer
         self._watch = watch
         self._open_calls = OpenCalls()
-        self.answers = Answers(lifecycle, entrance, self._open_calls)
+        self._open_requests = OpenRequests()
+        self.answers = Answers(lifecycle, entrance, self._open_calls, self._open_requests)
         self._pooled = PooledCalls(lifecycle, ledger, entrance, self._open_calls, tracer)
 
     @property
@@ -178,6 +180,7 @@ class InferenceServicer:
         """From here on the call is open."""
         call, serving = await self._reception.accept(request, context, self.serving)
         self._open_calls.begin()
+        self._open_requests.add(call)
         generation = call.accepted.generation
         engine, entries = serving.engine, 1 + (generation.sampling.logprobs or 0)
         writes.unread = lambda: entries * engine.unread(generation.key)
@@ -186,6 +189,7 @@ class InferenceServicer:
     def _close(self, call: Call, unread: int) -> None:
         """The one end of an accepted call. unread: tokens that nobody took from the engine."""
         self._open_calls.end()
+        self._open_requests.remove(call)
         call.place.leave()
         call.output.abandon()
         record, request = call.output.record(), call.accepted.generation

@@ -73,6 +73,10 @@ class StatsReporter:
         """Raises Refusal."""
         _operators_only("GetLoads", operator=operator)
 
+    def allow_requests(self, *, operator: bool) -> None:
+        """Raises Refusal."""
+        _operators_only("include_requests = true", operator=operator)
+
     def allow_flush(self, *, operator: bool) -> None:
         """Raises Refusal."""
         _operators_only("FlushCache", operator=operator)
@@ -128,13 +132,7 @@ class StatsReporter:
                 delivered=ledger.delivered,
                 discarded=engine.discarded,
             ),
-            steps=pb.StepStats(
-                total=engine.steps_total,
-                graph=engine.steps_graph,
-                eager=engine.steps_eager,
-                mixed=engine.steps_mixed,
-                failed=engine.steps_failed,
-            ),
+            steps=self._steps(engine),
             time_to_first_token_seconds=_histogram(ledger.time_to_first_token),
             inter_token_latency_seconds=_histogram(ledger.inter_token_latency),
             queue_time_seconds=_histogram(ledger.queue_time),
@@ -180,6 +178,18 @@ class StatsReporter:
             finished_cancelled=finished[FinishReason.CANCELLED],
             finished_error=finished[FinishReason.ERROR],
             refused=self._ledger.refused,
+        )
+
+    def _steps(self, engine: EngineStats) -> pb.StepStats:
+        times = self._engine.step_times()
+        kinds = {} if times is None else times.histograms
+        return pb.StepStats(
+            total=engine.steps_total,
+            graph=engine.steps_graph,
+            eager=engine.steps_eager,
+            mixed=engine.steps_mixed,
+            failed=engine.steps_failed,
+            duration_seconds={kind: _histogram(times) for kind, times in kinds.items()},
         )
 
     def _cache(self, engine: EngineStats) -> pb.CacheStats:

@@ -331,13 +331,15 @@ class Timings(_message.Message):
     def __init__(self, queued_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
-    __slots__ = ("include_block_map",)
+    __slots__ = ("include_block_map", "include_requests")
     INCLUDE_BLOCK_MAP_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     include_block_map: bool
-    def __init__(self, include_block_map: bool = ...) -> None: ...
+    include_requests: bool
+    def __init__(self, include_block_map: bool = ..., include_requests: bool = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("model", "engine_config", "requests", "cache", "tokens", "steps", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_time_seconds", "memory", "uptime_seconds", "version")
+    __slots__ = ("model", "engine_config", "requests", "cache", "tokens", "steps", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_time_seconds", "memory", "uptime_seconds", "version", "open_requests")
     class EngineConfigEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -357,6 +359,7 @@ class StatsResponse(_message.Message):
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     model: ModelInfo
     engine_config: _containers.ScalarMap[str, str]
     requests: RequestStats
@@ -369,7 +372,30 @@ class StatsResponse(_message.Message):
     memory: DeviceMemory
     uptime_seconds: float
     version: str
-    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., engine_config: _Optional[_Mapping[str, str]] = ..., requests: _Optional[_Union[RequestStats, _Mapping]] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., tokens: _Optional[_Union[TokenStats, _Mapping]] = ..., steps: _Optional[_Union[StepStats, _Mapping]] = ..., time_to_first_token_seconds: _Optional[_Union[Histogram, _Mapping]] = ..., inter_token_latency_seconds: _Optional[_Union[Histogram, _Mapping]] = ..., queue_time_seconds: _Optional[_Union[Histogram, _Mapping]] = ..., memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., uptime_seconds: _Optional[float] = ..., version: _Optional[str] = ...) -> None: ...
+    open_requests: _containers.RepeatedCompositeFieldContainer[OpenRequest]
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., engine_config: _Optional[_Mapping[str, str]] = ..., requests: _Optional[_Union[RequestStats, _Mapping]] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., tokens: _Optional[_Union[TokenStats, _Mapping]] = ..., steps: _Optional[_Union[StepStats, _Mapping]] = ..., time_to_first_token_seconds: _Optional[_Union[Histogram, _Mapping]] = ..., inter_token_latency_seconds: _Optional[_Union[Histogram, _Mapping]] = ..., queue_time_seconds: _Optional[_Union[Histogram, _Mapping]] = ..., memory: _Optional[_Union[DeviceMemory, _Mapping]] = ..., uptime_seconds: _Optional[float] = ..., version: _Optional[str] = ..., open_requests: _Optional[_Iterable[_Union[OpenRequest, _Mapping]]] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("request_id", "client", "open_seconds", "started", "n", "prompt_tokens", "cached_tokens", "completion_tokens", "preemptions")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    client: str
+    open_seconds: float
+    started: bool
+    n: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    preemptions: int
+    def __init__(self, request_id: _Optional[str] = ..., client: _Optional[str] = ..., open_seconds: _Optional[float] = ..., started: bool = ..., n: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "fingerprint", "architecture", "parameters", "vocab_size", "max_model_len", "dtype", "device", "numerics")
@@ -463,18 +489,27 @@ class TokenStats(_message.Message):
     def __init__(self, prompt: _Optional[int] = ..., prefill_computed: _Optional[int] = ..., generated: _Optional[int] = ..., delivered: _Optional[int] = ..., discarded: _Optional[int] = ...) -> None: ...
 
 class StepStats(_message.Message):
-    __slots__ = ("total", "graph", "eager", "mixed", "failed")
+    __slots__ = ("total", "graph", "eager", "mixed", "failed", "duration_seconds")
+    class DurationSecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Histogram
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     EAGER_FIELD_NUMBER: _ClassVar[int]
     MIXED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     total: int
     graph: int
     eager: int
     mixed: int
     failed: int
-    def __init__(self, total: _Optional[int] = ..., graph: _Optional[int] = ..., eager: _Optional[int] = ..., mixed: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+    duration_seconds: _containers.MessageMap[str, Histogram]
+    def __init__(self, total: _Optional[int] = ..., graph: _Optional[int] = ..., eager: _Optional[int] = ..., mixed: _Optional[int] = ..., failed: _Optional[int] = ..., duration_seconds: _Optional[_Mapping[str, Histogram]] = ...) -> None: ...
 
 class Histogram(_message.Message):
     __slots__ = ("bounds", "counts", "sum")

@@ -1,0 +1,46 @@
+"""The requests that are open, as an operator is told of them.
+
+Invariant: as many rows as `MOST` at most, whatever the number of requests; sizes, times and names
+are told, and nothing of any text.
+"""
+
+from itertools import islice
+
+from quire.service.rpc.reception import Call
+from quire.v1 import inference_pb2 as pb
+
+MOST = 256
+
+
+class OpenRequests:
+    """Accepted calls that have not ended. Of one event loop."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Call] = {}  # by the engine's key, the longest open first
+
+    def add(self, call: Call) -> None:
+        """A call was accepted."""
+        self._calls[call.accepted.generation.key] = call
+
+    def remove(self, call: Call) -> None:
+        """It has ended."""
+        del self._calls[call.accepted.generation.key]
+
+    def rows(self, now: float) -> list[pb.OpenRequest]:
+        """The longest open first. now: time.monotonic()."""
+        return [_row(call, now) for call in islice(self._calls.values(), MOST)]
+
+
+def _row(call: Call, now: float) -> pb.OpenRequest:
+    record, generation = call.output.record(), call.accepted.generation
+    return pb.OpenRequest(
+        request_id=call.accepted.request_id,
+        client=call.client,
+        open_seconds=now - call.accepted_at,
+        started=call.output.started,
+        n=generation.n,
+        prompt_tokens=len(generation.prompt_token_ids),
+        cached_tokens=record.cached_tokens,
+        completion_tokens=record.delivered,
+        preemptions=record.preemptions,
+    )
