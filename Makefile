@@ -40,7 +40,7 @@ help:
 	@echo "make bench     benchmarks that suit this machine;  make plots: their pictures"
 	@echo "make chaos     10,000 streams with everything that goes wrong (minutes)"
 	@echo "make soak      the long property tests and fuzz;  make mutants: old faults put back"
-	@echo "make screens   the pictures in the README"
+	@echo "make screens   the pictures in the README, and of quire watch (needs Chromium)"
 	@echo "make proto     the stubs, from proto/quire/v1/inference.proto"
 	@echo "make node      the packages of examples/node, which its tests need (skipped without)"
 	@echo "make baseline  promise the contract as it is now, at a release (additions only)"
@@ -134,6 +134,7 @@ plots: $(VENV)/.dev
 
 screens: $(VENV)/.dev
 	$(BIN)/python tools/screens.py
+	$(BIN)/python tools/watch_screens.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py

@@ -31,12 +31,13 @@ from quire.clients.commands.loadtest import loadtest
 from quire.clients.commands.stats import health, stats
 from quire.clients.commands.tokenize import tokenize
 from quire.clients.commands.top import top
+from quire.clients.commands.watch import watch
 from quire.clients.help import WIDEST, App
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "hash-key")
 CLIENT_COMMANDS = (
-    *("generate", "chat", "batch", "tokenize", "stats", "health", "loadtest", "top"),
+    *("generate", "chat", "batch", "tokenize", "stats", "health", "loadtest", "top", "watch"),
 )
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 
@@ -74,6 +75,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command()(health)
     app.command()(loadtest)
     app.command()(top)
+    app.command()(watch)
     if not any(word in CLIENT_COMMANDS for word in arguments[:1]):
         _add_server_commands(app)
     return app
