@@ -6,6 +6,7 @@ with a hole, and checks.py, which knows what usually goes wrong). Its solution i
 """
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,15 @@ def folder(number: int) -> Path:
 def solution(number: int) -> Path:
     """The exercise of a chapter with its hole filled."""
     return COURSE / "solutions" / f"{folder(number).name}.py"
+
+
+def hole(number: int) -> str:
+    """The exercise of a chapter as it is handed out: the solution with its hole open again. (What
+    lies in the chapter's folder is the learner's, and may be filled.)"""
+    before, rest = solution(number).read_text(encoding="utf-8").split(HOLE_BEGINS)
+    after = rest.split(HOLE_ENDS)[1]
+    name = re.findall(r"^ *def (\w+)\(", before, re.MULTILINE)[-1]
+    return f'{before}{HOLE_BEGINS}    raise NotImplementedError("{name}")\n{HOLE_ENDS}{after}'
 
 
 def load(path: Path) -> ModuleType:

@@ -1,5 +1,10 @@
-"""A check passes its exercise's solution, and names what is wrong with the hole and other fills."""
+"""A check passes its exercise's solution, and names what is wrong with the hole and other fills.
 
+Exercises are taken as they are handed out: those in the chapters' folders are the learner's.
+"""
+
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +19,9 @@ from support.wrong_fills import FILLS
 ROOT = chapters.COURSE.parent
 
 
-def _exercise(number: int) -> str:
-    return (chapters.folder(number) / "exercise.py").read_text(encoding="utf-8")
-
-
 def _filled(number: int, body: str) -> str:
     """The exercise with this in its hole."""
-    before, rest = _exercise(number).split(chapters.HOLE_BEGINS)
+    before, rest = chapters.hole(number).split(chapters.HOLE_BEGINS)
     _, after = rest.split(chapters.HOLE_ENDS)
     lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
     return before + chapters.HOLE_BEGINS + lines + chapters.HOLE_ENDS + after
@@ -39,15 +40,30 @@ def _word_on(number: int, source: str, folder: Path) -> str | None:
 
 @pytest.mark.parametrize("number", chapters.numbers())
 def test_a_hole_is_told_from_a_solution(number: int, tmp_path: Path) -> None:
-    word = _word_on(number, _exercise(number), tmp_path)
+    word = _word_on(number, chapters.hole(number), tmp_path)
     assert word is not None and "the hole is still there" in word
     solution = chapters.solution(number).read_text(encoding="utf-8")
     assert _word_on(number, solution, tmp_path) is None
-    hole, filled = _exercise(number), solution
     for mark in (chapters.HOLE_BEGINS, chapters.HOLE_ENDS):
-        assert hole.count(mark) == filled.count(mark) == 1
-    assert hole.split(chapters.HOLE_BEGINS)[0] == filled.split(chapters.HOLE_BEGINS)[0]
-    assert hole.split(chapters.HOLE_ENDS)[1] == filled.split(chapters.HOLE_ENDS)[1]
+        assert solution.count(mark) == 1
+
+
+def test_a_learners_fill_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_out, solution = chapters.hole(1), chapters.solution(1)
+    for name in (chapters.folder(1).name, "solutions"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").touch()
+    (tmp_path / chapters.folder(1).name / "exercise.py").write_text("filled = True\n")
+    shutil.copy(solution, tmp_path / "solutions")
+    monkeypatch.setattr(chapters, "COURSE", tmp_path)
+    assert chapters.hole(1) == handed_out
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="in a clone exercises are the learner's")
+@pytest.mark.parametrize("number", chapters.numbers())
+def test_what_is_handed_out_is_the_solution_with_its_hole_open(number: int) -> None:
+    exercise = (chapters.folder(number) / "exercise.py").read_text(encoding="utf-8")
+    assert exercise == chapters.hole(number)
 
 
 @pytest.mark.parametrize("number", chapters.numbers())
@@ -87,7 +103,12 @@ def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
         return done.returncode, done.stdout, done.stderr
 
     assert run("1", str(chapters.solution(1))) == (0, "chapter 1: right\n", "")
-    assert run("1") == (1, "chapter 1: not yet: the hole is still there: attention\n", "")
+    hole = tmp_path / "hole.py"
+    hole.write_text(chapters.hole(1), encoding="utf-8")
+    said = "chapter 1: not yet: the hole is still there: attention\n"
+    assert run("1", str(hole)) == (1, said, "")
+    code, said, error = run("1")  # the learner's own
+    assert code in (0, 1) and said.startswith("chapter 1: ") and error == ""
     code, said, error = run("99")
     assert (code, said) == (2, "")
     assert error.startswith("check: chapter 99: not there; there are 1")

@@ -44,6 +44,14 @@ FAULTS = (
         (f"{EXERCISES}::test_each_misconception_is_named",),
     ),
     Fault(
+        "quire: the course's tests take the learner's file for the one handed out",
+        "course/chapters.py",
+        '    before, rest = solution(number).read_text(encoding="utf-8").split(HOLE_BEGINS)\n',
+        '    file = folder(number) / "exercise.py"\n'
+        '    before, rest = file.read_text(encoding="utf-8").split(HOLE_BEGINS)\n',
+        (f"{EXERCISES}::test_a_learners_fill_changes_nothing",),
+    ),
+    Fault(
         "quire: the course's figures may be anything",
         "course/lab.py",
         "return len(kept) == len(fresh) and all(map(alike, kept, fresh))",
