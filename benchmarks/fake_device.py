@@ -44,7 +44,7 @@ class FakePending:
     def __init__(self, plan: StepPlan, ends_at: float, masks: Masks = ()) -> None:
         self._plan = plan
         self._ends_at = ends_at
-        self._masks = dict(masks)
+        self._masks = dict(masks) if masks else {}
 
     def wait(self) -> StepResult:
         left = self._ends_at - time.monotonic()
@@ -70,13 +70,13 @@ class FakeRunner:
         self._open: StepPlan | None = None
 
     def execute(self, plan: StepPlan) -> FakePending | None:
-        if plan.masked:
-            self._open = plan
-            self._launch(self.step_seconds * (1 - SAMPLER_SHARE))
-        else:
-            self._launch(self.step_seconds)
+        masked = plan.masked
+        self._launch(self.step_seconds * (1 - SAMPLER_SHARE) if masked else self.step_seconds)
         self.steps += 1
-        return None if plan.masked else FakePending(plan, self._free_at)
+        if masked:
+            self._open = plan
+            return None
+        return FakePending(plan, self._free_at)
 
     def sample(self, masks: Masks) -> FakePending:
         plan, self._open = self._open, None

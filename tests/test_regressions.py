@@ -193,7 +193,7 @@ def test_vllm_11829_collisions_across_tenants() -> None:
     assert len(block_hash) == 16
     assert hashes_of(other, tokens, b"a") != [block_hash], "the seed is each process's own"
     assert hashes_of(pool, tokens, b"b") != [block_hash], "the salt is each tenant's own"
-    pool.prefix_cache.register(pool.allocate(1)[0], [block_hash], b"a", tokens, 0)
+    pool.prefix_cache.register(pool.allocate(1)[:1], [block_hash], b"a", tokens, 0)
     assert pool.prefix_cache.match([block_hash], [9, 9, 9, 9]) == [], "tokens are compared on a hit"
     assert len(pool.prefix_cache.match([block_hash], tokens)) == 1
 
@@ -218,7 +218,7 @@ def test_mini_sglang_149_check_that_checks_nothing() -> None:
     """The integrity check was a no-op."""
     pool = BlockPool(5, 2)
     table = pool.allocate(2)
-    pool.prefix_cache.register(table[0], hashes_of(pool, [1, 1]), b"", [1, 1], 0)
+    pool.prefix_cache.register(table[:1], hashes_of(pool, [1, 1]), b"", [1, 1], 0)
     for tables in ([], [table, table], [table[:1]], [table, [4]], [[0], table]):
         with pytest.raises(AssertionError):
             pool.check(tables)

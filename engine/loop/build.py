@@ -237,6 +237,8 @@ def _engine(
         two_phase=config.two_phase,
     )
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
+    if ranks is None:  # others would have to do the same at the same time
+        core.spare = rank.runner.use_spare_time
     plan = sizing.plan_of(config, shape, device, model.dtype, pool.num_usable)
     cache_dtype = sizing.resolve_cache_dtype(model.dtype, device)
     info = EngineInfo(

@@ -72,6 +72,7 @@ class EngineCore:
         self.runner = runner
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
+        self.spare: Callable[[], bool] | None = None  # does a bit of what has time; False: nothing
         self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
         self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
@@ -89,6 +90,20 @@ class EngineCore:
             said += self._fail(error)
         self._said = []
         return said
+
+    def use_spare_time(self) -> bool:
+        """Without requests: a bit of work that makes later steps faster. False: there is none.
+        Raises only what is fatal; anything else ends such work for good."""
+        if self.spare is None:
+            return False
+        try:
+            return self.spare()
+        except Exception as error:
+            if self.runner.is_fatal(error):
+                raise
+            log.warning("work in spare time failed, and is given up: %s", error)
+            self.spare = None
+            return False
 
     def last_words(self) -> list[Output]:
         """After a fault that ends the engine: what the turn had said before it came to that."""

@@ -171,9 +171,22 @@ class EngineLoop:
     def _take(self) -> Sequence[Command]:
         idle = not self._engine.core.has_requests
         if idle:
+            if self._engine.core.spare is not None and (commands := self._take_between()):
+                self._busy.begin()
+                return commands
             self._busy.end()
         commands = self._inbox.take(wait=idle)
         self._busy.begin()
+        return commands
+
+    def _take_between(self) -> Sequence[Command]:
+        """Use the time until there is a command, as far as there is use for it."""
+        commands = self._inbox.take(wait=False)
+        while not commands:
+            self._busy.begin()  # a bit of work may hang as a step may
+            if not self._engine.core.use_spare_time():
+                break
+            commands = self._inbox.take(wait=False)
         return commands
 
     def _hold(self, outputs: list[Output]) -> None:

@@ -37,7 +37,9 @@ PROMPT_TOKENS: tuple[int, ...] = (
     *range(4096, 8193, 512),
 )
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
-_MANY_TOKENS = 512  # beyond, rows are padded coarsely: they cost little beside so many tokens
+_MANY_TOKENS = 128  # beyond, rows are padded coarsely: they cost little beside so many tokens
+_BURST_TOKENS = 1024  # up to which steps of a burst are captured in spare time
+_BURST_ROWS = (0, 1, 4, 16)  # of one token beside them
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
 FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 
@@ -119,6 +121,15 @@ class GraphSizes:
             keys += [SamplerKey(rows, needs) for needs in kinds if needs not in whole]
         return keys
 
+    def burst_keys(self) -> list[Key]:
+        """Steps of calls that come together: a few prompts, beside the rows of those before. They
+        are as short as their launches, and seldom alike twice within a burst."""
+        bound, most = self.context_bounds[0], self.decode_rows[-1]
+        sizes = [size for size in self.prompt_tokens if _MANY_TOKENS < size <= _BURST_TOKENS]
+        rows = [(one, more) for one in _BURST_ROWS for more in (1, 2) if one + more <= most]
+        keys = [self.mixed(*pair, tokens, bound) for tokens in sizes for pair in rows]
+        return [key for key in dict.fromkeys(keys) if key is not None]
+
     def decode(self, rows: int, max_context_len: int, needs: Needs | None) -> GraphKey:
         """The key of a step of one-token rows alone."""
         return GraphKey(_cover(self.decode_rows, rows), 0, 0, self._bound(max_context_len), needs)
@@ -170,6 +181,14 @@ def fixed_bytes(max_num_seqs: int, prompt_tokens: Sequence[int]) -> int:
     bytes a token and 32 a row."""
     tokens = max_num_seqs + max(prompt_tokens, default=0)
     return max(1 << 16, 4 * tokens + 40 * most_rows(max_num_seqs))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the device, once all that was enqueued is done; 0 of a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _powers(base: int, most: int) -> list[int]:

@@ -32,6 +32,7 @@ from quire.engine.runner.graphs import (
     SamplerKey,
     StepGraphs,
     fixed_bytes,
+    free_bytes,
     fused,
     most_rows,
 )
@@ -41,6 +42,7 @@ from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
+from quire.engine.runner.wanted import Wanted
 from quire.engine.runner.warmup import WarmStep, stage_null
 from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
@@ -84,18 +86,16 @@ class Runner:
         self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
         self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
-        fixed = fixed_bytes(state.null_slot, prompt_tokens)
-        self._staging = Staging(self._device, capacity=fixed)
-        self._row_slots = torch.full(
-            (state.null_slot,), state.null_slot, dtype=torch.int32, device=self._device
-        )
+        null = state.null_slot
+        self._staging = Staging(self._device, capacity=fixed_bytes(null, prompt_tokens))
+        self._row_slots = torch.full((null,), null, dtype=torch.int32, device=self._device)
         self._row_slots_host: list[int] = []  # what the last decode step put there
         self._decoding: list[int] = []  # the same without padding, and what its rows need
         self._needs: Needs | None = None
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
         self._results = Results(self._device, state.null_slot, check)
         self._graphs = StepGraphs() if use_graphs else None
-        self._seen: set[Key] = set()  # ran eagerly once: kept the next time
+        self._uncaptured = Wanted()
         self._warm = False  # whatever can be launched is compiled
         self._layers: Sequence[int] | None = None  # that run; None: all
 
@@ -105,8 +105,7 @@ class Runner:
         capture what every deployment needs. All on null rows, so that no slot moves.
 
         The largest are captured first: smaller graphs then fit into the memory that they took.
-        Everything else is captured when it is first wanted, which takes about what an eager run
-        does; where nothing was compiled here, when it is wanted for the second time.
+        Everything else is captured in spare time, or when it is wanted: see Wanted.
         """
         keys = [] if self._graphs is None else self._sizes.first_keys()
         total = max(len(steps) + len(keys), 1)
@@ -116,21 +115,26 @@ class Runner:
             progress((done + 1) / total)
         self._layers = None
         if steps:
-            self._copy_null_block()
+            here = torch.zeros(1, dtype=torch.int64, device=self._device)
+            self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
             self._warm = True
-        free, begin = self._free_bytes(), time.monotonic()
+        free, begin = free_bytes(self._device), time.monotonic()
         for done, key in enumerate(keys, len(steps)):
             self._capture_null(key)
             progress((done + 1) / total)
-        self.captured_bytes = max(free - self._free_bytes(), 0)
+        self.captured_bytes = max(free - free_bytes(self._device), 0)
         self.captured_seconds = time.monotonic() - begin
+        self._uncaptured.expect(self._sizes.burst_keys())
 
-    def _free_bytes(self) -> int:
-        """Of the device, once all that was enqueued is done; 0 of a CPU."""
-        if self._device.type != "cuda":
-            return 0
-        torch.cuda.synchronize(self._device)
-        return torch.cuda.mem_get_info(self._device)[0]
+    @torch.inference_mode()
+    def use_spare_time(self) -> bool:
+        """Capture one step that is likely to come; none is in flight. False: there is none."""
+        if self._graphs is None or not self._warm:
+            return False
+        key = self._uncaptured.next(self._graphs)
+        if key is not None:
+            self._capture_null(key)
+        return key is not None
 
     def _run_null(self, step: WarmStep) -> None:
         if not step.longer:
@@ -142,10 +146,6 @@ class Runner:
         self._staging.upload()
         model = self._mixed_model(step.shape, max(step.longer), step.max_context_len)
         self._sample(model, step.needs)
-
-    def _copy_null_block(self) -> None:
-        here = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
 
     def _capture_null(self, key: Key) -> None:
         """Capture what a key names on null rows: unseen, or else once it has run."""
@@ -261,22 +261,23 @@ class Runner:
             self._ops.copy_blocks(self._kv.k, self._kv.v, source, target)
 
     def _run(self, key: Key) -> Done:
-        """What a key names: replayed, or run eagerly and kept if it was wanted before. Once
-        everything is compiled it is captured unseen."""
-        if self._graphs is not None and self._warm and key not in self._graphs:
-            self._graphs.capture(key, self._step_of(key), ran=False)
-        done = None if self._graphs is None else self._graphs.replay(key)
+        """What a key names, replayed or eagerly. Captured unseen once everything is compiled."""
+        graphs, step = self._graphs, self._step_of(key)
+        new = graphs is not None and key not in graphs
+        at_once = new and self._uncaptured.at_once(key, compiled=self._warm)
+        if graphs is not None and at_once and self._warm:
+            graphs.capture(key, step, ran=False)
+        done = None if graphs is None else graphs.replay(key)
         if isinstance(key, GraphKey):
             self.counters.graph_steps += done is not None
             self.counters.eager_steps += done is None
         if done is not None:
             return done
-        step = self._step_of(key)
         done = step()
-        if self._graphs is not None and key not in self._graphs:
-            if key in self._seen or self._warm:
-                self._graphs.capture(key, step)
-            self._seen.add(key)
+        if graphs is not None and at_once and key not in graphs:
+            graphs.capture(key, step)
+        elif new:
+            self._uncaptured.met(key)
         return done
 
     def _run_exact(self, plan: StepPlan, shape: MixedShape) -> Forwarded:

@@ -71,13 +71,13 @@ class SlotState:
         """Scatter the upload into the slots; nothing here waits for the device."""
         if admitted:
             slots = staging.get("slots")
-            self._floats[:, slots] = staging.get("floats")
-            self._ints[:, slots] = staging.get("ints")
-            self.seeds[slots] = staging.get("seeds")
-            self.stop_ids[slots] = staging.get("stop_ids")
+            self._floats.index_copy_(1, slots, staging.get("floats"))
+            self._ints.index_copy_(1, slots, staging.get("ints"))
+            self.seeds.index_copy_(0, slots, staging.get("seeds"))
+            self.stop_ids.index_copy_(0, slots, staging.get("stop_ids"))
         index = staging.find("table_index")
         if index is not None:
-            self.block_tables.view(-1)[index] = staging.get("table_block")
+            self.block_tables.view(-1).index_copy_(0, index, staging.get("table_block"))
         for one in admitted:
             if one.sampling.has_penalties:
                 self._rebuild_counts(one)

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 _ALIGN = 8
-_DTYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
+_DTYPES = {
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.float32): torch.float32,
+}
 
 
 class Staging:
@@ -29,8 +33,9 @@ class Staging:
         self._events: list[torch.cuda.Event | None] = [None] * ring
         self._turn = 0
         self._target = torch.empty(capacity, dtype=torch.uint8, device=device)
-        self._arrays: list[tuple[str, npt.NDArray[Any]]] = []
-        self._tensors: dict[str, Tensor] = {}
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self._places: dict[str, tuple[int, int]] = {}  # of each array in the upload, in bytes
+        self._head = self._whole = self._target  # see _copy
 
     def _new_buffer(self) -> Tensor:
         return torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
@@ -38,35 +43,29 @@ class Staging:
     def begin(self) -> None:
         """Start a step's upload; the last one's tensors are no longer to be used."""
         self._arrays.clear()
-        self._tensors.clear()
+        self._places.clear()
 
     def put(self, name: str, array: npt.NDArray[Any]) -> None:
         """Add an array (int32, int64 or float32) under a name that is new in this step."""
-        self._arrays.append((name, np.ascontiguousarray(array)))
+        self._arrays[name] = np.ascontiguousarray(array)
 
     def upload(self) -> None:
         """Copy all that was put to the device; returns before the copy has ended."""
         if not self._arrays:
             return
-        total = sum(-(-array.nbytes // _ALIGN) * _ALIGN for _, array in self._arrays)
+        total = sum([_room(array) for array in self._arrays.values()])
         host = self._writable(total)
-        raw = host.numpy()
-        places = []
-        offset = 0
-        for name, array in self._arrays:
+        raw, offset = host.numpy(), 0
+        for name, array in self._arrays.items():
             end = offset + array.nbytes
-            raw[offset:end] = array.view(np.uint8).reshape(-1)
-            places.append((name, offset, end, array))
-            offset += -(-array.nbytes // _ALIGN) * _ALIGN
-        head, rest = self._copy(host[:total])
+            raw[offset:end] = array.reshape(-1).view(np.uint8)
+            self._places[name] = (offset, end)
+            offset += _room(array)
+        self._head, self._whole = self._copy(host[:total])
         if self._pinned:
-            event = torch.cuda.Event()
+            event = self._events[self._turn] or torch.cuda.Event()
             event.record()
             self._events[self._turn] = event
-        for name, begin, end, array in places:
-            source = head if end <= head.numel() else rest
-            view = source[begin:end].view(_DTYPES[array.dtype.name])
-            self._tensors[name] = view.view(array.shape)
 
     def _copy(self, host: Tensor) -> tuple[Tensor, Tensor]:
         """Enqueue the copy. Returns what lies at the fixed address, and the whole.
@@ -98,9 +97,18 @@ class Staging:
         return self._buffers[self._turn]
 
     def get(self, name: str) -> Tensor:
-        """The array put under this name, on the device."""
-        return self._tensors[name]
+        """The array put under this name, on the device. Of a replayed step few are asked for."""
+        begin, end = self._places[name]
+        array = self._arrays[name]
+        source = self._head if end <= self._head.numel() else self._whole
+        tensor = source[begin:end].view(_DTYPES[array.dtype])
+        return tensor if array.ndim == 1 else tensor.view(array.shape)
 
     def find(self, name: str) -> Tensor | None:
         """The same, or None if nothing was put."""
-        return self._tensors.get(name)
+        return self.get(name) if name in self._places else None
+
+
+def _room(array: npt.NDArray[Any]) -> int:
+    """Bytes that it takes in the upload."""
+    return -(-array.nbytes // _ALIGN) * _ALIGN

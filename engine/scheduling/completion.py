@@ -34,6 +34,7 @@ class Completion:
     def __init__(self, roster: Roster) -> None:
         self.in_flight: deque[Flight] = deque()
         self._roster = roster
+        self._block_size = roster.pool.block_size
 
     def launched(self, plan: StepPlan, requests: Sequence[Request]) -> None:
         """A plan goes on its way; requests: whose rows it holds, in order."""
@@ -140,11 +141,13 @@ class Completion:
         elif row.epoch != request.epoch:
             counters.discarded += len(tokens)
         else:
-            if any(token < 0 for token in tokens):  # before their blocks are known to others
-                counters.not_a_number += 1
-                raise NotANumberError("the model's logits are not finite numbers")
+            for token in tokens:
+                if token < 0:  # before their blocks are known to others
+                    counters.not_a_number += 1
+                    raise NotANumberError("the model's logits are not finite numbers")
             request.num_applied_tokens = end
-            self._register_full_blocks(request)
+            if end // self._block_size > request.num_registered_blocks:
+                self._register_full_blocks(request)
             if row.start < request.num_prompt_tokens <= end:
                 self._roster.waiting.release(request)
             self._append(request, tokens, logprob, outputs)
@@ -173,9 +176,10 @@ class Completion:
         outputs: list[Output],
     ) -> None:
         """Fill placeholders with sampled tokens; end the request where one of them does."""
+        params, known = request.sampling, request.token_ids
         for token in tokens:
             request.num_placeholders -= 1
-            request.token_ids.append(token)
+            known.append(token)
             request.emitted += 1
             key, index = request.key, request.index
             preemptions, blocks = request.preemptions, request.peak_blocks
@@ -183,7 +187,7 @@ class Completion:
             if logprob is not None:
                 output.logprobs = [logprob]
             outputs.append(output)
-            params, count = request.sampling, request.num_outputs
+            count = len(known) - request.num_prompt_tokens
             if count >= params.min_tokens and token in request.ending_ids:
                 stop = FinishReason.STOP
                 self._roster.end(request, stop, output, stop_token_id=token, said=True)
@@ -198,15 +202,13 @@ class Completion:
                 return
 
     def _register_full_blocks(self, request: Request) -> None:
-        pool = self._roster.pool
-        full = request.num_applied_tokens // pool.block_size
-        if full <= request.num_registered_blocks or not pool.prefix_cache.enabled:
+        cache, full = self._roster.pool.prefix_cache, request.num_applied_tokens // self._block_size
+        if not cache.enabled:
             return
-        hashes, known = request.block_hashes, request.token_ids
-        pool.prefix_cache.extend_hashes(hashes, request.spec.cache_salt, known, full)
-        for index in range(request.num_registered_blocks, full):
-            block = request.block_table[index]
-            pool.prefix_cache.register(block, hashes, request.spec.cache_salt, known, index)
+        hashes, known, salt = request.block_hashes, request.token_ids, request.spec.cache_salt
+        cache.extend_hashes(hashes, salt, known, full)
+        first = request.num_registered_blocks
+        cache.register(request.block_table[first:full], hashes, salt, known, first)
         request.num_registered_blocks = full
 
     def _fail_one(self, request: Request, error: Exception) -> None:

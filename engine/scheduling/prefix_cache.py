@@ -71,13 +71,15 @@ class PrefixCache:
         if len(hashes) >= num_blocks:
             return
         parent = hashes[-1] if hashes else self.root_hash(salt)
-        for index in range(len(hashes), num_blocks):
-            parent = xxhash.xxh3_128_digest(parent + self._pack(token_ids, index))
+        for tokens in self._pack(token_ids, len(hashes), num_blocks):
+            parent = xxhash.xxh3_128_digest(parent + tokens)
             hashes.append(parent)
 
-    def _pack(self, token_ids: Sequence[int], index: int) -> bytes:
-        """The tokens of one block; fewer than a block's if token_ids end in it."""
-        return _packed(token_ids[index * self.block_size : (index + 1) * self.block_size])
+    def _pack(self, token_ids: Sequence[int], first: int, end: int) -> list[bytes]:
+        """The tokens of blocks first to end - 1, packed at once: a call a block takes longer."""
+        packed = _packed(token_ids[first * self.block_size : end * self.block_size])
+        width = self.block_size * _TOKEN_BYTES
+        return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
 
     def _parent(self, hashes: Sequence[bytes], salt: bytes, index: int) -> bytes:
         return hashes[index - 1] if index else self.root_hash(salt)
@@ -87,16 +89,15 @@ class PrefixCache:
     def match(self, hashes: Sequence[bytes], token_ids: Sequence[int]) -> list[int]:
         """Cached blocks of the longest known prefix; none is taken. At most len(hashes) blocks."""
         found: list[int] = []
-        if not self.enabled:
-            return found
-        for index, block_hash in enumerate(hashes):
+        for block_hash in hashes if self.enabled else ():
             blocks = self._blocks_of.get(block_hash)
             if not blocks:
                 break
-            block = next(iter(blocks))
-            if self._tokens_of[block] != self._pack(token_ids, index):
-                break
-            found.append(block)
+            found.append(next(iter(blocks)))
+        wanted = self._pack(token_ids, 0, len(found)) if found else []
+        for index, (block, tokens) in enumerate(zip(found, wanted, strict=True)):
+            if self._tokens_of[block] != tokens:
+                return found[:index]
         return found
 
     def match_head(
@@ -125,27 +126,36 @@ class PrefixCache:
 
     def register(
         self,
-        block: int,
+        blocks: Sequence[int],
         hashes: Sequence[bytes],
         salt: bytes,
         token_ids: Sequence[int],
-        index: int,
+        first: int,
     ) -> None:
-        """Make a full, computed block known under its prefix's hash, while some table holds it.
+        """Make full, computed blocks known under their prefixes' hashes, while some table holds
+        them.
 
-        `index` is the block's place in token_ids and in their hashes.
+        `first` is the first one's place in token_ids and in their hashes; the others follow it.
         """
-        if not self.enabled or block in self._tokens_of:
+        if not self.enabled:
             return
-        named = self._blocks_of.setdefault(hashes[index], {})
+        parent = self._parent(hashes, salt, first)
+        packed = self._pack(token_ids, first, first + len(blocks))
+        for index, (block, tokens) in enumerate(zip(blocks, packed, strict=True), first):
+            if block not in self._tokens_of:
+                self._name(block, hashes[index], salt)
+                self._add(block, parent, tokens)
+                if self.log is not None:
+                    before = hashes[index - 1] if index else b""
+                    self.log.stored(hashes[index], before, tokens, salt)
+            parent = hashes[index]
+
+    def _name(self, block: int, block_hash: bytes, salt: bytes) -> None:
+        named = self._blocks_of.setdefault(block_hash, {})
         self.duplicates += bool(named)
         named[block] = None
-        self._hash_of[block] = hashes[index]
+        self._hash_of[block] = block_hash
         self._salt_of[block] = salt
-        tokens = self._pack(token_ids, index)
-        self._add(block, self._parent(hashes, salt, index), tokens)
-        if self.log is not None:
-            self.log.stored(hashes[index], hashes[index - 1] if index else b"", tokens, salt)
 
     def register_tail(
         self,

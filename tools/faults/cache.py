@@ -39,8 +39,8 @@ FAULTS = (
     Fault(
         "nano-vllm-219: a duplicate overwrites the entry of its hash",
         "engine/scheduling/prefix_cache.py",
-        "named = self._blocks_of.setdefault(hashes[index], {})",
-        "named = self._blocks_of[hashes[index]] = {}",
+        "named = self._blocks_of.setdefault(block_hash, {})",
+        "named = self._blocks_of[block_hash] = {}",
         (POOL,),
     ),
     Fault(
@@ -104,7 +104,7 @@ FAULTS = (
     Fault(
         "vllm-29261: tokens are not compared on a hit",
         "engine/scheduling/prefix_cache.py",
-        "if self._tokens_of[block] != self._pack(token_ids, index):",
+        "if self._tokens_of[block] != tokens:",
         "if block not in self._tokens_of:",
         regression("vllm_11829_collisions_across_tenants"),
     ),

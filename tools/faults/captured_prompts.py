@@ -30,8 +30,8 @@ FAULTS = (
     Fault(
         "captured: padding stands before the rows that sample",
         "engine/runner/inputs.py",
-        "rows + shape.decode_rows - plan.num_decode_rows",
-        "rows",
+        "index if index < decode else index + padding",
+        "index",
         (_RUNNER + "padded_steps_are_exact_ones",),
     ),
     Fault(
@@ -42,10 +42,40 @@ FAULTS = (
         (_RUNNER + "no_prompt_is_captured_that_a_step_has_no_room_for",),
     ),
     Fault(
+        "captured: a prompt unlike all before waits for its capture",
+        "engine/runner/wanted.py",
+        "(compiled and not of_prompts(key))",
+        "compiled",
+        (
+            "tests/engine/runner/test_spare_time.py"
+            "::test_a_prompt_unlike_all_before_runs_first_and_is_captured_when_it_comes_again",
+        ),
+    ),
+    Fault(
+        "captured: in spare time one-token rows, whose slots may be somebody's",
+        "engine/runner/wanted.py",
+        "        if of_prompts(key):\n            self._later",
+        "        if key:\n            self._later",
+        (
+            "tests/engine/runner/test_spare_time.py"
+            "::test_rows_of_one_token_are_never_captured_in_spare_time",
+        ),
+    ),
+    Fault(
+        "loop: a command waits for all work in spare time",
+        "engine/loop/loop.py",
+        "        while not commands:\n            self._busy",
+        "        while True:\n            self._busy",
+        (
+            "tests/engine/runner/test_spare_time.py"
+            "::test_spare_time_ends_where_a_command_comes_and_where_nothing_is_left",
+        ),
+    ),
+    Fault(
         "captured: what fails unseen is never captured",
         "engine/runner/runner.py",
-        "            self._graphs.capture(key, self._step_of(key), ran=False)\n",
-        "            self._graphs.capture(key, self._step_of(key))\n",
+        "            graphs.capture(key, step, ran=False)\n",
+        "            graphs.capture(key, step)\n",
         (_RUNNER + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
     ),
     Fault(

@@ -23,14 +23,14 @@ FAULTS = (
     Fault(
         "not-a-number: the request goes on",
         "engine/scheduling/completion.py",
-        "            if any(token < 0 for token in tokens):",
-        "            if False:",
+        "                if token < 0:",
+        "                if False:",
         _ALONE,
     ),
     Fault(
         "not-a-number: nobody counts",
         "engine/scheduling/completion.py",
-        "                counters.not_a_number += 1\n",
+        "                    counters.not_a_number += 1\n",
         "",
         _ALONE,
     ),

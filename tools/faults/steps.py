@@ -62,8 +62,8 @@ PADDING = (
     Fault(
         "vllm-40047: padded rows of a mixed step are a request's",
         "engine/runner/inputs.py",
-        "row_slots = np.full(shape.decode_rows + shape.prefill_rows, null_slot, np.int32)",
-        "row_slots = np.zeros(shape.decode_rows + shape.prefill_rows, np.int32)",
+        "[null_slot] * (shape.decode_rows - len(decode))",
+        "[0] * (shape.decode_rows - len(decode))",
         REPLAYED,
     ),
 )

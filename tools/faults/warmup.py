@@ -33,8 +33,8 @@ FAULTS = (
     Fault(
         "warm-up: blocks are not copied",
         "engine/runner/runner.py",
-        "        if steps:\n            self._copy_null_block()\n",
-        "",
+        "self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)\n",
+        "pass\n",
         _RUN,
     ),
     Fault(

@@ -25,11 +25,12 @@ from quire.engine.runner.graphs import (
     StepGraphs,
     captured_sizes,
     context_bounds,
+    fixed_bytes,
     fused,
     most_rows,
     prompt_sizes,
 )
-from quire.engine.runner.runner import Runner, fixed_bytes
+from quire.engine.runner.runner import Runner
 from quire.engine.runner.sampler import Needs, Sampled
 from quire.engine.runner.staging import Staging
 
@@ -241,14 +242,16 @@ def test_what_is_compiled_is_captured_unseen_and_run_first_where_that_fails() ->
     expected = texts(run(core_with(None), specs))
     core = core_with(kept)
     core.runner._warm = True  # type: ignore[attr-defined]
-    assert texts(run(core, specs)) == expected
+    for _ in range(2):  # prompts are captured when they come again
+        assert texts(run(core, specs)) == expected
     assert {ran for key, ran in kept.tried if key.rows != 2} == {False}
     assert [ran for key, ran in kept.tried if key == GraphKey(2, 0, 0, 128, Needs())] == [
         False,
         True,
     ]
     assert all(key.rows != 2 for key in kept.replays) and kept.replays
-    assert core.runner.counters.eager_steps == GREEDY.max_tokens - 1  # type: ignore[attr-defined]
+    eager = 1 + 2 * (GREEDY.max_tokens - 1)  # the first prompts, and whatever had both rows
+    assert core.runner.counters.eager_steps == eager  # type: ignore[attr-defined]
 
 
 def test_what_is_captured_at_the_start_is_each_model_once() -> None:

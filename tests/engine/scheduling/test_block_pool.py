@@ -25,7 +25,7 @@ def remember(pool: BlockPool, tokens: list[int], salt: bytes = b"") -> list[int]
     hashes = hashes_of(pool, tokens, salt)
     table = pool.allocate(len(hashes))
     for index, block in enumerate(table):
-        pool.prefix_cache.register(block, hashes, salt, tokens, index)
+        pool.prefix_cache.register([block], hashes, salt, tokens, index)
     return table
 
 
@@ -299,7 +299,7 @@ def test_any_order_of_calls_keeps_the_invariant(data: st.DataObject) -> None:
             table = shared + pool.allocate(fresh)
             for index in range(len(shared), len(hashes)):
                 content[table[index]] = tuple(tokens[: (index + 1) * size])
-                pool.prefix_cache.register(table[index], hashes, b"", tokens, index)
+                pool.prefix_cache.register([table[index]], hashes, b"", tokens, index)
             tables.append((table, tokens))
         elif tables:
             table, _ = tables.pop(data.draw(st.integers(0, len(tables) - 1)))

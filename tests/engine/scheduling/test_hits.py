@@ -241,7 +241,7 @@ def test_the_most_alike_block_is_found_among_thousands_without_looking_at_them()
         else:
             hashes: list[bytes] = []
             cache.extend_hashes(hashes, b"", tokens, 1)
-            cache.register(block, hashes, b"", tokens, 0)
+            cache.register([block], hashes, b"", tokens, 0)
         if block in cache:
             kept.append((block, tokens))
     assert len(kept) > 1000

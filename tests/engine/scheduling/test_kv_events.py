@@ -38,7 +38,7 @@ def remember(pool: BlockPool, tokens: list[int], salt: bytes = b"") -> list[int]
     pool.share(table)
     table += pool.allocate(full - len(table))
     for index, block in enumerate(table):
-        pool.prefix_cache.register(block, hashes, salt, tokens, index)
+        pool.prefix_cache.register([block], hashes, salt, tokens, index)
     return table
 
 
@@ -94,7 +94,7 @@ def test_two_blocks_of_one_hash_are_told_twice() -> None:
     pool.prefix_cache.extend_hashes(hashes, b"", tokens, 1)
     pool.prefix_cache.log = log = KvLog()
     for block in (one := pool.allocate(1)) + pool.allocate(1):
-        pool.prefix_cache.register(block, hashes, b"", tokens, 0)
+        pool.prefix_cache.register([block], hashes, b"", tokens, 0)
     assert [event.block_hash for event in log.take()] == hashes * 2
     pool.prefix_cache.forget(one[0])
     assert log.take() == (KvEvent(REMOVED, hashes[0]),)

@@ -1,0 +1,46 @@
+"""Steps that are not captured yet: which are worth it at once, and which when nothing is asked.
+
+An eager run of a step with prompts is sooner done than its capture and the replay behind it, so the
+first of a kind is not made to wait for that. One-token rows come again with the very next step.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from quire.engine.runner.graphs import GraphKey, Key, StepGraphs
+
+
+class Wanted:
+    """Of one runner."""
+
+    def __init__(self) -> None:
+        self._met: set[Key] = set()
+        self._later: deque[Key] = deque()
+
+    def at_once(self, key: Key, *, compiled: bool) -> bool:
+        """Whether a step is to be captured now that it is wanted. compiled: all its kernels are."""
+        return key in self._met or (compiled and not of_prompts(key))
+
+    def met(self, key: Key) -> None:
+        """It ran eagerly, and is captured at once the next time; with prompts also before all
+        others when there is time: on null rows, of which one-token rows know nothing then."""
+        self._met.add(key)
+        if of_prompts(key):
+            self._later.appendleft(key)
+
+    def expect(self, keys: Iterable[Key]) -> None:
+        """These are likely to be wanted."""
+        self._later.extend(keys)
+
+    def next(self, captured: StepGraphs) -> Key | None:
+        """What to capture in spare time; None: nothing."""
+        while self._later:
+            key = self._later.popleft()
+            if key not in captured:
+                return key
+        return None
+
+
+def of_prompts(key: Key) -> bool:
+    """Whether it is of a step with rows of more than one token."""
+    return isinstance(key, GraphKey) and key.prefill_tokens > 0

@@ -1,0 +1,201 @@
+"""Prompts unlike all before wait for no capture: those are made while nothing is asked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.small_engine import Outcome, Setup, build_core, load_model, model_config, run
+
+from quire.engine.loop.commands import Command, Stop, Submit
+from quire.engine.loop.core import EngineCore
+from quire.engine.loop.heartbeat import Heartbeat
+from quire.engine.loop.loop import Batch, EngineLoop
+from quire.engine.loop.stats import EngineStats
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.runner.graphs import PROMPT_TOKENS, Done, GraphKey, GraphSizes, Key
+
+SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4, caching=True)
+PARAMS = SamplingParams(max_tokens=6)
+MODEL = load_model(model_config(), seed=2)
+PROMPT, OTHER = tuple(range(1, 40)), tuple(range(100, 120))
+
+
+class Kept:
+    """Steps kept as closures, where a GPU would keep graphs."""
+
+    def __init__(self) -> None:
+        self.steps: dict[Key, Callable[[], Done]] = {}
+        self.order: list[Key] = []
+        self.runs = False  # at capture too, as where a library wants a first call
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.steps
+
+    def replay(self, key: Key) -> Done | None:
+        return self.steps[key]() if key in self.steps else None
+
+    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
+        assert not ran, "what is compiled is captured unseen"
+        if self.runs:
+            with torch.inference_mode():
+                step()
+        self.steps[key] = step
+        self.order.append(key)
+
+    @property
+    def prompts(self) -> list[Key]:
+        return [key for key in self.order if isinstance(key, GraphKey) and key.prefill_tokens]
+
+
+def compiled(kept: Kept) -> tuple[EngineCore, Any]:
+    """A core whose kernels are all compiled, and its runner."""
+    core = build_core(*MODEL, SETUP)
+    runner: Any = core.runner
+    runner._graphs, runner._warm = kept, True
+    return core, runner
+
+
+def tokens(core: EngineCore, prompt: tuple[int, ...] = PROMPT) -> list[int]:
+    outcomes: dict[tuple[int, int], Outcome] = run(core, [GenerationRequest(0, prompt, PARAMS)])
+    return outcomes[0, 0].token_ids
+
+
+def test_a_prompt_unlike_all_before_runs_first_and_is_captured_when_it_comes_again() -> None:
+    kept = Kept()
+    core, runner = compiled(kept)
+    expected = tokens(core)
+    assert not kept.prompts and runner.counters.eager_steps == 1
+    assert kept.steps, "one-token rows are captured at once: they come with the next step"
+    core.scheduler.pool.forget_free()
+    assert tokens(core) == expected
+    assert len(kept.prompts) == 1 and runner.counters.eager_steps == 1
+
+
+def test_spare_time_captures_what_was_wanted_and_moves_nothing() -> None:
+    kept = Kept()
+    core, runner = compiled(kept)
+    expected = tokens(core)
+    other = tokens(core, OTHER)
+    before = runner._kv.k.clone(), runner._state.num_computed.clone()
+    kept.runs = True
+    assert runner.use_spare_time() and runner.use_spare_time() and not runner.use_spare_time()
+    assert len(kept.prompts) == 2
+    kept.runs = False
+    held, now = (k[:, 1:].nan_to_num() for k in (before[0], runner._kv.k))
+    assert torch.equal(held, now), "all but the null block"
+    assert torch.equal(before[1], runner._state.num_computed)
+    eager = runner.counters.eager_steps
+    core.scheduler.pool.forget_free()
+    assert tokens(core) == expected and tokens(core, OTHER) == other
+    assert runner.counters.eager_steps == eager
+
+
+def test_rows_of_one_token_are_never_captured_in_spare_time() -> None:
+    """Their slots are not in the upload: on the device they may be those of requests."""
+    kept = Kept()
+    core, runner = compiled(kept)
+    runner._warm = False  # nothing is captured at once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "capture", lambda *_args, **_kw: None)
+        tokens(core)
+    runner._warm = True
+    while runner.use_spare_time():
+        pass
+    assert kept.order == kept.prompts != []
+
+
+def test_nothing_is_captured_in_spare_time_before_all_is_compiled_or_without_graphs() -> None:
+    core, runner = compiled(Kept())
+    runner._warm = False
+    tokens(core)
+    assert not runner.use_spare_time()
+    runner._warm, runner._graphs = True, None
+    assert not runner.use_spare_time()
+
+
+@pytest.mark.parametrize("most", (1, 2, 64, 256))
+def test_what_a_burst_needs_is_few_graphs_for_many_of_its_steps(most: int) -> None:
+    sizes = GraphSizes(most, 4096, PROMPT_TOKENS)
+    keys = sizes.burst_keys()
+    assert len(keys) == len(set(keys)) <= 72
+    for rows in range(1, min(most, 16)):
+        for prompts in range(1, min(8, most - rows + 1)):
+            assert sizes.mixed(rows, prompts, 128 * prompts + 1, 600) in keys
+    assert not GraphSizes(most, 64, (16, 32, 64)).burst_keys()
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class Built:
+    """A BuiltEngine without statistics."""
+
+    info: Any = None
+
+    def __init__(self, core: EngineCore) -> None:
+        self.core = core
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def stop(self) -> None:
+        """Nobody else is to be told."""
+
+
+class Inbox:
+    """Commands by turn; what `take` is asked for is written down."""
+
+    def __init__(self, story: list[str], *turns: Sequence[Command]) -> None:
+        self._story = story
+        self._turns = list(turns)
+
+    def take(self, *, wait: bool) -> Sequence[Command]:
+        commands = self._turns.pop(0)
+        while wait and not commands:
+            commands = self._turns.pop(0)
+        if commands:
+            self._story.append(("waited: " if wait else "") + type(commands[0]).__name__)
+        return commands
+
+
+def live(core: EngineCore, story: list[str], *turns: Sequence[Command]) -> None:
+    def publish(batch: Batch) -> None:
+        story.extend("said" for _ in batch.outputs)
+
+    EngineLoop(Built(core), Inbox(story, *turns), publish, Heartbeat()).run()
+
+
+def test_spare_time_ends_where_a_command_comes_and_where_nothing_is_left() -> None:
+    core, _runner = compiled(Kept())
+    story: list[str] = []
+    left = [True] * 3
+
+    def spare() -> bool:
+        assert not core.has_requests
+        story.append("spare")
+        return bool(left) and left.pop()
+
+    core.spare = spare
+    one = replace(PARAMS, max_tokens=1)
+    live(core, story, (), [Submit(GenerationRequest(1, PROMPT, one))], *[()] * 9, [Stop()])
+    # A command between two bits of work goes first; where nothing is left the loop waits.
+    said = ["said"] * 2  # its start and its token
+    assert story == ["spare", "Submit", *said, *["spare"] * 3, "waited: Stop"]
+
+
+def test_work_in_spare_time_that_fails_is_given_up_and_the_engine_lives() -> None:
+    core, runner = compiled(Kept())
+    calls: list[int] = []
+
+    def spare() -> bool:
+        calls.append(1)
+        raise ValueError("no room")
+
+    core.spare = spare
+    assert not core.use_spare_time() and not core.use_spare_time() and len(calls) == 1
+    core.spare = spare
+    runner.is_fatal = lambda _error: True
+    with pytest.raises(ValueError, match="no room"):
+        core.use_spare_time()
