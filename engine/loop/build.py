@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,16 +26,12 @@ from quire.engine.loop.built_rank import BuiltRank, memory_of
 from quire.engine.loop.core import EngineCore, StepRunner
 from quire.engine.loop.loop import Progress
 from quire.engine.loop.numerics import numerics
-from quire.engine.loop.ranks import Agree, leading, meet, start_ranks
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import Model, build_model, check_operations
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
-from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import Kind
-from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.runner import compile_ahead
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -47,6 +44,10 @@ from quire.engine.weights.random import fill_random
 from quire.kernels.ops import KernelsUnavailable, Ops, select
 from quire.kernels.support import before_hopper, shared_bytes
 
+if TYPE_CHECKING:  # what several ranks need is imported where there are any
+    from quire.engine.loop.ranks import Agree
+    from quire.engine.parallel.ranks import Ranks
+
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +59,7 @@ class Engine:
     info: EngineInfo
     runner: Runner
     device: torch.device
-    ranks: Ranks | None = None
+    ranks: "Ranks | None" = None
     _memory: tuple[int, int] = (0, 0)
     _memory_read: float = float("-inf")
 
@@ -97,15 +98,10 @@ def build_engine(
     spread.refuse_too_large(config)
     if config.tensor_parallel_size == 1:
         rank = build_rank(config, World(), progress, _alone, pdl=pdl)
-        return _engine(config, rank, rank.runner, None, matchers)
-    ranks = start_ranks(config, rank_program)
-    with ended_on_error(ranks):
-        world = meet(config, ranks)
-        rank = build_rank(config, world, *leading(ranks, progress), pdl=pdl)
-        ranks.wait_for(Kind.READY)
-        engine = _engine(config, rank, LeadingRunner(rank.runner, ranks), ranks, matchers)
-        ranks.serving()
-        return engine
+        return engine_over(config, rank, rank.runner, None, matchers)
+    from quire.engine.loop.build_ranks import build_ranks
+
+    return build_ranks(config, progress, rank_program, matchers, pdl=pdl)
 
 
 def _alone(blocks: int, fingerprint: str) -> int:
@@ -118,7 +114,7 @@ def build_rank(
     config: EngineConfig,
     world: World,
     progress: Progress,
-    agree: Agree,
+    agree: "Agree",
     *,
     pdl: bool | None = None,
 ) -> BuiltRank:
@@ -216,11 +212,11 @@ def _load(
     return model
 
 
-def _engine(
+def engine_over(
     config: EngineConfig,
     rank: BuiltRank,
     runner: StepRunner,
-    ranks: Ranks | None,
+    ranks: "Ranks | None",
     matchers: Matchers | None,
 ) -> Engine:
     """The scheduler's side of a rank that is built. runner: what the core is to drive."""

@@ -1,0 +1,34 @@
+"""Builds an engine of several ranks: this process is rank 0, the others are started by it.
+
+Imported where there are several: one rank alone starts without all that they speak through.
+"""
+
+from collections.abc import Sequence
+
+from quire.engine.config import EngineConfig
+from quire.engine.loop.build import Engine, build_rank, engine_over
+from quire.engine.loop.loop import Progress
+from quire.engine.loop.ranks import leading, meet, start_ranks
+from quire.engine.parallel.leader import LeadingRunner
+from quire.engine.parallel.line import Kind
+from quire.engine.parallel.ranks import ended_on_error
+from quire.engine.scheduling.matching import Matchers
+
+
+def build_ranks(
+    config: EngineConfig,
+    progress: Progress,
+    program: Sequence[str] | None,
+    matchers: Matchers | None,
+    *,
+    pdl: bool | None,
+) -> Engine:
+    """See build_engine. program: another rank's command line. Raises QuireError."""
+    ranks = start_ranks(config, program)
+    with ended_on_error(ranks):
+        world = meet(config, ranks)
+        rank = build_rank(config, world, *leading(ranks, progress), pdl=pdl)
+        ranks.wait_for(Kind.READY)
+        engine = engine_over(config, rank, LeadingRunner(rank.runner, ranks), ranks, matchers)
+        ranks.serving()
+        return engine
