@@ -94,10 +94,10 @@ class PrefixCache:
             if not blocks:
                 break
             found.append(next(iter(blocks)))
-        wanted = self._pack(token_ids, 0, len(found)) if found else []
-        for index, (block, tokens) in enumerate(zip(found, wanted, strict=True)):
-            if self._tokens_of[block] != tokens:
-                return found[:index]
+        known = b"".join([self._tokens_of[block] for block in found])
+        wanted = _packed(token_ids[: len(found) * self.block_size])
+        if known != wanted:  # two prefixes of one hash
+            del found[_num_equal(known, wanted) // self.block_size :]
         return found
 
     def match_head(
@@ -184,7 +184,11 @@ class PrefixCache:
     def _add(self, block: int, parent: bytes, tokens: bytes) -> None:
         self._tokens_of[block] = tokens
         self._parent_of[block] = parent
-        insort(self._children.setdefault(parent, []), (tokens, block))
+        children = self._children.get(parent)
+        if children is None:
+            self._children[parent] = [(tokens, block)]
+        else:
+            insort(children, (tokens, block))
 
     def forget(self, block: int) -> None:
         """The one place where a block leaves the index. KeyError if it is not known."""

@@ -104,8 +104,8 @@ FAULTS = (
     Fault(
         "vllm-29261: tokens are not compared on a hit",
         "engine/scheduling/prefix_cache.py",
-        "if self._tokens_of[block] != tokens:",
-        "if block not in self._tokens_of:",
+        "if known != wanted:",
+        "if len(known) != len(wanted):",
         regression("vllm_11829_collisions_across_tenants"),
     ),
     Fault(
