@@ -44,17 +44,17 @@ class FakePending:
     def __init__(self, plan: StepPlan, ends_at: float, masks: Masks = ()) -> None:
         self._plan = plan
         self._ends_at = ends_at
-        self._masks = dict(masks) if masks else {}
+        self._masks = masks
 
     def wait(self) -> StepResult:
         left = self._ends_at - time.monotonic()
         if left > 0:
             time.sleep(left)
-        tokens = []
+        tokens, masks = [], dict(self._masks)
         for row in self._plan.rows:
             if row.samples:
                 token = token_at(row.key, row.index, row.start + row.num_tokens)
-                mask = self._masks.get(row.slot)
+                mask = masks.get(row.slot)
                 tokens.append([token if mask is None else allowed(token, mask)])
         return StepResult(tokens)
 
@@ -86,10 +86,12 @@ class FakeRunner:
 
     def _launch(self, seconds: float) -> None:
         """Work of so many seconds, behind what was launched before."""
-        now = time.monotonic()
-        if self.steps and now > self._free_at:
-            self.idle_seconds += now - self._free_at
-        self._free_at = max(now, self._free_at) + seconds
+        now, free_at = time.monotonic(), self._free_at
+        if now > free_at:
+            if self.steps:
+                self.idle_seconds += now - free_at
+            free_at = now
+        self._free_at = free_at + seconds
 
     def reset(self) -> None:
         self._free_at = 0.0

@@ -68,11 +68,12 @@ class Completion:
             samples += sum([row.samples for row in plan.rows[decode:]])
         if len(result.tokens) != samples:
             raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
-        read = zip(plan.pooled, result.pooled, strict=True)
-        pooled = {one.slot: numbers for one, numbers in read}
-        flight = self._retire(plan)
-        outputs = self._roster.drain_outputs()
-        counters = self._roster.counters
+        pooled: dict[int, bytes] = {}
+        if plan.pooled or result.pooled:
+            read = zip(plan.pooled, result.pooled, strict=True)
+            pooled = {one.slot: numbers for one, numbers in read}
+        flight, roster = self._retire(plan), self._roster
+        outputs, counters = roster.drain_outputs(), roster.counters
         counters.steps += 1
         counters.mixed_steps += plan.is_mixed
         sampled = 0
@@ -93,11 +94,11 @@ class Completion:
             except Exception as error:
                 del outputs[said:]
                 if request.status is Status.FINISHED:  # half-way through its end
-                    self._roster.say(*outputs)  # of the rows before it: that stands
+                    roster.say(*outputs)  # of the rows before it: that stands
                     raise CorruptStateError(str(error)) from error
                 counters.discarded += len(tokens)
                 self._fail_one(request, error)
-        outputs.extend(self._roster.drain_outputs())
+        outputs += roster.drain_outputs()
         return outputs
 
     def fail(self, error_id: str) -> None:

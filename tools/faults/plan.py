@@ -107,7 +107,7 @@ FAULTS = (
     Fault(
         "last words: rows before the ruined one lose their ends",
         "engine/scheduling/completion.py",
-        "                    self._roster.say(*outputs)  # of the rows before it: that stands\n",
+        "                    roster.say(*outputs)  # of the rows before it: that stands\n",
         "",
         LAST_WORDS,
     ),
