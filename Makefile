@@ -27,6 +27,9 @@ WIRE ?= tests/contract tests/service/rpc tests/service/security tests/clients \
 PROPERTIES ?= $(shell grep -rl --include='test_*.py' 'from hypothesis' tests)
 LONGER ?= 10
 
+# Hundreds of processes import the same modules: these are compiled once, whatever the shell says.
+test course test-lowest test-long: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help demo test course test-gpu test-lowest test-long check node proto baseline bench plots screens chaos soak mutants pocket clean
 
 help:

@@ -1,6 +1,6 @@
 """Compile every Triton kernel on a machine with no GPU, and report what the code costs.
 
-    python tools/compile_offline.py [--only WORD] [--arch 90] [--json FILE]
+    python tools/compile_offline.py [--only WORD …] [--arch 90] [--json FILE]
 
 Registers, shared memory, spills and matrix instructions are read from the machine code. The
 launches compiled are those of the public functions themselves, called on meta tensors, so what is
@@ -33,7 +33,9 @@ def _print(row: Report) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="cases whose name contains one of these"
+    )
     parser.add_argument("--hot", action="store_true", help="hot cases alone")
     parser.add_argument("--arch", type=int, default=90, choices=SHARED_LIMITS, help="90 is sm_90")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")

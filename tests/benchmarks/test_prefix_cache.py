@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support import programs
 from support.patience import PATIENCE
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "prefix_cache.py"
@@ -12,15 +13,8 @@ SMALL = ("--device", "cpu", "--num-blocks", "100", "--requests", "3", "--tokens"
 BLOCK = 64  # tokens
 
 
-def run(*words: str, program: str | None = None) -> subprocess.CompletedProcess[str]:
-    script = ["-c", program] if program else [str(SCRIPT)]
-    return subprocess.run(
-        [sys.executable, *script, *words],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+def run(*words: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
+    return programs.run([sys.executable, script, *words], timeout=PATIENCE)
 
 
 def test_both_tables_and_the_file(tmp_path: Path) -> None:
@@ -49,15 +43,16 @@ def test_transformers_is_compared_when_asked_for() -> None:
     assert "transformers' cache" in done.stdout and "no cache (transformers)" in done.stdout
 
 
-def test_without_transformers_only_the_comparison_is_refused() -> None:
-    program = (
+def test_without_transformers_only_the_comparison_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "without.py"
+    script.write_text(
         "import runpy, sys\n"
         "sys.modules['transformers'] = None\n"
         f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
-    assert run(*SMALL, "--rounds", "1", program=program).returncode == 0
-    refused = run(*SMALL, "--rounds", "1", "--transformers", program=program)
+    assert run(*SMALL, "--rounds", "1", script=script).returncode == 0
+    refused = run(*SMALL, "--rounds", "1", "--transformers", script=script)
     assert refused.returncode == 2
     assert refused.stderr.startswith("prefix_cache: ") and "transformers" in refused.stderr
 

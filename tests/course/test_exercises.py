@@ -5,7 +5,6 @@ Exercises are taken as they are handed out: those in the chapters' folders are t
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import chapters
 import check
 import pytest
 from checking import NotYet
+from support import programs
 from support.patience import PATIENCE
 from support.wrong_fills import FILLS
 
@@ -88,18 +88,12 @@ def test_what_is_wrong_in_another_way_is_told_by_its_difference(
     assert word == ("your code stopped with ZeroDivisionError: integer division or modulo by zero")
 
 
-def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
+def test_the_command_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = ROOT / "course" / "check.py"
+    monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, program, *words],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            cwd=tmp_path,
-        )
+        done = programs.run([sys.executable, program, *words], timeout=PATIENCE)
         return done.returncode, done.stdout, done.stderr
 
     assert run("1", str(chapters.solution(1))) == (0, "chapter 1: right\n", "")

@@ -6,9 +6,10 @@ a difference is allowed where the reference itself hung by less than MARGIN (noi
 included); such places are counted, and must stay below one in a thousand tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -139,8 +140,21 @@ def check_all(name: str, kind: str, outcomes: dict[tuple[int, int], Outcome], wh
         compare(outcome.token_ids, expected, margins, f"{name}, {kind}, {what}, request {key}")
 
 
+LENGTHS_OF_CHUNKS = [n if n in CHUNKS else long(n) for n in range(1, 18)]
 every_model = pytest.mark.parametrize("name", MODELS)
 every_sampling = pytest.mark.parametrize("kind", SAMPLINGS)
+
+
+def spread(names: str, *axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """All cases of several axes, of which the shorter run takes every second one that is not
+    `long` anyway. Of three axes or more, each two values still meet."""
+    cases = []
+    for places in product(*(enumerate(axis) for axis in axes)):
+        values = [getattr(value, "values", (value,))[0] for _, value in places]
+        brief = all(value in values for _, value in places)  # none of them is long
+        even = sum(place for place, _ in places) % 2 == 0
+        cases.append(pytest.param(*values, marks=() if brief and even else pytest.mark.long))
+    return pytest.mark.parametrize(names, cases)
 
 
 @every_model
@@ -168,9 +182,7 @@ WAYS = {
 }
 
 
-@every_model
-@every_sampling
-@pytest.mark.parametrize("way", WAYS)
+@spread("name, kind, way", MODELS, SAMPLINGS, WAYS)
 def test_batched_in_every_way_is_alone(name: str, kind: str, way: str) -> None:
     check_all(name, kind, serve(name, requests(SAMPLINGS[kind]), WAYS[way]), way)
 
@@ -212,9 +224,7 @@ def test_padding_writes_nowhere_that_a_request_has_left() -> None:
         compare(outcomes[key, 0].token_ids, expected[:count], margins[:count], what)
 
 
-@every_model
-@every_sampling
-@pytest.mark.parametrize("overlap", (False, True))
+@spread("name, kind, overlap", MODELS, SAMPLINGS, (False, True))
 def test_cached_is_uncached(name: str, kind: str, overlap: bool) -> None:
     core = build_core(*model_of(name), replace(BATCHED, caching=True, overlap=overlap))
     specs = requests(SAMPLINGS[kind])
@@ -263,9 +273,7 @@ def test_a_copy_holds_the_bits_of_its_source(known: int) -> None:
         assert copied.isfinite().all() and copied.equal(side[:, source, :, : known % 4])
 
 
-@every_model
-@pytest.mark.parametrize("kind", ("greedy", "filtered"))
-@pytest.mark.parametrize("chunk", [n if n in CHUNKS else long(n) for n in range(1, 18)])
+@spread("name, kind, chunk", MODELS, ("greedy", "filtered"), LENGTHS_OF_CHUNKS)
 def test_chunked_is_whole(name: str, kind: str, chunk: int) -> None:
     """Alone in chunks of every size; and packed with others' tokens into steps of that size."""
     for setup in (
@@ -275,10 +283,7 @@ def test_chunked_is_whole(name: str, kind: str, chunk: int) -> None:
         check_all(name, kind, serve(name, requests(SAMPLINGS[kind]), setup), f"chunks of {chunk}")
 
 
-@every_model
-@every_sampling
-@pytest.mark.parametrize("overlap", (False, True))
-@pytest.mark.parametrize("caching", (False, True))
+@spread("name, kind, overlap, caching", MODELS, SAMPLINGS, (False, True), (False, True))
 def test_preempted_is_not(name: str, kind: str, overlap: bool, caching: bool) -> None:
     setup = replace(BATCHED, num_blocks=22, caching=caching, overlap=overlap)
     outcomes = serve(name, requests(SAMPLINGS[kind]), setup)
@@ -286,8 +291,7 @@ def test_preempted_is_not(name: str, kind: str, overlap: bool, caching: bool) ->
     check_all(name, kind, outcomes, "preempted")
 
 
-@every_model
-@every_sampling
+@spread("name, kind", MODELS, SAMPLINGS)
 def test_resumed_is_unbroken(name: str, kind: str) -> None:
     """After each of 1 to 17 tokens, on an engine that has seen nothing of the stream before."""
     expected = reference(name, kind)
@@ -309,9 +313,7 @@ def test_resumed_is_unbroken(name: str, kind: str) -> None:
             )
 
 
-@every_model
-@pytest.mark.parametrize("kind", ("seeded", long("filtered"), "penalised"))
-@pytest.mark.parametrize("caching", (False, True))
+@spread("name, kind, caching", MODELS, ("seeded", "penalised", long("filtered")), (False, True))
 def test_siblings_by_fork_are_siblings_in_turn(name: str, kind: str, caching: bool) -> None:
     """Forked from the leader's blocks, or each on its own because only one may run at a time."""
     specs = [replace(spec, n=3) for spec in requests(SAMPLINGS[kind])]
@@ -364,8 +366,7 @@ FAMILY_WAYS = {
 }
 
 
-@pytest.mark.parametrize("kind", ("penalised", long("seeded"), "filtered"))
-@pytest.mark.parametrize("name", FAMILIES)
+@spread("name, kind", FAMILIES, ("penalised", "filtered", long("seeded")))
 def test_each_family_is_equal_to_itself(name: str, kind: str) -> None:
     """Batched, chunked, padded, preempted; cold and hot; forked, and resumed."""
     specs = requests(SAMPLINGS[kind])

@@ -28,8 +28,16 @@ def compiled(rows: Path, *options: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_hot_attention_kernels_do_not_spill(tmp_path: Path) -> None:
-    found = compiled(tmp_path / "rows.json", "--only", "D128 G2")
+OFTENEST = (
+    "D128 G2 level 1 pdl True",
+    "D128 G2 block 64 tokens 8192",
+    "D128 G2 split tokens 64 pdl True",
+)
+
+
+@pytest.mark.parametrize("only", [OFTENEST, pytest.param(("D128 G2",), marks=pytest.mark.long)])
+def test_hot_attention_kernels_do_not_spill(tmp_path: Path, only: tuple[str, ...]) -> None:
+    found = compiled(tmp_path / "rows.json", "--only", *only)
     assert {row["case"].split()[0] for row in found} == {"decode", "rope-decode", "prefill"}
     assert all(row["registers"] > 0 for row in found)
     assert any(row["wgmma"] > 0 for row in found if row["case"].startswith("prefill"))

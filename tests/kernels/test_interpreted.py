@@ -1,4 +1,5 @@
-"""Every test marked `triton`, under Triton's interpreter, in processes of their own."""
+"""Every test marked `triton`, under Triton's interpreter, in processes of their own; in the long
+run those that are also marked `long`."""
 
 import os
 import subprocess
@@ -10,16 +11,19 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("wing", ["experts", "others"])
+@pytest.mark.parametrize("wing", ["experts", "others", pytest.param("all", marks=pytest.mark.long)])
 def test_triton_kernels_under_the_interpreter(wing: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is the interpreted run")
     pytest.importorskip("triton")
     experts = str(HERE / "experts")
-    where = [experts] if wing == "experts" else [str(HERE), "--ignore", experts]
+    where = {"experts": [experts], "others": [str(HERE), "--ignore", experts]}.get(
+        wing, [str(HERE)]
+    )
+    which = "triton and not gpu" + (" and long" if wing == "all" else "")
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *where, "-q", "-m", "triton and not gpu", "-x"],
+        [sys.executable, "-m", "pytest", *where, "-q", "-m", which, "-x"],
         env=os.environ | single | {"TRITON_INTERPRET": "1"},
         cwd=HERE.parents[1],
         capture_output=True,

@@ -1,7 +1,6 @@
 """Training: rows, learning targets, bit-for-bit runs, resuming, and what transformers reads."""
 
-import hashlib
-import shutil
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,8 @@ from network import Pocket, Shape
 from optim import Muon, Optimizers, orthogonal
 from rows import Batches, Encoder, Plan
 from score import Scorer
+from support import programs
+from support.patience import PATIENCE
 
 from quire.service.models import pocket
 
@@ -24,20 +25,46 @@ SMALL = Shape(
 )
 
 
-def _train(out: Path, *extra: str) -> str:
-    """Runs the trainer in a process of its own; the weights' sha256."""
-    command = [sys.executable, str(TOOLS / "train.py"), "--out", str(out), "--device", "cpu"]
-    command += ["--batch-tokens", "512", "--layers", "1", "--score-cases", "0", *extra]
+def _words(out: Path, *extra: str) -> list[str]:
+    """The trainer's arguments for a model that is soon trained."""
+    words = ["--out", str(out), "--device", "cpu", "--batch-tokens", "512"]
+    return [*words, "--layers", "1", "--score-cases", "0", *extra]
+
+
+def _train(out: Path, *extra: str) -> None:
+    """Runs the trainer in a process of its own."""
+    command = [sys.executable, str(TOOLS / "train.py"), *_words(out, *extra)]
     subprocess.run(command, check=True, capture_output=True)
-    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What three steps leave behind."""
-    out = tmp_path_factory.mktemp("trained")
-    _train(out, "--steps", "3")
-    return out
+# A process a run; what they import, and the tokenizer, which has tests of its own, they share.
+IN_TURN = """
+import hashlib, json, os, runpy, sys
+from pathlib import Path
+trainer, tokenizer, out, *runs = sys.argv[1:]
+sys.path.insert(0, str(Path(trainer).parent))
+import export, torch, vocabulary
+from tokenizers import Tokenizer
+torch.use_deterministic_algorithms(True)
+vocabulary.train = lambda _seed: Tokenizer.from_file(tokenizer)
+for run in runs:
+    if os.fork() == 0:
+        sys.argv[1:] = json.loads(run)
+        runpy.run_path(trainer, run_name="__main__")
+        sys.exit()
+    assert os.wait()[1] == 0
+    print(hashlib.sha256((Path(out) / "model.safetensors").read_bytes()).hexdigest(), flush=True)
+"""
+
+
+def _train_in_turn(out: Path, shipped: Path, script: Path, *runs: list[str]) -> list[str]:
+    """Runs the trainer once for each list of arguments; the weights' sha256 behind each."""
+    script.write_text(IN_TURN)
+    words = [json.dumps(_words(out, *run)) for run in runs]
+    command = [sys.executable, script, TOOLS / "train.py", shipped / "tokenizer.json", out, *words]
+    done = programs.run(command, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if len(line) == 64]
 
 
 @pytest.mark.long
@@ -53,10 +80,11 @@ def test_a_run_of_twenty_steps_repeats_bit_for_bit(tmp_path: Path) -> None:
     pocket.verify(once)
 
 
-def test_a_run_goes_on_from_its_state(trained: Path, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(trained, tmp_path / "copy"))
-    first = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-    assert _train(out, "--steps", "2", "--resume") != first
+def test_a_run_goes_on_from_its_state(shipped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs = ["--steps", "3"], ["--steps", "2", "--resume"]
+    first, second = _train_in_turn(out, shipped, tmp_path / "in_turn.py", *runs)
+    assert first != second
     assert ", 5 steps of 512 tokens" in (out / "config.json").read_text()
     for name in ("state-weights.safetensors", "state-momenta.safetensors"):
         assert (out / name).stat().st_size < 16 * 2**20

@@ -1,4 +1,4 @@
-"""The storm of `make chaos`, in short: 1,200 calls in waves, by clients of which one in four is
+"""The storm of `make chaos`, in short: 800 calls in waves, by clients of which one in four is
 killed, over a device that fails."""
 
 import asyncio
@@ -11,9 +11,9 @@ from support.storm_client import KINDS
 def test_a_storm_leaves_the_books_in_order_and_nothing_behind() -> None:
     async def bounded() -> None:
         async with asyncio.timeout(2 * PATIENCE):
-            report = await storm(calls=1200, wave=300, seed=11)
+            report = await storm(calls=800, wave=200, seed=11)
         assert not report.wrong, "\n".join(report.wrong[:20])
-        assert report.calls == 1200
+        assert report.calls == 800
         assert report.killed == 4
         assert report.kinds.keys() == KINDS.keys()
         assert {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"} <= report.codes.keys()

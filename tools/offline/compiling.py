@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,15 +131,17 @@ def report(compiled: Any, *, case: str, hot: bool, seconds: float) -> Report:
     )
 
 
-def compile_all(only: str = "", *, hot_only: bool = False, arch: int = 90) -> Iterator[Report]:
-    """Compile every registered call whose name contains `only`. Once a process for one arch: the
-    kernels' modules, imported by the calls, take what they are told of the card then."""
+def compile_all(
+    only: Sequence[str] = ("",), *, hot_only: bool = False, arch: int = 90
+) -> Iterator[Report]:
+    """Compile every registered call whose name contains one of `only`. Once a process for one arch:
+    the kernels' modules, imported by the calls, take what they are told of the card then."""
     compile_for(OfflineCard(arch, SHARED_LIMITS[arch]))
     for source, hot in _SOURCES:
         if hot_only and not hot:
             continue
         for name, call in source():
-            if only not in name:
+            if not any(words in name for words in only):
                 continue
             with recorded_launches() as found:
                 call()

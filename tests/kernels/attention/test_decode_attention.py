@@ -69,14 +69,14 @@ def check(
     return out
 
 
-@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
-    ("dim", "group", "kv_heads", "block_size", "dtype"),
+    ("dim", "group", "kv_heads", "block_size", "dtype", "level"),
     [
-        (64, 2, 1, 64, FP32),
-        (128, 2, 1, 16, BF16),
-        (96, 3, 1, 32, FP16),
-        (256, 16, 1, 64, BF16),
+        *((64, 2, 1, 64, FP32, level) for level in LEVELS),
+        *((128, 2, 1, 16, BF16, level) for level in LEVELS),
+        *((96, 3, 1, 32, FP16, level) for level in LEVELS),
+        *((256, 16, 1, 64, BF16, level) for level in LEVELS[1:]),
+        pytest.param(256, 16, 1, 64, BF16, 0, marks=pytest.mark.long),
     ],
 )
 def test_contexts_around_every_boundary(
@@ -105,9 +105,11 @@ def same_bits(results: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("dim", "dtype", "tile", "contexts"),
     [
-        (64, BF16, None, [255, 256, 257, 2048, 2049]),
+        (64, BF16, None, [256, 2049]),
+        pytest.param(64, BF16, None, [255, 257, 2048], marks=pytest.mark.long),
         pytest.param(16, FP32, 64, [1, 8192, 8193], marks=pytest.mark.long),
-        (256, FP32, None, [256, 512, 513]),
+        (256, FP32, None, [513]),
+        pytest.param(256, FP32, None, [256, 512], marks=pytest.mark.long),
     ],
 )
 def test_all_splits_give_the_same_bits(
@@ -135,8 +137,22 @@ def test_the_levels_agree_at_every_edge_of_the_tree(
         assert same_bits(found)
 
 
-@pytest.mark.parametrize("block_size", [64, pytest.param(128, marks=pytest.mark.long)])
-def test_nothing_past_a_context_is_read(paged: Any, block_size: int) -> None:
+NAN, INF = float("nan"), float("inf")
+IN_TURN = [((NAN, INF)[(i + i // len(POINTERS)) % 2], way) for i, way in enumerate(WAYS)]
+EACH = list(itertools.product((NAN, INF), WAYS))
+
+
+@pytest.mark.parametrize(
+    ("block_size", "poisoned"),
+    [
+        pytest.param(64, IN_TURN, id="64"),
+        pytest.param(64, EACH, id="64-each", marks=pytest.mark.long),
+        pytest.param(128, EACH, id="128-each", marks=pytest.mark.long),
+    ],
+)
+def test_nothing_past_a_context_is_read(
+    paged: Any, block_size: int, poisoned: list[tuple[float, dict[str, Any]]]
+) -> None:
     """The caches stay as they are, and what no context holds may be infinite or no number."""
     from quire.kernels.attention.decode import decode_attention
 
@@ -146,7 +162,7 @@ def test_nothing_past_a_context_is_read(paged: Any, block_size: int) -> None:
     q = q.to(cache.k_cache.device, BF16)
     rest = (cache.block_tables, cache.context_lens, 0.125, 129)
     wanted = decode_attention(q, *cache.clean(BF16), *rest, **WAYS[0])
-    for poison, way in itertools.product((float("nan"), float("inf")), WAYS):
+    for poison, way in poisoned:
         caches = [held.nan_to_num(nan=poison) for held in (cache.k_cache, cache.v_cache)]
         before = [held.clone() for held in caches]
         assert torch.equal(decode_attention(q, *caches, *rest, **way), wanted)
@@ -244,7 +260,10 @@ def test_a_merge_of_several_heads_is_that_of_one(
     assert same_bits(found)
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize(
+    "group",
+    [1, pytest.param(2, marks=pytest.mark.long), 3, pytest.param(7, marks=pytest.mark.long), 16],
+)
 def test_the_last_to_arrive_merges_every_head_and_puts_the_counters_back(
     paged: Any, device: torch.device, group: int
 ) -> None:

@@ -116,7 +116,7 @@ def test_tiles_through_descriptors(paged: Any, block_size: int) -> None:
 
     for dtype in (FP32, BF16):
         check(
-            paged, [(0, 150), (200, 70)], group=2, kv_heads=1, block_size=block_size, dim=64,
+            paged, [(0, 70), (130, 70)], group=2, kv_heads=1, block_size=block_size, dim=64,
             dtype=dtype, tiles=Tiles(64, 64, 4, 2, tma=True),
         )  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_one_split_gives_the_bits_of_no_split(paged: Any) -> None:
 def test_the_bound_of_the_context_changes_nothing(paged: Any) -> None:
     from quire.kernels.attention.prefill import prefill_attention
 
-    for rows in ([(100, 40)], [(100, 40), (0, 3)], [(300, 40), (30, 3)]):
+    for rows in ([(100, 40)], [(300, 40), (30, 3)]):
         arguments = _split_case(paged, rows)
         exact, bounded = (
             prefill_attention(*arguments, 40, bound) for bound in (sum(rows[0]), 16_384)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,34 @@ from quire.kernels.cpu.library import LEVELS, LibraryUnavailable, load, machine_
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 
+# Stands in for a compiler: it gives a library that was made before to whoever asks for one.
+COPIER = """#!/bin/sh
+case "$*" in *--version) echo "copier 1"; exit;; esac
+while [ "$1" != -o ]; do shift; done
+exec cp {made} "$2"
+"""
+
+
 @pytest.fixture(autouse=True)
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc -O0")
+
+
+@pytest.fixture(scope="module")
+def copier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A compiler for tests of what is kept, which takes no time: its program's path."""
+    place = tmp_path_factory.mktemp("copier")
+    library._compile("avx2", [shutil.which("cc") or "", "-O0"], place / "made.so")
+    program = place / "copier"
+    program.write_text(COPIER.format(made=shlex.quote(str(place / "made.so"))))
+    program.chmod(0o755)
+    return shlex.quote(str(program))
+
+
+@pytest.fixture
+def copied(copier: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CC", copier)
+    return copier
 
 
 @pytest.fixture
@@ -36,6 +62,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("copied")
 def test_what_is_whole_is_kept_and_what_is_broken_is_made_again(
     tmp_path: Path, compiled: list[Path]
 ) -> None:
@@ -58,6 +85,7 @@ def test_what_is_whole_is_kept_and_what_is_broken_is_made_again(
 
 
 @needs_compiler
+@pytest.mark.usefixtures("copied")
 def test_what_others_may_write_is_not_loaded(tmp_path: Path, compiled: list[Path]) -> None:
     load("avx2", tmp_path)
     (kept,) = tmp_path.glob("*/products.so")
@@ -69,15 +97,16 @@ def test_what_others_may_write_is_not_loaded(tmp_path: Path, compiled: list[Path
 
 @needs_compiler
 def test_other_options_or_sources_are_another_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, copied: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load("avx2", tmp_path)
-    monkeypatch.setenv("CC", "cc -O0 -g")
+    monkeypatch.setenv("CC", f"{copied} -g")
     load("avx2", tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @needs_compiler
+@pytest.mark.usefixtures("copied")
 def test_a_directory_that_takes_nothing_is_told_and_done_without(
     tmp_path: Path, compiled: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:

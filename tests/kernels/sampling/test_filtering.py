@@ -1,5 +1,7 @@
 """Top-k, top-p and min-p: the same kept ids as a plain definition, on flat rows and peaks."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -96,9 +98,17 @@ def test_twin_is_right_where_few_of_the_best_do_not_suffice() -> None:
     assert kept.sum(-1).tolist()[0] > 2048
 
 
+# Of several tiles: interpreted, each takes a second.
+WIDE = [
+    pytest.param(
+        kind, 9000, marks=() if kind in ("flat", "confident", "masked") else pytest.mark.long
+    )
+    for kind in KINDS
+]
+
+
 @pytest.mark.triton
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("vocab", [7, 4096, 9000])
+@pytest.mark.parametrize(("kind", "vocab"), [*itertools.product(KINDS, (7, 4096)), *WIDE])
 def test_filter_keeps_what_the_twin_keeps(kind: str, vocab: int, device: torch.device) -> None:
     from quire.kernels.sampling.filtering import filter_logits
 

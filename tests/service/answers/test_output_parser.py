@@ -10,8 +10,10 @@ from support.answers import TOOLS, Answer, invent
 from quire.service.answers.events import Event, Kind, Reading, Syntax
 from quire.service.answers.parser import OutputParser
 
-ANSWERS = 300  # of each syntax
 FAMILIES = [(syntax, opened) for syntax in Syntax for opened in (False, True)]
+SEEDS = pytest.mark.parametrize(
+    "seeds", [range(30), pytest.param(range(30, 150), marks=pytest.mark.long)], ids=str
+)
 
 
 def parsed(pieces: Iterable[str], reading: Reading) -> Whole:
@@ -32,8 +34,9 @@ def splits(answer: Answer, seed: int) -> Iterable[list[str]]:
 
 
 @pytest.mark.parametrize(("syntax", "opened"), FAMILIES)
-def test_every_split_reads_as_the_whole(syntax: Syntax, opened: bool) -> None:
-    for seed in range(ANSWERS // 2):
+@SEEDS
+def test_every_split_reads_as_the_whole(syntax: Syntax, opened: bool, seeds: range) -> None:
+    for seed in seeds:
         answer = invent(seed, syntax, opened=opened)
         expected = read(answer.raw, answer.reading)
         if answer.said is not None:
@@ -43,10 +46,11 @@ def test_every_split_reads_as_the_whole(syntax: Syntax, opened: bool) -> None:
 
 
 @pytest.mark.parametrize(("syntax", "opened"), FAMILIES)
+@SEEDS
 def test_an_answer_that_is_cut_anywhere_reads_as_its_reference(
-    syntax: Syntax, opened: bool
+    syntax: Syntax, opened: bool, seeds: range
 ) -> None:
-    for seed in range(60):
+    for seed in seeds:
         answer = invent(seed, syntax, opened=opened)
         for end in range(len(answer.raw)):
             raw = answer.raw[:end]
@@ -54,10 +58,13 @@ def test_an_answer_that_is_cut_anywhere_reads_as_its_reference(
 
 
 @pytest.mark.parametrize(("syntax", "opened"), FAMILIES)
-def test_what_was_said_up_to_a_place_is_never_taken_back(syntax: Syntax, opened: bool) -> None:
+@SEEDS
+def test_what_was_said_up_to_a_place_is_never_taken_back(
+    syntax: Syntax, opened: bool, seeds: range
+) -> None:
     """Resuming behind any character gives the rest: the events up to there say the same whether
     more comes or not, and where all is certain they say all."""
-    for seed in range(60):
+    for seed in seeds:
         answer = invent(seed, syntax, opened=opened)
         live, told = OutputParser(answer.reading), list[Event]()
         for end, character in enumerate(answer.raw, 1):

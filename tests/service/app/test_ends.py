@@ -218,11 +218,21 @@ def code_when_loaded(stub: Any) -> grpc.StatusCode:
     return code
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-@PLACES
+STREAMS = ((0,), (1,), (2,), (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("place", "closed"),
+    [
+        pytest.param(place, closed, marks=() if (at + shift) % 2 else pytest.mark.long)
+        for shift, place in enumerate(("off", "on"))
+        for at, closed in enumerate(STREAMS)
+    ],
+)
 def test_closed_standard_streams_keep_nobody_from_serving(
-    closed: tuple[int, ...], place: str
+    place: str, closed: tuple[int, ...]
 ) -> None:
+    """Each in one place, and in both in the long run: a server of its own each, from scratch."""
     port = free_port()
     words = [QUIRE, "serve", "--port", str(port), "--num-blocks", "64", "--drain-seconds", "0"]
     server = subprocess.Popen(

@@ -492,8 +492,15 @@ def test_a_step_that_holds_its_own_interpreter_does_not_outlive_the_server() -> 
         assert codes_of([call]) == {grpc.StatusCode.UNAVAILABLE}
 
 
-@PLACES
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [
+        (signal.SIGTERM, "process"),
+        (signal.SIGINT, "thread"),
+        pytest.param(signal.SIGTERM, "thread", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "process", marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_in_full_load_gives_every_stream_its_end(
     number: signal.Signals, place: str
 ) -> None:
