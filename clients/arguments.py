@@ -9,6 +9,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from quire.clients.errors import OptionError
@@ -29,6 +30,18 @@ def text(where: str, value: Any) -> str:
             f"{where}: {show(value)} holds half of a surrogate pair, which is no character"
         ) from None
     return str(value)
+
+
+def file_text(where: str, path: Path) -> str:
+    """What a file holds, as text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"{where}: cannot be read: {error.strerror}") from None
+    except UnicodeError:
+        raise OptionError(f"{where}: is not UTF-8") from None
+    except ValueError as error:  # a path that holds a zero byte
+        raise OptionError(f"{where}: cannot be read: {error}") from None
 
 
 def integer(where: str, value: Any, lowest: int, highest: int) -> int:

@@ -131,8 +131,33 @@ def _run(words: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+_WANTED = {  # by what the library that judges values calls the fault; the bounds come with it
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+}
+
+
+def _judged(error: BaseException) -> str:
+    """The option, its value and what it must be, where a value was judged; else nothing."""
+    judge = getattr(error.__cause__, "errors", None)
+    option = getattr(error, "param", None)
+    if judge is None or option is None:
+        return ""
+    (fault, *_) = judge()
+    wanted = _WANTED.get(fault["type"])
+    if wanted is None:
+        return ""
+    name = max(option.opts, key=len) if option.opts[0].startswith("-") else option.name.upper()
+    return f"{name} {fault['input']}: must be {wanted.format(**fault.get('ctx', {}))}"
+
+
 def _explain_usage(error: BaseException) -> int:
-    message = error.format_message()  # type: ignore[attr-defined]
+    message = _judged(error) or error.format_message()  # type: ignore[attr-defined]
     if message:
         print(f"quire: {message} (see --help)", file=sys.stderr)
     else:  # no command given: the help is the message

@@ -226,6 +226,32 @@ class Settings:
     engine: EngineConfig
     service: ServiceConfig
 
+    def __post_init__(self) -> None:
+        """Refuse one port for two things: whichever came second would go without."""
+        taken: dict[int, list[tuple[str, str]]] = {}
+        for name, host, port in self._ports():
+            for other, its_host in taken.setdefault(port, []):
+                if _meet(host, its_host):
+                    raise ConfigError(
+                        f"{other} = {port} and {name} = {port}: one port cannot be both; choose "
+                        f"another --{name.replace('_', '-')}"
+                        + (" (0: no OpenAI API)" if name == "http_port" else "")
+                    )
+            taken[port].append((name, host))
+
+    def _ports(self) -> list[tuple[str, str, int]]:
+        """Option, host and number of each port that is listened on and not just any free one."""
+        service, engine = self.service, self.engine
+        ports = [
+            ("port", service.host, service.port),
+            ("health_port", service.health_host, service.health_port),
+            ("metrics_port", service.metrics_host, service.metrics_port),
+            ("http_port", service.http_host, service.http_port),
+        ]
+        if engine.node_rank == 0:
+            ports.append(("master_port", engine.master_addr or "", engine.master_port))
+        return [(name, host, port) for name, host, port in ports if port]
+
     def to_toml(self) -> str:
         """The settings in force as a file that can be read back; unset ones as comments."""
         sections = [("engine", self.engine), ("service", self.service)]
@@ -248,6 +274,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _meet(host: str, other: str) -> bool:
+    """Whether one port of both may be the same port: hosts that are alike, or all of them."""
+    names = {name.strip("[]") for name in (host, other)}
+    everywhere = names & {"0.0.0.0", "::"}
+    return (
+        len(names) == 1
+        or bool(everywhere)
+        or ("localhost" in names and all(map(is_loopback, names)))
+    )
 
 
 def _is_address(host: str) -> bool:

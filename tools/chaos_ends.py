@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import grpc
 import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.http1 import head, posted
 from support.http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
 from support.server_process import Process, process
 
@@ -23,6 +25,7 @@ from quire.v1 import inference_pb2_grpc as pb_grpc
 
 DRAIN = 1.0  # seconds
 PATIENCE = 60
+HTTP_CONNECTIONS = 3000
 GENERATE, WATCH = "/quire.v1.InferenceService/Generate", "/grpc.health.v1.Health/Watch"
 Attack = Callable[[Process, str], contextlib.AbstractContextManager[object]]
 
@@ -119,30 +122,86 @@ def frozen(server: Process, _address: str) -> Iterator[None]:
     yield
 
 
-ATTACKS: dict[str, tuple[Attack, tuple[str, ...]]] = {
-    "watchers that do not read": (watchers, ()),
-    "bodies without an end": (bodies, ()),
-    "resets": (resets, ()),
-    "silent connections": (connections, ()),
-    "stopped and gone on": (frozen, ("--watchdog-seconds", "1", "--watchdog-exit-seconds", "1")),
+@contextlib.contextmanager
+def http_connections(server: Process, address: str) -> Iterator[None]:
+    """3,000 of the OpenAI API, in equal parts: streams that nobody reads, idle ones that are kept
+    alive, and heads without an end."""
+    port = int(server.wait_for("OpenAI API on").rstrip("/v1\n").rsplit(":", 1)[1])
+    stream = {"model": "pocket", "prompt": "Once", "stream": True, "max_tokens": 2000}
+    asks = (
+        posted("/v1/completions", {**stream, "ignore_eos": True}),
+        head("GET", "/v1/models"),
+        head("POST", "/v1/completions")[:-4],
+    )
+    with contextlib.ExitStack() as stack:
+        for number in range(HTTP_CONNECTIONS):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.settimeout(PATIENCE)
+            one.connect(("127.0.0.1", port))
+            one.sendall(asks[number % len(asks)])
+            if number % len(asks) == 1:
+                assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+        _until_asked(address, HTTP_CONNECTIONS // len(asks))
+        yield
+
+
+def _until_asked(address: str, calls: int) -> None:
+    """Until the server has heard of so many calls."""
+    with grpc.insecure_channel(address) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        heard, until = 0, time.monotonic() + PATIENCE
+        while heard < calls and time.monotonic() < until:
+            told = stub.Stats(pb.StatsRequest(), timeout=PATIENCE).requests
+            heard = told.accepted + sum(told.refused.values())
+
+
+def _free_port() -> tuple[str, ...]:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return ("--http-port", str(found.getsockname()[1]))
+
+
+def _no_words() -> tuple[str, ...]:
+    return ()
+
+
+def _impatient() -> tuple[str, ...]:
+    return ("--watchdog-seconds", "1", "--watchdog-exit-seconds", "1")
+
+
+ATTACKS: dict[str, tuple[Attack, Callable[[], tuple[str, ...]]]] = {
+    "watchers that do not read": (watchers, _no_words),
+    "bodies without an end": (bodies, _no_words),
+    "resets": (resets, _no_words),
+    "silent connections": (connections, _no_words),
+    "3,000 HTTP connections": (http_connections, _free_port),
+    "stopped and gone on": (frozen, _impatient),
 }
 
 
 def ends() -> list[End]:
     """Every attack against a server of its own."""
-    return [_end(name, attack, words) for name, (attack, words) in ATTACKS.items()]
+    return [_end(name, attack, words()) for name, (attack, words) in ATTACKS.items()]
 
 
 def _end(name: str, attack: Attack, words: tuple[str, ...]) -> End:
     with process("--drain-seconds", str(DRAIN), *words) as server:
         address = server.address()
         with attack(server, address):
-            served = _serves(address)
+            served = _is_healthy(address) if attack is http_connections else _serves(address)
             resident = psutil.Process(server.process.pid).memory_info().rss / 2**20
             began = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             code = server.process.wait(PATIENCE)
             return End(name, served, code, time.monotonic() - began, resident)
+
+
+def _is_healthy(address: str) -> bool:
+    """For a server whose queue is full."""
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        told = stub.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+        return bool(told.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _serves(address: str) -> bool:

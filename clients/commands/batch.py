@@ -51,7 +51,7 @@ def batch(
     away: Annotated[
         float, typer.Option(help="Wait so many seconds for a server that is away.", min=0)
     ] = 60.0,
-    address: common.Address = None,
+    address: common.AddressOrNone = None,
     api_key: common.ApiKey = None,
     tls: common.UseTLS = False,
     tls_ca: common.RootFile = None,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
@@ -51,18 +51,21 @@ def _each(addresses: list[str] | None) -> list[str] | None:
     return " ".join(addresses).replace(",", " ").split() or [""]  # which is refused by its name
 
 
-Address = Annotated[
-    list[str] | None,
-    typer.Option(
+def _address(default: str) -> Any:
+    """The option that names servers; default: what is asked where none is named."""
+    return typer.Option(
         "--address",
         "-a",
         envvar="QUIRE_CLIENT_ADDRESS",
         callback=_each,
-        help=f"HOST:PORT; several times, or a list with commas, for several servers."
-        f" (default: {DEFAULT_ADDRESS})",
+        help="HOST:PORT; several times, or a list with commas, for several servers."
+        f" (default: {default})",
         rich_help_panel=SERVER,
-    ),
-]
+    )
+
+
+Address = Annotated[list[str] | None, _address(DEFAULT_ADDRESS)]
+AddressOrNone = Annotated[list[str] | None, _address("none; a server of its own")]
 ApiKey = Annotated[
     str | None,
     typer.Option(

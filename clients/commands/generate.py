@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quire.clients.arguments import file_text
 from quire.clients.client import Generation
 from quire.clients.commands import common, sampling
 from quire.clients.commands.fields import named
@@ -143,10 +144,7 @@ def _constraint(
 ) -> dict[str, Any] | None:
     """Raises OptionError."""
     if json_schema is not None and json_schema.startswith("@"):
-        try:
-            json_schema = Path(json_schema[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise OptionError(f"--json-schema {json_schema}: {error}") from error
+        json_schema = file_text(f"--json-schema {json_schema}", Path(json_schema[1:]))
     kinds = {"json_schema": json_schema, "regex": regex, "choice": choice or None}
     given = {name: value for name, value in kinds.items() if value is not None}
     if len(given) > 1:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quire.clients.arguments import file_text
 from quire.clients.errors import OptionError
 
 Segment = tuple[str, int]
@@ -132,10 +133,7 @@ def trace(path: Path, limit: int | None) -> Iterator[Session]:
     Keys: max_tokens; one of text, messages, token_count (random ids; with `prefix`, a name, and
     `prefix_tokens` their beginning is shared by the lines that give the same); time (seconds).
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"trace: cannot read {path}: {error}") from None
+    lines = file_text(f"trace: {path}", path).splitlines()
     number = 0
     for row, line in enumerate(lines, 1):
         if line.strip() and (limit is None or number < limit):

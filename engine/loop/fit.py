@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.sizing import SizingPlan
+from quire.engine.loop.sizing import SizingPlan, shown
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,9 @@ def judge(config: EngineConfig, plan: SizingPlan) -> Verdict:
         reason, advice = _weights_too_large(config, plan), _against_weights(config, plan)
         return Verdict(False, reason, advice, too_large=True)
     if rest < plan.kv_cache_bytes:
-        reason = f"the KV cache takes {_gib(plan.kv_cache_bytes)}, and {_gib(rest)} are left for it"
+        reason = (
+            f"the KV cache takes {shown(plan.kv_cache_bytes)}, and {shown(rest)} are left for it"
+        )
         return Verdict(False, reason, _against_cache(config, plan))
     return _judge_length(config, plan)
 
@@ -68,11 +70,11 @@ def _too_short(plan: SizingPlan) -> str:
 
 
 def _weights_too_large(config: EngineConfig, plan: SizingPlan) -> str:
-    graphs = f"captured graphs {_gib(plan.graph_bytes)}, " if plan.graph_bytes else ""
+    graphs = f"captured graphs {shown(plan.graph_bytes)}, " if plan.graph_bytes else ""
     share = f" (gpu_memory_utilization = {config.gpu_memory_utilization})"
     return (
-        f"the weights take {_gib(plan.weight_bytes)}, {graphs}the smallest cache "
-        f"{_gib(plan.bytes_of_blocks(1))}, of {_gib(max(plan.memory_bytes, 0))}"
+        f"the weights take {shown(plan.weight_bytes)}, {graphs}the smallest cache "
+        f"{shown(plan.bytes_of_blocks(1))}, of {shown(max(plan.memory_bytes, 0))}"
         + (share if _sized_by_share(config, plan) else "")
     )
 
@@ -128,7 +130,3 @@ def _raise_share(config: EngineConfig, plan: SizingPlan, more_bytes: int) -> tup
 def _less_of_a_model(plan: SizingPlan) -> tuple[str, ...]:
     narrower = ("take dtype = bfloat16",) if plan.dtype == "float32" else ()
     return (*narrower, "take a smaller model")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.2f} GiB"

@@ -25,7 +25,7 @@ from quire.kernels import reference
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
 
-_GIB = 1 << 30
+_GIB, _MIB = 1 << 30, 1 << 20
 _LAYER_LAUNCHES, _OTHER_LAUNCHES = 9, 32  # kernels of a captured step, at most
 _LAUNCH_BYTES = 2048  # that a graph keeps of each
 _PROMPT_BYTES = 600 << 20  # that captured prompts of more tokens than the first ones may take
@@ -69,6 +69,13 @@ class SizingPlan:
     def bytes_of_blocks(self, num_blocks: int) -> int:
         """What a cache of so many blocks takes, the null block included."""
         return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token
+
+
+def shown(num_bytes: int) -> str:
+    """A size as people read it."""
+    if num_bytes < _GIB // 10:
+        return f"{num_bytes / _MIB:.1f} MiB"
+    return f"{num_bytes / _GIB:.2f} GiB"
 
 
 def resolve_device(config: EngineConfig, rank: int = 0) -> torch.device:

@@ -14,11 +14,9 @@ import torch
 from quire.engine.config import MOST_RANKS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.loop import fit, sizing
-from quire.engine.loop.sizing import SizingPlan
+from quire.engine.loop.sizing import SizingPlan, shown
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import model_config
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def advice(config: EngineConfig, shape: ModelConfig, plan: SizingPlan) -> tuple[
     found = smallest(config, shape, plan, room)
     if found is None:
         return ()
-    size, each = found.size, f"{_gib(found.least_bytes)} of {_gib(room)} each"
+    size, each = found.size, f"{shown(found.least_bytes)} of {shown(room)} each"
     if gpu:
         return (f"share it over {size} such cards: tensor_parallel_size = {size} ({each})",)
     both = f"tensor_parallel_size = {size}, nnodes = {size}"
@@ -80,7 +78,3 @@ def refuse_too_large(config: EngineConfig) -> None:
     if verdict.too_large:
         ways = (*advice(config, shape, plan), *verdict.advice)
         raise CapacityError(f"{verdict.reason}; {', or '.join(ways)}")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.2f} GiB"

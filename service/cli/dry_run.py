@@ -4,16 +4,22 @@ Invariant: the verdict is the engine's own (`fit`): what it would start with, if
 that does not hold the longest request, is no failure here either.
 """
 
+import torch
+
 from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
 from quire.engine.loop import fit, sizing, spread
+from quire.engine.loop.sizing import shown
 from quire.engine.model.shape import model_config
 from quire.service.models.resolve import resolve
 
-_GIB, _KIB = 1 << 30, 1 << 10
+_KIB = 1 << 10
 
 
 def report(config: EngineConfig) -> tuple[str, bool]:
-    """Sizes, what one full request needs, a verdict and what to turn; and whether it starts."""
+    """Sizes, what one full request needs, a verdict and what to change; and whether it starts.
+    Raises ConfigError."""
+    _refuse_without_card(config)
     resolved = resolve(config)
     config = config.replace(model=resolved.engine_model)
     shape = model_config(config)
@@ -25,24 +31,33 @@ def report(config: EngineConfig) -> tuple[str, bool]:
     rows = [
         ("model", resolved.name),
         ("device", plan.device),
-        *([("ranks", f"{size}{nodes}, which all sizes are of together")] if size > 1 else []),
+        *([("ranks", f"{size}{nodes}; sizes are of all of them together")] if size > 1 else []),
         ("dtype", plan.dtype + _stored(config)),
-        ("memory", _gib(max(plan.memory_bytes, 0))),
-        ("weights", _gib(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
-        ("KV cache", f"{_gib(plan.kv_cache_bytes)}{note}"),
+        ("memory", shown(max(plan.memory_bytes, 0))),
+        ("weights", shown(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
+        ("KV cache", f"{shown(plan.kv_cache_bytes)}{note}"),
         ("KV bytes a token", f"{plan.kv_bytes_per_token} ({plan.kv_bytes_per_token / _KIB:g} KiB)"),
         ("blocks", f"{plan.num_blocks} of {plan.block_size} tokens"),
         ("max_model_len", str(plan.max_model_len)),
-        ("one request of max_model_len", f"{needed} blocks, {_gib(plan.bytes_of_blocks(needed))}"),
+        ("one request of max_model_len", f"{needed} blocks, {shown(plan.bytes_of_blocks(needed))}"),
         ("full-length requests that fit", str(plan.full_length_sequences if verdict.fits else 0)),
         ("longest request", f"{_longest(plan) if verdict.starts else 0} tokens"),
         ("verdict", _told(verdict)),
     ]
     if not verdict.fits:
         ways = spread.advice(config, shape, plan) if verdict.too_large else ()
-        rows.append(("to turn", ", or ".join((*ways, *verdict.advice))))
+        rows.append(("to change", ", or ".join((*ways, *verdict.advice))))
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.starts
+
+
+def _refuse_without_card(config: EngineConfig) -> None:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device = cuda: this machine has no usable CUDA device, and how much memory it has is "
+            "what a dry run compares with: run it where the device is, or with device = cpu, "
+            "which shows what weights and cache take"
+        )
 
 
 def _told(verdict: fit.Verdict) -> str:
@@ -57,7 +72,3 @@ def _longest(plan: sizing.SizingPlan) -> int:
 
 def _stored(config: EngineConfig) -> str:
     return ", matrices as int8" if config.int8 else ""
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.2f} GiB"

@@ -9,6 +9,7 @@ Invariant: what is resolved is on this machine, and is what its files' names say
 is ever fetched or run.
 """
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,23 @@ def resolve(config: EngineConfig) -> ResolvedModel:
     if path.exists():
         raise ConfigError(f"model = {name}: is a file; give the directory that holds it")
     if not _HUB_ID.fullmatch(name):
-        raise ConfigError(f"model = {name}: no such directory, and not an id of the Hub")
+        raise ConfigError(
+            f"model = {name}: no such directory, and not an id of the Hub{_hint(name)}"
+        )
     # What cannot be run is refused before its weights are fetched.
     read_directory(_fetch(name, config.revision, SETTINGS))
     directory = _fetch(name, config.revision, FILES)
     _refuse_stand_ins(directory)
     return ResolvedModel(name, str(directory), directory)
+
+
+def _hint(name: str) -> str:
+    """What may be meant by a name that nearly is one of those with a meaning of their own."""
+    begins, _, shape = name.partition(":")
+    for own in (POCKET, RANDOM_PREFIX.rstrip(":")):
+        if difflib.SequenceMatcher(None, begins.lower(), own).ratio() > 0.75:
+            return f" (is {own + ':' + shape if shape else own} meant?)"
+    return ""
 
 
 def _refuse_revision(config: EngineConfig) -> None:
@@ -131,11 +143,13 @@ def _fetch(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     except RevisionNotFoundError as error:
         raise ModelError(f"model {name}: the Hub has no revision {revision}") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"model {name}: neither a directory here nor on the Hub") from error
+        raise ModelError(
+            f"model {name}: neither a directory here nor on the Hub{_hint(name)}"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(
             f"model {name}{at}: not on this machine, and the Hub cannot be reached; "
-            "give a directory, or fetch it where there is a network"
+            f"give a directory, or fetch it where there is a network{_hint(name)}"
         ) from error
     except Exception as error:  # an HTTP status, a full disk: the library has no common root
         words = " ".join(str(error).split())[:200]

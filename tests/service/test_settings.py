@@ -96,6 +96,30 @@ def test_a_bad_value_is_refused(flags: dict[str, object], word: str) -> None:
         read_settings(flags, {}, None)
 
 
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({"port": 8001, "http_port": 8001}, ("port", "http_port")),
+        ({"port": 8000}, ("port", "http_port")),  # the default of the other
+        ({"health_port": 7, "metrics_port": 7}, ("health_port", "metrics_port")),
+        ({"port": 7, "metrics_port": 7, "host": "0.0.0.0", "insecure": True}, ("port", "metrics_")),
+        ({"port": 7, "health_port": 7, "host": "localhost"}, ("port", "health_port")),
+    ],
+)
+def test_one_port_for_two_things_is_refused(
+    flags: dict[str, object], names: tuple[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_settings(flags, {}, None)
+    told = str(refused.value)
+    assert told.startswith(f"{names[0]} = ") and f" and {names[1]}" in told
+
+
+def test_ports_of_different_hosts_and_free_ones_may_be_alike() -> None:
+    read_settings({"port": 0, "http_port": 0, "health_port": 0, "metrics_port": 0}, {}, None)
+    read_settings({"port": 7, "health_port": 7, "health_host": "127.0.0.2"}, {}, None)
+
+
 def test_loopback_is_what_only_this_machine_can_reach() -> None:
     assert all(
         is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")

@@ -68,7 +68,7 @@ class World:
         """This rank's equal part of `total` rows or columns. Raises ConfigError if none exists."""
         if total % self.size:
             raise ConfigError(
-                f"{what} = {total}: must be a multiple of tensor_parallel_size = {self.size}"
+                f"tensor_parallel_size = {self.size}: must divide the model's {what} = {total}"
             )
         part = total // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
@@ -79,8 +79,8 @@ class World:
             return self.split(heads, what)
         if self.size % heads:
             raise ConfigError(
-                f"{what} = {heads}: must divide tensor_parallel_size = {self.size}, "
-                "or be a multiple of it"
+                f"tensor_parallel_size = {self.size}: must be a multiple of the model's "
+                f"{what} = {heads}, or divide it"
             )
         head = self.rank * heads // self.size
         return slice(head, head + 1)

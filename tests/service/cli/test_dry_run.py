@@ -1,4 +1,4 @@
-"""`quire serve --dry-run`: a verdict, what to turn, and an exit code that says it too."""
+"""`quire serve --dry-run`: a verdict, what to change, and an exit code that says it too."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_what_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, rows["verdict"]) == (0, "fits")
     assert rows["full-length requests that fit"] == "1"
     assert rows["one request of max_model_len"].startswith("32 blocks, ")
-    assert "to turn" not in rows
+    assert "to change" not in rows
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
         code, rows = dry_run(capsys, *words)
         assert code == 1, words
         assert rows["verdict"].startswith("does not fit: ") and reason in rows["verdict"]
-        assert advice in rows["to turn"]
+        assert advice in rows["to change"]
         assert rows["full-length requests that fit"] == "0"
         assert rows["longest request"] == "0 tokens"
 
@@ -79,7 +79,7 @@ def test_what_starts_with_a_cache_too_short_for_the_longest_request_says_so_and_
         assert rows["verdict"].startswith(f"starts: the KV cache holds {longest} tokens, fewer")
         assert rows["verdict"].endswith("longer requests are refused")
         assert rows["longest request"] == f"{longest} tokens"
-        assert advice in rows["to turn"]
+        assert advice in rows["to change"]
 
 
 def test_the_verdict_is_what_the_engine_does(
@@ -90,7 +90,7 @@ def test_the_verdict_is_what_the_engine_does(
     engine = build_engine(config, lambda *_: None)
     assert f"{engine.info.num_blocks * engine.info.block_size} tokens" == rows["longest request"]
     warned = [record.getMessage() for record in caplog.records]
-    assert f"{rows['verdict'].removeprefix('starts: ')}; {rows['to turn']}" in warned
+    assert f"{rows['verdict'].removeprefix('starts: ')}; {rows['to change']}" in warned
 
 
 def test_several_ranks_hold_a_little_more_than_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,8 @@ def test_ranks_that_cannot_share_a_model_are_refused(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as left:
         cli.main(["serve", "random:8B", "--dry-run", "--device=cpu", "--tensor-parallel-size=3"])
     assert left.value.code == 2
-    assert "must be a multiple of tensor_parallel_size = 3" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert refused.startswith("quire: tensor_parallel_size = 3: must divide the model's num_")
 
 
 def test_int8_weights_are_counted_as_they_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +128,7 @@ def test_what_does_not_fit_names_the_fewest_machines_that_hold_it(
 ) -> None:
     """Of 24 GiB each. The start refuses it in the same words, before anything is loaded."""
     _, rows = dry_run(capsys, "random:32B")  # 61.02 GiB: three do not divide its heads
-    ways = rows["to turn"]
+    ways = rows["to change"]
     four = "share it over 4 such machines: tensor_parallel_size = 4, nnodes = 4 (15."
     assert ways.startswith(four) and ways.endswith("of 24.00 GiB each), or take a smaller model")
     with pytest.raises(CapacityError) as refused:
@@ -136,6 +137,24 @@ def test_what_does_not_fit_names_the_fewest_machines_that_hold_it(
     shared = ("--tensor-parallel-size", "4", "--nnodes", "4", "--master-port", "7")
     code, rows = dry_run(capsys, "random:32B", *shared, "--master-addr", "10.0.0.1")
     assert (code, rows["memory"]) == (0, "96.00 GiB")
-    assert rows["ranks"] == "4 on 4 nodes, which all sizes are of together"
+    assert rows["ranks"] == "4 on 4 nodes; sizes are of all of them together"
     _, rows = dry_run(capsys, "random:32B", "--quantization", "int8")
-    assert "share it" not in rows["to turn"]  # int8 cannot be shared
+    assert "share it" not in rows["to change"]  # int8 cannot be shared
+
+
+def test_small_sizes_are_shown_in_mib(capsys: pytest.CaptureFixture[str]) -> None:
+    _, rows = dry_run(capsys, "pocket", "--num-blocks", "32")
+    weights, cache = rows["weights"].split(" "), rows["KV cache"].split(" ")
+    assert weights[1] == cache[1] == "MiB"
+    assert float(weights[0]) > 5 and float(cache[0]) > 5
+
+
+def test_a_device_that_is_not_here_is_told_with_what_a_dry_run_can_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", "random:8B", "--dry-run", "--device", "cuda"])
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert told.startswith("quire: device = cuda: ") and "device = cpu, which shows what" in told

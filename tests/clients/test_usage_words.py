@@ -1,0 +1,61 @@
+"""A mistake on the command line: one line that names the option and what it takes."""
+
+from pathlib import Path
+
+import pytest
+
+from quire.clients import cli
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line, of a command that ends with 2."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    printed = capsys.readouterr()
+    assert (left.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("quire: ") and printed.err.count("\n") == 1
+    return printed.err.removeprefix("quire: ").rstrip()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["generate", "x", "--max-tokens", "two"], "--max-tokens two: must be a whole number"),
+        (["generate", "x", "-t", "warm"], "--temperature warm: must be a number"),
+        (["batch", "-i", "a", "-o", "b", "-c", "0"], "--concurrency 0: must be at least 1"),
+        (["batch", "-i", "a", "-o", "b", "-c", "9999"], "--concurrency 9999: must be at most 4096"),
+        (["serve", "--tensor-parallel-size", "two"], "--tensor-parallel-size two: must be a whole"),
+        (["serve", "--drain-seconds", "long"], "--drain-seconds long: must be a number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_plain_words(
+    capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    found = said(capsys, *words)
+    assert found.startswith(line) and found.endswith(" (see --help)")
+
+
+def test_a_schema_that_cannot_be_read_is_told_without_numbers_of_errors(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing, latin = tmp_path / "none.json", tmp_path / "latin.json"
+    latin.write_bytes(b'"\xff"')
+    for path, why in (
+        (missing, "cannot be read: No such file or directory"),
+        (latin, "is not UTF-8"),
+    ):
+        line = said(capsys, "generate", "x", "--json-schema", f"@{path}")
+        assert line == f"--json-schema @{path}: {why}"
+
+
+def test_batch_does_not_claim_an_address_that_it_does_not_use(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pages = {}
+    for command in ("batch", "generate"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        pages[command] = " ".join(capsys.readouterr().out.split())
+    assert "(default: 127.0.0.1:50051)" in pages["generate"]
+    assert "50051" not in pages["batch"]
+    assert "(default: none; a server of its own)" in pages["batch"]
