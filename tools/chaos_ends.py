@@ -126,7 +126,8 @@ def frozen(server: Process, _address: str) -> Iterator[None]:
 def http_connections(server: Process, address: str) -> Iterator[None]:
     """3,000 of the OpenAI API, in equal parts: streams that nobody reads, idle ones that are kept
     alive, and heads without an end."""
-    port = int(server.wait_for("OpenAI API on").rstrip("/v1\n").rsplit(":", 1)[1])
+    told = server.wait_for("OpenAI API on").strip().removesuffix("/v1")
+    port = int(told.rsplit(":", 1)[1])
     stream = {"model": "pocket", "prompt": "Once", "stream": True, "max_tokens": 2000}
     asks = (
         posted("/v1/completions", {**stream, "ignore_eos": True}),

@@ -45,7 +45,7 @@ def start_ranks(config: EngineConfig, program: Sequence[str] | None) -> Ranks:
     ranks = Ranks(program, size, here=config.ranks_per_node)
     with ended_on_error(ranks):
         if door is not None:
-            ranks.take_in(door.gather(config.join_seconds))
+            ranks.take_in(door.gather(config.join_seconds, ranks.check))
         ranks.build(dataclasses.asdict(config), threads)
     torch.set_num_threads(threads)
     return ranks

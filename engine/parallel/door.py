@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from quire.engine.errors import ConfigError, RankError
+from quire.engine.errors import ConfigError, QuireError, RankError
 from quire.engine.parallel import opening
 from quire.engine.parallel.line import Kind, Line
 from quire.engine.parallel.network import host_of, kept_alive
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MOST_STRANGERS = 64  # connections that have proved nothing yet
 STRANGER_SECONDS = 10.0  # until one of them is closed
+LOOK_SECONDS = 1.0  # at most, between two looks at what else may end the wait
 _MOST_WARNINGS = 8
 _CHUNK = 4096
 
@@ -80,17 +81,19 @@ class Door:
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
 
-    def gather(self, seconds: float) -> list[Member]:
+    def gather(self, seconds: float, check: Callable[[], None] = lambda: None) -> list[Member]:
         """Returns when all have come. Raises ConfigError for a node that does not come in time,
-        or that cannot go with this one; those that have come are told."""
+        or that cannot go with this one, and what `check` raises, which is called every second or
+        so; those that have come are told."""
         until = self._clock() + seconds
         try:
             while self._missing:
+                check()
                 self._turn(until)
                 if self._missing and self._clock() >= until:
                     raise ConfigError(f"{self._absent()} did not come within {seconds:g} s")
         except BaseException as error:
-            self._send_home(str(error) if isinstance(error, ConfigError) else "node 0 ends")
+            self._send_home(str(error) if isinstance(error, QuireError) else "node 0 ends")
             raise
         finally:
             self._close()
@@ -107,7 +110,7 @@ class Door:
         now = self._clock()
         for stranger in [one for one in self._strangers if one.until <= now]:
             self._drop(stranger, "it says nothing")
-        ends = [until, *(one.until for one in self._strangers)]
+        ends = [until, now + LOOK_SECONDS, *(one.until for one in self._strangers)]
         for key, _ in self._selector.select(max(min(ends) - now, 0)):
             if isinstance(key.data, Member):
                 self._left(key.data)
@@ -190,7 +193,10 @@ class Door:
         return None
 
     def _left(self, member: Member) -> None:
-        """A node has nothing to say yet: it has gone. It may come again, from the beginning."""
+        """A node has nothing to say yet: it has gone. It may come again, from the beginning; what
+        is heard only then of one that has gone is not of those that have come since."""
+        if self._members.get((member.node, member.rank)) is not member:
+            return
         log.warning("node %d (%s) has gone again", member.node, member.address)
         for place, one in list(self._members.items()):
             if one.node == member.node:

@@ -9,6 +9,7 @@ or RankError is raised.
 
 import contextlib
 import json
+import select
 import socket
 import struct
 import threading
@@ -42,6 +43,23 @@ class Kind(IntEnum):
     MASKS = 14  # of the step before, if its plan has masked rows
     JOINED = 15  # {words}: a connection of another node is one of the ranks' from here on
     ENDED = 16  # {rank, how}: of a node, one of its processes
+    ASKED = 17  # {}: to a node that has been silent, which then says
+    ALIVE = 18  # {}: of a node
+
+
+# What the others say to rank 0, and what must be in it.
+_SAID: dict[Kind, dict[str, type | tuple[type, ...]]] = {
+    Kind.SET: {"key": str, "value": str},
+    Kind.GET: {"key": str},
+    Kind.PROGRESS: {"stage": str, "share": (int, float)},
+    Kind.SIZED: {"blocks": int, "fingerprint": str},
+    Kind.READY: {},
+    Kind.MEMORY: {"allocated": int, "peak": int},
+    Kind.REFUSED: {"error": str, "words": str},
+    Kind.DIED: {"error_id": str},
+    Kind.ENDED: {"rank": int, "how": str},
+    Kind.ALIVE: {},
+}
 
 
 class Line:
@@ -84,6 +102,10 @@ class Line:
             raise RankError(f"{heard.name} was said where {kind.name} was due")
         return values_of(body)
 
+    def is_readable(self, seconds: float) -> bool:
+        """Whether something comes within so many seconds, the line's end too."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
+
     def close(self) -> None:
         """The other end hears of it."""
         self._socket.close()
@@ -110,8 +132,19 @@ def values_of(body: bytes) -> dict[str, Any]:
     """A frame's JSON object. Raises RankError for anything else."""
     try:
         values = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RankError("a frame that is not JSON") from error
     if not isinstance(values, dict):
         raise RankError("a frame that is not a JSON object")
+    return values
+
+
+def said(kind: Kind, body: bytes) -> dict[str, Any]:
+    """What another says to rank 0: an object with all that its kind has. Raises RankError."""
+    if kind not in _SAID:
+        raise RankError(f"{kind.name} is not for it to say")
+    values = values_of(body)
+    for name, types in _SAID[kind].items():
+        if not isinstance(values.get(name), types):
+            raise RankError(f"{kind.name} was said without {name}")
     return values

@@ -112,7 +112,11 @@ def _watch(line: Line, processes: _Processes) -> int:
 def _hear(line: Line, events: "queue.SimpleQueue[_Event]") -> None:
     try:
         while True:
-            events.put(line.hear())
+            kind, body = line.hear()
+            if kind is Kind.ASKED:
+                line.say(Kind.ALIVE)
+            else:
+                events.put((kind, body))
     except RankError:
         events.put(None)
 

@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import Store
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
 from quire.engine.parallel.door import Member
 from quire.engine.parallel.exchange import LOOPBACK
-from quire.engine.parallel.line import Kind, values_of
+from quire.engine.parallel.line import Kind, said
 from quire.engine.parallel.member import GRACE, DistantRank, LocalRank, Node, Rank
 from quire.engine.parallel.opening import NO_RANK
 from quire.engine.parallel.store import Board, BoardStore
@@ -29,6 +29,8 @@ from quire.engine.parallel.store import Board, BoardStore
 log = logging.getLogger(__name__)
 
 MEETING_SECONDS = 300.0  # in which all ranks are to be there
+ASK_SECONDS = 5.0  # of a node's silence, after each of which it is asked whether it is there
+MOST_ASKED = 6  # times in a row; a stop of this process takes none of them away from the node
 EXIT_LOST = 1
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
@@ -197,27 +199,41 @@ class Ranks:
             rank.wait()
 
     def _listen_to_node(self, node: Node) -> None:
-        """A thread's life: what a node says of its processes, until its line ends."""
+        """A thread's life: what a node says of its processes, until its line ends, or it no longer
+        answers: then its process is stopped, or hangs."""
+        asked, how = 0, ""
         try:
-            while True:
-                kind, body = node.line.hear()
-                if kind is Kind.ENDED:
-                    values = values_of(body)
-                    node.note(values["rank"], values["how"])
+            while not how:
+                if node.line.is_readable(ASK_SECONDS):
+                    asked, (kind, body) = 0, node.line.hear()
+                    values = said(kind, body)
+                    if kind is Kind.ENDED:
+                        node.note(values["rank"], values["how"])
+                elif asked == MOST_ASKED:
+                    how = f"does not answer: {asked} times in {asked * ASK_SECONDS:g} s"
+                else:
+                    asked += 1
+                    node.line.say(Kind.ASKED)
         except RankError:
-            node.leave()
-            self._without(f"node {node.number} at {node.address} is gone")
+            how = "is gone"
+        node.leave()
+        self._without(f"node {node.number} at {node.address} {how}")
 
     def _listen(self, rank: Rank) -> None:
         """A thread's life: take in what one rank says, until its line ends."""
         try:
             while True:
-                self._take(rank, *rank.line.hear())
+                kind, body = rank.line.hear()
+                try:
+                    values = said(kind, body)
+                except RankError as error:
+                    rank.kill()
+                    return self._without(f"rank {rank.number} ({rank.where}): {error}")
+                self._take(rank, kind, values)
         except RankError:
             self._lost(rank)
 
-    def _take(self, rank: Rank, kind: Kind, body: bytes) -> None:
-        values = values_of(body)
+    def _take(self, rank: Rank, kind: Kind, values: dict[str, Any]) -> None:
         if kind is Kind.SET:
             rank.came = True
             self.board.put(values["key"], values["value"])

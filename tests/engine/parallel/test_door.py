@@ -14,7 +14,7 @@ import torch
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
-from quire.engine.errors import ConfigError
+from quire.engine.errors import ConfigError, RankError
 from quire.engine.model.shape import model_config
 from quire.engine.parallel import door, joining, network, opening
 from quire.engine.parallel.door import Door, Member
@@ -46,12 +46,13 @@ class Waiting:
         expected: list[tuple[int, int]],
         seconds: float = PATIENCE,
         clock: Callable[[], float] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         listener = network.listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
         more: dict[str, Any] = {} if clock is None else {"clock": clock}
         self.door = Door(listener, SECRET, TERMS, expected, **more)
-        self.members: Future[list[Member]] = pool.submit(self.door.gather, seconds)
+        self.members: Future[list[Member]] = pool.submit(self.door.gather, seconds, check)
         pool.waiting.append(self)
 
     def come(
@@ -223,6 +224,43 @@ def test_a_node_that_has_gone_again_may_come_again(pool: Pool, stack: ExitStack)
     assert members[0].connection.getpeername() == again.getsockname()
     for member in members:
         member.connection.close()
+
+
+def test_what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again(
+    pool: Pool, stack: ExitStack
+) -> None:
+    """Both connections of a node end at once, and it is back before the second is looked at."""
+    waiting = Waiting(pool, [*TWO_NODES, (2, NO_RANK)])
+    first = waiting.come(1)
+    (gone,) = waiting.door._members.values()
+    first.close()
+    while (1, NO_RANK) not in waiting.door._missing:
+        waiting.knock()[0].close()  # it looks
+    stack.enter_context(waiting.come(1))
+    waiting.door._left(gone)
+    stack.enter_context(waiting.come(1, 1))
+    stack.enter_context(waiting.come(2))
+    for member in waiting.members.result(PATIENCE):
+        member.connection.close()
+
+
+def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
+    pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LOOK_SECONDS", 0.01)
+    lost: list[RankError] = []
+
+    def check() -> None:
+        if lost:
+            raise lost[0]
+
+    waiting = Waiting(pool, TWO_NODES, check=check)
+    came = stack.enter_context(waiting.come(1))
+    lost.append(RankError("rank 1 (process 7) ended by SIGKILL"))
+    with pytest.raises(RankError, match="rank 1 "):
+        waiting.members.result(PATIENCE)
+    told = joining.Line(came).expect(joining.Kind.REFUSED)
+    assert told == {"words": "rank 1 (process 7) ended by SIGKILL"}
 
 
 # ---------------------------------------------------------------- the other side

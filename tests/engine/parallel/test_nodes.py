@@ -1,6 +1,7 @@
 """Ranks on several nodes, as processes that say what a test wants: whoever ends, all end."""
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -14,9 +15,9 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, RankError
-from quire.engine.parallel import follower, network, node
+from quire.engine.parallel import follower, network, node, ranks
 from quire.engine.parallel.door import Door
-from quire.engine.parallel.line import Kind
+from quire.engine.parallel.line import Kind, Line
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import Secret
 from quire.engine.parallel.terms import Terms
@@ -113,6 +114,45 @@ def test_a_node_that_is_gone_takes_all_along(pool: ThreadPoolExecutor) -> None:
     assert cluster.lost.wait(PATIENCE)
     with pytest.raises(RankError, match=r"\(?node 1"):
         cluster.ranks.check()
+    assert gone(processes)
+
+
+def test_a_node_that_does_not_answer_takes_all_along(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose process is stopped, while its ranks' are not."""
+    asked, answers = queue.SimpleQueue[None](), threading.Event()
+    answers.set()
+    say, is_readable = Line.say, Line.is_readable
+    silent = [False]
+
+    def watched(line: Line, kind: Kind, **values: Any) -> None:
+        if kind is Kind.ASKED:
+            asked.put(None)
+        if kind is not Kind.ALIVE or answers.is_set():
+            say(line, kind, **values)
+
+    def in_turn(line: Line, _seconds: float) -> bool:
+        """Silence, and then the answer to what was asked, as long as there are answers."""
+        silent[0] = not silent[0]
+        while answers.is_set() and not silent[0]:
+            if is_readable(line, 0.01):
+                return True
+        return False
+
+    monkeypatch.setattr(Line, "say", watched)
+    monkeypatch.setattr(Line, "is_readable", in_turn)
+    cluster = Cluster(pool, READY + STAYS)
+    processes = cluster.ready()
+    for _ in range(3 * ranks.MOST_ASKED):
+        asked.get(timeout=PATIENCE)
+    assert not cluster.lost.is_set()  # it has answered each time
+    answers.clear()
+    assert cluster.lost.wait(PATIENCE)
+    with pytest.raises(RankError, match=r"node 1 at .* does not answer: 6 times in 30 s"):
+        cluster.ranks.check()
+    end_of_node_0(cluster)
+    assert cluster.node.result(PATIENCE) == node.EXIT_LOST
     assert gone(processes)
 
 

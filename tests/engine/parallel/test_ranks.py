@@ -80,6 +80,12 @@ STAYS = "hear()\n"
         ("say(Kind.DIED, error_id='ab')", RankError, r"rank 2 \(.*\) died by a fault \(ab\)"),
         ("sys.exit(7)", RankError, "ended by exit code 7"),
         ("parent.sendall(bytes(5))", RankError, "rank 2"),
+        ("say(Kind.SET, key='k')", RankError, r"rank 2 \(.*\): SET was said without value"),
+        ("say(Kind.SIZED, blocks='9', fingerprint='f')", RankError, "without blocks"),
+        ("say(Kind.DIED)", RankError, "DIED was said without error_id"),
+        ("say(Kind.STOP)", RankError, "STOP is not for it to say"),
+        ("line.send(Kind.READY, b'[' * 200_000)", RankError, "a frame that is not JSON"),
+        ("line.send(Kind.READY, b'[]')", RankError, "not a JSON object"),
     ],
 )
 def test_what_keeps_a_rank_from_starting_is_raised(

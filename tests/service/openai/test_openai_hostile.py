@@ -203,6 +203,25 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
     run(test)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_closes_its_side_has_left(stream: bool) -> None:
+    """Who leaves says no more than that: what it has asked for must end, answered or not."""
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            running.device.hold()
+            peer = await Peer.to(port(running))
+            peer.writer.write(posted(CHAT, {**HELLO, "stream": stream}))
+            await running.until(lambda stats: stats.requests.running == 1)
+            peer.writer.write_eof()
+            await until(lambda: running.server.ledger.rpcs["Generate", "CANCELLED"] == 1)
+            running.device.release()
+            assert (await running.idle()).requests.finished_cancelled == 1
+            await peer.close()
+
+    run(test)
+
+
 def test_a_client_that_leaves_within_its_body_is_no_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
