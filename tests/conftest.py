@@ -29,21 +29,23 @@ import torch  # noqa: E402
 # Files that take longest, the longest first: processes that share the files end together.
 LONGEST = (
     "kernels/test_interpreted.py",
-    "service/app/test_faults.py",
     "engine/test_equivalences.py",
-    "service/app/test_ends.py",
+    "service/app/test_faults.py",
     "clients/test_cli.py",
-    "pocket/test_evaluation.py",
-    "kernels/test_compile_offline.py",
-    "service/app/test_two_processes.py",
     "engine/scheduling/test_scheduler_properties.py",
-    "service/app/test_process.py",
-    "service/test_chaos.py",
-    "pocket/test_training.py",
-    "pocket/test_system.py",
-    "engine/client/test_places.py",
+    "service/app/test_ends.py",
+    "service/app/test_two_processes.py",
+    "engine/runner/test_compile_ahead.py",
     "engine/model/test_hf_equivalence.py",
+    "service/app/test_process.py",
+    "service/app/test_rank_processes.py",
+    "service/constraints/test_constrained_answers.py",
+    "engine/client/test_places.py",
     "engine/runner/test_warmup.py",
+    "pocket/test_evaluation.py",
+    "service/app/test_several_nodes.py",
+    "benchmarks/test_prefix_cache.py",
+    "pocket/test_training.py",
 )
 
 

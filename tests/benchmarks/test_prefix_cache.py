@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support import programs
 from support.patience import PATIENCE
 
@@ -17,9 +18,22 @@ def run(*words: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
     return programs.run([sys.executable, script, *words], timeout=PATIENCE)
 
 
-def test_both_tables_and_the_file(tmp_path: Path) -> None:
+@pytest.fixture
+def without(tmp_path: Path) -> Path:
+    """The benchmark on a machine that has no transformers."""
+    script = tmp_path / "without.py"
+    script.write_text(
+        "import runpy, sys\n"
+        "sys.modules['transformers'] = None\n"
+        f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    return script
+
+
+def test_both_tables_and_the_file_without_transformers(tmp_path: Path, without: Path) -> None:
     out = tmp_path / "results.json"
-    done = run(*SMALL, "--rounds", "2", "--out", str(out))
+    done = run(*SMALL, "--rounds", "2", "--out", str(out), script=without)
     assert done.returncode == 0, done
     for words in ("prefix cache", "times as fast", "Quire's paged cache"):
         assert words in done.stdout
@@ -43,16 +57,8 @@ def test_transformers_is_compared_when_asked_for() -> None:
     assert "transformers' cache" in done.stdout and "no cache (transformers)" in done.stdout
 
 
-def test_without_transformers_only_the_comparison_is_refused(tmp_path: Path) -> None:
-    script = tmp_path / "without.py"
-    script.write_text(
-        "import runpy, sys\n"
-        "sys.modules['transformers'] = None\n"
-        f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-    )
-    assert run(*SMALL, "--rounds", "1", script=script).returncode == 0
-    refused = run(*SMALL, "--rounds", "1", "--transformers", script=script)
+def test_without_transformers_only_the_comparison_is_refused(without: Path) -> None:
+    refused = run(*SMALL, "--rounds", "1", "--transformers", script=without)
     assert refused.returncode == 2
     assert refused.stderr.startswith("prefix_cache: ") and "transformers" in refused.stderr
 

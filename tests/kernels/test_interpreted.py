@@ -9,21 +9,20 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+WINGS = ("experts", "linear")
+REST = [str(HERE), *(word for wing in WINGS for word in ("--ignore", str(HERE / wing)))]
+WHERE = {**{wing: [str(HERE / wing)] for wing in WINGS}, "others": REST, "all": [str(HERE)]}
 
 
-@pytest.mark.parametrize("wing", ["experts", "others", pytest.param("all", marks=pytest.mark.long)])
+@pytest.mark.parametrize("wing", [*WINGS, "others", pytest.param("all", marks=pytest.mark.long)])
 def test_triton_kernels_under_the_interpreter(wing: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is the interpreted run")
     pytest.importorskip("triton")
-    experts = str(HERE / "experts")
-    where = {"experts": [experts], "others": [str(HERE), "--ignore", experts]}.get(
-        wing, [str(HERE)]
-    )
     which = "triton and not gpu" + (" and long" if wing == "all" else "")
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *where, "-q", "-m", which, "-x"],
+        [sys.executable, "-m", "pytest", *WHERE[wing], "-q", "-m", which, "-x"],
         env=os.environ | single | {"TRITON_INTERPRET": "1"},
         cwd=HERE.parents[1],
         capture_output=True,

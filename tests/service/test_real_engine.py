@@ -63,7 +63,7 @@ def test_the_second_asking_finds_its_prefix_and_says_the_same() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.long), 1.0])
 def test_a_broken_stream_goes_on_as_if_it_had_not_broken(temperature: float) -> None:
     async def test() -> None:
         async with pocket() as running:

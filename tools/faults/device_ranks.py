@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-KERNEL = ("tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[others]",)
+KERNEL = ("tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[linear]",)
 DEVICES = "tests/engine/parallel/test_devices.py::test_"
 
 FAULTS = (

@@ -3,7 +3,7 @@
 from faults.fault import Fault
 
 INTERPRETED = (
-    "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[others]",
+    "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[linear]",
 )
 WARM = "tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm"
 

@@ -232,7 +232,7 @@ def threads_given_back() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads_given_back")
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_processes_compute_the_bits_that_threads_do(size: int, tmp_path: Path) -> None:
     """Of plans with everything in them; log-probabilities show the bits of the logits."""
     save_random(shape(2, tied=size == 2), tmp_path, seed=2, dtype=torch.float32)
