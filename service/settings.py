@@ -10,7 +10,6 @@ name begins with `quire` is nobody's: see is_service_link.)
 """
 
 import dataclasses
-import ipaddress
 import json
 import re
 import tomllib
@@ -23,6 +22,7 @@ from typing import Any
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
+from quire.service.hosts import is_address, is_loopback, refuse_shared_ports
 
 ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
@@ -194,7 +194,7 @@ class ServiceConfig:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(f"cors_origin = {origin}: must be like https://example.org, or *")
         for name in listed(self.http_names):
-            if not (name == "*" or _HOST_NAME.fullmatch(name) or _is_address(name)):
+            if not (name == "*" or _HOST_NAME.fullmatch(name) or is_address(name)):
                 raise ConfigError(f"http_names = {name}: must be a host's name without a port")
 
     def _check_tls(self) -> None:
@@ -227,17 +227,7 @@ class Settings:
     service: ServiceConfig
 
     def __post_init__(self) -> None:
-        """Refuse one port for two things: whichever came second would go without."""
-        taken: dict[int, list[tuple[str, str]]] = {}
-        for name, host, port in self._ports():
-            for other, its_host in taken.setdefault(port, []):
-                if _meet(host, its_host):
-                    raise ConfigError(
-                        f"{other} = {port} and {name} = {port}: one port cannot be both; choose "
-                        f"another --{name.replace('_', '-')}"
-                        + (" (0: no OpenAI API)" if name == "http_port" else "")
-                    )
-            taken[port].append((name, host))
+        refuse_shared_ports(self._ports())
 
     def _ports(self) -> list[tuple[str, str, int]]:
         """Option, host and number of each port that is listened on and not just any free one."""
@@ -246,6 +236,7 @@ class Settings:
             ("port", service.host, service.port),
             ("health_port", service.health_host, service.health_port),
             ("metrics_port", service.metrics_host, service.metrics_port),
+            ("gateway_port", service.gateway_host, service.gateway_port),
             ("http_port", service.http_host, service.http_port),
         ]
         if engine.node_rank == 0:
@@ -264,35 +255,6 @@ SECTIONS: dict[str, type] = {"engine": EngineConfig, "service": ServiceConfig}
 def listed(text: str | None) -> tuple[str, ...]:
     """The values of an option that takes several, between commas."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _meet(host: str, other: str) -> bool:
-    """Whether one port of both may be the same port: hosts that are alike, or all of them."""
-    names = {name.strip("[]") for name in (host, other)}
-    everywhere = names & {"0.0.0.0", "::"}
-    return (
-        len(names) == 1
-        or bool(everywhere)
-        or ("localhost" in names and all(map(is_loopback, names)))
-    )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
 
 
 def option_types(config: type) -> dict[str, tuple[type, bool]]:

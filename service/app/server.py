@@ -33,6 +33,7 @@ from quire.service.app.listener import Keeper, Listener
 from quire.service.app.openai_face import Parts, open_face
 from quire.service.app.reflection import add_reflection
 from quire.service.app.watchdog import Verdict, Watchdog
+from quire.service.hosts import is_loopback
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
@@ -47,7 +48,7 @@ from quire.service.rpc.write_watch import WriteWatch
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security
 from quire.service.security.reload import Watcher
-from quire.service.settings import Settings, is_loopback
+from quire.service.settings import Settings
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics_server import MetricsServer
 from quire.service.telemetry.tracing import Tracer, make_tracer

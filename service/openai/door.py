@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from quire.service.errors import Refusal
+from quire.service.hosts import is_loopback
 from quire.service.openai import problems
 from quire.service.openai.connection import MAX_HEADER_BYTES
 from quire.service.openai.exchange import Exchange
 from quire.service.rpc.doorman import Doorman
 from quire.service.security.auth import Authenticator
-from quire.service.settings import is_loopback
 
 
 class Hosts:

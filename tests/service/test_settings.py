@@ -11,7 +11,8 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.service.settings import ServiceConfig, is_loopback, read_settings
+from quire.service.hosts import is_loopback
+from quire.service.settings import ServiceConfig, read_settings
 
 
 def write(path: Path, text: str) -> Path:
@@ -102,6 +103,7 @@ def test_a_bad_value_is_refused(flags: dict[str, object], word: str) -> None:
         ({"port": 8001, "http_port": 8001}, ("port", "http_port")),
         ({"port": 8000}, ("port", "http_port")),  # the default of the other
         ({"health_port": 7, "metrics_port": 7}, ("health_port", "metrics_port")),
+        ({"port": 7, "gateway_port": 7}, ("port", "gateway_port")),
         ({"port": 7, "metrics_port": 7, "host": "0.0.0.0", "insecure": True}, ("port", "metrics_")),
         ({"port": 7, "health_port": 7, "host": "localhost"}, ("port", "health_port")),
     ],

@@ -52,9 +52,9 @@ FAULTS = (
     ),
     Fault(
         "quire: one port is taken for two things",
-        "service/settings.py",
-        "                if _meet(host, its_host):\n",
-        "                if host == its_host == '':\n",
+        "service/hosts.py",
+        "            if _meet(host, its_host):\n",
+        "            if host == its_host == '':\n",
         (SETTINGS + "one_port_for_two_things_is_refused",),
     ),
 )
