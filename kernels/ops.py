@@ -80,6 +80,7 @@ class Ops(Protocol):
         max_context_len: int,
         *,
         out: Tensor | None = None,
+        window: int = 0,
     ) -> Tensor: ...
 
     def rope_decode_attention(
@@ -112,6 +113,7 @@ class Ops(Protocol):
         max_context_len: int,
         *,
         out: Tensor | None = None,
+        window: int = 0,
     ) -> Tensor: ...
 
     def copy_blocks(

@@ -181,6 +181,7 @@ class TritonOps:
         max_context_len: int,
         *,
         out: Tensor | None = None,
+        window: int = 0,
     ) -> Tensor:
         return decode.decode_attention(
             q,
@@ -191,6 +192,7 @@ class TritonOps:
             scale,
             max_context_len,
             out=out,
+            window=window,
             counters=self.counters,
             pdl=self.pdl and q.shape[0] < decode_launch.ALONE,
         )
@@ -242,6 +244,7 @@ class TritonOps:
         max_context_len: int,
         *,
         out: Tensor | None = None,
+        window: int = 0,
     ) -> Tensor:
         return prefill.prefill_attention(
             q,
@@ -254,6 +257,7 @@ class TritonOps:
             max_query_len,
             max_context_len,
             out=out,
+            window=window,
             pdl=self.pdl,
         )
 

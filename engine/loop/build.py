@@ -231,6 +231,7 @@ def engine_over(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
         two_phase=config.two_phase,
+        window=shape.sliding_window,
     )
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
     if ranks is None:  # others would have to do the same at the same time

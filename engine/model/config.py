@@ -20,6 +20,7 @@ QWEN3 = "Qwen3ForCausalLM"
 QWEN3_MOE = "Qwen3MoeForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"
 LLAMA = "LlamaForCausalLM"
+MISTRAL = "MistralForCausalLM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,14 @@ class Fp8:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder-only model without windows, its activation SwiGLU. Biases: see its architecture.
+    """A decoder-only model, its activation SwiGLU. Biases: see its architecture.
 
     max_position_embeddings: most positions, YaRN's stretch included. stored_dtype: "float32",
     "bfloat16" or "float16". eos_token_ids: union of config.json and generation_config.json.
     initializer_range: standard deviation of random matrices. experts: None in a dense model.
     fp8: None where no weight is quantized. embeds_only: there is no output head (the embedding
-    stands in its place, and what it would say means nothing).
+    stands in its place, and what it would say means nothing). sliding_window: tokens that each sees
+    in every layer, itself among them; None: all before it.
     """
 
     architecture: str
@@ -125,6 +127,7 @@ class ModelConfig:
     experts: Experts | None = None
     fp8: Fp8 | None = None
     embeds_only: bool = False
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_q_heads % self.num_kv_heads:
@@ -205,5 +208,6 @@ class ModelConfig:
             weights,
             *(part for part in (self.experts, self.fp8) if part is not None),
             *(("without a head",) if self.embeds_only else ()),
+            *(() if self.sliding_window is None else (self.sliding_window,)),
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())

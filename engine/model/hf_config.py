@@ -12,10 +12,11 @@ from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import Experts, Fp8, GenerationDefaults, ModelConfig
 from quire.engine.model.hf_embeddings import embeds_only
-from quire.engine.model.hf_families import Family, read_family
+from quire.engine.model.hf_families import EXPERT_KEYS, Family, read_family
 from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
+from quire.engine.model.hf_windows import read_window
 
 _DTYPES = ("float32", "bfloat16", "float16")
 MOST_VOCAB = 1 << 20
@@ -38,6 +39,7 @@ def read_directory(path: Path) -> ModelConfig:
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
     architecture, family = read_family(config)
     fp8 = read_quantization(config)
+    window = read_window(config, architecture)
     refuse_unsupported(config, family.keys)
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
@@ -45,6 +47,7 @@ def read_directory(path: Path) -> ModelConfig:
     bare = embeds_only(path, config)
     try:
         model = _model(config, architecture, family, sampling, eos, fp8)
+        model = replace(model, sliding_window=window)
         return replace(model, tie_word_embeddings=True, embeds_only=True) if bare else model
     except ConfigError as error:
         named = str(error).startswith(config.name)
@@ -82,7 +85,7 @@ def _model(
         eos_token_ids=tuple(dict.fromkeys(eos)),
         generation=sampling,
         initializer_range=config.number("initializer_range", 0.02, above=0),
-        experts=_experts(config, layers) if family.keys else None,
+        experts=_experts(config, layers) if family.keys == EXPERT_KEYS else None,
         fp8=fp8,
     )
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE
+from quire.engine.model.config import LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
 from quire.engine.model.hf_embeddings import WITHOUT_HEAD
 
 
@@ -37,6 +37,7 @@ FAMILIES = {
     QWEN3_MOE: Family("qwen3_moe", keys=EXPERT_KEYS),
     QWEN2: Family("qwen2"),
     LLAMA: Family("llama", kv_heads_given=False),
+    MISTRAL: Family("mistral", keys=("sliding_window",)),
 }
 _SUPPORTED = (*FAMILIES, *WITHOUT_HEAD)
 _OTHERS = (  # what is behind names of architectures that people try

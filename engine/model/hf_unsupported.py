@@ -71,8 +71,6 @@ def refuse_unsupported(config: JsonFile, family_keys: Container[str] = ()) -> No
     """
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
-    config.only("use_sliding_window", False)
-    _refuse_layer_types(config)
     for key, value in config.data.items():
         if key in _READ or key in family_keys or key in _WITHOUT_EFFECT or key.startswith("_"):
             continue
@@ -88,13 +86,3 @@ def refuse_unsupported_decoding(defaults: JsonFile) -> None:
             if not neutral:
                 defaults.refuse(key, "is not supported")
             defaults.only(key, *neutral)
-
-
-def _refuse_layer_types(config: JsonFile) -> None:
-    layers = config.data.get("layer_types")
-    if layers is None:
-        return
-    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
-        config.refuse("layer_types", 'supported: "full_attention" in every layer')
-    if len(layers) != config.integer("num_hidden_layers"):
-        config.refuse("layer_types", f"must name {config.integer('num_hidden_layers')} layers")

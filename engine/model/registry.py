@@ -3,9 +3,9 @@
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.model import llama, qwen2, qwen3, qwen3_moe
+from quire.engine.model import llama, mistral, qwen2, qwen3, qwen3_moe
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import LLAMA, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
+from quire.engine.model.config import LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
 from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.layers.parallel import World
@@ -26,6 +26,7 @@ _MODELS = {
     QWEN3_MOE: qwen3_moe.ATTENTION,
     QWEN2: qwen2.ATTENTION,
     LLAMA: llama.ATTENTION,
+    MISTRAL: mistral.ATTENTION,
 }
 
 

@@ -65,7 +65,7 @@ class BlockPool:
 
     def num_free_among(self, blocks: Iterable[int]) -> int:
         """How many of these blocks would leave the free list if they were shared."""
-        return sum(1 for block in blocks if self._ref_counts[block] == 0)
+        return sum(1 for block in blocks if block and self._ref_counts[block] == 0)
 
     def allocate(self, count: int) -> list[int]:
         """Take count blocks, longest free first. Raises ValueError if there are fewer."""
@@ -84,8 +84,11 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more table holds each of these blocks, cached or in use."""
+        """One more table holds each of these blocks, cached or in use. The null block stands where
+        a table holds none."""
         for block in blocks:
+            if block == NULL_BLOCK:
+                continue
             refs = self._ref_counts[block]
             if refs == 0:
                 del self._free[block]
@@ -98,6 +101,8 @@ class BlockPool:
     def release(self, table: Sequence[int]) -> None:
         """One table less holds these blocks. Last first, so that tails are taken again first."""
         for block in reversed(table):
+            if block == NULL_BLOCK:  # given back before: no window holds it any more
+                continue
             refs = self._ref_counts[block] - 1
             if refs < 0:
                 raise ValueError(f"block {block} is free already")
@@ -141,7 +146,7 @@ class BlockPool:
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless the invariant holds; `tables` are all that exist."""
         held = Counter(block for table in tables for block in table)
-        assert NULL_BLOCK not in held, "a table holds the null block"
+        held.pop(NULL_BLOCK, None)  # where a table holds none any more
         assert NULL_BLOCK not in self._free and NULL_BLOCK not in self.prefix_cache
         for block in range(1, self.num_blocks):
             refs = self._ref_counts[block]

@@ -31,10 +31,12 @@ class Flight(NamedTuple):
 class Completion:
     """Takes in the results of the plans in flight."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, window: int | None = None) -> None:
+        """window: tokens that each token sees, itself among them; None: all before it."""
         self.in_flight: deque[Flight] = deque()
         self._roster = roster
         self._block_size = roster.pool.block_size
+        self._window = window
 
     def launched(self, plan: StepPlan, requests: Sequence[Request]) -> None:
         """A plan goes on its way; requests: whose rows it holds, in order."""
@@ -149,6 +151,8 @@ class Completion:
             request.num_applied_tokens = end
             if end // self._block_size > request.num_registered_blocks:
                 self._register_full_blocks(request)
+            if self._window is not None:
+                self._give_back_passed(request, end + 1 - self._window)
             if row.start < request.num_prompt_tokens <= end:
                 self._roster.waiting.release(request)
             self._append(request, tokens, logprob, outputs)
@@ -211,6 +215,17 @@ class Completion:
         first = request.num_registered_blocks
         cache.register(request.block_table[first:full], hashes, salt, known, first)
         request.num_registered_blocks = full
+
+    def _give_back_passed(self, request: Request, first: int) -> None:
+        """Blocks before token `first`, which no token to come sees. Steps in flight read no more
+        of them than that; whoever gets them writes behind those steps, in stream order."""
+        table = request.block_table
+        passed = max(first, 0) // self._block_size
+        begin = request.num_passed_blocks
+        if passed > begin:
+            self._roster.pool.release(table[begin:passed])
+            table[begin:passed] = [0] * (passed - begin)
+            request.num_passed_blocks = passed
 
     def _fail_one(self, request: Request, error: Exception) -> None:
         """End one request by a fault that is its alone."""

@@ -86,9 +86,14 @@ class PrefixCache:
 
     # ------------------------------------------------------------ blocks
 
-    def match(self, hashes: Sequence[bytes], token_ids: Sequence[int]) -> list[int]:
-        """Cached blocks of the longest known prefix; none is taken. At most len(hashes) blocks."""
+    def match(
+        self, hashes: Sequence[bytes], token_ids: Sequence[int], reach: int | None = None
+    ) -> list[int]:
+        """Cached blocks of the longest known prefix; none is taken. At most len(hashes) blocks.
+        reach: how many tokens before it a token sees; None: all."""
         found: list[int] = []
+        if reach is not None and self.enabled:
+            return self._match_window(hashes, token_ids, reach)
         for block_hash in hashes if self.enabled else ():
             blocks = self._blocks_of.get(block_hash)
             if not blocks:
@@ -99,6 +104,24 @@ class PrefixCache:
         if known != wanted:  # two prefixes of one hash
             del found[_num_equal(known, wanted) // self.block_size :]
         return found
+
+    def _match_window(
+        self, hashes: Sequence[bytes], token_ids: Sequence[int], reach: int
+    ) -> list[int]:
+        """The longest prefix of which the blocks are cached that its last `reach` tokens lie in. 0
+        stands for those before."""
+        needed = -(-reach // self.block_size)
+        found: list[int] = []
+        best, run = 0, 0
+        for index, block_hash in enumerate(hashes):
+            block = next(iter(self._blocks_of.get(block_hash, ())), 0)
+            known = block and self._tokens_of[block] == self._pack(token_ids, index)
+            found.append(block if known else 0)
+            run = run + 1 if known else 0
+            if run >= min(needed, index + 1):
+                best = index + 1
+        first = max(best - needed, 0)
+        return [*[0] * first, *found[first:best]]
 
     def match_head(
         self, hashes: Sequence[bytes], salt: bytes, token_ids: Sequence[int], index: int

@@ -88,6 +88,7 @@ class Roster:
         request.num_computed_tokens = computed
         request.num_applied_tokens = len(shared) * self.pool.block_size
         request.num_registered_blocks = len(shared)
+        request.num_passed_blocks = next((i for i, b in enumerate(shared) if b), len(shared))
         self._insert_running(request)
 
     def _insert_running(self, request: Request) -> None:

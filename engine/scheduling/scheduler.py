@@ -74,14 +74,17 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         two_phase: bool = False,
+        window: int | None = None,
     ) -> None:
+        """window: tokens that each token sees, itself among them; None: all before it."""
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.limits = RequestLimits(max_model_len, pool.block_size, pool.num_usable)
         self.two_phase = two_phase
+        self.window = window
         self.roster = Roster(pool, max_num_seqs)
-        self.completion = Completion(self.roster)
+        self.completion = Completion(self.roster, window)
         self.counters = self.roster.counters
         self._shares = self.roster.waiting.shares
         self._steps = 0
@@ -252,7 +255,7 @@ class Scheduler:
     def _extend_table(self, request: Request, blocks: Sequence[int], draft: _Draft) -> None:
         column = len(request.block_table)
         request.block_table.extend(blocks)
-        request.peak_blocks = max(request.peak_blocks, len(request.block_table))
+        request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)
         draft.block_updates.extend(
             BlockUpdate(request.slot, column + i, block) for i, block in enumerate(blocks)
         )
@@ -293,14 +296,15 @@ class Scheduler:
         self._add_row(request, min(request.remaining, draft.budget), draft)
         return True
 
-    @staticmethod
-    def _fork_source(request: Request) -> Request | None:
+    def _fork_source(self, request: Request) -> Request | None:
         """The running sibling whose prompt is computed, if this request never ran itself.
 
         A leader that was preempted and runs again may be at its prompt still, or again.
         """
         leader = request.leader
         if leader is None or leader.status is not Status.RUNNING:
+            return None
+        if self.window and not leader.holds_window(self.window, self.pool.block_size):
             return None
         return leader if leader.num_applied_tokens >= leader.num_prompt_tokens else None
 
@@ -312,7 +316,8 @@ class Scheduler:
         known = request.token_ids
         limit = (len(known) - 1) // self.pool.block_size
         cache.extend_hashes(request.block_hashes, request.spec.cache_salt, known, limit)
-        return cache.match(request.block_hashes[:limit], known)
+        hashes = request.block_hashes[:limit]
+        return cache.match(hashes, known, None if self.window is None else self.window - 1)
 
     def _hold_head(
         self, request: Request, shared: Sequence[int], fresh: int, draft: _Draft

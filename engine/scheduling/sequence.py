@@ -51,6 +51,7 @@ class Request:
         "max_total_tokens",
         "num_applied_tokens",
         "num_computed_tokens",
+        "num_passed_blocks",
         "num_placeholders",
         "num_prompt_tokens",
         "num_registered_blocks",
@@ -92,6 +93,7 @@ class Request:
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
         self.num_registered_blocks = 0  # of block_table, known to the prefix cache
+        self.num_passed_blocks = 0  # of block_table, which no window sees any more: 0 stands there
         self.slot = -1
         self.epoch = 0  # raised by preemption: results planned under an older one are dropped
         self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch
@@ -123,6 +125,17 @@ class Request:
         known = len(self.token_ids) + self.num_placeholders
         target = known if known < self.max_total_tokens else self.max_total_tokens - 1
         return target - self.num_computed_tokens
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Of block_table, those that were not given back."""
+        return len(self.block_table) - self.num_passed_blocks
+
+    def holds_window(self, window: int, block_size: int) -> bool:
+        """Whether it still has the blocks of all that its prompt's last token sees."""
+        last = self.num_prompt_tokens - 1
+        first = max(last + 1 - window, 0) // block_size
+        return all(self.block_table[first : last // block_size + 1])
 
     def admission_row(self) -> Admission:
         """What the slot must know of this request, which has just got it."""

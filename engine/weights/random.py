@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import Experts, Fp8, Llama3Scaling, ModelConfig
+from quire.engine.model.config import MISTRAL, Experts, Fp8, Llama3Scaling, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import SCALE, QuantizingPlacement
@@ -158,12 +158,24 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "hidden_act": "silu",
         "attention_bias": False,
-        "use_sliding_window": False,
+        **_hf_window(config),
         "initializer_range": config.initializer_range,
         "bos_token_id": None,
         "eos_token_id": eos[0] if eos else None,
         **({} if config.fp8 is None else {"quantization_config": _hf_fp8(config.fp8)}),
         **({} if config.experts is None else _hf_experts(config.experts)),
+    }
+
+
+def _hf_window(config: ModelConfig) -> dict[str, Any]:
+    if config.architecture == MISTRAL:
+        return {"sliding_window": config.sliding_window}
+    if config.sliding_window is None:
+        return {"use_sliding_window": False}
+    return {
+        "use_sliding_window": True,
+        "max_window_layers": 0,
+        "sliding_window": config.sliding_window,
     }
 
 

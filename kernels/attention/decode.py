@@ -132,11 +132,13 @@ def _decode_kernel(
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
     k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). AHEAD: the first
-    tiles are asked for before the wait. FENCE: of `kv_tiles.publish`.
+    tiles are asked for before the wait. FENCE: of `kv_tiles.publish`. WINDOW: tokens that are
+    seen; 0: all.
     """
     h = tl.program_id(0)
     row = tl.program_id(1)
@@ -152,7 +154,12 @@ def _decode_kernel(
     slot = tl.load(slots_ptr + row).to(tl.int64) if ROPE else 0
     unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
     start = sp * split
-    if sp > 0:
+    begin = start
+    if WINDOW:  # what lies before is not read; splits that lie there whole give the empty sum
+        low = tl.maximum(n - WINDOW, 0)
+        begin = tl.maximum(start, low // TILE * TILE)
+        block = tl.load(table + begin // BS, mask=begin < n, other=0)
+    elif sp > 0:
         block = tl.load(table + start // BS, mask=start < n, other=0)
     if PDL and n <= early:  # what follows may wait beside programs that are few or short
         gdc_launch_dependents()
@@ -160,7 +167,11 @@ def _decode_kernel(
         end = tl.minimum(start + split, n)
         newest = end == n
         # The newest token is no part of what is asked for ahead: the prologue's tiles and the next.
-        wait = (end <= start + STAGES * TILE) & newest
+        if WINDOW:
+            begin = tl.minimum(begin, end)
+        wait = (end <= begin + STAGES * TILE) & newest
+        if WINDOW:
+            wait = wait | (begin == end)  # or nothing would, where nothing of the split is seen
         if AHEAD:
             q = tl.zeros((16, DP), q_ptr.dtype.element_ty)
         if not AHEAD or wait:
@@ -171,9 +182,11 @@ def _decode_kernel(
         m, total, acc = empty_sum(16, DP)
         m_before, total_before, acc_before = empty_sum(16, DP)  # of several units: all but the last
         edge = start + unit
+        if WINDOW:
+            edge += (begin - start) // unit * unit
         # One flat loop, so that the pipeline of loads never drains.
-        for t in tl.range(start, end, TILE, num_stages=STAGES):
-            if AHEAD and (t == start) & (not wait):
+        for t in tl.range(begin, end, TILE, num_stages=STAGES):
+            if AHEAD and (t == begin) & (not wait):
                 q = _queries(
                     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
                     eps, newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
@@ -194,6 +207,10 @@ def _decode_kernel(
                 block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
             s = tl.dot(q, k.T, input_precision=PRECISION)
             s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
+            if WINDOW:
+                seen = t - before + tl.arange(0, TILE) >= low
+                s = tl.where(seen[None, :], s, -float("inf"))
+                v = tl.where(seen[:, None], v, 0.0)  # which may be another row's, or no number
             # a product by itself would fuse with what follows
             m_t = tl.fma(tl.max(s, 1), scale, 0.0)
             p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
@@ -246,6 +263,7 @@ def decode_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    window: int = 0,
     **launch: Unpack[Launch],
 ) -> Tensor:
     """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
@@ -261,7 +279,7 @@ def decode_attention(
     if out is None:
         out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
     caches = (k_cache, v_cache, block_tables, context_lens)
-    return _attend(q, caches, scale, max_context_len, _Rope(), out, **launch)
+    return _attend(q, caches, scale, max_context_len, _Rope(), out, window=window, **launch)
 
 
 def rope_decode_attention(
@@ -308,6 +326,7 @@ def _attend(
     *,
     counters: Tensor | None = None,
     pdl: bool = False,
+    window: int = 0,
     **asked: Any,
 ) -> Tensor:
     """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. asked: of `Launch`."""
@@ -345,8 +364,8 @@ def _attend(
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=launch.stages,
             TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
-            ROPE=rope.q_norm is not None, num_warps=launch.warps, maxnreg=launch.registers,
-            **shape, **options,
+            ROPE=rope.q_norm is not None, WINDOW=window, num_warps=launch.warps,
+            maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:
         merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)

@@ -59,6 +59,7 @@ _FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
 _LOG2E = 1.4426950408889634
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
 _WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
+_LEAST = tl.constexpr(-1e30)  # below any score; what is left of it weighs nothing
 _ANY = 1 << 30  # more new tokens than any row has
 
 
@@ -126,8 +127,10 @@ def _attend(
     q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, h, begin, end, last, scale,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
     MASKED: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Add the tokens [begin, end) to the running softmax. last: [BM], the last token seen."""
+    """Add the tokens [begin, end) to the running softmax. last: [BM], the last token seen. WINDOW:
+    of so many, where MASKED; 0: of all."""
     rn = tl.arange(0, BN)
     for t in tl.range(begin, end, BN, num_stages=STAGES):
         if TMA:
@@ -139,7 +142,11 @@ def _attend(
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED:
             s = tl.where((t + rn)[None, :] <= last[:, None], s, -float("inf"))
+            if WINDOW:
+                s = tl.where((t + rn)[None, :] > last[:, None] - WINDOW, s, -float("inf"))
         top = tl.maximum(m, tl.max(s, 1) * scale)
+        if WINDOW:  # a row that has seen nothing yet has no maximum
+            top = tl.maximum(top, _LEAST)
         p = tl.exp2(s * scale - top[:, None])
         old = tl.exp2(m - top)
         total = total * old + tl.sum(p, 1)
@@ -148,6 +155,8 @@ def _attend(
             v = tl.reshape(v_boxes.load([head, t % BS, 0]), [BN, D])
         else:
             v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+        if MASKED and WINDOW:  # before the window may stand anything
+            v = tl.where((t + rn > tl.min(last, 0) - WINDOW)[:, None], v, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = top
     return m, total, acc
@@ -164,6 +173,7 @@ def _prefill_kernel(
     BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, tiles, S): rows of LEAST to MOST new tokens; others belong to another launch.
 
@@ -211,13 +221,24 @@ def _prefill_kernel(
         m = tl.full((BM,), -float("inf"), tl.float32)
         total = tl.zeros((BM,), tl.float32)
         acc = tl.zeros((BM, DP), tl.float32)
+        if WINDOW:  # from the first query's first token on; up to the last one's some do not see it
+            m = tl.full((BM,), _LEAST, tl.float32)
+            begin = tl.maximum(prefix + token + 1 - WINDOW, 0) // BN * BN
+            all_see = tl.cdiv(tl.maximum(end - WINDOW, 0), BN) * BN
+            edge = tl.minimum(tl.maximum(all_see, begin), end)
+            m, total, acc = _attend(
+                q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, begin, edge, last,
+                scale, HKV, D, DP, BS, BN, True, False, 1, PRECISION, WINDOW,
+            )  # fmt: skip
+            begin = edge
+            whole = tl.maximum(whole, edge)
         m, total, acc = _attend(
             q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, begin, whole, last, scale,
-            HKV, D, DP, BS, BN, False, TMA, STAGES, PRECISION,
+            HKV, D, DP, BS, BN, False, TMA, STAGES, PRECISION, WINDOW,
         )  # fmt: skip
         m, total, acc = _attend(
             q, m, total, acc, k_ptr, v_ptr, k_boxes, v_boxes, table, h, whole, end, last, scale,
-            HKV, D, DP, BS, BN, True, False, 1, PRECISION,
+            HKV, D, DP, BS, BN, True, False, 1, PRECISION, WINDOW,
         )  # fmt: skip
         if SPLIT:
             # A query that does not see this split has no maximum: its NaN are not stored.
@@ -322,6 +343,7 @@ def prefill_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    window: int = 0,
     pdl: bool = False,
     tiles: Tiles | None = None,
     split: int | None = None,
@@ -332,7 +354,8 @@ def prefill_attention(
     (padding of T) are left unwritten. max_context_len only bounds the grid and the workspace of a
     split step (T * Hq * S * (D' + 2) fp32, S <= 16, for at most 128 tiles), so a captured graph
     passes the largest there will be. out: [T, Hq, D] contiguous, to be written instead of a new
-    tensor. pdl: launch dependent on the kernel before. tiles, split: the launch shape and the
+    tensor. window: of each token, as the twin has it; no context is split then. pdl: launch
+    dependent on the kernel before. tiles, split: the launch shape and the
     tokens a split (a multiple of the tile's keys; 0 for none), for tuning.
     Raises ValueError for a head size, dtype, block size or group that is not supported.
     """
@@ -348,6 +371,7 @@ def prefill_attention(
     padded = triton.next_power_of_2(dim)
     tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    split = 0 if window else split
     plan = _plan(tokens, rows, kv_heads, group, max_query_len, max_context_len, tiles, split)
     for launch in plan if tokens and rows else ():
         shape, split = launch.tiles, launch.split
@@ -362,7 +386,7 @@ def prefill_attention(
             BM=shape.queries, BN=shape.keys, LEAST=launch.least, MOST=launch.most,
             SPLIT=split, SPLITS=MAX_SPLITS, TMA=whole is not None, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
-            num_warps=shape.num_warps, **options,
+            WINDOW=window, num_warps=shape.num_warps, **options,
         )  # fmt: skip
         if split:
             merge_splits(query_start_loc, context_lens, out, partial, stats, splits, split, pdl=pdl)

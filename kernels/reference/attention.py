@@ -92,11 +92,15 @@ def _row_blocks(block_tables: Tensor, kv_heads: int, columns: int) -> Tensor:
     return block_tables[:, None, :columns].long() * kv_heads + heads[None, :, None]
 
 
-def _gathered(cache: Tensor, parts: Tensor, context: int) -> Tensor:
-    """A row's keys or values in token order, fp32: [Hkv, context, D]. parts: [Hkv * blocks]."""
+def _gathered(cache: Tensor, parts: Tensor, first: int, context: int) -> Tensor:
+    """A row's keys or values from token `first` on, in token order, fp32: [Hkv, context - first,
+    D]. parts: where its blocks lie, [Hkv, blocks]; those before `first` are not looked at."""
     _, kv_heads, block_size, dim = cache.shape
-    flat = cache.view(-1, block_size * dim).index_select(0, parts)
-    return flat.view(kv_heads, -1, dim)[:, :context].float()
+    skipped = first // block_size
+    mine = parts[:, skipped : -(-context // block_size)].reshape(-1)
+    flat = cache.view(-1, block_size * dim).index_select(0, mine).view(kv_heads, -1, dim)
+    begin = skipped * block_size
+    return flat[:, first - begin : context - begin].float()
 
 
 def _one_token(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
@@ -115,12 +119,14 @@ def decode_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """One query token a row against its whole context, grouped heads. Returns [R, Hq, D].
 
     q: [R, Hq, D]; block_tables: [R, >= blocks] int32; context_lens: [R], the new token included.
     max_context_len bounds context_lens (an int known to the host). A context of 0 gives zeros.
-    out: [R, Hq, D] contiguous, to be written instead of a new tensor.
+    out: [R, Hq, D] contiguous, to be written instead of a new tensor. window: only so many tokens
+    are seen, the newest among them, and blocks before them are not looked at; 0: all.
     """
     rows, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
@@ -130,8 +136,8 @@ def decode_attention(
     # Row by row: no row pays for the longest, and its result does not depend on the others.
     for row, context in enumerate(context_lens.tolist()):
         if context:
-            mine = parts[row, :, : -(-context // block_size)].reshape(-1)
-            k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
+            first = max(context - window, 0) if window else 0
+            k, v = (_gathered(cache, parts[row], first, context) for cache in (k_cache, v_cache))
             _one_token(scaled[row], k, v, sums[row])
     whole = sums.view(rows, q_heads, dim)
     return whole.to(q.dtype) if out is None else out.copy_(whole)
@@ -171,12 +177,13 @@ def prefill_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """Causal attention of each row's new tokens over its cached prefix and themselves.
 
     q: [T, Hq, D], rows packed one after the other; query_start_loc: [R + 1]; context_lens: [R],
     cached and new tokens together. A row's last query token sees its whole context. [T, Hq, D].
-    out: as above.
+    out, window: as above, of each token.
     """
     del max_query_len  # sizes a kernel's grid; rows are walked here
     if out is None:
@@ -189,23 +196,26 @@ def prefill_attention(
         begin, end = starts[row], starts[row + 1]
         if begin == end:
             continue
-        mine = parts[row, :, : -(-context // block_size)].reshape(-1)
-        k, v = (_gathered(cache, mine, context) for cache in (k_cache, v_cache))
+        first = max(context - (end - begin) + 1 - window, 0) if window else 0
+        k, v = (_gathered(cache, parts[row], first, context) for cache in (k_cache, v_cache))
         queries = q[begin:end].float()
         if end - begin == 1:  # exactly as in decode_attention
             grouped = queries.view(kv_heads, -1, dim) * scale
             out[begin] = _one_token(grouped, k, v).view(q_heads, dim)
         else:
-            out[begin:end] = _causal(queries, k, v, scale)
+            out[begin:end] = _causal(queries, k, v, scale, window)
     return out
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The last tokens of a sequence over all of it. q: [new, Hq, D]; k, v: [Hkv, context, D]."""
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
+    """The last tokens of a sequence over all of it, or over a window of their own. q: [new, Hq, D];
+    k, v: [Hkv, context, D]."""
     new, context = q.shape[0], k.shape[1]
     mask = None
-    if new < context:
+    if new < context or 0 < window < context:
         mask = torch.ones(new, context, dtype=torch.bool, device=q.device).tril_(context - new)
+    if mask is not None and window:
+        mask.triu_(context - new - window + 1)
     return F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k[None],

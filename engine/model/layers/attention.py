@@ -22,17 +22,19 @@ def paged_attention(
     v_cache: Tensor,
     batch: ForwardBatch,
     scale: float,
+    window: int = 0,
 ) -> Tensor:
     """Norm of q and k, rotation, cache write and attention of a step's tokens.
 
     qkv: [T, (Hq + 2 * Hkv) * D]; q_norm, k_norm: [D], or None for models without these norms;
-    rope: [positions, D]; caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D].
+    rope: [positions, D]; caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D]. window: tokens
+    that each sees, itself among them (of models without these norms); 0: all.
     """
     where = (rope, batch.positions, batch.slot_mapping, k_cache, v_cache)
     if q_norm is None or k_norm is None:
         q = ops.rope_kv_write(qkv, *where)
         if batch.num_decode_rows == batch.num_rows:
-            return _decode(ops, q, k_cache, v_cache, batch, scale).flatten(1)
+            return _decode(ops, q, k_cache, v_cache, batch, scale, window).flatten(1)
     elif batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
         rows = (batch.block_tables, batch.context_lens)
         return ops.rope_decode_attention(
@@ -42,11 +44,11 @@ def paged_attention(
         q = ops.qk_norm_rope_kv_write(qkv, q_norm, k_norm, eps, *where)
     decode = batch.num_decode_rows
     if decode == 0:
-        return _prefill(ops, q, k_cache, v_cache, batch, scale).flatten(1)
+        return _prefill(ops, q, k_cache, v_cache, batch, scale, window).flatten(1)
     # Two kernels write one result: decode rows come first.
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, out[:decode])
-    _prefill(ops, q[decode:], k_cache, v_cache, batch, scale, out[decode:])
+    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, window, out[:decode])
+    _prefill(ops, q[decode:], k_cache, v_cache, batch, scale, window, out[decode:])
     return out.flatten(1)
 
 
@@ -57,6 +59,7 @@ def _decode(
     v_cache: Tensor,
     batch: ForwardBatch,
     scale: float,
+    window: int,
     out: Tensor | None = None,
 ) -> Tensor:
     rows = batch.num_decode_rows
@@ -69,6 +72,7 @@ def _decode(
         scale,
         batch.max_context_len,
         out=out,
+        window=window,
     )
 
 
@@ -79,6 +83,7 @@ def _prefill(
     v_cache: Tensor,
     batch: ForwardBatch,
     scale: float,
+    window: int,
     out: Tensor | None = None,
 ) -> Tensor:
     first = batch.num_decode_rows
@@ -94,4 +99,5 @@ def _prefill(
         batch.max_query_len,
         batch.max_context_len,
         out=out,
+        window=window,
     )

@@ -22,6 +22,7 @@ class SelfAttention:
         self._ops = setting.ops
         self._eps = config.rms_norm_eps
         self._scale = config.head_dim**-0.5
+        self._window = config.sliding_window or 0
         hidden, dim = config.hidden_size, config.head_dim
         q_heads, kv_heads = config.num_q_heads, config.num_kv_heads
         q_rows = scale_slice(setting.world.split(q_heads, "num_attention_heads"), dim)
@@ -65,5 +66,6 @@ class SelfAttention:
             v_cache,
             batch,
             self._scale,
+            self._window,
         )
         return self.o(attended, stream.residual, then, self._eps)

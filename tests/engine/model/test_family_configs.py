@@ -163,7 +163,7 @@ def test_which_layers_have_experts(tmp_path: Path) -> None:
 
 LLAMA3_ROPE = LLAMA31["rope_scaling"]
 REFUSED_OF_OTHERS: list[tuple[dict[str, Any], str]] = [
-    (QWEN25 | {"use_sliding_window": True}, "use_sliding_window = true: supported: false"),
+    (QWEN25 | {"use_sliding_window": True, "max_window_layers": 3}, "max_window_layers = 3"),
     (QWEN25 | {"hidden_size": 900}, "hidden_size = 900: must be num_attention_heads = 14 times"),
     (QWEN25 | {"num_key_value_heads": None}, "num_key_value_heads = null: must be"),
     (QWEN25 | {"num_experts": 4}, "num_experts = 4: is not supported"),
@@ -291,3 +291,43 @@ def test_parameters_are_those_of_the_published_checkpoint(name: str, parameters:
     assert config.num_parameters == parameters
     shapes = weight_shapes(config)
     assert config.num_parameters == sum(torch.Size(shape).numel() for shape in shapes.values())
+
+
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+
+
+def test_windows_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    """Of Mistral null is none, and silence 4096; of Qwen2 the first layers see all."""
+    silent = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
+    windows = {"use_sliding_window": True, "sliding_window": 96}
+    told = [
+        (MISTRAL | {"sliding_window": 32}, 32),
+        (MISTRAL | {"sliding_window": None}, None),
+        (silent, 4096),
+        (QWEN25 | windows | {"max_window_layers": 0}, 96),
+        (QWEN25 | windows | {"max_window_layers": 24}, None),
+        (QWEN25 | {"sliding_window": 96}, None),
+        (LLAMA31 | {"sliding_window": 96}, None),
+    ]
+    for config, window in told:
+        assert read(tmp_path, config).sliding_window == window
+    several = MISTRAL | {"layer_types": ["sliding_attention", "full_attention"] * 16}
+    with pytest.raises(ConfigError, match=r'layer_types = .*supported: "sliding_attention"'):
+        read(tmp_path, several)

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -118,6 +119,24 @@ MOE_SHAPES = _of(
     _moe("moe, all of few", _experts(3, 3), seed=4),
     _moe("moe, one of many", _experts(16, 1)),
     _moe("moe, yarn", _experts(8, 3, moe_intermediate_size=40), seed=4, rope=_yarn(4.0)),
+)
+
+
+def _window(tokens: int) -> dict[str, Any]:
+    return {"sliding_window": tokens}
+
+
+_QWEN2_WINDOW = {"use_sliding_window": True, "max_window_layers": 0}
+WINDOW_SHAPES = _of(
+    MistralConfig,
+    Shape("mistral, groups, window of 16", 4, 2, 32, False, torch.float32, more=_window(16)),
+    Shape("mistral, tied, odd window", 8, 2, 64, True, torch.bfloat16, more=_window(7)),
+    Shape("mistral, window of one block", 4, 4, 16, False, torch.float32, more=_window(33)),
+    Shape("mistral, yarn", 4, 2, 32, False, torch.float32, more=_window(20), rope=_yarn(4.0)),
+    Shape("mistral, no window", 8, 1, 16, False, torch.bfloat16, more={"sliding_window": None}),
+) + _of(
+    Qwen2Config,
+    Shape("qwen2, window", 4, 2, 32, False, torch.float32, more=_QWEN2_WINDOW | _window(12)),
 )
 
 

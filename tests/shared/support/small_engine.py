@@ -15,6 +15,7 @@ from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import (
     LLAMA,
+    MISTRAL,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
@@ -94,6 +95,7 @@ FAMILIES = {  # one model each
         fp8=Fp8(made_on_load=True),
     ),
     "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
+    "mistral": replace(model_config(architecture=MISTRAL, tied=False), sliding_window=11),
 }
 
 
@@ -209,6 +211,7 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
         max_num_batched_tokens=setup.max_num_batched_tokens,
         max_model_len=setup.max_model_len,
         two_phase=setup.two_phase,
+        window=config.sliding_window,
     )
     return EngineCore(scheduler, runner, overlap=setup.overlap)
 
