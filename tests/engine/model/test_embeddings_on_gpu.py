@@ -10,7 +10,7 @@ import pytest
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import build_engine
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.config import MISTRAL, ModelConfig
 from quire.engine.request import GenerationRequest, Pooling, SamplingParams
 from quire.engine.weights.random import save_random
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.gpu
 SHAPE = dataclasses.replace(
     ModelConfig.named_shape("tiny"), num_layers=2, vocab_size=1024, stored_dtype="float32"
 )
+WINDOWED = dataclasses.replace(SHAPE, architecture=MISTRAL, sliding_window=48)
 PAIR = (300, 7)
 LENGTHS = (1, 5, 40, 130, 300)
 
@@ -62,8 +63,9 @@ def _unlike(some: dict[int, Any], others: dict[int, Any], keys: Sequence[int]) -
     return 1 - min(a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs)
 
 
-def test_a_gpus_states_and_logits_are_the_cpus(tmp_path: Path) -> None:
-    save_random(SHAPE, tmp_path / "model", seed=3)
+@pytest.mark.parametrize("shape", [SHAPE, WINDOWED], ids=["qwen3", "mistral"])
+def test_a_gpus_states_and_logits_are_the_cpus(shape: ModelConfig, tmp_path: Path) -> None:
+    save_random(shape, tmp_path / "model", seed=3)
     model = tmp_path / "model"
     cpu = _numbers(model, device="cpu", dtype="float32")
     keys = range(len(LENGTHS))
