@@ -113,9 +113,10 @@ class PrefixCache:
         needed = -(-reach // self.block_size)
         found: list[int] = []
         best, run = 0, 0
-        for index, block_hash in enumerate(hashes):
+        packed = self._pack(token_ids, 0, len(hashes))
+        for index, (block_hash, tokens) in enumerate(zip(hashes, packed, strict=True)):
             block = next(iter(self._blocks_of.get(block_hash, ())), 0)
-            known = block and self._tokens_of[block] == self._pack(token_ids, index)
+            known = block and self._tokens_of[block] == tokens
             found.append(block if known else 0)
             run = run + 1 if known else 0
             if run >= min(needed, index + 1):
