@@ -9,7 +9,8 @@ wait for it to fill, and what comes meanwhile is merged. So a lone stream gets e
 and a thousand get one larger delta where there is time for it. The first words of a few streams
 wait for no credit: what their calls cost on their way in has used it up.
 
-Calls that are still coming in (`NewCalls`) go before the words of many streams.
+Calls that are still coming in (`NewCalls`) go before the words of many streams, but for some first
+ones: in a burst of calls half of them would else wait for the last to come in.
 
 Invariant: a stream that was added is woken once, in the order of adding, but that those with first
 words get three places in four; and within `PATIENCE`, or `FLOOD_PATIENCE` where new calls have kept
@@ -96,6 +97,7 @@ class Pacer:
         now = self._wall()
         if self._must_hold(now):
             self._held_at = self._paid_at = self._turn_at = now
+            self._wake_few_first()
             self._scheduled = True
             self._call_later(QUIET, self._turn)
             return
@@ -130,6 +132,12 @@ class Pacer:
         if len(self) <= SLICE or not self._calls_come():
             return False
         return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
+
+    def _wake_few_first(self) -> None:
+        """While new calls go first: they cost several times what a few first words do."""
+        if len(self._first) <= FIRST_AT_ONCE:
+            for _ in range(min(SLICE, len(self._first))):
+                self._first.popleft()[1].wake()
 
     def _owed(self, now: float) -> int:
         """How many must be woken now so that the longest queue there was takes `PATIENCE`."""

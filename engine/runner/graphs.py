@@ -39,7 +39,7 @@ PROMPT_TOKENS: tuple[int, ...] = (
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
 _MANY_TOKENS = 128  # beyond, rows are padded coarsely: they cost little beside so many tokens
 _BURST_TOKENS = 1024  # up to which steps of a burst are captured in spare time
-_BURST_ROWS = (0, 1, 4, 16)  # of one token beside them
+_BURST_ROWS = (0, 1, 4, 16, 64)  # of one token beside them
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
 FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 
@@ -126,7 +126,8 @@ class GraphSizes:
         are as short as their launches, and seldom alike twice within a burst."""
         bound, most = self.context_bounds[0], self.decode_rows[-1]
         sizes = [size for size in self.prompt_tokens if _MANY_TOKENS < size <= _BURST_TOKENS]
-        rows = [(one, more) for one in _BURST_ROWS for more in (1, 2) if one + more <= most]
+        some = [more for more in (1, 2) if more <= most]
+        rows = [(min(decode, most - more), more) for decode in _BURST_ROWS for more in some]
         keys = [self.mixed(*pair, tokens, bound) for tokens in sizes for pair in rows]
         return [key for key in dict.fromkeys(keys) if key is not None]
 

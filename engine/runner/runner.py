@@ -133,7 +133,7 @@ class Runner:
             return False
         key = self._uncaptured.next(self._graphs)
         if key is not None:
-            self._capture_null(key)
+            self._capture_null(key, run=False)
         return key is not None
 
     def _run_null(self, step: WarmStep) -> None:
@@ -147,8 +147,8 @@ class Runner:
         model = self._mixed_model(step.shape, max(step.longer), step.max_context_len)
         self._sample(model, step.needs)
 
-    def _capture_null(self, key: Key) -> None:
-        """Capture what a key names on null rows: unseen, or else once it has run."""
+    def _capture_null(self, key: Key, *, run: bool = True) -> None:
+        """Capture what a key names on null rows: unseen, or else, with `run`, once it has run."""
         if isinstance(key, GraphKey) and key.prefill_tokens:
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)
@@ -159,7 +159,7 @@ class Runner:
         assert self._graphs is not None
         if self._warm:
             self._graphs.capture(key, step, ran=False)
-        if key not in self._graphs:
+        if run and key not in self._graphs:
             step()
             self._graphs.capture(key, step)
 

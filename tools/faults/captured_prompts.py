@@ -96,6 +96,26 @@ FAULTS = (
         ),
     ),
     Fault(
+        "pacing: first words wait for the last call of a burst",
+        "engine/client/pacing.py",
+        "            self._wake_few_first()\n",
+        "",
+        (
+            "tests/engine/client/test_pacing.py"
+            "::test_some_first_words_do_not_wait_for_the_last_call_of_a_burst",
+        ),
+    ),
+    Fault(
+        "captured: in spare time what no capture allows is run",
+        "engine/runner/runner.py",
+        "self._capture_null(key, run=False)",
+        "self._capture_null(key)",
+        (
+            "tests/engine/runner/test_spare_time.py"
+            "::test_in_spare_time_nothing_is_run_where_its_capture_fails",
+        ),
+    ),
+    Fault(
         "warm-up: every layer runs",
         "engine/model/decoder.py",
         "found.setdefault(layer.kind, index)",

@@ -239,6 +239,22 @@ def test_new_calls_go_before_the_words_of_many_streams_but_not_of_few() -> None:
     assert all(stream.messages == [1] for stream in many)
 
 
+@pytest.mark.parametrize("count", (FIRST_AT_ONCE, FIRST_AT_ONCE + 1))
+def test_some_first_words_do_not_wait_for_the_last_call_of_a_burst(count: int) -> None:
+    """A slice of them in each moment; later words, and first words of many, do wait."""
+    loop = Loop(cost=0.00001)
+    first, later = [Stream(loop) for _ in range(count)], [Stream(loop) for _ in range(40)]
+    loop.calls_come = True
+    for stream in later:
+        stream.push()
+    for stream in first:
+        stream.push(first=True)
+    loop.pacer.run()
+    loop.run_until(count / SLICE * QUIET)
+    assert all(stream.messages for stream in first) == (count == FIRST_AT_ONCE)
+    assert not any(stream.messages for stream in later)
+
+
 def test_words_that_have_waited_long_go_before_calls_without_an_end() -> None:
     loop = Loop(cost=0.00001)
     many = [Stream(loop) for _ in range(40)]

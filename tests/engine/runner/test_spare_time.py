@@ -92,6 +92,21 @@ def test_spare_time_captures_what_was_wanted_and_moves_nothing() -> None:
     assert runner.counters.eager_steps == eager
 
 
+def test_in_spare_time_nothing_is_run_where_its_capture_fails() -> None:
+    """Padding may be longer than a request: on null rows such a step can only be captured. It is
+    captured once it has run, when it is wanted again."""
+    kept = Kept()
+    core, runner = compiled(kept)
+    expected = tokens(core)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "capture", lambda *_args, **_kw: None)
+        patch.setattr(runner, "_step_of", lambda _key: pytest.fail)  # called: it would be run
+        assert runner.use_spare_time() and not runner.use_spare_time()
+    assert not kept.prompts
+    core.scheduler.pool.forget_free()
+    assert tokens(core) == expected and len(kept.prompts) == 1
+
+
 def test_rows_of_one_token_are_never_captured_in_spare_time() -> None:
     """Their slots are not in the upload: on the device they may be those of requests."""
     kept = Kept()
@@ -119,8 +134,8 @@ def test_nothing_is_captured_in_spare_time_before_all_is_compiled_or_without_gra
 def test_what_a_burst_needs_is_few_graphs_for_many_of_its_steps(most: int) -> None:
     sizes = GraphSizes(most, 4096, PROMPT_TOKENS)
     keys = sizes.burst_keys()
-    assert len(keys) == len(set(keys)) <= 72
-    for rows in range(1, min(most, 16)):
+    assert len(keys) == len(set(keys)) <= 70
+    for rows in range(1, min(most, 64)):
         for prompts in range(1, min(8, most - rows + 1)):
             assert sizes.mixed(rows, prompts, 128 * prompts + 1, 600) in keys
     assert not GraphSizes(most, 64, (16, 32, 64)).burst_keys()
