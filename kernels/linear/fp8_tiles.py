@@ -95,8 +95,8 @@ def _fp8_tile_kernel(
     m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, 128)
-    begin = tl.program_id(1) * SHARE
-    steps = tl.minimum(SHARE, GROUPS - begin)
+    begin = tl.minimum(tl.program_id(1) * SHARE, GROUPS - 1)
+    steps = tl.minimum(SHARE, GROUPS - tl.program_id(1) * SHARE)
     # Rows past an end read the last row: what they give is never stored.
     in_x = tl.minimum(m, M - 1).to(tl.int64)
     in_w = tl.minimum(n, COLUMNS - 1).to(tl.int64)
@@ -114,9 +114,17 @@ def _fp8_tile_kernel(
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = acc
+    # A block's scales are read while the block before it is computed: what does not feed a dot is
+    # not fetched ahead by the compiler.
+    last = tl.maximum(steps - 1, 0)
+    w_scale = tl.load(at_ws)
+    u_scale = w_scale
+    if SILU:
+        u_scale = tl.load(at_us)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
+    x_scale = tl.load(at_xs)
     for step in tl.range(0, steps, num_stages=STAGES):
         at = step * 128
         column = (begin + step) * 128 + k
@@ -124,12 +132,16 @@ def _fp8_tile_kernel(
             x = tl.load(at_x + at)
         else:
             x = tl.load(at_x + at, mask=(column < K)[None, :], other=0.0)
-        x_scale = tl.load(at_xs + step * x_scale_group)
-        acc = _add_block(acc, at_w + at, x, x_scale, tl.load(at_ws + step), column, K, EVEN_K, SWAP)
+        ahead = tl.minimum(step + 1, last)
+        x_next = tl.load(at_xs + ahead * x_scale_group)
+        w_next = tl.load(at_ws + ahead)
+        acc = _add_block(acc, at_w + at, x, x_scale, w_scale, column, K, EVEN_K, SWAP)
         if SILU:
-            up = _add_block(
-                up, at_up + at, x, x_scale, tl.load(at_us + step), column, K, EVEN_K, SWAP
-            )
+            u_next = tl.load(at_us + ahead)
+            up = _add_block(up, at_up + at, x, x_scale, u_scale, column, K, EVEN_K, SWAP)
+            u_scale = u_next
+        x_scale = x_next
+        w_scale = w_next
     if SILU:
         acc = acc / (1.0 + tl.exp(-acc)) * up
     if SWAP:
