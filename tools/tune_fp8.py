@@ -64,6 +64,8 @@ def _listed(product: Product, rows: int) -> Iterator[Fp8Variant]:
             if rows > 32:
                 yield Fp8Tile(block_m, 128, True, 4, 8, split)
                 yield Fp8Tile(block_m, 128, False, 4, 4, split)
+                yield Fp8Tile(block_m, 64, False, 6, 4, split)
+                yield Fp8Tile(block_m, 64, False, 4, 8, split)
     else:
         for split in (1, 2) if rows <= 256 else (1,):
             yield Fp8Tile(128, 64, True, 4, 4, split)
