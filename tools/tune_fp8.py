@@ -41,7 +41,7 @@ def candidates(product: Product, rows: int) -> Iterator[Fp8Variant]:
     for variant in found:
         if isinstance(variant, Fp8Tile):
             stage = variant.stage_bytes(product.silu)
-            if variant.stages * stage > HOPPER_SHARED or (product.silu and variant.split > 1):
+            if variant.stages * stage > HOPPER_SHARED:
                 continue
             if product.k < 1024 * variant.split:
                 continue
@@ -67,6 +67,7 @@ def _listed(product: Product, rows: int) -> Iterator[Fp8Variant]:
                 yield Fp8Tile(block_m, 128, False, 4, 4, split)
                 yield Fp8Tile(block_m, 64, False, 6, 4, split)
                 yield Fp8Tile(block_m, 64, False, 4, 8, split)
+                yield Fp8Tile(block_m, 128, False, 2, 8, split)
     else:
         for split in (1, 2) if rows <= 256 else (1,):
             yield Fp8Tile(128, 64, True, 4, 4, split)

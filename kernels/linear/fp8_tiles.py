@@ -7,7 +7,7 @@ row's result depends on SPLIT and the instruction alone, never on the rows besid
 
 Between launches every counter is zero: the last arriver of a tile puts it back.
 
-Around the product: SiLU·mul (with SPLIT = 1) and the residual after it.
+Around the product: SiLU·mul and the residual after it.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -53,6 +53,17 @@ def _add_block(acc, at_w, x, x_scale, w_scale, k, K, EVEN_K: tl.constexpr, SWAP:
 
 
 @triton.jit
+def _sum_shares(partial_ptr, at, size, mask, SPLIT: tl.constexpr):
+    """The shares of K at a tile, added in order."""
+    total = tl.load(partial_ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+    for share in tl.static_range(1, SPLIT):
+        total += tl.load(
+            partial_ptr + share * size + at, mask=mask, other=0.0, cache_modifier=".cg"
+        )
+    return total
+
+
+@triton.jit
 def _store(out_ptr, residual_ptr, y, m, n, M, COLUMNS, RESIDUAL: tl.constexpr):
     """y: [BLOCK_M, BLOCK_N] fp32, to its place, with the residual."""
     mask = (m < M)[:, None] & (n < COLUMNS)[None, :]
@@ -72,7 +83,7 @@ def _fp8_tile_kernel(
     ws_ptr,  # [ceil(rows of w / 128), GROUPS] fp32
     out_ptr,  # [M, COLUMNS]
     residual_ptr,  # [M, COLUMNS], read if RESIDUAL; may be out_ptr
-    partial_ptr,  # [SPLIT, M, COLUMNS] fp32, used if SPLIT > 1
+    partial_ptr,  # [SPLIT, M, COLUMNS] fp32 (with SILU twice: gates, then ups), if SPLIT > 1
     counter_ptr,  # [>= programs of one share] int32, zeros, used if SPLIT > 1
     M,
     COLUMNS,
@@ -142,25 +153,27 @@ def _fp8_tile_kernel(
             u_scale = u_next
         x_scale = x_next
         w_scale = w_next
-    if SILU:
-        acc = acc / (1.0 + tl.exp(-acc)) * up
     if SWAP:
         acc = acc.T
+        up = up.T
     if SPLIT == 1:
+        if SILU:
+            acc = acc / (1.0 + tl.exp(-acc)) * up
         _store(out_ptr, residual_ptr, acc, m, n, M, COLUMNS, RESIDUAL)
     else:
         mask = (m < M)[:, None] & (n < COLUMNS)[None, :]
         at = m.to(tl.int64)[:, None] * COLUMNS + n[None, :]
         size = COLUMNS.to(tl.int64) * M
         tl.store(partial_ptr + tl.program_id(1) * size + at, acc, mask=mask)
+        if SILU:
+            tl.store(partial_ptr + (SPLIT + tl.program_id(1)) * size + at, up, mask=mask)
         tl.debug_barrier()
         counter = counter_ptr + tl.program_id(0)
         if tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1:
-            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            for share in tl.static_range(SPLIT):
-                total += tl.load(
-                    partial_ptr + share * size + at, mask=mask, other=0.0, cache_modifier=".cg"
-                )
+            total = _sum_shares(partial_ptr, at, size, mask, SPLIT)
+            if SILU:
+                up = _sum_shares(partial_ptr + SPLIT * size, at, size, mask, SPLIT)
+                total = total / (1.0 + tl.exp(-total)) * up
             _store(out_ptr, residual_ptr, total, m, n, M, COLUMNS, RESIDUAL)
             tl.store(counter, 0)
 
@@ -184,8 +197,8 @@ def tiles(
     """out = x @ weight.T, with what `linear_fp8` may put around it. x: [M, K], any M.
 
     The block sizes, split, stages and warps are the variant's; block_n divides 128. out may be
-    residual. counters: as made by `skinny.new_counters`, needed if split > 1. Raises ValueError for
-    silu with split > 1, and for more tiles than there are counters.
+    residual. counters: as made by `skinny.new_counters`, needed if split > 1. Raises ValueError
+    where they are missing or fewer than the tiles.
     """
     assert weight.scale is not None
     rows, width = x.data.shape
@@ -193,13 +206,12 @@ def tiles(
     programs = triton.cdiv(columns, block_n) * triton.cdiv(rows, block_m)
     partial: Tensor = out
     if split > 1:
-        if silu:
-            raise ValueError(f"silu needs split 1, the variant has split {split}")
         if counters is None:
             raise ValueError(f"split {split} needs counters")
         if programs > MAX_TILES:
             raise ValueError(f"{programs} tiles exceed the {MAX_TILES} of split products")
-        partial = torch.empty(split, rows, columns, dtype=torch.float32, device=out.device)
+        shares = 2 * split if silu else split
+        partial = torch.empty(shares, rows, columns, dtype=torch.float32, device=out.device)
     _fp8_tile_kernel[(programs, split)](
         x.data,
         x.scale,

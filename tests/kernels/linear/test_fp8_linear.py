@@ -114,8 +114,12 @@ def test_shares_of_k_are_added_in_order(split: int, device: torch.device) -> Non
     x, counters = draw(3, 5, 520).to(BF16).to(device), skinny.new_counters(device)
     found = [fp8_linear.run(variant, x, weight, counters=counters) for _ in range(2)]
     assert torch.equal(*found) and not counters.any()
-    with pytest.raises(ValueError, match="silu needs split 1, the variant has split"):
-        fp8_linear.run(variant, x, weight, silu=True, counters=counters)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("tile", [TILE, TALL])
+def test_gates_and_ups_are_added_up_before_silu(tile: Fp8Tile, device: torch.device) -> None:
+    check(dataclasses.replace(tile, split=2), 5, 128, 520, device, norm=True, silu=True)
 
 
 @pytest.mark.triton
