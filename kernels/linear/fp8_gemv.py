@@ -1,8 +1,10 @@
 """Matrix-vector products of an FP8 weight, without tensor cores: one row, quantized on the way.
 
-Invariant: a program owns BLOCK_N rows of the weight, holds them whole in registers and has fetched
-them before it waits for the kernel before. The row of x is normed, rounded and quantized by every
-program for itself, to the numbers that fp8_quantize.py makes; that costs less than a kernel more.
+Invariant: a program takes BLOCK_N rows of the weight at a time, and always holds the next ones in
+registers before it computes with those it has; the first it has fetched before it waits for the
+kernel before. The row of x is normed, rounded and quantized by every program for itself, once for
+all its rows of the weight, to the numbers that fp8_quantize.py makes. That is about as many
+instructions as one tile of weights takes; over several it costs less than a kernel more would.
 
 Order of the sum over K, in fp32: 16 neighbouring columns by one thread, times the scales of their
 block; a thread's pieces in order of their columns; then a tree over the threads.
@@ -23,22 +25,20 @@ from quire.kernels.weight import Weight
 
 _PIECE = 16  # columns of a thread: 16 bytes, one load
 _LANES_A_GROUP = 8  # threads that share a scale
-_HELD = 96  # most registers of weights a thread
+_HELD = 128  # most registers a thread, of two tiles of weights and of x
 
 
 @triton.jit
-def _load_weights(
-    w_ptr, n, rows, START: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr, MASK_N: tl.constexpr
-):
-    """A tile [len(n), LANES, 16] of the weight from column START on; zeros outside."""
+def _load_weights(w_ptr, n, there, START: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr):
+    """A tile [len(n), LANES, 16] of the weight from column START on: zeros past K, anything where a
+    row is not there, which is not to be stored."""
     k = START + tl.arange(0, LANES)[:, None] * 16 + tl.arange(0, 16)[None, :]
     at = w_ptr + n[:, None, None] * K + k[None, :, :]
-    if MASK_N:
-        w = tl.load(at, mask=(n < rows)[:, None, None] & (k < K)[None, :, :], other=0.0)
-    elif START + LANES * 16 <= K:
-        w = tl.load(at)
+    ok = there[:, None, None]
+    if START + LANES * 16 <= K:
+        w = tl.load(at, mask=ok)
     else:
-        w = tl.load(at, mask=(k < K)[None, :, :], other=0.0)
+        w = tl.load(at, mask=ok & (k < K)[None, :, :], other=0.0)
     return w
 
 
@@ -62,6 +62,24 @@ def _load_scales(ws_ptr, block, START: tl.constexpr, K: tl.constexpr, LANES: tl.
 
 
 @triton.jit
+def _load_tiles(
+    w_ptr, ws_ptr, first, begin, N,
+    K: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N rows of one half of the weight, which begins at row `begin` and has N: a tile for
+    each chunk of columns, and its scales. Past the half's end nothing is read of the weight."""
+    n = first + tl.arange(0, BLOCK_N)
+    row = (begin + n).to(tl.int64)
+    block = (begin + tl.minimum(first, N - 1)) // 128
+    w = ()
+    ws = ()
+    for c in tl.static_range(CHUNKS):
+        w = w + (_load_weights(w_ptr, row, n < N, c * LANES * 16, K, LANES),)  # noqa: RUF005
+        ws = ws + (_load_scales(ws_ptr, block, c * LANES * 16, K, LANES),)  # noqa: RUF005
+    return w, ws
+
+
+@triton.jit
 def _spread(scale, LANES: tl.constexpr):
     """A number for each group as one for each thread: [LANES / 8] -> [LANES]."""
     return tl.broadcast_to(scale[:, None], (LANES // 8, 8)).reshape(LANES)
@@ -71,6 +89,46 @@ def _spread(scale, LANES: tl.constexpr):
 def _add_product(acc, w, x, scale):
     """acc + the sum of 16 columns each: w: [N, LANES, 16], x: [LANES, 16], scale: [LANES]."""
     return acc + tl.sum(w.to(tl.float32) * x[None, :, :], 2) * scale[None, :]
+
+
+@triton.jit
+def _take_row(
+    x_ptr, norm_ptr, narrow_type, eps, norm,
+    K: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """The row of x as e4m3 numbers, in fp32, [LANES, 16] a chunk, and their scales, [LANES / 8].
+    norm: the norm's weights, a chunk each, if NORM."""
+    x = ()
+    squares = tl.zeros((LANES // 8, 128), tl.float32)
+    for c in tl.static_range(CHUNKS):
+        x = x + (_load_row(x_ptr, c * LANES * 16, K, LANES),)  # noqa: RUF005
+        if NORM:
+            squares += x[c] * x[c]
+    inverse = 1.0
+    if NORM:
+        inverse = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, 1), 0) / K + eps)
+    narrow = ()
+    scales = ()
+    for c in tl.static_range(CHUNKS):
+        y = x[c]
+        if NORM:
+            y = (y * inverse * norm[c]).to(x_ptr.dtype.element_ty).to(tl.float32)
+        scale = group_scales(y)
+        fewer = quotient(y, scale).to(narrow_type).to(tl.float32).reshape(LANES, 16)
+        narrow = narrow + (fewer,)  # noqa: RUF005
+        scales = scales + (scale,)  # noqa: RUF005
+    return narrow, scales
+
+
+@triton.jit
+def _product(
+    w, ws, narrow, scales, BLOCK_N: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr
+):
+    """The sums of BLOCK_N rows: [BLOCK_N] fp32."""
+    acc = tl.zeros((BLOCK_N, LANES), tl.float32)
+    for c in tl.static_range(CHUNKS):
+        acc = _add_product(acc, w[c], narrow[c], _spread(scales[c] * ws[c], LANES))
+    return tl.sum(acc, 1)
 
 
 @triton.jit
@@ -85,67 +143,51 @@ def _fp8_gemv_kernel(
     eps,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,  # divides 128
+    TURNS: tl.constexpr,  # tiles a program
     LANES: tl.constexpr,
     NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SILU: tl.constexpr,
-    MASK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """grid (ceil(N / BLOCK_N),)."""
-    first = tl.program_id(0) * BLOCK_N
-    n = (first + tl.arange(0, BLOCK_N)).to(tl.int64)
-    STEP: tl.constexpr = LANES * 16
-    CHUNKS: tl.constexpr = (K + STEP - 1) // STEP
-    w = ()
-    ws = ()
-    up = ()
-    us = ()
+    """grid (ceil(N / (TURNS * BLOCK_N)),). The turns are unrolled: a loop that hands tiles of bytes
+    on would keep each byte in a register of its own."""
+    CHUNKS: tl.constexpr = (K + LANES * 16 - 1) // (LANES * 16)
+    first = tl.program_id(0) * (TURNS * BLOCK_N)
+    w, ws = _load_tiles(w_ptr, ws_ptr, first, 0, N, K, BLOCK_N, LANES, CHUNKS)
+    if SILU:
+        up, us = _load_tiles(w_ptr, ws_ptr, first, N, N, K, BLOCK_N, LANES, CHUNKS)
     norm = ()
-    for c in tl.static_range(CHUNKS):
-        w = w + (_load_weights(w_ptr, n, N, c * STEP, K, LANES, MASK_N),)  # noqa: RUF005
-        ws = ws + (_load_scales(ws_ptr, first // 128, c * STEP, K, LANES),)  # noqa: RUF005
-        if SILU:
-            tile = _load_weights(w_ptr, N + n, 2 * N, c * STEP, K, LANES, MASK_N)
-            up = up + (tile,)  # noqa: RUF005
-            us = us + (_load_scales(ws_ptr, (N + first) // 128, c * STEP, K, LANES),)  # noqa: RUF005
-        if NORM:
-            norm = norm + (_load_row(norm_ptr, c * STEP, K, LANES),)  # noqa: RUF005
+    if NORM:
+        for c in tl.static_range(CHUNKS):
+            norm = norm + (_load_row(norm_ptr, c * LANES * 16, K, LANES),)  # noqa: RUF005
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    x = ()
-    squares = tl.zeros((LANES // 8, 128), tl.float32)
-    inverse = 1.0
-    if NORM:
-        for c in tl.static_range(CHUNKS):
-            x = x + (_load_row(x_ptr, c * STEP, K, LANES),)  # noqa: RUF005
-            squares += x[c] * x[c]
-        inverse = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, 1), 0) / K + eps)
-    acc = tl.zeros((BLOCK_N, LANES), tl.float32)
-    acc_up = tl.zeros((BLOCK_N, LANES), tl.float32)
-    for c in tl.static_range(CHUNKS):
-        if NORM:
-            y = (x[c] * inverse * norm[c]).to(x_ptr.dtype.element_ty).to(tl.float32)
-        else:
-            y = _load_row(x_ptr, c * STEP, K, LANES)
-        scale = group_scales(y)
-        narrow = quotient(y, scale).to(w_ptr.dtype.element_ty).to(tl.float32)
-        narrow = narrow.reshape(LANES, 16)
-        acc = _add_product(acc, w[c], narrow, _spread(scale * ws[c], LANES))
+    narrow, scales = _take_row(
+        x_ptr, norm_ptr, w_ptr.dtype.element_ty, eps, norm, K, LANES, CHUNKS, NORM
+    )
+    for turn in tl.static_range(TURNS):
+        n = first + tl.arange(0, BLOCK_N)
+        first += BLOCK_N
+        if turn + 1 < TURNS:
+            next_w, next_ws = _load_tiles(w_ptr, ws_ptr, first, 0, N, K, BLOCK_N, LANES, CHUNKS)
+            if SILU:
+                next_up, next_us = _load_tiles(
+                    w_ptr, ws_ptr, first, N, N, K, BLOCK_N, LANES, CHUNKS
+                )
+        if RESIDUAL:
+            beside = tl.load(residual_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        z = _product(w, ws, narrow, scales, BLOCK_N, LANES, CHUNKS)
         if SILU:
-            acc_up = _add_product(acc_up, up[c], narrow, _spread(scale * us[c], LANES))
-    z = tl.sum(acc, 1)
-    if SILU:
-        z = z / (1.0 + tl.exp(-z)) * tl.sum(acc_up, 1)
-    if MASK_N:
+            z = z / (1.0 + tl.exp(-z)) * _product(up, us, narrow, scales, BLOCK_N, LANES, CHUNKS)
         if RESIDUAL:
-            z += tl.load(residual_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+            z += beside
         tl.store(out_ptr + n, z.to(out_ptr.dtype.element_ty), mask=n < N)
-    else:
-        if RESIDUAL:
-            z += tl.load(residual_ptr + n).to(tl.float32)
-        tl.store(out_ptr + n, z.to(out_ptr.dtype.element_ty))
+        if turn + 1 < TURNS:
+            w, ws = next_w, next_ws
+            if SILU:
+                up, us = next_up, next_us
 
 
 def gemv(
@@ -155,6 +197,7 @@ def gemv(
     *,
     block_n: int,
     warps: int,
+    turns: int,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
@@ -163,12 +206,12 @@ def gemv(
 ) -> None:
     """out = x @ weight.T, with what `linear_fp8` may put around it. x: [1, K], not yet quantized.
 
-    block_n: weight rows a program, a divisor of 128; warps: of a program. out may be residual.
-    With silu the gate has a multiple of 128 rows.
+    block_n: weight rows at a time, a divisor of 128; warps: of a program; turns: tiles of so many
+    rows a program, which changes no result. out may be residual. With silu the gate has a multiple of 128 rows.
     """
     width = x.shape[1]
     columns = out.shape[1]
-    _fp8_gemv_kernel[(triton.cdiv(columns, block_n),)](
+    _fp8_gemv_kernel[(triton.cdiv(columns, turns * block_n),)](
         x,
         weight.data,
         weight.scale,
@@ -179,11 +222,11 @@ def gemv(
         eps,
         K=width,
         BLOCK_N=block_n,
+        TURNS=turns,
         LANES=lanes(width, warps),
         NORM=norm_weight is not None,
         RESIDUAL=residual is not None,
         SILU=silu,
-        MASK_N=columns % block_n != 0,
         PDL=pdl,
         num_warps=warps,
         launch_pdl=pdl,
@@ -201,5 +244,6 @@ def lanes(width: int, warps: int) -> int:
 
 
 def fits(width: int, block_n: int, warps: int, silu: bool) -> bool:
-    """Whether a program's share of the weights stays in registers."""
-    return block_n * width * (2 if silu else 1) <= 4 * _HELD * 32 * warps
+    """Whether two tiles of weights, in 8 bits, and the row, in 32, stay in registers."""
+    tile = block_n * width * (2 if silu else 1)
+    return (2 * tile) // 4 + width <= _HELD * 32 * warps

@@ -95,6 +95,7 @@ def run(
             out,
             block_n=variant.block_n,
             warps=variant.warps,
+            turns=variant.turns,
             norm_weight=norm_weight,
             eps=eps,
             residual=residual,

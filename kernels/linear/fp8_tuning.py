@@ -12,10 +12,12 @@ from quire.kernels.support import HOPPER_SHARED
 
 @dataclass(frozen=True)
 class Fp8Gemv:
-    """The kernel of fp8_gemv.py, for one row: weight rows a program, warps a program."""
+    """The kernel of fp8_gemv.py, for one row: weight rows at a time, warps a program, and tiles of
+    so many rows a program."""
 
     block_n: int
     warps: int
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Fp8Library:
 Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library
 _FULL = 132  # programs that keep a large card busy
 _MOST_SPLIT = 4
+_MOST_TURNS = 4  # unrolled: more gain little, and the code grows
 
 
 def choose(
@@ -64,7 +67,8 @@ def choose(
     if bucket == 1 and k % 16 == 0:
         for block_n, warps in ((8, 8), (4, 8), (2, 8), (1, 8), (1, 16)):
             if fp8_gemv.fits(k, block_n, warps, silu):
-                return Fp8Gemv(block_n, warps)
+                tiles = -(-n // ((2 if silu else 1) * block_n))
+                return Fp8Gemv(block_n, warps, min(_MOST_TURNS, -(-tiles // (2 * _FULL))))
     variant = _tile(n, k, bucket, silu)
     stages = min(variant.stages, shared // variant.stage_bytes(silu))
     return replace(variant, stages=max(1, stages))

@@ -39,8 +39,15 @@ FAULTS = (
     Fault(
         "fp8 products: one row takes the scales of the first block",
         "kernels/linear/fp8_gemv.py",
-        "ws = ws + (_load_scales(ws_ptr, first // 128,",
-        "ws = ws + (_load_scales(ws_ptr, 0,",
+        "block = (begin + tl.minimum(first, N - 1)) // 128",
+        "block = begin // 128",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 products: a program of several tiles computes the first one twice",
+        "kernels/linear/fp8_gemv.py",
+        "            w, ws = next_w, next_ws",
+        "            ws = next_ws",
         INTERPRETED,
     ),
     Fault(
