@@ -93,7 +93,7 @@ def _add_product(acc, w, x, scale):
 
 @triton.jit
 def _take_row(
-    x_ptr, norm_ptr, narrow_type, eps, norm,
+    x_ptr, narrow_type, eps, norm,
     K: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """The row of x as e4m3 numbers, in fp32, [LANES, 16] a chunk, and their scales, [LANES / 8].
@@ -164,9 +164,7 @@ def _fp8_gemv_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    narrow, scales = _take_row(
-        x_ptr, norm_ptr, w_ptr.dtype.element_ty, eps, norm, K, LANES, CHUNKS, NORM
-    )
+    narrow, scales = _take_row(x_ptr, w_ptr.dtype.element_ty, eps, norm, K, LANES, CHUNKS, NORM)
     for turn in tl.static_range(TURNS):
         n = first + tl.arange(0, BLOCK_N)
         first += BLOCK_N
@@ -207,7 +205,8 @@ def gemv(
     """out = x @ weight.T, with what `linear_fp8` may put around it. x: [1, K], not yet quantized.
 
     block_n: weight rows at a time, a divisor of 128; warps: of a program; turns: tiles of so many
-    rows a program, which changes no result. out may be residual. With silu the gate has a multiple of 128 rows.
+    rows a program, which changes no result. out may be residual. With silu the gate has a multiple
+    of 128 rows.
     """
     width = x.shape[1]
     columns = out.shape[1]

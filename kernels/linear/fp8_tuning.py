@@ -46,6 +46,8 @@ Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library
 _FULL = 132  # programs that keep a large card busy
 _MOST_SPLIT = 4
 _MOST_TURNS = 4  # unrolled: more gain little, and the code grows
+_GEMV_BYTES = 16 << 20  # of a weight; converting the numbers of larger ones takes longest
+_LIBRARY_ROWS = 256  # the bucket from which the library's product is faster
 
 
 def choose(
@@ -62,10 +64,10 @@ def choose(
     shared: bytes of shared memory that a program may have (`support.shared_bytes`). library:
     whether torch's product is there (`fp8_library.available`)."""
     bucket = tuning.row_class(rows)
-    if library and bucket > tuning.ROW_BUCKETS[-1] and n % 16 == 0 and k % fp8_library.STEP == 0:
+    if library and bucket >= _LIBRARY_ROWS and n % 16 == 0 and k % fp8_library.STEP == 0:
         return Fp8Library()
-    if bucket == 1 and k % 16 == 0:
-        for block_n, warps in ((8, 8), (4, 8), (2, 8), (1, 8), (1, 16)):
+    if bucket == 1 and k % 16 == 0 and n * k <= _GEMV_BYTES:
+        for block_n, warps in ((4, 8), (2, 8), (1, 8), (1, 16)):
             if fp8_gemv.fits(k, block_n, warps, silu):
                 tiles = -(-n // ((2 if silu else 1) * block_n))
                 return Fp8Gemv(block_n, warps, min(_MOST_TURNS, -(-tiles // (2 * _FULL))))
@@ -75,17 +77,20 @@ def choose(
 
 
 def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
-    """Up to 32 rows what reads weights fast, with K split until the card is full; above, rows are
-    the M side of the instruction, since a thread then holds few of their scales."""
-    if silu:
-        if bucket <= 32:
-            return Fp8Tile(max(16, bucket), 64, swap=True, stages=4, warps=4)
-        return Fp8Tile(64, 128, swap=False, stages=4, warps=8)
-    if bucket > 64:
-        return Fp8Tile(64, 128, swap=False, stages=4, warps=4)
-    split = 1
-    while split < _MOST_SPLIT and -(-n // 128) * split < _FULL and k >= 2 * split * 512:
-        split *= 2
+    """Up to 32 rows weights are the M side of the instruction; above, rows are, since a thread then
+    holds few of their scales. K is split until the card is full. As an H200 likes it best."""
     if bucket <= 32:
-        return Fp8Tile(max(16, bucket), 128, swap=True, stages=4, warps=4, split=split)
-    return Fp8Tile(64, 128, swap=False, stages=4, warps=8, split=split)
+        tile = Fp8Tile(max(16, bucket), 128, swap=True, stages=4, warps=4)
+    elif silu:
+        tile = Fp8Tile(64, 128, swap=False, stages=4, warps=8)
+    elif bucket <= 64:
+        tile = Fp8Tile(64, 64, swap=False, stages=6, warps=4)
+    else:
+        tile = Fp8Tile(64, 128, swap=False, stages=4, warps=4)
+    if silu or bucket > tuning.ROW_BUCKETS[-1]:  # full without, or of any number of rows
+        return tile
+    tiles = -(-n // tile.block_n) * -(-bucket // tile.block_m)
+    split = 1
+    while split < _MOST_SPLIT and tiles * split < _FULL and k >= 2 * split * 512:
+        split *= 2
+    return replace(tile, split=split)

@@ -161,14 +161,26 @@ def test_no_rows_give_no_rows(device: torch.device) -> None:
     assert fp8_linear.linear_fp8(x, given).shape == (0, 128)
 
 
+def test_k_is_split_until_a_card_is_full_and_never_for_any_number_of_rows() -> None:
+    pytest.importorskip("triton")
+    from quire.kernels.linear.fp8_tuning import choose
+
+    splits = {rows: choose(4096, 12288, rows, False) for rows in (2, 64, 128, 256, 257)}
+    assert [v.split for v in splits.values() if isinstance(v, Fp8Tile)] == [4, 4, 4, 2, 1]
+    assert isinstance(choose(4096, 4096, 1, False), Fp8Gemv)
+    assert isinstance(choose(24576, 4096, 1, True), Fp8Tile)
+
+
 def test_the_library_is_asked_for_many_rows_alone_and_where_it_is_there() -> None:
     pytest.importorskip("triton")
     from quire.kernels.linear import fp8_library
     from quire.kernels.linear.fp8_tuning import choose
 
-    assert choose(4096, 4096, 257, False, library=True) == Fp8Library()
+    for rows in (129, 256, 257):
+        assert choose(4096, 4096, rows, False, library=True) == Fp8Library()
     for n, k, rows, there in (
-        (4096, 4096, 256, True),
+        (4096, 4096, 128, True),
+        (4096, 4096, 256, False),
         (4096, 4096, 257, False),
         (64, 640, 999, True),
     ):
@@ -178,7 +190,7 @@ def test_the_library_is_asked_for_many_rows_alone_and_where_it_is_there() -> Non
 
 @pytest.mark.triton
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [257, 1000])
+@pytest.mark.parametrize("rows", [129, 1000])
 def test_the_library_is_the_twin(rows: int, device: torch.device) -> None:
     from quire.kernels.linear import fp8_library
 
