@@ -1,18 +1,21 @@
-"""What FP8 weights cost in quality: next-token distributions of Pocket, beside those of bf16.
+"""What FP8 costs in quality, of weights and of a cache: next-token distributions of Pocket.
 
     python benchmarks/fp8_quality.py [--conversations 16] [--output FILE]
 
 Pocket has trained weights; the text is conversations of the grammars of its training, from a seed
 that training never had, and what counts is the assistant's words, which it was trained to write.
-All models compute on the CPU. Distances are of whole distributions, token by token: KL in nats from
-fp32's, and how often the likeliest token is another.
+All models compute on the CPU. The cache is float32; where a row says so, keys and values are
+rounded to e4m3 as they are written, with one of the scales that a cache of 8 bits may have: none,
+or the largest number of a head's block, or of one token's head, made e4m3's largest. Distances are
+of whole distributions, token by token: KL in nats from fp32's, and how often the likeliest token is
+another.
 """
 
 import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "pocket"))
@@ -30,10 +33,12 @@ from quire.engine.model.registry import build_model
 from quire.engine.weights.loader import load_checkpoint
 from quire.kernels import reference
 from quire.kernels.ops import Ops
+from quire.kernels.reference.fp8 import FP8, LARGEST
 from quire.service.models import pocket
 
 SEED, BUDGET, BLOCK = 1_000_003, 700, 64
 CPU = torch.device("cpu")
+SCALES = {"no scale": (), "a scale a head and block": (2, 3), "a scale a head and token": (3,)}
 
 
 @dataclass
@@ -54,9 +59,35 @@ class Distance:
         self.loss -= float(other.gather(1, following[:, None]).sum())
 
 
-def load(dtype: torch.dtype, fp8: Fp8 | None) -> CausalModel:
+class RoundedCache:
+    """The twins, but that the cache holds e4m3 numbers. over: dimensions of the cache
+    [blocks, Hkv, block_size, D] whose numbers share a scale; none: nothing is scaled."""
+
+    def __init__(self, over: tuple[int, ...]) -> None:
+        self._over = over
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reference, name)
+
+    def qk_norm_rope_kv_write(self, *given: Any) -> Tensor:
+        """As in `reference`; the last two are the caches, of one step that writes them whole."""
+        q = reference.qk_norm_rope_kv_write(*given)
+        for cache in given[-2:]:
+            cache.copy_(self.rounded(cache))
+        return q
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The nearest numbers that such a cache can hold, in fp32."""
+        scale = torch.ones(())
+        if self._over:
+            largest = x.abs().amax(self._over, keepdim=True)
+            scale = torch.where(largest == 0, 1.0, largest / LARGEST)
+        return (x / scale).clamp(-LARGEST, LARGEST).to(FP8).float() * scale
+
+
+def load(dtype: torch.dtype, fp8: Fp8 | None, ops: object = reference) -> CausalModel:
     config = replace(ModelConfig.from_directory(pocket.directory()), fp8=fp8)
-    model = build_model(config, cast(Ops, reference), dtype=dtype, device=CPU)
+    model = build_model(config, cast(Ops, ops), dtype=dtype, device=CPU)
     load_checkpoint(model, pocket.directory())
     return model
 
@@ -99,7 +130,7 @@ def answered(ids: list[int], opening: list[int], end: int) -> list[int]:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What FP8 weights cost in quality, on Pocket.")
+    parser = argparse.ArgumentParser(description="What FP8 costs in quality, on Pocket.")
     parser.add_argument("--conversations", type=int, default=16)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -110,6 +141,10 @@ def main() -> None:
         "bf16": load(torch.bfloat16, None),
         "fp8 in fp32": load(torch.float32, made),
         "fp8 in bf16": load(torch.bfloat16, made),
+    }
+    others |= {
+        f"fp32, cache fp8, {name}": load(torch.float32, None, RoundedCache(over))
+        for name, over in SCALES.items()
     }
     distances = {name: Distance() for name in others}
     tokenizer = Tokenizer.from_file(str(pocket.directory() / "tokenizer.json"))
