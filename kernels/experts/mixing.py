@@ -7,6 +7,8 @@ the products' own order (products.py) a token's result is the same bits beside a
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ from quire.kernels import support
 from quire.kernels.experts import sorting, tiles
 from quire.kernels.experts.products import grouped
 from quire.kernels.experts.products_fp8 import grouped_fp8
+from quire.kernels.experts.sorting import Order
 from quire.kernels.experts.tiles import Mix
 from quire.kernels.linear.fp8_quantize import quantize
 from quire.kernels.weight import Weight
@@ -83,20 +86,13 @@ def run(
     pdl: bool = False,
 ) -> Tensor:
     """`mix_experts` by given tiles."""
-    x, experts = x.contiguous(), experts.contiguous()
-    out = torch.empty_like(x) if residual is None else residual
-    if not x.numel():
-        return out
-    pairs = experts.numel()
-    order = None
-    if mix.is_sorted:
-        order = sorting.sort(experts, gate_up.shape[0], mix.block_m, pdl=pdl)
-    inner = x.new_empty(pairs, down.shape[2])
-    grouped(x, gate_up, inner, experts, order, mix.gate_up, mix.block_m, silu=True, pdl=pdl)
-    made = x.new_empty(pairs, x.shape[1])
-    grouped(inner, down, made, experts, order, mix.down, mix.block_m, silu=False, pdl=pdl)
-    add_up(made, weights.contiguous(), residual, out, pdl=pdl)
-    return out
+
+    def product(x: Tensor, out: Tensor, experts: Tensor, order: Order | None, silu: bool) -> None:
+        weight, tile = (gate_up, mix.gate_up) if silu else (down, mix.down)
+        grouped(x, weight, out, experts, order, tile, mix.block_m, silu=silu, pdl=pdl)
+
+    sizes = gate_up.shape[0], down.shape[2]
+    return _mixed(mix, product, sizes, x, experts, weights, residual, pdl)
 
 
 def mix_experts_fp8(
@@ -129,19 +125,39 @@ def run_fp8(
     pdl: bool = False,
 ) -> Tensor:
     """`mix_experts_fp8` by given tiles."""
+
+    def product(x: Tensor, out: Tensor, experts: Tensor, order: Order | None, silu: bool) -> None:
+        weight, tile = (gate_up, mix.gate_up) if silu else (down, mix.down)
+        taken = quantize(x, pdl=pdl)
+        grouped_fp8(taken, weight, out, experts, order, tile, mix.block_m, silu=silu, pdl=pdl)
+
+    sizes = gate_up.data.shape[0], down.data.shape[2]
+    return _mixed(mix, product, sizes, x, experts, weights, residual, pdl)
+
+
+def _mixed(
+    mix: Mix,
+    product: Callable[[Tensor, Tensor, Tensor, Order | None, bool], None],
+    sizes: tuple[int, int],
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    residual: Tensor | None,
+    pdl: bool,
+) -> Tensor:
+    """Gates and ups, downs, and their sum. product: (x, out, experts, order, silu), with silu of
+    gates and ups, which fills out; sizes: experts, and the width between the two products."""
     x, experts = x.contiguous(), experts.contiguous()
     out = torch.empty_like(x) if residual is None else residual
     if not x.numel():
         return out
-    pairs, order = experts.numel(), None
+    (count, width), pairs, order = sizes, experts.numel(), None
     if mix.is_sorted:
-        order = sorting.sort(experts, gate_up.data.shape[0], mix.block_m, pdl=pdl)
-    inner = x.new_empty(pairs, down.data.shape[2])
-    taken = quantize(x, pdl=pdl)
-    grouped_fp8(taken, gate_up, inner, experts, order, mix.gate_up, mix.block_m, silu=True, pdl=pdl)
+        order = sorting.sort(experts, count, mix.block_m, pdl=pdl)
+    inner = x.new_empty(pairs, width)
+    product(x, inner, experts, order, True)
     made = x.new_empty(pairs, x.shape[1])
-    taken = quantize(inner, pdl=pdl)
-    grouped_fp8(taken, down, made, experts, order, mix.down, mix.block_m, silu=False, pdl=pdl)
+    product(inner, made, experts, order, False)
     add_up(made, weights.contiguous(), residual, out, pdl=pdl)
     return out
 

@@ -1,8 +1,8 @@
 """Activations as FP8 products take them: e4m3, with a scale for each token and each 128 columns.
 
 Invariant: the numbers are those of `reference.fp8.quantize_rows`, whatever stands before them, and
-a row's do not depend on the rows beside it. What stands before (RMSNorm, SiLU·mul) is computed in
-fp32 and rounded to the activations' dtype first, as if it had been stored.
+a row's do not depend on the rows beside it. RMSNorm before it is computed in fp32 and rounded to
+the activations' dtype first, as if it had been stored.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -88,7 +88,7 @@ def _rms_norm_quantize_kernel(
 
 @triton.jit(do_not_specialize=["scale_row", "scale_group"])
 def _quantize_kernel(
-    x_ptr,  # [rows, K]; with SILU [rows, 2 * K], gate then up
+    x_ptr,  # [rows, K]
     data_ptr,  # [rows, K] e4m3
     scale_ptr,  # [rows, GROUPS] fp32, by its strides
     scale_row,
@@ -96,7 +96,6 @@ def _quantize_kernel(
     K: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,  # groups a program
-    SILU: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """grid (rows, ceil(GROUPS / BLOCK))."""
@@ -106,34 +105,20 @@ def _quantize_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    if SILU:
-        gate = tl.load(x_ptr + row * 2 * K + k, mask=k < K, other=0.0).to(tl.float32)
-        up = tl.load(x_ptr + row * 2 * K + K + k, mask=k < K, other=0.0).to(tl.float32)
-        y = gate / (1.0 + tl.exp(-gate)) * up
-        y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-    else:
-        y = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+    y = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
     _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
 
 
 def quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
     """Activations as they are. x: [T, K] contiguous."""
-    return _quantize(x, x.shape[1], silu=False, by_group=by_group, pdl=pdl)
-
-
-def silu_mul_quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
-    """silu(gate) * up. x: [T, 2 * K] contiguous, gate and up side by side."""
-    return _quantize(x, x.shape[1] // 2, silu=True, by_group=by_group, pdl=pdl)
-
-
-def _quantize(x: Tensor, width: int, *, silu: bool, by_group: bool, pdl: bool) -> Quantized:
+    width = x.shape[1]
     made = new(x, width, by_group=by_group)
     rows, groups = made.scale.shape
     if rows:
         block = min(_GROUPS_A_PROGRAM, triton.next_power_of_2(groups))
         _quantize_kernel[(rows, triton.cdiv(groups, block))](
             x, made.data, made.scale, *made.scale.stride(), K=width, GROUPS=groups, BLOCK=block,
-            SILU=silu, PDL=pdl, num_warps=4, launch_pdl=pdl,
+            PDL=pdl, num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return made
 

@@ -28,10 +28,6 @@ def quantizing() -> Calls:
             f"fp8 quantize {width}",
             lambda width=width: fp8_quantize.quantize(empty(8, width), by_group=True),
         )
-        yield (
-            f"fp8 silu, mul and quantize {width}",
-            lambda width=width: fp8_quantize.silu_mul_quantize(empty(8, 2 * width)),
-        )
     yield (
         "fp8 quantize float32",
         lambda: fp8_quantize.quantize(empty(8, 2048, dtype=torch.float32)),

@@ -51,17 +51,9 @@ def test_what_stands_before_is_rounded_as_if_it_were_stored(
 ) -> None:
     """Against the kernels that stand alone, then quantized: the sums are theirs."""
     from quire.kernels.linear import norms
-    from quire.kernels.linear.fp8_quantize import rms_norm_quantize, silu_mul_quantize
+    from quire.kernels.linear.fp8_quantize import rms_norm_quantize
 
     x = noise(rows, columns, torch.bfloat16, device).clamp(-100, 100)
-    both = torch.cat([x, x.flip(0)], 1)
-    one, other = silu_mul_quantize(both), norms.silu_mul(both)
-    data, scale = quantize_rows(other)
-    if device.type == "cpu":
-        same(one, (data, scale))
-    # Two kernels, whose exponentials may differ in their last bit: a bf16 more or less.
-    torch.testing.assert_close(one.scale, scale, rtol=2**-7, atol=0)
-    assert (one.data.float() == data.float()).float().mean() >= 0.95
     weight = 1 + 0.2 * x[0].clamp(-1, 1)
     normed = norms.rms_norm(x, weight, 1e-6)
     made = rms_norm_quantize(x, weight, 1e-6, by_group=True)
