@@ -343,16 +343,8 @@ class TritonOps:
         block_tables: Tensor,
     ) -> None:
         state.prepare_decode(
-            row_slots,
-            last_token,
-            num_computed,
-            slot_tables,
-            block_size,
-            token_ids,
-            positions,
-            slot_mapping,
-            context_lens,
-            block_tables,
+            *(row_slots, last_token, num_computed, slot_tables, block_size),
+            *(token_ids, positions, slot_mapping, context_lens, block_tables),
             pdl=self.pdl,
         )
 
@@ -371,17 +363,8 @@ class TritonOps:
         block_tables: Tensor,
     ) -> None:
         state.prepare_mixed(
-            row_slots,
-            query_start_loc,
-            num_computed,
-            last_token,
-            slot_tables,
-            block_size,
-            token_ids,
-            positions,
-            slot_mapping,
-            context_lens,
-            block_tables,
+            *(row_slots, query_start_loc, num_computed, last_token, slot_tables, block_size),
+            *(token_ids, positions, slot_mapping, context_lens, block_tables),
             pdl=self.pdl,
         )
 
