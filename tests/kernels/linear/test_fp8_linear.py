@@ -82,15 +82,14 @@ def test_one_row_at_odd_sizes(columns: int, width: int, device: torch.device) ->
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize(("columns", "around"), [(70, {"residual": True}), (256, {"silu": True})])
+@pytest.mark.parametrize(("columns", "around"), [(70, {"residual": True}), (128, {"silu": True})])
 def test_a_program_of_several_tiles_sums_as_one_of_each(
     columns: int, around: dict[str, bool], device: torch.device
 ) -> None:
     """Programs whose last tiles are past the weight's end among them."""
     each = check(Fp8Gemv(16, 4), 1, columns, 264, device, norm=True, **around)
-    for turns in (2, 3, 7):
-        found = check(Fp8Gemv(16, 4, turns), 1, columns, 264, device, norm=True, **around)
-        assert torch.equal(found, each)
+    found = check(Fp8Gemv(16, 4, 3), 1, columns, 264, device, norm=True, **around)
+    assert torch.equal(found, each)
 
 
 @pytest.mark.triton
