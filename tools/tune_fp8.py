@@ -53,7 +53,7 @@ def _listed(product: Product, rows: int) -> Iterator[Fp8Variant]:
         for block_n in (2, 4, 8, 16):
             for warps in (4, 8, 16):
                 if fp8_gemv.fits(product.k, block_n, warps, product.silu):
-                    yield Fp8Gemv(block_n, warps)
+                    yield from (Fp8Gemv(block_n, warps, turns) for turns in (1, 2, 4))
     if rows <= 64:
         block_m = max(16, 1 << (rows - 1).bit_length())
         for split in (1, 2, 4, 8):
@@ -217,7 +217,7 @@ def _short(variant: Fp8Variant) -> str:
     if isinstance(variant, Fp8Library):
         return "library"
     if isinstance(variant, Fp8Gemv):
-        return f"gemv {variant.block_n} {variant.warps}w"
+        return f"gemv {variant.block_n} {variant.warps}w x{variant.turns}"
     v = variant
     swap = "s" if v.swap else "n"
     return f"{v.block_m}x{v.block_n}{swap} {v.stages}st {v.warps}w /{v.split}"

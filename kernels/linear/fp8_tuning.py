@@ -87,10 +87,13 @@ def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
         tile = Fp8Tile(64, 64, swap=False, stages=6, warps=4)
     else:
         tile = Fp8Tile(64, 128, swap=False, stages=4, warps=4)
+    if silu and bucket == 1 and k >= 1024:
+        return replace(tile, block_n=64, split=2)
     if silu or bucket > tuning.ROW_BUCKETS[-1]:  # full without, or of any number of rows
         return tile
     tiles = -(-n // tile.block_n) * -(-bucket // tile.block_m)
+    most = _MOST_SPLIT if bucket <= 64 else 2  # adding up four of 64 x 128 takes more registers
     split = 1
-    while split < _MOST_SPLIT and tiles * split < _FULL and k >= 2 * split * 512:
+    while split < most and tiles * split < _FULL and k >= 2 * split * 512:
         split *= 2
     return replace(tile, split=split)

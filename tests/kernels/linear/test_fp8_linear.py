@@ -165,9 +165,10 @@ def test_k_is_split_until_a_card_is_full_and_never_for_any_number_of_rows() -> N
     from quire.kernels.linear.fp8_tuning import choose
 
     splits = {rows: choose(4096, 12288, rows, False) for rows in (2, 64, 128, 256, 257)}
-    assert [v.split for v in splits.values() if isinstance(v, Fp8Tile)] == [4, 4, 4, 2, 1]
+    assert [v.split for v in splits.values() if isinstance(v, Fp8Tile)] == [4, 4, 2, 2, 1]
     assert isinstance(choose(4096, 4096, 1, False), Fp8Gemv)
-    assert isinstance(choose(24576, 4096, 1, True), Fp8Tile)
+    gates = [choose(24576, 4096, rows, True) for rows in (1, 8)]
+    assert [v.split for v in gates if isinstance(v, Fp8Tile)] == [2, 1]
 
 
 def test_the_library_is_asked_for_many_rows_alone_and_where_it_is_there() -> None:
