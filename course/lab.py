@@ -10,6 +10,7 @@ Notebooks lie one folder below this one and import it so:
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,14 @@ def figures(chapter: str) -> dict[str, Any]:
     for key in fresh.keys() - set(fresh.get("measured", ())):
         assert alike(kept[key], fresh[key]), f"{chapter}: {key} was {kept[key]}, is {fresh[key]}"
     return fresh
+
+
+def show(table: Sequence[Sequence[Any]]) -> None:
+    """Print a table: each column as wide as it needs, without the marks of the texts' tables."""
+    cells = [[str(cell).replace("**", "").strip("`") for cell in line] for line in table]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def draw(chapter: str, found: dict[str, Any]) -> Any:

@@ -95,8 +95,7 @@ print(f"{bytes_per_token:,} bytes a token, {bytes_per_token * 2048:,} for Pocket
 
 # %%
 figures = lab.figures("02-keys-and-values-kept")
-for line in figures["table"]:
-    print(*(f"{cell!s:>20}" for cell in line))
+lab.show(figures["table"])
 
 # %% [markdown]
 # ## The picture

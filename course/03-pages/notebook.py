@@ -104,8 +104,7 @@ print("equal, bit for bit")
 
 # %%
 figures = lab.figures("03-pages")
-for line in figures["table"]:
-    print(*(f"{cell!s:>22}" for cell in line))
+lab.show(figures["table"])
 assert figures["preemptions"] == 0
 
 # %% [markdown]

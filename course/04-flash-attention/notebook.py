@@ -97,8 +97,7 @@ for tokens in (128, 1024, 4096):
 
 # %%
 figures = lab.figures("04-flash-attention")
-for line in figures["table"]:
-    print(*(f"{cell:>14}" for cell in line))
+lab.show(figures["table"])
 
 # %% [markdown]
 # And what a GPU made of it: these figures were measured on an H200 and are committed with the

@@ -107,8 +107,7 @@ for name in ("equal", "spread"):
 # Processor time on this machine, on one thread.
 
 # %%
-for line in figures["table"]:
-    print(*(f"{cell!s:>16}" for cell in line))
+lab.show(figures["table"])
 
 # %% [markdown]
 # ## The picture

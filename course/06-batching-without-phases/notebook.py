@@ -102,8 +102,7 @@ assert [request.output for request in done] == [
 
 # %%
 figures = lab.figures("06-batching-without-phases")
-for line in figures["table"]:
-    print(*(f"{cell!s:>24}" for cell in line))
+lab.show(figures["table"])
 
 # %% [markdown]
 # And a long letter that comes while three others talk. A step's budget says how long they wait for it.

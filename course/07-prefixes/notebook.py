@@ -92,8 +92,7 @@ print(f"found: {first.cached}, then {again.cached} of {len(text)} tokens")
 
 # %%
 figures = lab.figures("07-prefixes")
-for line in figures["table"]:
-    print(*(f"{cell!s:>10}" for cell in line))
+lab.show(figures["table"])
 assert sum(figures["without"]) == figures["table"][-1][1]
 
 # %% [markdown]

@@ -68,8 +68,7 @@ print(f"{sum(map(len, answers))} tokens, and {wasted} drawn for nothing")
 
 # %%
 figures = lab.figures("08-the-device-never-waits")
-for line in figures["table"]:
-    print(*(f"{cell!s:>14}" for cell in line))
+lab.show(figures["table"])
 
 # %% [markdown]
 # The tiny model is still waited for: its steps are shorter than the host's work. What then? Make

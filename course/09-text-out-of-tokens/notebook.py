@@ -93,6 +93,5 @@ assert len(as_mark) == 1
 
 # %%
 figures = lab.figures("09-text-out-of-tokens")
-for line in figures["table"]:
-    print(*(f"{cell:>18}" for cell in line))
+lab.show(figures["table"])
 figure = lab.draw("09-text-out-of-tokens", figures)

@@ -126,6 +126,5 @@ assert busy[0]["in_time"] < busy[1]["in_time"]
 # ## A slow reader, counted
 
 # %%
-for line in figures["table"]:
-    print(*(f"{cell!s:>16}" for cell in line))
+lab.show(figures["table"])
 figure = lab.draw("10-a-service", figures)

@@ -91,6 +91,5 @@ for way, share in figures["moved"].items():
 # And what it sends for it, for each token of a step.
 
 # %%
-for line in figures["table"]:
-    print(*(f"{cell!s:>22}" for cell in line))
+lab.show(figures["table"])
 figure = lab.draw("11-many-cards-many-replicas", figures)

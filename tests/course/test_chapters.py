@@ -88,6 +88,11 @@ def test_figures_that_differ_by_more_than_rounding_are_seen(
     assert lab.alike(kept, fresh) is equal
 
 
+def test_a_table_is_printed_as_wide_as_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    lab.show([["turn", "found"], ["`1`", 1084], ["**all**", "0%"]])
+    assert capsys.readouterr().out == "turn  found\n   1   1084\n all     0%\n"
+
+
 def test_links_lead_somewhere() -> None:
     for text in sorted(chapters.COURSE.rglob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text.read_text(encoding="utf-8")):
