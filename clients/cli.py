@@ -35,7 +35,7 @@ from quire.clients.commands.watch import watch
 from quire.clients.help import WIDEST, App
 
 GROUP = "quire.commands"
-SERVER_COMMANDS = ("serve", "hash-key")
+SERVER_COMMANDS = ("serve", "ray", "hash-key")
 CLIENT_COMMANDS = (
     *("generate", "chat", "batch", "tokenize", "stats", "health", "loadtest", "top", "watch"),
 )

@@ -230,7 +230,7 @@ class Connection:
     def channels(self) -> list[grpc.Channel]:
         """Synchronous channels, whose servers take turns; nothing is connected yet.
 
-        One, unless TLS has to check different names: then one a server (see rotation).
+        One, unless TLS has to check different names: then one a server.
         """
         return [connection._channel() for connection in self._apart()]
 

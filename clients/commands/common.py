@@ -30,6 +30,7 @@ from quire.clients.errors import (
     Unauthenticated,
     Unavailable,
 )
+from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN, ReplicaPolicy
 
 P = ParamSpec("P")
 INTERRUPTED = 130
@@ -66,6 +67,14 @@ def _address(default: str) -> Any:
 
 Address = Annotated[list[str] | None, _address(DEFAULT_ADDRESS)]
 AddressOrNone = Annotated[list[str] | None, _address("none; a server of its own")]
+Routing = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How one of several servers is chosen: {PREFIX} (the one that has a prompt's"
+        f" beginning, default) or {ROUND_ROBIN}.",
+        rich_help_panel=SERVER,
+    ),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option(
@@ -140,10 +149,12 @@ def make_client(
     api_key: str | None,
     tls: TLS | bool,
     timeout: float | None,
+    routing: str | None = None,
 ) -> Client:
     """A client as the options say."""
     addresses = list(address) if address else DEFAULT_ADDRESS
-    return Client(addresses, api_key=api_key, tls=tls, timeout=timeout)
+    policy = None if routing is None else ReplicaPolicy(routing=routing)
+    return Client(addresses, api_key=api_key, tls=tls, timeout=timeout, replicas=policy)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -201,9 +212,10 @@ def connected(
     tls: TLS | bool,
     timeout: float | None,
     named: Callable[[str], str] = str,
+    routing: str | None = None,
 ) -> Iterator[Client]:
     """A client as the options say, whose failed calls end the command (see errors_at)."""
-    with make_client(address, api_key, tls, timeout) as client:
+    with make_client(address, api_key, tls, timeout, routing) as client:
         with errors_at(client.connection, named):
             yield client
 

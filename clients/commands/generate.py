@@ -65,6 +65,7 @@ def generate(
         list[str] | None, typer.Option(help="One of these texts; give it several times.")
     ] = None,
     address: common.Address = None,
+    routing: common.Routing = None,
     api_key: common.ApiKey = None,
     tls: common.UseTLS = False,
     tls_ca: common.RootFile = None,
@@ -82,7 +83,7 @@ def generate(
         raise OptionError("--logprobs: needs --json, which shows them")
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with common.connected(address, api_key, secure, timeout, named) as client:
+    with common.connected(address, api_key, secure, timeout, named, routing) as client:
         ask = functools.partial(
             client.generate,
             ids_only=ids_only or None,

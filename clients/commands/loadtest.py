@@ -85,6 +85,7 @@ def loadtest(
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     address: common.Address = None,
+    routing: common.Routing = None,
     api_key: common.ApiKey = None,
     tls: common.UseTLS = False,
     tls_ca: common.RootFile = None,
@@ -127,9 +128,10 @@ def loadtest(
     if report is not None:
         _check_report(report)
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    with common.connected(address, api_key, secure, 10 if timeout is None else timeout) as client:
+    first = 10 if timeout is None else timeout
+    with common.connected(address, api_key, secure, first, routing=routing) as client:
         model = client.stats().model
-    target = _target(address, api_key, secure, timeout, model.vocab_size)
+    target = _target(address, api_key, secure, timeout, model.vocab_size, routing)
     sessions = plan.sessions(model.max_model_len)
     runs = [_run(plan, step, sessions, target, model.name, limits, detailed) for step in steps]
     if report is not None:
@@ -258,11 +260,12 @@ def _target(
     tls: Any,
     timeout: float | None,
     vocab_size: int,
+    routing: str | None,
 ) -> "Target":
     from quire.clients.loadtest.drive import Target
 
     where = list(address) if address else [DEFAULT_ADDRESS]
-    return Target(where, api_key, tls or None, timeout, vocab_size)
+    return Target(where, api_key, tls or None, timeout, vocab_size, routing)
 
 
 def _run(

@@ -34,6 +34,8 @@ class Target:
     tls: TLS | None = None
     timeout: float | None = None
     vocab_size: int = 0
+    routing: str | None = None
+    """How one of several servers is chosen; None: as the client library does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def _deal(target: Target, load: Load) -> list[Job]:
     count = max(1, min(load.processes, len(load.sessions), width or load.processes))
     whole = Job(
         address=target.address,
+        routing=target.routing,
         api_key=target.api_key,
         tls=_plain_tls(target.tls),
         timeout=target.timeout,

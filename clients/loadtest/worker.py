@@ -5,7 +5,8 @@ reads `start` (a time of the monotonic clock, which all processes of a machine s
 `progress` now and then, and last `result`. Credentials come in the job, never on the command line.
 
 Invariant: an open loop's requests are sent at their intended starts whatever has come back; what
-holds one up (a cap on concurrency, a busy client) counts into its latency.
+holds one up (a cap on concurrency, a busy client) counts into its latency. Of several servers the
+client library chooses, and goes on elsewhere where one breaks: what that takes counts as well.
 """
 
 import asyncio
@@ -20,14 +21,16 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from quire.clients.async_client import AsyncClient, AsyncGeneration
 from quire.clients.connection import TLS, Connection
+from quire.clients.errors import CallError
 from quire.clients.loadtest import record as records
 from quire.clients.loadtest import workload
 from quire.clients.loadtest.record import ClientLoad, Record
 from quire.clients.loadtest.statistics import percentile
 from quire.clients.loadtest.workload import Session, Turn
 from quire.clients.prompts import build_request
-from quire.clients.rotation import Rotation
+from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
@@ -39,6 +42,7 @@ class Job:
     """A worker's share. starts None: a closed loop of `concurrency`; else open, capped by it."""
 
     address: list[str]
+    routing: str | None
     api_key: str | None
     tls: dict[str, Any] | None
     timeout: float | None
@@ -61,9 +65,14 @@ class Worker:
         connection = Connection(job.address, api_key=job.api_key, tls=tls)
         self._job = job
         self._metadata = connection.metadata
-        self._channels = connection.aio_channels()
-        self._stubs: list[Any] = [pb_grpc.InferenceServiceStub(c) for c in self._channels]
-        self._rotation = Rotation(len(self._channels))
+        self._client: AsyncClient | None = None  # where somebody has to choose a server
+        self._channels = []
+        if job.routing is not None or len(job.address) > 1:
+            policy = ReplicaPolicy(routing=job.routing or PREFIX)
+            self._client = AsyncClient(job.address, api_key=job.api_key, tls=tls, replicas=policy)
+        else:
+            self._channels = connection.aio_channels()
+            self._stub: Any = pb_grpc.InferenceServiceStub(self._channels[0])
         self._sessions = [workload.from_plain(s) for s in job.sessions]
         self._prefixes: dict[workload.Segment, list[int]] = {}
         self._requests = {s.number: self._build(s.turns[0], []) for s in self._sessions}
@@ -88,6 +97,8 @@ class Worker:
         )
         for channel in self._channels:
             await channel.close()
+        if self._client is not None:
+            await self._client.close()
         return load
 
     def _now(self) -> float:
@@ -148,16 +159,22 @@ class Worker:
     async def _send(self, request: pb.GenerateRequest, record: Record) -> list[int]:
         answer: list[int] = []
         record.sent = self._now()
-        stub = self._stubs[self._rotation.take()]
-        call = stub.Generate(request, timeout=self._job.timeout, metadata=self._metadata)
         try:
-            async for response in call:
+            async for response in self._call(request):
                 self._note(response, record, answer)
         except grpc.RpcError as error:
             record.status, record.message = error.code().name, error.details() or ""
+        except CallError as error:
+            record.status, record.message = error.code.name, error.message
         record.ended = self._now()
         self._ended += 1
         return answer
+
+    def _call(self, request: pb.GenerateRequest) -> Any:
+        timeout = self._job.timeout
+        if self._client is not None:
+            return AsyncGeneration(self._client, request, timeout).messages()
+        return self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
 
     def _note(self, response: pb.GenerateResponse, record: Record, answer: list[int]) -> None:
         kind = response.WhichOneof("event")

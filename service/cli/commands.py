@@ -1,10 +1,11 @@
-"""The server's commands: serve, hash-key.
+"""The server's commands: serve, ray, hash-key.
 
 Invariant: a fault that a person can cause ends with one line on standard error and exit code 2,
 without a traceback. Nothing heavy is imported before a command is run.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from quire.service.cli.options import (
     model_argument,
     with_flags,
 )
+from quire.service.ray.plan import Plan
 from quire.service.settings import ServiceConfig, Settings, read_settings
 
 EXIT_DOES_NOT_FIT = 1  # of a dry run
@@ -43,6 +45,11 @@ def register(app: typer.Typer) -> None:
         ),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
+    ray_flags = [
+        extra_flag(one.name, type(one.default), one.default, one.metadata["help"])
+        for one in dataclasses.fields(Plan)
+    ]
+    app.command("ray")(with_flags(ray, "ray", ray_flags))
     app.command("hash-key")(hash_key)
 
 
@@ -77,6 +84,20 @@ def serve(values: dict[str, Any]) -> int:
     --config, else it is the default.
     """
     return _explained(lambda: _serve(_one_model(values)))
+
+
+def ray(values: dict[str, Any]) -> int:
+    """Serve a model by several replicas on this machine, under Ray Serve.
+
+    Each replica has an engine of its own. Needs the extra `ray`.
+    """
+
+    def run() -> int:
+        from quire.service.ray.start import run_forever
+
+        return run_forever(Plan(**values))
+
+    return _explained(run)
 
 
 def _one_model(values: dict[str, Any]) -> dict[str, Any]:

@@ -283,6 +283,23 @@ def test_turns_of_a_session_continue_its_history(server: Any) -> None:
     assert outcome.records[0].output_tokens == 3
 
 
+@pytest.mark.parametrize("routing", (None, "prefix", "round_robin"))
+def test_of_several_servers_the_client_library_chooses(
+    server: Any, second_server: Any, routing: str | None
+) -> None:
+    sessions = list(workload.conversations(3, 4, Lengths(Span(20, 20), Span(4, 4)), 0))
+    both = [server.address, second_server.address]
+    target = Target(both, vocab_size=50, routing=routing)
+    outcome = drive.run(target, Load(sessions, None, 1))
+    assert [r.status for r in outcome.records] == ["OK"] * 12
+    asked = [list(one.seen.requests) for one in (server, second_server)]
+    if routing == "round_robin":
+        assert [len(requests) for requests in asked] == [6, 6]
+    else:
+        of_each = [{tuple(r.token_ids.ids[:20]) for r in requests} for requests in asked]
+        assert not of_each[0] & of_each[1], "a conversation went to both"
+
+
 def test_several_processes_share_the_work(server: Any) -> None:
     sessions = list(workload.random_prompts(21, Lengths(Span(4, 4), Span(2, 2)), 0.5, 7))
     seen: list[int] = []

@@ -22,7 +22,6 @@ from quire.clients import (
     Unavailable,
 )
 from quire.clients.replicas import fleet as fleet_module
-from quire.clients.rotation import REST, Rotation
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="no openssl command here")
@@ -171,27 +170,3 @@ def test_who_is_down_is_not_asked_again(
 
     asyncio.run(run())
     assert len(named.seen.requests) == 4 + 3
-
-
-def test_servers_take_turns() -> None:
-    rotation = Rotation(3, clock=lambda: 0.0)
-    assert [rotation.take() for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_one_that_is_down_rests_and_comes_back() -> None:
-    now = [100.0]
-    rotation = Rotation(3, clock=lambda: now[0])
-    rotation.report(1, up=False)
-    assert [rotation.take() for _ in range(4)] == [0, 2, 0, 2]
-    now[0] += REST
-    assert [rotation.take() for _ in range(3)] == [0, 1, 2]
-    rotation.report(1, up=False)
-    rotation.report(1, up=True)
-    assert [rotation.take() for _ in range(3)] == [0, 1, 2]
-
-
-def test_where_all_are_down_all_are_tried() -> None:
-    rotation = Rotation(2, clock=lambda: 0.0)
-    for server in (0, 1):
-        rotation.report(server, up=False)
-    assert [rotation.take() for _ in range(4)] == [0, 1, 0, 1]

@@ -24,20 +24,6 @@ FAULTS = (
         SEVERAL,
     ),
     Fault(
-        "clients: a server that is down gets its turns all the same",
-        "clients/rotation.py",
-        'float("-inf") if up else self._clock() + REST',
-        'float("-inf")',
-        SEVERAL,
-    ),
-    Fault(
-        "clients: a server that was down never comes back",
-        "clients/rotation.py",
-        "self._clock() + REST",
-        'float("inf")',
-        SEVERAL,
-    ),
-    Fault(
         "clients: waits have no jitter",
         "clients/retry.py",
         "self._uniform(0.5, 1.0)",

@@ -1,0 +1,82 @@
+"""What Ray's proxies hand calls to: quire.v1's methods by name, and the OpenAI API.
+
+Invariant: an ingress holds no engine and decides nothing about a call but where it goes. Over gRPC
+a status keeps its code and its words; its rich details end here, since Ray's proxy sends trailers
+with messages alone. A caller that leaves, or whose deadline passes, is cancelled by Ray, and so is
+the replica's call; the deadline itself is not told to us.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from quire.service.errors import Refusal, clip
+from quire.service.ray.openai_face import OpenAIFace
+from quire.service.ray.plan import Plan
+from quire.service.ray.streams import Streams
+from quire.v1 import inference_pb2 as pb
+
+
+class Ingress:
+    """A deployment's class. Its methods are the contract's; Ray finds them by their names."""
+
+    def __init__(self, plan: Plan, engines: Any) -> None:
+        """engines: the handle of their deployment."""
+        self._streams = Streams(engines)
+        self._openai = OpenAIFace(self._streams, plan)
+
+    async def Generate(
+        self, request: pb.GenerateRequest, grpc_context: Any
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams one request's tokens, from as many replicas as that takes."""
+        with _told(grpc_context):
+            messages = self._streams.generate(request, grpc_context.invocation_metadata())
+            async for message in messages:
+                yield message
+
+    async def Stats(self, request: pb.StatsRequest, grpc_context: Any) -> pb.StatsResponse:
+        """Of one replica."""
+        return await self._ask("Stats", request, pb.StatsResponse, grpc_context)
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, grpc_context: Any
+    ) -> pb.GetModelInfoResponse:
+        """Of one replica; they serve the same."""
+        return await self._ask("GetModelInfo", request, pb.GetModelInfoResponse, grpc_context)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, grpc_context: Any) -> pb.TokenizeResponse:
+        """By one replica."""
+        return await self._ask("Tokenize", request, pb.TokenizeResponse, grpc_context)
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, grpc_context: Any
+    ) -> pb.DetokenizeResponse:
+        """By one replica."""
+        return await self._ask("Detokenize", request, pb.DetokenizeResponse, grpc_context)
+
+    async def FlushCache(
+        self, request: pb.FlushCacheRequest, grpc_context: Any
+    ) -> pb.FlushCacheResponse:
+        """Of one replica: ask as often as there are, or each by itself."""
+        return await self._ask("FlushCache", request, pb.FlushCacheResponse, grpc_context)
+
+    async def __call__(self, request: Any) -> Any:
+        """The OpenAI API: Ray gives a starlette request, and sends the response."""
+        return await self._openai.answer(request)
+
+    async def _ask(self, method: str, request: Any, kind: Any, grpc_context: Any) -> Any:
+        with _told(grpc_context):
+            metadata = grpc_context.invocation_metadata()
+            return kind.FromString(await self._streams.ask(method, request, metadata))
+
+
+@contextlib.contextmanager
+def _told(grpc_context: Any) -> Any:
+    """A refusal's code and words go where Ray's proxy takes them from."""
+    try:
+        yield
+    except Refusal as refusal:
+        grpc_context.set_code(refusal.code)
+        words = clip(refusal.message)
+        grpc_context.set_details(words)
+        raise RuntimeError(words) from None  # which crosses processes, where ours does not

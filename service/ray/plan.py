@@ -1,0 +1,100 @@
+"""What an application consists of: plain values, checked before Ray is asked for anything."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quire.engine.errors import ConfigError
+from quire.service.settings import Settings, listed, read_settings
+
+_OWN = {  # of a replica's server, which stands behind Ray's proxies
+    "port": 0,
+    "http_port": 0,
+    "host": "127.0.0.1",
+}
+_REFUSED = (
+    "health_port",
+    "gateway_port",
+    "metrics_port",
+    "tls_cert",
+    "tls_client_ca",
+)
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Options of `quire ray`; values are checked, ConfigError names the one that cannot be."""
+
+    model: str = _option("pocket", "the model, as of quire serve")
+    config: str = _option("", "TOML file with the options of each replica's server")
+    replicas: int = _option(2, "replicas at the start, and at least; each has an engine of its own")
+    max_replicas: int = _option(0, "replicas at most; 0: as many as replicas, and no scaling")
+    target_ongoing: float = _option(
+        32.0, "calls of a replica, queued and running, around which it is scaled"
+    )
+    cpus: float = _option(1.0, "CPUs of each replica")
+    gpus: float = _option(0.0, "GPUs of each replica")
+    port: int = _option(9000, "port of quire.v1, on this machine")
+    http_port: int = _option(8000, "port of the OpenAI API, on this machine")
+    http_names: str = _option("", "host names by which the OpenAI API may be called; * is any")
+
+    def __post_init__(self) -> None:
+        _within("replicas", self.replicas, 1, 10_000)
+        _within("max_replicas", self.max_replicas, 0, 10_000)
+        if self.max_replicas and self.max_replicas < self.replicas:
+            raise ConfigError(
+                f"max_replicas = {self.max_replicas}: less than replicas = {self.replicas}"
+            )
+        if not 0 < self.target_ongoing <= 1e6:
+            raise ConfigError(f"target_ongoing = {self.target_ongoing}: must be above 0, to 1e6")
+        for name in ("cpus", "gpus"):
+            _within(name, getattr(self, name), 0, 1024)
+        for name in ("port", "http_port"):
+            _within(name, getattr(self, name), 1, 65535)
+        if self.port == self.http_port:
+            raise ConfigError(f"port = {self.port}: is http_port too")
+        self.settings()
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, str]) -> "Plan":
+        """As Serve gives them: texts. Raises ConfigError."""
+        kinds = {one.name: type(one.default) for one in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, text in arguments.items():
+            if name not in kinds:
+                raise ConfigError(f"{name}: no such option; there are {', '.join(kinds)}")
+            try:
+                values[name] = kinds[name](text)
+            except ValueError:
+                raise ConfigError(
+                    f"{name} = {text!r}: must be of type {kinds[name].__name__}"
+                ) from None
+        return cls(**values)
+
+    def settings(self) -> Settings:
+        """What each replica's server runs with. Raises ConfigError."""
+        file = Path(self.config) if self.config else None
+        settings = read_settings({"model": self.model, **_OWN}, {}, file)
+        for name in _REFUSED:
+            if getattr(settings.service, name) is not None:
+                value = getattr(settings.service, name)
+                raise ConfigError(f"{name} = {value}: not under Ray, whose proxies stand in front")
+        if settings.engine.nnodes > 1:
+            raise ConfigError(f"nnodes = {settings.engine.nnodes}: a replica is on one machine")
+        return settings
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the OpenAI API."""
+        return listed(self.http_names)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} = {value}: must be {low} to {high}")

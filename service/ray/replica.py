@@ -1,0 +1,104 @@
+"""One engine: a whole server on a port of its own that nobody but its replica knows.
+
+Invariant: what a call passes is what any call passes: keys (by the caller's own metadata), limits,
+queue, drain, counts, log. How it ended goes back as a value, since Ray has no statuses: the code,
+the words, and the trailers with the rich details. An engine that died fails the health check, and
+Ray starts another.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeAlias
+
+import grpc
+
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.service.app.placement import placed
+from quire.service.app.server import Server
+from quire.service.models.resolve import resolve
+from quire.service.ray.plan import Plan
+from quire.v1 import inference_pb2 as pb
+from quire.v1 import inference_pb2_grpc as pb_grpc
+
+Pairs: TypeAlias = Sequence[tuple[str, str]]
+End: TypeAlias = tuple[str, str, tuple[tuple[str, str | bytes], ...]]
+"""How a call ended other than well: the status's name, its words, its trailers."""
+_FORWARDED = ("authorization", "traceparent", "tracestate")
+_REQUESTS = {
+    "Stats": pb.StatsRequest,
+    "GetModelInfo": pb.GetModelInfoRequest,
+    "Tokenize": pb.TokenizeRequest,
+    "Detokenize": pb.DetokenizeRequest,
+    "FlushCache": pb.FlushCacheRequest,
+}
+
+
+class EngineReplica:
+    """A deployment's class. Made within its replica."""
+
+    async def __init__(self, plan: Plan) -> None:
+        """Ready when it returns. Raises QuireError."""
+        settings = plan.settings()
+        resolved = resolve(settings.engine)
+        config = settings.engine.replace(model=resolved.engine_model)
+        shape = model_config(config)
+        self._held = contextlib.ExitStack()
+        make_link = self._held.enter_context(placed(settings))
+        self._server = Server(settings, resolved, AsyncEngine(make_link(config)))
+        await self._server.open(resolve_max_model_len(config, shape))
+        await self._server.load(shape.vocab_size)
+        self._died = asyncio.ensure_future(self._server.wait_dead())
+        self._channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{self._server.port}", [("grpc.max_receive_message_length", -1)]
+        )
+        self._stub: Any = pb_grpc.InferenceServiceStub(self._channel)
+
+    async def generate(
+        self, request: bytes, metadata: Pairs, keys: tuple[int, tuple[bytes, ...]]
+    ) -> AsyncIterator[bytes | End]:
+        """The stream's messages, then, where it did not end well, how it did. keys: the router
+        has read them."""
+        del keys
+        call = self._stub.Generate(
+            pb.GenerateRequest.FromString(request), metadata=_forwarded(metadata)
+        )
+        try:
+            async for message in call:
+                yield message.SerializeToString()
+        except grpc.aio.AioRpcError as error:
+            yield _end(error)
+        finally:
+            call.cancel()
+
+    async def ask(self, method: str, request: bytes, metadata: Pairs) -> bytes | End:
+        """A call with one answer."""
+        message = _REQUESTS[method].FromString(request)
+        try:
+            answer = await getattr(self._stub, method)(message, metadata=_forwarded(metadata))
+        except grpc.aio.AioRpcError as error:
+            return _end(error)
+        packed: bytes = answer.SerializeToString()
+        return packed
+
+    def check_health(self) -> None:
+        """Ray asks. Raises where the engine is gone."""
+        if self._died.done():
+            raise RuntimeError("the engine has died")
+
+    async def __del__(self) -> None:
+        """Ray calls it when the replica is stopped: its calls have ended by then."""
+        self._died.cancel()
+        await self._channel.close()
+        await self._server.stop()
+        self._held.close()
+
+
+def _forwarded(metadata: Pairs) -> Pairs:
+    return [(name, value) for name, value in metadata if name in _FORWARDED]
+
+
+def _end(error: grpc.aio.AioRpcError) -> End:
+    trailers = tuple((str(name), value) for name, value in error.trailing_metadata() or ())
+    return error.code().name, error.details() or "", trailers

@@ -1,0 +1,157 @@
+"""A call of the deployment of engines as the clients' own loop wants it: read, cancel, a status.
+
+Invariant: a replica that is gone is UNAVAILABLE, whatever Ray calls it, so the stream goes on at
+another, as often as the clients' policy says, by the seed and the ids that were received.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import grpc
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from quire.clients.errors import CallError
+from quire.clients.replicas.addresses import Address
+from quire.clients.replicas.affinity import keys_of
+from quire.clients.replicas.async_travel import OnlyMessages, Travel
+from quire.clients.replicas.budget import Budget
+from quire.clients.replicas.course import Leg, Surroundings
+from quire.clients.replicas.fleet import Fleet
+from quire.clients.replicas.journey import Journey
+from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
+from quire.clients.retry import RetryPolicy
+from quire.service import errors
+from quire.service.errors import Refusal, Violation
+from quire.service.ray.replica import End, Pairs
+from quire.v1 import inference_pb2 as pb
+
+LOST = "the replica is gone"
+
+
+class _Everywhere:
+    """In place of a lookup of names: Ray knows where its replicas are."""
+
+    def refresh(self, update: Any) -> None:
+        """Nothing changes."""
+
+    def lost(self) -> None:
+        """Ray notices by itself."""
+
+
+class Streams:
+    """Of one ingress."""
+
+    def __init__(self, engines: Any) -> None:
+        """engines: the handle of their deployment."""
+        self._generate = engines.options(stream=True).generate
+        self._ask = engines.ask
+        policy, retry = ReplicaPolicy(), RetryPolicy()
+        fleet = Fleet(PREFIX)
+        fleet.update([Address("replicas", "replicas", 1)])
+        budget = Budget(policy.budget, policy.budget_per_call, policy.budget_per_second)
+        lookup = cast(Any, _Everywhere())
+        self._around = Surroundings(policy, retry, fleet, budget, lookup, time.monotonic)
+
+    async def generate(
+        self, request: pb.GenerateRequest, metadata: Pairs
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """One unbroken stream, over as many replicas as that takes. Raises Refusal."""
+        stream = _Stream()
+
+        def opens(_leg: Leg, wanted: pb.GenerateRequest) -> "_Call":
+            keys = keys_of(wanted)
+            told = (keys.root, keys.prefixes)
+            packed = wanted.SerializeToString()
+            return _Call(self._generate.remote(packed, list(metadata), keys=told))
+
+        try:
+            journey = Journey(self._around, request, None)
+            async for message in OnlyMessages(Travel(journey, opens, stream)):
+                yield message
+        except CallError as error:
+            raise refusal_of(error) from error
+        finally:
+            stream.cancel()
+
+    async def ask(self, method: str, request: Any, metadata: Pairs) -> bytes:
+        """Any replica's answer. Raises Refusal."""
+        try:
+            answer = await self._ask.remote(method, request.SerializeToString(), list(metadata))
+        except (RayError, RayServeException) as error:
+            raise errors.unavailable(LOST, "NO_REPLICA") from error
+        if isinstance(answer, bytes):
+            return answer
+        raise refusal_of(_call_error(answer))
+
+
+class _Stream:
+    """Holds the call of the moment."""
+
+    def __init__(self) -> None:
+        self.call: Any = None
+        self.cancelled = False
+
+    def hold(self, call: Any) -> None:
+        """This is the call now."""
+        self.call = call
+
+    def cancel(self) -> None:
+        """Idempotent."""
+        self.cancelled = True
+        if self.call is not None:
+            self.call.cancel()
+
+
+class _Call:
+    """One replica's stream, in the words of grpc.aio."""
+
+    def __init__(self, responses: Any) -> None:
+        self._responses = responses
+        self._over = False
+
+    async def read(self) -> Any:
+        """A message, or EOF. Raises AioRpcError."""
+        try:
+            item = await anext(self._responses)
+        except StopAsyncIteration:
+            self._over = True
+            return grpc.aio.EOF
+        except (RayError, RayServeException) as error:
+            self._over = True
+            raise _ended(("UNAVAILABLE", LOST, ())) from error
+        if isinstance(item, bytes):
+            return pb.GenerateResponse.FromString(item)
+        self._over = True
+        raise _ended(item)
+
+    def cancel(self) -> None:
+        """Repeated calls are nothing."""
+        if not self._over:
+            self._over = True
+            self._responses.cancel()
+
+
+def _ended(end: End) -> grpc.aio.AioRpcError:
+    name, words, trailers = end
+    metadata = grpc.aio.Metadata(*trailers)
+    return grpc.aio.AioRpcError(grpc.StatusCode[name], grpc.aio.Metadata(), metadata, words)
+
+
+def _call_error(end: End) -> CallError:
+    from quire.clients.errors import from_rpc_error
+
+    return from_rpc_error(_ended(end))
+
+
+def refusal_of(error: CallError) -> Refusal:
+    """The same as a server of ours says it."""
+    details = error.details
+    return Refusal(
+        error.code,
+        error.message,
+        reason=details.reason or "NO_REPLICA",
+        violations=[Violation(one.field, one.description) for one in details.violations],
+        retry_after=details.retry_after,
+    )

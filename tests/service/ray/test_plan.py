@@ -1,0 +1,55 @@
+"""What `quire ray` takes, and what it refuses before Ray is asked for anything."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from quire.clients.replicas.affinity import Memory, keys_of, score, seed_of
+from quire.engine.errors import ConfigError
+from quire.service.ray.plan import Plan
+from quire.service.ray.ranking import ranked
+from quire.v1 import inference_pb2 as pb
+
+
+def test_a_plan_of_texts_is_one_of_values() -> None:
+    plan = Plan.of({"replicas": "3", "cpus": "0.5", "model": "pocket"})
+    assert (plan.replicas, plan.cpus) == (3, 0.5)
+    assert plan.settings().service.port == plan.settings().service.http_port == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"replicas": "0"}, "replicas = 0"),
+        ({"replicas": "x"}, "replicas = 'x': must be of type int"),
+        ({"replicas": "3", "max_replicas": "2"}, "max_replicas = 2: less than replicas = 3"),
+        ({"port": "8000"}, "port = 8000: is http_port too"),
+        ({"target_ongoing": "0"}, "target_ongoing = 0.0"),
+        ({"gpu": "1"}, "gpu: no such option"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(values: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+        Plan.of(values)
+
+
+def test_a_port_of_the_replicas_own_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "quire.toml"
+    file.write_text("[service]\nmetrics_port = 9100\n")
+    with pytest.raises(ConfigError, match="metrics_port = 9100: not under Ray"):
+        Plan(config=str(file))
+
+
+def test_ray_s_router_ranks_as_the_clients_own_choice() -> None:
+    names, memory = [f"r{i}" for i in range(6)], Memory()
+    request = pb.GenerateRequest(text="a prompt")
+    keys = keys_of(request)
+    by_hash = sorted(names, key=lambda name: score(keys.root, seed_of(name)), reverse=True)
+    assert ranked(names, Counter(), memory, keys) == by_hash
+    memory.note(keys, by_hash[3])
+    assert ranked(names, Counter(), memory, keys)[0] == by_hash[3], "where it went before"
+    full = Counter({by_hash[3]: 9})
+    assert ranked(names, full, memory, keys)[0] == by_hash[0], "unless that is too full"
+    assert ranked(names, full, memory, keys)[-1] == by_hash[3]
+    assert ranked(["b", "a"], Counter({"a": 1}), memory, None) == ["b", "a"]
