@@ -1,6 +1,7 @@
-"""A server whose process dies of a prompt: for `failover.py`, which asks what a fleet makes of it.
+"""A server over the fake device whose process may die of a prompt: for `failover.py`, which asks
+what a fleet makes of that, and for `scale_out.py`, which asks what two of them do.
 
-python benchmarks/failover_poison.py --poison ID --port PORT
+python benchmarks/failover_poison.py --port PORT [--poison ID] [--step-ms MS] [--seqs N]
 """
 
 import argparse
@@ -25,14 +26,15 @@ from quire.service.models import pocket
 from quire.service.models.resolve import ResolvedModel
 from quire.service.settings import ServiceConfig, Settings
 
-STEP_SECONDS = 0.005
+STEP_MS = 5.0
+LENGTH = 2048
 
 
 class Mortal(FakeRunner):
     """Dies, and its process with it, when a prompt (of two tokens or more) holds the poison."""
 
-    def __init__(self, poison: int) -> None:
-        super().__init__(STEP_SECONDS)
+    def __init__(self, poison: int, step_seconds: float) -> None:
+        super().__init__(step_seconds)
         self._poison = poison
 
     def execute(self, plan: StepPlan) -> FakePending:
@@ -42,21 +44,21 @@ class Mortal(FakeRunner):
         return super().execute(plan)
 
 
-async def serve(poison: int, port: int) -> None:
+async def serve(poison: int, port: int, step_seconds: float, seqs: int) -> None:
     """Until the process is killed."""
-    config = EngineConfig(max_num_seqs=8, max_model_len=512, num_blocks=256)
+    config = EngineConfig(max_num_seqs=seqs, max_model_len=LENGTH, num_blocks=1024, block_size=16)
 
     def build(config: EngineConfig, progress: Progress) -> FakeEngine:
         progress("fake", 1.0)
-        engine = FakeEngine(config, STEP_SECONDS)
-        engine.runner = Mortal(poison)
+        engine = FakeEngine(config, step_seconds)
+        engine.runner = Mortal(poison, step_seconds)
         engine.core = EngineCore(engine.core.scheduler, engine.runner, overlap=config.overlap)
         return engine
 
     engine = AsyncEngine(ThreadLink(config, build))
     resolved = ResolvedModel("fake", "fake", pocket.directory())
     server = Server(Settings(config, ServiceConfig(port=port, http_port=0)), resolved, engine)
-    await server.open(512)
+    await server.open(LENGTH)
     await server.load(VOCAB_SIZE)
     await asyncio.Event().wait()
 
@@ -64,10 +66,13 @@ async def serve(poison: int, port: int) -> None:
 def main() -> None:
     """Read the arguments and serve."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--poison", type=int, required=True, help="the id to die of")
+    parser.add_argument("--poison", type=int, default=-1, help="the id to die of; -1: none")
+    parser.add_argument("--step-ms", type=float, default=STEP_MS)
+    parser.add_argument("--seqs", type=int, default=8, help="requests in one step at most")
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    asyncio.run(serve(options.poison, options.port))
+    step_seconds = options.step_ms / 1000
+    asyncio.run(serve(options.poison, options.port, step_seconds, options.seqs))
 
 
 if __name__ == "__main__":

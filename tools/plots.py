@@ -232,12 +232,37 @@ def host(rows: Sequence[Row]) -> Any:
     return figure
 
 
+def fleet(rows: Sequence[Row]) -> Any:
+    """What simulated fleets find cached, and how long calls wait, by routing."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2))
+    counts = sorted({row["replicas"] for row in rows})
+    for index, routing in enumerate(sorted({row["routing"] for row in rows})):
+        mine = [row for row in rows if row["routing"] == routing]
+        places = [counts.index(row["replicas"]) + 0.4 * index - 0.2 for row in mine]
+        look = {"width": 0.36, "color": COLOURS[index], "label": routing}
+        left.bar(places, [row["hit_rate"] for row in mine], **look)
+        right.bar(places, [row["wait_p99_ms"] for row in mine], **look)
+    for row in rows:
+        place, ideal = counts.index(row["replicas"]), row["ideal_hit_rate"]
+        left.plot((place - 0.4, place + 0.4), (ideal, ideal), **FLOOR)
+    for axes in (left, right):
+        axes.set_xticks(range(len(counts)), [f"{count:,} replicas" for count in counts])
+        axes.margins(y=0.2)
+        axes.legend(fontsize=8, loc="upper right")
+    left.set(title="Prompt tokens found cached (dashed: one cache of whole blocks)", ylabel="share")
+    left.title.set_fontsize(9)
+    right.set(title="Wait to be scheduled, p99", ylabel="ms of virtual time")
+    right.title.set_fontsize(9)
+    return figure
+
+
 DRAWINGS: dict[str, Callable[[Sequence[Row]], Any]] = {
     "prefill": prefill,
     "decode": decode,
     "kernels": kernels,
     "offline": offline,
     "host": host,
+    "fleet": fleet,
 }
 
 
