@@ -16,6 +16,7 @@ from quire.engine.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = ("auto", "fp8", "int8")
+EXACT = ("auto", "on", "off")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
@@ -69,6 +70,11 @@ class EngineConfig:
         "auto: weights as they are stored; fp8: made FP8 while they are loaded; int8: the same as "
         "int8 with a scale a row, CPU only",
     )
+    exact: str = _option(
+        "auto",
+        "on: a token's bits do not depend on what is computed beside it (GPUs, 16-bit weights); "
+        "auto: where that costs 3% at most; off",
+    )
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
 
@@ -88,6 +94,7 @@ class EngineConfig:
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
         _one_of("quantization", self.quantization, QUANTIZATIONS)
+        _one_of("exact", self.exact, EXACT)
         if self.int8:
             self._check_int8()
         _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)

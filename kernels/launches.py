@@ -10,7 +10,7 @@ The names are plain values: another process that holds the list can compile from
 
 from dataclasses import dataclass
 
-from quire.kernels.attention import decode_launch, prefill, qk_norm_rope
+from quire.kernels.attention import decode_launch, exact_prefill, prefill, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.experts import routing, sorting, tiles
 from quire.kernels.linear import exchange, tuning
@@ -61,10 +61,13 @@ def of_model(
     qk_norm: bool = True,
     mixture: Mixture | None = None,
     ranks: int = 1,
+    exact: bool = False,
 ) -> set[Name]:
     """The kernels of embedding to logits, all rows sampling. qk_norm: whether the model norms q and
     k; where it does not, PyTorch rotates them and writes the cache, which needs no compiling.
-    mixture: None in a dense model. ranks: that share the model, and add up what they have."""
+    mixture: None in a dense model. ranks: that share the model, and add up what they have. exact:
+    of exact mode, where products of other rows than these are the library's, or tiles that were
+    launched when the card was asked for their bits."""
     names: set[Name] = {
         ("product", tuning.row_class(step.tokens)),
         ("logits", tuning.row_class(step.rows)),
@@ -75,7 +78,7 @@ def of_model(
     if ranks > 1:
         names.add(("exchange", exchange.kind(step.tokens, ranks)))
     size = (step.decode_rows, heads, step.max_context_len)
-    decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared)
+    decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared, exact=exact)
     if not step.longer:
         kind = "rope-decode" if qk_norm else "decode"
         return names | {(kind, *name) for name in decode}
@@ -83,7 +86,7 @@ def of_model(
         names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
     if step.decode_rows:
         names |= {("decode", *name) for name in decode}
-    longer = prefill.kernels(
+    longer = (exact_prefill if exact else prefill).kernels(
         sum(step.longer),
         len(step.longer),
         heads,

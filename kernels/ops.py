@@ -287,14 +287,22 @@ def has_fp8_experts(ops: Ops) -> TypeGuard[Fp8ExpertOps]:
     return has_experts(ops) and has_fp8(ops) and hasattr(ops, "mix_experts_fp8")
 
 
-def select(device: torch.device, *, pdl: bool = False) -> Ops:
+def is_exact(ops: Ops) -> bool:
+    """Whether a row's results have the same bits whatever stands beside it."""
+    return bool(getattr(ops, "exact", False))
+
+
+def select(device: torch.device, *, pdl: bool = False, exact: bool = False) -> Ops:
     """The operations for a device: Triton's on CUDA; on the CPU the PyTorch twins, with compiled
     products where there is a compiler (`quire.kernels.cpu`).
 
     pdl: launch the Triton kernels as programmatic dependents of one another (CUDA, sm_90 and up).
+    exact: a row's results have the same bits whatever stands beside it (CUDA).
     Raises KernelsUnavailable for another device, or for CUDA where triton cannot be imported.
     """
     if device.type == "cpu":
+        if exact:
+            raise KernelsUnavailable("exact=True needs a CUDA device, the device is cpu")
         if pdl:
             raise KernelsUnavailable("pdl=True needs a CUDA device, the device is cpu")
         # A module is a legal implementation of a protocol: its functions are the methods.
@@ -312,4 +320,4 @@ def select(device: torch.device, *, pdl: bool = False) -> Ops:
         ) from error
     from quire.kernels.triton_ops import TritonOps
 
-    return TritonOps.on(device, pdl=pdl)
+    return TritonOps.on(device, pdl=pdl, exact=exact)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.attention import decode, decode_launch, prefill, qk_norm_rope
+from quire.kernels.attention import decode, decode_launch, exact_prefill, prefill, qk_norm_rope
 from quire.kernels.experts import mixing, routing, tiles
 from quire.kernels.linear import exchange, fp8_linear, linear, norms, skinny, tuning
-from quire.kernels.sampling import filtering, sampling
+from quire.kernels.linear.exact import ExactProducts
+from quire.kernels.sampling import filtering, logprobs, sampling
 from quire.kernels.state import copy_blocks, state
 from quire.kernels.weight import Weight
 
@@ -22,15 +23,24 @@ from quire.kernels.weight import Weight
 @dataclass(frozen=True)
 class TritonOps:
     """Implements `ops.Fp8ExpertOps`. counters: the workspace of split products and of split
-    attention, zeros between launches."""
+    attention, zeros between launches. products: in exact mode what chooses theirs, while it is
+    on."""
 
     counters: Tensor
     pdl: bool = False
+    products: ExactProducts | None = None
 
     @classmethod
-    def on(cls, device: torch.device, *, pdl: bool = False) -> Self:
-        """The operations on one device, with a workspace of their own."""
-        return cls(counters=skinny.new_counters(device), pdl=pdl)
+    def on(cls, device: torch.device, *, pdl: bool = False, exact: bool = False) -> Self:
+        """The operations on one device, with a workspace of their own. exact: a row's results have
+        the same bits whatever rows stand beside it, and however a prompt is cut."""
+        products = ExactProducts() if exact else None
+        return cls(counters=skinny.new_counters(device), pdl=pdl, products=products)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a row's bits are its own."""
+        return self.products is not None and self.products.on
 
     # ------------------------------------------------------------ norms, products, activations
 
@@ -61,6 +71,7 @@ class TritonOps:
             out_dtype=out_dtype,
             counters=self.counters,
             pdl=self.pdl and tuning.chains(weight, x.shape[0]),
+            exact=self.products if self.exact else None,
         )
 
     def residual_norm(
@@ -183,6 +194,8 @@ class TritonOps:
         out: Tensor | None = None,
         window: int = 0,
     ) -> Tensor:
+        if self.exact:
+            _refuse(window)
         return decode.decode_attention(
             q,
             k_cache,
@@ -194,6 +207,7 @@ class TritonOps:
             out=out,
             window=window,
             counters=self.counters,
+            exact=self.exact,
             pdl=self.pdl and q.shape[0] < decode_launch.ALONE,
         )
 
@@ -228,6 +242,7 @@ class TritonOps:
             scale,
             max_context_len,
             counters=self.counters,
+            exact=self.exact,
             pdl=self.pdl and qkv.shape[0] < decode_launch.ALONE,
         )
 
@@ -246,20 +261,12 @@ class TritonOps:
         out: Tensor | None = None,
         window: int = 0,
     ) -> Tensor:
-        return prefill.prefill_attention(
-            q,
-            k_cache,
-            v_cache,
-            block_tables,
-            query_start_loc,
-            context_lens,
-            scale,
-            max_query_len,
-            max_context_len,
-            out=out,
-            window=window,
-            pdl=self.pdl,
-        )
+        where = q, k_cache, v_cache, block_tables, query_start_loc, context_lens
+        sizes = scale, max_query_len, max_context_len
+        if self.exact:
+            _refuse(window)
+            return exact_prefill.prefill_attention(*where, *sizes, out=out, pdl=self.pdl)
+        return prefill.prefill_attention(*where, *sizes, out=out, window=window, pdl=self.pdl)
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
         copy_blocks.copy_blocks(k_cache, v_cache, source, target, pdl=self.pdl)
@@ -325,7 +332,8 @@ class TritonOps:
     def logprobs(
         self, logits: Tensor, tokens: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return reference.logprobs(logits, tokens, count)
+        chosen = logprobs.by_row if self.exact else reference.logprobs
+        return chosen(logits, tokens, count)
 
     # ------------------------------------------------------------ state on the device
 
@@ -388,3 +396,9 @@ class TritonOps:
             output_counts,
             pdl=self.pdl,
         )
+
+
+def _refuse(window: int) -> None:
+    """In exact mode: an engine of such a model is not exact in the first place."""
+    if window:
+        raise ValueError(f"window {window}: attention within a window has no exact kernel")

@@ -2,6 +2,7 @@
 
     python tools/tune_linear.py --shape 0.6B 8B            # on the GPU; about three minutes
     python tools/tune_linear.py --shape 0.6B --rows 1 8 --dry-run
+    python tools/tune_linear.py --shape 4B --exact         # what exact mode takes, and its cost
 
 Each candidate is timed with what stands around it in the model (norm, SiLU·mul, residual), in a
 captured chain over distinct weights (cold caches), and checked against torch's product. Entries of
@@ -15,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from quire.engine.model.config import ModelConfig
 from quire.kernels import support
-from quire.kernels.linear import gemv, linear, skinny, tuning
+from quire.kernels.linear import exact, gemv, linear, skinny, tuning
+from quire.kernels.linear.check import Around, Bits
 from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 from quire.kernels.support import HOPPER_SHARED
 
@@ -87,6 +89,8 @@ def _shares(shape: str, ranks: int) -> list[Product]:
 
 
 # ---------------------------------------------------------------- candidates
+
+Candidates = Callable[[Product, int, bool], list[Variant]]
 
 
 def _gemvs(product: Product, rows: int) -> Iterator[Variant]:
@@ -166,6 +170,26 @@ def candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
     return [*libraries, *_gemvs(product, rows), *_skinnies(product, rows, pdl)]
 
 
+def _narrow(rows: int) -> Iterator[Skinny]:
+    """Tiles of few weight rows: many programs, where K is not cut and N is small."""
+    if rows > 64:
+        return
+    for block_n, warps in ((8, 1), (8, 2), (16, 1), (16, 2), (16, 4), (32, 2)):
+        yield Skinny(16, block_n, 256, swap=False, stages=4, warps=warps)
+    yield Skinny(16, 16, 128, swap=False, stages=8, warps=2)
+    yield Skinny(16, 16, 512, swap=False, stages=3, warps=4)
+
+
+def exact_candidates(product: Product, rows: int, pdl: bool, split: int = 1) -> list[Variant]:
+    """Those that may keep one order of sums; narrow weights have tiles of their own."""
+    found = candidates(product, rows, pdl)
+    if product.n <= 4096:
+        found += _narrow(rows)
+        if pdl and rows <= 16:
+            found += [dataclasses.replace(tile, prefetch=True) for tile in _narrow(rows)]
+    return [variant for variant in found if exact.keeps(variant, product.k, split)]
+
+
 # ---------------------------------------------------------------- running
 
 
@@ -199,7 +223,9 @@ def _tensors(product: Product, rows: int, device: str) -> dict[str, Tensor]:
     }
 
 
-def _compilations(todo: list[tuple[Product, int]], pdl: bool) -> list[Callable[[], object]]:
+def _compilations(
+    todo: list[tuple[Product, int]], pdl: bool, candidates: Candidates
+) -> list[Callable[[], object]]:
     """One call on meta tensors for every distinct kernel that the candidates need."""
     seen: set[Any] = set()
     calls: list[Callable[[], object]] = []
@@ -221,7 +247,7 @@ class Bench:
 
     def __init__(self, largest: int, pdl: bool) -> None:
         self._buffer = torch.empty(largest, dtype=torch.bfloat16, device="cuda").normal_(std=0.02)
-        self._pdl = pdl
+        self.pdl = pdl
 
     def weights(self, product: Product) -> list[Tensor]:
         """Distinct weights, together well above the L2 cache."""
@@ -242,14 +268,14 @@ class Bench:
         try:
             if wanted is not None:
                 fresh = tensors | {"residual": tensors["residual"].clone()}
-                found = _call(variant, product, fresh, weights[0], self._pdl)
+                found = _call(variant, product, fresh, weights[0], self.pdl)
                 if not _close(found, wanted):
                     print(f"WRONG: {product.name} {variant}", flush=True)
                     return None
 
             def chain() -> None:
                 for weight in weights * max(1, 8 // len(weights)):
-                    _call(variant, product, tensors, weight, self._pdl)
+                    _call(variant, product, tensors, weight, self.pdl)
 
             graph = capture(chain)
         except Exception as error:
@@ -260,13 +286,15 @@ class Bench:
         tensors["residual"].copy_(residual)  # what was added to it would make the next one wrong
         return statistics.median(times) / calls
 
-    def all(self, product: Product, rows: int) -> list[tuple[float, Variant]]:
-        """(microseconds, variant) of every candidate that runs and is right, the library first."""
+    def all(
+        self, product: Product, rows: int, variants: Sequence[Variant]
+    ) -> list[tuple[float, Variant]]:
+        """(microseconds, variant) of every one that runs and is right, in their order."""
         tensors = _tensors(product, rows, "cuda")
         fresh = tensors | {"residual": tensors["residual"].clone()}
-        wanted = _call(Library(), product, fresh, self.weights(product)[0], self._pdl)
+        wanted = _call(Library(), product, fresh, self.weights(product)[0], self.pdl)
         found: list[tuple[float, Variant]] = []
-        for variant in candidates(product, rows, self._pdl):
+        for variant in variants:
             time_us = self.time(variant, product, tensors, wanted)
             if time_us is not None:
                 found.append((time_us, variant))
@@ -327,11 +355,68 @@ def _merge(entries: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(table, indent=1) + "\n")
 
 
+def tune_exact(
+    todo: Sequence[Product], rows: Sequence[int], bench: "Bench", path: Path, until: float
+) -> None:
+    """Fill in the `exact` part of a table's weights, one share of K each, until time is up."""
+    table = json.loads(path.read_text())
+    shapes = {(entry["n"], entry["k"]): entry for entry in table["shapes"]}
+    for product in todo:
+        if time.perf_counter() > until:
+            print(f"no time left for {product.name}", flush=True)
+            continue
+        found = best_exact(product, rows, bench)
+        old = shapes.setdefault(
+            (product.n, product.k), {"name": product.name, "n": product.n, "k": product.k}
+        )
+        old["exact"] = {
+            "split": 1,
+            "rows": {str(r): tuning.to_json(variant) for r, (_us, variant) in found.items()},
+            "us": {str(r): round(us, 2) for r, (us, _variant) in found.items()},
+        }
+        free = old.get("us", {})
+        print(product.name, *(f"{r}: {us:.1f}/{free.get(str(r))}" for r, (us, _) in found.items()))
+        table["shapes"] = list(shapes.values())
+        path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def best_exact(product: Product, rows: Sequence[int], bench: "Bench") -> dict[int, Timed]:
+    """The fastest of those that have one tile's bits at the ends of their bucket and between."""
+    weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="cuda")
+    around = (product.norm, product.residual, product.silu, product.out_dtype)
+    bits = Bits(weight, Around(max(rows), *around), 1)
+    found: dict[int, Timed] = {}
+    for bucket in rows:
+        least = max((b for b in tuning.ROW_BUCKETS if b < bucket), default=0) + 1
+        tried = sorted({least, (least + bucket) // 2, bucket})
+        same = [
+            variant
+            for variant in exact_candidates(product, bucket, bench.pdl)
+            if _runs(bits, variant, tried)
+        ]
+        found[bucket] = best(bench.all(product, bucket, same))
+    return found
+
+
+def _runs(bits: Bits, variant: Variant, rows: Sequence[int]) -> bool:
+    """Whether a variant runs here and has the tile's bits; told where it is not the library."""
+    try:
+        at = bits.differ_at(variant, rows)
+    except Exception as error:
+        print(f"failed: {variant}: {error!r:.100}", flush=True)
+        return False
+    if at is not None and not isinstance(variant, Library):
+        print(f"OTHER BITS at {at} rows: {variant}", flush=True)
+    return at is None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune the products' kernels.")
     parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
     parser.add_argument("--ranks", type=int, default=1, help="that share the models")
     parser.add_argument("--rows", nargs="+", type=int, default=list(tuning.ROW_BUCKETS))
+    parser.add_argument("--exact", action="store_true", help="what exact mode takes, alone")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for --exact: begin no more")
     parser.add_argument("--plain", action="store_true", help="without dependent launch")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     parser.add_argument("--compile-only", action="store_true", help="no device is needed")
@@ -346,7 +431,7 @@ def main() -> None:
         (p.n, p.k): p for shape in options.shape for p in products(shape, options.ranks)
     }.values()
     pairs = [(product, rows) for product in todo for rows in options.rows]
-    calls = _compilations(pairs, pdl)
+    calls = _compilations(pairs, pdl, exact_candidates if options.exact else candidates)
     faults = precompile(calls, options.processes)
     print(f"{len(calls)} kernels, {len(faults)} failed: {time.perf_counter() - begun:.0f} s")
     print("\n".join(faults[:5]), flush=True)
@@ -355,13 +440,16 @@ def main() -> None:
     chip = support.card_name(torch.device("cuda")).split()[1].lower()
     path = options.out or tuning.TABLES / f"{chip}.json"
     bench = Bench(max(max(p.n * p.k for p in todo), COLD_BYTES // 2 + (64 << 20)), pdl)
+    if options.exact:
+        tune_exact(list(todo), options.rows, bench, path, begun + options.seconds)
+        return
     entries = []
     for product in todo:
         entry: dict[str, Any] = {"name": product.name, "n": product.n, "k": product.k}
         entry |= {"rows": {}, "us": {}, "library_us": {}, "us_by_split": {}}
         floor = product.n * product.k * 2 / COPY_BYTES * 1e6
         print(f"{product.name} {product.n} x {product.k}, floor {floor:.2f} us", flush=True)
-        by_rows = {rows: bench.all(product, rows) for rows in options.rows}
+        by_rows = {r: bench.all(product, r, candidates(product, r, pdl)) for r in options.rows}
         split, chosen = one_split(by_rows)
         for rows, (best_us, variant) in chosen.items():
             found = by_rows[rows]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import Model, build_model, check_operations
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
-from quire.engine.runner import compile_ahead
+from quire.engine.runner import compile_ahead, exact_mode
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
@@ -41,12 +41,13 @@ from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
-from quire.kernels.ops import KernelsUnavailable, Ops, select
+from quire.kernels.ops import KernelsUnavailable, Ops, is_exact, select
 from quire.kernels.support import before_hopper, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
     from quire.engine.loop.ranks import Agree
     from quire.engine.parallel.ranks import Ranks
+    from quire.kernels.triton_ops import TritonOps
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,9 @@ def build_rank(
     dtype = sizing.resolve_dtype(config, shape, device)
     max_model_len = resolve_max_model_len(config, shape)
     chained = _can_chain(device) if pdl is None else pdl
+    exact = exact_mode.is_wanted(config, shape, dtype, device, world)
     try:
-        ops = select(device, pdl=chained)
+        ops = select(device, pdl=chained, exact=exact)
     except KernelsUnavailable as error:
         raise ConfigError(str(error)) from error
     check_operations(shape, ops)
@@ -136,7 +138,7 @@ def build_rank(
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)
     leads = world.rank % config.ranks_per_node == 0
-    ahead = compile_ahead.begin(config, dtype, device, pdl=chained, leads=leads)
+    ahead = compile_ahead.begin(config, dtype, device, pdl=chained, leads=leads, exact=exact)
     clock.mark("device")
     model = _load(config, shape, world, ops, dtype, device, progress)
     clock.mark("weights")
@@ -144,6 +146,9 @@ def build_rank(
         ahead.wait(lambda share: progress("kernels", share))
         clock.mark("kernels")
     _wait_for_all(world, device)
+    if exact:
+        exact_mode.verify(config, model, cast("TritonOps", ops))
+        clock.mark("bits compared")
 
     max_blocks = -(-max_model_len // config.block_size)
     state = _new_slots(config, shape, max_blocks, device)
@@ -169,7 +174,7 @@ def build_rank(
         use_graphs=use_graphs,
         check=world.check,
     )
-    steps = _warm_steps(config, model, cache_dtype)
+    steps = _warm_steps(config, model, cache_dtype, is_exact(ops))
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
@@ -262,7 +267,9 @@ def engine_over(
     return Engine(core, info, rank.runner, device, ranks)
 
 
-def _warm_steps(config: EngineConfig, model: Model, dtype: torch.dtype) -> tuple[WarmStep, ...]:
+def _warm_steps(
+    config: EngineConfig, model: Model, dtype: torch.dtype, exact: bool
+) -> tuple[WarmStep, ...]:
     """What a GPU is to run before it serves; a CPU has nothing to compile. dtype: the cache's."""
     device = model.device
     if device.type != "cuda":
@@ -270,7 +277,7 @@ def _warm_steps(config: EngineConfig, model: Model, dtype: torch.dtype) -> tuple
     from quire.kernels.launches import Card  # needs triton
 
     card = Card(hopper=not before_hopper(device), shared=shared_bytes(device))
-    return warm_steps(bounds_of(config, model, dtype, card))
+    return warm_steps(bounds_of(config, model, dtype, card, exact=exact))
 
 
 def _new_slots(

@@ -10,12 +10,13 @@ import platform
 import torch
 
 from quire.kernels.cpu.ops import CpuOps
-from quire.kernels.ops import Ops
+from quire.kernels.ops import Ops, is_exact
 
 
 def numerics(device: torch.device, ops: Ops, *, ranks: int) -> str:
     """ranks: how many devices share the model. For example `tp=1 cpu=x86_64/AVX512 threads=8
-    products=avx512 torch=2.9.1`, or `tp=2 gpu=NVIDIA H200/sm_90 triton=3.5.1 torch=2.9.1`."""
+    products=avx512 torch=2.9.1`, or `tp=2 gpu=NVIDIA H200/sm_90 triton=3.5.1 tables=0a1b2c3d
+    exact=on torch=2.9.1`."""
     return " ".join((f"tp={ranks}", *_hardware(device, ops), f"torch={torch.__version__}"))
 
 
@@ -27,4 +28,8 @@ def _hardware(device: torch.device, ops: Ops) -> tuple[str, ...]:
         return f"cpu={platform.machine()}/{vectors}", threads, f"products={products}"
     major, minor = torch.cuda.get_device_capability(device)
     card = f"gpu={torch.cuda.get_device_name(device)}/sm_{major}{minor}"
-    return card, f"triton={importlib.metadata.version('triton')}"
+    from quire.kernels.linear import tuning
+
+    mode = f"exact={'on' if is_exact(ops) else 'off'}"
+    triton = f"triton={importlib.metadata.version('triton')}"
+    return card, triton, f"tables={tuning.version()}", mode

@@ -14,6 +14,7 @@ from quire.engine.errors import ModelError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.placement import Placement
+from quire.engine.model.product import Product
 
 
 class CausalModel(ABC):
@@ -42,6 +43,10 @@ class CausalModel(ABC):
     @abstractmethod
     def placements(self) -> list[Placement]:
         """Every weight of a checkpoint, and where it goes."""
+
+    @abstractmethod
+    def products(self) -> list[Product]:
+        """Every product of a step, in its order."""
 
     @abstractmethod
     def distinct_layers(self) -> list[int]:

@@ -10,6 +10,7 @@ with what stands around them fused in, and attention, with the write of keys and
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
@@ -23,7 +24,9 @@ from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.stream import Stream
+from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
+from quire.kernels.weight import Weight
 
 
 class DecoderLayer:
@@ -53,6 +56,10 @@ class DecoderLayer:
     def kind(self) -> tuple[object, ...]:
         """What its kernels follow from: the shapes and forms of all of its weights."""
         return tuple((type(p.target), p.shape, p.nbytes) for p in self.placements)
+
+    def products(self) -> list[Product]:
+        attention = self.attention
+        return [attention.qkv.product(), attention.o.product(), *self.mlp.products()]
 
     def __call__(
         self,
@@ -107,6 +114,16 @@ class Decoder(CausalModel):
         if self.head is not self.embedding:
             placements.extend(self.head.placements)
         return placements
+
+    def products(self) -> list[Product]:
+        head = Product(
+            self.head.module,
+            Weight(self.head.weight),
+            norm=True,
+            out_dtype=torch.float32,
+            sampled=True,
+        )
+        return [one for layer in self.layers for one in layer.products()] + [head]
 
     def distinct_layers(self) -> list[int]:
         found: dict[object, int] = {}

@@ -119,6 +119,7 @@ def begin(
     *,
     pdl: bool,
     leads: bool = True,
+    exact: bool = False,
 ) -> CompileAhead | None:
     """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile, and on
     a rank that does not lead, which finds what the leading one has compiled.
@@ -147,6 +148,7 @@ def begin(
         pdl=pdl,
         cache=str(cache.folder),
         processes=min(_cores(), MOST_PROCESSES),
+        exact=exact,
     )
     return CompileAhead(orders, cache, _versions(), early)
 

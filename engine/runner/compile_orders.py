@@ -14,7 +14,7 @@ class Orders:
     """What is to be compiled. options: an EngineConfig's. dtype: of weights, activations and cache
     ("bfloat16"). arch: 90 is sm_90; shared: bytes of shared memory of a program; card: its name.
     pdl: whether kernels are launched as dependents. cache: the folder where Triton keeps them.
-    processes: how many share the work."""
+    processes: how many share the work. exact: whether in exact mode."""
 
     options: dict[str, Any]
     dtype: str
@@ -24,6 +24,7 @@ class Orders:
     pdl: bool
     cache: str = ""
     processes: int = 1
+    exact: bool = False
 
     @classmethod
     def read(cls, line: str) -> Self:

@@ -28,6 +28,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.engine.runner import exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -63,7 +64,7 @@ def launches_of(orders: Orders) -> Launches:
     model_shape = model_config(config)
     few_layers = one_of_each_kind(model_shape)  # the others launch the same
     meta, dtype = torch.device("meta"), getattr(torch, orders.dtype)
-    ops = TritonOps.on(meta, pdl=orders.pdl)
+    ops = TritonOps.on(meta, pdl=orders.pdl, exact=orders.exact)
     ranks = config.tensor_parallel_size
     world = World(0, ranks, _Outline(ranks) if ranks > 1 else None)
     model = build_model(few_layers, ops, dtype=dtype, device=meta, world=world)
@@ -88,8 +89,14 @@ def launches_of(orders: Orders) -> Launches:
         use_graphs=False,
     )
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)
-    steps = warm_steps(bounds_of(config, model, dtype, card))
-    return lambda: runner.warm_up(steps, lambda _share: None)
+    steps = warm_steps(bounds_of(config, model, dtype, card, exact=orders.exact))
+
+    def launches() -> None:
+        if orders.exact:
+            exact_mode.verify(config, model, ops)
+        runner.warm_up(steps, lambda _share: None)
+
+    return launches
 
 
 def one_of_each_kind(shape: ModelConfig) -> ModelConfig:

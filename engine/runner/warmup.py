@@ -44,8 +44,8 @@ _NEEDS = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """What steps may be: the engine's options, and this rank's heads. qk_norm, mixture, ranks: see
-    `of_model`."""
+    """What steps may be: the engine's options, and this rank's heads. qk_norm, mixture, ranks,
+    exact: see `of_model`."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -55,6 +55,7 @@ class Bounds:
     qk_norm: bool = True
     mixture: "Mixture | None" = None
     ranks: int = 1
+    exact: bool = False
 
 
 class WarmStep(NamedTuple):
@@ -94,6 +95,7 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
         qk_norm=bounds.qk_norm,
         mixture=bounds.mixture,
         ranks=bounds.ranks,
+        exact=bounds.exact,
     )
     needs = step.needs
     names.add(("sample",) if needs.draws else ("greedy",))
@@ -103,7 +105,12 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
 
 
 def bounds_of(
-    config: EngineConfig, model: CausalModel, dtype: "torch.dtype", card: "Card"
+    config: EngineConfig,
+    model: CausalModel,
+    dtype: "torch.dtype",
+    card: "Card",
+    *,
+    exact: bool = False,
 ) -> Bounds:
     """What steps of an engine may be. dtype: of the cache."""
     from quire.kernels.attention.decode_launch import Heads
@@ -115,7 +122,7 @@ def bounds_of(
     longest = resolve_max_model_len(config, shape)
     most = config.max_num_seqs, config.max_num_batched_tokens, longest
     mixture = None if experts is None else Mixture(experts.count, experts.per_token)
-    return Bounds(*most, heads, card, model.qk_norm, mixture, ranks)
+    return Bounds(*most, heads, card, model.qk_norm, mixture, ranks, exact)
 
 
 def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:

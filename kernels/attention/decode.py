@@ -29,6 +29,10 @@ cuts lies lower, so that both end with the same token. Tiles come through descri
 the device has them; where programs are many, and power is what bounds the step, two warps then do
 what four would.
 
+With `exact`, a row has the bits that `exact_prefill.py` gives it too: tiles lie at multiples of
+TILE for every context, rows past its end are masked, which descriptors cannot do, and a long split
+is any context.
+
 Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
 slots, tables) before it waits for the kernel ahead, and where two programs fill a multiprocessor,
 the first tiles too, unless one of them is to hold the newest token. It may: no program starts
@@ -74,14 +78,15 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _sum_of_weights(p):
-    """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps:
-    two at a time (a sum of two is the same either way round), until two or four are left."""
+def sum_of_weights(p):
+    """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps or
+    the layout: two at a time (a sum of two is the same either way round), until one is left."""
     for _ in tl.static_range(3):
         if p.shape[1] > 32:
             p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
-    for _ in tl.static_range(3):
-        p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
+    for _ in tl.static_range(5):
+        if p.shape[1] > 1:
+            p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
     return tl.sum(p, 1)
 
 
@@ -131,14 +136,14 @@ def _decode_kernel(
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
-    WINDOW: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, FIXED: tl.constexpr,
+    PDL: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
     k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). AHEAD: the first
-    tiles are asked for before the wait. FENCE: of `kv_tiles.publish`. WINDOW: tokens that are
-    seen; 0: all.
+    tiles are asked for before the wait. FENCE: of `kv_tiles.publish`. FIXED: tiles lie where they
+    lie for every query (see above). WINDOW: tokens that are seen; 0: all, as with FIXED.
     """
     h = tl.program_id(0)
     row = tl.program_id(1)
@@ -201,12 +206,15 @@ def _decode_kernel(
                     edge += unit
             k, v, before = load_tile(
                 k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, HKV, D, DP, BS, TILE,
-                TMA,
+                TMA, FIXED,
             )  # fmt: skip
             if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
                 block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
             s = tl.dot(q, k.T, input_precision=PRECISION)
-            s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
+            if FIXED:
+                s = tl.where((t + tl.arange(0, TILE) < end)[None, :], s, -float("inf"))
+            else:
+                s = tl.where((tl.arange(0, TILE) >= before)[None, :], s, -float("inf"))
             if WINDOW:
                 seen = t - before + tl.arange(0, TILE) >= low
                 s = tl.where(seen[None, :], s, -float("inf"))
@@ -215,7 +223,7 @@ def _decode_kernel(
             m_t = tl.fma(tl.max(s, 1), scale, 0.0)
             p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
             acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-            m, total, acc = merge(m, total, acc, m_t, _sum_of_weights(p), acc_t)
+            m, total, acc = merge(m, total, acc, m_t, sum_of_weights(p), acc_t)
         if LEVEL == 2:
             m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
         first = (row * HKV + h).to(tl.int64) * G
@@ -352,7 +360,7 @@ def _attend(
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": launch.tile, "UNIT": decode_launch.UNIT,
-        "LONG": decode_launch.LONG, "SPLITS": decode_launch.MAX_SPLITS, "LEVEL": launch.level,
+        "LONG": launch.long, "SPLITS": decode_launch.MAX_SPLITS, "LEVEL": launch.level,
         "PDL": pdl,
     }  # fmt: skip
     if rows:
@@ -364,8 +372,8 @@ def _attend(
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=launch.stages,
             TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
-            ROPE=rope.q_norm is not None, WINDOW=window, num_warps=launch.warps,
-            maxnreg=launch.registers, **shape, **options,
+            ROPE=rope.q_norm is not None, FIXED=launch.fixed, WINDOW=window,
+            num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:
         merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)

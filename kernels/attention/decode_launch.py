@@ -31,8 +31,8 @@ _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: fiv
 
 
 class Launch(TypedDict, total=False):
-    """How to launch, mostly for tuning. Of these only tile is part of the order of summation:
-    results depend on no other.
+    """How to launch, mostly for tuning. Of these only tile and exact are part of the order of
+    summation: results depend on no other.
 
     counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for long
     splits, some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel
@@ -40,6 +40,7 @@ class Launch(TypedDict, total=False):
     newest tokens, stands before the whole chain). ahead: read the first tiles before waiting.
     level: a split is a tile, a unit or a long split (0 to 2). tile: tokens, a divisor of UNIT.
     tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
+    exact: along the tree that prefill takes in exact mode, and without descriptors.
     """
 
     counters: Tensor | None
@@ -50,6 +51,7 @@ class Launch(TypedDict, total=False):
     num_stages: int | None
     tma: bool | None
     ahead: bool | None
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Heads:
 @dataclass(frozen=True)
 class Shape:
     """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
-    a context into tiles; early: up to which what follows is launched early."""
+    a context into tiles; early: up to which what follows is launched early; fixed: tiles lie where
+    they do for every query; long: units of a long split."""
 
     level: int
     tile: int
@@ -86,6 +89,8 @@ class Shape:
     stages: int
     early: int
     registers: int | None
+    fixed: bool
+    long: int
 
     @property
     def merges(self) -> bool:
@@ -106,6 +111,7 @@ def choose(
     num_stages: int | None = None,
     tma: bool | None = None,
     ahead: bool | None = None,
+    exact: bool = False,
 ) -> Shape:
     """The launch for so many rows, contexts up to max_context_len. hopper: the card has descriptors
     (`support.before_hopper`); shared: bytes a program (`support.shared_bytes`). The rest: of
@@ -117,7 +123,8 @@ def choose(
     if level is None:
         level = split_level(programs)
     most = most_in_tiles(programs, tile)
-    tma = (hopper if tma is None else tma) and heads.boxed(tile)
+    tma = (hopper if tma is None else tma) and heads.boxed(tile) and not exact
+    long = MAX_SPLITS if exact else LONG
     if ahead is None:
         on_their_way = (_DEEP - 1) * 2 * tile * padded * heads.dtype.itemsize  # bytes a program
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
@@ -131,21 +138,29 @@ def choose(
         level=level,
         tile=tile,
         most=most,
-        splits=num_splits(max_context_len, tile, level, most),
+        splits=num_splits(max_context_len, tile, level, most, long),
         tma=tma,
         ahead=ahead,
         warps=warps,
         stages=num_stages or (_DEEP if ahead else 2),
         early=early,
         registers=_REGISTERS.get(warps) if bound else None,
+        fixed=exact,
+        long=long,
     )
 
 
 def kernels(
-    rows: int, heads: Heads, max_context_len: int, *, hopper: bool, shared: int
+    rows: int,
+    heads: Heads,
+    max_context_len: int,
+    *,
+    hopper: bool,
+    shared: int,
+    exact: bool = False,
 ) -> set[tuple[object, ...]]:
     """Names of the kernels that a call of so many rows launches, equal where the kernels are."""
-    shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared)
+    shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared, exact=exact)
     chained = rows < ALONE
     taken = (shape.level, shape.tma, shape.ahead, shape.warps, shape.stages, shape.registers)
     found: set[tuple[object, ...]] = {("sum", chained, *taken)}
@@ -173,9 +188,10 @@ def most_in_tiles(programs: int, tile: int) -> int:
     return min(tile * MAX_SPLITS, UNIT * LONG, _TILE_TOKENS // max(programs, 1))
 
 
-def num_splits(max_context_len: int, tile: int, level: int, most: int) -> int:
-    """Partial results a row can have, for contexts up to max_context_len. most: in tiles."""
+def num_splits(max_context_len: int, tile: int, level: int, most: int, long: int = LONG) -> int:
+    """Partial results a row can have, for contexts up to max_context_len. most: in tiles; long:
+    units of a long split."""
     if level == 2:
-        return max(1, min(-(-MAX_SPLITS // LONG), -(-max_context_len // (UNIT * LONG))))
+        return max(1, min(-(-MAX_SPLITS // long), -(-max_context_len // (UNIT * long))))
     units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))
     return units if level else max(units, -(-min(max_context_len, most) // tile))

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-_AT_ONCE = 8  # partial results on their way to a program of the merge, at least
+AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _PROGRAMS = 512  # wanted of the merge, before one takes several heads
 
 
@@ -87,7 +87,7 @@ def _load_partial(partial_ptr, stats_ptr, part, ok, DP: tl.constexpr):
 
 
 @triton.jit
-def _merged(
+def merged(
     partial_ptr, stats_ptr, first, count,
     INNER: tl.constexpr, AT_ONCE: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def _merged(
 
 
 @triton.jit
-def _store_heads(out_ptr, heads, total, acc, D: tl.constexpr, DP: tl.constexpr):
+def store_heads(out_ptr, heads, total, acc, D: tl.constexpr, DP: tl.constexpr):
     rd, inside = columns(D, DP)
     y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + heads[:, None] * D + rd[None, :], y, mask=inside[None, :])
@@ -126,8 +126,8 @@ def merge_long_splits(
     for g in range(0, G, HP):
         # Past the last head the last one again: it writes what is written there anyway.
         heads = index + tl.minimum(g + tl.arange(0, HP), G - 1)
-        total, acc = _merged(partial_ptr, stats_ptr, heads * S, count, 1, 1, HP, DP)
-        _store_heads(out_ptr, heads, total, acc, D, DP)
+        total, acc = merged(partial_ptr, stats_ptr, heads * S, count, 1, 1, HP, DP)
+        store_heads(out_ptr, heads, total, acc, D, DP)
 
 
 @triton.jit(do_not_specialize=["S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
@@ -154,10 +154,12 @@ def _merge_kernel(
             # One long split at most: its units are all there is to merge, whether it is one or not.
             INNER: tl.constexpr = UNIT // TILE
             ONCE: tl.constexpr = (AT_ONCE + INNER - 1) // INNER
-            total, acc = _merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
+            total, acc = merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
+        elif LONG >= SPLITS:  # any context is one long split: its units in order
+            total, acc = merged(partial_ptr, stats_ptr, first, count, 1, AT_ONCE, HP, DP)
         else:
-            total, acc = _merged(partial_ptr, stats_ptr, first, count, LONG, 1, HP, DP)
-        _store_heads(out_ptr, heads, total, acc, D, DP)
+            total, acc = merged(partial_ptr, stats_ptr, first, count, LONG, 1, HP, DP)
+        store_heads(out_ptr, heads, total, acc, D, DP)
 
 
 def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
@@ -182,6 +184,6 @@ def merge_splits(
     rows, q_heads, _ = out.shape
     heads, warps = merge_shape(rows, q_heads)
     _merge_kernel[(-(-q_heads // heads), rows)](
-        context_lens, out, partial, stats, splits, most, HQ=q_heads, HP=heads, AT_ONCE=_AT_ONCE,
+        context_lens, out, partial, stats, splits, most, HQ=q_heads, HP=heads, AT_ONCE=AT_ONCE,
         num_warps=warps, **launch,
     )  # fmt: skip

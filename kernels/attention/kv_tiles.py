@@ -23,22 +23,32 @@ from quire.kernels.attention.qk_norm_rope import head_elements, norm_rope
 def load_tile(
     k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
-    TMA: tl.constexpr,
+    TMA: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
     """Keys and values of the tokens [t - before, t - before + TILE): [TILE, DP] each, and before.
 
     A tile that `end` cuts lies that many tokens lower, and ends with the context: so nothing past
     it is read. Its first `before` rows are no part of the tile: 0, or with TMA what may also be
     earlier tokens of the context. block: that of a tile which lies in one.
+
+    FIXED (and not TMA): such a tile lies where it would if it were whole, `before` is 0 and the
+    rows past the end are 0.
     """
-    before = tl.maximum(t + TILE - end, 0)
+    if FIXED:
+        before = 0
+    else:
+        before = tl.maximum(t + TILE - end, 0)
     if TMA:
         head, at = block * HKV + h, t % BS - before  # rows below 0 are not read, and are 0
         k = tl.reshape(k_boxes.load([head, at, 0]), [TILE, D])
         return k, tl.reshape(v_boxes.load([head, at, 0]), [TILE, D]), before
     rn = tl.arange(0, TILE)
     rd, inside = columns(D, DP)
-    ok = (rn >= before)[:, None]
+    if FIXED:
+        mine = t + rn < end
+    else:
+        mine = rn >= before
+    ok = mine[:, None]
     if DP != D:
         ok = ok & inside[None, :]
     if TILE <= BS:
@@ -46,7 +56,7 @@ def load_tile(
         offsets = rn[:, None] * D + rd[None, :]
     else:
         tokens = t - before + rn
-        blocks = tl.load(table_ptr + tokens // BS, mask=rn >= before, other=0).to(tl.int64)
+        blocks = tl.load(table_ptr + tokens // BS, mask=mine, other=0).to(tl.int64)
         base = 0
         offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
     k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)

@@ -55,7 +55,7 @@ from quire.kernels.attention.prefill_merge import MAX_SPLITS, merge_splits, num_
 from quire.kernels.support import HOPPER_SHARED, check_supported, shared_bytes
 
 SPLIT = 256  # tokens of a split of the context
-_FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
+FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
 _LOG2E = 1.4426950408889634
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
 _WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
@@ -78,7 +78,7 @@ class Tiles:
 
 
 @triton.jit
-def _find_row(starts_ptr, tile, rows, QT: tl.constexpr):
+def find_row(starts_ptr, tile, rows, QT: tl.constexpr):
     """The row that owns a tile: the last with starts[row] // QT + row <= tile."""
     owner = 0
     index = tl.arange(0, 128)
@@ -187,7 +187,7 @@ def _prefill_kernel(
         if SPLIT:  # few programs: the merge may wait beside them
             gdc_launch_dependents()
         gdc_wait()
-    row = _find_row(starts_ptr, tile, rows, QT)
+    row = find_row(starts_ptr, tile, rows, QT)
     start = tl.load(starts_ptr + row).to(tl.int32)
     new = tl.load(starts_ptr + row + 1).to(tl.int32) - start
     context = tl.load(contexts_ptr + row).to(tl.int32)
@@ -278,7 +278,7 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED)
 
 
 @dataclass(frozen=True)
-class _Launch:
+class PrefillLaunch:
     """Tiles for the rows of `least` to `most` new tokens. split: tokens; 0 for whole contexts."""
 
     tiles: Tiles
@@ -287,7 +287,7 @@ class _Launch:
     split: int = 0
 
 
-def _plan(
+def plan_launches(
     tokens: int,
     rows: int,
     kv_heads: int,
@@ -296,7 +296,7 @@ def _plan(
     max_context_len: int,
     tiles: Tiles,
     split: int | None,
-) -> list[_Launch]:
+) -> list[PrefillLaunch]:
     """The launches of a step. tiles: for rows of many tokens; split: None to choose, 0 for never.
 
     A step of few tiles takes all its rows in one launch: waste costs it less than a launch.
@@ -305,17 +305,17 @@ def _plan(
     short = Tiles(_SHORT_ROWS, tiles.keys, 4, 2)
     lone = tiles if longest > short_len else short
     if split is None:
-        programs = kv_heads * _num_tiles(tokens, rows, group, lone)
-        split = SPLIT if programs <= _FEW_PROGRAMS else 0
+        programs = kv_heads * num_tiles(tokens, rows, group, lone)
+        split = SPLIT if programs <= FEW_PROGRAMS else 0
     if split % tiles.keys:
         raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
     if split or rows == 1:  # one split is the whole context, bit for bit
-        return [_Launch(lone, 1, _ANY, split if max_context_len > split else 0)]
-    few = _Launch(short, 1, short_len)
-    return [_Launch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
+        return [PrefillLaunch(lone, 1, _ANY, split if max_context_len > split else 0)]
+    few = PrefillLaunch(short, 1, short_len)
+    return [PrefillLaunch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
 
 
-def _num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:
+def num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:
     """Tiles at most, whatever the rows' lengths."""
     return tokens // (tiles.queries // group) + rows
 
@@ -326,7 +326,7 @@ def kernels(
     """Names of the kernels that a call launches, equal where the kernels are. shared: bytes a
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
-    plan = _plan(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
+    plan = plan_launches(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
     merges = {("merge",)} if any(launch.split for launch in plan) else set()
     return {("sum", *astuple(launch)) for launch in plan} | merges
 
@@ -372,13 +372,15 @@ def prefill_attention(
     tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     split = 0 if window else split
-    plan = _plan(tokens, rows, kv_heads, group, max_query_len, max_context_len, tiles, split)
+    plan = plan_launches(
+        tokens, rows, kv_heads, group, max_query_len, max_context_len, tiles, split
+    )
     for launch in plan if tokens and rows else ():
         shape, split = launch.tiles, launch.split
         splits = num_splits(max_context_len, split) if split else 1
         partial, stats = workspace(q, splits if split else 0)
         whole = boxes(k_cache, v_cache, shape.keys) if shape.tma else None
-        _prefill_kernel[(kv_heads, _num_tiles(tokens, rows, group, shape), splits)](
+        _prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape), splits)](
             q, k_cache, v_cache, *(whole or (None, None)), block_tables, query_start_loc,
             context_lens, out, partial, stats,
             scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,

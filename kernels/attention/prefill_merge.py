@@ -24,7 +24,7 @@ MAX_SPLITS = 16  # of a query; longer contexts have longer splits
 
 
 @triton.jit
-def _row_of(starts_ptr, token, rows):
+def row_of(starts_ptr, token, rows):
     """The row that owns a token: the last that starts at it or before."""
     owner = 0
     index = tl.arange(0, 128)
@@ -52,7 +52,7 @@ def _merge_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    row = _row_of(starts_ptr, token, rows)
+    row = row_of(starts_ptr, token, rows)
     stop = tl.load(starts_ptr + row + 1).to(tl.int32)
     context = tl.load(contexts_ptr + row).to(tl.int32)
     position = context - (stop - token)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import gemv, norms, skinny, tuning
+from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 
 
@@ -28,15 +29,20 @@ def linear(
     out_dtype: torch.dtype | None = None,
     counters: Tensor | None = None,
     pdl: bool = False,
+    exact: ExactProducts | None = None,
 ) -> Tensor:
     """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference.
 
     The residual's storage is reused for the result where dtypes agree. counters: the workspace of
     split products (`skinny.new_counters`); without it one is made, which costs a kernel.
+    exact: chooses, if given.
     """
     rows, width = x.shape
     shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
-    variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared, card)
+    if exact is None:
+        variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared, card)
+    else:
+        variant = exact.choose(weight.shape[0], width, rows, shared, card)
     return run(
         variant,
         x,

@@ -72,9 +72,10 @@ def _add_shares_kernel(
         gdc_launch_dependents()
         gdc_wait()
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(residual_ptr + i, mask=i < size, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
     for s in tl.static_range(SPLIT):
         total += tl.load(shares_ptr + s * size + i, mask=i < size, other=0.0)
+    total += tl.load(residual_ptr + i, mask=i < size, other=0.0).to(tl.float32)
     tl.store(residual_ptr + i, total.to(residual_ptr.dtype.element_ty), mask=i < size)
 
 

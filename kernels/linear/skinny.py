@@ -41,10 +41,12 @@ def _prefetch(ptr):
 @triton.jit
 def _epilogue(
     out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RESIDUAL: tl.constexpr, SILU: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """acc: [BLOCK_M, BLOCK_N] fp32. SiLU·mul, residual, store."""
+    """acc: [BLOCK_M, BLOCK_N] fp32. SiLU·mul, residual, store. TYPE: that gate and up are rounded
+    to, as where they are stored between two kernels."""
     if SILU:
+        acc = acc.to(TYPE).to(tl.float32)
         gate, up = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
         y = gate / (1.0 + tl.exp(-gate)) * up
         n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
@@ -93,14 +95,16 @@ def _add_product(acc, rows, x, k, K, EVEN_K: tl.constexpr, SWAP: tl.constexpr):
 def _store_part(
     acc, scale, out_ptr, residual_ptr, partial_ptr, m, tile, M, COLUMNS, width,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, SWAP: tl.constexpr,
-    RESIDUAL: tl.constexpr, SILU: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """One tile's sum: to the output, or with SPLIT to this share's partial results [M, width]."""
     if SWAP:
         acc = acc.T
     if SPLIT == 1:
         acc = acc * scale[:, None]
-        _epilogue(out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU)
+        _epilogue(
+            out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU, TYPE
+        )  # fmt: skip
     else:
         at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
         tl.store(partial_ptr + at, acc, mask=(m < M)[:, None])
@@ -110,7 +114,7 @@ def _store_part(
 def _add_shares(
     out_ptr, residual_ptr, partial_ptr, m, tile, M, COLUMNS, width, size,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, RESIDUAL: tl.constexpr,
-    SILU: tl.constexpr,
+    SILU: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """One tile's shares of K, added in index order."""
     at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
@@ -119,7 +123,9 @@ def _add_shares(
         total += tl.load(
             partial_ptr + s * size + at, mask=(m < M)[:, None], other=0.0, cache_modifier=".cg"
         )
-    _epilogue(out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU)
+    _epilogue(
+        out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU, TYPE
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -195,6 +201,7 @@ def _skinny_kernel(
             acc_1 = _add_product(acc_1, rows_1, x, start + k, K, EVEN_K, SWAP)
         if TILES > 2:
             acc_2 = _add_product(acc_2, rows_2, x, start + k, K, EVEN_K, SWAP)
+    TYPE: tl.constexpr = x_ptr.dtype.element_ty
     scale = tl.full((BLOCK_M,), 1.0, tl.float32)
     if NORM:
         scale = 1.0 / tl.sqrt(squares / K + eps)
@@ -203,17 +210,17 @@ def _skinny_kernel(
     partial = partial_ptr + share * size
     _store_part(
         acc, scale, out_ptr, residual_ptr, partial, m, tile, M, COLUMNS, width, BLOCK_M, BLOCK_N,
-        SPLIT, SWAP, RESIDUAL, SILU,
+        SPLIT, SWAP, RESIDUAL, SILU, TYPE,
     )  # fmt: skip
     if TILES > 1:
         _store_part(
             acc_1, scale, out_ptr, residual_ptr, partial, m, tile + 1, M, COLUMNS, width, BLOCK_M,
-            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU,
+            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU, TYPE,
         )  # fmt: skip
     if TILES > 2:
         _store_part(
             acc_2, scale, out_ptr, residual_ptr, partial, m, tile + 2, M, COLUMNS, width, BLOCK_M,
-            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU,
+            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU, TYPE,
         )  # fmt: skip
     if SPLIT > 1:
         tl.debug_barrier()
@@ -222,7 +229,7 @@ def _skinny_kernel(
             for i in tl.static_range(TILES):
                 _add_shares(
                     out_ptr, residual_ptr, partial_ptr, m, tile + i, M, COLUMNS, width, size,
-                    BLOCK_M, BLOCK_N, SPLIT, RESIDUAL, SILU,
+                    BLOCK_M, BLOCK_N, SPLIT, RESIDUAL, SILU, TYPE,
                 )  # fmt: skip
             tl.store(counter, 0)
 

@@ -8,6 +8,7 @@ a smaller card has no room for. The choice is a pure function of the shape, the 
 card's name and its shared memory.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -87,6 +88,24 @@ def from_json(fields: dict[str, Any]) -> Variant:
     return _KINDS[rest.pop("kind")](**rest)
 
 
+@dataclass(frozen=True)
+class ExactRows:
+    """What a table says of a weight whose K is summed in one number of shares: the best launch by
+    buckets of rows (see exact.py)."""
+
+    split: int
+    rows: Mapping[int, Variant]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Microseconds of a weight's products by buckets of rows: of the best launch, and of the best
+    in one order of sums."""
+
+    free: Mapping[int, float]
+    exact: Mapping[int, float]
+
+
 @cache
 def tables() -> Mapping[str, Table]:
     """The checked-in tables by card, each {(N, K): {rows bucket: variant}}."""
@@ -108,6 +127,49 @@ def table(card: str = HOME) -> Table:
     for name in sorted(tables(), key=lambda name: name == own):
         shapes |= tables()[name]
     return shapes
+
+
+@cache
+def exact_table(card: str = HOME) -> Mapping[tuple[int, int], ExactRows]:
+    """What a card's own table says of exact launches; those of another card decide nothing."""
+    return {
+        (entry["n"], entry["k"]): ExactRows(
+            entry["exact"]["split"],
+            {int(rows): from_json(v) for rows, v in entry["exact"]["rows"].items()},
+        )
+        for entry in _own_shapes(card)
+        if "exact" in entry
+    }
+
+
+@cache
+def timings(card: str = HOME) -> Mapping[tuple[int, int], Timings]:
+    """The times of a card's own table."""
+    return {
+        (entry["n"], entry["k"]): Timings(
+            *({int(r): us for r, us in one["us"].items()} for one in (entry, entry["exact"]))
+        )
+        for entry in _own_shapes(card)
+        if "exact" in entry
+    }
+
+
+def _own_shapes(card: str) -> list[dict[str, Any]]:
+    for path in sorted(TABLES.glob("*.json")):
+        document = json.loads(path.read_text())
+        if _alike(document["measured_on"]["machine"]["gpu"], card):
+            shapes: list[dict[str, Any]] = document["shapes"]
+            return shapes
+    return []
+
+
+@cache
+def version() -> str:
+    """Eight hex digits that name all tables."""
+    digest = hashlib.sha256()
+    for path in sorted(TABLES.glob("*.json")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _alike(name: str, card: str) -> bool:

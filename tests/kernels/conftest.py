@@ -48,6 +48,16 @@ def device() -> torch.device:
     return torch.device("cuda" if native else "cpu")
 
 
+@pytest.fixture
+def ordered_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in one order, as matrix units have it: what is compared bit for bit needs it."""
+    if INTERPRETED:
+        from support import interpreter_order
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        monkeypatch.setattr(InterpreterBuilder, "create_dot", interpreter_order.create_dot)
+
+
 @dataclass(frozen=True)
 class Paged:
     """A poisoned cache in which each row owns scattered blocks: what no row owns is NaN."""

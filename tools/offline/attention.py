@@ -167,6 +167,41 @@ def _rope(
     return call
 
 
+def _exact_prefill(
+    tokens: int, group: int, dim: int, block_size: int, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], object]:
+    def call() -> object:
+        from quire.kernels.attention.exact_prefill import prefill_attention
+
+        cache = _caches(64, 8, block_size, dim, dtype)
+        q = empty(tokens, 8 * group, dim, dtype=dtype)
+        table, starts = empty(2, 64, dtype=_INT), empty(3, dtype=_INT)
+        context = empty(2, dtype=_INT)
+        return prefill_attention(
+            q, cache, cache, table, starts, context, 0.1, tokens, 4096 + tokens, pdl=True
+        )
+
+    return call
+
+
+@cases(hot=True)
+def hot_exact() -> Calls:
+    for group in (2, 4):
+        for level in (0, 1, 2):
+            call = _rope_decode(64, group, 128, 64, level=level, exact=True, pdl=True)
+            yield f"rope-decode D128 G{group} exact {level}", call
+        yield f"prefill D128 G{group} exact 64", _exact_prefill(64, group, 128, 64)
+
+
+@cases(hot=False)
+def other_exact() -> Calls:
+    for group in (2, 4):  # with a second sum in its registers, nine spill
+        yield f"prefill D128 G{group} exact 8192", _exact_prefill(8192, group, 128, 64)
+    for dim in (64, 96, 256):
+        yield f"prefill D{dim} exact", _exact_prefill(8192, 2, dim, 64)
+        yield f"decode D{dim} exact", _decode(64, 2, dim, 64, exact=True)
+
+
 @cases(hot=True)
 def hot_rope() -> Calls:
     for tokens in (1, 64, 8192):

@@ -20,6 +20,7 @@ class VocabTable:
     def __init__(self, setting: Setting, module: str, vocab_size: int, hidden_size: int) -> None:
         self._ops, self._world = setting.ops, setting.world
         self._vocab_size = vocab_size
+        self.module = module
         self.ids, rows = setting.world.split_vocab(vocab_size)
         form = table_form(setting)
         table, mine = form.new(rows, hidden_size), length(self.ids)

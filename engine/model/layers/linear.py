@@ -15,6 +15,7 @@ from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.stream import Stream, residual_norm
+from quire.engine.model.product import Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class ColumnParallelLinear:
         self, setting: Setting, parts: Sequence[Part], inputs: int, *, bias: bool = False
     ) -> None:
         form = form_of(setting, [part.module for part in parts])
+        self.module = parts[0].module
         rows = sum(length(part.rows) for part in parts)
         self.weight = form.new(rows, inputs)
         self.bias = setting.new(rows) if bias else None
@@ -51,6 +53,9 @@ class ColumnParallelLinear:
                 name, target = part.module + ".bias", self.bias[begin:end]
                 self.placements.append(Placement(name, shape[:1], target, part.rows, slice(0, 1)))
             begin = end
+
+    def product(self, *, silu: bool = False) -> Product:
+        return Product(self.module, self.weight, norm=True, silu=silu)
 
     def __call__(
         self, stream: Stream, norm_weight: Tensor, eps: float, *, silu: bool = False
@@ -73,10 +78,14 @@ class RowParallelLinear:
     ) -> None:
         form = form_of(setting, [module])
         self._ops, self._world = setting.ops, setting.world
+        self.module = module
         self.weight = form.new(outputs, length(cols))
         self._linear, self._held = form.linear(), form.held(self.weight)
         shape, rows = (outputs, inputs), slice(0, outputs)
         self.placements = form.placements(module, shape, self.weight, rows, cols)
+
+    def product(self) -> Product:
+        return Product(self.module, self.weight, residual=self._world.size == 1)
 
     def __call__(self, x: Tensor, residual: Tensor, then: Tensor, eps: float) -> Stream:
         """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused; then:

@@ -12,6 +12,7 @@ from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.stream import Stream, residual_norm
+from quire.engine.model.product import Product
 from quire.kernels.ops import ExpertOps, has_experts
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -26,6 +27,9 @@ class DenseMlp:
         self.gate_up = ColumnParallelLinear(setting, parts, hidden)
         self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
+
+    def products(self) -> list[Product]:
+        return [self.gate_up.product(silu=True), self.down.product()]
 
     def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
         """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
@@ -54,6 +58,7 @@ class ExpertsMlp:
         self.down = form.new(count, hidden, held)
         self._mix = form.mix_experts()
         self._held = form.held(self.gate_up), form.held(self.down)
+        self._module = f"{module}.experts"
         self.placements = [whole(f"{module}.gate.weight", self.router)]
         for index, one in enumerate(modules):
             pair, every = self.gate_up.of(index), slice(0, hidden)
@@ -63,6 +68,9 @@ class ExpertsMlp:
                 self.placements += form.placements(f"{one}.{name}", shape, part, inner, every)
             shape, down = (hidden, width), self.down.of(index)
             self.placements += form.placements(f"{one}.down_proj", shape, down, every, inner)
+
+    def products(self) -> list[Product]:
+        return [Product(self._module, self.gate_up), Product(self._module, self.down)]
 
     def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
         """As of DenseMlp."""

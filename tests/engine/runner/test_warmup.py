@@ -61,10 +61,16 @@ class Kept:
 EXPERTS = Experts(20, 6, 48, True)  # whose kernels change where no other's do
 
 
-def bounds(setup: Setup = SETUP, *, qk_norm: bool = True, mixture: Mixture | None = None) -> Bounds:
+def bounds(
+    setup: Setup = SETUP,
+    *,
+    qk_norm: bool = True,
+    mixture: Mixture | None = None,
+    exact: bool = False,
+) -> Bounds:
     heads = Heads(16, 8, 16, torch.bfloat16, setup.block_size)
     tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
-    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture)
+    return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture, exact=exact)
 
 
 def test_ranks_warm_both_kinds_of_exchange() -> None:
@@ -92,9 +98,10 @@ def recorded_core(
     architecture: str = QWEN3,
     fp8: Fp8 | None = None,
     layers: int = 1,
+    exact: bool = False,
 ) -> EngineCore:
     """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
-    ops: Any = RecordedOps()
+    ops: Any = RecordedOps(exact=exact)
     experts = EXPERTS if architecture == QWEN3_MOE else None
     shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8, num_layers=layers)
     if fp8 is not None:
@@ -149,28 +156,30 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "graphs", "fp8"),
+    ("architecture", "graphs", "fp8", "exact"),
     [
-        (QWEN3, False, None),
-        (QWEN3, True, None),
-        (QWEN2, True, None),
-        (QWEN3_MOE, False, None),
-        (QWEN3, False, Fp8(made_on_load=True)),
-        pytest.param(QWEN3_MOE, False, Fp8(made_on_load=True), marks=pytest.mark.long),
+        (QWEN3, False, None, False),
+        (QWEN3, True, None, False),
+        (QWEN2, True, None, False),
+        (QWEN3_MOE, False, None, False),
+        (QWEN3, False, Fp8(made_on_load=True), False),
+        (QWEN3, True, None, True),
+        pytest.param(QWEN3_MOE, False, Fp8(made_on_load=True), False, marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_long_run_launches_nothing_that_was_not_warm(
-    architecture: str, graphs: bool, fp8: Fp8 | None, seed: int
+    architecture: str, graphs: bool, fp8: Fp8 | None, exact: bool, seed: int
 ) -> None:
     with recorded() as warm:
-        core = recorded_core(graphs=graphs, architecture=architecture, fp8=fp8)
+        core = recorded_core(graphs=graphs, architecture=architecture, fp8=fp8, exact=exact)
         runner: Any = core.runner
         mixture = Mixture(EXPERTS.count, EXPERTS.per_token)
         steps = warm_steps(
             bounds(
                 qk_norm=runner._model.qk_norm,
                 mixture=mixture if architecture == QWEN3_MOE else None,
+                exact=exact,
             )
         )
         runner.warm_up(steps, lambda _share: None)

@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 
-def _widened(handle: Any) -> Any:
+def widened(handle: Any) -> Any:
     """A bf16 handle as fp32; any other handle as it is."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
@@ -39,12 +39,12 @@ def install() -> None:
     )
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-        return dot(self, _widened(a), _widened(b), d, *rest)
+        return dot(self, widened(a), widened(b), d, *rest)
 
     def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
         if tl.bfloat16 not in (lhs.dtype.scalar, rhs.dtype.scalar):
             return binary(self, lhs, rhs, op)
-        out = op(_widened(lhs).data, _widened(rhs).data)
+        out = op(widened(lhs).data, widened(rhs).data)
         if out.dtype == np.bool_:
             return interpreter.TensorHandle(out, tl.int1)
         return interpreter.TensorHandle(_rounded(out), tl.bfloat16)
@@ -52,7 +52,7 @@ def install() -> None:
     def unary_op(self: Any, arg: Any, op: Any) -> Any:
         if arg.dtype.scalar != tl.bfloat16:
             return unary(self, arg, op)
-        return interpreter.TensorHandle(_rounded(op(_widened(arg).data)), tl.bfloat16)
+        return interpreter.TensorHandle(_rounded(op(widened(arg).data)), tl.bfloat16)
 
     def create_fp_trunc(self: Any, src: Any, dst: Any) -> Any:
         if dst.scalar == tl.bfloat16 and src.dtype.scalar in (tl.float32, tl.float64):

@@ -60,8 +60,8 @@ def recorded() -> Iterator[set[str]]:
 class RecordedOps:
     """An `Ops` of the reference's results and of Triton's launches."""
 
-    def __init__(self) -> None:
-        self._triton = TritonOps.on(torch.device("cpu"), pdl=True)
+    def __init__(self, *, exact: bool = False) -> None:
+        self._triton = TritonOps.on(torch.device("cpu"), pdl=True, exact=exact)
 
     def __getattr__(self, name: str) -> Any:
         launch, compute = getattr(self._triton, name), getattr(reference, name)

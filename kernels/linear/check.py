@@ -1,0 +1,133 @@
+"""Whether the launches that exact mode would choose have one weight's bits, asked of the card.
+
+Invariant: after `check` every launch that can be chosen for the weight has been compared, at the
+least, the middle and the most rows of its bucket, with one tile of all rows: with everything that
+stands around the product, and every row of it. What differs of the library's is dropped, and its
+tile is compared in its place.
+
+On meta tensors nothing is compared: what is launched is then what may be launched on a card.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.kernels import support
+from quire.kernels.linear import exact, linear, skinny
+from quire.kernels.linear.exact import BEYOND, BUCKETS, ExactProducts
+from quire.kernels.linear.tuning import Library, Variant
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a product. most: rows that it can have."""
+
+    most: int
+    norm: bool = False
+    residual: bool = False
+    silu: bool = False
+    out_dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A launch whose bits are others. rows: the least at which they are; kept: whether another
+    launch took its place."""
+
+    bucket: int
+    rows: int
+    variant: Variant
+    kept: bool
+
+
+def check(weight: Tensor, around: Around, products: ExactProducts) -> list[Difference]:
+    """Compare what `products` chooses for a weight [N, K], of which the sizes, the type and the
+    device count; drop what differs. A difference that is not kept means that the weight has no
+    exact kernel here."""
+    n, k = weight.shape
+    shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
+    bits = Bits(weight, around, exact.order_of(n, k, card).split)
+    found = []
+    for bucket, rows in samples(around.most):
+        variant = products.choose(n, k, rows[-1], shared, card)
+        at = bits.differ_at(variant, rows)
+        library = isinstance(variant, Library)
+        tile_at = None
+        if library and (at is not None or weight.is_meta):
+            tile_at = bits.differ_at(bits.tile(bucket), rows)
+        if at is not None:
+            if library:
+                products.drop(n, k, bucket)
+            found.append(Difference(bucket, at, variant, kept=library and tile_at is None))
+    return found
+
+
+def samples(most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Each bucket that up to `most` rows belong to, with the numbers of rows that are tried."""
+    least = 1
+    for bucket in (*BUCKETS, BEYOND):
+        if least > most:
+            return
+        last = min(bucket, most)
+        yield bucket, tuple(sorted({least, (least + last) // 2, last}))
+        least = bucket + 1
+
+
+class Bits:
+    """A product of random rows by one tile, which others are compared with.
+
+    The second half of each row of x is its first half backwards with the other sign, and a weight's
+    row is the same backwards: all that a sum leaves is what its order rounds, and no rounding to 16
+    bits afterwards can hide another order.
+    """
+
+    def __init__(self, weight: Tensor, around: Around, split: int) -> None:
+        """weight: [N, K], whose numbers do not count; split: shares of K."""
+        self._around, self._split = around, split
+        self._device, self._dtype, (n, k) = weight.device, weight.dtype, weight.shape
+        self._counters = skinny.new_counters(self._device)
+        self._weight = self._twice(n, k, 1)
+        self._x = self._twice(around.most, k, -1)
+        self._norm = self._twice(1, k, 1)[0] if around.norm else None
+        columns = n // 2 if around.silu else n
+        self._residual = weight.new_zeros(around.most, columns) if around.residual else None
+        self._wanted = self._run(self.tile(BEYOND), around.most)
+
+    def tile(self, bucket: int) -> Variant:
+        """The tile for so many rows."""
+        (n, k), shared = self._weight.shape, support.shared_bytes(self._device)
+        return exact.tile(n, k, bucket, self._split, shared)
+
+    def differ_at(self, variant: Variant, rows: Sequence[int]) -> int | None:
+        """The first of these numbers of rows at which bits are others; None: they are the same."""
+        for count in rows:
+            found = self._run(variant, count)
+            if not found.is_meta and not torch.equal(found, self._wanted[:count]):
+                return count
+        return None
+
+    def _twice(self, rows: int, width: int, sign: int) -> Tensor:
+        """[rows, width]: random halves, the second backwards and times sign, and 0 between."""
+        whole = torch.zeros(rows, width, dtype=self._dtype, device=self._device)
+        if not whole.is_meta:
+            generator = torch.Generator(self._device).manual_seed(rows + width)
+            size, half = (rows, width // 2), width - width // 2
+            drawn = torch.randn(size, generator=generator, dtype=self._dtype, device=self._device)
+            whole[:, : width // 2] = drawn
+            whole[:, half:] = drawn.flip(1).mul_(sign)
+        return whole
+
+    def _run(self, variant: Variant, rows: int) -> Tensor:
+        return linear.run(
+            variant,
+            self._x[:rows],
+            self._weight,
+            norm_weight=self._norm,
+            eps=1e-6,
+            residual=None if self._residual is None else self._residual[:rows].clone(),
+            silu=self._around.silu,
+            out_dtype=self._around.out_dtype,
+            counters=self._counters,
+        )

@@ -1,0 +1,133 @@
+"""One order of sums for each weight: a row's product has the same bits whatever rows stand by it.
+
+Invariant: K is cut into S equal shares, S a property of the weight's shape on a card (`Order`,
+read from the card's table; one share where the table says nothing). A share is summed in order by
+the matrix units, in fp32; shares are added in order; then what stands behind the product is applied
+and rounded once. Of the launches that `tuning` knows those are chosen that keep this order:
+
+    tiles       (skinny.py) of any height, with S shares
+    library     from torch, in one share: it keeps the order where it does not split K by itself,
+                which only the card can tell (`check.py`): where it does not, a tile takes its place
+
+Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen, nor are norms
+inside a product, which scale after the sum and not before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from quire.kernels.linear import tuning
+from quire.kernels.linear.tuning import HOME, Gemv, Library, Skinny, Variant
+from quire.kernels.support import HOPPER_SHARED
+
+BUCKETS = (*tuning.ROW_BUCKETS, 512, 1024, 2048, 4096, 8192)
+BEYOND = 1 << 30  # the bucket of more rows than that
+_BLOCK_K = 256  # the longest step along K of any tile
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a weight's products are summed, and by what. split: shares of K; rows: what was measured
+    to be best by buckets of rows, all in this order."""
+
+    split: int
+    rows: Mapping[int, Variant]
+
+
+def bucket_of(rows: int) -> int:
+    """The bucket that so many rows belong to."""
+    return next((bucket for bucket in BUCKETS if rows <= bucket), BEYOND)
+
+
+def keeps(variant: Variant, k: int, split: int) -> bool:
+    """Whether a launch sums K in `split` shares, in order, as far as can be told without a card."""
+    if isinstance(variant, Gemv) or variant.split != split:
+        return False
+    if isinstance(variant, Library):
+        return split == 1
+    return not variant.fuse_norm and (split == 1 or k % (split * variant.block_k) == 0)
+
+
+@cache
+def order_of(n: int, k: int, card: str = HOME) -> Order:
+    """The order of a weight [n, k], and what keeps it by the card's table: of the table's own
+    exact rows, or of the others those that do."""
+    listed = tuning.exact_table(card).get((n, k))
+    if listed is not None:
+        return Order(listed.split, listed.rows)
+    rows = tuning.table(card).get((n, k), {})
+    return Order(1, {bucket: v for bucket, v in rows.items() if keeps(v, k, 1)})
+
+
+def tile(n: int, k: int, bucket: int, split: int, shared: int = HOPPER_SHARED) -> Skinny:
+    """The tile for so many rows where nothing was measured, or the library fails.
+
+    shared: bytes of shared memory that a program may have."""
+    if bucket > 64:
+        found = Skinny(128, 128, 64, swap=False, stages=4, warps=8, split=split)
+    elif bucket > 32:
+        found = Skinny(64, 64, 64, swap=True, stages=8, warps=4, split=split)
+    elif bucket > 16:
+        found = Skinny(32, 64, 128, swap=True, stages=6, warps=4, split=split)
+    elif n <= 2048:
+        found = Skinny(16, 16, 256, swap=False, stages=4, warps=4, split=split)
+    else:
+        found = Skinny(16, 64, 128, swap=True, stages=6, warps=4, split=split)
+    if split > 1 and k % (split * found.block_k):
+        found = replace(found, block_k=64)
+    return replace(found, stages=max(1, min(found.stages, shared // found.stage_bytes)))
+
+
+def choose(
+    n: int, k: int, rows: int, shared: int = HOPPER_SHARED, card: str = HOME, *, own: bool = False
+) -> Variant:
+    """The launch for a weight [n, k] and so many rows. own: none of the library's."""
+    order, bucket = order_of(n, k, card), bucket_of(rows)
+    found = order.rows.get(bucket)
+    if found is None and bucket > tuning.ROW_BUCKETS[-1] and order.split == 1:
+        found = Library()
+    fits = not isinstance(found, Skinny) or found.stages * found.stage_bytes <= shared
+    if found is None or not fits or (own and isinstance(found, Library)):
+        return tile(n, k, bucket, order.split, shared)
+    return found
+
+
+def cost(weights: Mapping[tuple[int, int], int], card: str) -> float | None:
+    """By how much products of a step take longer in these orders, at worst over the numbers of rows
+    that the card's own table holds: 0.03 is 3%. weights: how many a step has of each [n, k]. None
+    where the table does not tell."""
+    entries = [(tuning.timings(card).get(shape), count) for shape, count in weights.items()]
+    worst = None
+    for bucket in tuning.ROW_BUCKETS:
+        free = exact = 0.0
+        for entry, count in entries:
+            if entry is None or bucket not in entry.exact or bucket not in entry.free:
+                return None
+            free += count * entry.free[bucket]
+            exact += count * entry.exact[bucket]
+        worst = max(exact / free - 1, worst or 0.0)
+    return worst
+
+
+class ExactProducts:
+    """What an engine chooses by. `drop` and `give_up` are what the card's check has to say."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self._own: set[tuple[int, int, int]] = set()
+
+    def choose(
+        self, n: int, k: int, rows: int, shared: int = HOPPER_SHARED, card: str = HOME
+    ) -> Variant:
+        """As the function, without what was dropped."""
+        own = (n, k, bucket_of(rows)) in self._own
+        return choose(n, k, rows, shared, card, own=own)
+
+    def drop(self, n: int, k: int, bucket: int) -> None:
+        """For a weight and a bucket of rows no launch of the library any more."""
+        self._own.add((n, k, bucket))
+
+    def give_up(self) -> None:
+        """No exact launches any more: the fast ones."""
+        self.on = False

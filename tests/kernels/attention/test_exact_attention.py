@@ -1,0 +1,116 @@
+"""Exact mode: a query's attention has the same bits however it comes to be computed."""
+
+from typing import Any
+
+import pytest
+import torch
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("ordered_dots")]
+
+
+def queries(tokens: int, heads: int, dim: int, like: torch.Tensor, seed: int = 5) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, heads, dim, generator=rng).to(like.device, like.dtype)
+
+
+def decoded(cache: Any, q: torch.Tensor, contexts: range, **launch: Any) -> torch.Tensor:
+    """Each query of the first row by decode, alone with the context that it sees."""
+    from quire.kernels.attention.decode import decode_attention
+
+    rows = len(contexts)
+    tables = cache.block_tables[:1].expand(rows, -1).contiguous()
+    lens = torch.tensor(list(contexts), dtype=torch.int32, device=q.device)
+    scale = q.shape[-1] ** -0.5
+    return decode_attention(
+        q, cache.k_cache, cache.v_cache, tables, lens, scale, contexts[-1], exact=True, **launch
+    )
+
+
+def prefilled(cache: Any, q: torch.Tensor, contexts: range, **launch: Any) -> torch.Tensor:
+    """The same queries as one chunk."""
+    from quire.kernels.attention.exact_prefill import prefill_attention
+
+    starts = torch.tensor([0, len(contexts)], dtype=torch.int32, device=q.device)
+    lens = torch.tensor([contexts[-1]], dtype=torch.int32, device=q.device)
+    scale = q.shape[-1] ** -0.5
+    return prefill_attention(
+        q, cache.k_cache, cache.v_cache, cache.block_tables, starts, lens, scale,
+        len(contexts), contexts[-1], **launch,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dim", "group", "block_size", "dtype", "first", "last"),
+    [
+        (64, 2, 64, BF16, 1, 21),
+        (64, 1, 16, BF16, 250, 262),
+        (128, 4, 64, FP16, 509, 518),
+        (96, 3, 32, BF16, 60, 70),
+        (16, 16, 16, BF16, 1, 3),
+    ],
+)
+def test_prefill_gives_the_bits_of_decode(
+    paged: Any, dim: int, group: int, block_size: int, dtype: torch.dtype, first: int, last: int
+) -> None:
+    contexts = range(first, last + 1)
+    cache = paged([last], kv_heads=1, block_size=block_size, dim=dim, dtype=dtype)
+    q = queries(len(contexts), group, dim, cache.k_cache)
+    wanted = decoded(cache, q, contexts, level=0)
+    for level in (1, 2):
+        assert torch.equal(decoded(cache, q, contexts, level=level), wanted)
+    for split in (False, True):
+        assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)
+
+
+def test_chunks_give_the_bits_of_the_whole(paged: Any) -> None:
+    contexts, dim = range(246, 271), 16
+    cache = paged([270], kv_heads=1, block_size=16, dim=dim, dtype=BF16)
+    q = queries(len(contexts), 2, dim, cache.k_cache)
+    whole = prefilled(cache, q, contexts, split=False)
+    for begin, end in ((0, 1), (1, 18), (18, 25), (3, 25)):
+        for split in (False, True):
+            part = prefilled(cache, q[begin:end], contexts[begin:end], split=split)
+            assert torch.equal(part, whole[begin:end])
+
+
+def test_rows_beside_it_change_no_bit_of_a_row(paged: Any) -> None:
+    """Rows of a few tokens and of many, and the same with each alone."""
+    from quire.kernels.attention.exact_prefill import prefill_attention
+
+    lens, contexts, dim = [2, 18, 1, 9], [270, 75, 70, 9], 16
+    cache = paged(contexts, kv_heads=1, block_size=16, dim=dim, dtype=BF16)
+    q = queries(sum(lens), 2, dim, cache.k_cache)
+    ends = torch.tensor([0, *lens]).cumsum(0).int().to(q.device)
+    rest = (dim**-0.5, max(lens), max(contexts))
+    together = prefill_attention(
+        q, cache.k_cache, cache.v_cache, cache.block_tables, ends, cache.context_lens, *rest,
+        split=False,
+    )  # fmt: skip
+    for row in range(len(lens)):
+        begin, end = int(ends[row]), int(ends[row + 1])
+        alone = prefill_attention(
+            q[begin:end], cache.k_cache, cache.v_cache, cache.block_tables[row : row + 1],
+            ends[:2] * 0 + torch.tensor([0, lens[row]], device=q.device).int(),
+            cache.context_lens[row : row + 1], *rest, split=row == 0,
+        )  # fmt: skip
+        assert torch.equal(alone, together[begin:end])
+
+
+def test_long_contexts_whose_units_differ_within_a_tile(paged: Any, monkeypatch: Any) -> None:
+    """Beyond UNIT * MAX_SPLITS tokens units grow with the context: here already at 64."""
+    from quire.kernels.attention import decode_launch, exact_prefill
+
+    for module in (decode_launch, exact_prefill):
+        monkeypatch.setattr(module, "UNIT", 32)
+        monkeypatch.setattr(module, "MAX_SPLITS", 2)
+    monkeypatch.setattr(decode_launch, "tile_tokens", lambda *_: 16)
+    monkeypatch.setattr(exact_prefill, "tile_tokens", lambda *_: 16)
+    contexts, dim = range(61, 69), 16
+    cache = paged([68], kv_heads=1, block_size=16, dim=dim, dtype=BF16)
+    q = queries(len(contexts), 1, dim, cache.k_cache)
+    wanted = decoded(cache, q, contexts, level=2)
+    assert torch.equal(decoded(cache, q, contexts, level=1), wanted)
+    for split in (False, True):
+        assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)

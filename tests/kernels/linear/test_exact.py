@@ -1,0 +1,195 @@
+"""Exact mode's products: one order of sums for each weight, whatever the rows."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from quire.kernels.linear import exact, tuning
+from quire.kernels.linear.tuning import Gemv, Library, Skinny, Timings, Variant
+from quire.kernels.support import HOPPER_SHARED
+
+BF16, FP16 = torch.bfloat16, torch.float16
+CARDS = tuple(tuning.tables())
+SMALL_CARD = 101_376  # bytes of shared memory that a program may have
+
+
+def weights() -> Iterator[tuple[str, int, int]]:
+    """Every weight that a table knows, on every card, and some that none knows."""
+    for card in CARDS:
+        for n, k in {*tuning.table(card), (384, 96), (2048, 1000), (12_800, 5120)}:
+            yield card, n, k
+
+
+@pytest.mark.parametrize("shared", [HOPPER_SHARED, SMALL_CARD])
+def test_no_number_of_rows_changes_the_order_of_a_weights_sums(shared: int) -> None:
+    """What the table lists and what the rule adds, with the library and without."""
+    counts = sorted({rows for b in exact.BUCKETS for rows in (b // 2 + 1, b)} | {3, 8193, 60_000})
+    for card, n, k in weights():
+        split = exact.order_of(n, k, card).split
+        for rows in counts:
+            for own in (False, True):
+                found = exact.choose(n, k, rows, shared, card, own=own)
+                assert exact.keeps(found, k, split), (card, n, k, rows, found)
+                assert not (own and isinstance(found, Library))
+                if isinstance(found, Skinny):
+                    assert found.stages * found.stage_bytes <= shared
+
+
+def test_what_breaks_the_order_is_told() -> None:
+    tile = Skinny(16, 64, 128, swap=True, stages=4, warps=4)
+    assert exact.keeps(tile, 1000, 1)
+    assert exact.keeps(replace(tile, split=2), 1024, 2)
+    assert exact.keeps(Library(), 1000, 1)
+    broken: list[tuple[Variant, int, int]] = [
+        (Gemv(2, 4), 1024, 1),
+        (replace(tile, split=2), 1024, 1),
+        (replace(tile, split=2), 1024 + 128, 2),  # whose shares end where the tile's step does
+        (replace(tile, fuse_norm=True), 1024, 1),
+        (Library(2), 1024, 1),
+        (Library(), 1024, 2),
+    ]
+    for variant, k, split in broken:
+        assert not exact.keeps(variant, k, split)
+
+
+def test_the_fast_tables_do_change_it() -> None:
+    """Else the test above would prove nothing."""
+    splits = {
+        tuning.choose(1024, 3072, rows, BF16, False, HOPPER_SHARED, card)
+        for card in CARDS
+        for rows in (1, 8, 256)
+    }
+    assert any(isinstance(variant, Gemv) for variant in splits)
+    assert len({v.split for v in splits if not isinstance(v, Gemv)}) > 1
+
+
+def test_a_dropped_library_leaves_its_rows_to_tiles() -> None:
+    products = exact.ExactProducts()
+    assert products.choose(4096, 4096, 3000) == Library()
+    products.drop(4096, 4096, 4096)
+    assert isinstance(products.choose(4096, 4096, 3000), Skinny)
+    assert isinstance(products.choose(4096, 4096, 4096), Skinny)
+    assert products.choose(4096, 4096, 4097) == Library()
+    assert products.choose(6144, 4096, 3000) == Library()
+
+
+def test_the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = tuning.ROW_BUCKETS
+    free = dict.fromkeys(rows, 10.0)
+    table = {
+        (8, 4): Timings(free, free | {64: 11.0}),
+        (4, 4): Timings(free, free | {8: 9.0}),
+    }
+    monkeypatch.setattr(tuning, "timings", lambda _card: table)
+    assert exact.cost({(8, 4): 1}, "a") == pytest.approx(0.1)
+    assert exact.cost({(8, 4): 1, (4, 4): 3}, "a") == pytest.approx(1 / 40)
+    assert exact.cost({(4, 4): 2}, "a") == 0
+    assert exact.cost({(8, 4): 1, (2, 2): 1}, "a") is None
+    table[(8, 4)] = Timings(free, {1: 10.0})
+    assert exact.cost({(8, 4): 1}, "a") is None
+
+
+def test_every_bucket_is_tried_at_its_ends_and_between() -> None:
+    from quire.kernels.linear.check import samples
+
+    found = dict(samples(9000))
+    assert tuple(found) == (*exact.BUCKETS, exact.BEYOND)
+    assert found[1] == (1,)
+    assert found[64] == (33, 48, 64)
+    assert found[exact.BEYOND] == (8193, 8596, 9000)
+    assert dict(samples(20))[32] == (17, 18, 20)
+    for bucket, rows in samples(300):
+        assert {exact.bucket_of(count) for count in rows} == {bucket}
+
+
+# ---------------------------------------------------------------- by bits
+
+TILES = (
+    Skinny(16, 16, 64, swap=False, stages=2, warps=4),
+    Skinny(16, 64, 128, swap=True, stages=2, warps=4),
+    Skinny(32, 64, 64, swap=True, stages=2, warps=4, tiles=3),
+    Skinny(64, 32, 128, swap=False, stages=2, warps=4),
+)
+AROUND: list[dict[str, Any]] = [
+    {"norm": True},
+    {"residual": True},
+    {"norm": True, "silu": True},
+    {"out_dtype": torch.float32},
+]
+
+
+@pytest.fixture
+def bits(device: torch.device, ordered_dots: None) -> Any:
+    """Makes a weight's `Bits`."""
+    from quire.kernels.linear.check import Around, Bits
+
+    del ordered_dots
+
+    def make(n: int, k: int, split: int = 1, dtype: torch.dtype = BF16, **around: Any) -> Any:
+        return Bits(torch.empty(n, k, dtype=dtype, device=device), Around(70, **around), split)
+
+    return make
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("around", AROUND)
+def test_a_row_has_one_product_whatever_tile_and_rows(bits: Any, around: dict[str, Any]) -> None:
+    found = bits(128, 136, **around)
+    for tile, rows in zip(TILES, ((1, 70), (17,), (33,), (2, 64)), strict=True):
+        assert found.differ_at(tile, rows) is None, tile
+
+
+@pytest.mark.triton
+def test_shares_are_added_in_order_before_the_residual(bits: Any) -> None:
+    found = bits(64, 512, split=4, dtype=FP16, residual=True)
+    for tile in TILES[:2]:
+        assert found.differ_at(replace(tile, split=4), (1, 20)) is None
+
+
+@pytest.mark.triton
+def test_rows_that_choose_the_split_are_seen_by_their_bits(bits: Any) -> None:
+    found = bits(64, 512, residual=True)
+    assert found.differ_at(replace(TILES[1], split=2), (1, 8)) is not None
+    assert bits(64, 512).differ_at(Gemv(2, 4), (1, 2)) is not None
+
+
+@pytest.mark.triton
+def test_what_of_the_library_has_other_bits_is_dropped(
+    device: torch.device, ordered_dots: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here from 257 rows on, by a library that adds K in two halves."""
+    from quire.kernels.linear import linear
+    from quire.kernels.linear.check import Around, check
+
+    del ordered_dots
+
+    def halves(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        pairs = zip(x.float().chunk(2, 1), weight.float().chunk(2, 1), strict=True)
+        return sum(a @ b.t() for a, b in pairs).to(dtype)
+
+    monkeypatch.setattr(linear, "_product", halves)
+    products = exact.ExactProducts()
+    weight = torch.empty(32, 64, dtype=BF16, device=device)
+    around = Around(260, norm=True)
+    assert products.choose(32, 64, 257) == Library()
+    (found,) = check(weight, around, products)
+    assert (found.bucket, found.rows, found.kept) == (512, 257, True)
+    assert isinstance(products.choose(32, 64, 257), Skinny)
+    assert check(weight, around, products) == []
+
+
+def test_logprobs_of_a_row_alone_are_those_of_the_twin() -> None:
+    from quire.kernels import reference
+    from quire.kernels.sampling import logprobs
+
+    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(1))
+    logits[1, 7] = -float("inf")
+    tokens = torch.tensor([4, -1, 499])
+    found = logprobs.by_row(logits, tokens, 5)
+    for one, other in zip(found, reference.logprobs(logits, tokens, 5), strict=True):
+        torch.testing.assert_close(one, other)
