@@ -203,10 +203,9 @@ class Pairs:
         yield self._siblings()
         del self.main
         yield from self._cached()
-        yield self._other("preempted", num_blocks=70)
-        yield self._other("eager", count=6, enforce_eager=True)
-        yield self._other("plain", overlap=False)
-        yield self._other("dependent launch off", count=6, pdl=False)
+        yield self._other("preempted, eager", num_blocks=70, enforce_eager=True)
+        plain = {"enforce_eager": True, "overlap": False, "pdl": False}
+        yield self._other("eager, not overlapped, without dependent launch", **plain)
 
     def _compared(
         self, name: str, served: Served, specs: Sequence[GenerationRequest]
@@ -282,11 +281,11 @@ class Pairs:
         again.proof = f"{served.cached} cached tokens"
         yield again
 
-    def _other(self, name: str, count: int = REQUESTS, **options: Any) -> Comparison:
+    def _other(self, name: str, **options: Any) -> Comparison:
         engine = Marked(self._model, self._dtype, **options)
-        served = engine.serve([self.specs[:count]])
-        result = self._compared(name, served, self.specs[:count])
-        result.proof = f"{served.preempted} preemptions" if name == "preempted" else ""
+        served = engine.serve([self.specs])
+        result = self._compared(name, served, self.specs)
+        result.proof = f"{served.preempted} preemptions at most"
         return result
 
 
@@ -301,6 +300,7 @@ def main() -> int:
     for result in Pairs(f"random:{options.model_shape}", options.dtype).all():
         if options.pairs in result.pair:
             results.append(result)
+            print(result, flush=True)
     columns = ["pair", "tokens", "other logits", "other tokens", "first", "proof"]
     table = [
         [r.pair, r.compared, r.other_logits, r.other_tokens, r.first, r.proof] for r in results

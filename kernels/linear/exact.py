@@ -6,8 +6,8 @@ the matrix units, in fp32; shares are added in order; then what stands behind th
 and rounded once. Of the launches that `tuning` knows those are chosen that keep this order:
 
     tiles       (skinny.py) of any height, with S shares
-    library     from torch, in one share: it keeps the order where it does not split K by itself,
-                which only the card can tell (`check.py`): where it does not, a tile takes its place
+    library     a product for each share: it keeps the order where it does not split K by itself,
+                which only the card can tell (`check.py`): where it does, a tile takes its place
 
 Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen, nor are norms
 inside a product, which scale after the sum and not before.
@@ -45,7 +45,7 @@ def keeps(variant: Variant, k: int, split: int) -> bool:
     if isinstance(variant, Gemv) or variant.split != split:
         return False
     if isinstance(variant, Library):
-        return split == 1
+        return k % split == 0
     return not variant.fuse_norm and (split == 1 or k % (split * variant.block_k) == 0)
 
 
@@ -85,8 +85,8 @@ def choose(
     """The launch for a weight [n, k] and so many rows. own: none of the library's."""
     order, bucket = order_of(n, k, card), bucket_of(rows)
     found = order.rows.get(bucket)
-    if found is None and bucket > tuning.ROW_BUCKETS[-1] and order.split == 1:
-        found = Library()
+    if found is None and bucket > tuning.ROW_BUCKETS[-1] and k % order.split == 0:
+        found = Library(order.split)
     fits = not isinstance(found, Skinny) or found.stages * found.stage_bytes <= shared
     if found is None or not fits or (own and isinstance(found, Library)):
         return tile(n, k, bucket, order.split, shared)

@@ -77,8 +77,12 @@ def run(
         x = norms.rms_norm(x, norm_weight, eps, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):
-        if variant.split > 1 and residual is not None and residual.dtype == x.dtype and not silu:
-            return norms.add_shares(_shares(x, weight, variant.split), residual, pdl=pdl)
+        if variant.split > 1 and not silu:
+            before = residual
+            if before is None:
+                before = x.new_zeros(x.shape[0], weight.shape[0], dtype=out_dtype or x.dtype)
+            if before.dtype == (out_dtype or x.dtype):
+                return norms.add_shares(_shares(x, weight, variant.split), before, pdl=pdl)
         return _library(x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl)
     out = _out(x, weight, residual, silu, out_dtype)
     if not out.numel():

@@ -147,7 +147,7 @@ def timings(card: str = HOME) -> Mapping[tuple[int, int], Timings]:
     """The times of a card's own table."""
     return {
         (entry["n"], entry["k"]): Timings(
-            *({int(r): us for r, us in one["us"].items()} for one in (entry, entry["exact"]))
+            *({int(r): us for r, us in entry["exact"][k].items()} for k in ("free_us", "us"))
         )
         for entry in _own_shapes(card)
         if "exact" in entry

@@ -43,6 +43,7 @@ def test_what_breaks_the_order_is_told() -> None:
     assert exact.keeps(tile, 1000, 1)
     assert exact.keeps(replace(tile, split=2), 1024, 2)
     assert exact.keeps(Library(), 1000, 1)
+    assert exact.keeps(Library(2), 1000, 2)
     broken: list[tuple[Variant, int, int]] = [
         (Gemv(2, 4), 1024, 1),
         (replace(tile, split=2), 1024, 1),
@@ -50,6 +51,7 @@ def test_what_breaks_the_order_is_told() -> None:
         (replace(tile, fuse_norm=True), 1024, 1),
         (Library(2), 1024, 1),
         (Library(), 1024, 2),
+        (Library(3), 1024, 3),
     ]
     for variant, k, split in broken:
         assert not exact.keeps(variant, k, split)
@@ -149,6 +151,17 @@ def test_shares_are_added_in_order_before_the_residual(bits: Any) -> None:
     found = bits(64, 512, split=4, dtype=FP16, residual=True)
     for tile in TILES[:2]:
         assert found.differ_at(replace(tile, split=4), (1, 20)) is None
+
+
+@pytest.mark.triton
+def test_the_librarys_shares_need_no_residual(device: torch.device) -> None:
+    from quire.kernels.linear import linear
+
+    x, weight = (torch.randn(n, 64, device=device).to(BF16) for n in (5, 24))
+    for dtype in (None, torch.float32):
+        found = linear.run(Library(2), x, weight, out_dtype=dtype)
+        wanted = linear.run(Library(2), x, weight, residual=x.new_zeros(5, 24), out_dtype=None)
+        torch.testing.assert_close(found.to(BF16), wanted)
 
 
 @pytest.mark.triton

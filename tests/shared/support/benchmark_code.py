@@ -9,10 +9,11 @@ _FOLDER = str(Path(__file__).resolve().parents[3] / "benchmarks")
 sys.path.insert(0, _FOLDER)
 try:
     import common
+    import exact_mode
     import exactness
     import kernel_probes
     import watched
 finally:
     sys.path.remove(_FOLDER)
 
-__all__ = ["common", "exactness", "kernel_probes", "watched"]
+__all__ = ["common", "exact_mode", "exactness", "kernel_probes", "watched"]

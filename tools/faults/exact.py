@@ -1,0 +1,68 @@
+"""Faults of exact mode: a token's bits would depend on what is computed beside it."""
+
+from faults.fault import Fault
+
+_TABLE = "tests/kernels/linear/test_exact.py::test_"
+_MODE = "tests/engine/runner/test_exact_mode.py::test_"
+_ATTENTION = (
+    "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[others]",
+)
+
+FAULTS = (
+    Fault(
+        "exact: rows choose the split",
+        "kernels/linear/exact.py",
+        "    return Order(1, {bucket: v for bucket, v in rows.items() if keeps(v, k, 1)})\n",
+        "    return Order(1, dict(rows))\n",
+        (_TABLE + "no_number_of_rows_changes_the_order_of_a_weights_sums",),
+    ),
+    Fault(
+        "exact: shares that a tile's step moves are taken for equal",
+        "kernels/linear/exact.py",
+        "(split == 1 or k % (split * variant.block_k) == 0)",
+        "True",
+        (_TABLE + "what_breaks_the_order_is_told",),
+    ),
+    Fault(
+        "exact: what was dropped is launched again",
+        "kernels/linear/exact.py",
+        "        own = (n, k, bucket_of(rows)) in self._own\n",
+        "        own = False\n",
+        (_TABLE + "a_dropped_library_leaves_its_rows_to_tiles",),
+    ),
+    Fault(
+        "exact: the cost is that of the cheapest number of rows",
+        "kernels/linear/exact.py",
+        "        worst = max(exact / free - 1, worst or 0.0)\n",
+        "        worst = exact / free - 1\n",
+        (_TABLE + "the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table",),
+    ),
+    Fault(
+        "exact: on is taken for a model that has no exact kernels",
+        "engine/runner/exact_mode.py",
+        "        if one.weight.scale is not None:\n",
+        "        if False:\n",
+        (_MODE + "on_is_refused_by_a_weights_name_and_auto_says_why_it_is_off",),
+    ),
+    Fault(
+        "exact: a card on which no launch keeps the order is served as exact",
+        "engine/runner/exact_mode.py",
+        "                ops.products.give_up()\n",
+        "",
+        (_MODE + "what_differs_on_the_card_ends_exact_mode_or_costs_the_library",),
+    ),
+    Fault(
+        "exact: warm-up compiles the fast attention",
+        "engine/runner/warmup.py",
+        "        exact=bounds.exact,\n",
+        "",
+        ("tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm",),
+    ),
+    Fault(
+        "exact: the last tile of a context lies lower, as in the fast mode",
+        "kernels/attention/decode_launch.py",
+        "        fixed=exact,\n",
+        "        fixed=False,\n",
+        _ATTENTION,
+    ),
+)
