@@ -52,13 +52,6 @@ FAULTS = (
         (_MODE + "what_differs_on_the_card_ends_exact_mode_or_costs_the_library",),
     ),
     Fault(
-        "exact: warm-up compiles the fast attention",
-        "engine/runner/warmup.py",
-        "        exact=bounds.exact,\n",
-        "",
-        ("tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm",),
-    ),
-    Fault(
         "exact: the last tile of a context lies lower, as in the fast mode",
         "kernels/attention/decode_launch.py",
         "        fixed=exact,\n",
