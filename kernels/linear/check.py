@@ -76,11 +76,12 @@ def samples(most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
 
 
 class Bits:
-    """A product of random rows by one tile, which others are compared with.
+    """Products of random rows by one tile, which others are compared with; twice.
 
-    The second half of each row of x is its first half backwards with the other sign, and a weight's
-    row is the same backwards: all that a sum leaves is what its order rounds, and no rounding to 16
-    bits afterwards can hide another order.
+    First, the second half of each row of x is its first half backwards with the other sign, and a
+    weight's row is the same backwards: all that a sum leaves is what its order rounds, and no
+    rounding to 16 bits afterwards can hide another order. Then ordinary rows, beside a residual of
+    their size: what stands around a product is only seen there.
     """
 
     def __init__(self, weight: Tensor, around: Around, split: int) -> None:
@@ -89,11 +90,13 @@ class Bits:
         self._device, self._dtype, (n, k) = weight.device, weight.dtype, weight.shape
         self._counters = skinny.new_counters(self._device)
         self._weight = self._twice(n, k, 1)
-        self._x = self._twice(around.most, k, -1)
         self._norm = self._twice(1, k, 1)[0] if around.norm else None
-        columns = n // 2 if around.silu else n
-        self._residual = weight.new_zeros(around.most, columns) if around.residual else None
-        self._wanted = self._run(self.tile(BEYOND), around.most)
+        self._cases = []
+        for sign, size in ((-1, 0.0), (1, k**0.5)):
+            x = self._twice(around.most, k, sign)
+            before = self._twice(around.most, n, 1).mul_(size) if around.residual else None
+            wanted = self._run(self.tile(BEYOND), x, before)
+            self._cases.append((x, before, wanted))
 
     def tile(self, bucket: int) -> Variant:
         """The tile for so many rows."""
@@ -103,9 +106,10 @@ class Bits:
     def differ_at(self, variant: Variant, rows: Sequence[int]) -> int | None:
         """The first of these numbers of rows at which bits are others; None: they are the same."""
         for count in rows:
-            found = self._run(variant, count)
-            if not found.is_meta and not torch.equal(found, self._wanted[:count]):
-                return count
+            for x, before, wanted in self._cases:
+                found = self._run(variant, x[:count], None if before is None else before[:count])
+                if not found.is_meta and not torch.equal(found, wanted[:count]):
+                    return count
         return None
 
     def _twice(self, rows: int, width: int, sign: int) -> Tensor:
@@ -119,15 +123,16 @@ class Bits:
             whole[:, half:] = drawn.flip(1).mul_(sign)
         return whole
 
-    def _run(self, variant: Variant, rows: int) -> Tensor:
+    def _run(self, variant: Variant, x: Tensor, before: Tensor | None) -> Tensor:
         return linear.run(
             variant,
-            self._x[:rows],
+            x,
             self._weight,
             norm_weight=self._norm,
             eps=1e-6,
-            residual=None if self._residual is None else self._residual[:rows].clone(),
+            residual=None if before is None else before.clone(),
             silu=self._around.silu,
             out_dtype=self._around.out_dtype,
             counters=self._counters,
+            apart=True,
         )

@@ -2,8 +2,9 @@
 
 Invariant: K is cut into S equal shares, S a property of the weight's shape on a card (`Order`,
 read from the card's table; one share where the table says nothing). A share is summed in order by
-the matrix units, in fp32; shares are added in order; then what stands behind the product is applied
-and rounded once. Of the launches that `tuning` knows those are chosen that keep this order:
+the matrix units, in fp32; shares are added in order. Before SiLU·mul, and before a residual is
+added, the product is rounded to 16 bits, as where it is stored between two kernels. Of the launches
+that `tuning` knows those are chosen that keep this order:
 
     tiles       (skinny.py) of any height, with S shares
     library     a product for each share: it keeps the order where it does not split K by itself,

@@ -39,6 +39,7 @@ def linear(
     """
     rows, width = x.shape
     shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
+    apart = exact is not None
     if exact is None:
         variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared, card)
     else:
@@ -54,6 +55,7 @@ def linear(
         out_dtype=out_dtype,
         counters=counters,
         pdl=pdl,
+        apart=apart,
     )
 
 
@@ -69,8 +71,10 @@ def run(
     out_dtype: torch.dtype | None = None,
     counters: Tensor | None = None,
     pdl: bool = False,
+    apart: bool = False,
 ) -> Tensor:
-    """`linear` by a given variant."""
+    """`linear` by a given variant. apart: the product is rounded to x's dtype, and the residual is
+    added then: what the library does with an accumulator of 16 bits is its own affair."""
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     if norm_weight is not None and not _fuses_norm(variant):
@@ -82,8 +86,11 @@ def run(
             if before is None:
                 before = x.new_zeros(x.shape[0], weight.shape[0], dtype=out_dtype or x.dtype)
             if before.dtype == (out_dtype or x.dtype):
-                return norms.add_shares(_shares(x, weight, variant.split), before, pdl=pdl)
-        return _library(x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl)
+                shares = _shares(x, weight, variant.split)
+                return norms.add_shares(shares, before, pdl=pdl, apart=apart)
+        return _library(
+            x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl, apart=apart
+        )
     out = _out(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
@@ -122,6 +129,7 @@ def run(
         silu=silu,
         counters=counters,
         pdl=pdl,
+        apart=apart,
     )
     return out
 
@@ -149,13 +157,17 @@ def _library(
     silu: bool,
     out_dtype: torch.dtype | None,
     pdl: bool,
+    apart: bool,
 ) -> Tensor:
-    """torch's product; the residual joins it as the accumulator where that needs no copy."""
+    """torch's product; the residual joins it as the accumulator where that needs no copy, and is
+    not to be added apart."""
     dtype = x.dtype if out_dtype is None else out_dtype
     if silu:
         y = norms.silu_mul(torch.mm(x, weight.t()), pdl=pdl).to(dtype)
         return y if residual is None else residual.add_(y)
     if residual is not None and residual.dtype == x.dtype == dtype:
+        if apart:
+            return residual.add_(_product(x, weight, dtype))
         return residual.addmm_(x, weight.t())
     y = _product(x, weight, dtype)
     return y if residual is None else (residual + y).to(dtype)

@@ -64,6 +64,7 @@ def _add_shares_kernel(
     residual_ptr,  # [rows, K], read and written
     size,  # rows * K
     SPLIT: tl.constexpr,
+    APART: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -75,6 +76,8 @@ def _add_shares_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for s in tl.static_range(SPLIT):
         total += tl.load(shares_ptr + s * size + i, mask=i < size, other=0.0)
+    if APART:
+        total = total.to(residual_ptr.dtype.element_ty).to(tl.float32)
     total += tl.load(residual_ptr + i, mask=i < size, other=0.0).to(tl.float32)
     tl.store(residual_ptr + i, total.to(residual_ptr.dtype.element_ty), mask=i < size)
 
@@ -106,15 +109,18 @@ def silu_mul(x: Tensor, *, pdl: bool = False) -> Tensor:
     return out
 
 
-def add_shares(shares: Tensor, residual: Tensor, *, pdl: bool = False) -> Tensor:
-    """residual + the sum of shares in index order, in the residual's storage.
+def add_shares(
+    shares: Tensor, residual: Tensor, *, pdl: bool = False, apart: bool = False
+) -> Tensor:
+    """residual + the sum of shares in index order, in the residual's storage. apart: the sum is
+    rounded to the residual's dtype first.
 
     shares: [split, T, N] fp32 contiguous; residual: [T, N] contiguous.
     """
     size = residual.numel()
     if size:
         _add_shares_kernel[(triton.cdiv(size, _SHARES_BLOCK),)](
-            shares, residual, size, SPLIT=shares.shape[0], BLOCK=_SHARES_BLOCK, PDL=pdl,
-            num_warps=4, launch_pdl=pdl,
+            shares, residual, size, SPLIT=shares.shape[0], APART=apart,
+            BLOCK=_SHARES_BLOCK, PDL=pdl, num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return residual

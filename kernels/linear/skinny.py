@@ -41,10 +41,10 @@ def _prefetch(ptr):
 @triton.jit
 def _epilogue(
     out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RESIDUAL: tl.constexpr, SILU: tl.constexpr, TYPE: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """acc: [BLOCK_M, BLOCK_N] fp32. SiLU·mul, residual, store. TYPE: that gate and up are rounded
-    to, as where they are stored between two kernels."""
+    to, as where they are stored between two kernels; with APART what a residual joins, too."""
     if SILU:
         acc = acc.to(TYPE).to(tl.float32)
         gate, up = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
@@ -56,6 +56,8 @@ def _epilogue(
     mask = (m < M)[:, None] & (n < COLUMNS)[None, :]
     at = m.to(tl.int64)[:, None] * COLUMNS + n[None, :]
     if RESIDUAL:
+        if APART:
+            y = y.to(TYPE).to(tl.float32)
         y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -95,7 +97,7 @@ def _add_product(acc, rows, x, k, K, EVEN_K: tl.constexpr, SWAP: tl.constexpr):
 def _store_part(
     acc, scale, out_ptr, residual_ptr, partial_ptr, m, tile, M, COLUMNS, width,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, SWAP: tl.constexpr,
-    RESIDUAL: tl.constexpr, SILU: tl.constexpr, TYPE: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """One tile's sum: to the output, or with SPLIT to this share's partial results [M, width]."""
     if SWAP:
@@ -103,7 +105,8 @@ def _store_part(
     if SPLIT == 1:
         acc = acc * scale[:, None]
         _epilogue(
-            out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU, TYPE
+            out_ptr, residual_ptr, acc, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU,
+            APART, TYPE,
         )  # fmt: skip
     else:
         at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
@@ -114,7 +117,7 @@ def _store_part(
 def _add_shares(
     out_ptr, residual_ptr, partial_ptr, m, tile, M, COLUMNS, width, size,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, RESIDUAL: tl.constexpr,
-    SILU: tl.constexpr, TYPE: tl.constexpr,
+    SILU: tl.constexpr, APART: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """One tile's shares of K, added in index order."""
     at = m.to(tl.int64)[:, None] * width + (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
@@ -124,7 +127,8 @@ def _add_shares(
             partial_ptr + s * size + at, mask=(m < M)[:, None], other=0.0, cache_modifier=".cg"
         )
     _epilogue(
-        out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU, TYPE
+        out_ptr, residual_ptr, total, m, tile, M, COLUMNS, BLOCK_M, BLOCK_N, RESIDUAL, SILU, APART,
+        TYPE,
     )  # fmt: skip
 
 
@@ -152,6 +156,7 @@ def _skinny_kernel(
     NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SILU: tl.constexpr,
+    APART: tl.constexpr,
     EVEN_K: tl.constexpr,  # K = SPLIT * K_SHARE
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
@@ -210,17 +215,17 @@ def _skinny_kernel(
     partial = partial_ptr + share * size
     _store_part(
         acc, scale, out_ptr, residual_ptr, partial, m, tile, M, COLUMNS, width, BLOCK_M, BLOCK_N,
-        SPLIT, SWAP, RESIDUAL, SILU, TYPE,
+        SPLIT, SWAP, RESIDUAL, SILU, APART, TYPE,
     )  # fmt: skip
     if TILES > 1:
         _store_part(
             acc_1, scale, out_ptr, residual_ptr, partial, m, tile + 1, M, COLUMNS, width, BLOCK_M,
-            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU, TYPE,
+            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU, APART, TYPE,
         )  # fmt: skip
     if TILES > 2:
         _store_part(
             acc_2, scale, out_ptr, residual_ptr, partial, m, tile + 2, M, COLUMNS, width, BLOCK_M,
-            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU, TYPE,
+            BLOCK_N, SPLIT, SWAP, RESIDUAL, SILU, APART, TYPE,
         )  # fmt: skip
     if SPLIT > 1:
         tl.debug_barrier()
@@ -229,7 +234,7 @@ def _skinny_kernel(
             for i in tl.static_range(TILES):
                 _add_shares(
                     out_ptr, residual_ptr, partial_ptr, m, tile + i, M, COLUMNS, width, size,
-                    BLOCK_M, BLOCK_N, SPLIT, RESIDUAL, SILU, TYPE,
+                    BLOCK_M, BLOCK_N, SPLIT, RESIDUAL, SILU, APART, TYPE,
                 )  # fmt: skip
             tl.store(counter, 0)
 
@@ -259,11 +264,13 @@ def skinny(
     silu: bool = False,
     counters: Tensor | None = None,
     pdl: bool = False,
+    apart: bool = False,
 ) -> None:
     """out = x @ weight.T, with what `linear` may put around it. x: [M, K], any M.
 
     The block sizes, tiles, split, stages and warps are the variant's. out may be residual.
-    counters: as made by `new_counters`, needed if split > 1. Raises ValueError for a norm with
+    counters: as made by `new_counters`, needed if split > 1. apart: what a residual is added to is
+    rounded to x's dtype first. Raises ValueError for a norm with
     split > 1, or more than MAX_TILES_A_PROGRAM tiles.
     """
     rows, width = x.shape
@@ -306,6 +313,7 @@ def skinny(
         NORM=norm_weight is not None,
         RESIDUAL=residual is not None,
         SILU=silu,
+        APART=apart,
         EVEN_K=share * split == width,
         PREFETCH=prefetch and pdl,
         PDL=pdl,

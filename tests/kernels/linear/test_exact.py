@@ -165,6 +165,32 @@ def test_the_librarys_shares_need_no_residual(device: torch.device) -> None:
 
 
 @pytest.mark.triton
+def test_the_library_adds_a_residual_as_tiles_do(
+    bits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is seen by its bits where it adds it to what is not rounded yet, in the right order."""
+    from quire.kernels.linear import linear
+
+    def product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        total = torch.zeros(len(x), len(weight), device=x.device)
+        for k in range(0, x.shape[1], 16):  # in order, as a matrix unit sums
+            part = x[:, k : k + 16].double() @ weight[:, k : k + 16].double().t()
+            total = (total + part).float()
+        return total.to(dtype)
+
+    monkeypatch.setattr(linear, "_product", product)
+    found = bits(64, 512, residual=True)
+    assert found.differ_at(Library(), (1, 20)) is None
+
+    def at_once(x: torch.Tensor, weight: torch.Tensor, **around: Any) -> torch.Tensor:
+        whole = product(x, weight, torch.float32) + around["residual"]
+        return whole.to(x.dtype)
+
+    monkeypatch.setattr(linear, "_library", at_once)
+    assert found.differ_at(Library(), (1, 20)) == 1
+
+
+@pytest.mark.triton
 def test_rows_that_choose_the_split_are_seen_by_their_bits(bits: Any) -> None:
     found = bits(64, 512, residual=True)
     assert found.differ_at(replace(TILES[1], split=2), (1, 8)) is not None
@@ -175,7 +201,7 @@ def test_rows_that_choose_the_split_are_seen_by_their_bits(bits: Any) -> None:
 def test_what_of_the_library_has_other_bits_is_dropped(
     device: torch.device, ordered_dots: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here from 257 rows on, by a library that adds K in two halves."""
+    """Here from 17 rows on, by a library that adds K in two halves."""
     from quire.kernels.linear import linear
     from quire.kernels.linear.check import Around, check
 
@@ -186,13 +212,14 @@ def test_what_of_the_library_has_other_bits_is_dropped(
         return sum(a @ b.t() for a, b in pairs).to(dtype)
 
     monkeypatch.setattr(linear, "_product", halves)
-    products = exact.ExactProducts()
+    order = exact.Order(1, {32: Library()})
+    monkeypatch.setattr(exact, "order_of", lambda *_: order)
     weight = torch.empty(32, 64, dtype=BF16, device=device)
-    around = Around(260, norm=True)
-    assert products.choose(32, 64, 257) == Library()
+    around, products = Around(18, norm=True), exact.ExactProducts()
+    assert products.choose(32, 64, 17) == Library()
     (found,) = check(weight, around, products)
-    assert (found.bucket, found.rows, found.kept) == (512, 257, True)
-    assert isinstance(products.choose(32, 64, 257), Skinny)
+    assert (found.bucket, found.rows, found.kept) == (32, 17, True)
+    assert isinstance(products.choose(32, 64, 17), Skinny)
     assert check(weight, around, products) == []
 
 
