@@ -222,6 +222,7 @@ def _call(
     weight: Tensor,
     pdl: bool,
     exact: bool = False,
+    apart: bool = False,
 ) -> Tensor:
     chained = exact and not isinstance(variant, Gemv)  # as in exact mode
     return linear.run(
@@ -234,6 +235,7 @@ def _call(
         silu=product.silu,
         out_dtype=product.out_dtype,
         counters=tensors["counters"],
+        apart=apart,
         pdl=pdl and (chained or tuning.chains(weight, tensors["x"].shape[0])),
     )
 
@@ -276,6 +278,7 @@ class Bench:
     def __init__(self, largest: int, pdl: bool, *, exact: bool = False) -> None:
         self._buffer = torch.empty(largest, dtype=torch.bfloat16, device="cuda").normal_(std=0.02)
         self.pdl, self.exact = pdl, exact
+        self.apart = False  # whether residuals are added apart, as in exact mode
 
     def weights(self, product: Product) -> list[Tensor]:
         """Distinct weights, together well above the L2 cache."""
@@ -296,14 +299,14 @@ class Bench:
         try:
             if wanted is not None:
                 fresh = tensors | {"residual": tensors["residual"].clone()}
-                found = _call(variant, product, fresh, weights[0], self.pdl, self.exact)
+                found = _call(variant, product, fresh, weights[0], self.pdl, self.exact, self.apart)
                 if not _close(found, wanted):
                     print(f"WRONG: {product.name} {variant}", flush=True)
                     return None
 
             def chain() -> None:
                 for weight in weights * max(1, 8 // len(weights)):
-                    _call(variant, product, tensors, weight, self.pdl, self.exact)
+                    _call(variant, product, tensors, weight, self.pdl, self.exact, self.apart)
 
             graph = capture(chain)
         except Exception as error:
@@ -407,7 +410,13 @@ def tune_exact(
             entry["rows"] = {str(r): tuning.to_json(variant) for r, (_, variant) in free.items()}
             entry["us"] = {str(r): round(us, 2) for r, (us, _) in free.items()}
             entry["library_us"] = {str(r): round(found[0][0], 2) for r, found in by_rows.items()}
-        split, kept = _one_order(product, by_rows, bench)
+        bench.apart = product.residual
+        apart = {}
+        if product.residual:
+            for r, found in by_rows.items():
+                apart[r] = bench.all(product, r, [variant for _, variant in found])
+        split, kept = _one_order(product, apart or by_rows, free, bench)
+        bench.apart = False
         entry["exact"] = {
             "split": split,
             "rows": {str(r): tuning.to_json(variant) for r, (_, variant) in kept.items()},
@@ -421,7 +430,7 @@ def tune_exact(
 
 
 def _one_order(
-    product: Product, by_rows: dict[int, list[Timed]], bench: "Bench"
+    product: Product, by_rows: dict[int, list[Timed]], free: dict[int, Timed], bench: "Bench"
 ) -> tuple[int, dict[int, Timed]]:
     """The number of shares that costs a weight least at worst, prompts of `MANY` rows included, and
     the fastest launch by rows among those that have one tile's bits."""
@@ -439,7 +448,7 @@ def _one_order(
             if same is not None:
                 kept[bucket] = same
         if len(kept) == len(by_rows):
-            worst = max(kept[r][0] / best(found)[0] for r, found in by_rows.items())
+            worst = max(kept[r][0] / free[r][0] for r in by_rows)
             if split > 1:
                 many = [bench.all(product, MANY, [Library(s)])[0][0] for s in (1, split)]
                 worst = max(worst, many[1] / many[0])
