@@ -2,7 +2,6 @@
 
     python tools/tune_linear.py --shape 0.6B 8B            # on the GPU; about three minutes
     python tools/tune_linear.py --shape 0.6B --rows 1 8 --dry-run
-    python tools/tune_linear.py --shape 4B --exact         # what exact mode takes, and its cost
 
 Each candidate is timed with what stands around it in the model (norm, SiLU·mul, residual), in a
 captured chain over distinct weights (cold caches), and checked against torch's product. Entries of
@@ -16,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ from torch import Tensor
 
 from quire.engine.model.config import ModelConfig
 from quire.kernels import support
-from quire.kernels.linear import exact, gemv, linear, skinny, tuning
-from quire.kernels.linear.check import Around, Bits
+from quire.kernels.linear import gemv, linear, skinny, tuning
 from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 from quire.kernels.support import HOPPER_SHARED
 
@@ -38,7 +36,6 @@ SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "72B")
 COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache
 SPLITS = (1, 2, 4)
 SHARE_COST = 1.03  # what one number of shares for all rows may cost
-MANY = 4096  # rows of a long prompt's step
 MARGIN = 1.01  # a candidate must beat an earlier (simpler) one by this
 
 
@@ -90,8 +87,6 @@ def _shares(shape: str, ranks: int) -> list[Product]:
 
 
 # ---------------------------------------------------------------- candidates
-
-Candidates = Callable[[Product, int, bool], list[Variant]]
 
 
 def _gemvs(product: Product, rows: int) -> Iterator[Variant]:
@@ -171,60 +166,12 @@ def candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
     return [*libraries, *_gemvs(product, rows), *_skinnies(product, rows, pdl)]
 
 
-def _some_tiles(rows: int) -> Iterator[Skinny]:
-    """Of the tiles those that win most often."""
-    if rows <= 32:
-        yield Skinny(16, 64, 128, swap=True, stages=6, warps=4)
-    if rows <= 16:
-        yield Skinny(16, 64, 256, swap=True, stages=5, warps=4)
-        yield Skinny(16, 64, 128, swap=True, stages=4, warps=4, tiles=3)
-        yield Skinny(16, 16, 256, swap=False, stages=4, warps=2)
-    elif rows <= 32:
-        yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
-        yield Skinny(32, 64, 128, swap=True, stages=3, warps=4, tiles=3)
-    elif rows <= 64:
-        yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
-        yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
-        yield Skinny(64, 64, 128, swap=True, stages=3, warps=8, tiles=3)
-        yield Skinny(64, 128, 64, swap=False, stages=4, warps=4)
-    else:
-        yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
-        yield Skinny(64, 128, 64, swap=True, stages=6, warps=4)
-        yield Skinny(128, 128, 64, swap=False, stages=4, warps=8)
-        yield Skinny(128, 256, 64, swap=False, stages=3, warps=8)
-
-
-def few_candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
-    """A dozen, for a short lease; K is cut where nothing but a residual stands around."""
-    splits = SPLITS if product.residual else (1,)
-    found: list[Variant] = [Library(split) for split in splits if rows > 64 or split == 1]
-    if rows <= 2:
-        gemvs = [v for v in _gemvs(product, rows) if isinstance(v, Gemv) and v.warps >= 4]
-        found += gemvs[:6]
-    for tile in _some_tiles(rows):
-        programs = -(-product.n // (tile.block_n * tile.tiles)) * -(-rows // tile.block_m)
-        for split in splits:
-            if split > 1 and (programs * split > 528 or product.k % (split * tile.block_k)):
-                continue
-            found.append(dataclasses.replace(tile, split=split))
-            if pdl and rows <= 16 and product.n * product.k * 2 < 24 << 20:
-                found.append(dataclasses.replace(tile, split=split, prefetch=True))
-    return found
-
-
 # ---------------------------------------------------------------- running
 
 
 def _call(
-    variant: Variant,
-    product: Product,
-    tensors: dict[str, Tensor],
-    weight: Tensor,
-    pdl: bool,
-    exact: bool = False,
-    apart: bool = False,
+    variant: Variant, product: Product, tensors: dict[str, Tensor], weight: Tensor, pdl: bool
 ) -> Tensor:
-    chained = exact and not isinstance(variant, Gemv)  # as in exact mode
     return linear.run(
         variant,
         tensors["x"],
@@ -235,8 +182,7 @@ def _call(
         silu=product.silu,
         out_dtype=product.out_dtype,
         counters=tensors["counters"],
-        apart=apart,
-        pdl=pdl and (chained or tuning.chains(weight, tensors["x"].shape[0])),
+        pdl=pdl and tuning.chains(weight, tensors["x"].shape[0]),
     )
 
 
@@ -253,9 +199,7 @@ def _tensors(product: Product, rows: int, device: str) -> dict[str, Tensor]:
     }
 
 
-def _compilations(
-    todo: list[tuple[Product, int]], pdl: bool, candidates: Candidates
-) -> list[Callable[[], object]]:
+def _compilations(todo: list[tuple[Product, int]], pdl: bool) -> list[Callable[[], object]]:
     """One call on meta tensors for every distinct kernel that the candidates need."""
     seen: set[Any] = set()
     calls: list[Callable[[], object]] = []
@@ -275,10 +219,9 @@ def _compilations(
 class Bench:
     """Times candidates over weights cut from one large random buffer."""
 
-    def __init__(self, largest: int, pdl: bool, *, exact: bool = False) -> None:
+    def __init__(self, largest: int, pdl: bool) -> None:
         self._buffer = torch.empty(largest, dtype=torch.bfloat16, device="cuda").normal_(std=0.02)
-        self.pdl, self.exact = pdl, exact
-        self.apart = False  # whether residuals are added apart, as in exact mode
+        self._pdl = pdl
 
     def weights(self, product: Product) -> list[Tensor]:
         """Distinct weights, together well above the L2 cache."""
@@ -299,14 +242,14 @@ class Bench:
         try:
             if wanted is not None:
                 fresh = tensors | {"residual": tensors["residual"].clone()}
-                found = _call(variant, product, fresh, weights[0], self.pdl, self.exact, self.apart)
+                found = _call(variant, product, fresh, weights[0], self._pdl)
                 if not _close(found, wanted):
                     print(f"WRONG: {product.name} {variant}", flush=True)
                     return None
 
             def chain() -> None:
                 for weight in weights * max(1, 8 // len(weights)):
-                    _call(variant, product, tensors, weight, self.pdl, self.exact, self.apart)
+                    _call(variant, product, tensors, weight, self._pdl)
 
             graph = capture(chain)
         except Exception as error:
@@ -317,15 +260,13 @@ class Bench:
         tensors["residual"].copy_(residual)  # what was added to it would make the next one wrong
         return statistics.median(times) / calls
 
-    def all(
-        self, product: Product, rows: int, variants: Iterable[Variant]
-    ) -> list[tuple[float, Variant]]:
-        """(microseconds, variant) of every one that runs and is right, in their order."""
+    def all(self, product: Product, rows: int) -> list[tuple[float, Variant]]:
+        """(microseconds, variant) of every candidate that runs and is right, the library first."""
         tensors = _tensors(product, rows, "cuda")
         fresh = tensors | {"residual": tensors["residual"].clone()}
-        wanted = _call(Library(), product, fresh, self.weights(product)[0], self.pdl)
+        wanted = _call(Library(), product, fresh, self.weights(product)[0], self._pdl)
         found: list[tuple[float, Variant]] = []
-        for variant in variants:
+        for variant in candidates(product, rows, self._pdl):
             time_us = self.time(variant, product, tensors, wanted)
             if time_us is not None:
                 found.append((time_us, variant))
@@ -386,100 +327,11 @@ def _merge(entries: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def tune_exact(
-    todo: Sequence[Product], rows: Sequence[int], bench: "Bench", path: Path, until: float
-) -> None:
-    """Fill in the `exact` part of a table's weights until time is up; of weights that the table
-    lacks, the rest too."""
-    table, card = json.loads(path.read_text()), support.card_name(torch.device("cuda"))
-    shapes = {(entry["n"], entry["k"]): entry for entry in table["shapes"]}
-    for product in todo:
-        if time.perf_counter() > until:
-            print(f"no time left for {product.name}", flush=True)
-            continue
-        place = (product.n, product.k)
-        entry = shapes.setdefault(place, {"name": product.name, "n": product.n, "k": product.k})
-        listed = tuning.table(card).get(place, {})
-        by_rows = {
-            r: bench.all(product, r, dict.fromkeys([*few_candidates(product, r, bench.pdl),
-                                                    *([listed[r]] if r in listed else [])]))
-            for r in rows
-        }  # fmt: skip
-        free = {r: best(found) for r, found in by_rows.items()}
-        if "rows" not in entry:
-            entry["rows"] = {str(r): tuning.to_json(variant) for r, (_, variant) in free.items()}
-            entry["us"] = {str(r): round(us, 2) for r, (us, _) in free.items()}
-            entry["library_us"] = {str(r): round(found[0][0], 2) for r, found in by_rows.items()}
-        bench.apart = product.residual
-        apart = {}
-        if product.residual:
-            for r, found in by_rows.items():
-                apart[r] = bench.all(product, r, [variant for _, variant in found])
-        split, kept = _one_order(product, apart or by_rows, free, bench)
-        bench.apart = False
-        entry["exact"] = {
-            "split": split,
-            "rows": {str(r): tuning.to_json(variant) for r, (_, variant) in kept.items()},
-            "us": {str(r): round(us, 2) for r, (us, _) in kept.items()},
-            "free_us": {str(r): round(us, 2) for r, (us, _) in free.items()},
-        }
-        ratios = (f"{r}: {us:.1f} {us / free[r][0] - 1:+.0%}" for r, (us, _) in kept.items())
-        print(product.name, f"{split} shares", *ratios, flush=True)
-        table["shapes"] = list(shapes.values())
-        path.write_text(json.dumps(table, indent=1) + "\n")
-
-
-def _one_order(
-    product: Product, by_rows: dict[int, list[Timed]], free: dict[int, Timed], bench: "Bench"
-) -> tuple[int, dict[int, Timed]]:
-    """The number of shares that costs a weight least at worst, prompts of `MANY` rows included, and
-    the fastest launch by rows among those that have one tile's bits."""
-    weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="cuda")
-    around = Around(max(by_rows), product.norm, product.residual, product.silu, product.out_dtype)
-    orders: dict[int, tuple[float, dict[int, Timed]]] = {}
-    for split in SPLITS if product.residual else (1,):
-        bits = Bits(weight, around, split)
-        kept: dict[int, Timed] = {}
-        for bucket, found in by_rows.items():
-            least = max((b for b in tuning.ROW_BUCKETS if b < bucket), default=0) + 1
-            tried = sorted({least, (least + bucket) // 2, bucket})
-            ordered = sorted((f for f in found if exact.keeps(f[1], product.k, split)), key=_us)
-            same = next((one for one in ordered if _runs(bits, one[1], tried)), None)
-            if same is not None:
-                kept[bucket] = same
-        if len(kept) == len(by_rows):
-            worst = max(kept[r][0] / free[r][0] for r in by_rows)
-            if split > 1:
-                many = [bench.all(product, MANY, [Library(s)])[0][0] for s in (1, split)]
-                worst = max(worst, many[1] / many[0])
-            orders[split] = worst, kept
-    split = min(orders, key=lambda s: (orders[s][0], s))
-    return split, orders[split][1]
-
-
-def _us(timed: Timed) -> float:
-    return timed[0]
-
-
-def _runs(bits: Bits, variant: Variant, rows: Sequence[int]) -> bool:
-    """Whether a variant runs here and has the tile's bits; told where it is not the library."""
-    try:
-        at = bits.differ_at(variant, rows)
-    except Exception as error:
-        print(f"failed: {variant}: {error!r:.100}", flush=True)
-        return False
-    if at is not None and not isinstance(variant, Library):
-        print(f"OTHER BITS at {at} rows: {variant}", flush=True)
-    return at is None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune the products' kernels.")
     parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
     parser.add_argument("--ranks", type=int, default=1, help="that share the models")
     parser.add_argument("--rows", nargs="+", type=int, default=list(tuning.ROW_BUCKETS))
-    parser.add_argument("--exact", action="store_true", help="exact mode's part, by few candidates")
-    parser.add_argument("--seconds", type=float, default=600.0, help="for --exact: begin no more")
     parser.add_argument("--plain", action="store_true", help="without dependent launch")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     parser.add_argument("--compile-only", action="store_true", help="no device is needed")
@@ -494,7 +346,7 @@ def main() -> None:
         (p.n, p.k): p for shape in options.shape for p in products(shape, options.ranks)
     }.values()
     pairs = [(product, rows) for product in todo for rows in options.rows]
-    calls = _compilations(pairs, pdl, few_candidates if options.exact else candidates)
+    calls = _compilations(pairs, pdl)
     faults = precompile(calls, options.processes)
     print(f"{len(calls)} kernels, {len(faults)} failed: {time.perf_counter() - begun:.0f} s")
     print("\n".join(faults[:5]), flush=True)
@@ -502,19 +354,14 @@ def main() -> None:
         return
     chip = support.card_name(torch.device("cuda")).split()[1].lower()
     path = options.out or tuning.TABLES / f"{chip}.json"
-    bench = Bench(
-        max(max(p.n * p.k for p in todo), COLD_BYTES // 2 + (64 << 20)), pdl, exact=options.exact
-    )
-    if options.exact:
-        tune_exact(list(todo), options.rows, bench, path, begun + options.seconds)
-        return
+    bench = Bench(max(max(p.n * p.k for p in todo), COLD_BYTES // 2 + (64 << 20)), pdl)
     entries = []
     for product in todo:
         entry: dict[str, Any] = {"name": product.name, "n": product.n, "k": product.k}
         entry |= {"rows": {}, "us": {}, "library_us": {}, "us_by_split": {}}
         floor = product.n * product.k * 2 / COPY_BYTES * 1e6
         print(f"{product.name} {product.n} x {product.k}, floor {floor:.2f} us", flush=True)
-        by_rows = {r: bench.all(product, r, candidates(product, r, pdl)) for r in options.rows}
+        by_rows = {rows: bench.all(product, rows) for rows in options.rows}
         split, chosen = one_split(by_rows)
         for rows, (best_us, variant) in chosen.items():
             found = by_rows[rows]

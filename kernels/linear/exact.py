@@ -7,6 +7,8 @@ added, the product is rounded to 16 bits, as where it is stored between two kern
 that `tuning` knows those are chosen that keep this order:
 
     tiles       (skinny.py) of any height, with S shares
+    side        (side.py) of up to 16 rows, S from 2 to 8
+    tall        (tall.py) of many rows, S of 2 and more
     library     a product for each share: it keeps the order where it does not split K by itself,
                 which only the card can tell (`check.py`): where it does, a tile takes its place
 
@@ -19,12 +21,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from quire.kernels.linear import tuning
-from quire.kernels.linear.tuning import HOME, Gemv, Library, Skinny, Variant
+from quire.kernels.linear.tuning import HOME, Gemv, Library, Skinny, Tall, Tile, Variant
 from quire.kernels.support import HOPPER_SHARED
 
-BUCKETS = (*tuning.ROW_BUCKETS, 512, 1024, 2048, 4096, 8192)
+MANY = (512, 1024, 2048, 4096, 8192)  # buckets of rows that exact mode tells apart as well
+BUCKETS = (*tuning.ROW_BUCKETS, *MANY)
 BEYOND = 1 << 30  # the bucket of more rows than that
-_BLOCK_K = 256  # the longest step along K of any tile
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ def keeps(variant: Variant, k: int, split: int) -> bool:
         return False
     if isinstance(variant, Library):
         return k % split == 0
-    return not variant.fuse_norm and (split == 1 or k % (split * variant.block_k) == 0)
+    if isinstance(variant, Skinny) and variant.fuse_norm:
+        return False
+    return split == 1 or k % (split * variant.block_k) == 0
 
 
 @cache
@@ -61,11 +65,14 @@ def order_of(n: int, k: int, card: str = HOME) -> Order:
     return Order(1, {bucket: v for bucket, v in rows.items() if keeps(v, k, 1)})
 
 
-def tile(n: int, k: int, bucket: int, split: int, shared: int = HOPPER_SHARED) -> Skinny:
+def tile(n: int, k: int, bucket: int, split: int, shared: int = HOPPER_SHARED) -> Tile:
     """The tile for so many rows where nothing was measured, or the library fails.
 
     shared: bytes of shared memory that a program may have."""
-    if bucket > 64:
+    found: Tile
+    if bucket > tuning.ROW_BUCKETS[-1] and split > 1:
+        found = Tall(128, 128, 64, stages=4, warps=8, split=split)
+    elif bucket > 64:
         found = Skinny(128, 128, 64, swap=False, stages=4, warps=8, split=split)
     elif bucket > 32:
         found = Skinny(64, 64, 64, swap=True, stages=8, warps=4, split=split)
@@ -85,11 +92,10 @@ def choose(
 ) -> Variant:
     """The launch for a weight [n, k] and so many rows. own: none of the library's."""
     order, bucket = order_of(n, k, card), bucket_of(rows)
-    found = order.rows.get(bucket)
-    if found is None and bucket > tuning.ROW_BUCKETS[-1] and k % order.split == 0:
-        found = Library(order.split)
-    fits = not isinstance(found, Skinny) or found.stages * found.stage_bytes <= shared
-    if found is None or not fits or (own and isinstance(found, Library)):
+    found = order.rows.get(min(bucket, BUCKETS[-1]))
+    if found is None and bucket > tuning.ROW_BUCKETS[-1] and order.split == 1:
+        found = Library()
+    if found is None or not tuning.fits(found, shared) or (own and isinstance(found, Library)):
         return tile(n, k, bucket, order.split, shared)
     return found
 
@@ -98,16 +104,16 @@ def cost(weights: Mapping[tuple[int, int], int], card: str) -> float | None:
     """By how much products of a step take longer in these orders, at worst over the numbers of rows
     that the card's own table holds: 0.03 is 3%. weights: how many a step has of each [n, k]. None
     where the table does not tell."""
-    entries = [(tuning.timings(card).get(shape), count) for shape, count in weights.items()]
-    worst = None
-    for bucket in tuning.ROW_BUCKETS:
-        free = exact = 0.0
-        for entry, count in entries:
-            if entry is None or bucket not in entry.exact or bucket not in entry.free:
-                return None
-            free += count * entry.free[bucket]
-            exact += count * entry.exact[bucket]
-        worst = max(exact / free - 1, worst or 0.0)
+    table = tuning.timings(card)
+    if not all(shape in table for shape in weights):
+        return None
+    worst = -1.0
+    for bucket in BUCKETS:
+        times = [(table[shape].at(bucket), count) for shape, count in weights.items()]
+        if None in (one for one, _ in times):
+            return None
+        free = sum(count * one[0] for one, count in times if one)
+        worst = max(worst, sum(count * one[1] for one, count in times if one) / free - 1)
     return worst
 
 

@@ -9,13 +9,15 @@ library says otherwise. Across buckets the order of the K-reduction changes with
 then agree to rounding, not bit for bit.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.linear import gemv, norms, skinny, tuning
+from quire.kernels.linear import gemv, norms, side, skinny, tall, tuning
 from quire.kernels.linear.exact import ExactProducts
-from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant
 
 
 def linear(
@@ -91,6 +93,11 @@ def run(
         return _library(
             x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl, apart=apart
         )
+    if isinstance(variant, Side | Tall):
+        return _in_shares(
+            variant, x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl,
+            apart=apart,
+        )  # fmt: skip
     out = _out(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
@@ -132,6 +139,36 @@ def run(
         apart=apart,
     )
     return out
+
+
+def _in_shares(
+    variant: Side | Tall,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    residual: Tensor | None,
+    silu: bool,
+    out_dtype: torch.dtype | None,
+    pdl: bool,
+    apart: bool,
+) -> Tensor:
+    """By a program that has all shares of K; SiLU·mul is a kernel of its own."""
+    if silu:
+        out = x.new_empty(x.shape[0], weight.shape[0])
+    else:
+        out = _out(x, weight, residual, silu, out_dtype)
+    if not out.numel():
+        return out
+    before = None if silu else residual
+    options = dataclasses.asdict(variant) | {"residual": before, "apart": apart, "pdl": pdl}
+    if isinstance(variant, Side):
+        side.side(x, weight, out, **options)
+    else:
+        tall.tall(x, weight, out, **options)
+    if not silu:
+        return out
+    out = norms.silu_mul(out, pdl=pdl).to(x.dtype if out_dtype is None else out_dtype)
+    return out if residual is None else residual.add_(out)
 
 
 def _fuses_norm(variant: Variant) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from quire.kernels.support import HOME_CARD, HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SIDE_ROWS = 16  # that side.py takes
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
 _RANKS = (2, 4, 8)  # of which each may have a share of a product
@@ -67,12 +68,49 @@ class Library:
     split: int = 1
 
 
-Variant = Gemv | Skinny | Library
+@dataclass(frozen=True)
+class Side:
+    """The kernel of side.py, of up to 16 rows: a program's warps, one for each of `split` shares of
+    K, multiply side by side."""
+
+    block_n: int
+    block_k: int
+    stages: int
+    split: int
+    prefetch: bool = False
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage: x, up to 16 rows, and the weights, 16 bits each."""
+        return self.split * (SIDE_ROWS + self.block_n) * self.block_k * 2
+
+
+@dataclass(frozen=True)
+class Tall:
+    """The kernel of tall.py, of many rows: a program sums the shares of K one after another."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+    warps: int
+    split: int
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage: x and the weights, 16 bits each."""
+        return (self.block_m + self.block_n) * self.block_k * 2
+
+
+Tile = Skinny | Side | Tall
+Variant = Gemv | Library | Tile
 Table = Mapping[tuple[int, int], Mapping[int, Variant]]
-_KINDS: dict[str, type[Gemv] | type[Skinny] | type[Library]] = {
+_KINDS: dict[str, type[Variant]] = {
     "gemv": Gemv,
     "skinny": Skinny,
     "library": Library,
+    "side": Side,
+    "tall": Tall,
 }
 
 
@@ -100,10 +138,19 @@ class ExactRows:
 @dataclass(frozen=True)
 class Timings:
     """Microseconds of a weight's products by buckets of rows: of the best launch, and of the best
-    in one order of sums."""
+    in one order of sums. Beyond the last of `ROW_BUCKETS` there are none of a head, which has no
+    more rows."""
 
     free: Mapping[int, float]
     exact: Mapping[int, float]
+
+    def at(self, bucket: int) -> tuple[float, float] | None:
+        """Both, or None where the table does not tell."""
+        if bucket > ROW_BUCKETS[-1] and bucket not in self.free:
+            bucket = ROW_BUCKETS[-1]
+        if bucket not in self.free or bucket not in self.exact:
+            return None
+        return self.free[bucket], self.exact[bucket]
 
 
 @cache
@@ -194,10 +241,10 @@ def choose(
         return Library()
     bucket = next(b for b in ROW_BUCKETS if rows <= b)
     listed = _listed(n, k, bucket, card)
-    if listed and _fits(listed, shared):
+    if listed and fits(listed, shared):
         return listed
     variant = rule(n, k, bucket, silu)
-    if isinstance(variant, Skinny) and not _fits(variant, shared):
+    if isinstance(variant, Skinny) and not fits(variant, shared):
         return replace(variant, stages=shared // variant.stage_bytes)
     return variant
 
@@ -220,8 +267,9 @@ def row_class(rows: int) -> int:
     return next((bucket for bucket in ROW_BUCKETS if rows <= bucket), ROW_BUCKETS[-1] + 1)
 
 
-def _fits(variant: Variant, shared: int) -> bool:
-    return not isinstance(variant, Skinny) or variant.stages * variant.stage_bytes <= shared
+def fits(variant: Variant, shared: int) -> bool:
+    """Whether a program may have the shared memory that a variant takes."""
+    return not isinstance(variant, Tile) or variant.stages * variant.stage_bytes <= shared
 
 
 def chains(weight: Tensor, rows: int) -> bool:

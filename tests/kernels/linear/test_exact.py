@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quire.kernels.linear import exact, tuning
-from quire.kernels.linear.tuning import Gemv, Library, Skinny, Timings, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Timings, Variant
 from quire.kernels.support import HOPPER_SHARED
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -34,8 +34,7 @@ def test_no_number_of_rows_changes_the_order_of_a_weights_sums(shared: int) -> N
                 found = exact.choose(n, k, rows, shared, card, own=own)
                 assert exact.keeps(found, k, split), (card, n, k, rows, found)
                 assert not (own and isinstance(found, Library))
-                if isinstance(found, Skinny):
-                    assert found.stages * found.stage_bytes <= shared
+                assert tuning.fits(found, shared)
 
 
 def test_what_breaks_the_order_is_told() -> None:
@@ -44,6 +43,8 @@ def test_what_breaks_the_order_is_told() -> None:
     assert exact.keeps(replace(tile, split=2), 1024, 2)
     assert exact.keeps(Library(), 1000, 1)
     assert exact.keeps(Library(2), 1000, 2)
+    assert exact.keeps(Side(16, 64, stages=4, split=8), 1024, 8)
+    assert exact.keeps(Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 128, 2)
     broken: list[tuple[Variant, int, int]] = [
         (Gemv(2, 4), 1024, 1),
         (replace(tile, split=2), 1024, 1),
@@ -52,6 +53,9 @@ def test_what_breaks_the_order_is_told() -> None:
         (Library(2), 1024, 1),
         (Library(), 1024, 2),
         (Library(3), 1024, 3),
+        (Side(16, 64, stages=4, split=4), 1024, 8),
+        (Side(16, 128, stages=4, split=4), 1024 + 256, 4),
+        (Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 64, 2),
     ]
     for variant, k, split in broken:
         assert not exact.keeps(variant, k, split)
@@ -151,6 +155,37 @@ def test_shares_are_added_in_order_before_the_residual(bits: Any) -> None:
     found = bits(64, 512, split=4, dtype=FP16, residual=True)
     for tile in TILES[:2]:
         assert found.differ_at(replace(tile, split=4), (1, 20)) is None
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("split", [2, 4, 8])
+@pytest.mark.parametrize("around", [{"residual": True}, {"norm": True, "silu": True}])
+def test_shares_in_one_program_are_those_of_several(
+    bits: Any, around: dict[str, Any], split: int
+) -> None:
+    """Side by side in few rows, one after another in many; 72 columns end within a tile."""
+    found = bits(72 if "residual" in around else 64, 1024, split=split, **around)
+    parts = Skinny(16, 64, 64, swap=True, stages=2, warps=4, split=split)
+    tall = Tall(64, 128, 64, stages=2, warps=4, split=split)
+    assert found.differ_at(parts, (3, 16)) is None
+    assert found.differ_at(Side(16, 64, stages=2, split=split, prefetch=True), (1, 8, 9)) is None
+    assert found.differ_at(tall, (17, 70)) is None
+    other = 4 if split == 2 else split // 2
+    assert found.differ_at(Side(16, 64, stages=2, split=other), (8,)) == 8
+    assert found.differ_at(replace(tall, split=other), (8,)) == 8
+
+
+@pytest.mark.triton
+def test_what_a_program_with_all_shares_does_not_take_is_refused(device: torch.device) -> None:
+    from quire.kernels.linear import linear
+
+    x, weight = (torch.zeros(n, 192, dtype=BF16, device=device) for n in (17, 16))
+    with pytest.raises(ValueError, match="17 rows, of which this kernel takes 16"):
+        linear.run(Side(16, 32, stages=2, split=2), x, weight)
+    with pytest.raises(ValueError, match="4 shares of 192 in steps of 32"):
+        linear.run(Side(16, 32, stages=2, split=4), x[:1], weight)
+    with pytest.raises(ValueError, match="2 shares of 192 in steps of 64"):
+        linear.run(Tall(128, 128, 64, stages=2, warps=4, split=2), x, weight)
 
 
 @pytest.mark.triton

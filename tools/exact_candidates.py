@@ -1,0 +1,87 @@
+"""What tune_exact.py tries for a product: launches whose K is summed in one number of shares."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from tune_linear import Product
+
+from quire.kernels.linear import exact, side, tuning
+from quire.kernels.linear.tuning import Library, Side, Skinny, Tall, Variant
+from quire.kernels.support import HOPPER_SHARED
+
+SPLITS = (1, *side.SPLITS)
+PREFETCHED = 24 << 20  # bytes of a weight, up to which L2 is asked for it early
+_MOST_PROGRAMS = 1056  # of a product whose shares are programs of their own
+
+
+def candidates(product: Product, rows: int, split: int) -> list[Variant]:
+    """Those that can run with so many shares of K, the simplest first."""
+    tried = [Library(split)] if rows > 64 or split == 1 else []
+    tried += [*_few(product, rows, split), *_tiles(product, rows, split), *_many(rows, split)]
+    return [
+        variant
+        for variant in dict.fromkeys(tried)
+        if exact.keeps(variant, product.k, split) and tuning.fits(variant, HOPPER_SHARED)
+    ]
+
+
+def splits(product: Product) -> tuple[int, ...]:
+    """Numbers of shares that are tried: more than one where a residual alone stands around, as the
+    library would have to add up the others."""
+    return tuple(s for s in SPLITS if s == 1 or (product.residual and product.k % (s * 64) == 0))
+
+
+def _few(product: Product, rows: int, split: int) -> Iterator[Variant]:
+    if rows > tuning.SIDE_ROWS or split == 1:
+        return
+    for block_n, block_k, stages in ((16, 64, 5), (16, 128, 4), (32, 64, 4), (32, 128, 3)):
+        found = Side(block_n, block_k, stages=stages, split=split)
+        while found.stages > 2 and not tuning.fits(found, HOPPER_SHARED):
+            found = dataclasses.replace(found, stages=found.stages - 1)
+        yield found
+        if product.n * product.k * 2 < PREFETCHED:
+            yield dataclasses.replace(found, prefetch=True)
+
+
+def _tiles(product: Product, rows: int, split: int) -> Iterator[Variant]:
+    for tile in _by_rows(rows):
+        programs = -(-product.n // (tile.block_n * tile.tiles)) * -(-rows // tile.block_m)
+        if split > 1 and programs * split > _MOST_PROGRAMS:
+            continue
+        yield dataclasses.replace(tile, split=split)
+        if rows <= 16 and product.n * product.k * 2 < PREFETCHED:
+            yield dataclasses.replace(tile, split=split, prefetch=True)
+
+
+def _by_rows(rows: int) -> Iterator[Skinny]:
+    """Of skinny.py's tiles those that win most often."""
+    if rows <= 32:
+        yield Skinny(16, 64, 128, swap=True, stages=6, warps=4)
+    if rows <= 16:
+        yield Skinny(16, 32, 128, swap=False, stages=4, warps=4)
+        yield Skinny(16, 64, 256, swap=True, stages=5, warps=4)
+        yield Skinny(16, 64, 128, swap=True, stages=4, warps=4, tiles=3)
+        yield Skinny(16, 16, 256, swap=False, stages=4, warps=2)
+    elif rows <= 32:
+        yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
+        yield Skinny(32, 64, 128, swap=True, stages=3, warps=4, tiles=3)
+    elif rows <= 64:
+        yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
+        yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
+        yield Skinny(64, 64, 128, swap=True, stages=3, warps=8, tiles=3)
+        yield Skinny(64, 128, 64, swap=False, stages=4, warps=4)
+    elif rows <= 512:
+        yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
+        yield Skinny(64, 128, 64, swap=True, stages=6, warps=4)
+        yield Skinny(128, 128, 64, swap=False, stages=4, warps=8)
+        yield Skinny(128, 256, 64, swap=False, stages=3, warps=8)
+
+
+def _many(rows: int, split: int) -> Iterator[Variant]:
+    if rows > 64:
+        yield Tall(64, 128, 64, stages=6, warps=4, split=split)
+        yield Tall(128, 128, 64, stages=4, warps=8, split=split)
+    if rows > 256:
+        yield Tall(128, 128, 64, stages=3, warps=4, split=split)
+        yield Tall(128, 256, 64, stages=4, warps=8, split=split)
+        yield Tall(64, 256, 64, stages=4, warps=4, split=split)
