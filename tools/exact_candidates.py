@@ -1,7 +1,7 @@
 """What tune_exact.py tries for a product: launches whose K is summed in one number of shares."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tune_linear import Product
 
@@ -25,16 +25,17 @@ def candidates(product: Product, rows: int, split: int) -> list[Variant]:
     ]
 
 
-def splits(product: Product) -> tuple[int, ...]:
-    """Numbers of shares that are tried: more than one where a residual alone stands around, as the
-    library would have to add up the others."""
-    return tuple(s for s in SPLITS if s == 1 or (product.residual and product.k % (s * 64) == 0))
+def splits(product: Product, tried: Sequence[int]) -> list[int]:
+    """Of these numbers of shares those that can be: more than one where a residual alone stands
+    around, as others are the library's in long prompts."""
+    several = product.residual
+    return [s for s in tried if s == 1 or (several and product.k % (s * 64) == 0)]
 
 
 def _few(product: Product, rows: int, split: int) -> Iterator[Variant]:
     if rows > tuning.SIDE_ROWS or split == 1:
         return
-    for block_n, block_k, stages in ((16, 64, 5), (16, 128, 4), (32, 64, 4), (32, 128, 3)):
+    for block_n, block_k, stages in ((16, 64, 5), (16, 128, 4), (32, 64, 4)):
         found = Side(block_n, block_k, stages=stages, split=split)
         while found.stages > 2 and not tuning.fits(found, HOPPER_SHARED):
             found = dataclasses.replace(found, stages=found.stages - 1)
@@ -44,24 +45,24 @@ def _few(product: Product, rows: int, split: int) -> Iterator[Variant]:
 
 
 def _tiles(product: Product, rows: int, split: int) -> Iterator[Variant]:
-    for tile in _by_rows(rows):
+    for tile in _by_rows(rows, split):
         programs = -(-product.n // (tile.block_n * tile.tiles)) * -(-rows // tile.block_m)
         if split > 1 and programs * split > _MOST_PROGRAMS:
             continue
         yield dataclasses.replace(tile, split=split)
-        if rows <= 16 and product.n * product.k * 2 < PREFETCHED:
-            yield dataclasses.replace(tile, split=split, prefetch=True)
 
 
-def _by_rows(rows: int) -> Iterator[Skinny]:
-    """Of skinny.py's tiles those that win most often."""
+def _by_rows(rows: int, split: int) -> Iterator[Skinny]:
+    """Of skinny.py's tiles those that win most often; with several shares up to 16 rows are
+    rather side.py's."""
     if rows <= 32:
         yield Skinny(16, 64, 128, swap=True, stages=6, warps=4)
     if rows <= 16:
         yield Skinny(16, 32, 128, swap=False, stages=4, warps=4)
-        yield Skinny(16, 64, 256, swap=True, stages=5, warps=4)
-        yield Skinny(16, 64, 128, swap=True, stages=4, warps=4, tiles=3)
-        yield Skinny(16, 16, 256, swap=False, stages=4, warps=2)
+        if split == 1:
+            yield Skinny(16, 64, 256, swap=True, stages=5, warps=4)
+            yield Skinny(16, 64, 128, swap=True, stages=4, warps=4, tiles=3)
+            yield Skinny(16, 16, 256, swap=False, stages=4, warps=2)
     elif rows <= 32:
         yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
         yield Skinny(32, 64, 128, swap=True, stages=3, warps=4, tiles=3)

@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import torch
 from common import capture, machine, precompile, replay_us, versions
-from exact_candidates import candidates, splits
+from exact_candidates import SPLITS, candidates, splits
 from torch import Tensor
 from tune_linear import COLD_BYTES, SHAPES, Product, products
 
 from quire.kernels import support
 from quire.kernels.linear import exact, linear, skinny, tuning
 from quire.kernels.linear.check import Around, Bits
-from quire.kernels.linear.tuning import Gemv, Library, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Side, Variant
 from quire.kernels.support import HOPPER_SHARED
 
 RUNS = 3
@@ -90,20 +90,25 @@ def tensors_of(product: Product, rows: int, device: str) -> dict[str, Tensor]:
     }
 
 
-def compilations(todo: Sequence[Product], card: str) -> list[Callable[[], object]]:
+def compilations(
+    todo: Sequence[Product], card: str, tried: Sequence[int]
+) -> list[Callable[[], object]]:
     """One call on meta tensors for every distinct kernel that tuning launches."""
     seen: set[Any] = set()
     calls: list[Callable[[], object]] = []
     for product in todo:
         weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="meta")
         around = (product.norm, product.residual, product.silu, product.out_dtype)
-        tiles = [exact.tile(product.n, product.k, exact.BEYOND, s) for s in splits(product)]
+        orders = splits(product, tried)
+        tiles = [exact.tile(product.n, product.k, exact.BEYOND, s) for s in orders]
         for rows in buckets(product):
             tensors = tensors_of(product, rows, "meta")
-            wanted = [(EXACT, v) for s in splits(product) for v in candidates(product, rows, s)]
+            wanted = [(EXACT, v) for s in orders for v in candidates(product, rows, s)]
             wanted += [(EXACT, tile) for tile in tiles]
             for mode, variant in [*wanted, (FAST, fast(product, rows, card))]:
-                special = (rows, product.k) if isinstance(variant, Gemv) else rows <= 8
+                special: Any = isinstance(variant, Side) and rows <= 8
+                if isinstance(variant, Gemv):
+                    special = (rows, product.k)
                 key = (mode, variant, around, special)
                 if key not in seen and variant != Library():
                     seen.add(key)
@@ -139,13 +144,13 @@ class Bench:
 class Tuning:
     """The orders of one product, each with what is fastest in it."""
 
-    def __init__(self, product: Product, bench: Bench, card: str) -> None:
+    def __init__(self, product: Product, bench: Bench, card: str, tried: Sequence[int]) -> None:
         self.product, self._bench = product, bench
         self.free = {
             rows: bench.time(FAST, fast(product, rows, card), product, rows) or math.inf
             for rows in buckets(product)
         }
-        self.kept = {split: self._kept(split) for split in splits(product)}
+        self.kept = {split: self._kept(split) for split in splits(product, tried)}
 
     def ratios(self, split: int) -> dict[int, float]:
         """By how much each bucket takes longer; 1.0 is as long."""
@@ -195,8 +200,15 @@ def _has_bits(bits: Bits, variant: Variant, rows: Sequence[int]) -> bool:
     return at is None
 
 
-def tune(todo: Sequence[Product], card: str, source: Path, target: Path, until: float) -> None:
-    """Fill in the `exact` parts of a table until time is up."""
+def tune(
+    todo: Sequence[Product],
+    tried: Sequence[int],
+    card: str,
+    source: Path,
+    target: Path,
+    until: float,
+) -> None:
+    """Fill in the `exact` parts of a table until time is up. tried: numbers of shares."""
     table = json.loads(source.read_text())
     shapes = {(entry["n"], entry["k"]): entry for entry in table["shapes"]}
     bench = Bench(max(product.n * product.k for product in todo))
@@ -206,7 +218,7 @@ def tune(todo: Sequence[Product], card: str, source: Path, target: Path, until: 
             print(f"{product.name}: " + ("not in the table" if entry is None else "no time left"))
             continue
         begun = time.perf_counter()
-        found = Tuning(product, bench, card)
+        found = Tuning(product, bench, card, tried)
         for split in found.kept:
             shown = " ".join(f"{r}:{100 * (x - 1):+.0f}" for r, x in found.ratios(split).items())
             print(f"{product.name} S={split} % {shown}", flush=True)
@@ -221,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tune exact mode's products.")
     parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
     parser.add_argument("--only", nargs="+", default=[], help="products by their last word")
+    parser.add_argument("--splits", nargs="+", type=int, default=list(SPLITS), choices=SPLITS)
     parser.add_argument("--seconds", type=float, default=600.0, help="begin no more after these")
     parser.add_argument("--compile-only", action="store_true", help="no device is needed")
     parser.add_argument("--processes", type=int, default=16)
@@ -231,7 +244,7 @@ def main() -> None:
     found = {(p.n, p.k): p for shape in options.shape for p in products(shape)}.values()
     todo = [p for p in found if not options.only or p.name.split()[-1] in options.only]
     todo.sort(key=lambda p: not p.residual)  # those with an order to choose first
-    calls = compilations(todo, options.card)
+    calls = compilations(todo, options.card, options.splits)
     faults = precompile(calls, options.processes)
     took = time.perf_counter() - begun
     print(f"{len(calls)} kernels, {len(faults)} failed: {took:.0f} s", *faults[:3], flush=True)
@@ -239,7 +252,7 @@ def main() -> None:
         return
     card = support.card_name(torch.device("cuda"))
     path = tuning.TABLES / f"{card.split()[1].lower()}.json"
-    tune(todo, card, path, options.out or path, begun + options.seconds)
+    tune(todo, options.splits, card, path, options.out or path, begun + options.seconds)
 
 
 if __name__ == "__main__":
