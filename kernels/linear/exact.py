@@ -51,7 +51,8 @@ def keeps(variant: Variant, k: int, split: int) -> bool:
         return k % split == 0
     if isinstance(variant, Skinny) and variant.fuse_norm:
         return False
-    return split == 1 or k % (split * variant.block_k) == 0
+    whole = k % (split * variant.block_k) == 0
+    return whole or (split == 1 and isinstance(variant, Skinny))
 
 
 @cache

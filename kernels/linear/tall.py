@@ -33,6 +33,7 @@ def _tall_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    SEVERAL: tl.constexpr,  # shares
     STAGES: tl.constexpr,
     RESIDUAL: tl.constexpr,
     APART: tl.constexpr,
@@ -56,9 +57,12 @@ def _tall_kernel(
         x = x_box.load([at_m, start])
         w = w_box.load([at_n, start])
         acc = tl.dot(x, w.T, acc, input_precision="ieee")
-        if (start + BLOCK_K) % K_SHARE == 0:
-            total += acc
-            acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if SEVERAL:  # noqa: SIM102 (told when compiled, and only then)
+            if (start + BLOCK_K) % K_SHARE == 0:
+                total += acc
+                acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if not SEVERAL:
+        total = acc
     m = at_m + tl.arange(0, BLOCK_M)
     n = at_n + tl.arange(0, BLOCK_N)
     at = m.to(tl.int64)[:, None] * N + n[None, :]
@@ -106,6 +110,7 @@ def tall(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         GROUP=_GROUP,
+        SEVERAL=split > 1,
         STAGES=stages,
         RESIDUAL=residual is not None,
         APART=apart,

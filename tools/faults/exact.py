@@ -19,8 +19,8 @@ FAULTS = (
     Fault(
         "exact: shares that a tile's step moves are taken for equal",
         "kernels/linear/exact.py",
-        "(split == 1 or k % (split * variant.block_k) == 0)",
-        "True",
+        "    whole = k % (split * variant.block_k) == 0\n",
+        "    whole = True\n",
         (_TABLE + "what_breaks_the_order_is_told",),
     ),
     Fault(
@@ -56,6 +56,20 @@ FAULTS = (
         "kernels/linear/skinny.py",
         "        if APART:\n",
         "        if False:\n",
+        _INTERPRETED,
+    ),
+    Fault(
+        "exact: shares side by side are added as they come to hand",
+        "kernels/linear/side.py",
+        "        total = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7\n",
+        "        total = s0 + s4 + s2 + s6 + s1 + s5 + s3 + s7\n",
+        _INTERPRETED,
+    ),
+    Fault(
+        "exact: shares one after another are summed as one",
+        "kernels/linear/tall.py",
+        "        SEVERAL=split > 1,\n",
+        "        SEVERAL=False,\n",
         _INTERPRETED,
     ),
     Fault(
