@@ -42,20 +42,18 @@ class States:
 
 
 class Watch:
-    """Looks at the steps of an engine, one launch after another."""
+    """Looks at the steps of an engine that is built inside `seen`, one launch after another."""
 
-    def __init__(self, engine: Any) -> None:
-        self._model, self._seeds = engine.runner._model, engine.runner._state.seeds
+    def __init__(self) -> None:
         self._slots: Tensor | None = None
-        self._batch: Any = None
+        self._inside = False
         self._marks: list[Tensor] = []
         self.states = States()
 
     @contextmanager
-    def on(self) -> Iterator[States]:
-        """Marks what is computed inside."""
-        self.states = States()
-        forward, linear = self._model.forward, TritonOps.linear
+    def seen(self) -> Iterator[None]:
+        """Layers keep the operations that they were built with: these stand in before."""
+        linear = TritonOps.linear
         decode, mixed = TritonOps.prepare_decode, TritonOps.prepare_mixed
 
         def slots_of_rows(ops: Any, slots: Tensor, *rest: Any) -> None:
@@ -67,19 +65,12 @@ class Watch:
             mixed(ops, slots, starts, *rest)
 
         def product(ops: Any, x: Tensor, *rest: Any, **around: Any) -> Tensor:
-            inside = self._batch is not None
+            inside = self._inside
             if inside:
                 self._marks.append(_mark(x))
             found = linear(ops, x, *rest, **around)
             if inside:
                 self._marks.append(_mark(found))
-            return found
-
-        def step(batch: Any, *rest: Any) -> Tensor:
-            self._batch, self._marks = batch, []
-            found = forward(batch, *rest)
-            self._batch = None
-            self._note(batch.positions)
             return found
 
         with ExitStack() as stack:
@@ -89,14 +80,26 @@ class Watch:
                 ("linear", product),
             ):
                 stack.enter_context(mock.patch.object(TritonOps, name, stand_in))
-            stack.enter_context(mock.patch.object(self._model, "forward", step))
-            yield self.states
+            yield
 
-    def _note(self, positions: Tensor) -> None:
-        assert self._slots is not None
-        seeds = self._seeds[self._slots].tolist()
-        owners = list(zip(seeds, positions.tolist(), strict=False))
-        self.states.add(owners, torch.stack(self._marks).tolist())
+    @contextmanager
+    def steps(self, engine: Any) -> Iterator[States]:
+        """Marks what an engine computes inside."""
+        self.states = States()
+        model, seeds_of = engine.runner._model, engine.runner._state.seeds
+        forward = model.forward
+
+        def step(batch: Any, *rest: Any) -> Tensor:
+            self._inside, self._marks = True, []
+            found: Tensor = forward(batch, *rest)
+            self._inside = False
+            assert self._slots is not None
+            owners = zip(seeds_of[self._slots].tolist(), batch.positions.tolist(), strict=False)
+            self.states.add(list(owners), torch.stack(self._marks).tolist())
+            return found
+
+        with mock.patch.object(model, "forward", step):
+            yield self.states
 
 
 def _mark(x: Tensor) -> Tensor:
@@ -122,16 +125,21 @@ def told(seed: int, one: States, other: States) -> str:
     return "no state differs"
 
 
-def find(model: str, dtype: str, pair: str, key: int, token: int) -> str:
-    """Serve a request alone and as the pair has it, and tell where the two part."""
-    engine = Marked(model, dtype, enforce_eager=True, overlap=False)
-    watch = Watch(engine.engine)
+def find(model: str, dtype: str, *place: Any) -> str:
+    """Serve a request alone and as the pair has it, and tell where the two part. place: the pair,
+    the request's key, its first token that differed."""
+    watch = Watch()
+    with watch.seen():
+        return _parted(watch, Marked(model, dtype, enforce_eager=True, overlap=False), *place)
+
+
+def _parted(watch: Watch, engine: Marked, pair: str, key: int, token: int) -> str:
     specs = [_short(spec, token + 2) for spec in requests()]
     mine = next(spec for spec in specs if spec.key == key)
-    with watch.on() as alone:
+    with watch.steps(engine.engine) as alone:
         engine.serve([[mine]])
     kind, _, number = pair.rpartition(" ")
-    with watch.on() as paired:
+    with watch.steps(engine.engine) as paired:
         if kind == "batch of":
             size = int(number)
             beside, count = fillers(max(size - len(specs), 0)), min(size, len(specs))
