@@ -1,5 +1,6 @@
 """Calls of all kernels but attention's: products, norms, sampling, state."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,31 @@ def products() -> Calls:
                     )
 
                 yield f"linear {product.name} {product.n} x {product.k}, {bucket} rows", call
+
+
+@cases(hot=False)
+def exact_products() -> Calls:
+    """What exact mode launches by the tables. Not hot: shares of K one after another in the largest
+    tile spill a total that only the end of a share reads."""
+    from tune_exact import EXACT, tensors_of
+    from tune_linear import SHAPES
+    from tune_linear import products as products_of
+
+    from quire.kernels.linear import exact, tuning
+
+    for card in tuning.tables():
+        for product in (one for shape in SHAPES for one in products_of(shape)):
+            order = exact.order_of(product.n, product.k, card)
+            weight = empty(product.n, product.k)
+            for variant in dict.fromkeys(order.rows.values()):
+                if isinstance(variant, tuning.Library):
+                    continue
+                rows = max(bucket for bucket, one in order.rows.items() if one == variant)
+                tensors = tensors_of(product, rows, "meta")
+                yield (
+                    f"exact {product.name} {product.n} x {product.k}, {rows} rows",
+                    partial(EXACT.call, variant, product, tensors, weight),
+                )
 
 
 @cases(hot=True)
