@@ -74,13 +74,14 @@ def test_the_fast_tables_do_change_it() -> None:
 
 
 def test_a_dropped_library_leaves_its_rows_to_tiles() -> None:
-    products = exact.ExactProducts()
-    assert products.choose(4096, 4096, 3000) == Library()
-    products.drop(4096, 4096, 4096)
-    assert isinstance(products.choose(4096, 4096, 3000), Skinny)
-    assert isinstance(products.choose(4096, 4096, 4096), Skinny)
-    assert products.choose(4096, 4096, 4097) == Library()
-    assert products.choose(6144, 4096, 3000) == Library()
+    """Of weights that no table knows: one share, by the library in many rows."""
+    products, weight, other = exact.ExactProducts(), (12_800, 5120), (12_800, 4096)
+    assert products.choose(*weight, 3000) == Library()
+    products.drop(*weight, 4096)
+    assert isinstance(products.choose(*weight, 3000), Skinny)
+    assert isinstance(products.choose(*weight, 4096), Skinny)
+    assert products.choose(*weight, 4097) == Library()
+    assert products.choose(*other, 3000) == Library()
 
 
 def test_the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table(
