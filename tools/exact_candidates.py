@@ -82,7 +82,9 @@ def _many(rows: int, split: int) -> Iterator[Variant]:
     if rows > 64:
         yield Tall(64, 128, 64, stages=6, warps=4, split=split)
         yield Tall(128, 128, 64, stages=4, warps=8, split=split)
-    if rows > 256:
+    if 256 < rows <= 1024:
         yield Tall(128, 128, 64, stages=3, warps=4, split=split)
+    if rows > 1024:
         yield Tall(128, 256, 64, stages=4, warps=8, split=split)
-        yield Tall(64, 256, 64, stages=4, warps=4, split=split)
+        yield Tall(128, 256, 64, stages=4, warps=8, split=split, group=8)
+        yield Tall(128, 256, 64, stages=4, warps=8, split=split, group=4)

@@ -2,8 +2,8 @@
 
     python tools/tune_exact.py --shape 0.6B 8B [--seconds 105] [--only o down]     # on the GPU
 
-Of each weight every number of shares of K is tried over all rows, 1 to 8192: the one that costs
-least in the mean over the buckets of rows, beside what the fast mode launches, is its order
+Of each weight every number of shares of K is tried over all rows, 1 to 8192: the one that loses
+least beside what the fast mode launches, over all buckets of rows, is its order
 (kernels/linear/exact.py). What has other bits than one tile of all rows is left out. The fast
 mode's own table has to know the weights (tools/tune_linear.py).
 """
@@ -29,7 +29,7 @@ from tune_linear import COLD_BYTES, SHAPES, Product, products
 
 from quire.kernels import support
 from quire.kernels.linear import exact, linear, skinny, tuning
-from quire.kernels.linear.check import Around, Bits
+from quire.kernels.linear.check import Around, Bits, library_samples
 from quire.kernels.linear.tuning import Gemv, Library, Side, Variant
 from quire.kernels.support import HOPPER_SHARED
 
@@ -159,8 +159,13 @@ class Tuning:
                 for rows in self.free}  # fmt: skip
 
     def best(self) -> int:
-        """The number of shares that costs least in the mean over rows."""
-        return min(self.kept, key=lambda s: (statistics.mean(self.ratios(s).values()), s))
+        """The number of shares that loses least, all buckets of rows together; what is won in some
+        of them pays for no other."""
+        losses = {
+            split: sum(max(ratio - 1, 0.0) for ratio in self.ratios(split).values())
+            for split in self.kept
+        }
+        return min(losses, key=lambda split: (losses[split], split))
 
     def entry(self, split: int) -> dict[str, Any]:
         """The `exact` part of the table's entry."""
@@ -194,8 +199,9 @@ class Tuning:
 
 def _has_bits(bits: Bits, variant: Variant, rows: Sequence[int]) -> bool:
     """Whether a variant has the tile's bits; told where it is not the library that has not."""
-    at = bits.differ_at(variant, rows)
-    if at is not None and not isinstance(variant, Library):
+    library = isinstance(variant, Library)
+    at = bits.differ_at(variant, library_samples(rows) if library else rows)
+    if at is not None and not library:
         print(f"OTHER BITS at {at} rows: {variant}", flush=True)
     return at is None
 

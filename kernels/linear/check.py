@@ -1,14 +1,14 @@
 """Whether the launches that exact mode would choose have one weight's bits, asked of the card.
 
-Invariant: after `check` every launch that can be chosen for the weight has been compared, at the
-least, the middle and the most rows of its bucket, with one tile of all rows: with everything that
-stands around the product, and every row of it. What differs of the library's is dropped, and its
-tile is compared in its place.
+Invariant: after `check` every launch that can be chosen for the weight has been compared with one
+tile of all rows, with everything that stands around the product, and every row of it: ours at the
+least, the middle and the most rows of a bucket, the library at every number of rows that it is ever
+asked for. What differs of the library's is dropped, and its tile is compared in its place.
 
 On meta tensors nothing is compared: what is launched is then what may be launched on a card.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,8 @@ def check(weight: Tensor, around: Around, products: ExactProducts) -> list[Diffe
     found = []
     for bucket, rows in samples(around.most):
         variant = products.choose(n, k, rows[-1], shared, card)
-        at = bits.differ_at(variant, rows)
         library = isinstance(variant, Library)
+        at = bits.differ_at(variant, library_samples(rows) if library else rows)
         tile_at = None
         if library and (at is not None or weight.is_meta):
             tile_at = bits.differ_at(bits.tile(bucket), rows)
@@ -73,6 +73,16 @@ def samples(most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         last = min(bucket, most)
         yield bucket, tuple(sorted({least, (least + last) // 2, last}))
         least = bucket + 1
+
+
+def library_samples(rows: Sequence[int]) -> Iterator[int]:
+    """The numbers of rows at which the library is tried: each that it is padded to,
+    between the least and the most of `rows`, and the most, padded or not."""
+    count = min(exact.library_rows(rows[0]), rows[-1])
+    while count < rows[-1]:
+        yield count
+        count = exact.library_rows(count + 1)
+    yield rows[-1]
 
 
 class Bits:
@@ -103,7 +113,7 @@ class Bits:
         (n, k), shared = self._weight.shape, support.shared_bytes(self._device)
         return exact.tile(n, k, bucket, self._split, shared)
 
-    def differ_at(self, variant: Variant, rows: Sequence[int]) -> int | None:
+    def differ_at(self, variant: Variant, rows: Iterable[int]) -> int | None:
         """The first of these numbers of rows at which bits are others; None: they are the same."""
         for count in rows:
             for x, before, wanted in self._cases:

@@ -10,7 +10,9 @@ that `tuning` knows those are chosen that keep this order:
     side        (side.py) of up to 16 rows, S from 2 to 8
     tall        (tall.py) of many rows, S of 2 and more
     library     a product for each share: it keeps the order where it does not split K by itself,
-                which only the card can tell (`check.py`): where it does, a tile takes its place
+                which only the card can tell (`check.py`): where it does, a tile takes its place.
+                It may split K at one number of rows and not at the next: it is only ever asked for
+                the numbers that `library_rows` knows, each of which the check has compared
 
 Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen, nor are norms
 inside a product, which scale after the sum and not before.
@@ -27,6 +29,9 @@ from quire.kernels.support import HOPPER_SHARED
 MANY = (512, 1024, 2048, 4096, 8192)  # buckets of rows that exact mode tells apart as well
 BUCKETS = (*tuning.ROW_BUCKETS, *MANY)
 BEYOND = 1 << 30  # the bucket of more rows than that
+# Up to so many rows the library is asked for a multiple of the second number: among these are the
+# tokens of the prompts that are captured.
+_LIBRARY_STEPS = ((512, 64), (1024, 128), (4096, 256), (8192, 512), (BEYOND, 1024))
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Order:
 def bucket_of(rows: int) -> int:
     """The bucket that so many rows belong to."""
     return next((bucket for bucket in BUCKETS if rows <= bucket), BEYOND)
+
+
+def library_rows(rows: int) -> int:
+    """The number of rows, padding included, that the library is asked for in place of `rows`."""
+    step = next(step for most, step in _LIBRARY_STEPS if rows <= most)
+    return -(-rows // step) * step
 
 
 def keeps(variant: Variant, k: int, split: int) -> bool:

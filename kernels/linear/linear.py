@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import gemv, norms, side, skinny, tall, tuning
-from quire.kernels.linear.exact import ExactProducts
+from quire.kernels.linear.exact import ExactProducts, library_rows
 from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant
 
 
@@ -80,18 +80,22 @@ def run(
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     if norm_weight is not None and not _fuses_norm(variant):
-        x = norms.rms_norm(x, norm_weight, eps, pdl=pdl)
+        room = library_rows(len(x)) if apart and isinstance(variant, Library) else 0
+        x = norms.rms_norm(x, norm_weight, eps, room=room, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):
+        rows = len(x)
+        if apart and rows:
+            x = _padded(x, library_rows(rows))
         if variant.split > 1 and not silu:
             before = residual
             if before is None:
-                before = x.new_zeros(x.shape[0], weight.shape[0], dtype=out_dtype or x.dtype)
+                before = x.new_zeros(rows, weight.shape[0], dtype=out_dtype or x.dtype)
             if before.dtype == (out_dtype or x.dtype):
                 shares = _shares(x, weight, variant.split)
                 return norms.add_shares(shares, before, pdl=pdl, apart=apart)
         return _library(
-            x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl, apart=apart
+            x, weight, rows, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl, apart=apart
         )
     if isinstance(variant, Side | Tall):
         return _in_shares(
@@ -189,6 +193,7 @@ def _out(
 def _library(
     x: Tensor,
     weight: Tensor,
+    rows: int,
     *,
     residual: Tensor | None,
     silu: bool,
@@ -197,17 +202,31 @@ def _library(
     apart: bool,
 ) -> Tensor:
     """torch's product; the residual joins it as the accumulator where that needs no copy, and is
-    not to be added apart."""
+    not to be added apart. rows: of x, what follows is padding; so it is in the result's storage."""
     dtype = x.dtype if out_dtype is None else out_dtype
     if silu:
-        y = norms.silu_mul(torch.mm(x, weight.t()), pdl=pdl).to(dtype)
+        y = norms.silu_mul(torch.mm(x, weight.t()), pdl=pdl).to(dtype)[:rows]
         return y if residual is None else residual.add_(y)
     if residual is not None and residual.dtype == x.dtype == dtype:
         if apart:
-            return residual.add_(_product(x, weight, dtype))
+            return residual.add_(_product(x, weight, dtype)[:rows])
         return residual.addmm_(x, weight.t())
-    y = _product(x, weight, dtype)
+    y = _product(x, weight, dtype)[:rows]
     return y if residual is None else (residual + y).to(dtype)
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """x: [T, K] contiguous, with any numbers in the rows behind: what lies there, if x's storage
+    goes so far."""
+    count, width = x.shape
+    if count == rows:
+        return x
+    room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+    if room >= rows * width:
+        return x.as_strided((rows, width), (width, 1))
+    padded = x.new_empty(rows, width)
+    padded[:count] = x
+    return padded
 
 
 def _shares(x: Tensor, weight: Tensor, split: int) -> Tensor:

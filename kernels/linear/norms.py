@@ -60,9 +60,10 @@ def _silu_mul_kernel(
 
 @triton.jit
 def _add_shares_kernel(
-    shares_ptr,  # [SPLIT, rows, K] fp32
+    shares_ptr,  # [SPLIT, rows or more, K] fp32
     residual_ptr,  # [rows, K], read and written
     size,  # rows * K
+    stride,  # of a share
     SPLIT: tl.constexpr,
     APART: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -75,16 +76,18 @@ def _add_shares_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for s in tl.static_range(SPLIT):
-        total += tl.load(shares_ptr + s * size + i, mask=i < size, other=0.0)
+        total += tl.load(shares_ptr + s * stride + i, mask=i < size, other=0.0)
     if APART:
         total = total.to(residual_ptr.dtype.element_ty).to(tl.float32)
     total += tl.load(residual_ptr + i, mask=i < size, other=0.0).to(tl.float32)
     tl.store(residual_ptr + i, total.to(residual_ptr.dtype.element_ty), mask=i < size)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
-    """RMSNorm over the last axis. x: [..., H] contiguous; weight: [H]. Returns [..., H]."""
-    out = torch.empty_like(x)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, room: int = 0, pdl: bool = False) -> Tensor:
+    """RMSNorm over the last axis. x: [..., H] contiguous; weight: [H]. Returns [..., H].
+
+    room: of [T, H], rows that the result's storage is to have room for."""
+    out = torch.empty_like(x) if room <= len(x) else x.new_empty(room, *x.shape[1:])[: len(x)]
     width = x.shape[-1]
     rows = x.numel() // width
     if rows:
@@ -115,12 +118,12 @@ def add_shares(
     """residual + the sum of shares in index order, in the residual's storage. apart: the sum is
     rounded to the residual's dtype first.
 
-    shares: [split, T, N] fp32 contiguous; residual: [T, N] contiguous.
+    shares: [split, T or more, N] fp32 contiguous; residual: [T, N] contiguous.
     """
     size = residual.numel()
     if size:
         _add_shares_kernel[(triton.cdiv(size, _SHARES_BLOCK),)](
-            shares, residual, size, SPLIT=shares.shape[0], APART=apart,
+            shares, residual, size, shares.stride(0), SPLIT=shares.shape[0], APART=apart,
             BLOCK=_SHARES_BLOCK, PDL=pdl, num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return residual

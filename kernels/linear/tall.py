@@ -16,8 +16,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-_GROUP = 16  # tiles of rows whose programs follow one another: they read the same weights
-
 
 @triton.jit(do_not_specialize=["M"])
 def _tall_kernel(
@@ -85,6 +83,7 @@ def tall(
     stages: int,
     warps: int,
     split: int,
+    group: int = 16,
     residual: Tensor | None = None,
     apart: bool = False,
     pdl: bool = False,
@@ -109,7 +108,7 @@ def tall(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
-        GROUP=_GROUP,
+        GROUP=group,
         SEVERAL=split > 1,
         STAGES=stages,
         RESIDUAL=residual is not None,

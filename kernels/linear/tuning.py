@@ -87,7 +87,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Tall:
-    """The kernel of tall.py, of many rows: a program sums the shares of K one after another."""
+    """The kernel of tall.py, of many rows: a program sums the shares of K one after another. group:
+    tiles of rows whose programs follow one another, as they read the same weights."""
 
     block_m: int
     block_n: int
@@ -95,6 +96,7 @@ class Tall:
     stages: int
     warps: int
     split: int
+    group: int = 16
 
     @property
     def stage_bytes(self) -> int:

@@ -24,6 +24,13 @@ FAULTS = (
         (_TABLE + "what_breaks_the_order_is_told",),
     ),
     Fault(
+        "exact: the library is asked for numbers of rows that nobody compared",
+        "kernels/linear/linear.py",
+        "            x = _padded(x, library_rows(rows))\n",
+        "            pass\n",
+        (_TABLE + "the_library_is_asked_for_no_number_of_rows_that_was_not_compared",),
+    ),
+    Fault(
         "exact: what was dropped is launched again",
         "kernels/linear/exact.py",
         "        own = (n, k, bucket_of(rows)) in self._own\n",

@@ -84,6 +84,34 @@ def test_a_dropped_library_leaves_its_rows_to_tiles() -> None:
     assert products.choose(*other, 3000) == Library()
 
 
+def test_the_library_is_asked_for_no_number_of_rows_that_was_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may split K at one number of rows and not at the next. What pads is not in the result."""
+    from quire.kernels.linear import linear
+    from quire.kernels.linear.check import library_samples, samples
+
+    asked = set()
+
+    def product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        asked.add(len(x))
+        return (x @ weight.t()).to(dtype)
+
+    monkeypatch.setattr(linear, "_product", product)
+    x, weight = torch.ones(5000, 8), torch.eye(8)
+    for rows in (*range(1, 600), *range(600, 5000, 7), 5000):
+        found = linear.run(
+            Library(), x[:rows].clone(), weight, residual=torch.ones(rows, 8), apart=True
+        )
+        assert found.shape == (rows, 8)
+    assert torch.equal(found, torch.full((5000, 8), 2.0))
+    compared = {
+        exact.library_rows(count) for _, rows in samples(5000) for count in library_samples(rows)
+    }
+    assert asked <= compared
+    assert len(compared) < 40
+
+
 def test_the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -203,6 +231,31 @@ def test_the_librarys_shares_need_no_residual(device: torch.device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("variant", [Library(), Library(2)])
+def test_rows_that_pad_the_librarys_products_change_nothing(
+    device: torch.device, variant: Library
+) -> None:
+    from quire.kernels.linear import linear
+
+    x, weight, norm = (torch.randn(*n, device=device).to(BF16) for n in ((5, 64), (32, 64), (64,)))
+    around: list[dict[str, Any]] = [
+        {"norm_weight": norm, "silu": True, "eps": 1e-6},
+        {"residual": x[:, :32].contiguous()},
+        {"out_dtype": torch.float32},
+    ]
+    for more in around:
+        padded, plain = (
+            linear.run(
+                variant, x, weight, apart=apart,
+                **(more | ({"residual": more["residual"].clone()} if "residual" in more else {})),
+            )
+            for apart in (True, False)
+        )  # fmt: skip
+        assert padded.is_contiguous()
+        torch.testing.assert_close(padded, plain, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.triton
 def test_the_library_adds_a_residual_as_tiles_do(
     bits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,8 +273,8 @@ def test_the_library_adds_a_residual_as_tiles_do(
     found = bits(64, 512, residual=True)
     assert found.differ_at(Library(), (1, 20)) is None
 
-    def at_once(x: torch.Tensor, weight: torch.Tensor, **around: Any) -> torch.Tensor:
-        whole = product(x, weight, torch.float32) + around["residual"]
+    def at_once(x: torch.Tensor, weight: torch.Tensor, rows: int, **around: Any) -> torch.Tensor:
+        whole = product(x[:rows], weight, torch.float32) + around["residual"]
         return whole.to(x.dtype)
 
     monkeypatch.setattr(linear, "_library", at_once)
@@ -256,7 +309,7 @@ def test_what_of_the_library_has_other_bits_is_dropped(
     around, products = Around(18, norm=True), exact.ExactProducts()
     assert products.choose(32, 64, 17) == Library()
     (found,) = check(weight, around, products)
-    assert (found.bucket, found.rows, found.kept) == (32, 17, True)
+    assert (found.bucket, found.rows, found.kept) == (32, 18, True)
     assert isinstance(products.choose(32, 64, 17), Skinny)
     assert check(weight, around, products) == []
 
