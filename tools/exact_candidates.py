@@ -42,6 +42,9 @@ def _few(product: Product, rows: int, split: int) -> Iterator[Variant]:
         yield found
         if product.n * product.k * 2 < PREFETCHED:
             yield dataclasses.replace(found, prefetch=True)
+    for block_k in (64, 128):
+        steps = product.k // (split * block_k)
+        yield Side(16, block_k, stages=steps, split=split, hold=True)
 
 
 def _tiles(product: Product, rows: int, split: int) -> Iterator[Variant]:

@@ -5,7 +5,7 @@ the matrix units, in fp32, and the shares are added in index order. One program 
 nothing waits for another program, and the chain of dependent products is as long as one share.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 
 import triton
 import triton.language as tl
@@ -56,6 +56,7 @@ def _side_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    HELD: tl.constexpr,  # steps of a share whose weights are loaded before all else; 0: none
     RESIDUAL: tl.constexpr,
     APART: tl.constexpr,
     PREFETCH: tl.constexpr,
@@ -68,6 +69,9 @@ def _side_kernel(
     k = tl.arange(0, BLOCK_K)[None, None, :]
     row = tl.minimum(n, N - 1).to(tl.int64)[None, :, None] * K  # what is past N is never stored
     at_w = w_ptr + row + begin + k
+    held = ()
+    for step in tl.static_range(HELD):
+        held = held + (tl.load(at_w + step * BLOCK_K),)  # noqa: RUF005 (what Triton reads)
     if PDL:
         gdc_launch_dependents()
         if PREFETCH:
@@ -77,18 +81,28 @@ def _side_kernel(
                 _prefetch(w_ptr + row + begin + start + line)
         gdc_wait()
     at_x = x_ptr + m.to(tl.int64)[None, :, None] * K + begin + k
-    acc = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
-    for start in tl.range(0, K_SHARE, BLOCK_K, num_stages=STAGES):
-        w = tl.load(at_w + start)
-        x = tl.load(at_x + start, mask=(m < M)[None, :, None], other=0.0)
-        acc = tl.dot(w, x.permute(0, 2, 1), acc, input_precision="ieee")
-    y = _sum_in_order(acc.permute(2, 1, 0), BLOCK_M, BLOCK_N, SPLIT)
+    in_m = (m < M)[None, :, None]
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     mask = (m < M)[:, None] & (n < N)[None, :]
     if RESIDUAL:
+        before = tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    acc = tl.zeros((SPLIT, BLOCK_N, BLOCK_M), tl.float32)
+    if HELD:
+        rows = ()
+        for step in tl.static_range(HELD):
+            rows = rows + (tl.load(at_x + step * BLOCK_K, mask=in_m, other=0.0),)  # noqa: RUF005
+        for step in tl.static_range(HELD):
+            acc = tl.dot(held[step], rows[step].permute(0, 2, 1), acc, input_precision="ieee")
+    else:
+        for start in tl.range(0, K_SHARE, BLOCK_K, num_stages=STAGES):
+            w = tl.load(at_w + start)
+            x = tl.load(at_x + start, mask=in_m, other=0.0)
+            acc = tl.dot(w, x.permute(0, 2, 1), acc, input_precision="ieee")
+    y = _sum_in_order(acc.permute(2, 1, 0), BLOCK_M, BLOCK_N, SPLIT)
+    if RESIDUAL:
         if APART:
             y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        y += before
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -102,6 +116,7 @@ def side(
     stages: int,
     split: int,
     prefetch: bool = False,
+    hold: bool = False,
     residual: Tensor | None = None,
     apart: bool = False,
     pdl: bool = False,
@@ -115,6 +130,8 @@ def side(
         raise ValueError(f"{rows} rows, of which this kernel takes {SIDE_ROWS}")
     if split not in SPLITS or width % (split * block_k):
         raise ValueError(f"{split} shares of {width} in steps of {block_k}")
+    if hold and stages * split * block_k != width:
+        raise ValueError(f"{stages} steps of {split} shares of {width}, {block_k} columns each")
     columns = weight.shape[0]
     _side_kernel[(triton.cdiv(columns, block_n),)](
         x,
@@ -130,6 +147,7 @@ def side(
         BLOCK_K=block_k,
         SPLIT=split,
         STAGES=stages,
+        HELD=stages if hold else 0,
         RESIDUAL=residual is not None,
         APART=apart,
         PREFETCH=prefetch and pdl,

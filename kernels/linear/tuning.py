@@ -71,13 +71,15 @@ class Library:
 @dataclass(frozen=True)
 class Side:
     """The kernel of side.py, of up to 16 rows: a program's warps, one for each of `split` shares of
-    K, multiply side by side."""
+    K, multiply side by side. hold: all its weights are loaded before the kernel ahead has ended, in
+    as many steps of a share as there are stages."""
 
     block_n: int
     block_k: int
     stages: int
     split: int
     prefetch: bool = False
+    hold: bool = False
 
     @property
     def stage_bytes(self) -> int:

@@ -201,6 +201,7 @@ def test_shares_in_one_program_are_those_of_several(
     tall = Tall(64, 128, 64, stages=2, warps=4, split=split)
     assert found.differ_at(parts, (3, 16)) is None
     assert found.differ_at(Side(16, 64, stages=2, split=split, prefetch=True), (1, 8, 9)) is None
+    assert found.differ_at(Side(16, 32, stages=2, split=split, hold=True), (1, 9)) is None
     assert found.differ_at(tall, (17, 70)) is None
     assert found.differ_at(Side(16, 32, stages=2, split=4 if split == 2 else 2), (8,)) == 8
     assert found.differ_at(replace(tall, split=1), (8,)) == 8
@@ -215,6 +216,8 @@ def test_what_a_program_with_all_shares_does_not_take_is_refused(device: torch.d
         linear.run(Side(16, 32, stages=2, split=2), x, weight)
     with pytest.raises(ValueError, match="4 shares of 192 in steps of 32"):
         linear.run(Side(16, 32, stages=2, split=4), x[:1], weight)
+    with pytest.raises(ValueError, match="2 steps of 2 shares of 192, 32 columns each"):
+        linear.run(Side(16, 32, stages=2, split=2, hold=True), x[:1], weight)
     with pytest.raises(ValueError, match="2 shares of 192 in steps of 64"):
         linear.run(Tall(128, 128, 64, stages=2, warps=4, split=2), x, weight)
 
