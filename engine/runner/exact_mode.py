@@ -61,11 +61,11 @@ def is_wanted(
     from quire.kernels.linear import exact
 
     card = card_name(device)
-    cost = exact.cost(Counter(_size(one) for one in products), card)
-    if cost is None:
-        return _without(config, f"no table tells what it costs on {card}")
-    if cost > MOST_COST:
-        return _without(config, f"products would take up to {cost:.1%} longer on {card}")
+    cost = exact.cost(Counter(_size(one) for one in products), _size(products[-1]), card)
+    if cost.worst > MOST_COST:
+        return _without(config, f"products would take up to {cost.worst:.1%} longer on {card}")
+    if not cost.whole:
+        return _without(config, f"no table tells all that it costs on {card}")
     return True
 
 

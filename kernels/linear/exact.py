@@ -112,21 +112,32 @@ def choose(
     return found
 
 
-def cost(weights: Mapping[tuple[int, int], int], card: str) -> float | None:
+@dataclass(frozen=True)
+class Cost:
     """By how much products of a step take longer in these orders, at worst over the numbers of rows
-    that the card's own table holds: 0.03 is 3%. weights: how many a step has of each [n, k]. None
-    where the table does not tell."""
+    that the card's own table tells: 0.03 is 3%. whole: it tells all."""
+
+    worst: float
+    whole: bool
+
+
+def cost(weights: Mapping[tuple[int, int], int], head: tuple[int, int], card: str) -> Cost:
+    """weights: how many a step has of each [n, k], the head included, which has no more rows than
+    those that sample."""
     table = tuning.timings(card)
-    if not all(shape in table for shape in weights):
-        return None
-    worst = -1.0
+    worst, whole = -1.0, True
     for bucket in BUCKETS:
-        times = [(table[shape].at(bucket), count) for shape, count in weights.items()]
-        if None in (one for one, _ in times):
-            return None
-        free = sum(count * one[0] for one, count in times if one)
-        worst = max(worst, sum(count * one[1] for one, count in times if one) / free - 1)
-    return worst
+        free = exact = 0.0
+        for shape, count in weights.items():
+            at = min(bucket, tuning.ROW_BUCKETS[-1]) if shape == head else bucket
+            times = table[shape].at(at) if shape in table else None
+            if times is None:
+                whole = False
+                break
+            free, exact = free + count * times[0], exact + count * times[1]
+        else:
+            worst = max(worst, exact / free - 1)
+    return Cost(worst, whole)
 
 
 class ExactProducts:

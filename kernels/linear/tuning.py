@@ -142,16 +142,13 @@ class ExactRows:
 @dataclass(frozen=True)
 class Timings:
     """Microseconds of a weight's products by buckets of rows: of the best launch, and of the best
-    in one order of sums. Beyond the last of `ROW_BUCKETS` there are none of a head, which has no
-    more rows."""
+    in one order of sums."""
 
     free: Mapping[int, float]
     exact: Mapping[int, float]
 
     def at(self, bucket: int) -> tuple[float, float] | None:
         """Both, or None where the table does not tell."""
-        if bucket > ROW_BUCKETS[-1] and bucket not in self.free:
-            bucket = ROW_BUCKETS[-1]
         if bucket not in self.free or bucket not in self.exact:
             return None
         return self.free[bucket], self.exact[bucket]

@@ -40,8 +40,8 @@ FAULTS = (
     Fault(
         "exact: the cost is that of the cheapest number of rows",
         "kernels/linear/exact.py",
-        "        worst = max(worst, ",
-        "        worst = max(-1.0, ",
+        "            worst = max(worst, ",
+        "            worst = max(-1.0, ",
         (_TABLE + "the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table",),
     ),
     Fault(

@@ -61,7 +61,7 @@ def test_auto_is_on_where_the_cards_table_says_that_it_costs_little(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(exact_mode, "card_name", lambda _device: "a card")
     assert not wanted("auto")
-    assert "no table tells what it costs on a card" in caplog.text
+    assert "no table tells all that it costs on a card" in caplog.text
     rows = dict.fromkeys(exact.BUCKETS, 10.0)
     sizes = {exact_mode._size(one) for one in exact_mode.products_of(SHAPE, BF16, None)}
     for us, on in ((10.25, True), (10.4, False)):

@@ -115,19 +115,24 @@ def test_the_library_is_asked_for_no_number_of_rows_that_was_not_compared(
 def test_the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = tuning.ROW_BUCKETS
-    free = dict.fromkeys(rows, 10.0)
+    free = dict.fromkeys(exact.BUCKETS, 10.0)
+    few = dict.fromkeys(tuning.ROW_BUCKETS, 10.0)
     table = {
         (8, 4): Timings(free, free | {64: 11.0}),
-        (4, 4): Timings(free, free | {8: 9.0}),
+        (4, 4): Timings(free, free | {8: 9.0, 4096: 11.0}),
+        (9, 4): Timings(few, few),
     }
     monkeypatch.setattr(tuning, "timings", lambda _card: table)
-    assert exact.cost({(8, 4): 1}, "a") == pytest.approx(0.1)
-    assert exact.cost({(8, 4): 1, (4, 4): 3}, "a") == pytest.approx(1 / 40)
-    assert exact.cost({(4, 4): 2}, "a") == 0
-    assert exact.cost({(8, 4): 1, (2, 2): 1}, "a") is None
-    table[(8, 4)] = Timings(free, {1: 10.0})
-    assert exact.cost({(8, 4): 1}, "a") is None
+
+    def cost(weights: dict[tuple[int, int], int], head: tuple[int, int] = (9, 4)) -> Any:
+        found = exact.cost(weights, head, "a")
+        return pytest.approx(found.worst), found.whole
+
+    assert cost({(8, 4): 1}) == (0.1, True)
+    assert cost({(8, 4): 1, (4, 4): 3}) == (0.075, True)
+    assert cost({(4, 4): 1, (9, 4): 1}) == (0.05, True)  # of a head no more rows than sample
+    assert cost({(4, 4): 1, (9, 4): 1}, (1, 1)) == (0, False)
+    assert cost({(8, 4): 1, (2, 2): 1}) == (-1, False)
 
 
 def test_every_bucket_is_tried_at_its_ends_and_between() -> None:
