@@ -53,7 +53,7 @@ def is_wanted(
             "what they have added, depends on the number of rows",
         )
     products = products_of(shape, dtype, world)
-    reason = _refusal(products, dtype)
+    reason = _refusal(shape, products, dtype)
     if reason is not None:
         return _without(config, reason)
     if config.exact == "on":
@@ -106,8 +106,10 @@ def verify(config: EngineConfig, model: CausalModel, ops: "TritonOps") -> None:
         torch.cuda.empty_cache()
 
 
-def _refusal(products: list[Product], dtype: torch.dtype) -> str | None:
+def _refusal(shape: ModelConfig, products: list[Product], dtype: torch.dtype) -> str | None:
     """Why the model cannot be exact, with a weight's name; None where nothing speaks against it."""
+    if shape.sliding_window is not None:
+        return f"{products[0].module}: attention within a window has no exact kernel"
     for one in products:
         if dtype not in _TYPES:
             return f"{one.module}: {dtype} has no exact kernel (bfloat16 and float16 have)"

@@ -35,6 +35,11 @@ def test_on_is_refused_by_a_weights_name_and_auto_says_why_it_is_off(
         (SHAPE, torch.float32, "model.layers.0.self_attn.q_proj: torch.float32 has no exact"),
         (replace(SHAPE, fp8=Fp8()), BF16, "model.layers.0.self_attn.q_proj: FP8 weights have no"),
         (experts, BF16, "model.layers.0.mlp.experts: mixtures of experts have no"),
+        (
+            replace(SHAPE, architecture="Qwen2ForCausalLM", sliding_window=64),
+            BF16,
+            "model.layers.0.self_attn.q_proj: attention within a window has no",
+        ),
     ]
     for shape, dtype, words in cases:
         with pytest.raises(ConfigError, match=f"exact = on: {words}"):
