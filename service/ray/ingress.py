@@ -8,13 +8,17 @@ the replica's call; the deadline itself is not told to us.
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from quire.service.errors import Refusal, clip
 from quire.service.ray.openai_face import OpenAIFace
 from quire.service.ray.plan import Plan
 from quire.service.ray.streams import Streams
 from quire.v1 import inference_pb2 as pb
+
+T = TypeVar("T", bound=Message)
 
 
 class Ingress:
@@ -64,10 +68,12 @@ class Ingress:
         """The OpenAI API: Ray gives a starlette request, and sends the response."""
         return await self._openai.answer(request)
 
-    async def _ask(self, method: str, request: Any, kind: Any, grpc_context: Any) -> Any:
+    async def _ask(self, method: str, request: Any, kind: type[T], grpc_context: Any) -> T:
         with _told(grpc_context):
             metadata = grpc_context.invocation_metadata()
-            return kind.FromString(await self._streams.ask(method, request, metadata))
+            message = kind()
+            message.ParseFromString(await self._streams.ask(method, request, metadata))
+            return message
 
 
 @contextlib.contextmanager

@@ -104,8 +104,8 @@ class OpenAIFace:
         path = request.url.path
         if request.method == "GET" and path == "/v1/models":
             name = await self._name(exchange)
-            model = {"id": name, "object": "model", "created": 0, "owned_by": "quire"}
-            return JSONResponse({"object": "list", "data": [model]})
+            served = {"id": name, "object": "model", "created": 0, "owned_by": "quire"}
+            return JSONResponse({"object": "list", "data": [served]})
         if path not in _READERS or request.method != "POST":
             return JSONResponse({"error": {"message": f"{request.method} {path}: not here"}}, 404)
         read, is_chat = _READERS[path]

@@ -64,7 +64,7 @@ class Plan:
     @classmethod
     def of(cls, arguments: Mapping[str, str]) -> "Plan":
         """As Serve gives them: texts. Raises ConfigError."""
-        kinds = {one.name: type(one.default) for one in dataclasses.fields(cls)}
+        kinds: dict[str, Any] = {one.name: type(one.default) for one in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for name, text in arguments.items():
             if name not in kinds:

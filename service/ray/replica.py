@@ -26,7 +26,7 @@ Pairs: TypeAlias = Sequence[tuple[str, str]]
 End: TypeAlias = tuple[str, str, tuple[tuple[str, str | bytes], ...]]
 """How a call ended other than well: the status's name, its words, its trailers."""
 _FORWARDED = ("authorization", "traceparent", "tracestate")
-_REQUESTS = {
+_REQUESTS: dict[str, Any] = {
     "Stats": pb.StatsRequest,
     "GetModelInfo": pb.GetModelInfoRequest,
     "Tokenize": pb.TokenizeRequest,
@@ -38,7 +38,7 @@ _REQUESTS = {
 class EngineReplica:
     """A deployment's class. Made within its replica."""
 
-    async def __init__(self, plan: Plan) -> None:
+    async def __init__(self, plan: Plan) -> None:  # type: ignore[misc]  # Ray awaits it
         """Ready when it returns. Raises QuireError."""
         settings = plan.settings()
         resolved = resolve(settings.engine)
