@@ -62,8 +62,8 @@ PADDING = (
     Fault(
         "vllm-40047: padded rows of a mixed step are a request's",
         "engine/runner/inputs.py",
-        "[null_slot] * (shape.decode_rows - len(decode))",
-        "[0] * (shape.decode_rows - len(decode))",
+        "[null_slot] * (shape.prefill_rows - len(longer))",
+        "[0] * (shape.prefill_rows - len(longer))",
         REPLAYED,
     ),
 )
