@@ -194,8 +194,6 @@ class TritonOps:
         out: Tensor | None = None,
         window: int = 0,
     ) -> Tensor:
-        if self.exact:
-            _refuse(window)
         return decode.decode_attention(
             q,
             k_cache,
@@ -261,12 +259,10 @@ class TritonOps:
         out: Tensor | None = None,
         window: int = 0,
     ) -> Tensor:
+        attend = exact_prefill.prefill_attention if self.exact else prefill.prefill_attention
         where = q, k_cache, v_cache, block_tables, query_start_loc, context_lens
         sizes = scale, max_query_len, max_context_len
-        if self.exact:
-            _refuse(window)
-            return exact_prefill.prefill_attention(*where, *sizes, out=out, pdl=self.pdl)
-        return prefill.prefill_attention(*where, *sizes, out=out, window=window, pdl=self.pdl)
+        return attend(*where, *sizes, out=out, window=window, pdl=self.pdl)
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
         copy_blocks.copy_blocks(k_cache, v_cache, source, target, pdl=self.pdl)
@@ -396,9 +392,3 @@ class TritonOps:
             output_counts,
             pdl=self.pdl,
         )
-
-
-def _refuse(window: int) -> None:
-    """In exact mode: an engine of such a model is not exact in the first place."""
-    if window:
-        raise ValueError(f"window {window}: attention within a window has no exact kernel")

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.errors import ConfigError
 from quire.engine.loop import fit, sizing, spread
 from quire.engine.loop.built_rank import BuiltRank, memory_of
 from quire.engine.loop.core import EngineCore, StepRunner
@@ -41,13 +40,12 @@ from quire.engine.scheduling.matching import Matchers
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
-from quire.kernels.ops import KernelsUnavailable, Ops, is_exact, select
+from quire.kernels.ops import Ops, is_exact
 from quire.kernels.support import before_hopper, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
     from quire.engine.loop.ranks import Agree
     from quire.engine.parallel.ranks import Ranks
-    from quire.kernels.triton_ops import TritonOps
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +125,8 @@ def build_rank(
     dtype = sizing.resolve_dtype(config, shape, device)
     max_model_len = resolve_max_model_len(config, shape)
     chained = _can_chain(device) if pdl is None else pdl
-    exact = exact_mode.is_wanted(config, shape, dtype, device, world)
-    try:
-        ops = select(device, pdl=chained, exact=exact)
-    except KernelsUnavailable as error:
-        raise ConfigError(str(error)) from error
+    ops = exact_mode.operations(config, shape, dtype, device, world, pdl=chained)
+    exact = is_exact(ops)
     check_operations(shape, ops)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -147,7 +142,7 @@ def build_rank(
         clock.mark("kernels")
     _wait_for_all(world, device)
     if exact:
-        exact_mode.verify(config, model, cast("TritonOps", ops))
+        exact_mode.verify(config, model, ops)
         clock.mark("bits compared")
 
     max_blocks = -(-max_model_len // config.block_size)

@@ -21,7 +21,7 @@ from quire.engine.model.product import Product
 from quire.engine.model.registry import build_model
 from quire.engine.runner.graphs import PROMPT_TOKENS, most_rows
 from quire.kernels import reference
-from quire.kernels.ops import Ops
+from quire.kernels.ops import KernelsUnavailable, Ops, select
 from quire.kernels.support import card_name
 
 if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
@@ -69,6 +69,23 @@ def is_wanted(
     return True
 
 
+def operations(
+    config: EngineConfig,
+    shape: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    world: World,
+    *,
+    pdl: bool,
+) -> Ops:
+    """A device's operations, exact where that is wanted. Raises ConfigError where it has none."""
+    exact = is_wanted(config, shape, dtype, device, world)
+    try:
+        return select(device, pdl=pdl, exact=exact)
+    except KernelsUnavailable as error:
+        raise ConfigError(str(error)) from error
+
+
 def products_of(shape: ModelConfig, dtype: torch.dtype, world: World | None) -> list[Product]:
     """The products of a rank's step, without memory for their weights."""
     ops = cast(Ops, reference)
@@ -76,11 +93,12 @@ def products_of(shape: ModelConfig, dtype: torch.dtype, world: World | None) -> 
     return model.products()
 
 
-def verify(config: EngineConfig, model: CausalModel, ops: "TritonOps") -> None:
-    """Compare the bits of all launches; afterwards `ops` is exact, or with
+def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
+    """Compare the bits of all launches of Triton's operations; afterwards `ops` is exact, or with
     `exact = auto` it is not any more. Raises ConfigError where `on` cannot be."""
     from quire.kernels.linear import check
 
+    ops = cast("TritonOps", ops)
     assert ops.products is not None
     tokens = max(config.max_num_batched_tokens, config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
     rows = most_rows(config.max_num_seqs)

@@ -351,6 +351,8 @@ def _attend(
         shared=shared_bytes(device),
         **asked,
     )
+    if window and launch.fixed:
+        raise ValueError(f"window {window}: attention within a window has no exact kernel")
     splits, padded = launch.splits, triton.next_power_of_2(dim)
     partial, stats = _workspace(rows * q_heads, splits, padded, device)
     counted = rows * kv_heads if launch.level == 2 and splits > 1 else 0

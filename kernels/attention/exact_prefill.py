@@ -265,16 +265,20 @@ def prefill_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    window: int = 0,
     pdl: bool = False,
     tiles: Tiles | None = None,
     split: bool | None = None,
 ) -> Tensor:
     """Causal attention of each row's new tokens over its whole context. Returns [T, Hq, D].
+    Raises ValueError for a window.
 
     As `prefill.prefill_attention`, with decode's bits. The workspace of a split step is
     T * Hq * S * (D' + 2) fp32, S <= 32. tiles, split: the launch shape and whether units have
     programs of their own, for tuning; results depend on the tile's keys alone.
     """
+    if window:
+        raise ValueError(f"window {window}: attention within a window has no exact kernel")
     tokens, q_heads, dim = q.shape
     rows = context_lens.shape[0]
     _, kv_heads, block_size, _ = k_cache.shape

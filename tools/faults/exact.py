@@ -52,6 +52,13 @@ FAULTS = (
         (_MODE + "on_is_refused_by_a_weights_name_and_auto_says_why_it_is_off",),
     ),
     Fault(
+        "exact: on is taken for a model whose attention has a window",
+        "engine/runner/exact_mode.py",
+        "    if shape.sliding_window is not None:\n",
+        "    if False:\n",
+        (_MODE + "on_is_refused_by_a_weights_name_and_auto_says_why_it_is_off",),
+    ),
+    Fault(
         "exact: a card on which no launch keeps the order is served as exact",
         "engine/runner/exact_mode.py",
         "                ops.products.give_up()\n",

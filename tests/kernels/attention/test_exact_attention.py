@@ -121,3 +121,11 @@ def test_long_contexts_whose_units_differ_within_a_tile(paged: Any, monkeypatch:
     assert torch.equal(decoded(cache, q, contexts, level=1), wanted)
     for split in (False, True):
         assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)
+
+
+def test_a_window_is_refused(paged: Any) -> None:
+    cache = paged([40], kv_heads=1, block_size=16, dim=16, dtype=BF16)
+    q = queries(2, 2, 16, cache.k_cache)
+    for attend in (decoded, prefilled):
+        with pytest.raises(ValueError, match="window 8: attention within a window has no exact"):
+            attend(cache, q, range(39, 41), window=8)
