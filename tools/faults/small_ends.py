@@ -30,25 +30,18 @@ FAULTS = (
         (NODES + "a_node_that_does_not_answer_takes_all_along",),
     ),
     Fault(
-        "nodes: one that answers is lost all the same",
-        "engine/parallel/ranks.py",
-        "                    asked, (kind, body) = 0, node.line.hear()\n",
-        "                    kind, body = node.line.hear()\n",
-        (NODES + "a_node_that_does_not_answer_takes_all_along",),
-    ),
-    Fault(
         "ranks: a frame that lacks a part ends the thread that listens",
         "engine/parallel/line.py",
         "        if not isinstance(values.get(name), types):\n",
         "        if not isinstance(values.get(name), object):\n",
-        (RANKS + "what_keeps_a_rank_from_starting_is_raised",),
+        (RANKS + "what_is_said_to_rank_0_is_looked_at_whole",),
     ),
     Fault(
         "ranks: a frame too deep ends the thread that listens",
         "engine/parallel/line.py",
         "    except (ValueError, RecursionError) as error:\n",
         "    except ValueError as error:\n",
-        (RANKS + "what_keeps_a_rank_from_starting_is_raised",),
+        (RANKS + "what_is_said_to_rank_0_is_looked_at_whole",),
     ),
     Fault(
         "quire: one port is taken for two things",

@@ -144,14 +144,16 @@ def test_a_node_that_does_not_answer_takes_all_along(
     monkeypatch.setattr(Line, "is_readable", in_turn)
     cluster = Cluster(pool, READY + STAYS)
     processes = cluster.ready()
-    for _ in range(3 * ranks.MOST_ASKED):
-        asked.get(timeout=PATIENCE)
-    assert not cluster.lost.is_set()  # it has answered each time
-    answers.clear()
-    assert cluster.lost.wait(PATIENCE)
-    with pytest.raises(RankError, match=r"node 1 at .* does not answer: 6 times in 30 s"):
-        cluster.ranks.check()
-    end_of_node_0(cluster)
+    try:
+        for _ in range(3 * ranks.MOST_ASKED):
+            asked.get(timeout=PATIENCE)
+        assert not cluster.lost.is_set()  # it has answered each time
+        answers.clear()
+        assert cluster.lost.wait(PATIENCE)
+        with pytest.raises(RankError, match=r"node 1 at .* does not answer: 6 times in 30 s"):
+            cluster.ranks.check()
+    finally:
+        end_of_node_0(cluster)
     assert cluster.node.result(PATIENCE) == node.EXIT_LOST
     assert gone(processes)
 

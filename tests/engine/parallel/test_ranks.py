@@ -25,7 +25,7 @@ from quire.engine.parallel import follower
 from quire.engine.parallel.codec import encode, encode_masks
 from quire.engine.parallel.exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import MOST_BYTES, Kind, Line, values_of
+from quire.engine.parallel.line import MOST_BYTES, Kind, Line, said, values_of
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.store import Board, BoardStore, LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
@@ -81,11 +81,7 @@ STAYS = "hear()\n"
         ("sys.exit(7)", RankError, "ended by exit code 7"),
         ("parent.sendall(bytes(5))", RankError, "rank 2"),
         ("say(Kind.SET, key='k')", RankError, r"rank 2 \(.*\): SET was said without value"),
-        ("say(Kind.SIZED, blocks='9', fingerprint='f')", RankError, "without blocks"),
-        ("say(Kind.DIED)", RankError, "DIED was said without error_id"),
-        ("say(Kind.STOP)", RankError, "STOP is not for it to say"),
         ("line.send(Kind.READY, b'[' * 200_000)", RankError, "a frame that is not JSON"),
-        ("line.send(Kind.READY, b'[]')", RankError, "not a JSON object"),
     ],
 )
 def test_what_keeps_a_rank_from_starting_is_raised(
@@ -99,6 +95,23 @@ def test_what_keeps_a_rank_from_starting_is_raised(
     with pytest.raises(kind, match=words):
         ranks.check()  # as progress does
     assert gone(ranks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        (Kind.SET, b'{"key": "k"}', "SET was said without value"),
+        (Kind.SIZED, b'{"blocks": "9", "fingerprint": "f"}', "SIZED was said without blocks"),
+        (Kind.DIED, b"{}", "DIED was said without error_id"),
+        (Kind.STOP, b"{}", "STOP is not for it to say"),
+        (Kind.READY, b"[]", "a frame that is not a JSON object"),
+        (Kind.READY, b"[" * 200_000, "a frame that is not JSON"),
+    ],
+)
+def test_what_is_said_to_rank_0_is_looked_at_whole(kind: Kind, body: bytes, words: str) -> None:
+    with pytest.raises(RankError, match=words):
+        said(kind, body)
+    assert said(Kind.READY, b'{"pid": 7}') == {"pid": 7}
 
 
 def test_who_is_lost_before_the_ranks_meet_ends_the_meeting() -> None:
