@@ -67,7 +67,7 @@ def tool_grammar(
     rules = [write(i, tool, held[i], fault) for i, tool in enumerate(tools)]
     names = " | ".join(f"call_{i}" for i in range(len(tools)))
     lines = [
-        "%llguidance {}",
+        '%llguidance {"no_forcing": true}',  # or a forced tag would have to be written in pieces
         _start(must_call, parallel),
         f"call: ({names}) {_text('</tool_call>')}",
         *(rule for rule in rules if rule),

@@ -21,6 +21,7 @@ from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Matcher
 from quire.service.constraints.deep import DeepThreads, TooSlow
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
+from quire.service.constraints.tags import tags_as_text
 from quire.service.constraints.thoughts import AfterThoughts
 
 MAX_KEPT = 64  # compiled grammars
@@ -127,9 +128,8 @@ class _Tokens:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         ends = list(vocabulary.eos_token_ids)
-        self.backend = LLTokenizer(
-            vocabulary.tokenizer, n_vocab=vocabulary.size, eos_token=ends or None
-        )
+        text, self._tags = tags_as_text(vocabulary.tokenizer)
+        self.backend = LLTokenizer(text, n_vocab=vocabulary.size, eos_token=ends or None)
         self.ends = frozenset((*ends, *self.backend.eos_tokens))
         self.mask_bytes = -(-vocabulary.size // 32) * 4
 
@@ -137,7 +137,8 @@ class _Tokens:
         return self.backend.decode_bytes([token_id])
 
     def ids_of(self, text: bytes) -> list[int]:
-        return self.backend.tokenize_bytes(text, parse_special=True)
+        tag = self._tags.get(text)
+        return self.backend.tokenize_bytes(text, parse_special=True) if tag is None else [tag]
 
 
 class TextMatcher:

@@ -125,7 +125,8 @@ class ChatTemplate:
 
     def thinking(self, chat: Conversation, rendered: str) -> Thinking:
         """Where the output of a chat begins that was rendered so."""
-        variables = self._choose(chat).traits.variables
+        traits = self._choose(chat).traits
+        variables = frozenset() if traits.opens_thoughts else traits.variables
         continued = chat.messages[-1]["content"] if chat.continue_final_message else None
         return thinking_of(rendered, variables, continued=continued)
 

@@ -17,6 +17,7 @@ from quire.service.text.markers import Markers
 from quire.service.text.template_environment import Environment, RenderLimits
 from quire.service.text.template_markers import find_markers
 from quire.service.text.template_probes import ROLES, Probe, pairs, probes
+from quire.service.text.thinking import OPENS
 
 _JUDGED = (
     *((role, "name") for role in ROLES),
@@ -29,12 +30,14 @@ _PROBE_LIMITS = RenderLimits(max_bytes=1 << 20, max_steps=20_000)
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """variables: names that the template looks up. shown: (role, field) pairs that it honours."""
+    """variables: names that the template looks up. shown: (role, field) pairs that it honours.
+    opens_thoughts: whether it opens them itself where they are wanted; then the model does not."""
 
     variables: frozenset[str]
     shows_tools: bool
     shown: frozenset[tuple[str, str]]
     markers: Markers
+    opens_thoughts: bool = False
 
     def shows(self, role: str, field: str) -> bool:
         """Whether a message's field makes a difference in some chat."""
@@ -79,7 +82,8 @@ def find_traits(
         for role, field in _JUDGED
         if _shows(render, asked, role, field, not mentioned.isdisjoint(_names(field)))
     }
-    return Traits(variables, _shows_tools(rendered, variables), frozenset(shown), markers)
+    opens = any(probe.opens and text.rstrip().endswith(OPENS) for probe, text in rendered)
+    return Traits(variables, _shows_tools(rendered, variables), frozenset(shown), markers, opens)
 
 
 def _names(field: str) -> tuple[str, ...]:

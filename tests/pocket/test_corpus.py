@@ -1,6 +1,8 @@
 """The corpus: its bytes follow from its seed, and nothing held out is in it."""
 
 import hashlib
+import itertools
+import json
 import os
 import re
 import subprocess
@@ -10,9 +12,13 @@ from pathlib import Path
 import corpus
 import counting
 import heldout
+import jsonschema
+import objects
 import pytest
+import raw
 import recall
 import repeat
+import toolbox
 from cells import Maker
 from draw import Draw
 from rows import Encoder
@@ -22,16 +28,22 @@ CONVERSATIONS = 300
 
 
 @pytest.fixture(scope="module")
-def conversations() -> list[list[corpus.Message]]:
+def made() -> list[corpus.Conversation]:
     return [
         corpus.conversation(Draw(7, "conversation", index), (256, 512, 1024, 2048)[index % 4])
         for index in range(CONVERSATIONS)
     ]
 
 
+@pytest.fixture(scope="module")
+def conversations(made: list[corpus.Conversation]) -> list[list[corpus.Message]]:
+    return [conversation.messages for conversation in made]
+
+
 def _pairs(messages: list[corpus.Message]) -> list[tuple[str, str]]:
-    turns = [m for m in messages if m.role != "system"]
-    return [(q.content, a.content) for q, a in zip(turns[::2], turns[1::2], strict=True)]
+    """The questions that were answered at once, and their answers."""
+    after = itertools.pairwise(messages)
+    return [(q.content, a.content) for q, a in after if q.role == "user" and not a.calls]
 
 
 def test_the_bytes_follow_from_the_seed_in_another_process(tmp_path: Path) -> None:
@@ -58,9 +70,69 @@ def test_conversations_have_the_chat_format(conversations: list[list[corpus.Mess
         roles = [m.role for m in messages]
         if roles[0] == "system":
             roles = roles[1:]
-        assert roles == ["user", "assistant"] * (len(roles) // 2)
-        assert all(m.content == m.content.strip() and m.content for m in messages)
+        written = "".join(role[0] for role in roles)
+        assert re.fullmatch("(ua(t+a)*)*", written), roles
+        assert all(m.content == m.content.strip() and (m.content or m.calls) for m in messages)
         assert all("<|" not in m.content for m in messages)
+
+
+def test_each_call_is_of_a_tool_described_and_is_answered(made: list[corpus.Conversation]) -> None:
+    calls = 0
+    for conversation in made:
+        described = {tool["function"]["name"]: tool["function"] for tool in conversation.tools}
+        for at, message in enumerate(conversation.messages):
+            after = conversation.messages[at + 1 : at + 1 + len(message.calls)]
+            assert [m.role for m in after] == ["tool"] * len(message.calls)
+            for call in message.calls:
+                schema = described[call.name]["parameters"]
+                assert set(schema.get("required", ())) <= set(call.arguments)
+                jsonschema.validate(call.arguments, schema)
+                calls += 1
+    assert calls > 100
+
+
+def test_what_is_said_of_a_result_was_returned(made: list[corpus.Conversation]) -> None:
+    told = 0
+    for conversation in made:
+        for before, after in itertools.pairwise(conversation.messages):
+            if before.role == "tool" and after.role == "assistant" and not after.calls:
+                result = re.sub(r'\{"result": "?|"?\}$', "", before.content)
+                assert result in after.content
+                told += 1
+    assert told > 50
+
+
+def test_where_thinking_is_on_a_thought_stands_before_the_last_answer(
+    made: list[corpus.Conversation],
+) -> None:
+    thinking = [c for c in made if any(m.thoughts for m in c.messages)]
+    assert 0.05 < len(thinking) / len(made) < 0.3
+    for conversation in thinking:
+        assert conversation.messages[-1].thoughts
+        assert all(not m.thoughts for m in conversation.messages if m.role != "assistant")
+    kept = [all(m.thoughts for m in c.messages if m.role == "assistant") for c in thinking]
+    assert any(kept) and not all(kept)
+
+
+def test_objects_are_json_of_what_was_asked() -> None:
+    for index in range(300):
+        question, answer = objects.turn(Draw("objects", index))
+        found = json.loads(answer)
+        assert isinstance(found, dict) and answer == json.dumps(found)
+        for key, value in found.items():
+            assert key in question
+            words = value if isinstance(value, list) else [value]
+            assert all(str(word) in question for word in words)
+
+
+def test_plain_texts_end_as_their_beginning_decides() -> None:
+    for index in range(100):
+        given, rest = raw.again(Draw("again", index), 5)
+        fact = given.rsplit("Again: ", 1)[1] + rest
+        assert rest.startswith(" ") and given.count(fact) == 1
+        given, rest = raw.count(Draw("count", index))
+        assert given.endswith(":") and rest.endswith(".")
+        assert raw.text(Draw("raw", index), 300).strip()
 
 
 def test_no_held_out_name_is_a_word_of_the_corpus(
@@ -123,7 +195,9 @@ def test_evaluation_draws_only_what_is_held_out(encoder: Encoder) -> None:
             elif kind == "recall":
                 assert heldout.contains_held_out_name(case.prompt[-1].content)
                 assert (case.answer in _stated(case.prompt)) != ("removed" in cell.name)
-            elif kind == "sums":
+            elif cell.name == "tool calls":
+                assert "<tool_call>" in case.answer or case.answer == toolbox.NO_TOOL
+            elif kind == "sums" or cell.name.startswith("thinking"):
                 a, b = map(int, re.findall(r"\d+", case.answer)[:2])
                 assert heldout.pair_held_out(a, b)
 
@@ -179,4 +253,4 @@ def test_the_sample_has_not_drifted() -> None:
     """Any change of a grammar, a list or an order changes every model: it must be meant."""
     text = "".join(corpus.conversation_text(0, index, 300) for index in range(100))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    assert digest == "3d9a57aacbe5ca21d40e8f59f4c9a04e87efef1b82dab3fb751663ededbdaec5"
+    assert digest == "f8c8d930c8b636d361bc57d6baca978e325964d04fbe4a8ed421efcb319e7f5e"

@@ -1,7 +1,9 @@
 """A part of the scored evaluation, through Quire itself, and the counting that it rests on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import agent
 import pytest
 from cells import Case, Cell, Maker
 from corpus import Message
@@ -11,11 +13,12 @@ from evaluate import SEED, STOP_FLOOR, Comparison, Evaluation, compare, repeats_
 from rows import Encoder
 
 CASES = {"repeat": 12, "recall": 6, "sums": 30, "counting": 20, "listing": 20}
+OTHERS = 12
 COMPARED = ("repeat alnum 33-100", "sums", "counting")
 
 
 def _small(cell: Cell, part: int) -> int:
-    return CASES[cell.name.split()[0]] // part
+    return CASES.get(cell.name.split()[0], OTHERS) // part
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(1, marks=pytest.mark.long)])
@@ -31,6 +34,7 @@ def evaluation(shipped: Path, encoder: Encoder, part: int) -> Evaluation:
         asked = Evaluation(engine, encoder, lambda _line: None)
         for cell in Maker(encoder.tokenizer).cells():
             asked.cell(cell, SEED, _small(cell, part))
+        asked.results.append(asked.agent())
     return asked
 
 
@@ -42,6 +46,30 @@ def test_every_cell_may_reach_its_floor(evaluation: Evaluation) -> None:
     repeated = [result for result in evaluation.results if "repeat" in result.cell]
     assert len(repeated) == 9
     assert sum(result.count - result.right for result in repeated) <= 4
+
+
+def test_the_agent_completes_nineteen_of_twenty_tasks(evaluation: Evaluation) -> None:
+    assert evaluation.results[-1].count == 20 and evaluation.results[-1].right >= 19
+
+
+def test_a_task_is_completed_only_through_the_tools() -> None:
+    def wise(texts: Sequence[str]) -> list[str]:
+        """Says each answer without a call."""
+        wanted = {task.question: " ".join(task.wants) for task in agent.TASKS}
+        return [next(w for q, w in wanted.items() if f"user\n{q}<" in text) for text in texts]
+
+    def wild(texts: Sequence[str]) -> list[str]:
+        return ['<tool_call>\n{"name": "no_such", "arguments": {}}\n</tool_call>' for _ in texts]
+
+    for say in (wise, wild, lambda texts: [""] * len(texts)):
+        assert not any(agent.completed(say))
+
+
+def test_the_calculator_takes_sums_alone() -> None:
+    assert agent.calculate("(12 + 7) * 31 - 5") == 584
+    for text in ("2 ** 999", "__import__('os')", "1.5 + 2", "True + 1", "2 +"):
+        with pytest.raises(ValueError, match="not a sum"):
+            agent.calculate(text)
 
 
 def test_a_removed_fact_is_not_known(evaluation: Evaluation) -> None:

@@ -13,6 +13,7 @@ from cells import Maker
 from network import Pocket, Shape
 from optim import Muon, Optimizers, orthogonal
 from rows import Batches, Encoder, Plan
+from safetensors.torch import load_file
 from score import Scorer
 from support import programs
 from support.patience import PATIENCE
@@ -90,6 +91,19 @@ def test_a_run_goes_on_from_its_state(shipped: Path, tmp_path: Path) -> None:
         assert (out / name).stat().st_size < 16 * 2**20
 
 
+def test_a_run_begins_with_another_model(shipped: Path, tmp_path: Path) -> None:
+    _train(tmp_path, "--steps", "1", "--from", str(shipped))
+    name = "model.embed_tokens.weight"
+    begun = load_file(tmp_path / "model.safetensors")[name].float()
+    base = load_file(shipped / "model.safetensors")[name].float()
+    assert not begun.equal(base) and torch.allclose(begun, base, atol=0.02, rtol=0.02)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / file).read_bytes() == (shipped / file).read_bytes()
+    before = json.loads((shipped / "config.json").read_text())["training"]
+    after = json.loads((tmp_path / "config.json").read_text())["training"]
+    assert after.startswith(f"{before}; from there seed 0, 1 steps of 512 tokens")
+
+
 def test_only_the_assistant_is_learnt(encoder: Encoder) -> None:
     batch = encoder.batch(Plan(0, 1024, 0.0), 5)
     flat = batch.tokens.reshape(-1)
@@ -100,11 +114,27 @@ def test_only_the_assistant_is_learnt(encoder: Encoder) -> None:
     assert "user" not in learnt and "<|im_start|>" not in learnt
 
 
+def test_thoughts_are_opened_by_who_asks(encoder: Encoder) -> None:
+    messages = [corpus.Message("user", "2 + 2"), corpus.Message("assistant", "4", "I add.")]
+    ids = np.asarray(encoder.tokenizer.encode(corpus.render(messages)).ids)
+    learnt = ids[1:][encoder.spoken(ids)[:-1]].tolist()
+    text = encoder.tokenizer.decode(learnt, skip_special_tokens=False)
+    assert text == "I add.\n</think>\n\n4<|im_end|>"
+
+
+def test_all_of_a_plain_text_is_learnt(encoder: Encoder) -> None:
+    ids = np.asarray(encoder.tokenizer.encode("Once there was a fox.<|endoftext|>").ids)
+    assert encoder.spoken(ids).all()
+
+
 def test_rows_start_at_position_zero_and_hold_no_target_past_their_end(encoder: Encoder) -> None:
     plan = Plan(0, 4096, 0.0)
     for index in range(6):
         batch = encoder.batch(plan, index)
-        assert (batch.tokens[:, 0] == encoder.im_start).all()
+        chats = batch.tokens[:, 0] == encoder.im_start
+        assert chats.any()
+        for row in batch.tokens[~chats]:
+            assert encoder.im_start not in row
         assert ((batch.targets + 1) % batch.tokens.shape[1] != 0).all()
 
 
@@ -163,7 +193,6 @@ def test_the_network_is_qwen3(tmp_path: Path, encoder: Encoder) -> None:
 
 
 def test_teacher_forcing_agrees_with_generation(shipped: Path, encoder: Encoder) -> None:
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     model = Pocket(Shape())
@@ -171,8 +200,8 @@ def test_teacher_forcing_agrees_with_generation(shipped: Path, encoder: Encoder)
         {n: t.float() for n, t in load_file(shipped / "model.safetensors").items()}
     )
     theirs = AutoModelForCausalLM.from_pretrained(shipped, dtype=torch.float32)
-    cells = [c for c in Maker(encoder.tokenizer).cells() if c.name in ("sums", "counting")]
-    for cell in cells:
+    asked = ("sums", "counting", "raw counts continued")
+    for cell in (c for c in Maker(encoder.tokenizer).cells() if c.name in asked):
         right = 0
         for case in cell.cases(9, 6):
             ids = torch.tensor([encoder.tokenizer.encode(case.text).ids])

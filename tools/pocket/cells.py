@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 import corpus
 import counting
+import objects
+import raw
 import recall
 import repeat
 import stories
-from corpus import Message
+import thoughts
+import toolbox
+from chat import Definition, Message, render
 from draw import Draw
 from tokenizers import Tokenizer
 
@@ -29,15 +33,21 @@ REPEAT_FORMS = ("Repeat after me:\n{}", "Repeat after me: {}", "Repeat exactly: 
 
 @dataclass(frozen=True)
 class Case:
-    """`prompt` (messages ending in the user's) asks for exactly `answer`."""
+    """`prompt` (messages ending in the user's or a tool's) asks for exactly `answer`; without
+    messages, the plain text `given` is continued so."""
 
     prompt: list[Message]
     answer: str
+    tools: tuple[Definition, ...] = ()
+    thinks: bool = False
+    given: str = ""
 
     @property
     def text(self) -> str:
-        """The rendered prompt, with the assistant's turn opened."""
-        return corpus.render(self.prompt, ask=True)
+        """The rendered prompt, with the assistant's turn opened, or the plain text."""
+        if not self.prompt:
+            return self.given
+        return render(self.prompt, ask=True, tools=self.tools, thinks=self.thinks)
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,46 @@ class Maker:
         question, answer = counting.range_turn(draw, held_out=True, kind=draw.pick(kinds))
         return Case([Message("user", question)], answer)
 
+    @staticmethod
+    def call(draw: Draw, thinks: bool = False) -> Case:
+        """The first turn of a task: the calls, held out."""
+        given, messages = _task(draw, thinks)
+        at = _last(messages, "user")
+        return Case(messages[: at + 1], messages[at + 1].spoken, given, thinks)
+
+    @staticmethod
+    def told(draw: Draw) -> Case:
+        """The last turn of a task: what the tools returned is told."""
+        given, messages = _task(draw, False)
+        return Case(messages[:-1], messages[-1].spoken, given)
+
+    @staticmethod
+    def uncalled(draw: Draw) -> Case:
+        """Tools are there, and none is needed."""
+        made = [tool.definition for tool in toolbox.tools(draw)]
+        question, answer = counting.range_turn(draw, held_out=True)
+        return Case([Message("user", question)], answer, tuple(made))
+
+    @staticmethod
+    def thinking(draw: Draw, on: bool) -> Case:
+        """A sum, thought over or not: its tags are in the answer or nowhere."""
+        question, answer = counting.sum_turn(draw, held_out=True)
+        thought = thoughts.before("sum", answer) if on else ""
+        spoken = Message("assistant", answer, thought).spoken
+        return Case([Message("user", question)], spoken, thinks=on)
+
+    @staticmethod
+    def object(draw: Draw, extract: bool) -> Case:
+        make = objects.extract_turn if extract else objects.write_turn
+        question, answer = make(draw, held_out=True)
+        return Case([Message("user", question)], answer)
+
+    @staticmethod
+    def continued(draw: Draw, facts: bool) -> Case:
+        """Plain text to be continued."""
+        make = raw.again(draw, draw.between(3, 8), True) if facts else raw.count(draw, True)
+        return Case([], make[1], given=make[0])
+
     def cells(self) -> list[Cell]:
         """Every scored cell, in the order of the table."""
         found = []
@@ -145,4 +195,28 @@ class Maker:
         found.append(Cell("sums", 0.90, self.sum))
         found.append(Cell("counting", 0.95, lambda d: self.range(d, ("up", "down"))))
         found.append(Cell("listing", 0.95, lambda d: self.range(d, ("twos", "letters"))))
-        return found
+        return found + self._later()
+
+    def _later(self) -> list[Cell]:
+        return [
+            Cell("tool calls", 0.95, self.call),
+            Cell("tool calls, thinking", 0.95, lambda d: self.call(d, thinks=True)),
+            Cell("tool results told", 0.95, self.told),
+            Cell("tools not needed", 0.95, self.uncalled),
+            Cell("thinking on", 0.90, lambda d: self.thinking(d, on=True)),
+            Cell("thinking off", 0.90, lambda d: self.thinking(d, on=False)),
+            Cell("JSON extracted", 0.95, lambda d: self.object(d, extract=True)),
+            Cell("JSON written", 0.95, lambda d: self.object(d, extract=False)),
+            Cell("raw counts continued", 0.95, lambda d: self.continued(d, facts=False)),
+            Cell("raw facts continued", 0.90, lambda d: self.continued(d, facts=True)),
+        ]
+
+
+def _task(draw: Draw, thinks: bool) -> tuple[tuple[Definition, ...], list[Message]]:
+    made = toolbox.tools(draw)
+    messages = toolbox.task(draw, made, held_out=True, thinks=thinks)
+    return tuple(tool.definition for tool in made), messages
+
+
+def _last(messages: list[Message], role: str) -> int:
+    return max(at for at, message in enumerate(messages) if message.role == role)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import agent
 import corpus
 from cells import CONTEXT, Cell, Maker
 from corpus import Message
@@ -32,6 +33,8 @@ STORIES = 100
 STORY_TOKENS = 300
 STOP_FLOOR = 0.99
 STORY_FLOOR = 1.0
+AGENT_TOKENS = 160
+AGENT_FLOOR = 0.95
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -121,6 +124,20 @@ class Evaluation:
         good = sum(not repeats_thrice(ids) for ids in answers)
         return self._told(Result("stories without a loop", good, count, STORY_FLOOR))
 
+    def agent(self) -> Result:
+        """The fixed tasks of an agent loop with two tools, unconstrained."""
+        right = agent.completed(self._say)
+        return self._told(Result("agent tasks", sum(right), len(right), AGENT_FLOOR))
+
+    def _say(self, texts: Sequence[str]) -> list[str]:
+        """Greedy answers; one that did not end by itself is no answer."""
+        prompts = [self.encoder.tokenizer.encode(text).ids for text in texts]
+        found = self.engine.generate(prompts, [AGENT_TOKENS] * len(prompts))
+        decode = self.encoder.tokenizer.decode
+        return [
+            decode(ids[:-1], skip_special_tokens=False) if self._ended(ids) else "" for ids in found
+        ]
+
     def _ended(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in (self.encoder.im_end, self.encoder.pad)
 
@@ -147,7 +164,8 @@ def compare(one: Evaluation, other: Evaluation, gap: Callable[[list[int]], float
     1e-4 (`gap` gives their distance after the given ids)."""
     found = Comparison()
     for name, answers in one.answers.items():
-        pairs = zip(one.prompts[name], answers, other.answers[name], strict=True)
+        # Of the first cases of a cell, where one was asked fewer.
+        pairs = zip(one.prompts[name], answers, other.answers[name], strict=False)
         for prompt, ours, theirs in pairs:
             found.answers += 1
             if ours == theirs:
@@ -164,17 +182,20 @@ def compare(one: Evaluation, other: Evaluation, gap: Callable[[list[int]], float
 
 
 def _evaluate(
-    name: str, directory: Path, encoder: Encoder, args: argparse.Namespace
+    name: str, directory: Path, encoder: Encoder, args: argparse.Namespace, cases: int
 ) -> tuple[Evaluation, list[Result]]:
     print(f"\n{name}\n{HEADER}", flush=True)
     with ENGINES[name](directory) as engine:
         evaluation = Evaluation(engine, encoder, lambda line: print(line, flush=True))
+        if args.agent_only:
+            return evaluation, [evaluation.agent()]
         cells = Maker(encoder.tokenizer).cells()
         chosen = [c for c in cells if args.only is None or args.only in c.name]
-        results = [evaluation.cell(cell, args.seed, args.cases) for cell in chosen]
+        results = [evaluation.cell(cell, args.seed, cases) for cell in chosen]
         results.append(evaluation.stopping())
-        if args.only is None:
+        if args.only is None and name == args.engine:
             results.append(evaluation.stories(args.seed))
+            results.append(evaluation.agent())
     return evaluation, results
 
 
@@ -190,7 +211,9 @@ def main() -> None:
     parser.add_argument("--against", choices=sorted(ENGINES), help="a second engine to compare")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--cases", type=int, default=200, help="a cell")
+    parser.add_argument("--against-cases", type=int, help="of these, for the second; default: all")
     parser.add_argument("--only", help="cells whose name contains this")
+    parser.add_argument("--agent-only", action="store_true", help="only the agent's tasks")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()
@@ -198,7 +221,7 @@ def main() -> None:
         parser.error(f"--cases must be at least 1, not {args.cases}")
     start = time.monotonic()
     encoder = Encoder(Tokenizer.from_file(str(args.model / "tokenizer.json")))
-    evaluation, results = _evaluate(args.engine, args.model, encoder, args)
+    evaluation, results = _evaluate(args.engine, args.model, encoder, args, args.cases)
     report: dict[str, object] = {
         "engine": args.engine,
         "sha256": hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest(),
@@ -206,10 +229,11 @@ def main() -> None:
         "cells": [{**asdict(r), "interval": wilson(r.right, r.count)} for r in results],
     }
     if args.against is not None:
-        other, _ = _evaluate(args.against, args.model, encoder, args)
+        asked = min(args.cases, args.against_cases or args.cases)
+        other, _ = _evaluate(args.against, args.model, encoder, args, asked)
         with Transformers(args.model) as judge:
             counted = compare(evaluation, other, judge.gap)
-        report["against"] = {"engine": args.against, **asdict(counted)}
+        report["against"] = {"engine": args.against, "cases": asked, **asdict(counted)}
         print(f"\n{args.engine} and {args.against}: {counted}")
     report["minutes"] = round((time.monotonic() - start) / 60, 1)
     if args.json is not None:

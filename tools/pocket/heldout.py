@@ -18,6 +18,7 @@ REPEAT_SHARE = 20
 NAME_SHARE = 10
 PAIR_SHARE = 10
 RANGE_SHARE = 10
+TASK_SHARE = 20
 MAX_ADDEND = 99
 """Pairs up to this addend are split into trained and held out; larger ones are trained only."""
 
@@ -49,6 +50,11 @@ def pair_held_out(a: int, b: int) -> bool:
 def range_held_out(kind: str, first: str, last: str) -> bool:
     """True for a range that no training conversation counts or lists."""
     return _one_in(RANGE_SHARE, "range", f"{kind}:{first}:{last}")
+
+
+def task_held_out(kind: str, text: str) -> bool:
+    """True for a call of a tool, or what it returns, that is in no training conversation."""
+    return _one_in(TASK_SHARE, "task", f"{kind}:{text}")
 
 
 def _invented() -> tuple[str, ...]:

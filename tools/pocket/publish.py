@@ -21,7 +21,9 @@ from safetensors import safe_open
 from quire.service.models import pocket
 
 TOOLS = Path(__file__).resolve().parent
-SHIPPED = TOOLS.parent.parent / "service" / "pocket"
+SHIPPED = TOOLS.parent.parent / "service" / "models" / "pocket"
+AGAINST_CASES = 40
+"""A cell's cases that transformers is asked as well."""
 EVALUATION, CARD = "evaluation.json", "README.md"
 
 
@@ -41,6 +43,7 @@ def evaluate(shipped: Path, cases: int) -> None:
     """Asks Quire and transformers every case and writes evaluation.json."""
     command = [sys.executable, str(TOOLS / "evaluate.py"), "--model", str(shipped)]
     command += ["--engine", "quire", "--against", "transformers", "--cases", str(cases)]
+    command += ["--against-cases", str(min(cases, AGAINST_CASES))]
     subprocess.run([*command, "--json", str(shipped / EVALUATION)], check=True)
 
 
@@ -63,7 +66,7 @@ def _table(report: dict[str, Any]) -> str:
 def _comparison(report: dict[str, Any]) -> str:
     found = report["against"]
     return (
-        f"transformers' `generate` in float32 was asked the same {found['answers']} questions: "
+        f"transformers' `generate` in float32 was asked {found['answers']} of the same questions: "
         f"{found['answers'] - found['ties'] - found['unexplained']} answers are equal token for "
         f"token, {found['ties']} differ first where the two best logits lie within 1e-4, and "
         f"{found['unexplained']} differ otherwise."
@@ -95,6 +98,7 @@ def card(shipped: Path) -> str:
             cases=report["cells"][0]["count"],
             table=_table(report),
             comparison=_comparison(report),
+            against_cases=report["against"]["cases"],
         )
     )
 

@@ -1,4 +1,4 @@
-"""Training rows: one conversation a row, from position 0, cut or padded to the row's length.
+"""Training rows: one text a row, from position 0, cut or padded to the row's length.
 
 Invariant: batch `index` of `seed` depends on (seed, index, size, curriculum) and the tokenizer
 alone, whoever makes it: the trainer itself or worker processes running ahead.
@@ -15,6 +15,7 @@ from typing import Any
 
 import corpus
 import numpy as np
+from chat import THINK
 from draw import Draw
 from tokenizers import Tokenizer
 
@@ -59,6 +60,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.im_start = self._id(corpus.IM_START)
         self.im_end = self._id(corpus.IM_END)
+        self.think = self._id(THINK)
         self.pad = self._id(corpus.END_OF_TEXT)
         self.header = tokenizer.encode(f"{corpus.IM_START}assistant\n").ids
 
@@ -69,7 +71,10 @@ class Encoder:
         return int(found)
 
     def spoken(self, ids: np.ndarray) -> np.ndarray:
-        """bool [length]: True where the NEXT token is the assistant's (its EOS included)."""
+        """bool [length]: True where the NEXT token is the assistant's (its EOS included), or
+        anywhere in a plain text. Who asks opens the thoughts: `<think>` is not the assistant's."""
+        if ids[0] != self.im_start:
+            return np.ones(len(ids), bool)
         starts = ids == self.im_start
         for offset, token in enumerate(self.header[1:], 1):
             starts[:-offset] &= ids[offset:] == token
@@ -79,7 +84,10 @@ class Encoder:
         # A turn is open from its header's last token up to the token before its EOS.
         last_open = np.maximum.accumulate(np.where(opened[:-1] > 0, np.arange(len(ids)), -1))
         last_end = np.maximum.accumulate(np.where(ids == self.im_end, np.arange(len(ids)), -1))
-        return last_open > last_end
+        thinks = ids == self.think
+        opens = thinks.copy()
+        opens[:-1] |= thinks[1:]  # neither the tag nor the line's end behind it
+        return (last_open > last_end) & ~opens
 
     def batch(self, plan: Plan, index: int) -> Batch:
         """Batch `index` of `plan`."""

@@ -1,8 +1,8 @@
 """Quick scores by teacher forcing.
 
-Invariant: a case counts exactly when greedy decoding would give its answer and then EOS. Greedy
-decoding gives a text if and only if, fed that text, the model's best next token is always the
-text's: one forward pass decides, and no generation is needed.
+Invariant: a case counts exactly when greedy decoding would give its answer and then EOS (of a turn,
+or of a plain text). Greedy decoding gives a text if and only if, fed that text, the model's best
+next token is always the text's: one forward pass decides, and no generation is needed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Scorer:
         for cell in cells:
             rows = []
             for case in cell.cases(seed, count):
-                answer = [*encoder.tokenizer.encode(case.answer).ids, encoder.im_end]
+                end = encoder.im_end if case.prompt else encoder.pad
+                answer = [*encoder.tokenizer.encode(case.answer).ids, end]
                 rows.append(_Row(encoder.tokenizer.encode(case.text).ids + answer, len(answer)))
             self._rows.append((cell, sorted(rows, key=lambda row: len(row.ids))))
 

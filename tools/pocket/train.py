@@ -2,7 +2,9 @@
 
 Invariant: with `--steps` on the CPU the result depends on the arguments alone, bit for bit. With
 `--max-minutes` the learning rate follows the clock and a second run gives other bits, equal
-scores. A run resumed from its state goes on with the next batch, its momenta rounded to bf16.
+scores. A run resumed from its state goes on with the next batch, its momenta rounded to bf16. A run
+`--from` a written directory takes its weights and its tokenizer, the tags added if they are not
+there, and learns on with fresh momenta.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from tqdm import tqdm
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.5
 DEV_SEED = 1
+SCORES = "scores.json"
 STATE_WEIGHTS, STATE_MOMENTA = "state-weights.safetensors", "state-momenta.safetensors"
 
 
@@ -50,6 +53,7 @@ class Options:
     workers: int
     compile: bool
     resume: bool
+    base: Path | None
     score_cases: int
     probe_minutes: float
     layers: int
@@ -91,6 +95,8 @@ class Trainer:
         shape = Shape(num_hidden_layers=options.layers)
         compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.compute]
         self.model = Pocket(shape, compute).to(options.device)
+        if options.base is not None:
+            _begin_with(self.model, options.base)
         self.optimizers = Optimizers(self.model, options.muon_rate, options.adam_rate)
         self.next_batch = 0
         if options.resume:
@@ -133,6 +139,27 @@ class Trainer:
             tensor.copy_(saved[name])
         with safe_open(self.options.out / STATE_MOMENTA, "pt") as file:
             self.next_batch = int(file.metadata()["next_batch"])
+
+
+@torch.no_grad()
+def _begin_with(model: Pocket, base: Path) -> None:
+    """The weights of a written directory. Embeddings of tags that it lacks begin at the mean."""
+    weights = load_file(base / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    if any(tokenizer.token_to_id(tag) is None for tag in vocabulary.TAGS):
+        rows = model.model.embed_tokens.weight
+        new = rows[len(rows) - len(vocabulary.TAGS) :]
+        new.copy_(rows.mean(0) + 0.02 * torch.randn(new.shape).to(new.device))
+
+
+def _tokenizer(options: Options) -> Tokenizer:
+    if options.base is None:
+        return vocabulary.train(options.seed)
+    found = Tokenizer.from_file(str(options.base / "tokenizer.json"))
+    whole = all(found.token_to_id(tag) is not None for tag in vocabulary.TAGS)
+    return found if whole else vocabulary.with_tags(found)
 
 
 class Run:
@@ -187,7 +214,11 @@ class Run:
 
 def _report(trainer: Trainer, encoder: Encoder, count: int) -> None:
     scorer = Scorer(encoder, Maker(encoder.tokenizer).cells(), DEV_SEED, count)
-    for score in scorer.scores(trainer.model):
+    found = scorer.scores(trainer.model)
+    shares = {s.cell.name: {"exact": s.exact, "tokens": s.tokens} for s in found}
+    text = json.dumps({"cases": count, "cells": shares}, indent=2) + "\n"
+    (trainer.options.out / SCORES).write_text(text, encoding="utf-8")
+    for score in found:
         floor = "" if score.cell.floor is None else f" (floor {score.cell.floor:.0%})"
         print(f"{score.cell.name:28s} exact {score.exact:6.1%} tokens {score.tokens:7.2%}{floor}")
 
@@ -201,7 +232,7 @@ def run(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "tokenizer.json"
     if not options.resume:
-        vocabulary.save(vocabulary.train(options.seed), options.out)
+        vocabulary.save(_tokenizer(options), options.out)
     encoder = Encoder(Tokenizer.from_file(str(path)))
     torch.use_deterministic_algorithms(not options.device.startswith("cuda"))
     trainer = Trainer(options)
@@ -214,6 +245,9 @@ def run(options: Options) -> None:
     trainer.save()
     steps = f"{trainer.next_batch} steps of {options.batch_tokens} tokens"
     how = f"seed {options.seed}, {steps}, torch {torch.__version__} on {_device_name(options)}"
+    if options.base is not None:
+        before = json.loads((options.base / "config.json").read_text(encoding="utf-8"))
+        how = f"{before.get('training') or 'another model'}; from there {how}"
     export.write_model(trainer.model, encoder, options.out, how)
     if options.score_cases:
         _report(trainer, encoder, options.score_cases)
@@ -234,12 +268,15 @@ def _options() -> Options:
     parser.add_argument("--workers", type=int, default=0, help="processes that write batches")
     parser.add_argument("--compile", action="store_true", help="torch.compile each layer")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    parser.add_argument("--from", dest="base", type=Path, help="begin with this directory's model")
     parser.add_argument("--score-cases", type=int, default=200, help="a cell; 0: no scores")
     parser.add_argument("--probe-minutes", type=float, default=0.0, help="0: never")
     parser.add_argument("--layers", type=int, default=Shape.num_hidden_layers)
     options = Options(**vars(parser.parse_args()))
     if options.steps is None and options.max_minutes is None:
         parser.error("one of --steps and --max-minutes is needed")
+    if options.resume and options.base is not None:
+        parser.error("--resume goes on from --out, --from begins anew: only one of them")
     return options
 
 

@@ -14,6 +14,7 @@ from quire.service.answers.events import Family, Kind, Reading, Syntax
 from quire.service.answers.parser import OutputParser
 from quire.service.answers.tool_grammar import CallableTool, CannotHonour
 from quire.service.constraints.grammars import Grammars
+from quire.service.constraints.tags import tags_as_text
 from quire.service.errors import Refusal
 from quire.service.models import pocket
 from quire.service.rpc import tool_constraint
@@ -57,7 +58,7 @@ def constraint_of(chat: pb.Chat, family: Family | None) -> Constraint | None:
 
 @functools.cache
 def tokenizer() -> LLTokenizer:
-    return LLTokenizer((pocket.directory() / "tokenizer.json").read_text())
+    return LLTokenizer(tags_as_text((pocket.directory() / "tokenizer.json").read_text())[0])
 
 
 def accepts(grammar: str, text: str) -> bool:

@@ -11,6 +11,7 @@ from quire.engine.scheduling.matching import Matcher
 from quire.service.constraints.grammars import Grammars
 from quire.service.models import pocket
 from quire.service.rpc.constraints import read_constraint
+from quire.service.text.chat_template import ChatTemplate, Conversation
 from quire.service.text.thinking import CLOSES, OPENS, Thinking, thinking_of
 from quire.v1 import inference_pb2 as pb
 
@@ -69,6 +70,30 @@ def test_what_a_prompt_says_of_thoughts() -> None:
     assert told("assistant\n<think>\n\n</think>\n\n") is Thinking.NONE
     assert told("assistant\n<think>\nWell", continues=True) is Thinking.OPENED
     assert told("assistant\n<think>\nWell</think>Yes", continues=True) is Thinking.NONE
+
+
+@pytest.mark.parametrize(
+    ("switch", "asked"),
+    [
+        ("{% if enable_thinking %}<think>\n{% endif %}", (Thinking.NONE, Thinking.OPENED)),
+        (
+            "{% if enable_thinking is false %}<think></think>{% endif %}",
+            (Thinking.MAY_OPEN, Thinking.MAY_OPEN),
+        ),
+    ],
+    ids=["off-unless-asked", "on-unless-asked"],
+)
+def test_who_opens_thoughts_is_found_in_the_template(
+    switch: str, asked: tuple[Thinking, Thinking]
+) -> None:
+    source = "{{ messages[0].content }}{% if add_generation_prompt %}a:" + switch + "{% endif %}"
+    template = ChatTemplate(source, {})
+    given: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"enable_thinking": False})
+    found = []
+    for kwargs in given:
+        chat = Conversation(({"role": "user", "content": "x"},), chat_template_kwargs=kwargs)
+        found.append(template.thinking(chat, template.render(chat)))
+    assert found == [*asked, Thinking.NONE]
 
 
 def test_from_the_first_token_thoughts_are_under_it_too() -> None:
