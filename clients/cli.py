@@ -153,6 +153,9 @@ def _judged(error: BaseException) -> str:
     if wanted is None:
         return ""
     name = max(option.opts, key=len) if option.opts[0].startswith("-") else option.name.upper()
+    source = error.ctx.get_parameter_source(option.name)  # type: ignore[attr-defined]
+    if source is not None and source.name == "ENVIRONMENT":
+        name = f"{option.envvar} (for {name})"
     return f"{name} {fault['input']}: must be {wanted.format(**fault.get('ctx', {}))}"
 
 

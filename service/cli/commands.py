@@ -87,7 +87,7 @@ def serve(values: dict[str, Any]) -> int:
 
 
 def ray(values: dict[str, Any]) -> int:
-    """Serve a model by several replicas on this machine, under Ray Serve.
+    """Serve a model by several replicas here, under Ray Serve.
 
     Each replica has an engine of its own. Needs the extra `ray`.
     """

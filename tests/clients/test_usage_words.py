@@ -35,6 +35,14 @@ def test_a_value_of_the_wrong_kind_is_told_in_plain_words(
     assert found.startswith(line) and found.endswith(" (see --help)")
 
 
+def test_a_value_of_the_environment_is_told_by_its_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIRE_CLIENT_TIMEOUT", "soon")
+    line = said(capsys, "stats")
+    assert line.startswith("QUIRE_CLIENT_TIMEOUT (for --timeout) soon: must be a number")
+
+
 def test_a_schema_that_cannot_be_read_is_told_without_numbers_of_errors(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
