@@ -143,10 +143,12 @@ class BlockPool:
 
     # ------------------------------------------------------------ integrity
 
-    def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise AssertionError unless the invariant holds; `tables` are all that exist."""
+    def check(self, tables: Iterable[Sequence[int]], *, gaps: bool = False) -> None:
+        """Raise AssertionError unless the invariant holds; `tables` are all that exist. gaps: the
+        null block stands in them where a block has passed out of a window."""
         held = Counter(block for table in tables for block in table)
-        held.pop(NULL_BLOCK, None)  # where a table holds none any more
+        assert gaps or NULL_BLOCK not in held, "a table holds the null block"
+        del held[NULL_BLOCK]
         assert NULL_BLOCK not in self._free and NULL_BLOCK not in self.prefix_cache
         for block in range(1, self.num_blocks):
             refs = self._ref_counts[block]

@@ -5,6 +5,7 @@ import socket
 import sys
 import urllib.request
 import webbrowser
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -24,6 +25,15 @@ def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     return code, told.err
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs take Ctrl-C, also where these tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_it_prints_where_the_page_is_and_serves_it(server: Any) -> None:
     words = [sys.executable, "-m", "quire.clients.cli", "watch", "-a", server.address]
     program = programs.start(words, stdout=-1, stderr=-1, text=True)

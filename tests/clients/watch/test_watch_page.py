@@ -16,11 +16,12 @@ from quire.clients.watch.server import Watched, WatchServer
 from quire.clients.watch.source import Source
 from quire.v1 import inference_pb2 as pb
 
-TOOLS = Path(__file__).resolve().parents[3] / "tools"
-if str(TOOLS) not in sys.path:
-    sys.path.append(str(TOOLS))
-
-import chromium  # noqa: E402
+TOOLS = str(Path(__file__).resolve().parents[3] / "tools")
+sys.path.insert(0, TOOLS)
+try:
+    import chromium
+finally:
+    sys.path.remove(TOOLS)  # its names are not everybody's
 
 pytestmark = pytest.mark.skipif(chromium.found() is None, reason="needs Chromium")
 
