@@ -38,6 +38,17 @@ def _word_on(number: int, source: str, folder: Path) -> str | None:
     return None
 
 
+def test_a_file_is_loaded_as_it_is_written_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "exercise.py"
+    for value in (1, 2):
+        file.write_text(f"value = {value}\n")
+        os.utime(file, (1e9, 1e9))  # within one second, as long as before
+        assert chapters.load(file).value == value
+
+
 @pytest.mark.parametrize("number", chapters.numbers())
 def test_a_hole_is_told_from_a_solution(number: int, tmp_path: Path) -> None:
     word = _word_on(number, chapters.hole(number), tmp_path)
