@@ -44,6 +44,19 @@ class Lifecycle:
             return shutting_down()
         return self.dead()
 
+    def check(self) -> None:
+        """Raises that refusal."""
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
+
+    def engine_gone(self, words: str) -> Refusal:
+        """What a call is told whose engine has ended under it: by us, in the drain's last stage, or
+        by a fault."""
+        if self.phase is Phase.DRAINING:
+            return shutting_down()
+        return unavailable(words, "ENGINE_DEAD")
+
     def dead(self) -> Refusal:
         """What a call is told when the engine has gone."""
         return unavailable(f"the engine has stopped ({self.error_id})", "ENGINE_DEAD")

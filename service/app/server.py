@@ -117,7 +117,7 @@ class Server:
         # One each: where the disk of one hangs, changes of the others are seen.
         self._watchers = [Watcher(files) for files in self._security.watched]
         self._metrics: MetricsServer | None = None
-        self._watchdog = _watchdog(settings, engine)
+        self._watchdog = Watchdog.of(settings.service, engine.busy_since)
         self._watching: asyncio.Task[None] | None = None
         self._http: HttpServer | None = None
         self.port = 0
@@ -392,10 +392,3 @@ async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], Non
 def _text_side(directory: Path, vocab_size: int) -> tuple[Tokenizer, ChatTemplate | None]:
     tokenizer = tokenizers.load(directory, vocab_size)
     return tokenizer, ChatTemplate.of(tokenizer)
-
-
-def _watchdog(settings: Settings, engine: AsyncEngine) -> Watchdog | None:
-    service = settings.service
-    if not service.watchdog_seconds:
-        return None
-    return Watchdog(engine.busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)

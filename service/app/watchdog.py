@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 
 from quire.engine import lifeline
 from quire.service.app import guardian
+from quire.service.settings import ServiceConfig
 
 _MAX_INTERVAL = 1.0  # seconds between two looks
 _LOOKS = 8  # within the first bound, at least
@@ -52,6 +53,15 @@ class Watchdog:
         self._exit_seconds = exit_seconds
         self._step: float | None = None
         self._stuck = 0.0
+
+    @classmethod
+    def of(
+        cls, service: ServiceConfig, busy_since: Callable[[], float | None]
+    ) -> "Watchdog | None":
+        """By the options; None: no step is too long."""
+        if not service.watchdog_seconds:
+            return None
+        return cls(busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
 
     def look(self) -> Verdict:
         """To be called every `interval` seconds."""

@@ -21,11 +21,10 @@ from quire.engine.errors import EngineDeadError, RequestError
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.service import errors
 from quire.service.admission.admission import Place
-from quire.service.admission.rate_limits import Permit, check_priority
+from quire.service.admission.rate_limits import Permit
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc import vectors
-from quire.service.rpc.field_faults import MAX_PRIORITY
 from quire.service.rpc.open_calls import OpenCalls, ended_code
 from quire.service.rpc.pooled_requests import PooledCall, Request, Sender
 from quire.service.rpc.reception import (
@@ -34,11 +33,12 @@ from quire.service.rpc.reception import (
     Serving,
     check_deadline,
     fault,
+    first_look,
 )
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
-from quire.service.telemetry.tracing import EndedCall, Times, Tracer, grpc_span
+from quire.service.telemetry.tracing import EndedCall, Times, Tracer
 from quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger("quire.service")
@@ -145,11 +145,9 @@ class PooledCalls:
     def _as_refusal(self, error: Exception) -> Refusal:
         if isinstance(error, Refusal):
             return error
-        if not isinstance(error, EngineDeadError):
-            return fault(error)
-        if self._lifecycle.phase is Phase.DRAINING:  # stopped by us, in the drain's last stage
-            return errors.shutting_down()
-        return errors.unavailable(str(error), "ENGINE_DEAD")
+        if isinstance(error, EngineDeadError):
+            return self._lifecycle.engine_gone(str(error))
+        return fault(error)
 
     # ------------------------------------------------------------ in
 
@@ -157,13 +155,8 @@ class PooledCalls:
         self, request: Request | Malformed, context: Context, serving: Serving | None
     ) -> tuple[_Open, Serving]:
         """What is returned was counted as accepted."""
-        caller = self._entrance.authenticator.caller(context)
-        self._check_state()
-        if isinstance(request, Malformed):
-            raise request.refusal
-        if abs(request.priority) <= MAX_PRIORITY:  # else it is refused with the other fields
-            check_priority(request.priority, caller.max_priority)
-        assert serving is not None
+        caller = first_look(request, context, self._entrance, self._lifecycle)
+        assert serving is not None and not isinstance(request, Malformed)
         permit = self._entrance.limits.enter(caller.client)
         try:
             return await self._let_in(request, context, serving, caller, permit), serving
@@ -185,7 +178,7 @@ class PooledCalls:
             sender = Sender(serving.engine.new_key, caller.tenant, caller.client)
             call = await serving.pooled.read(request, sender)
             _check_each(serving.engine, call)
-            self._check_state()  # it may have changed while texts were read
+            self._lifecycle.check()  # it may have changed while texts were read
             check_deadline(context)
             permit.take(call.tokens)
             place.read(call.tokens)
@@ -198,11 +191,6 @@ class PooledCalls:
         self._ledger.accept(len(call.requests))
         self._open_calls.begin()
         return _Open(call, caller, place, permit, time.monotonic())
-
-    def _check_state(self) -> None:
-        refusal = self._lifecycle.refusal()
-        if refusal is not None:
-            raise refusal
 
     # ------------------------------------------------------------ through the engine
 
@@ -309,15 +297,7 @@ class PooledCalls:
                 "quire.prompt_tokens": call.call.tokens,
                 "quire.cached_tokens": call.cached_tokens,
             }
-        ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
-        other: object = context
-        name, face = (
-            other.span(code) if isinstance(other, errors.OtherFace) else grpc_span(code, method)
-        )
-        metadata = context.invocation_metadata() or ()
-        self._tracer.ended(
-            EndedCall(name, metadata, began_ns, ended_ns, code, times, {**face, **told})
-        )
+        self._tracer.ended(EndedCall.of(method, context, began, began_ns, code, times, told))
 
 
 def _check_each(engine: AsyncEngine, call: PooledCall) -> None:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -82,6 +82,26 @@ class Entrance:
     log_prompts: bool = False
 
 
+class Asked(Protocol):
+    """A message that asks for work."""
+
+    @property
+    def priority(self) -> int: ...
+
+
+def first_look(
+    request: Asked | Malformed, context: Context, entrance: Entrance, lifecycle: Lifecycle
+) -> Caller:
+    """Who calls. Raises Refusal where that alone, the server's state or the priority says no."""
+    caller = entrance.authenticator.caller(context)
+    lifecycle.check()
+    if isinstance(request, Malformed):
+        raise request.refusal
+    if abs(request.priority) <= MAX_PRIORITY:  # else it is refused with the other fields
+        check_priority(request.priority, caller.max_priority)
+    return caller
+
+
 class Reception:
     """Lets calls in, or raises the Refusal that each is to end with."""
 
@@ -94,13 +114,8 @@ class Reception:
         self, request: pb.GenerateRequest | Malformed, context: Context, serving: Serving | None
     ) -> tuple[Call, Serving]:
         """serving: None while the model loads. What is returned was counted as accepted."""
-        caller = self._entrance.authenticator.caller(context)
-        self._check_state()
-        if isinstance(request, Malformed):
-            raise request.refusal
-        if abs(request.priority) <= MAX_PRIORITY:  # else it is refused with the other fields
-            check_priority(request.priority, caller.max_priority)
-        assert serving is not None
+        caller = first_look(request, context, self._entrance, self._lifecycle)
+        assert serving is not None and not isinstance(request, Malformed)
         permit = self._entrance.limits.enter(caller.client)
         try:
             call = await self._let_in(request, context, serving, caller, permit)
@@ -127,7 +142,7 @@ class Reception:
         )
         try:
             accepted = await self._validate(request, serving, caller)
-            self._check_state()  # it may have changed while a prompt was read
+            self._lifecycle.check()  # it may have changed while a prompt was read
             check_deadline(context)
             permit.take(_most_tokens(accepted.generation))
             place.read(len(accepted.generation.prompt_token_ids))
@@ -138,11 +153,6 @@ class Reception:
         except BaseException:
             place.leave()
             raise
-
-    def _check_state(self) -> None:
-        refusal = self._lifecycle.refusal()
-        if refusal is not None:
-            raise refusal
 
     async def _validate(
         self, request: pb.GenerateRequest, serving: Serving, caller: Caller

@@ -34,7 +34,7 @@ from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
-from quire.service.telemetry.tracing import EndedCall, Times, Tracer, grpc_span
+from quire.service.telemetry.tracing import EndedCall, Times, Tracer
 from quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger("quire.service")
@@ -160,12 +160,7 @@ class InferenceServicer:
         call: Call | None,
     ) -> None:
         times, told = (Times(), {}) if call is None else _told(call, began)
-        ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
-        metadata = context.invocation_metadata() or ()
-        other: object = context
-        name, face = other.span(code) if isinstance(other, errors.OtherFace) else grpc_span(code)
-        ended = EndedCall(name, metadata, began_ns, ended_ns, code, times, {**face, **told})
-        self._tracer.ended(ended)
+        self._tracer.ended(EndedCall.of("Generate", context, began, began_ns, code, times, told))
 
     @staticmethod
     async def _acknowledge(call: Call, context: Context) -> None:
@@ -222,9 +217,9 @@ class InferenceServicer:
         return None if error_id is None else errors.internal(error_id)
 
     def _engine_gone(self, error: EngineDeadError) -> tuple[Refusal, FinishReason]:
-        if self._lifecycle.phase is Phase.DRAINING:  # stopped by us, in the drain's last stage
-            return errors.shutting_down(), (FinishReason.CANCELLED)
-        return errors.unavailable(str(error), "ENGINE_DEAD"), FinishReason.ERROR
+        draining = self._lifecycle.phase is Phase.DRAINING
+        reason = FinishReason.CANCELLED if draining else FinishReason.ERROR
+        return self._lifecycle.engine_gone(str(error)), reason
 
     # ------------------------------------------------------------ one answer each
 

@@ -12,6 +12,7 @@ the extra `otel`.
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import grpc
 
 from quire.engine.errors import ConfigError
+from quire.service.errors import OtherFace
 
 try:
     from opentelemetry import trace
@@ -60,8 +62,25 @@ class EndedCall:
     times: Times
     attributes: Mapping[str, str | int]
 
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        context: Any,
+        began: float,
+        began_ns: int,
+        code: grpc.StatusCode,
+        times: Times,
+        told: Mapping[str, str | int],
+    ) -> "EndedCall":
+        """A call of this method that ends now. began: time.monotonic(); told: what it was."""
+        ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
+        span = context.span(code) if isinstance(context, OtherFace) else grpc_span(code, method)
+        metadata = context.invocation_metadata() or ()
+        return cls(span[0], metadata, began_ns, ended_ns, code, times, {**span[1], **told})
 
-def grpc_span(code: grpc.StatusCode, method: str = "Generate") -> SpanOf:
+
+def grpc_span(code: grpc.StatusCode, method: str) -> SpanOf:
     """Of a call that came over gRPC."""
     return f"{SERVICE}/{method}", {
         "rpc.system": "grpc",

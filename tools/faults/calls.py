@@ -18,7 +18,7 @@ LETTING_IN = (
     Fault(
         "quire: a drain that begins while a prompt is read is not seen",
         "service/rpc/reception.py",
-        "            self._check_state()  # it may have changed while a prompt was read\n",
+        "            self._lifecycle.check()  # it may have changed while a prompt was read\n",
         "",
         (HOLDS + "a_drain_that_begins_while_the_prompt_is_read_refuses_the_call",),
     ),

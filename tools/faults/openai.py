@@ -83,9 +83,9 @@ FAULTS = (
     ),
     Fault(
         "openai: an HTTP call's span says that it came over gRPC",
-        "service/rpc/servicer.py",
-        "if isinstance(other, errors.OtherFace) else grpc_span(code)\n",
-        "if not other else grpc_span(code)\n",
+        "service/telemetry/tracing.py",
+        "if isinstance(context, OtherFace) else grpc_span(code, method)\n",
+        "if not context else grpc_span(code, method)\n",
         (CLIENT + "calls_are_traced_under_what_their_headers_name",),
     ),
     Fault(
