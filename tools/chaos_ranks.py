@@ -155,17 +155,14 @@ def since(moment: float) -> float:
 def processes(first: Process, others: list[Process]) -> dict[str, psutil.Process]:
     """By what they are. The first node's engine is rank 0."""
     nodes = [psutil.Process(one.process.pid) for one in (first, *others)]
-    below = [p for node in nodes for p in sorted(node.children(recursive=True), key=_started)]
+    below = [p for node in nodes for p in node.children(recursive=True)]
+    below.sort(key=psutil.Process.create_time)
     engines, followers = (
         [p for p in below if program in " ".join(p.cmdline())]
         for program in ("engine_child", "rank_child")
     )
     ranks = {f"rank {number}": one for number, one in enumerate((*engines, *followers))}
     return {f"node {number}": one for number, one in enumerate(nodes)} | ranks
-
-
-def _started(one: psutil.Process) -> float:
-    return float(one.create_time())
 
 
 def ended(call: grpc.Call) -> str:

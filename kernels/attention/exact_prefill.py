@@ -24,7 +24,7 @@ Sources: those of prefill.py and decode.py.
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ from quire.kernels.attention.decode_merge import (
 from quire.kernels.attention.kv_tiles import boxes, load_tile
 from quire.kernels.attention.prefill import PrefillLaunch, Tiles, find_row, num_tiles
 from quire.kernels.attention.prefill_merge import row_of, workspace
-from quire.kernels.support import HOPPER_SHARED, check_supported, shared_bytes
+from quire.kernels.support import HOPPER_SHARED, shared_bytes
 
 _FEW_PROGRAMS = 64  # tiles * kv heads up to which each unit has a program of its own
 _LOG2E = 1.4426950408889634
@@ -249,8 +249,7 @@ def kernels(
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
     plan = _plan(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
-    merges = {("merge",)} if any(launch.split for launch in plan) else set()
-    return {("sum", *astuple(launch)) for launch in plan} | merges
+    return prefill.kernels_of(plan)
 
 
 def prefill_attention(
@@ -283,11 +282,7 @@ def prefill_attention(
     rows = context_lens.shape[0]
     _, kv_heads, block_size, _ = k_cache.shape
     group = q_heads // kv_heads
-    check_supported(dim, q.dtype, block_size, group)
-    if q.stride(2) != 1 or q.stride(1) != dim:
-        q = q.contiguous()
-    if out is None:
-        out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
+    q, out = prefill.prepared(q, k_cache, out)
     padded = triton.next_power_of_2(dim)
     tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}

@@ -39,6 +39,7 @@ Sources: FlashAttention-2 (Dao, 2023); Flash-Decoding (Dao et al., 2023); paged 
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -327,8 +328,24 @@ def kernels(
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
     plan = plan_launches(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
+    return kernels_of(plan)
+
+
+def kernels_of(plan: Sequence[PrefillLaunch]) -> set[tuple[object, ...]]:
+    """Their names, and the merge's where there is one."""
     merges = {("merge",)} if any(launch.split for launch in plan) else set()
     return {("sum", *astuple(launch)) for launch in plan} | merges
+
+
+def prepared(q: Tensor, k_cache: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries whose heads lie one behind another, and where the result goes: [T, Hq, D] each.
+    Raises ValueError for a head size, dtype, block size or group that is not supported."""
+    _, q_heads, dim = q.shape
+    _, kv_heads, block_size, _ = k_cache.shape
+    check_supported(dim, q.dtype, block_size, q_heads // kv_heads)
+    if q.stride(2) != 1 or q.stride(1) != dim:
+        q = q.contiguous()
+    return q, torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
 
 
 def prefill_attention(
@@ -363,11 +380,7 @@ def prefill_attention(
     rows = context_lens.shape[0]
     _, kv_heads, block_size, _ = k_cache.shape
     group = q_heads // kv_heads
-    check_supported(dim, q.dtype, block_size, group)
-    if q.stride(2) != 1 or q.stride(1) != dim:
-        q = q.contiguous()
-    if out is None:
-        out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
+    q, out = prepared(q, k_cache, out)
     padded = triton.next_power_of_2(dim)
     tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
