@@ -29,6 +29,7 @@
 #define WEIGHT_BYTES (128L << 10) /* and of a weight */
 #define SHARES 4                  /* that a thread takes of a product, at least, if there are columns */
 #define TOGETHER 16               /* rows from which threads widen and activate them together */
+#define LINE_BYTES 64             /* of a cache */
 #define SUMS 16                   /* partial sums of squares */
 
 enum WideKind { SPLIT, PLAIN, AS_PAIRS };

@@ -4,6 +4,7 @@
  * vectors of floats from 2 * LANES numbers at p), and TILED(x), which names what is defined here.
  */
 
+#define LINES (4 * STEP * (int)sizeof(NUMBER) / LINE_BYTES) /* that a step reads */
 #ifndef WIDE
 #define WIDE float
 #define WIDE_VECTOR V
@@ -20,14 +21,20 @@ TARGET INLINE void TILED(step)(int rows, V sums[ROWS][4], const WIDE *x, long x_
 #endif
 }
 
-/* Sums of `rows` rows of x, at x and x_stride further on, with four rows of the weight. */
+/* Sums of `rows` rows of x, at x and x_stride further on, with four rows of the weight. With
+ * `ahead`, the four rows after them are fetched meanwhile: what the machine does by itself begins
+ * anew at each of the tile's rows, and leaves a third of the memory's rate. */
 TARGET INLINE void TILED(tile)(int rows, const WIDE *x, long x_stride, const NUMBER *w, long k,
-                               __m128 *out)
+                               int ahead, __m128 *out)
 {
     V sums[ROWS][4];
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < 4; c++) sums[r][c] = ZERO;
     long whole = k - k % STEP;
-    for (long i = 0; i < whole; i += STEP) TILED(step)(rows, sums, x + i, x_stride, w + i, k);
+    for (long i = 0; i < whole; i += STEP) {
+        if (ahead) UNROLL for (int line = 0; line < LINES; line++)
+            _mm_prefetch((const char *)(w + 4 * (k + i)) + line * LINE_BYTES, _MM_HINT_T0);
+        TILED(step)(rows, sums, x + i, x_stride, w + i, k);
+    }
     if (whole < k) {
         NUMBER rest[4 * STEP] = {0};
         for (int c = 0; c < 4; c++)
@@ -68,18 +75,19 @@ TARGET static void TILED(block)(const Product *p, long first, long last)
             for (long m = top; m < bottom; m += ROWS) {
                 const WIDE *x = wide + m * p->wide_stride;
                 int rows = bottom - m < ROWS ? (int)(bottom - m) : ROWS;
+                int ahead = m == 0; /* what follows finds the weight in the core's cache */
                 if (columns == 1)
                     TILED(lone)(rows, x, p->wide_stride, w, p->k, out);
                 else
                     switch (rows) {
-                    case 1: TILED(tile)(1, x, p->wide_stride, w, p->k, out); break;
-                    case 2: TILED(tile)(2, x, p->wide_stride, w, p->k, out); break;
+                    case 1: TILED(tile)(1, x, p->wide_stride, w, p->k, ahead, out); break;
+                    case 2: TILED(tile)(2, x, p->wide_stride, w, p->k, ahead, out); break;
 #if ROWS > 3
-                    case 3: TILED(tile)(3, x, p->wide_stride, w, p->k, out); break;
-                    case 4: TILED(tile)(4, x, p->wide_stride, w, p->k, out); break;
-                    case 5: TILED(tile)(5, x, p->wide_stride, w, p->k, out); break;
+                    case 3: TILED(tile)(3, x, p->wide_stride, w, p->k, ahead, out); break;
+                    case 4: TILED(tile)(4, x, p->wide_stride, w, p->k, ahead, out); break;
+                    case 5: TILED(tile)(5, x, p->wide_stride, w, p->k, ahead, out); break;
 #endif
-                    default: TILED(tile)(ROWS, x, p->wide_stride, w, p->k, out);
+                    default: TILED(tile)(ROWS, x, p->wide_stride, w, p->k, ahead, out);
                     }
                 for (int r = 0; r < rows; r++) put(p, m + r, n, columns, out[r]);
             }
@@ -89,6 +97,7 @@ TARGET static void TILED(block)(const Product *p, long first, long last)
 }
 
 #undef NUMBER
+#undef LINES
 #undef TILED
 #undef WIDE
 #undef WIDE_VECTOR

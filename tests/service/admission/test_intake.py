@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from support.fake_engine import Device
 from support.harness import ask, generate, read, run, serving
 from support.http2 import CANCEL, DATA, END_HEADERS, HEADERS, RESET, Rude, frame, headers, message
 from support.patience import PATIENCE
@@ -260,9 +261,16 @@ def test_in_a_burst_each_call_has_a_status_of_ours_and_is_counted() -> None:
     """More calls at once than gRPC surely lets wait by default (1,000; by chance up to 3,000)."""
 
     async def test() -> None:
-        async with serving(max_waiting=16, engine={"max_num_seqs": 8}) as running:
+        device = Device()
+        device.hold()  # however slowly the calls come in, nobody leaves before all are judged
+        async with serving(device, max_waiting=16, engine={"max_num_seqs": 8}) as running:
             calls = [running.stub.Generate(ask([300], max_tokens=1)) for _ in range(CALLS)]
-            answers = await asyncio.gather(*map(read, calls))
+            reads = [asyncio.ensure_future(read(call)) for call in calls]
+            await running.until(
+                lambda s: s.requests.accepted + s.requests.refused["RESOURCE_EXHAUSTED"] == CALLS
+            )
+            device.release()
+            answers = await asyncio.gather(*reads)
             codes = {answer.code for answer in answers}
             assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
             refused = [a for a in answers if a.code is grpc.StatusCode.RESOURCE_EXHAUSTED]
