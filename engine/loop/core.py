@@ -69,6 +69,8 @@ class EngineCore:
         """matchers: of constraints; None: a request with one ends with ERROR."""
         self.compiling = Compiling(matchers)
         self.scheduler = scheduler
+        if matchers is not None:
+            scheduler.completion.advance = matchers.advance
         self.runner = runner
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from quire.engine.errors import CorruptStateError, NotANumberError
 from quire.engine.request import FinishReason, Output, TokenLogprob
+from quire.engine.scheduling.matching import Advance, Constrained, Mask, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.sequence import Request, Status
@@ -28,12 +29,23 @@ class Flight(NamedTuple):
     requests: tuple[Request, ...]
 
 
+class _Awaited(NamedTuple):
+    """A row under a constraint whose token has come, and whose next mask is still to be made."""
+
+    request: Request
+    constrained: Constrained
+    output: Output
+    num_outputs: int
+
+
 class Completion:
     """Takes in the results of the plans in flight."""
 
     def __init__(self, roster: Roster, window: int | None = None) -> None:
         """window: tokens that each token sees, itself among them; None: all before it."""
         self.in_flight: deque[Flight] = deque()
+        self.advance: Advance = one_by_one  # takes a step's tokens in, in the constraints' matchers
+        self._awaited: list[_Awaited] = []
         self._roster = roster
         self._block_size = roster.pool.block_size
         self._window = window
@@ -100,8 +112,36 @@ class Completion:
                     raise CorruptStateError(str(error)) from error
                 counters.discarded += len(tokens)
                 self._fail_one(request, error)
+        if self._awaited:
+            self._match(outputs)
         outputs += roster.drain_outputs()
         return outputs
+
+    def _match(self, outputs: list[Output]) -> None:
+        """Take this step's tokens in where there are constraints, all rows' at once."""
+        awaited, self._awaited = self._awaited, []
+        steps = [(one.constrained.matcher, one.output.token_ids[-1]) for one in awaited]
+        masks: Sequence[Mask | Exception]
+        try:
+            masks = self.advance(steps)
+        except Exception as error:
+            masks = [error] * len(steps)
+        for one, mask in zip(awaited, masks, strict=True):
+            request, output = one.request, one.output
+            try:
+                if isinstance(mask, Exception):
+                    raise mask
+                if not one.constrained.prepare(one.num_outputs, mask):
+                    self._roster.end(request, FinishReason.STOP, output, said=True)
+                elif one.num_outputs >= request.sampling.max_tokens:
+                    self._roster.end(request, FinishReason.LENGTH, output, said=True)
+            except Exception as error:
+                outputs[:] = [other for other in outputs if other is not output]
+                if request.status is Status.FINISHED:
+                    self._roster.say(*outputs)
+                    raise CorruptStateError(str(error)) from error
+                self._roster.counters.discarded += 1
+                self._fail_one(request, error)
 
     def fail(self, error_id: str) -> None:
         """A step failed: all requests in flight end with it; none of their blocks is known."""
@@ -180,7 +220,8 @@ class Completion:
         logprob: TokenLogprob | None,
         outputs: list[Output],
     ) -> None:
-        """Fill placeholders with sampled tokens; end the request where one of them does."""
+        """Fill placeholders with sampled tokens; end the request where one of them does. A row
+        under a constraint has one token, of its one mask, and is ended behind all rows."""
         params, known = request.sampling, request.token_ids
         for token in tokens:
             request.num_placeholders -= 1
@@ -198,11 +239,8 @@ class Completion:
                 self._roster.end(request, stop, output, stop_token_id=token, said=True)
                 return
             if request.constrained is not None:
-                request.constrained.accept(token)
-                if not request.constrained.prepare(count):
-                    self._roster.end(request, FinishReason.STOP, output, said=True)
-                    return
-            if count >= params.max_tokens:
+                self._awaited.append(_Awaited(request, request.constrained, output, count))
+            elif count >= params.max_tokens:
                 self._roster.end(request, FinishReason.LENGTH, output, said=True)
                 return
 

@@ -6,6 +6,7 @@ steps before it have been taken in. What the constraint says, and of which text,
 knows.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from quire.engine.errors import ConstraintError
@@ -33,6 +34,23 @@ class Matcher(Protocol):
         ...
 
 
+Mask = bytearray | memoryview
+Step = tuple[Matcher, int]  # a matcher, and the token that it takes
+Advance = Callable[[Sequence[Step]], Sequence[Mask | Exception]]
+
+
+def one_by_one(steps: Sequence[Step]) -> list[Mask | Exception]:
+    """See Matchers.advance."""
+    found: list[Mask | Exception] = []
+    for matcher, token_id in steps:
+        try:
+            matcher.accept(token_id)
+            found.append(matcher.mask())
+        except Exception as error:
+            found.append(error)
+    return found
+
+
 class Matchers(Protocol):
     """Makes matchers. Any thread may call."""
 
@@ -44,6 +62,12 @@ class Matchers(Protocol):
         """A matcher at its beginning. Raises RequestError, naming the field. May take long."""
         ...
 
+    def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
+        """One token more for each of several matchers, no two of them the same: each one's next
+        mask, good until the next call, or what went wrong with it alone. What `one_by_one` finds,
+        perhaps sooner; the engine's thread alone calls."""
+        ...
+
 
 class Constrained:
     """One index under a constraint: its matcher, with what its parameters say besides.
@@ -52,28 +76,27 @@ class Constrained:
     nothing else may follow the output is complete, whatever min_tokens says.
     """
 
-    __slots__ = ("_allowed", "_matcher", "_params", "mask")
+    __slots__ = ("_allowed", "_params", "mask", "matcher")
 
     def __init__(self, matcher: Matcher, params: SamplingParams) -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self._params = params
         self._allowed = sum(1 << i for i in set(params.allowed_token_ids))
         self.mask = b""  # of the next token; see prepare
 
     def copy(self) -> "Constrained":
         """A sibling's, as far as this one has come."""
-        sibling = Constrained(self._matcher.copy(), self._params)
+        sibling = Constrained(self.matcher.copy(), self._params)
         sibling.mask = self.mask
         return sibling
 
-    def accept(self, token_id: int) -> None:
-        """One output more. Raises ConstraintError."""
-        self._matcher.accept(token_id)
-
-    def prepare(self, num_outputs: int) -> bool:
-        """Make the mask of the token that follows so many outputs. False: nothing may follow, the
-        output is complete. Raises ConstraintError where it can neither go on nor end."""
-        params, mask, ends = self._params, self._matcher.mask(), self._matcher.may_end()
+    def prepare(self, num_outputs: int, mask: Mask | None = None) -> bool:
+        """Make the mask of the token that follows so many outputs, of the matcher's own (None: it
+        is asked). False: nothing may follow, the output is complete. Raises ConstraintError where
+        it can neither go on nor end."""
+        params = self._params
+        mask = self.matcher.mask() if mask is None else mask
+        ends = self.matcher.may_end()
         if num_outputs + 1 < params.min_tokens:
             _set(mask, params.ending_ids, False)
         elif ends:
@@ -83,7 +106,7 @@ class Constrained:
             both = int.from_bytes(mask, "little") & self._allowed
             mask = bytearray(both.to_bytes(len(mask), "little"))
         self.mask = bytes(mask)
-        if mask.count(0) < len(mask):
+        if self.mask != bytes(len(mask)):
             return True
         if not ends:
             raise ConstraintError("no token that the request allows satisfies its constraint")
@@ -99,7 +122,7 @@ def constrained(matcher: Matcher, request: GenerationRequest) -> list[Constraine
     return [Constrained(matcher.copy(), params) for _ in range(request.n)]
 
 
-def _set(mask: bytearray, ids: "tuple[int, ...] | frozenset[int]", value: bool) -> None:
+def _set(mask: Mask, ids: "tuple[int, ...] | frozenset[int]", value: bool) -> None:
     for i in ids:
         if value:
             mask[i >> 3] |= 1 << (i & 7)

@@ -8,21 +8,22 @@ of its tokens; what took too long once is refused at once when it comes again.
 """
 
 import json
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from quire.engine.errors import ConstraintError, RequestError
+from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
-from quire.engine.scheduling.matching import Matcher
+from quire.engine.scheduling.matching import Mask, Matcher, Step
 from quire.service.constraints.deep import DeepThreads, TooSlow
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
+from quire.service.constraints.text_matcher import REASON, TextMatcher, brief, reason
 from quire.service.constraints.thoughts import AfterThoughts
+from quire.service.constraints.together import Together
 
 MAX_KEPT = 64  # compiled grammars
 MAX_KEPT_BYTES = 4 << 20  # of their texts
@@ -35,9 +36,6 @@ LIMITS = {
     "max_grammar_size": 20_000,
 }
 CHOICE_FUEL = 5_000_000  # of the first lexer of choices, whose number and bytes are bounded
-_REASON = 500  # characters of llguidance's reason that are repeated
-_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
-_WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
 
 Key = tuple[str, str]  # a constraint's kind and text
 
@@ -53,6 +51,7 @@ class Grammars:
         self._kept_bytes = 0
         self._slow: OrderedDict[Key, str] = OrderedDict()  # what was said of it
         self._threads = DeepThreads()
+        self._together = Together()
 
     def learn(self, vocabulary: Vocabulary) -> None:
         """See Matchers. The vocabulary is read when the first matcher is asked for."""
@@ -74,6 +73,10 @@ class Grammars:
         matcher = TextMatcher(base, tokens)
         return AfterThoughts(matcher, tokens, constraint) if constraint.closes else matcher
 
+    def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
+        """See Matchers."""
+        return self._together.advance(steps)
+
     def schema_fault(self, schema: Mapping[str, Any]) -> str:
         """Why no grammar can be made of a schema within the limits; empty: it can."""
         text = json.dumps(schema, ensure_ascii=False)
@@ -83,7 +86,7 @@ class Grammars:
             why = self._threads.run(lambda: LLMatcher.validate_grammar(grammar, limits=_limits("")))
         except (ValueError, TooSlow) as error:
             return str(error)
-        return _brief(why.partition("\n")[0])
+        return brief(why.partition("\n")[0])
 
     def _compiled(self, constraint: Constraint, tokens: "_Tokens") -> LLMatcher:
         key = constraint.kind, constraint.text
@@ -141,47 +144,16 @@ class _Tokens:
         return self.backend.tokenize_bytes(text, parse_special=True) if tag is None else [tag]
 
 
-class TextMatcher:
-    """Implements `Matcher` for text from its first byte on."""
-
-    def __init__(self, matcher: LLMatcher, tokens: _Tokens) -> None:
-        self._matcher = matcher
-        self._tokens = tokens
-
-    def mask(self) -> bytearray:
-        """See Matcher."""
-        size = self._tokens.mask_bytes
-        mask = bytearray(self._matcher.compute_bitmask()[:size].ljust(size, b"\0"))
-        if self._matcher.is_error():
-            raise ConstraintError(_reason(self._matcher))
-        for i in self._tokens.ends:
-            mask[i >> 3] &= ~(1 << (i & 7))
-        return mask
-
-    def accept(self, token_id: int) -> None:
-        """See Matcher."""
-        if not self._matcher.consume_token(token_id) or self._matcher.is_error():
-            raise ConstraintError(_reason(self._matcher) or f"token {token_id} may not follow")
-
-    def may_end(self) -> bool:
-        """See Matcher."""
-        return self._matcher.is_accepting()
-
-    def copy(self) -> "TextMatcher":
-        """See Matcher."""
-        return TextMatcher(self._matcher.deep_copy(), self._tokens)
-
-
 def _compiled(constraint: Constraint, tokens: _Tokens) -> LLMatcher:
     field = field_of(constraint.kind)
     try:
         grammar = grammar_of(constraint)
     except ValueError as error:
-        raise RequestError(field, str(error)[:_REASON]) from error
+        raise RequestError(field, str(error)[:REASON]) from error
     matcher = LLMatcher(tokens.backend, grammar, log_level=0, limits=_limits(constraint.kind))
     for tried in (matcher, _tried(matcher)):
         if tried.is_error():
-            raise RequestError(field, _reason(tried))
+            raise RequestError(field, reason(tried))
     return matcher
 
 
@@ -199,13 +171,3 @@ def _tried(matcher: LLMatcher) -> LLMatcher:
         trial.consume_token(8 * first + (mask[first] & -mask[first]).bit_length() - 1)
         trial.compute_bitmask()
     return trial
-
-
-def _reason(matcher: LLMatcher) -> str:
-    return _brief(matcher.get_error())
-
-
-def _brief(words: str) -> str:
-    """llguidance's words, on one line, without its marks of what it has left out."""
-    said = " ".join(words.replace("<non-verbose/>", "").split())
-    return _WORDS.get(said, _PLACE.sub("", said))[:_REASON]

@@ -46,6 +46,11 @@ class AfterThoughts:
         self._state = _State.BEGIN if constraint.opens else _State.THINKING
         self._tail = b""  # the last bytes of the thoughts
 
+    @property
+    def answering(self) -> Matcher | None:
+        """The answer's own matcher, where all that comes is for that; None: not yet."""
+        return self._answer if self._state is _State.ANSWER else None
+
     def mask(self) -> bytearray:
         """See Matcher."""
         if self._state is _State.ANSWER:

@@ -6,6 +6,7 @@ ENGINE = "tests/engine/loop/test_constraints.py::test_"
 EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
+TOGETHER = "tests/service/constraints/test_together.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
 
@@ -48,6 +49,35 @@ FAULTS = (
         "        matcher.accept(token_id)\n    return",
         "        pass\n    return",
         (ENGINE + "resumed_at_every_token_it_goes_on_as_if_unbroken",),
+    ),
+    Fault(
+        "constraint: a step's matchers are asked one after another",
+        "engine/loop/core.py",
+        "            scheduler.completion.advance = matchers.advance\n",
+        "            pass\n",
+        (ENGINE + "a_steps_tokens_are_taken_in_together",),
+    ),
+    Fault(
+        "constraint: the mask of another row, behind a matcher that took no token",
+        "service/constraints/together.py",
+        "asked = [(text.backend, row) for row, (text, _) in enumerate(texts) if took[row]]",
+        "left = [text.backend for (text, _), ok in zip(texts, took) if ok]\n"
+        "        asked = [(backend, row) for row, backend in enumerate(left)]",
+        (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
+    ),
+    Fault(
+        "constraint: many together may end anywhere",
+        "service/constraints/together.py",
+        "            octets[:, i >> 3] &= ~(1 << (i & 7)) & 0xFF\n",
+        "            octets[:, i >> 3] |= 1 << (i & 7)\n",
+        (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
+    ),
+    Fault(
+        "constraint: a limit that is reached among many is passed over",
+        "service/constraints/together.py",
+        "            raise text.refused(token_id)\n        text.check()\n",
+        "            raise text.refused(token_id)\n",
+        (TOGETHER + "a_limit_that_is_reached_ends_one_of_many",),
     ),
     Fault(
         "constraint: siblings share a matcher",

@@ -1,7 +1,7 @@
 """The engine under a protocol alone: matchers of its own that know nothing of text."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from support.small_engine import PaddedRunner, Setup, build_core, load_model, mo
 from quire.engine.client import wire
 from quire.engine.errors import ConstraintError, RequestError
 from quire.engine.loop.commands import Learn, Submit
-from quire.engine.loop.compiling import Compiling
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import (
     Constraint,
@@ -25,7 +24,7 @@ from quire.engine.request import (
 from quire.engine.runner.edits import SlotEdits
 from quire.engine.runner.graphs import GraphKey
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.matching import constrained
+from quire.engine.scheduling.matching import Mask, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
 MODEL = load_model(model_config(), seed=3)
@@ -70,6 +69,9 @@ class Cycles:
     def learn(self, vocabulary: Vocabulary) -> None:
         pass
 
+    def advance(self, steps: Sequence[Step]) -> list[Mask | Exception]:
+        return one_by_one(steps)
+
     def compile(self, constraint: Constraint) -> Cycle:
         assert self.open.wait(PATIENCE)
         if not constraint.text.isdigit():
@@ -79,8 +81,8 @@ class Cycles:
 
 def engine(setup: Setup, matchers: Cycles | None = None) -> EngineCore:
     core = build_core(*MODEL, setup)
-    core.compiling = Compiling(matchers or Cycles())
-    return core
+    made = matchers or Cycles()
+    return EngineCore(core.scheduler, core.runner, overlap=setup.overlap, matchers=made)
 
 
 def asked(key: int, limit: str = "1000", **more: int) -> GenerationRequest:
@@ -164,6 +166,44 @@ def test_exhausted_limits_end_an_index_alone_with_an_error() -> None:
     answers = run(engine(Setup(max_num_seqs=2, overlap=True)), [doomed, fine])
     assert answers[1, 0][1] is FinishReason.ERROR and len(answers[1, 0][0]) == 3
     assert answers[2, 0] == run(engine(Setup()), [fine])[2, 0]
+
+
+def test_a_steps_tokens_are_taken_in_together() -> None:
+    """Each turn asks once for all rows under constraints, whatever is beside them."""
+    matchers = Cycles()
+    asked_for: list[int] = []
+
+    def advance(steps: Sequence[Step]) -> list[Mask | Exception]:
+        asked_for.append(len(steps))
+        return one_by_one(steps)
+
+    matchers.advance = advance  # type: ignore[method-assign]
+    free = GenerationRequest(9, (5, 6), replace(PARAMS, eos_token_ids=()))
+    core = engine(Setup(max_num_seqs=5), matchers)
+    for request in (asked(key) for key in range(4)):
+        core.scheduler.submit(request, constrained(Cycle(), request))
+    answers = run(core, [free])
+    del answers[9, 0]
+    taken = [len(tokens) - (tokens[-1] == 1) for tokens, _ in answers.values()]
+    assert sum(asked_for) == sum(taken) and len(asked_for) == max(taken)
+    for request in (asked(key) for key in range(4)):
+        assert answers[request.key, 0] == run(engine(Setup()), [request])[request.key, 0]
+
+
+def test_matchers_that_fail_together_end_their_outputs_and_no_others() -> None:
+    matchers = Cycles()
+
+    def advance(steps: Sequence[Step]) -> list[Mask | Exception]:
+        raise OSError(f"no threads for {len(steps)}")
+
+    matchers.advance = advance  # type: ignore[method-assign]
+    free = GenerationRequest(9, (5, 6), replace(PARAMS, eos_token_ids=()))
+    core = engine(Setup(max_num_seqs=5, overlap=True), matchers)
+    answers = run(core, [asked(1), asked(2, n=2), free])
+    assert [finish for (key, _), (_, finish) in sorted(answers.items()) if key < 9] == [
+        FinishReason.ERROR
+    ] * 3
+    assert answers[9, 0] == run(engine(Setup()), [free])[9, 0]
 
 
 def test_what_cannot_be_compiled_ends_with_an_error_and_leaves_nothing() -> None:

@@ -1,0 +1,65 @@
+"""One output's way through a grammar of llguidance's.
+
+Invariant: whatever ends a matcher is raised where it is noticed, in llguidance's words on one line.
+"""
+
+import re
+
+from llguidance import LLMatcher
+
+from quire.engine.errors import ConstraintError
+from quire.service.constraints.thoughts import Tokens
+
+REASON = 500  # characters of llguidance's reason that are repeated
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
+
+
+class TextMatcher:
+    """Implements `Matcher` for text from its first byte on."""
+
+    def __init__(self, backend: LLMatcher, tokens: Tokens) -> None:
+        self.backend = backend
+        self.tokens = tokens
+
+    def mask(self) -> bytearray:
+        """See Matcher."""
+        size = self.tokens.mask_bytes
+        mask = bytearray(self.backend.compute_bitmask()[:size].ljust(size, b"\0"))
+        self.check()
+        for i in self.tokens.ends:
+            mask[i >> 3] &= ~(1 << (i & 7))
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        """See Matcher."""
+        if not self.backend.consume_token(token_id):
+            raise self.refused(token_id)
+        self.check()
+
+    def refused(self, token_id: int) -> ConstraintError:
+        """Why a token was not taken."""
+        return ConstraintError(reason(self.backend) or f"token {token_id} may not follow")
+
+    def check(self) -> None:
+        """Raises ConstraintError where a limit has ended it."""
+        if self.backend.is_error():
+            raise ConstraintError(reason(self.backend))
+
+    def may_end(self) -> bool:
+        """See Matcher."""
+        return self.backend.is_accepting()
+
+    def copy(self) -> "TextMatcher":
+        """See Matcher."""
+        return TextMatcher(self.backend.deep_copy(), self.tokens)
+
+
+def reason(matcher: LLMatcher) -> str:
+    return brief(matcher.get_error())
+
+
+def brief(words: str) -> str:
+    """llguidance's words, on one line, without its marks of what it has left out."""
+    said = " ".join(words.replace("<non-verbose/>", "").split())
+    return _WORDS.get(said, _PLACE.sub("", said))[:REASON]

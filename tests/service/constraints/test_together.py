@@ -1,0 +1,94 @@
+"""Many outputs under constraints take their tokens at once, and each as if it were alone."""
+
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from quire.engine.request import Constraint, Vocabulary
+from quire.engine.scheduling.matching import Mask, Matcher, one_by_one
+from quire.service.constraints import together
+from quire.service.constraints.grammars import LIMITS, Grammars
+from quire.service.models import pocket
+from quire.service.text.thinking import CLOSES, OPENS
+
+EOS, SIZE = 2, 4100  # ids above the tokenizer's, in a last word that is not full
+TOKENIZER = Tokenizer.from_file(str(Path(pocket.directory()) / "tokenizer.json"))
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}'
+DEEP = "(" * 60 + "[a-z ]" + "*)" * 60
+CONSTRAINTS = (
+    Constraint("json_schema", SCHEMA),
+    Constraint("regex", "[a-z0-9 ]{1,400}"),
+    Constraint("regex", DEEP),
+    Constraint("choice", '["yes", "no", "certainly"]'),
+    Constraint("json_object", ""),
+    Constraint("regex", "[0-9 ]+", "", CLOSES),
+    Constraint("regex", "[0-9 ]+", OPENS, CLOSES),
+    Constraint("json_schema", '{"type": "array", "items": {"type": "integer"}}'),
+)
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    made = Grammars()
+    made.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    return made
+
+
+def told(found: Mask | Exception) -> bytes | str:
+    return f"{type(found).__name__}: {found}" if isinstance(found, Exception) else bytes(found)
+
+
+def drawn(mask: bytes, chance: random.Random) -> int:
+    """Some allowed id; now and then one that is not."""
+    ids = [i for i in range(SIZE) if mask[i >> 3] & 1 << (i & 7)]
+    return chance.choice(ids) if ids and chance.random() < 0.97 else chance.randrange(256, SIZE)
+
+
+def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars) -> None:
+    """Under several grammars, in and behind thoughts, with tokens that may not follow, and with
+    more and fewer matchers from step to step."""
+    chance = random.Random(7)
+    alone: list[Matcher] = [grammars.compile(one) for one in CONSTRAINTS * 2]
+    close = TOKENIZER.encode(f"so{CLOSES}\n\n4", add_special_tokens=False).ids
+    masks = [bytes(one.mask()) for one in alone]
+    refused = 0
+    for step in range(30):
+        many = [one.copy() for one in alone]
+        tokens = [drawn(mask, chance) for mask in masks]
+        tokens[5] = close[step] if step < len(close) else tokens[5]
+        expected = [told(one) for one in one_by_one(list(zip(alone, tokens, strict=True)))]
+        found = grammars.advance(list(zip(many, tokens, strict=True)))
+        assert [told(one) for one in found] == expected
+        for at, one in enumerate(expected):
+            if isinstance(one, str):  # it is begun again
+                refused += 1
+                alone[at] = grammars.compile((CONSTRAINTS * 2)[at])
+                masks[at] = bytes(alone[at].mask())
+            else:
+                masks[at] = one
+                assert many[at].may_end() == alone[at].may_end()
+    assert refused
+
+
+def test_a_limit_that_is_reached_ends_one_of_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LIMITS, "step_max_items", 12)
+    heavy = "start: a*\na: b | c\nb: /[a-z]+/ d?\nc: /[a-y]+/ d?\nd: /[0-9]+/ a?"
+    weak = Grammars()
+    weak.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    doomed = weak.compile(Constraint("grammar", heavy))
+    twin = doomed.copy()
+    monkeypatch.undo()
+    others = [weak.compile(Constraint("regex", "[a-z0-9 ]{9,}")) for _ in range(together.FEW)]
+    ids = TOKENIZER.encode("ab1ab2ab3ab4ab5ab6", add_special_tokens=False).ids
+    ended = []
+    for token_id in ids:
+        (alone,) = one_by_one([(twin, token_id)])
+        first, *rest = weak.advance([(one, token_id) for one in (doomed, *others)])
+        assert not any(isinstance(one, Exception) for one in rest)
+        assert told(first) == told(alone)
+        ended += [str(first)] if isinstance(first, Exception) else []
+    assert ended and "items" in ended[0]
