@@ -5,8 +5,8 @@ ties, noise), so the caller never asks which device it runs on. The functions of
 the documentation of each operation: shapes, dtypes and sources stand there.
 
 Two things hold for every implementation and are the caller's to respect:
-    `linear` and the mixing of experts may reuse the storage of their residual for the result: it is
-    not to be read afterwards.
+    `linear` and the mixing of experts may reuse the storage of their residual for the result, and
+    `gelu_new` and `kv_write` that of what a bias is added to: it is not to be read afterwards.
     The Triton operations share one workspace: they run on one stream at a time.
 """
 
@@ -32,6 +32,12 @@ class Ops(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
     def silu_mul(self, x: Tensor) -> Tensor: ...
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, add: Tensor | None = None
+    ) -> Tensor: ...
+
+    def gelu_new(self, x: Tensor, bias: Tensor) -> Tensor: ...
 
     def linear(
         self,
@@ -67,6 +73,10 @@ class Ops(Protocol):
         slot_mapping: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
+    ) -> Tensor: ...
+
+    def kv_write(
+        self, qkv: Tensor, bias: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor: ...
 
     def decode_attention(

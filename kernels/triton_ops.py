@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.attention import decode, decode_launch, exact_prefill, prefill, qk_norm_rope
+from quire.kernels.attention import (
+    decode,
+    decode_launch,
+    exact_prefill,
+    kv_write,
+    prefill,
+    qk_norm_rope,
+)
 from quire.kernels.experts import mixing, routing, tiles
-from quire.kernels.linear import exchange, fp8_linear, linear, norms, skinny, tuning
+from quire.kernels.linear import exchange, fp8_linear, layer_norm, linear, norms, skinny, tuning
 from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.sampling import filtering, logprobs, sampling
 from quire.kernels.state import copy_blocks, state
@@ -49,6 +56,14 @@ class TritonOps:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         return norms.silu_mul(x, pdl=self.pdl)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, add: Tensor | None = None
+    ) -> Tensor:
+        return layer_norm.layer_norm(x, weight, bias, eps, add=add, pdl=self.pdl)
+
+    def gelu_new(self, x: Tensor, bias: Tensor) -> Tensor:
+        return layer_norm.gelu_new(x, bias, pdl=self.pdl)
 
     def linear(
         self,
@@ -158,15 +173,7 @@ class TritonOps:
         v_cache: Tensor,
     ) -> Tensor:
         return qk_norm_rope.qk_norm_rope_kv_write(
-            qkv,
-            q_norm,
-            k_norm,
-            eps,
-            cos_sin,
-            positions,
-            slot_mapping,
-            k_cache,
-            v_cache,
+            *(qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache),
             pdl=self.pdl,
         )
 
@@ -180,6 +187,11 @@ class TritonOps:
         v_cache: Tensor,
     ) -> Tensor:
         return reference.rope_kv_write(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache)
+
+    def kv_write(
+        self, qkv: Tensor, bias: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        return kv_write.kv_write(qkv, bias, slot_mapping, k_cache, v_cache, pdl=self.pdl)
 
     def decode_attention(
         self,
@@ -226,19 +238,8 @@ class TritonOps:
         max_context_len: int,
     ) -> Tensor:
         return decode.rope_decode_attention(
-            qkv,
-            q_norm,
-            k_norm,
-            eps,
-            cos_sin,
-            positions,
-            slot_mapping,
-            k_cache,
-            v_cache,
-            block_tables,
-            context_lens,
-            scale,
-            max_context_len,
+            *(qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache),
+            *(block_tables, context_lens, scale, max_context_len),
             counters=self.counters,
             exact=self.exact,
             pdl=self.pdl and qkv.shape[0] < decode_launch.ALONE,

@@ -44,6 +44,16 @@ class CausalModel(ABC):
     def placements(self) -> list[Placement]:
         """Every weight of a checkpoint, and where it goes."""
 
+    @property
+    @abstractmethod
+    def embedding_weight(self) -> str:
+        """The name of the embedding in a checkpoint, which a tied head may repeat."""
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a checkpoint may hold a tensor that is no weight, and is not read."""
+        del name
+        return False
+
     @abstractmethod
     def products(self) -> list[Product]:
         """Every product of a step, in its order."""

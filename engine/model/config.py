@@ -21,6 +21,7 @@ QWEN3_MOE = "Qwen3MoeForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"
 LLAMA = "LlamaForCausalLM"
 MISTRAL = "MistralForCausalLM"
+GPT2 = "GPT2LMHeadModel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,9 @@ class Fp8:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder-only model, its activation SwiGLU. Biases: see its architecture.
+    """A decoder-only model. Norms, activation, biases and kind of positions: see its architecture.
 
+    rms_norm_eps: of its norms, whatever they are. rope_theta: 0 where positions are learned.
     max_position_embeddings: most positions, YaRN's stretch included. stored_dtype: "float32",
     "bfloat16" or "float16". eos_token_ids: union of config.json and generation_config.json.
     initializer_range: standard deviation of random matrices. experts: None in a dense model.

@@ -106,6 +106,10 @@ class Decoder(CausalModel):
     def qk_norm(self) -> bool:
         return self._spec.qk_norm
 
+    @property
+    def embedding_weight(self) -> str:
+        return f"{self.embedding.module}.weight"
+
     def placements(self) -> list[Placement]:
         placements = list(self.embedding.placements)
         for layer in self.layers:

@@ -10,21 +10,24 @@ from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import Experts, Fp8, GenerationDefaults, ModelConfig
-from quire.engine.model.hf_embeddings import embeds_only
+from quire.engine.model.config import GPT2, Experts, Fp8, GenerationDefaults, ModelConfig
+from quire.engine.model.hf_embeddings import check_modules, embeds_only
 from quire.engine.model.hf_families import EXPERT_KEYS, Family, read_family
+from quire.engine.model.hf_gpt2 import default_end, read_gpt2
+from quire.engine.model.hf_limits import (
+    MOST_EXPERTS,
+    MOST_HEAD_DIM,
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_VOCAB,
+    MOST_WIDTH,
+)
 from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
 from quire.engine.model.hf_windows import read_window
 
 _DTYPES = ("float32", "bfloat16", "float16")
-MOST_VOCAB = 1 << 20
-MOST_WIDTH = 1 << 18  # of the hidden state, and within a feed-forward layer
-MOST_LAYERS = 1024
-MOST_HEADS = 1024
-MOST_HEAD_DIM = 1024
-MOST_EXPERTS = 4096
 _COUNT_OF_EXPERTS = ("num_experts", "num_local_experts")
 
 
@@ -39,10 +42,14 @@ def read_directory(path: Path) -> ModelConfig:
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
     architecture, family = read_family(config)
     fp8 = read_quantization(config)
-    window = read_window(config, architecture)
-    refuse_unsupported(config, family.keys)
     refuse_unsupported_decoding(defaults)
     sampling = _generation(defaults)
+    if architecture == GPT2:
+        refuse_unsupported(config, family.keys, alone=True)
+        check_modules(path)
+        return replace(_gpt2(config, defaults), generation=sampling, fp8=fp8)
+    window = read_window(config, architecture)
+    refuse_unsupported(config, family.keys)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     bare = embeds_only(path, config)
     try:
@@ -52,6 +59,14 @@ def read_directory(path: Path) -> ModelConfig:
     except ConfigError as error:
         named = str(error).startswith(config.name)
         raise error if named else ConfigError(f"{config.name}: {error}") from None
+
+
+def _gpt2(config: JsonFile, defaults: JsonFile) -> ModelConfig:
+    model = read_gpt2(config)
+    vocab = model.vocab_size
+    named = [file.integers("eos_token_id", least=0, below=vocab) for file in (config, defaults)]
+    eos = tuple(dict.fromkeys(sum(named, ()))) or default_end(config, vocab)
+    return replace(model, eos_token_ids=eos, stored_dtype=_stored_dtype(config))
 
 
 def _model(

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
+from quire.engine.model.config import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
 from quire.engine.model.hf_embeddings import WITHOUT_HEAD
 
 
@@ -32,12 +32,19 @@ EXPERT_KEYS = (
     *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
     *("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
 )
+GPT2_KEYS = (
+    *("n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function"),
+    *("layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    *("reorder_and_upcast_attn", "add_cross_attention"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
+)
 FAMILIES = {
     QWEN3: Family("qwen3", head_dim=128),
     QWEN3_MOE: Family("qwen3_moe", keys=EXPERT_KEYS),
     QWEN2: Family("qwen2"),
     LLAMA: Family("llama", kv_heads_given=False),
     MISTRAL: Family("mistral", keys=("sliding_window",)),
+    GPT2: Family("gpt2", keys=GPT2_KEYS),
 }
 _SUPPORTED = (*FAMILIES, *WITHOUT_HEAD)
 _OTHERS = (  # what is behind names of architectures that people try

@@ -18,6 +18,10 @@ _READ = {
     *("quantization_config", "compression_config"),
     *("hidden_act", "attention_bias", "use_sliding_window", "layer_types", "initializer_range"),
 }
+_OF_ANY = {  # what files of every family say alike
+    *("architectures", "model_type", "vocab_size", "tie_word_embeddings", "dtype", "torch_dtype"),
+    *("quantization_config", "compression_config", "initializer_range"),
+}
 _WITHOUT_EFFECT = {  # on what is computed when text is made
     *("attention_dropout", "hidden_dropout", "attn_implementation", "output_attentions"),
     *("output_hidden_states", "chunk_size_feed_forward", "pruned_heads", "is_decoder"),
@@ -64,15 +68,19 @@ _DECODES_OTHERWISE: dict[
 }
 
 
-def refuse_unsupported(config: JsonFile, family_keys: Container[str] = ()) -> None:
+def refuse_unsupported(
+    config: JsonFile, family_keys: Container[str] = (), *, alone: bool = False
+) -> None:
     """Refuse what config.json asks for and Quire does not compute. Raises ConfigError.
 
-    family_keys: what else is read of the architecture.
+    family_keys: what else is read of the architecture. alone: the shape is told by nothing else.
     """
-    config.only("hidden_act", "silu")
-    config.only("attention_bias", False)
+    if not alone:
+        config.only("hidden_act", "silu")
+        config.only("attention_bias", False)
+    read = _OF_ANY if alone else _READ
     for key, value in config.data.items():
-        if key in _READ or key in family_keys or key in _WITHOUT_EFFECT or key.startswith("_"):
+        if key in read or key in family_keys or key in _WITHOUT_EFFECT or key.startswith("_"):
             continue
         says_nothing = value is None or value is False or value in ([], {}, "")
         if _COMPUTES.search(key) and not says_nothing:

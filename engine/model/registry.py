@@ -1,13 +1,17 @@
 """Architectures that can be run, by the name in config.json."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from quire.engine.errors import ConfigError
 from quire.engine.model import llama, mistral, qwen2, qwen3, qwen3_moe
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
+from quire.engine.model.config import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
 from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
+from quire.engine.model.gpt2 import Gpt2
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Ops, has_experts, has_fp8, has_fp8_experts
@@ -21,12 +25,13 @@ from quire.kernels.support import (
 
 Model = CausalModel
 
-_MODELS = {
-    QWEN3: qwen3.ATTENTION,
-    QWEN3_MOE: qwen3_moe.ATTENTION,
-    QWEN2: qwen2.ATTENTION,
-    LLAMA: llama.ATTENTION,
-    MISTRAL: mistral.ATTENTION,
+_MODELS: dict[str, Callable[[Setting, ModelConfig], CausalModel]] = {
+    QWEN3: partial(Decoder, spec=qwen3.ATTENTION),
+    QWEN3_MOE: partial(Decoder, spec=qwen3_moe.ATTENTION),
+    QWEN2: partial(Decoder, spec=qwen2.ATTENTION),
+    LLAMA: partial(Decoder, spec=llama.ATTENTION),
+    MISTRAL: partial(Decoder, spec=mistral.ATTENTION),
+    GPT2: Gpt2,
 }
 
 
@@ -47,14 +52,12 @@ def build_model(
         known = ", ".join(_MODELS)
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
     check_operations(config, ops)
-    if int8:
-        _check_int8(config)
+    _check_formats(config, int8=int8)
     _check_kernels(config, dtype, device)
-    spec = _MODELS[config.architecture]
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
         setting = Setting(ops, world or World(), dtype, device, config.fp8, int8)
-        model = Decoder(setting, config, spec)
+        model = _MODELS[config.architecture](setting, config)
     model.int8 = int8
     if config.fp8 is not None:
         check_skipped(config.fp8.skipped, (placement.name for placement in model.placements()))
@@ -81,8 +84,16 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
         )
 
 
-def _check_int8(config: ModelConfig) -> None:
-    """Refuse what is quantized already, and matrices that are not rows of one."""
+def _check_formats(config: ModelConfig, *, int8: bool) -> None:
+    """Refuse what is quantized already, and matrices that are not rows of one, or are stored by
+    columns."""
+    kind = "fp8" if config.fp8 is not None else "int8" if int8 else None
+    if config.architecture == GPT2 and kind is not None:
+        raise ConfigError(
+            f"quantization = {kind}: not supported for {GPT2}, whose matrices are stored transposed"
+        )
+    if not int8:
+        return
     if config.fp8 is not None:
         raise ConfigError("quantization = int8: the weights are FP8 already")
     if config.experts is not None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import (
+    GPT2,
     LLAMA,
     QWEN2,
     QWEN3,
@@ -139,6 +140,26 @@ def _llama3(
     )
 
 
+def _gpt2(hidden: int, layers: int, heads: int) -> ModelConfig:
+    """A published GPT-2."""
+    return ModelConfig(
+        architecture=GPT2,
+        vocab_size=50_257,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_q_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=4 * hidden,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        rope_theta=0.0,
+        stored_dtype="float32",
+        eos_token_ids=(50_256,),
+    )
+
+
 _NAMED_SHAPES = {
     "0.6B": _qwen3(1024, 28, 16, 3072, tied=True),
     "1.7B": _qwen3(2048, 28, 16, 6144, tied=True),
@@ -153,6 +174,10 @@ _NAMED_SHAPES = {
     "qwen2.5-7B": _qwen2(3584, 28, (28, 4), 18_944),
     "llama3.2-1B": _llama3(2048, 16, 32, 8192, factor=32.0, tied=True),
     "llama3.1-8B": _llama3(4096, 32, 32, 14_336, factor=8.0, tied=False),
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 24, 16),
+    "gpt2-large": _gpt2(1280, 36, 20),
+    "gpt2-xl": _gpt2(1600, 48, 25),
     # Narrow layers need a wider spread: their outputs would not move the residual otherwise.
     "tiny": _small(128, 4, 4, 4096, 0.1),
     "bench": _small(512, 8, 8, 32_768, 0.05),

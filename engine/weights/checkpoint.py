@@ -20,7 +20,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PROBES = 8  # windows of a tensor that the digest reads
 _PROBE_BYTES = 2048
-_BARE, _WHOLE = "embed_tokens.weight", ("model.", "lm_head.")
+_BARE = {"embed_tokens.weight": "model.", "wte.weight": "transformer."}  # and what is left out
+_HEAD = "lm_head."
 
 
 class Checkpoint:
@@ -82,11 +83,12 @@ class Checkpoint:
 
 def _prefixed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors under a whole model's names. A decoder that was saved alone, as those that make
-    embeddings are, leaves out their first part."""
-    if _BARE not in tensors:
+    embeddings and the Hub's GPT-2 are, leaves out their first part."""
+    prefix = next((prefix for name, prefix in _BARE.items() if name in tensors), None)
+    if prefix is None:
         return tensors
     return {
-        name if name.startswith(_WHOLE) else f"model.{name}": tensor
+        name if name.startswith((prefix, _HEAD)) else f"{prefix}{name}": tensor
         for name, tensor in tensors.items()
     }
 

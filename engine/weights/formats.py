@@ -6,7 +6,7 @@ from quire.engine.errors import ModelError
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import QuantizingPlacement
 from quire.engine.weights.checkpoint import Checkpoint
-from quire.engine.weights.safetensors_file import StoredTensor
+from quire.engine.weights.safetensors_file import StoredTensor, check_dtype
 
 _FP8 = torch.float8_e4m3fn
 _MOST = torch.finfo(_FP8).max
@@ -14,6 +14,7 @@ _MOST = torch.finfo(_FP8).max
 
 def check_format(placement: Placement, stored: StoredTensor) -> None:
     """An FP8 weight is stored as one, and only such a weight is. Raises ModelError."""
+    check_dtype(stored)
     asked = placement.target.dtype == _FP8 and not isinstance(placement, QuantizingPlacement)
     if asked == (stored.dtype == _FP8):
         return

@@ -30,7 +30,7 @@ from quire.kernels.row_scaled import RowScaled
 CHUNK_BYTES = 8 << 20
 GPU_THREADS = 8
 _BUFFERS = 2  # of a thread: one is read into while the other is copied
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,9 @@ def _jobs(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> list[_
     stored = _agreed(directory, checkpoint, model)
     placements = model.placements()
     if model.config.tie_word_embeddings and _HEAD in checkpoint.tensors:
-        mine = next(one.rows for one in placements if one.name == _EMBEDDING)
-        _check_tied(checkpoint, checkpoint.tensors[_HEAD], mine)
+        mine = next(one.rows for one in placements if one.name == model.embedding_weight)
+        tensors = checkpoint.tensors
+        _check_tied(checkpoint, tensors[_HEAD], tensors[model.embedding_weight], mine)
     jobs = [
         _Job(placement, stored[placement.name], first, last)
         for placement in placements
@@ -136,9 +137,10 @@ def _agreed(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> dict
     placements = {placement.name: placement for placement in model.placements()}
     stored = dict(checkpoint.tensors)
     if model.config.tie_word_embeddings and _HEAD in stored:
-        _check_tied_form(checkpoint, stored.pop(_HEAD))
+        _check_tied_form(checkpoint, stored.pop(_HEAD), model.embedding_weight)
     _check_names(directory, placements.keys() - stored.keys(), "is missing")
     unknown = stored.keys() - placements.keys()
+    unknown = {name for name in unknown if not model.is_buffer(name)}
     if unknown:
         _check_names(stored[min(unknown)].path, unknown, "is not a weight of the model")
     for name, placement in placements.items():
@@ -159,22 +161,23 @@ def _check_names(where: Path, names: set[str], fault: str) -> None:
         raise ModelError(f"{where}: {min(names)} {fault}{more}")
 
 
-def _check_tied_form(checkpoint: Checkpoint, head: StoredTensor) -> None:
+def _check_tied_form(checkpoint: Checkpoint, head: StoredTensor, name: str) -> None:
     """A tied head that is stored a second time has the embedding's shape and dtype."""
-    embedding = checkpoint.tensors.get(_EMBEDDING)
+    embedding = checkpoint.tensors.get(name)
     if embedding is None:
         return  # reported as missing
     if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
-        raise ModelError(_differs(head))
+        raise ModelError(_differs(head, name))
 
 
-def _differs(head: StoredTensor) -> str:
-    return f"{head.path}: {_HEAD} differs from {_EMBEDDING}, yet tie_word_embeddings is true"
+def _differs(head: StoredTensor, embedding: str) -> str:
+    return f"{head.path}: {_HEAD} differs from {embedding}, yet tie_word_embeddings is true"
 
 
-def _check_tied(checkpoint: Checkpoint, head: StoredTensor, rows: slice) -> None:
+def _check_tied(
+    checkpoint: Checkpoint, head: StoredTensor, embedding: StoredTensor, rows: slice
+) -> None:
     """A tied head may be stored a second time only if it is the same. rows: this rank's."""
-    embedding = checkpoint.tensors[_EMBEDDING]
     begin, end = rows.start * head.row_bytes, rows.stop * head.row_bytes
     one, other = (memoryview(bytearray(min(CHUNK_BYTES, end - begin))) for _ in range(2))
     for start in range(begin, end, CHUNK_BYTES):
@@ -182,7 +185,7 @@ def _check_tied(checkpoint: Checkpoint, head: StoredTensor, rows: slice) -> None
         checkpoint.read(embedding, start, one[:count])
         checkpoint.read(head, start, other[:count])
         if one[:count] != other[:count]:
-            raise ModelError(_differs(head))
+            raise ModelError(_differs(head, embedding.name))
 
 
 # ---------------------------------------------------------------- the work

@@ -15,8 +15,9 @@ import xxhash
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import MISTRAL, Experts, Fp8, Llama3Scaling, ModelConfig
+from quire.engine.model.config import GPT2, MISTRAL, Experts, Fp8, Llama3Scaling, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
+from quire.engine.model.hf_gpt2 import written_gpt2
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import SCALE, QuantizingPlacement
 from quire.engine.weights.checkpoint import INDEX, SINGLE
@@ -135,6 +136,8 @@ def _outline(config: ModelConfig, dtype: torch.dtype) -> CausalModel:
 
 def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """config.json of a model."""
+    if config.architecture == GPT2:
+        return written_gpt2(config) | {"dtype": str(dtype).removeprefix("torch.")}
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         scaling = config.rope_scaling

@@ -28,6 +28,7 @@ _DTYPES = {
     "F16": torch.float16,
     "F8_E4M3": torch.float8_e4m3fn,
 }
+_OF_MASKS = {"BOOL": torch.bool, "U8": torch.uint8}  # of buffers beside the weights
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -105,16 +106,27 @@ def _entry(path: Path, name: str, said: Any, data: int, size: int) -> StoredTens
         sound = False
     if not sound:
         raise ModelError(f"{path}: corrupt: the header's entry of {name}")
-    if dtype not in _DTYPES:
-        supported = ", ".join(_DTYPES)
-        raise ModelError(f"{path}: {name}: dtype {dtype} is not supported ({supported})")
-    tensor = StoredTensor(name, path, _DTYPES[dtype], tuple(shape), data + begin)
+    known = (_DTYPES | _OF_MASKS).get(dtype)
+    if known is None:
+        raise ModelError(f"{path}: {name}: {_unsupported(dtype)}")
+    tensor = StoredTensor(name, path, known, tuple(shape), data + begin)
     if end - begin != tensor.nbytes or data + end > size:
         raise ModelError(
             f"{path}: corrupt: {name} of {tensor.nbytes} bytes at {begin} to {end}, "
             f"in {size - data} bytes of data"
         )
     return tensor
+
+
+def check_dtype(tensor: StoredTensor) -> None:
+    """Refuse a weight in a type that only masks have. Raises ModelError."""
+    for dtype, of_masks in _OF_MASKS.items():
+        if tensor.dtype == of_masks:
+            raise ModelError(f"{tensor.path}: {tensor.name}: {_unsupported(dtype)}")
+
+
+def _unsupported(dtype: str) -> str:
+    return f"dtype {dtype} is not supported ({', '.join(_DTYPES)})"
 
 
 def read_into(file: int, tensor: StoredTensor, start: int, buffer: memoryview) -> None:

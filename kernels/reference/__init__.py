@@ -13,6 +13,7 @@ Shapes used throughout:
 
 from quire.kernels.reference.attention import (
     decode_attention,
+    kv_write,
     prefill_attention,
     qk_norm_rope_kv_write,
     rope_decode_attention,
@@ -21,6 +22,8 @@ from quire.kernels.reference.attention import (
 from quire.kernels.reference.experts import mix_experts, mix_experts_fp8, route
 from quire.kernels.reference.fp8 import linear_fp8, quantize_blocks
 from quire.kernels.reference.linear import (
+    gelu_new,
+    layer_norm,
     linear,
     rms_norm,
     silu_mul,
@@ -51,8 +54,11 @@ __all__ = [
     "decode_attention",
     "exponential_noise",
     "filter_logits",
+    "gelu_new",
     "greedy",
     "keep_allowed",
+    "kv_write",
+    "layer_norm",
     "linear",
     "linear_fp8",
     "logprobs",

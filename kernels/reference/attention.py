@@ -66,6 +66,21 @@ def rope_kv_write(
     return rotated[:, :-kv_heads]
 
 
+def kv_write(
+    qkv: Tensor, bias: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
+    """Add biases to q, k and v and write k and v to the cache, of models that do not rotate.
+
+    qkv: as above, whose storage may be reused; bias: [(Hq + 2 * Hkv) * D]. Returns q: [T, Hq, D].
+    """
+    heads = qkv.add_(bias).view(qkv.shape[0], -1, k_cache.shape[-1])
+    kv_heads = k_cache.shape[1]
+    _write(
+        heads[:, -2 * kv_heads : -kv_heads], heads[:, -kv_heads:], slot_mapping, k_cache, v_cache
+    )
+    return heads[:, : -2 * kv_heads]
+
+
 def _rotated(first: Tensor, second: Tensor, cos_sin: Tensor) -> Tensor:
     """Halves of heads turned against each other. first, second: [T, heads, D / 2] fp32;
     cos_sin: [T, D] -> [T, heads, D] fp32."""

@@ -24,6 +24,25 @@ def silu_mul(x: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, add: Tensor | None = None
+) -> Tensor:
+    """LayerNorm (Ba et al., 2016) over the last axis, computed in fp32 and rounded once.
+
+    x: [T, H]; weight, bias: [H] -> [T, H]. add: [H], which is added to x first, in x's own storage:
+    the bias that the product before it left out.
+    """
+    if add is not None:
+        x.add_(add)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def gelu_new(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU by its tanh (Hendrycks and Gimpel, 2016) of x + bias. x: [T, I], whose storage may be
+    reused; bias: [I] -> [T, I]."""
+    return F.gelu(x.add_(bias), approximate="tanh")
+
+
 _FEW_ROWS, _NARROW = 8, 512
 _WIDENED_AT_ONCE = 1 << 22  # numbers of an int8 weight: fp32 copies of more would not stay in cache
 

@@ -3,7 +3,8 @@
     pocket          the model that ships with this package, checked against its manifest
     random:SHAPE    no files: seeded random weights, with pocket's tokenizer
     a directory     as it is; checked against its manifest, if it has one like pocket's
-    NAME or A/NAME  fetched from the Hugging Face Hub: safetensors, JSON, tokenizer files; no code
+    NAME or A/NAME  fetched from the Hugging Face Hub, unless its cache on this machine has it:
+                    safetensors, JSON, tokenizer files; no code
 
 Invariant: what is resolved is on this machine, and is what its files' names say; no code of a model
 is ever fetched or run.
@@ -33,7 +34,10 @@ FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("chat_template.jinja", "additional_chat_templates/*.jinja", "added_tokens.json"),
 )
+OLD_TOKENIZER = ("vocab.json", "merges.txt")  # fetched where there is no tokenizer.json
 
+_FIRST_OWNER = "openai-community/"  # who got the models that at first had no owner
+_FIRST_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -70,11 +74,37 @@ def resolve(config: EngineConfig) -> ResolvedModel:
         raise ConfigError(
             f"model = {name}: no such directory, and not an id of the Hub{_hint(name)}"
         )
-    # What cannot be run is refused before its weights are fetched.
-    read_directory(_fetch(name, config.revision, SETTINGS))
-    directory = _fetch(name, config.revision, FILES)
+    directory = _of_the_hub(name, config.revision)
     _refuse_stand_ins(directory)
     return ResolvedModel(name, str(directory), directory)
+
+
+def _of_the_hub(name: str, revision: str | None) -> Path:
+    """What cannot be run is refused before its weights are fetched."""
+    kept = _kept_as(name, revision)
+    read_directory(_fetch(kept, revision, SETTINGS))
+    directory = _fetch(kept, revision, FILES)
+    if not (directory / "tokenizer.json").is_file():
+        _fetch(kept, revision, OLD_TOKENIZER)
+    return directory
+
+
+def _kept_as(name: str, revision: str | None) -> str:
+    """The name that the Hub's cache has a model under: of two that mean the same, the one asked for
+    unless only the other is there."""
+    short = name.removeprefix(_FIRST_OWNER)
+    if short not in _FIRST_NAMES:
+        return name
+    other = short if name != short else _FIRST_OWNER + short
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return name  # `_fetch` says what is missing
+    there = (
+        isinstance(try_to_load_from_cache(one, "config.json", revision=revision), str)
+        for one in (name, other)
+    )
+    return other if tuple(there) == (False, True) else name
 
 
 def _hint(name: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 
 from quire.engine.errors import ModelError
-from quire.service.text import tokenizer_files
+from quire.service.text import tokenizer_files, vocab_and_merges
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -67,7 +67,8 @@ class Tokenizer:
 
 
 def load(directory: Path, vocab_size: int) -> Tokenizer:
-    """Read tokenizer.json and the files beside it. Raises ModelError, naming the file."""
+    """Read tokenizer.json (of GPT-2 also vocab.json and merges.txt) and the files beside it. Raises
+    ModelError, naming the file."""
     backend = _backend(directory)
     files = tokenizer_files.read(directory)
     backend.add_tokens(files.tokens())
@@ -100,6 +101,8 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
 def _backend(directory: Path) -> Backend:
     path = directory / "tokenizer.json"
     if not path.is_file():
+        if vocab_and_merges.are_there(directory):
+            return vocab_and_merges.read(directory)
         raise ModelError(f"no tokenizer: {path} is missing")
     try:
         backend = Backend.from_file(str(path))

@@ -85,6 +85,25 @@ def exact_products() -> Calls:
 
 
 @cases(hot=True)
+def gpt2() -> Calls:
+    """Of its smallest and its widest model, before a residual's first bias and behind it."""
+    from quire.kernels.attention.kv_write import kv_write
+    from quire.kernels.linear import layer_norm
+
+    rows, slots = 256, empty(256, dtype=torch.int64)
+    for hidden in (768, 1600):
+        x, one = empty(rows, hidden), empty(hidden)
+        cache = empty(64, hidden // 64, 16, 64)
+        for add in (None, one):
+            name = f"layer_norm {hidden}{'' if add is None else ', bias'}"
+            yield name, partial(layer_norm.layer_norm, x, one, one, 1e-5, add=add, pdl=True)
+        inner = empty(rows, 4 * hidden), empty(4 * hidden)
+        yield f"gelu_new {hidden}", partial(layer_norm.gelu_new, *inner, pdl=True)
+        qkv = empty(rows, 3 * hidden), empty(3 * hidden)
+        yield f"kv_write {hidden}", partial(kv_write, *qkv, slots, cache, cache, pdl=True)
+
+
+@cases(hot=True)
 def norms_sampling_state() -> Calls:
     from quire.kernels.linear import norms
     from quire.kernels.sampling import filtering, sampling

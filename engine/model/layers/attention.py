@@ -33,8 +33,6 @@ def paged_attention(
     where = (rope, batch.positions, batch.slot_mapping, k_cache, v_cache)
     if q_norm is None or k_norm is None:
         q = ops.rope_kv_write(qkv, *where)
-        if batch.num_decode_rows == batch.num_rows:
-            return _decode(ops, q, k_cache, v_cache, batch, scale, window).flatten(1)
     elif batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
         rows = (batch.block_tables, batch.context_lens)
         return ops.rope_decode_attention(
@@ -42,7 +40,25 @@ def paged_attention(
         ).flatten(1)
     else:
         q = ops.qk_norm_rope_kv_write(qkv, q_norm, k_norm, eps, *where)
+    return attend(ops, q, k_cache, v_cache, batch, scale, window)
+
+
+def attend(
+    ops: Ops,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Attention of a step's tokens over caches that hold their keys and values.
+
+    q: [T, Hq, D] -> [T, Hq * D]. The rest as above.
+    """
     decode = batch.num_decode_rows
+    if decode == batch.num_rows:
+        return _decode(ops, q, k_cache, v_cache, batch, scale, window).flatten(1)
     if decode == 0:
         return _prefill(ops, q, k_cache, v_cache, batch, scale, window).flatten(1)
     # Two kernels write one result: decode rows come first.

@@ -37,14 +37,21 @@ class VocabTable:
             return Stream(self.weight[token_ids])
         return residual_norm(self._ops, self._world, self.embed_part(token_ids), None, then, eps)
 
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """[T] int32 -> [T, hidden], of models whose norms are made apart; as `embed` launched."""
+        if self._world.size == 1:
+            rows: Tensor = self.weight[token_ids]
+            return rows
+        return self._world.sum(self.embed_part(token_ids))
+
     def embed_part(self, token_ids: Tensor) -> Tensor:
         """This rank's share of `embed`: zeros for ids that another rank holds."""
         mine = (token_ids >= self.ids.start) & (token_ids < self.ids.stop)
         rows = F.embedding(torch.where(mine, token_ids - self.ids.start, 0), self.weight)
         return rows.masked_fill_(~mine[:, None], 0)
 
-    def logits(self, ops: Ops, hidden: Tensor, norm_weight: Tensor, eps: float) -> Tensor:
-        """[L, hidden], normed first -> [L, vocabulary] fp32."""
+    def logits(self, ops: Ops, hidden: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:
+        """[L, hidden], normed first where there is a weight for it -> [L, vocabulary] fp32."""
         logits = ops.linear(
             hidden, self.weight, norm_weight=norm_weight, eps=eps, out_dtype=torch.float32
         )

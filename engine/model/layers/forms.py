@@ -59,7 +59,10 @@ class Wide:
     def placements(
         self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
     ) -> list[Placement]:
-        return [Placement(f"{module}.weight", shape, held.data, rows, cols)]
+        name, target = f"{module}.weight", held.data
+        if self._setting.transposed:
+            return [Placement(name, shape[::-1], target.t(), cols, rows)]
+        return [Placement(name, shape, target, rows, cols)]
 
     def held(self, weight: Weight) -> Tensor:
         return weight.data

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.parallel import length
-from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.stream import Stream, residual_norm
 from quire.engine.model.product import Product
@@ -30,7 +30,8 @@ class Part:
 class ColumnParallelLinear:
     """Several matrices over one input, one under another. y: [T, sum of this rank's rows].
 
-    bias: [rows] or None; it is added by PyTorch, since no product takes one.
+    bias: [rows] or None; it is added by PyTorch, since no product takes one, or by the operation
+    that follows (`unbiased`).
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class ColumnParallelLinear:
                 self.placements.append(Placement(name, shape[:1], target, part.rows, slice(0, 1)))
             begin = end
 
-    def product(self, *, silu: bool = False) -> Product:
-        return Product(self.module, self.weight, norm=True, silu=silu)
+    def product(self, *, norm: bool = True, silu: bool = False) -> Product:
+        return Product(self.module, self.weight, norm=norm, silu=silu)
 
     def __call__(
         self, stream: Stream, norm_weight: Tensor, eps: float, *, silu: bool = False
@@ -69,12 +70,26 @@ class ColumnParallelLinear:
             y = self._linear(stream.normed, self._held, silu=silu)
         return y if self.bias is None else y.add_(self.bias)
 
+    def unbiased(self, x: Tensor) -> Tensor:
+        """x: [T, inputs], normed -> [T, rows], to which the bias is still to be added."""
+        return self._linear(x, self._held)
+
 
 class RowParallelLinear:
-    """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual."""
+    """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual.
+
+    bias: [outputs] or None; it is added once, behind the sum, by the operation that follows.
+    """
 
     def __init__(
-        self, setting: Setting, module: str, outputs: int, inputs: int, cols: slice
+        self,
+        setting: Setting,
+        module: str,
+        outputs: int,
+        inputs: int,
+        cols: slice,
+        *,
+        bias: bool = False,
     ) -> None:
         form = form_of(setting, [module])
         self._ops, self._world = setting.ops, setting.world
@@ -83,6 +98,9 @@ class RowParallelLinear:
         self._linear, self._held = form.linear(), form.held(self.weight)
         shape, rows = (outputs, inputs), slice(0, outputs)
         self.placements = form.placements(module, shape, self.weight, rows, cols)
+        self.bias = setting.new(outputs) if bias else None
+        if self.bias is not None:
+            self.placements.append(whole(f"{module}.bias", self.bias))
 
     def product(self) -> Product:
         return Product(self.module, self.weight, residual=self._world.size == 1)
@@ -94,3 +112,9 @@ class RowParallelLinear:
             return Stream(self._linear(x, self._held, residual=residual))
         partial = self._linear(x, self._held)
         return residual_norm(self._ops, self._world, partial, residual, then, eps)
+
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """As above, of models whose norms are made apart: [T, outputs], without the bias."""
+        if self._world.size == 1:
+            return self._linear(x, self._held, residual=residual)
+        return self._world.add_partials(self._linear(x, self._held), residual)

@@ -14,7 +14,10 @@ from quire.kernels.ops import Ops
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Who computes, among whom a layer is shared, and what its parameters are kept in."""
+    """Who computes, among whom a layer is shared, and what its parameters are kept in.
+
+    transposed: a checkpoint holds the products' matrices as [inputs, outputs].
+    """
 
     ops: Ops
     world: World
@@ -22,6 +25,7 @@ class Setting:
     device: torch.device
     fp8: Fp8 | None = None
     int8: bool = False
+    transposed: bool = False
 
     def new(self, *shape: int) -> Tensor:
         """An unfilled parameter of the model's dtype."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import QWEN2, QWEN3_MOE, Experts, ModelConfig
+from quire.engine.model.config import GPT2, QWEN2, QWEN3_MOE, Experts, ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.parallel import World, length, scale_slice
 from quire.engine.model.registry import build_model
@@ -53,7 +53,10 @@ HEADS = {
     f"{heads} heads": dataclasses.replace(TIED if heads > 1 else CONFIG, num_kv_heads=heads)
     for heads in (1, 4, 8)
 }
-CONFIGS = {"": CONFIG, "tied": TIED, "biases": BIASED, "moe": MIXED, **HEADS}
+LEARNED = dataclasses.replace(  # learned positions, and q, k and v stored as one matrix
+    TIED, architecture=GPT2, num_q_heads=4, num_kv_heads=4
+)
+CONFIGS = {"": CONFIG, "tied": TIED, "biases": BIASED, "moe": MIXED, "gpt2": LEARNED, **HEADS}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

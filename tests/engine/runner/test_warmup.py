@@ -9,7 +9,7 @@ import torch
 from support.small_engine import Setup, build_core, model_config
 
 from quire.engine.loop.core import EngineCore
-from quire.engine.model.config import QWEN2, QWEN3, QWEN3_MOE, Experts, Fp8
+from quire.engine.model.config import GPT2, QWEN2, QWEN3, QWEN3_MOE, Experts, Fp8
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -67,8 +67,9 @@ def bounds(
     qk_norm: bool = True,
     mixture: Mixture | None = None,
     exact: bool = False,
+    q_and_kv: tuple[int, int] = (16, 8),
 ) -> Bounds:
-    heads = Heads(16, 8, 16, torch.bfloat16, setup.block_size)
+    heads = Heads(*q_and_kv, 16, torch.bfloat16, setup.block_size)
     tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
     return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture, exact=exact)
 
@@ -104,6 +105,8 @@ def recorded_core(
     ops: Any = RecordedOps(exact=exact)
     experts = EXPERTS if architecture == QWEN3_MOE else None
     shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8, num_layers=layers)
+    if architecture == GPT2:
+        shape = replace(shape, num_q_heads=3, num_kv_heads=3)  # of 16 dimensions: its width
     if fp8 is not None:
         shape = replace(shape, intermediate_size=128)  # whole blocks of gate and of up
         if experts is not None:
@@ -161,6 +164,7 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
         (QWEN3, False, None, False),
         (QWEN3, True, None, False),
         (QWEN2, True, None, False),
+        (GPT2, True, None, False),
         (QWEN3_MOE, False, None, False),
         (QWEN3, False, Fp8(made_on_load=True), False),
         (QWEN3, True, None, True),
@@ -180,6 +184,7 @@ def test_a_long_run_launches_nothing_that_was_not_warm(
                 qk_norm=runner._model.qk_norm,
                 mixture=mixture if architecture == QWEN3_MOE else None,
                 exact=exact,
+                q_and_kv=(3, 3) if architecture == GPT2 else (16, 8),
             )
         )
         runner.warm_up(steps, lambda _share: None)

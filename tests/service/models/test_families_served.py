@@ -2,21 +2,16 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
-from support.harness import Running, ask, generate, run, settings
+from support.harness import Running, ask, generate, run
+from support.model_server import served
 
-from quire.engine.client.async_engine import AsyncEngine
-from quire.engine.client.in_thread import ThreadLink
 from quire.engine.model.config import LLAMA, QWEN2, Llama3Scaling, ModelConfig
 from quire.engine.weights.random import save_random
-from quire.service.app.server import Server
 from quire.service.models import pocket
-from quire.service.models.resolve import resolve
 from quire.v1 import inference_pb2 as pb
 
 FIRST = 4096  # the ids behind pocket's tokens
@@ -73,24 +68,6 @@ def write_qwen2(directory: Path) -> None:
         shutil.copy(pocket.directory() / name, directory)
 
 
-@asynccontextmanager
-async def served(directory: Path) -> AsyncIterator[Running]:
-    chosen = settings(
-        {"model": str(directory), "num_blocks": 64, "block_size": 16, "device": "cpu"}
-    )
-    resolved = resolve(chosen.engine)
-    engine = AsyncEngine(ThreadLink(chosen.engine.replace(model=resolved.engine_model)))
-    server = Server(chosen, resolved, engine)
-    await server.open(2048)
-    await server.load(TINY.vocab_size)
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
-    try:
-        yield Running(server, None, engine, channel)  # type: ignore[arg-type]
-    finally:
-        await channel.close()
-        await server.stop()
-
-
 def asked(**fields: object) -> pb.GenerateRequest:
     request = ask(temperature=0, **fields)
     request.chat.messages.add(role="user", content=" Hello there ")
@@ -114,7 +91,7 @@ def test_a_llama_s_template_tokens_and_ends(tmp_path: Path) -> None:
     write_llama(tmp_path)
 
     async def test() -> None:
-        async with served(tmp_path) as running:
+        async with served(str(tmp_path), TINY.vocab_size) as running:
             chat = pb.Chat(messages=[pb.ChatMessage(role="user", content=" Hello there ")])
             ids = (await running.stub.Tokenize(pb.TokenizeRequest(chat=chat))).token_ids
             assert list(ids[:2]) == [BEGIN, HEADER]  # the template's own beginning, no second one
@@ -132,7 +109,7 @@ def test_a_qwen2_s_template_tokens_and_ends(tmp_path: Path) -> None:
     write_qwen2(tmp_path)
 
     async def test() -> None:
-        async with served(tmp_path) as running:
+        async with served(str(tmp_path), TINY.vocab_size) as running:
             await check_ends(running, (2, 0))
 
     run(test)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -140,7 +142,45 @@ WINDOW_SHAPES = _of(
 )
 
 
+def _gpt2(name: str, heads: int, head_dim: int, stored: torch.dtype, **more: Any) -> Shape:
+    """A shape of GPT-2, tied unless it is said otherwise. more: of its configuration."""
+    tied, seed = more.pop("tie_word_embeddings", True), more.pop("seed", 5)
+    hidden = heads * head_dim
+    return Shape(name, heads, heads, head_dim, tied, stored, hidden, seed, layers=3, more=more)
+
+
+GPT2_SHAPES = [
+    replace(shape, family=GPT2Config)
+    for shape in (
+        _gpt2("gpt2, heads of 64, fp32", 2, 64, torch.float32),
+        _gpt2("gpt2, untied, narrow inside, bf16", 5, 32, torch.bfloat16,
+              tie_word_embeddings=False, n_inner=200),
+        _gpt2("gpt2, few positions", 9, 16, torch.float32, n_positions=101, seed=4),
+        _gpt2("gpt2, uneven heads, wide inside", 3, 80, torch.float32, n_inner=1100),
+        _gpt2("gpt2, one head, large epsilon", 1, 160, torch.float32, layer_norm_epsilon=1e-2),
+        _gpt2("gpt2, the other name of GELU, bf16", 4, 32, torch.bfloat16,
+              activation_function="gelu_pytorch_tanh"),
+    )
+]  # fmt: skip
+
+
+def _gpt2_config(shape: Shape) -> PreTrainedConfig:
+    return GPT2Config(
+        **{"n_positions": POSITIONS, **shape.more},
+        vocab_size=VOCAB,
+        n_embd=shape.hidden,
+        n_layer=shape.layers,
+        n_head=shape.q_heads,
+        tie_word_embeddings=shape.tied,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
 def hf_config(shape: Shape) -> PreTrainedConfig:
+    if shape.family is GPT2Config:
+        return _gpt2_config(shape)
     return shape.family(
         vocab_size=VOCAB,
         hidden_size=shape.hidden,
@@ -164,11 +204,24 @@ def save(shape: Shape, directory: Path, **options: Any) -> None:
     model = AutoModelForCausalLM.from_config(hf_config(shape))
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.uniform_(0.5, 1.5)
+            if shape.family is GPT2Config:
+                _vary(name, weight)
             elif name.endswith("bias"):
                 weight.uniform_(-0.5, 0.5)
+            elif "norm" in name:
+                weight.uniform_(0.5, 1.5)
     model.to(shape.stored).save_pretrained(directory, **options)
+
+
+def _vary(name: str, weight: Tensor) -> None:
+    """Make a weight of GPT-2 such that its tokens vary: what is the same at every place, its many
+    biases, is small beside what is not."""
+    if name.endswith("bias"):
+        weight.uniform_(-0.1, 0.1)
+    elif "ln_" in name:
+        weight.uniform_(0.5, 1.5)
+    elif "wpe" in name or "c_proj" in name:
+        weight.mul_(4)
 
 
 def load(directory: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from torch import Tensor
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import (
+    GPT2,
     LLAMA,
     MISTRAL,
     QWEN2,
@@ -96,6 +97,7 @@ FAMILIES = {  # one model each
     ),
     "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
     "mistral": replace(model_config(architecture=MISTRAL, tied=False), sliding_window=11),
+    "gpt2": model_config(architecture=GPT2, q_heads=3, kv_heads=3),
 }
 
 
