@@ -34,6 +34,8 @@ from common import print_table, result_row, write_results
 from engines import QuireEngine
 
 from quire.engine.model.config import ModelConfig
+from quire.engine.model.hf_config import read_directory
+from quire.service.models import pocket
 
 MAX_LEN, BATCH = 640, 512
 CLOCK = time.perf_counter
@@ -255,9 +257,21 @@ def compare(
         yield work, mine, theirs, statistics.mean(same)
 
 
+def checkpoint(shape: str, scratch: Path) -> tuple[Path, ModelConfig]:
+    """Where the weights are: Pocket's own, or random ones of a shape, made where they are not."""
+    if shape == "pocket":
+        return pocket.directory(), read_directory(pocket.directory())
+    from quire.engine.weights.random import save_random
+
+    directory = scratch / shape
+    if not directory.exists():
+        save_random(shape, directory, seed=0)
+    return directory, ModelConfig.named_shape(shape)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="0.6B")
+    parser.add_argument("--shape", default="0.6B", help="of random weights, or pocket")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
@@ -275,15 +289,10 @@ def main() -> None:
         Work("eight", 8, 32, options.tokens),
         Work("prompt", 1, BATCH, 1, of_prompt=True),
     ]
-    config = ModelConfig.named_shape(options.shape)
     rows, table = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        from quire.engine.weights.random import save_random
-
         scratch = options.scratch or Path(temporary)
-        directory = scratch / options.shape
-        if not directory.exists():
-            save_random(options.shape, directory, seed=0)
+        directory, config = checkpoint(options.shape, scratch)
         for name in options.formats:
             file = scratch / f"{options.shape}-{name}.gguf"
             if not file.exists():
