@@ -130,8 +130,10 @@ def test_skinny_with_what_stands_around_it(
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("tiles", [2, 3])
-@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(
+    ("tiles", "split"),
+    [(2, 1), (3, 2), *(pytest.param(*one, marks=pytest.mark.long) for one in ((2, 2), (3, 1)))],
+)
 @pytest.mark.parametrize("variant", [SMALL_DOT, SWAPPED])
 @pytest.mark.parametrize("around", [{"residual": True}, {"norm": True, "silu": True}])
 def test_tiles_of_one_program_are_those_of_several(
