@@ -17,8 +17,8 @@ class BadJson(ValueError):
     """The text is not a JSON object that a prompt can show; the message says why."""
 
 
-def read_object(text: str) -> dict[str, Any]:
-    """The object. Raises BadJson."""
+def read_object(text: str, most: int = MAX_DEPTH) -> dict[str, Any]:
+    """The object. most: objects and lists inside one another. Raises BadJson."""
     try:
         value = json.loads(
             text,
@@ -31,10 +31,10 @@ def read_object(text: str) -> dict[str, Any]:
         where = f"line {error.lineno}, column {error.colno}"
         raise BadJson(f"is not JSON: {error.msg} ({where})") from None
     except RecursionError:
-        raise _too_deep() from None
+        raise _too_deep(most) from None
     if not isinstance(value, dict):
         raise BadJson(f"must be a JSON object, not {_KINDS[type(value)]}")
-    _check(value)
+    _check(value, most)
     return value
 
 
@@ -77,10 +77,10 @@ def _whole(digits: str) -> int:
         raise BadJson(f"holds a whole number of {len(digits)} digits: at most 4300") from None
 
 
-def _check(value: dict[str, Any]) -> None:
+def _check(value: dict[str, Any], most: int) -> None:
     """Depth and characters, without recursion."""
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(most):
         inside: list[Any] = []
         for item in level:
             if isinstance(item, dict):
@@ -94,7 +94,7 @@ def _check(value: dict[str, Any]) -> None:
         if not level:
             return
     if any(isinstance(item, dict | list) for item in level):
-        raise _too_deep()
+        raise _too_deep(most)
     for item in level:
         if isinstance(item, str):
             _check_characters(item)
@@ -105,8 +105,8 @@ def _check_characters(text: str) -> None:
         raise BadJson("holds half of a surrogate pair, which is no character")
 
 
-def _too_deep() -> BadJson:
-    return BadJson(f"is nested too deep: at most {MAX_DEPTH} objects and lists in one another")
+def _too_deep(most: int) -> BadJson:
+    return BadJson(f"is nested too deep: at most {most} objects and lists in one another")
 
 
 def _shown(text: str) -> str:

@@ -32,6 +32,13 @@ FAULTS = (
         (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
     ),
     Fault(
+        "openai: what is nested too deep is told of the body alone",
+        "service/openai/bodies.py",
+        "read_object(body.decode(), MAX_DEPTH)",
+        "read_object(body.decode())",
+        (HOSTILE + "what_is_nested_too_deep_is_refused_by_its_fields_name",),
+    ),
+    Fault(
         "openai: any host will do",
         "service/openai/door.py",
         "            raise problems.foreign_host(host)\n",

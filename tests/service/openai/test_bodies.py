@@ -14,7 +14,7 @@ from quire.service.openai.bodies import parse
         (b'{"a": 1, "a": 2}', "twice"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": 1e999}', "beyond the range"),
-        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "too deep"),
+        (b'{"a": ' + b"[" * 256 + b"]" * 256 + b"}", "too deep"),
         (b"[" * 100_000, "too deep"),
         (b'{"a": "\xff"}', "UTF-8"),
         (b'{"a": "\\ud800"}', "surrogate"),

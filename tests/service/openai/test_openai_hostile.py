@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from support.fake_engine import Device
-from support.harness import PATIENCE, Running, run, serving
+from support.harness import PATIENCE, Running, generate, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
 from quire.service.openai import bodies
 from quire.service.openai.connection import HEADER_SECONDS
 from quire.service.openai.http_server import HttpServer
 from quire.service.openai.room import Room
+from quire.v1 import inference_pb2 as pb
 
 
 async def until(holds: Any) -> None:
@@ -377,5 +378,33 @@ def test_an_answer_that_would_be_too_large_whole_is_refused_and_not_when_streame
             assert (await peer.ask(streamed)).status == 200
             assert b"[DONE]" in await peer.ended()
             assert (await running.idle()).requests.finished_cancelled <= 1
+
+    run(test)
+
+
+def test_what_is_nested_too_deep_is_refused_by_its_fields_name() -> None:
+    """In the words that gRPC has for it."""
+
+    async def test() -> None:
+        schema: Any = {}
+        for _ in range(200):
+            schema = {"items": schema}
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        tool = {"type": "function", "function": {"name": "x", "parameters": schema}}
+        async with serving(http=True) as running:
+            body = {**HELLO, "response_format": wanted}
+            told = await ask(port(running), posted(CHAT, body))
+            request = pb.GenerateRequest(text="Hello")
+            request.constraint.json_schema = json.dumps(schema)
+            answer = await generate(running, request)
+            field, words = "constraint.json_schema", "201 brackets inside one another: at most 64"
+            assert words in answer.violations[field]
+            assert told.status == 400
+            error = told.json["error"]
+            assert error["param"] == "response_format.json_schema.schema"
+            assert error["message"].endswith(answer.violations[field])
+            told = await ask(port(running), posted(CHAT, {**HELLO, "tools": [tool]}))
+            assert told.status == 400
+            assert told.json["error"]["param"] == "tools[0].function.parameters"
 
     run(test)

@@ -1,0 +1,1 @@
+"""What tools/hostile.py sends, and how it looks at a server meanwhile."""
