@@ -21,7 +21,6 @@ from quire.service.openai.door import Door
 from quire.service.openai.exchange import Exchange
 from quire.service.openai.generation import Generation
 from quire.service.openai.pages import Pages
-from quire.service.openai.problems import problem
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
 from quire.service.rpc.reception import fault
@@ -102,7 +101,7 @@ class _Entry:
             self._door.check(exchange)
         except Refusal as refusal:
             self._door.refused(exchange, refusal, _OTHER + "headers")
-            await _response(refusal)(scope, receive, send)
+            await problems.response(refusal)(scope, receive, send)
             return
         try:
             # `app`: without it, starlette answers unknown paths itself, in words of its own.
@@ -114,7 +113,7 @@ class _Entry:
             if exchange.status:
                 scope["connection"].abort()
             else:
-                await _response(told)(scope, receive, send)
+                await problems.response(told)(scope, receive, send)
 
 
 async def _no_responses(_request: Request) -> Response:
@@ -123,7 +122,7 @@ async def _no_responses(_request: Request) -> Response:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return _response(error)
+    return problems.response(error)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
@@ -131,12 +130,5 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        return _response(problems.wrong_method(request.method, path))
-    return _response(problems.no_such_path(path))
-
-
-def _response(refusal: Refusal) -> Response:
-    told = problem(refusal)
-    return Response(
-        told.body, told.status, headers=dict(told.headers), media_type="application/json"
-    )
+        return problems.response(problems.wrong_method(request.method, path))
+    return problems.response(problems.no_such_path(path))

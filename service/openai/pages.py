@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from quire.service import errors
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle
+from quire.service.openai import cards
 from quire.service.rpc.servicer import InferenceServicer
 
 _SCRAPES = 2  # at a time
@@ -41,14 +42,11 @@ class Pages:
 
     async def models(self, _request: Request) -> JSONResponse:
         """GET /v1/models."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return cards.listing(self._model())
 
     async def model(self, request: Request) -> JSONResponse:
         """GET /v1/models/{name}."""
-        model, asked = self._model(), request.path_params["name"]
-        if asked != model["id"]:
-            raise errors.unknown_model(asked, str(model["id"]))
-        return JSONResponse(model)
+        return cards.named(self._model(), request.path_params["name"])
 
     async def health(self, _request: Request) -> JSONResponse:
         """GET /health: 200 while calls are let in, else 503."""
@@ -71,14 +69,9 @@ class Pages:
             return errors.unavailable("a step hangs", "HUNG")
         return self._lifecycle.refusal()
 
-    def _model(self) -> dict[str, object]:
+    def _model(self) -> cards.Card:
         serving = self._servicer.serving
         if serving is None:
             raise self._lifecycle.refusal() or errors.unavailable("loading", "LOADING")
-        return {
-            "id": serving.model.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "quire",
-            "max_model_len": serving.model.info.max_model_len,
-        }
+        model = serving.model
+        return cards.card(model.name, self._created, model.info.max_model_len)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from starlette.responses import Response
 
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
@@ -40,6 +41,14 @@ def problem(refusal: Refusal) -> Problem:
     param = refusal.violations[0].field if refusal.violations else None
     error = error_of(status, clip(refusal.message, 4096), refusal.reason, param)
     return Problem(status, error, _headers(status, refusal.retry_after))
+
+
+def response(refusal: Refusal) -> Response:
+    """The whole answer."""
+    told = problem(refusal)
+    return Response(
+        told.body, told.status, headers=dict(told.headers), media_type="application/json"
+    )
 
 
 def translated(refusal: Refusal, names: Names) -> Refusal:

@@ -4,34 +4,38 @@ Invariant: the same mapping and the same refusals as `service/openai`; keys are 
 replica, whose metadata are the request's headers.
 """
 
+import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from quire.clients.openai import chat, completions
 from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherFace, Refusal
-from quire.service.openai import problems
+from quire.service.openai import cards, problems
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.door import Hosts
 from quire.service.openai.generation import Read
 from quire.service.openai.reply import Reply
 from quire.service.openai.room import Room
 from quire.service.ray.plan import Plan
-from quire.service.ray.streams import Streams
 from quire.service.rpc.reception import Malformed
 from quire.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:  # needs ray
+    from quire.service.ray.streams import Streams
 
 MAX_BODY = 16 << 20  # bytes
 _READERS: Mapping[str, tuple[Read, bool]] = {
     "/v1/chat/completions": (chat.read, True),
     "/v1/completions": (completions.read, False),
 }
+_MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of them
 
 
 class _Exchange(OtherFace):
@@ -53,7 +57,7 @@ class _Exchange(OtherFace):
 class _Servicer:
     """In place of a server's own: its Generate goes to the replicas."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: "Streams") -> None:
         self._streams = streams
 
     async def Generate(self, request: Any, exchange: Any) -> AsyncIterator[pb.GenerateResponse]:
@@ -80,13 +84,14 @@ class _Answer(Response):
 class OpenAIFace:
     """Of one ingress."""
 
-    def __init__(self, streams: Streams, plan: Plan) -> None:
+    def __init__(self, streams: "Streams", plan: Plan) -> None:
         self._streams = streams
         self._servicer = cast(Any, _Servicer(streams))
         self._hosts = Hosts("127.0.0.1", plan.names, guarded=False)
         self._bodies = Bodies(Places(places_for(MAX_BODY)), MAX_BODY)
         self._room = Room()
-        self._model = ""
+        self._created = int(time.time())
+        self._card: cards.Card | None = None
 
     async def answer(self, request: Request) -> Response:
         """Any request."""
@@ -95,36 +100,38 @@ class OpenAIFace:
             self._hosts.check(exchange.headers.get("host", ""))
             return await self._answer(request, exchange)
         except Refusal as refusal:
-            told = problems.problem(refusal)
-            return Response(
-                told.body, told.status, dict(told.headers), media_type="application/json"
-            )
+            return problems.response(refusal)
 
     async def _answer(self, request: Request, exchange: _Exchange) -> Response:
-        path = request.url.path
-        if request.method == "GET" and path == "/v1/models":
-            name = await self._name(exchange)
-            served = {"id": name, "object": "model", "created": 0, "owned_by": "quire"}
-            return JSONResponse({"object": "list", "data": [served]})
-        if path not in _READERS or request.method != "POST":
-            return JSONResponse({"error": {"message": f"{request.method} {path}: not here"}}, 404)
-        read, is_chat = _READERS[path]
+        path, method = request.url.path, request.method
+        of_models = f"{path}/".startswith(_MODELS)
+        if not of_models and path not in _READERS:
+            raise problems.no_such_path(path)
+        if method != ("GET" if of_models else "POST"):
+            raise problems.wrong_method(method, path)
+        if not of_models:
+            return await self._generated(request, exchange)
+        model, name = await self._model(exchange), path.removeprefix(_MODELS)
+        return cards.listing(model) if name == path else cards.named(model, name)
+
+    async def _generated(self, request: Request, exchange: _Exchange) -> Response:
+        read, is_chat = _READERS[request.url.path]
         body = await self._bodies.read(request, str(request.client))
-        name = exchange.headers.get("x-request-id", "")
         try:
-            asked: Any = read(parse(body), name)
+            asked: Any = read(parse(body), exchange.headers.get("x-request-id", ""))
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
-        model = await self._name(exchange)
+        name = str((await self._model(exchange))["id"])
         reply = Reply(
-            self._servicer, cast(Any, exchange), asked, model=model, chat=is_chat, room=self._room
+            self._servicer, cast(Any, exchange), asked, model=name, chat=is_chat, room=self._room
         )
         return _Answer(reply)
 
-    async def _name(self, exchange: _Exchange) -> str:
-        """Of the served model, which stays; asking for it also asks for the caller's key."""
-        if not self._model:
+    async def _model(self, exchange: _Exchange) -> cards.Card:
+        """The served model, which stays; asking for it also asks for the caller's key."""
+        if self._card is None:
             metadata = exchange.invocation_metadata()
             packed = await self._streams.ask("GetModelInfo", pb.GetModelInfoRequest(), metadata)
-            self._model = pb.GetModelInfoResponse.FromString(packed).model.name
-        return self._model
+            model = pb.GetModelInfoResponse.FromString(packed).model
+            self._card = cards.card(model.name, self._created, model.max_model_len)
+        return self._card

@@ -6,6 +6,7 @@ _RANKING = "service/ray/ranking.py"
 _PLAN = "service/ray/plan.py"
 _WORKER = "clients/loadtest/worker.py"
 _TEST = "tests/service/ray/test_plan.py::test_"
+_FACE = "tests/service/ray/test_openai_face.py::test_"
 _ROUTER = (f"{_TEST}ray_s_router_ranks_as_the_clients_own_choice",)
 
 FAULTS = (
@@ -29,6 +30,13 @@ FAULTS = (
         '    "metrics_port",\n',
         "",
         (f"{_TEST}a_port_of_the_replicas_own_is_refused",),
+    ),
+    Fault(
+        "ray: any name is the served model's",
+        "service/openai/cards.py",
+        '    if asked != model["id"]:\n',
+        "    if False:\n",
+        (f"{_FACE}models_are_told_as_a_server_tells_them",),
     ),
     Fault(
         "loadtest: servers take turns whatever was asked",

@@ -1,0 +1,32 @@
+"""What /v1/models and /v1/models/NAME tell of the served model."""
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+from quire.service import errors
+
+Card = Mapping[str, object]
+
+
+def card(name: str, created: int, max_model_len: int) -> Card:
+    """As OpenAI's clients read it. created: Unix time, in seconds."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "quire",
+        "max_model_len": max_model_len,
+    }
+
+
+def listing(model: Card) -> JSONResponse:
+    """All models: one."""
+    return JSONResponse({"object": "list", "data": [model]})
+
+
+def named(model: Card, asked: str) -> JSONResponse:
+    """The model of a name. Raises Refusal for another one's."""
+    if asked != model["id"]:
+        raise errors.unknown_model(asked, str(model["id"]))
+    return JSONResponse(model)
