@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.linear import around
 from quire.kernels.linear.fp8_quantize import group_scales, quotient
 from quire.kernels.weight import Weight
 
@@ -214,21 +215,15 @@ def gemv(
         x,
         weight.data,
         weight.scale,
-        out,
-        out if residual is None else residual,
-        x if norm_weight is None else norm_weight,
+        *around.pointers(x, out, residual, norm_weight),
         columns,
         eps,
         K=width,
         BLOCK_N=block_n,
         TURNS=turns,
         LANES=lanes(width, warps),
-        NORM=norm_weight is not None,
-        RESIDUAL=residual is not None,
-        SILU=silu,
-        PDL=pdl,
         num_warps=warps,
-        launch_pdl=pdl,
+        **around.flags(residual, norm_weight, silu=silu, pdl=pdl),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import (
+    around,
     fp8_gemv,
     fp8_library,
     fp8_quantize,
@@ -84,7 +85,7 @@ def run(
         y = norms.silu_mul(y, pdl=pdl) if silu else y
         y = y if residual is None else residual.add_(y)
         return y if out_dtype is None else y.to(out_dtype)
-    out = _out(x, weight.data, residual, silu, out_dtype)
+    out = around.result(x, weight.data, residual, silu, out_dtype)
     if not out.numel():
         return out
     assert not isinstance(variant, Fp8Library)
@@ -129,14 +130,3 @@ def _quantized(
     if norm_weight is None:
         return fp8_quantize.quantize(x, by_group=by_group, pdl=pdl)
     return fp8_quantize.rms_norm_quantize(x, norm_weight, eps, by_group=by_group, pdl=pdl)
-
-
-def _out(
-    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None
-) -> Tensor:
-    """Where the result goes: the residual's own storage if it can be."""
-    dtype = x.dtype if out_dtype is None else out_dtype
-    if residual is not None and residual.dtype == dtype:
-        return residual
-    columns = weight.shape[0] // 2 if silu else weight.shape[0]
-    return x.new_empty(x.shape[0], columns, dtype=dtype)

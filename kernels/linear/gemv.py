@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.linear import around
+
 MAX_ROWS = 4
 _BYTES_A_LANE = 16  # one load instruction of one thread
 
@@ -139,22 +141,16 @@ def gemv(
     _gemv_kernel[(triton.cdiv(columns, block_n),)](
         x,
         weight,
-        out,
-        out if residual is None else residual,
-        x if norm_weight is None else norm_weight,
+        *around.pointers(x, out, residual, norm_weight),
         columns,
         eps,
         M=rows,
         K=width,
         BLOCK_N=block_n,
         BLOCK_K=min(lanes, triton.next_power_of_2(width)),
-        NORM=norm_weight is not None,
-        RESIDUAL=residual is not None,
-        SILU=silu,
         MASK_N=columns % block_n != 0,
-        PDL=pdl,
         num_warps=warps,
-        launch_pdl=pdl,
+        **around.flags(residual, norm_weight, silu=silu, pdl=pdl),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.linear import gemv, norms, side, skinny, tall, tuning
+from quire.kernels.linear import around, gemv, norms, side, skinny, tall, tuning
 from quire.kernels.linear.exact import ExactProducts, library_rows
 from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant
 
@@ -102,7 +102,7 @@ def run(
             variant, x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl,
             apart=apart,
         )  # fmt: skip
-    out = _out(x, weight, residual, silu, out_dtype)
+    out = around.result(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
     if isinstance(variant, Gemv):
@@ -160,7 +160,7 @@ def _in_shares(
     if silu:
         out = x.new_empty(x.shape[0], weight.shape[0])
     else:
-        out = _out(x, weight, residual, silu, out_dtype)
+        out = around.result(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
     before = None if silu else residual
@@ -177,17 +177,6 @@ def _in_shares(
 
 def _fuses_norm(variant: Variant) -> bool:
     return isinstance(variant, Gemv) or (isinstance(variant, Skinny) and variant.fuse_norm)
-
-
-def _out(
-    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None
-) -> Tensor:
-    """Where the result goes: the residual's own storage if it can be."""
-    dtype = x.dtype if out_dtype is None else out_dtype
-    if residual is not None and residual.dtype == dtype:
-        return residual
-    columns = weight.shape[0] // 2 if silu else weight.shape[0]
-    return x.new_empty(x.shape[0], columns, dtype=dtype)
 
 
 def _library(

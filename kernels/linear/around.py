@@ -1,0 +1,36 @@
+"""What stands around a product, as every kernel of one is told of it."""
+
+import torch
+from torch import Tensor
+
+
+def result(
+    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None
+) -> Tensor:
+    """Where the result goes: the residual's own storage if it can be."""
+    dtype = x.dtype if out_dtype is None else out_dtype
+    if residual is not None and residual.dtype == dtype:
+        return residual
+    columns = weight.shape[0] // 2 if silu else weight.shape[0]
+    return x.new_empty(x.shape[0], columns, dtype=dtype)
+
+
+def pointers(
+    x: Tensor, out: Tensor, residual: Tensor | None, norm_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, residual and norm; where there is none, another tensor that is not read."""
+    beside = out if residual is None else residual
+    return out, beside, x if norm_weight is None else norm_weight
+
+
+def flags(
+    residual: Tensor | None, norm_weight: Tensor | None, *, silu: bool, pdl: bool
+) -> dict[str, bool]:
+    """Which of them there are, and whether the launch depends on the kernel ahead."""
+    return {
+        "NORM": norm_weight is not None,
+        "RESIDUAL": residual is not None,
+        "SILU": silu,
+        "PDL": pdl,
+        "launch_pdl": pdl,
+    }
