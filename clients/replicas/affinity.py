@@ -24,7 +24,7 @@ PIECE_IDS = 16
 PIECE_BYTES = 64
 MAX_PIECES = 512  # a prompt is told from others by its first 8,192 tokens
 ROOT_PIECES = 16
-REMEMBERED = 16_384  # prompts
+REMEMBERED, REMEMBERED_EACH = 16_384, 32  # prompts: at least, and of each replica
 _MASK = (1 << 64) - 1
 
 
@@ -100,6 +100,10 @@ class Memory:
     def __init__(self, size: int = REMEMBERED) -> None:
         self._size = size
         self._replicas: OrderedDict[bytes, str] = OrderedDict()
+
+    def make_room(self, replicas: int) -> None:
+        """For a fleet of so many: it never forgets for that."""
+        self._size = max(self._size, REMEMBERED_EACH * replicas)
 
     def note(self, keys: PromptKeys, replica: str) -> None:
         """The prompt goes there."""

@@ -49,6 +49,9 @@ class Fleet:
         self._by_prefix = routing == PREFIX
         self._clock = clock
         self._replicas: dict[str, _Replica] = {}
+        self._names: list[str] = []  # of all of them, in the order of turns
+        self._aside: set[str] = set()  # who rests, or did, and who leaves
+        self._calls = 0  # open at all of them
         self._gone: list[str] = []  # whose lines may be closed
         self._memory = Memory()
         self._turn = 0
@@ -62,11 +65,15 @@ class Fleet:
             for name, address in wanted.items():
                 known = self._replicas.get(name)
                 if known is None or known.address != address:
+                    self._calls -= known.open if known else 0
                     self._replicas[name] = _Replica(address, seed_of(name))
                 else:
                     known.leaving = False
+            self._names = list(self._replicas)
+            self._memory.make_room(len(wanted))
             for name in self._replicas.keys() - wanted.keys():
                 self._replicas[name].leaving = True
+                self._aside.add(name)
                 self._end_if_idle(name)
 
     def take_gone(self) -> list[str]:
@@ -96,53 +103,64 @@ class Fleet:
         """Where a call goes; `leave` gives it back. keys: of its prompt; None: in turn. like: what
         the replica must serve, where that is known. None: nobody is left."""
         with self._lock:
-            able = self._able(avoid, like)
-            if not able:
-                return None
-            now = self._clock()
-            awake = [one for one in able if one.rests_until <= now]
-            pool = awake or [min(able, key=lambda one: one.rests_until)]
-            if keys is None or not self._by_prefix:
-                chosen = self._in_turn(pool)
+            unable = self._unable(avoid, like)
+            out = unable | self._resting()
+            if len(out) < len(self._replicas):
+                chosen = self._among(out, keys)
+            elif len(unable) < len(self._replicas):  # all rest: the one that wakes first
+                able = (one for name, one in self._replicas.items() if name not in unable)
+                chosen = min(able, key=lambda one: one.rests_until)
             else:
-                chosen = self._by_affinity(pool, keys)
+                return None
+            if keys is not None and self._by_prefix:
                 self._memory.note(keys, chosen.address.name)
             chosen.open += 1
+            self._calls += 1
             return chosen.address
 
     def has_other(self, avoid: Collection[str], like: Identity | None = None) -> bool:
         """Whether there is a replica beside these that may be asked at once."""
         with self._lock:
-            now = self._clock()
-            return any(one.rests_until <= now for one in self._able(avoid, like))
+            return len(self._unable(avoid, like) | self._resting()) < len(self._replicas)
 
-    def _able(self, avoid: Collection[str], like: Identity | None) -> list[_Replica]:
-        return [
-            one
-            for name, one in self._replicas.items()
-            if name not in avoid and not one.leaving and _serves(one.identity, like)
-        ]
+    def _unable(self, avoid: Collection[str], like: Identity | None) -> set[str]:
+        """Those that cannot have the call, whenever they wake."""
+        out = {name for name in avoid if name in self._replicas}
+        out |= {name for name in self._aside if self._replicas[name].leaving}
+        if like is not None:
+            out |= {n for n, one in self._replicas.items() if not _serves(one.identity, like)}
+        return out
 
-    def _in_turn(self, pool: list[_Replica]) -> _Replica:
-        names = list(self._replicas)
-        places = {name: i for i, name in enumerate(names)}
-        chosen = min(pool, key=lambda one: (places[one.address.name] - self._turn) % len(names))
-        self._turn = (places[chosen.address.name] + 1) % len(names)
-        return chosen
+    def _resting(self) -> set[str]:
+        """Those that are spared now. Forgets who need not be looked at next time."""
+        now = self._clock()
+        resting = {name for name in self._aside if self._replicas[name].rests_until > now}
+        self._aside = {n for n in self._aside if n in resting or self._replicas[n].leaving}
+        return resting
 
-    @staticmethod
-    def _room(pool: list[_Replica]) -> list[_Replica]:
-        """Those that may have one call more. Never empty: one has no more than the mean."""
-        mean = (sum(one.open for one in pool) + 1) / len(pool)
-        return [one for one in pool if one.open + 1 <= BALANCE * mean + 1]
-
-    def _by_affinity(self, pool: list[_Replica], keys: PromptKeys) -> _Replica:
-        room = self._room(pool)
+    def _among(self, out: Collection[str], keys: PromptKeys | None) -> _Replica:
+        """Of all but those; there is one. All replicas are looked at only by a prompt that is new:
+        with thousands of them a walk at every call is the better part of a core."""
+        if keys is None or not self._by_prefix:
+            return self._in_turn(out)
+        calls = self._calls - sum(self._replicas[name].open for name in out)
+        most = BALANCE * (calls + 1) / (len(self._replicas) - len(out)) + 1
         remembered = self._memory.recall(keys)
-        for one in room:
-            if one.address.name == remembered:
-                return one
+        known = None if remembered in out else self._replicas.get(remembered or "")
+        if known is not None and known.open + 1 <= most:
+            return known
+        room = (
+            one for name, one in self._replicas.items() if one.open + 1 <= most and name not in out
+        )
         return max(room, key=lambda one: score(keys.root, one.seed))
+
+    def _in_turn(self, out: Collection[str]) -> _Replica:
+        names = self._names
+        while True:
+            name = names[self._turn % len(names)]
+            self._turn = (self._turn + 1) % len(names)
+            if name not in out:
+                return self._replicas[name]
 
     # ------------------------------------------------------------ what calls tell
 
@@ -152,6 +170,7 @@ class Fleet:
             one = self._replicas.get(name)
             if one is not None and one.open:
                 one.open -= 1
+                self._calls -= 1
                 self._end_if_idle(name)
 
     def up(self, name: str) -> None:
@@ -172,6 +191,7 @@ class Fleet:
             one.rests += 1
             one.rests_until = max(one.rests_until, self._clock() + max(rest, at_least))
             one.fault = fault
+            self._aside.add(name)
             if lost:
                 one.identity = None
 
@@ -192,6 +212,8 @@ class Fleet:
     def _end_if_idle(self, name: str) -> None:
         if self._replicas[name].leaving and not self._replicas[name].open:
             del self._replicas[name]
+            self._aside.discard(name)
+            self._names.remove(name)
             self._gone.append(name)
 
 

@@ -53,15 +53,15 @@ FAULTS = (
     Fault(
         "replicas: loads are not bounded",
         "clients/replicas/fleet.py",
-        "one.open + 1 <= BALANCE * mean + 1]",
-        "one.open >= 0]",
+        "        most = BALANCE * (calls + 1) / (len(self._replicas) - len(out)) + 1\n",
+        "        most = 2.0**30\n",
         FLEET,
     ),
     Fault(
         "replicas: a conversation that was pushed off goes back and forth",
         "clients/replicas/fleet.py",
         "                self._memory.note(keys, chosen.address.name)\n",
-        "",
+        "                pass\n",
         FLEET,
     ),
     Fault(

@@ -1,11 +1,13 @@
 """Who is given a call: loads are bounded, who rests is spared, who goes is let go."""
 
 import logging
+from collections import Counter
 
 import pytest
 
+from quire.clients.replicas import fleet as fleet_module
 from quire.clients.replicas.addresses import Address, Lookup
-from quire.clients.replicas.affinity import PromptKeys
+from quire.clients.replicas.affinity import REMEMBERED, REMEMBERED_EACH, PromptKeys
 from quire.clients.replicas.budget import Budget
 from quire.clients.replicas.fleet import BALANCE, FIRST_REST, LONGEST_REST, Fleet, Identity
 
@@ -65,6 +67,38 @@ def test_who_is_pushed_off_stays_where_it_went() -> None:
     for _ in range(10):
         world.fleet.leave(str(first))
     assert world.choose(key(1)) == pushed
+
+
+def test_only_a_new_prompt_walks_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, walked = World("a:1", "b:1", "c:1"), []
+    monkeypatch.setattr(fleet_module, "score", lambda root, seed: walked.append(seed) or root)
+    first = world.choose(key(1))
+    assert len(walked) == 3
+    world.fleet.leave(str(first))
+    assert (world.choose(key(1)), len(walked)) == (first, 3)
+    world.choose()
+    assert len(walked) == 3
+
+
+def test_the_mean_is_of_those_that_may_be_asked() -> None:
+    world = World("a:1", "b:1", "c:1")
+    for _ in range(20):
+        assert world.choose(key(1), "b:1", "c:1") == "a:1", "where one is left it has no bound"
+    world.fleet.down("a:1", "full", 9.0)
+    counts = Counter(world.choose(key(1)) for _ in range(9))
+    assert max(counts.values()) <= BALANCE * 9 / 2 + 1, "who rests is not in it"
+    world.fleet.update([Address("a:1", "elsewhere", 1), address("b:1"), address("c:1")])
+    more = Counter(world.choose(key(1)) for _ in range(12))
+    assert min((counts + more).values()) >= 5, "nor are calls of one that was replaced"
+
+
+def test_a_large_fleet_remembers_more_prompts() -> None:
+    fleet = Fleet()
+    fleet.update([Address(f"r{i}:1", f"r{i}", 1) for i in range(REMEMBERED // REMEMBERED_EACH + 1)])
+    first = fleet.choose(key(0))
+    for root in range(1, REMEMBERED + 1):
+        fleet._memory.note(key(root), "r0:1")
+    assert first is not None and fleet._memory.recall(key(0)) == first.name
 
 
 def test_one_that_is_down_rests_longer_each_time_and_comes_back() -> None:
