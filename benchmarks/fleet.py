@@ -339,8 +339,9 @@ def measure(count: int, routing: str, seconds: float, seed: int) -> dict[str, An
     }
 
 
-SHOWN = ("replicas", "routing", "hit_rate", "ideal_hit_rate", "imbalance_p99", "wait_p99_ms", "calls",
-         "deaths", "streams_resumed", "streams_lost", "choice_ms", "cpu_seconds")  # fmt: skip
+SHOWN = ("replicas", "routing", "hit_rate", "ideal_hit_rate", "imbalance_p99", "wait_p99_ms",
+         "calls", "deaths", "streams_resumed", "streams_lost", "choice_ms",
+         "cpu_seconds")  # fmt: skip
 
 
 def main() -> int:
