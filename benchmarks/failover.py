@@ -305,7 +305,10 @@ async def measure(options: argparse.Namespace) -> tuple[dict[str, Any], Verdict]
     for line in books_wrong:
         verdict.check(False, line)
     return {
+        "replicas": REPLICAS,
         "streams": options.streams,
+        "at a time": PARALLEL,
+        "sampled": options.streams // 2,  # see request
         "tokens": options.tokens,
         "kills": kills.total(),
         "streams broken in the middle": len(broken),
