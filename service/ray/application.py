@@ -13,8 +13,8 @@ from quire.service.ray.router import PrefixRouter
 _MAX_ONGOING = 1 << 20  # calls: whether one may wait is the replica's own affair
 
 
-def application(plan: Plan) -> Any:
-    """Engines behind an ingress."""
+def application(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> Any:
+    """Engines behind an ingress. kind: of the replicas."""
     router = RequestRouterConfig(request_router_class=PrefixRouter)
     most = plan.max_replicas or plan.replicas
     options: dict[str, Any] = {
@@ -35,7 +35,7 @@ def application(plan: Plan) -> Any:
         )
     else:
         options["num_replicas"] = plan.replicas
-    engines = serve.deployment(EngineReplica, **options).bind(plan)
+    engines = serve.deployment(kind, **options).bind(plan)
     face = serve.deployment(
         Ingress,
         name="ingress",

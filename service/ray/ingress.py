@@ -58,6 +58,14 @@ class Ingress:
         """By one replica."""
         return await self._ask("Detokenize", request, pb.DetokenizeResponse, grpc_context)
 
+    async def Embed(self, request: pb.EmbedRequest, grpc_context: Any) -> pb.EmbedResponse:
+        """By one replica."""
+        return await self._ask("Embed", request, pb.EmbedResponse, grpc_context)
+
+    async def Score(self, request: pb.ScoreRequest, grpc_context: Any) -> pb.ScoreResponse:
+        """By one replica."""
+        return await self._ask("Score", request, pb.ScoreResponse, grpc_context)
+
     async def FlushCache(
         self, request: pb.FlushCacheRequest, grpc_context: Any
     ) -> pb.FlushCacheResponse:

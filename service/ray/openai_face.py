@@ -1,7 +1,8 @@
 """The OpenAI API at an ingress: bodies read and answers written as a server does it, over replicas.
 
 Invariant: the same mapping and the same refusals as `service/openai`; keys are asked for by the
-replica, whose metadata are the request's headers.
+replica, whose metadata are the request's headers, and before the body is read: a caller without one
+costs no more than their headers, and is told nothing of what they sent.
 """
 
 import time
@@ -90,6 +91,7 @@ class OpenAIFace:
         self._hosts = Hosts("127.0.0.1", plan.names, guarded=False)
         self._bodies = Bodies(Places(places_for(MAX_BODY)), MAX_BODY)
         self._room = Room()
+        self._keyed = plan.settings().service.api_keys is not None
         self._created = int(time.time())
         self._card: cards.Card | None = None
 
@@ -116,20 +118,21 @@ class OpenAIFace:
 
     async def _generated(self, request: Request, exchange: _Exchange) -> Response:
         read, is_chat = _READERS[request.url.path]
+        name = str((await self._model(exchange))["id"])
         body = await self._bodies.read(request, str(request.client))
         try:
             asked: Any = read(parse(body), exchange.headers.get("x-request-id", ""))
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
-        name = str((await self._model(exchange))["id"])
         reply = Reply(
             self._servicer, cast(Any, exchange), asked, model=name, chat=is_chat, room=self._room
         )
         return _Answer(reply)
 
     async def _model(self, exchange: _Exchange) -> cards.Card:
-        """The served model, which stays; asking for it also asks for the caller's key."""
-        if self._card is None:
+        """The served model. A replica is asked, which so sees the caller's key; where no keys are
+        needed, it is asked once. Raises Refusal."""
+        if self._keyed or self._card is None:
             metadata = exchange.invocation_metadata()
             packed = await self._streams.ask("GetModelInfo", pb.GetModelInfoRequest(), metadata)
             model = pb.GetModelInfoResponse.FromString(packed).model

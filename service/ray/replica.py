@@ -8,28 +8,30 @@ Ray starts another.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
 from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.config import EngineConfig
 from quire.engine.model.shape import model_config, resolve_max_model_len
 from quire.service.app.placement import placed
 from quire.service.app.server import Server
 from quire.service.models.resolve import resolve
+from quire.service.ray.ends import End, Pairs, end_of
 from quire.service.ray.plan import Plan
+from quire.service.settings import Settings
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
-Pairs: TypeAlias = Sequence[tuple[str, str]]
-End: TypeAlias = tuple[str, str, tuple[tuple[str, str | bytes], ...]]
-"""How a call ended other than well: the status's name, its words, its trailers."""
 _FORWARDED = ("authorization", "traceparent", "tracestate")
-_REQUESTS: dict[str, Any] = {
+REQUESTS: dict[str, Any] = {
     "Stats": pb.StatsRequest,
     "GetModelInfo": pb.GetModelInfoRequest,
     "Tokenize": pb.TokenizeRequest,
+    "Embed": pb.EmbedRequest,
+    "Score": pb.ScoreRequest,
     "Detokenize": pb.DetokenizeRequest,
     "FlushCache": pb.FlushCacheRequest,
 }
@@ -45,8 +47,7 @@ class EngineReplica:
         config = settings.engine.replace(model=resolved.engine_model)
         shape = model_config(config)
         self._held = contextlib.ExitStack()
-        make_link = self._held.enter_context(placed(settings))
-        self._server = Server(settings, resolved, AsyncEngine(make_link(config)))
+        self._server = Server(settings, resolved, self._engine(settings, config))
         await self._server.open(resolve_max_model_len(config, shape))
         await self._server.load(shape.vocab_size)
         self._died = asyncio.ensure_future(self._server.wait_dead())
@@ -54,6 +55,11 @@ class EngineReplica:
             f"127.0.0.1:{self._server.port}", [("grpc.max_receive_message_length", -1)]
         )
         self._stub: Any = pb_grpc.InferenceServiceStub(self._channel)
+
+    def _engine(self, settings: Settings, config: EngineConfig) -> AsyncEngine:
+        """Not loaded yet."""
+        make_link = self._held.enter_context(placed(settings))
+        return AsyncEngine(make_link(config))
 
     async def generate(
         self, request: bytes, metadata: Pairs, keys: tuple[int, tuple[bytes, ...]]
@@ -68,17 +74,17 @@ class EngineReplica:
             async for message in call:
                 yield message.SerializeToString()
         except grpc.aio.AioRpcError as error:
-            yield _end(error)
+            yield end_of(error)
         finally:
             call.cancel()
 
     async def ask(self, method: str, request: bytes, metadata: Pairs) -> bytes | End:
         """A call with one answer."""
-        message = _REQUESTS[method].FromString(request)
+        message = REQUESTS[method].FromString(request)
         try:
             answer = await getattr(self._stub, method)(message, metadata=_forwarded(metadata))
         except grpc.aio.AioRpcError as error:
-            return _end(error)
+            return end_of(error)
         packed: bytes = answer.SerializeToString()
         return packed
 
@@ -97,8 +103,3 @@ class EngineReplica:
 
 def _forwarded(metadata: Pairs) -> Pairs:
     return [(name, value) for name, value in metadata if name in _FORWARDED]
-
-
-def _end(error: grpc.aio.AioRpcError) -> End:
-    trailers = tuple((str(name), value) for name, value in error.trailing_metadata() or ())
-    return error.code().name, error.details() or "", trailers

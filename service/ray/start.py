@@ -13,14 +13,15 @@ from quire.engine.errors import ConfigError
 from quire.service.ray import loopback
 from quire.service.ray.loopback import HERE
 from quire.service.ray.plan import Plan
+from quire.service.ray.replica import EngineReplica
 
 NAME = "quire"
 _ADD = "quire.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
 
 
-def start(plan: Plan) -> None:
-    """Ray, its proxies and the application; returns when all replicas are ready. Raises
-    ConfigError where Ray is not installed."""
+def start(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> None:
+    """Ray, its proxies and the application; returns when all replicas are ready. kind: of the
+    replicas. Raises ConfigError where Ray is not installed, or is another than can be kept here."""
     if "ray" in sys.modules:
         raise ConfigError("ray has been imported already: it would listen on all addresses")
     loopback.keep_here()
@@ -45,19 +46,24 @@ def start(plan: Plan) -> None:
         http_options={"host": HERE, "port": plan.http_port, "location": "HeadOnly"},
         grpc_options={"port": plan.port, "grpc_servicer_functions": [_ADD]},
     )
-    serve.run(application(plan), name=NAME, route_prefix="/")
+    serve.run(application(plan, kind), name=NAME, route_prefix="/")
 
 
-def run_forever(plan: Plan) -> int:
+def run_forever(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> int:
     """Until SIGINT or SIGTERM. One line on standard output says when it is ready."""
     asked = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    start(plan)
+    _end_by(asked)
+    start(plan, kind)
+    _end_by(asked)  # Ray has put its own in their place, which would leave it running
     print(f"serving {plan.model} on {HERE}:{plan.port}", flush=True)
     asked.wait()
     stop()
     return 0
+
+
+def _end_by(asked: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
 
 
 def stop() -> None:

@@ -23,8 +23,7 @@ from quire.clients.replicas.journey import Journey
 from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
 from quire.clients.retry import RetryPolicy
 from quire.service import errors
-from quire.service.errors import Refusal, Violation
-from quire.service.ray.replica import End, Pairs
+from quire.service.ray.ends import Pairs, error_of, refusal_of, refused
 from quire.v1 import inference_pb2 as pb
 
 LOST = "the replica is gone"
@@ -83,7 +82,7 @@ class Streams:
             raise errors.unavailable(LOST, "NO_REPLICA") from error
         if isinstance(answer, bytes):
             return answer
-        raise refusal_of(_call_error(answer))
+        raise refused(answer)
 
 
 class _Stream:
@@ -120,38 +119,14 @@ class _Call:
             return grpc.aio.EOF
         except (RayError, RayServeException) as error:
             self._over = True
-            raise _ended(("UNAVAILABLE", LOST, ())) from error
+            raise error_of(("UNAVAILABLE", LOST, ())) from error
         if isinstance(item, bytes):
             return pb.GenerateResponse.FromString(item)
         self._over = True
-        raise _ended(item)
+        raise error_of(item)
 
     def cancel(self) -> None:
         """Repeated calls are nothing."""
         if not self._over:
             self._over = True
             self._responses.cancel()
-
-
-def _ended(end: End) -> grpc.aio.AioRpcError:
-    name, words, trailers = end
-    metadata = grpc.aio.Metadata(*trailers)
-    return grpc.aio.AioRpcError(grpc.StatusCode[name], grpc.aio.Metadata(), metadata, words)
-
-
-def _call_error(end: End) -> CallError:
-    from quire.clients.errors import from_rpc_error
-
-    return from_rpc_error(_ended(end))
-
-
-def refusal_of(error: CallError) -> Refusal:
-    """The same as a server of ours says it."""
-    details = error.details
-    return Refusal(
-        error.code,
-        error.message,
-        reason=details.reason or "NO_REPLICA",
-        violations=[Violation(one.field, one.description) for one in details.violations],
-        retry_after=details.retry_after,
-    )

@@ -5,8 +5,13 @@ from faults.fault import Fault
 _RANKING = "service/ray/ranking.py"
 _PLAN = "service/ray/plan.py"
 _WORKER = "clients/loadtest/worker.py"
+_LOOPBACK = "service/ray/loopback.py"
+_REPLICA = "service/ray/replica.py"
+_FACE = "service/ray/openai_face.py"
+_KEYS = "tests/service/ray/test_forwarded_keys.py::test_"
+_HERE = "tests/service/ray/test_loopback.py::test_"
 _TEST = "tests/service/ray/test_plan.py::test_"
-_FACE = "tests/service/ray/test_openai_face.py::test_"
+_SHOWN = "tests/service/ray/test_openai_face.py::test_"
 _ROUTER = (f"{_TEST}ray_s_router_ranks_as_the_clients_own_choice",)
 
 FAULTS = (
@@ -36,7 +41,35 @@ FAULTS = (
         "service/openai/cards.py",
         '    if asked != model["id"]:\n',
         "    if False:\n",
-        (f"{_FACE}models_are_told_as_a_server_tells_them",),
+        (f"{_SHOWN}models_are_told_as_a_server_tells_them",),
+    ),
+    Fault(
+        "ray: any version's functions are replaced, whatever it listens by",
+        _LOOPBACK,
+        '    if version.rpartition(".")[0] != KNOWN:\n',
+        "    if False:\n",
+        (f"{_HERE}another_version_is_refused_by_its_name",),
+    ),
+    Fault(
+        "ray: a function that is gone is not missed",
+        _LOOPBACK,
+        "        if not callable(found):\n",
+        "        if False:\n",
+        (f"{_HERE}one_that_lost_a_function_is_refused",),
+    ),
+    Fault(
+        "ray: a replica does not see its caller's key",
+        _REPLICA,
+        '_FORWARDED = ("authorization", ',
+        "_FORWARDED = (",
+        (f"{_KEYS}the_replica_asks_for_the_caller_s_key_and_its_priority",),
+    ),
+    Fault(
+        "ray: who asks after one with a key needs none for the model's name",
+        _FACE,
+        "if self._keyed or self._card is None:",
+        "if self._card is None:",
+        (f"{_KEYS}the_openai_face_hands_the_key_on_whoever_was_let_in_before",),
     ),
     Fault(
         "loadtest: servers take turns whatever was asked",
