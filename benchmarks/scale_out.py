@@ -4,25 +4,34 @@ Servers in processes of their own over the fake device, whose steps take 20 ms w
 one client process of the client library's. So what is measured is the host's share: routing, gRPC,
 the event loops.
 
-    python benchmarks/scale_out.py [--rounds 6] [--out benchmarks/results/scale-out.json]
+    python benchmarks/scale_out.py [--rounds 6] [--ray] [--out benchmarks/results/scale-out.json]
 
-Rows: tokens a second of 16 streams a replica, for one and for two; the share of prompt tokens found
-cached by 8 conversations of 10 turns, for one replica and for four.
+Rows: tokens a second of 16 streams a replica, for one and for two, by the client library and, with
+--ray, through Ray Serve's proxy, there of fewer streams too; the share of prompt tokens found
+cached by 8 conversations of 10 turns, for one replica and for four. A row of a rate also has the
+share of the machine's CPUs that was busy, whoever it was, what the client and the servers took of a
+CPU, and, through Ray, what a message took more there than without it, in all processes together.
 """
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import common
+import psutil
 from failover import replicas
 
 from quire.clients import AsyncClient, Finished, ReplicaPolicy
@@ -31,6 +40,11 @@ from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN
 STEP_MS, SEQS, TOKENS = 20.0, 16, 64
 CONVERSATIONS, TURNS = 8, 10
 SERVER = Path(__file__).with_name("failover_poison.py")
+RAY_SERVER = Path(__file__).with_name("scale_out_ray.py")
+RAY_WIDTHS = (2, 4, SEQS)  # streams a replica: what few CPUs carry there, and all
+BUSY = 0.7  # share of the machine's CPUs from which on a rate says nothing of the software
+DIRECT, RAY = "the client", "ray's proxy"
+Row = dict[str, Any]
 
 
 def command(seqs: int) -> list[str]:
@@ -43,27 +57,104 @@ def client_of(addresses: Sequence[str], routing: str) -> AsyncClient:
     return AsyncClient(addresses, replicas=ReplicaPolicy(routing=routing))
 
 
-async def rate(count: int, rounds: int) -> dict[str, Any]:
-    """Tokens a second of SEQS streams a replica, each asked again as soon as it has ended."""
-    async with replicas(command(SEQS), count) as fleet:
-        async with client_of([one.address for one in fleet], ROUND_ROBIN) as client:
-            await _streams(client, count, 1)  # connections, and first calls
-            began, cpu = time.monotonic(), time.process_time()
-            tokens = await _streams(client, count, rounds)
-            seconds = time.monotonic() - began
-            busy = (time.process_time() - cpu) / seconds
-    value = tokens / seconds
+@contextlib.asynccontextmanager
+async def served(count: int, through: str) -> AsyncIterator[list[str]]:
+    """Addresses at which so many replicas are served, ready."""
+    if through == DIRECT:
+        async with replicas(command(SEQS), count) as fleet:
+            yield [one.address for one in fleet]
+        return
+    with contextlib.ExitStack() as held:
+        free = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        port, http_port = (one.getsockname()[1] for one in free)
+    words = [sys.executable, str(RAY_SERVER), "--replicas", str(count), "--port", str(port)]
+    words += ["--http-port", str(http_port), "--step-ms", str(STEP_MS), "--seqs", str(SEQS)]
+    process = await asyncio.create_subprocess_exec(
+        *words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    try:
+        line = await process.stdout.readline()
+        if not line.startswith(b"serving"):
+            raise RuntimeError(f"quire ray said {line!r}")
+        yield [f"127.0.0.1:{port}"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+@dataclass
+class Spent:
+    """CPU time since this was made: of the machine's, of this process, of those that it started."""
+
+    began: float = field(default_factory=time.monotonic)
+    _machine: tuple[float, float] = field(default_factory=lambda: _machine_seconds())
+    _own: float = field(default_factory=time.process_time)
+    _servers: float = field(default_factory=lambda: _servers_seconds())
+
+    def told(self) -> dict[str, float]:
+        """In CPUs; and as a share of all there are."""
+        seconds = time.monotonic() - self.began
+        busy, passed = (
+            now - then for now, then in zip(_machine_seconds(), self._machine, strict=True)
+        )
+        return {
+            "seconds": round(seconds, 2),
+            "machine_busy": round(busy / passed, 3),
+            "client_cpu": round((time.process_time() - self._own) / seconds, 3),
+            "servers_cpu": round((_servers_seconds() - self._servers) / seconds, 3),
+        }
+
+
+def _machine_seconds() -> tuple[float, float]:
+    """Of all CPUs together: busy, and passed."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    passed = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return passed - idle, passed
+
+
+def _servers_seconds() -> float:
+    total = 0.0
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+async def rates(
+    count: int, rounds: int, through: str = DIRECT, widths: Sequence[int] = (SEQS,)
+) -> list[Row]:
+    """A row for each number of streams a replica, each asked again as soon as it has ended."""
+    async with (
+        served(count, through) as addresses,
+        client_of(addresses, ROUND_ROBIN) as client,
+    ):
+        await _streams(client, count * SEQS, 1)  # connections, and first calls
+        return [await _rate(client, count, width, rounds, through) for width in widths]
+
+
+async def _rate(client: AsyncClient, count: int, width: int, rounds: int, through: str) -> Row:
+    spent = Spent()
+    tokens = await _streams(client, count * width, rounds)
+    told = spent.told()
+    value, cpu = tokens / told["seconds"], told["client_cpu"] + told["servers_cpu"]
     return {
         "what": "tokens a second",
+        "through": through,
         "replicas": count,
+        "streams_a_replica": width,
         "value": round(value, 1),
-        "of_the_device": round(value / (count * SEQS * 1000 / STEP_MS), 4),
-        "client_cpu": round(busy, 3),
+        "of_the_device": round(value / (count * width * 1000 / STEP_MS), 4),
+        **told,
+        "cpu_ms_a_message": round(1000 * cpu * told["seconds"] / tokens, 3),
         "machine_load": round(os.getloadavg()[0], 1),
     }
 
 
-async def _streams(client: AsyncClient, count: int, rounds: int) -> int:
+async def _streams(client: AsyncClient, streams: int, rounds: int) -> int:
     async def one(number: int) -> int:
         got = 0
         for turn in range(rounds):
@@ -76,10 +167,10 @@ async def _streams(client: AsyncClient, count: int, rounds: int) -> int:
                     got += event.completion_tokens
         return got
 
-    return sum(await asyncio.gather(*(one(i) for i in range(count * SEQS))))
+    return sum(await asyncio.gather(*(one(i) for i in range(streams))))
 
 
-async def hits(count: int) -> dict[str, Any]:
+async def hits(count: int) -> Row:
     """Of all prompt tokens of the conversations, those that were found cached."""
     async with replicas(command(SEQS), count) as fleet:
         async with client_of([one.address for one in fleet], PREFIX) as client:
@@ -104,26 +195,46 @@ async def _talk(client: AsyncClient, number: int) -> tuple[int, int]:
     return found, asked
 
 
-async def measure(rounds: int) -> list[dict[str, Any]]:
+async def measure(rounds: int, with_ray: bool) -> list[Row]:
     """All rows."""
-    rows = [await rate(1, rounds), await rate(2, rounds), await hits(1), await hits(4)]
-    for one, several in (rows[:2], rows[2:]):
+    ones, twos = await rates(1, rounds), await rates(2, rounds)
+    if with_ray:
+        ones += await rates(1, rounds, RAY, RAY_WIDTHS)
+        twos += await rates(2, rounds, RAY, RAY_WIDTHS)
+    for rows in (ones, twos):
+        for row in rows[1:]:
+            more = row["cpu_ms_a_message"] - rows[0]["cpu_ms_a_message"]
+            row["more_cpu_ms_a_message"] = round(more, 3)
+    ones.append(await hits(1))
+    twos.append(await hits(4))
+    for one, several in zip(ones, twos, strict=True):
         several["of_one"] = round(several["value"] / one["value"], 4)
-    return rows
+    return [row for pair in zip(ones, twos, strict=True) for row in pair]
+
+
+SHOWN = ("what", "through", "replicas", "streams_a_replica", "value", "of_one", "of_the_device",
+         "machine_busy", "client_cpu", "servers_cpu", "cpu_ms_a_message",
+         "more_cpu_ms_a_message")  # fmt: skip
 
 
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6, help="requests of each stream")
+    parser.add_argument("--ray", action="store_true", help="through Ray's proxy too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
-    rows = asyncio.run(measure(options.rounds))
-    shown = ("what", "replicas", "value", "of_one", "of_the_device", "client_cpu", "machine_load")
-    cells = [[row.get(name, "") for name in shown] for row in rows]
-    common.print_table("scale out", shown, cells)
+    if options.ray and find_spec("ray") is None:
+        parser.error("--ray: the package ray is not installed (quire[ray])")
+    rows = asyncio.run(measure(options.rounds, options.ray))
+    cells = [[row.get(name, "") for name in SHOWN] for row in rows]
+    common.print_table("scale out", SHOWN, cells)
+    for row in rows:
+        if row.get("machine_busy", 0.0) > BUSY:
+            where = f"{row['through']}, {row['replicas']} of {row['streams_a_replica']} streams"
+            print(f"{where}: {row['machine_busy']} of the CPUs busy")
     if options.out:
         common.write_results(options.out, rows)
     return 0
