@@ -1,12 +1,13 @@
-"""What FP8 costs in quality, of weights and of a cache: next-token distributions of Pocket.
+"""What FP8 costs in quality, of weights and of the cache: next-token distributions of Pocket.
 
     python benchmarks/fp8_quality.py [--conversations 16] [--output FILE]
 
 Pocket has trained weights; the text is conversations of the grammars of its training, from a seed
 that training never had, and what counts is the assistant's words, which it was trained to write.
-All models compute on the CPU. The cache is float32; where a row says so, keys and values are
-rounded to e4m3 as they are written, with one of the scales that a cache of 8 bits may have: none,
-or the largest number of a head's block, or of one token's head, made e4m3's largest. Distances are
+All models compute on the CPU. The cache is float32; where a row says so it is e4m3, as
+`kv_cache_dtype = fp8` has it, or float32 with keys and values rounded to e4m3 as they are written,
+with one of the scales that such a cache might have: the largest number of a head's block, or of one
+token's head, made e4m3's largest. Distances are
 of whole distributions, token by token: KL in nats from fp32's, and how often the likeliest token is
 another.
 """
@@ -38,7 +39,8 @@ from quire.service.models import pocket
 
 SEED, BUDGET, BLOCK = 1_000_003, 700, 64
 CPU = torch.device("cpu")
-SCALES = {"no scale": (), "a scale a head and block": (2, 3), "a scale a head and token": (3,)}
+PLAIN = ("fp32", "bf16", "fp8 in fp32", "fp8 in bf16")
+SCALES = {"a scale a head and block": (2, 3), "a scale a head and token": (3,)}
 
 
 @dataclass
@@ -60,8 +62,8 @@ class Distance:
 
 
 class RoundedCache:
-    """The twins, but that the cache holds e4m3 numbers. over: dimensions of the cache
-    [blocks, Hkv, block_size, D] whose numbers share a scale; none: nothing is scaled."""
+    """The twins, but that the cache holds e4m3 numbers with scales. over: dimensions of the cache
+    [blocks, Hkv, block_size, D] whose numbers share one."""
 
     def __init__(self, over: tuple[int, ...]) -> None:
         self._over = over
@@ -78,10 +80,8 @@ class RoundedCache:
 
     def rounded(self, x: Tensor) -> Tensor:
         """The nearest numbers that such a cache can hold, in fp32."""
-        scale = torch.ones(())
-        if self._over:
-            largest = x.abs().amax(self._over, keepdim=True)
-            scale = torch.where(largest == 0, 1.0, largest / LARGEST)
+        largest = x.abs().amax(self._over, keepdim=True)
+        scale = torch.where(largest == 0, 1.0, largest / LARGEST)
         return (x / scale).clamp(-LARGEST, LARGEST).to(FP8).float() * scale
 
 
@@ -92,12 +92,14 @@ def load(dtype: torch.dtype, fp8: Fp8 | None, ops: object = reference) -> Causal
     return model
 
 
-def logits_of(model: CausalModel, ids: list[int]) -> Tensor:
+def logits_of(
+    model: CausalModel, ids: list[int], cache_dtype: torch.dtype = torch.float32
+) -> Tensor:
     """All next-token logits of a text in one step: [T, V]."""
     config, count = model.config, len(ids)
     blocks = -(-count // BLOCK) + 1
     size = (config.num_layers, blocks, config.num_kv_heads, BLOCK, config.head_dim)
-    kv = KVCache(torch.zeros(size), torch.zeros(size))
+    kv = KVCache(*(torch.zeros(size, dtype=cache_dtype) for _ in range(2)))
     positions = torch.arange(count, dtype=torch.int32)
     batch = ForwardBatch(
         token_ids=torch.tensor(ids, dtype=torch.int32),
@@ -143,9 +145,12 @@ def main() -> None:
         "fp8 in bf16": load(torch.bfloat16, made),
     }
     others |= {
-        f"fp32, cache fp8, {name}": load(torch.float32, None, RoundedCache(over))
+        f"fp32, rounded cache, {name}": load(torch.float32, None, RoundedCache(over))
         for name, over in SCALES.items()
     }
+    caches = dict.fromkeys(others, torch.float32)
+    for name in PLAIN:
+        others[f"{name}, cache fp8"], caches[f"{name}, cache fp8"] = others[name], FP8
     distances = {name: Distance() for name in others}
     tokenizer = Tokenizer.from_file(str(pocket.directory() / "tokenizer.json"))
     opening = tokenizer.encode(f"{corpus.IM_START}assistant\n").ids
@@ -155,7 +160,8 @@ def main() -> None:
         places = torch.tensor(answered(ids, opening, end))
         right, following = logits_of(exact, ids)[places], torch.tensor(ids)[places + 1]
         for name, model in others.items():
-            distances[name].add(right, logits_of(model, ids)[places], following)
+            got = logits_of(model, ids, caches[name])[places]
+            distances[name].add(right, got, following)
     rows = [_row(name, distance) for name, distance in distances.items()]
     columns = ("model", "tokens", "KL from fp32, nats", "likeliest is another", "loss, nats")
     print_table("Next-token distributions of Pocket", columns, [list(row.values()) for row in rows])

@@ -17,6 +17,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = ("auto", "fp8", "int8")
 EXACT = ("auto", "on", "off")
+KV_CACHE_DTYPES = ("auto", "fp8")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
@@ -64,7 +65,11 @@ class EngineConfig:
     overlap: bool = _option(True, "plan the next step while one runs")
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
-    kv_cache_dtype: str = _option("auto", "auto: as dtype, float32 on the CPU; no other")
+    kv_cache_dtype: str = _option(
+        "auto",
+        "auto: as dtype, float32 on the CPU; fp8: e4m3 without a scale, half of a 16-bit cache's "
+        "bytes (GPUs from compute capability 8.9, and the CPU)",
+    )
     quantization: str = _option(
         "auto",
         "auto: weights as they are stored; fp8: made FP8 while they are loaded; int8: the same as "
@@ -92,7 +97,7 @@ class EngineConfig:
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("quantization", self.quantization, QUANTIZATIONS)
         _one_of("exact", self.exact, EXACT)
         if self.int8:
@@ -114,6 +119,11 @@ class EngineConfig:
     def int8(self) -> bool:
         """Whether matrices are kept as int8 rows."""
         return self.quantization == "int8"
+
+    @property
+    def fp8_cache(self) -> bool:
+        """Whether keys and values are kept as e4m3."""
+        return self.kv_cache_dtype == "fp8"
 
     @property
     def ranks_per_node(self) -> int:

@@ -15,6 +15,7 @@ MAX_GROUP = 16  # query heads that share a kv head
 MAX_EXPERTS = 1024
 MAX_EXPERTS_A_TOKEN = 32
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NARROW = torch.float8_e4m3fn  # the dtype of a cache that is not the activations'
 HOPPER_SHARED = 232_448  # bytes of shared memory that a program may have on sm_90
 HOME_CARD = "NVIDIA H200"  # for which the kernels were tuned first
 
@@ -22,7 +23,7 @@ HOME_CARD = "NVIDIA H200"  # for which the kernels were tuned first
 def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: int) -> None:
     """Raise ValueError, naming the field, its value and what is supported.
 
-    head_dim: elements a head; dtype: of activations and cache; block_size: tokens a block;
+    head_dim: elements a head; dtype: of activations; block_size: tokens a block;
     group: query heads a kv head.
     """
     if head_dim not in HEAD_DIMS:
@@ -33,6 +34,12 @@ def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: i
         raise ValueError(f"block_size {block_size} is not supported: one of {_listed(BLOCK_SIZES)}")
     if not 1 <= group <= MAX_GROUP:
         raise ValueError(f"{group} query heads a kv head are not supported: 1 to {MAX_GROUP}")
+
+
+def check_cache(dtype: torch.dtype, cache: torch.dtype) -> None:
+    """Raise ValueError for a cache whose dtype is neither the activations' nor e4m3."""
+    if cache not in (dtype, NARROW):
+        raise ValueError(f"a cache of {cache} is not supported: {dtype} or {NARROW}")
 
 
 def check_mixture(count: int, per_token: int) -> None:
@@ -54,9 +61,18 @@ def check_device(device: torch.device) -> None:
 
 def check_fp8(device: torch.device) -> None:
     """Raise ValueError for a GPU older than sm_89, which cannot compute with FP8 weights."""
+    _check_e4m3(device, "FP8 weights need")
+
+
+def check_fp8_cache(device: torch.device) -> None:
+    """Raise ValueError for a GPU older than sm_89, which cannot round keys and values to e4m3."""
+    _check_e4m3(device, "a cache of FP8 needs")
+
+
+def _check_e4m3(device: torch.device, needs: str) -> None:
     if device.type == "cuda" and not knows_e4m3(device):
         name, found = torch.cuda.get_device_name(device), ".".join(map(str, _capability(device)))
-        raise ValueError(f"{name} has compute capability {found}: FP8 weights need 8.9 or newer")
+        raise ValueError(f"{name} has compute capability {found}: {needs} 8.9 or newer")
 
 
 @dataclass
@@ -91,7 +107,7 @@ def before_hopper(device: torch.device) -> bool:
 
 @cache
 def knows_e4m3(device: torch.device) -> bool:
-    """Whether a GPU has instructions for e4m3, as FP8 weights need them: sm_89 and newer."""
+    """Whether a GPU has instructions for e4m3, as FP8 weights and caches need them: sm_89."""
     return capability(device) >= (8, 9)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import offline.attention
 import offline.experts
 import offline.fp8
+import offline.fp8_cache
 import offline.rest  # noqa: F401  each registers what it calls
 from offline.compiling import SHARED_LIMITS, Report, compile_all
 

@@ -195,7 +195,8 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         ("queue", quantiles(response.queue_time_seconds)),
         (
             "memory",
-            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)},"
+            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)}"
+            f"{f' ({cache.dtype})' if cache.dtype else ''},"
             f" {_peak(response)} of {size(memory.total_bytes)}",
         ),
         *([("ranks", ranks(memory))] if memory.ranks else []),

@@ -123,6 +123,7 @@ def build_rank(
     shape = model_config(config)
     device = sizing.resolve_device(config, world.rank)
     dtype = sizing.resolve_dtype(config, shape, device)
+    cache_dtype = sizing.resolve_cache_dtype(config, dtype, device)
     max_model_len = resolve_max_model_len(config, shape)
     chained = _can_chain(device) if pdl is None else pdl
     ops = exact_mode.operations(config, shape, dtype, device, world, pdl=chained)
@@ -147,7 +148,6 @@ def build_rank(
 
     max_blocks = -(-max_model_len // config.block_size)
     state = _new_slots(config, shape, max_blocks, device)
-    cache_dtype = sizing.resolve_cache_dtype(dtype, device)
     num_blocks = _size_cache(config, shape, model, state, cache_dtype, max_model_len)
     num_blocks = agree(num_blocks, model.served_fingerprint(cache_dtype))
     plan = sizing.plan_of(config, shape, device, dtype, num_blocks - 1)
@@ -169,7 +169,7 @@ def build_rank(
         use_graphs=use_graphs,
         check=world.check,
     )
-    steps = _warm_steps(config, model, cache_dtype, is_exact(ops))
+    steps = _warm_steps(config, model, is_exact(ops))
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
@@ -237,7 +237,7 @@ def engine_over(
     if ranks is None:  # others would have to do the same at the same time
         core.spare = rank.runner.use_spare_time
     plan = sizing.plan_of(config, shape, device, model.dtype, pool.num_usable)
-    cache_dtype = sizing.resolve_cache_dtype(model.dtype, device)
+    cache_dtype = sizing.resolve_cache_dtype(config, model.dtype, device)
     info = EngineInfo(
         architecture=shape.architecture,
         fingerprint=model.served_fingerprint(cache_dtype),
@@ -245,6 +245,7 @@ def engine_over(
         vocab_size=shape.vocab_size,
         max_model_len=max_model_len,
         dtype=str(model.dtype).removeprefix("torch."),
+        kv_cache_dtype=plan.kv_cache_dtype,
         device=_device_name(device),
         block_size=config.block_size,
         num_blocks=pool.num_usable,
@@ -262,17 +263,15 @@ def engine_over(
     return Engine(core, info, rank.runner, device, ranks)
 
 
-def _warm_steps(
-    config: EngineConfig, model: Model, dtype: torch.dtype, exact: bool
-) -> tuple[WarmStep, ...]:
-    """What a GPU is to run before it serves; a CPU has nothing to compile. dtype: the cache's."""
+def _warm_steps(config: EngineConfig, model: Model, exact: bool) -> tuple[WarmStep, ...]:
+    """What a GPU is to run before it serves; a CPU has nothing to compile."""
     device = model.device
     if device.type != "cuda":
         return ()
     from quire.kernels.launches import Card  # needs triton
 
     card = Card(hopper=not before_hopper(device), shared=shared_bytes(device))
-    return warm_steps(bounds_of(config, model, dtype, card, exact=exact))
+    return warm_steps(bounds_of(config, model, card, exact=exact))
 
 
 def _new_slots(
@@ -299,7 +298,7 @@ def _size_cache(
         budget, what = sizing.cpu_budget(config)
     elif config.num_blocks is None:
         peak = _profile(config, shape, model, dtype, device, max_model_len)
-        graphs = sizing.graph_bytes(config, shape, dtype)
+        graphs = sizing.graph_bytes(config, shape, model.dtype)
         budget, what = sizing.gpu_budget(config, device, peak, graphs)
     else:
         budget, what = 0, ""

@@ -21,6 +21,7 @@ from quire.engine.model.registry import build_model
 from quire.engine.model.shape import resolve_max_model_len
 from quire.engine.runner.graphs import FIRST_PROMPTS, MOST_GRAPHS, prompt_sizes
 from quire.kernels import reference
+from quire.kernels.support import NARROW, check_fp8_cache
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class SizingPlan:
 
     device: str
     dtype: str
+    kv_cache_dtype: str
     max_model_len: int
     weight_bytes: int
     kv_bytes_per_token: int
@@ -116,9 +118,18 @@ def resolve_dtype(config: EngineConfig, model: ModelConfig, device: torch.device
     return torch.bfloat16 if stored is torch.float32 else stored
 
 
-def resolve_cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The data type of keys and values: the model's, but float32 on a CPU, whose attention
-    computes in it: a narrower cache would be widened again in every step."""
+def resolve_cache_dtype(
+    config: EngineConfig, dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """The data type of keys and values: e4m3 where that is asked for, else the model's, but float32
+    on a CPU, whose attention computes in it: a narrower cache is widened again in every step.
+    Raises ConfigError for a GPU that cannot round to e4m3."""
+    if config.fp8_cache:
+        try:
+            check_fp8_cache(device)
+        except ValueError as error:
+            raise ConfigError(f"kv_cache_dtype = fp8: {error} (or take auto)") from error
+        return NARROW
     return torch.float32 if device.type == "cpu" else dtype
 
 
@@ -281,7 +292,8 @@ def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
     else:
         budget, what = cpu_budget(config)
     try:
-        blocks = cache_blocks(config, model, resolve_cache_dtype(dtype, device), budget, what)
+        cache_dtype = resolve_cache_dtype(config, dtype, device)
+        blocks = cache_blocks(config, model, cache_dtype, budget, what)
     except CapacityError:
         blocks = 1  # the null block, that no request can have
     return plan_of(config, model, device, dtype, blocks - 1, estimated=device.type == "cuda")
@@ -297,7 +309,8 @@ def plan_of(
     estimated: bool = False,
 ) -> SizingPlan:
     """What a configuration takes with a cache of num_blocks, the null block left out."""
-    per_token = kv_bytes_per_token(config, model, resolve_cache_dtype(dtype, device))
+    cache_dtype = resolve_cache_dtype(config, dtype, device)
+    per_token = kv_bytes_per_token(config, model, cache_dtype)
     gpu, size = device.type == "cuda", config.tensor_parallel_size
     machines = 0 if gpu else config.nnodes * total_memory(device)
     # A number of blocks that was given heeds no share.
@@ -305,6 +318,7 @@ def plan_of(
     return SizingPlan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        kv_cache_dtype=str(cache_dtype).removeprefix("torch."),
         max_model_len=resolve_max_model_len(config, model),
         weight_bytes=weight_bytes(config, model, dtype),
         kv_bytes_per_token=per_token,

@@ -38,7 +38,7 @@ def share_of(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, size: i
     gpu = plan.device != "cpu"
     fixed = sizing.weight_bytes(config, shape, dtype) // size
     fixed += sizing.graph_bytes(config, shape, dtype) if gpu else 0
-    cache_dtype = sizing.resolve_cache_dtype(dtype, torch.device(plan.device))
+    cache_dtype = sizing.resolve_cache_dtype(config, dtype, torch.device(plan.device))
     block = sizing.kv_bytes_per_token(config, shape, cache_dtype) * plan.block_size // size
     return Share(size, fixed + 2 * block, fixed + (plan.blocks_of_a_sequence + 1) * block)
 

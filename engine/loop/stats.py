@@ -32,6 +32,8 @@ class EngineInfo:
     """The model has no output head: nothing is generated, and nothing scored."""
     numerics: str = ""
     """What can change a token's last bits beside what the fingerprint covers."""
+    kv_cache_dtype: str = ""
+    """Data type of keys and values, as torch names it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def begin(
     """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile, and on
     a rank that does not lead, which finds what the leading one has compiled.
 
-    dtype: of weights, activations and cache. From here on Triton keeps kernels in a folder that can
+    dtype: of weights and activations. From here on Triton keeps kernels in a folder that can
     be written.
     """
     early = compile_process.take_early()

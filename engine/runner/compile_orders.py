@@ -11,10 +11,11 @@ from quire.engine.config import EngineConfig
 
 @dataclass(frozen=True)
 class Orders:
-    """What is to be compiled. options: an EngineConfig's. dtype: of weights, activations and cache
-    ("bfloat16"). arch: 90 is sm_90; shared: bytes of shared memory of a program; card: its name.
-    pdl: whether kernels are launched as dependents. cache: the folder where Triton keeps them.
-    processes: how many share the work. exact: whether in exact mode."""
+    """What is to be compiled. options: an EngineConfig's. dtype: of weights and activations
+    ("bfloat16"), and of the cache, if the options say no other. arch: 90 is sm_90; shared: bytes of
+    shared memory of a program; card: its name. pdl: whether kernels are launched as dependents.
+    cache: the folder where Triton keeps them. processes: how many share the work. exact: whether in
+    exact mode."""
 
     options: dict[str, Any]
     dtype: str

@@ -36,6 +36,7 @@ from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
 from quire.kernels.linear import exchange
+from quire.kernels.support import NARROW
 from quire.kernels.triton_ops import TritonOps
 
 Launches = Callable[[], None]
@@ -75,7 +76,8 @@ def launches_of(orders: Orders) -> Launches:
         config.block_size,
         model_shape.head_dim,
     )
-    k, v = (torch.zeros(size, dtype=dtype, device=meta) for _ in range(2))
+    cache_dtype = NARROW if config.fp8_cache else dtype
+    k, v = (torch.zeros(size, dtype=cache_dtype, device=meta) for _ in range(2))
     longest = resolve_max_model_len(config, model_shape)
     blocks = -(-longest // config.block_size)
     state = SlotState(config.max_num_seqs, blocks, model_shape.vocab_size, meta)
@@ -89,7 +91,7 @@ def launches_of(orders: Orders) -> Launches:
         use_graphs=False,
     )
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)
-    steps = warm_steps(bounds_of(config, model, dtype, card, exact=orders.exact))
+    steps = warm_steps(bounds_of(config, model, card, exact=orders.exact))
 
     def launches() -> None:
         if orders.exact:

@@ -24,8 +24,6 @@ from quire.engine.runner.sampler import Needs
 from quire.engine.runner.staging import Staging
 
 if TYPE_CHECKING:  # kernels need triton, which a machine without a GPU may lack
-    import torch
-
     from quire.kernels.attention.decode_launch import Heads
     from quire.kernels.launches import Card, Mixture, Name
 
@@ -107,18 +105,18 @@ def names_of(step: WarmStep, bounds: Bounds) -> "set[Name]":
 def bounds_of(
     config: EngineConfig,
     model: CausalModel,
-    dtype: "torch.dtype",
     card: "Card",
     *,
     exact: bool = False,
 ) -> Bounds:
-    """What steps of an engine may be. dtype: of the cache."""
+    """What steps of an engine may be."""
     from quire.kernels.attention.decode_launch import Heads
     from quire.kernels.launches import Mixture
 
     shape, experts, ranks = model.config, model.config.experts, config.tensor_parallel_size
     q_heads, kv_heads = shape.num_q_heads // ranks, model.num_kv_heads
-    heads = Heads(q_heads, kv_heads, shape.head_dim, dtype, config.block_size)
+    held = model.dtype, config.block_size, config.fp8_cache
+    heads = Heads(q_heads, kv_heads, shape.head_dim, *held)
     longest = resolve_max_model_len(config, shape)
     most = config.max_num_seqs, config.max_num_batched_tokens, longest
     mixture = None if experts is None else Mixture(experts.count, experts.per_token)

@@ -31,6 +31,7 @@ CHUNK_BYTES = 8 << 20
 GPU_THREADS = 8
 _BUFFERS = 2  # of a thread: one is read into while the other is copied
 _HEAD = "lm_head.weight"
+_CACHE_SCALES = (".k_scale", ".v_scale", ".kv_scale")  # as others' exports call them
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,10 @@ def _agreed(directory: Path, checkpoint: Checkpoint, model: CausalModel) -> dict
     unknown = stored.keys() - placements.keys()
     unknown = {name for name in unknown if not model.is_buffer(name)}
     if unknown:
-        _check_names(stored[min(unknown)].path, unknown, "is not a weight of the model")
+        fault = "is not a weight of the model"
+        if min(unknown).endswith(_CACHE_SCALES):
+            fault = "is a scale of a cache of 8 bits: kv_cache_dtype = fp8 has none but 1"
+        _check_names(stored[min(unknown)].path, unknown, fault)
     for name, placement in placements.items():
         if stored[name].shape != placement.shape:
             raise ModelError(

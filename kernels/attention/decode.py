@@ -72,7 +72,7 @@ from quire.kernels.attention.decode_merge import (
 )
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
-from quire.kernels.support import before_hopper, check_supported, shared_bytes
+from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
 
 _LOG2E = 1.4426950408889634
 
@@ -205,8 +205,8 @@ def _decode_kernel(
                     m = tl.full(m.shape, -float("inf"), tl.float32)
                     edge += unit
             k, v, before = load_tile(
-                k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, HKV, D, DP, BS, TILE,
-                TMA, FIXED,
+                k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, q.dtype, HKV, D, DP, BS,
+                TILE, TMA, FIXED,
             )  # fmt: skip
             if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
                 block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
@@ -342,10 +342,11 @@ def _attend(
     k_cache, v_cache, block_tables, context_lens = caches
     _, kv_heads, block_size, _ = k_cache.shape
     check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
+    check_cache(source.dtype, k_cache.dtype)
     device = source.device
     launch = decode_launch.choose(
         rows,
-        Heads(q_heads, kv_heads, dim, k_cache.dtype, block_size),
+        Heads(q_heads, kv_heads, dim, source.dtype, block_size, k_cache.dtype.itemsize == 1),
         max_context_len,
         hopper=not before_hopper(device),
         shared=shared_bytes(device),

@@ -56,13 +56,15 @@ class Launch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Heads:
-    """What a step's rows share: the heads, and how the cache holds them."""
+    """What a step's rows share: the heads, and how the cache holds them. dtype: of activations;
+    narrow: the cache is e4m3, not of that dtype."""
 
     q_heads: int
     kv_heads: int
     dim: int
     dtype: torch.dtype
     block_size: int
+    narrow: bool = False
 
     @property
     def padded(self) -> int:
@@ -70,7 +72,8 @@ class Heads:
 
     def boxed(self, tile: int) -> bool:
         """Whether a tile can come as one box (see `kv_tiles.boxes`)."""
-        return self.dtype.itemsize == 2 and tile <= self.block_size and self.dim == self.padded
+        whole = tile <= self.block_size and self.dim == self.padded
+        return self.dtype.itemsize == 2 and not self.narrow and whole
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def choose(
     early = UNIT * LONG if ahead else 0
     if level == 0:
         early = max_context_len if programs <= _EARLY_PROGRAMS else most
-    bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead
+    # what widens a narrow cache would spill
+    bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead and not heads.narrow
     return Shape(
         level=level,
         tile=tile,

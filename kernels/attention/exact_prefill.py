@@ -84,7 +84,7 @@ def _attend(
             block = tl.load(table_ptr + t // BS)
         k, v, _before = load_tile(
             k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end if MASKED else t + BN,
-            HKV, D, DP, BS, BN, TMA, not TMA,
+            q.dtype, HKV, D, DP, BS, BN, TMA, not TMA,
         )  # fmt: skip
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED:

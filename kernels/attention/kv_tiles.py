@@ -16,16 +16,18 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.kernels.attention.decode_merge import columns
+from quire.kernels.attention.held import held
 from quire.kernels.attention.qk_norm_rope import head_elements, norm_rope
 
 
 @triton.jit
 def load_tile(
-    k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end,
+    k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end, DTYPE: tl.constexpr,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
     TMA: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of the tokens [t - before, t - before + TILE): [TILE, DP] each, and before.
+    """Keys and values of the tokens [t - before, t - before + TILE): [TILE, DP] each, in the
+    queries' DTYPE whatever the cache's, and before.
 
     A tile that `end` cuts lies that many tokens lower, and ends with the context: so nothing past
     it is read. Its first `before` rows are no part of the tile: 0, or with TMA what may also be
@@ -60,7 +62,8 @@ def load_tile(
         base = 0
         offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
     k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)
-    return k, tl.load(v_ptr + base + offsets, mask=ok, other=0.0), before
+    v = tl.load(v_ptr + base + offsets, mask=ok, other=0.0)
+    return k.to(DTYPE), v.to(DTYPE), before
 
 
 @triton.jit
@@ -73,9 +76,9 @@ def write_token(
     y = norm_rope(k, k_exchanged, w1, w2, cos, sin, eps, D)
     rows = tl.arange(0, k.shape[0])
     at, ok = head_elements(rows, D, rows == 0, D, HALF)
-    tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
+    tl.store(k_ptr + cell + at, held(y.to(k.dtype), k_ptr.dtype.element_ty), mask=ok)
     rd, inside = columns(D, 2 * HALF)
-    tl.store(v_ptr + cell + rd, v.to(v_ptr.dtype.element_ty), mask=inside)
+    tl.store(v_ptr + cell + rd, held(v, v_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -97,9 +100,10 @@ def fence(device: torch.device, tma: bool) -> str:
 
 def boxes(k_cache: Tensor, v_cache: Tensor, tile: int) -> list[TensorDescriptor] | None:
     """Descriptors of both caches, read `tile` tokens of one head of one block at a time. None where
-    a tile spans blocks, or a head is padded: it cannot be one box."""
+    a tile spans blocks, or a head is padded: it cannot be one box. Nor is one of e4m3, which is
+    widened on its way: its tiles come by addresses."""
     blocks, heads, size, dim = k_cache.shape
-    if tile > size or dim != triton.next_power_of_2(dim):
+    if tile > size or dim != triton.next_power_of_2(dim) or k_cache.dtype.itemsize == 1:
         return None
     shape, strides = [blocks * heads, size, dim], [size * dim, dim, 1]
     return [TensorDescriptor(c, shape, strides, [1, tile, dim]) for c in (k_cache, v_cache)]

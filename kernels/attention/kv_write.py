@@ -6,7 +6,7 @@ that do not rotate.
     result   [T, Hq, D], q with its bias
 
 Invariant: every number is rounded once, to qkv's dtype, where the bias is added; the cache holds
-that, in its own dtype.
+that, in its own dtype (`held`).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.support import check_supported
+from quire.kernels.attention.held import held
+from quire.kernels.support import check_cache, check_supported
 
 _BLOCK = 1024  # numbers of one token a program
 
@@ -43,9 +44,10 @@ def _kv_write_kernel(
     head = i // D
     first = (slot // BS * HKV * BS + slot % BS) * D + i % D  # of this dimension, in head 0
     of_k = (head >= HQ) & (head < HQ + HKV)
-    tl.store(k_ptr + first + (head - HQ) * (BS * D), x.to(k_ptr.dtype.element_ty), mask=of_k)
+    tl.store(k_ptr + first + (head - HQ) * (BS * D), held(x, k_ptr.dtype.element_ty), mask=of_k)
     of_v = (head >= HQ + HKV) & (i < WIDTH)
-    tl.store(v_ptr + first + (head - HQ - HKV) * (BS * D), x.to(v_ptr.dtype.element_ty), mask=of_v)
+    v = held(x, v_ptr.dtype.element_ty)
+    tl.store(v_ptr + first + (head - HQ - HKV) * (BS * D), v, mask=of_v)
 
 
 def kv_write(
@@ -64,6 +66,7 @@ def kv_write(
     tokens, width = qkv.shape
     q_heads = width // dim - 2 * kv_heads
     check_supported(dim, qkv.dtype, block_size, q_heads // kv_heads)
+    check_cache(qkv.dtype, k_cache.dtype)
     q = torch.empty(tokens, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
     if tokens:
         _kv_write_kernel[(tokens, triton.cdiv(width, _BLOCK))](

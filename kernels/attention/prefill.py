@@ -1,7 +1,7 @@
 """Paged prefill attention in Triton: each row's new tokens over its cached prefix and themselves.
 
     q            [T, Hq, D], rows packed one after the other
-    k_cache      [blocks, Hkv, block_size, D], and v_cache alike
+    k_cache      [blocks, Hkv, block_size, D], and v_cache alike, of q's dtype or e4m3
     block_tables [R, M] int32    query_start_loc [R + 1]    context_lens [R] (cached and new tokens)
 
 One program takes BLOCK_M query rows of one kv head: consecutive tokens of one request, each with
@@ -53,7 +53,7 @@ from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.attention.decode_merge import least_multiple
 from quire.kernels.attention.kv_tiles import boxes
 from quire.kernels.attention.prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
-from quire.kernels.support import HOPPER_SHARED, check_supported, shared_bytes
+from quire.kernels.support import HOPPER_SHARED, check_cache, check_supported, shared_bytes
 
 SPLIT = 256  # tokens of a split of the context
 FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
@@ -139,7 +139,7 @@ def _attend(
             head = block * HKV + h
             k = tl.reshape(k_boxes.load([head, t % BS, 0]), [BN, D])
         else:
-            k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+            k = _keys(k_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED).to(q.dtype)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED:
             s = tl.where((t + rn)[None, :] <= last[:, None], s, -float("inf"))
@@ -155,7 +155,7 @@ def _attend(
         if TMA:
             v = tl.reshape(v_boxes.load([head, t % BS, 0]), [BN, D])
         else:
-            v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED)
+            v = _keys(v_ptr, table_ptr, h, t, end - t, HKV, D, DP, BS, BN, MASKED).to(q.dtype)
         if MASKED and WINDOW:  # before the window may stand anything
             v = tl.where((t + rn > tl.min(last, 0) - WINDOW)[:, None], v, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -343,6 +343,7 @@ def prepared(q: Tensor, k_cache: Tensor, out: Tensor | None) -> tuple[Tensor, Te
     _, q_heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
     check_supported(dim, q.dtype, block_size, q_heads // kv_heads)
+    check_cache(q.dtype, k_cache.dtype)
     if q.stride(2) != 1 or q.stride(1) != dim:
         q = q.contiguous()
     return q, torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out

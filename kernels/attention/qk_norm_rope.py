@@ -6,7 +6,7 @@
     result   [T, Hq, D], the rotated q
 
 One program takes a few heads of one token, all of one kind (q, k or v). Norm and rotation are fp32
-and rounded once; v is copied.
+and rounded once, v is copied; a cache of e4m3 holds what `held` makes of both.
 
 Invariant: a head's result depends on that head alone, bit for bit, whatever kernel computes it and
 however its elements lie on the threads: squares are added along a fixed tree, and where a product
@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.support import check_supported
+from quire.kernels.attention.held import held
+from quire.kernels.support import check_cache, check_supported
 
 
 @triton.jit
@@ -110,13 +111,14 @@ def _qk_norm_rope_kernel(
     x, exchanged = load_heads(qkv_ptr + token * stride, heads, some, D, HALF)
     if first >= HQ + HKV:
         at, ok = head_elements(heads - HQ - HKV, BS * D, some, D, HALF)
-        tl.store(v_ptr + cell + at, x.to(v_ptr.dtype.element_ty), mask=ok)
+        tl.store(v_ptr + cell + at, held(x, v_ptr.dtype.element_ty), mask=ok)
     else:
         cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
         y = norm_rope(x, exchanged, w1, w2, cos, sin, eps, D)
         if first >= HQ:
             at, ok = head_elements(heads - HQ, BS * D, some, D, HALF)
-            tl.store(k_ptr + cell + at, y.to(k_ptr.dtype.element_ty), mask=ok)
+            k = held(y.to(q_ptr.dtype.element_ty), k_ptr.dtype.element_ty)
+            tl.store(k_ptr + cell + at, k, mask=ok)
         else:
             at, ok = head_elements(heads, D, some, D, HALF)
             tl.store(q_ptr + token * (HQ * D) + at, y.to(q_ptr.dtype.element_ty), mask=ok)
@@ -157,6 +159,7 @@ def qk_norm_rope_kv_write(
     tokens = qkv.shape[0]
     q_heads = qkv.shape[1] // dim - 2 * kv_heads
     check_supported(dim, qkv.dtype, block_size, q_heads // kv_heads)
+    check_cache(qkv.dtype, k_cache.dtype)
     if qkv.stride(1) != 1:
         qkv = qkv.contiguous()
     if out is None:

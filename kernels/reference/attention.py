@@ -1,8 +1,11 @@
-"""Rotary embedding, the write of keys and values, and attention over the paged cache."""
+"""Rotary embedding, the write of keys and values, and attention over the paged cache, whose dtype
+is the activations' or e4m3 (`held.py`)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from quire.kernels.reference.held import as_stored, held
 
 _TOKENS_AT_ONCE = 256  # what a core's cache holds of their fp32 copies
 
@@ -95,7 +98,8 @@ def _write(k: Tensor, v: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache:
     head = torch.arange(kv_heads, device=k.device)
     where = ((block[:, None] * kv_heads + head) * block_size + offset[:, None]).view(-1)
     for cache, fresh in ((k_cache, k), (v_cache, v)):
-        cache.view(-1, dim).index_copy_(0, where, fresh.to(cache.dtype).reshape(-1, dim))
+        rows = as_stored(held(fresh, cache.dtype)).reshape(-1, dim)
+        as_stored(cache).view(-1, dim).index_copy_(0, where, rows)
 
 
 def _row_blocks(block_tables: Tensor, kv_heads: int, columns: int) -> Tensor:

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
+from quire.kernels.reference.held import as_stored
+
 
 def copy_blocks(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:
     """Copy whole blocks, in every layer.
 
     caches: [layers, num_blocks, kv_heads, block_size, head_dim]; source, target: [C] int64.
     """
-    k_cache[:, target] = k_cache[:, source]
-    v_cache[:, target] = v_cache[:, source]
+    for cache in (as_stored(k_cache), as_stored(v_cache)):
+        cache[:, target] = cache[:, source]
 
 
 def prepare_decode(

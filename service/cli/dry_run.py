@@ -36,6 +36,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("memory", shown(max(plan.memory_bytes, 0))),
         ("weights", shown(plan.weight_bytes) + ("" if shape.fp8 is None else ", FP8")),
         ("KV cache", f"{shown(plan.kv_cache_bytes)}{note}"),
+        ("KV cache dtype", plan.kv_cache_dtype),
         ("KV bytes a token", f"{plan.kv_bytes_per_token} ({plan.kv_bytes_per_token / _KIB:g} KiB)"),
         ("blocks", f"{plan.num_blocks} of {plan.block_size} tokens"),
         ("max_model_len", str(plan.max_model_len)),

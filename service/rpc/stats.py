@@ -108,6 +108,7 @@ class StatsReporter:
                 block_size=info.block_size,
                 blocks_total=self._engine.stats().blocks_total,
                 bytes_per_token=info.kv_bytes_per_token,
+                dtype=info.kv_cache_dtype,
             ),
             memory=pb.DeviceMemory(
                 total_bytes=info.device_memory_total,
@@ -206,6 +207,7 @@ class StatsReporter:
             evictions=engine.evictions,
             preemptions=engine.preemptions,
             bytes_per_token=info.kv_bytes_per_token,
+            dtype=info.kv_cache_dtype,
         )
 
 

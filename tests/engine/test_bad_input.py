@@ -80,7 +80,7 @@ def test_a_gpu_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     (
         ({"block_size": 48}, f"block_size = 48: supported: {listed(BLOCK_SIZES)}"),
         ({"dtype": "float8"}, f"dtype = 'float8': supported: {listed(DTYPES)}"),
-        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype = 'fp8': supported: auto"),
+        ({"kv_cache_dtype": "fp16"}, "kv_cache_dtype = 'fp16': supported: auto, fp8"),
         ({"quantization": "int4"}, "quantization = 'int4': supported: auto, fp8, int8"),
         ({"device": "tpu"}, "device = 'tpu': supported: auto, cpu, cuda"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size = 0: must be at least 1"),

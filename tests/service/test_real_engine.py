@@ -57,6 +57,7 @@ def test_the_second_asking_finds_its_prefix_and_says_the_same() -> None:
             stats = await running.idle()
             assert stats.model.name == "pocket"
             assert stats.cache.prefix_tokens_hit == 16
+            assert stats.cache.dtype == "float32"
             received = len(first.ids()) + len(second.ids())
             assert stats.tokens.delivered == received
 

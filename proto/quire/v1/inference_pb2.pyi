@@ -447,7 +447,7 @@ class RequestStats(_message.Message):
     def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., accepted: _Optional[int] = ..., finished_stop: _Optional[int] = ..., finished_length: _Optional[int] = ..., finished_cancelled: _Optional[int] = ..., finished_error: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class CacheStats(_message.Message):
-    __slots__ = ("block_size", "blocks_total", "blocks_free", "blocks_cached", "blocks_in_use", "blocks_shared", "prefix_tokens_queried", "prefix_tokens_hit", "evictions", "preemptions", "block_map", "bytes_per_token")
+    __slots__ = ("block_size", "blocks_total", "blocks_free", "blocks_cached", "blocks_in_use", "blocks_shared", "prefix_tokens_queried", "prefix_tokens_hit", "evictions", "preemptions", "block_map", "bytes_per_token", "dtype")
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
@@ -460,6 +460,7 @@ class CacheStats(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_MAP_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     block_size: int
     blocks_total: int
     blocks_free: int
@@ -472,7 +473,8 @@ class CacheStats(_message.Message):
     preemptions: int
     block_map: bytes
     bytes_per_token: int
-    def __init__(self, block_size: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., blocks_shared: _Optional[int] = ..., prefix_tokens_queried: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., block_map: _Optional[bytes] = ..., bytes_per_token: _Optional[int] = ...) -> None: ...
+    dtype: str
+    def __init__(self, block_size: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., blocks_shared: _Optional[int] = ..., prefix_tokens_queried: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., evictions: _Optional[int] = ..., preemptions: _Optional[int] = ..., block_map: _Optional[bytes] = ..., bytes_per_token: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class TokenStats(_message.Message):
     __slots__ = ("prompt", "prefill_computed", "generated", "delivered", "discarded")

@@ -17,8 +17,14 @@ def memory_of(device: str) -> str:
 def test_a_peak_below_the_cache_is_told_as_what_it_is_on_a_cpu() -> None:
     """A process's resident memory holds of the cache what was written."""
     told = memory_of("cpu")
-    assert "KV 1.0 GiB" in told
+    assert "KV 1.0 GiB," in told
     assert told.endswith("the process at most 300.0 MiB (cache as it fills) of 8.0 GiB")
+
+
+def test_the_caches_data_type_stands_beside_its_size() -> None:
+    response = pb.StatsResponse(cache=pb.CacheStats(dtype="float8_e4m3fn"))
+    response.memory.kv_cache_bytes = 1 << 30
+    assert "KV 1.0 GiB (float8_e4m3fn)," in dict(rows(response))["memory"]
 
 
 def test_a_gpus_peak_is_what_was_allocated() -> None:

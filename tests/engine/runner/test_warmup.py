@@ -24,6 +24,7 @@ from quire.engine.runner import compile_worker
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.launches import Card, Mixture
 from quire.kernels.linear import gemv, tuning
+from quire.kernels.support import NARROW
 
 CPU = torch.device("cpu")
 SETUP = Setup(
@@ -69,7 +70,8 @@ def bounds(
     exact: bool = False,
     q_and_kv: tuple[int, int] = (16, 8),
 ) -> Bounds:
-    heads = Heads(*q_and_kv, 16, torch.bfloat16, setup.block_size)
+    narrow = setup.cache_dtype == NARROW
+    heads = Heads(*q_and_kv, 16, torch.bfloat16, setup.block_size, narrow)
     tokens, longest = setup.max_num_batched_tokens, setup.max_model_len
     return Bounds(setup.max_num_seqs, tokens, longest, heads, Card(), qk_norm, mixture, exact=exact)
 
@@ -116,7 +118,8 @@ def recorded_core(
     core = build_core(model, ops, setup)
     runner: Any = core.runner
     size = runner._kv.k.shape
-    runner._kv = KVCache(*(torch.zeros(size, dtype=torch.bfloat16) for _ in range(2)))
+    dtype = NARROW if setup.cache_dtype == NARROW else torch.bfloat16
+    runner._kv = KVCache(*(torch.zeros(size, dtype=dtype) for _ in range(2)))
     runner._graphs = Kept() if graphs else None
     return core
 
@@ -215,11 +218,13 @@ def test_every_size_of_step_is_warm() -> None:
     assert not launched - warm
 
 
-@pytest.mark.parametrize("most", (1, 2, 40))
-def test_what_is_captured_is_warm(most: int) -> None:
+@pytest.mark.parametrize(
+    ("most", "cache"), ((1, torch.bfloat16), (2, torch.bfloat16), (40, torch.bfloat16), (2, NARROW))
+)
+def test_what_is_captured_is_warm(most: int, cache: torch.dtype) -> None:
     """Also what it is padded by: one request alone has a row more beside it."""
     # So long that all tokens that are captured fit into one request.
-    setup = replace(SETUP, max_num_seqs=most, max_model_len=9000)
+    setup = replace(SETUP, max_num_seqs=most, max_model_len=9000, cache_dtype=cache)
     with recorded() as warm:
         runner: Any = recorded_core(setup, graphs=False).runner
         runner.warm_up(warm_steps(bounds(setup)), lambda _share: None)

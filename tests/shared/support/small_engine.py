@@ -97,6 +97,10 @@ FAMILIES = {  # one model each
     ),
     "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
     "mistral": replace(model_config(architecture=MISTRAL, tied=False), sliding_window=11),
+    "fp8 cache": model_config(tied=False),
+    "fp8 cache, mistral": replace(
+        model_config(architecture=MISTRAL, tied=False), sliding_window=11
+    ),
     "gpt2": model_config(architecture=GPT2, q_heads=3, kv_heads=3),
 }
 
@@ -170,6 +174,7 @@ class Setup:
     overlap: bool = False
     two_phase: bool = False
     padded: bool = False
+    cache_dtype: torch.dtype = torch.float32
 
 
 def load_model(
@@ -192,7 +197,7 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
         setup.block_size,
         config.head_dim,
     )
-    kv = KVCache(torch.full(size, torch.nan), torch.full(size, torch.nan))
+    kv = KVCache(*(torch.full(size, torch.nan, dtype=setup.cache_dtype) for _ in range(2)))
     kv.k[:, 0].zero_()
     kv.v[:, 0].zero_()
     max_blocks = -(-setup.max_model_len // setup.block_size)
