@@ -83,6 +83,15 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of the prompt's next tokens, from its second on; all of them come before any delta of
+    index 0. first_token_id: the prompt's first, in the first of these events."""
+
+    logprobs: tuple[TokenLogprob, ...]
+    first_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallDelta:
     """The beginning of a call, or more of its arguments. index: which call of this output.
 
@@ -129,7 +138,7 @@ class Finished:
     reasoning_tokens: int = 0
 
 
-Event: TypeAlias = Started | Delta | Finished | Resumed
+Event: TypeAlias = Started | PromptLogprobs | Delta | Finished | Resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,7 @@ class Completion:
     """One index, whole: its deltas joined, and how it ended.
 
     tool_calls: each with its id and the JSON text of its arguments, as a Message takes them.
+    prompt_logprobs: of the prompt's tokens from the second on, the same for every index.
     """
 
     index: int
@@ -146,6 +156,7 @@ class Completion:
     finished: Finished
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def from_proto(response: pb.GenerateResponse) -> Event | None:
@@ -157,6 +168,8 @@ def from_proto(response: pb.GenerateResponse) -> Event | None:
         return _started(response.started)
     if kind == "finished":
         return _finished(response.finished)
+    if kind == "prompt_logprobs":
+        return _judged(response.prompt_logprobs)
     return None
 
 
@@ -175,6 +188,11 @@ def _delta(m: pb.Delta) -> Delta:
 def _logprob(m: pb.TokenLogprob) -> TokenLogprob:
     top = tuple(TopLogprob(t.token_id, t.bytes, t.logprob) for t in m.top)
     return TokenLogprob(m.token_id, m.bytes, m.logprob, m.rank, top)
+
+
+def _judged(m: pb.PromptLogprobs) -> PromptLogprobs:
+    first = m.first_token_id if m.HasField("first_token_id") else None
+    return PromptLogprobs(tuple(_logprob(t) for t in m.logprobs), first)
 
 
 def _finished(m: pb.Finished) -> Finished:
@@ -222,6 +240,7 @@ class Collector:
         self._thoughts: dict[int, list[str]] = {}
         self._calls: dict[int, list[ToolCallDelta]] = {}
         self._finished: dict[int, Finished] = {}
+        self._prompt: list[TokenLogprob] = []
 
     def add(self, event: Event) -> None:
         """Takes one event."""
@@ -233,6 +252,8 @@ class Collector:
             self._calls.setdefault(event.index, []).extend(event.tool_calls)
         elif isinstance(event, Finished):
             self._finished[event.index] = event
+        elif isinstance(event, PromptLogprobs):
+            self._prompt.extend(event.logprobs)
 
     def completions(self) -> list[Completion]:
         """The indices that have finished, in order."""
@@ -245,6 +266,7 @@ class Collector:
                 finished,
                 "".join(self._thoughts.get(index, ())),
                 joined_calls(self._calls.get(index, ())),
+                tuple(self._prompt),
             )
             for index, finished in sorted(self._finished.items())
         ]

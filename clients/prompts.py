@@ -64,6 +64,7 @@ class Options(TypedDict, total=False):
     resume_token_ids: Sequence[int] | None
     parse_output: bool | None
     user: str | None
+    prompt_logprobs: int | None
     tools: Sequence[Tool | Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None

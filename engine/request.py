@@ -108,7 +108,9 @@ class GenerationRequest:
     `resume_token_ids` (n = 1) are outputs that the client already holds: they count for positions,
     max and min tokens and penalties, and are not sent again. `client` names whose share it uses,
     `user` for whom of its own. With `pooling` (n = 1) the prompt is computed, nothing is sampled,
-    and the only thing said is Output.pooled.
+    and the only thing said is Output.pooled. `prompt_logprobs`: the log-probabilities of the
+    prompt's tokens from the second on are said, each with the best so many; nothing is resumed
+    then.
     """
 
     key: int
@@ -122,6 +124,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     user: str = ""
     pooling: Pooling | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ class Output:
     `started` marks the first time this index was scheduled; `cached_tokens` are its prefix hit.
     `finish` is set once, in the last output of the index. `stop_token_id`: the EOS or stop id that
     ended it (it is the last of token_ids). `pooled`: float32, little-endian, where that was asked
-    for.
+    for. `prompt_logprobs`: of the prompt's next tokens (see engine.prompt_logprobs), by index 0
+    alone and before its first token.
 
     Times are time.monotonic(): of scheduling for `started`, else of the end of the step. `time` is
     that of the last thing said; `started_at` and `first_token_at` those of `started` and of the
@@ -163,6 +167,7 @@ class Output:
     stop_token_id: int | None = None
     error_id: str | None = None
     pooled: bytes | None = None
+    prompt_logprobs: bytes = b""
 
     def stamp(self, now: float) -> None:
         """All that it says, it says now."""
@@ -185,5 +190,6 @@ class Output:
         self.stop_token_id = later.stop_token_id
         self.error_id = later.error_id
         self.pooled = later.pooled
+        self.prompt_logprobs += later.prompt_logprobs
         self.preemptions = max(self.preemptions, later.preemptions)
         self.peak_blocks = max(self.peak_blocks, later.peak_blocks)

@@ -226,11 +226,11 @@ def faults_of(name: str, row: dict[str, Any], usual: float) -> Iterator[str]:
 
 
 def growth_of(memory: list[dict[str, float]]) -> Iterator[str]:
+    """By the most that was held: what is kept of grammars comes and goes."""
     half = memory[len(memory) // 2 :]
-    if len(half) < 3:
-        return
-    for name in half[0]:
-        first, last = half[0][name], half[-1][name]
+    middle = len(half) // 2
+    for name in half[0] if middle else ():
+        first, last = (max(one[name] for one in part) for part in (half[:middle], half[middle:]))
         if last > first * (1 + MOST_GROWTH) + 2:
             yield f"{name} went from {first:.1f} to {last:.1f} over the last half"
 

@@ -111,7 +111,7 @@ class Run:
     async def _answer(self, name: str, line: Line, asked: Asked) -> dict[str, Any]:
         """The answer's body; asks again for as long as what was in the way may pass. Of several
         prompts one is asked for after the other: the file's other lines fill the server."""
-        answer = Answer(self._model, chat=line.url == CHATS, logprobs=asked.logprobs)
+        answer = Answer(self._model, asked, chat=line.url == CHATS)
         for place, request in enumerate(asked.requests):
             for message in await self._messages(request, asked.names(place)):
                 asked.place(message, place, name)

@@ -54,6 +54,7 @@ def generate(
     stop_token_ids: sampling.StopTokenIds = None,
     ignore_eos: sampling.IgnoreEos = False,
     logprobs: sampling.Logprobs = None,
+    prompt_logprobs: sampling.PromptLogprobs = None,
     logit_bias: sampling.LogitBias = None,
     allowed_token_ids: sampling.AllowedTokenIds = None,
     banned_token_ids: sampling.BannedTokenIds = None,
@@ -81,6 +82,8 @@ def generate(
     """
     if logprobs is not None and not as_json:
         raise OptionError("--logprobs: needs --json, which shows them")
+    if prompt_logprobs is not None and not as_json:
+        raise OptionError("--prompt-logprobs: needs --json, which shows them")
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     text = sys.stdin.read() if prompt == "-" else prompt
     with common.connected(address, api_key, secure, timeout, named, routing) as client:
@@ -107,6 +110,7 @@ def generate(
             stop_token_ids=stop_token_ids or None,
             ignore_eos=ignore_eos or None,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             logit_bias=sampling.read_bias(logit_bias),
             allowed_token_ids=allowed_token_ids or None,
             banned_token_ids=banned_token_ids or None,

@@ -41,6 +41,9 @@ AllowedTokenIds = Annotated[list[int] | None, _option("No others.", "--allowed-t
 BannedTokenIds = Annotated[list[int] | None, _option("Never this one.", "--banned-token-id")]
 IgnoreEos = Annotated[bool, _option("Go on past the end of text.", "--ignore-eos")]
 Logprobs = Annotated[int | None, _option("Log-probabilities, and of this many others (--json).")]
+PromptLogprobs = Annotated[
+    int | None, _option("The same of the prompt's own tokens (--json).", "--prompt-logprobs")
+]
 
 AllowSpecialTokens = Annotated[
     bool,

@@ -1,15 +1,18 @@
 """Answers that are sent whole: the contract's events gathered into one object.
 
-Invariant: what is gathered is exactly what the events say, choice by choice; nothing is made here.
+Invariant: what is gathered is exactly what the events say, choice by choice, behind the prompt
+where that is to be repeated; nothing is made here.
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from quire.clients.openai.asked import Asked
 from quire.clients.openai.shapes import (
     FINISH,
     Head,
+    JudgedPrompt,
     Offsets,
     Tally,
     chat_logprobs,
@@ -40,13 +43,15 @@ class _Choice:
 class Answer:
     """Gathers one body's events."""
 
-    def __init__(self, model: str, *, chat: bool, logprobs: bool) -> None:
+    def __init__(self, model: str, asked: Asked, *, chat: bool) -> None:
+        """asked: what it answers."""
         kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
         self._head = Head(kind, prefix, model)
         self._chat = chat
-        self._with_logprobs = logprobs
+        self._asked = asked
         self._tally = Tally()
         self._choices: dict[int, _Choice] = {}
+        self._prompts = [JudgedPrompt() for _ in asked.requests]
 
     def take(self, message: pb.GenerateResponse) -> None:
         """The next event."""
@@ -56,6 +61,9 @@ class Answer:
             self._tally.started(message.started)
         elif event == "delta":
             self._choice(message.delta.index).take(message.delta)
+        elif event == "prompt_logprobs":
+            told = message.prompt_logprobs
+            self._prompts[told.index // self._asked.each].take(told)
         else:
             self._tally.finished(message.finished)
             self._choice(message.finished.index).finish = FINISH.get(message.finished.reason)
@@ -64,7 +72,10 @@ class Answer:
         """The object, once all has ended."""
         shape = self._chat_choice if self._chat else self._text_choice
         choices = [shape(index, choice) for index, choice in sorted(self._choices.items())]
-        return self._head.object(choices) | {"usage": self._tally.usage()}
+        told = self._head.object(choices) | {"usage": self._tally.usage()}
+        if self._chat and self._asked.judged:
+            told["prompt_logprobs"] = self._prompts[0].by_id()
+        return told
 
     def encoded(self) -> bytes:
         """The object as JSON; on any thread."""
@@ -83,7 +94,7 @@ class Answer:
         }
         if calls:
             message["tool_calls"] = calls
-        logprobs = chat_logprobs(choice.logprobs) if self._with_logprobs else None
+        logprobs = chat_logprobs(choice.logprobs) if self._asked.logprobs else None
         return {
             "index": index,
             "message": message,
@@ -92,13 +103,21 @@ class Answer:
         }
 
     def _text_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        logprobs = Offsets().logprobs(choice.logprobs) if self._with_logprobs else None
-        return {
+        asked, place = self._asked, index // self._asked.each
+        prompt, logprobs = self._prompts[place], None
+        if asked.logprobs:
+            logprobs = Offsets().logprobs(choice.logprobs, prompt if asked.echo else None)
+        before = ""
+        if asked.echo:
+            judged = asked.requests[place].HasField("prompt_logprobs")
+            before = prompt.text if judged else asked.requests[place].text
+        told = {
             "index": index,
-            "text": "".join(choice.texts),
+            "text": before + "".join(choice.texts),
             "logprobs": logprobs,
             "finish_reason": choice.finish,
         }
+        return told | ({"prompt_logprobs": prompt.by_id()} if asked.judged else {})
 
 
 def _calls(choice: _Choice) -> list[dict[str, Any]]:

@@ -20,13 +20,16 @@ class StreamUsage(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Asked:
     """requests: one a prompt, alike but for it. given: contract's fields under the body's names.
-    logprobs: the client wants them written."""
+    logprobs: the client wants them written. echo: the prompt before each choice. judged: the
+    prompt's log-probabilities, by their own name."""
 
     requests: tuple[pb.GenerateRequest, ...]
     given: Mapping[str, str] = field(default_factory=dict)
     stream: bool = False
     usage: StreamUsage = StreamUsage.NONE
     logprobs: bool = False
+    echo: bool = False
+    judged: bool = False
 
     @property
     def prompts(self) -> int:
@@ -36,10 +39,11 @@ class Asked:
     @property
     def choices(self) -> int:
         """Of all prompts."""
-        return self.prompts * self._each
+        return self.prompts * self.each
 
     @property
-    def _each(self) -> int:
+    def each(self) -> int:
+        """Choices of one prompt."""
         return max(self.requests[0].sampling.n, 1)
 
     def names(self, place: int = 0) -> Names:
@@ -64,9 +68,11 @@ class Asked:
             case "started":
                 message.started.request_id = name
             case "delta":
-                message.delta.index += place * self._each
+                message.delta.index += place * self.each
             case "finished":
-                message.finished.index += place * self._each
+                message.finished.index += place * self.each
+            case "prompt_logprobs":
+                message.prompt_logprobs.index += place * self.each
 
 
 def read_streaming(body: Fields) -> tuple[bool, StreamUsage]:
@@ -86,3 +92,13 @@ def read_streaming(body: Fields) -> tuple[bool, StreamUsage]:
     if not last:
         return stream, StreamUsage.NONE
     return stream, StreamUsage.EACH if each else StreamUsage.LAST
+
+
+def check_judged(body: Fields, request: pb.GenerateRequest, *, stream: bool) -> bool:
+    """Whether the prompt's log-probabilities are asked for by their own name; whole answers alone
+    have a place for them."""
+    if not request.HasField("prompt_logprobs"):
+        return False
+    if stream:
+        body.fault("prompt_logprobs", request.prompt_logprobs, "goes with stream = false alone")
+    return True

@@ -3,12 +3,14 @@
 from typing import Any
 
 from quire.clients.openai import constraints, sampling
-from quire.clients.openai.asked import Asked, read_streaming
+from quire.clients.openai.asked import Asked, check_judged, read_streaming
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import UINT32, Fields
 from quire.v1 import inference_pb2 as pb
 
 MAX_PROMPTS = 128  # of one body
+_MOST_LOGPROBS = 20
+_JUDGED = "prompt_logprobs"
 _WRONG = "must be a string or a list of token ids"
 
 
@@ -26,14 +28,23 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     if top is not None:
         request.sampling.logprobs = top
     stream, usage = read_streaming(body)
-    body.only("echo", False, why="must be false: the prompt is not repeated, nor judged")
+    judged = check_judged(body, request, stream=stream)
+    echo = body.flag("echo") or False
+    if echo and stream:
+        body.fault("echo", True, "goes with stream = false alone")
+    elif echo and top is not None and not judged:
+        request.prompt_logprobs = min(top, _MOST_LOGPROBS)  # more are refused by their own name
+        given["prompt_logprobs"] = "logprobs"
     body.only("suffix", "")
     body.only("best_of", 1, request.sampling.n or 1, why="must be n: no answer is left out")
-    body.end(sampling.HINTS)
+    body.end()
     faults.raise_if_any()
     for prompt in prompts:
         prompt.MergeFrom(request)
-    return Asked(tuple(prompts), given, stream, usage, top is not None)
+        if echo and prompt.WhichOneof("prompt") == "token_ids" and not prompt.HasField(_JUDGED):
+            prompt.prompt_logprobs = 0  # which come with the tokens' text
+    asked = tuple(prompts)
+    return Asked(asked, given, stream, usage, top is not None, echo=echo, judged=judged)
 
 
 def _prompts(body: Fields) -> list[pb.GenerateRequest]:

@@ -15,12 +15,6 @@ PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
     "service_tier",
     "store",
 )
-HINTS = (
-    (
-        "prompt_logprobs",
-        "is not supported: log-probabilities are of an answer's tokens alone, not of a prompt's",
-    ),
-)
 USERS = ("safety_identifier", "user", "prompt_cache_key")  # the first that is given counts
 _INT32 = (1 << 31) - 1
 _UINT64 = (1 << 64) - 1
@@ -42,6 +36,9 @@ def read(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
         number = body.number(name)
         if number is not None:
             setattr(sampling, name, number)
+    judged = body.whole("prompt_logprobs")
+    if judged is not None:
+        request.prompt_logprobs = judged
     for name in ("n", "min_tokens"):
         count = body.whole(name)
         if count is not None:

@@ -4,6 +4,7 @@ import codecs
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from quire.v1 import inference_pb2 as pb
@@ -95,6 +96,42 @@ def _token(one: "pb.TokenLogprob | pb.TopLogprob") -> dict[str, Any]:
     return {"token": raw.decode("utf-8", "replace"), "logprob": one.logprob, "bytes": list(raw)}
 
 
+class JudgedPrompt:
+    """A prompt's own tokens, gathered."""
+
+    def __init__(self) -> None:
+        self.first = b""
+        self.logprobs: list[pb.TokenLogprob] = []
+
+    def take(self, told: pb.PromptLogprobs) -> None:
+        """More of them."""
+        self.first += told.first_token_bytes
+        self.logprobs.extend(told.logprobs)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        pieces = [self.first, *(bytes(one.bytes) for one in self.logprobs)]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def by_id(self) -> list[dict[str, Any] | None]:
+        """As vLLM has it: at each place what was looked at, by ids; nothing at the first."""
+        return [None, *map(_by_id, self.logprobs)]
+
+
+def _by_id(one: pb.TokenLogprob) -> dict[str, Any]:
+    ranked = [(one.token_id, one.rank, one.logprob, one.bytes)]
+    ranked += [(o.token_id, at, o.logprob, o.bytes) for at, o in enumerate(one.top, 1)]
+    return {
+        str(token_id): {
+            "logprob": logprob,
+            "rank": rank,
+            "decoded_token": bytes(raw).decode("utf-8", "replace"),
+        }
+        for token_id, rank, logprob, raw in reversed(ranked)
+    }
+
+
 class Offsets:
     """Of a completion: its log-probabilities, each with its place in the text (characters)."""
 
@@ -102,14 +139,23 @@ class Offsets:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at = 0
 
-    def logprobs(self, tokens: Iterable[pb.TokenLogprob]) -> dict[str, Any]:
-        """Of the next tokens."""
+    def logprobs(
+        self, tokens: Iterable[pb.TokenLogprob], prompt: JudgedPrompt | None = None
+    ) -> dict[str, Any]:
+        """Of the next tokens. prompt: stands before them."""
         told: dict[str, Any] = {
             "tokens": [],
             "token_logprobs": [],
             "top_logprobs": [],
             "text_offset": [],
         }
+        if prompt is not None:
+            told["tokens"].append(prompt.first.decode("utf-8", "replace"))
+            told["token_logprobs"].append(None)
+            told["top_logprobs"].append(None)
+            told["text_offset"].append(self._at)
+            self._at += len(self._decoder.decode(prompt.first))
+            tokens = chain(prompt.logprobs, tokens)
         for one in tokens:
             raw = bytes(one.bytes)
             told["tokens"].append(raw.decode("utf-8", "replace"))

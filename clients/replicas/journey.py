@@ -51,6 +51,8 @@ class Journey:
         self._ids: list[int] = []  # received, and given to the caller
         self._before = 0  # of those, from earlier legs
         self._finished = 0  # indices
+        self._judged = 0  # of the prompt's tokens, those that the caller was told of
+        self._told = 0  # of those, how many this leg has sent so far
         self._held: list[pb.GenerateResponse] = []
         self._received = False  # anything, in this leg
         self._leg: Leg | None = None
@@ -58,7 +60,7 @@ class Journey:
 
     def begin(self) -> tuple[Leg, pb.GenerateRequest]:
         """Whom to ask next, and what. Raises CallError."""
-        self._received, self._held = False, []
+        self._received, self._held, self._told = False, [], 0
         self._before = len(self._ids)
         self._leg = self._course.begin()
         return self._leg, self._request if self._started is None else self._rest()
@@ -71,6 +73,8 @@ class Journey:
         request.request_id = self._started.request_id
         request.sampling.seed = self._started.seed
         request.resume_token_ids.extend(self._ids)
+        if self._ids:  # which came behind all of the prompt's log-probabilities
+            request.ClearField("prompt_logprobs")
         return request
 
     def take(self, message: pb.GenerateResponse) -> list[Item]:
@@ -84,6 +88,8 @@ class Journey:
             return [message]
         if kind == "finished":
             return self._on_finished(message)
+        if kind == "prompt_logprobs":
+            return self._on_judged(message)
         if kind == "delta" and message.delta.closing:
             self._held.append(message)
             return []
@@ -107,6 +113,19 @@ class Journey:
         left, fault, then = self._broke_at
         pause = self._around.clock() - then
         return [Resumed(name, left, fault, len(self._ids), self._course.breaks, pause)]
+
+    def _on_judged(self, message: pb.GenerateResponse) -> list[Item]:
+        """What an earlier leg has told already is left out."""
+        told = message.prompt_logprobs
+        count = len(told.logprobs) + told.HasField("first_token_id")
+        self._told += count
+        new = min(max(self._told - self._judged, 0), count)
+        self._judged += new
+        if new < count and told.HasField("first_token_id"):
+            told.ClearField("first_token_id")
+            told.ClearField("first_token_bytes")
+        del told.logprobs[: max(len(told.logprobs) - new, 0)]
+        return [message] if new else []
 
     def _check_same(self, started: pb.Started) -> None:
         first, like = self._started, self._course.like

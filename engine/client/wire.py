@@ -127,16 +127,18 @@ def _pack_request(request: GenerationRequest) -> Message:
         None if request.constraint is None else dataclasses.astuple(request.constraint),
         request.user,
         None if request.pooling is None else request.pooling.token_ids,
+        request.prompt_logprobs,
     )
 
 
 def _unpack_request(packed: Message) -> GenerationRequest:
-    key, prompt, sampling, n, priority, salt, resumed, client, constraint, user, pooled = packed
+    key, prompt, sampling, n, priority, salt, resumed, client, constraint, user, *more = packed
+    pooled, judged = more
     made = None if constraint is None else Constraint(*constraint)
     pooling = None if pooled is None else Pooling(pooled)
     params = SamplingParams(*sampling)
     return GenerationRequest(
-        key, prompt, params, n, priority, salt, resumed, client, made, user, pooling
+        key, prompt, params, n, priority, salt, resumed, client, made, user, pooling, judged
     )
 
 
@@ -180,7 +182,8 @@ def _pack_output(output: Output) -> Message:
         output.preemptions,
         output.peak_blocks,
     )
-    if output.finish is None and output.logprobs is None and not output.started:
+    more = output.started or output.logprobs is not None or output.prompt_logprobs
+    if output.finish is None and not more:
         return says
     return (
         *says,
@@ -192,6 +195,7 @@ def _pack_output(output: Output) -> Message:
         output.stop_token_id,
         output.error_id,
         output.pooled,
+        output.prompt_logprobs,
     )
 
 

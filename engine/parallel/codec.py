@@ -5,6 +5,7 @@
     admissions: key, index, slot, last token, computed tokens; sampling; five lists of ids, a bias
     updates, copies and masked slots: int32 each
     pooled:     slot and how many ids; the ids
+    judged:     slot, how many tokens, the one that follows, how many of the best
 
 Masks: magic, and how many follow; of each slot, length, bytes.
 
@@ -23,6 +24,7 @@ from quire.engine.errors import RankError
 from quire.engine.scheduling.plan import (
     Admission,
     BlockUpdate,
+    Judged,
     Masks,
     PlanRow,
     Pooled,
@@ -31,8 +33,8 @@ from quire.engine.scheduling.plan import (
 )
 
 MOST_BYTES = 1 << 30  # of one plan, or of its masks
-_MAGIC, _MASKS_MAGIC = b"QSP2", b"QSM1"
-_HEAD = struct.Struct("<4sq8i")
+_MAGIC, _MASKS_MAGIC = b"QSP3", b"QSM1"
+_HEAD = struct.Struct("<4sq9i")
 _ROW = struct.Struct("<qiqiii?i")
 _ADMISSION = struct.Struct("<qi3i")
 _SAMPLING = struct.Struct("<2di4dqii")  # temperature .. min_position, logprobs (-1: none)
@@ -40,6 +42,7 @@ _COUNTS = struct.Struct("<6i")
 _UPDATE = struct.Struct("<3i")
 _COPY = struct.Struct("<2i")
 _POOLED = struct.Struct("<2i")
+_JUDGED = struct.Struct("<4i")
 _MASKS = struct.Struct("<4si")
 _MASK = struct.Struct("<2i")
 
@@ -48,7 +51,8 @@ T = TypeVar("T")
 
 def encode(plan: StepPlan) -> bytes:
     """Raises RankError for a plan of more than MOST_BYTES, or with a number beyond its field."""
-    counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, plan.pooled)
+    read = plan.pooled, plan.judged
+    counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, *read)
     sizes = (plan.num_decode_rows, plan.num_tokens, *map(len, counts))
     try:
         parts = [_HEAD.pack(_MAGIC, plan.step_id, *sizes)]
@@ -63,6 +67,7 @@ def encode(plan: StepPlan) -> bytes:
         parts.append(_ids(plan.masked))
         for slot, ids in plan.pooled:
             parts += [_POOLED.pack(slot, len(ids)), _ids(ids)]
+        parts += [_JUDGED.pack(*one) for one in plan.judged]
     except (struct.error, OverflowError) as error:
         raise RankError(f"step {plan.step_id} cannot be told to the ranks: {error}") from error
     return _bounded(b"".join(parts), f"step {plan.step_id}")
@@ -150,6 +155,7 @@ def _read(reader: "_Reader") -> StepPlan:
         num_tokens,
         reader.ids(counts[4]),
         tuple(_read_pooled(reader) for _ in reader.times(counts[5])),
+        tuple(Judged._make(reader.take(_JUDGED)) for _ in reader.times(counts[6])),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.runner.judging import stage_judged
 from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
@@ -122,6 +123,8 @@ def stage_mixed(
         ends,
         np.array(sampled, np.int64),
     )
+    if plan.judged:
+        stage_judged(staging, plan, np.cumsum(lens, dtype=np.int64) - lens)
     if plan.pooled:
         left = np.cumsum(lens, dtype=np.int64) - 1 if exact else ends
         stage_pooled(staging, plan, shape.decode_rows, left)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from quire.engine.runner.judging import JudgedNumbers
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.sampler import Sampled, to_logprobs
 from quire.engine.scheduling.plan import StepResult
@@ -27,10 +28,12 @@ class PendingResult:
         logprobs: tuple[Tensor, ...] | None,
         done: Done,
         pooled: PooledNumbers | None = None,
+        judged: JudgedNumbers | None = None,
     ) -> None:
         """wanted: of each row that samples, how many logprobs; not looked at without logprobs."""
         self._wanted = wanted
         self._pooled = pooled
+        self._judged = judged
         self._tokens = tokens
         self._logprobs = logprobs
         self._done = done
@@ -40,11 +43,12 @@ class PendingResult:
         self._done()
         tokens = [[token] for token in self._tokens.tolist()]
         pooled = () if self._pooled is None else self._pooled.packed()
+        judged = () if self._judged is None else self._judged.packed()
         if self._logprobs is None:
-            return StepResult(tokens, None, pooled)
+            return StepResult(tokens, None, pooled, judged)
         chosen, rank, top_ids, top_values = self._logprobs
         values = (chosen, rank, top_ids, top_values)
-        return StepResult(tokens, to_logprobs(tokens, self._wanted, values), pooled)
+        return StepResult(tokens, to_logprobs(tokens, self._wanted, values), pooled, judged)
 
 
 class Results:
@@ -66,12 +70,14 @@ class Results:
         if sampled.logprobs is not None:
             logprobs = tuple(value[:count] for value in sampled.logprobs)
         if self._on_host:
-            return PendingResult(wanted, tokens, logprobs, self._check, sampled.pooled)
+            told = sampled.pooled, sampled.judged
+            return PendingResult(wanted, tokens, logprobs, self._check, *told)
         self._turn = (self._turn + 1) % RESULT_RING
         tokens = self._ring[self._turn][:count].copy_(tokens, non_blocking=True)
         if logprobs is not None:
             logprobs = tuple(_to_host(value) for value in logprobs)
         pooled = None if sampled.pooled is None else sampled.pooled.on_host(_to_host)
+        judged = None if sampled.judged is None else sampled.judged.on_host(_to_host)
         event = torch.cuda.Event()
         event.record()
 
@@ -79,7 +85,7 @@ class Results:
             event.synchronize()
             self._check()
 
-        return PendingResult(wanted, tokens, logprobs, done, pooled)
+        return PendingResult(wanted, tokens, logprobs, done, pooled, judged)
 
 
 def _to_host(value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ leaves out comes with `sample`, when the host has made the masks.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -37,7 +37,7 @@ from quire.engine.runner.graphs import (
     most_rows,
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
-from quire.engine.runner.pooling import pool
+from quire.engine.runner.reading import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
@@ -80,6 +80,7 @@ class Runner:
         self._state = state
         self._device = state.seeds.device
         self._sampler = Sampler(ops, state)
+        self._read = partial(read, model, ops, state.null_slot)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
         self._edit_staging = Staging(self._device)
         width, dtype = model.config.hidden_size, model.dtype
@@ -237,10 +238,7 @@ class Runner:
     ) -> PendingResult:
         edits = self._uploaded_edits(plan, masks) if needs.edits else None
         sampled = self._sample(done, needs, edits)
-        if plan.pooled:
-            pooled = pool(self._model, done.hidden, self._staging, plan)
-            sampled = replace(sampled, pooled=pooled)
-        return self._collect(plan, sampled)
+        return self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
 
     def _uploaded_edits(self, plan: StepPlan, masks: Masks) -> Edits:
         """The upload is one of its own: the model's part of it is still to be read."""
@@ -319,7 +317,7 @@ class Runner:
 
     def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
         """None: exact sizes, eagerly, because the step is long."""
-        if self._graphs is None:
+        if self._graphs is None or plan.judged:  # what is kept holds each row's last token alone
             return None
         context = max(row.start + row.num_tokens for row in plan.rows)
         key = self._sizes.mixed(*MixedShape.of(plan), context)

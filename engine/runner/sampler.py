@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quire.engine.request import TokenLogprob
 from quire.engine.runner.edits import Edits
+from quire.engine.runner.judging import JudgedNumbers
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.plan import SamplingNumbers
@@ -43,11 +44,13 @@ class Needs(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """tokens: [L] int64, -1 where logits are NaN or infinite. logprobs: chosen [L], rank [L],
-    top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample."""
+    top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample. judged: of
+    prompts' own tokens."""
 
     tokens: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     pooled: PooledNumbers | None = None
+    judged: JudgedNumbers | None = None
 
 
 class Sampler:

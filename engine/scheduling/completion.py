@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from quire.engine.errors import CorruptStateError, NotANumberError
+from quire.engine.prompt_logprobs import record
 from quire.engine.request import FinishReason, Output, TokenLogprob
 from quire.engine.scheduling.matching import Advance, Constrained, Mask, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
@@ -86,6 +87,9 @@ class Completion:
         if plan.pooled or result.pooled:
             read = zip(plan.pooled, result.pooled, strict=True)
             pooled = {one.slot: numbers for one, numbers in read}
+        judged = {}
+        if plan.judged or result.judged:
+            judged = {one.slot: told for one, told in zip(plan.judged, result.judged, strict=True)}
         flight, roster = self._retire(plan), self._roster
         outputs, counters = roster.drain_outputs(), roster.counters
         counters.steps += 1
@@ -101,6 +105,8 @@ class Completion:
             request.in_flight -= 1
             said = len(outputs)
             try:
+                if judged and row.slot in judged:
+                    self._say_judged(row, request, judged[row.slot], outputs)
                 if pooled and row.slot in pooled:
                     self._apply_pooled(row, request, pooled[row.slot], outputs)
                 else:
@@ -212,6 +218,27 @@ class Completion:
         output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
         outputs.append(output)
         self._roster.end(request, FinishReason.STOP, output, said=True)
+
+    def _say_judged(
+        self, row: PlanRow, request: Request, told: bytes, outputs: list[Output]
+    ) -> None:
+        """More of the prompt's log-probabilities; what was said before a preemption is left out.
+        told: see StepResult."""
+        if row.epoch != request.epoch or request.status is Status.FINISHED:
+            return
+        if not told:
+            self._roster.counters.not_a_number += 1
+            raise NotANumberError("the log-probabilities of the prompt are not finite numbers")
+        top = request.spec.prompt_logprobs
+        assert top is not None
+        size = record(top).itemsize
+        said = request.num_prompt_tokens - 1 - request.unjudged
+        new = told[max(said - row.start, 0) * size :]
+        if new:
+            request.unjudged -= len(new) // size
+            output = Output(request.key, request.index, prompt_logprobs=new)
+            output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
+            outputs.append(output)
 
     def _append(
         self,

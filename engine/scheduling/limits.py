@@ -37,6 +37,10 @@ class RequestLimits:
         if spec.n < 1 or (spec.n > 1 and spec.resume_token_ids):
             limit = "exactly 1 with resume_token_ids" if spec.resume_token_ids else "at least 1"
             raise RequestError("n", f"{spec.n}: must be {limit}")
+        if spec.resume_token_ids and spec.prompt_logprobs is not None:
+            raise RequestError(
+                "prompt_logprobs", "excludes resume_token_ids: they were told before"
+            )
         if len(spec.resume_token_ids) > params.max_tokens:
             raise RequestError(
                 "resume_token_ids",
@@ -48,6 +52,8 @@ class RequestLimits:
         """All of its prompt is computed, and nothing else."""
         if spec.n != 1 or spec.resume_token_ids or spec.constraint is not None:
             raise RequestError("pooling", "excludes n > 1, resume_token_ids and constraint")
+        if spec.prompt_logprobs is not None:
+            raise RequestError("pooling", "excludes prompt_logprobs")
         if prompt > self.max_model_len:
             raise RequestError(
                 "prompt", f"{prompt} tokens exceed max_model_len = {self.max_model_len}"

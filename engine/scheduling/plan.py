@@ -115,6 +115,17 @@ class Pooled(NamedTuple):
     token_ids: tuple[int, ...]
 
 
+class Judged(NamedTuple):
+    """Of the row of this slot, the log-probabilities of prompt tokens are wanted that stand behind
+    its first `count` tokens, and the best `top` at each place. `following`: the last of them, where
+    the row does not hold it itself, else -1."""
+
+    slot: int
+    count: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
+    following: int
+    top: int
+
+
 class StepPlan(NamedTuple):
     """One step. `admitted` slots take their parameters before anything runs, block tables are
     updated, `copies` (source block, target block) are made next, then the rows are computed.
@@ -122,6 +133,7 @@ class StepPlan(NamedTuple):
     `masked`: slots of the rows that sample under a constraint, in the rows' order of being planned.
     Their masks come when the results of all plans before this one have been taken in.
     `pooled`: what is read of rows that do not sample, in the rows' order of being planned.
+    `judged`: whose own tokens' log-probabilities are wanted, in the same order.
     """
 
     step_id: int
@@ -133,6 +145,7 @@ class StepPlan(NamedTuple):
     num_tokens: int
     masked: tuple[int, ...] = ()
     pooled: tuple[Pooled, ...] = ()
+    judged: tuple[Judged, ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -151,13 +164,14 @@ class StepPlan(NamedTuple):
             self.num_tokens,
             self.masked,
             tuple(tuple(one) for one in self.pooled),
+            tuple(tuple(one) for one in self.judged),
         )
 
     @classmethod
     def of(cls, plain: Plain) -> "StepPlan":
         """The plan that `plain` was made of; lists stand for tuples as well."""
         step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, *more = plain
-        masked, pooled = more
+        masked, pooled, judged = more
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
@@ -168,6 +182,7 @@ class StepPlan(NamedTuple):
             num_tokens,
             tuple(masked),
             tuple(Pooled(slot, tuple(ids)) for slot, ids in pooled),
+            tuple(Judged._make(one) for one in judged),
         )
 
 
@@ -184,9 +199,11 @@ class StepResult(NamedTuple):
     -1 says that the row's logits were not finite numbers.
 
     `logprobs` stands beside them where some request of the step asked for any. `pooled`: of each of
-    the plan's, its numbers as bytes (float32, little-endian); empty: they were not finite.
+    the plan's, its numbers as bytes (float32, little-endian); `judged`: of each of the plan's, its
+    records (see engine.prompt_logprobs). Empty bytes: they were not finite.
     """
 
     tokens: list[list[int]]
     logprobs: list[TokenLogprob | None] | None = None
     pooled: tuple[bytes, ...] = ()
+    judged: tuple[bytes, ...] = ()

@@ -19,7 +19,6 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -27,10 +26,10 @@ from typing import Any
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.completion import Completion
+from quire.engine.scheduling.draft import Draft
 from quire.engine.scheduling.limits import RequestLimits
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import (
-    Admission,
     BlockUpdate,
     Masks,
     PlanRow,
@@ -44,23 +43,6 @@ from quire.engine.scheduling.sequence import Request, Status
 
 # PlanRow of a tuple of all its fields: half the time of a call, and there is one a row and step.
 _new_row: Callable[[tuple[Any, ...]], PlanRow] = partial(tuple.__new__, PlanRow)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making."""
-
-    budget: int
-    decode_rows: list[PlanRow] = field(default_factory=list)
-    prefill_rows: list[PlanRow] = field(default_factory=list)
-    planned: dict[int, Request] = field(default_factory=dict)  # by slot
-    admitted: list[Admission] = field(default_factory=list)
-    block_updates: list[BlockUpdate] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
-    masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
-    pooled: list[Pooled] = field(default_factory=list)
-    starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
 
 class Scheduler:
@@ -140,7 +122,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if nothing can be planned now."""
-        draft = _Draft(self.max_num_batched_tokens)
+        draft = Draft(self.max_num_batched_tokens)
         if self.two_phase:
             self._plan_two_phase(draft)
         else:
@@ -166,12 +148,13 @@ class Scheduler:
             self.max_num_batched_tokens - draft.budget,
             tuple(draft.masked),
             tuple(draft.pooled),
+            tuple(draft.judged),
         )
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])
         return plan
 
-    def _plan_two_phase(self, draft: _Draft) -> None:
+    def _plan_two_phase(self, draft: Draft) -> None:
         """Prompt tokens first and alone; decode rows only in steps that hold none."""
         self._plan_running(draft, decode=False)
         self._admit(draft)
@@ -179,7 +162,7 @@ class Scheduler:
             draft.starved = False
             self._plan_running(draft, decode=True)
 
-    def _plan_running(self, draft: _Draft, *, decode: bool) -> None:
+    def _plan_running(self, draft: Draft, *, decode: bool) -> None:
         running = self.roster.running
         if len(draft.planned) == len(running):
             return
@@ -195,7 +178,7 @@ class Scheduler:
             if self._secure_blocks(request, count, draft):
                 self._add_row(request, count, draft)
 
-    def _add_row(self, request: Request, count: int, draft: _Draft) -> None:
+    def _add_row(self, request: Request, count: int, draft: Draft) -> None:
         start = request.num_computed_tokens
         end = request.num_computed_tokens = start + count
         samples = end == request.num_tokens
@@ -212,20 +195,22 @@ class Scheduler:
         draft.planned[slot] = request
         is_decode = samples and count == 1  # its token is the last one, which the slot holds
         tokens = () if is_decode else tuple(request.token_ids[start:end])
+        if request.unjudged:
+            draft.judge(request, start, end)
         row = _new_row(
             (request.key, request.index, request.epoch, slot, start, count, samples, tokens)
         )
         (draft.decode_rows if is_decode else draft.prefill_rows).append(row)
 
     @staticmethod
-    def _pooled(request: Request, draft: _Draft) -> bool:
+    def _pooled(request: Request, draft: Draft) -> bool:
         """Whether something is read of the request's last token, and nothing sampled after it."""
         pooling = request.spec.pooling
         if pooling is not None:
             draft.pooled.append(Pooled(request.slot, pooling.token_ids))
         return pooling is not None
 
-    def _secure_blocks(self, request: Request, count: int, draft: _Draft) -> bool:
+    def _secure_blocks(self, request: Request, count: int, draft: Draft) -> bool:
         """Give the request blocks for `count` more tokens, preempting others if it must."""
         end, table = request.num_computed_tokens + count, request.block_table
         if end <= len(table) * self.pool.block_size:
@@ -242,7 +227,7 @@ class Scheduler:
         self._extend_table(request, self.pool.allocate(needed), draft)
         return True
 
-    def _victim(self, request: Request, draft: _Draft) -> Request | None:
+    def _victim(self, request: Request, draft: Draft) -> Request | None:
         """Lowest priority, last admitted, never one planned in this step.
 
         None: only `request` itself is left, and others go on; it waits rather than lose its work.
@@ -252,7 +237,7 @@ class Scheduler:
             return None
         return min(candidates, key=lambda r: (r.priority, -r.admission))
 
-    def _extend_table(self, request: Request, blocks: Sequence[int], draft: _Draft) -> None:
+    def _extend_table(self, request: Request, blocks: Sequence[int], draft: Draft) -> None:
         column = len(request.block_table)
         request.block_table.extend(blocks)
         request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)
@@ -262,13 +247,13 @@ class Scheduler:
 
     # ------------------------------------------------------------ admission
 
-    def _admit(self, draft: _Draft) -> None:
+    def _admit(self, draft: Draft) -> None:
         while draft.budget > 0 and self.roster.free_slots and not draft.starved:
             request = self.roster.waiting.head()
             if request is None or not self._admit_one(request, draft):
                 return
 
-    def _admit_one(self, request: Request, draft: _Draft) -> bool:
+    def _admit_one(self, request: Request, draft: Draft) -> bool:
         """Give a waiting request its slot, its known prefix and blocks for all it has."""
         fork, source = self._fork_source(request), None
         if fork is None:
@@ -283,7 +268,8 @@ class Scheduler:
         if self.pool.num_free_among(shared) + fresh + reserve > self.pool.num_free:
             draft.starved = True
             return False
-        if fork is None and (head := self._hold_head(request, shared, fresh, draft)) is not None:
+        hits = fork is None and not request.unjudged
+        if hits and (head := self._hold_head(request, shared, fresh, draft)) is not None:
             source, computed = head.block, computed + head.num_tokens
         if request.cached_tokens < 0:
             self._start(request, computed, fork)
@@ -311,7 +297,7 @@ class Scheduler:
     def _find_prefix(self, request: Request) -> list[int]:
         """Cached blocks of the request's prefix: whole ones, leaving a token to compute."""
         cache = self.pool.prefix_cache
-        if not cache.enabled:
+        if not cache.enabled or request.unjudged:  # what is judged has to be computed
             return []
         known = request.token_ids
         limit = (len(known) - 1) // self.pool.block_size
@@ -320,7 +306,7 @@ class Scheduler:
         return cache.match(hashes, known, None if self.window is None else self.window - 1)
 
     def _hold_head(
-        self, request: Request, shared: Sequence[int], fresh: int, draft: _Draft
+        self, request: Request, shared: Sequence[int], fresh: int, draft: Draft
     ) -> Head | None:
         """A block to copy what follows the request's shared blocks from, leaving a token to
         compute. It is held until the plan is made; None if the blocks do not suffice for that."""

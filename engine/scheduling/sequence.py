@@ -64,6 +64,7 @@ class Request:
         "spec",
         "status",
         "token_ids",
+        "unjudged",
     )
 
     def __init__(
@@ -94,6 +95,8 @@ class Request:
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
         self.num_registered_blocks = 0  # of block_table, known to the prefix cache
         self.num_passed_blocks = 0  # of block_table, which no window sees any more: 0 stands there
+        judges = spec.prompt_logprobs is not None and index == 0
+        self.unjudged = self.num_prompt_tokens - 1 if judges else 0  # prompt tokens still to judge
         self.slot = -1
         self.epoch = 0  # raised by preemption: results planned under an older one are dropped
         self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch

@@ -48,7 +48,7 @@ class Telling:
             self._started = message.started
         elif kind == "delta":
             yield from self._chunk(message.delta)
-        else:
+        elif kind == "finished":
             yield self._complete(message.finished)
 
     def aborted(self) -> Iterator[Any]:

@@ -72,7 +72,7 @@ class Chunks:
         elif kind == "delta":
             self._tally.delta(message.delta)
             yield from self._delta(message.delta)
-        else:
+        elif kind == "finished":
             self._tally.finished(message.finished)
             finish = FINISH.get(message.finished.reason)
             if finish is not None:

@@ -9,6 +9,7 @@ closes the connection, since nothing can be told.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -68,7 +69,7 @@ class Reply:
             await self._whole(send, leaving)
 
     async def _whole(self, send: Send, leaving: "Leaving") -> None:
-        answer = Answer(self._model, chat=self._chat, logprobs=self._asked.logprobs)
+        answer = Answer(self._model, self._asked, chat=self._chat)
         with self._room.share() as share:
 
             async def take(message: pb.GenerateResponse) -> None:
@@ -132,7 +133,8 @@ class Reply:
 
 def _entries(message: pb.GenerateResponse) -> int:
     """Log-probabilities, those of the best others included."""
-    return sum(1 + len(one.top) for one in message.delta.logprobs)
+    told = message.delta.logprobs, message.prompt_logprobs.logprobs
+    return sum(1 + len(one.top) for one in chain(*told))
 
 
 class Leaving:

@@ -17,7 +17,8 @@ MAX_REQUEST_ID = 128
 MAX_NAME_BYTES = 256  # of a salt, and of a user
 MAX_PRIORITY = 1000
 MAX_N = 64
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 20  # of an output's tokens, and of a prompt's
+MAX_JUDGED = 1 << 17  # log-probabilities of one prompt
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_IDS = 64
@@ -149,6 +150,32 @@ def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) 
     faults.at_most("resume_token_ids", len(ids), most, "tokens: max_model_len")
     if len(ids) <= most:
         faults.ids("resume_token_ids", ids, info.vocab_size)
+
+
+def check_judged(request: pb.GenerateRequest, faults: Faults) -> None:
+    """What shows of log-probabilities of a prompt before it is read."""
+    if not request.HasField("prompt_logprobs"):
+        return
+    faults.between("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
+    if request.resume_token_ids:
+        words = "excludes resume_token_ids: they were told before the tokens that are resumed"
+        faults.add("prompt_logprobs", request.prompt_logprobs, words)
+
+
+def judged_of(request: pb.GenerateRequest, prompt_tokens: int) -> int | None:
+    """How many of the best at each place of a prompt; None: none at all. Raises Refusal where
+    there would be too many."""
+    if not request.HasField("prompt_logprobs"):
+        return None
+    top = request.prompt_logprobs
+    count = prompt_tokens * (1 + top)
+    if count > MAX_JUDGED:
+        raise invalid_field(
+            "prompt_logprobs",
+            f"{top}: would be {count} log-probabilities of {prompt_tokens} tokens: at most "
+            f"{MAX_JUDGED}",
+        )
+    return top
 
 
 def check_stops(given: Mapping[str, Any], silent: Collection[str], faults: Faults) -> None:

@@ -7,9 +7,11 @@ is entered in the ledger once, by a `finished` or by `abandon`.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from quire.engine.loop.stats import EngineInfo
-from quire.engine.request import FinishReason, Output
+from quire.engine.prompt_logprobs import record, unpacked
+from quire.engine.request import FinishReason, Output, TokenLogprob
 from quire.service.rpc.answer_stream import AnswerPiece, AnswerStream
 from quire.service.rpc.validation import Accepted, open_stream
 from quire.service.telemetry.counters import Ledger
@@ -90,6 +92,7 @@ class CallOutput:
         self._end_index = end_index
         self._on_start = on_started
         self._started = False
+        self._judged = 0  # tokens of the prompt whose log-probabilities have come
         self.error_id: str | None = None  # of the last failed step
         self.sampled = 0  # tokens that the engine has said, told to the client or not
         resumed = accepted.resumed
@@ -132,6 +135,8 @@ class CallOutput:
                 continue  # it was ended by a stop string, which the engine has not seen yet
             if output.started:
                 yield from self._on_started(state, output)
+            if output.prompt_logprobs:
+                yield from self._on_judged(output.prompt_logprobs)
             state.preemptions = output.preemptions
             state.peak_blocks = output.peak_blocks
             if output.token_ids:
@@ -146,6 +151,21 @@ class CallOutput:
         self._on_start(waited)
         if not self._started:
             yield self._start(state)
+            if self._request.prompt_logprobs is not None:
+                first = self._request.prompt_token_ids[0]
+                told = pb.PromptLogprobs(first_token_id=first)
+                told.first_token_bytes = self._bytes(first)
+                yield pb.GenerateResponse(prompt_logprobs=told)
+
+    def _on_judged(self, told: bytes) -> Iterator[pb.GenerateResponse]:
+        """More of the prompt's log-probabilities, in messages as large as deltas."""
+        top, prompt = self._request.prompt_logprobs, self._request.prompt_token_ids
+        assert top is not None
+        begin, self._judged = self._judged, self._judged + len(told) // record(top).itemsize
+        rest = unpacked(told, top, prompt[1 + begin : 1 + self._judged])
+        most = self._options.delta_tokens
+        while some := [self._logprob(one) for one in islice(rest, most)]:
+            yield pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(logprobs=some))
 
     def _start(self, state: IndexState) -> pb.GenerateResponse:
         self._started = True
@@ -324,21 +344,22 @@ class CallOutput:
                 delta.tool_calls.add(index=number, id=call_id, name=name, arguments_json=arguments)
             state.reasoning_tokens += piece.reasoning_tokens
         for logprob in piece.logprobs or ():
-            delta.logprobs.append(
-                pb.TokenLogprob(
-                    token_id=logprob.token_id,
-                    bytes=self._bytes(logprob.token_id),
-                    logprob=logprob.logprob,
-                    rank=logprob.rank,
-                    top=[
-                        pb.TopLogprob(token_id=i, bytes=self._bytes(i), logprob=value)
-                        for i, value in logprob.top
-                    ],
-                )
-            )
+            delta.logprobs.append(self._logprob(logprob))
         state.delivered += len(piece.ids)  # only now: what cannot be told has not been delivered
         self._ledger.delivered += len(piece.ids)
         return pb.GenerateResponse(delta=delta)
+
+    def _logprob(self, one: TokenLogprob) -> pb.TokenLogprob:
+        return pb.TokenLogprob(
+            token_id=one.token_id,
+            bytes=self._bytes(one.token_id),
+            logprob=one.logprob,
+            rank=one.rank,
+            top=[
+                pb.TopLogprob(token_id=i, bytes=self._bytes(i), logprob=value)
+                for i, value in one.top
+            ],
+        )
 
     def _bytes(self, token_id: int) -> bytes:
         return b"" if self._options.ids_only else self._tokenizer.pieces[token_id]

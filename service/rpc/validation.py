@@ -22,9 +22,11 @@ from quire.service.rpc.field_faults import (
     Faults,
     check_allowed,
     check_call,
+    check_judged,
     check_resume,
     check_sampling,
     check_stops,
+    judged_of,
 )
 from quire.service.rpc.reading import check_parse, check_tools, reading_of
 from quire.service.rpc.salt import effective_salt
@@ -185,6 +187,7 @@ class Validator:
             client=client,
             constraint=self._constraint(request, thinking),
             user=request.user,
+            prompt_logprobs=judged_of(request, len(prompt)),
         )
         self.constraints.check(generation)
         stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
@@ -193,7 +196,7 @@ class Validator:
             stop_tokens,
             request.sampling.include_stop_str_in_output,
             request.ids_only,
-            self._delta_tokens(params.logprobs, request.ids_only),
+            self._delta_tokens(generation, request.ids_only),
             reading_of(request, self._model.family, thinking),
         )
         _still(wanted)
@@ -215,12 +218,13 @@ class Validator:
         stream = open_stream(self._model.tokenizer, generation, options)
         return Resumed(stream, stream.replay(generation.resume_token_ids))
 
-    def _delta_tokens(self, logprobs: int | None, ids_only: bool) -> int:
+    def _delta_tokens(self, generation: GenerationRequest, ids_only: bool) -> int:
         """Tokens of which no delta is larger than a message may be."""
         piece = 0 if ids_only else self._longest_piece
         size = _ID_BYTES + _TEXT_BYTES * piece
-        if logprobs is not None:
-            size += (1 + logprobs) * (_LOGPROB_BYTES + piece)
+        asked = generation.sampling.logprobs, generation.prompt_logprobs
+        best = max((one for one in asked if one is not None), default=-1)
+        size += (1 + best) * (_LOGPROB_BYTES + piece)
         return max(1, DELTA_BYTES // size)
 
     # ------------------------------------------------------------ fields
@@ -228,6 +232,7 @@ class Validator:
     def _check_fields(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         faults, vocab_size = Faults(), self._model.info.vocab_size
         check_call(request, faults)
+        check_judged(request, faults)
         check_sampling(given, faults, vocab_size)
         check_stops(given, self._silent, faults)
         check_resume(request, faults, self._model.info)

@@ -134,7 +134,8 @@ def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     }
     assert "use tools" in faults(functions=[])["functions"]
     assert "enable_thinking" in faults(reasoning_effort="low")["reasoning_effort"]
-    assert "not of a prompt's" in faults(prompt_logprobs=1)["prompt_logprobs"]
+    assert "stream = false" in faults(prompt_logprobs=1, stream=True)["prompt_logprobs"]
+    assert "between 0" in faults(prompt_logprobs=-1)["prompt_logprobs"]
     assert "audio" in faults(audio={"voice": "x"})
     assert faults(skip_special_tokens=False) == {"skip_special_tokens": "false: must be true"}
 
@@ -279,8 +280,8 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
         ({"prompt": ["a", 2]}, "prompt[1]"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, -1]}, "prompt"),
-        ({"prompt": "a", "echo": True}, "echo"),
-        ({"prompt": "a", "prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"prompt": "a", "echo": True, "stream": True}, "echo"),
+        ({"prompt": "a", "prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
         ({"prompt": "a", "messages": []}, "messages"),

@@ -244,6 +244,34 @@ def test_a_stream_goes_on_from_what_was_received() -> None:
     assert (usage.completion_tokens, usage.reasoning_tokens, usage.cached_tokens) == (3, 2, 9)
 
 
+def test_a_prompts_log_probabilities_are_given_once_however_often_it_breaks() -> None:
+    """Cut in the midst of them, all begins anew; behind them, nothing more is asked for."""
+
+    def judged(*ids: int, first: int | None = None) -> pb.GenerateResponse:
+        told = pb.PromptLogprobs(first_token_id=first)
+        told.logprobs.extend(pb.TokenLogprob(token_id=i) for i in ids)
+        return pb.GenerateResponse(prompt_logprobs=told)
+
+    world = World()
+    request = pb.GenerateRequest(text="x", prompt_logprobs=3)
+    journey, found = Journey(world.around, request, None), []
+    legs = [
+        [started(), judged(2, 3, first=1)],
+        [started(), judged(2, first=1), judged(3, 4), judged(5)],
+        [started(), judged(2, 3, 4, 5, first=1), judged(6), delta(0, 9)],
+    ]
+    for leg in legs:
+        _, asked = journey.begin()
+        assert asked.prompt_logprobs == 3 and not asked.resume_token_ids
+        found += feed(journey, leg)
+        world.now += journey.ended(error()).wait or 0
+    told = [item.prompt_logprobs for item in found if isinstance(item, pb.GenerateResponse)]
+    assert [i.token_id for one in told for i in one.logprobs] == [2, 3, 4, 5, 6]
+    assert [one.first_token_id for one in told if one.HasField("first_token_id")] == [1]
+    _, asked = journey.begin()
+    assert list(asked.resume_token_ids) == [9] and not asked.HasField("prompt_logprobs")
+
+
 def test_what_a_server_says_at_its_end_is_dropped_where_the_stream_goes_on() -> None:
     journey = World().journey()
     journey.begin()

@@ -59,6 +59,7 @@ SAMPLING = SamplingParams(
     0.7, 0.9, 40, 0.05, 1.1, 0.2, 0.3, 2**64 - 1, 99, 3, (5, 6), (2,), True, 4
 )
 REQUEST = GenerationRequest(7, (1, 2, 3), SAMPLING, 2, -5, b"\x00salt", (9,), "a client")
+JUDGED = GenerationRequest(9, (1, 2), SAMPLING, prompt_logprobs=0)
 POOLED = GenerationRequest(8, (1, 2), SAMPLING, user="one", pooling=Pooling((3, 4)))
 
 
@@ -73,6 +74,7 @@ def across(message: wire.Message) -> wire.Message:
     [
         Submit(REQUEST),
         Submit(POOLED),
+        Submit(JUDGED),
         Finish(1, 2, 3),
         Abort(4),
         AskBlockMap(),
@@ -96,6 +98,7 @@ OUTPUTS = [
     Output(2, 0, 4.5, 4.5, [9], finish=FinishReason.STOP, stop_token_id=9),
     Output(3, 0, 5.5, finish=FinishReason.ERROR, error_id="abc"),
     Output(4, 0, 5.5, finish=FinishReason.STOP, pooled=b"\x00\x00\x80?"),
+    Output(5, 0, 5.5, prompt_logprobs=b"\x00\x00\x80?\x01\x00\x00\x00"),
     Output(4, 0, 5.5, token_ids=[5], logprobs=[TokenLogprob(5, -0.5, 1, ((5, -0.5), (6, -1.0)))]),
 ]
 

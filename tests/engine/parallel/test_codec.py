@@ -9,7 +9,7 @@ from support.small_engine import Setup, build_core, load_model, model_config, ru
 from quire.engine.errors import RankError
 from quire.engine.parallel.codec import decode, decode_masks, encode, encode_masks
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.scheduling.plan import BlockUpdate, Pooled, StepPlan
+from quire.engine.scheduling.plan import BlockUpdate, Judged, Pooled, StepPlan
 
 GREEDY = SamplingParams(max_tokens=12)
 SAMPLINGS = (
@@ -43,7 +43,11 @@ def plans() -> list[StepPlan]:
 
 
 PLANS = plans()
-MASKED = PLANS[0]._replace(masked=(0, 3, 7), pooled=(Pooled(5, ()), Pooled(2, (9, 300))))
+MASKED = PLANS[0]._replace(
+    masked=(0, 3, 7),
+    pooled=(Pooled(5, ()), Pooled(2, (9, 300))),
+    judged=(Judged(4, 12, 300, 20), Judged(1, 1, -1, 0)),
+)
 MASKS = ((0, b"\x00\xff\x10"), (3, b""))
 EXTREMES = StepPlan(2**62, (), (), (BlockUpdate(0, 2**31 - 1, 2**31 - 1),), ((1, 2),), 0, 0)
 

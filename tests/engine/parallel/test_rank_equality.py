@@ -62,9 +62,13 @@ def shape(kv_heads: int, *, tied: bool) -> ModelConfig:
 
 
 def requests() -> list[GenerationRequest]:
+    """One of them asks for its prompt's log-probabilities: every rank has a part in them."""
     text = [(37 * i * i + 11 * i) % 382 + 1 for i in range(40)]
+    judged = {1: 2}
     return [
-        GenerationRequest(key, tuple(text[: 9 + 5 * key]), sampling, n=2)
+        GenerationRequest(
+            key, tuple(text[: 9 + 5 * key]), sampling, n=2, prompt_logprobs=judged.get(key)
+        )
         for key, sampling in enumerate(SAMPLINGS)
     ]
 

@@ -12,14 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from quire.engine.config import EngineConfig
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import GenerationDefaults
+from quire.engine.prompt_logprobs import packed
 from quire.engine.request import GenerationRequest, TokenLogprob
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Matchers
-from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.plan import Judged, Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 4096
@@ -60,6 +63,23 @@ def pooled_of(spec: GenerationRequest | None) -> bytes:
 def logprob_of(token_id: int, top: int) -> TokenLogprob:
     best = tuple(((token_id + i) % VOCAB_SIZE, -0.5 - i) for i in range(top))
     return TokenLogprob(token_id, -0.5, 1, best)
+
+
+def judged_of(one: Judged, rows: Sequence[PlanRow]) -> bytes:
+    """What a prompt's own tokens had: of each, what `logprob_of` says."""
+    (row,) = (row for row in rows if row.slot == one.slot)
+    following = [] if one.following < 0 else [one.following]
+    tokens = [*row.token_ids[1 : one.count + 1], *following]
+    best = [logprob_of(token, one.top).top for token in tokens]
+    return packed(
+        np.full(len(tokens), -0.5, np.float32),
+        np.ones(len(tokens), np.int64),
+        np.array([[i for i, _ in top] for top in best], np.int64).reshape(len(tokens), one.top),
+        np.array([[value for _, value in top] for top in best], np.float32).reshape(
+            len(tokens), one.top
+        ),
+        one.top,
+    )
 
 
 class Device:
@@ -133,7 +153,8 @@ class Pending:
             ]
         keys = {row.slot: row.key for row in self._plan.rows}
         asked_of = [spec_of(device.scheduler, keys[one.slot]) for one in self._plan.pooled]
-        return StepResult(tokens, logprobs, tuple(map(pooled_of, asked_of)))
+        judged = tuple(judged_of(one, self._plan.rows) for one in self._plan.judged)
+        return StepResult(tokens, logprobs, tuple(map(pooled_of, asked_of)), judged)
 
     def _chosen(self, row: PlanRow, wanted: int) -> int:
         """What is wanted if the row's mask has it, else the first id that it has."""

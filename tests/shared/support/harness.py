@@ -134,6 +134,7 @@ class Answer:
     started: list[pb.Started] = field(default_factory=list)
     deltas: list[pb.Delta] = field(default_factory=list)
     finished: list[pb.Finished] = field(default_factory=list)
+    judged: list[pb.PromptLogprobs] = field(default_factory=list)
     initial: dict[str, Any] = field(default_factory=dict)
     trailing: dict[str, Any] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
@@ -148,9 +149,13 @@ class Answer:
         kind = message.WhichOneof("event")
         assert kind is not None
         self.order.append(kind)
-        {"started": self.started, "delta": self.deltas, "finished": self.finished}[kind].append(  # type: ignore[attr-defined]
-            getattr(message, kind)
-        )
+        kinds: dict[str, list[Any]] = {
+            "started": self.started,
+            "delta": self.deltas,
+            "finished": self.finished,
+            "prompt_logprobs": self.judged,
+        }
+        kinds[kind].append(getattr(message, kind))
 
     def rich(self, kind: Any) -> Any:
         """The detail of this type, or None."""

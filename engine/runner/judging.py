@@ -1,0 +1,82 @@
+"""Log-probabilities of a prompt's own tokens, of what the model has left at every place.
+
+Invariant: they are of the raw logits, as those of sampled tokens, and what a place gets depends on
+the tokens before it alone. Logits are made of so many places at once as a sampler has rows, by the
+kernels that a sampler launches. Only steps of exact sizes have a hidden state for every token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.engine.model.base import CausalModel
+from quire.engine.prompt_logprobs import packed
+from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.plan import Judged, StepPlan
+from quire.kernels.ops import Ops
+
+MOST_TOP = 20  # of the best, at each place
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedNumbers:
+    """Of a step's judged tokens, row behind row in the order of `asked`. chosen: [J] fp32, rank:
+    [J] int64, ids: [J, 20] int64, values: [J, 20] fp32."""
+
+    asked: tuple[Judged, ...]
+    chosen: Tensor
+    rank: Tensor
+    ids: Tensor
+    values: Tensor
+
+    def on_host(self, copy: Callable[[Tensor], Tensor]) -> "JudgedNumbers":
+        """The same, on its way to the host."""
+        return JudgedNumbers(self.asked, *map(copy, self._numbers))
+
+    @property
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.chosen, self.rank, self.ids, self.values
+
+    def packed(self) -> tuple[bytes, ...]:
+        """See StepResult. Only once it has come to the host."""
+        chosen, rank, ids, values = (numbers.numpy() for numbers in self._numbers)
+        told, at = [], 0
+        for one in self.asked:
+            mine = slice(at, at + one.count)
+            told.append(packed(chosen[mine], rank[mine], ids[mine], values[mine], one.top))
+            at += one.count
+        return tuple(told)
+
+
+def stage_judged(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]) -> None:
+    """Put into the upload which places are looked at, and which tokens follow them.
+
+    begins: of each row of the plan, where its tokens' hidden states begin: [R].
+    """
+    rows = {row.slot: (at, row) for at, row in enumerate(plan.rows)}
+    places, tokens = [], []
+    for one in plan.judged:
+        at, row = rows[one.slot]
+        places.append(np.arange(one.count, dtype=np.int64) + begins[at])
+        following = [] if one.following < 0 else [one.following]
+        tokens.append(np.array([*row.token_ids[1 : one.count + 1], *following], np.int64))
+    staging.put("judged_places", np.concatenate(places))
+    staging.put("judged_tokens", np.concatenate(tokens))
+
+
+def judge(
+    model: CausalModel, ops: Ops, hidden: Tensor, staging: Staging, plan: StepPlan, most: int
+) -> JudgedNumbers:
+    """What `stage_judged` has put the places of. hidden: [T, H], of all tokens of the step. most:
+    places whose logits there may be at once."""
+    places, tokens = staging.get("judged_places"), staging.get("judged_tokens")
+    found = []
+    for begin in range(0, len(places), most):
+        part = slice(begin, begin + most)
+        logits = model.logits(hidden, places[part])
+        found.append(ops.logprobs(logits, tokens[part], min(MOST_TOP, logits.shape[1])))
+    return JudgedNumbers(plan.judged, *map(torch.cat, zip(*found, strict=True)))

@@ -1,0 +1,34 @@
+"""A plan in the making: what a step is to hold so far."""
+
+from dataclasses import dataclass, field
+
+from quire.engine.scheduling.plan import Admission, BlockUpdate, Judged, PlanRow, Pooled
+from quire.engine.scheduling.sequence import Request
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making."""
+
+    budget: int
+    decode_rows: list[PlanRow] = field(default_factory=list)
+    prefill_rows: list[PlanRow] = field(default_factory=list)
+    planned: dict[int, Request] = field(default_factory=dict)  # by slot
+    admitted: list[Admission] = field(default_factory=list)
+    block_updates: list[BlockUpdate] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
+    masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
+    pooled: list[Pooled] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    starved: bool = False  # blocks ran out: nobody new is admitted in this step
+
+    def judge(self, request: Request, start: int, end: int) -> None:
+        """Ask for the log-probabilities of the prompt's tokens that stand behind a row's own, which
+        are those from `start` to before `end`."""
+        count = min(end, request.num_prompt_tokens - 1) - start
+        if count > 0:
+            following = request.token_ids[end] if start + count == end else -1
+            top = request.spec.prompt_logprobs
+            assert top is not None
+            self.judged.append(Judged(request.slot, count, following, top))
