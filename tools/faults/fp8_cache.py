@@ -1,4 +1,4 @@
-"""Faults of a cache of e4m3: how numbers are rounded, how many blocks there are, and who says so."""
+"""Faults of a cache of e4m3: how numbers are rounded, how many blocks there are, who says so."""
 
 from faults.fault import Fault
 
