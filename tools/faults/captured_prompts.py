@@ -8,9 +8,8 @@ FAULTS = (
     Fault(
         "captured: a prompt that does not sample yet runs eagerly",
         "engine/runner/runner.py",
-        "        if self._graphs is None:\n            return None\n",
-        "        if self._graphs is None or not all(row.samples for row in plan.rows):\n"
-        "            return None\n",
+        "        if self._graphs is None or plan.judged:",
+        "        if self._graphs is None or not all(row.samples for row in plan.rows):",
         (_RUNNER + "a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet",),
     ),
     Fault(

@@ -30,8 +30,8 @@ FAULTS = (
     Fault(
         "device ranks: a wait that was given up is not told",
         "engine/runner/results.py",
-        "wanted, tokens, logprobs, self._check, sampled.pooled)\n",
-        "wanted, tokens, logprobs, lambda: None, sampled.pooled)\n",
+        "wanted, tokens, logprobs, self._check, *told)",
+        "wanted, tokens, logprobs, lambda: None, *told)",
         (DEVICES + "a_wait_that_was_given_up_is_told_with_the_step",),
     ),
     Fault(
