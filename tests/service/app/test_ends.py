@@ -82,7 +82,7 @@ from quire.service.app.signals import Signals
 signals = Signals(float(sys.argv[1]))
 print("ready", flush=True)
 while True:
-    time.sleep(60)
+    time.sleep(0.01)  # a signal that another thread was given waits for the main thread to look up
 """
 
 
