@@ -157,7 +157,7 @@ def main() -> None:
     end = tokenizer.token_to_id(corpus.IM_END)
     for index in range(options.conversations):
         ids = tokenizer.encode(corpus.conversation_text(SEED, index, BUDGET)).ids[:1500]
-        places = torch.tensor(answered(ids, opening, end))
+        places = torch.tensor(answered(ids, opening, end), dtype=torch.long)
         right, following = logits_of(exact, ids)[places], torch.tensor(ids)[places + 1]
         for name, model in others.items():
             got = logits_of(model, ids, caches[name])[places]

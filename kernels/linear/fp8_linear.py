@@ -119,6 +119,7 @@ def run(
         residual=residual,
         silu=silu,
         counters=counters,
+        prefetch=variant.prefetch,
         pdl=pdl,
     )
     return out
