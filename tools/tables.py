@@ -33,6 +33,9 @@ FILES = (  # in the order of docs/performance.md
     "host.json",
     "profile-0.6B.json",
     "cpu-vs-transformers.json",
+    "gpt2-three-caches.json",
+    "constraints.json",
+    "http-vs-grpc.json",
     "serving-cpu.json",
     "overload.json",
 )

@@ -68,11 +68,6 @@ def _listed(product: Product, rows: int) -> Iterator[Fp8Variant]:
                 yield Fp8Tile(block_m, 64, False, 6, 4, split)
                 yield Fp8Tile(block_m, 64, False, 4, 8, split)
                 yield Fp8Tile(block_m, 128, False, 2, 8, split)
-            for block_n, stages in ((64, 6), (128, 4), (128, 6)):
-                yield Fp8Tile(block_m, block_n, True, stages, 4, split, prefetch=True)
-            if rows > 32:
-                yield Fp8Tile(block_m, 64, False, 6, 4, split, prefetch=True)
-                yield Fp8Tile(block_m, 128, False, 4, 8, split, prefetch=True)
     else:
         for split in (1, 2) if rows <= 256 else (1,):
             yield Fp8Tile(128, 64, True, 4, 4, split)
@@ -225,8 +220,7 @@ def _short(variant: Fp8Variant) -> str:
         return f"gemv {variant.block_n} {variant.warps}w x{variant.turns}"
     v = variant
     swap = "s" if v.swap else "n"
-    ahead = " ahead" if v.prefetch else ""
-    return f"{v.block_m}x{v.block_n}{swap} {v.stages}st {v.warps}w /{v.split}{ahead}"
+    return f"{v.block_m}x{v.block_n}{swap} {v.stages}st {v.warps}w /{v.split}"
 
 
 if __name__ == "__main__":

@@ -119,7 +119,6 @@ def run(
         residual=residual,
         silu=silu,
         counters=counters,
-        prefetch=variant.prefetch,
         pdl=pdl,
     )
     return out

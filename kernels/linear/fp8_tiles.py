@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.linear.fp8_quantize import Quantized
-from quire.kernels.linear.skinny import MAX_TILES, _prefetch
+from quire.kernels.linear.skinny import MAX_TILES
 from quire.kernels.weight import Weight
 
 _TILES_HIGH = 8  # tiles of rows that are computed side by side, so that they share weights in L2
@@ -50,15 +50,6 @@ def _add_block(acc, at_w, x, x_scale, w_scale, k, K, EVEN_K: tl.constexpr, SWAP:
     else:
         acc += tl.dot(x, w.T) * (x_scale * w_scale)[:, None]
     return acc
-
-
-@triton.jit
-def _fetch_ahead(at_w, steps):
-    """Ask L2 for these rows of so many blocks of 128 columns, a line each. at_w: [BLOCK_N]."""
-    ahead = tl.arange(0, 4)
-    for step in range(0, steps, 4):
-        block = tl.minimum(step + ahead, steps - 1)
-        _prefetch(at_w[:, None] + (block * 128)[None, :])
 
 
 @triton.jit
@@ -108,7 +99,6 @@ def _fp8_tile_kernel(
     RESIDUAL: tl.constexpr,
     SILU: tl.constexpr,
     EVEN_K: tl.constexpr,  # K = 128 * GROUPS
-    PREFETCH: tl.constexpr,  # the weights, before the wait for the kernel ahead
     PDL: tl.constexpr,
 ):
     """grid (tiles of columns * tiles of rows, SPLIT)."""
@@ -144,11 +134,6 @@ def _fp8_tile_kernel(
         u_scale = tl.load(at_us)
     if PDL:
         gdc_launch_dependents()
-        if PREFETCH:
-            rows_w = w_ptr + in_w * K + begin * 128
-            _fetch_ahead(rows_w, steps)
-            if SILU:
-                _fetch_ahead(rows_w + COLUMNS.to(tl.int64) * K, steps)
         gdc_wait()
     x_scale = tl.load(at_xs)
     for step in tl.range(0, steps, num_stages=STAGES):
@@ -207,14 +192,13 @@ def tiles(
     residual: Tensor | None = None,
     silu: bool = False,
     counters: Tensor | None = None,
-    prefetch: bool = False,
     pdl: bool = False,
 ) -> None:
     """out = x @ weight.T, with what `linear_fp8` may put around it. x: [M, K], any M.
 
-    The block sizes, split, stages, warps and prefetch are the variant's; block_n divides 128. out
-    may be residual. counters: as made by `skinny.new_counters`, needed if split > 1. Raises
-    ValueError where they are missing or fewer than the tiles.
+    The block sizes, split, stages and warps are the variant's; block_n divides 128. out may be
+    residual. counters: as made by `skinny.new_counters`, needed if split > 1. Raises ValueError
+    where they are missing or fewer than the tiles.
     """
     assert weight.scale is not None
     rows, width = x.data.shape
@@ -252,7 +236,6 @@ def tiles(
         RESIDUAL=residual is not None,
         SILU=silu,
         EVEN_K=width == 128 * groups,
-        PREFETCH=prefetch and pdl,
         PDL=pdl,
         num_warps=warps,
         launch_pdl=pdl,

@@ -22,8 +22,7 @@ class Fp8Gemv:
 
 @dataclass(frozen=True)
 class Fp8Tile:
-    """The kernel of fp8_tiles.py. swap: weights are the M side of the instruction. prefetch: L2 is
-    asked for a program's weights before the kernel ahead has ended, which changes no result."""
+    """The kernel of fp8_tiles.py. swap: weights are the M side of the instruction."""
 
     block_m: int
     block_n: int
@@ -31,7 +30,6 @@ class Fp8Tile:
     stages: int
     warps: int
     split: int = 1
-    prefetch: bool = False
 
     def stage_bytes(self, silu: bool) -> int:
         """Shared memory of one stage: x and the weights, 128 columns of 8 bits each, and scales."""
@@ -49,7 +47,6 @@ _FULL = 132  # programs that keep a large card busy
 _MOST_SPLIT = 4
 _MOST_TURNS = 4  # unrolled: more gain little, and the code grows
 _GEMV_BYTES = 16 << 20  # of a weight; converting the numbers of larger ones takes longest
-_PREFETCH_ROWS = 64  # the last bucket whose programs fetch their weights ahead
 _LIBRARY_ROWS = 256  # the bucket from which the library's product is faster
 
 
@@ -76,7 +73,7 @@ def choose(
                 return Fp8Gemv(block_n, warps, min(_MOST_TURNS, -(-tiles // (2 * _FULL))))
     variant = _tile(n, k, bucket, silu)
     stages = min(variant.stages, shared // variant.stage_bytes(silu))
-    return replace(variant, stages=max(1, stages), prefetch=bucket <= _PREFETCH_ROWS)
+    return replace(variant, stages=max(1, stages))
 
 
 def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:

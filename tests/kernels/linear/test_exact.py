@@ -272,6 +272,9 @@ def test_the_library_adds_a_residual_as_tiles_do(
     """And is seen by its bits where it adds it to what is not rounded yet, in the right order."""
     from quire.kernels.linear import linear
 
+    if torch.cuda.is_available():
+        pytest.skip("a card's matrix units round their sums in another way than this stand-in")
+
     def product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         total = torch.zeros(len(x), len(weight), device=x.device)
         for k in range(0, x.shape[1], 16):  # in order, as a matrix unit sums
