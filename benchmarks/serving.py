@@ -29,6 +29,7 @@ from serving_work import Work
 
 HERE = Path(__file__).parent
 HEAD_START = 0.3  # seconds between the order to start and the start
+REST = 5.0  # seconds without calls before the first run, for steps that a server captures meanwhile
 RECORD = ((10.0, 64), (10.0, 256), (50.0, 1000), (2.0, 256), (5.0, 256))
 OUTPUT = 512  # tokens of a stream on the fake device: about nano-256's mean
 GPU_WORKS = (
@@ -132,8 +133,11 @@ def on_one_server(setup: Setup, works: list[Work]) -> list[Pair]:
             stack.enter_context(Process("serving_client.py", address, verbose=setup.verbose))
             for _ in range(count)
         ]
-        served = [serve(server, clients, w) for w in (warm_up, *works)]
-    return [Pair(s, g) for s, g in zip(said["straight"][1:], served[1:], strict=True)]
+        serve(server, clients, warm_up)
+        if setup.step_ms is None:
+            time.sleep(REST)
+        served = [serve(server, clients, w) for w in works]
+    return [Pair(s, g) for s, g in zip(said["straight"][1:], served, strict=True)]
 
 
 def serve(server: Process, clients: list[Process], work: Work) -> dict[str, Any]:

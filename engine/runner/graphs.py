@@ -38,8 +38,10 @@ PROMPT_TOKENS: tuple[int, ...] = (
 )
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
 _MANY_TOKENS = 128  # beyond, rows are padded coarsely: they cost little beside so many tokens
-_BURST_TOKENS = 1024  # up to which steps of a burst are captured in spare time
-_BURST_ROWS = (0, 1, 4, 16, 64)  # of one token beside them
+_BURST_ROWS = (0, 1, 4, 16, 64)  # of one token, beside the prompts of a burst
+_BURST_PROMPTS = ((1, 129, 1024), (2, 129, 1024), (8, 1025, 4096), (32, 4097, 8192))
+"""Prompts that come together, at least, and from how many tokens up to how many such steps are
+captured in spare time: calls of some 130 tokens, and most of a few hundred."""
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
 FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 
@@ -122,13 +124,16 @@ class GraphSizes:
         return keys
 
     def burst_keys(self) -> list[Key]:
-        """Steps of calls that come together: a few prompts, beside the rows of those before. They
-        are as short as their launches, and seldom alike twice within a burst."""
+        """Steps of calls that come together: some prompts, beside the rows of those before. They
+        are about as short as their launches, and seldom alike twice within a burst."""
         bound, most = self.context_bounds[0], self.decode_rows[-1]
-        sizes = [size for size in self.prompt_tokens if _MANY_TOKENS < size <= _BURST_TOKENS]
-        some = [more for more in (1, 2) if more <= most]
-        rows = [(min(decode, most - more), more) for decode in _BURST_ROWS for more in some]
-        keys = [self.mixed(*pair, tokens, bound) for tokens in sizes for pair in rows]
+        keys = [
+            self.mixed(min(decode, most - prompts), prompts, tokens, bound)
+            for prompts, least, last in _BURST_PROMPTS
+            for tokens in self.prompt_tokens
+            if prompts <= most and least <= tokens <= last
+            for decode in _BURST_ROWS
+        ]
         return [key for key in dict.fromkeys(keys) if key is not None]
 
     def decode(self, rows: int, max_context_len: int, needs: Needs | None) -> GraphKey:
