@@ -123,6 +123,9 @@ class ServiceConfig:
     write_stall_seconds: float = _option(
         60.0, "a call whose client reads nothing for so many seconds is ended; 0: never"
     )
+    message_interval_seconds: float = _option(
+        0.0, "a stream's tokens within so many seconds are one message; the first comes at once"
+    )
     watchdog_seconds: float = _option(
         120.0, "seconds after which a step counts as hung: liveness NOT_SERVING; 0: never"
     )
@@ -148,16 +151,15 @@ class ServiceConfig:
                 _in_range(name, getattr(self, name), 0, 65535)
         _in_range("max_waiting", self.max_waiting, 1, 1 << 20)
         _in_range("max_priority", self.max_priority, -1000, 1000)
-        if not 0 <= self.drain_seconds <= 86400:
-            raise ConfigError(f"drain_seconds = {self.drain_seconds}: must be 0 to 86400")
+        _within("message_interval_seconds", self.message_interval_seconds, 0.0, 10.0)
         for name in (
+            "drain_seconds",
             "keepalive_seconds",
             "write_stall_seconds",
             "watchdog_seconds",
             "watchdog_exit_seconds",
         ):
-            if not 0 <= getattr(self, name) <= 86400:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 to 86400")
+            _within(name, getattr(self, name), 0.0, 86400.0)
         if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(_OTLP_SCHEMES):
             raise ConfigError(
                 f"otlp_endpoint = {self.otlp_endpoint}: must begin with http:// or https://"

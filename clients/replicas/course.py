@@ -18,7 +18,7 @@ from quire.clients.replicas.addresses import Address, Lookup
 from quire.clients.replicas.affinity import PromptKeys
 from quire.clients.replicas.budget import Budget
 from quire.clients.replicas.faults import Kind, kind_of, told
-from quire.clients.replicas.fleet import Fleet, Identity
+from quire.clients.replicas.fleet import Fleet, Identity, serves
 from quire.clients.replicas.policy import MAX_RESUMES, ReplicaPolicy
 from quire.clients.retry import RetryPolicy, Tries
 
@@ -151,14 +151,15 @@ class Course:
             away = Unavailable(grpc.StatusCode.UNAVAILABLE, error.message)
         wait = self._tries.wait_after(away)
         if wait is None:
-            raise self._over(error, "no replica is left")
+            raise self._over(error, self._nobody())
         self._tried.clear()
         return wait
 
     # ------------------------------------------------------------ errors
 
     def _over(self, error: CallError, why: str) -> CallError:
-        faults = {**self.around.fleet.faults(), **self.faults}
+        others = self._others() if self.like is not None else {}
+        faults = {**self.around.fleet.faults(), **others, **self.faults}
         faults = {name: fault or "not asked" for name, fault in faults.items()}
         message = f"{why}: {self._listed(faults)}"
         if isinstance(error, Overloaded):  # the caller may come again when it says
@@ -167,14 +168,23 @@ class Course:
 
     def _different(self) -> CallError:
         """Nobody is left that serves what this call began with."""
-        faults = dict(self.around.fleet.faults())
-        for name, identity in self.around.fleet.identities().items():
-            faults[name] = f"serves {identity.fingerprint}"
-            if self.like is not None and self.like.numerics is not None:
-                faults[name] += f" ({identity.numerics})"
-        faults |= self.faults
+        faults = {**self.around.fleet.faults(), **self._others(), **self.faults}
+        return NoReplica(f"{self._nobody()}: {self._listed(faults)}", faults)
+
+    def _nobody(self) -> str:
+        broke = "the call broke, and " if self.breaks else ""
         began = "" if self.like is None else f" that serves {self.like.fingerprint}"
-        return NoReplica(f"no replica is left{began}: {self._listed(faults)}", faults)
+        return f"{broke}no replica is left{began}"
+
+    def _others(self) -> dict[str, str]:
+        """What replicas serve that are known to serve another thing than this call began with."""
+        told, like = {}, self.like
+        for name, identity in self.around.fleet.identities().items():
+            if like is None or not serves(identity, like):
+                told[name] = f"serves {identity.fingerprint}"
+                if like is not None and like.numerics is not None:
+                    told[name] += f" ({identity.numerics})"
+        return told
 
     @staticmethod
     def _listed(faults: dict[str, str]) -> str:

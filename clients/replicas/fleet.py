@@ -128,7 +128,7 @@ class Fleet:
         out = {name for name in avoid if name in self._replicas}
         out |= {name for name in self._aside if self._replicas[name].leaving}
         if like is not None:
-            out |= {n for n, one in self._replicas.items() if not _serves(one.identity, like)}
+            out |= {n for n, one in self._replicas.items() if not serves(one.identity, like)}
         return out
 
     def _resting(self) -> set[str]:
@@ -217,7 +217,7 @@ class Fleet:
             self._gone.append(name)
 
 
-def _serves(identity: Identity | None, like: Identity | None) -> bool:
+def serves(identity: Identity | None, like: Identity | None) -> bool:
     """Whether a stream of `like` may go on there, as far as is known."""
     if identity is None or like is None:
         return True

@@ -3,7 +3,8 @@
 Invariant: what crosses the link is plain data: commands inward, batches outward, one call a step
 however many streams there are. On this side each stream joins what has come until its reader takes
 it, so a slow reader gets larger updates, never a longer queue; and the pacer wakes readers only as
-fast as the loop can afford, so many streams do the same.
+fast as the loop can afford, so many streams do the same. A reader that wants few updates names the
+interval between them: what comes within it is joined, but for the first words and for an end.
 
 `generate` is an async generator whose `finally` always aborts: the normal end, a cancelled call and
 an error are one path, and a stale abort is nothing.
@@ -11,6 +12,7 @@ an error are one path, and a stale abort is nothing.
 
 import asyncio
 import itertools
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -37,22 +39,36 @@ from quire.engine.request import GenerationRequest, Output, Vocabulary
 from quire.engine.scheduling.kv_events import KvEvents
 from quire.engine.scheduling.limits import RequestLimits
 
+_SAME = 1e-3  # of an interval: a timer that is early by less is on time
+
+
+def next_tick(now: float, interval: float) -> float:
+    """The next multiple of the interval. All streams keep to the same ones, so that what carries
+    their words on is woken once for all of them: that is most of what a message costs."""
+    return (math.floor(now / interval + _SAME) + 1) * interval
+
 
 class _Stream:
     """Loop side of one request: what has come and was not yet taken."""
 
     __slots__ = (
+        "_next_at",
         "_pending",
         "_queued",
         "_ready",
         "_waiter",
         "error",
+        "interval",
         "is_new",
         "is_silent",
         "open_indices",
+        "timer",
     )
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, interval: float) -> None:
+        self.interval = interval
+        self._next_at = 0.0  # when words may follow the last ones: see next_tick
+        self.timer: asyncio.TimerHandle | None = None  # for then, if anything has come
         self.open_indices = set(range(n))
         self.error: EngineDeadError | None = None
         self._pending: dict[int, Output] = {}
@@ -73,6 +89,11 @@ class _Stream:
     def unread(self) -> int:
         """Tokens that have come and were not taken."""
         return sum(len(output.token_ids) for output in self._pending.values())
+
+    def wait(self, now: float) -> float:
+        """Seconds in which more may join what has come; 0: it is to go now."""
+        ends = any(output.finish is not None for output in self._pending.values())
+        return 0.0 if self.is_new or ends else self._next_at - now
 
     def queue(self) -> bool:
         """Whether the pacer is to be told: there is news, and nobody on the way to take it."""
@@ -100,7 +121,14 @@ class _Stream:
         taken, self._pending = list(self._pending.values()), {}
         if self.is_new:
             self.is_new = not any(output.token_ids for output in taken)
+        if self.interval:
+            self._next_at = next_tick(asyncio.get_running_loop().time(), self.interval)
         return taken
+
+    def close(self) -> None:
+        """Nobody takes any more."""
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class AsyncEngine:
@@ -175,8 +203,12 @@ class AsyncEngine:
         assert self._limits is not None
         self._limits.check(request)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Output], None]:
+    async def generate(
+        self, request: GenerationRequest, interval: float = 0.0
+    ) -> AsyncGenerator[list[Output], None]:
         """Submit a request and yield what comes, joined to at most one output an index.
+
+        interval: seconds between two items; first words and ends wait for none.
 
         The first item comes once the request was handed over and the loop has time to say so; it is
         empty if nothing has come by then. Ends when each index has had its `finish` or was ended by
@@ -186,7 +218,7 @@ class AsyncEngine:
         self.check(request)
         if self._dead is not None:
             raise self._dead
-        stream = _Stream(request.n)
+        stream = _Stream(request.n, interval)
         self._streams[request.key] = stream
         try:
             self._teach(request)
@@ -204,6 +236,7 @@ class AsyncEngine:
                 if error is not None and stream.open_indices:
                     raise error
         finally:
+            stream.close()
             del self._streams[request.key]
             self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
@@ -299,8 +332,20 @@ class AsyncEngine:
 
     def _wake_when_there_is_time(self, stream: _Stream) -> None:
         """The pacer's run() is to follow."""
-        if stream.queue():
+        loop = asyncio.get_running_loop()
+        wait = stream.wait(loop.time()) if stream.interval else 0.0
+        if wait > 0:
+            if stream.timer is None:
+                stream.timer = loop.call_later(wait, self._on_time, stream)
+        elif stream.queue():
             self._pacer.add(stream, first=stream.is_new)
+
+    def _on_time(self, stream: _Stream) -> None:
+        """The interval is over; what has come may have ended the stream before."""
+        stream.timer = None
+        if stream.unread:
+            self._wake_when_there_is_time(stream)
+            self._pacer.run()
 
     def _end_streams(self, error: EngineDeadError) -> None:
         self._dead = error

@@ -104,7 +104,7 @@ class Server:
             self._admission,
             settings.service.log_prompts,
         )
-        self._servicer = InferenceServicer(
+        self.servicer = self._servicer = InferenceServicer(
             self._lifecycle,
             self.ledger,
             self._entrance,
@@ -131,7 +131,7 @@ class Server:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
         authenticator = self._entrance.authenticator
-        self._max_message = max_message = ports.max_message_bytes(max_model_len)
+        self.max_message = max_message = ports.max_message_bytes(max_model_len)
         self._connections = connections = ports.max_connections(
             ports.raise_descriptors(),
             probes=service.health_port is not None,
@@ -220,7 +220,12 @@ class Server:
         validator = Validator(model, self._workers)
         self._engine.vocabulary = validator.constraints.vocabulary
         self._servicer.serving = Serving(
-            self._engine, model, validator, stats, PooledReader(model, self._workers)
+            self._engine,
+            model,
+            validator,
+            stats,
+            PooledReader(model, self._workers),
+            self._settings.service.message_interval_seconds,
         )
         self._lifecycle.advance(Phase.READY)
         self._health.set_ready(True)
@@ -305,7 +310,7 @@ class Server:
             self._step_hung,
             quire_version(),
             self.model_name,
-            self._max_message,
+            self.max_message,
             self._connections,
         )
 

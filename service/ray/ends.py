@@ -6,17 +6,16 @@ from typing import TypeAlias
 import grpc
 
 from quire.clients.errors import CallError, from_rpc_error
-from quire.service.errors import Refusal, Violation
+from quire.service.errors import Refusal, Violation, clip
 
 Pairs: TypeAlias = Sequence[tuple[str, str]]
 End: TypeAlias = tuple[str, str, tuple[tuple[str, str | bytes], ...]]
 """The status's name, its words, its trailers."""
 
 
-def end_of(error: grpc.aio.AioRpcError) -> End:
-    """As the replica's own server said it."""
-    trailers = tuple((str(name), value) for name, value in error.trailing_metadata() or ())
-    return error.code().name, error.details() or "", trailers
+def end_of(refusal: Refusal) -> End:
+    """As the replica's server would have sent it."""
+    return refusal.code.name, clip(refusal.message), refusal.trailers()
 
 
 def error_of(end: End) -> grpc.aio.AioRpcError:

@@ -42,6 +42,11 @@ class Plan:
     gpus: float = _option(0.0, "GPUs of each replica")
     port: int = _option(9000, "port of quire.v1, on this machine")
     http_port: int = _option(8000, "port of the OpenAI API, on this machine")
+    message_interval: float = _option(
+        0.05,
+        "a stream's tokens within so many seconds are one message; the first comes at once; 0: a "
+        "message a step",
+    )
     http_names: str = _option("", "host names by which the OpenAI API may be called; * is any")
 
     def __post_init__(self) -> None:
@@ -53,6 +58,7 @@ class Plan:
             )
         if not 0 < self.target_ongoing <= 1e6:
             raise ConfigError(f"target_ongoing = {self.target_ongoing}: must be above 0, to 1e6")
+        _within("message_interval", self.message_interval, 0, 10)
         for name in ("cpus", "gpus"):
             _within(name, getattr(self, name), 0, 1024)
         for name in ("port", "http_port"):
@@ -80,7 +86,15 @@ class Plan:
     def settings(self) -> Settings:
         """What each replica's server runs with. Raises ConfigError."""
         file = Path(self.config) if self.config else None
-        settings = read_settings({"model": self.model, **_OWN}, {}, file)
+        named = {"model": self.model, **_OWN}
+        settings = read_settings(named, {}, file)
+        in_file = settings.service.message_interval_seconds
+        if in_file:
+            raise ConfigError(
+                f"message_interval_seconds = {in_file}: under Ray it is the option message_interval"
+            )
+        named["message_interval_seconds"] = self.message_interval
+        settings = read_settings(named, {}, file)
         for name in _REFUSED:
             if getattr(settings.service, name) is not None:
                 value = getattr(settings.service, name)

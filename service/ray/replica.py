@@ -1,4 +1,4 @@
-"""One engine: a whole server on a port of its own that nobody but its replica knows.
+"""One engine: a whole server, whose calls come by Ray and not by its port.
 
 Invariant: what a call passes is what any call passes: keys (by the caller's own metadata), limits,
 queue, drain, counts, log. How it ended goes back as a value, since Ray has no statuses: the code,
@@ -11,21 +11,21 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.model.shape import model_config, resolve_max_model_len
 from quire.service.app.placement import placed
 from quire.service.app.server import Server
+from quire.service.errors import Refusal, message_too_large
 from quire.service.models.resolve import resolve
+from quire.service.ray.carried import Carried
 from quire.service.ray.ends import End, Pairs, end_of
 from quire.service.ray.plan import Plan
+from quire.service.rpc.reception import Malformed
+from quire.service.rpc.servicer import decoder
 from quire.service.settings import Settings
 from quire.v1 import inference_pb2 as pb
-from quire.v1 import inference_pb2_grpc as pb_grpc
 
-_FORWARDED = ("authorization", "traceparent", "tracestate")
 REQUESTS: dict[str, Any] = {
     "Stats": pb.StatsRequest,
     "GetModelInfo": pb.GetModelInfoRequest,
@@ -51,10 +51,6 @@ class EngineReplica:
         await self._server.open(resolve_max_model_len(config, shape))
         await self._server.load(shape.vocab_size)
         self._died = asyncio.ensure_future(self._server.wait_dead())
-        self._channel = grpc.aio.insecure_channel(
-            f"127.0.0.1:{self._server.port}", [("grpc.max_receive_message_length", -1)]
-        )
-        self._stub: Any = pb_grpc.InferenceServiceStub(self._channel)
 
     def _engine(self, settings: Settings, config: EngineConfig) -> AsyncEngine:
         """Not loaded yet."""
@@ -67,26 +63,31 @@ class EngineReplica:
         """The stream's messages, then, where it did not end well, how it did. keys: the router
         has read them."""
         del keys
-        call = self._stub.Generate(
-            pb.GenerateRequest.FromString(request), metadata=_forwarded(metadata)
-        )
+        asked, call = self._read(pb.GenerateRequest, request), Carried("Generate", metadata)
+        generate: Any = self._server.servicer.Generate
         try:
-            async for message in call:
-                yield message.SerializeToString()
-        except grpc.aio.AioRpcError as error:
-            yield end_of(error)
-        finally:
-            call.cancel()
+            async with contextlib.aclosing(generate(asked, call)) as messages:
+                async for message in messages:
+                    yield message.SerializeToString()
+        except Refusal as refusal:
+            yield end_of(refusal)
 
     async def ask(self, method: str, request: bytes, metadata: Pairs) -> bytes | End:
         """A call with one answer."""
-        message = REQUESTS[method].FromString(request)
+        asked = self._read(REQUESTS[method], request)
         try:
-            answer = await getattr(self._stub, method)(message, metadata=_forwarded(metadata))
-        except grpc.aio.AioRpcError as error:
-            return end_of(error)
+            answer = await getattr(self._server.servicer, method)(asked, Carried(method, metadata))
+        except Refusal as refusal:
+            return end_of(refusal)
         packed: bytes = answer.SerializeToString()
         return packed
+
+    def _read(self, kind: Any, request: bytes) -> Any:
+        """The message; Malformed: what cannot be one, which the servicer refuses in its turn."""
+        most = self._server.max_message
+        if len(request) > most:
+            return Malformed(message_too_large(most))
+        return decoder(kind.FromString)(request)
 
     def check_health(self) -> None:
         """Ray asks. Raises where the engine is gone."""
@@ -96,10 +97,5 @@ class EngineReplica:
     async def __del__(self) -> None:
         """Ray calls it when the replica is stopped: its calls have ended by then."""
         self._died.cancel()
-        await self._channel.close()
         await self._server.stop()
         self._held.close()
-
-
-def _forwarded(metadata: Pairs) -> Pairs:
-    return [(name, value) for name, value in metadata if name in _FORWARDED]

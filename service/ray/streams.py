@@ -4,6 +4,7 @@ Invariant: a replica that is gone is UNAVAILABLE, whatever Ray calls it, so the 
 another, as often as the clients' policy says, by the seed and the ids that were received.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -15,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 from quire.clients.errors import CallError
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import keys_of
-from quire.clients.replicas.async_travel import OnlyMessages, Travel
+from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
 from quire.clients.replicas.budget import Budget
 from quire.clients.replicas.course import Leg, Surroundings
 from quire.clients.replicas.fleet import Fleet
@@ -27,6 +28,7 @@ from quire.service.ray.ends import Pairs, error_of, refusal_of, refused
 from quire.v1 import inference_pb2 as pb
 
 LOST = "the replica is gone"
+_GONE = (RayError, RayServeException, grpc.aio.AioRpcError)  # the last of Ray's own channels
 
 
 class _Everywhere:
@@ -44,7 +46,7 @@ class Streams:
 
     def __init__(self, engines: Any) -> None:
         """engines: the handle of their deployment."""
-        self._generate = engines.options(stream=True).generate
+        self._generate = engines.options(stream=True, response_serialization="pickle").generate
         self._ask = engines.ask
         policy, retry = ReplicaPolicy(), RetryPolicy()
         fleet = Fleet(PREFIX)
@@ -78,7 +80,7 @@ class Streams:
         """Any replica's answer. Raises Refusal."""
         try:
             answer = await self._ask.remote(method, request.SerializeToString(), list(metadata))
-        except (RayError, RayServeException) as error:
+        except _GONE as error:
             raise errors.unavailable(LOST, "NO_REPLICA") from error
         if isinstance(answer, bytes):
             return answer
@@ -117,7 +119,12 @@ class _Call:
         except StopAsyncIteration:
             self._over = True
             return grpc.aio.EOF
-        except (RayError, RayServeException) as error:
+        except asyncio.CancelledError as error:
+            if self._over or task_is_cancelled():
+                raise
+            self._over = True  # the replica is being stopped
+            raise error_of(("UNAVAILABLE", LOST, ())) from error
+        except _GONE as error:
             self._over = True
             raise error_of(("UNAVAILABLE", LOST, ())) from error
         if isinstance(item, bytes):

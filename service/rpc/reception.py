@@ -57,6 +57,7 @@ class Serving:
     validator: Validator
     stats: StatsReporter
     pooled: PooledReader
+    message_interval: float = 0.0  # seconds between two messages of a stream
 
 
 @dataclass(slots=True)

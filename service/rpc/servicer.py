@@ -118,7 +118,9 @@ class InferenceServicer:
                     for message in call.output.complete():
                         yield message
                 else:
-                    engine_stream = serving.engine.generate(call.accepted.generation)
+                    engine_stream = serving.engine.generate(
+                        call.accepted.generation, serving.message_interval
+                    )
                     async for outputs in engine_stream:
                         if not call.acknowledged:
                             await self._acknowledge(call, context)

@@ -12,6 +12,8 @@ _KEYS = "tests/service/ray/test_forwarded_keys.py::test_"
 _HERE = "tests/service/ray/test_loopback.py::test_"
 _TEST = "tests/service/ray/test_plan.py::test_"
 _SHOWN = "tests/service/ray/test_openai_face.py::test_"
+_STREAMS = "engine/client/async_engine.py"
+_WAITS = "tests/engine/client/test_intervals.py::test_"
 _ROUTER = (f"{_TEST}ray_s_router_ranks_as_the_clients_own_choice",)
 
 FAULTS = (
@@ -59,7 +61,7 @@ FAULTS = (
     ),
     Fault(
         "ray: a replica does not see its caller's key",
-        _REPLICA,
+        "service/ray/carried.py",
         '_FORWARDED = ("authorization", ',
         "_FORWARDED = (",
         (f"{_KEYS}the_replica_asks_for_the_caller_s_key_and_its_priority",),
@@ -70,6 +72,68 @@ FAULTS = (
         "if self._keyed or self._card is None:",
         "if self._card is None:",
         (f"{_KEYS}the_openai_face_hands_the_key_on_whoever_was_let_in_before",),
+    ),
+    Fault(
+        "ray: what is larger than a request may be is read",
+        _REPLICA,
+        "if len(request) > most:",
+        "if len(request) < 0:",
+        (f"{_KEYS}what_is_no_request_is_refused_behind_the_key",),
+    ),
+    Fault(
+        "ray: a call that Ray closes runs on",
+        _REPLICA,
+        "async with contextlib.aclosing(generate(asked, call)) as messages:",
+        "async with contextlib.nullcontext(generate(asked, call)) as messages:",
+        (f"{_KEYS}a_call_that_ray_closes_has_ended",),
+    ),
+    Fault(
+        "ray: switches overrule the environment",
+        "service/ray/switches.py",
+        "os.environ.setdefault(name, value)",
+        "os.environ[name] = value",
+        (f"{_TEST}what_the_environment_says_of_ray_s_switches_stands",),
+    ),
+    Fault(
+        "intervals: the end waits too",
+        _STREAMS,
+        "if self.is_new or ends else",
+        "if self.is_new else",
+        (f"{_WAITS}first_words_and_the_end_wait_for_nothing_and_all_between_is_joined",),
+    ),
+    Fault(
+        "intervals: what waits waits for more",
+        _STREAMS,
+        "stream.timer = loop.call_later(wait, self._on_time, stream)",
+        "pass",
+        (f"{_WAITS}what_waits_goes_when_the_interval_is_over_though_nothing_follows",),
+    ),
+    Fault(
+        "intervals: each stream has times of its own",
+        _STREAMS,
+        "return (math.floor(now / interval + _SAME) + 1) * interval",
+        "return now + interval",
+        (f"{_WAITS}all_streams_keep_to_the_same_times",),
+    ),
+    Fault(
+        "intervals: the server's option is read by nobody",
+        "service/rpc/servicer.py",
+        "call.accepted.generation, serving.message_interval",
+        "call.accepted.generation, 0.0",
+        (
+            "tests/service/rpc/test_message_interval.py"
+            "::test_each_stream_is_read_by_the_interval_and_says_all",
+        ),
+    ),
+    Fault(
+        "replicas: one that serves another thing was only not asked",
+        "clients/replicas/course.py",
+        "if like is None or not serves(identity, like):",
+        "if like is None:",
+        (
+            "tests/clients/replicas/test_journey.py"
+            "::test_a_replica_that_is_known_to_serve_another_thing_is_said_to",
+        ),
     ),
     Fault(
         "loadtest: servers take turns whatever was asked",

@@ -383,6 +383,26 @@ def test_models_are_never_mixed(other: dict[str, object], says: str) -> None:
     assert ending.error.faults == {"a:1": "Connection refused", "b:1": says}
 
 
+def test_a_replica_that_is_known_to_serve_another_thing_is_said_to() -> None:
+    world = World("a:1", "b:1", attempts=2)
+    for fingerprint in ("f", "g"):  # what calls before have told
+        earlier = world.journey()
+        earlier.begin()
+        feed(earlier, [started(fingerprint=fingerprint)])
+        earlier.close()
+    journey = world.journey()
+    assert journey.begin()[0].address.name == "a:1"
+    feed(journey, [started(), delta(0, 1)])
+    ending = journey.ended(error())
+    while ending.error is None:
+        world.now += ending.wait or 0.0
+        assert journey.begin()[0].address.name == "a:1"
+        ending = journey.ended(error(message=REFUSED))
+    assert isinstance(ending.error, NoReplica)
+    assert ending.error.faults == {"a:1": "Connection refused", "b:1": "serves g"}
+    assert "the call broke, and no replica is left that serves f" in str(ending.error)
+
+
 def test_numerics_matter_where_exactness_was_asked_for() -> None:
     for exact in (False, True):
         journey = World("a:1", "b:1", exact=exact).journey()

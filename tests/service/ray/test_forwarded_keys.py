@@ -12,11 +12,12 @@ import pytest
 from starlette.requests import Request
 from support.fake_engine import Builder, Device
 
+from quire.clients.errors import Details, from_rpc_error
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.service.errors import Refusal
-from quire.service.ray.ends import Pairs, refused
+from quire.service.ray.ends import Pairs, error_of, refused
 from quire.service.ray.openai_face import OpenAIFace
 from quire.service.ray.plan import Plan
 from quire.service.ray.replica import REQUESTS, EngineReplica
@@ -117,6 +118,39 @@ def test_the_replica_asks_for_the_caller_s_key_and_its_priority(tmp_path: Path) 
         await streams.ask("FlushCache", pb.FlushCacheRequest(), metadata_of(OWNER))
         with pytest.raises(Refusal, match="operator"):
             await streams.ask("FlushCache", pb.FlushCacheRequest(), metadata_of(GUEST))
+
+    carried(tmp_path, test)
+
+
+def test_what_is_no_request_is_refused_behind_the_key(tmp_path: Path) -> None:
+    async def test(streams: Carried, _face: OpenAIFace) -> None:
+        async def end(packed: bytes, key: str | None) -> tuple[str, Details]:
+            (told,) = [one async for one in replica.generate(packed, metadata_of(key), (0, ()))]
+            assert told == await replica.ask("Tokenize", packed, metadata_of(key))
+            return told[0], from_rpc_error(error_of(told)).details
+
+        replica = streams.replica
+        bad, large = b"\xff", bytes(replica._server.max_message + 1)
+        assert await end(bad, OWNER) == ("INVALID_ARGUMENT", Details(reason="MALFORMED"))
+        assert await end(large, OWNER) == (
+            "RESOURCE_EXHAUSTED",
+            Details(reason="MESSAGE_TOO_LARGE"),
+        )
+        assert {(await end(raw, STRANGER))[0] for raw in (bad, large)} == {"UNAUTHENTICATED"}
+
+    carried(tmp_path, test)
+
+
+def test_a_call_that_ray_closes_has_ended(tmp_path: Path) -> None:
+    async def test(streams: Carried, _face: OpenAIFace) -> None:
+        request, metadata = request_of(), metadata_of(OWNER)
+        request.sampling.max_tokens = 50
+        request.sampling.ignore_eos = True
+        stream = streams.replica.generate(request.SerializeToString(), metadata, (0, ()))
+        await anext(stream)
+        assert streams.replica._server.ledger.open == 1
+        await cast(Any, stream).aclose()
+        assert streams.replica._server.ledger.open == 0
 
     carried(tmp_path, test)
 

@@ -1,5 +1,6 @@
 """What `quire ray` takes, and what it refuses before Ray is asked for anything."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from quire.clients.replicas.affinity import Memory, keys_of, score, seed_of
 from quire.engine.errors import ConfigError
 from quire.service.ray.plan import Plan
 from quire.service.ray.ranking import ranked
+from quire.service.ray.switches import SWITCHES, set_switches
 from quire.v1 import inference_pb2 as pb
 
 
@@ -27,6 +29,7 @@ def test_a_plan_of_texts_is_one_of_values() -> None:
         ({"port": "8000"}, "port = 8000: is http_port too"),
         ({"target_ongoing": "0"}, "target_ongoing = 0.0"),
         ({"gpu": "1"}, "gpu: no such option"),
+        ({"message_interval": "11"}, "message_interval = 11.0: must be 0 to 10"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(values: dict[str, str], words: str) -> None:
@@ -39,6 +42,31 @@ def test_a_port_of_the_replicas_own_is_refused(tmp_path: Path) -> None:
     file.write_text("[service]\nmetrics_port = 9100\n")
     with pytest.raises(ConfigError, match="metrics_port = 9100: not under Ray"):
         Plan(config=str(file))
+
+
+def test_messages_have_an_interval_and_one_place_to_say_so(tmp_path: Path) -> None:
+    def seconds(plan: Plan) -> float:
+        return plan.settings().service.message_interval_seconds
+
+    assert (seconds(Plan()), seconds(Plan(message_interval=0.0))) == (0.05, 0.0)
+    file = tmp_path / "quire.toml"
+    file.write_text("[service]\nmessage_interval_seconds = 0.2\n")
+    with pytest.raises(ConfigError, match="under Ray it is the option message_interval"):
+        Plan(config=str(file))
+
+
+def test_what_the_environment_says_of_ray_s_switches_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, *others = SWITCHES
+    for name in SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(own, "as it was")
+    set_switches()
+    assert os.environ[own] == "as it was"
+    assert all(os.environ[name] == SWITCHES[name] for name in others)
+    for name in others:  # what was not there before is not put back by itself
+        monkeypatch.delenv(name)
 
 
 def test_ray_s_router_ranks_as_the_clients_own_choice() -> None:

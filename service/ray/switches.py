@@ -1,0 +1,24 @@
+"""Ray Serve's own switches, as streams of many short messages want them.
+
+By itself Ray carries each message of a stream between two of its processes by way of its object
+store, and between two threads at either end. With these it carries them over gRPC, on the loop
+where they are read and written; that takes a quarter of the CPU time.
+
+Invariant: what the caller's environment says of one of them stands.
+"""
+
+import os
+
+SWITCHES = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # lines, written together
+}
+
+
+def set_switches() -> None:
+    """Before Ray is imported, which reads them then; its workers inherit them."""
+    for name, value in SWITCHES.items():
+        os.environ.setdefault(name, value)
