@@ -33,17 +33,30 @@ from typing import TextIO
 _CLIENTS = (
     "asyncio",
     "google.protobuf.message",
+    "google.protobuf.runtime_version",
+    "google.rpc.error_details_pb2",
     "grpc",
+    "grpc.experimental.aio",
+    "grpc_status.rpc_status",
+    "http.server",
     "importlib.metadata",
+    *("pydantic.fields", "pydantic.type_adapter", "pydantic.types"),  # typer's
     "rich.console",
     "typer",
+    "webbrowser",
+    "zoneinfo",
 )
 PRELOADED = {
     "clients": _CLIENTS,
     "servers": (
         *_CLIENTS,
-        *("cryptography.x509", "jinja2", "numpy", "prometheus_client", "safetensors.torch"),
-        *("starlette.routing", "tokenizers", "torch", "uvicorn", "uvloop"),
+        *("cryptography.hazmat.primitives.serialization", "cryptography.x509", "faulthandler"),
+        *("google.protobuf.descriptor_pb2", "grpc_health.v1.health_pb2_grpc"),
+        *("grpc_reflection.v1alpha.reflection", "h11", "jinja2.sandbox"),
+        *("llguidance", "numpy.typing", "prometheus_client.core", "safetensors.torch"),
+        *("starlette.middleware.cors", "starlette.middleware.exceptions", "starlette.routing"),
+        *("tokenizers", "tomllib", "torch", "uvicorn", "uvicorn.protocols.http.h11_impl"),
+        *("uvloop", "xxhash"),
     ),
 }
 LARGEST = 1 << 17
