@@ -51,17 +51,33 @@ def places_for(max_message: int) -> int:
 
 
 class Reading:
-    """A body that has a place."""
+    """A body that has a place, or will have it once it is entered; a context."""
 
-    def __init__(self, connection: str, since: float) -> None:
+    __slots__ = ("_key", "_places", "connection", "given_up", "limit", "since")
+
+    def __init__(self, places: "Places", connection: str) -> None:
+        self._places = places
         self.connection = connection
-        self.since = since
-        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.limit: asyncio.Timeout | None = None  # of whoever waits for the body in their own task
+
+    async def __aenter__(self) -> "Reading":
+        """Waits for the place. Raises Refusal if too many do, or at the end."""
+        loop = asyncio.get_running_loop()
+        await self._places._take(self.connection, loop)
+        self.since = loop.time()
+        self.given_up: asyncio.Future[None] = loop.create_future()
+        self._key = self._places._begin(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places._end(self, self._key)
 
     def give_up(self) -> None:
         """It is waited for no longer."""
         if not self.given_up.done():
             self.given_up.set_result(None)
+            if self.limit is not None and not self.limit.expired():
+                self.limit.reschedule(self.since)  # which is past
 
 
 class Places:
@@ -89,27 +105,30 @@ class Places:
         """Calls with one."""
         return len(self._reading)
 
-    @contextlib.asynccontextmanager
-    async def place(self, connection: str) -> AsyncIterator[Reading]:
-        """A place for one body; waits for it. Raises Refusal if too many do, or at the end."""
-        loop = asyncio.get_running_loop()
+    def place(self, connection: str) -> Reading:
+        """A place for one body, as a context that waits for it: see Reading."""
+        return Reading(self, connection)
+
+    async def _take(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
         if self._closed:
             raise errors.shutting_down()
         if self._free:
             self._free -= 1
         else:
             await self._turn(connection, loop)
-        key, reading = next(self._order), Reading(connection, loop.time())
+
+    def _begin(self, reading: Reading) -> int:
+        key = next(self._order)
         self._reading[key] = reading
-        self._held[connection] += 1
-        try:
-            yield reading
-        finally:
-            del self._reading[key]
-            self._held[connection] -= 1
-            if not self._held[connection]:
-                del self._held[connection]
-            self._leave()
+        self._held[reading.connection] += 1
+        return key
+
+    def _end(self, reading: Reading, key: int) -> None:
+        del self._reading[key]
+        self._held[reading.connection] -= 1
+        if not self._held[reading.connection]:
+            del self._held[reading.connection]
+        self._leave()
 
     async def _turn(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for a place that has become free. Raises Refusal."""
@@ -262,23 +281,16 @@ class Intake(grpc.aio.ServerInterceptor):
         )
 
     async def _read(self, context: Context, receipt: oversize.Receipt) -> Any:
+        """In the call's own task: another one for each body would cost as much as all else here."""
         connection = context.peer()
         async with self._places.place(connection) as reading:
-            body = receipt.read(context.read())
             try:
-                await asyncio.wait(
-                    {body, reading.given_up},
-                    timeout=BODY_SECONDS,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
+                async with asyncio.timeout(BODY_SECONDS) as reading.limit:
+                    request = await receipt.read(context.read())
+            except TimeoutError:
+                raise self._places.late(connection) from None
             finally:
-                if not body.done():
-                    body.cancel()
-                elif not body.cancelled():
-                    body.exception()  # looked at, also where this call is cancelled meanwhile
-            if not body.done() or body.cancelled():
-                raise self._places.late(connection)
-        request = body.result()
+                reading.limit = None
         if request is grpc.aio.EOF:
             if receipt.failed:
                 raise asyncio.CancelledError  # which is on its way from gRPC

@@ -11,7 +11,6 @@ Invariant: records of gRPC that were not asked for stay unwritten. Should its wo
 call is taken for one whose caller has gone.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable
 from contextvars import ContextVar
@@ -27,13 +26,13 @@ class Receipt:
     def __init__(self) -> None:
         self.failed = False  # gRPC has refused it
 
-    def read(self, message: "Awaitable[Any]") -> "asyncio.Task[Any]":
-        """A task that receives it."""
-        return asyncio.ensure_future(self._read(message))
-
-    async def _read(self, message: "Awaitable[Any]") -> Any:
-        _receipt.set(self)  # of this task alone
-        return await message
+    async def read(self, message: "Awaitable[Any]") -> Any:
+        """Receive it. What gRPC logs meanwhile, in this task, is of this request."""
+        heard = _receipt.set(self)
+        try:
+            return await message
+        finally:
+            _receipt.reset(heard)
 
 
 _receipt: ContextVar[Receipt | None] = ContextVar("receipt", default=None)

@@ -137,9 +137,13 @@ class Validator:
 
     def check(self, request: pb.GenerateRequest) -> None:
         """Raise Refusal for every fault that shows without the prompt being read."""
+        self._check(request, _given(request.sampling))
+
+    def _check(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
+        """given: as `_given` has it."""
         if request.model and request.model != self._model.name:
             raise unknown_model(request.model, self._model.name)
-        self._check_fields(request, _given(request.sampling))
+        self._check_fields(request, given)
         kind = request.WhichOneof("prompt")
         if kind is None:
             raise invalid_field("prompt", "is missing: give text, token_ids or chat")
@@ -153,27 +157,32 @@ class Validator:
     ) -> Accepted:
         """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
         share of the machine it uses. Raises Refusal."""
-        self.check(request)
+        given = _given(request.sampling)
+        self._check(request, given)
         if self._model.info.embeds_only:
             raise invalid_field("model", f"{self._model.name}: {_NO_HEAD}")
-        sampling = request.sampling
 
         def read(wanted: Wanted) -> Accepted:
-            return self._read(request, key, tenant, client, wanted)
+            return self._read(request, given, key, tenant, client, wanted)
 
         short = request.WhichOneof("prompt") == "token_ids" and (
             len(request.token_ids.ids) <= INLINE_IDS
         )
-        grows = sampling.stop or request.resume_token_ids or request.HasField("constraint")
+        grows = "stop" in given or request.resume_token_ids or request.HasField("constraint")
         if short and not grows:
             return read(lambda: True)
         return await self.workers.run(read, client, request.ByteSize())
 
     def _read(
-        self, request: pb.GenerateRequest, key: int, tenant: str, client: str, wanted: Wanted
+        self,
+        request: pb.GenerateRequest,
+        given: Mapping[str, Any],
+        key: int,
+        tenant: str,
+        client: str,
+        wanted: Wanted,
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
-        given = _given(request.sampling)
         prompt, thinking = self._prompt(request, wanted)
         params, stop_tokens = self._sampling(given, len(prompt))
         generation = GenerationRequest(
@@ -249,11 +258,11 @@ class Validator:
         self, given: Mapping[str, Any], prompt_tokens: int
     ) -> tuple[SamplingParams, dict[int, str]]:
         """Given values, then the model's, then greedy. With the ids that stand for stop strings."""
-        values = {name: given.get(name, default) for name, default in self._defaults.items()}
-        ids = tuple(values["stop_token_ids"])
-        stops = given.get("stop", ())
-        silent = {self._silent[stop]: stop for stop in stops if stop in self._silent}
-        stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
+        values = {**self._defaults, **{n: v for n, v in given.items() if n in self._defaults}}
+        ids, stop_tokens = tuple(values["stop_token_ids"]), {}
+        if "stop" in given:
+            silent = {self._silent[stop]: stop for stop in given["stop"] if stop in self._silent}
+            stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
         values["stop_token_ids"] = (*ids, *stop_tokens)
         values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
         for name in ("allowed_token_ids", "banned_token_ids"):
@@ -293,7 +302,7 @@ class Validator:
             faults = Faults()
             faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
             faults.raise_if_any()
-            thinking = thinking_of(self._end_of(ids))
+            thinking = thinking_of(self._end_of(ids)) if request.parse_output else Thinking.NONE
         elif kind == "chat":
             rendered, thinking = self._rendered(request, wanted)
             ids = self._encode(kind, rendered, wanted)

@@ -85,14 +85,14 @@ def test_grpc_takes_its_events_in_the_way_that_is_mended(
     make_loop: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A release of gRPC that does it otherwise would leave the mend without effect."""
-    drained: list[object] = []
-    real = event_loop._drained
+    drained: list[int] = []
+    real = event_loop._Wakes.recv
 
-    def counted(*args: Any) -> None:
-        drained.append(args)
-        real(*args)
+    def counted(wakes: Any, size: int) -> bytes:
+        drained.append(size)
+        return real(wakes, size)
 
-    monkeypatch.setattr(event_loop, "_drained", counted)
+    monkeypatch.setattr(event_loop._Wakes, "recv", counted)
 
     async def test() -> None:
         async with serving() as running:
