@@ -4,13 +4,15 @@ Servers in processes of their own over the fake device, whose steps take 20 ms w
 one client process of the client library's. So what is measured is the host's share: routing, gRPC,
 the event loops.
 
-    python benchmarks/scale_out.py [--rounds 6] [--ray] [--out benchmarks/results/scale-out.json]
+    python benchmarks/scale_out.py [--seconds 8] [--ray] [--out benchmarks/results/scale-out.json]
 
-Rows: tokens a second of 16 streams a replica, for one and for two, by the client library and, with
---ray, through Ray Serve's proxy, there of fewer streams too; the share of prompt tokens found
-cached by 8 conversations of 10 turns, for one replica and for four. A row of a rate also has the
-share of the machine's CPUs that was busy, whoever it was, what the client and the servers took of a
-CPU, and, through Ray, what a message took more there than without it, in all processes together.
+Rows: tokens a second of 16 streams a replica, whose answers have 32 to 96 tokens, for one and for
+two, by the client library and, with --ray, through Ray Serve's proxy, there of fewer streams too;
+the share of prompt tokens found cached by 8 conversations of 10 turns, for one replica and for
+four. A row of a rate also has the share of the machine's CPUs that was busy, whoever it was, what
+the client and the servers took of a CPU, in all and for a token, the median time to a call's first
+token, the tokens of a message, and, through Ray, what a token took more there than without it, in
+all processes together.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import contextlib
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -34,10 +37,11 @@ import common
 import psutil
 from failover import replicas
 
-from quire.clients import AsyncClient, Finished, ReplicaPolicy
+from quire.clients import AsyncClient, Delta, Finished, ReplicaPolicy
 from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN
 
-STEP_MS, SEQS, TOKENS = 20.0, 16, 64
+STEP_MS, SEQS, WARM_UP = 20.0, 16, 3.0
+LENGTHS = (32, 97)  # tokens of an answer, drawn: so streams do not begin and end together
 CONVERSATIONS, TURNS = 8, 10
 SERVER = Path(__file__).with_name("failover_poison.py")
 RAY_SERVER = Path(__file__).with_name("scale_out_ray.py")
@@ -64,9 +68,7 @@ async def served(count: int, through: str) -> AsyncIterator[list[str]]:
         async with replicas(command(SEQS), count) as fleet:
             yield [one.address for one in fleet]
         return
-    with contextlib.ExitStack() as held:
-        free = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        port, http_port = (one.getsockname()[1] for one in free)
+    port, http_port = free_ports()
     words = [sys.executable, str(RAY_SERVER), "--replicas", str(count), "--port", str(port)]
     words += ["--http-port", str(http_port), "--step-ms", str(STEP_MS), "--seqs", str(SEQS)]
     process = await asyncio.create_subprocess_exec(
@@ -82,6 +84,19 @@ async def served(count: int, through: str) -> AsyncIterator[list[str]]:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+
+
+def free_ports() -> list[int]:
+    """Two, of those that no system gives out by itself: Ray's own processes take many of these
+    before its proxies listen."""
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        while len(found) < 2:
+            port = random.randrange(20_000, 32_000)
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
 
 
 @dataclass
@@ -125,21 +140,19 @@ def _servers_seconds() -> float:
 
 
 async def rates(
-    count: int, rounds: int, through: str = DIRECT, widths: Sequence[int] = (SEQS,)
+    count: int, seconds: float, through: str = DIRECT, widths: Sequence[int] = (SEQS,)
 ) -> list[Row]:
     """A row for each number of streams a replica, each asked again as soon as it has ended."""
     async with (
         served(count, through) as addresses,
         client_of(addresses, ROUND_ROBIN) as client,
     ):
-        await _streams(client, count * SEQS, 1)  # connections, and first calls
-        return [await _rate(client, count, width, rounds, through) for width in widths]
+        return [await _rate(client, count, width, seconds, through) for width in widths]
 
 
-async def _rate(client: AsyncClient, count: int, width: int, rounds: int, through: str) -> Row:
-    spent = Spent()
-    tokens = await _streams(client, count * width, rounds)
-    told = spent.told()
+async def _rate(client: AsyncClient, count: int, width: int, seconds: float, through: str) -> Row:
+    got, told = await _measured(client, count * width, seconds)
+    tokens = got.tokens
     value, cpu = tokens / told["seconds"], told["client_cpu"] + told["servers_cpu"]
     return {
         "what": "tokens a second",
@@ -149,25 +162,56 @@ async def _rate(client: AsyncClient, count: int, width: int, rounds: int, throug
         "value": round(value, 1),
         "of_the_device": round(value / (count * width * 1000 / STEP_MS), 4),
         **told,
-        "cpu_ms_a_message": round(1000 * cpu * told["seconds"] / tokens, 3),
+        "cpu_ms_a_token": round(1000 * cpu * told["seconds"] / tokens, 3),
+        "tokens_a_message": round(tokens / got.messages, 2),
+        "first_token_ms": round(1000 * statistics.median(got.first), 1),
         "machine_load": round(os.getloadavg()[0], 1),
     }
 
 
-async def _streams(client: AsyncClient, streams: int, rounds: int) -> int:
-    async def one(number: int) -> int:
-        got = 0
-        for turn in range(rounds):
-            chance = random.Random(number * 1000 + turn)
-            ids = [chance.randrange(300, 4000) for _ in range(24)]
-            async for event in client.generate(
-                ids, max_tokens=TOKENS, ignore_eos=True, ids_only=True
-            ):
-                if isinstance(event, Finished):
-                    got += event.completion_tokens
-        return got
+@dataclass(slots=True)
+class Got:
+    """What has come. first: seconds from asking to a call's first token."""
 
-    return sum(await asyncio.gather(*(one(i) for i in range(streams))))
+    tokens: int = 0
+    messages: int = 0
+    first: list[float] = field(default_factory=list)
+
+
+async def _measured(
+    client: AsyncClient, streams: int, seconds: float
+) -> tuple[Got, dict[str, float]]:
+    """Of so many seconds, once the streams have got out of step."""
+    heard: list[Got] = [Got()]
+    asking = [asyncio.create_task(_ask_on(client, i, heard)) for i in range(streams)]
+    await asyncio.sleep(WARM_UP)
+    got, spent = Got(), Spent()
+    heard[0] = got
+    await asyncio.sleep(seconds)
+    heard[0], told = Got(), spent.told()
+    for one in asking:
+        one.cancel()
+    ended = await asyncio.gather(*asking, return_exceptions=True)
+    for error in ended:
+        if not isinstance(error, asyncio.CancelledError):
+            raise RuntimeError("a stream has failed") from error
+    return got, told
+
+
+async def _ask_on(client: AsyncClient, number: int, heard: list[Got]) -> None:
+    """One stream, without an end; what it hears goes to the one in the list."""
+    chance = random.Random(number)
+    while True:
+        ids = [chance.randrange(300, 4000) for _ in range(24)]
+        length, asked, first = chance.randrange(*LENGTHS), time.monotonic(), True
+        async for event in client.generate(ids, max_tokens=length, ignore_eos=True, ids_only=True):
+            if isinstance(event, Delta):
+                got = heard[0]
+                got.messages += 1
+                got.tokens += len(event.token_ids)
+                if first:
+                    got.first.append(time.monotonic() - asked)
+                    first = False
 
 
 async def hits(count: int) -> Row:
@@ -195,16 +239,16 @@ async def _talk(client: AsyncClient, number: int) -> tuple[int, int]:
     return found, asked
 
 
-async def measure(rounds: int, with_ray: bool) -> list[Row]:
+async def measure(seconds: float, with_ray: bool) -> list[Row]:
     """All rows."""
-    ones, twos = await rates(1, rounds), await rates(2, rounds)
+    ones, twos = await rates(1, seconds), await rates(2, seconds)
     if with_ray:
-        ones += await rates(1, rounds, RAY, RAY_WIDTHS)
-        twos += await rates(2, rounds, RAY, RAY_WIDTHS)
+        ones += await rates(1, seconds, RAY, RAY_WIDTHS)
+        twos += await rates(2, seconds, RAY, RAY_WIDTHS)
     for rows in (ones, twos):
         for row in rows[1:]:
-            more = row["cpu_ms_a_message"] - rows[0]["cpu_ms_a_message"]
-            row["more_cpu_ms_a_message"] = round(more, 3)
+            more = row["cpu_ms_a_token"] - rows[0]["cpu_ms_a_token"]
+            row["more_cpu_ms_a_token"] = round(more, 3)
     ones.append(await hits(1))
     twos.append(await hits(4))
     for one, several in zip(ones, twos, strict=True):
@@ -213,22 +257,22 @@ async def measure(rounds: int, with_ray: bool) -> list[Row]:
 
 
 SHOWN = ("what", "through", "replicas", "streams_a_replica", "value", "of_one", "of_the_device",
-         "machine_busy", "client_cpu", "servers_cpu", "cpu_ms_a_message",
-         "more_cpu_ms_a_message")  # fmt: skip
+         "machine_busy", "client_cpu", "servers_cpu", "cpu_ms_a_token", "tokens_a_message",
+         "first_token_ms", "more_cpu_ms_a_token")  # fmt: skip
 
 
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6, help="requests of each stream")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each rate")
     parser.add_argument("--ray", action="store_true", help="through Ray's proxy too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error("--rounds: at least 1")
+    if options.seconds < 1:
+        parser.error("--seconds: at least 1")
     if options.ray and find_spec("ray") is None:
         parser.error("--ray: the package ray is not installed (quire[ray])")
-    rows = asyncio.run(measure(options.rounds, options.ray))
+    rows = asyncio.run(measure(options.seconds, options.ray))
     cells = [[row.get(name, "") for name in SHOWN] for row in rows]
     common.print_table("scale out", SHOWN, cells)
     for row in rows:

@@ -1,7 +1,9 @@
 """`quire ray` itself: pocket on this machine, by one replica and then by two, over both faces, for
 callers with keys. Runs where the package ray is installed."""
 
+import contextlib
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -41,11 +43,15 @@ OWNER, GUEST, STRANGER = new_key(), new_key(), new_key()
 
 
 def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+    """Of those that no system gives out by itself: Ray's own processes take many of these."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            port = random.randrange(20_000, 32_000)
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
 
 
 def until(holds: Callable[[], Any]) -> Any:
