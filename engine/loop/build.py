@@ -8,7 +8,6 @@ what is left of the memory budget becomes the KV cache; then warm-up and capture
 import dataclasses
 import importlib.metadata
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop import fit, sizing, spread
 from quire.engine.loop.built_rank import BuiltRank, memory_of
+from quire.engine.loop.cache import allocate_cache, scheduler_over
 from quire.engine.loop.core import EngineCore, StepRunner
 from quire.engine.loop.loop import Progress
 from quire.engine.loop.numerics import numerics
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import Model, build_model, check_operations
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
@@ -35,9 +34,7 @@ from quire.engine.runner import compile_ahead, exact_mode
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
-from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Matchers
-from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import Ops, is_exact
@@ -155,7 +152,8 @@ def build_rank(
         fit.warn_if_short(config, plan)
     hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
     with sizing.room_for("the KV cache", plan.kv_cache_bytes // world.size, device, hint):
-        kv = _allocate_cache(model, num_blocks, config.block_size, cache_dtype)
+        blocks = num_blocks, plan.num_window_blocks + 1
+        kv = allocate_cache(model, *blocks, config.block_size, cache_dtype)
     clock.mark("cache")
 
     use_graphs = device.type == "cuda" and not config.enforce_eager
@@ -222,17 +220,17 @@ def engine_over(
     """The scheduler's side of a rank that is built. runner: what the core is to drive."""
     model, kv, max_model_len = rank.model, rank.kv, rank.max_model_len
     shape, device = model.config, model.device
-    pool = BlockPool(
-        kv.num_blocks, config.block_size, config.enable_prefix_caching, config.prefix_cache_seed
-    )
-    scheduler = Scheduler(
-        pool,
+    scheduler = scheduler_over(
+        kv,
+        shape.sliding_window,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
         two_phase=config.two_phase,
-        window=shape.sliding_window,
+        caching=config.enable_prefix_caching,
+        seed=config.prefix_cache_seed,
     )
+    pool = scheduler.pool
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
     if ranks is None:  # others would have to do the same at the same time
         core.spare = rank.runner.use_spare_time
@@ -278,10 +276,12 @@ def _new_slots(
     config: EngineConfig, shape: ModelConfig, max_blocks: int, device: torch.device
 ) -> SlotState:
     slots = config.max_num_seqs + 1
-    nbytes = slots * (5 * shape.vocab_size + 4 * max_blocks)  # what penalties count, block tables
+    tables = 2 if shape.window_layers else 1
+    nbytes = slots * (5 * shape.vocab_size + 4 * tables * max_blocks)  # 5: what penalties count
     hint = f"lower max_num_seqs = {config.max_num_seqs}"
     with sizing.room_for("the slots of running requests", nbytes, device, hint):
-        return SlotState(config.max_num_seqs, max_blocks, shape.vocab_size, device)
+        size = config.max_num_seqs, max_blocks, shape.vocab_size
+        return SlotState(*size, device, two_tables=tables == 2)
 
 
 def _size_cache(
@@ -315,7 +315,7 @@ def _profile(
     max_model_len: int,
 ) -> int:
     """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
-    kv = _allocate_cache(model, 1, config.block_size, dtype)
+    kv = allocate_cache(model, 1, 1, config.block_size, dtype)
     tokens = config.max_num_batched_tokens
     length = min(tokens, max_model_len)
     rows = -(-tokens // length)
@@ -334,6 +334,8 @@ def _profile(
         max_query_len=length,
         max_context_len=length,
     )
+    if kv.window is not None:
+        batch = dataclasses.replace(batch, windowed=batch)
     torch.cuda.reset_peak_memory_stats(device)
     logits_bytes = 4 * count * shape.vocab_size
     hint = (
@@ -348,22 +350,6 @@ def _profile(
     del kv, logits
     torch.cuda.empty_cache()
     return peak
-
-
-def _allocate_cache(model: Model, num_blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
-    shape, device = model.config, model.device
-    size = (shape.num_layers, num_blocks, model.num_kv_heads, block_size, shape.head_dim)
-    if device.type == "cpu":
-        return KVCache(_lazy_zeros(size, dtype), _lazy_zeros(size, dtype))
-    k, v = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
-    return KVCache(k, v)
-
-
-def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros on the CPU that take memory as they are touched: torch.zeros would write every page,
-    seconds a GiB where pages are slow to get."""
-    num_bytes = math.prod(size) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
 
 
 def _can_chain(device: torch.device) -> bool:

@@ -91,7 +91,7 @@ def _against_cache(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
     """The cache's size was given, and is more than there is."""
     gib = math.floor(_rest(plan) / _GIB * 100) / 100
     most = _rest(plan) if config.num_blocks is not None else int(gib * _GIB)
-    blocks = most // plan.bytes_of_blocks(0) - 1
+    blocks = plan.blocks_in(most)
     if blocks < 2:
         return _less_of_a_model(plan)
     option, value = ("num_blocks", blocks) if config.num_blocks is not None else ("cpu_kv_gib", gib)

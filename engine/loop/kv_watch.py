@@ -9,14 +9,13 @@ not mistaken for one of its own.
 import time
 from collections.abc import Callable
 
-from quire.engine.scheduling.kv_events import CHANGES, SNAPSHOT, KvEvents, KvLog
-from quire.engine.scheduling.prefix_cache import PrefixCache
+from quire.engine.scheduling.kv_events import CHANGES, SNAPSHOT, Known, KvEvents, KvLog
 
 
 class KvWatch:
-    """Of one prefix cache; on the engine's thread."""
+    """Of one prefix cache, or of a pair; on the engine's thread."""
 
-    def __init__(self, cache: PrefixCache, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, cache: Known, clock: Callable[[], float] = time.time) -> None:
         """clock: seconds since 1970."""
         self._cache = cache
         self._clock = clock

@@ -106,7 +106,7 @@ class EngineLoop:
         self._answers: list[Answer | None] = []  # not yet told; None: the map as it will be then
         self._stats = EngineStats()  # as published last
         self._said: list[Output] = []  # by the present turn, before the core's
-        self._watch = KvWatch(engine.core.scheduler.pool.prefix_cache)
+        self._watch = KvWatch(engine.core.scheduler.known)
         engine.core.before_wait = self._publish_held
 
     def announce(self) -> None:
@@ -142,7 +142,8 @@ class EngineLoop:
             case AskBlockMap():
                 self._answers.append(None)
             case FlushCache():
-                self._answers.append(core.scheduler.pool.forget_free())
+                pools = core.scheduler.pools
+                self._answers.append(sum(pool.forget_free() for pool in pools))
             case WatchBlocks():
                 self._watch.begin()
             case UnwatchBlocks():
@@ -192,7 +193,8 @@ class EngineLoop:
     def _hold(self, outputs: list[Output]) -> None:
         core = self._engine.core
         self._stats = self._engine.stats()
-        block_map = core.scheduler.pool.block_map() if None in self._answers else b""
+        pools = core.scheduler.pools if None in self._answers else ()
+        block_map = b"".join([pool.block_map() for pool in pools])
         answers = tuple(block_map if answer is None else answer for answer in self._answers)
         self._answers = []
         self._held = Batch(outputs, self._stats, core.step_times, answers, self._watch.take())

@@ -15,6 +15,7 @@ import torch
 
 from quire.engine.config import MOST_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
+from quire.engine.loop.window_share import WindowShare
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
@@ -52,6 +53,12 @@ class SizingPlan:
     memory_bytes: int
     whole_bytes: int
     estimated: bool  # no profile run was made: activations are not counted
+    windows: WindowShare | None = None  # of layers with a window; num_blocks is then of the others
+
+    @property
+    def num_window_blocks(self) -> int:
+        """Of the layers with a window where others see all, else 0."""
+        return 0 if self.windows is None else self.windows.window_blocks(self.num_blocks)
 
     @property
     def blocks_of_a_sequence(self) -> int:
@@ -70,7 +77,15 @@ class SizingPlan:
 
     def bytes_of_blocks(self, num_blocks: int) -> int:
         """What a cache of so many blocks takes, the null block included."""
+        if self.windows is not None:
+            return self.windows.bytes_of(num_blocks)
         return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token
+
+    def blocks_in(self, nbytes: int) -> int:
+        """Blocks of the largest cache that takes no more, the null block left out."""
+        if self.windows is not None:
+            return self.windows.blocks_in(nbytes)
+        return nbytes // self.bytes_of_blocks(0) - 1
 
 
 def shown(num_bytes: int) -> str:
@@ -159,8 +174,10 @@ def cache_blocks(
     """Blocks, the null block included, that `budget` bytes hold; `what` explains the budget."""
     if config.num_blocks is not None:
         return config.num_blocks + 1
-    block_bytes = kv_bytes_per_token(config, model, dtype) * config.block_size
-    blocks = max(budget, 0) // block_bytes
+    per_token = kv_bytes_per_token(config, model, dtype)
+    block_bytes = per_token * config.block_size
+    windows = WindowShare.of(config, model, per_token)
+    blocks = max(budget, 0) // block_bytes if windows is None else windows.blocks_in(budget) + 1
     if blocks < 2:
         raise CapacityError(
             f"no room for the KV cache: {what} leaves {budget / _GIB:.2f} GiB, "
@@ -315,6 +332,8 @@ def plan_of(
     machines = 0 if gpu else config.nnodes * total_memory(device)
     # A number of blocks that was given heeds no share.
     share = config.gpu_memory_utilization if config.num_blocks is None else 1.0
+    windows = WindowShare.of(config, model, per_token)
+    cache = (num_blocks + 1) * config.block_size * per_token
     return SizingPlan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
@@ -324,11 +343,12 @@ def plan_of(
         kv_bytes_per_token=per_token,
         block_size=config.block_size,
         num_blocks=num_blocks,
-        kv_cache_bytes=(num_blocks + 1) * config.block_size * per_token,
+        kv_cache_bytes=cache if windows is None else windows.bytes_of(num_blocks),
         graph_bytes=size * graph_bytes(config, model, dtype) if gpu else 0,
         memory_bytes=size * _memory_for(device, share) if gpu else machines,
         whole_bytes=size * _memory_for(device, 1.0) if gpu else machines,
         estimated=estimated,
+        windows=windows,
     )
 
 

@@ -15,6 +15,7 @@ from quire.engine.config import MOST_RANKS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.loop import fit, sizing
 from quire.engine.loop.sizing import SizingPlan, shown
+from quire.engine.loop.window_share import WindowShare
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import model_config
 
@@ -39,8 +40,13 @@ def share_of(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, size: i
     fixed = sizing.weight_bytes(config, shape, dtype) // size
     fixed += sizing.graph_bytes(config, shape, dtype) if gpu else 0
     cache_dtype = sizing.resolve_cache_dtype(config, dtype, torch.device(plan.device))
-    block = sizing.kv_bytes_per_token(config, shape, cache_dtype) * plan.block_size // size
-    return Share(size, fixed + 2 * block, fixed + (plan.blocks_of_a_sequence + 1) * block)
+    per_token = sizing.kv_bytes_per_token(config, shape, cache_dtype)
+    windows = WindowShare.of(config, shape, per_token)
+    least, whole = (
+        (blocks + 1) * per_token * plan.block_size if windows is None else windows.bytes_of(blocks)
+        for blocks in (1, plan.blocks_of_a_sequence)
+    )
+    return Share(size, fixed + least // size, fixed + whole // size)
 
 
 def smallest(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, room: int) -> Share | None:

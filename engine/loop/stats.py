@@ -1,8 +1,10 @@
 """What the engine tells of itself: EngineInfo once, EngineStats as a snapshot after each step."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from quire.engine.model.config import GenerationDefaults
+from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.scheduler import Scheduler
 
 
@@ -38,7 +40,8 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges and counters of one moment. Counters only rise. Memory in bytes: memory_allocated and
+    """Gauges and counters of one moment. Counters only rise. Blocks are those of all pools: of two
+    where some layers have a window and others see all. Memory in bytes: memory_allocated and
     memory_peak are rank 0's; rank_memory holds both of every rank, and is empty for one alone."""
 
     running: int = 0
@@ -76,7 +79,7 @@ def snapshot(
 ) -> EngineStats:
     """What scheduler and pool hold and have counted. memory: bytes allocated now, at the peak."""
     pool, counters = scheduler.pool, scheduler.counters
-    return EngineStats(
+    stats = EngineStats(
         running=scheduler.num_running,
         waiting=scheduler.num_waiting,
         blocks_total=pool.num_usable,
@@ -101,4 +104,20 @@ def snapshot(
         memory_allocated=memory[0],
         memory_peak=memory[1],
         rank_memory=rank_memory,
+    )
+    pools = scheduler.pools
+    return stats if len(pools) == 1 else _of_all(stats, pools)
+
+
+def _of_all(stats: EngineStats, pools: Sequence[BlockPool]) -> EngineStats:
+    """The same with the blocks of several pools together."""
+    total, free = sum(pool.num_usable for pool in pools), sum(pool.num_free for pool in pools)
+    return replace(
+        stats,
+        blocks_total=total,
+        blocks_free=free,
+        blocks_in_use=total - free,
+        blocks_cached=sum(pool.num_cached for pool in pools),
+        blocks_shared=sum(pool.num_shared for pool in pools),
+        evictions=sum(pool.evictions for pool in pools),
     )

@@ -1,8 +1,8 @@
 """What a model is: shape, position encoding, end tokens and its own sampling defaults.
 
 Invariant: a ModelConfig that exists describes a model that Quire computes in full. What a
-checkpoint asks for and Quire does not do (a sliding window, another activation, quantized
-weights, ...) is refused when its files are read, never left out.
+checkpoint asks for and Quire does not do (another activation, another kind of attention, ...) is
+refused when its files are read, never left out.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,8 @@ class ModelConfig:
     initializer_range: standard deviation of random matrices. experts: None in a dense model.
     fp8: None where no weight is quantized. embeds_only: there is no output head (the embedding
     stands in its place, and what it would say means nothing). sliding_window: tokens that each sees
-    in every layer, itself among them; None: all before it.
+    in a layer, itself among them; None: all before it. full_layers: those that see all where the
+    others have a window, rising; never all of them.
     """
 
     architecture: str
@@ -130,6 +131,7 @@ class ModelConfig:
     fp8: Fp8 | None = None
     embeds_only: bool = False
     sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_q_heads % self.num_kv_heads:
@@ -165,6 +167,15 @@ class ModelConfig:
         if self.experts is None or layer in self.experts.dense_layers:
             return None
         return self.experts
+
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that each sees in a layer, or None for all."""
+        return None if layer in self.full_layers else self.sliding_window
+
+    @property
+    def window_layers(self) -> int:
+        """How many layers have a window where others have none; else 0."""
+        return self.num_layers - len(self.full_layers) if self.full_layers else 0
 
     @property
     def num_parameters(self) -> int:
@@ -211,5 +222,6 @@ class ModelConfig:
             *(part for part in (self.experts, self.fp8) if part is not None),
             *(("without a head",) if self.embeds_only else ()),
             *(() if self.sliding_window is None else (self.sliding_window,)),
+            *(() if not self.full_layers else (self.full_layers,)),
         )
         return xxhash.xxh3_128_hexdigest("\n".join(repr(field) for field in fields).encode())

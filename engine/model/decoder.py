@@ -38,7 +38,8 @@ class DecoderLayer:
         self._eps = config.rms_norm_eps
         hidden, name = config.hidden_size, f"model.layers.{index}"
         self.input_norm, self.post_norm = setting.new(hidden), setting.new(hidden)
-        self.attention = SelfAttention(setting, f"{name}.self_attn", config, spec)
+        window = config.window_of(index) or 0
+        self.attention = SelfAttention(setting, f"{name}.self_attn", config, spec, window)
         experts = config.experts_of(index)
         self.mlp = (
             DenseMlp(setting, f"{name}.mlp", hidden, config.intermediate_size)
@@ -54,8 +55,9 @@ class DecoderLayer:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What its kernels follow from: the shapes and forms of all of its weights."""
-        return tuple((type(p.target), p.shape, p.nbytes) for p in self.placements)
+        """What its kernels follow from: its window, the shapes and forms of all of its weights."""
+        weights = tuple((type(p.target), p.shape, p.nbytes) for p in self.placements)
+        return self.attention.window, weights
 
     def products(self) -> list[Product]:
         attention = self.attention
@@ -138,12 +140,12 @@ class Decoder(CausalModel):
     def forward(
         self, batch: ForwardBatch, kv: KVCache, layers: Sequence[int] | None = None
     ) -> Tensor:
-        every = list(zip(self.layers, kv.k.unbind(), kv.v.unbind(), strict=True))
+        every = list(zip(self.layers, kv.by_layer(batch, self.config.full_layers), strict=True))
         chosen = every if layers is None else [every[index] for index in layers]
-        first, *rest = (*(layer.input_norm for layer, _, _ in chosen), self.norm)
+        first, *rest = (*(layer.input_norm for layer, _ in chosen), self.norm)
         stream = self.embedding.embed(batch.token_ids, first, self.config.rms_norm_eps)
-        for (layer, k, v), then in zip(chosen, rest, strict=True):
-            stream = layer(stream, then, batch, k, v, self.rope)
+        for (layer, (its, k, v)), then in zip(chosen, rest, strict=True):
+            stream = layer(stream, then, its, k, v, self.rope)
         return stream.residual
 
     def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:

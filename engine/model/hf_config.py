@@ -25,7 +25,7 @@ from quire.engine.model.hf_limits import (
 from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
 from quire.engine.model.hf_unsupported import refuse_unsupported, refuse_unsupported_decoding
-from quire.engine.model.hf_windows import read_window
+from quire.engine.model.hf_windows import read_windows
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _COUNT_OF_EXPERTS = ("num_experts", "num_local_experts")
@@ -48,13 +48,13 @@ def read_directory(path: Path) -> ModelConfig:
         refuse_unsupported(config, family.keys, alone=True)
         check_modules(path)
         return replace(_gpt2(config, defaults), generation=sampling, fp8=fp8)
-    window = read_window(config, architecture)
+    window, full_layers = read_windows(config, architecture)
     refuse_unsupported(config, family.keys)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     bare = embeds_only(path, config)
     try:
         model = _model(config, architecture, family, sampling, eos, fp8)
-        model = replace(model, sliding_window=window)
+        model = replace(model, sliding_window=window, full_layers=full_layers)
         return replace(model, tie_word_embeddings=True, embeds_only=True) if bare else model
     except ConfigError as error:
         named = str(error).startswith(config.name)

@@ -1,8 +1,10 @@
 """Sliding windows, as configurations name them.
 
-Invariant: either every layer sees the same window, or none has one; models that mix the two are
-refused by the key that says so.
+Invariant: all layers with a window see the same one. Which layers those are is told by layer_types
+where it is there, as transformers has it, else by max_window_layers; in Mistral all layers are.
 """
+
+from typing import NamedTuple
 
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import MISTRAL, QWEN2
@@ -11,43 +13,55 @@ _MISTRAL_WINDOW = 4096  # where the file does not name it; null: there is none
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-def read_window(config: JsonFile, architecture: str) -> int | None:
-    """Tokens that each sees, or None for all. Raises ConfigError."""
-    layers = config.integer("num_hidden_layers")
+class Windows(NamedTuple):
+    """window: tokens that each sees, or None for all; full_layers: those that see all where the
+    others have a window."""
+
+    window: int | None = None
+    full_layers: tuple[int, ...] = ()
+
+
+def read_windows(config: JsonFile, architecture: str) -> Windows:
+    """What a configuration says of them. Raises ConfigError."""
+    if architecture == QWEN2:
+        return _of_qwen2(config)
+    window = None
     if architecture == MISTRAL:
         window = config.integer("sliding_window", None)
         if "sliding_window" not in config.data:
             window = _MISTRAL_WINDOW
-    elif architecture == QWEN2:
-        window = _of_qwen2(config, layers)
     else:
         config.only("use_sliding_window", False)
-        window = None
-    _check_layer_types(config, layers, _FULL if window is None else _SLIDING)
-    return window
+    _layer_types(config, _FULL if window is None else _SLIDING)
+    return Windows(window)
 
 
-def _of_qwen2(config: JsonFile, layers: int) -> int | None:
-    """The first max_window_layers layers see all, and those behind them a window."""
+def _of_qwen2(config: JsonFile) -> Windows:
+    """The first max_window_layers layers see all, and those behind them a window, unless
+    layer_types says which do."""
+    layers = config.integer("num_hidden_layers")
     if not config.boolean("use_sliding_window", False):
-        return None
-    full = config.integer("max_window_layers", 28, least=0)
-    if full >= layers:
-        return None
-    if full:
-        config.refuse(
-            "max_window_layers",
-            f"supported with use_sliding_window: 0, or num_hidden_layers = {layers}: layers of "
-            "both kinds in one model are not",
-        )
-    return config.integer("sliding_window", 4096)
-
-
-def _check_layer_types(config: JsonFile, layers: int, kind: str) -> None:
-    types = config.data.get("layer_types")
+        _layer_types(config, _FULL)
+        return Windows()
+    first = config.integer("max_window_layers", 28, least=0)
+    types = _layer_types(config, _FULL, _SLIDING)
     if types is None:
-        return
-    if not isinstance(types, list) or any(one != kind for one in types):
-        config.refuse("layer_types", f'supported: "{kind}" in every layer')
+        types = [_FULL if layer < first else _SLIDING for layer in range(layers)]
+    full = tuple(layer for layer, kind in enumerate(types) if kind == _FULL)
+    if len(full) == layers:
+        return Windows()
+    return Windows(config.integer("sliding_window", 4096), full)
+
+
+def _layer_types(config: JsonFile, *kinds: str) -> list[str] | None:
+    """The kind of each layer, all of `kinds`; None where the file does not tell."""
+    types: object = config.data.get("layer_types")
+    if types is None:
+        return None
+    if not isinstance(types, list) or any(one not in kinds for one in types):
+        every = " or ".join(f'"{kind}"' for kind in kinds)
+        config.refuse("layer_types", f"supported: {every} in every layer")
+    layers = config.integer("num_hidden_layers")
     if len(types) != layers:
         config.refuse("layer_types", f"must name {layers} layers")
+    return types

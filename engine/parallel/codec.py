@@ -6,6 +6,7 @@
     updates, copies and masked slots: int32 each
     pooled:     slot and how many ids; the ids
     judged:     slot, how many tokens, the one that follows, how many of the best
+    updates and copies once more, of layers with a window: int32 each
 
 Masks: magic, and how many follow; of each slot, length, bytes.
 
@@ -33,8 +34,8 @@ from quire.engine.scheduling.plan import (
 )
 
 MOST_BYTES = 1 << 30  # of one plan, or of its masks
-_MAGIC, _MASKS_MAGIC = b"QSP3", b"QSM1"
-_HEAD = struct.Struct("<4sq9i")
+_MAGIC, _MASKS_MAGIC = b"QSP4", b"QSM1"
+_HEAD = struct.Struct("<4sq11i")
 _ROW = struct.Struct("<qiqiii?i")
 _ADMISSION = struct.Struct("<qi3i")
 _SAMPLING = struct.Struct("<2di4dqii")  # temperature .. min_position, logprobs (-1: none)
@@ -51,8 +52,8 @@ T = TypeVar("T")
 
 def encode(plan: StepPlan) -> bytes:
     """Raises RankError for a plan of more than MOST_BYTES, or with a number beyond its field."""
-    read = plan.pooled, plan.judged
-    counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, *read)
+    more = plan.pooled, plan.judged, plan.window_updates, plan.window_copies
+    counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, *more)
     sizes = (plan.num_decode_rows, plan.num_tokens, *map(len, counts))
     try:
         parts = [_HEAD.pack(_MAGIC, plan.step_id, *sizes)]
@@ -68,6 +69,8 @@ def encode(plan: StepPlan) -> bytes:
         for slot, ids in plan.pooled:
             parts += [_POOLED.pack(slot, len(ids)), _ids(ids)]
         parts += [_JUDGED.pack(*one) for one in plan.judged]
+        parts += [_UPDATE.pack(*update) for update in plan.window_updates]
+        parts += [_COPY.pack(*copy) for copy in plan.window_copies]
     except (struct.error, OverflowError) as error:
         raise RankError(f"step {plan.step_id} cannot be told to the ranks: {error}") from error
     return _bounded(b"".join(parts), f"step {plan.step_id}")
@@ -156,6 +159,8 @@ def _read(reader: "_Reader") -> StepPlan:
         reader.ids(counts[4]),
         tuple(_read_pooled(reader) for _ in reader.times(counts[5])),
         tuple(Judged._make(reader.take(_JUDGED)) for _ in reader.times(counts[6])),
+        tuple(BlockUpdate(*reader.take(_UPDATE)) for _ in reader.times(counts[7])),
+        tuple(_read_copy(reader) for _ in reader.times(counts[8])),
     )
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,16 @@ def launches_of(orders: Orders) -> Launches:
     ranks = config.tensor_parallel_size
     world = World(0, ranks, _Outline(ranks) if ranks > 1 else None)
     model = build_model(few_layers, ops, dtype=dtype, device=meta, world=world)
-    size = (
-        few_layers.num_layers,
-        2,
-        model.num_kv_heads,
-        config.block_size,
-        model_shape.head_dim,
-    )
-    cache_dtype = NARROW if config.fp8_cache else dtype
-    k, v = (torch.zeros(size, dtype=cache_dtype, device=meta) for _ in range(2))
+    zeros = partial(torch.zeros, dtype=NARROW if config.fp8_cache else dtype, device=meta)
+    kv = KVCache.made(few_layers, model.num_kv_heads, (2, 2), config.block_size, zeros)
     longest = resolve_max_model_len(config, model_shape)
     blocks = -(-longest // config.block_size)
-    state = SlotState(config.max_num_seqs, blocks, model_shape.vocab_size, meta)
+    size = config.max_num_seqs, blocks, model_shape.vocab_size
+    state = SlotState(*size, meta, two_tables=kv.window is not None)
     runner = Runner(
         model,
         ops,
-        KVCache(k, v),
+        kv,
         state,
         max_model_len=longest,
         prompt_tokens=(),
@@ -102,7 +97,10 @@ def launches_of(orders: Orders) -> Launches:
 
 
 def one_of_each_kind(shape: ModelConfig) -> ModelConfig:
-    """The same model with one layer, or two where some have experts and some have none."""
+    """The same model with one layer, or two where some have a window or experts and some have
+    none."""
+    if shape.full_layers:
+        return dataclasses.replace(shape, num_layers=2, full_layers=(0,))
     dense = [layer for layer in range(shape.num_layers) if shape.experts_of(layer) is None]
     if shape.experts is None or len(dense) == shape.num_layers:
         return dataclasses.replace(shape, num_layers=1, experts=None)

@@ -5,8 +5,9 @@ slots; the host sends which slots take part and the prompt tokens that the devic
 """
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -49,18 +50,9 @@ def decode_inputs(
     token_ids, positions = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
     slot_mapping = torch.empty(rows, dtype=torch.int64, device=device)
     block_tables = torch.empty(rows, blocks, dtype=torch.int32, device=device)
-    ops.prepare_decode(
-        row_slots,
-        state.last_token,
-        state.num_computed,
-        state.block_tables,
-        block_size,
-        token_ids,
-        positions,
-        slot_mapping,
-        context_lens,
-        block_tables,
-    )
+    prepare = partial(ops.prepare_decode, row_slots, state.last_token, state.num_computed)
+    made = token_ids, positions, slot_mapping, context_lens, block_tables
+    prepare(state.block_tables, block_size, *made)
     batch = ForwardBatch(
         token_ids=token_ids,
         positions=positions,
@@ -73,6 +65,8 @@ def decode_inputs(
         max_query_len=1,
         max_context_len=max_context_len,
     )
+    if state.window_tables is not None:
+        batch = _with_window(batch, partial(prepare, state.window_tables, block_size))
     return StepInputs(batch, row_slots)
 
 
@@ -191,19 +185,10 @@ def mixed_inputs(
     context_lens = torch.empty(rows, dtype=torch.int32, device=device)
     blocks = state.block_tables.shape[1]
     block_tables = torch.empty(rows, blocks, dtype=torch.int32, device=device)
-    ops.prepare_mixed(
-        row_slots,
-        staging.get("query_start_loc"),
-        state.num_computed,
-        state.last_token,
-        state.block_tables,
-        block_size,
-        token_ids,
-        positions,
-        slot_mapping,
-        context_lens,
-        block_tables,
-    )
+    begins = staging.get("query_start_loc")
+    prepare = partial(ops.prepare_mixed, row_slots, begins, state.num_computed, state.last_token)
+    made = token_ids, positions, slot_mapping, context_lens, block_tables
+    prepare(state.block_tables, block_size, *made)
     batch = ForwardBatch(
         token_ids=token_ids,
         positions=positions,
@@ -216,5 +201,15 @@ def mixed_inputs(
         max_query_len=max_query_len,
         max_context_len=max_context_len,
     )
+    if state.window_tables is not None:
+        batch = _with_window(batch, partial(prepare, state.window_tables, block_size))
     query_lens, sampled_rows = staging.get("query_lens"), staging.get("sampled_rows")
     return StepInputs(batch, row_slots, query_lens, sampled_rows)
+
+
+def _with_window(batch: ForwardBatch, prepare: Callable[..., None]) -> ForwardBatch:
+    """The same step with the side of layers that have a window. prepare: fills it from their
+    tables; what is equal on both sides is written once more."""
+    slots, tables = torch.empty_like(batch.slot_mapping), torch.empty_like(batch.block_tables)
+    prepare(batch.token_ids, batch.positions, slots, batch.context_lens, tables)
+    return replace(batch, windowed=replace(batch, slot_mapping=slots, block_tables=tables))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
+from quire.engine.runner.copies import make_copies, stage_copies, warm_copies
 from quire.engine.runner.device_errors import is_device_lost
 from quire.engine.runner.edits import Edits, SlotEdits
 from quire.engine.runner.forwarded import Aside, Forwarded
@@ -116,8 +117,7 @@ class Runner:
             progress((done + 1) / total)
         self._layers = None
         if steps:
-            here = torch.zeros(1, dtype=torch.int64, device=self._device)
-            self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)
+            warm_copies(self._ops, self._kv)
             self._warm = True
         free, begin = free_bytes(self._device), time.monotonic()
         for done, key in enumerate(keys, len(steps)):
@@ -250,13 +250,14 @@ class Runner:
     def _write(self, plan: StepPlan) -> None:
         """What must stand on the device before the rows are computed."""
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
+        if plan.window_updates:
+            self._state.stage_window(self._staging, plan.window_updates)
         if plan.copies:
-            self._staging.put("copies", np.array(plan.copies, np.int64).T)
+            stage_copies(self._staging, plan)
         self._staging.upload()
         self._state.write(self._staging, plan.admitted)
         if plan.copies:
-            source, target = self._staging.get("copies")
-            self._ops.copy_blocks(self._kv.k, self._kv.v, source, target)
+            make_copies(self._staging, self._ops, self._kv)
 
     def _run(self, key: Key) -> Done:
         """What a key names, replayed or eagerly. Captured unseen once everything is compiled."""

@@ -26,13 +26,20 @@ class SlotState:
     """Per-slot tensors, [S] each with S = max_num_seqs + 1.
 
     temperature, top_p, min_p, repetition, presence, frequency: float32. last_token, num_computed,
-    top_k, min_position: int32. seeds: int64. block_tables: [S, M] int32. stop_ids: [S, 128] int32,
+    top_k, min_position: int32. seeds: int64. block_tables: [S, M] int32; window_tables: the same of
+    layers with a window where others see all, else None. stop_ids: [S, 128] int32,
     -1 where unused. prompt_mask: [S, V] bool and output_counts: [S, V] int32, kept up only for
     requests with penalties.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_blocks: int, vocab_size: int, device: torch.device
+        self,
+        max_num_seqs: int,
+        max_blocks: int,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        two_tables: bool = False,
     ) -> None:
         slots = max_num_seqs + 1
         self.null_slot = max_num_seqs
@@ -45,6 +52,7 @@ class SlotState:
         self.repetition.fill_(1.0)
         self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         self.block_tables = torch.zeros(slots, max_blocks, dtype=torch.int32, device=device)
+        self.window_tables = torch.zeros_like(self.block_tables) if two_tables else None
         self.stop_ids = torch.full((slots, MAX_ENDING_IDS), -1, dtype=torch.int32, device=device)
         self.prompt_mask = torch.zeros(slots, vocab_size, dtype=torch.bool, device=device)
         self.output_counts = torch.zeros(slots, vocab_size, dtype=torch.int32, device=device)
@@ -67,6 +75,13 @@ class SlotState:
             staging.put("table_index", where)
             staging.put("table_block", np.array([u.block for u in updates], np.int32))
 
+    def stage_window(self, staging: Staging, updates: tuple[BlockUpdate, ...]) -> None:
+        """The same of the tables of layers with a window."""
+        width = self.block_tables.shape[1]
+        where = np.array([slot * width + column for slot, column, _ in updates], np.int64)
+        staging.put("window_index", where)
+        staging.put("window_block", np.array([u.block for u in updates], np.int32))
+
     def write(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Scatter the upload into the slots; nothing here waits for the device."""
         if admitted:
@@ -78,6 +93,8 @@ class SlotState:
         index = staging.find("table_index")
         if index is not None:
             self.block_tables.view(-1).index_copy_(0, index, staging.get("table_block"))
+        if self.window_tables is not None and (index := staging.find("window_index")) is not None:
+            self.window_tables.view(-1).index_copy_(0, index, staging.get("window_block"))
         for one in admitted:
             if one.sampling.has_penalties:
                 self._rebuild_counts(one)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from quire.engine.errors import CorruptStateError, NotANumberError
 from quire.engine.prompt_logprobs import record
 from quire.engine.request import FinishReason, Output, TokenLogprob
+from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Advance, Constrained, Mask, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.roster import Roster
@@ -284,13 +285,17 @@ class Completion:
     def _give_back_passed(self, request: Request, first: int) -> None:
         """Blocks before token `first`, which no token to come sees. Steps in flight read no more
         of them than that; whoever gets them writes behind those steps, in stream order."""
-        table = request.block_table
         passed = max(first, 0) // self._block_size
         begin = request.num_passed_blocks
         if passed > begin:
-            self._roster.pool.release(table[begin:passed])
+            pool, table = self._windowed(request)
+            pool.release(table[begin:passed])
             table[begin:passed] = [0] * (passed - begin)
             request.num_passed_blocks = passed
+
+    def _windowed(self, request: Request) -> tuple[BlockPool, list[int]]:
+        """The pool and the request's table of layers with a window."""
+        return self._roster.pool, request.block_table
 
     def _fail_one(self, request: Request, error: Exception) -> None:
         """End one request by a fault that is its alone."""

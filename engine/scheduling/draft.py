@@ -21,6 +21,9 @@ class Draft:
     masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
     pooled: list[Pooled] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
+    window_updates: list[BlockUpdate] = field(default_factory=list)  # these: see two_pools
+    window_copies: list[tuple[int, int]] = field(default_factory=list)
+    window_held: list[int] = field(default_factory=list)
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
     def judge(self, request: Request, start: int, end: int) -> None:

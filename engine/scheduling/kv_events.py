@@ -6,7 +6,7 @@ not told of. While nobody watches nothing is recorded (`PrefixCache.log` is None
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 STORED, REMOVED, CLEARED = range(3)  # what an event says
 CHANGES, SNAPSHOT, LOST = range(3)  # what a numbered batch is
@@ -60,6 +60,16 @@ class KvLog:
         """What has come, in order."""
         events, self._events = tuple(self._events), []
         return events
+
+
+class Known(Protocol):
+    """What can be hit, to be watched. log: of whoever watches."""
+
+    log: KvLog | None
+
+    def snapshot(self) -> tuple[KvEvent, ...]:
+        """One STORED a full block, parents before their children."""
+        ...
 
 
 def joined(first: Sequence[KvEvents], later: Sequence[KvEvents]) -> tuple[KvEvents, ...]:

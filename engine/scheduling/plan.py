@@ -134,6 +134,7 @@ class StepPlan(NamedTuple):
     Their masks come when the results of all plans before this one have been taken in.
     `pooled`: what is read of rows that do not sample, in the rows' order of being planned.
     `judged`: whose own tokens' log-probabilities are wanted, in the same order.
+    `window_updates`, `window_copies`: of the cache of layers with a window, where others see all.
     """
 
     step_id: int
@@ -146,6 +147,8 @@ class StepPlan(NamedTuple):
     masked: tuple[int, ...] = ()
     pooled: tuple[Pooled, ...] = ()
     judged: tuple[Judged, ...] = ()
+    window_updates: tuple[BlockUpdate, ...] = ()
+    window_copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -165,13 +168,15 @@ class StepPlan(NamedTuple):
             self.masked,
             tuple(tuple(one) for one in self.pooled),
             tuple(tuple(one) for one in self.judged),
+            tuple(tuple(update) for update in self.window_updates),
+            self.window_copies,
         )
 
     @classmethod
     def of(cls, plain: Plain) -> "StepPlan":
         """The plan that `plain` was made of; lists stand for tuples as well."""
         step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, *more = plain
-        masked, pooled, judged = more
+        masked, pooled, judged, window_updates, window_copies = more
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
@@ -183,6 +188,8 @@ class StepPlan(NamedTuple):
             tuple(masked),
             tuple(Pooled(slot, tuple(ids)) for slot, ids in pooled),
             tuple(Judged._make(one) for one in judged),
+            tuple(BlockUpdate(*update) for update in window_updates),
+            tuple((source, target) for source, target in window_copies),
         )
 
 

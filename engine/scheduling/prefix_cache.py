@@ -14,7 +14,7 @@ compared on a hit, so that nobody can plant or guess a prefix of somebody else.
 import secrets
 import struct
 from bisect import bisect_left, insort
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -57,6 +57,10 @@ class PrefixCache:
     def blocks(self) -> tuple[int, ...]:
         """All blocks that can be hit."""
         return tuple(self._tokens_of)
+
+    def hashes(self) -> Iterable[bytes]:
+        """Of all full blocks that can be hit, one each."""
+        return self._hash_of.values()
 
     # ------------------------------------------------------------ hashes
 

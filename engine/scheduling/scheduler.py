@@ -27,6 +27,7 @@ from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.completion import Completion
 from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.kv_events import Known
 from quire.engine.scheduling.limits import RequestLimits
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import (
@@ -138,7 +139,13 @@ class Scheduler:
         if not rows:
             return None
         self._steps += 1
-        plan = StepPlan(
+        plan = self._plan_of(draft, rows)
+        planned = draft.planned
+        self.completion.launched(plan, [planned[row.slot] for row in rows])
+        return plan
+
+    def _plan_of(self, draft: Draft, rows: tuple[PlanRow, ...]) -> StepPlan:
+        return StepPlan(
             self._steps,
             rows,
             tuple(draft.admitted),
@@ -150,9 +157,6 @@ class Scheduler:
             tuple(draft.pooled),
             tuple(draft.judged),
         )
-        planned = draft.planned
-        self.completion.launched(plan, [planned[row.slot] for row in rows])
-        return plan
 
     def _plan_two_phase(self, draft: Draft) -> None:
         """Prompt tokens first and alone; decode rows only in steps that hold none."""
@@ -356,6 +360,16 @@ class Scheduler:
         return self.roster.drain_outputs()
 
     # ------------------------------------------------------------ sight
+
+    @property
+    def pools(self) -> tuple[BlockPool, ...]:
+        """All that blocks are taken from."""
+        return (self.pool,)
+
+    @property
+    def known(self) -> Known:
+        """What can be hit, to be watched."""
+        return self.pool.prefix_cache
 
     def knows(self, key: int) -> bool:
         """Whether there is state of an unfinished request of this key."""

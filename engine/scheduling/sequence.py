@@ -65,6 +65,7 @@ class Request:
         "status",
         "token_ids",
         "unjudged",
+        "window_table",
     )
 
     def __init__(
@@ -94,7 +95,8 @@ class Request:
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
         self.num_registered_blocks = 0  # of block_table, known to the prefix cache
-        self.num_passed_blocks = 0  # of block_table, which no window sees any more: 0 stands there
+        self.window_table: list[int] = []  # of layers with a window where others see all
+        self.num_passed_blocks = 0  # which no window sees any more: 0 stands in their columns
         judges = spec.prompt_logprobs is not None and index == 0
         self.unjudged = self.num_prompt_tokens - 1 if judges else 0  # prompt tokens still to judge
         self.slot = -1
@@ -131,14 +133,14 @@ class Request:
 
     @property
     def num_held_blocks(self) -> int:
-        """Of block_table, those that were not given back."""
-        return len(self.block_table) - self.num_passed_blocks
+        """Of both tables, those that were not given back."""
+        return len(self.block_table) + len(self.window_table) - self.num_passed_blocks
 
     def holds_window(self, window: int, block_size: int) -> bool:
         """Whether it still has the blocks of all that its prompt's last token sees."""
         last = self.num_prompt_tokens - 1
         first = max(last + 1 - window, 0) // block_size
-        return all(self.block_table[first : last // block_size + 1])
+        return all((self.window_table or self.block_table)[first : last // block_size + 1])
 
     def admission_row(self) -> Admission:
         """What the slot must know of this request, which has just got it."""

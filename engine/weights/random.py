@@ -175,9 +175,13 @@ def _hf_window(config: ModelConfig) -> dict[str, Any]:
         return {"sliding_window": config.sliding_window}
     if config.sliding_window is None:
         return {"use_sliding_window": False}
+    layers = range(config.num_layers)
+    full = len(config.full_layers)
+    kinds = ["full" if layer in config.full_layers else "sliding" for layer in layers]
     return {
         "use_sliding_window": True,
-        "max_window_layers": 0,
+        "max_window_layers": full,
+        **({"layer_types": [f"{kind}_attention" for kind in kinds]} if full else {}),
         "sliding_window": config.sliding_window,
     }
 

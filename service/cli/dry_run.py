@@ -39,6 +39,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("KV cache dtype", plan.kv_cache_dtype),
         ("KV bytes a token", f"{plan.kv_bytes_per_token} ({plan.kv_bytes_per_token / _KIB:g} KiB)"),
         ("blocks", f"{plan.num_blocks} of {plan.block_size} tokens"),
+        *([("blocks of windows", _windows(plan))] if plan.windows is not None else []),
         ("max_model_len", str(plan.max_model_len)),
         ("one request of max_model_len", f"{needed} blocks, {shown(plan.bytes_of_blocks(needed))}"),
         ("full-length requests that fit", str(plan.full_length_sequences if verdict.fits else 0)),
@@ -69,6 +70,10 @@ def _told(verdict: fit.Verdict) -> str:
 
 def _longest(plan: sizing.SizingPlan) -> int:
     return min(plan.max_model_len, plan.cache_tokens)
+
+
+def _windows(plan: sizing.SizingPlan) -> str:
+    return f"{plan.num_window_blocks}, of layers with a window; the others have those above"
 
 
 def _stored(config: EngineConfig) -> str:

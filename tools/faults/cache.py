@@ -75,9 +75,9 @@ FAULTS = (
     ),
     Fault(
         "minivllm-53: the pool has more blocks than the cache",
-        "engine/loop/build.py",
-        "kv.num_blocks, config.block_size, config.enable_prefix_caching,",
-        "kv.num_blocks + 1, config.block_size, config.enable_prefix_caching,",
+        "engine/loop/cache.py",
+        "            BlockPool(kv.num_blocks, ",
+        "            BlockPool(kv.num_blocks + 1, ",
         regression("minivllm_53_more_blocks_counted_than_the_cache_has"),
     ),
     Fault(

@@ -32,9 +32,9 @@ FAULTS = (
     ),
     Fault(
         "warm-up: blocks are not copied",
-        "engine/runner/runner.py",
-        "self._ops.copy_blocks(self._kv.k, self._kv.v, here, here)\n",
-        "pass\n",
+        "engine/runner/copies.py",
+        "            ops.copy_blocks(cache.k, cache.v, here, here)\n",
+        "            pass\n",
         _RUN,
     ),
     Fault(

@@ -17,12 +17,18 @@ class SelfAttention:
     """This rank's heads of a layer. module: its name in the checkpoint."""
 
     def __init__(
-        self, setting: Setting, module: str, config: ModelConfig, spec: AttentionSpec
+        self,
+        setting: Setting,
+        module: str,
+        config: ModelConfig,
+        spec: AttentionSpec,
+        window: int,
     ) -> None:
+        """window: tokens that each sees, itself among them; 0: all."""
         self._ops = setting.ops
         self._eps = config.rms_norm_eps
         self._scale = config.head_dim**-0.5
-        self._window = config.sliding_window or 0
+        self.window = window
         hidden, dim = config.hidden_size, config.head_dim
         q_heads, kv_heads = config.num_q_heads, config.num_kv_heads
         q_rows = scale_slice(setting.world.split(q_heads, "num_attention_heads"), dim)
@@ -66,6 +72,6 @@ class SelfAttention:
             v_cache,
             batch,
             self._scale,
-            self._window,
+            self.window,
         )
         return self.o(attended, stream.residual, then, self._eps)

@@ -163,7 +163,18 @@ def test_which_layers_have_experts(tmp_path: Path) -> None:
 
 LLAMA3_ROPE = LLAMA31["rope_scaling"]
 REFUSED_OF_OTHERS: list[tuple[dict[str, Any], str]] = [
-    (QWEN25 | {"use_sliding_window": True, "max_window_layers": 3}, "max_window_layers = 3"),
+    (
+        QWEN25 | {"use_sliding_window": True, "layer_types": ["full_attention"] * 3},
+        'layer_types = ["full_attention", "full_attention", "full_attention"]: must name 24 layers',
+    ),
+    (
+        QWEN25 | {"use_sliding_window": True, "layer_types": ["linear_attention"] * 24},
+        "layer_types = [",
+    ),
+    (
+        QWEN25 | {"layer_types": ["full_attention", "sliding_attention"] * 12},
+        "layer_types = [",
+    ),
     (QWEN25 | {"hidden_size": 900}, "hidden_size = 900: must be num_attention_heads = 14 times"),
     (QWEN25 | {"num_key_value_heads": None}, "num_key_value_heads = null: must be"),
     (QWEN25 | {"num_experts": 4}, "num_experts = 4: is not supported"),
@@ -328,6 +339,21 @@ def test_windows_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
     ]
     for config, window in told:
         assert read(tmp_path, config).sliding_window == window
+        assert read(tmp_path, config).full_layers == ()
+    two_kinds = read(tmp_path, QWEN25 | windows | {"max_window_layers": 3})
+    assert (two_kinds.sliding_window, two_kinds.full_layers) == (96, (0, 1, 2))
+    types = ["sliding_attention", "full_attention", "sliding_attention"] * 8
+    listed = read(tmp_path, QWEN25 | windows | {"max_window_layers": 3, "layer_types": types})
+    assert (listed.sliding_window, listed.full_layers) == (96, tuple(range(1, 24, 3)))
+    assert (listed.window_of(0), listed.window_of(1), listed.window_layers) == (96, None, 16)
+    prints = {one.fingerprint("w", torch.float32) for one in (two_kinds, listed)}
+    prints.add(
+        read(tmp_path, QWEN25 | windows | {"max_window_layers": 0}).fingerprint("w", torch.float32)
+    )
+    assert len(prints) == 3
+    unknown = QWEN25 | windows | {"layer_types": ["linear_attention"] * 24}
+    with pytest.raises(ConfigError, match='supported: "full_attention" or "sliding_attention" in'):
+        read(tmp_path, unknown)
     several = MISTRAL | {"layer_types": ["sliding_attention", "full_attention"] * 16}
     with pytest.raises(ConfigError, match=r'layer_types = .*supported: "sliding_attention"'):
         read(tmp_path, several)

@@ -46,7 +46,8 @@ def in_turn() -> Iterator[Any]:
     """All shapes of Qwen3; two of each other family, the rest where there is time."""
     yield from hf_models.SHAPES
     others = hf_models.LLAMA_SHAPES, hf_models.QWEN2_SHAPES, hf_models.MOE_SHAPES
-    for shapes in (*others, hf_models.WINDOW_SHAPES, hf_models.GPT2_SHAPES):
+    windows = hf_models.WINDOW_SHAPES, hf_models.TWO_KIND_SHAPES
+    for shapes in (*others, *windows, hf_models.GPT2_SHAPES):
         yield from shapes[:2]
         yield from (pytest.param(shape, marks=pytest.mark.long) for shape in shapes[2:])
 

@@ -4,9 +4,10 @@ import random
 from dataclasses import replace
 
 import pytest
-from support.small_engine import Setup, build_core, load_model, model_config, run
+from support.small_engine import FAMILIES, Setup, build_core, load_model, model_config, run
 
 from quire.engine.errors import RankError
+from quire.engine.loop.core import EngineCore
 from quire.engine.parallel.codec import decode, decode_masks, encode, encode_masks
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.plan import BlockUpdate, Judged, Pooled, StepPlan
@@ -25,7 +26,13 @@ SAMPLINGS = (
 def plans() -> list[StepPlan]:
     """Of an engine whose requests come in chunks, share blocks, and are preempted."""
     few = Setup(max_num_seqs=4, max_num_batched_tokens=24, num_blocks=18, caching=True)
-    core = build_core(*load_model(model_config(), seed=5), few)
+    made: list[StepPlan] = []
+    for config in (model_config(), FAMILIES["qwen2, both"]):
+        made += plans_of(build_core(*load_model(config, seed=5), few))
+    return made
+
+
+def plans_of(core: EngineCore) -> list[StepPlan]:
     made: list[StepPlan] = []
     execute = core.runner.execute
 
@@ -63,6 +70,7 @@ def test_the_plans_hold_all_that_there_is() -> None:
     """Otherwise the test above would show little."""
     admitted = [one for plan in PLANS for one in plan.admitted]
     assert any(plan.copies for plan in PLANS) and any(plan.block_updates for plan in PLANS)
+    assert any(plan.window_copies for plan in PLANS) and any(plan.window_updates for plan in PLANS)
     assert any(plan.is_mixed for plan in PLANS)
     assert any(one.num_computed for one in admitted)
     assert any(one.output_token_ids for one in admitted)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import build_engine, build_rank
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel.follower import follow
 from quire.engine.parallel.leader import LeadingRunner
@@ -59,6 +59,12 @@ CROWDED = Setup(
 def shape(kv_heads: int, *, tied: bool) -> ModelConfig:
     """With a vocabulary that no number of ranks divides."""
     return model_config(q_heads=8, kv_heads=kv_heads, head_dim=8, tied=tied, vocab=383)
+
+
+def both_kinds() -> ModelConfig:
+    """Some layers see all, some a window."""
+    plain = replace(shape(4, tied=True), architecture=QWEN2, num_layers=3)
+    return replace(plain, sliding_window=10, full_layers=(1,))
 
 
 def requests() -> list[GenerationRequest]:
@@ -200,7 +206,14 @@ def alone(config: ModelConfig) -> Alone:
 def test_ranks_choose_from_the_same_bits_and_as_one_does(
     kv_heads: int, tied: bool, sizes: tuple[int, ...]
 ) -> None:
-    config = shape(kv_heads, tied=tied)
+    check_ranks(shape(kv_heads, tied=tied), sizes)
+
+
+def test_ranks_have_two_caches_each_where_layers_differ() -> None:
+    check_ranks(both_kinds(), (2,))
+
+
+def check_ranks(config: ModelConfig, sizes: tuple[int, ...]) -> None:
     expected = alone(config)
     for size in sizes:
         outcomes, (first, *others) = shared(config, size)
@@ -218,7 +231,8 @@ def test_ranks_choose_from_the_same_bits_and_as_one_does(
                     excused += 1
                     break
                 compared += 1
-        print(f"{kv_heads} KV heads, {size} ranks: {compared} tokens equal, {excused} excused")
+        heads = config.num_kv_heads
+        print(f"{heads} KV heads, {size} ranks: {compared} tokens equal, {excused} excused")
         assert excused <= 1 and compared > 100
 
 

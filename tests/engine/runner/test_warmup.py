@@ -102,8 +102,10 @@ def recorded_core(
     fp8: Fp8 | None = None,
     layers: int = 1,
     exact: bool = False,
+    both: bool = False,
 ) -> EngineCore:
-    """A model of 16-bit weights over a 16-bit cache, as on a GPU."""
+    """A model of 16-bit weights over a 16-bit cache, as on a GPU. both: one layer sees all, and one
+    a window."""
     ops: Any = RecordedOps(exact=exact)
     experts = EXPERTS if architecture == QWEN3_MOE else None
     shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8, num_layers=layers)
@@ -113,15 +115,21 @@ def recorded_core(
         shape = replace(shape, intermediate_size=128)  # whole blocks of gate and of up
         if experts is not None:
             shape = replace(shape, experts=replace(experts, intermediate_size=128))
+    if both:
+        shape = replace(shape, num_layers=2, sliding_window=64, full_layers=(0,))
     model = build_model(shape, ops, dtype=torch.bfloat16, device=CPU)
     fill_random(model, 3)
     core = build_core(model, ops, setup)
     runner: Any = core.runner
-    size = runner._kv.k.shape
     dtype = NARROW if setup.cache_dtype == NARROW else torch.bfloat16
-    runner._kv = KVCache(*(torch.zeros(size, dtype=dtype) for _ in range(2)))
+    runner._kv = of_dtype(runner._kv, dtype)
     runner._graphs = Kept() if graphs else None
     return core
+
+
+def of_dtype(kv: KVCache, dtype: torch.dtype) -> KVCache:
+    window = None if kv.window is None else of_dtype(kv.window, dtype)
+    return KVCache(*(torch.zeros(side.shape, dtype=dtype) for side in (kv.k, kv.v)), window)
 
 
 def any_sampling(rng: random.Random) -> SamplingParams:
@@ -215,6 +223,24 @@ def test_every_size_of_step_is_warm() -> None:
             if decode or longer:
                 context = rng.choice((max(longer, default=1), 256, 257, 700))
                 runner._run_null(WarmStep(decode, longer, max(context, *longer, 1)))
+    assert not launched - warm
+
+
+def test_layers_with_a_window_are_warm_where_others_split_their_contexts() -> None:
+    """In steps so small that all prompts are split where all is seen; a window never is."""
+    setup = replace(SETUP, max_num_seqs=4, max_num_batched_tokens=90, max_model_len=600)
+    with recorded() as warm:
+        core = recorded_core(setup, graphs=False, architecture=QWEN2, both=True)
+        runner: Any = core.runner
+        steps = warm_steps(bounds(setup, qk_norm=False))
+        runner.warm_up(steps, lambda _share: None)
+    from quire.engine.runner.warmup import WarmStep
+
+    sizes = [(), (1,), (9,), (90,), (1, 1), (3, 2, 2), (40, 2), (44, 44), (60, 7, 7, 7)]
+    with recorded() as launched, torch.inference_mode():
+        for decode, longer in enumerate(sizes):
+            step = WarmStep(decode % 4 + (not longer), longer, 600 if decode % 2 else 300)
+            runner._run_null(step)
     assert not launched - warm
 
 

@@ -142,6 +142,29 @@ WINDOW_SHAPES = _of(
 )
 
 
+def _both(tokens: int, **more: Any) -> dict[str, Any]:
+    """Some layers see all, some a window."""
+    return {"use_sliding_window": True, "sliding_window": tokens, **more}
+
+
+_ALTERNATING = [f"{kind}_attention" for kind in ("sliding", "full", "full", "sliding")]
+_HALF = {"max_window_layers": 2}
+TWO_KIND_SHAPES = [
+    replace(shape, family=Qwen2Config)
+    for shape in (
+        Shape("both, a short window", 4, 2, 32, False, torch.float32, more=_both(12, **_HALF)),
+        Shape("both, mixed, the prompt's length", 4, 4, 32, True, torch.bfloat16,
+              more=_both(37, layer_types=_ALTERNATING)),
+        Shape("both, longer than the prompt", 8, 2, 16, False, torch.float32,
+              more=_both(53, max_window_layers=3)),
+        Shape("both, one token", 6, 2, 32, False, torch.float32, 192,
+              more=_both(1, max_window_layers=1), seed=4),
+        Shape("both, blocks, yarn", 4, 2, 32, False, torch.float32, rope=_yarn(4.0),
+              more=_both(32, layer_types=_ALTERNATING)),
+    )
+]  # fmt: skip
+
+
 def _gpt2(name: str, heads: int, head_dim: int, stored: torch.dtype, **more: Any) -> Shape:
     """A shape of GPT-2, tied unless it is said otherwise. more: of its configuration."""
     tied, seed = more.pop("tie_word_embeddings", True), more.pop("seed", 5)

@@ -1,5 +1,7 @@
 """Runs a model without the engine: one prompt, a cache of its own, hand-built batches."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,10 @@ from quire.engine.model.forward_batch import ForwardBatch, KVCache
 
 def new_cache(model: CausalModel, tokens: int, block_size: int = 16) -> KVCache:
     """A cache for `tokens` tokens, the null block beside them, filled with NaN: none may leak."""
-    config = model.config
     blocks = -(-tokens // block_size) + 1
-    shape = (config.num_layers, blocks, model.num_kv_heads, block_size, config.head_dim)
-    k, v = (torch.full(shape, torch.nan, dtype=model.dtype, device=model.device) for _ in range(2))
-    return KVCache(k, v)
+    new = partial(torch.full, fill_value=torch.nan, dtype=model.dtype, device=model.device)
+    both = blocks, blocks + 3  # so that ids differ where layers do
+    return KVCache.made(model.config, model.num_kv_heads, both, block_size, new)
 
 
 def batch_for(tokens: list[int], computed: int, kv: KVCache) -> ForwardBatch:
@@ -23,6 +24,7 @@ def batch_for(tokens: list[int], computed: int, kv: KVCache) -> ForwardBatch:
     table = torch.arange(kv.num_blocks - 1, 0, -1, dtype=torch.int32, device=device)
     blocks = table[(positions // kv.block_size).long()].long()
     decode = count == 1
+    windowed = None if kv.window is None else batch_for(tokens, computed, kv.window)
     start_loc = torch.tensor([0, count], dtype=torch.int32, device=device)
     return ForwardBatch(
         token_ids=torch.tensor(tokens, dtype=torch.int32, device=device),
@@ -35,6 +37,7 @@ def batch_for(tokens: list[int], computed: int, kv: KVCache) -> ForwardBatch:
         num_decode_rows=int(decode),
         max_query_len=count,
         max_context_len=computed + count,
+        windowed=windowed,
     )
 
 

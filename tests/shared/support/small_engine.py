@@ -6,11 +6,13 @@ above the next best, noise and temperature included.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quire.engine.loop.cache import scheduler_over
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import (
@@ -34,10 +36,9 @@ from quire.engine.runner.graphs import Done, Key, prompt_sizes
 from quire.engine.runner.runner import PendingResult, Runner
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
-from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import StepPlan
-from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.two_pools import least_window_blocks
 from quire.engine.weights.random import fill_random
 from quire.kernels import reference
 
@@ -102,6 +103,12 @@ FAMILIES = {  # one model each
         model_config(architecture=MISTRAL, tied=False), sliding_window=11
     ),
     "gpt2": model_config(architecture=GPT2, q_heads=3, kv_heads=3),
+    "qwen2, both": replace(
+        model_config(architecture=QWEN2, tied=False, layers=3), sliding_window=11, full_layers=(1,)
+    ),
+    "fp8 cache, both": replace(
+        model_config(architecture=QWEN2, tied=False), sliding_window=6, full_layers=(0,)
+    ),
 }
 
 
@@ -175,6 +182,7 @@ class Setup:
     two_phase: bool = False
     padded: bool = False
     cache_dtype: torch.dtype = torch.float32
+    window_share: float = 0.6  # of num_blocks, in the cache of windows where others see all
 
 
 def load_model(
@@ -190,18 +198,10 @@ def load_model(
 def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
     """An engine core with a cache of its own over a model that may be shared."""
     config = model.config
-    size = (
-        config.num_layers,
-        setup.num_blocks,
-        model.num_kv_heads,
-        setup.block_size,
-        config.head_dim,
-    )
-    kv = KVCache(*(torch.full(size, torch.nan, dtype=setup.cache_dtype) for _ in range(2)))
-    kv.k[:, 0].zero_()
-    kv.v[:, 0].zero_()
+    kv = new_cache(model, setup)
     max_blocks = -(-setup.max_model_len // setup.block_size)
-    state = SlotState(setup.max_num_seqs, max_blocks, config.vocab_size, CPU)
+    size = setup.max_num_seqs, max_blocks, config.vocab_size
+    state = SlotState(*size, CPU, two_tables=kv.window is not None)
     make = PaddedRunner if setup.padded else Runner
     runner = make(
         model,
@@ -212,15 +212,31 @@ def build_core(model: CausalModel, ops: WatchedOps, setup: Setup) -> EngineCore:
         prompt_tokens=prompt_sizes(setup.max_model_len, setup.max_num_batched_tokens),
         use_graphs=False,
     )
-    scheduler = Scheduler(
-        BlockPool(setup.num_blocks, setup.block_size, setup.caching),
+    scheduler = scheduler_over(
+        kv,
+        config.sliding_window,
         max_num_seqs=setup.max_num_seqs,
         max_num_batched_tokens=setup.max_num_batched_tokens,
         max_model_len=setup.max_model_len,
         two_phase=setup.two_phase,
-        window=config.sliding_window,
+        caching=setup.caching,
     )
     return EngineCore(scheduler, runner, overlap=setup.overlap)
+
+
+def new_cache(model: CausalModel, setup: Setup) -> KVCache:
+    """NaN but for the null blocks; that of windows has what a lone request needs at least."""
+    config, size = model.config, setup.block_size
+    tokens = min(setup.max_num_batched_tokens, setup.max_model_len)
+    usable = setup.num_blocks - 1
+    least = least_window_blocks(config.sliding_window or 0, size, tokens, usable)
+    blocks = setup.num_blocks, 1 + max(least, int(usable * setup.window_share))
+    new = partial(torch.full, fill_value=torch.nan, dtype=setup.cache_dtype)
+    kv = KVCache.made(config, model.num_kv_heads, blocks, size, new)
+    for one in (kv, kv.window or kv):
+        one.k[:, 0].zero_()
+        one.v[:, 0].zero_()
+    return kv
 
 
 @dataclass(slots=True)
@@ -256,7 +272,7 @@ def run(
                 assert outcome.finish is None
                 outcome.finish = output.finish
     assert not core.scheduler.has_requests
-    pool = core.scheduler.pool
-    pool.check([])
-    assert pool.num_free == pool.num_usable
+    for pool in core.scheduler.pools:
+        pool.check([])
+        assert pool.num_free == pool.num_usable
     return outcomes

@@ -1,0 +1,77 @@
+"""The KV cache, and whoever gives its blocks out.
+
+Invariant: a pool counts the blocks that its cache has; where some layers have a window there are
+two of each, whose prefix caches hash alike.
+"""
+
+import math
+import secrets
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire.engine.model.forward_batch import KVCache
+from quire.engine.model.registry import Model
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.two_pools import TwoPoolScheduler
+
+
+def allocate_cache(
+    model: Model, num_blocks: int, window_blocks: int, block_size: int, dtype: torch.dtype
+) -> KVCache:
+    """This rank's heads, zeros. Blocks include the null blocks; window_blocks: 0 where all layers
+    are alike."""
+    device = model.device
+
+    def zeros(size: tuple[int, ...]) -> Tensor:
+        if device.type == "cpu":
+            return _lazy_zeros(size, dtype)
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    blocks = num_blocks, window_blocks
+    return KVCache.made(model.config, model.num_kv_heads, blocks, block_size, zeros)
+
+
+def scheduler_over(
+    kv: KVCache,
+    window: int | None,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    two_phase: bool = False,
+    caching: bool = True,
+    seed: int | None = None,
+) -> Scheduler:
+    """A scheduler that gives out the blocks of a cache. window: of the layers that have one.
+    caching, seed: of prefixes."""
+    if kv.window is None:
+        return Scheduler(
+            BlockPool(kv.num_blocks, kv.block_size, caching, seed),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            two_phase=two_phase,
+            window=window,
+        )
+    assert window is not None
+    if seed is None:
+        seed = secrets.randbits(64)
+    return TwoPoolScheduler(
+        BlockPool(kv.num_blocks, kv.block_size, caching, seed),
+        BlockPool(kv.window.num_blocks, kv.block_size, caching, seed),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        two_phase=two_phase,
+        window=window,
+    )
+
+
+def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU that take memory as they are touched: torch.zeros would write every page,
+    seconds a GiB where pages are slow to get."""
+    num_bytes = math.prod(size) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)

@@ -1,0 +1,38 @@
+"""A plan's copies of whole blocks, in the cache and in that of layers with a window.
+
+Invariant: whoever copies in one cache copies in the other, so a plan without copies has none of
+either kind.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire.engine.model.forward_batch import KVCache
+from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.plan import StepPlan
+from quire.kernels.ops import Ops
+
+
+def stage_copies(staging: Staging, plan: StepPlan) -> None:
+    """Put the pairs into the step's upload."""
+    staging.put("copies", np.array(plan.copies, np.int64).T)
+    if plan.window_copies:
+        staging.put("window_copies", np.array(plan.window_copies, np.int64).T)
+
+
+def make_copies(staging: Staging, ops: Ops, kv: KVCache) -> None:
+    """Enqueue what was staged."""
+    source, target = staging.get("copies")
+    ops.copy_blocks(kv.k, kv.v, source, target)
+    if kv.window is not None:
+        source, target = staging.get("window_copies")
+        ops.copy_blocks(kv.window.k, kv.window.v, source, target)
+
+
+def warm_copies(ops: Ops, kv: KVCache) -> None:
+    """Copy the null blocks onto themselves, which compiles what copying launches."""
+    here: Tensor = torch.zeros(1, dtype=torch.int64, device=kv.k.device)
+    for cache in (kv, kv.window):
+        if cache is not None:
+            ops.copy_blocks(cache.k, cache.v, here, here)

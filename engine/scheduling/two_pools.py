@@ -1,0 +1,273 @@
+"""Requests of models whose layers differ: some see all, some a sliding window.
+
+The cache is two: of the layers that see all, which is the `pool` of everybody else, and of those
+with a window. A request has a table in each; both name the same tokens in the same columns.
+
+Invariants
+- Only the window's pool gets blocks back as they are passed, and only there a prompt has blocks for
+  the tokens of planned steps alone: so its table may be the shorter one, and a prompt in chunks may
+  have to wait or to preempt others for it.
+- A request runs with the blocks that it needs in both pools, or waits; preemption gives both back.
+- A block is registered in both caches under one hash, apart, as they are evicted apart. A hit ends
+  at the longest place up to which all is known where all is seen, and of which the last window's
+  blocks are known in the other.
+- A lone request always finishes: see `least_window_blocks`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from quire.engine.scheduling.block_pool import NULL_BLOCK, BlockPool
+from quire.engine.scheduling.completion import Completion
+from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.kv_events import Known
+from quire.engine.scheduling.paired_cache import PairedCache
+from quire.engine.scheduling.plan import BlockUpdate, PlanRow, StepPlan
+from quire.engine.scheduling.roster import Roster
+from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.sequence import Request
+
+
+def steady_window_blocks(window: int, block_size: int) -> int:
+    """Blocks of a window that a request holds at most while it grows by a token a step, and the
+    one that its next token may begin."""
+    return -(-window // block_size) + 1
+
+
+def least_window_blocks(window: int, block_size: int, step_tokens: int, num_blocks: int) -> int:
+    """Blocks that the window's pool must have for a lone request to finish: those that a step of so
+    many tokens sees, one for a hit that begins within a block and one for where the window does;
+    and no more than num_blocks, those where all is seen."""
+    return min((window + step_tokens - 3) // block_size + 3, num_blocks)
+
+
+class Found(NamedTuple):
+    """What stands in the cache for a request: the heads of its tables, how many tokens that is, and
+    which block of each pool to copy the next column from."""
+
+    full: Sequence[int]
+    windowed: Sequence[int]
+    computed: int
+    sources: tuple[int, int] | None = None
+
+
+class TwoPoolRoster(Roster):
+    """A roster whose running requests hold blocks of two pools."""
+
+    def __init__(self, pool: BlockPool, window_pool: BlockPool, max_num_seqs: int) -> None:
+        super().__init__(pool, max_num_seqs)
+        self.window_pool = window_pool
+
+    def admit_found(self, request: Request, found: Found) -> None:
+        """See `admit`; `found` is shared in both pools."""
+        self.window_pool.share(found.windowed)
+        self.admit(request, found.full, found.computed)
+        blocks = found.windowed
+        request.num_passed_blocks = next((i for i, b in enumerate(blocks) if b), len(blocks))
+
+    def _remember_tail(self, request: Request) -> None:
+        super()._remember_tail(request)
+        cache, applied = self.window_pool.prefix_cache, request.num_applied_tokens
+        full, rest = divmod(applied, self.pool.block_size)
+        if rest and cache.enabled:
+            salt, hashes = request.spec.cache_salt, request.block_hashes
+            table, known = request.window_table, request.token_ids
+            cache.register_tail(table[full], hashes, salt, known, applied)
+
+    def _vacate(self, request: Request) -> None:
+        self.window_pool.release(request.window_table)
+        request.window_table = []
+        request.num_passed_blocks = 0
+        super()._vacate(request)
+
+
+class TwoPoolCompletion(Completion):
+    """Makes full blocks known in both caches, and gives back those of one."""
+
+    def __init__(self, roster: TwoPoolRoster, window: int) -> None:
+        super().__init__(roster, window)
+        self._window_pool = roster.window_pool
+
+    def _register_full_blocks(self, request: Request) -> None:
+        first = request.num_registered_blocks
+        super()._register_full_blocks(request)
+        full, salt = request.num_registered_blocks, request.spec.cache_salt
+        blocks, hashes = request.window_table[first:full], request.block_hashes
+        self._window_pool.prefix_cache.register(blocks, hashes, salt, request.token_ids, first)
+
+    def _windowed(self, request: Request) -> tuple[BlockPool, list[int]]:
+        return self._window_pool, request.window_table
+
+
+class TwoPoolScheduler(Scheduler):
+    """Plans steps over two pools, whose caches have one seed."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        window_pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        window: int,
+        two_phase: bool = False,
+    ) -> None:
+        """window: tokens that each token sees, itself among them, in the layers of window_pool.
+        Raises ValueError for a pool in which a lone request might not finish."""
+        super().__init__(
+            pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            two_phase=two_phase,
+        )
+        tokens = min(max_num_batched_tokens, max_model_len)
+        least = least_window_blocks(window, pool.block_size, tokens, pool.num_usable)
+        if window_pool.num_usable < least:
+            raise ValueError(f"{window_pool.num_usable} blocks of windows: at least {least}")
+        self.window_pool = window_pool
+        self._reach = window
+        self._steady = steady_window_blocks(window, pool.block_size)
+        self._both = TwoPoolRoster(pool, window_pool, max_num_seqs)
+        self.roster = self._both
+        self.completion = TwoPoolCompletion(self._both, window)
+        self.counters = self.roster.counters
+        self._shares = self.roster.waiting.shares
+        self._known = PairedCache(pool.prefix_cache, window_pool.prefix_cache)
+
+    @property
+    def pools(self) -> tuple[BlockPool, ...]:
+        return self.pool, self.window_pool
+
+    @property
+    def known(self) -> Known:
+        return self._known
+
+    # ------------------------------------------------------------ planning
+
+    def _plan_of(self, draft: Draft, rows: tuple[PlanRow, ...]) -> StepPlan:
+        if draft.window_held:
+            self.window_pool.release(draft.window_held)
+        return (
+            super()
+            ._plan_of(draft, rows)
+            ._replace(
+                window_updates=tuple(draft.window_updates), window_copies=tuple(draft.window_copies)
+            )
+        )
+
+    def _secure_blocks(self, request: Request, count: int, draft: Draft) -> bool:
+        columns = self.pool.blocks_needed(request.num_computed_tokens + count)
+        needed = max(columns - len(request.block_table), 0)
+        windowed = columns - len(request.window_table)
+        if needed == 0 and windowed <= 0:
+            return True
+        while self.pool.num_free < needed or self.window_pool.num_free < windowed:
+            draft.starved = True
+            victim = self._victim(request, draft)
+            if victim is None:
+                return False
+            self.roster.preempt(victim)
+            if victim is request:
+                return False
+        self._extend_table(request, self.pool.allocate(needed), draft)
+        self._extend_window(request, self.window_pool.allocate(windowed), draft)
+        return True
+
+    def _extend_window(self, request: Request, blocks: Sequence[int], draft: Draft) -> None:
+        column = len(request.window_table)
+        request.window_table.extend(blocks)
+        request.peak_blocks = max(request.peak_blocks, request.num_held_blocks)
+        draft.window_updates.extend(
+            BlockUpdate(request.slot, column + i, block) for i, block in enumerate(blocks)
+        )
+
+    # ------------------------------------------------------------ admission
+
+    def _admit_one(self, request: Request, draft: Draft) -> bool:
+        fork = self._fork_source(request)
+        found = self._find(request) if fork is None else self._forked(request, fork)
+        if not self._fits(request, found, draft):
+            draft.starved = True
+            return False
+        if fork is None and not request.unjudged:
+            found = self._hold_heads(request, found, draft)
+        fresh, windowed = self._fresh(request, found, draft)
+        if request.cached_tokens < 0:
+            self._start(request, found.computed, fork)
+        self._both.admit_found(request, found)
+        draft.admitted.append(request.admission_row())
+        self._extend_table(request, found.full, draft)
+        self._extend_table(request, self.pool.allocate(fresh), draft)
+        self._extend_window(request, found.windowed, draft)
+        self._extend_window(request, self.window_pool.allocate(windowed), draft)
+        if found.sources is not None:
+            column = len(found.full)
+            source, window_source = found.sources
+            draft.copies.append((source, request.block_table[column]))
+            draft.window_copies.append((window_source, request.window_table[column]))
+        self._add_row(request, min(request.remaining, draft.budget), draft)
+        return True
+
+    def _fork_source(self, request: Request) -> Request | None:
+        leader = super()._fork_source(request)
+        if leader is None or not leader.holds_window(self._reach, self.pool.block_size):
+            return None
+        return leader
+
+    def _forked(self, request: Request, fork: Request) -> Found:
+        computed = request.num_prompt_tokens - 1
+        column = computed // self.pool.block_size
+        full, windowed = fork.block_table, fork.window_table
+        sources = full[column], windowed[column]
+        return Found(full[:column], windowed[:column], computed, sources)
+
+    def _find(self, request: Request) -> Found:
+        """What both caches know of a prefix, leaving a token to compute."""
+        full = self._find_prefix(request)
+        hashes, cache = request.block_hashes[: len(full)], self.window_pool.prefix_cache
+        windowed = cache.match(hashes, request.token_ids, self._reach - 1)
+        columns = len(windowed)
+        return Found(full[:columns], windowed, columns * self.pool.block_size)
+
+    def _hold_heads(self, request: Request, found: Found, draft: Draft) -> Found:
+        """The same with a block of each pool to copy what follows from, held until the plan is
+        made; unchanged where there are none, or the blocks do not suffice for that."""
+        where = request.block_hashes, request.spec.cache_salt, request.token_ids, len(found.full)
+        head = self.pool.prefix_cache.match_head(*where)
+        other = self.window_pool.prefix_cache.match_head(*where)
+        if head is None or other is None:
+            return found
+        more = min(head.num_tokens, other.num_tokens)
+        sources = head.block, other.block
+        grown = found._replace(computed=found.computed + more, sources=sources)
+        if not self._fits(request, grown, draft):
+            return found
+        self.pool.share(sources[:1])
+        self.window_pool.share(sources[1:])
+        draft.held.append(head.block)
+        draft.window_held.append(other.block)
+        self.counters.head_copies += 1
+        return grown
+
+    def _fresh(self, request: Request, found: Found, draft: Draft) -> tuple[int, int]:
+        """Blocks to take in each pool: for all that is known, and for the tokens of this step."""
+        end = found.computed + min(request.remaining - found.computed, draft.budget)
+        needed, columns = self.pool.blocks_needed, len(found.full)
+        return needed(request.num_tokens) - columns, needed(end) - columns
+
+    def _fits(self, request: Request, found: Found, draft: Draft) -> bool:
+        """Whether both pools have room, in the window's also for what the request comes to hold."""
+        fresh, windowed = self._fresh(request, found, draft)
+        shared = sum(block != NULL_BLOCK for block in found.windowed)
+        steady = min(self.pool.blocks_needed(request.num_tokens), self._steady)
+        held, window_held = found.sources or (NULL_BLOCK, NULL_BLOCK)
+        full = [*found.full, held]
+        return self._has_room(self.pool, full, fresh) and self._has_room(
+            self.window_pool, [*found.windowed, window_held], max(windowed, steady - shared)
+        )
+
+    def _has_room(self, pool: BlockPool, shared: Sequence[int], fresh: int) -> bool:
+        reserve = min(len(self.roster.running), pool.num_usable // 64)
+        return pool.num_free_among(shared) + fresh + reserve <= pool.num_free
