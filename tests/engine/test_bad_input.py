@@ -169,7 +169,7 @@ def test_other_faults_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 def test_slots_that_do_not_fit_name_max_num_seqs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*_: object) -> None:
+    def none_left(*_: object, **_more: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(build, "SlotState", none_left)
