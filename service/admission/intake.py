@@ -226,6 +226,7 @@ class Intake(grpc.aio.ServerInterceptor):
         self._on_refused = on_refused
         self._max_message = max_message
         self._streaming = 0
+        self._made: dict[str, tuple[Any, Any]] = {}  # by method: its handler, and the one of ours
         oversize.listen()
 
     async def intercept_service(
@@ -239,6 +240,15 @@ class Intake(grpc.aio.ServerInterceptor):
         if found.request_streaming:
             return self._few(found, method) if found.response_streaming else found
         refusal = self._check(method, handler_call_details.invocation_metadata)
+        if refusal is not None:
+            return self._make(found, method, refusal)
+        known, made = self._made.get(method, (None, None))
+        if known is not found:  # always where handlers are made for each call anew
+            made = self._make(found, method, None)
+            self._made[method] = found, made
+        return made
+
+    def _make(self, found: Any, method: str, refusal: Refusal | None) -> Any:
         make = _streamed if found.response_streaming else _single
 
         async def request_of(context: Context) -> Any:
@@ -314,26 +324,21 @@ def _decoder(found: Any) -> Callable[[bytes], Any]:
 
 
 def _streamed(found: Any, request_of: RequestOf) -> Any:
-    async def answers(_requests: Any, context: Context) -> AsyncIterator[Any]:
-        request = await request_of(context)
-        async with contextlib.aclosing(found.unary_stream(request, context)) as inner:
-            async for answer in inner:
-                yield answer
-
-    return grpc.stream_stream_rpc_method_handler(
-        answers if _is_generator(found.unary_stream) else _written(found, request_of),
-        _decoder(found),
-        found.response_serializer,
-    )
-
-
-def _written(found: Any, request_of: RequestOf) -> Any:
-    """For a handler that writes its answers instead of yielding them."""
+    """It writes its answers: a generator around another costs each call, and each answer, more."""
+    yields = _is_generator(found.unary_stream)
 
     async def answers(_requests: Any, context: Context) -> None:
-        await found.unary_stream(await request_of(context), context)
+        request = await request_of(context)
+        if not yields:
+            await found.unary_stream(request, context)
+            return
+        async with contextlib.aclosing(found.unary_stream(request, context)) as inner:
+            async for answer in inner:
+                await context.write(answer)
 
-    return answers
+    return grpc.stream_stream_rpc_method_handler(
+        answers, _decoder(found), found.response_serializer
+    )
 
 
 def _is_generator(handler: Any) -> bool:

@@ -38,23 +38,22 @@ class Receipt:
 _receipt: ContextVar[Receipt | None] = ContextVar("receipt", default=None)
 
 
-class _Listener(logging.Filter):
-    """Hears what gRPC logs, and lets through what its logger would have without this."""
+class _Heard:
+    """What gRPC says at its lowest level, which it does several times a call: so no record is made
+    of it unless its logger would have made one without this."""
 
-    def __init__(self, level: int) -> None:
-        super().__init__()
-        self._level = level
+    def __init__(self, logger: logging.Logger) -> None:
+        self._debug = logger.debug
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def __call__(self, message: object, *values: object, **more: Any) -> None:
         receipt = _receipt.get()
-        if receipt is not None and str(record.msg).startswith(_FAILED):
+        if receipt is not None and str(message).startswith(_FAILED):
             receipt.failed = True
-        return record.levelno >= self._level
+        self._debug(message, *values, **more)
 
 
 def listen() -> None:
     """Hear of such requests from now on, in this process; once is enough."""
     logger = logging.getLogger(_GRPC)
-    if not any(isinstance(known, _Listener) for known in logger.filters):
-        logger.addFilter(_Listener(logger.getEffectiveLevel()))
-        logger.setLevel(logging.DEBUG)
+    if not isinstance(logger.debug, _Heard):
+        logger.debug = _Heard(logger)  # type: ignore[method-assign]
