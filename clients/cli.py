@@ -2,9 +2,11 @@
 
 Invariant: a client's command never imports more than the client needs (it starts in a fraction of
 a second, without torch); the server's commands are found through the entry-point group
-`quire.commands` when one of them, or the help, is asked for.
+`quire.commands` when one of them, or the help, is asked for. Of the commands only the one that is
+asked for is imported and built.
 """
 
+import importlib
 import importlib.metadata
 import os
 import signal
@@ -23,22 +25,22 @@ import typer
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines help nobody here
 
-from quire.clients.commands.batch import batch
-from quire.clients.commands.chat import chat
 from quire.clients.commands.common import INTERRUPTED
-from quire.clients.commands.generate import generate
-from quire.clients.commands.loadtest import loadtest
-from quire.clients.commands.stats import health, stats
-from quire.clients.commands.tokenize import tokenize
-from quire.clients.commands.top import top
-from quire.clients.commands.watch import watch
 from quire.clients.help import WIDEST, App
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "ray", "hash-key")
-CLIENT_COMMANDS = (
-    *("generate", "chat", "batch", "tokenize", "stats", "health", "loadtest", "top", "watch"),
-)
+CLIENT_COMMANDS = {  # and the module of each, in the order of the help
+    "generate": "generate",
+    "chat": "chat",
+    "batch": "batch",
+    "tokenize": "tokenize",
+    "stats": "stats",
+    "health": "stats",
+    "loadtest": "loadtest",
+    "top": "top",
+    "watch": "watch",
+}
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 
 
@@ -58,7 +60,7 @@ def _root(
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The commands; the server's only where the arguments may ask for them."""
+    """The command that the arguments begin with; all where they begin with none."""
     app = App(
         name="quire",
         no_args_is_help=True,
@@ -67,16 +69,12 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"max_content_width": WIDEST},
     )
     app.callback()(_root)
-    app.command()(generate)
-    app.command()(chat)
-    app.command()(batch)
-    app.command()(tokenize)
-    app.command()(stats)
-    app.command()(health)
-    app.command()(loadtest)
-    app.command()(top)
-    app.command()(watch)
-    if not any(word in CLIENT_COMMANDS for word in arguments[:1]):
+    asked = [word for word in arguments[:1] if word in (*CLIENT_COMMANDS, *SERVER_COMMANDS)]
+    for name, module in CLIENT_COMMANDS.items():
+        if not asked or name in asked:
+            command = importlib.import_module(f"quire.clients.commands.{module}")
+            app.command()(getattr(command, name))
+    if not asked or asked[0] in SERVER_COMMANDS:
         _add_server_commands(app)
     return app
 
