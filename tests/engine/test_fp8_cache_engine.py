@@ -115,10 +115,13 @@ def test_what_is_warmed_and_compiled_ahead_is_of_such_a_cache(
     from quire.kernels.launches import Card
 
     made: list[torch.dtype] = []
-    keep = compile_worker.KVCache
-    monkeypatch.setattr(
-        compile_worker, "KVCache", lambda k, v: made.extend((k.dtype, v.dtype)) or keep(k, v)
-    )
+
+    def kept(*arguments: Any, keep: Any = compile_worker.Runner, **more: Any) -> Any:
+        kv = arguments[2]
+        made.extend((kv.k.dtype, kv.v.dtype))
+        return keep(*arguments, **more)
+
+    monkeypatch.setattr(compile_worker, "Runner", kept)
     for kind, engine in engines.items():
         runner: Any = engine.runner
         config = options(kv_cache_dtype=kind)
