@@ -16,7 +16,7 @@ import torch
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
-from quire.engine.model.config import ModelConfig
+from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.runner import compile_ahead, compile_process
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
@@ -264,6 +264,10 @@ def test_a_worker_meets_layers_of_each_kind() -> None:
         few = one_of_each_kind(shape)
         assert few.num_layers == layers
         assert {few.experts_of(layer) is not None for layer in range(layers)} == experts
+    windows = {"architecture": QWEN2, "sliding_window": 64, "full_layers": (1, 3)}
+    few = one_of_each_kind(dataclasses.replace(ModelConfig.named_shape("tiny"), **windows))
+    assert {few.window_of(layer) for layer in range(few.num_layers)} == {None, 64}
+    assert few.num_layers == 2
 
 
 ENGINE = """
