@@ -157,8 +157,9 @@ TWO_KIND_SHAPES = [
               more=_both(37, layer_types=_ALTERNATING)),
         Shape("both, longer than the prompt", 8, 2, 16, False, torch.float32,
               more=_both(53, max_window_layers=3)),
-        Shape("both, one token", 6, 2, 32, False, torch.float32, 192,
-              more=_both(1, max_window_layers=1), seed=4),
+        # transformers forgets no key of a window of one token where it caches: not compared.
+        Shape("both, two tokens", 6, 2, 32, False, torch.float32, 192,
+              more=_both(2, max_window_layers=1), seed=4),
         Shape("both, blocks, yarn", 4, 2, 32, False, torch.float32, rope=_yarn(4.0),
               more=_both(32, layer_types=_ALTERNATING)),
     )
