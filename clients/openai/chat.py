@@ -10,9 +10,16 @@ from quire.clients.openai.tools import read_calls, read_tools
 from quire.v1 import inference_pb2 as pb
 
 _ROLES = {"developer": "system"}  # what the contract calls it
+PARTS_PASSED_OVER = ("cache_control", "prompt_cache_breakpoint")  # see sampling.PASSED_OVER
 _HINTS = (
     ("functions", "is not supported: use tools"),
     ("function_call", "is not supported: use tool_choice"),
+    ("prompt", "is of /v1/completions: use messages"),
+    ("echo", "is of /v1/completions alone"),
+    ("audio", "is not supported: answers are text"),
+    ("moderation", "is not supported: nothing is moderated here"),
+    ("verbosity", "is not supported: ask for it in a message"),
+    ("web_search_options", "is not supported: give a tool that searches"),
     (
         "reasoning_effort",
         'is not supported: chat_template_kwargs = {"enable_thinking": false} turns thinking off '
@@ -46,10 +53,9 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
 
 def read_conversation(body: Fields, chat: pb.Chat) -> None:
     """The fields that a prompt is made of."""
-    messages = body.items("messages")
-    if not messages:
-        body.fault("messages", [], "must hold at least one message")
-    for i, value in enumerate(messages):
+    if not body.has("messages"):
+        body.fault("messages", None, "is missing")
+    for i, value in enumerate(_messages(body)):
         item = body.item(f"messages[{i}]", value)
         if item is not None:
             _read_message(item, chat.messages.add())
@@ -61,6 +67,14 @@ def read_conversation(body: Fields, chat: pb.Chat) -> None:
     chat.continue_final_message = body.flag("continue_final_message") or False
     if chat.continue_final_message and opened is None:
         chat.add_generation_prompt = False
+
+
+def _messages(body: Fields) -> list[Any]:
+    given = body.value("messages")
+    if given is None or (isinstance(given, list) and given):
+        return given or []
+    body.fault("messages", given, "must be a list of at least one message")
+    return []
 
 
 def _max_tokens(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
@@ -90,7 +104,7 @@ def _read_message(body: Fields, message: pb.ChatMessage) -> None:
     calls = read_calls(body, message)
     has_content = body.has("content")
     message.content = _content(body)
-    if not has_content and not (role == "assistant" and (calls or _thinks(body))):
+    if not has_content and not (role == "assistant" and (calls or _says_else(body))):
         body.fault("content", None, "is missing")
     message.name = body.text("name") or ""
     message.tool_call_id = body.text("tool_call_id") or ""
@@ -100,14 +114,16 @@ def _read_message(body: Fields, message: pb.ChatMessage) -> None:
         body.fault("reasoning", "given", "differs from reasoning_content: give one of the two")
     if told:
         message.reasoning_content = told.pop()
-    for name in ("refusal", "audio", "function_call"):
+    for name in ("refusal", "audio"):
         body.only(name)
+    body.only("function_call", why="is not supported: use tool_calls")
     body.only("annotations", [])
     body.end()
 
 
-def _thinks(body: Fields) -> bool:
-    return body.has("reasoning_content") or body.has("reasoning")
+def _says_else(body: Fields) -> bool:
+    """Thoughts, or a call of the old form, which is refused by its own name."""
+    return any(map(body.has, ("reasoning_content", "reasoning", "function_call")))
 
 
 def _content(body: Fields) -> str:
@@ -127,6 +143,9 @@ def _content(body: Fields) -> str:
         if kind != "text":
             part.fault("type", kind, 'must be "text": this model reads text alone')
             continue
+        if not part.has("text"):
+            part.fault("text", None, "is missing")
         texts.append(part.text("text") or "")
+        part.passed_over(*PARTS_PASSED_OVER)
         part.end()
     return "".join(texts)

@@ -12,6 +12,11 @@ MAX_PROMPTS = 128  # of one body
 _MOST_LOGPROBS = 20
 _JUDGED = "prompt_logprobs"
 _WRONG = "must be a string or a list of token ids"
+_HINTS = (
+    ("messages", "is of /v1/chat/completions: use prompt"),
+    ("max_completion_tokens", "is of /v1/chat/completions: use max_tokens"),
+    ("top_logprobs", "is of /v1/chat/completions: use logprobs = a number"),
+)
 
 
 def read(values: dict[str, Any], request_id: str = "") -> Asked:
@@ -30,6 +35,8 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     stream, usage = read_streaming(body)
     judged = check_judged(body, request, stream=stream)
     echo = body.flag("echo") or False
+    if echo and most == 0:
+        body.fault("max_tokens", 0, "must be at least 1, with echo too: leave out the last token")
     if echo and stream:
         body.fault("echo", True, "goes with stream = false alone")
     elif echo and top is not None and not judged:
@@ -37,7 +44,7 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
         given["prompt_logprobs"] = "logprobs"
     body.only("suffix", "")
     body.only("best_of", 1, request.sampling.n or 1, why="must be n: no answer is left out")
-    body.end()
+    body.end(_HINTS)
     faults.raise_if_any()
     for prompt in prompts:
         prompt.MergeFrom(request)

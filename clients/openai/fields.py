@@ -1,7 +1,8 @@
 """The fields of one JSON object of a request, each taken once and with its type.
 
 Invariant: a field is taken, or passed over by name, or its presence is a fault: none is ignored.
-`null` is as good as absent, as OpenAI's clients mean it. All faults of a body are told together.
+`null` is as good as absent, whatever the name, as OpenAI's clients mean it. All faults of a body
+are told together.
 """
 
 import json
@@ -72,7 +73,9 @@ class Fields:
             self.fault(field, value, "must be a whole number")
             return None
         if not low <= value <= high:
-            self.fault(field, value, f"must be between {low} and {high}")
+            below = value < low == 0
+            limit = "must not be negative" if below else f"must be between {low} and {high}"
+            self.fault(field, value, limit)
             return None
         return value
 
@@ -129,10 +132,10 @@ class Fields:
             self._rest.pop(name, None)
 
     def end(self, hints: Iterable[tuple[str, str]] = ()) -> None:
-        """What is left is not known. hints: of some names, what to use instead."""
+        """What is left, and not null, is not known. hints: of some names, what to use instead."""
         instead = dict(hints)
         for name, value in self._rest.items():
-            if value is not None or name not in instead:
+            if value is not None:
                 self.fault(name[:80], value, instead.get(name, "is not a field of this request"))
         self._rest.clear()
 

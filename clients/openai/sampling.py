@@ -11,6 +11,7 @@ from quire.v1 import inference_pb2 as pb
 PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
     "metadata",
     "prediction",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "service_tier",
     "store",
@@ -71,7 +72,9 @@ def _read_user(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
 
 def _read_ends(body: Fields, sampling: pb.SamplingParams) -> None:
     stop = body.value("stop")
-    if isinstance(stop, str):
+    if stop == "":
+        body.fault("stop", stop, "must not be empty")
+    elif isinstance(stop, str):
         sampling.stop.append(stop)
     elif isinstance(stop, list) and all(isinstance(one, str) for one in stop):
         sampling.stop.extend(stop)

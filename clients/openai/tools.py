@@ -12,8 +12,10 @@ _MODES = {
 
 
 def read_tools(body: Fields, chat: pb.Chat) -> None:
-    """The tools, and the choice among them. `auto`, and several calls, are as if unset."""
-    for i, value in enumerate(body.items("tools")):
+    """The tools, and the choice among them. `auto`, and several calls, are as if unset; so is
+    one call at most, where there is nothing to call."""
+    tools = body.items("tools")
+    for i, value in enumerate(tools):
         function = _function(body, f"tools[{i}]", value)
         if function is None:
             continue
@@ -24,17 +26,19 @@ def read_tools(body: Fields, chat: pb.Chat) -> None:
         tool.parameters_json = function.json_text("parameters")
         tool.strict = function.flag("strict") or False
         function.end()
-    _read_choice(body, chat)
-    if body.flag("parallel_tool_calls") is False:
+    _read_choice(body, chat, bool(tools))
+    if body.flag("parallel_tool_calls") is False and tools:
         chat.parallel_tool_calls = False
 
 
-def _read_choice(body: Fields, chat: pb.Chat) -> None:
+def _read_choice(body: Fields, chat: pb.Chat, has_tools: bool) -> None:
     choice: Any = body.value("tool_choice")
-    if choice is None or choice == "auto" or (choice == "none" and not chat.tools):
+    if choice is None or choice == "auto" or (choice == "none" and not has_tools):
         return
     if isinstance(choice, str):
-        if choice in _MODES:
+        if choice == "required" and not has_tools:
+            body.fault("tool_choice", choice, "there are no tools")
+        elif choice in _MODES:
             chat.tool_choice.mode = _MODES[choice]
         else:
             body.fault("tool_choice", choice, "must be auto, none, required or a function")

@@ -212,10 +212,17 @@ def _refuse_forgery(chat: Conversation, traits: Traits) -> None:
 
 
 def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
-    """A name, tool calls or thoughts that the template never shows would be lost without a word."""
+    """A name, tool calls or thoughts that the template never shows would be lost without a word;
+    not a tool's name, where the call that it answers says the same."""
+    called: dict[str, str] = {}  # functions, by their calls' ids
     for i, message in enumerate(chat.messages):
+        for call in message.get("tool_calls", ()):
+            if "id" in call:
+                called[call["id"]] = call["function"]["name"]
+        known = called.get(message.get("tool_call_id", ""))
         for name in _JUDGED:
-            if name in message and not traits.shows(message["role"], name):
+            lost = name in message and not traits.shows(message["role"], name)
+            if lost and not (name == "name" and message["name"] == known):
                 raise TemplateRefusal(
                     f"chat.messages[{i}].{name}", "the model's chat template would ignore it"
                 )

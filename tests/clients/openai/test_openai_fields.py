@@ -14,7 +14,8 @@ from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 HELLO = [{"role": "user", "content": "Hello"}]
-TOOL = {
+FIRST = "messages[0].content[0]"  # the first part
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "add", "description": "Adds.", "parameters": {"z": 25.0, "a": 1}},
 }
@@ -96,8 +97,21 @@ def test_null_is_as_good_as_absent() -> None:
     assert request(**nothing) == request()
 
 
+def test_null_is_absent_whatever_its_name_and_wherever_it_stands() -> None:
+    nothing = dict.fromkeys(("audio", "modalities", "verbosity", "web_search_options", "x"))
+    said = {"role": "assistant", "content": [{"type": "text", "text": "a", **nothing}], **nothing}
+    bare = {"role": "assistant", "content": "a"}
+    tool = {**TOOL, "function": {**TOOL["function"], **nothing}, **nothing}
+    got = request(messages=[said], tools=[tool], response_format={"type": "text", **nothing})
+    assert got == request(messages=[bare], tools=[TOOL])
+    completions.read({"prompt": "a", "max_completion_tokens": None, **nothing})
+
+
 def test_what_is_passed_over_changes_nothing() -> None:
+    part = {"type": "text", "text": "Hello", "cache_control": {}, "prompt_cache_breakpoint": {}}
     told = request(
+        messages=[{"role": "user", "content": [part]}],
+        prompt_cache_options={"ttl": "30m"},
         prompt_cache_retention="24h",
         metadata={"a": "b"},
         store=True,
@@ -110,6 +124,7 @@ def test_what_is_passed_over_changes_nothing() -> None:
         skip_special_tokens=True,
     )
     assert told == request()
+    assert request(tools=[], tool_choice="none", parallel_tool_calls=False) == request()
 
 
 @pytest.mark.parametrize(
@@ -135,8 +150,11 @@ def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     assert "use tools" in faults(functions=[])["functions"]
     assert "enable_thinking" in faults(reasoning_effort="low")["reasoning_effort"]
     assert "stream = false" in faults(prompt_logprobs=1, stream=True)["prompt_logprobs"]
-    assert "between 0" in faults(prompt_logprobs=-1)["prompt_logprobs"]
-    assert "audio" in faults(audio={"voice": "x"})
+    assert "negative" in faults(prompt_logprobs=-1)["prompt_logprobs"]
+    told = faults(audio={"voice": "x"}, verbosity="low", web_search_options={}, echo=True)
+    assert {name: "of this request" in words for name, words in told.items()} == dict.fromkeys(
+        ("audio", "verbosity", "web_search_options", "echo"), False
+    )
     assert faults(skip_special_tokens=False) == {"skip_special_tokens": "false: must be true"}
 
 
@@ -148,6 +166,7 @@ def test_of_very_many_faults_the_first_are_told() -> None:
     ("fields", "name"),
     [
         ({"stop": [1]}, "stop"),
+        ({"stop": ""}, "stop"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
         ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
@@ -160,6 +179,8 @@ def test_of_very_many_faults_the_first_are_told() -> None:
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": "Hello"}, "messages"),
         ({"messages": ["x"]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood"),
@@ -167,9 +188,15 @@ def test_of_very_many_faults_the_first_are_told() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type",
         ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, f"{FIRST}.text"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "function_call": {}}]},
+            "messages[0].function_call",
+        ),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"nome": "x"}}]}, "tools[0].function.nome"),
         ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice"),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"structured_outputs": {"regex": "x", "json": {}}}, "structured_outputs"),
@@ -281,6 +308,8 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, -1]}, "prompt"),
         ({"prompt": "a", "echo": True, "stream": True}, "echo"),
+        ({"prompt": "a", "echo": True, "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_completion_tokens": 1}, "max_completion_tokens"),
         ({"prompt": "a", "prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
@@ -298,5 +327,6 @@ def test_the_page_names_what_is_passed_over() -> None:
     table = page.partition("| passed over |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_.]+)`", table)) == {
         *sampling.PASSED_OVER,
+        *chat.PARTS_PASSED_OVER,
         "stream_options.include_obfuscation",
     }

@@ -70,6 +70,39 @@ def test_a_chat_is_streamed_and_ends_with_its_usage() -> None:
     run(test)
 
 
+def test_what_clients_send_beside_the_question_is_no_fault() -> None:
+    function = {"name": "add", "arguments": "{}"}
+    called: Any = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }
+    answer: Any = {"role": "tool", "tool_call_id": "c1", "name": "add", "content": "3"}
+    tools: Any = [{"type": "function", "function": {"name": "add"}}]
+    unset: Any = {"audio": None, "stream_options": None, "functions": None, "verbosity": None}
+
+    async def test() -> None:
+        async with serving(http=True) as running, client(running) as api:
+            first = await api.chat.completions.create(
+                model="fake", messages=HELLO, extra_body=unset, stop=[], logprobs=False
+            )
+            # An answer's own dump, its nulls with it, is an earlier turn; and so is a tool's answer
+            # that repeats the function's name, which its call says already.
+            turns = [*HELLO, first.choices[0].message.model_dump(), *HELLO, called, answer]
+            told = await api.chat.completions.create(
+                model="fake", messages=turns, tools=tools, max_tokens=1, service_tier="auto"
+            )
+            assert told.choices[0].finish_reason == "length"
+            for name, other in (("mul", answer), ("ann", {"role": "user", "content": "Hello"})):
+                with pytest.raises(openai.BadRequestError) as caught:
+                    await api.chat.completions.create(
+                        model="fake", messages=[*HELLO, called, {**other, "name": name}]
+                    )
+                assert caught.value.param == "messages[2].name"
+
+    run(test)
+
+
 def test_completions_take_text_and_ids_whole_and_streamed() -> None:
     async def test() -> None:
         async with serving(http=True) as running, client(running) as api:

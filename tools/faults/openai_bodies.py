@@ -1,0 +1,44 @@
+"""Faults in the reading of OpenAI's bodies: what clients send beside what they want."""
+
+from faults.fault import Fault
+
+CLIENT = "tests/service/openai/test_openai_client.py::test_"
+FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
+
+FAULTS = (
+    Fault(
+        "openai bodies: null under a name that is not known is refused",
+        "clients/openai/fields.py",
+        "            if value is not None:\n                self.fault(name[:80]",
+        "            if True:\n                self.fault(name[:80]",
+        (FIELDS + "null_is_absent_whatever_its_name_and_wherever_it_stands",),
+    ),
+    Fault(
+        "openai bodies: a part of text may be without its text",
+        "clients/openai/chat.py",
+        '            part.fault("text", None, "is missing")\n',
+        "            pass\n",
+        (FIELDS + "a_fault_names_its_field",),
+    ),
+    Fault(
+        "openai bodies: a call may be required where there is nothing to call",
+        "clients/openai/tools.py",
+        'if choice == "required" and not has_tools:\n',
+        "if not choice:\n",
+        (FIELDS + "a_fault_names_its_field",),
+    ),
+    Fault(
+        "openai bodies: a tool's answer must not repeat the function's name",
+        "service/text/chat_template.py",
+        '            if lost and not (name == "name" and message["name"] == known):\n',
+        "            if lost:\n",
+        (CLIENT + "what_clients_send_beside_the_question_is_no_fault",),
+    ),
+    Fault(
+        "openai bodies: a tool's answer may name any function",
+        "service/text/chat_template.py",
+        'message["name"] == known)',
+        'message["role"] == "tool")',
+        (CLIENT + "what_clients_send_beside_the_question_is_no_fault",),
+    ),
+)
