@@ -1,7 +1,7 @@
 """Paths and what answers them; refusals as errors of OpenAI's shape.
 
 Invariant: whatever goes wrong, the answer is JSON with an `error`, or the connection ends. All
-paths but /health ask for a key, where keys are asked for.
+paths that are here but /health ask for a key, where keys are asked for.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -52,6 +52,7 @@ def make_app(
 
         return answer
 
+    no_responses = guarded(_no_responses, "responses")
     routes = [
         Route("/v1/chat/completions", generation.chat, methods=["POST"]),
         Route("/v1/completions", generation.completions, methods=["POST"]),
@@ -59,8 +60,8 @@ def make_app(
         Route("/v1/rerank", vectors.rerank, methods=["POST"]),
         Route("/v1/models", guarded(pages.models, "models"), methods=["GET"]),
         Route("/v1/models/{name:path}", guarded(pages.model, "models"), methods=["GET"]),
-        Route("/v1/responses", _no_responses, methods=_ANY),
-        Route("/v1/responses/{rest:path}", _no_responses, methods=_ANY),
+        Route("/v1/responses", no_responses, methods=_ANY),
+        Route("/v1/responses/{rest:path}", no_responses, methods=_ANY),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
         Route("/health", pages.health, methods=["GET"]),

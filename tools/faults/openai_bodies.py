@@ -1,8 +1,9 @@
-"""Faults in the reading of OpenAI's bodies: what clients send beside what they want."""
+"""Faults where OpenAI's clients send more than what they want, or want what is not here."""
 
 from faults.fault import Fault
 
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
+ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 
 FAULTS = (
@@ -40,5 +41,12 @@ FAULTS = (
         'message["name"] == known)',
         'message["role"] == "tool")',
         (CLIENT + "what_clients_send_beside_the_question_is_no_fault",),
+    ),
+    Fault(
+        "openai bodies: who asks for /v1/responses is asked for no key",
+        "service/openai/app.py",
+        'no_responses = guarded(_no_responses, "responses")\n',
+        "no_responses: Endpoint = _no_responses\n",
+        (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
     ),
 )

@@ -36,7 +36,7 @@ def test_a_key_is_asked_for_before_the_body_is_read(
             told = await ask(port, head("POST", CHAT, content_length="1000"))  # no body comes
             assert (told.status, told.code) == (401, "invalid_api_key")
             assert told.headers["www-authenticate"] == "Bearer"
-            for path in ("/v1/models", "/metrics", "/version"):
+            for path in ("/v1/models", "/v1/responses", "/metrics", "/version"):
                 assert (await ask(port, head("GET", path))).status == 401
             assert (await ask(port, posted("/tokenize", {"prompt": "a"}))).status == 401
             assert (await ask(port, head("GET", "/health"))).status == 200
