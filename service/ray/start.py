@@ -11,6 +11,7 @@ import threading
 
 from quire.engine.errors import ConfigError
 from quire.service.ray import loopback
+from quire.service.ray.dropped import cancel_dropped
 from quire.service.ray.loopback import HERE
 from quire.service.ray.plan import Plan
 from quire.service.ray.replica import EngineReplica
@@ -42,13 +43,20 @@ def start(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> None:
         num_cpus=int(plan.cpus * replicas) + 1,
         logging_level=logging.WARNING,
         log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": loopback.listen_here},
+        runtime_env={"worker_process_setup_hook": prepare_worker},
     )
     serve.start(
         http_options={"host": HERE, "port": plan.http_port, "location": "HeadOnly"},
         grpc_options={"port": plan.port, "grpc_servicer_functions": [_ADD]},
+        logging_config={"enable_access_log": False},  # a replica's server logs each call
     )
     serve.run(application(plan, kind), name=NAME, route_prefix="/")
+
+
+def prepare_worker() -> None:
+    """Run in each of Ray's workers before its work. Raises ConfigError, and the worker ends."""
+    loopback.listen_here()
+    cancel_dropped()
 
 
 def run_forever(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> int:

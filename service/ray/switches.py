@@ -15,6 +15,8 @@ SWITCHES = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # lines, written together
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's is 0.1, a thirtieth of a core at rest
 }
 
 

@@ -88,6 +88,15 @@ FAULTS = (
         (f"{_KEYS}a_call_that_ray_closes_has_ended",),
     ),
     Fault(
+        "ray: what its proxy drops runs on",
+        "service/ray/dropped.py",
+        "    responses._response.cancel()\n",
+        "",
+        (
+            "tests/service/ray/test_dropped.py::test_what_is_dropped_before_its_end_is_cancelled_once",
+        ),
+    ),
+    Fault(
         "ray: switches overrule the environment",
         "service/ray/switches.py",
         "os.environ.setdefault(name, value)",
