@@ -43,7 +43,7 @@ class Plan:
     port: int = _option(9000, "port of quire.v1, on this machine")
     http_port: int = _option(8000, "port of the OpenAI API, on this machine")
     message_interval: float = _option(
-        0.05,
+        0.08,
         "a stream's tokens within so many seconds are one message; the first comes at once; 0: a "
         "message a step",
     )

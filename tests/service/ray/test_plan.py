@@ -48,7 +48,7 @@ def test_messages_have_an_interval_and_one_place_to_say_so(tmp_path: Path) -> No
     def seconds(plan: Plan) -> float:
         return plan.settings().service.message_interval_seconds
 
-    assert (seconds(Plan()), seconds(Plan(message_interval=0.0))) == (0.05, 0.0)
+    assert (seconds(Plan()), seconds(Plan(message_interval=0.0))) == (0.08, 0.0)
     file = tmp_path / "quire.toml"
     file.write_text("[service]\nmessage_interval_seconds = 0.2\n")
     with pytest.raises(ConfigError, match="under Ray it is the option message_interval"):
