@@ -56,4 +56,4 @@ def listen() -> None:
     """Hear of such requests from now on, in this process; once is enough."""
     logger = logging.getLogger(_GRPC)
     if not isinstance(logger.debug, _Heard):
-        logger.debug = _Heard(logger)  # type: ignore[assignment]
+        logger.debug = _Heard(logger)  # type: ignore[assignment,method-assign]
