@@ -40,6 +40,7 @@ class Channel:
         connection.setblocking(False)
         self._socket = connection
         self._frames = wire.Frames()
+        self._buffer = memoryview(bytearray(_CHUNK))  # kept, not made anew for each read
         self._messages: list[wire.Message] = []
         self._unsent = bytearray()
         self._late: Batch | None = None  # joined, until the socket has taken all that is unsent
@@ -108,14 +109,14 @@ class Channel:
         """Take in all that is there."""
         while True:
             try:
-                data = self._socket.recv(_CHUNK)
+                size = self._socket.recv_into(self._buffer)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
-            if not data:
+                size = 0
+            if not size:
                 lifeline.leave_orphaned()
-            self._messages += self._frames.feed(data)
+            self._messages += self._frames.feed(self._buffer[:size])
 
     def _wait(self) -> None:
         """Until there is something to read, or what is unsent can go on its way."""

@@ -66,7 +66,7 @@ class Frames:
     def __init__(self) -> None:
         self._bytes = bytearray()
 
-    def feed(self, data: bytes) -> list[Message]:
+    def feed(self, data: bytes | memoryview) -> list[Message]:
         """The messages that these bytes complete, in order."""
         self._bytes += data
         messages, at = [], 0
