@@ -39,9 +39,9 @@ PROMPT_TOKENS: tuple[int, ...] = (
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
 _MANY_TOKENS = 128  # beyond, rows are padded coarsely: they cost little beside so many tokens
 _BURST_ROWS = (0, 1, 4, 16, 64)  # of one token, beside the prompts of a burst
-_BURST_PROMPTS = ((1, 129, 1024), (2, 129, 1024), (8, 1025, 4096), (32, 4097, 8192))
+_BURST_PROMPTS = ((1, 129, 1024), (2, 129, 1024), (8, 513, 4096), (32, 2049, 8192))
 """Prompts that come together, at least, and from how many tokens up to how many such steps are
-captured in spare time: calls of some 130 tokens, and most of a few hundred."""
+captured in spare time: calls of some 70 tokens, and most of a few hundred."""
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
 FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 

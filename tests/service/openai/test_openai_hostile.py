@@ -164,7 +164,7 @@ def test_a_foreign_host_gets_no_answer(host: str, names: str | None, status: int
 def test_only_json_is_read_and_only_what_is_not_too_large() -> None:
     async def test() -> None:
         async with serving(http=True) as running:
-            number, most = port(running), running.server._max_message
+            number, most = port(running), running.server.max_message
             for kind in ("text/plain", "", "application/x-www-form-urlencoded"):
                 told = await ask(number, posted(CHAT, HELLO, content_type=kind))
                 assert (told.status, told.code) == (415, "content_type")
