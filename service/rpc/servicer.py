@@ -5,9 +5,10 @@ whatever that end is: `finally` closes the engine's stream (which aborts it), gi
 the queue and enters what is open as cancelled. A fault in one call ends that call alone.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -83,69 +84,74 @@ class InferenceServicer:
 
     async def Generate(
         self, request: pb.GenerateRequest | Malformed, context: Context
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Streams one request's tokens. One generator: each around another costs every call."""
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams one request's tokens."""
         with self._watch.call(context) as writes:
-            code = grpc.StatusCode.CANCELLED  # unless the end is reached
-            began, began_ns = time.monotonic(), time.time_ns()
-            call: Call | None = None
+            async with contextlib.aclosing(self._answers(request, context, writes)) as answers:
+                async for message in answers:
+                    writes.begin()
+                    yield message
+                    writes.end()
+
+    async def _answers(
+        self, request: pb.GenerateRequest | Malformed, context: Context, writes: Writes
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        code = grpc.StatusCode.CANCELLED  # unless the end is reached
+        began, began_ns = time.monotonic(), time.time_ns()
+        call: Call | None = None
+        try:
             try:
-                try:
-                    call, serving = await self._accept(request, context, writes)
-                except Exception as error:
-                    if isinstance(error, grpc.aio.BaseError):
-                        raise  # the client has gone
-                    refusal = error if isinstance(error, Refusal) else fault(error)
-                    code = refusal.code
-                    self._ledger.refuse(code, refusal.reason)
-                    access.refused("Generate", context, self._entrance.authenticator, refusal)
-                    await errors.abort(context, refusal)
-                engine_stream: AsyncGenerator[Any, None] | None = None
-                failure: Refusal | None = None
-                try:
-                    if call.output.already_complete:
-                        await self._acknowledge(call, context)
-                        for message in call.output.complete():
-                            with writes:
-                                yield message
-                    else:
-                        engine_stream = serving.engine.generate(
-                            call.accepted.generation, serving.message_interval
-                        )
-                        async for outputs in engine_stream:
-                            if not call.acknowledged:
-                                await self._acknowledge(call, context)
-                            for message in call.output.take(outputs):
-                                with writes:
-                                    yield message
-                        failure = self._failed_step(call)
-                except grpc.aio.BaseError:
+                call, serving = await self._accept(request, context, writes)
+            except Exception as error:
+                if isinstance(error, grpc.aio.BaseError):
                     raise  # the client has gone
-                except EngineDeadError as error:
-                    failure, reason = self._engine_gone(error)
-                    for message in call.output.end(reason):
-                        with writes:
+                refusal = error if isinstance(error, Refusal) else fault(error)
+                code = refusal.code
+                self._ledger.refuse(code, refusal.reason)
+                access.refused("Generate", context, self._entrance.authenticator, refusal)
+                await errors.abort(context, refusal)
+            engine_stream: AsyncGenerator[Any, None] | None = None
+            failure: Refusal | None = None
+            try:
+                if call.output.already_complete:
+                    await self._acknowledge(call, context)
+                    for message in call.output.complete():
+                        yield message
+                else:
+                    engine_stream = serving.engine.generate(
+                        call.accepted.generation, serving.message_interval
+                    )
+                    async for outputs in engine_stream:
+                        if not call.acknowledged:
+                            await self._acknowledge(call, context)
+                        for message in call.output.take(outputs):
                             yield message
-                except Exception as error:
-                    failure = fault(error)
-                    for message in call.output.end(FinishReason.ERROR, flush=False):
-                        with writes:
-                            yield message
-                finally:
-                    unread = serving.engine.unread(call.accepted.generation.key)
-                    if engine_stream is not None:
-                        await engine_stream.aclose()
-                    self._close(call, unread)
-                code = failure.code if failure is not None else grpc.StatusCode.OK
-                if failure is not None:
-                    await errors.abort(context, failure)
+                    failure = self._failed_step(call)
+            except grpc.aio.BaseError:
+                raise  # the client has gone
+            except EngineDeadError as error:
+                failure, reason = self._engine_gone(error)
+                for message in call.output.end(reason):
+                    yield message
+            except Exception as error:
+                failure = fault(error)
+                for message in call.output.end(FinishReason.ERROR, flush=False):
+                    yield message
             finally:
-                if writes.ended:
-                    code = grpc.StatusCode.RESOURCE_EXHAUSTED
-                code = ended_code(code, context)
-                self._ledger.rpc("Generate", code)
-                if self._tracer.active:
-                    self._trace(context, began, began_ns, code, call)
+                unread = serving.engine.unread(call.accepted.generation.key)
+                if engine_stream is not None:
+                    await engine_stream.aclose()
+                self._close(call, unread)
+            code = failure.code if failure is not None else grpc.StatusCode.OK
+            if failure is not None:
+                await errors.abort(context, failure)
+        finally:
+            if writes.ended:
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            code = ended_code(code, context)
+            self._ledger.rpc("Generate", code)
+            if self._tracer.active:
+                self._trace(context, began, began_ns, code, call)
 
     def _trace(
         self,

@@ -29,7 +29,7 @@ _STALLED_SECONDS = 1.0  # a write that takes longer is the client's doing
 
 
 class Writes:
-    """One call's; a context of each in turn."""
+    """One call's."""
 
     __slots__ = ("_clock", "_context", "_task", "ended", "since", "unread")
 
@@ -41,11 +41,11 @@ class Writes:
         self.unread: Callable[[], int] = lambda: 0  # entries that wait behind it
         self.ended = False
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
         """A message is handed over."""
         self.since = self._clock()
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         """It has been passed on."""
         self.since = None
 
