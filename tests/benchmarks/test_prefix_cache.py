@@ -51,6 +51,7 @@ def test_both_tables_and_the_file_without_transformers(tmp_path: Path, without: 
     assert (decode["engine"], decode["unit"]) == ("quire", "ms/token")
 
 
+@pytest.mark.long
 def test_transformers_is_compared_when_asked_for() -> None:
     done = run(*SMALL, "--rounds", "1", "--transformers")
     assert done.returncode == 0, done

@@ -446,7 +446,7 @@ def test_a_setting_that_nobody_reads_is_refused(server: Any, command: list[str],
     assert f"{name}: no such setting" in line and "QUIRE_CLIENT_TIMEOUT" in line
 
 
-@pytest.mark.parametrize("between", [",", " ", ", "])
+@pytest.mark.parametrize("between", [",", " ", pytest.param(", ", marks=pytest.mark.long)])
 def test_several_servers_stand_in_one_variable(
     server: Any, second_server: Any, between: str
 ) -> None:

@@ -35,7 +35,8 @@ OFTENEST = (
 )
 
 
-@pytest.mark.parametrize("only", [OFTENEST, pytest.param(("D128 G2",), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("only", [OFTENEST, ("D128 G2",)])
 def test_hot_attention_kernels_do_not_spill(tmp_path: Path, only: tuple[str, ...]) -> None:
     found = compiled(tmp_path / "rows.json", "--only", *only)
     assert {row["case"].split()[0] for row in found} == {"decode", "rope-decode", "prefill"}

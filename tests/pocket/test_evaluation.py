@@ -21,7 +21,7 @@ def _small(cell: Cell, part: int) -> int:
     return CASES.get(cell.name.split()[0], OTHERS) // part
 
 
-@pytest.fixture(scope="module", params=[3, pytest.param(1, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[5, pytest.param(1, marks=pytest.mark.long)])
 def part(request: pytest.FixtureRequest) -> int:
     """Which part of CASES is asked for."""
     return int(request.param)

@@ -94,6 +94,7 @@ def trained(shipped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
+@pytest.mark.long
 def test_a_run_goes_on_from_its_state(trained: Path) -> None:
     out = trained / "out"
     assert ", 5 steps of 512 tokens" in (out / "config.json").read_text()
@@ -101,6 +102,7 @@ def test_a_run_goes_on_from_its_state(trained: Path) -> None:
         assert (out / name).stat().st_size < 16 * 2**20
 
 
+@pytest.mark.long
 def test_a_run_begins_with_another_model(shipped: Path, trained: Path) -> None:
     out, name = trained / "next", "model.embed_tokens.weight"
     begun = load_file(out / "model.safetensors")[name].float()

@@ -270,6 +270,7 @@ def test_mistakes_are_one_line_before_anything_is_asked(server: Any, files: File
 SMALL = ("--", "--device", "cpu", "--num-blocks", "64")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the child there alone")
 def test_its_own_server_ends_with_it_however_it_ends(files: Files) -> None:
     """One line is long, so that it is killed with its server at work."""

@@ -193,6 +193,7 @@ def worker(orders: Orders, folder: Path, change: str = "") -> Iterator["subproce
         yield process
 
 
+@pytest.mark.long
 def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path) -> None:
     told: list[list[str]] = []
     for _ in range(2):

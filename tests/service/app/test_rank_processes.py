@@ -158,6 +158,7 @@ def test_ranks_answer_as_one_process_does_until_one_is_killed() -> None:
         assert f"rank 1 (process {rank.pid}) ended by SIGKILL" in errors
 
 
+@pytest.mark.long
 def test_four_ranks_end_when_any_of_them_is_stopped_for_too_long() -> None:
     with shared(4, "--watchdog-seconds", "0.5", "--watchdog-exit-seconds", "0.5") as running:
         calls = running.streams(2)

@@ -144,7 +144,7 @@ def test_a_server_that_is_killed_takes_its_engine_along() -> None:
         assert {code_of(call) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
 
 
-@pytest.mark.parametrize("at_work", [True, False])
+@pytest.mark.parametrize("at_work", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_engine_that_is_frozen_is_noticed_and_killed(at_work: bool) -> None:
     with apart("--watchdog-seconds", "0.5", "--watchdog-exit-seconds", "0.5") as both:
         calls = both.streams(2) if at_work else []

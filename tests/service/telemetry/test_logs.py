@@ -179,7 +179,7 @@ def full_pipe() -> tuple[int, int]:
     return read, write
 
 
-@pytest.mark.parametrize("place", ["off", "on"])
+@pytest.mark.parametrize("place", [pytest.param("off", marks=pytest.mark.long), "on"])
 def test_a_stuck_pipe_stops_neither_the_server_nor_its_end(place: str) -> None:
     read, write = full_pipe()
     words = ["serve", "--port", "0", "--num-blocks", "64", "--engine-process", place]
@@ -212,7 +212,7 @@ def test_a_pipe_is_never_waited_for_and_its_other_users_are_not_touched() -> Non
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("place", ["off", "on"])
+@pytest.mark.parametrize("place", [pytest.param("off", marks=pytest.mark.long), "on"])
 def test_all_that_a_server_says_is_json_where_that_is_asked_for(place: str) -> None:
     with process("--log-format", "json", "--engine-process", place) as server:
         server.address()
