@@ -375,7 +375,10 @@ FAMILY_WAYS = {
 }
 
 
-FAMILY_NAMES = [long(name) if name.startswith("fp8 cache, ") else name for name in FAMILIES]
+FAMILY_NAMES = [
+    long(name) if name.startswith("fp8 cache, ") or name.endswith(", both") else name
+    for name in FAMILIES
+]
 
 
 @spread("name, kind", FAMILY_NAMES, ("penalised", "filtered", long("seeded")))

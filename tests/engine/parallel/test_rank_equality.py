@@ -201,7 +201,12 @@ def alone(config: ModelConfig) -> Alone:
 
 @pytest.mark.parametrize(
     ("kv_heads", "tied", "sizes"),
-    [(1, True, (2, 4)), (2, False, (4,)), (4, True, (4,)), (8, False, (2,))],
+    [
+        (1, True, (2, 4)),
+        (2, False, (4,)),
+        pytest.param(4, True, (4,), marks=pytest.mark.long),
+        (8, False, (2,)),
+    ],
 )
 def test_ranks_choose_from_the_same_bits_and_as_one_does(
     kv_heads: int, tied: bool, sizes: tuple[int, ...]
