@@ -7,7 +7,7 @@ Invariant: the sizes are those that the engine itself would compute for so many 
 smallest number is the smallest of those whose shares exist.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,10 +42,8 @@ def share_of(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, size: i
     cache_dtype = sizing.resolve_cache_dtype(config, dtype, torch.device(plan.device))
     per_token = sizing.kv_bytes_per_token(config, shape, cache_dtype)
     windows = WindowShare.of(config, shape, per_token)
-    least, whole = (
-        (blocks + 1) * per_token * plan.block_size if windows is None else windows.bytes_of(blocks)
-        for blocks in (1, plan.blocks_of_a_sequence)
-    )
+    cache = replace(plan, kv_bytes_per_token=per_token, windows=windows)
+    least, whole = (cache.bytes_of_blocks(blocks) for blocks in (1, plan.blocks_of_a_sequence))
     return Share(size, fixed + least // size, fixed + whole // size)
 
 

@@ -220,7 +220,14 @@ class Scheduler:
         if end <= len(table) * self.pool.block_size:
             return True
         needed = self.pool.blocks_needed(end) - len(table)
-        while self.pool.num_free < needed:
+        if not self._make_room(request, lambda: self.pool.num_free >= needed, draft):
+            return False
+        self._extend_table(request, self.pool.allocate(needed), draft)
+        return True
+
+    def _make_room(self, request: Request, enough: Callable[[], bool], draft: Draft) -> bool:
+        """Preempt others until there is enough; False if it does not come to that."""
+        while not enough():
             draft.starved = True
             victim = self._victim(request, draft)
             if victim is None:
@@ -228,7 +235,6 @@ class Scheduler:
             self.roster.preempt(victim)
             if victim is request:
                 return False
-        self._extend_table(request, self.pool.allocate(needed), draft)
         return True
 
     def _victim(self, request: Request, draft: Draft) -> Request | None:

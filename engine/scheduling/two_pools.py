@@ -163,14 +163,12 @@ class TwoPoolScheduler(Scheduler):
         windowed = columns - len(request.window_table)
         if needed == 0 and windowed <= 0:
             return True
-        while self.pool.num_free < needed or self.window_pool.num_free < windowed:
-            draft.starved = True
-            victim = self._victim(request, draft)
-            if victim is None:
-                return False
-            self.roster.preempt(victim)
-            if victim is request:
-                return False
+
+        def enough() -> bool:
+            return self.pool.num_free >= needed and self.window_pool.num_free >= windowed
+
+        if not self._make_room(request, enough, draft):
+            return False
         self._extend_table(request, self.pool.allocate(needed), draft)
         self._extend_window(request, self.window_pool.allocate(windowed), draft)
         return True

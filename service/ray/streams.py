@@ -46,7 +46,7 @@ class Streams:
 
     def __init__(self, engines: Any) -> None:
         """engines: the handle of their deployment."""
-        self._generate = engines.options(stream=True, response_serialization="pickle").generate
+        self._generate = engines.options(stream=True).generate
         self._ask = engines.ask
         policy, retry = ReplicaPolicy(), RetryPolicy()
         fleet = Fleet(PREFIX)

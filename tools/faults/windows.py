@@ -70,8 +70,8 @@ FAULTS = (
     Fault(
         "windows: nobody looks whether the window's pool has blocks left",
         "engine/scheduling/two_pools.py",
-        "        while self.pool.num_free < needed or self.window_pool.num_free < windowed:\n",
-        "        while self.pool.num_free < needed:\n",
+        "return self.pool.num_free >= needed and self.window_pool.num_free >= windowed\n",
+        "return self.pool.num_free >= needed\n",
         (_TWO + "where_windows_have_few_blocks_others_wait_or_begin_again",),
     ),
     Fault(
