@@ -276,7 +276,7 @@ class AsyncEngine:
         return self._link.busy_since()
 
     def stack(self) -> str:
-        """Where the engine stands now, or where that is written."""
+        """Where the engine stands now; empty where it writes that to standard error itself."""
         return self._link.stack()
 
     async def block_map(self) -> bytes:

@@ -44,7 +44,7 @@ class Link(Protocol):
         ...
 
     def stack(self) -> str:
-        """Where the engine stands now, or where that is written."""
+        """Where the engine stands now; empty where it writes that to standard error itself."""
         ...
 
     def give_up(self) -> None:

@@ -49,6 +49,7 @@ from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security
 from quire.service.security.reload import Watcher
 from quire.service.settings import Settings
+from quire.service.telemetry import logs
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics_server import MetricsServer
 from quire.service.telemetry.tracing import Tracer, make_tracer
@@ -236,13 +237,20 @@ class Server:
         """A step has taken too long, or has ended after all, or is given up."""
         hung = verdict is not Verdict.RECOVERED
         if verdict is Verdict.HUNG:
-            log.critical("a step hangs; the engine stands here:\n%s", self._engine.stack())
+            await self._log_stack()
         elif verdict is Verdict.RECOVERED:
             log.warning("the step that hung has ended")
         else:
             log.critical("a step hangs: the engine is given up (%s)", self._engine.give_up())
         self._health.set_alive(not hung)
         self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
+
+    async def _log_stack(self) -> None:
+        """A process writes its own beside the log, piece by piece: into the midst of no line."""
+        log.critical("a step hangs; the engine stands here:")
+        await asyncio.to_thread(logs.flush)
+        if stack := self._engine.stack():
+            log.critical("the engine's thread:\n%s", stack)
 
     @property
     def engine_abandoned(self) -> bool:

@@ -200,6 +200,16 @@ FAULTS = (
         ),
     ),
     Fault(
+        "quire: a process's stacks are written into the midst of a line of the log",
+        "service/app/server.py",
+        "        await asyncio.to_thread(logs.flush)\n        if stack",
+        "        if stack",
+        (
+            "tests/service/app/test_faults.py::"
+            "test_a_step_that_holds_its_own_interpreter_leaves_the_server_time_for_last_words",
+        ),
+    ),
+    Fault(
         "quire: stacks are read beside threads that run",
         "engine/client/stacks.py",
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {_ASKED})\n",
