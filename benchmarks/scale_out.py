@@ -6,13 +6,13 @@ the event loops.
 
     python benchmarks/scale_out.py [--seconds 8] [--ray] [--out benchmarks/results/scale-out.json]
 
-Rows: tokens a second of 16 streams a replica, whose answers have 32 to 96 tokens, for one and for
-two, by the client library and, with --ray, through Ray Serve's proxy, there of fewer streams too;
-the share of prompt tokens found cached by 8 conversations of 10 turns, for one replica and for
-four. A row of a rate also has the share of the machine's CPUs that was busy, whoever it was, what
-the client and the servers took of a CPU, in all and for a token, the median time to a call's first
-token, the tokens of a message, and, through Ray, what a token took more there than without it, in
-all processes together.
+Calls choose by prefix, as the client and Ray's router do unasked. Rows: tokens a second of 16
+streams a replica, whose answers have 32 to 96 tokens, for one and for two, by the client library
+and, with --ray, through Ray Serve's proxy, there of fewer streams too; the share of prompt tokens
+found cached by 8 conversations of 10 turns, for one replica and for four. A row of a rate also has
+the share of the machine's CPUs that was busy, whoever it was, what the client and the servers took
+of a CPU, in all and for a token, the median time to a call's first token, the tokens of a message,
+and, through Ray, what a token took more there than without it, in all processes together.
 """
 
 import argparse
@@ -37,8 +37,7 @@ import common
 import psutil
 from failover import replicas
 
-from quire.clients import AsyncClient, Delta, Finished, ReplicaPolicy
-from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN
+from quire.clients import AsyncClient, Delta, Finished
 
 STEP_MS, SEQS, WARM_UP = 20.0, 16, 3.0
 LENGTHS = (32, 97)  # tokens of an answer, drawn: so streams do not begin and end together
@@ -54,11 +53,6 @@ Row = dict[str, Any]
 def command(seqs: int) -> list[str]:
     """A server's, but for its port."""
     return [sys.executable, str(SERVER), "--step-ms", str(STEP_MS), "--seqs", str(seqs)]
-
-
-def client_of(addresses: Sequence[str], routing: str) -> AsyncClient:
-    """The client library, over all of them."""
-    return AsyncClient(addresses, replicas=ReplicaPolicy(routing=routing))
 
 
 @contextlib.asynccontextmanager
@@ -145,7 +139,7 @@ async def rates(
     """A row for each number of streams a replica, each asked again as soon as it has ended."""
     async with (
         served(count, through) as addresses,
-        client_of(addresses, ROUND_ROBIN) as client,
+        AsyncClient(addresses) as client,
     ):
         return [await _rate(client, count, width, seconds, through) for width in widths]
 
@@ -217,7 +211,7 @@ async def _ask_on(client: AsyncClient, number: int, heard: list[Got]) -> None:
 async def hits(count: int) -> Row:
     """Of all prompt tokens of the conversations, those that were found cached."""
     async with replicas(command(SEQS), count) as fleet:
-        async with client_of([one.address for one in fleet], PREFIX) as client:
+        async with AsyncClient([one.address for one in fleet]) as client:
             told = await asyncio.gather(*(_talk(client, i) for i in range(CONVERSATIONS)))
     found, asked = (sum(column) for column in zip(*told, strict=True))
     value = round(found / asked, 4)

@@ -1,9 +1,10 @@
 """The replicas as one client knows them: who takes calls, how many are open where, who serves what.
 
 Invariant: no replica is given a call while it rests, as long as another one does not; and by prefix
-none gets above 1.25 times the mean of this client's open calls, plus one (bounded loads: Mirrokni,
-Thorup and Zadimoghaddam, 2018). Each call that was given out is taken back once. Thread-safe; knows
-no channel. Nothing here asks a replica anything: calls, and the health that channels watch, tell.
+none gets above the mean of this client's open calls, plus one, but for a prompt whose beginning it
+was given: that may fill it to 1.25 times the mean, plus one (bounded loads: Mirrokni, Thorup and
+Zadimoghaddam, 2018). Each call that was given out is taken back once. Thread-safe; knows no
+channel. Nothing here asks a replica anything: calls, and the health that channels watch, tell.
 """
 
 import logging
@@ -144,15 +145,13 @@ class Fleet:
         if keys is None or not self._by_prefix:
             return self._in_turn(out)
         calls = self._calls - sum(self._replicas[name].open for name in out)
-        most = BALANCE * (calls + 1) / (len(self._replicas) - len(out)) + 1
+        mean = (calls + 1) / (len(self._replicas) - len(out))
         remembered = self._memory.recall(keys)
         known = None if remembered in out else self._replicas.get(remembered or "")
-        if known is not None and known.open + 1 <= most:
+        if known is not None and known.open + 1 <= BALANCE * mean + 1:
             return known
-        room = (
-            one for name, one in self._replicas.items() if one.open + 1 <= most and name not in out
-        )
-        return max(room, key=lambda one: score(keys.root, one.seed))
+        rest = (o for name, o in self._replicas.items() if o.open <= mean and name not in out)
+        return max(rest, key=lambda one: score(keys.root, one.seed))
 
     def _in_turn(self, out: Collection[str]) -> _Replica:
         names = self._names

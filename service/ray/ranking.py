@@ -16,7 +16,7 @@ def ranked(
     remembered = memory.recall(keys)
 
     def rank(name: str) -> tuple[bool, bool, int]:
-        full = busy[name] + 1 > BALANCE * mean + 1
-        return full, name != remembered, -score(keys.root, seed_of(name))
+        most = BALANCE * mean + 1 if name == remembered else mean + 1
+        return busy[name] + 1 > most, name != remembered, -score(keys.root, seed_of(name))
 
     return sorted(names, key=rank)

@@ -53,8 +53,15 @@ FAULTS = (
     Fault(
         "replicas: loads are not bounded",
         "clients/replicas/fleet.py",
-        "        most = BALANCE * (calls + 1) / (len(self._replicas) - len(out)) + 1\n",
-        "        most = 2.0**30\n",
+        "known.open + 1 <= BALANCE * mean + 1",
+        "True",
+        FLEET,
+    ),
+    Fault(
+        "replicas: a prompt that is new may fill a replica as one that is known",
+        "clients/replicas/fleet.py",
+        "if o.open <= mean and",
+        "if o.open <= BALANCE * mean and",
         FLEET,
     ),
     Fault(

@@ -58,6 +58,13 @@ def test_no_replica_gets_far_above_the_mean() -> None:
     assert max(counts.values()) > 100 / 4 + 1  # and not spread more than that asks for
 
 
+def test_a_prompt_that_is_new_makes_none_fuller_than_the_mean_and_one() -> None:
+    world, counts = World("a:1", "b:1", "c:1", "d:1"), dict.fromkeys("abcd", 0)
+    for made in range(1, 101):
+        counts[str(world.choose(key(made)))[0]] += 1
+        assert max(counts.values()) <= made / 4 + 1
+
+
 def test_who_is_pushed_off_stays_where_it_went() -> None:
     """Its blocks are there now."""
     world = World("a:1", "b:1")

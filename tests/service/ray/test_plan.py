@@ -80,4 +80,7 @@ def test_ray_s_router_ranks_as_the_clients_own_choice() -> None:
     full = Counter({by_hash[3]: 9})
     assert ranked(names, full, memory, keys)[0] == by_hash[0], "unless that is too full"
     assert ranked(names, full, memory, keys)[-1] == by_hash[3]
+    busy = Counter(dict.fromkeys(names, 16) | {by_hash[0]: 18, by_hash[3]: 18})
+    assert ranked(names, busy, memory, keys)[0] == by_hash[3], "fuller than the mean, and it has it"
+    assert ranked(names, busy, Memory(), keys)[0] == by_hash[1], "a prompt that is new fills none"
     assert ranked(["b", "a"], Counter({"a": 1}), memory, None) == ["b", "a"]
