@@ -1,8 +1,8 @@
 """`response_format` and `structured_outputs` as the contract's Constraint."""
 
-import json
 from typing import Any
 
+from quire.clients import large_json
 from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
 
@@ -82,6 +82,6 @@ def _schema(given: Fields, field: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dict | bool):
-        return json.dumps(value, ensure_ascii=False)
+        return large_json.dumps(value, ensure_ascii=False)
     given.fault(field, value, "must be a JSON schema")
     return ""

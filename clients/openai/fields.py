@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from quire.clients import large_json
 from quire.clients.openai.faults import Faults
 
 UINT32 = (1 << 32) - 1
@@ -116,7 +117,7 @@ class Fields:
     def json_text(self, field: str) -> str:
         """An object as JSON text, its keys in their order; empty: not given."""
         value = self._typed(field, dict, "an object")
-        return "" if value is None else json.dumps(value, ensure_ascii=False)
+        return "" if value is None else large_json.dumps(value, ensure_ascii=False)
 
     def only(self, field: str, *allowed: object, why: str = "") -> None:
         """A field that is taken only with these values, which change nothing."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quire.clients import large_json
 from quire.service.answers.events import Syntax
 from quire.service.answers.hermes import MAX_NAME
 from quire.service.answers.schema_types import STRING, allowed_types
@@ -95,7 +96,7 @@ def _text(text: str) -> str:
 
 def _json(schema: Schema) -> str:
     """JSON that is valid for it."""
-    return "%json " + json.dumps(_spaced(schema), ensure_ascii=False)
+    return "%json " + large_json.dumps(_spaced(schema), ensure_ascii=False)
 
 
 def _spaced(schema: Schema) -> Schema:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from quire.service import freed
+
 T = TypeVar("T")
 
 COMPILE_SECONDS = 10.0
@@ -64,6 +66,7 @@ def _settle(done: "Future[T]", work: Callable[[], T]) -> None:
         done.set_result(work())
     except BaseException as error:
         done.set_exception(error)
+    freed.give_back()
 
 
 def _start(run: Callable[[], None]) -> None:

@@ -7,7 +7,6 @@ Its limits of work are set wherever it reads one, and looked at when a matcher i
 of its tokens; what took too long once is refused at once when it comes again.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from quire.clients import large_json
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Mask, Matcher, Step
@@ -79,7 +79,7 @@ class Grammars:
 
     def schema_fault(self, schema: Mapping[str, Any]) -> str:
         """Why no grammar can be made of a schema within the limits; empty: it can."""
-        text = json.dumps(schema, ensure_ascii=False)
+        text = large_json.dumps(schema, ensure_ascii=False)
         try:
             check_schema(text)
             grammar = f"start: %json {text}"

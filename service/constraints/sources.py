@@ -13,6 +13,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from quire.clients import large_json
 from quire.engine.request import Constraint
 
 MAX_BYTES = 1 << 20
@@ -25,7 +26,8 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKETS = "[]{}"
+_PART = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)  # of JSON: a string or bracket
 _SCHEMA = re.compile(r"%json\s*")
 _DECODER = json.JSONDecoder()
 # One space between the parts of a document, or none: more, and a weak model goes on with it.
@@ -72,12 +74,16 @@ def field_of(kind: str) -> str:
 
 def check_schema(text: str) -> dict[str, Any] | bool:
     """A schema as JSON. Raises ValueError for what llguidance is better not shown."""
-    strings = _STRING.findall(text)
-    _check_lexemes(strings)
-    _check_depth(_STRING.sub("", text), "[{", "]}")
+    outside = []
+    for found in _PART.finditer(text):  # one by one: others are let in between
+        if found[0] in _BRACKETS:
+            outside.append(found[0])
+        else:
+            _check_lexemes([found[0]])
+    _check_depth("".join(outside), "[{", "]}")
     try:
-        schema = json.loads(text, parse_constant=_no_number)
-        json.dumps(schema, allow_nan=False).encode()
+        schema = large_json.loads(text, parse_constant=_no_number)
+        large_json.dumps(schema, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(schema, dict | bool):

@@ -10,6 +10,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+from quire.clients import large_json
+
 MAX_DEPTH = 64  # objects and lists inside one another
 
 
@@ -20,7 +22,7 @@ class BadJson(ValueError):
 def read_object(text: str, most: int = MAX_DEPTH) -> dict[str, Any]:
     """The object. most: objects and lists inside one another. Raises BadJson."""
     try:
-        value = json.loads(
+        value = large_json.loads(
             text,
             object_pairs_hook=_without_repeats,
             parse_constant=_refuse_constant,

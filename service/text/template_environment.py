@@ -21,6 +21,8 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
+from quire.clients import large_json
+
 _MADE_FOR_EACH_BYTE = 16  # text that a template may make on its way to one byte of the prompt
 _CHECK_EVERY = 1024  # steps between two questions whether anyone still waits
 
@@ -164,16 +166,19 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """transformers' `tojson`: nothing escaped for HTML, and json.dumps' own options."""
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        options: Any = {
+            "ensure_ascii": ensure_ascii,
+            "separators": separators,
+            "sort_keys": sort_keys,
+        }
         if indent is None:
-            text = encoder.encode(value)
+            text = large_json.dumps(value, **options)
             self.meter.made(len(text))
             return text
         if isinstance(indent, int):
             self.meter.made(indent)  # before as many spaces are made
         pieces = []
+        encoder = json.JSONEncoder(indent=indent, **options)
         for piece in encoder.iterencode(value):  # deep values are indented far: count on the way
             self.meter.made(len(piece))
             pieces.append(piece)

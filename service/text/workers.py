@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from quire.service import freed
 from quire.service.errors import Refusal, prompts_waiting, shutting_down
 
 T = TypeVar("T")
@@ -178,7 +179,10 @@ class PromptWorkers:
                     return
                 job = self._taken(next(lane for lane in lanes if lane))
             job.run()
+            large = job.size > LARGE_BYTES
             del job  # its prompt is not to be kept until the next one comes
+            if large:
+                freed.give_back()
 
 
 def _closing() -> Refusal:

@@ -1,0 +1,26 @@
+"""Memory that was freed goes back to the system, instead of staying with malloc.
+
+Large texts are read on several threads, and glibc keeps for each what the largest has taken: of a
+server that strangers send such texts, hundreds of megabytes that nobody uses.
+"""
+
+import ctypes
+import sys
+import threading
+import time
+
+PAUSE = 5.0  # seconds between two times: each takes malloc's locks for some milliseconds
+
+_lock = threading.Lock()
+_next = 0.0  # on time.monotonic()
+
+
+def give_back() -> None:
+    """To be called behind large work, not on an event loop. Nothing where malloc is another one."""
+    global _next
+    with _lock:
+        if time.monotonic() < _next:
+            return
+        _next = time.monotonic() + PAUSE
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # lets other threads run meanwhile

@@ -1,0 +1,96 @@
+"""JSON of any size is read and written as `json` does it; where there is much, value by value."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire.clients import large_json
+from quire.clients.large_json import LARGE, MANY
+
+FAR = " " * LARGE  # puts any text behind the border
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=20,
+)
+
+
+def outcome(work: Callable[[], Any]) -> str:
+    try:
+        return repr(work())
+    except RecursionError:
+        return "too deep"
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@given(VALUES, st.booleans())
+def test_what_is_written_and_read_is_what_json_does(value: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large_json, "MANY", 0)
+        patch.setattr(large_json, "LARGE", 0)
+        assert large_json.dumps(value, ensure_ascii=ascii_only) == text
+        assert repr(large_json.loads(text)) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1,]",
+        '{"a" 1}',
+        '{"a":1,}',
+        "01",
+        "nul",
+        '["\n"]',
+        '"\\ud800"',
+        "\ufeff{}",
+        "{} {}",
+    ],
+)
+def test_what_is_refused_is_refused_with_the_same_words(text: str) -> None:
+    for whole in (text, text + FAR, "[" * LARGE + text, "1" * LARGE + text):
+        assert outcome(lambda: large_json.loads(whole)) == outcome(lambda: json.loads(whole))  # noqa: B023
+
+
+def test_what_json_cannot_hold_is_refused_however_much_there_is() -> None:
+    for few in ([float("inf")], [float("nan")]):
+        for value in (few, few * 2 * MANY):
+            with pytest.raises(ValueError, match="Out of range float"):
+                large_json.dumps(value, allow_nan=False)
+    holds_itself: list[Any] = []
+    holds_itself.append(holds_itself)
+    with pytest.raises(ValueError, match="Circular"):
+        large_json.dumps(holds_itself)
+
+
+def turns(work: Callable[[], Any]) -> int:
+    """How often the interpreter comes by while work() runs: there it changes threads."""
+    count = 0
+
+    def come_by(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(come_by)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_others_are_let_in_between_any_two_values_where_there_are_many() -> None:
+    value = {str(i): [i, "text"] for i in range(MANY)}
+    text = json.dumps(value)
+    assert turns(lambda: json.loads(text + FAR)) < 20  # what must not be
+    assert turns(lambda: large_json.loads(text + FAR)) > 2 * MANY
+    assert turns(lambda: large_json.dumps(value)) > 2 * MANY
+    assert turns(lambda: large_json.loads('{"a": 1}')) < 20  # not for small ones

@@ -1,0 +1,69 @@
+"""What large work has freed goes back to the system, and not too often."""
+
+import ctypes
+import sys
+import threading
+from typing import Any
+
+import pytest
+from support.harness import run
+from support.patience import PATIENCE
+
+from quire.service import freed
+from quire.service.constraints.deep import DeepThreads
+from quire.service.text.workers import LARGE_BYTES, PromptWorkers
+
+
+class Libc:
+    def __init__(self) -> None:
+        self.trims = 0
+
+    def malloc_trim(self, kept: int) -> int:
+        self.trims += 1
+        return kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_it_is_asked_for_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc, now = Libc(), [100.0]
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: libc)
+    monkeypatch.setattr(freed.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(freed, "_next", 0.0)
+    for _ in range(3):
+        freed.give_back()
+    assert libc.trims == 1
+    now[0] += freed.PAUSE
+    freed.give_back()
+    assert libc.trims == 2
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # another malloc
+    now[0] += freed.PAUSE
+    freed.give_back()
+
+
+def test_it_is_asked_for_behind_large_prompts_and_behind_grammars(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    large_done = threading.Event()
+
+    def give_back() -> None:
+        asked.append(threading.current_thread().name.rpartition("-")[0])
+        large_done.set()
+
+    monkeypatch.setattr(freed, "give_back", give_back)
+
+    async def prompts(*sizes: int) -> None:
+        workers = PromptWorkers()
+        for size in sizes:
+            await workers.run(lambda _wanted: None, size=size)
+        workers.close()
+
+    run(lambda: prompts(LARGE_BYTES, 1))
+    assert not asked
+    run(lambda: prompts(LARGE_BYTES + 1))
+    assert large_done.wait(PATIENCE)
+    assert asked == ["quire-prompts"]
+    large_done.clear()
+    result: Any = DeepThreads().run(lambda: "compiled")
+    assert result == "compiled" and large_done.wait(PATIENCE)
+    assert asked == ["quire-prompts", "quire"]
