@@ -27,7 +27,6 @@ _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SCHEMA = re.compile(r"%json\s*")
-_DECODER = json.JSONDecoder()
 # One space between the parts of a document, or none: more, and a weak model goes on with it.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
@@ -76,7 +75,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
     _check_lexemes(strings)
     _check_depth(_STRING.sub("", text), "[{", "]}")
     try:
-        schema = json.loads(text, parse_constant=_no_number)
+        schema = _DECODER.decode(text)
         json.dumps(schema, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
@@ -90,6 +89,19 @@ def check_schema(text: str) -> dict[str, Any] | bool:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is given twice each reader may take another."""
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"holds the key {ascii(key[:40])} twice")
+        value[key] = item
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_number)
 
 
 def _check_work(schema: Any) -> None:

@@ -41,6 +41,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "look-around": ({"regex": "(?=a)a"}, "constraint.regex", "look-around"),
     "deep regex": ({"regex": "(" * 900 + "a" + ")" * 900}, "constraint.regex", "at most 64"),
     "schema": ({"json_schema": "{"}, "constraint.json_schema", "is not JSON"),
+    "schema twice": (
+        {"json_schema": '{"type": "object", "type": "string"}'},
+        "constraint.json_schema",
+        "holds the key 'type' twice",
+    ),
+    "schema twice in a grammar": (
+        {"grammar": 'start: %json {"type": "object", "type": "string"}'},
+        "constraint.grammar",
+        "holds the key 'type' twice",
+    ),
     "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
     "keyword": (
         {"json_schema": '{"type": "array", "uniqueItems": true}'},
