@@ -108,9 +108,7 @@ class RequestFile:
 def _parsed(raw: bytes) -> Line:
     """A line of the file. Raises ValueError, of which OptionError is one."""
     try:
-        fields = json.loads(
-            raw, object_pairs_hook=_without_repeats, parse_constant=_no_constant
-        )
+        fields = json.loads(raw, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -127,7 +125,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value:
-            raise ValueError(f"holds the key {ascii(key[:40])} twice")
+            raise ValueError(f"holds the key {key[:40]!a} twice")
         value[key] = item
     return value
 

@@ -106,4 +106,5 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
 
 def _is_id(token: str) -> bool:
     """In its one form: with 01 beside 1 two keys would be one token's, and one of them lost."""
-    return len(token) < 11 and token.isdecimal() and token == str(int(token)) and int(token) <= UINT32
+    number = int(token) if token.isdecimal() and len(token) < 11 else -1
+    return token == str(number) and number <= UINT32

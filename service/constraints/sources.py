@@ -13,6 +13,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from quire.engine.json_file import once
 from quire.engine.request import Constraint
 
 MAX_BYTES = 1 << 20
@@ -91,17 +92,7 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that is given twice each reader may take another."""
-    value: dict[str, Any] = {}
-    for key, item in pairs:
-        if key in value:
-            raise ValueError(f"holds the key {ascii(key[:40])} twice")
-        value[key] = item
-    return value
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_no_number)
 
 
 def _check_work(schema: Any) -> None:

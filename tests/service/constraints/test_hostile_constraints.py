@@ -44,12 +44,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "schema twice": (
         {"json_schema": '{"type": "object", "type": "string"}'},
         "constraint.json_schema",
-        "holds the key 'type' twice",
+        'the key "type" stands twice',
     ),
     "schema twice in a grammar": (
         {"grammar": 'start: %json {"type": "object", "type": "string"}'},
         "constraint.grammar",
-        "holds the key 'type' twice",
+        'the key "type" stands twice',
     ),
     "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
     "keyword": (
