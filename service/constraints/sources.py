@@ -26,7 +26,8 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# One that is not closed goes to the end: were it none, each quote in it would be tried anew.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _SCHEMA = re.compile(r"%json\s*")
 # One space between the parts of a document, or none: more, and a weak model goes on with it.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}

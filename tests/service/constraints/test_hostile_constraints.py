@@ -41,6 +41,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "look-around": ({"regex": "(?=a)a"}, "constraint.regex", "look-around"),
     "deep regex": ({"regex": "(" * 900 + "a" + ")" * 900}, "constraint.regex", "at most 64"),
     "schema": ({"json_schema": "{"}, "constraint.json_schema", "is not JSON"),
+    "unclosed": (
+        {"json_schema": '"' + "a" * 40_000},
+        "constraint.json_schema",
+        "40001 bytes in one piece: at most 32768",
+    ),
     "schema twice": (
         {"json_schema": '{"type": "object", "type": "string"}'},
         "constraint.json_schema",
