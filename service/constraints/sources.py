@@ -4,7 +4,6 @@ Invariant: what is too large, too deep or unreadable is refused here, before llg
 parser recurses along chains of rules, and its lexer's work grows with the text.
 """
 
-import contextlib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from quire.engine.request import Constraint
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
+MAX_OTHERS = 16  # that say %json, in a grammar, where no JSON follows
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
 MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
@@ -136,10 +136,19 @@ def _without_point(value: float) -> int:
 
 
 def _check_schemas_in(grammar: str) -> None:
-    """Those that stand in a grammar. What is no JSON llguidance refuses itself."""
-    for found in _SCHEMA.finditer(grammar):
-        with contextlib.suppress(json.JSONDecodeError, RecursionError):
-            _check_work(_DECODER.raw_decode(grammar, found.end())[0])
+    """Those that stand in a grammar. What is no JSON llguidance refuses itself, but where a text or
+    a comment says %json: a few may, since to find out takes a time that grows with the grammar."""
+    at = others = 0
+    while (found := _SCHEMA.search(grammar, at)) is not None:
+        at = found.end()
+        try:
+            schema, at = _DECODER.raw_decode(grammar, at)
+        except (json.JSONDecodeError, RecursionError):
+            others += 1
+            if others > MAX_OTHERS:
+                raise ValueError(f"more than {MAX_OTHERS} %json without JSON") from None
+        else:
+            _check_work(schema)
 
 
 def _check_lexemes(lexemes: list[str]) -> None:

@@ -56,6 +56,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.grammar",
         'the key "type" stands twice',
     ),
+    "no schemas in a grammar": (
+        {"grammar": "start: %json x\n" + "// %json x\n" * 16},
+        "constraint.grammar",
+        "more than 16 %json without JSON",
+    ),
+    "schema behind a text": (
+        {"grammar": 'start: "%json [" "," %json {"type": "integer", "multipleOf": 1000003} "]"'},
+        "constraint.grammar",
+        "multipleOf: 1000003: at most 10000",
+    ),
     "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
     "keyword": (
         {"json_schema": '{"type": "array", "uniqueItems": true}'},
