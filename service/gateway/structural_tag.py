@@ -16,12 +16,16 @@ from quire.service.errors import Refusal, invalid_field
 from quire.service.rpc.json_text import BadJson, read_object
 
 FIELD = "sampling_params.structural_tag"
+_MAX_BYTES = 256 << 10  # it is read on the event loop
 _MAX_DEPTH = 32
 _MAX_JSON_DEPTH = 256  # of the whole text, schemas included
 
 
 def grammar_of(text: str) -> str:
     """In the Lark form that llguidance reads. Raises Refusal, naming what cannot be."""
+    size = len(text.encode())
+    if size > _MAX_BYTES:
+        raise _fault("", f"{size} bytes: at most {_MAX_BYTES}")
     try:
         tag = read_object(text, _MAX_JSON_DEPTH)
     except BadJson as error:

@@ -163,6 +163,7 @@ def test_a_structural_tag_takes_what_it_says(text: str, takes: bool) -> None:
     [
         ("{", ""),
         ("[]", ""),
+        (json.dumps({"format": {"type": "const_string", "value": "a" * (256 << 10)}}), ""),
         ('{"structures": [], "triggers": []}', ""),
         ('{"format": {"type": "any_text"}}', ".format.type"),
         ('{"format": {"type": "triggered_tags"}}', ".format.type"),
