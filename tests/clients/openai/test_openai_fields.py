@@ -254,6 +254,8 @@ def test_what_an_answer_must_be_like_arrives_as_a_constraint() -> None:
         name = kind.removesuffix("_schema")
         got = request(structured_outputs={name: value}).constraint
         assert (got.WhichOneof("kind"), getattr(got, kind)) == (kind, value)
+    no_object = request(structured_outputs={"json_object": False}).constraint
+    assert no_object.WhichOneof("kind") == "json_object"  # and refused as over gRPC
     choice = asked(structured_outputs={"choice": ["a", "b"]})
     assert list(choice.requests[0].constraint.choice.options) == ["a", "b"]
     assert choice.names().body("constraint.choice.options[1]") == "structured_outputs.choice[1]"
