@@ -108,7 +108,7 @@ class RequestFile:
 def _parsed(raw: bytes) -> Line:
     """A line of the file. Raises ValueError, of which OptionError is one."""
     try:
-        fields = json.loads(raw, parse_constant=_no_constant)
+        fields = json.loads(raw, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -119,6 +119,15 @@ def _parsed(raw: bytes) -> Line:
     if not custom_id:
         raise ValueError("custom_id: is missing")
     return Line(text("custom_id", custom_id), fields)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"holds the key {key[:40]!a} twice")
+        value[key] = item
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

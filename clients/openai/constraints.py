@@ -60,8 +60,9 @@ def _structured(body: Fields, request: pb.GenerateRequest) -> Named:
     constraint = request.constraint
     if given.has("json"):
         constraint.json_schema = _schema(given, "json")
-    if given.flag("json_object"):
-        constraint.json_object = True
+    wanted = given.flag("json_object")
+    if wanted is not None:
+        constraint.json_object = wanted  # false is refused where the contract's is
     for kind in ("regex", "grammar"):
         text = given.text(kind)
         if text is not None:

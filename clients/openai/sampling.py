@@ -96,9 +96,15 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
         return
     for token, value in bias.items():
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (token.isdecimal() and len(token) < 11 and int(token) <= UINT32):
+        if not _is_id(token):
             body.fault("logit_bias", token, "must be a token id")
         elif not good or abs(value) > _INT32:
             body.fault(f"logit_bias.{token}", value, "must be a number")
         else:
             sampling.logit_bias[int(token)] = value
+
+
+def _is_id(token: str) -> bool:
+    """In its one form: with 01 beside 1 two keys would be one token's, and one of them lost."""
+    number = int(token) if token.isdecimal() and len(token) < 11 else -1
+    return token == str(number) and number <= UINT32

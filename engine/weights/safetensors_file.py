@@ -101,7 +101,8 @@ def _check_cover(path: Path, tensors: dict[str, StoredTensor], data: int, size: 
 def _entry(path: Path, name: str, said: Any, data: int, size: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        sound = type(dtype) is str and type(shape) is list
+        sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

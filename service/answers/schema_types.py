@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_MAX_DEPTH = 8  # of references and alternatives in one another
+_MOST_PARTS = 1000  # of a parameter's schema: references and alternatives that are looked at
 _WORDS = {"True": "true", "False": "false", "None": "null"}  # templates show Python's
 STRING = frozenset({"string"})
 
@@ -17,27 +17,31 @@ def allowed_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     """The types of a parameter; string where the schema does not say."""
     properties = schema.get("properties")
     described = properties.get(name) if isinstance(properties, dict) else None
-    return frozenset(_types(described, schema, _MAX_DEPTH)) or STRING
+    return frozenset(_types(described, schema)) or STRING
 
 
-def _types(part: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
-    if not isinstance(part, dict) or not depth:
-        return
-    stated = part.get("type")
-    if isinstance(stated, str):
-        yield stated
-    elif isinstance(stated, list):
-        yield from (item for item in stated if isinstance(item, str))
-    elif isinstance(part.get("enum"), list):
-        yield from map(_type_of, part["enum"])
-    elif "const" in part:
-        yield _type_of(part["const"])
-    for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(part.get(key), list):
-            for item in part[key]:
-                yield from _types(item, root, depth - 1)
-    if isinstance(part.get("$ref"), str):
-        yield from _types(_referred(part["$ref"], root), root, depth - 1)
+def _types(part: Any, root: Mapping[str, Any]) -> Iterator[str]:
+    """Each part is looked at once: references may lead to one from everywhere, and in circles."""
+    waiting, seen = [part], set[int]()
+    while waiting and len(seen) < _MOST_PARTS:
+        part = waiting.pop()
+        if not isinstance(part, dict) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        stated = part.get("type")
+        if isinstance(stated, str):
+            yield stated
+        elif isinstance(stated, list):
+            yield from (item for item in stated if isinstance(item, str))
+        elif isinstance(part.get("enum"), list):
+            yield from map(_type_of, part["enum"])
+        elif "const" in part:
+            yield _type_of(part["const"])
+        for key in ("anyOf", "oneOf", "allOf"):
+            if isinstance(part.get(key), list):
+                waiting.extend(part[key])
+        if isinstance(part.get("$ref"), str):
+            waiting.append(_referred(part["$ref"], root))
 
 
 def _referred(reference: str, root: Mapping[str, Any]) -> Any:

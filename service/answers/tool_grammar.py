@@ -147,8 +147,8 @@ def _parameters(i: int, schema: Schema, fault: Fault) -> Iterator[tuple[str, str
     if unknown or schema.get("type", "object") != "object":
         raise CannotHonour(i, f"{(*unknown, 'type')[0]} is not supported for calls in XML")
     properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not isinstance(properties, Mapping) or not isinstance(required, list):
-        raise CannotHonour(i, "properties are an object, and required is a list")
+    if not isinstance(properties, Mapping) or not _are_texts(required):
+        raise CannotHonour(i, "properties are an object, and required is a list of names")
     lost = [name for name in required if name not in properties]
     if lost:
         raise CannotHonour(i, f"required names {lost[0]!r}, which is no property")
@@ -159,6 +159,10 @@ def _parameters(i: int, schema: Schema, fault: Fault) -> Iterator[tuple[str, str
         except ValueError as error:
             raise CannotHonour(i, f"properties.{name}{error}") from None
         yield rule + ("" if name in required else "?"), written
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _parameter(rule: str, name: str, schema: Schema, fault: Fault) -> str:
@@ -176,7 +180,8 @@ def _parameter(rule: str, name: str, schema: Schema, fault: Fault) -> str:
     if types != STRING or not isinstance(described, Mapping):
         raise ValueError(": a string or something else cannot be told apart in XML")
     words = described.get("enum")
-    unknown = sorted(described.keys() - _BARE - ({"enum"} if words else set()))
+    known = _BARE | {"enum"} if words and _are_texts(words) else _BARE
+    unknown = sorted(described.keys() - known)
     if unknown:
         raise ValueError(f".{unknown[0]} is not supported for calls in XML")
     if words:

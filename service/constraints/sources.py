@@ -4,7 +4,6 @@ Invariant: what is too large, too deep or unreadable is refused here, before llg
 parser recurses along chains of rules, and its lexer's work grows with the text.
 """
 
-import contextlib
 import json
 import math
 import re
@@ -14,11 +13,13 @@ from typing import Any
 from llguidance import LLMatcher
 
 from quire.clients import large_json
+from quire.engine.json_file import once
 from quire.engine.request import Constraint
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
+MAX_OTHERS = 16  # that say %json, in a grammar, where no JSON follows
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
 MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
@@ -27,9 +28,10 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 _BRACKETS = "[]{}"
-_PART = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)  # of JSON: a string or bracket
+# Of JSON: a bracket or a string. A string that is not closed goes to the end: were it none, each
+# quote in it would be tried anew.
+_PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _SCHEMA = re.compile(r"%json\s*")
-_DECODER = json.JSONDecoder()
 # One space between the parts of a document, or none: more, and a weak model goes on with it.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
@@ -82,7 +84,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
             _check_lexemes([found[0]])
     _check_depth("".join(outside), "[{", "]}")
     try:
-        schema = large_json.loads(text, parse_constant=_no_number)
+        schema = large_json.loads(text, **_HOOKS)
         large_json.dumps(schema, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
@@ -96,6 +98,10 @@ def check_schema(text: str) -> dict[str, Any] | bool:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_HOOKS: dict[str, Any] = {"object_pairs_hook": once, "parse_constant": _no_number}
+_DECODER = json.JSONDecoder(**_HOOKS)
 
 
 def _check_work(schema: Any) -> None:
@@ -138,10 +144,19 @@ def _without_point(value: float) -> int:
 
 
 def _check_schemas_in(grammar: str) -> None:
-    """Those that stand in a grammar. What is no JSON llguidance refuses itself."""
-    for found in _SCHEMA.finditer(grammar):
-        with contextlib.suppress(json.JSONDecodeError, RecursionError):
-            _check_work(_DECODER.raw_decode(grammar, found.end())[0])
+    """Those that stand in a grammar. What is no JSON llguidance refuses itself, but where a text or
+    a comment says %json: a few may, since to find out takes a time that grows with the grammar."""
+    at = others = 0
+    while (found := _SCHEMA.search(grammar, at)) is not None:
+        at = found.end()
+        try:
+            schema, at = _DECODER.raw_decode(grammar, at)
+        except (json.JSONDecodeError, RecursionError):
+            others += 1
+            if others > MAX_OTHERS:
+                raise ValueError(f"more than {MAX_OTHERS} %json without JSON") from None
+        else:
+            _check_work(schema)
 
 
 def _check_lexemes(lexemes: list[str]) -> None:

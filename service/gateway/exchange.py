@@ -55,11 +55,11 @@ class Exchange(OtherFace):
         return f"{SERVICE}/Generate", told
 
 
-def renamed(refusal: Refusal) -> Refusal:
-    """The same, with fields as the foreign contract names them."""
+def renamed(refusal: Refusal, grammar: str = "grammar") -> Refusal:
+    """The same, with fields as the foreign contract names them. grammar: what was given for one."""
     if not refusal.violations:
         return refusal
-    found = [Violation(_foreign(one.field), one.description) for one in refusal.violations]
+    found = [Violation(_foreign(one.field, grammar), one.description) for one in refusal.violations]
     if refusal.reason == "INVALID_FIELD":
         return errors.invalid(found)
     return Refusal(
@@ -71,7 +71,9 @@ def renamed(refusal: Refusal) -> Refusal:
     )
 
 
-def _foreign(field: str) -> str:
+def _foreign(field: str, grammar: str) -> str:
+    if field == "constraint.grammar":
+        return f"sampling_params.{grammar}"
     for ours, theirs in _NAMES:
         if field.startswith(ours):
             return theirs + field.removeprefix(ours)

@@ -24,7 +24,7 @@ from quire.service.gateway.open_calls import OpenCall, OpenCalls
 from quire.service.gateway.protos import SERVICE, Protos
 from quire.service.gateway.telling import Telling
 from quire.service.lifecycle import Lifecycle
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.reception import Malformed, fault
 from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.servicer import Answer, InferenceServicer, decoder
 from quire.service.security.auth import Authenticator, Caller
@@ -73,7 +73,7 @@ class GatewayServicer:
                         yield message
                         call.writing = False
             except Refusal as refusal:
-                await errors.abort(context, renamed(refusal))
+                await errors.abort(context, renamed(refusal, _grammar(request)))
 
     async def _messages(
         self, request: Any, wanted: Any, context: Context, call: OpenCall
@@ -175,6 +175,14 @@ def _wanted(request: Any) -> Any:
         return asking.asked(request)
     except Refusal as refusal:
         return Malformed(refusal)
+    except Exception as error:
+        return Malformed(fault(error))
+
+
+def _grammar(request: Any) -> str:
+    """The field that became our constraint's grammar, if any did."""
+    tagged = not isinstance(request, Malformed) and request.sampling_params.structural_tag
+    return "structural_tag" if tagged else "grammar"
 
 
 def _too_many() -> Refusal:

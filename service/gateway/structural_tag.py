@@ -4,7 +4,8 @@ What can be said in one: const_string, json_schema, regex, sequence, or, tag, an
 with a separator. Free text between tags, and tags set off by triggers, cannot: they are refused by
 name.
 
-Invariant: a function of the text; the grammar is one that the constraint's own checks judge.
+Invariant: a function of the text, each key of which acts or is refused; the grammar is one that the
+constraint's own checks judge.
 """
 
 import json
@@ -12,36 +13,47 @@ from collections.abc import Callable
 from typing import Any
 
 from quire.service.errors import Refusal, invalid_field
+from quire.service.rpc.json_text import BadJson, read_object
 
 FIELD = "sampling_params.structural_tag"
+_MAX_BYTES = 256 << 10  # it is read on the event loop
 _MAX_DEPTH = 32
+_MAX_JSON_DEPTH = 256  # of the whole text, schemas included
 
 
 def grammar_of(text: str) -> str:
     """In the Lark form that llguidance reads. Raises Refusal, naming what cannot be."""
+    size = len(text.encode())
+    if size > _MAX_BYTES:
+        raise _fault("", f"{size} bytes: at most {_MAX_BYTES}")
     try:
-        tag = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _fault("", f"is not JSON: {error}") from error
-    if not isinstance(tag, dict):
-        raise _fault("", "must be a JSON object")
+        tag = read_object(text, _MAX_JSON_DEPTH)
+    except BadJson as error:
+        raise _fault("", str(error)) from error
     if "format" not in tag:
         raise _fault("", "needs a format; structures with triggers are not supported")
+    if tag.get("type", "structural_tag") != "structural_tag":
+        raise _fault("type", "must be structural_tag")
+    _check_keys(tag, ("type", "format"), "")
     return f"start: {_Rules().of(tag['format'], 'format', 0)}\n"
+
+
+_Writer = Callable[[dict[str, Any], str, int], str]
+_FLAGS = ("at_least_one", "stop_after_first")
 
 
 class _Rules:
     """Each format as an expression."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, Callable[[dict[str, Any], str, int], str]] = {
-            "const_string": self._const,
-            "json_schema": self._json,
-            "regex": self._regex,
-            "sequence": self._sequence,
-            "or": self._or,
-            "tag": self._tag,
-            "tags_with_separator": self._tags,
+        self._kinds: dict[str, tuple[_Writer, tuple[str, ...]]] = {  # with a format's own keys
+            "const_string": (self._const, ("value",)),
+            "json_schema": (self._json, ("json_schema", "style")),
+            "regex": (self._regex, ("pattern",)),
+            "sequence": (self._sequence, ("elements",)),
+            "or": (self._or, ("elements",)),
+            "tag": (self._tag, ("begin", "content", "end")),
+            "tags_with_separator": (self._tags, ("tags", "separator", *_FLAGS)),
         }
 
     def of(self, given: Any, where: str, depth: int) -> str:
@@ -54,7 +66,9 @@ class _Rules:
         if not isinstance(kind, str) or kind not in self._kinds:
             known = ", ".join(self._kinds)
             raise _fault(f"{where}.type", f"{kind!r}: is not supported; {known} are")
-        return f"({self._kinds[kind](given, where, depth + 1)})"
+        write, keys = self._kinds[kind]
+        _check_keys(given, ("type", *keys), f"{where}.")
+        return f"({write(given, where, depth + 1)})"
 
     def _const(self, given: dict[str, Any], where: str, _depth: int) -> str:
         return _quoted(given.get("value"), f"{where}.value")
@@ -63,6 +77,8 @@ class _Rules:
         schema = given.get("json_schema")
         if not isinstance(schema, (dict, bool)):
             raise _fault(f"{where}.json_schema", "must be a JSON schema")
+        if given.get("style", "json") != "json":
+            raise _fault(f"{where}.style", "must be json")
         return f"%json {json.dumps(schema)}"
 
     def _regex(self, given: dict[str, Any], where: str, _depth: int) -> str:
@@ -88,8 +104,9 @@ class _Rules:
     def _tags(self, given: dict[str, Any], where: str, depth: int) -> str:
         tags = " | ".join(self._elements(given, "tags", where, depth))
         separator = _quoted(given.get("separator"), f"{where}.separator")
-        more = "" if given.get("stop_after_first") else f" ({separator} ({tags}))*"
-        least = "" if given.get("at_least_one") else "?"
+        at_least_one, stop_after_first = (_flag(given.get(n), f"{where}.{n}") for n in _FLAGS)
+        more = "" if stop_after_first else f" ({separator} ({tags}))*"
+        least = "" if at_least_one else "?"
         return f"(({tags}){more}){least}"
 
     def _elements(self, given: dict[str, Any], name: str, where: str, depth: int) -> list[str]:
@@ -97,6 +114,19 @@ class _Rules:
         if not isinstance(listed, list) or not listed:
             raise _fault(f"{where}.{name}", "must be a list, and not empty")
         return [self.of(one, f"{where}.{name}[{i}]", depth) for i, one in enumerate(listed)]
+
+
+def _check_keys(given: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    """where: the object's name with a point behind it, or nothing."""
+    for name in given:
+        if name not in known:
+            raise _fault(f"{where}{name[:80]}", f"is not supported; {', '.join(known)} are")
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool | None):
+        raise _fault(where, "must be true or false")
+    return bool(value)
 
 
 def _quoted(value: Any, where: str) -> str:

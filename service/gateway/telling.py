@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.service.gateway.protos import Protos
+from quire.service.rpc.field_faults import MAX_N
 from quire.v1 import inference_pb2 as pb
 
 _REASONS = {
@@ -38,7 +39,8 @@ class Telling:
         self._stream: bool = request.stream
         self._stop_ids = frozenset(request.sampling_params.stop_token_ids)
         self._with_logprobs: bool = request.sampling_params.HasField("logprobs")
-        self._indices = [_Index() for _ in range(max(request.sampling_params.n, 1))]
+        n = min(max(request.sampling_params.n, 1), MAX_N)  # of more the call is refused
+        self._indices = [_Index() for _ in range(n)]
         self._started = pb.Started()
 
     def take(self, message: pb.GenerateResponse) -> Iterator[Any]:

@@ -5,6 +5,7 @@ whole answer's. A choice ends with one chunk that holds its `finish_reason`.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ class Chunks:
     def __init__(
         self, model: str, *, chat: bool, logprobs: bool, usage: StreamUsage, n: int
     ) -> None:
-        """n: choices."""
+        """n: choices that were asked for; they may be more than will be let in."""
         kind, prefix = (
             ("chat.completion.chunk", "chatcmpl") if chat else ("text_completion", "cmpl")
         )
@@ -48,7 +49,7 @@ class Chunks:
         self._n = n
         self._tally = Tally()
         self._frames: dict[int, tuple[bytes, bytes]] = {}  # around a text, by index
-        self._offsets = [Offsets() for _ in range(n)]
+        self._offsets: defaultdict[int, Offsets] = defaultdict(Offsets)  # by index
 
     def encoded(self, message: pb.GenerateResponse) -> bytes:
         """The next event's chunks as they are sent. Of one with text alone, as nearly all are, only

@@ -27,6 +27,10 @@ MAPS_A_SECOND, MAPS_AT_ONCE = 4.0, 20.0
 FLUSHES_A_SECOND, FLUSHES_AT_ONCE = 1.0, 5.0
 ANSWERS_A_SECOND, ANSWERS_AT_ONCE = 20.0, 100.0  # of each client
 MOST_PATIENCE = 1.0  # seconds that an answer may wait for its turn
+# Options that tell of the machine: its paths and network, and what parts hashes of prefixes.
+_OF_OPERATORS = frozenset(
+    {"join_secret_file", "master_addr", "master_port", "model", "prefix_cache_seed"}
+)
 
 
 class StatsReporter:
@@ -103,7 +107,7 @@ class StatsReporter:
         info = self._model.info
         return pb.StatsResponse(
             model=self._model_info(),
-            engine_config=info.options,
+            engine_config={n: v for n, v in info.options.items() if n not in _OF_OPERATORS},
             cache=pb.CacheStats(
                 block_size=info.block_size,
                 blocks_total=self._engine.stats().blocks_total,

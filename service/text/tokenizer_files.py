@@ -96,7 +96,7 @@ def _read_decoder(files: TokenizerFiles, decoder: Any, path: Path) -> None:
     if not isinstance(decoder, Mapping):
         raise ModelError(f"{where}: not an object")
     for key, value in decoder.items():
-        if not key.isdecimal() or not isinstance(value, Mapping):
+        if not (key.isdecimal() and len(key) < 11) or not isinstance(value, Mapping):
             raise ModelError(f"{where}: {key!r}: not an id with an object that holds its content")
         files.added[int(key)] = _token(value, f"{where}: {key}", special=False)
 
@@ -163,6 +163,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(_read_text(path))
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):

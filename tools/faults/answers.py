@@ -73,4 +73,11 @@ FAULTS: tuple[Fault, ...] = (
         "held = [must_call and not loose",
         (GRAMMAR + "invalid_calls_do_not_pass",),
     ),
+    Fault(
+        "answers-a-schema-in-a-circle-is-gone-round",
+        "service/answers/schema_types.py",
+        "        seen.add(id(part))\n",
+        "        seen.add(len(seen))\n",
+        (GRAMMAR + "a_schema_that_leads_back_to_itself_is_looked_at_once",),
+    ),
 )

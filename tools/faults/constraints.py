@@ -144,4 +144,18 @@ FAULTS = (
         "needs.adjusts or needs.filters",
         (EDITS + "logprobs_are_of_the_raw_logits",),
     ),
+    Fault(
+        "constraint: each quote of a string that is not closed begins another",
+        "service/constraints/sources.py",
+        """*)*"?', re""",
+        """*)*"', re""",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: any number of %json without JSON is looked behind",
+        "service/constraints/sources.py",
+        "            others += 1\n",
+        "            others += 0\n",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
 )

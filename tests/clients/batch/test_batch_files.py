@@ -51,6 +51,8 @@ def test_requests_are_found_again_wherever_they_stand(tmp_path: Path) -> None:
         ((line("a"), line("b"), line("a")), "line 3: custom_id 'a': was there before"),
         ((line("a"), "{nonsense"), "line 2: is not JSON"),
         ((line("a"), '{"custom_id": "b", "body": NaN}'), "line 2: is not JSON: NaN"),
+        (('{"custom_id": "a", "custom_id": "b"}',), "line 1: holds the key 'custom_id' twice"),
+        (('{"custom_id": "a", "body": {"n": 1, "n": 2}}',), "line 1: holds the key 'n' twice"),
         (("[1]",), "line 1: an object, not list"),
         (("[" * 100_000,), "line 1: is nested too deep"),
         ((line(None),), "line 1: custom_id: is missing"),

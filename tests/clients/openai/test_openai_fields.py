@@ -169,6 +169,8 @@ def test_of_very_many_faults_the_first_are_told() -> None:
         ({"stop": ""}, "stop"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
+        ({"logit_bias": {"1": 5, "01": -5}}, "logit_bias"),
+        ({"logit_bias": {"\u0661": 5}}, "logit_bias"),
         ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
@@ -252,6 +254,8 @@ def test_what_an_answer_must_be_like_arrives_as_a_constraint() -> None:
         name = kind.removesuffix("_schema")
         got = request(structured_outputs={name: value}).constraint
         assert (got.WhichOneof("kind"), getattr(got, kind)) == (kind, value)
+    no_object = request(structured_outputs={"json_object": False}).constraint
+    assert no_object.WhichOneof("kind") == "json_object"  # and refused as over gRPC
     choice = asked(structured_outputs={"choice": ["a", "b"]})
     assert list(choice.requests[0].constraint.choice.options) == ["a", "b"]
     assert choice.names().body("constraint.choice.options[1]") == "structured_outputs.choice[1]"

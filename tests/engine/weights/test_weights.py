@@ -210,6 +210,7 @@ def rewrite_header(path: Path, edit: Callable[[dict[str, Any]], object]) -> None
     "edit",
     [
         lambda h: h[Q].pop("dtype"),
+        lambda h: h[Q].update(dtype=["BF16"]),
         lambda h: h[Q].update(shape="64x32"),
         lambda h: h[Q].update(shape=[-64, -32]),
         lambda h: h[Q].update(shape=[64.0, 32]),

@@ -12,6 +12,7 @@ from quire.engine.request import Constraint
 from quire.service.answers import tool_grammar as written
 from quire.service.answers.events import Family, Kind, Reading, Syntax
 from quire.service.answers.parser import OutputParser
+from quire.service.answers.schema_types import allowed_types
 from quire.service.answers.tool_grammar import CallableTool, CannotHonour
 from quire.service.constraints.grammars import Grammars
 from quire.service.constraints.tags import tags_as_text
@@ -175,6 +176,38 @@ def test_what_xml_cannot_say_is_refused_for_strict_tools() -> None:
             tool_grammar(Syntax.XML, [tool], must_call=True)
     with pytest.raises(CannotHonour):
         tool_grammar(Syntax.XML, [CallableTool("a<b", {})], must_call=True)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"required": [["a"]]},
+        {"required": [{}]},
+        {"properties": {"a": {"type": "string", "enum": [5]}}},
+        {"properties": {"a": {"type": "string", "enum": 5}}},
+        {"properties": {"a": {"type": "string", "enum": "ab"}}},
+    ],
+)
+def test_names_and_words_that_are_no_texts_are_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(CannotHonour):
+        tool_grammar(Syntax.XML, [CallableTool("f", schema, strict=True)], must_call=True)
+
+
+class Part(dict[str, Any]):
+    """A part of a schema that counts how often it is looked at."""
+
+    looks = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.looks += key == "type"
+        return super().get(key, default)
+
+
+def test_a_schema_that_leads_back_to_itself_is_looked_at_once() -> None:
+    """Each time a parameter is written: with as few as 24 references it took seconds."""
+    part = Part(anyOf=[{"$ref": "#/properties/a"}] * 5 + [{"type": "integer"}])
+    assert allowed_types({"properties": {"a": part}}, "a") == {"integer"}
+    assert part.looks == 1
 
 
 def test_a_chat_says_whether_it_needs_a_constraint() -> None:

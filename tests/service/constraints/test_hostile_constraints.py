@@ -41,6 +41,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "look-around": ({"regex": "(?=a)a"}, "constraint.regex", "look-around"),
     "deep regex": ({"regex": "(" * 900 + "a" + ")" * 900}, "constraint.regex", "at most 64"),
     "schema": ({"json_schema": "{"}, "constraint.json_schema", "is not JSON"),
+    "unclosed": (
+        {"json_schema": '"' + "a" * 40_000},
+        "constraint.json_schema",
+        "40001 bytes in one piece: at most 32768",
+    ),
+    "schema twice": (
+        {"json_schema": '{"type": "object", "type": "string"}'},
+        "constraint.json_schema",
+        'the key "type" stands twice',
+    ),
+    "schema twice in a grammar": (
+        {"grammar": 'start: %json {"type": "object", "type": "string"}'},
+        "constraint.grammar",
+        'the key "type" stands twice',
+    ),
+    "no schemas in a grammar": (
+        {"grammar": "start: %json x\n" + "// %json x\n" * 16},
+        "constraint.grammar",
+        "more than 16 %json without JSON",
+    ),
+    "schema behind a text": (
+        {"grammar": 'start: "%json [" "," %json {"type": "integer", "multipleOf": 1000003} "]"'},
+        "constraint.grammar",
+        "multipleOf: 1000003: at most 10000",
+    ),
     "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
     "keyword": (
         {"json_schema": '{"type": "array", "uniqueItems": true}'},

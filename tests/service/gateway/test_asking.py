@@ -163,11 +163,23 @@ def test_a_structural_tag_takes_what_it_says(text: str, takes: bool) -> None:
     [
         ("{", ""),
         ("[]", ""),
+        (json.dumps({"format": {"type": "const_string", "value": "a" * (256 << 10)}}), ""),
         ('{"structures": [], "triggers": []}', ""),
         ('{"format": {"type": "any_text"}}', ".format.type"),
         ('{"format": {"type": "triggered_tags"}}', ".format.type"),
         ('{"format": {"type": "or", "elements": []}}', ".format.elements"),
         ('{"format": {"type": "tag", "begin": 3}}', ".format.begin"),
+        ('{"format": {"type": "const_string", "value": "\\ud800"}}', ""),
+        ('{"format": {"type": "const_string", "value": "a", "value": "b"}}', ""),
+        ('{"format": {"type": "json_schema", "json_schema": {"const": NaN}}}', ""),
+        ('{"format": {"type": "const_string", "value": "a"}, "triggers": []}', ".triggers"),
+        ('{"type": "x", "format": {"type": "const_string", "value": "a"}}', ".type"),
+        ('{"format": {"type": "const_string", "value": "a", "more": 1}}', ".format.more"),
+        (json.dumps({"format": {**TAGS, "at_least_one": "no"}}), ".format.at_least_one"),
+        (
+            '{"format": {"type": "json_schema", "json_schema": {}, "style": "qwen_xml"}}',
+            ".format.style",
+        ),
     ],
 )
 def test_a_structural_tag_that_cannot_be_is_refused_by_name(tag: str, field: str) -> None:

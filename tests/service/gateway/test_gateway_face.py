@@ -53,6 +53,9 @@ def test_stops_logprobs_and_several_indices() -> None:
     run(test)
 
 
+_UNCLOSED = '{"format": {"type": "regex", "pattern": "("}}'
+
+
 def test_fields_are_refused_by_the_foreign_contract_s_names() -> None:
     async def test() -> None:
         async with facing() as face:
@@ -60,6 +63,8 @@ def test_fields_are_refused_by_the_foreign_contract_s_names() -> None:
                 ({"max_tokens": 0}, "sampling_params.max_tokens"),
                 ({"logprobs": 21}, "sampling_params.logprobs"),
                 ({"regex": "("}, "sampling_params.regex"),
+                ({"grammar": "start: ("}, "sampling_params.grammar"),
+                ({"structural_tag": _UNCLOSED}, "sampling_params.structural_tag"),
                 ({"prompt_logprobs": 1}, "sampling_params.prompt_logprobs"),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -1,5 +1,7 @@
 """Our events as the foreign contract's."""
 
+import tracemalloc
+
 import pytest
 
 from quire.service.gateway.protos import Protos
@@ -27,3 +29,16 @@ def test_an_end_holds_all_that_chunks_held(stream: bool) -> None:
     assert (end.prompt_tokens, end.cached_tokens, end.completion_tokens) == (7, 4, 3)
     assert (end.finish_reason, end.matched_stop_str) == ("stop", "end")
     assert not list(telling.aborted())
+
+
+def test_more_indices_than_may_be_take_no_room() -> None:
+    """It is made before the request is judged."""
+    protos = Protos()
+    request = protos.engine.GenerateRequest()
+    request.sampling_params.n = 100_000
+    tracemalloc.start()
+    try:
+        Telling(protos, request)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

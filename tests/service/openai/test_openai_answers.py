@@ -1,6 +1,7 @@
 """The contract's events as OpenAI's objects: thoughts, calls of tools, and how it all joins."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -152,3 +153,13 @@ def test_what_is_written_fast_is_what_is_written_plainly(chat: bool, logprobs: b
     plain._head.created = fast._head.created
     for message in messages:
         assert fast.encoded(message) == b"".join(map(event, plain.take(message)))
+
+
+def test_more_choices_than_may_be_take_no_room() -> None:
+    """A stream's chunks are made before the request is judged."""
+    tracemalloc.start()
+    try:
+        Chunks("m", chat=True, logprobs=False, usage=StreamUsage.NONE, n=100_000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

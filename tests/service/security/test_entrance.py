@@ -185,6 +185,9 @@ def test_only_operators_are_told_what_all_clients_do(key_file: Path) -> None:
                 assert not after.HasField(left_out)
             whole = await running.stub.Stats(pb.StatsRequest(), metadata=bearer(ALICE))
             assert whole.tokens.prompt == 40 and whole.requests.accepted == 1
+            of_the_machine = whole.engine_config.keys() - after.engine_config.keys()
+            assert {"model", "join_secret_file", "prefix_cache_seed"} <= of_the_machine
+            assert "max_num_seqs" in after.engine_config
             asked = pb.StatsRequest(include_block_map=True)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await running.stub.Stats(asked, metadata=bearer(BOB))

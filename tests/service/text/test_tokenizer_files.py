@@ -129,6 +129,13 @@ BROKEN: list[tuple[str, Any, str]] = [
         "tokenizer_config.json: chat template, line 1",
     ),
     ("special_tokens_map.json", {"eos_token": {}}, "special_tokens_map.json: eos_token: neither"),
+    (
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"9" * 5000: {"content": "<x>"}}},
+        "not an id with an object",
+    ),
+    ("tokenizer_config.json", {"eos_token": "\ud800"}, "tokenizer_config.json: not JSON"),
+    ("added_tokens.json", {"\ud800": 5}, "added_tokens.json: not JSON"),
     ("added_tokens.json", {"<x>": "1"}, "added_tokens.json: '<x>': not an id"),
     ("added_tokens.json", {f"<{i}>": 4096 + i for i in range(65)}, "ids up to 4160"),
 ]
