@@ -86,12 +86,12 @@ class Scheduler:
         self.check(spec)
         goes_on = [one.prepare(len(spec.resume_token_ids)) for one in constrained]
         leader = self.roster.enter(spec, constrained)
-        if spec.resume_token_ids:
-            self._finish_if_resumed_complete(leader)
-        if not all(goes_on):
-            for request in tuple(self.roster.by_key.get(spec.key, ())):
+        if not all(goes_on):  # as in apply, that comes before max_tokens
+            for request in tuple(self.roster.by_key[spec.key]):
                 output = Output(request.key, request.index, started=True)
                 self.roster.end(request, FinishReason.STOP, output)
+        elif spec.resume_token_ids:
+            self._finish_if_resumed_complete(leader)
 
     def _finish_if_resumed_complete(self, request: Request) -> None:
         """The client may already hold all there is to say."""

@@ -152,13 +152,19 @@ def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(padded:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_resumed_at_every_token_it_goes_on_as_if_unbroken(overlap: bool) -> None:
-    request = asked(5)
-    tokens, _ = run(engine(Setup()), [request])[5, 0]
-    for cut in range(1, len(tokens)):
+@pytest.mark.parametrize(("most", "eos"), [(20, 1), (12, None)])
+def test_resumed_at_every_token_it_goes_on_as_if_unbroken(
+    overlap: bool, most: int, eos: int | None
+) -> None:
+    """Behind the last one too: where it is complete and has max_tokens, it ends as complete."""
+    ends = () if eos is None else (eos,)
+    params = replace(PARAMS, seed=5, max_tokens=most, eos_token_ids=ends)
+    request = replace(asked(5), sampling=params)
+    tokens, finish = run(engine(Setup()), [request])[5, 0]
+    for cut in range(1, len(tokens) + 1):
         resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
-        rest = run(engine(Setup(overlap=overlap)), [resumed])[5, 0][0]
-        assert tokens[:cut] + rest == tokens
+        rest, end = run(engine(Setup(overlap=overlap)), [resumed])[5, 0]
+        assert (tokens[:cut] + rest, end) == (tokens, finish)
 
 
 def test_exhausted_limits_end_an_index_alone_with_an_error() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support.simulator import Shape, Simulator
 from support.toy_device import EOS
-from support.traffic import random_shape, run_episode, run_steps
+from support.traffic import random_shape, run_episode, run_steps, windowed_shape
 
 from quire.engine.errors import RequestError
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
@@ -37,6 +37,16 @@ def test_random_traffic_neither_leaks_nor_hangs_nor_corrupts() -> None:
     for name in ("forks", "resumed", "finishes", "stale_epochs", "discarded", "refused"):
         assert getattr(tally, name) >= 50, f"too few {name}: {tally}"
     assert tally.failures >= 20
+
+
+@pytest.mark.parametrize("steps", [400, pytest.param(STEPS, marks=pytest.mark.long)])
+def test_random_traffic_over_windows_reads_only_its_own(steps: int) -> None:
+    """Blocks that windows have passed go to others; where layers differ, two pools run out."""
+    tally, _ = run_steps(steps, shape_of=windowed_shape)
+    assert tally.hits >= steps // 100
+    if steps == STEPS:
+        for name in ("preemptions", "heads", "evictions", "aborts_in_flight", "duplicates"):
+            assert getattr(tally, name) >= 100, f"too few {name}: {tally}"
 
 
 def test_equal_submissions_and_results_give_equal_plans() -> None:

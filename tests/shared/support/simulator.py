@@ -7,19 +7,23 @@ gone every block and every slot is free.
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
-from support.toy_device import EOS, Oracle, ToyDevice
+from support.toy_device import EOS, Oracle, PairedDevice, ToyDevice
 
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import NULL_BLOCK, BlockPool
 from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.two_pools import TwoPoolScheduler
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How an engine is built. `depth`: steps that may be in flight when the next is planned."""
+    """How an engine is built. `depth`: steps that may be in flight when the next is planned.
+    `window`: tokens that layers with one see; `window_blocks`: in a cache of their own, where
+    others see all; 0: all layers are alike."""
 
     num_blocks: int = 17
     block_size: int = 4
@@ -31,6 +35,8 @@ class Shape:
     depth: int = 1
     vocab: int = 5
     pool_seed: int | None = None
+    window: int | None = None
+    window_blocks: int = 0
 
 
 @dataclass(slots=True)
@@ -79,26 +85,43 @@ class Simulator:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.pool = BlockPool(shape.num_blocks, shape.block_size, shape.caching, shape.pool_seed)
-        self.scheduler = Scheduler(
-            self.pool,
-            max_num_seqs=shape.max_num_seqs,
-            max_num_batched_tokens=shape.max_num_batched_tokens,
-            max_model_len=shape.max_model_len,
-            two_phase=shape.two_phase,
-        )
+        self.window_pool: BlockPool | None = None  # of layers with a window beside others
+        self.scheduler = self._new_scheduler()
         self.records: dict[tuple[int, int], Record] = {}
         self.open: dict[tuple[int, int], Record] = {}
         self.log: list[tuple[object, ...]] | None = None  # signatures of plans, if asked for
-        self.device = ToyDevice(
-            shape.num_blocks,
-            shape.block_size,
-            shape.max_num_seqs,
-            shape.vocab,
-            lambda key, index: self.records[key, index].oracle,
-        )
+        self.device = self._new_device()
         self.in_flight: deque[tuple[StepPlan, list[list[int]]]] = deque()
         self.tally = Tally()
         self._launched = False  # in the present turn
+
+    def _new_scheduler(self) -> Scheduler:
+        shape = self.shape
+        options: dict[str, Any] = {
+            "max_num_seqs": shape.max_num_seqs,
+            "max_num_batched_tokens": shape.max_num_batched_tokens,
+            "max_model_len": shape.max_model_len,
+            "two_phase": shape.two_phase,
+            "window": shape.window,
+        }
+        if not shape.window_blocks:
+            return Scheduler(self.pool, **options)
+        self.window_pool = BlockPool(
+            shape.window_blocks, shape.block_size, shape.caching, shape.pool_seed
+        )
+        return TwoPoolScheduler(self.pool, self.window_pool, **options)
+
+    def _new_device(self) -> ToyDevice:
+        shape = self.shape
+        size = shape.block_size, shape.max_num_seqs, shape.vocab
+
+        def oracle_of(key: int, index: int) -> Oracle:
+            return self.records[key, index].oracle
+
+        if self.window_pool is None:
+            return ToyDevice(shape.num_blocks, *size, oracle_of, shape.window)
+        windowed = ToyDevice(shape.window_blocks, *size, oracle_of, shape.window)
+        return PairedDevice(windowed, shape.num_blocks, *size, oracle_of)
 
     # ------------------------------------------------------------ what clients do
 
@@ -254,7 +277,10 @@ class Simulator:
                 if row.samples and row.epoch == request.epoch:
                     placeholders[id(request)] = placeholders.get(id(request), 0) + 1
         requests = holders.values()
-        self.pool.check([r.block_table for r in requests])
+        gaps = self.shape.window is not None and self.window_pool is None
+        self.pool.check([r.block_table for r in requests], gaps=gaps)
+        if self.window_pool is not None:
+            self.window_pool.check([r.window_table for r in requests], gaps=True)
         for request in requests:
             assert request.in_flight == expected_in_flight.get(id(request), 0)
             self._check_request(request, placeholders.get(id(request), 0))
@@ -304,11 +330,16 @@ class Simulator:
             assert end <= request.max_total_tokens - 1
             size = shape.block_size
             for column in range(row.start // size, (end - 1) // size + 1):
-                block = request.block_table[column]
-                assert pool._ref_counts[block] == 1, "a step writes a block with two owners"
-                assert block not in pool.prefix_cache, "a step writes a block the index names"
+                self._check_own(pool, request.block_table[column])
+                if self.window_pool is not None:
+                    self._check_own(self.window_pool, request.window_table[column])
         if shape.two_phase:
             self._check_phases(plan)
+
+    @staticmethod
+    def _check_own(pool: BlockPool, block: int) -> None:
+        assert pool._ref_counts[block] == 1, "a step writes a block with two owners"
+        assert block not in pool.prefix_cache, "a step writes a block the index names"
 
     def _check_copies(self, plan: StepPlan) -> None:
         """Each goes into a fresh block of a request that the plan admits, one a request at most,
@@ -348,7 +379,8 @@ class Simulator:
 
     def _check_empty(self) -> None:
         assert not self.open and not self.in_flight
-        assert self.pool.num_free == self.pool.num_usable, "blocks leak"
+        for pool in self.scheduler.pools:
+            assert pool.num_free == pool.num_usable, "blocks leak"
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
         assert all(record.ended is not None for record in self.records.values())
         counters = self.scheduler.counters

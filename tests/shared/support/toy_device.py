@@ -9,6 +9,7 @@ earlier plans left in the slots, as the real runner does it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from quire.engine.request import GenerationRequest
 from quire.engine.scheduling.plan import PlanRow, StepPlan
@@ -80,12 +81,15 @@ class ToyDevice:
         max_num_seqs: int,
         vocab: int,
         oracle_of: Callable[[int, int], Oracle],
+        window: int | None = None,
     ) -> None:
+        """window: tokens that each token sees, itself among them; None: all before it."""
         self.block_size = block_size
         self.vocab = vocab
         self.blocks = [[GARBAGE] * block_size for _ in range(num_blocks)]
         self.slots = [_Slot() for _ in range(max_num_seqs)]
         self._oracle_of = oracle_of
+        self._window = window
 
     def execute(self, plan: StepPlan) -> list[list[int]]:
         """Run a step; returns the sampled tokens. Raises AssertionError on any corruption."""
@@ -136,10 +140,11 @@ class ToyDevice:
         slot, size = self.slots[row.slot], self.block_size
         digests = self._oracle_of(row.key, row.index).digests
         assert slot.num_computed == row.start, "the device stands elsewhere than the plan"
-        for column, begin in enumerate(range(0, row.start, size)):
-            width = min(size, row.start - begin)
-            held = self.blocks[slot.table[column]][:width]
-            assert held == digests[begin : begin + width], (
+        first = 0 if self._window is None else max(row.start + 1 - self._window, 0)
+        for column in range(first // size, -(-row.start // size)):
+            begin, end = max(column * size, first), min((column + 1) * size, row.start)
+            held = self.blocks[slot.table[column]][begin - column * size : end - column * size]
+            assert held == digests[begin:end], (
                 f"corrupt context: request {row.key}.{row.index}, column {column}"
             )
 
@@ -152,11 +157,7 @@ class ToyDevice:
         else:
             tokens = list(row.token_ids)
         assert tokens == oracle.token_ids[row.start : end], "a row computes tokens not its own"
-        if row.start:
-            block, offset = self._place(slot, row.start - 1)
-            digest = self.blocks[block][offset]
-        else:
-            digest = root(oracle.spec.cache_salt)
+        digest = oracle.digests[row.start - 1] if row.start else root(oracle.spec.cache_salt)
         for position, token in enumerate(tokens, row.start):
             digest = extend(digest, token)
             place = self._place(slot, position)
@@ -166,3 +167,28 @@ class ToyDevice:
             self.blocks[place[0]][place[1]] = digest
         assert digest == oracle.digests[end - 1]
         return digest
+
+
+class PairedDevice(ToyDevice):
+    """Of layers that see all, and beside it one of those with a window."""
+
+    def __init__(self, windowed: ToyDevice, *size: Any) -> None:
+        """size: what a ToyDevice takes."""
+        super().__init__(*size)
+        self._windowed = windowed
+
+    def execute(self, plan: StepPlan) -> list[list[int]]:
+        """See ToyDevice."""
+        tokens = super().execute(plan)
+        assert self._windowed.execute(_of_windows(plan)) == tokens
+        return tokens
+
+    def spoil(self, plan: StepPlan, rows: int) -> None:
+        """See ToyDevice."""
+        super().spoil(plan, rows)
+        self._windowed.spoil(_of_windows(plan), rows)
+
+
+def _of_windows(plan: StepPlan) -> StepPlan:
+    """What the layers with a window are told."""
+    return plan._replace(block_updates=plan.window_updates, copies=plan.window_copies)

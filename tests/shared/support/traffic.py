@@ -5,6 +5,7 @@ Prompts come from few documents over few tokens, so prefixes are shared, within 
 caches are tiny, so blocks run out; clients leave, stop strings are found, steps fail.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
@@ -13,9 +14,11 @@ from support.toy_device import EOS
 
 from quire.engine.errors import RequestError
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.scheduling.two_pools import least_window_blocks
 
 SALTS = (b"", b"", b"", b"a", b"b")
 CLIENTS = ("", "", "x", "y")
+ShapeOf = Callable[[Random], Shape]
 
 
 def random_shape(rng: Random) -> Shape:
@@ -35,6 +38,19 @@ def random_shape(rng: Random) -> Shape:
         depth=rng.choice((0, 1, 1, 1, 2)),
         vocab=rng.choice((2, 6, 30)),
     )
+
+
+def windowed_shape(rng: Random) -> Shape:
+    """The same where layers have a window: all of them, or some, in a cache of their own, whose
+    blocks are often the fewest that will do."""
+    shape = replace(random_shape(rng), window=rng.choice((1, 2, 3, 5, 8, 11, 30)))
+    if rng.random() < 0.3:
+        return shape
+    assert shape.window is not None
+    tokens, usable = min(shape.max_num_batched_tokens, shape.max_model_len), shape.num_blocks - 1
+    least = least_window_blocks(shape.window, shape.block_size, tokens, usable)
+    blocks = max(least, int(usable * rng.choice((0, 0, 0.3, 1))))
+    return replace(shape, window_blocks=blocks + 1, pool_seed=rng.randrange(100))
 
 
 class Traffic:
@@ -145,10 +161,12 @@ class Traffic:
             self.simulator.finish(key, index, self.rng.randint(max(0, tokens - 3), tokens))
 
 
-def run_episode(seed: int, turns: int = 200, log: bool = False) -> Simulator:
+def run_episode(
+    seed: int, turns: int = 200, log: bool = False, shape_of: ShapeOf = random_shape
+) -> Simulator:
     """One engine under load for some turns, then drained."""
     rng = Random(seed)
-    simulator = Simulator(random_shape(rng))
+    simulator = Simulator(shape_of(rng))
     if log:
         simulator.log = []
     traffic = Traffic(rng, simulator)
@@ -158,12 +176,14 @@ def run_episode(seed: int, turns: int = 200, log: bool = False) -> Simulator:
     return simulator
 
 
-def run_steps(steps: int, first_seed: int = 0) -> tuple[Tally, int]:
+def run_steps(
+    steps: int, first_seed: int = 0, shape_of: ShapeOf = random_shape
+) -> tuple[Tally, int]:
     """Episodes until so many steps were applied; the tally, and how many episodes it took."""
     tally, seed = Tally(), first_seed
     while tally.steps < steps:
         try:
-            tally.add(run_episode(seed).total())
+            tally.add(run_episode(seed, shape_of=shape_of).total())
         except BaseException as error:
             error.add_note(f"traffic seed {seed}")
             raise
