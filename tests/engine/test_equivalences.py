@@ -115,11 +115,11 @@ def reference(name: str, kind: str) -> dict[int, tuple[list[int], list[float]]]:
     _, ops = model_of(name)
     alone = {}
     for request in requests(SAMPLINGS[kind]):
-        ops.margins.clear()
-        outcome = run(core_of(name, Setup()), [request])[request.key, 0]
-        assert len(ops.margins) == len(outcome.token_ids)
-        alone[request.key] = outcome.token_ids, list(ops.margins)
-        BOOKS.smallest = min(BOOKS.smallest, *ops.margins)
+        with ops.watched() as margins:
+            outcome = run(core_of(name, Setup()), [request])[request.key, 0]
+        assert len(margins) == len(outcome.token_ids)
+        alone[request.key] = outcome.token_ids, margins
+        BOOKS.smallest = min(BOOKS.smallest, *margins)
     return alone
 
 
@@ -329,15 +329,15 @@ def test_siblings_by_fork_are_siblings_in_turn(name: str, kind: str, caching: bo
     model, ops = model_of(name)
     in_turn, margins = {}, {}
     for spec in specs:
-        ops.margins.clear()
-        outcomes = run(build_core(model, ops, Setup()), [spec])
+        with ops.watched() as noted:
+            outcomes = run(build_core(model, ops, Setup()), [spec])
         in_turn.update(outcomes)
         count = 0
         for index in range(3):
             length = len(outcomes[spec.key, index].token_ids)
-            margins[spec.key, index] = ops.margins[count : count + length]
+            margins[spec.key, index] = noted[count : count + length]
             count += length
-        BOOKS.smallest = min(BOOKS.smallest, *ops.margins)
+        BOOKS.smallest = min(BOOKS.smallest, *noted)
     core = build_core(model, ops, replace(BATCHED, max_num_seqs=24, caching=caching, overlap=True))
     for place, outcome in run(core, specs).items():
         compare(

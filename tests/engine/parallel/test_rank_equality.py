@@ -160,15 +160,16 @@ def shared(config: ModelConfig, size: int) -> tuple[dict[tuple[int, int], Outcom
         ops = Scores()
         model, _ = load_model(config, 3, world, ops)
         core = build_core(model, ops, CROWDED)
-        if world.rank:
-            follow(Following(core.runner), Ear(ears[world.rank - 1]))  # type: ignore[arg-type]
-            return None, ops
-        mouth = Mouth(ears)
-        core.runner = LeadingRunner(core.runner, mouth)  # type: ignore[arg-type]
-        try:
-            return run(core, requests(), constraint_of), ops
-        finally:
-            mouth.send(Kind.STOP, b"{}")
+        with ops.watched():
+            if world.rank:
+                follow(Following(core.runner), Ear(ears[world.rank - 1]))  # type: ignore[arg-type]
+                return None, ops
+            mouth = Mouth(ears)
+            core.runner = LeadingRunner(core.runner, mouth)  # type: ignore[arg-type]
+            try:
+                return run(core, requests(), constraint_of), ops
+            finally:
+                mouth.send(Kind.STOP, b"{}")
 
     results = as_ranks(size, one)
     return results[0][0], [ops for _, ops in results]
@@ -188,9 +189,8 @@ def alone(config: ModelConfig) -> Alone:
     model, _ = load_model(config, 3, World(), ops)
     found = Alone()
     for spec in requests():
-        ops.margins.clear()
-        outcomes = run(build_core(model, ops, Setup()), [spec], constraint_of)
-        left = list(ops.margins)
+        with ops.watched() as left:
+            outcomes = run(build_core(model, ops, Setup()), [spec], constraint_of)
         for index in range(spec.n):
             tokens = outcomes[spec.key, index].token_ids
             found.tokens[spec.key, index] = tokens

@@ -18,7 +18,7 @@ from support.traffic import random_shape, run_episode, run_steps, windowed_shape
 from quire.engine.errors import RequestError
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 
-STEPS = 20_000
+STEPS = 10_000
 
 
 def request(

@@ -22,11 +22,9 @@ from support.fake_engine import Builder, Device, DeviceLost, Pending
 from quire.engine.client import process_main
 from quire.engine.client.child import Child
 from quire.engine.client.in_process import ProcessLink
-from quire.engine.client.in_thread import ThreadLink
 from quire.engine.client.link import Link
 from quire.engine.config import EngineConfig
 from quire.engine.scheduling.plan import StepPlan, StepResult
-from quire.service.app import process, server
 from quire.service.settings import ServiceConfig, Settings
 from quire.service.telemetry import logs
 
@@ -72,6 +70,8 @@ class FaultyDevice(Device):
 
 
 def on_a_thread(fault: str) -> Callable[[EngineConfig], Link]:
+    from quire.engine.client.in_thread import ThreadLink  # with it comes torch
+
     return lambda config: ThreadLink(config, Builder(FaultyDevice(fault)))
 
 
@@ -87,6 +87,8 @@ def be_the_child(fault: str, connection: str, mark: str) -> NoReturn:
 
 
 def main(place: str, fault: str, *words: str) -> NoReturn:
+    from quire.service.app import process, server  # seconds that the child has no need of
+
     bounds = [float(word) for word in words] or [0.0, 0.0]
     server._ENGINE_STOP = 0.5
     service = ServiceConfig(

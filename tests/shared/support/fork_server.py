@@ -180,11 +180,13 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the programs set it before they import it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who started this
     orders = socket.socket(fileno=int(sys.argv[1]))
+    gc.disable()  # what is imported stays
     for name in PRELOADED[sys.argv[2]]:
         importlib.import_module(name)
     threads = [path.name for path in Path("/proc/self/task").iterdir()]
     assert len(threads) == 1, f"a library starts threads when it is imported: {threads}"
     gc.freeze()
+    gc.enable()
     served = _Server(orders).serve()
     if served is not None:
         _become(*served)

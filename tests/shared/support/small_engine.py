@@ -1,10 +1,11 @@
 """Real engine cores over small random models on the CPU, in fp32, with blocks of any size.
 
-Scores are watched on their way to the sampler: for each token sampled, how far the chosen one stood
-above the next best, noise and temperature included.
+Scores may be watched on their way to the sampler: for each token sampled, how far the chosen one
+stood above the next best, noise and temperature included.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -113,30 +114,40 @@ FAMILIES = {  # one model each
 
 
 class WatchedOps:
-    """The reference kernels; notes of each sampled row how close the decision was."""
+    """The reference kernels; notes of each sampled row how close the decision was, when asked."""
 
     def __init__(self) -> None:
-        self.margins: list[float] = []
+        self._margins: list[float] | None = None
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[list[float]]:
+        """What is noted while this lasts. To see it costs as much as to sample."""
+        self._margins = []
+        yield self._margins
+        self._margins = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(reference, name)
 
     def greedy(self, logits: Tensor) -> Tensor:
-        self._note(logits)
+        if self._margins is not None:
+            self._note(logits)
         return reference.greedy(logits)
 
     def sample(
         self, logits: Tensor, slots: Tensor, positions: Tensor, temperature: Tensor, seeds: Tensor
     ) -> Tensor:
-        heat = temperature[slots]
-        noise = reference.exponential_noise(seeds[slots], positions, logits.shape[1]).log()
-        hot = logits / heat.clamp_min(1e-9)[:, None] - noise
-        self._note(torch.where(heat[:, None] > 0, hot, logits))
+        if self._margins is not None:
+            heat = temperature[slots]
+            noise = reference.exponential_noise(seeds[slots], positions, logits.shape[1]).log()
+            hot = logits / heat.clamp_min(1e-9)[:, None] - noise
+            self._note(torch.where(heat[:, None] > 0, hot, logits))
         return reference.sample(logits, slots, positions, temperature, seeds)
 
     def _note(self, scores: Tensor) -> None:
+        assert self._margins is not None
         best = scores.topk(2, dim=-1).values
-        self.margins.extend((best[:, 0] - best[:, 1]).tolist())
+        self._margins.extend((best[:, 0] - best[:, 1]).tolist())
 
 
 class PaddedRunner(Runner):
