@@ -315,6 +315,22 @@ def test_a_thread_that_is_given_up_has_delivered_what_it_had_published() -> None
     run(test())
 
 
+class Closing:
+    """An event loop that is closed by another thread after each look at it."""
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon_threadsafe(self, *_: Any) -> None:
+        raise RuntimeError("Event loop is closed")
+
+
+def test_what_a_thread_says_to_a_loop_that_closes_just_now_is_dropped() -> None:
+    link: Any = ThreadLink(EngineConfig())
+    link._loop, link._receiver = Closing(), Heard().receiver
+    link._publish(batch(end(7)))
+
+
 class Child:
     """A child process's parent side, whose other end the test holds."""
 
