@@ -33,6 +33,7 @@ MAX_CHARACTERS = 16 << 20  # of the values in the queue
 _GRPC = "grpc._cython.cygrpc"  # its logger
 _RECORD = 256  # characters that a record counts beside its values
 _BATCH = 1000  # records written at once
+_LOOKS = 10  # within the time of a flush
 
 # Controls, line ends of other scripts, marks that turn the direction of writing, half characters.
 _UNSAFE = re.compile(
@@ -113,11 +114,12 @@ class QueuedHandler(logging.Handler):
             self._writer.start()
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Return when all is written that was logged before, or after so many seconds."""
+        """Return when all is written that was logged before, or after so many seconds: counted in
+        looks, so that a process that stood still meanwhile has time left to write."""
         if self._writer is not None and self._writer is not threading.current_thread():
             reached = threading.Event()
             self._queue.put(reached)
-            reached.wait(seconds)
+            any(reached.wait(seconds / _LOOKS) for _ in range(_LOOKS))
 
     def _run(self) -> None:
         while True:

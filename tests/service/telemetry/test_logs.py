@@ -108,6 +108,27 @@ def test_a_stuck_reader_holds_up_nobody_and_what_is_lost_is_counted(
     assert stuck.text.splitlines()[-1].endswith("again")
 
 
+def test_a_process_that_stands_still_in_a_flush_has_time_left_to_write(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Frozen(threading.Event):
+        """Its time is up at once, as of one who was stopped meanwhile; later it is waited for."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if not stuck.goes_on.is_set():
+                stuck.goes_on.set()
+                return False
+            return super().wait(timeout)
+
+    monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
+    handler = handler_of(stuck)
+    handler.handle(record("the last"))
+    assert stuck.waits.wait(PATIENCE)
+    monkeypatch.setattr(logs.threading, "Event", Frozen)
+    handler.flush(PATIENCE)
+    assert "the last" in stuck.text
+
+
 def test_long_values_are_bounded_together(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
     monkeypatch.setattr(logs, "MAX_CHARACTERS", 10_000)
