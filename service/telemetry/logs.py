@@ -192,13 +192,19 @@ class Lines(io.TextIOBase):
 
 
 def write_error(data: bytes) -> None:
-    """Write to standard error, however long that takes. A reader that is gone takes it along."""
+    """Write to standard error, however long that takes. A reader that is gone takes it along.
+
+    In pieces of whole lines that a pipe takes whole or not at all: the engine's process writes
+    there too, and where the reader is slow, half a line would have one of its behind it.
+    """
     ready = select.poll()
     ready.register(standard_streams.ERROR, select.POLLOUT)
+    view, at = memoryview(data), 0
     try:
-        while data:
+        while at < len(data):
+            end = data.rfind(b"\n", at, at + select.PIPE_BUF) + 1 or data.find(b"\n", at) + 1
             try:
-                data = data[os.write(standard_streams.ERROR, data) :]
+                at += os.write(standard_streams.ERROR, view[at : end or len(data)])
             except BlockingIOError:
                 ready.poll()
     except OSError:

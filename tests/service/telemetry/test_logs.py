@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -231,6 +232,24 @@ def test_a_pipe_is_never_waited_for_and_its_other_users_are_not_touched() -> Non
         os.write(ours, b"x")
     for descriptor in (read, write, ours):
         os.close(descriptor)
+
+
+def test_lines_are_written_whole_so_that_no_other_process_writes_into_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[bytes] = []
+
+    def write(_descriptor: int, data: memoryview) -> int:
+        written.append(bytes(data))
+        return len(data)
+
+    lines = [b"x" * size + b"\n" for size in (1000, 3000, 10_000, 90, *[300] * 40)]
+    monkeypatch.setattr(os, "write", write)
+    logs.write_error(b"".join(lines))
+    monkeypatch.undo()
+    assert b"".join(written) == b"".join(lines) and len(written) < 9
+    for piece in written:
+        assert piece.endswith(b"\n") and (len(piece) <= select.PIPE_BUF or piece == lines[2])
 
 
 @pytest.mark.parametrize("place", [pytest.param("off", marks=pytest.mark.long), "on"])
