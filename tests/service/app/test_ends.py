@@ -18,6 +18,7 @@ import psutil
 import pytest
 from support import programs
 from support.fake_engine import Device
+from support.free_ports import free_port
 from support.harness import ask, first, read, run, serving
 from support.http2 import HEADERS, Rude
 from support.patience import PATIENCE
@@ -201,13 +202,6 @@ def close(*descriptors: int) -> Callable[[], None]:
             os.close(descriptor)
 
     return before
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def code_when_loaded(stub: Any) -> grpc.StatusCode:
