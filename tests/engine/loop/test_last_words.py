@@ -347,6 +347,37 @@ class Child:
         return 1
 
 
+def test_how_a_process_has_ended_is_told_before_the_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    waits = [threading.Event(), threading.Event()]
+
+    class Slow(Child):
+        """Who waits for it first is told last."""
+
+        def wait(self) -> int:
+            if waits[0].is_set():
+                waits[1].set()
+            else:
+                waits[0].set()
+                assert waits[1].wait(PATIENCE)
+            return -9
+
+    async def test() -> None:
+        heard, child = Heard(), Slow()
+        link = ProcessLink(EngineConfig(), child)  # type: ignore[arg-type]
+        starting = asyncio.ensure_future(link.start(heard.receiver))
+        await asyncio.sleep(0)
+        child.theirs.sendall(wire.frame(wire.pack_info(INFO)))
+        await starting
+        child.theirs.close()
+        assert await asyncio.to_thread(waits[0].wait, PATIENCE)
+        await link.stop()
+        assert "the engine's process has ended by SIGKILL" in caplog.text
+
+    run(test())
+
+
 @pytest.mark.parametrize("ending", ("dies", "is killed", "is given up"))
 def test_a_process_s_words_all_come_before_its_end(ending: str) -> None:
     async def test() -> None:
