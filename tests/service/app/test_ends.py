@@ -104,11 +104,19 @@ def test_an_end_that_does_not_come_is_made(seconds: str, signals: int) -> None:
         assert (b"Timeout" in hung.stderr.read()) == (signals == 1)
 
 
-def test_a_signal_before_the_loop_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers: dict[int, Any] = {}
-    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
+    """What would be called at each signal."""
+    found: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", found.__setitem__)
     monkeypatch.setattr("faulthandler.register", lambda *_args, **_more: None)
     monkeypatch.setattr("quire.service.app.signals.answer_signals", lambda: None)
+    return found
+
+
+def test_a_signal_before_the_loop_is_not_lost(
+    handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     signals = Signals(1.0)
     ends: list[float] = []
     monkeypatch.setattr(signals.deadman, "end_within", ends.append)
@@ -119,6 +127,20 @@ def test_a_signal_before_the_loop_is_not_lost(monkeypatch: pytest.MonkeyPatch) -
 
     assert asyncio.run(asked())
     assert ends == [1.0]
+
+
+def test_a_signal_behind_the_loop_is_no_fault(
+    handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals(1.0)
+    monkeypatch.setattr(signals.deadman, "end_within", lambda _: None)
+
+    async def asked() -> asyncio.Event:
+        return signals.stop_asked()
+
+    assert not asyncio.run(asked()).is_set()
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        handlers[number](number, None)
 
 
 # ------------------------------------------------------------ clients at the end
