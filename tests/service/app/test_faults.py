@@ -405,7 +405,9 @@ class Process:
             text=True,
         )
         assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().rsplit(" on ", 1)[1].strip()
+        line = self.process.stdout.readline()
+        assert " on " in line, self.end()
+        self.address = line.rsplit(" on ", 1)[1].strip()
 
     def end(self) -> tuple[int, str]:
         """Exit code and what it said on standard error."""
