@@ -11,6 +11,7 @@ and its end cancels the call. A cancelled task cancels the call as well.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, Self, Unpack, cast
 
 import grpc
@@ -66,15 +67,13 @@ class _Stream:
         """Idempotent, and callable from a finalizer in any thread."""
         self.cancelled = True
         call, loop = self.call, self._loop
-        if call is None or loop is None or loop.is_closed():
+        if call is None or loop is None:
             return
-        try:
-            here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            here = False
-        if here:
-            call.cancel()
-        else:
+        with suppress(RuntimeError):  # no loop runs here
+            if asyncio.get_running_loop() is loop:
+                call.cancel()
+                return
+        with suppress(RuntimeError):  # it is closed, and the call has ended with it
             loop.call_soon_threadsafe(call.cancel)
 
 

@@ -45,6 +45,7 @@ class ProcessLink:
         self._asked_since: float | None = None  # commands were sent, and nothing has come since
         self._ended = False  # nothing more is expected of the child
         self._reading = False
+        self._telling: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
 
@@ -65,7 +66,7 @@ class ProcessLink:
             pass
 
     async def stop(self) -> None:
-        """See Link. Also reaps a child that has ended by itself."""
+        """See Link. Also reaps a child that has ended by itself, and has told how it did."""
         if not self._reading:
             self._child.kill()  # it was never told what to build; or it is gone already
         elif not self._ended:
@@ -73,6 +74,8 @@ class ProcessLink:
             self._send_commands()
         self._ended = True
         await asyncio.to_thread(self._child.wait)
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
         self._stop_reading()
 
     # ------------------------------------------------------------ there

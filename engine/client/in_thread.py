@@ -6,6 +6,7 @@ many steps have ended since.
 """
 
 import asyncio
+import contextlib
 import sys
 import threading
 import traceback
@@ -131,7 +132,7 @@ class ThreadLink:
             self._receiver.deliver(batches)
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function, *args)
 
 

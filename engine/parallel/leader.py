@@ -6,6 +6,7 @@ alike. A step that fails on one rank has left the ranks at different places: it 
 
 from typing import Protocol
 
+from quire.engine.errors import RankError
 from quire.engine.parallel.codec import encode, encode_masks
 from quire.engine.parallel.line import Kind
 from quire.engine.parallel.ranks import Ranks
@@ -40,8 +41,9 @@ class LeadingRunner:
     def reset(self) -> None:
         """Never asked for: no step fails without ending the engine."""
 
-    @staticmethod
-    def is_fatal(error: Exception) -> bool:
-        """Always: the ranks no longer stand at one place."""
-        del error
+    def is_fatal(self, error: Exception) -> bool:
+        """Always: the ranks no longer stand at one place. Returns once it is known whose fault it
+        is."""
+        if isinstance(error, RankError):
+            self._ranks.wait_told()
         return True

@@ -61,6 +61,7 @@ class Ranks:
         self._changed = threading.Condition()
         self._fault: QuireError | None = None
         self._serving = False
+        self._told = False  # who was lost
         self._ending = False
         self._ranks: list[Rank] = []
         self._nodes: dict[int, Node] = {}
@@ -164,6 +165,12 @@ class Ranks:
         numbers = [rank.number for rank in self._ranks if not rank.came]
         return "rank " + ", ".join(map(str, numbers or range(self.size)))
 
+    def wait_told(self) -> None:
+        """Returns once the log has who was lost, or that takes too long: of one that is lost the
+        exchange often hears first, and this process ends by it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._told, 2 * GRACE)
+
     def serving(self) -> None:
         """From here on a lost rank ends this process."""
         with self._changed:
@@ -264,6 +271,9 @@ class Ranks:
             return
         self._ending = True
         log.critical("%s: without it nothing can be computed", words)
+        with self._changed:
+            self._told = True
+            self._changed.notify_all()
         for other in self._ranks:
             other.kill()
         self._on_loss()

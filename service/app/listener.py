@@ -74,6 +74,7 @@ class Keeper:
     def __init__(self, listeners: list[Listener]) -> None:
         self._listeners = listeners
         self._looking: asyncio.Task[None] | None = None
+        self._fault = False  # that no look has begun after
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._on_fault)
 
@@ -86,19 +87,25 @@ class Keeper:
     def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not isinstance(context.get("exception"), UnicodeDecodeError):
             loop.default_exception_handler(context)
+        self._fault = True
         if self._looking is None or self._looking.done():
             self._looking = loop.create_task(self._look())
 
     async def _look(self) -> None:
-        for seconds in _LOOKS:
-            await asyncio.sleep(seconds)
-            for listener in self._listeners:
-                try:
-                    if await listener.reopen_if_closed():
-                        log.error("gRPC has closed port %d, over a call it could not read: it is "
-                                  "open again", listener.port)  # fmt: skip
-                except Exception as error:
-                    log.critical("port %d is closed and cannot be opened: %s", listener.port, error)
+        while self._fault:
+            self._fault = False
+            for seconds in _LOOKS:
+                await asyncio.sleep(seconds)
+                await self._look_once()
+
+    async def _look_once(self) -> None:
+        for listener in self._listeners:
+            try:
+                if await listener.reopen_if_closed():
+                    log.error("gRPC has closed port %d, over a call it could not read: it is "
+                              "open again", listener.port)  # fmt: skip
+            except Exception as error:
+                log.critical("port %d is closed and cannot be opened: %s", listener.port, error)
 
 
 def _heard(task: "asyncio.Future[None]") -> None:

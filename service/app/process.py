@@ -102,6 +102,7 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
         code = await run(server, stop_asked, ready)
     finally:
         guarded.cancel()
+        await asyncio.wait({guarded})  # from here on nobody gives signs of life
     return code or EXIT_DEAD if server.engine_abandoned else code
 
 

@@ -14,6 +14,7 @@ turns.
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
@@ -62,9 +63,13 @@ class Signals:
             os._exit(128 + number)
         self._first = signal.Signals(number)
         self.deadman.end_within(self._end_seconds)
-        if self._loop is not None and self._asked is not None:
-            self._loop.call_soon_threadsafe(self._asked.set)
+        if self._asked is not None:
+            self._tell(self._asked.set)
 
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self._tell(self.on_hangup)
+
+    def _tell(self, what: Callable[[], None]) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.on_hangup)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                self._loop.call_soon_threadsafe(what)

@@ -54,8 +54,8 @@ class DeepThreads:
         try:
             return done.result(self._seconds)
         except TimeoutError:
-            if done.done():  # it was the work's own
-                raise
+            if done.done():  # it was the work's own, or the work has ended just now
+                return done.result()
         with self._lock:
             self._given_up.add(done)  # type: ignore[arg-type]  # whatever its result is
         raise TooSlow(f"takes more than {self._seconds:g} seconds to compile", own=True)

@@ -33,6 +33,7 @@ MAX_CHARACTERS = 16 << 20  # of the values in the queue
 _GRPC = "grpc._cython.cygrpc"  # its logger
 _RECORD = 256  # characters that a record counts beside its values
 _BATCH = 1000  # records written at once
+_LOOKS = 10  # within the time of a flush
 
 # Controls, line ends of other scripts, marks that turn the direction of writing, half characters.
 _UNSAFE = re.compile(
@@ -113,11 +114,12 @@ class QueuedHandler(logging.Handler):
             self._writer.start()
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Return when all is written that was logged before, or after so many seconds."""
+        """Return when all is written that was logged before, or after so many seconds: counted in
+        looks, so that a process that stood still meanwhile has time left to write."""
         if self._writer is not None and self._writer is not threading.current_thread():
             reached = threading.Event()
             self._queue.put(reached)
-            reached.wait(seconds)
+            any(reached.wait(seconds / _LOOKS) for _ in range(_LOOKS))
 
     def _run(self) -> None:
         while True:
@@ -190,13 +192,19 @@ class Lines(io.TextIOBase):
 
 
 def write_error(data: bytes) -> None:
-    """Write to standard error, however long that takes. A reader that is gone takes it along."""
+    """Write to standard error, however long that takes. A reader that is gone takes it along.
+
+    In pieces of whole lines that a pipe takes whole or not at all: the engine's process writes
+    there too, and where the reader is slow, half a line would have one of its behind it.
+    """
     ready = select.poll()
     ready.register(standard_streams.ERROR, select.POLLOUT)
+    view, at = memoryview(data), 0
     try:
-        while data:
+        while at < len(data):
+            end = data.rfind(b"\n", at, at + select.PIPE_BUF) + 1 or data.find(b"\n", at) + 1
             try:
-                data = data[os.write(standard_streams.ERROR, data) :]
+                at += os.write(standard_streams.ERROR, view[at : end or len(data)])
             except BlockingIOError:
                 ready.poll()
     except OSError:

@@ -87,7 +87,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[Any], context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, float] = {}  # since when
+        # Since when, and what is cut off: TLS takes the descriptor over.
+        self._open: dict[socket.socket, tuple[float, socket.socket]] = {}
         self.life_seconds = LIFE_SECONDS
         super().__init__(address, handler)
 
@@ -108,7 +109,7 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             taken = len(self._open) < MAX_CONNECTIONS
             if taken:
-                self._open[request] = time.monotonic()
+                self._open[request] = time.monotonic(), request
         if not taken:
             self.shutdown_request(request)
             return
@@ -126,11 +127,15 @@ class _Server(ThreadingHTTPServer):
                 super().process_request_thread(request, client_address)
                 return
             request.settimeout(HANDSHAKE_SECONDS)
-            try:
-                secure = context.wrap_socket(request, server_side=True)
-            except (OSError, ValueError):  # no TLS, no certificate, or too slow
-                return
-            with secure:
+            with (
+                contextlib.suppress(OSError, ValueError),  # no TLS, no certificate, or too slow
+                context.wrap_socket(
+                    request, server_side=True, do_handshake_on_connect=False
+                ) as secure,
+            ):
+                with self._lock:
+                    self._open[request] = self._open[request][0], secure
+                secure.do_handshake()
                 super().process_request_thread(secure, client_address)
         finally:
             self._forget(request)
@@ -146,10 +151,10 @@ class _Server(ThreadingHTTPServer):
         """Cut off those that are open for longer (seconds): their workers then end."""
         now = time.monotonic()
         with self._lock:
-            old = [request for request, since in self._open.items() if now - since >= older_than]
-        for request in old:
+            old = [one for since, one in self._open.values() if now - since >= older_than]
+        for connection in old:
             with contextlib.suppress(OSError):
-                request.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # beneath TLS
 
     def _forget(self, request: Any) -> None:
         with self._lock:

@@ -24,10 +24,10 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def logged(caplog: pytest.LogCaptureFixture) -> str:
     """A time line as the engine logs it, of a warm-up half of which was capture."""
     clock = _TimeLine()
-    clock._last -= 3
+    clock._last -= 300
     clock.mark("weights")
-    clock._last -= 4
-    clock.mark("warm-up", ("captures", 2.0))
+    clock._last -= 400
+    clock.mark("warm-up", ("captures", 200.0))
     with caplog.at_level(logging.INFO):
         clock.log()
     return "\n".join(f"12:00:00.000 I quire  {r.getMessage()}" for r in caplog.records)
@@ -36,10 +36,10 @@ def logged(caplog: pytest.LogCaptureFixture) -> str:
 def test_every_stage_is_read_and_what_no_stage_tells(
     starts: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stages = starts.stages_of(f"loading\n{logged(caplog)}\nserving", 10.0)
+    stages = starts.stages_of(f"loading\n{logged(caplog)}\nserving", 1000.0)
     assert list(stages) == ["around", "weights", "warm-up", "captures"]
     assert stages == pytest.approx(
-        {"around": 3.0, "weights": 3.0, "warm-up": 2.0, "captures": 2.0}, abs=0.1
+        {"around": 300.0, "weights": 300.0, "warm-up": 200.0, "captures": 200.0}, abs=10.0
     )
 
 

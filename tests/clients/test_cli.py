@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from support import programs
+from support.not_grpc import not_grpc
 from support.patience import PATIENCE
 
 from quire.clients import cli
@@ -223,17 +223,8 @@ def test_no_server(command: list[str], nobody: str) -> None:
 
 
 def test_a_port_that_is_not_grpc() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def answer() -> None:
-            peer, _ = listening.accept()
-            with peer:
-                peer.recv(1024)
-                peer.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
-        assert "not gRPC" in one_line(quire("stats", "-a", address, "--timeout", "5"), 1)
+    with not_grpc() as address:
+        assert "not gRPC" in one_line(quire("stats", "-a", address), 1)
 
 
 def test_a_grpc_server_of_another_kind() -> None:

@@ -1,6 +1,5 @@
 """The examples that call tools and extract JSON, against one server over the embedded model."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import programs
+from support.free_ports import free_port
 from support.patience import PATIENCE
 from support.server_process import environment, process
 
@@ -26,8 +26,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     with process("--model", "pocket", "--num-blocks", "256", QUIRE_HTTP_PORT=str(port)) as server:
         address = server.address()
         server.wait_for(f"OpenAI API on http://127.0.0.1:{port}/v1")
@@ -67,7 +66,5 @@ def test_json_out_of_a_sentence(place: Place) -> None:
 
 
 def test_nobody_there_is_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
-    done = run("agent_http.py", QUESTION, f"http://127.0.0.1:{port}/v1")
+    done = run("agent_http.py", QUESTION, f"http://127.0.0.1:{free_port()}/v1")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         "ranks: a failed step leaves them at different places, and the engine goes on",
         "engine/parallel/leader.py",
-        "        del error\n        return True\n",
-        "        del error\n        return False\n",
+        "            self._ranks.wait_told()\n        return True\n",
+        "            self._ranks.wait_told()\n        return False\n",
         (TESTS + "an_exchange_whose_other_end_is_gone_is_fatal",),
     ),
     Fault(

@@ -1,13 +1,13 @@
 """Both clients against replicas that listen: streams that break go on, to the token."""
 
 import asyncio
-import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from support.fake_replica import DRAIN, LENGTH, QUIET, Break, Replica, Served, whole, word
+from support.free_ports import free_port
+from support.not_grpc import not_grpc
 from support.patience import PATIENCE
 
 from quire.clients import (
@@ -212,27 +212,9 @@ def test_single_answers_come_from_whoever_is_up(
 @BOTH
 def test_where_nobody_is_left_each_is_named(mode: str) -> None:
     """One port is closed, and behind the other there is a program of another kind."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
-    with socket.create_server(("127.0.0.1", 0)) as other:
-
-        def answer() -> None:
-            while True:
-                try:
-                    connection, _ = other.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(1024)
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        strange = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(NoReplica) as caught:
-            collect([], mode, addresses=[nobody, strange])
-        other.shutdown(socket.SHUT_RDWR)
-    thread.join(PATIENCE)
+    nobody = f"127.0.0.1:{free_port()}"
+    with not_grpc() as strange, pytest.raises(NoReplica) as caught:
+        collect([], mode, addresses=[nobody, strange])
     assert set(caught.value.faults) == {nobody, strange}
     assert "refused" in caught.value.faults[nobody]
     assert caught.value.faults[strange] == "what listens there is not gRPC"

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support.fake_engine import Device
 from support.harness import ask, first, generate, run, serving
 from support.patience import PATIENCE
 
@@ -230,12 +231,13 @@ def test_a_guests_key_shows_what_is_served_and_an_operators_all(tmp_path: Path) 
             return Source(client, explain).look()
 
     async def test() -> None:
-        async with serving(api_keys=str(keys)) as running:
+        async with serving(Device(step_seconds=0.01), api_keys=str(keys)) as running:
             address = f"127.0.0.1:{running.server.port}"
             bearer = (("authorization", f"Bearer {GUEST}"),)
             await generate(running, ask([300] * 40, max_tokens=2), metadata=bearer)
             forever = ask([300] * 40, max_tokens=2000, ignore_eos=True, request_id="open")
-            await first(running.stub.Generate(forever, metadata=bearer))
+            call = running.stub.Generate(forever, metadata=bearer)
+            await first(call)
             guest = await asyncio.to_thread(look, address, GUEST)
             assert guest["operator"] is False and guest["model"]["name"] == "fake"
             assert not {"requests", "map", "open", "tokens", "steps"} & set(guest)
@@ -245,6 +247,7 @@ def test_a_guests_key_shows_what_is_served_and_an_operators_all(tmp_path: Path) 
             assert owner["steps"]["kinds"]["prefill"]["count"] >= 1
             wrong = await asyncio.to_thread(look, address, "a-key-that-nobody-knows")
             assert "--api-key" in wrong["error"]
+            call.cancel()
 
     run(test)
 

@@ -3,6 +3,7 @@
 import asyncio
 
 from support.hands import Hands
+from support.patience import PATIENCE
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.commands import Abort, AskBlockMap, FlushCache, Submit
@@ -24,7 +25,7 @@ def test_the_first_item_says_that_the_engine_has_been_told_and_waits_for_nothing
         await stream.aclose()
         assert link.sent[1:] == [Abort(request.key)]
 
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
 def test_answers_go_to_those_who_asked_in_their_order_whatever_they_asked() -> None:
@@ -41,4 +42,4 @@ def test_answers_go_to_those_who_asked_in_their_order_whatever_they_asked() -> N
         link.say([], (3, b"two", 5))
         assert [await asked[i] for i in (0, 2, 3)] == [b"one", b"two", 5]
 
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), PATIENCE))

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import pairwise
 
 from support.hands import Hands
+from support.patience import PATIENCE
 
 from quire.engine.client.async_engine import AsyncEngine, next_tick
 from quire.engine.request import FinishReason, GenerationRequest, Output, SamplingParams
@@ -27,7 +28,7 @@ def over_a_link(interval: float, test: Test) -> None:
         await test(link, stream, request.key)
         await stream.aclose()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
 
 def ids_of(outputs: list[Output]) -> list[int]:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.some_engine import INFO
 
@@ -126,6 +126,7 @@ def test_a_refusal_keeps_its_class_and_its_words(kind: type[QuireError]) -> None
     assert type(other) is QuireError and str(other) == "odd"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5000), max_size=8), st.integers(0, 2**32))
 def test_frames_come_whole_however_the_bytes_are_cut(sizes: list[int], seed: int) -> None:
     messages: list[wire.Message] = [("kind", bytes(size), size) for size in sizes]

@@ -315,6 +315,22 @@ def test_a_thread_that_is_given_up_has_delivered_what_it_had_published() -> None
     run(test())
 
 
+class Closing:
+    """An event loop that is closed by another thread after each look at it."""
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon_threadsafe(self, *_: Any) -> None:
+        raise RuntimeError("Event loop is closed")
+
+
+def test_what_a_thread_says_to_a_loop_that_closes_just_now_is_dropped() -> None:
+    link: Any = ThreadLink(EngineConfig())
+    link._loop, link._receiver = Closing(), Heard().receiver
+    link._publish(batch(end(7)))
+
+
 class Child:
     """A child process's parent side, whose other end the test holds."""
 
@@ -329,6 +345,37 @@ class Child:
 
     def wait(self) -> int:
         return 1
+
+
+def test_how_a_process_has_ended_is_told_before_the_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    waits = [threading.Event(), threading.Event()]
+
+    class Slow(Child):
+        """Who waits for it first is told last."""
+
+        def wait(self) -> int:
+            if waits[0].is_set():
+                waits[1].set()
+            else:
+                waits[0].set()
+                assert waits[1].wait(PATIENCE)
+            return -9
+
+    async def test() -> None:
+        heard, child = Heard(), Slow()
+        link = ProcessLink(EngineConfig(), child)  # type: ignore[arg-type]
+        starting = asyncio.ensure_future(link.start(heard.receiver))
+        await asyncio.sleep(0)
+        child.theirs.sendall(wire.frame(wire.pack_info(INFO)))
+        await starting
+        child.theirs.close()
+        assert await asyncio.to_thread(waits[0].wait, PATIENCE)
+        await link.stop()
+        assert "the engine's process has ended by SIGKILL" in caplog.text
+
+    run(test())
 
 
 @pytest.mark.parametrize("ending", ("dies", "is killed", "is given up"))

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,6 +27,7 @@ from quire.engine.parallel.codec import encode, encode_masks
 from quire.engine.parallel.exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import MOST_BYTES, Kind, Line, said, values_of
+from quire.engine.parallel.member import LocalRank
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.store import Board, BoardStore, LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
@@ -172,6 +174,32 @@ def test_a_rank_that_is_lost_takes_the_others_along(dies: int) -> None:
         ranks.send(Kind.PLAN, b"")
     for rank in ranks._ranks:
         assert rank.process.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_who_is_lost_is_known_before_the_engine_ends_by_what_the_exchange_says_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ranks, waits = started("say(Kind.READY)\n" + STAYS, on_loss=Loss()), threading.Event()
+    wait_for, how_it_ended = ranks._changed.wait_for, LocalRank.how_it_ended
+
+    def waited_for(*given: Any) -> bool:
+        waits.set()
+        return wait_for(*given)
+
+    def late(rank: LocalRank) -> str:
+        """By a thread that has its turn only when the engine's waits."""
+        waits.wait(PATIENCE)
+        return how_it_ended(rank)
+
+    monkeypatch.setattr(ranks._changed, "wait_for", waited_for)
+    monkeypatch.setattr(LocalRank, "how_it_ended", late)
+    ranks.wait_for(Kind.READY)
+    ranks.serving()
+    os.kill(ranks._ranks[0].process.pid, signal.SIGKILL)
+    runner: Any = None
+    assert LeadingRunner(runner, ranks).is_fatal(RankError("the ranks do not exchange any more"))
+    assert "ended by SIGKILL: without it nothing can be computed" in caplog.text
+    ranks.end()
 
 
 def test_an_end_that_is_meant_is_no_loss() -> None:
@@ -445,7 +473,10 @@ def test_an_exchange_whose_other_end_is_gone_is_fatal() -> None:
     with pytest.raises(RankError) as raised:
         exchange.gather(torch.ones(1))
     assert str(raised.value) == "the ranks do not exchange any more: Connection closed by peer"
-    assert LeadingRunner.is_fatal(raised.value)
+    told: list[bool] = []
+    ranks: Any = SimpleNamespace(wait_told=lambda: told.append(True))
+    assert LeadingRunner(ranks, ranks).is_fatal(raised.value) and told == [True]
+    assert LeadingRunner(ranks, ranks).is_fatal(ValueError("unlucky")) and told == [True]
 
 
 def test_a_line_is_a_store_too(lines: tuple[Line, socket.socket]) -> None:

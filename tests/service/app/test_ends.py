@@ -18,6 +18,7 @@ import psutil
 import pytest
 from support import programs
 from support.fake_engine import Device
+from support.free_ports import free_port
 from support.harness import ask, first, read, run, serving
 from support.http2 import HEADERS, Rude
 from support.patience import PATIENCE
@@ -103,11 +104,19 @@ def test_an_end_that_does_not_come_is_made(seconds: str, signals: int) -> None:
         assert (b"Timeout" in hung.stderr.read()) == (signals == 1)
 
 
-def test_a_signal_before_the_loop_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers: dict[int, Any] = {}
-    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
+    """What would be called at each signal."""
+    found: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", found.__setitem__)
     monkeypatch.setattr("faulthandler.register", lambda *_args, **_more: None)
     monkeypatch.setattr("quire.service.app.signals.answer_signals", lambda: None)
+    return found
+
+
+def test_a_signal_before_the_loop_is_not_lost(
+    handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     signals = Signals(1.0)
     ends: list[float] = []
     monkeypatch.setattr(signals.deadman, "end_within", ends.append)
@@ -118,6 +127,20 @@ def test_a_signal_before_the_loop_is_not_lost(monkeypatch: pytest.MonkeyPatch) -
 
     assert asyncio.run(asked())
     assert ends == [1.0]
+
+
+def test_a_signal_behind_the_loop_is_no_fault(
+    handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals(1.0)
+    monkeypatch.setattr(signals.deadman, "end_within", lambda _: None)
+
+    async def asked() -> asyncio.Event:
+        return signals.stop_asked()
+
+    assert not asyncio.run(asked()).is_set()
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        handlers[number](number, None)
 
 
 # ------------------------------------------------------------ clients at the end
@@ -201,13 +224,6 @@ def close(*descriptors: int) -> Callable[[], None]:
             os.close(descriptor)
 
     return before
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def code_when_loaded(stub: Any) -> grpc.StatusCode:

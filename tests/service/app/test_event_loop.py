@@ -57,7 +57,7 @@ def test_all_bytes_are_read_with_one_look_at_the_events(make_loop: Callable[[], 
             theirs.sendall(b"1" * 200)
             loop.add_reader(ours, functools.partial(_handle_events, loop))
             for _ in range(2):
-                await asyncio.wait_for(looked.wait(), 20)
+                await asyncio.wait_for(looked.wait(), PATIENCE)
                 looked.clear()
                 theirs.sendall(b"1")
             loop.remove_reader(ours)
@@ -73,7 +73,7 @@ def test_other_readers_are_left_alone(make_loop: Callable[[], Any]) -> None:
             loop, read = asyncio.get_running_loop(), asyncio.Event()
             loop.add_reader(ours, read.set)
             theirs.sendall(b"123")
-            await asyncio.wait_for(read.wait(), 20)
+            await asyncio.wait_for(read.wait(), PATIENCE)
             loop.remove_reader(ours)
             assert waiting(ours) == 3
 

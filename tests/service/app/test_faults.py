@@ -24,6 +24,7 @@ from support.storm import FaultyDevice, Poison
 from quire.engine.client.in_thread import stack_of
 from quire.engine.scheduling.plan import StepPlan, StepResult
 from quire.engine.scheduling.sequence import Request
+from quire.service.app import ports
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.telemetry.metrics import QuireCollector, Sources
 from quire.v1 import inference_pb2 as pb
@@ -95,14 +96,22 @@ def test_a_connection_that_dies_without_a_word_is_found_by_its_silence() -> None
     run(test)
 
 
-def test_a_client_that_is_silent_and_there_keeps_its_stream() -> None:
+def test_a_client_that_is_silent_and_there_keeps_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long this machine takes to answer a ping."""
+    options, long = ports.channel_options, round(1000 * PATIENCE)
+    answered = {"grpc.keepalive_timeout_ms": long, "grpc.http2.ping_timeout_ms": long}
+    monkeypatch.setattr(
+        ports, "channel_options", lambda *given: [*(dict(options(*given)) | answered).items()]
+    )
+
     async def test() -> None:
         async with serving(keepalive_seconds=0.1) as running:
             running.device.hold()
             call = asyncio.create_task(generate(running, ask([300, 301])))
             await running.until(lambda s: s.requests.running == 1)
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.sleep(0.5)  # several pings, all answered
+            await asyncio.sleep(0.5)  # several pings, all answered
             running.device.release()
             assert (await call).ids() == [300, 301, EOS]
 
@@ -396,7 +405,9 @@ class Process:
             text=True,
         )
         assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().rsplit(" on ", 1)[1].strip()
+        line = self.process.stdout.readline()
+        assert " on " in line, self.end()
+        self.address = line.rsplit(" on ", 1)[1].strip()
 
     def end(self) -> tuple[int, str]:
         """Exit code and what it said on standard error."""
@@ -433,14 +444,14 @@ PLACES = pytest.mark.parametrize("place", ["thread", "process"])
 
 @PLACES
 @pytest.mark.parametrize(
-    ("fault", "words"),
-    [("hangs", "the engine is given up"), ("lost", "the engine has died")],
+    ("fault", "bounds", "words"),
+    [("hangs", ("0.3", "0.3"), "the engine is given up"), ("lost", (), "the engine has died")],
 )
 def test_a_fault_of_the_device_ends_the_process_for_its_supervisor(
-    place: str, fault: str, words: str
+    place: str, fault: str, bounds: tuple[str, ...], words: str
 ) -> None:
     with (
-        process(place, fault, "0.3", "0.3") as server,
+        process(place, fault, *bounds) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(8)]

@@ -1,9 +1,17 @@
 """The deadman's process: it counts looks, so that nobody who was frozen is taken for hung."""
 
+import asyncio
 import signal
 import subprocess
 import sys
+from typing import Any
 
+import pytest
+from support.fake_engine import Builder, Device
+from support.harness import run, settings
+
+from quire.engine.client.in_thread import ThreadLink
+from quire.service.app import process
 from quire.service.app.guardian import Guardian, is_stopped
 from quire.service.app.watchdog import Verdict, Watchdog
 
@@ -62,6 +70,41 @@ def test_a_stopped_process_is_told_from_one_that_sleeps() -> None:
             pass
         process.kill()
     assert not is_stopped(process.pid)
+
+
+class Deadman:
+    """Notes that it has let go."""
+
+    held: bool | None = None
+
+    async def hold(self, _seconds: float) -> None:
+        self.held = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.held = False
+
+
+class Asked:
+    """Signals of a process that is asked to stop as soon as it serves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.deadman = Deadman()
+        self._stop = asyncio.Event()
+        monkeypatch.setattr(process.standard_streams, "say", lambda _line: self._stop.set())
+
+    def stop_asked(self) -> asyncio.Event:
+        return self._stop
+
+
+def test_whoever_leaves_is_held_to_no_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        signals: Any = Asked(monkeypatch)
+        device = Builder(Device())
+        code = await process._serve(settings(), lambda config: ThreadLink(config, device), signals)
+        assert (code, signals.deadman.held) == (0, False)
+
+    run(test)
 
 
 def test_the_watchdog_knows_no_clock_that_could_jump() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import grpc
 import pytest
@@ -10,6 +11,8 @@ from support.harness import Running, ask, first, generate, read, run, serving
 from support.http2 import END_HEADERS, HEADERS, Rude, frame, headers
 from support.patience import PATIENCE
 
+from quire.service.app import listener
+from quire.service.app.listener import Keeper
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
 NO_TEXT = headers("/x").replace(b"\x02/x", b"\x02/\xff")
@@ -20,6 +23,41 @@ def send_no_text(port: int) -> Rude:
     stranger = Rude(f"127.0.0.1:{port}")
     stranger.socket.sendall(frame(HEADERS, END_HEADERS, 1, NO_TEXT))
     return stranger
+
+
+class Port:
+    """One that gRPC closes when it has been looked at, over a fault that came just before."""
+
+    port = 1
+    keeper: Keeper
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def reopen_if_closed(self) -> bool:
+        was, self.closed = self.closed, not self.closed
+        if self.closed:
+            self.fault()
+        return was
+
+    def fault(self) -> None:
+        context = {"exception": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text")}
+        self.keeper._on_fault(asyncio.get_running_loop(), context)
+
+
+def test_a_fault_that_comes_while_ports_are_looked_at_is_looked_into_as_well(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listener, "_LOOKS", (0.0,))
+
+    async def test() -> None:
+        port: Any = Port()
+        port.keeper = Keeper([port])
+        port.fault()
+        await port.keeper._looking
+        assert not port.closed and "is open again" in caplog.text
+
+    run(test)
 
 
 async def another(running: Running) -> grpc.StatusCode:

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from support.free_ports import free_port
 from support.patience import PATIENCE
 from support.server_process import long_request, process, quire, refused
 
@@ -23,9 +24,8 @@ TINY = ("--model", "random:tiny", "--device", "cpu", "--tensor-parallel-size", "
 @pytest.fixture
 def place() -> tuple[str, ...]:
     """Options of two nodes that meet at a port that is free."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    return (*TINY, "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    meeting = ("--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+    return (*TINY, "--nnodes", "2", *meeting)
 
 
 def test_two_nodes_serve_and_end_when_node_0_does(place: tuple[str, ...]) -> None:

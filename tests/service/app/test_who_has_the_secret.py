@@ -27,7 +27,9 @@ def _rank() -> "subprocess.Popen[Any]":
 @contextmanager
 def _ended(one: "subprocess.Popen[Any]") -> Iterator[dict[str, str]]:
     try:
-        yield psutil.Process(one.pid).environ()
+        while not (environment := psutil.Process(one.pid).environ()):
+            pass  # it is between two programs
+        yield environment
     finally:
         one.kill()
         one.wait()

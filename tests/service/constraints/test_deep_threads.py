@@ -2,17 +2,18 @@
 
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
+from support.patience import PATIENCE
 
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
+from quire.service.constraints import deep as module
 from quire.service.constraints import grammars
 from quire.service.constraints.deep import MAX_STUCK, DeepThreads, TooSlow
 from quire.service.constraints.grammars import Grammars
 from quire.service.models import pocket
-
-PATIENCE = 20.0
 
 
 def deep(levels: int) -> int:
@@ -51,7 +52,25 @@ def test_what_takes_too_long_is_given_up_and_counted_until_it_ends() -> None:
     limit = time.monotonic() + PATIENCE
     while threads.stuck:
         assert time.monotonic() < limit
+    threads._seconds = PATIENCE
     assert threads.run(lambda: 1) == 1
+
+
+def test_what_ends_in_the_moment_in_which_it_is_given_up_has_its_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(Future[int]):
+        """Whoever waits for so long has waited in vain, and then it ends."""
+
+        def result(self, timeout: float | None = None) -> int:
+            ended = super().result()
+            if timeout is not None:
+                raise TimeoutError
+            return ended
+
+    monkeypatch.setattr(module, "Future", Late)
+    threads = DeepThreads()
+    assert (threads.run(lambda: 7), threads.stuck) == (7, 0)
 
 
 def test_a_text_that_was_too_slow_is_refused_at_once_when_it_comes_again(

@@ -2,7 +2,6 @@
 what each server says of its cache. Runs where the package smg is installed."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import grpc
 import openai
 import pytest
 from support import programs
+from support.free_ports import free_ports
 from support.patience import PATIENCE
 from support.server_process import Process, environment, process
 
@@ -59,12 +59,6 @@ class Fleet:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
-
-
 def worker(held: ExitStack) -> Worker:
     running = held.enter_context(
         process("--gateway-port", "0", "--block-size", "16", "--prefix-cache-seed", "1")
@@ -78,7 +72,7 @@ def worker(held: ExitStack) -> Worker:
 def fleet() -> Iterator[Fleet]:
     with ExitStack() as held:
         workers = [worker(held) for _ in range(2)]
-        port, metrics = free_port(), free_port()
+        port, metrics = free_ports(2)
         words = [str(SMG), "launch", "--host", "127.0.0.1", "--port", str(port)]
         words += ["--worker-urls", *(f"grpc://{one.gateway}" for one in workers)]
         words += ["--model-path", str(pocket.directory()), "--policy", "cache_aware"]

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+from support.free_ports import free_port
 from support.server_process import PATIENCE, environment, long_request, process
 
 from quire.service.app.openai_face import lines_to_paste
@@ -17,12 +18,6 @@ from quire.service.settings import ServiceConfig
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
 PAGE = (Path(__file__).parents[3] / "docs" / "openai.md").read_text(encoding="utf-8")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-    return port
 
 
 def test_the_lines_to_paste_work() -> None:

@@ -1,11 +1,8 @@
 """`quire ray` itself: pocket on this machine, by one replica and then by two, over both faces, for
 callers with keys. Runs where the package ray is installed."""
 
-import contextlib
 import json
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.free_ports import free_ports
 from support.patience import PATIENCE
 from support.server_process import environment
 
@@ -41,18 +39,6 @@ LONG = 900
 TIMES = 16
 HIGHEST = 3  # priority that the first key allows
 OWNER, GUEST, STRANGER = new_key(), new_key(), new_key()
-
-
-def free_ports(count: int) -> list[int]:
-    """Of those that no system gives out by itself: Ray's own processes take many of these."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            port = random.randrange(20_000, 32_000)
-            with contextlib.suppress(OSError):
-                held.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-    return found
 
 
 def until(holds: Callable[[], Any]) -> Any:
@@ -106,7 +92,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    port, http_port = free_ports(2)
+    port, http_port = free_ports(2)  # Ray's own processes take many of the others
     folder = tmp_path_factory.mktemp("ray")
     keys, config = folder / "keys", folder / "quire.toml"
     owner = f"{make_entry('owner', OWNER)} operator max_priority={HIGHEST}"

@@ -31,6 +31,7 @@ def test_an_operator_sees_open_requests_and_nothing_of_their_texts(tmp_path: Pat
         async with serving(api_keys=str(keys)) as running:
             asked = pb.StatsRequest(include_requests=True)
             await generate(running, ask([300] * 40, max_tokens=1), metadata=_bearer(GUEST))
+            running.device.hold()  # or it may end while it is looked at
             call = running.stub.Generate(_forever(request_id="mine"), metadata=_bearer(GUEST))
             await first(call)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -65,10 +66,11 @@ def test_no_more_rows_are_told_than_promised(monkeypatch: pytest.MonkeyPatch) ->
 
     async def test() -> None:
         async with serving() as running:
+            running.device.hold()
             calls = []
             for name in ("a", "b", "c"):
                 calls.append(running.stub.Generate(_forever(request_id=name)))
-                await first(calls[-1])
+                await calls[-1].initial_metadata()
             told = await running.stats(include_requests=True)
             assert [row.request_id for row in told.open_requests] == ["a", "b"]
             calls[0].cancel()

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from support.fake_engine import EOS, VOCAB_SIZE, Device, logprob_of
-from support.harness import Running, ask, first, generate, read, run, serving
+from support.harness import Running, ask, first, generate, overdue, read, run, serving
 from support.patience import PATIENCE
 from support.some_engine import INFO
 
@@ -140,8 +140,10 @@ def test_a_call_whose_deadline_passes_leaves_no_job_and_is_counted_as_such() -> 
     async def test() -> None:
         async with serving() as running:
             gate, workers = await busy(running), running.server._workers
-            call = running.stub.Generate(ask(text="hello"), timeout=0.5)
-            await until(lambda: workers.waiting == 1)
+            call = await overdue(
+                lambda seconds: running.stub.Generate(ask(text="hello"), timeout=seconds),
+                lambda: workers.waiting == 1,
+            )
             assert (await read(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: not workers.waiting)
             await until(lambda: not running.server._admission.waiting)
@@ -340,7 +342,8 @@ def test_a_write_that_stalls_ends_the_call_and_gives_back_all_it_held() -> None:
             answer = await read(call)  # it reads after all
             assert answer.code is EXHAUSTED
             assert "read nothing for 60 s" in answer.details
-            assert running.server.ledger.rpcs["Generate", "RESOURCE_EXHAUSTED"] == 1
+            ledger = running.server.ledger
+            await until(lambda: ledger.rpcs["Generate", "RESOURCE_EXHAUSTED"] == 1)
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
 
     run(test)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -108,6 +109,27 @@ def test_a_stuck_reader_holds_up_nobody_and_what_is_lost_is_counted(
     assert stuck.text.splitlines()[-1].endswith("again")
 
 
+def test_a_process_that_stands_still_in_a_flush_has_time_left_to_write(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Frozen(threading.Event):
+        """Its time is up at once, as of one who was stopped meanwhile; later it is waited for."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if not stuck.goes_on.is_set():
+                stuck.goes_on.set()
+                return False
+            return super().wait(timeout)
+
+    monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
+    handler = handler_of(stuck)
+    handler.handle(record("the last"))
+    assert stuck.waits.wait(PATIENCE)
+    monkeypatch.setattr(logs.threading, "Event", Frozen)
+    handler.flush(PATIENCE)
+    assert "the last" in stuck.text
+
+
 def test_long_values_are_bounded_together(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "WRITE_SECONDS", 0)
     monkeypatch.setattr(logs, "MAX_CHARACTERS", 10_000)
@@ -210,6 +232,24 @@ def test_a_pipe_is_never_waited_for_and_its_other_users_are_not_touched() -> Non
         os.write(ours, b"x")
     for descriptor in (read, write, ours):
         os.close(descriptor)
+
+
+def test_lines_are_written_whole_so_that_no_other_process_writes_into_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[bytes] = []
+
+    def write(_descriptor: int, data: memoryview) -> int:
+        written.append(bytes(data))
+        return len(data)
+
+    lines = [b"x" * size + b"\n" for size in (1000, 3000, 10_000, 90, *[300] * 40)]
+    monkeypatch.setattr(os, "write", write)
+    logs.write_error(b"".join(lines))
+    monkeypatch.undo()
+    assert b"".join(written) == b"".join(lines) and len(written) < 9
+    for piece in written:
+        assert piece.endswith(b"\n") and (len(piece) <= select.PIPE_BUF or piece == lines[2])
 
 
 @pytest.mark.parametrize("place", [pytest.param("off", marks=pytest.mark.long), "on"])

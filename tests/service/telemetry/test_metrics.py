@@ -89,6 +89,7 @@ def test_schedulers_find_the_same_numbers_under_the_names_that_they_know() -> No
                 await first(call)
             for _ in range(2):
                 await generate(running, ask([300] * 40, max_tokens=4))
+            running.device.hold()  # or it may end while it is looked at
             url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
             page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
             call.cancel()

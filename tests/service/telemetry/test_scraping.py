@@ -104,6 +104,25 @@ def test_connections_have_a_most_and_an_end(
         connection.close()
 
 
+def test_a_connection_over_tls_has_an_end_too(
+    start: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_server, "HANDSHAKE_SECONDS", 3600.0)
+    begun = threading.Event()
+
+    class Context(ssl.SSLContext):
+        def wrap_socket(self, *given: Any, **more: Any) -> ssl.SSLSocket:
+            secure = super().wrap_socket(*given, **{**more, "do_handshake_on_connect": False})
+            begun.set()
+            return secure
+
+    server = start(context=lambda: Context(ssl.PROTOCOL_TLS_SERVER))
+    with silent(server) as connection:
+        assert begun.wait(PATIENCE)
+        server._server.life_seconds = 0.0  # at the next look, it is too old
+        assert cut_off(connection)
+
+
 def test_every_handshake_has_the_context_in_force(start: Started) -> None:
     contexts = [ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2)]
     given: list[ssl.SSLContext] = []

@@ -33,7 +33,7 @@ def spans() -> Any:
 
 async def ended(spans: Any, count: int) -> list[Any]:
     """The spans, once there are so many: one is made after its client has its status."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while len(spans.get_finished_spans()) < count:
             await asyncio.sleep(0.005)
     return list(spans.get_finished_spans())

@@ -47,6 +47,13 @@ class Seen:
     gathered: threading.Condition = field(default_factory=threading.Condition)
     templates: bool = True  # whether chats are taken
 
+    def count(self, verb: str) -> int:
+        """One more call of it, on any of the server's threads; how many that makes."""
+        with self.gathered:
+            self.calls[verb] += 1
+            self.gathered.notify_all()
+            return self.calls[verb]
+
 
 def started(request: pb.GenerateRequest) -> pb.GenerateResponse:
     event = pb.Started(
@@ -130,19 +137,18 @@ class Servicer(pb_grpc.InferenceServiceServicer):
         if not self.seen.templates and request.WhichOneof("prompt") == "chat":
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "chat: no chat template")
         verb, *rest = script(request)
-        self.seen.calls[verb] += 1
+        came = self.seen.count(verb)
         if verb == "fail":
             refuse(context, grpc.StatusCode[rest[0]], " ".join(rest[1:]))
-        if verb == "fail-times" and self.seen.calls[verb] <= int(rest[0]):
+        if verb == "fail-times" and came <= int(rest[0]):
             context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
-        if verb == "busy-times" and self.seen.calls[verb] <= int(rest[0]):
+        if verb == "busy-times" and came <= int(rest[0]):
             context.set_trailing_metadata((("grpc-retry-pushback-ms", rest[1]),))
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
         if verb == "gather":
             with self.seen.gathered:
-                self.seen.gathered.notify_all()
                 enough = self.seen.gathered.wait_for(
-                    lambda: self.seen.calls[verb] >= int(rest[0]), timeout=10
+                    lambda: self.seen.calls[verb] >= int(rest[0]), PATIENCE
                 )
             if not enough:
                 context.abort(grpc.StatusCode.ABORTED, "nobody else came")
@@ -207,7 +213,7 @@ class Servicer(pb_grpc.InferenceServiceServicer):
 
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsResponse:
         self.seen.metadata.append(dict(context.invocation_metadata()))
-        self.seen.calls["stats"] += 1
+        self.seen.count("stats")
         return stats(request.include_block_map)
 
 

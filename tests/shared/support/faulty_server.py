@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
 from support.fake_engine import Builder, Device, DeviceLost, Pending
+from support.patience import PATIENT
 
 from quire.engine.client import process_main
 from quire.engine.client.child import Child
@@ -90,13 +91,15 @@ def main(place: str, fault: str, *words: str) -> NoReturn:
     from quire.service.app import process, server  # seconds that the child has no need of
 
     bounds = [float(word) for word in words] or [0.0, 0.0]
-    server._ENGINE_STOP = 0.5
+    if fault != "none":
+        server._ENGINE_STOP = 0.5
     service = ServiceConfig(
         http_port=0,
         port=0,
         drain_seconds=0.5,
         watchdog_seconds=bounds[0],
         watchdog_exit_seconds=bounds[1],
+        **PATIENT,
     )
     settings = Settings(EngineConfig(block_size=16, num_blocks=512), service)
     make_link = {"thread": on_a_thread, "process": in_a_process}[place](fault)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from support.fake_engine import VOCAB_SIZE, Builder, Device
-from support.patience import PATIENCE
+from support.patience import PATIENCE, PATIENT
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
@@ -38,14 +38,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def settings(engine: dict[str, Any] | None = None, **service: Any) -> Settings:
     small = {"max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 16}
     config = EngineConfig(**{**small, **(engine or {})})
-    # A slow machine must not look like an overloaded server to tests of other things.
-    patient = {
-        "port": 0,
-        "http_port": 0,
-        "queue_burst_seconds": 86400.0,
-        "max_queue_seconds": 86400.0,
-    }
-    return Settings(config, ServiceConfig(**{**patient, **service}))
+    return Settings(config, ServiceConfig(**{"port": 0, "http_port": 0, **PATIENT, **service}))
 
 
 def listening() -> socket.socket:
@@ -175,6 +168,19 @@ async def first(call: Any) -> pb.GenerateResponse:
     """The next message of a call, which can still be read to its end."""
     message: pb.GenerateResponse = await anext(aiter(call))
     return message
+
+
+async def overdue(start: Callable[[float], Any], came: Callable[[], bool]) -> Any:
+    """A call whose time runs out once it has come in. start: by its seconds, which are few, and
+    more where this machine was too busy for those."""
+    seconds = 0.2
+    while True:
+        call = start(seconds)
+        while not (call.done() or came()):
+            await asyncio.sleep(0.005)
+        if came():
+            return call
+        seconds *= 4
 
 
 async def read(call: Any) -> Answer:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from support import programs
-from support.patience import PATIENCE
+from support.patience import PATIENCE, PATIENT
 from support.programs import QUIRE
 
 from quire.v1 import inference_pb2 as pb
@@ -33,7 +33,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(**more),
+            env=environment(**{f"QUIRE_{k.upper()}": str(v) for k, v in PATIENT.items()}, **more),
         )
         self.errors: list[str] = []
         self._seen: queue.Queue[str | None] = queue.Queue()

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from support.patience import PATIENCE
+from support.patience import PATIENCE, PATIENT
 
 from quire.clients import AsyncClient
 from quire.engine.client.async_engine import AsyncEngine
@@ -27,7 +27,9 @@ def user(text: str) -> Chat:
 @asynccontextmanager
 async def serving(**options: Any) -> AsyncIterator[AsyncClient]:
     """Serves `pocket` with these engine options until the block is left."""
-    settings = Settings(EngineConfig(**{"num_blocks": 257, **options}), ServiceConfig(port=0))
+    settings = Settings(
+        EngineConfig(**{"num_blocks": 257, **options}), ServiceConfig(port=0, **PATIENT)
+    )
     resolved = resolve(settings.engine)
     config = settings.engine.replace(model=resolved.engine_model)
     shape = model_config(config)
