@@ -265,7 +265,7 @@ def main() -> int:
     if options.seconds < 1:
         parser.error("--seconds: at least 1")
     if options.ray and find_spec("ray") is None:
-        parser.error("--ray: the package ray is not installed (quire[ray])")
+        parser.error("--ray: the package ray is missing: pip install '.[ray]'")
     rows = asyncio.run(measure(options.seconds, options.ray))
     cells = [[row.get(name, "") for name in SHOWN] for row in rows]
     common.print_table("scale out", SHOWN, cells)

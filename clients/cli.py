@@ -7,7 +7,6 @@ asked for is imported and built.
 """
 
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -21,12 +20,17 @@ if sys.argv[1:2] == ["serve"]:
         if hasattr(signal, _name):
             signal.signal(getattr(signal, _name), signal.SIG_IGN)
 
-import typer
-
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines help nobody here
 
-from quire.clients.commands.common import INTERRUPTED
-from quire.clients.help import WIDEST, App
+try:
+    import importlib.metadata
+
+    import typer
+
+    from quire.clients.commands.common import INTERRUPTED
+    from quire.clients.help import WIDEST, App
+except KeyboardInterrupt:  # a first start takes a second or more
+    sys.exit(130)
 
 GROUP = "quire.commands"
 SERVER_COMMANDS = ("serve", "ray", "hash-key")
@@ -125,7 +129,7 @@ def _run(words: list[str]) -> int:
             return 1
         raise
     except usage_error as error:
-        return _explain_usage(error)
+        return _explain_usage(error, words)
     return result if isinstance(result, int) else 0
 
 
@@ -157,12 +161,12 @@ def _judged(error: BaseException) -> str:
     return f"{name} {fault['input']}: must be {wanted.format(**fault.get('ctx', {}))}"
 
 
-def _explain_usage(error: BaseException) -> int:
+def _explain_usage(error: BaseException, words: list[str]) -> int:
     message = _judged(error) or error.format_message()  # type: ignore[attr-defined]
-    if message:
-        print(f"quire: {message} (see --help)", file=sys.stderr)
-    else:  # no command given: the help is the message
+    if not words:  # no command given: the help is the message
         error.show()  # type: ignore[attr-defined]
+    else:
+        print(f"quire: {message.removesuffix('.')} (see --help)", file=sys.stderr)
     return int(error.exit_code)  # type: ignore[attr-defined]
 
 

@@ -212,7 +212,7 @@ class Client:
         timeout: float | None = None,
     ) -> pb.StatsResponse:
         """The server's state, as the contract's message. Both options ask an operator's key, where
-        there are keys."""
+        there are keys; without one counters are unset (`requests` too)."""
         request = pb.StatsRequest(
             include_block_map=flag("include_block_map", include_block_map),
             include_requests=flag("include_requests", include_requests),

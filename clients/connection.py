@@ -52,11 +52,14 @@ class TLS:
     def credentials(self) -> grpc.ChannelCredentials:
         """Reads the files; OptionError names the one that cannot be read."""
         return grpc.ssl_channel_credentials(
-            _read("root", self.root), _read("key", self.key), _read("cert", self.cert)
+            _read("root", self.root, b"CERTIFICATE"),
+            _read("key", self.key, b"PRIVATE KEY"),
+            _read("cert", self.cert, b"CERTIFICATE"),
         )
 
 
-def _read(name: str, path: str | Path | None) -> bytes | None:
+def _read(name: str, path: str | Path | None, held: bytes) -> bytes | None:
+    """A file's bytes; held: what its PEM is to be."""
     if path is None:
         return None
     try:
@@ -65,8 +68,8 @@ def _read(name: str, path: str | Path | None) -> bytes | None:
         raise OptionError(f"tls.{name}: cannot read {show(str(path))}: {error.strerror}") from None
     except ValueError:  # a zero byte, or half of a surrogate pair
         raise OptionError(f"tls.{name}: {show(str(path))} is no path") from None
-    if b"-----BEGIN " not in content:
-        raise OptionError(f"tls.{name}: {show(str(path))} holds nothing in PEM")
+    if held + b"-----" not in content:
+        raise OptionError(f"tls.{name}: {show(str(path))} holds no {held.decode()} in PEM")
     return content
 
 
@@ -78,7 +81,7 @@ def split_address(address: str) -> tuple[str, int]:
         host, port = address, "50051"
     host = host.removeprefix("[").removesuffix("]")
     digits = port.isascii() and port.isdecimal() and len(port) <= 5
-    if not digits or not 0 < int(port) < 65536:
+    if not host or "/" in host or not digits or not 0 < int(port) < 65536:
         raise OptionError(f"address: {show(address)} is not HOST:PORT")
     check_host("address", host)
     return host, int(port)

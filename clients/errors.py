@@ -22,6 +22,9 @@ from typing import cast
 
 import grpc
 
+OPERATORS_ONLY = "OPERATORS_ONLY"
+"""The reason where something is for an operator's key alone."""
+
 _DETAILS_KEY = "grpc-status-details-bin"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 

@@ -5,10 +5,10 @@ the marks in its texts. Figures that `measured` names are times, and differ from
 all others are counts, and every run of the notebook holds them to what is written down.
 """
 
+import argparse
 import json
 import platform
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +71,7 @@ def draw(number: int) -> None:
 
 
 if __name__ == "__main__":
-    for chapter in [int(word) for word in sys.argv[1:]] or chapters.numbers():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("chapter", nargs="*", type=int, help="its number")
+    for chapter in parser.parse_args().chapter or chapters.numbers():
         draw(chapter)

@@ -120,6 +120,16 @@ def test_the_front_door_is_light() -> None:
     assert done.stdout.split("\n")[0] == "[] True"
 
 
+def test_nobody_is_told_to_install_by_name() -> None:
+    """The name is not published: whoever owns it there is somebody else."""
+    texts = [ROOT / "README.md", ROOT / "README.zh.md", *(ROOT / "docs").glob("*.md")]
+    for room in (*ROOMS.values(), "benchmarks", "examples", "course"):
+        texts += [*(ROOT / room).rglob("*.py"), *(ROOT / room).rglob("*.md")]
+    by_name = re.compile(r"quire\[[a-z]|pip3? install ['\"]?quire\b")
+    told = {str(path) for path in texts if by_name.search(path.read_text(encoding="utf-8"))}
+    assert not told
+
+
 def test_scripts_that_tests_import_have_names_of_their_own() -> None:
     """Their folders are on the path together in a process that collects all tests."""
     folders = ("course", "tools/pocket", "tests/shared")

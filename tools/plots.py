@@ -145,7 +145,7 @@ def bars(axes: Axes, rows: Sequence[Row], labels: Sequence[str], unit: str) -> N
         if row.get("floor"):
             axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=COLOURS[1], lw=2)
             note += f" ({row['share_of_floor']:.0%} of floor)"
-        axes.text(row["value"], place, note, va="center", fontsize=7)
+        axes.text(max(row["value"], row.get("floor") or 0), place, note, va="center", fontsize=7)
     axes.set_yticks(list(places), labels, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.35)
@@ -176,6 +176,12 @@ def _grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[R
     return groups
 
 
+def _by_batch(pair: tuple[tuple[str, str], Any]) -> tuple[str, int]:
+    """A kernel's name, then its rows: 8 before 64."""
+    kernel, _, batch = pair[0][0].rpartition("-b")
+    return kernel, int(batch)
+
+
 def kernels(rows: Sequence[Row]) -> Any:
     """Speed of each kernel against what it replaces: times faster, by kernel and rows."""
     pairs: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
@@ -183,7 +189,7 @@ def kernels(rows: Sequence[Row]) -> Any:
         pairs[row["workload"], row["model"]][row["engine"]] = row
     figure, axes = plt.subplots(figsize=(9, max(3, 0.22 * len(pairs) + 1)))
     names, shares, times = [], [], []
-    for (workload, model), both in sorted(pairs.items()):
+    for (workload, model), both in sorted(pairs.items(), key=_by_batch):
         if {"quire", "torch"} <= both.keys():
             names.append(f"{workload.removeprefix('kernel-')}, {model}")
             shares.append(both["quire"]["share_of_floor"] or 0.0)

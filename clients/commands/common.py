@@ -18,6 +18,7 @@ import typer
 from quire.clients.client import Client
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
 from quire.clients.errors import (
+    OPERATORS_ONLY,
     Broken,
     CallError,
     Cancelled,
@@ -34,6 +35,10 @@ from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN, ReplicaPolicy
 
 P = ParamSpec("P")
 INTERRUPTED = 130
+FOR_OPERATORS = (
+    "for operators: a key whose line in the server's file has `operator`, or a call from its own"
+    " machine to a server that asks for no keys"
+)
 
 SERVER = "Server"
 ENV_PREFIX = "QUIRE_CLIENT_"
@@ -157,6 +162,23 @@ def make_client(
     return Client(addresses, api_key=api_key, tls=tls, timeout=timeout, replicas=policy)
 
 
+_OPTIONS = {  # by what the client calls them
+    "address": "--address",
+    "api_key": "--api-key",
+    "timeout": "--timeout",
+    "tls.root": "--tls-ca",
+    "tls.cert": "--tls-cert",
+    "tls.key": "--tls-key",
+    "tls.server_name": "--tls-server-name",
+}
+
+
+def _by_option(message: str) -> str:
+    """A fault of what names the server, with the option in the argument's place."""
+    name, colon, rest = message.partition(":")
+    return _OPTIONS.get(name, name) + colon + rest
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on standard error, and the end."""
     line = " ".join(message.split())
@@ -182,7 +204,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except OptionError as error:
-            fail(str(error), code=2)
+            fail(_by_option(str(error)), code=2)
         except CallError as error:
             fail(explain(error))
         except ClientError as error:
@@ -226,7 +248,9 @@ def explain(error: CallError, connection: Connection | None = None) -> str:
     if isinstance(error, Broken | NoReplica):
         return error.message  # it names each address
     if isinstance(error, Unavailable):
-        return _unavailable(error.message, at)
+        return _unavailable(error.message, at, connection is not None and bool(connection.tls))
+    if error.details.reason == OPERATORS_ONLY:
+        return f"this is {FOR_OPERATORS} (give the key with --api-key or QUIRE_CLIENT_API_KEY)"
     if isinstance(error, Unauthenticated):
         return f"{error.message} (give the key with --api-key or QUIRE_CLIENT_API_KEY)"
     if isinstance(error, Overloaded):
@@ -254,7 +278,7 @@ _NO_NAME = ("Name or service not known", "DNS resolution", "Domain name not foun
 _CUT = ("Socket closed", "Connection reset", "connection reset", "End of TCP stream", "EOF")
 
 
-def _unavailable(message: str, at: str) -> str:
+def _unavailable(message: str, at: str, over_tls: bool) -> str:
     def says(signs: tuple[str, ...]) -> bool:
         return any(sign in message for sign in signs)
 
@@ -270,9 +294,10 @@ def _unavailable(message: str, at: str) -> str:
     if "http1" in message or "settings frame" in message.lower():
         return f"what listens{at} is not gRPC: check the port (--address)"
     if says(_CUT) or "handshake" in message.lower():
+        tls = "" if over_tls else "if the server uses TLS, add --tls or --tls-ca; "
         return (
-            f"the connection{at} was cut at once: if the server uses TLS, add --tls or --tls-ca;"
-            " if it wants a client certificate, --tls-cert and --tls-key"
+            f"the connection{at} was cut at once: {tls}"
+            "if it wants a client certificate, add --tls-cert and --tls-key"
         )
     if says(_GONE):
         return f"no server{at}: start one with `quire serve`, or name another with --address"

@@ -104,11 +104,14 @@ def _watch_table(client: Client, seconds: float) -> None:
 
 
 def as_dict(response: pb.StatsResponse) -> dict[str, object]:
-    """The message with the contract's names; 64-bit numbers are numbers, zeros are there."""
+    """The message with the contract's names; 64-bit numbers are numbers, zeros that were counted
+    are there."""
     from google.protobuf.json_format import MessageToDict
 
     found = MessageToDict(
-        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        response,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=tells_counters(response),
     )
     return {key: _numbers(value, key) for key, value in found.items()}
 
@@ -146,18 +149,46 @@ def _title(response: pb.StatsResponse) -> str:
     return f"{model.name} on {model.device}, up {_span(response.uptime_seconds)}"
 
 
+def tells_counters(response: pb.StatsResponse) -> bool:
+    """Whether the server has told what it does, too, as it does to operators."""
+    return response.HasField("requests")
+
+
 def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
     """Name and value of each line of the table."""
-    model, cache, requests = response.model, response.cache, response.requests
-    tokens, steps, memory = response.tokens, response.steps, response.memory
-    refused = sum(requests.refused.values())
-    by_status = ", ".join(f"{name} {count}" for name, count in sorted(requests.refused.items()))
+    model, cache, memory = response.model, response.cache, response.memory
+    told = tells_counters(response)
+    counters = (
+        _counters(response)
+        if told
+        else [
+            ("cache blocks", f"{cache.blocks_total:,} × {cache.block_size} tokens"),
+            ("counters", common.FOR_OPERATORS),
+        ]
+    )
     return [
         (
             "model",
             f"{model.architecture}, {model.parameters / 1e6:,.1f} M parameters, {model.dtype},"
             f" up to {model.max_model_len:,} tokens",
         ),
+        *counters,
+        (
+            "memory",
+            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)}"
+            f"{f' ({cache.dtype})' if cache.dtype else ''}"
+            f"{f', {_peak(response)}' if told else ''} of {size(memory.total_bytes)}",
+        ),
+        *([("ranks", ranks(memory))] if memory.ranks else []),
+    ]
+
+
+def _counters(response: pb.StatsResponse) -> list[tuple[str, str]]:
+    cache, requests = response.cache, response.requests
+    tokens, steps = response.tokens, response.steps
+    refused = sum(requests.refused.values())
+    by_status = ", ".join(f"{name} {count}" for name, count in sorted(requests.refused.items()))
+    return [
         ("requests", f"{requests.running} running, {requests.waiting} waiting"),
         (
             "finished",
@@ -193,13 +224,6 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         ("first token", quantiles(response.time_to_first_token_seconds)),
         ("between tokens", quantiles(response.inter_token_latency_seconds)),
         ("queue", quantiles(response.queue_time_seconds)),
-        (
-            "memory",
-            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)}"
-            f"{f' ({cache.dtype})' if cache.dtype else ''},"
-            f" {_peak(response)} of {size(memory.total_bytes)}",
-        ),
-        *([("ranks", ranks(memory))] if memory.ranks else []),
     ]
 
 

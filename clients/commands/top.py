@@ -83,6 +83,8 @@ def _watch(client: Client, interval: float, count: int | None) -> None:
             view.add(client.stats(include_block_map=True))
             live.update(view.render(console, hint), refresh=True)
             shown += 1
+    if not console.is_terminal:  # there the last line ends by itself
+        console.line()
 
 
 class View:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from quire.clients.client import Client
-from quire.clients.errors import CallError, Overloaded, Unauthenticated
+from quire.clients.errors import OPERATORS_ONLY, CallError, Overloaded, Unauthenticated
 from quire.clients.watch.snapshot import as_plain
 from quire.v1 import inference_pb2 as pb
 
 FRESH = 0.4
 """Seconds for which a snapshot serves. A server gives 4 block maps a second, to all that ask."""
 PATIENCE = 10.0  # seconds that an answer may take
-_OPERATORS_ONLY = "OPERATORS_ONLY"
 
 
 class Source:
@@ -63,7 +62,7 @@ class Source:
                 include_block_map=True, include_requests=True, timeout=PATIENCE
             )
         except Unauthenticated as error:
-            if error.details.reason != _OPERATORS_ONLY:
+            if error.details.reason != OPERATORS_ONLY:
                 raise
             self._operator = False
             return self._client.stats(timeout=PATIENCE)

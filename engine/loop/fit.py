@@ -98,7 +98,9 @@ def _against_cache(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
     advice = f"lower {option} to at most {value}"
     if blocks < plan.blocks_of_a_sequence:
         advice += f" and max_model_len to at most {blocks * plan.block_size}"
-    return (advice, *_less_of_a_model(plan))
+    missing = plan.kv_cache_bytes - _rest(plan)  # a CPU's cache stays as large, whatever the dtype
+    halves = plan.device != "cpu" or missing <= plan.weight_bytes // 2
+    return (advice, *_less_of_a_model(plan, narrower=halves))
 
 
 def _against_length(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
@@ -113,7 +115,7 @@ def _against_length(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
     elif needed <= _rest(plan):
         gib = (math.floor(needed / _GIB * 100) + 1) / 100
         advice.append(f"raise cpu_kv_gib to at least {gib}")
-    return (*advice, *_less_of_a_model(plan))
+    return (*advice, *_less_of_a_model(plan, narrower=_sized_by_share(config, plan)))
 
 
 def _sized_by_share(config: EngineConfig, plan: SizingPlan) -> bool:
@@ -127,6 +129,7 @@ def _raise_share(config: EngineConfig, plan: SizingPlan, more_bytes: int) -> tup
     return (f"raise gpu_memory_utilization = {config.gpu_memory_utilization}",) if helps else ()
 
 
-def _less_of_a_model(plan: SizingPlan) -> tuple[str, ...]:
-    narrower = ("take dtype = bfloat16",) if plan.dtype == "float32" else ()
-    return (*narrower, "take a smaller model")
+def _less_of_a_model(plan: SizingPlan, *, narrower: bool = True) -> tuple[str, ...]:
+    """narrower: whether half the bytes a weight would help."""
+    dtype = ("take dtype = bfloat16",) if narrower and plan.dtype == "float32" else ()
+    return (*dtype, "take a smaller model")

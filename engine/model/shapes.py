@@ -25,7 +25,8 @@ def named(name: str) -> ModelConfig:
     base = name.removesuffix(_FP8)
     if base not in _NAMED_SHAPES:
         known = ", ".join(_NAMED_SHAPES)
-        raise ConfigError(f"shape {name!r}: unknown; known: {known}, and each with {_FP8}")
+        others = f"and each but GPT-2's with {_FP8}"
+        raise ConfigError(f"shape {name!r}: unknown; known: {known}, {others}")
     shape = _NAMED_SHAPES[base]
     return shape if base == name else in_fp8(shape)
 

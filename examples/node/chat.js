@@ -22,10 +22,19 @@ const definition = protoLoader.loadSync("quire/v1/inference.proto", {
 });
 const { InferenceService } = grpc.loadPackageDefinition(definition).quire.v1;
 
+function read(file) {
+  try {
+    return fs.readFileSync(file);
+  } catch (error) {
+    console.error(error.message);
+    process.exit(1);
+  }
+}
+
 const [question = "Tell me a story.", address = "127.0.0.1:50051", authority] =
   process.argv.slice(2);
 const credentials = authority
-  ? grpc.credentials.createSsl(fs.readFileSync(authority))
+  ? grpc.credentials.createSsl(read(authority))
   : grpc.credentials.createInsecure();
 const metadata = new grpc.Metadata();
 const key = process.env.QUIRE_CLIENT_API_KEY;

@@ -19,5 +19,6 @@ class Protos:
             self.common: Any = import_module("smg_grpc_proto.generated.common_pb2")
         except ImportError as error:
             raise ConfigError(
-                f"gateway_port: needs the package smg-grpc-proto (quire[gateway]): {error}"
+                "gateway_port: needs the package smg-grpc-proto; in a checkout: pip install"
+                f" '.[gateway]' ({error})"
             ) from error

@@ -92,7 +92,8 @@ def _headers(status: int, retry_after: float | None) -> dict[str, str]:
 
 def no_such_path(path: str) -> Refusal:
     """Nothing is answered there."""
-    return Refusal(_Code.NOT_FOUND, f"there is nothing at {show(path)}", reason="UNKNOWN_PATH")
+    told = f"there is nothing at {show(path)} (a client's base URL ends in /v1)"
+    return Refusal(_Code.NOT_FOUND, told, reason="UNKNOWN_PATH")
 
 
 def no_responses_api() -> Refusal:

@@ -32,7 +32,9 @@ def start(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> None:
         import ray
         from ray import serve
     except ImportError as error:
-        raise ConfigError(f"quire ray: needs the package ray (quire[ray]): {error}") from error
+        raise ConfigError(
+            f"ray: the package is missing; in a checkout: pip install '.[ray]' ({error})"
+        ) from error
     loopback.stay_here()
     from quire.service.ray.application import application
 

@@ -272,7 +272,8 @@ def test_tls_and_its_mismatches(fake: Any, server: Any, certificate: Path) -> No
         ours = ["--tls-cert", cert, "--tls-key", key]
         assert quire("stats", "--tls-ca", cert, *ours, "-a", tls.address).returncode == 0
         refused = quire("stats", "--tls-ca", cert, "-a", tls.address)
-        assert "--tls-cert" in one_line(refused, 1)
+        told = one_line(refused, 1)
+        assert "--tls-cert" in told and "add --tls " not in told
 
 
 @pytest.mark.parametrize(
@@ -282,10 +283,10 @@ def test_tls_and_its_mismatches(fake: Any, server: Any, certificate: Path) -> No
         (["generate"], "prompt"),
         (["nonsense"], "nonsense"),
         (["stats", "--timeout", "soon"], "--timeout"),
-        (["stats", "-a", "http://x"], "address"),
+        (["stats", "-a", "http://x"], "--address: 'http://x' is not HOST:PORT"),
         (["stats", "-a", "10.0.0.1:5", "--api-key", "k"], "TLS"),
         (["generate", "1 x", "--ids"], "'x'"),
-        (["stats", "--tls-ca", "/no/such.pem"], "/no/such.pem"),
+        (["stats", "--tls-ca", "/no/such.pem"], "--tls-ca: cannot read '/no/such.pem'"),
         (["generate", "x", "--seed", "-1"], "seed"),
     ],
 )
@@ -329,6 +330,19 @@ def test_ctrl_c_cancels_on_the_server(server: Any, command: str) -> None:
     assert process.returncode == 130
     assert errors == b""
     assert server.seen.cancelled.wait(PATIENCE)
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "quire.clients.cli", "stats"],
+        env=environment() | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_reader_that_leaves_cancels(server: Any) -> None:

@@ -22,9 +22,11 @@ def test_addresses(address: str, expected: tuple[str, int]) -> None:
     assert split_address(address) == expected
 
 
-@pytest.mark.parametrize("address", ["", ":1", "a:0", "a:65536", "a:b", "http://a:1", "a:-1"])
+@pytest.mark.parametrize(
+    "address", ["", ":1", "a:0", "a:65536", "a:b", "http://a:1", "http://a", "a:-1"]
+)
 def test_bad_addresses_are_named(address: str) -> None:
-    with pytest.raises(OptionError, match="address"):
+    with pytest.raises(OptionError, match="is not HOST:PORT"):
         split_address(address)
 
 
@@ -63,3 +65,10 @@ def test_tls_files_are_named(tmp_path: Path) -> None:
         Client(tls=TLS(cert=tmp_path / "cert.pem"))
     with pytest.raises(OptionError, match=r"none\.pem"):
         Client(tls=TLS(root=tmp_path / "none.pem"))
+    pair = {"cert": tmp_path / "cert.pem", "key": tmp_path / "key.pem"}
+    pair["cert"].write_text("-----BEGIN CERTIFICATE-----\n")
+    pair["key"].write_text("-----BEGIN EC PRIVATE KEY-----\n")
+    with pytest.raises(OptionError, match=r"tls\.root: .*key\.pem' holds no CERTIFICATE"):
+        Client(tls=TLS(root=pair["key"]))
+    with pytest.raises(OptionError, match=r"tls\.key: .*cert\.pem' holds no PRIVATE KEY"):
+        Client(tls=TLS(cert=pair["cert"], key=pair["cert"]))

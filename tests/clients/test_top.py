@@ -105,4 +105,4 @@ def test_top_as_a_command(server: Any) -> None:
     words = ["top", "--count", "2", "--interval", "0.1", "-a", server.address]
     done = programs.run([sys.executable, "-m", "quire.clients.cli", *words], timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "■■▪··■" in done.stdout
+    assert "■■▪··■" in done.stdout and done.stdout.endswith("╯\n")

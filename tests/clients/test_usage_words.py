@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
 
 from quire.clients import cli
+from quire.clients.commands.common import explain
+from quire.clients.errors import OPERATORS_ONLY, Details, Unauthenticated
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -54,6 +57,25 @@ def test_a_schema_that_cannot_be_read_is_told_without_numbers_of_errors(
     ):
         line = said(capsys, "generate", "x", "--json-schema", f"@{path}")
         assert line == f"--json-schema @{path}: {why}"
+
+
+def test_without_a_command_the_help_is_all_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([])
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert told.startswith("Usage: quire ") and "see --help" not in told
+
+
+def test_what_is_for_operators_is_told_with_the_way_to_it() -> None:
+    """The server names a field of the contract, which nobody has typed."""
+    fault = Unauthenticated(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "include_block_map = true: is for operators",
+        Details(reason=OPERATORS_ONLY),
+    )
+    told = explain(fault)
+    assert "`operator`" in told and "--api-key" in told and "include_block_map" not in told
 
 
 def test_batch_does_not_claim_an_address_that_it_does_not_use(

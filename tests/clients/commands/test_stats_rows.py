@@ -1,12 +1,13 @@
-"""What the table of statistics says of memory: no more than is known."""
+"""What the table of statistics says: no more than is known."""
 
-from quire.clients.commands.stats import rows
+from quire.clients.commands.stats import as_dict, rows
 from quire.v1 import inference_pb2 as pb
 
 
 def memory_of(device: str) -> str:
     response = pb.StatsResponse(
         model=pb.ModelInfo(device=device),
+        requests=pb.RequestStats(),
         memory=pb.DeviceMemory(
             total_bytes=8 << 30, weights_bytes=1 << 20, kv_cache_bytes=1 << 30, peak_bytes=300 << 20
         ),
@@ -24,8 +25,21 @@ def test_a_peak_below_the_cache_is_told_as_what_it_is_on_a_cpu() -> None:
 def test_the_caches_data_type_stands_beside_its_size() -> None:
     response = pb.StatsResponse(cache=pb.CacheStats(dtype="float8_e4m3fn"))
     response.memory.kv_cache_bytes = 1 << 30
-    assert "KV 1.0 GiB (float8_e4m3fn)," in dict(rows(response))["memory"]
+    assert "KV 1.0 GiB (float8_e4m3fn) of" in dict(rows(response))["memory"]
 
 
 def test_a_gpus_peak_is_what_was_allocated() -> None:
     assert memory_of("cuda:0 NVIDIA H100").endswith("peak 300.0 MiB of 8.0 GiB")
+
+
+def test_counters_that_were_not_told_are_no_zeros() -> None:
+    """To others than operators a server tells what it serves, and no counter."""
+    told = pb.StatsResponse(cache=pb.CacheStats(blocks_total=9, block_size=64))
+    told.memory.total_bytes = 8 << 30
+    shown = dict(rows(told))
+    assert list(shown) == ["model", "cache blocks", "counters", "memory"]
+    assert (shown["cache blocks"], "operator" in shown["counters"]) == ("9 × 64 tokens", True)
+    assert shown["memory"] == "weights 0 B, KV 0 B of 8.0 GiB"
+    assert as_dict(told)["cache"] == {"block_size": 64, "blocks_total": 9}
+    told.requests.SetInParent()
+    assert dict(rows(told))["requests"] == "0 running, 0 waiting"

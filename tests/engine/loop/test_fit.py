@@ -84,6 +84,23 @@ def test_weights_beyond_the_machine_do_not_fit() -> None:
 
 
 @pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("options", "helps"),
+    [
+        ({"cpu_kv_gib": 22.5}, True),  # half the weights are enough
+        ({"cpu_kv_gib": 1000.0}, False),
+        ({"cpu_kv_gib": 1.0}, False),  # too short a cache stays as short
+        ({"num_blocks": 100}, False),
+    ],
+)
+def test_a_narrower_dtype_is_named_where_it_helps_a_cpu(
+    options: dict[str, object], helps: bool
+) -> None:
+    verdict, _ = judged("0.6B", device="cpu", dtype="float32", **options)
+    assert not verdict.fits and ("take dtype = bfloat16" in verdict.advice) is helps
+
+
+@pytest.mark.usefixtures("machine")
 def test_exactly_one_request_fits_and_one_token_more_does_not() -> None:
     for block_size in (16, 64):
         options = {"device": "cpu", "block_size": block_size, "num_blocks": 4}

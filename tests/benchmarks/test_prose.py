@@ -1,0 +1,147 @@
+"""Figures in sentences: each is what the committed file says, rounded as the sentence rounds it."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Row = dict[str, Any]
+
+
+def rows(name: str, key: str = "rows") -> list[Row]:
+    found: list[Row] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())[key]
+    return found
+
+
+def value(name: str, **wanted: object) -> float:
+    """The one row's that has these values."""
+    (row,) = [row for row in rows(name) if wanted.items() <= row.items()]
+    return float(row["value"])
+
+
+def beside_llama_cpp() -> Iterable[float]:
+    for kind in ("bf16", "int8"):
+        ratios = [
+            row["value"]
+            for row in rows("cpu-vs-llama-cpp-0.6B")
+            if row["engine"] == "quire / llama.cpp" and f" {kind} " in row["workload"]
+        ]
+        yield from (min(ratios), max(ratios))
+
+
+def over_two_cards() -> Iterable[float]:
+    for workload in ("decode-b1", "decode-b64"):
+        one, two = (value("large", workload=workload, ranks=ranks) for ranks in (1, 2))
+        yield from (two, one, one / two)
+
+
+def in_fp8() -> Iterable[float]:
+    yield from (
+        value(f"offline-8B{kind}", workload=workload)
+        for workload in ("decode-b1", "decode-b64")
+        for kind in ("-fp8", "")
+    )
+
+
+def of_exact_mode() -> Iterable[float]:
+    steps = {
+        "0.6B": ["decode-b1", "decode-b8", "decode-b64", "decode-b256", "prefill", "nano-256"],
+        "8B": ["decode-b1", "decode-b8", "decode-b64"],
+    }
+    for model, workloads in steps.items():
+        for workload in workloads:
+            on, off = (
+                value("exact-cost", model=model, workload=workload, exact=exact)
+                for exact in ("on", "off")
+            )
+            yield off / on - 1 if workload in ("prefill", "nano-256") else on / off - 1
+
+
+def of_lost_ranks(name: str) -> Iterable[float]:
+    """Up to when all streams had ended, and all processes: the slowest, rounded up."""
+    killed = [row for row in rows(name, "rounds") if row["signal"] == "SIGKILL"]
+    for key in ("streams_seconds", "gone_seconds"):
+        yield -(max(row[key] for row in killed) * 10 // -1) / 10
+
+
+def of_replicas_killed() -> Iterable[int]:
+    (row,) = rows("failover")
+    yield from (row["kills"], row["streams broken in the middle"], row["broken twice"])
+    yield row["outcome"]["equal"]
+
+
+SENTENCES: list[tuple[str, str, Callable[[], Iterable[float]]]] = [
+    (
+        "README.md",
+        "{:.2f} to {:.2f} times its tokens/s on 0.6B in bf16, {:.2f} to {:.2f} in int8",
+        beside_llama_cpp,
+    ),
+    (
+        "README.zh.md",
+        "0.6B 的 tokens/s 在 bf16 下是它的 {:.2f} 到 {:.2f} 倍，int8 下是 {:.2f} 到 {:.2f} 倍",
+        beside_llama_cpp,
+    ),
+    (
+        "docs/scaling.md",
+        "a token of one stream takes {:.1f} ms instead of {:.1f} ({:.2f} times as fast), a step of"
+        " 64 streams {:.1f} instead of {:.1f} ({:.2f} times)",
+        over_two_cards,
+    ),
+    (
+        "docs/scaling.md",
+        "of three replicas {} were killed, {} streams broke in the middle, {} of them twice, and"
+        " all {:,} were equal",
+        of_replicas_killed,
+    ),
+    (
+        "docs/operations.md",
+        "8B decodes a token in {:.1f} ms at one row, where bf16 takes {:.1f}, and in {:.1f} at 64,"
+        " where bf16 took {:.1f} in another run",
+        in_fp8,
+    ),
+    (
+        "docs/operations.md",
+        "steps of 0.6B take {:.0%} longer at one row, {:.0%} at 8, {:.0%} at 64 and {:.0%} at 256,"
+        " prompts {:.0%}, 256 mixed requests {:.0%}; steps of 8B {:.0%} at one row, {:.0%} at 8"
+        " and {:.0%} at 64",
+        of_exact_mode,
+    ),
+    (
+        "docs/operations.md",
+        "after each of ten SIGKILLs all streams had ended UNAVAILABLE within {} s and all processes"
+        " within {} s",
+        lambda: of_lost_ranks("chaos-ranks"),
+    ),
+    (
+        "docs/operations.md",
+        "after each of five SIGKILLs within {} and {} s",
+        lambda: of_lost_ranks("chaos-ranks-cuda"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("page", "sentence", "figures"), SENTENCES)
+def test_a_sentence_has_the_figures_of_its_file(
+    page: str, sentence: str, figures: Callable[[], Iterable[float]]
+) -> None:
+    told = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert sentence.format(*figures()) in told
+
+
+def test_the_table_of_fleets_has_the_figures_of_its_files() -> None:
+    told = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    fleets = rows("fleet") + rows("fleet-10000")
+    for prefix in (row for row in fleets if row["routing"] == "prefix"):
+        (in_turn,) = [
+            row
+            for row in fleets
+            if (row["replicas"], row["routing"]) == (prefix["replicas"], "round_robin")
+        ]
+        assert (
+            f"| {prefix['replicas']:,} | {prefix['hit_rate']:.2f} | {in_turn['hit_rate']:.2f}"
+            f" | {prefix['ideal_hit_rate']:.2f} | {prefix['arrivals_seconds']:g} s"
+            f" | {prefix['deaths']:,} | {prefix['streams_resumed']}, {prefix['streams_lost']} |"
+        ) in told
