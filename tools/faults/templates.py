@@ -68,8 +68,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "template-tojson-knows-no-separators",
         "service/text/template_environment.py",
-        "indent=indent, separators=separators, sort_keys=sort_keys",
-        "indent=indent, sort_keys=sort_keys",
+        '            "separators": separators,\n',
+        "",
         (RENDERING + "tags_filters_and_names_do_what_they_do_in_transformers",),
     ),
     Fault(
