@@ -41,9 +41,10 @@ from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.pooled_requests import PooledReader
 from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
+from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.servicer import InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
-from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.rpc.validation import Validator
 from quire.service.rpc.write_watch import WriteWatch
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security

@@ -154,8 +154,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "template-two-bytes-become-eighty",
-        "service/rpc/validation.py",
-        "        if parts > self._longest_prompt:\n",
+        "service/rpc/prompts.py",
+        "        if parts > self.longest:\n",
         "        if False:\n",
         (WIRE + "a_chat_of_more_parts_than_tokens_is_refused_before_it_is_built",),
     ),
