@@ -1,4 +1,4 @@
-"""What tests of layers with a window share: a prompt that is longer, and a cache that loses blocks."""
+"""What tests of layers with a window share: a longer prompt, and a cache that loses blocks."""
 
 from quire.engine.request import SamplingParams
 from quire.engine.scheduling.block_pool import BlockPool
