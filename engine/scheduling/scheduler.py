@@ -132,30 +132,20 @@ class Scheduler:
         # Attention takes rows in this order: a long one begun last would run on alone.
         if len(draft.decode_rows) > 1:
             draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
-        if draft.held:
-            self.pool.release(draft.held)  # later steps write after this one has copied
+        self._release_held(draft)
         rows = (*draft.decode_rows, *draft.prefill_rows)
         if not rows:
             return None
         self._steps += 1
-        plan = self._plan_of(draft, rows)
+        plan = draft.plan(self._steps, rows, self.max_num_batched_tokens - draft.budget)
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])
         return plan
 
-    def _plan_of(self, draft: Draft, rows: tuple[PlanRow, ...]) -> StepPlan:
-        return StepPlan(
-            self._steps,
-            rows,
-            tuple(draft.admitted),
-            tuple(draft.block_updates),
-            tuple(draft.copies),
-            len(draft.decode_rows),
-            self.max_num_batched_tokens - draft.budget,
-            tuple(draft.masked),
-            tuple(draft.pooled),
-            tuple(draft.judged),
-        )
+    def _release_held(self, draft: Draft) -> None:
+        """Steps that come write after this one has copied."""
+        if draft.held:
+            self.pool.release(draft.held)
 
     def _plan_two_phase(self, draft: Draft) -> None:
         """Prompt tokens first and alone; decode rows only in steps that hold none."""

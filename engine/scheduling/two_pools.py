@@ -23,7 +23,7 @@ from quire.engine.scheduling.draft import Draft
 from quire.engine.scheduling.kv_events import Known
 from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.paired_cache import PairedCache
-from quire.engine.scheduling.plan import BlockUpdate, PlanRow, StepPlan
+from quire.engine.scheduling.plan import BlockUpdate
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.scheduling.sequence import Request
@@ -138,16 +138,10 @@ class TwoPoolScheduler(Scheduler):
 
     # ------------------------------------------------------------ planning
 
-    def _plan_of(self, draft: Draft, rows: tuple[PlanRow, ...]) -> StepPlan:
+    def _release_held(self, draft: Draft) -> None:
+        super()._release_held(draft)
         if draft.window_held:
             self.window_pool.release(draft.window_held)
-        return (
-            super()
-            ._plan_of(draft, rows)
-            ._replace(
-                window_updates=tuple(draft.window_updates), window_copies=tuple(draft.window_copies)
-            )
-        )
 
     def _secure_blocks(self, request: Request, count: int, draft: Draft) -> bool:
         columns = self.pool.blocks_needed(request.num_computed_tokens + count)
