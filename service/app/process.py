@@ -81,28 +81,27 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
         raise
 
     garbage.freeze()
-
-    def ready() -> None:
-        host = settings.service.host
-        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        standard_streams.say(f"serving {server.model_name} on {shown}:{server.port}")
-        if server.http_port:
-            lines = lines_to_paste(settings.service, server.http_port, server.model_name)
-            log.info("%s", lines)
-        if server.metrics_port:
-            log.info("metrics on %s:%d", settings.service.metrics_host, server.metrics_port)
-        if server.gateway_port:
-            host = settings.service.gateway_host
-            log.info("vLLM's engine service on %s:%d", host, server.gateway_port)
-        if server.health_port:
-            log.info("health checks on %s:%d", settings.service.health_host, server.health_port)
-
     guarded = asyncio.create_task(_guard(settings.service, signals.deadman))
     try:
-        code = await run(server, stop_asked, ready)
+        code = await run(server, stop_asked, lambda: _say_ready(settings.service, server))
     finally:
         guarded.cancel()
     return code or EXIT_DEAD if server.engine_abandoned else code
+
+
+def _say_ready(service: ServiceConfig, server: Server) -> None:
+    """Where it serves: on standard output the line that scripts wait for, in the log the rest."""
+    host = service.host
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    standard_streams.say(f"serving {server.model_name} on {shown}:{server.port}")
+    if server.http_port:
+        log.info("%s", lines_to_paste(service, server.http_port, server.model_name))
+    if server.metrics_port:
+        log.info("metrics on %s:%d", service.metrics_host, server.metrics_port)
+    if server.gateway_port:
+        log.info("vLLM's engine service on %s:%d", service.gateway_host, server.gateway_port)
+    if server.health_port:
+        log.info("health checks on %s:%d", service.health_host, server.health_port)
 
 
 async def _guard(service: ServiceConfig, deadman: Deadman) -> None:
