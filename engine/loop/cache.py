@@ -46,16 +46,13 @@ def scheduler_over(
 ) -> Scheduler:
     """A scheduler that gives out the blocks of a cache. window: of the layers that have one.
     caching, seed: of prefixes."""
+    if kv.window is not None and seed is None:
+        seed = secrets.randbits(64)  # both pools hash alike
+    pool = BlockPool(kv.num_blocks, kv.block_size, caching, seed)
     if kv.window is None:
-        pool = BlockPool(kv.num_blocks, kv.block_size, caching, seed)
         return Scheduler(pool, window=window, **options)
     assert window is not None
-    if seed is None:
-        seed = secrets.randbits(64)
-    pool, window_pool = (
-        BlockPool(blocks, kv.block_size, caching, seed)
-        for blocks in (kv.num_blocks, kv.window.num_blocks)
-    )
+    window_pool = BlockPool(kv.window.num_blocks, kv.block_size, caching, seed)
     return TwoPoolScheduler(pool, window_pool, window=window, **options)
 
 

@@ -105,8 +105,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "template-goes-on-when-nobody-waits",
         "service/text/template_environment.py",
-        "            if not self._limits.wanted():\n",
-        "            if False:\n",
+        "            check_wanted(self._limits.wanted)\n",
+        "            pass\n",
         (RENDERING + "rendering_ends_when_nobody_waits",),
     ),
     Fault(
