@@ -34,7 +34,8 @@ from prefill_tuning import LAUNCHES, SPLIT_LAUNCHES, SPLITS, tune
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quire.kernels.attention.prefill import Tiles, prefill_attention
+from quire.kernels.attention.prefill import prefill_attention
+from quire.kernels.attention.prefill_launch import Tiles
 
 
 def rate_row(workload: str, engine: str, times: list[float], work: float, memory: float) -> Row:

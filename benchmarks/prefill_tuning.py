@@ -6,7 +6,7 @@ import statistics
 from paging import KV_HEADS, Pool
 from prefill_step import Step
 
-from quire.kernels.attention.prefill import Tiles
+from quire.kernels.attention.prefill_launch import Tiles
 
 LAUNCHES = [
     Tiles(128, 128, 8, 2),

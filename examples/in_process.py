@@ -18,7 +18,8 @@ from quire.service.app.placement import on_a_thread
 from quire.service.app.progress import Progress
 from quire.service.errors import Refusal
 from quire.service.models.resolve import resolve
-from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.rpc.served_model import ServedModel
+from quire.service.rpc.validation import Validator
 from quire.service.text import tokenizer as tokenizers
 from quire.service.text.chat_template import ChatTemplate
 from quire.service.text.workers import PromptWorkers

@@ -10,7 +10,7 @@ The names are plain values: another process that holds the list can compile from
 
 from dataclasses import dataclass
 
-from quire.kernels.attention import decode_launch, exact_prefill, prefill, qk_norm_rope
+from quire.kernels.attention import decode_launch, exact_prefill, prefill_launch, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.experts import routing, sorting, tiles
 from quire.kernels.linear import exchange, tuning
@@ -86,7 +86,7 @@ def of_model(
         names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
     if step.decode_rows:
         names |= {("decode", *name) for name in decode}
-    longer = (exact_prefill if exact else prefill).kernels(
+    longer = (exact_prefill if exact else prefill_launch).kernels(
         sum(step.longer),
         len(step.longer),
         heads,

@@ -43,7 +43,7 @@ from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random, save_random
 from quire.kernels import reference
 from quire.service.models import pocket
-from quire.service.rpc.validation import ServedModel
+from quire.service.rpc.served_model import ServedModel
 from quire.service.text.detokenizer import Detokenizer
 from quire.service.text.tokenizer import load as load_tokenizer
 from quire.v1 import inference_pb2 as pb

@@ -316,13 +316,34 @@ def _profile(
 ) -> int:
     """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
     kv = allocate_cache(model, 1, 1, config.block_size, dtype)
+    batch = _largest_step(config, device, max_model_len)
+    if kv.window is not None:
+        batch = dataclasses.replace(batch, windowed=batch)
+    torch.cuda.reset_peak_memory_stats(device)
+    logits_bytes = 4 * len(batch.logits_rows) * shape.vocab_size
+    hint = (
+        f"lower max_num_batched_tokens = {config.max_num_batched_tokens} or max_num_seqs = "
+        f"{config.max_num_seqs} (these are the bytes of the logits alone)"
+    )
+    with sizing.room_for("the largest step", logits_bytes, device, hint):
+        logits = model.logits(model.forward(batch, kv), batch.logits_rows)
+        logits.clone().sort(dim=-1)
+        torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    del kv, logits
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _largest_step(config: EngineConfig, device: torch.device, max_model_len: int) -> ForwardBatch:
+    """Prompts as long as may be, max_num_batched_tokens in all, over the null block."""
     tokens = config.max_num_batched_tokens
     length = min(tokens, max_model_len)
     rows = -(-tokens // length)
     ends = torch.arange(rows + 1, dtype=torch.int32, device=device).mul_(length).clamp_(max=tokens)
     blocks = -(-max_model_len // config.block_size)
     count = min(config.max_num_seqs, tokens)
-    batch = ForwardBatch(
+    return ForwardBatch(
         token_ids=torch.zeros(tokens, dtype=torch.int32, device=device),
         positions=torch.arange(tokens, dtype=torch.int32, device=device) % length,
         slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=device),
@@ -334,22 +355,6 @@ def _profile(
         max_query_len=length,
         max_context_len=length,
     )
-    if kv.window is not None:
-        batch = dataclasses.replace(batch, windowed=batch)
-    torch.cuda.reset_peak_memory_stats(device)
-    logits_bytes = 4 * count * shape.vocab_size
-    hint = (
-        f"lower max_num_batched_tokens = {tokens} or max_num_seqs = {config.max_num_seqs} "
-        "(these are the bytes of the logits alone)"
-    )
-    with sizing.room_for("the largest step", logits_bytes, device, hint):
-        logits = model.logits(model.forward(batch, kv), batch.logits_rows)
-        logits.clone().sort(dim=-1)
-        torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_reserved(device)
-    del kv, logits
-    torch.cuda.empty_cache()
-    return peak
 
 
 def _can_chain(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ two of each, whose prefix caches hash alike.
 
 import math
 import secrets
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
 from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.scheduling.two_pools import TwoPoolScheduler
 
@@ -38,36 +40,20 @@ def scheduler_over(
     kv: KVCache,
     window: int | None,
     *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    max_model_len: int,
-    two_phase: bool = False,
     caching: bool = True,
     seed: int | None = None,
+    **options: Unpack[SchedulerOptions],
 ) -> Scheduler:
     """A scheduler that gives out the blocks of a cache. window: of the layers that have one.
     caching, seed: of prefixes."""
+    if kv.window is not None and seed is None:
+        seed = secrets.randbits(64)  # both pools hash alike
+    pool = BlockPool(kv.num_blocks, kv.block_size, caching, seed)
     if kv.window is None:
-        return Scheduler(
-            BlockPool(kv.num_blocks, kv.block_size, caching, seed),
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=max_model_len,
-            two_phase=two_phase,
-            window=window,
-        )
+        return Scheduler(pool, window=window, **options)
     assert window is not None
-    if seed is None:
-        seed = secrets.randbits(64)
-    return TwoPoolScheduler(
-        BlockPool(kv.num_blocks, kv.block_size, caching, seed),
-        BlockPool(kv.window.num_blocks, kv.block_size, caching, seed),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        two_phase=two_phase,
-        window=window,
-    )
+    window_pool = BlockPool(kv.window.num_blocks, kv.block_size, caching, seed)
+    return TwoPoolScheduler(pool, window_pool, window=window, **options)
 
 
 def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:

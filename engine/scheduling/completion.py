@@ -84,13 +84,8 @@ class Completion:
             samples += sum([row.samples for row in plan.rows[decode:]])
         if len(result.tokens) != samples:
             raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
-        pooled: dict[int, bytes] = {}
-        if plan.pooled or result.pooled:
-            read = zip(plan.pooled, result.pooled, strict=True)
-            pooled = {one.slot: numbers for one, numbers in read}
-        judged = {}
-        if plan.judged or result.judged:
-            judged = {one.slot: told for one, told in zip(plan.judged, result.judged, strict=True)}
+        pooled = {one.slot: told for one, told in zip(plan.pooled, result.pooled, strict=True)}
+        judged = {one.slot: told for one, told in zip(plan.judged, result.judged, strict=True)}
         flight, roster = self._retire(plan), self._roster
         outputs, counters = roster.drain_outputs(), roster.counters
         counters.steps += 1

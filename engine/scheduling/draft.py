@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from quire.engine.scheduling.plan import Admission, BlockUpdate, Judged, PlanRow, Pooled
+from quire.engine.scheduling.plan import Admission, BlockUpdate, Judged, PlanRow, Pooled, StepPlan
 from quire.engine.scheduling.sequence import Request
 
 
@@ -25,6 +25,23 @@ class Draft:
     window_copies: list[tuple[int, int]] = field(default_factory=list)
     window_held: list[int] = field(default_factory=list)
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
+
+    def plan(self, step_id: int, rows: tuple[PlanRow, ...], num_tokens: int) -> StepPlan:
+        """As it is to be run. rows: the drafted ones."""
+        return StepPlan(
+            step_id,
+            rows,
+            tuple(self.admitted),
+            tuple(self.block_updates),
+            tuple(self.copies),
+            len(self.decode_rows),
+            num_tokens,
+            tuple(self.masked),
+            tuple(self.pooled),
+            tuple(self.judged),
+            tuple(self.window_updates),
+            tuple(self.window_copies),
+        )
 
     def judge(self, request: Request, start: int, end: int) -> None:
         """Ask for the log-probabilities of the prompt's tokens that stand behind a row's own, which

@@ -21,7 +21,7 @@ Invariants
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, Unpack
 
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
@@ -30,6 +30,7 @@ from quire.engine.scheduling.draft import Draft
 from quire.engine.scheduling.kv_events import Known
 from quire.engine.scheduling.limits import RequestLimits
 from quire.engine.scheduling.matching import Constrained
+from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.plan import (
     BlockUpdate,
     Masks,
@@ -53,20 +54,18 @@ class Scheduler:
         self,
         pool: BlockPool,
         *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_model_len: int,
-        two_phase: bool = False,
         window: int | None = None,
+        **options: Unpack[SchedulerOptions],
     ) -> None:
         """window: tokens that each token sees, itself among them; None: all before it."""
         self.pool = pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.limits = RequestLimits(max_model_len, pool.block_size, pool.num_usable)
-        self.two_phase = two_phase
+        self.max_num_seqs = options["max_num_seqs"]
+        self.max_num_batched_tokens = options["max_num_batched_tokens"]
+        self.two_phase = options.get("two_phase", False)
+        longest = options["max_model_len"]
+        self.limits = RequestLimits(longest, pool.block_size, pool.num_usable)
         self.window = window
-        self.roster = Roster(pool, max_num_seqs)
+        self.roster = Roster(pool, self.max_num_seqs)
         self.completion = Completion(self.roster, window)
         self.counters = self.roster.counters
         self._shares = self.roster.waiting.shares
@@ -133,30 +132,20 @@ class Scheduler:
         # Attention takes rows in this order: a long one begun last would run on alone.
         if len(draft.decode_rows) > 1:
             draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
-        if draft.held:
-            self.pool.release(draft.held)  # later steps write after this one has copied
+        self._release_held(draft)
         rows = (*draft.decode_rows, *draft.prefill_rows)
         if not rows:
             return None
         self._steps += 1
-        plan = self._plan_of(draft, rows)
+        plan = draft.plan(self._steps, rows, self.max_num_batched_tokens - draft.budget)
         planned = draft.planned
         self.completion.launched(plan, [planned[row.slot] for row in rows])
         return plan
 
-    def _plan_of(self, draft: Draft, rows: tuple[PlanRow, ...]) -> StepPlan:
-        return StepPlan(
-            self._steps,
-            rows,
-            tuple(draft.admitted),
-            tuple(draft.block_updates),
-            tuple(draft.copies),
-            len(draft.decode_rows),
-            self.max_num_batched_tokens - draft.budget,
-            tuple(draft.masked),
-            tuple(draft.pooled),
-            tuple(draft.judged),
-        )
+    def _release_held(self, draft: Draft) -> None:
+        """Steps that come write after this one has copied."""
+        if draft.held:
+            self.pool.release(draft.held)
 
     def _plan_two_phase(self, draft: Draft) -> None:
         """Prompt tokens first and alone; decode rows only in steps that hold none."""

@@ -15,14 +15,15 @@ Invariants
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from quire.engine.scheduling.block_pool import NULL_BLOCK, BlockPool
 from quire.engine.scheduling.completion import Completion
 from quire.engine.scheduling.draft import Draft
 from quire.engine.scheduling.kv_events import Known
+from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.paired_cache import PairedCache
-from quire.engine.scheduling.plan import BlockUpdate, PlanRow, StepPlan
+from quire.engine.scheduling.plan import BlockUpdate
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.scheduling.sequence import Request
@@ -107,29 +108,20 @@ class TwoPoolScheduler(Scheduler):
         pool: BlockPool,
         window_pool: BlockPool,
         *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_model_len: int,
         window: int,
-        two_phase: bool = False,
+        **options: Unpack[SchedulerOptions],
     ) -> None:
         """window: tokens that each token sees, itself among them, in the layers of window_pool.
         Raises ValueError for a pool in which a lone request might not finish."""
-        super().__init__(
-            pool,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=max_model_len,
-            two_phase=two_phase,
-        )
-        tokens = min(max_num_batched_tokens, max_model_len)
+        super().__init__(pool, **options)
+        tokens = min(options["max_num_batched_tokens"], options["max_model_len"])
         least = least_window_blocks(window, pool.block_size, tokens, pool.num_usable)
         if window_pool.num_usable < least:
             raise ValueError(f"{window_pool.num_usable} blocks of windows: at least {least}")
         self.window_pool = window_pool
         self._reach = window
         self._steady = steady_window_blocks(window, pool.block_size)
-        self._both = TwoPoolRoster(pool, window_pool, max_num_seqs)
+        self._both = TwoPoolRoster(pool, window_pool, self.max_num_seqs)
         self.roster = self._both
         self.completion = TwoPoolCompletion(self._both, window)
         self.counters = self.roster.counters
@@ -146,16 +138,10 @@ class TwoPoolScheduler(Scheduler):
 
     # ------------------------------------------------------------ planning
 
-    def _plan_of(self, draft: Draft, rows: tuple[PlanRow, ...]) -> StepPlan:
+    def _release_held(self, draft: Draft) -> None:
+        super()._release_held(draft)
         if draft.window_held:
             self.window_pool.release(draft.window_held)
-        return (
-            super()
-            ._plan_of(draft, rows)
-            ._replace(
-                window_updates=tuple(draft.window_updates), window_copies=tuple(draft.window_copies)
-            )
-        )
 
     def _secure_blocks(self, request: Request, count: int, draft: Draft) -> bool:
         columns = self.pool.blocks_needed(request.num_computed_tokens + count)

@@ -33,7 +33,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.attention import prefill
+from quire.kernels.attention import prefill_launch
 from quire.kernels.attention.decode import sum_of_weights
 from quire.kernels.attention.decode_launch import MAX_SPLITS, UNIT, Heads, tile_tokens
 from quire.kernels.attention.decode_merge import (
@@ -46,7 +46,8 @@ from quire.kernels.attention.decode_merge import (
     store_heads,
 )
 from quire.kernels.attention.kv_tiles import boxes, load_tile
-from quire.kernels.attention.prefill import PrefillLaunch, Tiles, find_row, num_tiles
+from quire.kernels.attention.prefill import find_row, prepared
+from quire.kernels.attention.prefill_launch import PrefillLaunch, Tiles, num_tiles
 from quire.kernels.attention.prefill_merge import row_of, workspace
 from quire.kernels.support import HOPPER_SHARED, shared_bytes
 
@@ -221,7 +222,8 @@ def _merge_kernel(
 
 def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:
     """As prefill's, but with the tile of keys that decode takes."""
-    return replace(prefill.choose_tiles(head_dim, dtype, shared), keys=tile_tokens(head_dim, dtype))
+    tiles = prefill_launch.choose_tiles(head_dim, dtype, shared)
+    return replace(tiles, keys=tile_tokens(head_dim, dtype))
 
 
 def _plan(
@@ -237,7 +239,7 @@ def _plan(
     """The launches of a step. Whether units have programs of their own changes no result."""
     if split is None:
         split = kv_heads * num_tiles(tokens, rows, group, tiles) <= _FEW_PROGRAMS
-    return prefill.plan_launches(
+    return prefill_launch.plan_launches(
         tokens, rows, kv_heads, group, longest, max_context_len, tiles, UNIT if split else 0
     )
 
@@ -249,7 +251,7 @@ def kernels(
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
     plan = _plan(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
-    return prefill.kernels_of(plan)
+    return prefill_launch.kernels_of(plan)
 
 
 def prefill_attention(
@@ -282,7 +284,7 @@ def prefill_attention(
     rows = context_lens.shape[0]
     _, kv_heads, block_size, _ = k_cache.shape
     group = q_heads // kv_heads
-    q, out = prefill.prepared(q, k_cache, out)
+    q, out = prepared(q, k_cache, out)
     padded = triton.next_power_of_2(dim)
     tiles = tiles or choose_tiles(dim, q.dtype, shared_bytes(q.device))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}

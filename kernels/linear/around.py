@@ -1,7 +1,25 @@
 """What stands around a product, as every kernel of one is told of it."""
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
+
+
+class Around(TypedDict, total=False):
+    """norm_weight: [K], of a norm before the product, with eps; silu: SiLU·mul after it; residual:
+    added then, [T, N] or [T, I], whose storage is reused for the result where dtypes agree.
+    out_dtype: of the result; x's if None. counters: the workspace of split products
+    (`skinny.new_counters`); without it one is made, which costs a kernel. pdl: launched as a
+    dependent of the kernel ahead."""
+
+    norm_weight: Tensor | None
+    eps: float
+    residual: Tensor | None
+    silu: bool
+    out_dtype: torch.dtype | None
+    counters: Tensor | None
+    pdl: bool
 
 
 def result(

@@ -8,6 +8,8 @@ within one bucket of rows a row's result does not depend on the rows beside it, 
 agree to rounding.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
@@ -20,47 +22,22 @@ from quire.kernels.linear import (
     fp8_tiles,
     fp8_tuning,
     norms,
-    skinny,
 )
+from quire.kernels.linear.around import Around
 from quire.kernels.linear.fp8_quantize import Quantized
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Variant
 from quire.kernels.weight import Weight
 
 
-def linear_fp8(
-    x: Tensor,
-    weight: Weight,
-    *,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-    out_dtype: torch.dtype | None = None,
-    counters: Tensor | None = None,
-    pdl: bool = False,
-) -> Tensor:
-    """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference.
-
-    The residual's storage is reused for the result where dtypes agree. counters: the workspace of
-    split products (`skinny.new_counters`); without it one is made, which costs a kernel.
-    """
+def linear_fp8(x: Tensor, weight: Weight, **beside: Unpack[Around]) -> Tensor:
+    """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference."""
     rows, width = x.shape
     shared = support.shared_bytes(weight.data.device)
     library = x.dtype == torch.bfloat16 and fp8_library.available(weight.data.device)
     n = weight.data.shape[0]
+    silu = beside.get("silu", False)
     variant = fp8_tuning.choose(n, width, rows, silu, shared, library=library)
-    return run(
-        variant,
-        x,
-        weight,
-        norm_weight=norm_weight,
-        eps=eps,
-        residual=residual,
-        silu=silu,
-        out_dtype=out_dtype,
-        counters=counters,
-        pdl=pdl,
-    )
+    return run(variant, x, weight, **beside)
 
 
 def run(
@@ -89,38 +66,12 @@ def run(
     if not out.numel():
         return out
     assert not isinstance(variant, Fp8Library)
+    options = {**vars(variant), "residual": residual, "silu": silu, "pdl": pdl}
     if isinstance(variant, Fp8Gemv):
-        fp8_gemv.gemv(
-            x,
-            weight,
-            out,
-            block_n=variant.block_n,
-            warps=variant.warps,
-            turns=variant.turns,
-            norm_weight=norm_weight,
-            eps=eps,
-            residual=residual,
-            silu=silu,
-            pdl=pdl,
-        )
-        return out
-    if variant.split > 1 and counters is None:
-        counters = skinny.new_counters(x.device)
-    fp8_tiles.tiles(
-        _quantized(x, norm_weight, eps, by_group=False, pdl=pdl),
-        weight,
-        out,
-        block_m=variant.block_m,
-        block_n=variant.block_n,
-        split=variant.split,
-        swap=variant.swap,
-        stages=variant.stages,
-        warps=variant.warps,
-        residual=residual,
-        silu=silu,
-        counters=counters,
-        pdl=pdl,
-    )
+        fp8_gemv.gemv(x, weight, out, norm_weight=norm_weight, eps=eps, **options)
+    else:
+        quantized = _quantized(x, norm_weight, eps, by_group=False, pdl=pdl)
+        fp8_tiles.tiles(quantized, weight, out, counters=counters, **options)
     return out
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.linear.fp8_quantize import Quantized
-from quire.kernels.linear.skinny import MAX_TILES
+from quire.kernels.linear.skinny import MAX_TILES, new_counters
 from quire.kernels.weight import Weight
 
 _TILES_HIGH = 8  # tiles of rows that are computed side by side, so that they share weights in L2
@@ -197,8 +197,8 @@ def tiles(
     """out = x @ weight.T, with what `linear_fp8` may put around it. x: [M, K], any M.
 
     The block sizes, split, stages and warps are the variant's; block_n divides 128. out may be
-    residual. counters: as made by `skinny.new_counters`, needed if split > 1. Raises ValueError
-    where they are missing or fewer than the tiles.
+    residual. counters: as made by `skinny.new_counters`; split products without them make some.
+    Raises ValueError where they are fewer than the tiles.
     """
     assert weight.scale is not None
     rows, width = x.data.shape
@@ -206,8 +206,7 @@ def tiles(
     programs = triton.cdiv(columns, block_n) * triton.cdiv(rows, block_m)
     partial: Tensor = out
     if split > 1:
-        if counters is None:
-            raise ValueError(f"split {split} needs counters")
+        counters = new_counters(out.device) if counters is None else counters
         if programs > MAX_TILES:
             raise ValueError(f"{programs} tiles exceed the {MAX_TILES} of split products")
         shares = 2 * split if silu else split

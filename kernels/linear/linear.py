@@ -9,56 +9,31 @@ library says otherwise. Across buckets the order of the K-reduction changes with
 then agree to rounding, not bit for bit.
 """
 
-import dataclasses
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import around, gemv, norms, side, skinny, tall, tuning
+from quire.kernels.linear.around import Around
 from quire.kernels.linear.exact import ExactProducts, library_rows
 from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-    out_dtype: torch.dtype | None = None,
-    counters: Tensor | None = None,
-    pdl: bool = False,
-    exact: ExactProducts | None = None,
+    x: Tensor, weight: Tensor, *, exact: ExactProducts | None = None, **beside: Unpack[Around]
 ) -> Tensor:
     """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference.
-
-    The residual's storage is reused for the result where dtypes agree. counters: the workspace of
-    split products (`skinny.new_counters`); without it one is made, which costs a kernel.
-    exact: chooses, if given.
-    """
+    exact: chooses, if given."""
     rows, width = x.shape
     shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
-    apart = exact is not None
     if exact is None:
+        silu = beside.get("silu", False)
         variant = tuning.choose(weight.shape[0], width, rows, weight.dtype, silu, shared, card)
     else:
         variant = exact.choose(weight.shape[0], width, rows, shared, card)
-    return run(
-        variant,
-        x,
-        weight,
-        norm_weight=norm_weight,
-        eps=eps,
-        residual=residual,
-        silu=silu,
-        out_dtype=out_dtype,
-        counters=counters,
-        pdl=pdl,
-        apart=apart,
-    )
+    return run(variant, x, weight, apart=exact is not None, **beside)
 
 
 def run(
@@ -84,19 +59,10 @@ def run(
         x = norms.rms_norm(x, norm_weight, eps, room=room, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):
-        rows = len(x)
-        if apart and rows:
-            x = _padded(x, library_rows(rows))
-        if variant.split > 1 and not silu:
-            before = residual
-            if before is None:
-                before = x.new_zeros(rows, weight.shape[0], dtype=out_dtype or x.dtype)
-            if before.dtype == (out_dtype or x.dtype):
-                shares = _shares(x, weight, variant.split)
-                return norms.add_shares(shares, before, pdl=pdl, apart=apart)
-        return _library(
-            x, weight, rows, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl, apart=apart
-        )
+        return _by_library(
+            variant, x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl,
+            apart=apart,
+        )  # fmt: skip
     if isinstance(variant, Side | Tall):
         return _in_shares(
             variant, x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl,
@@ -105,43 +71,12 @@ def run(
     out = around.result(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
+    options = {**vars(variant), "norm_weight": norm_weight, "eps": eps}
+    options |= {"residual": residual, "silu": silu, "pdl": pdl}
     if isinstance(variant, Gemv):
-        gemv.gemv(
-            x,
-            weight,
-            out,
-            block_n=variant.block_n,
-            warps=variant.warps,
-            norm_weight=norm_weight,
-            eps=eps,
-            residual=residual,
-            silu=silu,
-            pdl=pdl,
-        )
-        return out
-    if variant.split > 1 and counters is None:
-        counters = skinny.new_counters(x.device)
-    skinny.skinny(
-        x,
-        weight,
-        out,
-        block_m=variant.block_m,
-        block_n=variant.block_n,
-        block_k=variant.block_k,
-        tiles=variant.tiles,
-        split=variant.split,
-        swap=variant.swap,
-        stages=variant.stages,
-        warps=variant.warps,
-        prefetch=variant.prefetch,
-        norm_weight=norm_weight,
-        eps=eps,
-        residual=residual,
-        silu=silu,
-        counters=counters,
-        pdl=pdl,
-        apart=apart,
-    )
+        gemv.gemv(x, weight, out, **options)
+    else:
+        skinny.skinny(x, weight, out, counters=counters, apart=apart, **options)
     return out
 
 
@@ -164,7 +99,7 @@ def _in_shares(
     if not out.numel():
         return out
     before = None if silu else residual
-    options = dataclasses.asdict(variant) | {"residual": before, "apart": apart, "pdl": pdl}
+    options = vars(variant) | {"residual": before, "apart": apart, "pdl": pdl}
     if isinstance(variant, Side):
         side.side(x, weight, out, **options)
     else:
@@ -179,10 +114,10 @@ def _fuses_norm(variant: Variant) -> bool:
     return isinstance(variant, Gemv) or (isinstance(variant, Skinny) and variant.fuse_norm)
 
 
-def _library(
+def _by_library(
+    variant: Library,
     x: Tensor,
     weight: Tensor,
-    rows: int,
     *,
     residual: Tensor | None,
     silu: bool,
@@ -190,9 +125,35 @@ def _library(
     pdl: bool,
     apart: bool,
 ) -> Tensor:
+    """By torch's products: one of each share of K, or one of all."""
+    rows, dtype = len(x), out_dtype or x.dtype
+    if apart and rows:
+        x = _padded(x, library_rows(rows))
+    if variant.split > 1 and not silu:
+        before = residual
+        if before is None:
+            before = x.new_zeros(rows, weight.shape[0], dtype=dtype)
+        if before.dtype == dtype:
+            shares = _shares(x, weight, variant.split)
+            return norms.add_shares(shares, before, pdl=pdl, apart=apart)
+    return _library(
+        x, weight, rows, residual=residual, silu=silu, dtype=dtype, pdl=pdl, apart=apart
+    )
+
+
+def _library(
+    x: Tensor,
+    weight: Tensor,
+    rows: int,
+    *,
+    residual: Tensor | None,
+    silu: bool,
+    dtype: torch.dtype,
+    pdl: bool,
+    apart: bool,
+) -> Tensor:
     """torch's product; the residual joins it as the accumulator where that needs no copy, and is
     not to be added apart. rows: of x, what follows is padding; so it is in the result's storage."""
-    dtype = x.dtype if out_dtype is None else out_dtype
     if silu:
         y = norms.silu_mul(torch.mm(x, weight.t()), pdl=pdl).to(dtype)[:rows]
         return y if residual is None else residual.add_(y)

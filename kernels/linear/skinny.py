@@ -252,12 +252,13 @@ def skinny(
     block_m: int,
     block_n: int,
     block_k: int,
-    tiles: int = 1,
-    split: int = 1,
-    swap: bool = True,
-    stages: int = 4,
-    warps: int = 4,
-    prefetch: bool = False,
+    tiles: int,
+    split: int,
+    swap: bool,
+    stages: int,
+    warps: int,
+    prefetch: bool,
+    fuse_norm: bool,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
@@ -269,22 +270,21 @@ def skinny(
     """out = x @ weight.T, with what `linear` may put around it. x: [M, K], any M.
 
     The block sizes, tiles, split, stages and warps are the variant's. out may be residual.
-    counters: as made by `new_counters`, needed if split > 1. apart: what a residual is added to is
-    rounded to x's dtype first. Raises ValueError for a norm with
-    split > 1, or more than MAX_TILES_A_PROGRAM tiles.
+    counters: as made by `new_counters`; split products without them make some. apart: what a
+    residual is added to is rounded to x's dtype first. Raises ValueError for a norm that is not to
+    be fused or with split > 1, or more than MAX_TILES_A_PROGRAM tiles.
     """
     rows, width = x.shape
     columns = out.shape[1]
     if not 1 <= tiles <= MAX_TILES_A_PROGRAM:
         raise ValueError(f"a program takes 1 to {MAX_TILES_A_PROGRAM} tiles, not {tiles}")
-    if norm_weight is not None and split > 1:
-        raise ValueError(f"a norm needs split 1, the variant has split {split}")
+    if norm_weight is not None and not (fuse_norm and split == 1):
+        raise ValueError(f"a norm needs fuse_norm and split 1, the variant has split {split}")
     programs = triton.cdiv(columns * (2 if silu else 1), block_n * tiles)
     grid = (programs, triton.cdiv(rows, block_m), split)
     partial: Tensor = out
     if split > 1:
-        if counters is None:
-            raise ValueError(f"split {split} needs counters")
+        counters = new_counters(x.device) if counters is None else counters
         if programs * grid[1] > MAX_TILES:
             raise ValueError(f"{programs * grid[1]} tiles exceed the {MAX_TILES} of split products")
         shape = (split, rows, programs * tiles * block_n)

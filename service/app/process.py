@@ -22,7 +22,7 @@ from quire.service.app.event_loop import new_event_loop
 from quire.service.app.openai_face import lines_to_paste
 from quire.service.app.placement import LinkMaker
 from quire.service.app.progress import Progress
-from quire.service.app.server import END_SECONDS, EXIT_DEAD, Server, run
+from quire.service.app.server import END_SECONDS, Server
 from quire.service.app.signals import Signals
 from quire.service.app.watchdog import Deadman
 from quire.service.models.resolve import resolve
@@ -33,6 +33,7 @@ log = logging.getLogger("quire.service")
 
 # With many streams the interpreter's default of 5 ms would let the event loop hold up the engine.
 _SWITCH_SECONDS = 0.0005
+_EXIT_OK, _EXIT_DEAD = 0, 1
 
 
 def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
@@ -75,35 +76,52 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
         await loading
     except EngineDeadError:
         await server.stop()
-        return EXIT_DEAD
+        return _EXIT_DEAD
     except BaseException:
         await server.stop()
         raise
 
     garbage.freeze()
-
-    def ready() -> None:
-        host = settings.service.host
-        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        standard_streams.say(f"serving {server.model_name} on {shown}:{server.port}")
-        if server.http_port:
-            lines = lines_to_paste(settings.service, server.http_port, server.model_name)
-            log.info("%s", lines)
-        if server.metrics_port:
-            log.info("metrics on %s:%d", settings.service.metrics_host, server.metrics_port)
-        if server.gateway_port:
-            host = settings.service.gateway_host
-            log.info("vLLM's engine service on %s:%d", host, server.gateway_port)
-        if server.health_port:
-            log.info("health checks on %s:%d", settings.service.health_host, server.health_port)
-
     guarded = asyncio.create_task(_guard(settings.service, signals.deadman))
     try:
-        code = await run(server, stop_asked, ready)
+        _say_ready(settings.service, server)
+        code = await _run(server, stop_asked)
     finally:
         guarded.cancel()
         await asyncio.wait({guarded})  # from here on nobody gives signs of life
-    return code or EXIT_DEAD if server.engine_abandoned else code
+    return code or _EXIT_DEAD if server.engine_abandoned else code
+
+
+async def _run(server: Server, stop_asked: asyncio.Event) -> int:
+    """Serve until asked to stop or the engine dies. Returns the exit code."""
+    dead = asyncio.create_task(server.wait_dead())
+    asked = asyncio.create_task(stop_asked.wait())
+    try:
+        await asyncio.wait({dead, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not dead.done():
+            draining = asyncio.create_task(server.drain())
+            await asyncio.wait({dead, draining}, return_when=asyncio.FIRST_COMPLETED)
+        code = _EXIT_DEAD if dead.done() else _EXIT_OK
+        await server.stop(leaving=True)
+        return code
+    finally:
+        dead.cancel()
+        asked.cancel()
+
+
+def _say_ready(service: ServiceConfig, server: Server) -> None:
+    """Where it serves: on standard output the line that scripts wait for, in the log the rest."""
+    host = service.host
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    standard_streams.say(f"serving {server.model_name} on {shown}:{server.port}")
+    if server.http_port:
+        log.info("%s", lines_to_paste(service, server.http_port, server.model_name))
+    if server.metrics_port:
+        log.info("metrics on %s:%d", service.metrics_host, server.metrics_port)
+    if server.gateway_port:
+        log.info("vLLM's engine service on %s:%d", service.gateway_host, server.gateway_port)
+    if server.health_port:
+        log.info("health checks on %s:%d", service.health_host, server.health_port)
 
 
 async def _guard(service: ServiceConfig, deadman: Deadman) -> None:

@@ -41,9 +41,10 @@ from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.pooled_requests import PooledReader
 from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
+from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.servicer import InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
-from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.rpc.validation import Validator
 from quire.service.rpc.write_watch import WriteWatch
 from quire.service.security.auth import Guard
 from quire.service.security.credentials import read_security
@@ -62,7 +63,6 @@ log = logging.getLogger("quire.service")
 
 ProgressReport = Callable[[str, float], None]
 
-EXIT_OK, EXIT_DEAD = 0, 1
 # What comes after the drain takes END_SECONDS at most, in the order of these bounds.
 END_SECONDS = 5.0
 _ENGINE_STOP = 1.5  # seconds that the engine gets to end its step
@@ -382,24 +382,6 @@ class Server:
         if self._metrics is not None:
             stops.append(self._metrics.stop)
         return [asyncio.to_thread(stop) for stop in stops]
-
-
-async def run(server: Server, stop_asked: asyncio.Event, ready: Callable[[], None]) -> int:
-    """Serve until asked to stop or the engine dies. Returns the exit code."""
-    dead = asyncio.create_task(server.wait_dead())
-    asked = asyncio.create_task(stop_asked.wait())
-    try:
-        ready()
-        await asyncio.wait({dead, asked}, return_when=asyncio.FIRST_COMPLETED)
-        if not dead.done():
-            draining = asyncio.create_task(server.drain())
-            await asyncio.wait({dead, draining}, return_when=asyncio.FIRST_COMPLETED)
-        code = EXIT_DEAD if dead.done() else EXIT_OK
-        await server.stop(leaving=True)
-        return code
-    finally:
-        dead.cancel()
-        asked.cancel()
 
 
 def _text_side(directory: Path, vocab_size: int) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -16,8 +16,8 @@ from quire.engine.request import GenerationRequest, Pooling, SamplingParams
 from quire.service.errors import invalid_field, unknown_model
 from quire.service.rpc.field_faults import Faults, check_call
 from quire.service.rpc.salt import effective_salt
-from quire.service.rpc.validation import NotWanted, ServedModel
-from quire.service.text.workers import PromptWorkers, Wanted
+from quire.service.rpc.served_model import ServedModel
+from quire.service.text.workers import PromptWorkers, Wanted, check_wanted
 from quire.v1 import inference_pb2 as pb
 
 MAX_TEXTS = 2048
@@ -175,7 +175,7 @@ class PooledReader:
 
     def _embed_prompts(self, request: pb.EmbedRequest, wanted: Wanted) -> Iterator[Sequence[int]]:
         for at, one in enumerate(request.inputs):
-            _still(wanted)
+            check_wanted(wanted)
             if one.WhichOneof("input") == "token_ids":
                 yield one.token_ids.ids[: self._longest]
                 continue
@@ -209,7 +209,7 @@ class PooledReader:
             self._refuse_special("query", request.query)
         around = len(prefix) + len(suffix)
         for at, document in enumerate(request.documents):
-            _still(wanted)
+            check_wanted(wanted)
             where = f"documents[{at}]"
             if not request.allow_special_tokens:
                 self._refuse_special(where, document)
@@ -239,8 +239,3 @@ class PooledReader:
     def _judges(self) -> tuple[int, ...]:
         ids = map(self._model.tokenizer.backend.token_to_id, (_NO, _YES))
         return tuple(i for i in ids if i is not None)  # both, as `check` has seen
-
-
-def _still(wanted: Wanted) -> None:
-    if not wanted():
-        raise NotWanted

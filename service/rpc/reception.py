@@ -25,8 +25,9 @@ from quire.service.lifecycle import Lifecycle
 from quire.service.rpc.field_faults import MAX_N, MAX_PRIORITY
 from quire.service.rpc.pooled_requests import PooledReader
 from quire.service.rpc.responses import CallOutput
+from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.stats import StatsReporter
-from quire.service.rpc.validation import Accepted, ServedModel, Validator
+from quire.service.rpc.validation import Accepted, Validator
 from quire.service.security.auth import Authenticator, Caller
 from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb

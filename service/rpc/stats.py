@@ -17,7 +17,7 @@ from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason
 from quire.service.admission.rate_limits import Pace, TokenBucket
 from quire.service.errors import Refusal
-from quire.service.rpc.validation import ServedModel
+from quire.service.rpc.served_model import ServedModel
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.histogram import Histogram
 from quire.v1 import inference_pb2 as pb

@@ -13,7 +13,8 @@ from quire.service.admission.admission import Admission, Policy
 from quire.service.admission.rate_limits import ClientLimits
 from quire.service.errors import invalid_field
 from quire.service.rpc.field_faults import Faults
-from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.rpc.served_model import ServedModel
+from quire.service.rpc.validation import Validator
 from quire.service.security.auth import Caller
 from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import THREADS, PromptWorkers, Wanted
@@ -47,7 +48,7 @@ class TextCalls:
             validator.check(prompt)
 
             def read(wanted: Wanted) -> pb.TokenizeResponse:
-                ids = validator.prompt_ids(prompt, wanted, must_fit=False)
+                ids, _ = validator.prompts.read(prompt, wanted, must_fit=False)
                 if len(ids) > MAX_IDS:
                     kind = str(prompt.WhichOneof("prompt"))
                     raise invalid_field(kind, f"{len(ids)} tokens: at most {MAX_IDS} are told")

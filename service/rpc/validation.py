@@ -1,4 +1,4 @@
-"""Every field of a GenerateRequest is checked here, and nowhere else.
+"""Every field of a GenerateRequest is checked here, its prompt by `prompts`, and nowhere else.
 
 Invariant: what `Validator.validate` returns can be run; everything else is refused with the field,
 the value and the limit. No field is accepted and ignored. All simple faults of a message are told
@@ -7,15 +7,14 @@ together.
 
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import Constraint, GenerationRequest, SamplingParams
-from quire.service.answers.events import Family, Reading
-from quire.service.errors import Refusal, invalid_field, unknown_model
-from quire.service.rpc import constraints, messages, tool_constraint
+from quire.service.answers.events import Reading
+from quire.service.errors import invalid_field, unknown_model
+from quire.service.rpc import constraints, tool_constraint
 from quire.service.rpc.answer_stream import AnswerStream
 from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
@@ -28,22 +27,21 @@ from quire.service.rpc.field_faults import (
     check_stops,
     judged_of,
 )
-from quire.service.rpc.reading import check_parse, check_tools, reading_of
+from quire.service.rpc.prompts import Prompts
+from quire.service.rpc.reading import check_parse, reading_of
 from quire.service.rpc.salt import effective_salt
-from quire.service.text.chat_template import ChatTemplate, TemplateRefusal
+from quire.service.rpc.served_model import ServedModel
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
-from quire.service.text.template_environment import Dropped, RenderLimits
 from quire.service.text.text_stream import TextStream
-from quire.service.text.thinking import Thinking, thinking_of
+from quire.service.text.thinking import Thinking
 from quire.service.text.tokenizer import Tokenizer
-from quire.service.text.workers import PromptWorkers, Wanted
+from quire.service.text.workers import PromptWorkers, Wanted, check_wanted
 from quire.v1 import inference_pb2 as pb
 
 INLINE_IDS = 4096  # more of them are looked at on another thread, off the event loop
 # Of one delta: well below what clients accept. As much stays with gRPC of a call that is not read.
 DELTA_BYTES = 256 << 10
 _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
-_TAIL = 32  # tokens, or characters, of a prompt's end in which thoughts may be opened
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
 
 _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
@@ -84,32 +82,6 @@ class Accepted:
     resumed: Resumed | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What is served, as far as requests are concerned. chat is None: no template. family is None:
-    how its answers are to be read is not known."""
-
-    name: str
-    info: EngineInfo
-    tokenizer: Tokenizer
-    chat: ChatTemplate | None
-    family: Family | None = None
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The union of the tokenizer's and the model's."""
-        return tuple(sorted({*self.tokenizer.eos_token_ids, *self.info.eos_token_ids}))
-
-    @property
-    def cache_tokens(self) -> int:
-        """Tokens of one request that the cache can hold; its last needs no place."""
-        return self.info.num_blocks * self.info.block_size + 1
-
-
-class NotWanted(Exception):
-    """The call has ended, and nobody waits for the rest of this work."""
-
-
 class Validator:
     """Turns messages into requests that can run.
 
@@ -121,10 +93,9 @@ class Validator:
         self._model = model
         self.workers = workers
         self._defaults = _defaults(model)
-        self._longest_prompt = min(model.info.max_model_len, model.cache_tokens) - 1
+        self.prompts = Prompts(model)
         tokenizer = model.tokenizer
         self.constraints = Compiler(tokenizer, model.info.vocab_size, model.eos_token_ids)
-        self._max_text_bytes = tokenizer.max_text_bytes(model.info.max_model_len)
         self._longest_piece = tokenizer.longest_piece
         # Special tokens by the text that stands for them in a prompt; in an output they make none.
         self._silent = {
@@ -144,13 +115,7 @@ class Validator:
         if request.model and request.model != self._model.name:
             raise unknown_model(request.model, self._model.name)
         self._check_fields(request, given)
-        kind = request.WhichOneof("prompt")
-        if kind is None:
-            raise invalid_field("prompt", "is missing: give text, token_ids or chat")
-        if kind == "token_ids" and len(request.token_ids.ids) > self._longest_prompt:
-            raise self._too_many(kind, len(request.token_ids.ids))
-        if kind != "token_ids" and _size(request, kind) > self._max_text_bytes:
-            raise self._too_long(kind, _size(request, kind))
+        self.prompts.check(request)
 
     async def validate(
         self, request: pb.GenerateRequest, key: int, tenant: str = "", client: str = ""
@@ -183,7 +148,7 @@ class Validator:
         wanted: Wanted,
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
-        prompt, thinking = self._prompt(request, wanted)
+        prompt, thinking = self.prompts.read(request, wanted)
         params, stop_tokens = self._sampling(given, len(prompt))
         generation = GenerationRequest(
             key=key,
@@ -208,7 +173,7 @@ class Validator:
             self._delta_tokens(generation, request.ids_only),
             reading_of(request, self._model.family, thinking),
         )
-        _still(wanted)
+        check_wanted(wanted)
         request_id = request.request_id or secrets.token_hex(16)
         return Accepted(request_id, generation, options, self._resume(generation, options))
 
@@ -272,7 +237,7 @@ class Validator:
         if values["seed"] is None:
             values["seed"] = secrets.randbits(64)
         if values["max_tokens"] is None:
-            values["max_tokens"] = self._longest_prompt + 1 - prompt_tokens
+            values["max_tokens"] = self.prompts.longest + 1 - prompt_tokens
         params = SamplingParams(**values)
         if params.min_tokens > params.max_tokens:
             raise invalid_field(
@@ -281,85 +246,6 @@ class Validator:
             )
         check_allowed(params)
         return params, stop_tokens
-
-    # ------------------------------------------------------------ prompt
-
-    def prompt_ids(
-        self, request: pb.GenerateRequest, wanted: Wanted, *, must_fit: bool = True
-    ) -> tuple[int, ...]:
-        """Of a request that `check` has passed; on any thread. must_fit: more than a request can
-        run with are refused. Raises Refusal."""
-        return self._prompt(request, wanted, must_fit=must_fit)[0]
-
-    def _prompt(
-        self, request: pb.GenerateRequest, wanted: Wanted, *, must_fit: bool = True
-    ) -> tuple[tuple[int, ...], Thinking]:
-        """The prompt, and where the output begins."""
-        kind = request.WhichOneof("prompt")
-        assert kind is not None  # as `check` has seen
-        if kind == "token_ids":
-            ids = tuple(request.token_ids.ids)
-            faults = Faults()
-            faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
-            faults.raise_if_any()
-            thinking = thinking_of(self._end_of(ids)) if request.parse_output else Thinking.NONE
-        elif kind == "chat":
-            rendered, thinking = self._rendered(request, wanted)
-            ids = self._encode(kind, rendered, wanted)
-        else:
-            ids = self._encode(kind, request.text, wanted)
-            thinking = thinking_of(request.text[-_TAIL:])
-        if not ids:
-            raise invalid_field(kind, "is empty: at least one token is needed")
-        if must_fit and len(ids) > self._longest_prompt:
-            raise self._too_many(kind, len(ids))
-        return ids, thinking
-
-    def _end_of(self, ids: Sequence[int]) -> str:
-        """The last few tokens' text."""
-        pieces = self._model.tokenizer.pieces
-        return b"".join(pieces[i] for i in ids[-_TAIL:]).decode("utf-8", "replace")
-
-    def _rendered(self, request: pb.GenerateRequest, wanted: Wanted) -> tuple[str, Thinking]:
-        if self._model.chat is None:
-            raise invalid_field("chat", "the model has no chat template; send text or token_ids")
-        parts = _parts(request.chat)
-        if parts > self._longest_prompt:
-            raise invalid_field(
-                "chat",
-                f"{parts} messages, calls and tools: more than the {self._longest_prompt} tokens "
-                "that a prompt may have",
-            )
-        check_tools(request, self._model.family)
-        conversation = messages.read(request.chat)
-        _still(wanted)
-        limits = RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)
-        try:
-            rendered = self._model.chat.render(conversation, limits)
-            return rendered, self._model.chat.thinking(conversation, rendered)
-        except TemplateRefusal as refusal:
-            raise invalid_field(refusal.field, refusal.message) from refusal
-        except Dropped as dropped:
-            raise NotWanted from dropped
-
-    def _encode(self, kind: str, text: str, wanted: Wanted) -> tuple[int, ...]:
-        _still(wanted)
-        return tuple(self._model.tokenizer.encode(text, add_special_tokens=kind == "text"))
-
-    def _too_many(self, field_name: str, tokens: int) -> Refusal:
-        return invalid_field(
-            field_name,
-            f"{tokens} tokens: with one token to make, max_model_len = "
-            f"{self._model.info.max_model_len} and the cache of {self._model.cache_tokens} "
-            f"leave room for {self._longest_prompt}",
-        )
-
-    def _too_long(self, field_name: str, size: int) -> Refusal:
-        return invalid_field(
-            field_name,
-            f"{size} bytes: more than max_model_len = {self._model.info.max_model_len} tokens "
-            f"can hold ({self._max_text_bytes})",
-        )
 
 
 def open_stream(
@@ -378,23 +264,6 @@ def open_stream(
 
 def _given(sampling: pb.SamplingParams) -> dict[str, Any]:
     return {described.name: value for described, value in sampling.ListFields()}
-
-
-def _size(request: pb.GenerateRequest, kind: str) -> int:
-    """Bytes of a text or chat."""
-    return request.chat.ByteSize() if kind == "chat" else len(request.text.encode())
-
-
-def _parts(chat: pb.Chat) -> int:
-    """Messages, calls and tools: each is at least one token of a prompt, however few its bytes."""
-    calls = sum(len(message.tool_calls) for message in chat.messages)
-    return len(chat.messages) + len(chat.tools) + calls
-
-
-def _still(wanted: Wanted) -> None:
-    """Between two stages: go on only for a call that has not ended."""
-    if not wanted():
-        raise NotWanted
 
 
 def _defaults(model: ServedModel) -> dict[str, Any]:

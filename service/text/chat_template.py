@@ -14,7 +14,6 @@ import jinja2
 
 from quire.engine.errors import ModelError
 from quire.service.text.template_environment import (
-    Dropped,
     Environment,
     RenderLimits,
     TooMuch,
@@ -23,6 +22,7 @@ from quire.service.text.template_traits import Traits, find_traits
 from quire.service.text.template_values import as_rendered, texts
 from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.tokenizer import Tokenizer
+from quire.service.text.workers import NotWanted
 
 _END_MARK = "QUIRE-END-OF-MESSAGE"
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
@@ -111,7 +111,7 @@ class ChatTemplate:
         return self._compiled[name].traits
 
     def render(self, chat: Conversation, limits: RenderLimits = _NO_LIMITS) -> str:
-        """The prompt's text. Raises TemplateRefusal, or Dropped where `limits` says so."""
+        """The prompt's text. Raises TemplateRefusal, or NotWanted where `limits` says so."""
         if not chat.messages:
             raise TemplateRefusal("chat.messages", "is empty: at least one message is needed")
         compiled = self._choose(chat)
@@ -157,7 +157,7 @@ class ChatTemplate:
         }
         try:
             return compiled.environment.render(compiled.template, variables, limits)
-        except Dropped:
+        except NotWanted:
             raise
         except TooMuch as error:
             raise TemplateRefusal("chat", str(error)) from error

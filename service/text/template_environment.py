@@ -22,6 +22,7 @@ import jinja2.sandbox
 import jinja2.utils
 
 from quire.clients import large_json
+from quire.service.text.workers import Wanted, check_wanted
 
 _MADE_FOR_EACH_BYTE = 16  # text that a template may make on its way to one byte of the prompt
 _CHECK_EVERY = 1024  # steps between two questions whether anyone still waits
@@ -29,10 +30,6 @@ _CHECK_EVERY = 1024  # steps between two questions whether anyone still waits
 
 class TooMuch(Exception):
     """The conversation renders to more than is allowed, or takes too many steps."""
-
-
-class Dropped(Exception):
-    """Nobody waits for the text any more."""
 
 
 def _still_wanted() -> bool:
@@ -49,7 +46,7 @@ class RenderLimits:
 
     max_bytes: int = 1 << 28
     max_steps: int = 4_000_000
-    wanted: Callable[[], bool] = _still_wanted
+    wanted: Wanted = _still_wanted
 
 
 class Meter(threading.local):
@@ -66,13 +63,12 @@ class Meter(threading.local):
         self._written = 0
 
     def step(self) -> None:
-        """One look-up or call. Raises TooMuch or Dropped."""
+        """One look-up or call. Raises TooMuch or NotWanted."""
         self._steps += 1
         if self._steps % _CHECK_EVERY == 0:
             if self._steps > self._limits.max_steps:
                 raise TooMuch(f"takes the chat template more than {self._limits.max_steps} steps")
-            if not self._limits.wanted():
-                raise Dropped
+            check_wanted(self._limits.wanted)
 
     def made(self, characters: int) -> None:
         """Text on its way. Raises TooMuch."""
@@ -114,7 +110,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def render(
         self, template: jinja2.Template, variables: Mapping[str, Any], limits: RenderLimits
     ) -> str:
-        """The text. Raises TooMuch, Dropped, and whatever the template raises."""
+        """The text. Raises TooMuch, NotWanted, and whatever the template raises."""
         self.meter.begin(limits)
         pieces: list[str] = []
         for piece in template.root_render_func(template.new_context(dict(variables))):

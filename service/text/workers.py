@@ -25,6 +25,16 @@ LARGE_BYTES = 64 << 10  # a larger prompt leaves one thread to the others
 MAX_WAITING_BYTES = 128 << 20  # of all prompts that wait
 
 
+class NotWanted(Exception):
+    """The call has ended, and nobody waits for the rest of its work."""
+
+
+def check_wanted(wanted: Wanted) -> None:
+    """Between two stages of work: raise NotWanted for a call that has ended."""
+    if not wanted():
+        raise NotWanted
+
+
 class _Job:
     """One call's work. `wanted` turns false when nobody waits for it any more."""
 

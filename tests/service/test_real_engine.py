@@ -12,7 +12,8 @@ from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.service.app.server import Server
 from quire.service.models.resolve import resolve
-from quire.service.rpc.validation import ServedModel, Validator
+from quire.service.rpc.served_model import ServedModel
+from quire.service.rpc.validation import Validator
 from quire.service.text import tokenizer as tokenizers
 from quire.service.text.chat_template import ChatTemplate
 from quire.service.text.workers import PromptWorkers

@@ -97,7 +97,7 @@ WORK = (
     ),
     Fault(
         "quire: a chat may render to any size",
-        "service/rpc/validation.py",
+        "service/rpc/prompts.py",
         "RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)",
         "RenderLimits(wanted=wanted)",
         (HOLDS + "what_a_chat_may_become_is_bounded_before_it_is_rendered",),

@@ -26,8 +26,8 @@ FAULTS = (
     Fault(
         "exact: the library is asked for numbers of rows that nobody compared",
         "kernels/linear/linear.py",
-        "            x = _padded(x, library_rows(rows))\n",
-        "            pass\n",
+        "        x = _padded(x, library_rows(rows))\n",
+        "        pass\n",
         (_TABLE + "the_library_is_asked_for_no_number_of_rows_that_was_not_compared",),
     ),
     Fault(

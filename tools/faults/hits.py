@@ -73,8 +73,8 @@ FAULTS = (
     Fault(
         "hits: a source is held for ever",
         _SCHEDULER,
-        "            self.pool.release(draft.held)  # later",
-        "            pass  # later",
+        "            self.pool.release(draft.held)\n",
+        "            pass\n",
         _hits("the_same_prompt_again_is_a_row_of_one_token"),
     ),
     Fault(

@@ -105,8 +105,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "template-goes-on-when-nobody-waits",
         "service/text/template_environment.py",
-        "            if not self._limits.wanted():\n",
-        "            if False:\n",
+        "            check_wanted(self._limits.wanted)\n",
+        "            pass\n",
         (RENDERING + "rendering_ends_when_nobody_waits",),
     ),
     Fault(
@@ -154,8 +154,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "template-two-bytes-become-eighty",
-        "service/rpc/validation.py",
-        "        if parts > self._longest_prompt:\n",
+        "service/rpc/prompts.py",
+        "        if parts > self.longest:\n",
         "        if False:\n",
         (WIRE + "a_chat_of_more_parts_than_tokens_is_refused_before_it_is_built",),
     ),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.small_engine import FAMILIES, Setup, build_core, load_model, run
+from support.windows import BLOCK, GREEDY, PROMPT, WINDOW, forget
 
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.kv_watch import KvWatch
@@ -20,10 +21,6 @@ from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.kv_events import REMOVED, SNAPSHOT, STORED, KvEvents
 from quire.engine.scheduling.two_pools import TwoPoolScheduler
-
-WINDOW, BLOCK = 11, 4
-GREEDY = SamplingParams(max_tokens=40)
-PROMPT = tuple((7 * i * i + 3) % 380 + 1 for i in range(40))
 
 
 @cache
@@ -85,12 +82,6 @@ def test_a_prompt_longer_than_the_cache_of_windows_is_served() -> None:
         options = {"max_num_seqs": 1, "max_num_batched_tokens": chunk, "max_model_len": 128}
         with pytest.raises(ValueError, match="blocks of windows: at least"):
             TwoPoolScheduler(pools_of(core)[0], small, **options, window=WINDOW)
-
-
-def forget(pool: BlockPool, block: int) -> None:
-    pool.prefix_cache.forget(block)
-    pool.num_cached -= 1
-    pool._states[block] = 0
 
 
 def chains(core: EngineCore) -> Iterator[tuple[BlockPool, list[int]]]:

@@ -5,13 +5,10 @@ from functools import cache
 from typing import Any
 
 from support.small_engine import FAMILIES, Setup, build_core, load_model, run
+from support.windows import GREEDY, PROMPT, WINDOW, forget
 
 from quire.engine.model.base import CausalModel
-from quire.engine.request import GenerationRequest, SamplingParams
-
-WINDOW, BLOCK = 11, 4
-GREEDY = SamplingParams(max_tokens=40)
-PROMPT = tuple((7 * i * i + 3) % 380 + 1 for i in range(40))
+from quire.engine.request import GenerationRequest
 
 
 @cache
@@ -48,9 +45,7 @@ def test_a_hit_needs_the_windows_blocks_alone() -> None:
     known = cache.match(hashes, PROMPT)
     assert len(known) == 10
     for block in known[:6]:
-        cache.forget(block)
-        pool.num_cached -= 1
-        pool._states[block] = 0
+        forget(pool, block)
     assert cache.match(hashes, PROMPT) == []
     assert cache.match(hashes, PROMPT, WINDOW - 1) == [0] * 7 + known[7:]
     again = run(core, [GenerationRequest(2, PROMPT, GREEDY)])[2, 0]
@@ -65,9 +60,7 @@ def test_without_a_block_of_the_window_there_is_no_hit() -> None:
     hashes: list[bytes] = []
     cache.extend_hashes(hashes, b"", PROMPT, 10)
     known = cache.match(hashes, PROMPT)
-    cache.forget(known[8])
-    pool.num_cached -= 1
-    pool._states[known[8]] = 0
+    forget(pool, known[8])
     assert cache.match(hashes, PROMPT, WINDOW - 1) == [0] * 5 + known[5:8]
     assert cache.match(hashes[:2], PROMPT, WINDOW - 1) == known[:2]
 

@@ -112,7 +112,7 @@ def test_a_chunk_gives_what_the_whole_gave(paged: Any) -> None:
 
 @pytest.mark.parametrize("block_size", [64, pytest.param(128, marks=pytest.mark.long)])
 def test_tiles_through_descriptors(paged: Any, block_size: int) -> None:
-    from quire.kernels.attention.prefill import Tiles
+    from quire.kernels.attention.prefill_launch import Tiles
 
     for dtype in (FP32, BF16):
         check(
@@ -136,7 +136,7 @@ def test_contexts_around_a_split(paged: Any, group: int) -> None:
 def test_a_few_tokens_over_a_long_prefix_are_split(
     paged: Any, dim: int, block_size: int, dtype: torch.dtype
 ) -> None:
-    from quire.kernels.attention.prefill import SPLIT
+    from quire.kernels.attention.prefill_launch import SPLIT
 
     shape = {"group": 2, "kv_heads": 1, "block_size": block_size, "dim": dim, "dtype": dtype}
     for context in (SPLIT - 1, SPLIT, SPLIT + 1, 3 * SPLIT + 2):
@@ -226,7 +226,7 @@ def test_gpu_sweep(
 
 @pytest.mark.gpu
 def test_gpu_every_launch_shape_agrees(paged: Any) -> None:
-    from quire.kernels.attention.prefill import Tiles
+    from quire.kernels.attention.prefill_launch import Tiles
 
     for tiles in (Tiles(64, 128, 8, 2), Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3)):
         for tma in (False, True):
@@ -257,7 +257,7 @@ def test_gpu_split_sweep(
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 def test_gpu_a_prefix_hit(paged: Any, group: int) -> None:
-    from quire.kernels.attention.prefill import Tiles
+    from quire.kernels.attention.prefill_launch import Tiles
 
     shape = {"group": group, "kv_heads": 8, "block_size": 64, "dim": 128, "dtype": BF16}
     for rows in ([(2944, 56)], [(2944, 56), (0, 8)], [(2944, 3), (0, 13)]):

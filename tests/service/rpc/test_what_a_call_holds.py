@@ -214,12 +214,12 @@ class Recording:
 def test_what_a_chat_may_become_is_bounded_before_it_is_rendered() -> None:
     async def test() -> None:
         async with serving() as running:
-            validator = running.server._servicer.serving.validator  # type: ignore[union-attr]
+            prompts = running.server._servicer.serving.validator.prompts  # type: ignore[union-attr]
             template: Any = Recording()
-            validator._model = dataclasses.replace(validator._model, chat=template)
+            prompts._model = dataclasses.replace(prompts._model, chat=template)
             chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="a")])
             await generate(running, pb.GenerateRequest(chat=chat))
-            most = validator._model.tokenizer.max_text_bytes(2048)
+            most = prompts._model.tokenizer.max_text_bytes(2048)
             assert template.limits.max_bytes == most
             assert not template.limits.wanted()  # the call has ended by now
 

@@ -20,7 +20,8 @@ from support.template_oracle import (
 
 from quire.engine.errors import ModelError
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
-from quire.service.text.template_environment import Dropped, RenderLimits
+from quire.service.text.template_environment import RenderLimits
+from quire.service.text.workers import NotWanted
 
 USER = said("user", "Hi <b> 'Köln'")
 FILES = templates()
@@ -250,7 +251,7 @@ def test_rendering_ends_when_nobody_waits() -> None:
     source = "{% for m in messages %}{{ m.content }}{% endfor %}"
     answers = iter([True, True, False])
     limits = RenderLimits(wanted=lambda: next(answers))
-    with pytest.raises(Dropped):
+    with pytest.raises(NotWanted):
         ChatTemplate(source, {}).render(Conversation((USER,) * 5000), limits)
     assert next(answers, None) is None
 

@@ -11,9 +11,11 @@ try:
     import common
     import exact_mode
     import exactness
+    import fake_device
+    import host
     import kernel_probes
     import watched
 finally:
     sys.path.remove(_FOLDER)
 
-__all__ = ["common", "exact_mode", "exactness", "kernel_probes", "watched"]
+__all__ = ["common", "exact_mode", "exactness", "fake_device", "host", "kernel_probes", "watched"]

@@ -1,0 +1,30 @@
+"""What is served, as every call is told of it."""
+
+from dataclasses import dataclass
+
+from quire.engine.loop.stats import EngineInfo
+from quire.service.answers.events import Family
+from quire.service.text.chat_template import ChatTemplate
+from quire.service.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What is served, as far as requests are concerned. chat is None: no template. family is None:
+    how its answers are to be read is not known."""
+
+    name: str
+    info: EngineInfo
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None
+    family: Family | None = None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The union of the tokenizer's and the model's."""
+        return tuple(sorted({*self.tokenizer.eos_token_ids, *self.info.eos_token_ids}))
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens of one request that the cache can hold; its last needs no place."""
+        return self.info.num_blocks * self.info.block_size + 1
