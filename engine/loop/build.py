@@ -320,7 +320,8 @@ def _profile(
     if kv.window is not None:
         batch = dataclasses.replace(batch, windowed=batch)
     torch.cuda.reset_peak_memory_stats(device)
-    logits_bytes = 4 * len(batch.logits_rows) * shape.vocab_size
+    sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
+    logits_bytes = 4 * sampled * shape.vocab_size
     hint = (
         f"lower max_num_batched_tokens = {config.max_num_batched_tokens} or max_num_seqs = "
         f"{config.max_num_seqs} (these are the bytes of the logits alone)"

@@ -14,7 +14,7 @@ from quire.engine.errors import ConstraintError, RequestError
 from quire.engine.request import Constraint, GenerationRequest, Vocabulary
 from quire.engine.scheduling.matching import constrained
 from quire.service.constraints.grammars import Grammars
-from quire.service.constraints.sources import MAX_BYTES
+from quire.service.constraints.sources import MAX_BYTES, field_of
 from quire.service.rpc.field_faults import Faults
 from quire.service.text.thinking import CLOSES, OPENS, Thinking
 from quire.service.text.tokenizer import Tokenizer
@@ -117,7 +117,11 @@ class Compiler:
         self.vocabulary()
         matcher = self._grammars.compile(request.constraint)
         try:
-            constrained(matcher, replace(request, n=1))
+            (one,) = constrained(matcher, replace(request, n=1))
         except ConstraintError as error:
             message = f"do not fit the constraint: {error}"
             raise RequestError("resume_token_ids", message) from error
+        try:
+            one.prepare(len(request.resume_token_ids))
+        except ConstraintError as error:
+            raise RequestError(field_of(request.constraint.kind), str(error)) from error

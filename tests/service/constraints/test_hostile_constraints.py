@@ -56,6 +56,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.grammar",
         'the key "type" stands twice',
     ),
+    "an end alone": (
+        {"grammar": "start: <|im_end|>"},
+        "constraint.grammar",
+        "no token that the request allows satisfies its constraint",
+    ),
     "no schemas in a grammar": (
         {"grammar": "start: %json x\n" + "// %json x\n" * 16},
         "constraint.grammar",
