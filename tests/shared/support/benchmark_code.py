@@ -1,11 +1,13 @@
-"""The benchmarks' modules that tests share. Their folder does not stay on the path: it holds a
-`kernels.py`, which transformers would take for a package it knows."""
+"""The benchmarks' modules that tests share. Their folder does not stay on the path, whoever puts it
+there: it holds a `kernels.py`, which transformers would take for a package it knows, and names that
+other tools have too."""
 
 import sys
 from pathlib import Path
 
 _FOLDER = str(Path(__file__).resolve().parents[3] / "benchmarks")
 
+_before = list(sys.path)
 sys.path.insert(0, _FOLDER)
 try:
     import common
@@ -16,6 +18,6 @@ try:
     import kernel_probes
     import watched
 finally:
-    sys.path.remove(_FOLDER)
+    sys.path[:] = _before
 
 __all__ = ["common", "exact_mode", "exactness", "fake_device", "host", "kernel_probes", "watched"]
