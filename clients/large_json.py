@@ -24,6 +24,26 @@ def dumps(value: Any, **options: Any) -> str:
     return "".join(encoder.iterencode(value)) if _has_many(value) else encoder.encode(value)
 
 
+class RepeatedKey(ValueError):
+    """An object holds `key` twice."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} stands twice in one object")
+        self.key = key
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these pairs: a hook for `loads`. Raises RepeatedKey."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise RepeatedKey(key)
+            seen.add(key)
+    return value
+
+
 class _ByValue(json.JSONDecoder):
     def __init__(self, **hooks: Any) -> None:
         super().__init__(**hooks)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from quire.clients.arguments import kind, show, text
 from quire.clients.errors import OptionError
+from quire.clients.large_json import RepeatedKey, without_repeats
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
 from quire.clients.openai.faults import BadBody, Faults
@@ -108,9 +109,11 @@ class RequestFile:
 def _parsed(raw: bytes) -> Line:
     """A line of the file. Raises ValueError, of which OptionError is one."""
     try:
-        fields = json.loads(raw, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        fields = json.loads(raw, object_pairs_hook=without_repeats, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("is nested too deep") from None
+    except RepeatedKey as error:
+        raise ValueError(f"holds the key {error.key[:40]!a} twice") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -119,15 +122,6 @@ def _parsed(raw: bytes) -> Line:
     if not custom_id:
         raise ValueError("custom_id: is missing")
     return Line(text("custom_id", custom_id), fields)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for key, item in pairs:
-        if key in value:
-            raise ValueError(f"holds the key {key[:40]!a} twice")
-        value[key] = item
-    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -43,6 +43,12 @@ class _Replica:
     leaving: bool = False  # no address of ours any more, but calls are open
 
 
+def fullest(mean: float, *, known: bool) -> float:
+    """Open calls with which a replica may still be given one more. known: it was given the prompt's
+    beginning. mean: of all replicas, the call counted in."""
+    return BALANCE * mean if known else mean
+
+
 class Fleet:
     """Begins with no replicas: `update` names them."""
 
@@ -148,9 +154,10 @@ class Fleet:
         mean = (calls + 1) / (len(self._replicas) - len(out))
         remembered = self._memory.recall(keys)
         known = None if remembered in out else self._replicas.get(remembered or "")
-        if known is not None and known.open + 1 <= BALANCE * mean + 1:
+        if known is not None and known.open <= fullest(mean, known=True):
             return known
-        rest = (o for name, o in self._replicas.items() if o.open <= mean and name not in out)
+        most = fullest(mean, known=False)
+        rest = (o for name, o in self._replicas.items() if o.open <= most and name not in out)
         return max(rest, key=lambda one: score(keys.root, one.seed))
 
     def _in_turn(self, out: Collection[str]) -> _Replica:

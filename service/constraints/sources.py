@@ -27,7 +27,7 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
-_BRACKETS = "[]{}"
+_BRACKET = re.compile(r"[\[\]()]")  # of a regex
 # Of JSON: a bracket or a string. A string that is not closed goes to the end: were it none, each
 # quote in it would be tried anew.
 _PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
@@ -49,7 +49,7 @@ def grammar_of(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)
     if kind == "regex":
         _check_lexemes([text])
-        _check_depth(text, "([", ")]")
+        _check_depth(_BRACKET.findall(text), "([", ")]")
         return LLMatcher.grammar_from_regex(text)
     if kind == "choice":
         texts = json.loads(text)
@@ -76,13 +76,9 @@ def field_of(kind: str) -> str:
 
 def check_schema(text: str) -> dict[str, Any] | bool:
     """A schema as JSON. Raises ValueError for what llguidance is better not shown."""
-    outside = []
-    for found in _PART.finditer(text):  # one by one: others are let in between
-        if found[0] in _BRACKETS:
-            outside.append(found[0])
-        else:
-            _check_lexemes([found[0]])
-    _check_depth("".join(outside), "[{", "]}")
+    parts = [found[0] for found in _PART.finditer(text)]  # one by one: others are let in between
+    _check_lexemes([part for part in parts if part[0] == '"'])
+    _check_depth(parts, "[{", "]}")
     try:
         schema = large_json.loads(text, **_HOOKS)
         large_json.dumps(schema, allow_nan=False).encode()
@@ -165,10 +161,11 @@ def _check_lexemes(lexemes: list[str]) -> None:
         raise ValueError(f"{longest} bytes in one piece: at most {MAX_LEXEME_BYTES}")
 
 
-def _check_depth(text: str, opening: str, closing: str) -> None:
+def _check_depth(parts: list[str], opening: str, closing: str) -> None:
+    """parts: brackets, and others."""
     depth = deepest = 0
-    for bracket in re.findall(r"[\[\](){}]", text):
-        depth += (bracket in opening) - (bracket in closing)
+    for part in parts:
+        depth += (part in opening) - (part in closing)
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise ValueError(f"{deepest} brackets inside one another: at most {MAX_DEPTH}")

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from quire.clients.replicas.affinity import Memory, PromptKeys, score, seed_of
-from quire.clients.replicas.fleet import BALANCE
+from quire.clients.replicas.fleet import fullest
 
 
 def ranked(
@@ -16,7 +16,7 @@ def ranked(
     remembered = memory.recall(keys)
 
     def rank(name: str) -> tuple[bool, bool, int]:
-        most = BALANCE * mean + 1 if name == remembered else mean + 1
-        return busy[name] + 1 > most, name != remembered, -score(keys.root, seed_of(name))
+        full = busy[name] > fullest(mean, known=name == remembered)
+        return full, name != remembered, -score(keys.root, seed_of(name))
 
     return sorted(names, key=rank)

@@ -24,7 +24,7 @@ def read_object(text: str, most: int = MAX_DEPTH) -> dict[str, Any]:
     try:
         value = large_json.loads(
             text,
-            object_pairs_hook=_without_repeats,
+            object_pairs_hook=large_json.without_repeats,
             parse_constant=_refuse_constant,
             parse_float=_double,
             parse_int=_whole,
@@ -32,6 +32,8 @@ def read_object(text: str, most: int = MAX_DEPTH) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise BadJson(f"is not JSON: {error.msg} ({where})") from None
+    except large_json.RepeatedKey as error:
+        raise BadJson(f"holds the key {_shown(error.key)} twice") from None
     except RecursionError:
         raise _too_deep(most) from None
     if not isinstance(value, dict):
@@ -48,17 +50,6 @@ _KINDS = {
     bool: "true or false",
     type(None): "null",
 }
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise BadJson(f"holds the key {_shown(key)} twice")
-            seen.add(key)
-    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -20,15 +20,15 @@ FAULTS = (
     Fault(
         "ray: the fullest replica is asked first",
         _RANKING,
-        "return busy[name] + 1 > most, name != remembered",
-        "return busy[name] + 1 <= most, name != remembered",
+        "return full, name != remembered",
+        "return not full, name != remembered",
         _ROUTER,
     ),
     Fault(
         "ray: where a prompt went before does not count",
         _RANKING,
-        "return busy[name] + 1 > most, name != remembered",
-        "return busy[name] + 1 > most, False",
+        "return full, name != remembered",
+        "return full, False",
         _ROUTER,
     ),
     Fault(

@@ -53,15 +53,15 @@ FAULTS = (
     Fault(
         "replicas: loads are not bounded",
         "clients/replicas/fleet.py",
-        "known.open + 1 <= BALANCE * mean + 1",
+        "known.open <= fullest(mean, known=True)",
         "True",
         FLEET,
     ),
     Fault(
         "replicas: a prompt that is new may fill a replica as one that is known",
         "clients/replicas/fleet.py",
-        "if o.open <= mean and",
-        "if o.open <= BALANCE * mean and",
+        "most = fullest(mean, known=False)",
+        "most = fullest(mean, known=True)",
         FLEET,
     ),
     Fault(

@@ -347,6 +347,17 @@ class Child:
         return 1
 
 
+async def started(child: Child) -> tuple[Heard, ProcessLink]:
+    """A link to it, which has told what its engine is."""
+    heard = Heard()
+    link = ProcessLink(EngineConfig(), child)  # type: ignore[arg-type]
+    starting = asyncio.ensure_future(link.start(heard.receiver))
+    await asyncio.sleep(0)
+    child.theirs.sendall(wire.frame(wire.pack_info(INFO)))
+    await starting
+    return heard, link
+
+
 def test_how_a_process_has_ended_is_told_before_the_stop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -364,12 +375,8 @@ def test_how_a_process_has_ended_is_told_before_the_stop(
             return -9
 
     async def test() -> None:
-        heard, child = Heard(), Slow()
-        link = ProcessLink(EngineConfig(), child)  # type: ignore[arg-type]
-        starting = asyncio.ensure_future(link.start(heard.receiver))
-        await asyncio.sleep(0)
-        child.theirs.sendall(wire.frame(wire.pack_info(INFO)))
-        await starting
+        child = Slow()
+        _, link = await started(child)
         child.theirs.close()
         assert await asyncio.to_thread(waits[0].wait, PATIENCE)
         await link.stop()
@@ -381,12 +388,8 @@ def test_how_a_process_has_ended_is_told_before_the_stop(
 @pytest.mark.parametrize("ending", ("dies", "is killed", "is given up"))
 def test_a_process_s_words_all_come_before_its_end(ending: str) -> None:
     async def test() -> None:
-        heard, child = Heard(), Child()
-        link = ProcessLink(EngineConfig(), child)  # type: ignore[arg-type]
-        starting = asyncio.ensure_future(link.start(heard.receiver))
-        await asyncio.sleep(0)
-        child.theirs.sendall(wire.frame(wire.pack_info(INFO)))
-        await starting
+        child = Child()
+        heard, link = await started(child)
         for key in range(64):
             child.theirs.sendall(wire.frame(wire.pack_batch(batch(end(key)))))
         if ending == "is given up":
