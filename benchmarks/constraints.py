@@ -65,21 +65,25 @@ def grammars(vocab_size: int) -> Matchers:
 
 
 class Engines:
-    """A fresh engine on the fake device for each measurement, or always the one of a shape."""
+    """A fresh engine on the fake device for each measurement, or always the one of a shape.
+    matchers: as `quire serve` has them."""
 
     def __init__(self, shape: str | None, step_seconds: float) -> None:
         self._step_seconds = step_seconds
         self._engine: Any = None
-        self.vocab_size = VOCAB_SIZE
+        vocab_size = VOCAB_SIZE
         if shape is not None:
             self._engine = QuireEngine(f"random:{shape}", max_num_seqs=STREAMS).engine
-            self.vocab_size = self._engine.info.vocab_size
+            vocab_size = self._engine.info.vocab_size
+        self.matchers = grammars(vocab_size)
+        if self._engine is not None:
+            self._engine.core.scheduler.completion.advance = self.matchers.advance
 
     def next(self) -> Any:
         if self._engine is not None:
             return self._engine
         config = EngineConfig(max_num_seqs=STREAMS, max_model_len=4096, max_num_batched_tokens=8192)
-        return FakeEngine(config, self._step_seconds)
+        return FakeEngine(config, self._step_seconds, self.matchers)
 
 
 def asked(key: int, steps: int, constraint: Constraint | None) -> GenerationRequest:
@@ -117,7 +121,7 @@ def measure(matchers: Matchers, engine: Any, count: int, steps: int) -> tuple[fl
 def rounds(options: argparse.Namespace) -> dict[int, list[dict[str, Any]]]:
     """Of each number of constrained streams, what each round gave."""
     engines = Engines(options.model_shape, options.step_ms / 1e3)
-    matchers = grammars(engines.vocab_size)
+    matchers = engines.matchers
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in (0, *FLOORS)}
     if options.model_shape is not None:  # what is captured once is not of a round
         for count in found:

@@ -304,8 +304,8 @@ class TritonOps:
     def add_bias(self, logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> None:
         reference.add_bias(logits, rows, ids, values)
 
-    def keep_allowed(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
-        reference.keep_allowed(logits, rows, masks)
+    def keep_allowed(self, logits: Tensor, mask_of: Tensor, masks: Tensor) -> None:
+        sampling.keep_allowed(logits, mask_of, masks, pdl=self.pdl)
 
     def filter_logits(
         self,

@@ -4,7 +4,8 @@ The overlapped loop plans and launches step N + 1 before it looks at the result 
 device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
 token still on its way (scheduler), and the device feeds itself its own last token (slots). What a
 row under a constraint may draw depends on the token before: of a step with such rows the model
-alone is launched ahead, and its sampler when step N has been looked at, while the model is at work.
+alone is launched ahead, and its sampler when step N has been looked at and step N + 2 is planned,
+while the model is at work: so the device goes from that sampler to the next model without a gap.
 
 A fault in one request ends that request; a step that fails ends the requests of every step in
 flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
@@ -75,7 +76,9 @@ class EngineCore:
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
         self.spare: Callable[[], bool] | None = None  # does a bit of what has time; False: nothing
-        self._in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
+        # Each plan, when it was launched, and its result: None until its sampler is launched.
+        self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
+        self._masks: Masks | None = None  # of the newest one, if its sampler is to be launched
         self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
@@ -159,11 +162,12 @@ class EngineCore:
         pending = self.runner.execute(plan)
         if pending is None:
             pending = self.runner.sample(self.scheduler.masks(plan))
-        self._take_in(plan, pending, launched, said)
+        self._take_in(plan, launched, pending, said)
 
     def _overlapped_turn(self, said: list[Output]) -> None:
         plan = self._plan()
         said += self._stamp(self.scheduler.drain_outputs())
+        self._launch_sampler()
         launched = time.monotonic()
         pending = None if plan is None else self.runner.execute(plan)
         if self._in_flight and (plan is None or len(self._in_flight) >= RUN_AHEAD):
@@ -171,15 +175,22 @@ class EngineCore:
             self._in_flight.popleft()
         if plan is not None:
             if pending is None:
-                pending = self.runner.sample(self.scheduler.masks(plan))
-            self._in_flight.append((plan, pending, launched))
+                self._masks = self.scheduler.masks(plan)
+            self._in_flight.append((plan, launched, pending))
+
+    def _launch_sampler(self) -> None:
+        masks, self._masks = self._masks, None
+        if masks is not None:
+            plan, launched, _ = self._in_flight.pop()
+            self._in_flight.append((plan, launched, self.runner.sample(masks)))
 
     def _take_in(
-        self, plan: StepPlan, pending: Pending, launched: float, said: list[Output]
+        self, plan: StepPlan, launched: float, pending: Pending | None, said: list[Output]
     ) -> None:
         """Wait for a step's result, and apply it."""
         if self.before_wait is not None:
             self.before_wait()
+        assert pending is not None
         result = pending.wait()
         self.step_times.ended(plan, launched)
         said += self._stamp(self.scheduler.apply(plan, result))
@@ -196,6 +207,7 @@ class EngineCore:
         error_id = secrets.token_hex(4)
         log.error("a step failed (%s)", error_id, exc_info=error)
         self._in_flight.clear()
+        self._masks = None
         self.runner.reset()
         return self._stamp(self.scheduler.fail(error_id))
 

@@ -37,9 +37,9 @@ PROMPT_TOKENS: tuple[int, ...] = (
     *range(4096, 8193, 512),
 )
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
-_MANY_TOKENS = 128  # beyond, rows are padded coarsely: they cost little beside so many tokens
+_MANY_TOKENS = 64  # beyond, rows are padded coarsely: they cost little beside so many tokens
 _BURST_ROWS = (0, 1, 4, 16, 64)  # of one token, beside the prompts of a burst
-_BURST_PROMPTS = ((1, 129, 1024), (2, 129, 1024), (8, 513, 4096), (32, 2049, 8192))
+_BURST_PROMPTS = ((1, 65, 1024), (2, 65, 1024), (8, 513, 4096), (32, 2049, 8192))
 """Prompts that come together, at least, and from how many tokens up to how many such steps are
 captured in spare time: calls of some 70 tokens, and most of a few hundred."""
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler

@@ -6,8 +6,8 @@ order they were made, on one stream, so whatever a later plan overwrites was rea
 
 A step that is captured is launched in two parts, model and sampler, but for the plainest of few
 rows (`graphs.fused`). Samplers are captured behind one-token rows; behind prompts, and where single
-ids are preferred or left out, they run eagerly, while the model is at work. What a constraint
-leaves out comes with `sample`, when the host has made the masks.
+ids are preferred, they run eagerly, while the model is at work. What a constraint leaves out comes
+with `sample`, when the host has made the masks.
 """
 
 import time
@@ -23,7 +23,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
 from quire.engine.runner.copies import make_copies, stage_copies, warm_copies
 from quire.engine.runner.device_errors import is_device_lost
-from quire.engine.runner.edits import Edits, SlotEdits
+from quire.engine.runner.edits import Bias, SlotEdits
 from quire.engine.runner.forwarded import Aside, Forwarded
 from quire.engine.runner.graphs import (
     Done,
@@ -83,7 +83,7 @@ class Runner:
         self._sampler = Sampler(ops, state)
         self._read = partial(read, model, ops, state.null_slot)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
-        self._edit_staging = Staging(self._device)
+        self._bias_staging = Staging(self._device)  # the step's own is still to be read
         width, dtype = model.config.hidden_size, model.dtype
         self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
@@ -225,8 +225,9 @@ class Runner:
     def _sample_decode(
         self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
     ) -> PendingResult:
-        if needs.edits:
-            sampled = self._sample(done, needs, self._uploaded_edits(plan, masks))
+        self._upload_masks(plan, needs, masks)
+        if needs.bias:
+            sampled = self._sample(done, needs, self._edits.bias(self._bias_staging, plan))
         else:
             kept = self._run(SamplerKey(len(done.row_slots), needs))
             assert isinstance(kept, Sampled)
@@ -236,16 +237,14 @@ class Runner:
     def _sample_mixed(
         self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
     ) -> PendingResult:
-        edits = self._uploaded_edits(plan, masks) if needs.edits else None
-        sampled = self._sample(done, needs, edits)
+        self._upload_masks(plan, needs, masks)
+        bias = self._edits.bias(self._bias_staging, plan) if needs.bias else None
+        sampled = self._sample(done, needs, bias)
         return self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
 
-    def _uploaded_edits(self, plan: StepPlan, masks: Masks) -> Edits:
-        """The upload is one of its own: the model's part of it is still to be read."""
-        self._edit_staging.begin()
-        self._edits.stage(self._edit_staging, plan, masks)
-        self._edit_staging.upload()
-        return self._edits.uploaded(self._edit_staging)
+    def _upload_masks(self, plan: StepPlan, needs: Needs, masks: Masks) -> None:
+        if needs.masks:
+            self._state.masks.upload(self._edits.masks(plan, masks))
 
     def _write(self, plan: StepPlan) -> None:
         """What must stand on the device before the rows are computed."""
@@ -329,7 +328,7 @@ class Runner:
         return key._replace(needs=needs) if whole else key
 
     def _needs_of(self, plan: StepPlan) -> Needs:
-        needs = Needs(edits=bool(plan.masked))
+        needs = Needs(masks=bool(plan.masked))
         for row in plan.rows:
             if row.samples:
                 needs = needs.including(self._sampling[row.slot])
@@ -363,7 +362,7 @@ class Runner:
         )
         return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
-    def _sample(self, done: Forwarded, needs: Needs, edits: Edits | None = None) -> Sampled:
+    def _sample(self, done: Forwarded, needs: Needs, bias: Bias | None = None) -> Sampled:
         """What comes behind the model: logits, tokens, and slots that have moved on."""
         rows = done.sampled_rows
         if rows is not None and not rows.numel():  # no row has come to its end
@@ -372,7 +371,7 @@ class Runner:
             logits = self._model.logits(done.hidden, done.logits_rows)
             positions = done.context_lens if rows is None else done.context_lens[rows]
             slots = done.row_slots if rows is None else done.row_slots[rows]
-            sampled = self._sampler(logits, slots, positions, needs, edits)
+            sampled = self._sampler(logits, slots, positions, needs, bias)
         state = self._state
         self._ops.advance(
             done.row_slots,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from quire.engine.request import TokenLogprob
-from quire.engine.runner.edits import Edits
+from quire.engine.runner.edits import Bias
 from quire.engine.runner.judging import JudgedNumbers
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.slots import SlotState
@@ -28,7 +28,13 @@ class Needs(NamedTuple):
     filters: bool = False  # top-k, top-p or min-p
     adjusts: bool = False  # penalties or min_tokens
     logprobs: bool = False
-    edits: bool = False  # bias, or ids left out: such a step is not captured
+    masks: bool = False  # ids left out
+    bias: bool = False  # on single ids: such a sampler is not captured
+
+    @property
+    def edits(self) -> bool:
+        """Whether single ids are preferred or left out."""
+        return self.masks or self.bias
 
     def including(self, params: SamplingNumbers) -> "Needs":
         """These and what one more row needs."""
@@ -37,7 +43,8 @@ class Needs(NamedTuple):
             self.filters or params.has_filters,
             self.adjusts or params.has_penalties or bool(params.ending_ids),
             self.logprobs or params.logprobs is not None,
-            self.edits or params.has_edits,
+            self.masks or params.has_mask,
+            self.bias or bool(params.logit_bias),
         )
 
 
@@ -66,10 +73,10 @@ class Sampler:
         slots: Tensor,
         positions: Tensor,
         needs: Needs,
-        edits: Edits | None = None,
+        bias: Bias | None = None,
     ) -> Sampled:
         """logits: [L, V] fp32, may be changed; slots: [L]; positions: [L], of the new tokens.
-        edits: where `needs` says that there are any."""
+        bias: where `needs` says that there is one."""
         ops, state = self._ops, self._state
         changes = needs.adjusts or needs.filters or needs.edits
         raw = logits.clone() if needs.logprobs and changes else logits
@@ -84,10 +91,10 @@ class Sampler:
                 state.frequency,
             )
             ops.mask_stop_tokens(logits, slots, positions, state.stop_ids, state.min_position)
-        if edits is not None and edits.bias is not None:
-            ops.add_bias(logits, *edits.bias)
-        if edits is not None and edits.mask is not None:
-            ops.keep_allowed(logits, *edits.mask)
+        if bias is not None:
+            ops.add_bias(logits, *bias)
+        if needs.masks:
+            ops.keep_allowed(logits, state.masks.of[: len(logits)], state.masks.words)
         if needs.filters:
             ops.filter_logits(
                 logits, slots, state.temperature, state.top_k, state.top_p, state.min_p

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from quire.engine.request import MAX_ENDING_IDS
+from quire.engine.runner.masks import MaskTable
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import Admission, BlockUpdate
 
@@ -29,7 +30,7 @@ class SlotState:
     top_k, min_position: int32. seeds: int64. block_tables: [S, M] int32; window_tables: the same of
     layers with a window where others see all, else None. stop_ids: [S, 128] int32,
     -1 where unused. prompt_mask: [S, V] bool and output_counts: [S, V] int32, kept up only for
-    requests with penalties.
+    requests with penalties. masks: of the rows of one step, not of slots.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class SlotState:
         self.stop_ids = torch.full((slots, MAX_ENDING_IDS), -1, dtype=torch.int32, device=device)
         self.prompt_mask = torch.zeros(slots, vocab_size, dtype=torch.bool, device=device)
         self.output_counts = torch.zeros(slots, vocab_size, dtype=torch.int32, device=device)
+        self.masks = MaskTable(max_num_seqs, vocab_size, device)
 
     # ------------------------------------------------------------ written by the host
 

@@ -37,6 +37,7 @@ _NEEDS = (
     Needs(adjusts=True),
     Needs(logprobs=True),
     Needs(True, True, True, True),
+    Needs(masks=True),
 )
 
 

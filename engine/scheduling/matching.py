@@ -7,6 +7,7 @@ knows.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Protocol
 
 from quire.engine.errors import ConstraintError
@@ -106,11 +107,17 @@ class Constrained:
             both = int.from_bytes(mask, "little") & self._allowed
             mask = bytearray(both.to_bytes(len(mask), "little"))
         self.mask = bytes(mask)
-        if self.mask != bytes(len(mask)):
+        if self.mask != _nothing(len(mask)):
             return True
         if not ends:
             raise ConstraintError("no token that the request allows satisfies its constraint")
         return False
+
+
+@cache
+def _nothing(length: int) -> bytes:
+    """A mask of so many bytes that allows no id."""
+    return bytes(length)
 
 
 def constrained(matcher: Matcher, request: GenerationRequest) -> list[Constrained]:

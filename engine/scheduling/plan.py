@@ -45,9 +45,9 @@ class SamplingNumbers(NamedTuple):
     banned_ids: tuple[int, ...] = ()
 
     @property
-    def has_edits(self) -> bool:
-        """Whether single ids are preferred or left out."""
-        return bool(self.logit_bias or self.allowed_ids or self.banned_ids)
+    def has_mask(self) -> bool:
+        """Whether ids are left out, whatever has come."""
+        return bool(self.allowed_ids or self.banned_ids)
 
     @property
     def has_filters(self) -> bool:

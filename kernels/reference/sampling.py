@@ -54,13 +54,16 @@ def add_bias(logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> None:
     logits.index_put_((rows, ids), values, accumulate=True)
 
 
-def keep_allowed(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
-    """Of some rows, forbid the ids whose bit is 0, in place.
+def keep_allowed(logits: Tensor, mask_of: Tensor, masks: Tensor) -> None:
+    """Of rows that have a mask, forbid the ids whose bit is 0, in place.
 
-    rows: [M] int64; masks: [M, ceil(V / 32)] int32, id i at bit i % 32 of word i // 32.
+    mask_of: [L] int32, a row of masks or -1 for none; masks: [M, ceil(V / 32)] int32, id i at bit
+    i % 32 of word i // 32.
     """
+    rows = (mask_of >= 0).nonzero()[:, 0]
     bits = torch.arange(32, dtype=torch.int32, device=masks.device)
-    allowed = (masks[:, :, None] >> bits).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
+    words = masks[mask_of[rows].long(), :, None]
+    allowed = (words >> bits).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
     logits[rows] = logits[rows].masked_fill(allowed == 0, -_INF)
 
 

@@ -166,6 +166,29 @@ def _mask_stop_kernel(
         tl.store(logits_ptr + row * vocab + ids, forbidden, mask=ids >= 0)
 
 
+@triton.jit
+def _keep_allowed_kernel(
+    logits_ptr,  # [L, V], changed
+    mask_of_ptr,  # [L] int32
+    masks_ptr,  # [M, words] int32
+    vocab,
+    words,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """grid (ceil(V / BLOCK), L). Only ids that are forbidden are written."""
+    row = tl.program_id(1).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    mask = tl.load(mask_of_ptr + row).to(tl.int64)
+    if mask >= 0:
+        ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        word = tl.load(masks_ptr + mask * words + ids // 32, mask=ids < vocab, other=-1)
+        forbidden = tl.full((BLOCK,), -float("inf"), tl.float32)
+        tl.store(logits_ptr + row * vocab + ids, forbidden, mask=(word >> (ids % 32)) & 1 == 0)
+
+
 def _argmax(
     logits: Tensor, noise: tuple[Tensor, Tensor, Tensor, Tensor] | None, pdl: bool
 ) -> Tensor:
@@ -280,3 +303,14 @@ def mask_stop_tokens(
         num_warps=1,
         launch_pdl=pdl,
     )
+
+
+def keep_allowed(logits: Tensor, mask_of: Tensor, masks: Tensor, *, pdl: bool = False) -> None:
+    """Forbid the ids whose bit is 0, in place. See `reference.keep_allowed`."""
+    rows, vocab = logits.shape
+    if rows:
+        grid = (triton.cdiv(vocab, SLICE), rows)
+        _keep_allowed_kernel[grid](
+            logits, mask_of, masks, vocab, masks.shape[1],
+            BLOCK=SLICE, PDL=pdl, num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip

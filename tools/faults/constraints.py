@@ -131,6 +131,28 @@ FAULTS = (
         (TOOLS + "tools_that_are_too_much_together_take_any_object_unless_they_are_strict",),
     ),
     Fault(
+        "constraint: the device waits for the next plan behind each sampler",
+        "engine/loop/core.py",
+        "                self._masks = self.scheduler.masks(plan)\n",
+        "                pending = self.runner.sample(self.scheduler.masks(plan))\n",
+        (ENGINE + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
+    ),
+    Fault(
+        "constraint: a sampler under masks is not captured",
+        "engine/runner/runner.py",
+        "            kept = self._run(SamplerKey(len(done.row_slots), needs))\n",
+        "            one = SamplerKey(len(done.row_slots), needs)\n"
+        "            kept = self._step_of(one)() if needs.masks else self._run(one)\n",
+        (ENGINE + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
+    ),
+    Fault(
+        "edits: a row keeps the mask of the step before",
+        "engine/runner/masks.py",
+        "        numbers[: self._rows] = -1\n",
+        "",
+        (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
+    ),
+    Fault(
         "edits: a slot keeps the mask of the request before",
         "engine/runner/edits.py",
         "            self._masks.pop(one.slot, None)\n",

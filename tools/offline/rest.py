@@ -125,6 +125,7 @@ def norms_sampling_state() -> Calls:
         lambda: sampling.apply_penalties(logits, slots, prompt, counts, amount, amount, amount),
     )
     yield "mask_stop_tokens", lambda: sampling.mask_stop_tokens(logits, slots, slots, tables, ints)
+    yield "keep_allowed", lambda: sampling.keep_allowed(logits, out, tables)
     yield (
         "filter_logits",
         lambda: filtering.filter_logits(logits, slots, amount, ints, amount, amount),

@@ -22,8 +22,8 @@ from quire.engine.request import (
     Vocabulary,
 )
 from quire.engine.runner.edits import SlotEdits
-from quire.engine.runner.graphs import GraphKey
-from quire.engine.runner.staging import Staging
+from quire.engine.runner.graphs import GraphKey, SamplerKey
+from quire.engine.runner.masks import MaskTable
 from quire.engine.scheduling.matching import Mask, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
@@ -240,7 +240,7 @@ def test_nobody_waits_for_a_constraint_that_is_being_compiled() -> None:
 
 def test_a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work() -> None:
     """Of each step: its model is launched before the last one's result is looked at, its sampler
-    after that, and before the next model."""
+    after that, when the next step is planned, and just before that one's model."""
     core = engine(Setup(max_num_seqs=2, overlap=True))
     core.submit(asked(1))
     while not core.scheduler.has_requests:
@@ -248,8 +248,17 @@ def test_a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at
     free = replace(PARAMS, max_tokens=40, eos_token_ids=())
     core.scheduler.submit(GenerationRequest(2, (5, 6), free))
     events: list[str] = []
-    runner, apply = core.runner, core.scheduler.apply
-    execute, sample = runner.execute, runner.sample
+    runner, scheduler = core.runner, core.scheduler
+    schedule, apply, execute, sample = (
+        scheduler.schedule,
+        scheduler.apply,
+        runner.execute,
+        runner.sample,
+    )
+
+    def planned() -> StepPlan | None:
+        events.append("plan")
+        return schedule()
 
     def launched(plan: StepPlan) -> Any:
         keys = "".join(str(row.key) for row in sorted(plan.rows))
@@ -266,14 +275,15 @@ def test_a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at
 
     runner.execute = launched  # type: ignore[method-assign]
     runner.sample = sampled  # type: ignore[method-assign]
-    core.scheduler.apply = applied  # type: ignore[method-assign]
+    scheduler.apply = applied  # type: ignore[method-assign]
+    scheduler.schedule = planned  # type: ignore[method-assign]
     found = [output for output in outputs(core) if output.token_ids]
     count = sum(output.key == 1 for output in found)
-    ahead = ["model 12", "apply", "sampler"]
-    last = ["model 12", "apply", "sampler of what has ended"]
-    expected = [*ahead * (count - 1), *last, "model 2", "apply"]
+    ahead = ["plan", "sampler", "model 12", "apply"]
+    last = ["plan", "sampler of what has ended", "model 2", "apply"]
+    expected = [*ahead * count, *last]
     assert events[: len(expected)] == expected
-    assert core.scheduler.counters.discarded == 1
+    assert scheduler.counters.discarded == 1
 
 
 def test_the_model_of_masked_steps_is_kept_as_other_steps_are() -> None:
@@ -287,6 +297,8 @@ def test_the_model_of_masked_steps_is_kept_as_other_steps_are() -> None:
     apart = [key for key in runner.kept if isinstance(key, GraphKey) and key.needs is None]
     assert any(key.prefill_tokens for key in apart)
     assert any(key.decode_rows == 6 and not key.prefill_tokens for key in apart)
+    samplers = [key for key in runner.kept if isinstance(key, SamplerKey)]
+    assert any(key.rows == 6 and key.needs.masks for key in samplers)
     assert runner.counters.graph_steps > runner.counters.eager_steps
 
 
@@ -296,15 +308,11 @@ def test_one_mask_is_for_the_logits_of_one_row() -> None:
 
     rows = (row(4, 1), row(2, 1), row(5, 3, samples=False), row(1, 7))
     plan = StepPlan(1, rows, (), (), (), 2, 12, (4, 1))
-    staging = Staging(torch.device("cpu"))
-    edits = SlotEdits(64)
-    masks = ((4, bytes(8)), (1, b"\1" * 8))
-    staging.begin()
-    edits.stage(staging, plan, masks)
-    staging.upload()
-    found = edits.uploaded(staging).mask
-    assert found is not None and found[0].tolist() == [0, 2]
-    assert found[1].tolist() == [[0, 0], [0x01010101] * 2]
+    table = MaskTable(4, 64, torch.device("cpu"))
+    table.upload([(3, bytes(8))])
+    table.upload(SlotEdits(64).masks(plan, ((4, bytes(8)), (1, b"\1" * 8))))
+    assert table.of.tolist() == [0, -1, 1, -1]
+    assert table.words[:2].tolist() == [[0, 0], [0x01010101] * 2]
 
 
 def test_constraints_and_their_vocabulary_cross_to_another_process() -> None:

@@ -15,7 +15,7 @@ from support.benchmark_code import watched
 
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
-from quire.engine.runner.graphs import GraphKey, StepGraphs
+from quire.engine.runner.graphs import GraphKey, SamplerKey, StepGraphs
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import StepPlan
@@ -325,3 +325,23 @@ def test_longest_request_through_every_bound_is_eager(ahead: WatchedEngine) -> N
     served = ahead.serve(spec)
     assert served.graph_steps >= 99
     assert len(served.tokens[5]) == 100
+
+
+# ---------------------------------------------------------------- masks
+
+
+def test_captured_samplers_read_the_masks_of_each_step(ahead: WatchedEngine) -> None:
+    """Rows that may draw few ids, each its own, beside rows that may draw any."""
+    specs, allowed = [], {}
+    for spec in requests(12, replace(GREEDY, temperature=1.0)):
+        if spec.key % 3:
+            allowed[spec.key] = tuple(range(spec.key, SHAPE.vocab_size, 64 + spec.key))
+            sampling = replace(spec.sampling, allowed_token_ids=allowed[spec.key])
+            spec = replace(spec, sampling=sampling)
+        specs.append(spec)
+    tokens = ahead.serve(specs).tokens
+    kept = [key for key in graphs_of(ahead)._graphs if isinstance(key, SamplerKey)]
+    assert any(key.needs.masks for key in kept)
+    for key, ids in allowed.items():
+        assert len(tokens[key]) == MAX_TOKENS and set(tokens[key]) <= set(ids)
+    assert all(len(set(tokens[key])) > 1 for key in tokens)

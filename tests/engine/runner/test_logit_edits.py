@@ -66,7 +66,7 @@ def test_a_bias_is_added_to_a_logit_and_to_no_other() -> None:
 def test_a_mask_keeps_the_ids_whose_bits_are_set_in_its_row_alone() -> None:
     logits = torch.arange(80.0).reshape(2, 40)
     words = torch.tensor([[1 << 3 | -(1 << 31), 1 << 7]], dtype=torch.int32)
-    reference.keep_allowed(logits, torch.tensor([1]), words)
+    reference.keep_allowed(logits, torch.tensor([-1, 0], dtype=torch.int32), words)
     assert logits[1].isfinite().nonzero()[:, 0].tolist() == [3, 31, 39]
     assert logits[0].isfinite().all()
 

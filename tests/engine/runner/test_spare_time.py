@@ -137,10 +137,8 @@ def test_what_a_burst_needs_is_few_graphs_for_many_of_its_steps(most: int) -> No
     assert len(keys) == len(set(keys)) <= 250
     for rows in range(min(most, 64)):
         for prompts in range(1, min(64, most - rows + 1)):
-            for each in (80, 128, 129):
-                if prompts * each > 128:  # shorter steps are captured as they come
-                    tokens = prompts * each
-                    assert sizes.mixed(rows, prompts, tokens, 600) in keys
+            for each in (65, 80, 128, 129):
+                assert sizes.mixed(rows, prompts, prompts * each, 600) in keys
     assert not GraphSizes(most, 64, (16, 32, 64)).burst_keys()
 
 

@@ -261,6 +261,21 @@ def test_stop_tokens_are_masked_until_their_position(width: int, device: torch.d
     assert (logits == -float("inf")).nonzero().tolist() == [[0, 19], [1, 0]]
 
 
+@pytest.mark.triton
+@pytest.mark.parametrize("vocab", [31, 96, 5000])
+def test_of_rows_with_a_mask_only_its_ids_are_left(vocab: int, device: torch.device) -> None:
+    from quire.kernels.sampling.sampling import keep_allowed
+
+    masks = torch.randint(-(1 << 31), 1 << 31, (4, -(-vocab // 32)), dtype=torch.int32)
+    mask_of = torch.tensor([2, -1, 0, 0, -1], dtype=torch.int32)
+    logits = _logits(5, vocab, torch.device("cpu"))
+    found, wanted = logits.to(device), logits.clone()
+    reference.keep_allowed(wanted, mask_of, masks)
+    keep_allowed(found, mask_of.to(device), masks.to(device))
+    assert torch.equal(found.cpu(), wanted)
+    assert torch.equal(wanted[[1, 4]], logits[[1, 4]]) and bool(wanted[[0, 2, 3]].isinf().any())
+
+
 def test_logprobs_rank_and_order() -> None:
     logits = _logits(3, 50, torch.device("cpu"))
     tokens = torch.tensor([3, 40, 11])

@@ -46,11 +46,13 @@ def drawn(mask: bytes, chance: random.Random) -> int:
     return chance.choice(ids) if ids and chance.random() < 0.97 else chance.randrange(256, SIZE)
 
 
-def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars) -> None:
+@pytest.mark.parametrize("times", (1, 4), ids=("few", "many"))
+def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars, times: int) -> None:
     """Under several grammars, in and behind thoughts, with tokens that may not follow, and with
     more and fewer matchers from step to step."""
+    assert len(CONSTRAINTS) < together.FEW <= 4 * len(CONSTRAINTS) - 4
     chance = random.Random(7)
-    alone: list[Matcher] = [grammars.compile(one) for one in CONSTRAINTS * 2]
+    alone: list[Matcher] = [grammars.compile(one) for one in CONSTRAINTS * times]
     close = TOKENIZER.encode(f"so{CLOSES}\n\n4", add_special_tokens=False).ids
     masks = [bytes(one.mask()) for one in alone]
     refused = 0
@@ -64,7 +66,7 @@ def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars) ->
         for at, one in enumerate(expected):
             if isinstance(one, str):  # it is begun again
                 refused += 1
-                alone[at] = grammars.compile((CONSTRAINTS * 2)[at])
+                alone[at] = grammars.compile((CONSTRAINTS * times)[at])
                 masks[at] = bytes(alone[at].mask())
             else:
                 masks[at] = one

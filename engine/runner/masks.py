@@ -1,0 +1,64 @@
+"""Which ids a step's rows may draw: bits on the device, at one address, so that graphs read them.
+
+Invariant: a host buffer is not written again before the copy that reads it has ended; on the device
+a step's masks stand until the next step's are copied, behind the sampler that read them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_RING = 2  # host buffers: steps with masks are launched one at a time
+
+Words = bytes | npt.NDArray[np.int32]  # a bit for each id, id i at bit i % 32 of word i // 32
+
+
+class MaskTable:
+    """of: [R] int32, which mask each row of the logits has, -1 for none; words: [R, ceil(V / 32)]
+    int32, the masks."""
+
+    def __init__(self, rows: int, vocab_size: int, device: torch.device) -> None:
+        """rows: that sample in one step, at most."""
+        self._rows, self._width = rows, -(-vocab_size // 32)
+        size = rows * (1 + self._width)
+        self._target = torch.full((size,), -1, dtype=torch.int32, device=device)
+        self.of = self._target[:rows]
+        self.words = self._target[rows:].view(rows, self._width)
+        self._pinned = device.type == "cuda"
+        self._buffers: list[Tensor] = [torch.empty(0, dtype=torch.int32)] * _RING
+        self._events: list[torch.cuda.Event | None] = [None] * _RING
+        self._turn = 0
+
+    def upload(self, masks: Sequence[tuple[int, Words]]) -> None:
+        """Enqueue the copy of a step's masks, each with the row that it is of."""
+        size = self._rows + len(masks) * self._width
+        host = self._writable(size)
+        numbers = host.numpy()
+        numbers[: self._rows] = -1
+        octets, begin, length = memoryview(numbers).cast("B"), 4 * self._rows, 4 * self._width
+        for at, (row, words) in enumerate(masks):
+            numbers[row] = at
+            octets[begin : begin + length] = memoryview(words).cast("B")
+            begin += length
+        self._target[:size].copy_(host, non_blocking=True)
+        if self._pinned:
+            event = self._events[self._turn] or torch.cuda.Event()
+            event.record()
+            self._events[self._turn] = event
+
+    def _writable(self, size: int) -> Tensor:
+        """The first numbers of the next buffer of the ring, once the copy that read it has ended;
+        a larger one where it is too small."""
+        self._turn = (self._turn + 1) % _RING
+        event = self._events[self._turn]
+        if event is not None:
+            event.synchronize()
+        if self._buffers[self._turn].numel() < size:
+            room = min(2 * size, self._target.numel())
+            self._buffers[self._turn] = torch.empty(
+                room, dtype=torch.int32, pin_memory=self._pinned
+            )
+        return self._buffers[self._turn][:size]
