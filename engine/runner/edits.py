@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from quire.engine.runner.masks import Words
+from quire.engine.runner.masks import Mask
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import Admission, Masks, SamplingNumbers, StepPlan
 
@@ -24,7 +24,7 @@ class SlotEdits:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._bias: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
-        self._masks: dict[int, npt.NDArray[np.int32]] = {}
+        self._masks: dict[int, Mask] = {}
 
     def admit(self, admitted: Sequence[Admission]) -> None:
         """Take down what the slots' new requests ask for."""
@@ -39,17 +39,17 @@ class SlotEdits:
             if sampling.allowed_ids or sampling.banned_ids:
                 self._masks[one.slot] = self._mask(sampling)
 
-    def _mask(self, sampling: SamplingNumbers) -> npt.NDArray[np.int32]:
+    def _mask(self, sampling: SamplingNumbers) -> Mask:
         allowed = np.zeros(-(-self._vocab_size // 32) * 32, np.uint8)
         allowed[list(sampling.allowed_ids) or slice(None)] = 1
         allowed[list(sampling.banned_ids)] = 0
-        return np.packbits(allowed, bitorder="little").view("<i4")
+        return np.packbits(allowed, bitorder="little").tobytes()
 
-    def masks(self, plan: StepPlan, masks: Masks) -> list[tuple[int, Words]]:
+    def masks(self, plan: StepPlan, masks: Masks) -> list[tuple[int, Mask]]:
         """Of each row of the logits that has one; masks: those of constraints."""
-        words: dict[int, Words] = {**self._masks, **dict(masks)}
+        found = self._masks | dict(masks)
         rows = enumerate(row.slot for row in plan.rows if row.samples)
-        return [(row, words[slot]) for row, slot in rows if slot in words]
+        return [(row, found[slot]) for row, slot in rows if slot in found]
 
     def bias(self, staging: Staging, plan: StepPlan) -> Bias:
         """Of the plan's rows that sample, uploaded; the first rows of the logits are theirs."""

@@ -6,14 +6,12 @@ a step's masks stand until the next step's are copied, behind the sampler that r
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 _RING = 2  # host buffers: steps with masks are launched one at a time
 
-Words = bytes | npt.NDArray[np.int32]  # a bit for each id, id i at bit i % 32 of word i // 32
+Mask = bytes  # whole words of 4 bytes, a bit for each id: id i at bit i % 8 of byte i // 8
 
 
 class MaskTable:
@@ -32,16 +30,16 @@ class MaskTable:
         self._events: list[torch.cuda.Event | None] = [None] * _RING
         self._turn = 0
 
-    def upload(self, masks: Sequence[tuple[int, Words]]) -> None:
+    def upload(self, masks: Sequence[tuple[int, Mask]]) -> None:
         """Enqueue the copy of a step's masks, each with the row that it is of."""
         size = self._rows + len(masks) * self._width
         host = self._writable(size)
         numbers = host.numpy()
         numbers[: self._rows] = -1
-        octets, begin, length = memoryview(numbers).cast("B"), 4 * self._rows, 4 * self._width
-        for at, (row, words) in enumerate(masks):
+        octets, begin, length = numbers.data.cast("B"), 4 * self._rows, 4 * self._width
+        for at, (row, mask) in enumerate(masks):
             numbers[row] = at
-            octets[begin : begin + length] = memoryview(words).cast("B")
+            octets[begin : begin + length] = mask
             begin += length
         self._target[:size].copy_(host, non_blocking=True)
         if self._pinned:
