@@ -9,7 +9,7 @@ program's standard streams, and a pipe that is told its id and, at its end, its 
 socket's end ends this process, not its programs.
 
 Honest, because a program is a process with arguments, an environment, a directory, descriptors and
-signals of its own, runs as `__main__`, and ends as an interpreter ends; and because what is imported
+signals of its own, runs as `__main__`, and ends as an interpreter ends; and because what is there
 of Quire reads nothing of its process meanwhile: `quire.clients.cli`, which does, is imported behind
 the fork. Not as in a fresh interpreter: which modules are loaded, the hash seed, /proc/PID/cmdline
 and environ, the parent, and that modules with torch, which takes longer than most programs, are not
