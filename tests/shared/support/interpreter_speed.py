@@ -118,8 +118,8 @@ def _remember_shapes() -> None:
 
 
 def _pass_equal_operands() -> None:
-    """Two values of one type and shape are brought to it by leaving them as they are; a number
-    beside a value becomes what it became beside another such value."""
+    """Two values of one type are brought to it by leaving them as they are; a number beside a value
+    becomes what it became beside another such value."""
     check, equal = TritonSemantic.binary_op_type_checking_impl, tl.dtype.__eq__
     known: dict[tuple[Any, ...], Any] = {}
 
@@ -132,29 +132,36 @@ def _pass_equal_operands() -> None:
                     known[key] = right
                 return left, right
             return lhs, known[key]
-        if _are_alike(lhs, rhs) and not how[3:]:
-            return lhs, rhs
+        if not how[2:] and _keep_their_types(lhs, rhs, how == (True, True)):
+            return self.broadcast_impl_value(lhs, rhs)
         return check(self, lhs, rhs, *how)
 
     def same_or_equal(self: Any, other: Any) -> bool:
-        return self is other or equal(self, other)
+        if self is other:
+            return True
+        return self.name == other.name if type(other) is tl.dtype else equal(self, other)
 
     TritonSemantic.binary_op_type_checking_impl = checked
     tl.dtype.__eq__ = same_or_equal
 
 
-def _are_alike(lhs: Any, rhs: Any) -> bool:
+def _keep_their_types(lhs: Any, rhs: Any, pointers: bool) -> bool:
+    """Two numbers of one type; or a pointer and what is added to it, where there may be pointers."""
     if not (isinstance(lhs, tl.tensor) and isinstance(rhs, tl.tensor)):
         return False
-    return lhs.dtype is rhs.dtype and lhs.shape is rhs.shape and not lhs.dtype.is_ptr()
+    if lhs.dtype.is_ptr():
+        return pointers and rhs.dtype.is_int()
+    return lhs.dtype is rhs.dtype
 
 
 def _remember_constants() -> None:
-    """And the blocks that they fill. Read alone: nobody may write to what all share."""
+    """And the blocks that they fill, read alone: nobody may write to what all share. And the shapes
+    that two blocks are brought to."""
     make, broadcast = TritonSemantic.scalar_constant, TritonSemantic.broadcast_impl_value
     known: dict[tuple[Any, ...], tl.tensor] = {}
     filled: dict[tuple[int, int], tl.tensor] = {}
     constants: set[int] = set()
+    together: dict[tuple[int, int], Any] = {}
 
     def scalar_constant(self: Any, value: Any, dtype: Any) -> tl.tensor:
         key = type(value), value, dtype.name
@@ -164,7 +171,21 @@ def _remember_constants() -> None:
             constants.add(id(known[key]))
         return known[key]
 
-    def broadcast_constants(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+    def widened(self: Any, value: Any, shape: Any) -> tl.tensor:
+        if value.type.shape is shape:
+            return value
+        kind = tl.block_type(value.dtype, shape)
+        return self.tensor(self.builder.create_broadcast(value.handle, shape), kind)
+
+    def broadcast_known(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        if lhs.type.is_block() and rhs.type.is_block():
+            key = id(lhs.type.shape), id(rhs.type.shape)
+            if key not in together:
+                found = broadcast(self, lhs, rhs)
+                if len(lhs.type.shape) == len(rhs.type.shape):
+                    together[key] = found[0].type.shape
+                return found
+            return widened(self, lhs, together[key]), widened(self, rhs, together[key])
         if id(rhs) not in constants or not lhs.type.is_block():
             return broadcast(self, lhs, rhs)
         key = id(rhs), id(lhs.type.shape)
@@ -174,7 +195,7 @@ def _remember_constants() -> None:
         return lhs, filled[key]
 
     TritonSemantic.scalar_constant = scalar_constant
-    TritonSemantic.broadcast_impl_value = broadcast_constants
+    TritonSemantic.broadcast_impl_value = broadcast_known
 
 
 def _call_builtins_at_once() -> None:
