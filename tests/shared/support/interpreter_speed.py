@@ -146,7 +146,7 @@ def _pass_equal_operands() -> None:
 
 
 def _keep_their_types(lhs: Any, rhs: Any, pointers: bool) -> bool:
-    """Two numbers of one type; or a pointer and what is added to it, where there may be pointers."""
+    """Two numbers of one type; or a pointer and what is added to it, where pointers may be."""
     if not (isinstance(lhs, tl.tensor) and isinstance(rhs, tl.tensor)):
         return False
     if lhs.dtype.is_ptr():
