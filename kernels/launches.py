@@ -77,15 +77,15 @@ def of_model(
         names.add(("experts", *_of_experts(step.tokens, mixture)))
     if ranks > 1:
         names.add(("exchange", exchange.kind(step.tokens, ranks)))
-    size = (step.decode_rows, heads, step.max_context_len)
-    decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared, exact=exact)
+    if step.decode_rows:
+        kind = "rope-decode" if qk_norm and not step.longer else "decode"
+        size = (step.decode_rows, heads, step.max_context_len)
+        decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared, exact=exact)
+        names |= {(kind, *name) for name in decode}
     if not step.longer:
-        kind = "rope-decode" if qk_norm else "decode"
-        return names | {(kind, *name) for name in decode}
+        return names
     if qk_norm:
         names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
-    if step.decode_rows:
-        names |= {("decode", *name) for name in decode}
     longer = (exact_prefill if exact else prefill_launch).kernels(
         sum(step.longer),
         len(step.longer),

@@ -28,7 +28,6 @@ sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]
 sys.path.append(str(ROOT / "tests" / "shared"))  # what tests share: `support`
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 # Files that take longest, the longest first: processes that share the files end together.
 LONGEST = (
@@ -77,6 +76,8 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch  # seconds that a process which hands out the tests has no need of
+
     items.sort(key=_place)  # stable: all else stays in its order
     if torch.cuda.is_available():
         return

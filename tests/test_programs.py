@@ -30,7 +30,6 @@ print(json.dumps({
     ],
     "threads": threading.active_count(),
     "session": [os.getsid(0), os.getpgrp()],
-    "quire": [name for name in sys.modules if name.split(".")[0] == "quire"],
     "given": sys.stdin.read(),
 }, indent=1))
 print("aside", file=sys.stderr)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NoReturn
 
 from quire.engine.client import process_main
+from quire.engine.loop import garbage
 from quire.engine.loop.loop import Builder
 from quire.engine.runner import compile_process
 from quire.service.app.placement import sees_gpu
@@ -26,6 +27,7 @@ def main(log_format: str, log_level: str, connection: str, mark: str) -> NoRetur
     process_main.run(partial(_load, ranks), int(connection), int(mark), logs.flush)
 
 
+@garbage.put_off()
 def _load(rank_program: list[str]) -> Builder:
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
+from quire.engine.loop import garbage
 from quire.service.models.resolve import resolve
 from quire.service.settings import Settings
 from quire.service.telemetry import logs
@@ -28,7 +29,8 @@ def follow(settings: Settings) -> int:
     try:
         _answer_signals(_leave)
         model = resolve(settings.engine).engine_model
-        from quire.engine.loop.ranks import follow_node_0  # seconds of imports
+        with garbage.put_off():
+            from quire.engine.loop.ranks import follow_node_0  # seconds of imports
 
         words = ("-m", "quire.service.app.rank_child", service.log_format, service.log_level)
         return follow_node_0(

@@ -20,6 +20,7 @@ from quire.engine.client.in_process import ProcessLink
 from quire.engine.client.link import Link
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
+from quire.engine.loop import garbage
 from quire.service.settings import Settings
 
 LinkMaker = Callable[[EngineConfig], Link]
@@ -41,6 +42,7 @@ def placed(settings: Settings) -> Iterator[LinkMaker]:
         child.end()
 
 
+@garbage.put_off()
 def on_a_thread(config: EngineConfig) -> Link:
     """The way to an engine in this process."""
     from quire.engine.client.in_thread import ThreadLink  # with it comes torch

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from quire.engine.client import stacks
+from quire.engine.loop import garbage
 from quire.service.telemetry import logs
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     *models, connection = rest
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
-    from quire.engine.parallel import follower  # seconds of imports
+    with garbage.put_off():
+        from quire.engine.parallel import follower  # seconds of imports
 
     follower.run(_load, int(connection), logs.flush, models[0] if models else None)
 
 
+@garbage.put_off()
 def _load() -> "Builder":
     from quire.engine.loop.build import build_rank
 

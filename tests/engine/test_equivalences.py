@@ -244,8 +244,7 @@ def test_cached_is_uncached(name: str, kind: str, overlap: bool) -> None:
         assert hot[spec.key, 0].cached_tokens == len(spec.prompt_token_ids) - 1
 
 
-@every_model
-@pytest.mark.parametrize("size", (long(1), long(2), 3, long(5), 8))
+@spread("name, size", MODELS, (3, 8, long(1), long(2), long(5)))
 def test_cold_is_a_whole_hit_is_a_copied_one(name: str, size: int) -> None:
     """What is known of a prompt ends at each of its tokens: alone, or going on otherwise."""
     kind, count = "seeded", 5
@@ -324,8 +323,11 @@ def test_resumed_is_unbroken(name: str, kind: str) -> None:
 
 @spread("name, kind, caching", MODELS, ("seeded", "penalised", long("filtered")), (False, True))
 def test_siblings_by_fork_are_siblings_in_turn(name: str, kind: str, caching: bool) -> None:
-    """Forked from the leader's blocks, or each on its own because only one may run at a time."""
-    specs = [replace(spec, n=3) for spec in requests(SAMPLINGS[kind])]
+    """Forked from the leader's blocks, or each on its own because only one may run at a time. A
+    prompt may end anywhere in a block."""
+    known = {len(spec.prompt_token_ids) % 4: spec for spec in requests(SAMPLINGS[kind])}
+    assert len(known) == 4
+    specs = [replace(spec, n=3) for spec in known.values()]
     model, ops = model_of(name)
     in_turn, margins = {}, {}
     for spec in specs:
@@ -353,8 +355,7 @@ def test_siblings_by_fork_are_siblings_in_turn(name: str, kind: str, caching: bo
             compare(in_turn[spec.key, 0].token_ids, *alone, f"{name}, {kind}, the leader")
 
 
-@every_model
-@every_sampling
+@spread("name, kind", MODELS, SAMPLINGS)
 def test_everything_at_once(name: str, kind: str) -> None:
     """Tiny cache, tiny steps, shared prefixes, planned ahead, twice."""
     setup = Setup(
@@ -371,7 +372,7 @@ def test_everything_at_once(name: str, kind: str) -> None:
 FAMILY_WAYS = {
     "padded, chunked": WAYS["padded, chunked"],
     "padded, preempted": WAYS["padded, preempted"],
-    "chunks of a block": Setup(max_num_batched_tokens=4),
+    "chunks of a block": Setup(max_num_batched_tokens=4, max_num_seqs=2),
 }
 
 
@@ -395,15 +396,14 @@ def test_each_family_is_equal_to_itself(name: str, kind: str) -> None:
         [replace(spec, n=3) for spec in specs],
     )
     check_all(name, kind, forked, "forked")
-    for held in (1, 6, 13):
-        known = {key: tokens for key, (tokens, _) in reference(name, kind).items()}
-        resumed = [
-            replace(spec, resume_token_ids=tuple(known[spec.key][:held]))
-            for spec in specs
-            if held < len(known[spec.key])
-        ]
-        outcomes = serve(name, resumed, replace(BATCHED, overlap=True))
-        for spec in resumed:
-            tokens, margins = reference(name, kind)[spec.key]
-            what = f"{name}, {kind}, resumed after {held}, request {spec.key}"
-            compare(outcomes[spec.key, 0].token_ids, tokens[held:], margins[held:], what)
+    known = reference(name, kind)
+    resumed = [
+        replace(spec, key=100 * held + spec.key, resume_token_ids=tuple(known[spec.key][0][:held]))
+        for held, spec in product((1, 6, 13), specs)
+        if held < len(known[spec.key][0])
+    ]
+    outcomes = serve(name, resumed, replace(BATCHED, max_num_seqs=24, overlap=True))
+    for spec in resumed:
+        held, (tokens, margins) = len(spec.resume_token_ids), known[spec.key % 100]
+        what = f"{name}, {kind}, resumed after {held}, request {spec.key % 100}"
+        compare(outcomes[spec.key, 0].token_ids, tokens[held:], margins[held:], what)

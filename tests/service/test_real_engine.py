@@ -73,8 +73,10 @@ def test_a_broken_stream_goes_on_as_if_it_had_not_broken(temperature: float) -> 
             whole = await generate(running, story(**params))
             ids = whole.ids()
             assert len(ids) > 17
-            for cut in range(1, 18):
-                rest = await generate(running, story(resume_token_ids=ids[:cut], **params))
+            cuts = range(1, 18)
+            asked = [story(resume_token_ids=ids[:cut], **params) for cut in cuts]
+            rests = await asyncio.gather(*(generate(running, one) for one in asked))
+            for cut, rest in zip(cuts, rests, strict=True):
                 assert ids[:cut] + rest.ids() == ids
                 assert whole.text().endswith(rest.text())
                 assert rest.finished[0].reason == whole.finished[0].reason

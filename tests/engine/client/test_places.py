@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,12 +60,13 @@ async def in_a_process(
 Place = Callable[[], contextlib.AbstractAsyncContextManager[AsyncEngine]]
 
 
-def run(test: Awaitable[Any]) -> Any:
-    async def bounded() -> Any:
-        async with asyncio.timeout(PATIENCE):
-            return await test
+async def bounded(test: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(PATIENCE):
+        return await test
 
-    return asyncio.run(bounded())
+
+def run(test: Awaitable[Any]) -> Any:
+    return asyncio.run(bounded(test))
 
 
 @dataclass
@@ -121,93 +122,142 @@ async def idle(engine: AsyncEngine) -> EngineStats:
     return stats
 
 
-async def everything(place: Place) -> dict[str, Any]:
+async def everything(engine: AsyncEngine) -> dict[str, Any]:
     """One of each, one after the other, so that the books are the same however fast it was."""
-    async with place() as engine:
-        said, books = [], []
-        for prompt, params in zip(PROMPTS, MIXED, strict=True):
-            n = 3 if params.temperature == 0.9 else 1
-            key = engine.new_key()
-            said.append(await answers(engine, GenerationRequest(key, prompt, params, n=n)))
-            stats = await idle(engine)
-            books.append(dataclasses.replace(stats, memory_allocated=0, memory_peak=0))
-        long = SamplingParams(max_tokens=200, ignore_eos=True)
-        cut = GenerationRequest(engine.new_key(), PROMPTS[0], long)
-        said.append(await answers(engine, cut, end_after=6))
-        left = GenerationRequest(engine.new_key(), PROMPTS[1], long)
-        async with aclosing(engine.generate(left)) as stream:
-            async for _ in stream:
-                break
+    said, books = [], []
+    for prompt, params in zip(PROMPTS, MIXED, strict=True):
+        n = 3 if params.temperature == 0.9 else 1
+        key = engine.new_key()
+        said.append(await answers(engine, GenerationRequest(key, prompt, params, n=n)))
         stats = await idle(engine)
-        with pytest.raises(RequestError) as refused:
-            too_long = SamplingParams(max_tokens=5000)
-            await answers(engine, GenerationRequest(engine.new_key(), PROMPTS[0], too_long))
-        info = engine.info
-        block_map = await engine.block_map()
-        times = engine.step_times()
+        books.append(dataclasses.replace(stats, memory_allocated=0, memory_peak=0))
+    long = SamplingParams(max_tokens=200, ignore_eos=True)
+    cut = GenerationRequest(engine.new_key(), PROMPTS[0], long)
+    said.append(await answers(engine, cut, end_after=6))
+    left = GenerationRequest(engine.new_key(), PROMPTS[1], long)
+    async with aclosing(engine.generate(left)) as stream:
+        async for _ in stream:
+            break
+    stats = await idle(engine)
+    with pytest.raises(RequestError) as refused:
+        too_long = SamplingParams(max_tokens=5000)
+        await answers(engine, GenerationRequest(engine.new_key(), PROMPTS[0], too_long))
+    block_map = await engine.block_map()
+    times = engine.step_times()
     assert times is not None
     assert sum(h.count for h in times.histograms.values()) == stats.steps_total
     assert stats.blocks_free == stats.blocks_total == len(block_map)
     return {
         "said": said,
         "refused": str(refused.value),
-        "info": info,
+        "info": engine.info,
         "books": books,
         "block map": block_map[:1],
     }
 
 
-def test_the_same_requests_get_the_same_answers_and_the_same_books() -> None:
-    thread, process = run(everything(on_a_thread)), run(everything(in_a_process))
-    assert process == thread
-    assert [len(answer) for answer in thread["said"]] == [1, 3, 1, 1, 1, 1, 1]
-    assert thread["books"][-1].prefix_tokens_hit > 0 and thread["books"][-1].discarded > 0
-    assert any(a.stop_token_id is not None for one in thread["said"] for a in one)
+@dataclass
+class Placed:
+    """An engine that has done one of each, and goes on: a process takes seconds to start."""
+
+    runner: asyncio.Runner
+    engine: AsyncEngine
+    told: dict[str, Any]
+
+    def run(self, test: Awaitable[Any]) -> None:
+        self.runner.run(bounded(test))
 
 
-@pytest.mark.parametrize("place", [on_a_thread, in_a_process])
-def test_many_at_once_say_what_each_says_alone(place: Place) -> None:
+@contextlib.contextmanager
+def placed_by(place: Place) -> Iterator[Placed]:
+    with asyncio.Runner() as runner:
+        life = place()
+        engine = runner.run(bounded(life.__aenter__()))
+        try:
+            yield Placed(runner, engine, runner.run(bounded(everything(engine))))
+        finally:
+            runner.run(bounded(life.__aexit__(None, None, None)))
+
+
+@pytest.fixture(scope="module")
+def thread() -> Iterator[Placed]:
+    with placed_by(on_a_thread) as placed:
+        yield placed
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[int]:
+    """The pid of `process`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def process(seen: list[int]) -> Iterator[Placed]:
+    with placed_by(lambda: in_a_process(seen=seen)) as placed:
+        yield placed
+    assert gone(seen[0])
+
+
+@pytest.fixture(params=["thread", "process"])
+def placed(request: pytest.FixtureRequest) -> Placed:
+    chosen: Placed = request.getfixturevalue(request.param)
+    return chosen
+
+
+def test_the_same_requests_get_the_same_answers_and_the_same_books(
+    thread: Placed, process: Placed
+) -> None:
+    told = thread.told
+    assert process.told == told
+    assert [len(answer) for answer in told["said"]] == [1, 3, 1, 1, 1, 1, 1]
+    assert told["books"][-1].prefix_tokens_hit > 0 and told["books"][-1].discarded > 0
+    assert any(a.stop_token_id is not None for one in told["said"] for a in one)
+
+
+def test_many_at_once_say_what_each_says_alone(placed: Placed) -> None:
+    engine = placed.engine
+
     async def test() -> None:
         params = [SamplingParams(max_tokens=30, temperature=0.8, seed=i) for i in range(40)]
-        async with place() as engine:
 
-            async def one(i: int) -> list[Answer]:
-                request = GenerationRequest(engine.new_key(), PROMPTS[i % 6], params[i])
-                return await answers(engine, request)
+        async def one(i: int) -> list[Answer]:
+            request = GenerationRequest(engine.new_key(), PROMPTS[i % 6], params[i])
+            return await answers(engine, request)
 
-            together = await asyncio.gather(*(one(i) for i in range(40)))
-            for i in range(0, 40, 13):
-                (alone,), (crowd,) = await one(i), together[i]
-                assert alone.tokens == crowd.tokens and len(alone.tokens) == 30
-            assert engine.stats().generated >= 40 * 30
+        before = engine.stats().generated
+        together = await asyncio.gather(*(one(i) for i in range(40)))
+        for i in range(0, 40, 13):
+            (alone,), (crowd,) = await one(i), together[i]
+            assert alone.tokens == crowd.tokens and len(alone.tokens) == 30
+        assert engine.stats().generated - before >= 40 * 30
 
-    run(test())
+    placed.run(test())
 
 
-@pytest.mark.parametrize("place", [on_a_thread, in_a_process])
-def test_a_flush_forgets_a_prefix_and_each_caller_hears_of_their_own(place: Place) -> None:
+def test_a_flush_forgets_a_prefix_and_each_caller_hears_of_their_own(placed: Placed) -> None:
+    engine = placed.engine
+
     async def test() -> None:
-        async with place() as engine:
+        async def cached() -> int:
+            request = GenerationRequest(engine.new_key(), PROMPTS[5], MIXED[0])
+            (answer,) = await answers(engine, request)
+            await idle(engine)
+            return answer.cached_tokens
 
-            async def cached() -> int:
-                request = GenerationRequest(engine.new_key(), PROMPTS[5], MIXED[0])
-                (answer,) = await answers(engine, request)
-                await idle(engine)
-                return answer.cached_tokens
+        await engine.flush_cache()
+        assert (await cached(), await cached() > 0) == (0, True)
+        held = engine.stats().blocks_cached
+        gone = asyncio.create_task(engine.flush_cache())
+        await asyncio.sleep(0)
+        gone.cancel()
+        told = await asyncio.gather(engine.flush_cache(), engine.flush_cache())
+        assert held > 0 and told == [0, 0]  # the one that nobody waits for found them
+        assert await cached() == 0
+        left = engine.stats().blocks_cached
+        assert left > 0 and await engine.flush_cache() == left
+        assert engine.stats().blocks_cached == 0
 
-            assert (await cached(), await cached() > 0) == (0, True)
-            held = engine.stats().blocks_cached
-            gone = asyncio.create_task(engine.flush_cache())
-            await asyncio.sleep(0)
-            gone.cancel()
-            told = await asyncio.gather(engine.flush_cache(), engine.flush_cache())
-            assert held > 0 and told == [0, 0]  # the one that nobody waits for found them
-            assert await cached() == 0
-            left = engine.stats().blocks_cached
-            assert left > 0 and await engine.flush_cache() == left
-            assert engine.stats().blocks_cached == 0
-
-    run(test())
+    placed.run(test())
 
 
 def test_what_cannot_be_built_is_told_in_the_same_words() -> None:
@@ -298,27 +348,25 @@ def test_an_engine_that_was_never_started_can_be_stopped() -> None:
     run(test())
 
 
-def test_a_frozen_child_shows_as_busy_even_if_it_was_idle() -> None:
-    seen: list[int] = []
+def test_a_frozen_child_shows_as_busy_even_if_it_was_idle(process: Placed, seen: list[int]) -> None:
+    engine = process.engine
 
     async def test() -> None:
-        async with in_a_process(seen=seen) as engine:
-            await engine.block_map()
-            while engine.busy_since() is not None:
+        await engine.block_map()
+        while engine.busy_since() is not None:
+            await asyncio.sleep(0.005)
+        os.kill(seen[0], signal.SIGSTOP)
+        try:
+            asked = asyncio.create_task(engine.block_map())
+            while engine.busy_since() is None:
                 await asyncio.sleep(0.005)
-            os.kill(seen[0], signal.SIGSTOP)
-            try:
-                asked = asyncio.create_task(engine.block_map())
-                while engine.busy_since() is None:
-                    await asyncio.sleep(0.005)
-                since = engine.busy_since()
-                await asyncio.sleep(0)
-                assert engine.busy_since() == since and not asked.done()
-            finally:
-                os.kill(seen[0], signal.SIGCONT)
-            assert len(await asked) == 64
-            while engine.busy_since() is not None:
-                await asyncio.sleep(0.005)
+            since = engine.busy_since()
+            await asyncio.sleep(0)
+            assert engine.busy_since() == since and not asked.done()
+        finally:
+            os.kill(seen[0], signal.SIGCONT)
+        assert len(await asked) == 64
+        while engine.busy_since() is not None:
+            await asyncio.sleep(0.005)
 
-    run(test())
-    assert gone(seen[0])
+    process.run(test())

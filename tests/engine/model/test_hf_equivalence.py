@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ class Pair:
 
     directory: Path
     theirs: PreTrainedModel
+
+    @cached_property
+    def answers(self) -> list[tuple[list[int], list[int], Tensor]]:
+        """Of each prompt, in fp32: the prompt, our greedy tokens, and the logits of these."""
+        model = self.ours()
+        return [(one, *greedy_tokens(model, one, NEW_TOKENS)) for one in self.prompts()]
 
     def ours(self, dtype: torch.dtype = torch.float32) -> CausalModel:
         config = ModelConfig.from_directory(self.directory)
@@ -63,11 +70,10 @@ def their_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     return model(torch.tensor([tokens])).logits[0].float()
 
 
-def their_greedy(model: PreTrainedModel, prompt: list[int]) -> list[int]:
-    out = model.generate(
-        torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
-    )
-    return out[0, len(prompt) :].tolist()
+def assert_their_greedy(theirs: Tensor, tokens: list[int]) -> None:
+    """theirs: [T, V], what the last T tokens were chosen from. Tokens that are each the best after
+    those before them are the ones that transformers would generate."""
+    assert tokens == theirs.argmax(-1).tolist()
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -80,16 +86,16 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
 @torch.inference_mode()
 def test_fp32_gives_the_same_tokens_logits_and_log_probabilities(pair: Pair) -> None:
     model = pair.ours()
-    for prompt in pair.prompts():
-        tokens, logits = greedy_tokens(model, prompt, NEW_TOKENS)
-        assert tokens == their_greedy(pair.theirs, prompt)
+    for prompt, tokens, logits in pair.answers:
         assert len(set(tokens)) >= 32, "the model is stuck: its tokens prove little"
         whole = prompt + tokens
         theirs = their_logits(pair.theirs, whole)
         assert_close(all_logits(model, whole), theirs)  # all tokens in one step
-        assert_close(logits, theirs[len(prompt) - 1 : -1])  # one by one, over the cache
+        before_each = theirs[len(prompt) - 1 : -1]
+        assert_their_greedy(before_each, tokens)
+        assert_close(logits, before_each)  # one by one, over the cache
         chosen = reference.logprobs(logits, torch.tensor(tokens), 5)
-        expected = theirs[len(prompt) - 1 : -1].log_softmax(-1)
+        expected = before_each.log_softmax(-1)
         assert (chosen[0] - expected.amax(-1)).abs().max() <= 1e-3
         assert (chosen[3] - expected.topk(5).values).abs().max() <= 1e-3
 
@@ -98,8 +104,8 @@ def test_fp32_gives_the_same_tokens_logits_and_log_probabilities(pair: Pair) -> 
 def test_bf16_errs_no_more_than_transformers_does(pair: Pair) -> None:
     in_bf16 = hf_models.load(pair.directory, torch.bfloat16)
     model = pair.ours(torch.bfloat16)
-    _, prompt = pair.prompts()
-    tokens = prompt + their_greedy(pair.theirs, prompt)
+    prompt, answer, _ = pair.answers[1]
+    tokens = prompt + answer
     exact = their_logits(pair.theirs, tokens)
     theirs = their_logits(in_bf16, tokens) - exact
     ours = all_logits(model, tokens) - exact
@@ -113,8 +119,8 @@ def test_our_random_checkpoint_is_one_that_transformers_reads(tmp_path: Path) ->
     save_random("tiny", tmp_path, seed=5, shard_bytes=1 << 20)
     pair = Pair(tmp_path, hf_models.load(tmp_path, torch.float32))
     model = pair.ours()
-    for prompt in pair.prompts():
-        tokens, _ = greedy_tokens(model, prompt, NEW_TOKENS)
-        assert tokens == their_greedy(pair.theirs, prompt)
+    for prompt, tokens, _ in pair.answers:
         assert len(set(tokens)) >= 32
-        assert_close(all_logits(model, tokens), their_logits(pair.theirs, tokens))
+        theirs = their_logits(pair.theirs, prompt + tokens)
+        assert_their_greedy(theirs[len(prompt) - 1 : -1], tokens)
+        assert_close(all_logits(model, prompt + tokens), theirs)

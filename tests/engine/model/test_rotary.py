@@ -48,8 +48,14 @@ def both(tmp_path: Path, rope: dict[str, Any], theta: float, dim: int) -> tuple[
     return Qwen3Config(**data), ModelConfig.from_directory(tmp_path)
 
 
-@pytest.mark.parametrize("dim", [16, 80, 128])
-@pytest.mark.parametrize("name", ROPES)
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        pytest.param(name, dim, marks=pytest.mark.long if (at + place) % 2 else ())
+        for at, name in enumerate(ROPES)
+        for place, dim in enumerate((16, 80, 128))
+    ],
+)
 def test_table_is_that_of_transformers(name: str, dim: int, tmp_path: Path) -> None:
     theirs, ours = both(tmp_path, ROPES[name], 1e6, dim)
     positions = torch.tensor([0, 1, 17, 4095, 32_767, 32_768, 131_071])

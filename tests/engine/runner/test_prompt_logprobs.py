@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 from support.small_engine import Setup, build_core, load_model, model_config
@@ -73,7 +74,11 @@ def spoken(key: int) -> tuple[GenerationRequest, list[TokenLogprob]]:
     return GenerationRequest(key, prompt, sampling, prompt_logprobs=3), told.logprobs
 
 
-SPOKEN = [spoken(key) for key in range(6)]
+@cache
+def all_spoken() -> list[tuple[GenerationRequest, list[TokenLogprob]]]:
+    return [spoken(key) for key in range(6)]
+
+
 SETUPS = {
     "whole": Setup(),
     "in chunks": Setup(max_num_batched_tokens=5),
@@ -89,10 +94,10 @@ def test_a_prompts_tokens_have_what_they_had_when_they_were_sampled(name: str) -
     """However it is cut, and whatever is beside it."""
     core = build_core(*MODEL, SETUPS[name])
     alone = {key: judged(run(build_core(*MODEL, Setup()), [r])[key, 0], r)
-             for key, (r, _) in enumerate(SPOKEN)}  # fmt: skip
+             for key, (r, _) in enumerate(all_spoken())}  # fmt: skip
     free = [GenerationRequest(k, (9, k, 4), replace(GREEDY, logprobs=None)) for k in (20, 21)]
-    found = run(core, [*(request for request, _ in SPOKEN), *free])
-    for key, (request, said) in enumerate(SPOKEN):
+    found = run(core, [*(request for request, _ in all_spoken()), *free])
+    for key, (request, said) in enumerate(all_spoken()):
         told = found[key, 0]
         mine = judged(told, request)
         assert_close(mine[-len(said) :], said)
@@ -100,7 +105,7 @@ def test_a_prompts_tokens_have_what_they_had_when_they_were_sampled(name: str) -
         assert all(known == 0 for known, _ in told.pieces)
         assert len(told.ids) == 4 and told.finish is FinishReason.LENGTH
     if name == "token by token":
-        assert len(found[0, 0].pieces) == len(SPOKEN[0][0].prompt_token_ids) - 1
+        assert len(found[0, 0].pieces) == len(all_spoken()[0][0].prompt_token_ids) - 1
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -108,7 +113,7 @@ def test_what_was_told_before_a_preemption_is_not_told_again(overlap: bool) -> N
     """Rows of one token take the blocks of a prompt that is half computed."""
     setup = Setup(3, 5, num_blocks=12, overlap=overlap, caching=True)
     free = [GenerationRequest(k, (9, k, 4), replace(GREEDY, logprobs=None)) for k in (20, 21)]
-    request, said = SPOKEN[0]
+    request, said = all_spoken()[0]
     found = run(build_core(*MODEL, setup), [*free, request])
     told = found[0, 0]
     assert told.preemptions > 0 and len(told.pieces) > 2
@@ -117,7 +122,7 @@ def test_what_was_told_before_a_preemption_is_not_told_again(overlap: bool) -> N
 
 
 def test_what_is_cached_is_computed_for_it_and_shared_by_others() -> None:
-    request, said = SPOKEN[0]
+    request, said = all_spoken()[0]
     plain = replace(request, prompt_logprobs=None)
     core = build_core(*MODEL, Setup(caching=True))
     run(core, [plain])
@@ -129,7 +134,7 @@ def test_what_is_cached_is_computed_for_it_and_shared_by_others() -> None:
 
 
 def test_siblings_share_what_the_first_of_them_tells() -> None:
-    request, said = SPOKEN[1]
+    request, said = all_spoken()[1]
     setup = Setup(max_num_seqs=3, max_num_batched_tokens=6, overlap=True, caching=True)
     found = run(build_core(*MODEL, setup), [replace(request, n=3)])
     assert [bool(found[1, index].judged) for index in range(3)] == [True, False, False]
@@ -144,7 +149,7 @@ def test_nothing_stands_before_a_prompt_of_one_token() -> None:
 
 
 def test_without_the_best_a_record_is_eight_bytes() -> None:
-    request, said = SPOKEN[2]
+    request, said = all_spoken()[2]
     bare = replace(request, prompt_logprobs=0)
     told = run(build_core(*MODEL, Setup(max_num_batched_tokens=9)), [bare])[2, 0]
     assert record(0).itemsize == 8 and len(told.judged) == 8 * (len(bare.prompt_token_ids) - 1)
@@ -155,7 +160,7 @@ def test_without_the_best_a_record_is_eight_bytes() -> None:
 def test_numbers_that_are_none_end_the_request_and_no_other() -> None:
     model, ops = load_model(model_config(tied=False), seed=3)
     core = build_core(model, ops, Setup(max_num_seqs=2))
-    request, _ = SPOKEN[0]
+    request, _ = all_spoken()[0]
     poisoned = replace(request, prompt_token_ids=(*request.prompt_token_ids[:6], 380, 9))
     model.embedding.weight[380] = math.nan  # type: ignore[attr-defined]
     fine = replace(request, key=1)
@@ -166,6 +171,6 @@ def test_numbers_that_are_none_end_the_request_and_no_other() -> None:
 
 
 def test_nothing_is_resumed_where_a_prompt_is_judged() -> None:
-    request, _ = SPOKEN[0]
+    request, _ = all_spoken()[0]
     with pytest.raises(RequestError, match="excludes resume_token_ids"):
         build_core(*MODEL, Setup()).scheduler.check(replace(request, resume_token_ids=(5,)))

@@ -30,7 +30,7 @@ from quire.service.telemetry.metrics import QuireCollector, Sources
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
-SERVER = Path(faulty_server.__file__)
+SERVER, SLOTS = Path(faulty_server.__file__), faulty_server.SLOTS
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -519,8 +519,8 @@ def test_a_signal_in_full_load_gives_every_stream_its_end(
     number: signal.Signals, place: str
 ) -> None:
     with process(place, "none") as server, grpc.insecure_channel(server.address) as channel:
-        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(300)]
-        for call in calls[:200]:
+        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(SLOTS + 20)]
+        for call in calls[: SLOTS - 20]:
             assert next(call).HasField("started")
         server.process.send_signal(number)
         codes = codes_of(calls)

@@ -165,9 +165,13 @@ def test_resumed_anywhere_it_goes_on_as_if_unbroken(alone: list[Answer]) -> None
         async with pocket() as running:
             for seed, (fields, whole) in enumerate(zip(MIXED, alone, strict=True)):
                 ids = whole.ids()
-                for cut in sorted({1, 2, len(ids) // 2, len(ids) - 1} - {0}):
-                    request = constrained(seed, max_tokens=48, resume_token_ids=ids[:cut], **fields)
-                    rest = await generate(running, request)
+                cuts = sorted({1, 2, len(ids) // 2, len(ids) - 1} - {0})
+                asked = [
+                    constrained(seed, max_tokens=48, resume_token_ids=ids[:cut], **fields)
+                    for cut in cuts
+                ]
+                rests = await asyncio.gather(*(generate(running, one) for one in asked))
+                for cut, rest in zip(cuts, rests, strict=True):
                     assert rest.code is grpc.StatusCode.OK, rest.details
                     assert ids[:cut] + rest.ids() == ids
                     assert rest.finished[0].reason == whole.finished[0].reason

@@ -30,6 +30,7 @@ from quire.service.settings import ServiceConfig, Settings
 from quire.service.telemetry import logs
 
 STRIKES = 3
+SLOTS = 64
 
 
 class Struck(Pending):
@@ -101,7 +102,7 @@ def main(place: str, fault: str, *words: str) -> NoReturn:
         watchdog_exit_seconds=bounds[1],
         **PATIENT,
     )
-    settings = Settings(EngineConfig(block_size=16, num_blocks=512), service)
+    settings = Settings(EngineConfig(block_size=16, num_blocks=512, max_num_seqs=SLOTS), service)
     make_link = {"thread": on_a_thread, "process": in_a_process}[place](fault)
     process.leave(process.serve_forever(settings, make_link))
 

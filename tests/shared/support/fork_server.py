@@ -3,18 +3,21 @@
     python fork_server.py SOCKET KIND
 
 Importing torch takes longer than most programs that the tests start. KIND says what is imported:
-for `clients`, which have no torch, or for `servers`. SOCKET is an inherited descriptor; an order
-comes on it as one JSON message (`Order`) with four descriptors: the program's standard streams, and
-a pipe that is told its id and, at its end, its exit code. The socket's end ends this process, not
-its programs.
+for `clients`, which have no torch, or for `servers`, with Quire's own modules. SOCKET is an
+inherited descriptor; an order comes on it as one JSON message (`Order`) with four descriptors: the
+program's standard streams, and a pipe that is told its id and, at its end, its exit code. The
+socket's end ends this process, not its programs.
 
 Honest, because a program is a process with arguments, an environment, a directory, descriptors and
-signals of its own, runs as `__main__`, and ends as an interpreter ends; and because nothing of
-Quire is imported before the fork. Not as in a fresh interpreter: which libraries are loaded, the
-hash seed, /proc/PID/cmdline and environ, and the parent. A test of those starts a fresh one.
+signals of its own, runs as `__main__`, and ends as an interpreter ends; and because what is there
+of Quire reads nothing of its process meanwhile: `quire.clients.cli`, which does, is imported behind
+the fork. Not as in a fresh interpreter: which modules are loaded, the hash seed, /proc/PID/cmdline
+and environ, the parent, and that modules with torch, which takes longer than most programs, are not
+taken apart at the end. A test of those starts a fresh one.
 """
 
 import array
+import atexit
 import contextlib
 import dataclasses
 import gc
@@ -27,8 +30,9 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 _CLIENTS = (
     "asyncio",
@@ -57,6 +61,8 @@ PRELOADED = {
         *("starlette.middleware.cors", "starlette.middleware.exceptions", "starlette.routing"),
         *("tokenizers", "tomllib", "torch", "uvicorn", "uvicorn.protocols.http.h11_impl"),
         *("uvloop", "xxhash"),
+        *("quire.service.app.process", "quire.service.cli.commands"),
+        *("quire.engine.loop.build", "quire.service.constraints.grammars"),
     ),
 }
 LARGEST = 1 << 17
@@ -188,8 +194,28 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     served = _Server(orders).serve()
-    if served is not None:
+    if served is None:
+        return
+    try:
         _become(*served)
+        code = 0
+    except SystemExit as end:
+        if "torch" not in sys.modules or not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """As an interpreter does: threads, what was registered for the end, what is still unsaid."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # the interpreter has words for it, and a code
+    os._exit(code & 0xFF)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ Nothing that a kernel computes changes. Most of the time that our kernels would 
 - sums and products of int32, computed again as int64 and held against the limits, for an assertion
   that only a debug build makes: the interpreter is none, and drops the result;
 - the shape of each value and each type, checked and wrapped again, although there are few shapes;
-- the NumPy type of a Triton type, looked for in a table that is built for each question.
+- the NumPy type of a Triton type, looked for in a table that is built for each question;
+- the types of two operands, although they are equal, and numbers made constants, and blocks of
+  them, although the kernel's text says the same ones each time.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -25,7 +28,9 @@ def install() -> None:
     _drop_unread_overflow_checks()
     _remember_numpy_types()
     _remember_shapes()
-    _pass_equal_shapes()
+    _pass_equal_operands()
+    _remember_constants()
+    _call_builtins_at_once()
 
 
 def _replace_the_language_once_a_launch() -> None:
@@ -80,7 +85,9 @@ def _plain(shape: Any) -> tuple[Any, ...]:
 
 def _remember_shapes() -> None:
     make_block, make_tensor = tl.block_type.__init__, tl.tensor.__init__
+    with_element = tl.block_type.with_element_ty
     blocks: dict[tuple[Any, ...], tuple[Any, int, str]] = {}
+    types: dict[tuple[int, str], tl.block_type] = {}
     tensors: dict[int, tuple[Any, Any, Any]] = {}
 
     def block(self: Any, element_ty: Any, shape: Any) -> None:
@@ -92,6 +99,12 @@ def _remember_shapes() -> None:
         self.shape, self.numel, words = blocks[key]
         self.name = f"<{words}, {element_ty}>"
 
+    def with_element_ty(self: Any, element_ty: Any) -> tl.block_type:
+        key = id(self.shape), element_ty.name  # `blocks` keeps the shape, so its id stays its
+        if key not in types:
+            types[key] = with_element(self, element_ty)
+        return types[key]
+
     def tensor(self: Any, handle: Any, kind: Any) -> None:
         shape = kind.shape if kind.is_block() else None
         if id(shape) not in tensors:
@@ -101,19 +114,100 @@ def _remember_shapes() -> None:
         _, self.shape, self.numel = tensors[id(shape)]
 
     tl.block_type.__init__, tl.tensor.__init__ = block, tensor
+    tl.block_type.with_element_ty = with_element_ty
 
 
-def _pass_equal_shapes() -> None:
-    """Two blocks of one shape are broadcast to it by leaving them as they are."""
-    broadcast, equal = TritonSemantic.broadcast_impl_value, tl.dtype.__eq__
+def _pass_equal_operands() -> None:
+    """Two values of one type are brought to it by leaving them as they are; a number beside a value
+    becomes what it became beside another such value."""
+    check, equal = TritonSemantic.binary_op_type_checking_impl, tl.dtype.__eq__
+    known: dict[tuple[Any, ...], Any] = {}
 
-    def broadcast_where_needed(self: Any, lhs: Any, rhs: Any) -> Any:
-        if lhs.type.is_block() and rhs.type.is_block() and lhs.type.shape is rhs.type.shape:
-            return lhs, rhs
-        return broadcast(self, lhs, rhs)
+    def checked(self: Any, lhs: Any, rhs: Any, *how: bool) -> tuple[Any, Any]:
+        if isinstance(rhs, numbers.Number) and isinstance(lhs, tl.tensor):
+            key = (type(rhs), rhs, lhs.dtype.name, id(lhs.shape), how)
+            if key not in known:
+                left, right = check(self, lhs, rhs, *how)
+                if left is lhs:
+                    known[key] = right
+                return left, right
+            return lhs, known[key]
+        if not how[2:] and _keep_their_types(lhs, rhs, how == (True, True)):
+            return self.broadcast_impl_value(lhs, rhs)
+        return check(self, lhs, rhs, *how)
 
     def same_or_equal(self: Any, other: Any) -> bool:
-        return self is other or equal(self, other)
+        if self is other:
+            return True
+        return self.name == other.name if type(other) is tl.dtype else equal(self, other)
 
-    TritonSemantic.broadcast_impl_value = broadcast_where_needed
+    TritonSemantic.binary_op_type_checking_impl = checked
     tl.dtype.__eq__ = same_or_equal
+
+
+def _keep_their_types(lhs: Any, rhs: Any, pointers: bool) -> bool:
+    """Two numbers of one type; or a pointer and what is added to it, where pointers may be."""
+    if not (isinstance(lhs, tl.tensor) and isinstance(rhs, tl.tensor)):
+        return False
+    if lhs.dtype.is_ptr():
+        return pointers and rhs.dtype.is_int()
+    return lhs.dtype is rhs.dtype
+
+
+def _remember_constants() -> None:
+    """And the blocks that they fill, read alone: nobody may write to what all share. And the shapes
+    that two blocks are brought to."""
+    make, broadcast = TritonSemantic.scalar_constant, TritonSemantic.broadcast_impl_value
+    known: dict[tuple[Any, ...], tl.tensor] = {}
+    filled: dict[tuple[int, int], tl.tensor] = {}
+    constants: set[int] = set()
+    together: dict[tuple[int, int], Any] = {}
+
+    def scalar_constant(self: Any, value: Any, dtype: Any) -> tl.tensor:
+        key = type(value), value, dtype.name
+        if key not in known:
+            known[key] = make(self, value, dtype)
+            known[key].handle.data.flags.writeable = False
+            constants.add(id(known[key]))
+        return known[key]
+
+    def widened(self: Any, value: Any, shape: Any) -> tl.tensor:
+        if value.type.shape is shape:
+            return value
+        kind = tl.block_type(value.dtype, shape)
+        return self.tensor(self.builder.create_broadcast(value.handle, shape), kind)
+
+    def broadcast_known(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        if lhs.type.is_block() and rhs.type.is_block():
+            key = id(lhs.type.shape), id(rhs.type.shape)
+            if key not in together:
+                found = broadcast(self, lhs, rhs)
+                if len(lhs.type.shape) == len(rhs.type.shape):
+                    together[key] = found[0].type.shape
+                return found
+            return widened(self, lhs, together[key]), widened(self, rhs, together[key])
+        if id(rhs) not in constants or not lhs.type.is_block():
+            return broadcast(self, lhs, rhs)
+        key = id(rhs), id(lhs.type.shape)
+        if key not in filled:
+            filled[key] = broadcast(self, lhs, rhs)[1]
+            filled[key].handle.data.flags.writeable = False
+        return lhs, filled[key]
+
+    TritonSemantic.scalar_constant = scalar_constant
+    TritonSemantic.broadcast_impl_value = broadcast_known
+
+
+def _call_builtins_at_once() -> None:
+    """Without a look whether the interpreter has said who interprets."""
+
+    def patch_attr(obj: Any, name: str, member: Any, _builder: Any, scope: Any) -> None:
+        inner = getattr(member, "__wrapped__", member)
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = interpreter.interpreter_semantic
+            return inner(*args, **kwargs)
+
+        scope.set_attr(obj, name, called)
+
+    interpreter._patch_attr = patch_attr

@@ -1,0 +1,19 @@
+"""Collections that are put off come again, whatever happens meanwhile."""
+
+import gc
+
+import pytest
+
+from quire.engine.loop import garbage
+
+
+def test_collections_are_put_off_for_as_long_as_imports_take() -> None:
+    with garbage.put_off():
+        assert not gc.isenabled()
+        with garbage.put_off():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), garbage.put_off():
+        raise ImportError
+    assert gc.isenabled()
