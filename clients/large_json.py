@@ -3,51 +3,150 @@
 Invariant: what comes of a text or a value is what `json` makes of it. Its reader and writer in C
 keep the interpreter from every other thread as long as they work, 40 ms for a megabyte of small
 values; those in Python let others in between any two. C reads the strings in both, each at once.
+A key that stands twice in one object is refused where it comes again; and a large text whose
+objects, lists and keys are more than MAX_PARTS, or deeper than MAX_DEPTH, where that shows: to free
+them, and to look for garbage among them, keeps the interpreter too.
 """
 
 import json
+import re
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from json.decoder import WHITESPACE, JSONArray, scanstring  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
-from typing import Any
+from typing import Any, NoReturn
 
 LARGE = 32 << 10  # characters of a text
+MAX_DEPTH = 256  # objects and lists in one another, of a large text
+MAX_PARTS = 1 << 17  # objects, lists and keys of a large text
 MANY = 1000  # values in one
+_JOINED = 4096  # pieces that are joined at once
+_SHOWN = 200  # characters of a key in a complaint
+# Of an object: up to its first key or its end, from a key to its value, and on to the next.
+_FIRST = re.compile(r'[ \t\n\r]*(?:(?=")|(}))')
+_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+_NEXT = re.compile(r'[ \t\n\r]*(?:,[ \t\n\r]*(?=")|(}))')
 
 
 def loads(text: str, **hooks: Any) -> Any:
-    """As json.loads, whose hooks it takes."""
-    return json.loads(text, cls=_ByValue if len(text) > LARGE else None, **hooks)
+    """As json.loads, whose hooks for numbers and constants it takes. Raises RepeatedKey; of a large
+    text also TooManyParts, and RecursionError sooner."""
+    if len(text) <= LARGE:
+        return json.loads(text, object_pairs_hook=without_repeats, **hooks)
+    try:
+        return json.loads(text, cls=_ByValue, **hooks)
+    except RecursionError as error:
+        told = str(error)
+    raise RecursionError(told)  # another one: the first keeps every level's frames
 
 
 def dumps(value: Any, **options: Any) -> str:
     """As json.dumps, whose options it takes."""
     encoder = json.JSONEncoder(**options)
-    return "".join(encoder.iterencode(value)) if _has_many(value) else encoder.encode(value)
+    if not _has_many(value):
+        return encoder.encode(value)
+    return "".join(_in_longer_pieces(encoder.iterencode(value)))
+
+
+def _in_longer_pieces(pieces: Iterator[str]) -> Iterator[str]:
+    while longer := "".join(islice(pieces, _JOINED)):
+        yield longer
+
+
+class TooManyParts(ValueError):
+    """A large text holds more than MAX_PARTS."""
 
 
 class RepeatedKey(ValueError):
     """An object holds `key` twice."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"the key {key!r} stands twice in one object")
+        super().__init__(f"the key {json.dumps(key)[:_SHOWN]} stands twice in one object")
         self.key = key
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of these pairs: a hook for `loads`. Raises RepeatedKey."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise RepeatedKey(key)
-            seen.add(key)
+    """An object of these pairs: a hook for json.loads. Raises RepeatedKey."""
+    value: dict[str, Any] = {}
+    for key, inside in pairs:
+        if key in value:
+            raise RepeatedKey(key)
+        value[key] = inside
     return value
 
 
 class _ByValue(json.JSONDecoder):
+    """Of one text."""
+
     def __init__(self, **hooks: Any) -> None:
         super().__init__(**hooks)
+        self._depth = self._parts = 0
+        self.parse_object = self._object
+        self.parse_array = self._array
         self.scan_once = py_make_scanner(self)
+
+    def _begin(self) -> None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise RecursionError(f"more than {MAX_DEPTH} objects and lists in one another")
+        self._count()
+
+    def _count(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise TooManyParts(f"holds more than {MAX_PARTS} objects, lists and keys")
+
+    def _array(self, *at: Any) -> Any:
+        self._begin()
+        found = JSONArray(*at)
+        self._depth -= 1
+        return found
+
+    def _object(self, at: tuple[str, int], strict: bool, scan_once: Any, *_: Any) -> Any:
+        """As json.decoder.JSONObject, which gathers all pairs before it makes a dict of them."""
+        text, end = at
+        found: dict[str, Any] = {}
+        keep = self.memo.setdefault  # type: ignore[attr-defined]
+        self._begin()
+        behind = _FIRST.match(text, end) or _no_first(text, end)
+        while behind[1] is None:
+            key, end = scanstring(text, behind.end() + 1, strict)
+            if key in found:
+                raise RepeatedKey(key)
+            self._count()
+            colon = _COLON.match(text, end) or _no_colon(text, end)
+            try:
+                found[keep(key, key)], end = scan_once(text, colon.end())
+            except StopIteration as error:
+                raise json.JSONDecodeError("Expecting value", text, error.value) from None
+            behind = _NEXT.match(text, end) or _no_next(text, end)
+        self._depth -= 1
+        return found, behind.end()
+
+
+def _no_first(text: str, at: int) -> NoReturn:
+    told = "Expecting property name enclosed in double quotes"
+    raise json.JSONDecodeError(told, text, _behind_space(text, at))
+
+
+def _no_colon(text: str, at: int) -> NoReturn:
+    raise json.JSONDecodeError("Expecting ':' delimiter", text, _behind_space(text, at))
+
+
+def _no_next(text: str, at: int) -> NoReturn:
+    comma = _behind_space(text, at)
+    if text[comma : comma + 1] != ",":
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, comma)
+    end = _behind_space(text, comma + 1)
+    if sys.version_info >= (3, 13) and text[end : end + 1] == "}":
+        raise json.JSONDecodeError("Illegal trailing comma before end of object", text, comma)
+    _no_first(text, end)
+
+
+def _behind_space(text: str, at: int) -> int:
+    end: int = WHITESPACE.match(text, at).end()
+    return end
 
 
 def _has_many(value: Any) -> bool:

@@ -13,14 +13,32 @@ PAUSE = 5.0  # seconds between two times: each takes malloc's locks for some mil
 
 _lock = threading.Lock()
 _next = 0.0  # on time.monotonic()
+_waiting = False  # until then, for what was freed since
 
 
 def give_back() -> None:
-    """To be called behind large work, not on an event loop. Nothing where malloc is another one."""
-    global _next
+    """To be called behind large work, not on an event loop. What is freed in the pause goes back at
+    its end. Nothing where malloc is another one."""
+    global _next, _waiting
     with _lock:
-        if time.monotonic() < _next:
+        now = time.monotonic()
+        if now < _next:
+            if not _waiting:
+                _waiting = True
+                _later(_next - now)
             return
-        _next = time.monotonic() + PAUSE
+        _next = now + PAUSE
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # lets other threads run meanwhile
+
+
+def _later(seconds: float) -> None:
+    timer = threading.Timer(seconds, _due)
+    timer.daemon = True
+    timer.start()
+
+
+def _due() -> None:
+    global _waiting
+    _waiting = False
+    give_back()

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_MAX_FAULTS = 16
+MAX_FAULTS = 16
 _MAX_SHOWN = 80  # characters of a value that a fault repeats
 
 
@@ -31,7 +31,7 @@ class Faults:
 
     def add(self, field: str, value: object, words: str) -> None:
         """value: None: not repeated."""
-        if len(self.found) < _MAX_FAULTS:
+        if len(self.found) < MAX_FAULTS:
             told = words if value is None else f"{shown(value)}: {words}"
             self.found.append(Fault(field, told))
 

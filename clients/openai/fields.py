@@ -7,10 +7,11 @@ are told together.
 
 import json
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from quire.clients import large_json
-from quire.clients.openai.faults import Faults
+from quire.clients.openai.faults import MAX_FAULTS, Faults
 
 UINT32 = (1 << 32) - 1
 
@@ -135,9 +136,9 @@ class Fields:
     def end(self, hints: Iterable[tuple[str, str]] = ()) -> None:
         """What is left, and not null, is not known. hints: of some names, what to use instead."""
         instead = dict(hints)
-        for name, value in self._rest.items():
-            if value is not None:
-                self.fault(name[:80], value, instead.get(name, "is not a field of this request"))
+        unknown = ((name, value) for name, value in self._rest.items() if value is not None)
+        for name, value in islice(unknown, MAX_FAULTS):
+            self.fault(name[:80], value, instead.get(name, "is not a field of this request"))
         self._rest.clear()
 
     def _typed(self, field: str, kind: type, article: str) -> Any:

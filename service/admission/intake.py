@@ -328,13 +328,17 @@ def _streamed(found: Any, request_of: RequestOf) -> Any:
     yields = _is_generator(found.unary_stream)
 
     async def answers(_requests: Any, context: Context) -> None:
-        request = await request_of(context)
-        if not yields:
-            await found.unary_stream(request, context)
-            return
-        async with contextlib.aclosing(found.unary_stream(request, context)) as inner:
-            async for answer in inner:
-                await context.write(answer)
+        try:
+            if not yields:
+                await found.unary_stream(await request_of(context), context)
+                return
+            stream = found.unary_stream(await request_of(context), context)
+            async with contextlib.aclosing(stream) as inner:
+                async for answer in inner:
+                    await context.write(answer)
+        except grpc.aio.AbortError as error:
+            errors.forget_frames(error)  # gRPC keeps it, and with it the request
+            raise
 
     return grpc.stream_stream_rpc_method_handler(
         answers, _decoder(found), found.response_serializer
@@ -347,6 +351,10 @@ def _is_generator(handler: Any) -> bool:
 
 def _single(found: Any, request_of: RequestOf) -> Any:
     async def answer(_requests: Any, context: Context) -> Any:
-        return await found.unary_unary(await request_of(context), context)
+        try:
+            return await found.unary_unary(await request_of(context), context)
+        except grpc.aio.AbortError as error:
+            errors.forget_frames(error)  # gRPC keeps it, and with it the request
+            raise
 
     return grpc.stream_unary_rpc_method_handler(answer, _decoder(found), found.response_serializer)

@@ -8,6 +8,7 @@ take of the machine is bounded. The threads are daemons: no end of the process w
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from quire.service import freed
@@ -50,14 +51,16 @@ class DeepThreads:
             words = "cannot be compiled now, since others take too long: try again later"
             raise TooSlow(words, own=False)
         done: Future[T] = Future()
-        _start(lambda: _settle(done, work))
+        _start(partial(_settle, done, work))
         try:
             return done.result(self._seconds)
         except TimeoutError:
             if done.done():  # it was the work's own, or the work has ended just now
                 return done.result()
-        with self._lock:
-            self._given_up.add(done)  # type: ignore[arg-type]  # whatever its result is
+            with self._lock:
+                self._given_up.add(done)  # type: ignore[arg-type]  # whatever its result is
+        finally:
+            del done  # which holds what was raised, and that this frame
         raise TooSlow(f"takes more than {self._seconds:g} seconds to compile", own=True)
 
 
@@ -66,6 +69,8 @@ def _settle(done: "Future[T]", work: Callable[[], T]) -> None:
         done.set_result(work())
     except BaseException as error:
         done.set_exception(error)
+    finally:
+        del done, work  # as above
     freed.give_back()
 
 

@@ -1,10 +1,10 @@
 """Matchers made by llguidance, which compiles grammars for a vocabulary.
 
 Invariant: a compiled grammar is kept unmoved, and every output gets a copy; equal texts are
-compiled once while they are kept. What is kept is bounded in number and in bytes of text. Texts are
-read on threads with a deep stack (`deep.py`), because llguidance recurses along chains of rules.
-Its limits of work are set wherever it reads one, and looked at when a matcher is made and at each
-of its tokens; what took too long once is refused at once when it comes again.
+compiled once while they are kept. What is kept is bounded in number and in memory. Texts are read
+on threads with a deep stack (`deep.py`), because llguidance recurses along chains of rules. Its
+limits of work are set wherever it reads one, and looked at when a matcher is made and at each of
+its tokens; what took too long once is refused at once when it comes again.
 """
 
 import threading
@@ -26,7 +26,10 @@ from quire.service.constraints.thoughts import AfterThoughts
 from quire.service.constraints.together import Together
 
 MAX_KEPT = 64  # compiled grammars
-MAX_KEPT_BYTES = 4 << 20  # of their texts
+MAX_KEPT_BYTES = 96 << 20  # that they take, the newest aside
+# What one takes for each byte of its text, as measured: 14 to 24 of choices and of a regex, 21 to
+# 250 of a schema (the most where it has many properties), 90 of rules.
+_TAKEN, _TAKEN_BY_WORDS = 256, 24
 LIMITS = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 50_000,
@@ -115,15 +118,23 @@ class Grammars:
                 self._tokens = _Tokens(self._vocabulary)
             return self._tokens
 
-    def _keep(self, key: tuple[str, str], base: LLMatcher) -> None:
+    def _keep(self, key: Key, base: LLMatcher) -> None:
         with self._lock:
             if key in self._kept:
                 return
             self._kept[key] = base
-            self._kept_bytes += len(key[1])
-            while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:
-                (_, text), _ = self._kept.popitem(last=False)
-                self._kept_bytes -= len(text)
+            self._kept_bytes += _taken(key)
+            while len(self._kept) > MAX_KEPT or (
+                self._kept_bytes > MAX_KEPT_BYTES and len(self._kept) > 1
+            ):
+                oldest, _ = self._kept.popitem(last=False)
+                self._kept_bytes -= _taken(oldest)
+
+
+def _taken(key: Key) -> int:
+    """Bytes that a compiled grammar takes, at most."""
+    kind, text = key
+    return len(text) * (_TAKEN_BY_WORDS if kind in ("choice", "regex") else _TAKEN)
 
 
 class _Tokens:

@@ -13,7 +13,6 @@ from typing import Any
 from llguidance import LLMatcher
 
 from quire.clients import large_json
-from quire.engine.json_file import once
 from quire.engine.request import Constraint
 
 MAX_BYTES = 1 << 20
@@ -43,8 +42,7 @@ def grammar_of(constraint: Constraint) -> str:
     if size > MAX_BYTES:
         raise ValueError(f"{size} bytes: at most {MAX_BYTES}")
     if kind == "json_schema":
-        whole = check_schema(text) is True
-        return LLMatcher.grammar_from_json_schema("{}" if whole else text, overrides=_JSON)
+        return _of_schema(text, check_schema(text))
     if kind == "json_object":
         return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)
     if kind == "regex":
@@ -74,13 +72,26 @@ def field_of(kind: str) -> str:
     return "chat.tools" if kind == CALLS else f"constraint.{kind}"
 
 
+def _of_schema(text: str, schema: dict[str, Any] | bool) -> str:
+    """schema: what the text says. One that is large stands in Lark, which llguidance reads beside
+    other threads: while it reads a grammar that is JSON, no other can run."""
+    if schema is True or len(text) <= large_json.LARGE:
+        whole = "{}" if schema is True else text
+        return LLMatcher.grammar_from_json_schema(whole, overrides=_JSON)
+    assert isinstance(schema, dict)
+    options = schema.get("x-guidance", {})
+    if isinstance(options, dict):
+        options = options | _JSON
+    return "start: %json " + large_json.dumps({**schema, "x-guidance": options})
+
+
 def check_schema(text: str) -> dict[str, Any] | bool:
     """A schema as JSON. Raises ValueError for what llguidance is better not shown."""
     parts = [found[0] for found in _PART.finditer(text)]  # one by one: others are let in between
     _check_lexemes([part for part in parts if part[0] == '"'])
     _check_depth(parts, "[{", "]}")
     try:
-        schema = large_json.loads(text, **_HOOKS)
+        schema = large_json.loads(text, parse_constant=_no_number)
         large_json.dumps(schema, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
@@ -96,8 +107,7 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-_HOOKS: dict[str, Any] = {"object_pairs_hook": once, "parse_constant": _no_number}
-_DECODER = json.JSONDecoder(**_HOOKS)
+_DECODER = json.JSONDecoder(object_pairs_hook=large_json.without_repeats, parse_constant=_no_number)
 
 
 def _check_work(schema: Any) -> None:

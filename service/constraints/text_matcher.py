@@ -11,6 +11,7 @@ from quire.engine.errors import ConstraintError
 from quire.service.constraints.thoughts import Tokens
 
 REASON = 500  # characters of llguidance's reason that are repeated
+_SCHEMA = "\n   1 | start: %json {"  # as llguidance shows it on, the whole of it
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 _WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
 
@@ -60,6 +61,7 @@ def reason(matcher: LLMatcher) -> str:
 
 
 def brief(words: str) -> str:
-    """llguidance's words, on one line, without its marks of what it has left out."""
-    said = " ".join(words.replace("<non-verbose/>", "").split())
+    """llguidance's words, on one line, without a schema and marks of what it has left out."""
+    words = words.partition(_SCHEMA)[0][: 4 * REASON].replace("<non-verbose/>", "")
+    said = " ".join(words.split())
     return _WORDS.get(said, _PLACE.sub("", said))[:REASON]

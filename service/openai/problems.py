@@ -15,7 +15,7 @@ from starlette.responses import Response
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
 from quire.clients.openai.names import Names
-from quire.service.errors import Refusal, Violation, clip, invalid, show
+from quire.service.errors import Refusal, Violation, clip, forget_frames, invalid, show
 
 _Code = grpc.StatusCode
 _RETRY_SECONDS = 1.0  # where nothing better is known: the server is loading or leaving
@@ -37,6 +37,7 @@ class Problem:
 
 def problem(refusal: Refusal) -> Problem:
     """The refusal's fields have HTTP's names already (see `translated`)."""
+    forget_frames(refusal)
     status = status_of(refusal.code.name, refusal.reason)
     param = refusal.violations[0].field if refusal.violations else None
     error = error_of(status, clip(refusal.message, 4096), refusal.reason, param)
@@ -70,6 +71,7 @@ def translated(refusal: Refusal, names: Names) -> Refusal:
 
 def refused(bad: BadBody) -> Refusal:
     """A body that is no request."""
+    forget_frames(bad)
     return invalid([Violation(*fault) for fault in bad.faults])
 
 

@@ -23,17 +23,15 @@ def read_object(text: str, most: int = MAX_DEPTH) -> dict[str, Any]:
     """The object. most: objects and lists inside one another. Raises BadJson."""
     try:
         value = large_json.loads(
-            text,
-            object_pairs_hook=large_json.without_repeats,
-            parse_constant=_refuse_constant,
-            parse_float=_double,
-            parse_int=_whole,
+            text, parse_constant=_refuse_constant, parse_float=_double, parse_int=_whole
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise BadJson(f"is not JSON: {error.msg} ({where})") from None
     except large_json.RepeatedKey as error:
         raise BadJson(f"holds the key {_shown(error.key)} twice") from None
+    except large_json.TooManyParts as error:
+        raise BadJson(str(error)) from None
     except RecursionError:
         raise _too_deep(most) from None
     if not isinstance(value, dict):

@@ -54,14 +54,12 @@ class Prompts:
             thinking = thinking_of(self._end_of(ids)) if request.parse_output else Thinking.NONE
         elif kind == "chat":
             rendered, thinking = self._rendered(request, wanted)
-            ids = self._encode(kind, rendered, wanted)
+            ids = self._encode(kind, rendered, wanted, must_fit=must_fit)
         else:
-            ids = self._encode(kind, request.text, wanted)
+            ids = self._encode(kind, request.text, wanted, must_fit=must_fit)
             thinking = thinking_of(request.text[-_TAIL:])
         if not ids:
             raise invalid_field(kind, "is empty: at least one token is needed")
-        if must_fit and len(ids) > self.longest:
-            raise self._too_many(kind, len(ids))
         return ids, thinking
 
     def _end_of(self, ids: Sequence[int]) -> str:
@@ -89,9 +87,12 @@ class Prompts:
         except TemplateRefusal as refusal:
             raise invalid_field(refusal.field, refusal.message) from refusal
 
-    def _encode(self, kind: str, text: str, wanted: Wanted) -> tuple[int, ...]:
+    def _encode(self, kind: str, text: str, wanted: Wanted, *, must_fit: bool) -> tuple[int, ...]:
         check_wanted(wanted)
-        return tuple(self._model.tokenizer.encode(text, add_special_tokens=kind == "text"))
+        encoding = self._model.tokenizer.encoding(text, add_special_tokens=kind == "text")
+        if must_fit and len(encoding) > self.longest:
+            raise self._too_many(kind, len(encoding))
+        return tuple(encoding.ids)
 
     def _too_many(self, field_name: str, tokens: int) -> Refusal:
         return invalid_field(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from quire.engine.errors import ModelError
@@ -58,12 +59,20 @@ class Tokenizer:
         return tokens * self.longest_piece * shrinks
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text; special tokens written in it are recognised.
+        """Ids of a text; special tokens written in it are recognised."""
+        ids: list[int] = self.encoding(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
-        A batch of one, because the library lets other threads run while it works on a batch.
+    def encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        """The same before its ids are made: its length says how many there are.
+
+        A batch of one, because the library lets other threads run while it works on a batch; the
+        fast one, which keeps no tokens' texts: to free those would hold up the other threads.
         """
-        batch = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)
-        return list(batch[0].ids)
+        encoded: Encoding = self.backend.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )[0]
+        return encoded
 
 
 def load(directory: Path, vocab_size: int) -> Tokenizer:

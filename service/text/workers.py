@@ -50,14 +50,16 @@ class _Job:
 
     def run(self) -> None:
         """On a thread."""
-        result: Any = None
-        error: BaseException | None = None
         try:
             result = self.work(lambda: self.wanted)
         except StopIteration as ended:  # which no future can hold
-            error = RuntimeError(repr(ended))
-        except BaseException as raised:
-            error = raised
+            self._tell(None, RuntimeError(repr(ended)))
+        except BaseException as error:  # no name of it stays in this frame, which it holds
+            self._tell(None, error)
+        else:
+            self._tell(result, None)
+
+    def _tell(self, result: Any, error: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self._settle, result, error)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.clients import large_json
-from quire.clients.large_json import LARGE, MANY
+from quire.clients.large_json import LARGE, MANY, MAX_DEPTH, RepeatedKey, TooManyParts
 
 FAR = " " * LARGE  # puts any text behind the border
 VALUES = st.recursive(
@@ -53,11 +53,47 @@ def test_what_is_written_and_read_is_what_json_does(value: Any, ascii_only: bool
         '"\\ud800"',
         "\ufeff{}",
         "{} {}",
+        '{"a":1 "b":2}',
+        '{"a":}',
+        '{"a": [1,]}',
+        '{ "a" : 1 , "b" : 2 , }',
+        "{1:2}",
+        '{"a":1, ,}',
+        '{"a":\n"b',
     ],
 )
 def test_what_is_refused_is_refused_with_the_same_words(text: str) -> None:
     for whole in (text, text + FAR, "[" * LARGE + text, "1" * LARGE + text):
         assert outcome(lambda: large_json.loads(whole)) == outcome(lambda: json.loads(whole))  # noqa: B023
+
+
+def test_a_key_that_comes_again_is_refused_before_what_follows_is_read() -> None:
+    for behind in (FAR, ', "b": no JSON' + FAR):
+        with pytest.raises(RepeatedKey, match='"a" stands twice') as caught:
+            large_json.loads('[{"a": 1}, {"a": 1, "b": {"a": 1}, "a": 2' + behind)
+        assert caught.value.key == "a"
+
+
+def test_what_is_deep_is_refused_before_much_of_it_is_read() -> None:
+    """And what is raised keeps no frames of what was read."""
+    for opening, closing in (("[", "]"), ('{"a":', "}")):
+        inside = FAR + opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
+        assert large_json.loads(inside) == json.loads(inside)
+        deeper = FAR + opening * 50 * MAX_DEPTH
+        with pytest.raises(RecursionError) as caught:
+            large_json.loads(deeper)
+        assert len(caught.traceback) == 2
+        assert turns(lambda: outcome(lambda: large_json.loads(deeper))) < 10 * MAX_DEPTH  # noqa: B023
+
+
+def test_a_large_text_has_so_many_parts_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_json, "MAX_PARTS", 4)
+    for text in ('[[], {}, {"a": [1, 2, 3]}]', '{"a": 1, "b": 2, "c": 3, "d": 4}', "[[[[[]]]]]"):
+        with pytest.raises(TooManyParts, match="more than 4 objects, lists and keys"):
+            large_json.loads(text + FAR)
+        assert large_json.loads(text) == json.loads(text)
+    for text in ('[{"a": [1, 2, 3, 4, 5, 6]}]', '{"a": 1, "b": 2, "c": "3"}'):
+        assert large_json.loads(text + FAR) == json.loads(text)
 
 
 def test_what_json_cannot_hold_is_refused_however_much_there_is() -> None:

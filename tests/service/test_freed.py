@@ -26,15 +26,21 @@ class Libc:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
 def test_it_is_asked_for_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     libc, now = Libc(), [100.0]
+    later: list[float] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: libc)
     monkeypatch.setattr(freed.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(freed, "_next", 0.0)
+    monkeypatch.setattr(freed, "_waiting", False)
+    monkeypatch.setattr(freed, "_later", later.append)
     for _ in range(3):
         freed.give_back()
-    assert libc.trims == 1
+        now[0] += 1.0
+    assert (libc.trims, later) == (1, [freed.PAUSE - 1])  # what came since goes back then
     now[0] += freed.PAUSE
-    freed.give_back()
+    freed._due()
     assert libc.trims == 2
+    freed.give_back()
+    assert (libc.trims, later) == (2, [freed.PAUSE - 1, freed.PAUSE])
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # another malloc
     now[0] += freed.PAUSE
     freed.give_back()

@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 JSON = ("tests/service/rpc/test_json_text.py",)
+LARGE = "tests/clients/test_large_json.py::test_"
 
 FAULTS = (
     Fault(
@@ -22,9 +23,23 @@ FAULTS = (
     Fault(
         "contract: the last of two equal keys wins in silence",
         "clients/large_json.py",
-        "    if len(value) < len(pairs):\n",
-        "    if len(value) > len(pairs):\n",
+        "        if key in value:\n",
+        "        if key in ():\n",
         JSON,
+    ),
+    Fault(
+        "contract: the last of two equal keys of a large text wins in silence",
+        "clients/large_json.py",
+        "            if key in found:\n",
+        "            if key in ():\n",
+        (LARGE + "a_key_that_comes_again_is_refused_before_what_follows_is_read",),
+    ),
+    Fault(
+        "contract: a large text is read as deep as the interpreter goes",
+        "clients/large_json.py",
+        "        if self._depth > MAX_DEPTH:\n",
+        "        if self._depth > 2 * MAX_DEPTH:\n",
+        (LARGE + "what_is_deep_is_refused_before_much_of_it_is_read",),
     ),
     Fault(
         "contract: depth is not looked at",

@@ -63,9 +63,9 @@ FAULTS = (
     Fault(
         "openai: a field that is not known is passed over",
         "clients/openai/fields.py",
-        '                self.fault(name[:80], value, instead.get(name, "is not a field of this '
+        '            self.fault(name[:80], value, instead.get(name, "is not a field of this '
         'request"))\n',
-        "                pass\n",
+        "            pass\n",
         (FIELDS + "what_is_not_known_is_refused_and_all_of_it_is_told",),
     ),
     Fault(

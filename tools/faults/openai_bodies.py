@@ -10,8 +10,8 @@ FAULTS = (
     Fault(
         "openai bodies: null under a name that is not known is refused",
         "clients/openai/fields.py",
-        "            if value is not None:\n                self.fault(name[:80]",
-        "            if True:\n                self.fault(name[:80]",
+        " in self._rest.items() if value is not None)",
+        " in self._rest.items())",
         (FIELDS + "null_is_absent_whatever_its_name_and_wherever_it_stands",),
     ),
     Fault(

@@ -140,8 +140,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tokenizer-holds-the-interpreter",
         "service/text/tokenizer.py",
-        "self.backend.encode_batch([text], add_special_tokens=add_special_tokens)",
-        "[self.backend.encode(text, add_special_tokens=add_special_tokens)]",
+        "self.backend.encode_batch_fast(\n"
+        "            [text], add_special_tokens=add_special_tokens\n        )[0]",
+        "self.backend.encode(text, add_special_tokens=add_special_tokens)",
         (FILES + "other_threads_run_while_a_text_is_tokenized",),
     ),
     Fault(

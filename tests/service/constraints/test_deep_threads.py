@@ -1,5 +1,6 @@
 """Compiling that takes too long: nobody waits for it, and it is bounded while it goes on."""
 
+import json
 import threading
 import time
 from concurrent.futures import Future
@@ -71,6 +72,22 @@ def test_what_ends_in_the_moment_in_which_it_is_given_up_has_its_result(
     monkeypatch.setattr(module, "Future", Late)
     threads = DeepThreads()
     assert (threads.run(lambda: 7), threads.stuck) == (7, 0)
+
+
+def test_grammars_are_kept_by_the_memory_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Grammars()
+    text = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
+    made.learn(Vocabulary(text, 4096, (2,)))
+    monkeypatch.setattr(grammars, "MAX_KEPT_BYTES", 100 * 256)
+    for i in range(3):
+        made.compile(Constraint("json_schema", json.dumps({"title": f"{i:0>28}"})))  # 40 characters
+    assert len(made._kept) == 2
+    made.compile(Constraint("regex", "a" * 40))
+    assert len(made._kept) == 3
+    made.compile(Constraint("json_schema", json.dumps({"title": "x" * 1000})))  # alone it may
+    assert len(made._kept) == 1
+    made.compile(Constraint("regex", "b"))
+    assert list(made._kept) == [("regex", "b")] and made._kept_bytes == 24
 
 
 def test_a_text_that_was_too_slow_is_refused_at_once_when_it_comes_again(

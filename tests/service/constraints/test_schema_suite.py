@@ -7,6 +7,7 @@ jsonschema jsonschema`, then json/tests/draft2020-12 in it).
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from tokenizers import Tokenizer
 
+from quire.clients import large_json
 from quire.engine.errors import ConstraintError, RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Matcher
@@ -173,6 +175,32 @@ def test_what_is_valid_can_be_written_and_nothing_else(name: str) -> None:
     matcher = compiled(schema)
     assert [one for one in valid if not accepts(matcher, one)] == []
     assert [one for one in invalid if accepts(matcher, one)] == []
+
+
+def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes another way into a grammar, and its refusals say the same."""
+    small: dict[str, Any] = {
+        "properties": {"a": {"enum": ["é", 1]}, "b": {"items": {"type": "integer"}}},
+        "required": ["a"],
+        "x-guidance": {"item_separator": "; ", "lenient": True},
+    }
+    texts = ['{"a": "é"; "b": [1; 2]}', '{"a": 1}', '{"a": 2}', '{"a": 1, "b": [1]}', '{"b": []}']
+    unsupported = ({"uniqueItems": True}, {"type": "x"}, {"anyOf": []}, {"pattern": "(a"})
+
+    def told() -> list[Any]:
+        words = []
+        for schema in unsupported:
+            with pytest.raises(RequestError) as caught:
+                compiled(schema)
+            words.append(caught.value.message)
+        return [*(written(compiled(small), text) for text in texts), *words]
+
+    once = told()
+    assert once[:5] == [True, True, False, False, False]
+    monkeypatch.setattr(large_json, "LARGE", 0)
+    monkeypatch.setattr(sys.modules[__name__], "GRAMMARS", Grammars())
+    GRAMMARS.learn(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
+    assert told() == once
 
 
 def test_as_many_choices_as_are_let_in_are_told_apart() -> None:
