@@ -330,7 +330,7 @@ def _checked(where: str, value: Any, wanted: type, _optional: bool) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise ConfigError(f"{where} = {value!r}: must be {_article(wanted)}")
-    if wanted is str and "\0" in value:
+    if type(value) is str and "\0" in value:
         raise ConfigError(f"{where} = {value!r}: holds a zero byte")
     return value
 

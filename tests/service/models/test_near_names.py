@@ -34,5 +34,5 @@ def test_a_near_miss_names_what_may_be_meant(
 
 
 def test_the_home_of_nobody_is_refused_by_the_models_name() -> None:
-    with pytest.raises(QuireError, match="^model = ~nobody-of-that-name/x: "):
+    with pytest.raises(QuireError, match=r"^model = ~nobody-of-that-name/x: "):
         resolve(EngineConfig(model="~nobody-of-that-name/x"))
