@@ -44,6 +44,12 @@ def file_text(where: str, path: Path) -> str:
         raise OptionError(f"{where}: cannot be read: {error}") from None
 
 
+def refuse_what_is_no_file(path: Path) -> None:
+    """Raises OptionError for a pipe, a device or a directory. What is not there may become one."""
+    if path.exists() and not path.is_file():
+        raise OptionError(f"{path}: is not a file, which can be read again")
+
+
 def integer(where: str, value: Any, lowest: int, highest: int) -> int:
     """A whole number within bounds, of any type that is one (numpy's too); not a bool."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):

@@ -120,6 +120,9 @@ def _run(words: list[str]) -> int:
         result = build_app(words)(args=words, prog_name="quire", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except UnicodeDecodeError as error:  # files are read with words of their own
+        print(f"quire: standard input is not {error.encoding.upper()}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -23,6 +23,7 @@ MOST_RANKS = 64
 MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
 MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
 _MOST_SECONDS = 86_400
+_MOST_GIB = 1 << 20
 _MOST_INT32 = 2**31 - 1  # positions and blocks are counted in it
 
 
@@ -110,8 +111,10 @@ class EngineConfig:
                 f"gpu_memory_utilization = {self.gpu_memory_utilization}: "
                 "must be above 0 and at most 1"
             )
-        if not self.cpu_kv_gib > 0:
-            raise ConfigError(f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0")
+        if not 0 < self.cpu_kv_gib <= _MOST_GIB:  # false for a NaN too
+            raise ConfigError(
+                f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0 and at most {_MOST_GIB}"
+            )
         if not self.model:
             raise ConfigError("model is empty: give a directory, a Hub id, pocket or random:SHAPE")
 

@@ -43,6 +43,8 @@ _LINK_PLAIN = re.compile(
 )
 _ORIGIN = re.compile(r"https?://[^\s/?#]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_MOST_BITS = 256  # of a whole number: of thousands of digits Python prints none
+_MOST_NAME = 256  # characters
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -168,6 +170,7 @@ class ServiceConfig:
         _one_of("output_parser", self.output_parser, OUTPUT_PARSERS)
         _one_of("log_format", self.log_format, LOG_FORMATS)
         _one_of("log_level", self.log_level, LOG_LEVELS)
+        self._check_name()
         self._check_limits()
         self._check_tls()
         self._refuse_exposure("host", self.host)
@@ -179,6 +182,14 @@ class ServiceConfig:
         if self.gateway_port is not None:
             self._refuse_exposure("gateway_host", self.gateway_host)
             self._refuse_strangers()
+
+    def _check_name(self) -> None:
+        """It stands in lines of the log, labels of metrics and answers."""
+        name = self.served_model_name
+        if name is not None and not (name.isprintable() and 0 < len(name) <= _MOST_NAME):
+            raise ConfigError(
+                f"served_model_name = {name!r}: 1 to {_MOST_NAME} characters that can be shown"
+            )
 
     def _check_limits(self) -> None:
         for name in ("max_waiting_tokens", "max_streams_per_client"):
@@ -295,7 +306,7 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     for section, values in content.items():
         if section not in SECTIONS:
@@ -313,10 +324,14 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _checked(where: str, value: Any, wanted: type, _optional: bool) -> Any:
+    if type(value) is int and value.bit_length() > _MOST_BITS:
+        raise ConfigError(f"{where}: a number of {value.bit_length()} bits: at most {_MOST_BITS}")
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
         raise ConfigError(f"{where} = {value!r}: must be {_article(wanted)}")
+    if type(value) is str and "\0" in value:
+        raise ConfigError(f"{where} = {value!r}: holds a zero byte")
     return value
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from quire.clients.arguments import kind, show, text
+from quire.clients.arguments import kind, refuse_what_is_no_file, show, text
 from quire.clients.errors import OptionError
 from quire.clients.large_json import RepeatedKey, without_repeats
 from quire.clients.openai import chat, completions
@@ -63,6 +63,7 @@ class RequestFile:
 
     def __init__(self, path: Path) -> None:
         """Reads it once. Raises OptionError, naming the line."""
+        refuse_what_is_no_file(path)
         self.path = path
         self._places: dict[str, int] = {}  # where each line begins, in bytes
         try:

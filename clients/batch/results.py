@@ -12,7 +12,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from quire.clients.arguments import show
+from quire.clients.arguments import refuse_what_is_no_file, show
 from quire.clients.errors import OptionError
 
 try:
@@ -32,6 +32,7 @@ class ResultFile:
     def __init__(self, path: Path, known: Container[str]) -> None:
         """Takes up a file that is there; known: the custom_ids that it may hold. Raises OptionError
         for what is no file of results, or another batch's."""
+        refuse_what_is_no_file(path)
         self.path = path
         self.done: set[str] = set()
         self.cut = 0  # bytes of a last line that was not whole
@@ -49,7 +50,7 @@ class ResultFile:
     def add(self, custom_id: str, result: dict[str, Any]) -> None:
         """Write one line. Raises OSError where there is no room for it."""
         assert custom_id not in self.done
-        raw = json.dumps(result, ensure_ascii=False).encode() + b"\n"
+        raw = json.dumps(result, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         while raw:
             raw = raw[self._file.write(raw) :]
         self.done.add(custom_id)

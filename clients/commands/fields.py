@@ -23,6 +23,7 @@ _OTHERS = {
     "constraint.json_schema": "--json-schema",
     "constraint.regex": "--regex",
     "constraint.choice": "--choice",
+    "constraint.choice.options": "--choice",
     "token_ids.ids": "--ids",
     "token_ids": "--ids",
     "ids_only": "--ids-only",

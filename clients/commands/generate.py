@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quire.clients.arguments import file_text
+from quire.clients.arguments import file_text, show
 from quire.clients.client import Generation
 from quire.clients.commands import common, sampling
 from quire.clients.commands.fields import named
@@ -23,6 +23,7 @@ from quire.clients.events import Collector, Delta, Event, Finished
 from quire.clients.prompts import Prompt
 
 DEFAULT_MAX_TOKENS = 1024
+_ID_DIGITS = 10
 
 
 @common.one_line_errors
@@ -166,8 +167,8 @@ def _no_template(error: InvalidRequest) -> bool:
 def _parse_ids(text: str) -> Sequence[int]:
     words = text.replace(",", " ").split()
     for word in words:
-        if not word.isdecimal():
-            raise OptionError(f"--ids: {word!r} is not a token id")
+        if not (word.isdecimal() and len(word) <= _ID_DIGITS):
+            raise OptionError(f"--ids: {show(word)} is not a token id")
     return [int(word) for word in words]
 
 

@@ -205,6 +205,17 @@ class Plan:
                 raise OptionError(f"{name}: {value}; at least 1")
         if self.warmup < 0:
             raise OptionError(f"warmup: {self.warmup}; at least 0")
+        self._check_before_asking()
+
+    def _check_before_asking(self) -> None:
+        from quire.clients.loadtest.workload import MOST_TURNS
+        from quire.clients.prompts import build_request
+
+        build_request([0], self.options)
+        for names in (("requests", "turns"), ("groups", "prompts_per_group")):
+            if math.prod(max(getattr(self, name) or 1, 1) for name in names) > MOST_TURNS:
+                words = " times ".join("--" + name.replace("_", "-") for name in names)
+                raise OptionError(f"{names[0]}: {words} is more than {MOST_TURNS:,}")
 
     def sessions(self, max_model_len: int) -> "list[Session]":
         """The workload, checked against the model's length and the warm-up."""
@@ -347,6 +358,8 @@ def _check_report(path: Path) -> None:
         common.fail("the report needs matplotlib: pip install '.[loadtest]'")
     if not path.resolve().parent.is_dir():
         raise OptionError(f"report: no directory {path.resolve().parent}")
+    if path.is_dir():
+        raise OptionError(f"report: {path} is a directory")
 
 
 def _print(runs: Sequence[Run], as_json: bool) -> None:

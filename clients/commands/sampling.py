@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quire.clients.arguments import show
 from quire.clients.errors import OptionError
 
 _PANEL = "Sampling (what is left out follows the model)"
@@ -57,9 +58,12 @@ def read_bias(given: list[str] | None) -> dict[int, float] | None:
     """Of `ID=NUMBER` words. Raises OptionError."""
     bias = {}
     for word in given or ():
-        token_id, _, number = word.partition("=")
+        before, _, number = word.partition("=")
         try:
-            bias[int(token_id)] = float(number)
+            token_id, value = int(before), float(number)
         except ValueError:
-            raise OptionError(f"--logit-bias {word}: is not ID=NUMBER") from None
+            raise OptionError(f"--logit-bias {show(word)}: is not ID=NUMBER") from None
+        if token_id in bias:
+            raise OptionError(f"--logit-bias {show(word)}: was there before")
+        bias[token_id] = value
     return bias or None

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 Watch = Annotated[
-    float | None, typer.Option(help="Again every so many seconds, until Ctrl-C.", min=0.05)
+    float | None,
+    typer.Option(help="Again every so many seconds, until Ctrl-C.", min=0.05, max=86400),
 ]
 
 

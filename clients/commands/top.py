@@ -43,7 +43,9 @@ _STATES = (("free", "·", "grey42"), ("cached", "▪", "cyan"), ("in use", "■"
 
 @common.one_line_errors
 def top(
-    interval: Annotated[float, typer.Option(help="Seconds between views.", min=0.1)] = 1.0,
+    interval: Annotated[
+        float, typer.Option(help="Seconds between views.", min=0.1, max=86400)
+    ] = 1.0,
     count: Annotated[
         int | None, typer.Option(help="Stop after so many views (default: at q or Ctrl-C).", min=1)
     ] = None,

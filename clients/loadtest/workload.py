@@ -13,9 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quire.clients.arguments import file_text
+from quire.clients.arguments import MAX_SECONDS, file_text, instance, items, show
+from quire.clients.arguments import text as as_text
 from quire.clients.errors import OptionError
+from quire.clients.large_json import without_repeats
+from quire.clients.prompts import build_request
 
+MOST_TURNS = 1_000_000  # of all sessions: each is kept until the end
+_DIGITS = 12
 Segment = tuple[str, int]
 
 
@@ -55,8 +60,8 @@ class Span:
     def parse(cls, name: str, text: str, least: int = 1) -> "Span":
         """`64` or `32:256`."""
         low, _, high = text.partition(":")
-        if not low.isdecimal() or not (high or low).isdecimal():
-            raise OptionError(f"{name}: {text!r} is not a length such as 64 or 32:256")
+        if not all(one.isdecimal() and len(one) <= _DIGITS for one in (low, high or low)):
+            raise OptionError(f"{name}: {show(text)} is not a length such as 64 or 32:256")
         span = cls(int(low), int(high or low))
         if not least <= span.low <= span.high:
             raise OptionError(f"{name}: {text!r}: at least {least}, and the smaller first")
@@ -133,7 +138,7 @@ def trace(path: Path, limit: int | None) -> Iterator[Session]:
     Keys: max_tokens; one of text, messages, token_count (random ids; with `prefix`, a name, and
     `prefix_tokens` their beginning is shared by the lines that give the same); time (seconds).
     """
-    lines = file_text(f"trace: {path}", path).splitlines()
+    lines = file_text(f"trace: {path}", path).split("\n")
     number = 0
     for row, line in enumerate(lines, 1):
         if line.strip() and (limit is None or number < limit):
@@ -143,8 +148,8 @@ def trace(path: Path, limit: int | None) -> Iterator[Session]:
 
 def _traced(number: int, line: str, where: str) -> Session:
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
+        entry = json.loads(line, object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"trace: {where}: not JSON: {error}") from None
     if not isinstance(entry, dict) or (unknown := set(entry) - _TRACE_KEYS):
         what = f"unknown key {sorted(unknown)[0]!r}" if isinstance(entry, dict) else "not an object"
@@ -157,20 +162,33 @@ def _traced(number: int, line: str, where: str) -> Session:
     if "max_tokens" not in entry:
         raise OptionError(f"trace: {where}: no max_tokens")
     time = entry.get("time")
-    if time is not None and not (isinstance(time, int | float) and time >= 0):
-        raise OptionError(f"trace: {where}: time: {time!r}; seconds from 0")
+    if time is not None and not (type(time) in (int, float) and 0 <= time <= MAX_SECONDS):
+        raise OptionError(f"trace: {where}: time: {show(time)}; seconds from 0")
     return Session(number, (_traced_turn(number, entry, where),), time)
 
 
 def _traced_turn(number: int, entry: dict[str, Any], where: str) -> Turn:
     if "token_count" not in entry:
-        messages = tuple(entry.get("messages", ()))
-        return Turn(entry["max_tokens"], text=entry.get("text"), messages=messages)
+        return _written_turn(entry, where)
     count, shared = entry["token_count"], entry.get("prefix_tokens", 0)
     if shared > count or bool(shared) != ("prefix" in entry):
         raise OptionError(f"trace: {where}: prefix and prefix_tokens go together, within the count")
     segments = ((f"named/{entry.get('prefix')}", shared), (f"trace/{number}", count - shared))
     return _turn(segments, entry["max_tokens"])
+
+
+def _written_turn(entry: dict[str, Any], where: str) -> Turn:
+    """Of text or messages that can be sent."""
+    text, given = entry.get("text"), entry.get("messages", ())
+    try:
+        messages = tuple(items("messages", given, "messages"))
+        for i, message in enumerate(messages):
+            instance(f"messages[{i}]", message, dict, "an object")
+        prompt = messages if "messages" in entry else as_text("text", text)
+        build_request(prompt, {"max_tokens": entry["max_tokens"]})
+    except OptionError as error:
+        raise OptionError(f"trace: {where}: {error}") from None
+    return Turn(entry["max_tokens"], text=text, messages=messages)
 
 
 def token_ids(segment: Segment, seed: int, vocab_size: int) -> list[int]:

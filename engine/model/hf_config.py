@@ -153,9 +153,10 @@ def _stored_dtype(config: JsonFile) -> str:
 
 
 def _generation(defaults: JsonFile) -> GenerationDefaults:
-    """do_sample false is temperature 0; true without a temperature is temperature 1."""
+    """do_sample false is temperature 0; true without a temperature is temperature 1. Ranges are
+    those of requests."""
     do_sample = defaults.boolean("do_sample", None)
-    temperature = defaults.number("temperature", None, least=0)
+    temperature = defaults.number("temperature", None, least=0, most=100)
     if do_sample is False:
         temperature = 0.0
     elif do_sample is True and temperature is None:
@@ -165,5 +166,5 @@ def _generation(defaults: JsonFile) -> GenerationDefaults:
         top_p=defaults.number("top_p", None, above=0, most=1),
         top_k=defaults.integer("top_k", None, least=0),
         min_p=defaults.number("min_p", None, least=0, most=1),
-        repetition_penalty=defaults.number("repetition_penalty", None, above=0),
+        repetition_penalty=defaults.number("repetition_penalty", None, above=0, most=10),
     )

@@ -30,6 +30,8 @@ _DTYPES = {
 }
 _OF_MASKS = {"BOOL": torch.bool, "U8": torch.uint8}  # of buffers beside the weights
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_MOST_SIZE = 1 << 63  # so are a dimension's and an offset's
+_MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ def _entry(path: Path, name: str, said: Any, data: int, size: int) -> StoredTens
     try:
         dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
         sound = type(dtype) is str and type(shape) is list
-        sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        sound = sound and len(shape) <= _MOST_DIMENSIONS
+        sound = sound and all(type(n) is int and 0 <= n < _MOST_SIZE for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

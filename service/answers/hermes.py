@@ -58,7 +58,7 @@ def _arguments_first(steps: Steps) -> Generator[Wanted, str, bool]:
 
     def hold(run: str) -> None:
         written.append(run)
-        steps.held += run
+        steps.hold(run)
 
     if not (yield from _object(steps, hold)):
         return False
@@ -84,7 +84,7 @@ def _name(steps: Steps) -> Generator[Wanted, str, str | None]:
             steps.unread(character)
             return None
         written += character
-        steps.held += character
+        steps.hold(character)
         if character == '"' and not escaped:
             return _decoded(written)
         escaped = character == "\\" and not escaped
@@ -121,7 +121,7 @@ def _broken(steps: Steps) -> Generator[Wanted, str, bool]:
         if run != "<":
             say(run)
             continue
-        steps.held = run
+        steps.hold(run)
         if (yield from steps.match(_CALL_END[1:])):
             steps.drop()
             return True

@@ -54,17 +54,17 @@ class OutputParser:
 
     def feed(self, text: str) -> list[Event]:
         """What is certain now."""
-        steps, at = self._steps, 0
-        while at < len(text):
-            if steps.back:  # characters that are to be read once more come first
-                again, steps.back = steps.back, ""
-                text, at = again + text[at:], 0
-            found = None if self._wanted is None else self._wanted.match(text, at)
-            run = text[at] if found is None else found.group()
-            at += len(run)
-            self._wanted = self._grammar.send(run)
-            if at == len(text) and steps.back:
-                text, at, steps.back = steps.back, 0, ""
+        steps, unread = self._steps, [(text, 0)]  # texts and places in them, the next one last
+        while unread:
+            text, at = unread.pop()
+            while at < len(text):
+                found = None if self._wanted is None else self._wanted.match(text, at)
+                run = text[at] if found is None else found.group()
+                at += len(run)
+                self._wanted = self._grammar.send(run)
+                if steps.back:  # characters that are to be read once more come first
+                    unread.append((text, at))
+                    text, at, steps.back = steps.back, 0, ""
         return steps.events()
 
     def finish(self) -> list[Event]:
@@ -109,7 +109,9 @@ class OutputParser:
         if closed:
             yield from steps.line_breaks()
             return
+        behind = steps.held
         if steps.calls == before:
-            steps.held = steps.held[len(opening) :]
             steps.emit(Kind.TEXT, opening)
-        steps.unread_held()
+            behind = behind[len(opening) :]
+        steps.drop()
+        steps.unread(behind)

@@ -21,13 +21,13 @@ _ALL = re.compile(r"(?s:.+)")
 class Steps:
     """The state that steps share.
 
-    back: characters to be read once more, before all others. held: see above. kept: a value that
-    comes out as a whole, once it is complete.
+    back: characters to be read once more, before all others. kept: a value that comes out as a
+    whole, once it is complete.
     """
 
     def __init__(self) -> None:
         self.back = ""
-        self.held = ""
+        self._held: list[str] = []  # in pieces: a text that grew by each would be copied each time
         self.sink: Sink = self.say(Kind.TEXT)
         self.kept: list[str] | None = None
         self.calls = 0
@@ -37,7 +37,7 @@ class Steps:
     @property
     def certain(self) -> bool:
         """Whether nothing is held or kept."""
-        return not self.held and self.kept is None
+        return not self._held and self.kept is None
 
     def events(self) -> list[Event]:
         """Those that have not been asked for."""
@@ -72,13 +72,23 @@ class Steps:
 
     # ------------------------------------------------------------ what is held
 
+    @property
+    def held(self) -> str:
+        """All of it."""
+        return "".join(self._held)
+
+    def hold(self, text: str) -> None:
+        """It may be markup."""
+        self._held.append(text)
+
     def drop(self) -> None:
         """It was markup."""
-        self.held = ""
+        self._held = []
 
     def give_back(self) -> None:
         """It was none."""
-        held, self.held = self.held, ""
+        held = self.held
+        self.drop()
         if held:
             self.sink(held)
 
@@ -89,7 +99,7 @@ class Steps:
     def unread_held(self) -> None:
         """The same for all that is held."""
         self.unread(self.held)
-        self.held = ""
+        self.drop()
 
     # ------------------------------------------------------------ steps
 
@@ -100,7 +110,7 @@ class Steps:
             if character != wanted:
                 self.unread(character)
                 return False
-            self.held += character
+            self.hold(character)
         return True
 
     def space(self) -> Generator[Wanted, str, str]:
@@ -110,7 +120,7 @@ class Steps:
             if character not in SPACE:
                 self.unread(character)
                 return character
-            self.held += character
+            self.hold(character)
 
     def expect(self, literal: str) -> Generator[Wanted, str, bool]:
         """White space, and then these characters."""
@@ -128,7 +138,7 @@ class Steps:
                 self.unread(character)
                 return None
             read += character
-            self.held += character
+            self.hold(character)
             if read == left[0]:
                 return read
 
@@ -157,12 +167,12 @@ class Steps:
         while True:
             run = yield _PLAIN
             if run == "\n":
-                if len(self.held) == most_breaks:
+                if len(self._held) == most_breaks:
                     sink("\n")
                 else:
-                    self.held += run
+                    self.hold(run)
             elif run == "<":
-                self.held += run
+                self.hold(run)
                 if (yield from self.match(tag[1:])):
                     return
                 self.give_back()

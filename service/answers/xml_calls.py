@@ -58,13 +58,13 @@ def _name(steps: Steps) -> Generator[Wanted, str, str | None]:
     while len(name) <= MAX_NAME:
         character = yield None
         if character == ">" and name:
-            steps.held += character
+            steps.hold(character)
             return name
         if character in "<>\n":
             steps.unread(character)
             return None
         name += character
-        steps.held += character
+        steps.hold(character)
     return None
 
 
@@ -92,7 +92,7 @@ def _bare(steps: Steps, sink: Sink) -> Generator[Wanted, str, None]:
         closing, steps.sink = steps.held, nowhere
         tag = yield from steps.one_of(_NEXT)
         behind = steps.held[len(closing) :]
-        steps.held = ""
+        steps.drop()
         steps.unread(behind)
         if tag is not None:
             return

@@ -10,7 +10,9 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.loop import fit, sizing, spread
 from quire.engine.loop.sizing import shown
+from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import model_config
+from quire.engine.runner import exact_mode
 from quire.service.models.resolve import resolve
 
 _KIB = 1 << 10
@@ -24,6 +26,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
     config = config.replace(model=resolved.engine_model)
     shape = model_config(config)
     plan = sizing.plan(config, shape)
+    _refuse_inexact(config, shape)
     verdict, needed = fit.judge(config, plan), plan.blocks_of_a_sequence
     size = config.tensor_parallel_size
     nodes = f" on {config.nnodes} nodes" if config.nnodes > 1 else ""
@@ -60,6 +63,13 @@ def _refuse_without_card(config: EngineConfig) -> None:
             "what a dry run compares with: run it where the device is, or with device = cpu, "
             "which shows what weights and cache take"
         )
+
+
+def _refuse_inexact(config: EngineConfig, shape: ModelConfig) -> None:
+    """Raises ConfigError where `exact = on` would end the start."""
+    if config.exact == "on":
+        device = sizing.resolve_device(config)
+        exact_mode.is_wanted(config, shape, sizing.resolve_dtype(config, shape, device), device)
 
 
 def _told(verdict: fit.Verdict) -> str:

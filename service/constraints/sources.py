@@ -26,6 +26,7 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
+_TEMPERATURE = re.compile(r"^[ \t]*[?!]*\w+\[[^\]\n\"/]*\btemperature\b", re.MULTILINE)
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
 # Of JSON: a bracket or a string. A string that is not closed goes to the end: were it none, each
 # quote in it would be tried anew.
@@ -61,6 +62,8 @@ def grammar_of(constraint: Constraint) -> str:
         rules = len(_RULE.findall(text))
         if rules > MAX_RULES:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
+        if _TEMPERATURE.search(text):
+            raise ValueError("a rule's temperature is not supported: there is one for an answer")
         _check_lexemes(text.split("\n"))
         _check_schemas_in(text)
         return LLMatcher.grammar_from_lark(text)
@@ -135,6 +138,8 @@ def _check_multiples(schema: dict[str, Any]) -> None:
     beside = together if isinstance(together, list) else []
     values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]
     found = {v for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
+    if min(found, default=1) <= 0:
+        raise ValueError(f"multipleOf: {min(found)}: must be above 0")
     if math.prod(map(_without_point, found)) > MAX_MULTIPLE:
         told = " and ".join(map(str, sorted(found)))[:100]
         raise ValueError(f"multipleOf: {told}: at most {MAX_MULTIPLE}, points left out")

@@ -53,7 +53,7 @@ class ResolvedModel:
 def resolve(config: EngineConfig) -> ResolvedModel:
     """Find the model, fetching it where it is on the Hub. Raises ConfigError or ModelError."""
     name = config.model
-    path = Path(name).expanduser()
+    path = _path(name)
     if name == POCKET:
         _refuse_revision(config)
         return _pocket()
@@ -77,6 +77,13 @@ def resolve(config: EngineConfig) -> ResolvedModel:
     directory = _of_the_hub(name, config.revision)
     _refuse_stand_ins(directory)
     return ResolvedModel(name, str(directory), directory)
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # `~` of nobody who is known here
+        raise ConfigError(f"model = {name}: {error}") from None
 
 
 def _of_the_hub(name: str, revision: str | None) -> Path:

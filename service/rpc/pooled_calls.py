@@ -177,7 +177,7 @@ class PooledCalls:
             serving.pooled.check(request, MAX_HTTP_NUMBERS if other else MAX_NUMBERS)
             sender = Sender(serving.engine.new_key, caller.tenant, caller.client)
             call = await serving.pooled.read(request, sender)
-            _check_each(serving.engine, call)
+            _check_each(serving.engine, call, request)
             self._lifecycle.check()  # it may have changed while texts were read
             check_deadline(context)
             permit.take(call.tokens)
@@ -300,12 +300,13 @@ class PooledCalls:
         self._tracer.ended(EndedCall.of(method, context, began, began_ns, code, times, told))
 
 
-def _check_each(engine: AsyncEngine, call: PooledCall) -> None:
+def _check_each(engine: AsyncEngine, call: PooledCall, asked: Request) -> None:
+    kind = "inputs" if isinstance(asked, pb.EmbedRequest) else "documents"
     for at, request in enumerate(call.requests):
         try:
             engine.check(request)
         except RequestError as error:
-            raise errors.invalid_field(f"text {at}", error.message) from error
+            raise errors.invalid_field(f"{kind}[{at}]", error.message) from error
 
 
 def _common(call: _Open, serving: Serving) -> dict[str, Any]:

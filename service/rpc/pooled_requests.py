@@ -21,6 +21,7 @@ from quire.service.text.workers import PromptWorkers, Wanted, check_wanted
 from quire.v1 import inference_pb2 as pb
 
 MAX_TEXTS = 2048
+MAX_REPEATED = 8 << 20  # bytes of what stands before each text, in all of a call's prompts
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -78,6 +79,12 @@ class PooledReader:
             self._check_embed(request, most_numbers, faults)
         else:
             self._check_score(request, faults)
+        self._check_size("instruction", request.instruction, faults, cut=False)
+        repeated = _repeated(request)
+        if repeated > MAX_REPEATED:
+            field = "instruction" if isinstance(request, pb.EmbedRequest) else "query"
+            limit = f"bytes, written before each text: at most {MAX_REPEATED} in a call"
+            faults.add(field, repeated, limit)
         faults.raise_if_any()
 
     async def read(self, request: Request, sender: Sender) -> PooledCall:
@@ -106,7 +113,8 @@ class PooledReader:
             ]
             return PooledCall(request.request_id or secrets.token_hex(16), tuple(requests))
 
-        return await self._workers.run(work, sender.client, request.ByteSize())
+        size = request.ByteSize() + _repeated(request)
+        return await self._workers.run(work, sender.client, size)
 
     # ------------------------------------------------------------ fields
 
@@ -239,3 +247,11 @@ class PooledReader:
     def _judges(self) -> tuple[int, ...]:
         ids = map(self._model.tokenizer.backend.token_to_id, (_NO, _YES))
         return tuple(i for i in ids if i is not None)  # both, as `check` has seen
+
+
+def _repeated(request: Request) -> int:
+    """Bytes of the instruction, and the query, as often as they are written."""
+    size = len(request.instruction.encode())
+    if isinstance(request, pb.EmbedRequest):
+        return size * len(request.inputs)
+    return (size + len(request.query.encode())) * len(request.documents)

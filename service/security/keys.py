@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quire.engine.errors import ConfigError
+from quire.service.security.reload import read_file
 
 MIN_KEY = 16  # characters
 MAX_KEY = 512
@@ -195,13 +196,7 @@ def _parse(path: Path) -> tuple[dict[str, KeyEntry], list[str]]:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE + 1)
-        if len(raw) > MAX_FILE:
-            raise ConfigError(f"api_keys = {path}: more than {MAX_FILE} bytes")
-        return raw.decode()
-    except OSError as error:
-        raise ConfigError(f"api_keys = {path}: cannot be read: {error.strerror}") from error
+        return read_file("api_keys", path, MAX_FILE).decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"api_keys = {path}: not UTF-8 text") from error
 

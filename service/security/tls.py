@@ -17,7 +17,7 @@ import grpc
 
 from quire.engine.errors import ConfigError
 from quire.service.security import certificates
-from quire.service.security.reload import WatchedFiles
+from quire.service.security.reload import WatchedFiles, read_file
 
 _MAX_FILE = 4 << 20  # bytes
 
@@ -57,8 +57,11 @@ def watch(files: TLSFiles, now: Callable[[], float] = time.time) -> WatchedFiles
 
 def read(files: TLSFiles, now: float) -> TLSMaterial:
     """Read and check. now: seconds since 1970. Raises ConfigError."""
-    cert, key = _bytes("tls_cert", files.cert), _bytes("tls_key", files.key)
-    client_ca = None if files.client_ca is None else _bytes("tls_client_ca", files.client_ca)
+    cert = read_file("tls_cert", files.cert, _MAX_FILE)
+    key = read_file("tls_key", files.key, _MAX_FILE)
+    client_ca = None
+    if files.client_ca is not None:
+        client_ca = read_file("tls_client_ca", files.client_ca, _MAX_FILE)
     moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
     own, own_key = f"tls_cert = {files.cert}", f"tls_key = {files.key}"
     chain = certificates.parse(own, cert)
@@ -86,17 +89,6 @@ def credentials(material: WatchedFiles[TLSMaterial], *, mutual: bool) -> grpc.Se
         newer,  # type: ignore[arg-type]  # None: nothing new, as gRPC documents it
         require_client_authentication=mutual,
     )
-
-
-def _bytes(option: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"{option} = {path}: cannot be read: {error.strerror}") from error
-    if len(raw) > _MAX_FILE:
-        raise ConfigError(f"{option} = {path}: more than {_MAX_FILE} bytes")
-    return raw
 
 
 def _context(files: TLSFiles, client_ca: bytes | None) -> ssl.SSLContext:

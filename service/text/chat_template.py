@@ -6,6 +6,7 @@ rendered. Nothing that a client gives is ignored in silence: what the template d
 of the template inside a client's string (unless allowed), so that nobody forges a turn.
 """
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -24,7 +25,7 @@ from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import NotWanted
 
-_END_MARK = "QUIRE-END-OF-MESSAGE"
+_END_MARK = "QUIRE-END-OF-MESSAGE-"
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 _JUDGED = ("name", "tool_calls", "reasoning_content")  # ids of calls are checked against the calls
 _NO_LIMITS = RenderLimits()
@@ -171,7 +172,7 @@ class ChatTemplate:
         where it strips it, the content's own are stripped too.
         """
         *before, last = chat.messages
-        mark = _unused_mark(last)
+        mark = _END_MARK + secrets.token_hex(16)  # which no client can have written
         marked = {**last, "content": last["content"] + mark + " "}
         text = self._render(chat, (*before, marked), compiled, limits)
         opened, found, rest = text.rpartition(mark)
@@ -190,14 +191,6 @@ class ChatTemplate:
                 raise TemplateRefusal(where, "is set by the server and cannot be given")
             if key not in compiled.traits.variables:
                 raise TemplateRefusal(where, "the model's chat template does not mention it")
-
-
-def _unused_mark(message: Message) -> str:
-    """A mark that the client has not written."""
-    mark = _END_MARK
-    while mark in message["content"] or mark in message.get("reasoning_content", ""):
-        mark += "-X"
-    return mark
 
 
 def _refuse_forgery(chat: Conversation, traits: Traits) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from quire.engine.errors import ModelError
+from quire.engine.json_file import once
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_MAP = "special_tokens_map.json"
@@ -61,7 +62,7 @@ def read(directory: Path) -> TokenizerFiles:
     """Raises ModelError."""
     path = directory / CONFIG
     config = _read_json(path)
-    files = TokenizerFiles(split_special_tokens=bool(config.get("split_special_tokens", False)))
+    files = TokenizerFiles(split_special_tokens=_flag(config, "split_special_tokens", str(path)))
     _read_names(files, config, path)
     if "added_tokens_decoder" in config:
         _read_decoder(files, config["added_tokens_decoder"], path)
@@ -125,7 +126,8 @@ def _read_templates(files: TokenizerFiles, directory: Path, config: Mapping[str,
     elif isinstance(template, Mapping):
         files.templates = _named_templates(template.items(), origin)
     elif isinstance(template, list):
-        pairs = ((t.get("name"), t.get("template")) for t in template if isinstance(t, Mapping))
+        named_ones = (one if isinstance(one, Mapping) else {} for one in template)
+        pairs = ((one.get("name"), one.get("template")) for one in named_ones)
         files.templates = _named_templates(pairs, origin)
     elif template is not None:
         raise ModelError(f"{origin}: chat_template: neither a text nor several by name")
@@ -147,8 +149,16 @@ def _token(value: Any, where: str, *, special: bool = True) -> AddedToken:
         return AddedToken(value, special=special)
     if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
         raise ModelError(f"{where}: neither a text nor an object with its content")
-    flags = {name: bool(value[name]) for name in _FLAGS if value.get(name) is not None}
+    flags = {name: _flag(value, name, where) for name in _FLAGS if value.get(name) is not None}
     return AddedToken(value["content"], **{"special": special, **flags})
+
+
+def _flag(values: Mapping[str, Any], name: str, where: str) -> bool:
+    """false where it is not said."""
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ModelError(f"{where}: {name}: must be true or false")
+    return bool(value)
 
 
 def _read_text(path: Path) -> str:
@@ -162,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(_read_text(path), object_pairs_hook=once)
         json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not JSON: {error}") from error

@@ -1,5 +1,6 @@
 """The command line as a process of its own: output, error lines, exit codes, Ctrl-C."""
 
+import io
 import json
 import os
 import pty
@@ -94,9 +95,40 @@ def test_generate_holds_the_output_to_a_constraint(server: Any, tmp_path: Path) 
         ["--json-schema", "{}", "--regex", "a"],
         ["--json-schema", f"@{tmp_path}/none"],
         ["--logit-bias", "5"],
+        ["--logit-bias", "5=1", "--logit-bias", "5=2"],
     ):
         assert quire("generate", "say x", *words, "-a", server.address).returncode == 2
     assert len(server.seen.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["generate", "--ids", "9" * 5000], "--ids"),
+        (["stats", "--watch", "inf"], "--watch"),
+        (["top", "--interval", "1e300"], "--interval"),
+    ],
+)
+def test_numbers_beyond_all_use_are_refused(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith(f"quire: {named}") and len(told) < 200
+
+
+@pytest.mark.parametrize("words", [["generate", "-"], ["tokenize", "-"], ["chat"]])
+def test_standard_input_that_is_no_text_is_one_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert (ended.value.code, capsys.readouterr().err) == (
+        2,
+        "quire: standard input is not UTF-8\n",
+    )
 
 
 def test_generate_json_is_one_object_a_line(server: Any) -> None:

@@ -80,13 +80,14 @@ def test_lengths_are_checked(text: str) -> None:
 def test_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     lines: list[dict[str, Any]] = [
-        {"text": "hi", "max_tokens": 4, "time": 0.5},
+        {"text": "hi\u2028there", "max_tokens": 4, "time": 0.5},
         {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5, "time": 1},
         {"token_count": 9, "prefix": "p", "prefix_tokens": 4, "max_tokens": 6, "time": 2.5},
     ]
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    rows = (json.dumps(line, ensure_ascii=False) for line in lines)
+    path.write_text("\r\n".join(rows) + "\n\n", newline="")
     sessions = list(workload.trace(path, None))
-    assert sessions[0].turns[0].text == "hi"
+    assert sessions[0].turns[0].text == "hi\u2028there"
     assert sessions[1].turns[0].messages[0]["content"] == "x"
     assert sessions[2].turns[0].segments == (("named/p", 4), ("trace/2", 5))
     assert arrivals.traced_starts(sessions, 2.0) == [0.0, 0.25, 1.0]
@@ -109,6 +110,17 @@ def test_a_trace(tmp_path: Path) -> None:
         ('{"token_count": 3, "prefix": "a", "max_tokens": 1}', "prefix_tokens"),
         ('{"token_count": 3, "prefix": "a", "prefix_tokens": 4, "max_tokens": 1}', "within"),
         ('{"text": "a", "max_tokens": 1, "time": -1}', "time"),
+        ('{"text": "a", "max_tokens": 1, "time": Infinity}', "time"),
+        ('{"text": "a", "max_tokens": 1, "time": true}', "time"),
+        ('{"text": "a", "max_tokens": 1' + "0" * 5000 + "}", "not JSON"),
+        ('{"messages": ' + "[" * 100_000, "not JSON"),
+        ('{"text": "a", "text": "b", "max_tokens": 1}', "not JSON"),
+        ('{"text": 5, "max_tokens": 1}', "text: text, not int"),
+        ('{"text": null, "max_tokens": 1}', "text: text, not None"),
+        ('{"text": "\\ud800", "max_tokens": 1}', "surrogate"),
+        ('{"messages": 5, "max_tokens": 1}', "messages: a list of messages, not int"),
+        ('{"messages": [5], "max_tokens": 1}', "messages[0]: an object, not int"),
+        ('{"messages": [{"content": 5}], "max_tokens": 1}', "messages[0]"),
     ],
 )
 def test_a_bad_trace_names_its_line(tmp_path: Path, line: str, named: str) -> None:
@@ -380,6 +392,12 @@ def test_a_sweep_with_a_report(server: Any, tmp_path: Path) -> None:
         (["--requests", "3", "--warmup", "3"], "warmup"),
         (["--prompt-tokens", "5000"], "max_model_len"),
         (["--report", "/no/such/dir/x.html"], "report"),
+        (["--report", "/"], "report"),
+        (["--temperature", "nan"], "temperature"),
+        (["--prompt-tokens", "9" * 5000], "prompt-tokens"),
+        (["--requests", str(10**9)], "requests"),
+        (["--workload", "chat", "--turns", str(10**9)], "turns"),
+        (["--workload", "shared-prefix", "--groups", str(10**9)], "groups"),
     ],
 )
 def test_bad_options_are_one_line(

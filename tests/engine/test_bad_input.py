@@ -1,5 +1,6 @@
 """What cannot run is refused at start, by name, with what is supported or the option to turn."""
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,8 @@ def test_a_gpu_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         ({"num_blocks": 1}, "num_blocks = 1: must be at least 2"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization = 1.5: must be above 0"),
         ({"cpu_kv_gib": 0.0}, "cpu_kv_gib = 0.0: must be above 0"),
+        ({"cpu_kv_gib": math.inf}, "cpu_kv_gib = inf: must be above 0 and at most 1048576"),
+        ({"cpu_kv_gib": math.nan}, "cpu_kv_gib = nan: must be above 0"),
         ({"model": "random:7B"}, "shape '7B': unknown; known: 0.6B"),
         ({"model": ""}, "model is empty"),
     ),

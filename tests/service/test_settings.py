@@ -52,6 +52,12 @@ def test_what_is_printed_can_be_read_back(tmp_path: Path) -> None:
         ("[engine]\nenforce_eager = 1\n", ["enforce_eager", "true or false"]),
         ("[engine]\ncpu_kv_gib = 'x'\n", ["cpu_kv_gib", "number"]),
         ("[engine\n", ["not TOML"]),
+        (f"[service]\nport = {'9' * 5000}\n", ["not TOML"]),
+        (f"[service]\nport = 0x{'f' * 4500}\n", ["port", "a number of 18000 bits"]),
+        (f"[service]\ndrain_seconds = 0x{'f' * 4500}\n", ["drain_seconds", "18000 bits"]),
+        ("x = " + "[" * 20_000 + "\n", ["not TOML"]),
+        ('[service]\napi_keys = "a\\u0000b"\n', ["api_keys", "zero byte"]),
+        ('[engine]\nmodel = "\\u0000"\n', ["model", "zero byte"]),
     ],
 )
 def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -90,6 +96,10 @@ def test_a_bad_variable_is_refused_by_its_name(environment: dict[str, str], word
         ({"host": "::"}, "insecure"),
         ({"metrics_port": 1, "metrics_host": "10.0.0.1"}, "insecure"),
         ({"block_size": 7}, "block_size"),
+        ({"served_model_name": ""}, "served_model_name"),
+        ({"served_model_name": "a\nb"}, "served_model_name"),
+        ({"served_model_name": "a\x1b[31m"}, "served_model_name"),
+        ({"served_model_name": "a" * 257}, "served_model_name"),
     ],
 )
 def test_a_bad_value_is_refused(flags: dict[str, object], word: str) -> None:

@@ -8,10 +8,17 @@ GRAMMAR = "tests/service/answers/test_tool_grammar.py::test_"
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
+        "answers-held-text-is-copied-with-each-character",
+        "service/answers/steps.py",
+        "        self._held.append(text)\n",
+        "        self._held = [self.held + text]\n",
+        (PARSER + "what_is_held_is_not_copied_with_each_character",),
+    ),
+    Fault(
         "answers-tag-behind-a-broken-tag-lost",
         "service/answers/steps.py",
         "            if character != wanted:\n                self.unread(character)\n",
-        "            if character != wanted:\n                self.held += character\n",
+        "            if character != wanted:\n                self.hold(character)\n",
         (PARSER + "markup_that_is_none_is_text",),
     ),
     Fault(

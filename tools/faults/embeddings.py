@@ -8,6 +8,13 @@ _HTTP = "tests/service/openai/test_vectors.py::test_"
 
 FAULTS = (
     Fault(
+        "embeddings: what stands before each text is counted once",
+        "service/rpc/pooled_requests.py",
+        "        return size * len(request.inputs)\n",
+        "        return size\n",
+        (_CALLS + "what_cannot_be_asked_is_refused_by_its_field",),
+    ),
+    Fault(
         "embeddings: states are read before the final norm",
         "engine/model/decoder.py",
         "        return wide * (mean + self.config.rms_norm_eps).rsqrt() * self.norm.float()\n",

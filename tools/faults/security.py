@@ -46,6 +46,15 @@ FAULTS = (
         REVOCATION,
     ),
     Fault(
+        "security: a pipe in the place of the keys is waited for",
+        RELOAD,
+        "    return os.open(path, flags | os.O_NONBLOCK)\n",
+        "    if stat.S_ISFIFO(os.stat(path).st_mode):\n"
+        "        raise NotImplementedError('it would wait')\n"
+        "    return os.open(path, flags)\n",
+        REVOCATION,
+    ),
+    Fault(
         "security: a half-written file lets new keys in",
         KEYS,
         "for e in entries.values() if (e.name, e.salt, e.digest) in known)",

@@ -10,6 +10,15 @@ FORGED = (MARKERS + "a_marker_in_any_content_is_refused_with_its_field",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
+        "templates: the end of an open message is marked by what a client can write",
+        "service/text/chat_template.py",
+        "        mark = _END_MARK + secrets.token_hex(16)",
+        "        mark = _END_MARK[:-1]\n"
+        "        while mark in last['content']:\n"
+        "            mark += '-X'",
+        ("tests/service/text/test_chat_template.py",),
+    ),
+    Fault(
         "template-special-token-in-a-json-key",
         "service/text/template_values.py",
         '                yield f"{kind}.key", str(key)\n',

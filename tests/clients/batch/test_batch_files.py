@@ -1,6 +1,8 @@
 """The two files of a batch: what is read before anything is asked, and what survives any end."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,28 @@ def test_zeros_that_a_machine_has_left_at_the_end_are_cut_off(tmp_path: Path) ->
     path.write_bytes(first + bytes(5000))
     ResultFile(path, ["a"]).close()
     assert path.read_bytes() == first
+
+
+def test_a_fault_that_repeats_what_is_no_character_can_be_written(tmp_path: Path) -> None:
+    file = RequestFile(requests(tmp_path, line("a", **{"\ud800": 1})))
+    [one] = file.lines(done=set())
+    with pytest.raises(BadBody) as caught:
+        one.asked()
+    results = ResultFile(tmp_path / "results.jsonl", file)
+    results.add("a", {**result("a", status=400), "error": str(caught.value)})
+    results.close()
+    assert ResultFile(results.path, file).done == {"a"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")])
+def test_a_file_that_could_not_be_read_again_is_refused(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    make(path)
+    for kind in (RequestFile, lambda path: ResultFile(path, ["a"])):
+        with pytest.raises(OptionError, match="file: is not a file"):
+            kind(path)
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:

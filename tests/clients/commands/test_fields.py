@@ -35,6 +35,7 @@ def test_what_the_server_refuses_has_the_options_name(
         (["hi", "--stop-token-id", "99999"], "--stop-token-id[0]: 99999: "),
         (["hi", "--min-tokens", "9", "-m", "5"], "--min-tokens: 9: is more than --max-tokens = 5"),
         (["hi", "--json-schema", "{"], "--json-schema: "),
+        (["hi", "--choice", ""], "--choice[0]: "),
         (["99999", "--ids"], "--ids[0]: 99999: "),
         (["hi", "--priority", "5000"], "--priority: 5000: "),
         (["hi", "--cache-salt", "x" * 5000], "--cache-salt: "),

@@ -87,7 +87,11 @@ def test_what_is_not_computed_is_refused_by_its_path(
 
 
 @pytest.mark.parametrize(
-    "generation", [{"temperature": -1}, {"eos_token_id": 101}, {"num_beams": 4}, {"min_length": 5}]
+    "generation",
+    [
+        *({"temperature": -1}, {"eos_token_id": 101}, {"num_beams": 4}, {"min_length": 5}),
+        *({"temperature": 1e39}, {"repetition_penalty": 1e39}, {"repetition_penalty": 10.5}),
+    ],
 )
 def test_a_fault_of_the_generation_file_is_told_as_its_own(
     generation: dict[str, Any], tmp_path: Path

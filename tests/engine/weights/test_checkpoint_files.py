@@ -92,6 +92,14 @@ def test_every_byte_belongs_to_one_tensor(
         read_header(tmp_path / SINGLE)
 
 
+@pytest.mark.parametrize("shape", [[10**200] * 30, [1 << 63], [10**18] * 100, [1] * 1000])
+def test_a_shape_that_no_tensor_has_is_refused_at_once(shape: list[int], tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelError, match=r"safetensors: corrupt: the header's entry of a$"):
+        read_header(tmp_path / SINGLE)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused_by_name(value: float, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.down_proj.weight"

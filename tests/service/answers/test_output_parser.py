@@ -182,3 +182,12 @@ def test_without_tools_calls_are_text() -> None:
 def test_calls_after_the_last_allowed_one_are_text() -> None:
     reading = Reading(Syntax.HERMES, most_calls=1)
     assert parsed(list(CALL + CALL), reading) == Whole(text=CALL, calls=[("f", '{"a": 1}')])
+
+
+@pytest.mark.parametrize("raw", ["<tool_call>" + " " * 500, "\n" * 500])
+def test_what_is_held_is_not_copied_with_each_character(raw: str) -> None:
+    """A client can resume whole megabytes of it."""
+    parser = OutputParser(Reading(syntax=Syntax.HERMES, tools={}))
+    parser.feed(raw)
+    assert parser._steps.held == raw
+    assert {len(piece) for piece in parser._steps._held} == {1}

@@ -115,6 +115,15 @@ def test_ranks_that_cannot_share_a_model_are_refused(capsys: pytest.CaptureFixtu
     assert refused.startswith("quire: tensor_parallel_size = 3: must divide the model's num_")
 
 
+def test_what_the_start_refuses_is_refused_here(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", "pocket", "--dry-run", "--device=cpu", "--exact=on"])
+    assert (left.value.code, capsys.readouterr().err) == (
+        2,
+        "quire: exact = on: a CPU has no exact kernels\n",
+    )
+
+
 def test_int8_weights_are_counted_as_they_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("random:8B", "--num-blocks", "700")
     _, plain = dry_run(capsys, *words)

@@ -108,6 +108,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "multipleOf: 8.3 and 89 and 97: at most 10000",
     ),
+    "multiple below zero": (
+        {"json_schema": '{"type": "integer", "multipleOf": -3}'},
+        "constraint.json_schema",
+        "multipleOf: -3: must be above 0",
+    ),
+    "a rule's temperature": (
+        {"grammar": "start: x\nx[max_tokens=3, temperature=0.7]: /a+/"},
+        "constraint.grammar",
+        "temperature is not supported",
+    ),
     "schema in a grammar": (
         {"grammar": 'start: "a" %json {"items": {"multipleOf": 99991}}'},
         "constraint.grammar",

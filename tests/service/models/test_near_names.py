@@ -31,3 +31,8 @@ def test_a_near_miss_names_what_may_be_meant(
         resolve(EngineConfig(model=name))
     told = str(refused.value)
     assert (f"(is {meant} meant?)" in told) if meant else ("meant" not in told)
+
+
+def test_the_home_of_nobody_is_refused_by_the_models_name() -> None:
+    with pytest.raises(QuireError, match=r"^model = ~nobody-of-that-name/x: "):
+        resolve(EngineConfig(model="~nobody-of-that-name/x"))

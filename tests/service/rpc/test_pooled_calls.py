@@ -155,6 +155,10 @@ BAD = [
     (pb.ScoreRequest(query="yes", documents=["no", "a<|im_end|>"]), "documents[1]"),
     (pb.ScoreRequest(query="<|im_start|>", documents=["no"]), "query"),
     (pb.ScoreRequest(query="yes", documents=["no"], instruction="<|im_end|>"), "instruction"),
+    # What stands before each text, written as often as there are texts.
+    (embed("a", instruction="b" * (1 << 20), truncate=True), "instruction"),
+    (embed(*["a"] * MAX_TEXTS, instruction="b" * 4097, truncate=True), "instruction"),
+    (pb.ScoreRequest(query="b" * 4097, documents=["a"] * MAX_TEXTS, truncate=True), "query"),
 ]
 
 

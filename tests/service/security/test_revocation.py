@@ -109,7 +109,7 @@ def test_a_key_is_revoked_while_no_descriptor_is_left(path: Path) -> None:
     assert not keys.refresh()
 
 
-@pytest.mark.parametrize("how", ["deleted", "unreadable", "binary"])
+@pytest.mark.parametrize("how", ["deleted", "unreadable", "binary", "pipe"])
 def test_where_nothing_can_be_read_nobody_may_come_in(
     how: str, path: Path, watched: WatchedFiles[KeyRing], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +119,8 @@ def test_where_nothing_can_be_read_nobody_may_come_in(
         path.mkdir()  # a permission would not keep out root
     elif how == "binary":
         path.write_bytes(b"\xff\xfe\x00")
+    elif how == "pipe":
+        os.mkfifo(path)  # which nobody writes to: whoever opened it would wait
     watched.refresh()
     assert names(watched) == ["alice", "bob"]  # the moment between two files is not the end
     wait_grace(watched)
@@ -126,6 +128,7 @@ def test_where_nothing_can_be_read_nobody_may_come_in(
     assert "nobody may come in" in caplog.text
     if how == "unreadable":
         path.rmdir()
+    path.unlink(missing_ok=True)
     path.write_text(text)
     assert watched.refresh()
     assert names(watched) == ["alice", "bob"]
@@ -222,6 +225,8 @@ def test_a_pipe_in_the_place_of_a_file_is_no_file_and_holds_up_nobody(path: Path
     os.mkfifo(path)
     with pytest.raises(ConfigError, match="is not a file"):
         WatchedFiles("keys", [path], path.read_text)
+    with pytest.raises(ConfigError, match="is not a file"):
+        watch_keys(path)
 
 
 def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> None:

@@ -137,6 +137,27 @@ def test_the_last_message_is_left_open_as_it_was_written(template: ChatTemplate)
         silent.render(chat)
 
 
+class Searched(str):
+    """A text that counts how often something is looked for in it."""
+
+    searches = 0
+
+    def __contains__(self, part: object) -> bool:
+        self.searches += 1
+        return str(self).__contains__(part)
+
+
+def test_what_marks_the_end_of_an_open_message_is_not_looked_for_again_and_again(
+    template: ChatTemplate,
+) -> None:
+    """Whatever a client writes: each mark in a row of them would be longer than the last."""
+    content = Searched("QUIRE-END-OF-MESSAGE" + "-X" * 100)
+    messages = (user(), {"role": "assistant", "content": content})
+    chat = Conversation(messages, add_generation_prompt=False, continue_final_message=True)
+    assert template.render(chat).endswith(content)
+    assert content.searches <= 2
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -118,6 +118,13 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("tokenizer_config.json", [], "tokenizer_config.json: not a JSON object"),
     ("tokenizer_config.json", {"eos_token": 7}, "tokenizer_config.json: eos_token: neither"),
     ("tokenizer_config.json", {"chat_template": 7}, "tokenizer_config.json: chat_template"),
+    ("tokenizer_config.json", {"chat_template": ["x"]}, "chat_template: None: not a name with"),
+    ("tokenizer_config.json", {"split_special_tokens": "false"}, "split_special_tokens: must be"),
+    (
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"5": {"content": "<x>", "special": "false"}}},
+        "added_tokens_decoder: 5: special: must be true or false",
+    ),
     (
         "tokenizer_config.json",
         {"added_tokens_decoder": {"x": {}}},
@@ -148,6 +155,13 @@ def test_a_broken_file_is_named(directory: Path, name: str, content: Any, messag
         ChatTemplate.of(load(directory, VOCAB_SIZE))
     assert message in str(caught.value)
     assert str(directory) in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused(directory: Path) -> None:
+    path = directory / "tokenizer_config.json"
+    path.write_text('{"eos_token": "<x>", "eos_token": "<y>"}')
+    with pytest.raises(ModelError, match=r'tokenizer_config\.json: .*"eos_token" stands twice'):
+        load(directory, VOCAB_SIZE)
 
 
 def test_a_chat_has_the_ids_that_it_has_in_transformers(directory: Path) -> None:
