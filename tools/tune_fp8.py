@@ -26,7 +26,7 @@ from tune_linear import Product, products
 
 from quire.kernels import reference
 from quire.kernels.linear import fp8_gemv, fp8_linear, skinny, tuning
-from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant, choose
+from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant, choose, turns
 from quire.kernels.support import HOPPER_SHARED
 from quire.kernels.weight import Weight
 
@@ -50,10 +50,12 @@ def candidates(product: Product, rows: int) -> Iterator[Fp8Variant]:
 
 def _listed(product: Product, rows: int) -> Iterator[Fp8Variant]:
     if rows == 1:
-        for block_n in (2, 4, 8, 16):
+        for block_n in (1, 2, 4, 8, 16):
             for warps in (4, 8, 16):
-                if fp8_gemv.fits(product.k, block_n, warps, product.silu):
-                    yield from (Fp8Gemv(block_n, warps, turns) for turns in (1, 2, 4))
+                if fp8_gemv.held(product.k, block_n, warps, product.silu) <= 128:
+                    for at_once in (8, 16, 24, 32, 64):
+                        count = turns(product.n, block_n, warps, product.silu, at_once)
+                        yield Fp8Gemv(block_n, warps, count)
     if rows <= 64:
         block_m = max(16, 1 << (rows - 1).bit_length())
         for split in (1, 2, 4, 8):

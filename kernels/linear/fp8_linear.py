@@ -1,11 +1,10 @@
 """The product of an FP8 weight: norm before it, SiLU·mul or residual after it.
 
 Invariant: x is quantized to the same numbers whichever kernel takes it, and which does is a pure
-function of the weight's shape, the rows and the card (`fp8_tuning.choose`): one row of a small
-weight goes through fp8_gemv.py, which quantizes on its way, any others through fp8_quantize.py and
-fp8_tiles.py, or, where it is there, many through the library. How each sums over K stands there;
-within one bucket of rows a row's result does not depend on the rows beside it, across buckets rows
-agree to rounding.
+function of the weight's shape, the rows and the card (`fp8_tuning.choose`): one row goes through
+fp8_gemv.py, which quantizes on its way, others through fp8_quantize.py and fp8_tiles.py, or, where
+it is there, many through the library. How each sums over K stands there; within one bucket of rows
+a row's result does not depend on the rows beside it, across buckets rows agree to rounding.
 """
 
 from typing import Unpack

@@ -45,8 +45,8 @@ class Fp8Library:
 Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library
 _FULL = 132  # programs that keep a large card busy
 _MOST_SPLIT = 4
-_MOST_TURNS = 4  # unrolled: more gain little, and the code grows
-_GEMV_BYTES = 16 << 20  # of a weight; converting the numbers of larger ones takes longest
+_MOST_HELD = 80  # registers a thread, of one row: some 125 in all
+_LITTLE_HELD = 40  # some 80 in all
 _LIBRARY_ROWS = 256  # the bucket from which the library's product is faster
 
 
@@ -66,14 +66,21 @@ def choose(
     bucket = tuning.row_class(rows)
     if library and bucket >= _LIBRARY_ROWS and n % 16 == 0 and k % fp8_library.STEP == 0:
         return Fp8Library()
-    if bucket == 1 and k % 16 == 0 and n * k <= _GEMV_BYTES:
+    if bucket == 1 and k % 16 == 0:
         for block_n, warps in ((4, 8), (2, 8), (1, 8), (1, 16)):
-            if fp8_gemv.fits(k, block_n, warps, silu):
-                tiles = -(-n // ((2 if silu else 1) * block_n))
-                return Fp8Gemv(block_n, warps, min(_MOST_TURNS, -(-tiles // (2 * _FULL))))
+            held = fp8_gemv.held(k, block_n, warps, silu)
+            if held <= _MOST_HELD:
+                at_once = 24 if held <= _LITTLE_HELD else 16
+                return Fp8Gemv(block_n, warps, turns(n, block_n, warps, silu, at_once))
     variant = _tile(n, k, bucket, silu)
     stages = min(variant.stages, shared // variant.stage_bytes(silu))
     return replace(variant, stages=max(1, stages))
+
+
+def turns(n: int, block_n: int, warps: int, silu: bool, at_once: int) -> int:
+    """Tiles a program, if all programs are to run at once. at_once: warps of a multiprocessor."""
+    tiles = -(-n // ((2 if silu else 1) * block_n))
+    return -(-tiles // (_FULL * max(1, at_once // warps)))
 
 
 def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
@@ -87,8 +94,6 @@ def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
         tile = Fp8Tile(64, 64, swap=False, stages=6, warps=4)
     else:
         tile = Fp8Tile(64, 128, swap=False, stages=4, warps=4)
-    if silu and bucket == 1 and k >= 1024:
-        return replace(tile, block_n=64, split=2)
     if silu or bucket > tuning.ROW_BUCKETS[-1]:  # full without, or of any number of rows
         return tile
     tiles = -(-n // tile.block_n) * -(-bucket // tile.block_m)

@@ -80,10 +80,6 @@ def other_decode() -> Calls:
         yield f"rope-decode D{dim}", _rope_decode(64, 2, dim, 64)
     for block_size in (16, 32, 128, 256):
         yield f"decode block {block_size}", _decode(64, 2, 128, block_size)
-    for level in (0, 1, 2):
-        for pdl in (False, True):
-            launch: dict[str, Any] = {"level": level, "pdl": pdl, "window": 4096}
-            yield f"decode window level {level} pdl {pdl}", _decode(64, 4, 128, 64, **launch)
     for dtype in (torch.float16, torch.float32):
         for dim in (64, 128, 256):
             yield f"decode {dtype} D{dim}", _decode(64, 16, dim, 64, dtype)
@@ -135,6 +131,17 @@ def hot_prefill() -> Calls:
     yield "prefill D64 G2 block 16", _prefill(8192, 4, 2, 64, 16)
 
 
+@cases(hot=True)
+def windows() -> Calls:
+    for group in (2, 4):
+        for level in (0, 1, 2):
+            for pdl in (False, True):
+                launch: dict[str, Any] = {"level": level, "pdl": pdl, "window": 4096}
+                name = f"decode window D128 G{group} level {level} pdl {pdl}"
+                yield name, _decode(64, group, 128, 64, **launch)
+        yield f"prefill window D128 G{group}", _prefill(8192, 4, group, 128, 64, window=4096)
+
+
 @cases(hot=False)
 def other_prefill() -> Calls:
     for dim in (16, 32, 96, 256):
@@ -142,8 +149,6 @@ def other_prefill() -> Calls:
         yield f"prefill D{dim} split", _prefill(64, 2, 2, dim, 64, cached=4096)
     for block_size in (16, 32, 256):
         yield f"prefill block {block_size}", _prefill(8192, 4, 2, 128, block_size)
-    for tokens in (8, 8192):
-        yield f"prefill window tokens {tokens}", _prefill(tokens, 4, 4, 128, 64, window=4096)
     for dtype in (torch.float16, torch.float32):
         for dim in (64, 128, 256):
             yield f"prefill {dtype} D{dim}", _prefill(8192, 4, 16, dim, 64, dtype)

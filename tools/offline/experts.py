@@ -24,7 +24,7 @@ def experts() -> Calls:
         yield f"experts, {rows} rows", call
 
 
-@cases(hot=True)
+@cases(hot=True, e4m3=True)
 def experts_fp8() -> Calls:
     from quire.kernels.experts import mixing
     from quire.kernels.weight import Weight

@@ -10,12 +10,10 @@ from quire.kernels import support
 _WIDTHS = (2048, 4096, 12288)
 
 
-@cases(hot=True)
+@cases(hot=True, e4m3=True)
 def quantizing() -> Calls:
     from quire.kernels.linear import fp8_quantize
 
-    if not support.knows_e4m3(torch.device("meta")):
-        return
     for width in _WIDTHS:
         for pdl in (False, True):
             yield (
@@ -34,15 +32,13 @@ def quantizing() -> Calls:
     )
 
 
-@cases(hot=True)
+@cases(hot=True, e4m3=True)
 def fp8_products() -> Calls:
     from tune_linear import products
 
     from quire.kernels.linear import fp8_linear, fp8_tuning, skinny, tuning
     from quire.kernels.weight import Weight
 
-    if not support.knows_e4m3(torch.device("meta")):
-        return
     shared = support.shared_bytes(torch.device("meta"))
     counters = skinny.new_counters(torch.device("meta"))
     for product in products("8B")[:-1]:

@@ -89,7 +89,7 @@ def _copy() -> object:
     return copy_blocks(cache, cache, pairs, pairs)
 
 
-@cases(hot=True)
+@cases(hot=True, e4m3=True)
 def hot_fp8_cache() -> Calls:
     for group in (2, 4):
         for level in (0, 1, 2):
@@ -110,7 +110,7 @@ def hot_fp8_cache() -> Calls:
     yield "fp8-cache copy", _copy
 
 
-@cases(hot=False)
+@cases(hot=False, e4m3=True)
 def other_fp8_cache() -> Calls:
     for dim in (16, 64, 96, 256):
         yield f"fp8-cache decode D{dim}", _decode(64, 2, dim, 64)
