@@ -16,7 +16,9 @@ _MOST_PROGRAMS = 1056  # of a product whose shares are programs of their own
 
 def candidates(product: Product, rows: int, split: int) -> list[Variant]:
     """Those that can run with so many shares of K, the simplest first."""
-    tried = [Library(split)] if rows > 64 or split == 1 else []
+    tried: list[Variant] = [Library(split)] if rows > 64 or split == 1 else []
+    if split == 1 and product.residual:
+        tried.append(Library(joins=True))
     tried += [*_few(product, rows, split), *_tiles(product, rows, split), *_many(rows, split)]
     return [
         variant

@@ -136,6 +136,7 @@ def _by_library(
         if before.dtype == dtype:
             shares = _shares(x, weight, variant.split)
             return norms.add_shares(shares, before, pdl=pdl, apart=apart)
+    apart = apart and not (variant.joins and len(x) == rows)
     return _library(
         x, weight, rows, residual=residual, silu=silu, dtype=dtype, pdl=pdl, apart=apart
     )

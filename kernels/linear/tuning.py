@@ -63,9 +63,12 @@ class Skinny:
 @dataclass(frozen=True)
 class Library:
     """torch's own product (cuBLAS), with norm and activation as kernels of their own. split: where
-    there is a residual, shares of K, multiplied side by side and added to it by our kernel."""
+    there is a residual, shares of K, multiplied side by side and added to it by our kernel. joins:
+    in exact mode too a residual joins a product of one share in it, not behind it, where no rows
+    pad it."""
 
     split: int = 1
+    joins: bool = False
 
 
 @dataclass(frozen=True)

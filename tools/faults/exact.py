@@ -33,8 +33,8 @@ FAULTS = (
     Fault(
         "exact: what was dropped is launched again",
         "kernels/linear/exact.py",
-        "        own = (n, k, bucket_of(rows)) in self._own\n",
-        "        own = False\n",
+        "card, own=where in self._own)\n",
+        "card, own=False)\n",
         (_TABLE + "a_dropped_library_leaves_its_rows_to_tiles",),
     ),
     Fault(
