@@ -8,6 +8,7 @@ that `tuning` knows those are chosen that keep this order:
 
     tiles       (skinny.py) of any height, with S shares
     side        (side.py) of up to 16 rows, S from 2 to 8
+    whole       (whole.py) of up to 16 rows, one share
     tall        (tall.py) of many rows, S of 2 and more
     library     a product for each share: it keeps the order where it does not split K by itself,
                 which only the card can tell (`check.py`): where it does, a tile takes its place.
@@ -16,8 +17,9 @@ that `tuning` knows those are chosen that keep this order:
                 it adds a residual to what it has rounded already, which the check tells as well,
                 that is no kernel of its own
 
-Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen, nor are norms
-inside a product, which scale after the sum and not before.
+Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen. A norm scales
+before the sum, in one order (norms.py), apart from the product or inside it; one that scales after
+the sum is never chosen.
 """
 
 from collections.abc import Mapping

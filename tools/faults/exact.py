@@ -86,6 +86,14 @@ FAULTS = (
         _PRODUCTS,
     ),
     Fault(
+        "exact: pieces of a row are added one after another inside a product",
+        "kernels/linear/norms.py",
+        "        total = added_pieces(sums, FIRST, HALF, ALL)\n        if FIRST + HALF < ALL:\n",
+        "        total = sums[FIRST]\n        HALF: tl.constexpr = 1\n"
+        "        if FIRST + 1 < ALL:\n",
+        _PRODUCTS,
+    ),
+    Fault(
         "exact: a residual joins what the library was not asked about padded",
         "kernels/linear/check.py",
         "    return [*counts, *less]\n",

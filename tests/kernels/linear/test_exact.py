@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from quire.kernels.linear import exact, tuning
-from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Timings, Variant
+from quire.kernels.linear.tuning import (
+    Gemv,
+    Library,
+    Side,
+    Skinny,
+    Tall,
+    Timings,
+    Variant,
+    Whole,
+)
 from quire.kernels.support import HOPPER_SHARED
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -43,6 +52,7 @@ def test_what_breaks_the_order_is_told() -> None:
     assert exact.keeps(replace(tile, split=2), 1024, 2)
     assert exact.keeps(Library(), 1000, 1)
     assert exact.keeps(Library(2), 1000, 2)
+    assert exact.keeps(Whole(16, 256, stages=4, warps=4), 1024, 1)
     assert exact.keeps(Side(16, 64, stages=4, split=8), 1024, 8)
     assert exact.keeps(Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 128, 2)
     broken: list[tuple[Variant, int, int]] = [
@@ -50,6 +60,7 @@ def test_what_breaks_the_order_is_told() -> None:
         (replace(tile, split=2), 1024, 1),
         (replace(tile, split=2), 1024 + 128, 2),  # whose shares end where the tile's step does
         (replace(tile, fuse_norm=True), 1024, 1),
+        (Whole(16, 256, stages=4, warps=4), 1024, 2),
         (Library(2), 1024, 1),
         (Library(), 1024, 2),
         (Library(3), 1024, 3),
@@ -242,6 +253,15 @@ def test_shares_in_one_program_are_those_of_several(
     assert found.differ_at(tall, (17, 70)) is None
     assert found.differ_at(Side(16, 32, stages=2, split=4 if split == 2 else 2), (8,)) == 8
     assert found.differ_at(replace(tall, split=1), (8,)) == 8
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("silu", [False, True])
+def test_a_norm_inside_a_product_is_the_one_apart(bits: Any, silu: bool) -> None:
+    """Told by fp16 and fp32 around it, of which bf16 would hide most."""
+    around = {"silu": True} if silu else {"out_dtype": torch.float32}
+    found = bits(32 if silu else 16, 768, dtype=FP16, norm=True, **around)
+    assert found.differ_at(Whole(16, 256, stages=3, warps=4), (1, 8, 16)) is None
 
 
 @pytest.mark.triton
