@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from tune_linear import Product
 
 from quire.kernels.linear import exact, side, tuning
-from quire.kernels.linear.tuning import Library, Side, Skinny, Tall, Variant
+from quire.kernels.linear.tuning import Library, Side, Skinny, Tall, Variant, Whole
 from quire.kernels.support import HOPPER_SHARED
 
 SPLITS = (1, *side.SPLITS)
@@ -16,8 +16,12 @@ _MOST_PROGRAMS = 1056  # of a product whose shares are programs of their own
 
 def candidates(product: Product, rows: int, split: int) -> list[Variant]:
     """Those that can run with so many shares of K, the simplest first."""
-    tried = [Library(split)] if rows > 64 or split == 1 else []
+    tried: list[Variant] = [Library(split)] if rows > 64 or split == 1 else []
+    if split == 1 and product.residual:
+        tried.append(Library(joins=True))
     tried += [*_few(product, rows, split), *_tiles(product, rows, split), *_many(rows, split)]
+    if split == 1 and rows <= tuning.SIDE_ROWS:
+        tried += _whole(product)
     return [
         variant
         for variant in dict.fromkeys(tried)
@@ -44,7 +48,15 @@ def _few(product: Product, rows: int, split: int) -> Iterator[Variant]:
             yield dataclasses.replace(found, prefetch=True)
     for block_k in (64, 128):
         steps = product.k // (split * block_k)
-        yield Side(16, block_k, stages=steps, split=split, hold=True)
+        for early in (False, True):
+            yield Side(16, block_k, stages=steps, split=split, hold=True, early=early)
+
+
+def _whole(product: Product) -> Iterator[Variant]:
+    for block_n, block_k in ((16, 256), (32, 256), (32, 128)):
+        if product.k % block_k == 0 and block_n * product.k <= 1 << 15:  # in registers
+            for early in (False, True):
+                yield Whole(block_n, block_k, product.k // block_k, 4, early=early)
 
 
 def _tiles(product: Product, rows: int, split: int) -> Iterator[Variant]:

@@ -5,7 +5,8 @@
 Of each weight every number of shares of K is tried over all rows, 1 to 8192: the one that loses
 least beside what the fast mode launches, over all buckets of rows, is its order
 (kernels/linear/exact.py). What has other bits than one tile of all rows is left out. The fast
-mode's own table has to know the weights (tools/tune_linear.py).
+mode's own table has to know the weights (tools/tune_linear.py); few rows are tuned once more behind
+it, between other products (tools/tune_layers.py).
 """
 
 import argparse
@@ -29,8 +30,9 @@ from tune_linear import COLD_BYTES, SHAPES, Product, products
 
 from quire.kernels import support
 from quire.kernels.linear import exact, linear, skinny, tuning
-from quire.kernels.linear.check import Around, Bits, library_samples
-from quire.kernels.linear.tuning import Gemv, Library, Side, Variant
+from quire.kernels.linear.check import Around, Bits
+from quire.kernels.linear.check import tried as tried_at
+from quire.kernels.linear.tuning import Gemv, Library, Side, Variant, Whole
 from quire.kernels.support import HOPPER_SHARED
 
 RUNS = 3
@@ -106,7 +108,7 @@ def compilations(
             wanted = [(EXACT, v) for s in orders for v in candidates(product, rows, s)]
             wanted += [(EXACT, tile) for tile in tiles]
             for mode, variant in [*wanted, (FAST, fast(product, rows, card))]:
-                special: Any = isinstance(variant, Side) and rows <= 8
+                special: Any = isinstance(variant, Side | Whole) and rows <= 8
                 if isinstance(variant, Gemv):
                     special = (rows, product.k)
                 key = (mode, variant, around, special)
@@ -200,7 +202,7 @@ class Tuning:
 def _has_bits(bits: Bits, variant: Variant, rows: Sequence[int]) -> bool:
     """Whether a variant has the tile's bits; told where it is not the library that has not."""
     library = isinstance(variant, Library)
-    at = bits.differ_at(variant, library_samples(rows) if library else rows)
+    at = bits.differ_at(variant, tried_at(variant, rows))
     if at is not None and not library:
         print(f"OTHER BITS at {at} rows: {variant}", flush=True)
     return at is None

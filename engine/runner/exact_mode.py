@@ -115,10 +115,11 @@ def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
                 ops.products.give_up()
                 _without(config, f"{product.module}: no launch has the same bits for all rows")
                 return
+            joins = getattr(found.variant, "joins", False)
             log.warning(
-                "exact: %s: the library's products of up to %d rows have other bits, as at %d: "
-                "tiles take their place",
+                "exact: %s: the library's products of up to %d rows have other bits, as at %d: %s",
                 *(product.module, min(found.bucket, around.most), found.rows),
+                "residuals are added apart" if joins else "tiles take their place",
             )
     if model.device.type == "cuda":
         torch.cuda.empty_cache()

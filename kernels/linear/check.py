@@ -3,7 +3,8 @@
 Invariant: after `check` every launch that can be chosen for the weight has been compared with one
 tile of all rows, with everything that stands around the product, and every row of it: ours at the
 least, the middle and the most rows of a bucket, the library at every number of rows that it is ever
-asked for. What differs of the library's is dropped, and its tile is compared in its place.
+asked for. What differs of the library's is dropped, and compared is what takes its place: the
+library with residuals apart, then a tile.
 
 On meta tensors nothing is compared: what is launched is then what may be launched on a card.
 """
@@ -52,15 +53,14 @@ def check(weight: Tensor, around: Around, products: ExactProducts) -> list[Diffe
     found = []
     for bucket, rows in samples(around.most):
         variant = products.choose(n, k, rows[-1], shared, card)
-        library = isinstance(variant, Library)
-        at = bits.differ_at(variant, library_samples(rows) if library else rows)
-        tile_at = None
-        if library and (at is not None or weight.is_meta):
-            tile_at = bits.differ_at(bits.tile(bucket), rows)
-        if at is not None:
-            if library:
-                products.drop(n, k, bucket)
-            found.append(Difference(bucket, at, variant, kept=library and tile_at is None))
+        while (at := bits.differ_at(variant, tried(variant, rows))) is not None:
+            found.append(Difference(bucket, at, variant, kept=isinstance(variant, Library)))
+            if not isinstance(variant, Library):
+                break
+            products.drop(n, k, bucket, variant)
+            variant = products.choose(n, k, rows[-1], shared, card)
+        if weight.is_meta and isinstance(variant, Library):
+            bits.differ_at(bits.tile(bucket), rows)
     return found
 
 
@@ -73,6 +73,16 @@ def samples(most: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         last = min(bucket, most)
         yield bucket, tuple(sorted({least, (least + last) // 2, last}))
         least = bucket + 1
+
+
+def tried(variant: Variant, rows: Sequence[int]) -> Iterable[int]:
+    """The numbers of rows at which a variant is tried, for the samples of a bucket: of the
+    library's, where residuals join what is not padded, one less as well."""
+    if not isinstance(variant, Library):
+        return rows
+    counts = [*library_samples(rows)]
+    less = [count - 1 for count in counts if count > rows[0]] if variant.joins else []
+    return [*counts, *less]
 
 
 def library_samples(rows: Sequence[int]) -> Iterator[int]:

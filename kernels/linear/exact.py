@@ -8,14 +8,18 @@ that `tuning` knows those are chosen that keep this order:
 
     tiles       (skinny.py) of any height, with S shares
     side        (side.py) of up to 16 rows, S from 2 to 8
+    whole       (whole.py) of up to 16 rows, one share
     tall        (tall.py) of many rows, S of 2 and more
     library     a product for each share: it keeps the order where it does not split K by itself,
                 which only the card can tell (`check.py`): where it does, a tile takes its place.
                 It may split K at one number of rows and not at the next: it is only ever asked for
-                the numbers that `library_rows` knows, each of which the check has compared
+                the numbers that `library_rows` knows, each of which the check has compared. Where
+                it adds a residual to what it has rounded already, which the check tells as well,
+                that is no kernel of its own
 
-Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen, nor are norms
-inside a product, which scale after the sum and not before.
+Matrix-vector kernels (gemv.py) sum along trees of their own and are never chosen. A norm scales
+before the sum, in one order (norms.py), apart from the product or inside it; one that scales after
+the sum is never chosen.
 """
 
 from collections.abc import Mapping
@@ -106,7 +110,7 @@ def choose(
     order, bucket = order_of(n, k, card), bucket_of(rows)
     found = order.rows.get(min(bucket, BUCKETS[-1]))
     if found is None and bucket > tuning.ROW_BUCKETS[-1] and order.split == 1:
-        found = Library()
+        found = Library(joins=True)
     if found is None or not tuning.fits(found, shared) or (own and isinstance(found, Library)):
         return tile(n, k, bucket, order.split, shared)
     return found
@@ -146,17 +150,22 @@ class ExactProducts:
     def __init__(self) -> None:
         self.on = True
         self._own: set[tuple[int, int, int]] = set()
+        self._apart: set[tuple[int, int, int]] = set()
 
     def choose(
         self, n: int, k: int, rows: int, shared: int = HOPPER_SHARED, card: str = HOME
     ) -> Variant:
         """As the function, without what was dropped."""
-        own = (n, k, bucket_of(rows)) in self._own
-        return choose(n, k, rows, shared, card, own=own)
+        where = n, k, bucket_of(rows)
+        found = choose(n, k, rows, shared, card, own=where in self._own)
+        if isinstance(found, Library) and where in self._apart:
+            return replace(found, joins=False)
+        return found
 
-    def drop(self, n: int, k: int, bucket: int) -> None:
-        """For a weight and a bucket of rows no launch of the library any more."""
-        self._own.add((n, k, bucket))
+    def drop(self, n: int, k: int, bucket: int, variant: Library) -> None:
+        """For a weight and a bucket of rows no residual joins the library's product any more; or,
+        where none did, no launch of the library."""
+        (self._apart if variant.joins else self._own).add((n, k, bucket))
 
     def give_up(self) -> None:
         """No exact launches any more: the fast ones."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.linear import around, gemv, norms, side, skinny, tall, tuning
+from quire.kernels.linear import around, gemv, norms, side, skinny, tall, tuning, whole
 from quire.kernels.linear.around import Around
 from quire.kernels.linear.exact import ExactProducts, library_rows
-from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant, Whole
 
 
 def linear(
@@ -56,7 +56,7 @@ def run(
     residual = None if residual is None else residual.contiguous()
     if norm_weight is not None and not _fuses_norm(variant):
         room = library_rows(len(x)) if apart and isinstance(variant, Library) else 0
-        x = norms.rms_norm(x, norm_weight, eps, room=room, pdl=pdl)
+        x = norms.rms_norm(x, norm_weight, eps, room=room, ordered=apart, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):
         return _by_library(
@@ -75,6 +75,8 @@ def run(
     options |= {"residual": residual, "silu": silu, "pdl": pdl}
     if isinstance(variant, Gemv):
         gemv.gemv(x, weight, out, **options)
+    elif isinstance(variant, Whole):
+        whole.whole(x, weight, out, apart=apart, **options)
     else:
         skinny.skinny(x, weight, out, counters=counters, apart=apart, **options)
     return out
@@ -111,7 +113,7 @@ def _in_shares(
 
 
 def _fuses_norm(variant: Variant) -> bool:
-    return isinstance(variant, Gemv) or (isinstance(variant, Skinny) and variant.fuse_norm)
+    return isinstance(variant, Gemv | Whole) or (isinstance(variant, Skinny) and variant.fuse_norm)
 
 
 def _by_library(
@@ -136,6 +138,7 @@ def _by_library(
         if before.dtype == dtype:
             shares = _shares(x, weight, variant.split)
             return norms.add_shares(shares, before, pdl=pdl, apart=apart)
+    apart = apart and not (variant.joins and len(x) == rows)
     return _library(
         x, weight, rows, residual=residual, silu=silu, dtype=dtype, pdl=pdl, apart=apart
     )

@@ -2,6 +2,11 @@
 
 Invariant: one program computes one row (or a slice of it) in fp32 and rounds once, so a row's
 result does not depend on the rows beside it.
+
+A norm in one order (`ordered`) has the same bits in every kernel that computes it, whatever its
+layout: squares are added along a tree of neighbours, and a sum of two is the same either way round.
+Squares of numbers of 16 bits are exact in fp32, so it does not matter which of them a compiler
+fuses with the addition behind it.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -14,6 +19,58 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _SILU_BLOCK = 1024  # elements of one row a program of silu_mul
 _SHARES_BLOCK = 1024  # and of add_shares
+PIECE = tl.constexpr(256)  # of a row, whose squares a warp adds
+
+
+@triton.jit
+def added(x):
+    """[rows, a power of two] fp32 -> [rows, 1], neighbours first."""
+    for _ in tl.static_range(16):
+        if x.shape[1] > 1:
+            x = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]), 2)
+    return x
+
+
+@triton.jit
+def sum_of_squares(x):
+    """[rows, a power of two] of 16 bits -> [rows, 1] fp32."""
+    return added(x.to(tl.float32) * x.to(tl.float32))
+
+
+@triton.jit
+def added_pieces(sums, FIRST: tl.constexpr, COUNT: tl.constexpr, ALL: tl.constexpr):
+    """The sum of a row's pieces from their own, of which there are ALL: those of [FIRST, FIRST +
+    COUNT), a power of two."""
+    HALF: tl.constexpr = COUNT // 2
+    if COUNT == 1:
+        total = sums[FIRST]
+    else:
+        total = added_pieces(sums, FIRST, HALF, ALL)
+        if FIRST + HALF < ALL:
+            total += added_pieces(sums, FIRST + HALF, HALF, ALL)
+    return total
+
+
+@triton.jit
+def squares_of_row(x):
+    """Those of one row, [pieces, columns]: a number."""
+    return tl.sum(added(tl.reshape(sum_of_squares(x), [1, x.shape[0]])))  # which is of one
+
+
+@triton.jit
+def scale_rows(squares, eps, K: tl.constexpr):
+    """1/rms of rows of K numbers by their sums of squares: [rows, 1] fp32 both."""
+    # Each in its own place: else rows would lie in what they are scaled in as sums of them do.
+    rows: tl.constexpr = squares.shape[0]
+    total = tl.gather(tl.reshape(squares, [rows]), tl.arange(0, rows), 0)
+    return tl.rsqrt(tl.fma(total, 1.0 / K, eps))[:, None]
+
+
+@triton.jit
+def normed(x, scale, weight):
+    """Rows of x, scaled and rounded as where they are stored. scale: of `scale_rows`; weight:
+    fp32 of the same shape."""
+    return (x.to(tl.float32) * scale * weight).to(x.dtype)
 
 
 @triton.jit
@@ -36,6 +93,29 @@ def _rms_norm_kernel(
     x = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
     y = x * (1.0 / tl.sqrt(tl.sum(x * x, 0) / K + eps)) * weight
     tl.store(out_ptr + row * K + k, y.to(out_ptr.dtype.element_ty), mask=k < K)
+
+
+@triton.jit
+def _ordered_norm_kernel(
+    x_ptr,  # [rows, K]
+    weight_ptr,  # [K]
+    out_ptr,  # [rows, K]
+    eps,
+    K: tl.constexpr,
+    PIECES: tl.constexpr,  # of K, rounded up to a power of two
+    SIZE: tl.constexpr,  # of one
+    PDL: tl.constexpr,
+):
+    """grid (rows,)."""
+    row = tl.program_id(0).to(tl.int64)
+    k = (tl.arange(0, PIECES) * SIZE)[:, None] + tl.arange(0, SIZE)[None, :]
+    weight = tl.load(weight_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0)
+    scale = tl.rsqrt(tl.fma(squares_of_row(x), 1.0 / K, eps))
+    tl.store(out_ptr + row * K + k, normed(x, scale, weight), mask=k < K)
 
 
 @triton.jit
@@ -83,15 +163,30 @@ def _add_shares_kernel(
     tl.store(residual_ptr + i, total.to(residual_ptr.dtype.element_ty), mask=i < size)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, room: int = 0, pdl: bool = False) -> Tensor:
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    room: int = 0,
+    ordered: bool = False,
+    pdl: bool = False,
+) -> Tensor:
     """RMSNorm over the last axis. x: [..., H] contiguous; weight: [H]. Returns [..., H].
 
-    room: of [T, H], rows that the result's storage is to have room for."""
+    room: of [T, H], rows that the result's storage is to have room for. ordered: of 16 bits, with
+    the bits of a norm inside a product (see above)."""
     out = torch.empty_like(x) if room <= len(x) else x.new_empty(room, *x.shape[1:])[: len(x)]
     width = x.shape[-1]
     rows = x.numel() // width
-    if rows:
-        block = triton.next_power_of_2(width)
+    block = triton.next_power_of_2(width)
+    if rows and ordered:
+        size = min(block, PIECE.value)
+        _ordered_norm_kernel[(rows,)](
+            x, weight, out, eps, K=width, PIECES=block // size, SIZE=size, PDL=pdl,
+            num_warps=min(8, block // size), launch_pdl=pdl,
+        )  # fmt: skip
+    elif rows:
         warps = min(8, max(1, block // 512))
         _rms_norm_kernel[(rows,)](
             x, weight, out, eps, K=width, BLOCK=block, PDL=pdl, num_warps=warps, launch_pdl=pdl

@@ -60,6 +60,7 @@ def _side_kernel(
     RESIDUAL: tl.constexpr,
     APART: tl.constexpr,
     PREFETCH: tl.constexpr,
+    EARLY: tl.constexpr,  # what follows is launched before weights are loaded
     PDL: tl.constexpr,
 ):
     """grid (ceil(N / BLOCK_N),)."""
@@ -69,11 +70,14 @@ def _side_kernel(
     k = tl.arange(0, BLOCK_K)[None, None, :]
     row = tl.minimum(n, N - 1).to(tl.int64)[None, :, None] * K  # what is past N is never stored
     at_w = w_ptr + row + begin + k
+    if PDL and EARLY:
+        gdc_launch_dependents()
     held = ()
     for step in tl.static_range(HELD):
         held = held + (tl.load(at_w + step * BLOCK_K),)  # noqa: RUF005 (what Triton reads)
     if PDL:
-        gdc_launch_dependents()
+        if not EARLY:
+            gdc_launch_dependents()
         if PREFETCH:
             LINE: tl.constexpr = 128 * 8 // w_ptr.dtype.element_ty.primitive_bitwidth
             line = tl.arange(0, BLOCK_K // LINE)[None, None, :] * LINE
@@ -117,6 +121,7 @@ def side(
     split: int,
     prefetch: bool = False,
     hold: bool = False,
+    early: bool = False,
     residual: Tensor | None = None,
     apart: bool = False,
     pdl: bool = False,
@@ -151,6 +156,7 @@ def side(
         RESIDUAL=residual is not None,
         APART=apart,
         PREFETCH=prefetch and pdl,
+        EARLY=early,
         PDL=pdl,
         num_warps=split,
         launch_pdl=pdl,

@@ -22,7 +22,7 @@ from torch import Tensor
 from quire.kernels.support import HOME_CARD, HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SIDE_ROWS = 16  # that side.py takes
+SIDE_ROWS = 16  # that side.py and whole.py take
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
 _RANKS = (2, 4, 8)  # of which each may have a share of a product
@@ -63,16 +63,19 @@ class Skinny:
 @dataclass(frozen=True)
 class Library:
     """torch's own product (cuBLAS), with norm and activation as kernels of their own. split: where
-    there is a residual, shares of K, multiplied side by side and added to it by our kernel."""
+    there is a residual, shares of K, multiplied side by side and added to it by our kernel. joins:
+    in exact mode too a residual joins a product of one share in it, not behind it, where no rows
+    pad it."""
 
     split: int = 1
+    joins: bool = False
 
 
 @dataclass(frozen=True)
 class Side:
     """The kernel of side.py, of up to 16 rows: a program's warps, one for each of `split` shares of
     K, multiply side by side. hold: all its weights are loaded before the kernel ahead has ended, in
-    as many steps of a share as there are stages."""
+    as many steps of a share as there are stages. early: what follows is launched before that."""
 
     block_n: int
     block_k: int
@@ -80,11 +83,35 @@ class Side:
     split: int
     prefetch: bool = False
     hold: bool = False
+    early: bool = False
 
     @property
     def stage_bytes(self) -> int:
         """Shared memory of one stage: x, up to 16 rows, and the weights, 16 bits each."""
         return self.split * (SIDE_ROWS + self.block_n) * self.block_k * 2
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The kernel of whole.py, of up to 16 rows: a program loads all K of block_n weight rows before
+    the kernel ahead has ended, in stages * block_k columns, and has a norm inside. early: of
+    Side."""
+
+    block_n: int
+    block_k: int
+    stages: int
+    warps: int
+    early: bool = False
+
+    @property
+    def split(self) -> int:
+        """Shares of K."""
+        return 1
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage: x, up to 16 rows, and the weights, 16 bits each."""
+        return (SIDE_ROWS + self.block_n) * self.block_k * 2
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,7 @@ class Tall:
         return (self.block_m + self.block_n) * self.block_k * 2
 
 
-Tile = Skinny | Side | Tall
+Tile = Skinny | Side | Whole | Tall
 Variant = Gemv | Library | Tile
 Table = Mapping[tuple[int, int], Mapping[int, Variant]]
 _KINDS: dict[str, type[Variant]] = {
@@ -114,6 +141,7 @@ _KINDS: dict[str, type[Variant]] = {
     "skinny": Skinny,
     "library": Library,
     "side": Side,
+    "whole": Whole,
     "tall": Tall,
 }
 

@@ -4,9 +4,8 @@ from faults.fault import Fault
 
 _TABLE = "tests/kernels/linear/test_exact.py::test_"
 _MODE = "tests/engine/runner/test_exact_mode.py::test_"
-_INTERPRETED = (
-    "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter[others]",
-)
+_RUN = "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter"
+_PRODUCTS, _ATTENTION = (_RUN + "[linear]",), (_RUN + "[others]",)
 
 FAULTS = (
     Fault(
@@ -33,8 +32,8 @@ FAULTS = (
     Fault(
         "exact: what was dropped is launched again",
         "kernels/linear/exact.py",
-        "        own = (n, k, bucket_of(rows)) in self._own\n",
-        "        own = False\n",
+        "card, own=where in self._own)\n",
+        "card, own=False)\n",
         (_TABLE + "a_dropped_library_leaves_its_rows_to_tiles",),
     ),
     Fault(
@@ -70,27 +69,42 @@ FAULTS = (
         "kernels/linear/skinny.py",
         "        if APART:\n",
         "        if False:\n",
-        _INTERPRETED,
+        _PRODUCTS,
     ),
     Fault(
         "exact: shares side by side are added as they come to hand",
         "kernels/linear/side.py",
         "        total = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7\n",
         "        total = s0 + s4 + s2 + s6 + s1 + s5 + s3 + s7\n",
-        _INTERPRETED,
+        _PRODUCTS,
     ),
     Fault(
         "exact: shares one after another are summed as one",
         "kernels/linear/tall.py",
         "        SEVERAL=split > 1,\n",
         "        SEVERAL=False,\n",
-        _INTERPRETED,
+        _PRODUCTS,
+    ),
+    Fault(
+        "exact: pieces of a row are added one after another inside a product",
+        "kernels/linear/norms.py",
+        "        total = added_pieces(sums, FIRST, HALF, ALL)\n        if FIRST + HALF < ALL:\n",
+        "        total = sums[FIRST]\n        HALF: tl.constexpr = 1\n"
+        "        if FIRST + 1 < ALL:\n",
+        _PRODUCTS,
+    ),
+    Fault(
+        "exact: a residual joins what the library was not asked about padded",
+        "kernels/linear/check.py",
+        "    return [*counts, *less]\n",
+        "    return counts\n",
+        (_TABLE + "where_residuals_join_the_library_padded_products_are_compared_too",),
     ),
     Fault(
         "exact: the last tile of a context lies lower, as in the fast mode",
         "kernels/attention/decode_launch.py",
         "        fixed=exact,\n",
         "        fixed=False,\n",
-        _INTERPRETED,
+        _ATTENTION,
     ),
 )

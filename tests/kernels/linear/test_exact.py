@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from quire.kernels.linear import exact, tuning
-from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Timings, Variant
+from quire.kernels.linear.tuning import (
+    Gemv,
+    Library,
+    Side,
+    Skinny,
+    Tall,
+    Timings,
+    Variant,
+    Whole,
+)
 from quire.kernels.support import HOPPER_SHARED
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -43,6 +52,7 @@ def test_what_breaks_the_order_is_told() -> None:
     assert exact.keeps(replace(tile, split=2), 1024, 2)
     assert exact.keeps(Library(), 1000, 1)
     assert exact.keeps(Library(2), 1000, 2)
+    assert exact.keeps(Whole(16, 256, stages=4, warps=4), 1024, 1)
     assert exact.keeps(Side(16, 64, stages=4, split=8), 1024, 8)
     assert exact.keeps(Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 128, 2)
     broken: list[tuple[Variant, int, int]] = [
@@ -50,6 +60,7 @@ def test_what_breaks_the_order_is_told() -> None:
         (replace(tile, split=2), 1024, 1),
         (replace(tile, split=2), 1024 + 128, 2),  # whose shares end where the tile's step does
         (replace(tile, fuse_norm=True), 1024, 1),
+        (Whole(16, 256, stages=4, warps=4), 1024, 2),
         (Library(2), 1024, 1),
         (Library(), 1024, 2),
         (Library(3), 1024, 3),
@@ -76,12 +87,14 @@ def test_the_fast_tables_do_change_it() -> None:
 def test_a_dropped_library_leaves_its_rows_to_tiles() -> None:
     """Of weights that no table knows: one share, by the library in many rows."""
     products, weight, other = exact.ExactProducts(), (12_800, 5120), (12_800, 4096)
+    joins = Library(joins=True)
+    assert products.choose(*weight, 3000) == joins
+    products.drop(*weight, 4096, joins)
     assert products.choose(*weight, 3000) == Library()
-    products.drop(*weight, 4096)
+    products.drop(*weight, 4096, Library())
     assert isinstance(products.choose(*weight, 3000), Skinny)
     assert isinstance(products.choose(*weight, 4096), Skinny)
-    assert products.choose(*weight, 4097) == Library()
-    assert products.choose(*other, 3000) == Library()
+    assert products.choose(*weight, 4097) == products.choose(*other, 3000) == joins
 
 
 def test_the_library_is_asked_for_no_number_of_rows_that_was_not_compared(
@@ -110,6 +123,34 @@ def test_the_library_is_asked_for_no_number_of_rows_that_was_not_compared(
     }
     assert asked <= compared
     assert len(compared) < 40
+
+
+def test_where_residuals_join_the_library_padded_products_are_compared_too() -> None:
+    from quire.kernels.linear.check import tried
+
+    assert [*tried(Library(), (65, 96, 128))] == [128]
+    assert [*tried(Library(joins=True), (65, 96, 128))] == [128, 127]
+    assert [*tried(Library(joins=True), (513, 768, 1024))][:2] == [640, 768]
+    assert {639, 1023} <= {*tried(Library(joins=True), (513, 768, 1024))}
+
+
+def test_a_residual_joins_the_librarys_product_where_nothing_pads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from quire.kernels.linear import linear
+
+    apart = []
+
+    def product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        apart.append(len(x))
+        return (x @ weight.t()).to(dtype)
+
+    monkeypatch.setattr(linear, "_product", product)
+    for rows in (1, 64, 100, 640):
+        x, residual = torch.ones(rows, 8), torch.ones(rows, 8)
+        found = linear.run(Library(joins=True), x, torch.eye(8), residual=residual, apart=True)
+        assert torch.equal(found, torch.full((rows, 8), 2.0))
+    assert apart == [64, 128]
 
 
 def test_the_cost_is_the_worst_over_rows_and_told_by_the_cards_own_table(
@@ -215,6 +256,15 @@ def test_shares_in_one_program_are_those_of_several(
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("silu", [False, True])
+def test_a_norm_inside_a_product_is_the_one_apart(bits: Any, silu: bool) -> None:
+    """Told by fp16 and fp32 around it, of which bf16 would hide most."""
+    around = {"silu": True} if silu else {"out_dtype": torch.float32}
+    found = bits(32 if silu else 16, 768, dtype=FP16, norm=True, **around)
+    assert found.differ_at(Whole(16, 256, stages=3, warps=4), (1, 8, 16)) is None
+
+
+@pytest.mark.triton
 def test_what_a_program_with_all_shares_does_not_take_is_refused(device: torch.device) -> None:
     from quire.kernels.linear import linear
 
@@ -265,6 +315,15 @@ def test_rows_that_pad_the_librarys_products_change_nothing(
         torch.testing.assert_close(padded, plain, atol=2e-2, rtol=2e-2)
 
 
+def summed_in_order(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As a matrix unit sums."""
+    total = torch.zeros(len(x), len(weight), device=x.device)
+    for k in range(0, x.shape[1], 16):
+        part = x[:, k : k + 16].double() @ weight[:, k : k + 16].double().t()
+        total = (total + part).float()
+    return total.to(dtype)
+
+
 @pytest.mark.triton
 def test_the_library_adds_a_residual_as_tiles_do(
     bits: Any, monkeypatch: pytest.MonkeyPatch
@@ -275,19 +334,12 @@ def test_the_library_adds_a_residual_as_tiles_do(
     if torch.cuda.is_available():
         pytest.skip("a card's matrix units round their sums in another way than this stand-in")
 
-    def product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        total = torch.zeros(len(x), len(weight), device=x.device)
-        for k in range(0, x.shape[1], 16):  # in order, as a matrix unit sums
-            part = x[:, k : k + 16].double() @ weight[:, k : k + 16].double().t()
-            total = (total + part).float()
-        return total.to(dtype)
-
-    monkeypatch.setattr(linear, "_product", product)
+    monkeypatch.setattr(linear, "_product", summed_in_order)
     found = bits(64, 512, residual=True)
     assert found.differ_at(Library(), (1, 20)) is None
 
     def at_once(x: torch.Tensor, weight: torch.Tensor, rows: int, **around: Any) -> torch.Tensor:
-        whole = product(x[:rows], weight, torch.float32) + around["residual"]
+        whole = summed_in_order(x[:rows], weight, torch.float32) + around["residual"]
         return whole.to(x.dtype)
 
     monkeypatch.setattr(linear, "_library", at_once)
@@ -324,6 +376,27 @@ def test_what_of_the_library_has_other_bits_is_dropped(
     (found,) = check(weight, around, products)
     assert (found.bucket, found.rows, found.kept) == (32, 18, True)
     assert isinstance(products.choose(32, 64, 17), Skinny)
+    assert check(weight, around, products) == []
+
+
+@pytest.mark.triton
+def test_residuals_are_added_apart_where_the_library_joins_them_otherwise(
+    device: torch.device, ordered_dots: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quire.kernels.linear import linear
+    from quire.kernels.linear.check import Around, check
+
+    del ordered_dots
+    if torch.cuda.is_available():
+        pytest.skip("a card's matrix units round their sums in another way than this stand-in")
+    monkeypatch.setattr(linear, "_product", summed_in_order)
+    joins = Library(joins=True)
+    monkeypatch.setattr(exact, "order_of", lambda *_: exact.Order(1, {64: joins}))
+    weight = torch.empty(32, 512, dtype=BF16, device=device)
+    around, products = Around(64, residual=True), exact.ExactProducts()
+    (found,) = check(weight, around, products)
+    assert (found.bucket, found.variant, found.kept) == (64, joins, True)
+    assert products.choose(32, 512, 64) == Library()
     assert check(weight, around, products) == []
 
 

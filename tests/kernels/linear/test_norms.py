@@ -31,6 +31,22 @@ def _close(actual: Tensor, wanted: Tensor) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float16, 6400), (torch.bfloat16, 1024)])
+def test_squares_are_added_in_one_order_everywhere(
+    dtype: torch.dtype, width: int, device: torch.device
+) -> None:
+    from support.row_squares import row_squares
+
+    x = _draw(16, width, dtype=dtype, device=device)
+    wanted = torch.zeros(16, 1 << (width - 1).bit_length(), device=device)
+    wanted[:, :width] = x.float().square()
+    while wanted.shape[1] > 1:
+        wanted = wanted[:, ::2] + wanted[:, 1::2]
+    for found in row_squares(x):
+        assert torch.equal(found, wanted[:, 0])
+
+
+@pytest.mark.triton
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 16), (3, 100), (2, 1024), (2, 3, 96), (1, 5120)])
 def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
