@@ -4,7 +4,7 @@ Invariant: what a slot asks for is taken down at its admission; a constraint's m
 that its row may draw. Only rows that ask for something are touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -48,16 +48,19 @@ class SlotEdits:
     def masks(self, plan: StepPlan, masks: Masks) -> list[tuple[int, Mask]]:
         """Of each row of the logits that has one; masks: those of constraints."""
         found = self._masks | dict(masks)
-        rows = enumerate(row.slot for row in plan.rows if row.samples)
-        return [(row, found[slot]) for row, slot in rows if slot in found]
+        return [(row, found[slot]) for row, slot in _sampling(plan) if slot in found]
 
     def bias(self, staging: Staging, plan: StepPlan) -> Bias:
         """Of the plan's rows that sample, uploaded; the first rows of the logits are theirs."""
-        rows = enumerate(row.slot for row in plan.rows if row.samples)
-        found = [(row, *self._bias[slot]) for row, slot in rows if slot in self._bias]
+        found = [(row, *self._bias[slot]) for row, slot in _sampling(plan) if slot in self._bias]
         staging.begin()
         staging.put("rows", np.concatenate([np.full(len(ids), row) for row, ids, _ in found]))
         staging.put("ids", np.concatenate([ids for _, ids, _ in found]))
         staging.put("values", np.concatenate([values for _, _, values in found]))
         staging.upload()
         return staging.get("rows"), staging.get("ids"), staging.get("values")
+
+
+def _sampling(plan: StepPlan) -> Iterable[tuple[int, int]]:
+    """The rows of the logits, and their slots."""
+    return enumerate(row.slot for row in plan.rows if row.samples)
