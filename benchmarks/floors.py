@@ -59,8 +59,9 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Floors:
-    """Floors of one model in bf16, or with FP8 weights in its layers (the head, activations beside
-    products and the cache stay bf16). Times in seconds, rates in tokens a second."""
+    """Floors of one model in bf16, or with FP8 weights in its layers (the head and activations
+    beside products stay bf16, and so does the cache unless said otherwise). Times in seconds, rates
+    in tokens a second."""
 
     layer_parameters: int  # of all layers' matrices; of experts those that a token takes
     head_parameters: int
@@ -72,8 +73,9 @@ class Floors:
     fp8: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig, card: Card = H200) -> "Floors":
+    def of(cls, config: ModelConfig, card: Card = H200, *, kv_element: int = ELEMENT) -> "Floors":
         """The floors of a model's shape on a card; norms, biases and scales are too small to count.
+        kv_element: bytes of a number of the cache.
 
         Raises ValueError for FP8 with a skip list, or on a card whose rate with it is not known.
         """
@@ -95,7 +97,7 @@ class Floors:
             head_parameters=config.vocab_size * config.hidden_size,
             layers=config.num_layers,
             attention_width=config.num_q_heads * config.head_dim,
-            kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * ELEMENT,
+            kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * kv_element,
             card=card,
             mixture=mixture,
             fp8=config.fp8 is not None,

@@ -192,7 +192,8 @@ def measure(
     name: str, shape: ModelConfig, directory: Path | None, report: Report, options: Namespace
 ) -> None:
     """All chosen workloads of one model, in an engine that is gone afterwards."""
-    floors = Floors.of(shape, report.card)
+    narrow = {"kv_element": 1} if "kv_cache_dtype=fp8" in options.option else {}
+    floors = Floors.of(shape, report.card, **narrow)
     known = workloads(floors)
     with tempfile.TemporaryDirectory() as scratch:
         model = str(directory) if directory else f"random:{name}"

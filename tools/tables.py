@@ -24,6 +24,7 @@ FILES = (  # in the order of docs/performance.md
     "start-8B.json",
     "offline-30B-A3B.json",
     "offline-8B-fp8.json",
+    "offline-8B-fp8-cache.json",
     "offline-0.6B-h100.json",
     "offline-8B-h100.json",
     "serving-0.6B.json",

@@ -19,7 +19,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def main() -> int:
             pool.submit(run_share, path, tests, options.words, environment, options.seconds)
             for path, tests in shares(marked_files(ROOT / "tests"), options.words)
         ]
-        for future in asked:
+        for future in as_completed(asked):
             outcome = future.result()
             outcomes.append(outcome)
             write(out, outcomes, asked, time.monotonic() - begin)

@@ -110,7 +110,9 @@ class RequestFile:
 def _parsed(raw: bytes) -> Line:
     """A line of the file. Raises ValueError, of which OptionError is one."""
     try:
-        fields = json.loads(raw, object_pairs_hook=without_repeats, parse_constant=_no_constant)
+        fields = json.loads(
+            raw, object_pairs_hook=without_repeats, parse_constant=_no_constant, parse_int=_whole
+        )
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except RepeatedKey as error:
@@ -127,6 +129,13 @@ def _parsed(raw: bytes) -> Line:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not JSON: {name}")
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"holds a whole number of {len(digits)} digits: at most 4300") from None
 
 
 def _check_characters(body: Any) -> None:

@@ -53,6 +53,7 @@ def test_requests_are_found_again_wherever_they_stand(tmp_path: Path) -> None:
         ((line("a"), line("b"), line("a")), "line 3: custom_id 'a': was there before"),
         ((line("a"), "{nonsense"), "line 2: is not JSON"),
         ((line("a"), '{"custom_id": "b", "body": NaN}'), "line 2: is not JSON: NaN"),
+        ((line("a"), f'{{"a": {"1" * 5000}}}'), "line 2: holds a whole number of 5000 digits"),
         (('{"custom_id": "a", "custom_id": "b"}',), "line 1: holds the key 'custom_id' twice"),
         (('{"custom_id": "a", "body": {"n": 1, "n": 2}}',), "line 1: holds the key 'n' twice"),
         (("[1]",), "line 1: an object, not list"),
