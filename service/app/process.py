@@ -18,6 +18,7 @@ from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError
 from quire.engine.loop import garbage
 from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.service import freed
 from quire.service.app.event_loop import new_event_loop
 from quire.service.app.openai_face import lines_to_paste
 from quire.service.app.placement import LinkMaker
@@ -45,6 +46,7 @@ def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
     service = settings.service
     logs.set_up(service.log_format, service.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    freed.few_arenas()
     signals = Signals(service.drain_seconds + END_SECONDS)
     runner = asyncio.Runner(loop_factory=new_event_loop)
     try:

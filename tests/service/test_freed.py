@@ -1,6 +1,8 @@
 """What large work has freed goes back to the system, and not too often."""
 
 import ctypes
+import os
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -73,3 +75,36 @@ def test_it_is_asked_for_behind_large_prompts_and_behind_grammars(
     result: Any = DeepThreads().run(lambda: "compiled")
     assert result == "compiled" and large_done.wait(PATIENCE)
     assert asked == ["quire-prompts", "quire"]
+
+
+ARENAS = """
+import ctypes, os, sys, threading
+from quire.service import freed
+freed.few_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+held = threading.Barrier(7)
+def work():
+    libc.malloc(5000)
+    held.wait()
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads:
+    thread.start()
+held.wait()
+reader, writer = os.pipe()
+libc.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fdopen(writer, b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+print(os.read(reader, 1 << 20).count(b"<heap nr="))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc's malloc")
+def test_threads_share_few_arenas() -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    for environment, expected in ((clean, freed.ARENAS), (clean | {"MALLOC_ARENA_MAX": "5"}, 5)):
+        ran = subprocess.run(
+            [sys.executable, "-c", ARENAS], env=environment, capture_output=True, check=True
+        )
+        assert int(ran.stdout) == expected
