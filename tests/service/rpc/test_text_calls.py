@@ -39,15 +39,15 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open, self.entered = threading.Event(), threading.Event()
         self.threads: set[int] = set()
-        encode = Tokenizer.encode
+        encoding = Tokenizer.encoding
 
-        def gated(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
+        def gated(tokenizer: Tokenizer, text: str, **options: bool) -> Any:
             self.threads.add(threading.get_ident())
             self.entered.set()
             assert self.open.wait(PATIENCE)
-            return encode(tokenizer, text, **options)
+            return encoding(tokenizer, text, **options)
 
-        monkeypatch.setattr(Tokenizer, "encode", gated)
+        monkeypatch.setattr(Tokenizer, "encoding", gated)
 
     async def wait(self) -> None:
         assert await asyncio.to_thread(self.entered.wait, PATIENCE)
