@@ -123,7 +123,9 @@ def _pass_equal_operands() -> None:
     check, equal = TritonSemantic.binary_op_type_checking_impl, tl.dtype.__eq__
     known: dict[tuple[Any, ...], Any] = {}
 
-    def checked(self: Any, lhs: Any, rhs: Any, *how: bool) -> tuple[Any, Any]:
+    def checked(self: Any, lhs: Any, rhs: Any, *how: bool, **named: bool) -> tuple[Any, Any]:
+        if named:
+            return check(self, lhs, rhs, *how, **named)
         if isinstance(rhs, numbers.Number) and isinstance(lhs, tl.tensor):
             key = (type(rhs), rhs, lhs.dtype.name, id(lhs.shape), how)
             if key not in known:
