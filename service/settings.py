@@ -6,7 +6,7 @@ name in capitals), else from the TOML file (sections [engine] and [service]), el
 Invariant: nothing is accepted and ignored. An unknown key, section or QUIRE_ variable, and a value
 of the wrong type, is a ConfigError that names it and where it stands. (Names that begin with
 QUIRE_CLIENT_ are the clients' own. What Kubernetes puts into every container for a Service whose
-name begins with `quire` is nobody's: see is_service_link.)
+name begins with `quire` is nobody's: see environment.py.)
 """
 
 import dataclasses
@@ -22,30 +22,18 @@ from typing import Any
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
+from quire.service.environment import CONFIG_VARIABLE, article, read_environment
 from quire.service.hosts import is_address, is_loopback, refuse_shared_ports
 
-ENV_PREFIX = "QUIRE_"
-CLIENT_PREFIX = "QUIRE_CLIENT_"
-CONFIG_VARIABLE = "QUIRE_CONFIG"
-SECRET_VARIABLE = "QUIRE_JOIN_SECRET"  # no option: it is shown nowhere
 _OTLP_SCHEMES = ("http://", "https://")
 PLACES = ("auto", "on", "off")
 OUTPUT_PARSERS = ("auto", "none", "hermes", "qwen3-coder")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-# Of a Service named quire, or quire-…; names of its ports stand behind SERVICE_PORT.
-_LINK_NAME = re.compile(
-    r"QUIRE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
-)
-_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
-_LINK_PLAIN = re.compile(
-    r".+_(\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)|SERVICE_HOST|SERVICE_PORT(_.+)?)"
-)
 _ORIGIN = re.compile(r"https?://[^\s/?#]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _MOST_BITS = 256  # of a whole number: of thousands of digits Python prints none
 _MOST_NAME = 256  # characters
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -283,7 +271,8 @@ def read_settings(
     if file is None and environment.get(CONFIG_VARIABLE):
         file = Path(environment[CONFIG_VARIABLE])
     from_file = _read_file(file) if file is not None else {}
-    from_environment = _read_environment(environment)
+    known = {n: kind for c in SECTIONS.values() for n, (kind, _) in option_types(c).items()}
+    from_environment = read_environment(environment, known)
     merged = {}
     for section, config in SECTIONS.items():
         names = option_types(config)
@@ -329,58 +318,10 @@ def _checked(where: str, value: Any, wanted: type, _optional: bool) -> Any:
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"{where} = {value!r}: must be {_article(wanted)}")
+        raise ConfigError(f"{where} = {value!r}: must be {article(wanted)}")
     if type(value) is str and "\0" in value:
         raise ConfigError(f"{where} = {value!r}: holds a zero byte")
     return value
-
-
-def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    known = {name: kind for config in SECTIONS.values() for name, kind in _kinds(config)}
-    values = {}
-    for variable, text in environment.items():
-        if not variable.startswith(ENV_PREFIX) or variable in (CONFIG_VARIABLE, SECRET_VARIABLE):
-            continue
-        if variable.startswith(CLIENT_PREFIX):
-            continue
-        if is_service_link(variable, text):
-            continue
-        name = variable.removeprefix(ENV_PREFIX).lower()
-        if name not in known:
-            raise ConfigError(f"environment variable {variable}: no such option")
-        values[name] = _parsed(f"environment variable {variable}", text, known[name])
-    return values
-
-
-def is_service_link(variable: str, value: str) -> bool:
-    """Whether Kubernetes has set it, to tell of a Service: QUIRE_SERVICE_HOST, QUIRE_PORT with a
-    value like tcp://10.0.0.1:50051, QUIRE_PORT_50051_TCP_ADDR, and so on. QUIRE_PORT with a number
-    is the option."""
-    if not _LINK_NAME.fullmatch(variable):
-        return False
-    return bool(_LINK_PLAIN.fullmatch(variable) or _LINK_VALUE.fullmatch(value))
-
-
-def _kinds(config: type) -> list[tuple[str, type]]:
-    return [(name, kind) for name, (kind, _) in option_types(config).items()]
-
-
-def _parsed(where: str, text: str, wanted: type) -> Any:
-    if wanted is bool:
-        if text.lower() in _TRUE:
-            return True
-        if text.lower() in _FALSE:
-            return False
-        raise ConfigError(f"{where} = {text!r}: must be true or false")
-    try:
-        return wanted(text)
-    except ValueError:
-        raise ConfigError(f"{where} = {text!r}: must be {_article(wanted)}") from None
-
-
-def _article(wanted: type) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return names[wanted]
 
 
 def _section(name: str, config: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from quire.service.settings import ENV_PREFIX, option_types
+from quire.service.environment import ENV_PREFIX
+from quire.service.settings import option_types
 
 _PANELS = {"EngineConfig": "Engine", "ServiceConfig": "Service"}
 

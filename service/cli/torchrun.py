@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire.engine.errors import ConfigError
-from quire.service.settings import ENV_PREFIX
+from quire.service.environment import ENV_PREFIX
 
 _MARK = "TORCHELASTIC_RUN_ID"
 _NODES, _PROCESSES = "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"

@@ -191,7 +191,7 @@ FAULTS = (
     ),
     Fault(
         "quire: a service link of Kubernetes stops the server",
-        "service/settings.py",
+        "service/environment.py",
         "        if is_service_link(variable, text):\n            continue\n",
         "",
         (
