@@ -34,7 +34,7 @@ from cards import Card, this_card
 from common import Row, print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
 from floors import DECODES as DECODE_LOOPS
-from floors import OTHER_SHAPES, SHAPES, Floors, largest_batch, nano_256, workloads
+from floors import ELEMENT, OTHER_SHAPES, SHAPES, Floors, largest_batch, nano_256, workloads
 from starts import GOALS, middle, starts
 
 from quire.engine.model.config import ModelConfig
@@ -192,8 +192,8 @@ def measure(
     name: str, shape: ModelConfig, directory: Path | None, report: Report, options: Namespace
 ) -> None:
     """All chosen workloads of one model, in an engine that is gone afterwards."""
-    narrow = {"kv_element": 1} if "kv_cache_dtype=fp8" in options.option else {}
-    floors = Floors.of(shape, report.card, **narrow)
+    narrow = options_of(options.option).get("kv_cache_dtype") == "fp8"
+    floors = Floors.of(shape, report.card, kv_element=1 if narrow else ELEMENT)
     known = workloads(floors)
     with tempfile.TemporaryDirectory() as scratch:
         model = str(directory) if directory else f"random:{name}"

@@ -58,6 +58,10 @@ class TooManyParts(ValueError):
     """A large text holds more than MAX_PARTS."""
 
 
+class TooManyDigits(ValueError):
+    """A whole number is longer than Python converts, which keeps the time to convert in bounds."""
+
+
 class RepeatedKey(ValueError):
     """An object holds `key` twice."""
 
@@ -74,6 +78,15 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise RepeatedKey(key)
         value[key] = inside
     return value
+
+
+def whole(digits: str) -> int:
+    """A hook for whole numbers. Raises TooManyDigits."""
+    try:
+        return int(digits)
+    except ValueError:
+        told = f"holds a whole number of {len(digits)} digits: at most 4300"
+    raise TooManyDigits(told)
 
 
 class _ByValue(json.JSONDecoder):

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 ARENAS = 2
 _ARENA_MAX = -8  # of mallopt
@@ -23,10 +24,9 @@ _waiting = False  # until then, for what was freed since
 def few_arenas() -> None:
     """To be called before threads begin. Nothing where malloc is another one, or MALLOC_ARENA_MAX
     says how many."""
-    if sys.platform != "linux" or "MALLOC_ARENA_MAX" in os.environ:
-        return
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_ARENA_MAX, ARENAS)
+    mallopt = _of_malloc("mallopt")
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:
@@ -41,8 +41,14 @@ def give_back() -> None:
                 _later(_next - now)
             return
         _next = now + PAUSE
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # lets other threads run meanwhile
+    trim = _of_malloc("malloc_trim")
+    if trim is not None:
+        trim(0)  # lets other threads run meanwhile
+
+
+def _of_malloc(name: str) -> Any:
+    """glibc's function; None where malloc is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _later(seconds: float) -> None:

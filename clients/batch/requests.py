@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from quire.clients.arguments import kind, refuse_what_is_no_file, show, text
 from quire.clients.errors import OptionError
-from quire.clients.large_json import RepeatedKey, without_repeats
+from quire.clients.large_json import RepeatedKey, whole, without_repeats
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
 from quire.clients.openai.faults import BadBody, Faults
@@ -111,7 +111,7 @@ def _parsed(raw: bytes) -> Line:
     """A line of the file. Raises ValueError, of which OptionError is one."""
     try:
         fields = json.loads(
-            raw, object_pairs_hook=without_repeats, parse_constant=_no_constant, parse_int=_whole
+            raw, object_pairs_hook=without_repeats, parse_constant=_no_constant, parse_int=whole
         )
     except RecursionError:
         raise ValueError("is nested too deep") from None
@@ -129,13 +129,6 @@ def _parsed(raw: bytes) -> Line:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not JSON: {name}")
-
-
-def _whole(digits: str) -> int:
-    try:
-        return int(digits)
-    except ValueError:
-        raise ValueError(f"holds a whole number of {len(digits)} digits: at most 4300") from None
 
 
 def _check_characters(body: Any) -> None:

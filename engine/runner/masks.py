@@ -1,13 +1,14 @@
 """Which ids a step's rows may draw: bits on the device, at one address, so that graphs read them.
 
-Invariant: a host buffer is not written again before the copy that reads it has ended; on the device
-a step's masks stand until the next step's are copied, behind the sampler that read them.
+Invariant: on the device a step's masks stand until the next step's are copied, behind the sampler
+that read them.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+
+from quire.engine.runner.staging import Ring
 
 _RING = 2  # host buffers: steps with masks are launched one at a time
 
@@ -25,15 +26,12 @@ class MaskTable:
         self._target = torch.full((size,), -1, dtype=torch.int32, device=device)
         self.of = self._target[:rows]
         self.words = self._target[rows:].view(rows, self._width)
-        self._pinned = device.type == "cuda"
-        self._buffers: list[Tensor] = [torch.empty(0, dtype=torch.int32)] * _RING
-        self._events: list[torch.cuda.Event | None] = [None] * _RING
-        self._turn = 0
+        self._ring = Ring(device, _RING, capacity=4 * (rows + self._width))
 
     def upload(self, masks: Sequence[tuple[int, Mask]]) -> None:
         """Enqueue the copy of a step's masks, each with the row that it is of."""
         size = self._rows + len(masks) * self._width
-        host = self._writable(size)
+        host = self._ring.next(4 * size).view(torch.int32)
         numbers = host.numpy()
         numbers[: self._rows] = -1
         octets, begin, length = numbers.data.cast("B"), 4 * self._rows, 4 * self._width
@@ -42,21 +40,4 @@ class MaskTable:
             octets[begin : begin + length] = mask
             begin += length
         self._target[:size].copy_(host, non_blocking=True)
-        if self._pinned:
-            event = self._events[self._turn] or torch.cuda.Event()
-            event.record()
-            self._events[self._turn] = event
-
-    def _writable(self, size: int) -> Tensor:
-        """The first numbers of the next buffer of the ring, once the copy that read it has ended;
-        a larger one where it is too small."""
-        self._turn = (self._turn + 1) % _RING
-        event = self._events[self._turn]
-        if event is not None:
-            event.synchronize()
-        if self._buffers[self._turn].numel() < size:
-            room = min(2 * size, self._target.numel())
-            self._buffers[self._turn] = torch.empty(
-                room, dtype=torch.int32, pin_memory=self._pinned
-            )
-        return self._buffers[self._turn][:size]
+        self._ring.copied()

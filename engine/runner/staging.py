@@ -1,10 +1,10 @@
 """One upload a step: named arrays packed into a pinned buffer, copied to the device at once.
 
-Invariant: a pinned buffer is not written again before the copy that reads it has ended. There is a
-ring of them, each with its event, one more than steps can be in flight. On the device there is one
-buffer, overwritten in stream order: arrays that are put in the same order with the same sizes lie
-at the same addresses in every step, so a captured graph may read them, provided that they come
-first and end within the buffer's capacity. What comes behind may be of any size.
+Invariant: a pinned buffer is not written again before the copy that reads it has ended (`Ring`).
+There is one more of them than steps can be in flight. On the device there is one buffer,
+overwritten in stream order: arrays that are put in the same order with the same sizes lie at the
+same addresses in every step, so a captured graph may read them, provided that they come first and
+end within the buffer's capacity. What comes behind may be of any size.
 """
 
 from typing import Any
@@ -22,23 +22,54 @@ _DTYPES = {
 }
 
 
+class Ring:
+    """Host buffers that take turns, each with the event of the copy that reads it."""
+
+    def __init__(self, device: torch.device, count: int, capacity: int) -> None:
+        """capacity: bytes of each; one that is too small is replaced."""
+        self._pinned = device.type == "cuda"
+        self._capacity = capacity
+        self._buffers = [self._new() for _ in range(count)]
+        self._events: list[torch.cuda.Event | None] = [None] * count
+        self._turn = 0
+
+    def _new(self) -> Tensor:
+        return torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
+
+    def next(self, size: int) -> Tensor:
+        """So many bytes of the next buffer, once the copy that last read it has ended."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        event = self._events[self._turn]
+        if event is not None:
+            event.synchronize()
+        if size > self._capacity:
+            self._capacity = 2 * size
+        if self._buffers[self._turn].numel() < size or not self._pinned:
+            # On the CPU tensors are views of the buffer, so each step gets a new one.
+            self._buffers[self._turn] = (
+                self._new() if self._pinned else torch.empty(size, dtype=torch.uint8)
+            )
+        return self._buffers[self._turn][:size]
+
+    def copied(self) -> None:
+        """The copy of the buffer that came last is enqueued."""
+        if self._pinned:
+            event = self._events[self._turn] or torch.cuda.Event()
+            event.record()
+            self._events[self._turn] = event
+
+
 class Staging:
     """put() arrays, upload() once, get() them as device tensors until the next begin()."""
 
     def __init__(self, device: torch.device, ring: int = 4, capacity: int = 1 << 16) -> None:
         self._device = device
         self._pinned = device.type == "cuda"
-        self._capacity = capacity
-        self._buffers = [self._new_buffer() for _ in range(ring)]
-        self._events: list[torch.cuda.Event | None] = [None] * ring
-        self._turn = 0
+        self._ring = Ring(device, ring, capacity)
         self._target = torch.empty(capacity, dtype=torch.uint8, device=device)
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._places: dict[str, tuple[int, int]] = {}  # of each array in the upload, in bytes
         self._head = self._whole = self._target  # see _copy
-
-    def _new_buffer(self) -> Tensor:
-        return torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
 
     def begin(self) -> None:
         """Start a step's upload; the last one's tensors are no longer to be used."""
@@ -54,18 +85,15 @@ class Staging:
         if not self._arrays:
             return
         total = sum([_room(array) for array in self._arrays.values()])
-        host = self._writable(total)
+        host = self._ring.next(total)
         raw, offset = host.numpy(), 0
         for name, array in self._arrays.items():
             end = offset + array.nbytes
             raw[offset:end] = array.reshape(-1).view(np.uint8)
             self._places[name] = (offset, end)
             offset += _room(array)
-        self._head, self._whole = self._copy(host[:total])
-        if self._pinned:
-            event = self._events[self._turn] or torch.cuda.Event()
-            event.record()
-            self._events[self._turn] = event
+        self._head, self._whole = self._copy(host)
+        self._ring.copied()
 
     def _copy(self, host: Tensor) -> tuple[Tensor, Tensor]:
         """Enqueue the copy. Returns what lies at the fixed address, and the whole.
@@ -80,21 +108,6 @@ class Staging:
             return target, target
         whole = host.to(self._device, non_blocking=True)
         return self._target.copy_(whole[: self._target.numel()]), whole
-
-    def _writable(self, size: int) -> Tensor:
-        """The next buffer of the ring, once the copy that last read it has ended."""
-        self._turn = (self._turn + 1) % len(self._buffers)
-        event = self._events[self._turn]
-        if event is not None:
-            event.synchronize()
-        if size > self._capacity:
-            self._capacity = 2 * size
-        if self._buffers[self._turn].numel() < size or not self._pinned:
-            # On the CPU tensors are views of the buffer, so each step gets a new one.
-            self._buffers[self._turn] = (
-                self._new_buffer() if self._pinned else torch.empty(size, dtype=torch.uint8)
-            )
-        return self._buffers[self._turn]
 
     def get(self, name: str) -> Tensor:
         """The array put under this name, on the device. Of a replayed step few are asked for."""

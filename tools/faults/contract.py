@@ -8,7 +8,7 @@ LARGE = "tests/clients/test_large_json.py::test_"
 FAULTS = (
     Fault(
         "contract: long whole numbers lose digits",
-        "service/rpc/json_text.py",
+        "clients/large_json.py",
         "        return int(digits)\n",
         "        return int(float(digits))\n",
         JSON,
