@@ -43,6 +43,7 @@ class QuireEngine:
         from quire.engine.config import EngineConfig
         from quire.engine.loop import garbage
         from quire.engine.loop.build import build_engine
+        from quire.engine.parallel.process import Program
 
         defaults: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,
@@ -50,9 +51,9 @@ class QuireEngine:
             "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
         }
         self.config = EngineConfig(model=model, **(defaults | options))
-        program = [sys.executable, "-P", "-m", "quire.service.app.rank_child", "text", "warning"]
+        rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", "text", "warning"]
         self.engine = build_engine(
-            self.config, lambda _stage, _share: None, pdl=pdl, rank_program=program
+            self.config, lambda _stage, _share: None, pdl=pdl, rank_program=Program(rank)
         )
         garbage.freeze()  # as the server does
         self._key = 0

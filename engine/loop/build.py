@@ -9,7 +9,6 @@ import dataclasses
 import importlib.metadata
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,7 @@ from quire.kernels.support import before_hopper, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
     from quire.engine.loop.ranks import Agree
+    from quire.engine.parallel.process import Program
     from quire.engine.parallel.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -82,14 +82,14 @@ def build_engine(
     *,
     pdl: bool | None = None,
     matchers: Matchers | None = None,
-    rank_program: Sequence[str] | None = None,
+    rank_program: "Program | None" = None,
 ) -> Engine:
     """Load, size and warm up. Raises QuireError; progress(stage, share) tells how far it is.
 
     matchers: makes matchers of constraints; None: requests must have none.
     pdl: launch kernels as programmatic dependents; None: where the device can (sm_90 and up).
-    rank_program: the command line of another rank's process, to which a descriptor's number is
-    added; None: there can be no other. It ends this process when one is lost later on.
+    rank_program: of another rank's process; None: there can be no other. It ends this process when
+    one is lost later on.
     """
     spread.refuse_too_large(config)
     if config.tensor_parallel_size == 1:

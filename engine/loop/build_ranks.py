@@ -3,14 +3,13 @@
 Imported where there are several: one rank alone starts without all that they speak through.
 """
 
-from collections.abc import Sequence
-
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import Engine, build_rank, engine_over
 from quire.engine.loop.loop import Progress
 from quire.engine.loop.ranks import leading, meet, start_ranks
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import Kind
+from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import ended_on_error
 from quire.engine.scheduling.matching import Matchers
 
@@ -18,12 +17,12 @@ from quire.engine.scheduling.matching import Matchers
 def build_ranks(
     config: EngineConfig,
     progress: Progress,
-    program: Sequence[str] | None,
+    program: Program | None,
     matchers: Matchers | None,
     *,
     pdl: bool | None,
 ) -> Engine:
-    """See build_engine. program: another rank's command line. Raises QuireError."""
+    """See build_engine. program: another rank's. Raises QuireError."""
     ranks = start_ranks(config, program)
     with ended_on_error(ranks):
         world = meet(config, ranks)

@@ -21,6 +21,7 @@ from quire.engine.parallel.door import Door
 from quire.engine.parallel.line import Kind
 from quire.engine.parallel.meeting import exchange_of
 from quire.engine.parallel.network import listen
+from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import read_secret
 from quire.engine.parallel.terms import Terms, terms_of
@@ -29,7 +30,7 @@ WEIGHTS = "weights"
 Agree = Callable[[int, str], int]
 
 
-def start_ranks(config: EngineConfig, program: Sequence[str] | None) -> Ranks:
+def start_ranks(config: EngineConfig, program: Program | None) -> Ranks:
     """Start the other ranks of this node, wait for the other nodes, and tell all what to build. The
     CPU's threads are shared out over this node's, and all have the same number: sums depend on it.
     Raises ConfigError."""

@@ -18,7 +18,6 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from quire.engine import lifeline
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError, RankError
 from quire.engine.model.layers.parallel import World
@@ -60,15 +59,12 @@ Builder = Callable[[EngineConfig, World, Progress, Agree], Follower]
 
 def run(
     load_builder: Callable[[], Builder],
-    connection: int,
+    parent: socket.socket,
     flush_logs: Callable[[], None] = lambda: None,
     model: str | None = None,
 ) -> NoReturn:
-    """Logs are set up already. connection: the descriptor of the socket to rank 0. model: where
-    this node has the model; None: where rank 0 has it."""
-    os.set_inheritable(connection, False)
-    parent = socket.socket(fileno=connection)
-    lifeline.hold_to(parent)
+    """Logs are set up already. parent: the socket to rank 0, which this process is held to. model:
+    where this node has the model; None: where rank 0 has it."""
     code = serve(load_builder(), Line(parent), model)
     flush_logs()
     os._exit(code)  # without the interpreter's end, which a group's threads may hold up

@@ -5,10 +5,8 @@ node is that node's, and ends when its line does.
 """
 
 import contextlib
-import socket
 import subprocess
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 from quire.engine.errors import RankError
@@ -50,11 +48,9 @@ class Rank:
 class LocalRank(Rank):
     """A process of this node."""
 
-    def __init__(self, number: int, program: Sequence[str]) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = process.start(program, theirs)
-        super().__init__(number, Line(ours))
+    def __init__(self, number: int, program: process.Program) -> None:
+        self.process, connection = program.start()
+        super().__init__(number, Line(connection))
 
     @property
     def where(self) -> str:

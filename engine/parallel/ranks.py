@@ -24,6 +24,7 @@ from quire.engine.parallel.exchange import LOOPBACK
 from quire.engine.parallel.line import Kind, said
 from quire.engine.parallel.member import GRACE, DistantRank, LocalRank, Node, Rank
 from quire.engine.parallel.opening import NO_RANK
+from quire.engine.parallel.process import Program
 from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
@@ -46,14 +47,14 @@ class Ranks:
 
     def __init__(
         self,
-        program: Sequence[str],
+        program: Program,
         size: int,
         on_loss: Callable[[], None] = leave,
         here: int | None = None,
     ) -> None:
-        """program: a command line, to which the number of a descriptor is added. on_loss: called
-        on a thread of its own when a rank is lost that was ready. here: ranks of this node, this
-        one too; the others are to be taken in. None: all."""
+        """program: of the ranks of this node. on_loss: called on a thread of its own when a rank
+        is lost that was ready. here: ranks of this node, this one too; the others are to be taken
+        in. None: all."""
         self.size = size
         self.address = LOOPBACK  # where this node's ranks listen for the others
         self.board = Board()

@@ -1,8 +1,9 @@
 """The program of the engine's process; `quire serve` starts it, and nobody else can.
 
-    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL SOCKET MARK
+    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL RANKS SOCKET MARK
 
-SOCKET and MARK are inherited file descriptors (quire.engine.client.process_main.run).
+RANKS: how many other ranks this machine is to have, which get ready beside this one. SOCKET and
+MARK are inherited file descriptors (quire.engine.client.process_main.run).
 """
 
 import os
@@ -13,22 +14,26 @@ from typing import NoReturn
 from quire.engine.client import process_main
 from quire.engine.loop import garbage
 from quire.engine.loop.loop import Builder
+from quire.engine.parallel.process import Program
 from quire.engine.runner import compile_process
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
+_MOST_AHEAD = 7  # of eight: more have not been found on one machine, and may be a mistake
 
-def main(log_format: str, log_level: str, connection: str, mark: str) -> NoReturn:
+
+def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str) -> NoReturn:
     """Logs as the server's own; then the engine, until its end."""
     logs.set_up(log_format, log_level)
     if sees_gpu(os.environ):
         compile_process.start_early()
-    ranks = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
-    process_main.run(partial(_load, ranks), int(connection), int(mark), logs.flush)
+    rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
+    program = Program(rank, ahead=min(int(ranks), _MOST_AHEAD))
+    process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
 
 
 @garbage.put_off()
-def _load(rank_program: list[str]) -> Builder:
+def _load(rank_program: Program) -> Builder:
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
 

@@ -80,6 +80,7 @@ def sees_gpu(environment: Mapping[str, str], nodes: tuple[str, ...] = _GPU_NODES
 def program(settings: Settings) -> list[str]:
     """The command line of the engine's process, but for its descriptors."""
     service = settings.service
+    others = settings.engine.ranks_per_node - 1
     # -P: the working directory holds no modules of ours.
     command = [sys.executable, "-P", "-m", "quire.service.app.engine_child"]
-    return [*command, service.log_format, service.log_level]
+    return [*command, service.log_format, service.log_level, str(others)]

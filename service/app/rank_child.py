@@ -6,9 +6,12 @@ SOCKET is an inherited file descriptor, MODEL where this node has the model, if 
 (quire.engine.parallel.follower.run).
 """
 
+import os
+import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from quire.engine import lifeline
 from quire.engine.client import stacks
 from quire.engine.loop import garbage
 from quire.service.telemetry import logs
@@ -20,12 +23,15 @@ if TYPE_CHECKING:
 def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     """Logs as the server's own; then the rank, until its end."""
     *models, connection = rest
+    os.set_inheritable(int(connection), False)
+    parent = socket.socket(fileno=int(connection))
+    lifeline.hold_to(parent)  # before what takes seconds: rank 0 may have been refused by then
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
     with garbage.put_off():
         from quire.engine.parallel import follower  # seconds of imports
 
-    follower.run(_load, int(connection), logs.flush, models[0] if models else None)
+    follower.run(_load, parent, logs.flush, models[0] if models else None)
 
 
 @garbage.put_off()

@@ -29,6 +29,13 @@ FAULTS = (
         SHARDS,
     ),
     Fault(
+        "ranks: processes started ahead are left, and others started",
+        "engine/parallel/process.py",
+        "self._ahead.popleft() if self._ahead else",
+        "self._ahead.popleft() if not self._command else",
+        (TESTS + "processes_started_ahead_become_the_first_ranks",),
+    ),
+    Fault(
         "ranks: each has as many blocks as rank 0 has room for",
         "engine/loop/ranks.py",
         "least = min(blocks, *(",

@@ -18,6 +18,7 @@ from quire.engine.errors import ConfigError, ModelError, RankError
 from quire.engine.parallel import follower, network, node, ranks
 from quire.engine.parallel.door import Door
 from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import Secret
 from quire.engine.parallel.terms import Terms
@@ -52,7 +53,7 @@ class Cluster:
         self.node: Future[int] = pool.submit(
             node.follow, both.replace(node_rank=1), TERMS, SECRET, program
         )
-        self.ranks = Ranks(program, 4, self.lost.set, here=2)
+        self.ranks = Ranks(Program(program), 4, self.lost.set, here=2)
         self.ranks.take_in(Door(listener, SECRET, TERMS, node.places(both)).gather(PATIENCE))
         self.ranks.build({}, 1)
 

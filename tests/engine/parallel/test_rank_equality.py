@@ -35,6 +35,7 @@ from quire.engine.model.layers.parallel import World
 from quire.engine.parallel.follower import follow
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import Kind
+from quire.engine.parallel.process import Program
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.matching import Constrained, constrained
 from quire.engine.scheduling.plan import Masks, StepPlan, StepResult
@@ -269,7 +270,7 @@ def test_processes_compute_the_bits_that_threads_do(size: int, tmp_path: Path) -
         max_num_seqs=6,
         max_num_batched_tokens=24,
     )
-    engine = build_engine(config, lambda _stage, _share: None, rank_program=RANK)
+    engine = build_engine(config, lambda _stage, _share: None, rank_program=Program(RANK))
     assert engine.ranks is not None
     told: list[tuple[StepPlan, Masks]] = []
     results: list[StepResult] = []

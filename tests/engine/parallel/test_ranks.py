@@ -28,6 +28,7 @@ from quire.engine.parallel.exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import MOST_BYTES, Kind, Line, said, values_of
 from quire.engine.parallel.member import LocalRank
+from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.store import Board, BoardStore, LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
@@ -61,7 +62,7 @@ class Loss:
 
 
 def started(body: str, size: int = 3, on_loss: Any = None) -> Ranks:
-    ranks = Ranks(program(body), size, on_loss or Loss())
+    ranks = Ranks(Program(program(body)), size, on_loss or Loss())
     ranks.build({}, 1)
     return ranks
 
@@ -71,6 +72,16 @@ def gone(ranks: Ranks) -> bool:
 
 
 STAYS = "hear()\n"
+
+
+def test_processes_started_ahead_become_the_first_ranks() -> None:
+    others = {child.pid for child in psutil.Process().children()}
+    ahead = Program(program(STAYS), ahead=2)
+    waiting = {child.pid for child in psutil.Process().children()} - others
+    ranks = Ranks(ahead, 4, Loss())
+    assert {rank.process.pid for rank in ranks._ranks[:2]} == waiting
+    ranks.end()
+    assert gone(ranks)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +243,7 @@ def test_a_split_that_cannot_be_and_an_engine_without_ranks_start_nothing(
     with pytest.raises(
         ConfigError, match=r"size = 3: must be a multiple of .* num_key_value_heads = 2"
     ):
-        build_engine(config, lambda _stage, _share: None, rank_program=["none"])
+        build_engine(config, lambda _stage, _share: None, rank_program=Program(["none"]))
     config = config.replace(tensor_parallel_size=2)
     with pytest.raises(ConfigError, match="engine_process = on"):
         build_engine(config, lambda _stage, _share: None)
@@ -245,7 +256,7 @@ def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     config = EngineConfig(model="random:tiny", tensor_parallel_size=4)
     with pytest.raises(ConfigError, match="tensor_parallel_size = 4: at most 3 ranks a node"):
-        build_engine(config, lambda _stage, _share: None, rank_program=["none"])
+        build_engine(config, lambda _stage, _share: None, rank_program=Program(["none"]))
     assert sizing.resolve_device(config.replace(tensor_parallel_size=3), rank=2).index == 2
 
 

@@ -19,6 +19,7 @@ from support.small_engine import run
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import build_engine
+from quire.engine.parallel.process import Program
 from quire.engine.request import GenerationRequest, SamplingParams
 
 RANK = (sys.executable, "-P", "-m", "quire.service.app.rank_child", "text", "warning")
@@ -43,7 +44,7 @@ def answers(dtype: str, ranks: int, *, enforce_eager: bool = False) -> list[Sequ
         num_blocks=64,
         enforce_eager=enforce_eager,
     )
-    engine = build_engine(config, lambda _stage, _share: None, rank_program=RANK)
+    engine = build_engine(config, lambda _stage, _share: None, rank_program=Program(RANK))
     try:
         drawn = replace(GREEDY, temperature=0.8, seed=7, top_p=0.9)
         requests = [
