@@ -164,10 +164,18 @@ def document(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     }
 
 
-def has_device() -> bool:
-    """Asked in a process of its own: this one stays without a CUDA context."""
-    ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
+def devices() -> list[str]:
+    """What CUDA sees, asked in a process of its own: this one stays without a CUDA context."""
+    ask = "import torch; print(*range(torch.cuda.device_count()))"
+    run = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    found, named = run.stdout.split(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[: len(found)] if named else found
+
+
+def led_by(names: Sequence[str], first: int) -> dict[str, str]:
+    """The environment of a process that sees all devices, another one first: most tests take it."""
+    turn = first % len(names)
+    return {"CUDA_VISIBLE_DEVICES": ",".join([*names[turn:], *names[:turn]])}
 
 
 def main() -> int:
@@ -178,7 +186,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=400, help="most that one process may take")
     parser.add_argument("-k", dest="words", default="", help="only tests that match, as in pytest")
     options = parser.parse_args()
-    if not has_device():
+    names = devices()
+    if not names:
         print("a CUDA device is needed", file=sys.stderr)
         return 2
     out = options.out.resolve()
@@ -188,8 +197,17 @@ def main() -> int:
     begin, outcomes = time.monotonic(), []
     with ThreadPoolExecutor(options.jobs) as pool:
         asked = [
-            pool.submit(run_share, path, tests, options.words, environment, options.seconds)
-            for path, tests in shares(marked_files(ROOT / "tests"), options.words)
+            pool.submit(
+                run_share,
+                path,
+                tests,
+                options.words,
+                environment | led_by(names, number),
+                options.seconds,
+            )
+            for number, (path, tests) in enumerate(
+                shares(marked_files(ROOT / "tests"), options.words)
+            )
         ]
         for future in as_completed(asked):
             outcome = future.result()
