@@ -58,9 +58,7 @@ def encode(plan: StepPlan) -> bytes:
     try:
         parts = [_HEAD.pack(_MAGIC, plan.step_id, *sizes)]
         for row in plan.rows:
-            parts.append(_ROW.pack(*row[:7], len(row.token_ids)))
-            if row.token_ids:
-                parts.append(_ids(row.token_ids))
+            parts += [_ROW.pack(*row[:7], len(row.packed) // 4), row.packed]
         for one in plan.admitted:
             parts += _admission(one)
         parts += [_UPDATE.pack(*update) for update in plan.block_updates]
@@ -166,7 +164,7 @@ def _read(reader: "_Reader") -> StepPlan:
 
 def _read_row(reader: "_Reader") -> PlanRow:
     *numbers, count = reader.take(_ROW)
-    return PlanRow._make((*numbers, reader.ids(count)))
+    return PlanRow._make((*numbers, reader.raw(4 * count)))
 
 
 def _read_admission(reader: "_Reader") -> Admission:

@@ -13,6 +13,7 @@ it is made of numbers, booleans, None, tuples and, in their place, lists alone.
 from typing import Any, NamedTuple
 
 from quire.engine.request import TokenLogprob
+from quire.engine.scheduling.token_bytes import packed, unpacked
 
 Plain = tuple[Any, ...]
 
@@ -85,8 +86,9 @@ class PlanRow(NamedTuple):
     """One slot's part of a step: tokens start .. start + num_tokens - 1 are computed.
 
     `samples`: the row's last token is the last one there is, so a new one is drawn after it.
-    `token_ids`: the row's tokens; none in a decode row, whose token the slot holds. Key and index
-    say whose row it is; its result counts only while that request's epoch is still this one.
+    `packed`: the row's tokens, as `token_bytes` has them; none in a decode row, whose token the
+    slot holds. Key and index say whose row it is; its result counts only while that request's epoch
+    is still this one.
     """
 
     key: int
@@ -96,7 +98,12 @@ class PlanRow(NamedTuple):
     start: int
     num_tokens: int
     samples: bool
-    token_ids: tuple[int, ...] = ()
+    packed: bytes = b""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The row's tokens, as numbers."""
+        return unpacked(self.packed)
 
 
 class BlockUpdate(NamedTuple):
@@ -159,7 +166,7 @@ class StepPlan(NamedTuple):
         """The plan as nested tuples of numbers, fit for marshal or JSON."""
         return (
             self.step_id,
-            tuple(tuple(row) for row in self.rows),
+            tuple((*row[:-1], row.token_ids) for row in self.rows),
             tuple((*one[:5], tuple(one.sampling), *one[6:]) for one in self.admitted),
             tuple(tuple(update) for update in self.block_updates),
             self.copies,
@@ -179,7 +186,7 @@ class StepPlan(NamedTuple):
         masked, pooled, judged, window_updates, window_copies = more
         return cls(
             step_id,
-            tuple(PlanRow._make((*row[:-1], tuple(row[-1]))) for row in rows),
+            tuple(PlanRow._make((*row[:-1], packed(row[-1]))) for row in rows),
             tuple(_admission(one) for one in admitted),
             tuple(BlockUpdate(*update) for update in updates),
             tuple((source, target) for source, target in copies),

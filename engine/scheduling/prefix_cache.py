@@ -20,6 +20,7 @@ from typing import NamedTuple
 import xxhash
 
 from quire.engine.scheduling.kv_events import STORED, KvEvent, KvLog, parents_first
+from quire.engine.scheduling.token_bytes import packed
 
 _TOKEN_BYTES = 4
 
@@ -81,9 +82,9 @@ class PrefixCache:
 
     def _pack(self, token_ids: Sequence[int], first: int, end: int) -> list[bytes]:
         """The tokens of blocks first to end - 1, packed at once: a call a block takes longer."""
-        packed = _packed(token_ids[first * self.block_size : end * self.block_size])
+        whole = packed(token_ids[first * self.block_size : end * self.block_size])
         width = self.block_size * _TOKEN_BYTES
-        return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+        return [whole[begin : begin + width] for begin in range(0, len(whole), width)]
 
     def _parent(self, hashes: Sequence[bytes], salt: bytes, index: int) -> bytes:
         return hashes[index - 1] if index else self.root_hash(salt)
@@ -104,7 +105,7 @@ class PrefixCache:
                 break
             found.append(next(iter(blocks)))
         known = b"".join([self._tokens_of[block] for block in found])
-        wanted = _packed(token_ids[: len(found) * self.block_size])
+        wanted = packed(token_ids[: len(found) * self.block_size])
         if known != wanted:  # two prefixes of one hash
             del found[_num_equal(known, wanted) // self.block_size :]
         return found
@@ -143,7 +144,7 @@ class PrefixCache:
             return None
         children = self._children.get(self._parent(hashes, salt, index), ())
         begin, last = index * self.block_size, len(token_ids) - 1
-        wanted = _packed(token_ids[begin : min(begin + self.block_size, last)])
+        wanted = packed(token_ids[begin : min(begin + self.block_size, last)])
         place = bisect_left(children, (wanted, 0))
         best = Head(0, 0)
         for tokens, block in children[max(place - 1, 0) : place + 1]:
@@ -202,7 +203,7 @@ class PrefixCache:
         if not self.enabled or block in self._tokens_of:
             return
         index = num_tokens // self.block_size
-        tokens = _packed(token_ids[index * self.block_size : num_tokens])
+        tokens = packed(token_ids[index * self.block_size : num_tokens])
         parent = self._parent(hashes, salt, index)
         children = self._children.get(parent, [])
         place = bisect_left(children, (tokens, 0))
@@ -268,10 +269,6 @@ class PrefixCache:
 
     def _fills(self, tokens: bytes) -> bool:
         return len(tokens) == self.block_size * _TOKEN_BYTES
-
-
-def _packed(tokens: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(tokens)}i", *tokens)
 
 
 def _num_equal(one: bytes, other: bytes) -> int:

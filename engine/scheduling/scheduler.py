@@ -187,7 +187,7 @@ class Scheduler:
         slot = request.slot
         draft.planned[slot] = request
         is_decode = samples and count == 1  # its token is the last one, which the slot holds
-        tokens = () if is_decode else tuple(request.token_ids[start:end])
+        tokens = b"" if is_decode else request.token_ids[start:end].tobytes()
         if request.unjudged:
             draft.judge(request, start, end)
         row = _new_row(

@@ -15,10 +15,12 @@ alone touches them; a runner gets numbers taken from them (`admission_row`) and 
 """
 
 import enum
+from array import array
 
 from quire.engine.request import GenerationRequest
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import Admission, SamplingNumbers
+from quire.engine.scheduling.token_bytes import as_array
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment: siblings' seeds lie far apart
 
@@ -85,7 +87,8 @@ class Request:
         self.arrival = arrival
         self.priority = spec.priority
         self.status = Status.WAITING
-        self.token_ids: list[int] = [*spec.prompt_token_ids, *spec.resume_token_ids]
+        known = (*spec.prompt_token_ids, *spec.resume_token_ids)
+        self.token_ids: array[int] = as_array(known)
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         most = self.sampling.max_tokens if spec.pooling is None else 1  # which is never sampled
         self.max_total_tokens = self.num_prompt_tokens + most  # never more

@@ -38,8 +38,8 @@ FAULTS = (
     Fault(
         "hits: a tail is known by tokens that were never computed",
         _CACHE,
-        "_packed(token_ids[index * self.block_size : num_tokens])",
-        "_packed(token_ids[index * self.block_size : num_tokens + 1])",
+        "packed(token_ids[index * self.block_size : num_tokens])",
+        "packed(token_ids[index * self.block_size : num_tokens + 1])",
         _hits("the_next_turn_of_a_conversation_computes_what_is_new_alone"),
     ),
     Fault(
