@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quire.engine.runner.inputs import StepInputs
+from quire.engine.runner.staging import Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Aside:
         self._context_lens = torch.zeros(most_rows, dtype=torch.int32, device=device)
 
     def context_lens(self, rows: int) -> Tensor:
-        """Those of a step of one-token rows, to be written: [rows] int32."""
+        """Those of a step, to be written: [rows] int32."""
         return self._context_lens[:rows]
 
     def keep(self, forwarded: Forwarded) -> Forwarded:
@@ -70,3 +71,8 @@ class Aside:
         rows = len(row_slots)
         lens = self.context_lens(rows)
         return Forwarded(self._hidden[:rows], None, row_slots, lens, None, None)
+
+    def left_by_prompts(self, staging: Staging) -> Forwarded:
+        """What the last step with longer rows has left, whose upload this is."""
+        left = self.left(staging.get("row_slots")).sampling(staging.get("sampled_rows"))
+        return replace(left, query_lens=staging.get("query_lens"))

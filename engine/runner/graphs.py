@@ -42,6 +42,8 @@ _BURST_ROWS = (0, 1, 4, 16, 64)  # of one token, beside the prompts of a burst
 _BURST_PROMPTS = ((1, 65, 1024), (2, 65, 1024), (8, 513, 4096), (32, 2049, 8192))
 """Prompts that come together, at least, and from how many tokens up to how many such steps are
 captured in spare time: calls of some 70 tokens, and most of a few hundred."""
+_KINDS = (Needs(), Needs(draws=True), Needs(draws=True, filters=True))  # what most rows need
+_MOST_SAMPLED = 256  # padded rows up to which a sampler behind prompts is kept
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
 FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 
@@ -66,10 +68,17 @@ class GraphKey(NamedTuple):
 
 
 class SamplerKey(NamedTuple):
-    """The sampler behind the model's part of a step of one-token rows. rows: padded."""
+    """The sampler behind the model's part of a step. rows: padded. prompts: the step has longer
+    rows; which rows sample is in the upload."""
 
     rows: int
     needs: Needs
+    prompts: bool = False
+
+    @property
+    def shape(self) -> MixedShape:
+        """Of some step with so many rows."""
+        return MixedShape(0, self.rows, self.rows)
 
 
 Key = GraphKey | SamplerKey
@@ -104,23 +113,23 @@ class GraphSizes:
         self.prompt_tokens = list(prompt_tokens)
         self._powers = _powers(2, max_num_seqs)
         self._few_powers = _powers(4, max_num_seqs)
+        self.most_sampled = min(2 * max_num_seqs, _MOST_SAMPLED)
 
     def first_keys(self) -> list[Key]:
         """What every deployment needs, the largest first."""
-        kinds = [Needs(), Needs(draws=True), Needs(draws=True, filters=True)]
         bound = self.context_bounds[0]
         first = [tokens for tokens in FIRST_PROMPTS if tokens in self.prompt_tokens]
         prompts = [self.mixed(0, 1, tokens, bound) for tokens in reversed(first)]
         keys: list[Key] = []
         for key in prompts:
             assert key is not None
-            whole = [needs for needs in kinds if fused(key.rows, needs, key.prefill_tokens)]
+            whole = [needs for needs in _KINDS if fused(key.rows, needs, key.prefill_tokens)]
             keys += [key._replace(needs=needs) for needs in (None, *whole)]
         for rows in reversed(self.decode_rows):
-            whole = [needs for needs in kinds if fused(rows, needs)]
+            whole = [needs for needs in _KINDS if fused(rows, needs)]
             keys += [self.decode(rows, bound, needs) for needs in whole]
             keys.append(self.decode(rows, bound, None))
-            keys += [SamplerKey(rows, needs) for needs in kinds if needs not in whole]
+            keys += [SamplerKey(rows, needs) for needs in _KINDS if needs not in whole]
         return keys
 
     def burst_keys(self) -> list[Key]:
@@ -134,7 +143,10 @@ class GraphSizes:
             if prompts <= most and least <= tokens <= last
             for decode in _BURST_ROWS
         ]
-        return [key for key in dict.fromkeys(keys) if key is not None]
+        models = [key for key in dict.fromkeys(keys) if key is not None]
+        rows = dict.fromkeys(key.rows for key in models if key.rows <= self.most_sampled)
+        samplers = [SamplerKey(count, needs, True) for count in rows for needs in _KINDS]
+        return [*samplers, *models]
 
     def decode(self, rows: int, max_context_len: int, needs: Needs | None) -> GraphKey:
         """The key of a step of one-token rows alone."""
@@ -161,6 +173,13 @@ class GraphSizes:
             _cover(self.prompt_tokens, tokens),
             self._bound(max_context_len),
         )
+
+    def sampler(self, key: GraphKey, needs: Needs, sampling_rows: int) -> SamplerKey | None:
+        """The key of the sampler behind a step with longer rows; None: it runs eagerly, as nothing
+        samples, or single ids are preferred or left out, or the rows are too many to be kept."""
+        if not sampling_rows or needs.edits or key.rows > self.most_sampled:
+            return None
+        return SamplerKey(key.rows, needs, True)
 
     def _bound(self, max_context_len: int) -> int:
         return _cover(self.context_bounds, max_context_len)

@@ -93,9 +93,11 @@ def stage_mixed(
     """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
 
     Padding rows belong to the null slot; the last of them takes the padding tokens. The sizes of
-    all but the last arrays follow from `shape` alone, so that a graph finds them where they were
-    captured. Of a padded step every row's last token is in logits_rows, of an exact one those that
-    sample; which those are among the rows, sampled_rows tells: with all_sample all, padding too.
+    all arrays of a padded step follow from `shape` alone, and of those that its sampler reads from
+    the number of rows, so that a graph finds them where they were captured. Of a padded step every
+    row's last token is in logits_rows, of an exact one those that sample; which those are among the
+    rows, sampled_rows tells, with the last one behind them in a padded step: with all_sample all,
+    padding too.
     """
     decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]
     row_slots = [row.slot for row in decode] + [null_slot] * (shape.decode_rows - len(decode))
@@ -106,6 +108,8 @@ def stage_mixed(
     lens[-1] += total - sum(lens)
     every, exact = list(range(len(row_slots))), shape == MixedShape.of(plan)
     sampled = every if all_sample else _sampled_rows(plan, shape)
+    if not exact:
+        sampled = sampled + every[-1:] * (len(every) - len(sampled))
     ends = np.array(sampled if exact else every, np.int64)
     stage_rows(
         staging,
@@ -149,13 +153,13 @@ def stage_rows(
     states are wanted, and those that sample [L]."""
     starts = np.zeros(len(lens) + 1, np.int32)
     np.cumsum(lens, out=starts[1:])
-    staging.put("token_ids", tokens)
     staging.put("row_slots", row_slots)
     staging.put("query_lens", lens)
-    staging.put("query_start_loc", starts)
-    staging.put("prefill_start_loc", starts[decode_rows:] - starts[decode_rows])
-    staging.put("logits_rows", starts[1:][ends].astype(np.int64) - 1)
     staging.put("sampled_rows", sampled)
+    staging.put("query_start_loc", starts)
+    staging.put("logits_rows", starts[1:][ends].astype(np.int64) - 1)
+    staging.put("prefill_start_loc", starts[decode_rows:] - starts[decode_rows])
+    staging.put("token_ids", tokens)
 
 
 def _sampled_rows(plan: StepPlan, shape: MixedShape) -> list[int]:
@@ -173,15 +177,16 @@ def mixed_inputs(
     shape: MixedShape,
     max_query_len: int,
     max_context_len: int,
+    context_lens: Tensor,
 ) -> StepInputs:
-    """Rows of any length, from the upload that stage_mixed prepared."""
+    """Rows of any length, from the upload that stage_mixed prepared. context_lens: [R] int32, to be
+    written."""
     device = state.seeds.device
-    rows, tokens = shape.decode_rows + shape.prefill_rows, shape.decode_rows + shape.prefill_tokens
+    rows, tokens = len(context_lens), shape.decode_rows + shape.prefill_tokens
     token_ids = staging.get("token_ids").clone()  # filled in place, and staged only once
     row_slots = staging.get("row_slots")
     positions = torch.empty(tokens, dtype=torch.int32, device=device)
     slot_mapping = torch.empty(tokens, dtype=torch.int64, device=device)
-    context_lens = torch.empty(rows, dtype=torch.int32, device=device)
     blocks = state.block_tables.shape[1]
     block_tables = torch.empty(rows, blocks, dtype=torch.int32, device=device)
     begins = staging.get("query_start_loc")

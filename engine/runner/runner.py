@@ -5,9 +5,9 @@ into a pinned buffer that is not written again before it has been read. Plans ar
 order they were made, on one stream, so whatever a later plan overwrites was read before.
 
 A step that is captured is launched in two parts, model and sampler, but for the plainest of few
-rows (`graphs.fused`). Samplers are captured behind one-token rows; behind prompts, and where single
-ids are preferred, they run eagerly, while the model is at work. What a constraint leaves out comes
-with `sample`, when the host has made the masks.
+rows (`graphs.fused`). Where single ids are preferred the sampler runs eagerly, and behind prompts
+where they are left out too, or nothing is kept yet. What a constraint leaves out comes with
+`sample`, when the host has made the masks.
 """
 
 import time
@@ -43,7 +43,7 @@ from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
-from quire.engine.runner.wanted import Wanted
+from quire.engine.runner.wanted import Wanted, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
 from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
@@ -135,6 +135,8 @@ class Runner:
         key = self._uncaptured.next(self._graphs)
         if key is not None:
             self._capture_null(key, run=False)
+            if key.shape.prefill_tokens <= self._sizes.context_bounds[-1]:  # null rows hold them
+                self._graphs.replay(key)  # the first replay takes 0.5 ms longer
         return key is not None
 
     def _run_null(self, step: WarmStep) -> None:
@@ -150,10 +152,10 @@ class Runner:
 
     def _capture_null(self, key: Key, *, run: bool = True) -> None:
         """Capture what a key names on null rows: unseen, or else, with `run`, once it has run."""
-        if isinstance(key, GraphKey) and key.prefill_tokens:
+        if of_prompts(key):
             self._staging.begin()
             nothing = StepPlan(0, (), (), (), (), 0, 0)
-            whole = key.needs is not None
+            whole = isinstance(key, GraphKey) and key.needs is not None
             stage_mixed(self._staging, nothing, key.shape, self._state.null_slot, all_sample=whole)
             self._staging.upload()
         step = self._step_of(key)
@@ -196,9 +198,12 @@ class Runner:
         done = self._run_exact(plan, shape) if key is None else self._run(key)
         if isinstance(done, Sampled):
             return self._collect(plan, done)
-        if key is not None:  # who samples is in the upload, and in no graph
-            done = done.sampling(self._staging.get("sampled_rows"))
-        self._open = partial(self._sample_mixed, plan, done, needs)
+        kept = None
+        if key is not None:  # who samples is in the upload, and in no graph of the model's part
+            count = sum([row.samples for row in plan.rows])
+            done = done.sampling(self._staging.get("sampled_rows")[:count])
+            kept = self._sizes.sampler(key, needs, count)
+        self._open = partial(self._sample_behind, plan, done, needs, kept)
         return None if plan.masked else self.sample(())
 
     def _execute_decode(self, plan: StepPlan) -> PendingResult | None:
@@ -212,7 +217,8 @@ class Runner:
         done = self._run(key)
         if isinstance(done, Sampled):
             return self._collect(plan, done)
-        self._open = partial(self._sample_decode, plan, done, needs)
+        kept = None if needs.bias else SamplerKey(len(done.row_slots), needs)
+        self._open = partial(self._sample_behind, plan, done, needs, kept)
         return None if plan.masked else self.sample(())
 
     @torch.inference_mode()
@@ -222,29 +228,16 @@ class Runner:
         assert launch is not None
         return launch(masks)
 
-    def _sample_decode(
-        self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
+    def _sample_behind(
+        self, plan: StepPlan, done: Forwarded, needs: Needs, key: SamplerKey | None, masks: Masks
     ) -> PendingResult:
-        self._upload_masks(plan, needs, masks)
-        if needs.bias:
-            sampled = self._sample(done, needs, self._edits.bias(self._bias_staging, plan))
-        else:
-            kept = self._run(SamplerKey(len(done.row_slots), needs))
-            assert isinstance(kept, Sampled)
-            sampled = kept
-        return self._collect(plan, sampled)
-
-    def _sample_mixed(
-        self, plan: StepPlan, done: Forwarded, needs: Needs, masks: Masks
-    ) -> PendingResult:
-        self._upload_masks(plan, needs, masks)
-        bias = self._edits.bias(self._bias_staging, plan) if needs.bias else None
-        sampled = self._sample(done, needs, bias)
-        return self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
-
-    def _upload_masks(self, plan: StepPlan, needs: Needs, masks: Masks) -> None:
+        """key: of the sampler that may be kept; None: it runs eagerly."""
         if needs.masks:
             self._state.masks.upload(self._edits.masks(plan, masks))
+        bias = self._edits.bias(self._bias_staging, plan) if needs.bias else None
+        kept = None if key is None else self._run(key)
+        sampled = kept if isinstance(kept, Sampled) else self._sample(done, needs, bias)
+        return self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
 
     def _write(self, plan: StepPlan) -> None:
         """What must stand on the device before the rows are computed."""
@@ -287,7 +280,9 @@ class Runner:
 
     def _step_of(self, key: Key) -> Callable[[], Done]:
         if isinstance(key, SamplerKey):
-            rows, needs = key
+            rows, needs, prompts = key
+            if prompts:
+                return lambda: self._sample(self._aside.left_by_prompts(self._staging), needs)
             return lambda: self._sample(self._aside.left(self._row_slots[:rows]), needs)
         whole = key.needs
         if whole is None:
@@ -357,8 +352,9 @@ class Runner:
     def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> Forwarded:
         """The model's part of a step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
+        lens = self._aside.context_lens(shape.decode_rows + shape.prefill_rows)
         inputs = mixed_inputs(
-            self._ops, self._state, block_size, staging, shape, longest, max_context_len
+            self._ops, self._state, block_size, staging, shape, longest, max_context_len, lens
         )
         return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 

@@ -7,7 +7,7 @@ first of a kind is not made to wait for that. One-token rows come again with the
 from collections import deque
 from collections.abc import Iterable
 
-from quire.engine.runner.graphs import GraphKey, Key, StepGraphs
+from quire.engine.runner.graphs import Key, SamplerKey, StepGraphs
 
 
 class Wanted:
@@ -43,4 +43,4 @@ class Wanted:
 
 def of_prompts(key: Key) -> bool:
     """Whether it is of a step with rows of more than one token."""
-    return isinstance(key, GraphKey) and key.prefill_tokens > 0
+    return key.prompts if isinstance(key, SamplerKey) else key.prefill_tokens > 0

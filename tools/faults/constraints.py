@@ -140,9 +140,8 @@ FAULTS = (
     Fault(
         "constraint: a sampler under masks is not captured",
         "engine/runner/runner.py",
-        "            kept = self._run(SamplerKey(len(done.row_slots), needs))\n",
-        "            one = SamplerKey(len(done.row_slots), needs)\n"
-        "            kept = self._step_of(one)() if needs.masks else self._run(one)\n",
+        "        kept = None if needs.bias else SamplerKey(len(done.row_slots), needs)\n",
+        "        kept = None if needs.edits else SamplerKey(len(done.row_slots), needs)\n",
         (ENGINE + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
     ),
     Fault(

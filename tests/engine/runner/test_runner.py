@@ -138,7 +138,9 @@ def test_padded_steps_are_exact_ones(kind: str, overlap: bool) -> None:
     assert any(key.decode_rows not in (0, 7) for key in kept.models)
     assert counters.graph_steps == len(kept.models) > counters.eager_steps
     apart = kind not in ("greedy", "seeded")
-    assert apart == any(isinstance(key, SamplerKey) for key in kept.replays)
+    samplers = [key for key in kept.replays if isinstance(key, SamplerKey)]
+    assert apart == any(not key.prompts for key in samplers)
+    assert any(key.prompts for key in samplers), "behind prompts too"
 
 
 def test_null_slot_stays_where_it_is() -> None:
@@ -192,8 +194,8 @@ def test_one_model_serves_every_sampler_and_one_sampler_every_context() -> None:
         run(core, [replace(r, key=r.key) for r in requests(SAMPLINGS[kind], 7)])
     decodes = [key for key in kept.steps if isinstance(key, GraphKey) and not key.prefill_tokens]
     apart = [key for key in decodes if key.needs is None]
-    samplers = {key.needs for key in kept.steps if isinstance(key, SamplerKey)}
-    assert len(samplers) == 3
+    samplers = [key for key in kept.steps if isinstance(key, SamplerKey)]
+    assert len({key.needs for key in samplers if not key.prompts}) == 3
     assert len(apart) == len({key.decode_rows for key in apart})
     assert {key.needs for key in decodes} == {None, Needs()}, "only the plainest are whole"
 
@@ -210,6 +212,32 @@ def test_a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet() -> None:
     assert texts(run(core, specs)) == expected
     assert [key.prefill_tokens for key in kept.models][:5] == [16] * 5
     assert core.runner.counters.eager_steps <= 6  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ("greedy", "filtered", "penalised"))
+def test_a_sampler_behind_prompts_is_kept_though_some_rows_do_not_sample(kind: str) -> None:
+    """A prompt in chunks rides beside others: its last token is its own until it samples."""
+    setup = replace(SETUP, max_num_batched_tokens=20)
+    lengths = (69, 30, 9, 33, 17)
+    specs = [
+        GenerationRequest(key, tuple(range(key + 1, key + 1 + length)), SAMPLINGS[kind])
+        for key, length in enumerate(lengths)
+    ]
+    expected = staggered(core_with(None, setup), specs)
+    kept = Kept()
+    core = core_with(kept, setup)
+    for _ in range(3):
+        assert staggered(core, specs) == expected
+    assert any(isinstance(key, SamplerKey) and key.prompts for key in kept.replays)
+
+
+def test_slots_forget_the_ending_ids_of_requests_before() -> None:
+    kept = replace(GREEDY, min_tokens=6, stop_token_ids=(7, 8))
+    core = core_with(None, replace(SETUP, max_num_seqs=1))
+    state = core.runner._state  # type: ignore[attr-defined]
+    for params, held in ((GREEDY, 0), (kept, 2), (GREEDY, 0)):
+        run(core, [GenerationRequest(0, (9, 8, 7), params)])
+        assert int((state.stop_ids[0] >= 0).sum()) == held
 
 
 @pytest.mark.parametrize("kind", ("greedy", "filtered"))
@@ -384,6 +412,7 @@ def test_staging_gives_back_what_was_put() -> None:
             "a": np.arange(size, dtype=np.int32),
             "b": np.arange(2 * size, dtype=np.int64).reshape(2, size),
             "c": np.linspace(0, 1, size, dtype=np.float32),
+            "d": np.arange(2 * size, dtype=np.int32).reshape(size, 2).T,
         }
         for name, array in arrays.items():
             staging.put(name, array)
