@@ -44,16 +44,19 @@ class SlotState:
     ) -> None:
         slots = max_num_seqs + 1
         self.null_slot = max_num_seqs
-        self._floats = torch.zeros(len(_FLOATS), slots, dtype=torch.float32, device=device)
-        self._ints = torch.zeros(len(_INTS), slots, dtype=torch.int32, device=device)
-        self.temperature, self.top_p, self.min_p = self._floats[:3].unbind(0)
-        self.repetition, self.presence, self.frequency = self._floats[3:].unbind(0)
-        self.last_token, self.num_computed, self.top_k, self.min_position = self._ints.unbind(0)
+        many = len(_INTS), len(_FLOATS)
+        self._numbers = torch.zeros(sum(many), slots, dtype=torch.int32, device=device)
+        ints, bits = self._numbers.split(many)
+        floats = bits.view(torch.float32)
+        self.temperature, self.top_p, self.min_p = floats[:3].unbind(0)
+        self.repetition, self.presence, self.frequency = floats[3:].unbind(0)
+        self.last_token, self.num_computed, self.top_k, self.min_position = ints.unbind(0)
         self.top_p.fill_(1.0)
         self.repetition.fill_(1.0)
         self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         self.block_tables = torch.zeros(slots, max_blocks, dtype=torch.int32, device=device)
         self.window_tables = torch.zeros_like(self.block_tables) if two_tables else None
+        self._stopping: set[int] = set()  # slots that have had ending ids: only these are written
         self.stop_ids = torch.full((slots, MAX_ENDING_IDS), -1, dtype=torch.int32, device=device)
         self.prompt_mask = torch.zeros(slots, vocab_size, dtype=torch.bool, device=device)
         self.output_counts = torch.zeros(slots, vocab_size, dtype=torch.int32, device=device)
@@ -68,14 +71,23 @@ class SlotState:
         if admitted:
             staging.put("slots", np.array([one.slot for one in admitted], np.int64))
             staging.put("seeds", np.array([one.sampling.seed for one in admitted], np.int64))
-            staging.put("floats", np.array([_floats(one) for one in admitted], np.float32).T)
-            staging.put("ints", np.array([_ints(one) for one in admitted], np.int32).T)
-            staging.put("stop_ids", np.array([_ending_ids(one) for one in admitted], np.int32))
+            ints = np.array([_ints(one) for one in admitted], np.int32)
+            floats = np.array([_floats(one) for one in admitted], np.float32)
+            staging.put("numbers", np.concatenate((ints, floats.view(np.int32)), axis=1).T)
+            self._stage_stops(staging, admitted)
         if updates:
             width = self.block_tables.shape[1]
             where = np.array([slot * width + column for slot, column, _ in updates], np.int64)
             staging.put("table_index", where)
             staging.put("table_block", np.array([u.block for u in updates], np.int32))
+
+    def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
+        """Few requests have any, and few slots have had any."""
+        stops = [one for one in admitted if one.sampling.ending_ids or one.slot in self._stopping]
+        if stops:
+            staging.put("stop_slots", np.array([one.slot for one in stops], np.int64))
+            staging.put("stop_ids", np.array([_ending_ids(one) for one in stops], np.int32))
+            self._stopping.update(one.slot for one in stops)
 
     def stage_window(self, staging: Staging, updates: tuple[BlockUpdate, ...]) -> None:
         """The same of the tables of layers with a window."""
@@ -88,10 +100,10 @@ class SlotState:
         """Scatter the upload into the slots; nothing here waits for the device."""
         if admitted:
             slots = staging.get("slots")
-            self._floats.index_copy_(1, slots, staging.get("floats"))
-            self._ints.index_copy_(1, slots, staging.get("ints"))
+            self._numbers.index_copy_(1, slots, staging.get("numbers"))
             self.seeds.index_copy_(0, slots, staging.get("seeds"))
-            self.stop_ids.index_copy_(0, slots, staging.get("stop_ids"))
+        if (stopping := staging.find("stop_slots")) is not None:
+            self.stop_ids.index_copy_(0, stopping, staging.get("stop_ids"))
         index = staging.find("table_index")
         if index is not None:
             self.block_tables.view(-1).index_copy_(0, index, staging.get("table_block"))

@@ -115,6 +115,30 @@ FAULTS = (
         ),
     ),
     Fault(
+        "captured: a sampler behind prompts draws for rows that do not sample",
+        "engine/runner/inputs.py",
+        "        sampled = sampled + every[-1:] * (len(every) - len(sampled))\n",
+        "        sampled = every\n",
+        (_RUNNER + "a_sampler_behind_prompts_is_kept_though_some_rows_do_not_sample",),
+    ),
+    Fault(
+        "captured: null rows run more tokens in spare time than their table has room for",
+        "engine/runner/runner.py",
+        "            if key.shape.prefill_tokens <= self._sizes.context_bounds[-1]:",
+        "            if True:",
+        (
+            "tests/engine/runner/test_spare_time.py"
+            "::test_what_is_captured_in_spare_time_is_replayed_once_if_null_rows_hold_its_tokens",
+        ),
+    ),
+    Fault(
+        "slots: ending ids stay for the next request",
+        "engine/runner/slots.py",
+        " or one.slot in self._stopping]",
+        "]",
+        (_RUNNER + "slots_forget_the_ending_ids_of_requests_before",),
+    ),
+    Fault(
         "warm-up: every layer runs",
         "engine/model/decoder.py",
         "found.setdefault(layer.kind, index)",
