@@ -14,6 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels import support
+from quire.kernels.support import HOPPER_SHARED
+
 _FEW = 256  # rows, up to which small tiles fill more of the card, and are read in few steps
 
 
@@ -116,14 +119,16 @@ def route(
     if not rows:
         return experts, weights
     few = route_class(rows) == 0
-    block_t, block_e, block_k = (16, 16, 512) if few else (64, 64, 128)
+    block_t, block_e, block_k, warps = (16, 16, 512, 2) if few else (64, 64, 128, 4)
     wide = x.element_size() > 2
     block_k = block_k // 2 if wide else block_k
+    # Few programs wait for memory alone: all that they read is asked for at once.
+    stages = 5 if few and support.shared_bytes(x.device) >= HOPPER_SHARED else 3
     grid = (triton.cdiv(rows, block_t), triton.cdiv(count, block_e))
     _logits_kernel[grid](
         x, router, logits, rows, count, width,
         BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_K=block_k, EVEN_K=width % block_k == 0,
-        STAGES=2 if wide else 3, PDL=pdl, num_warps=4, launch_pdl=pdl,
+        STAGES=2 if wide else stages, PDL=pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     block_e = triton.next_power_of_2(count)
     # A token a program, whatever the rows: a softmax is summed as the threads of its tile lie.
