@@ -29,6 +29,9 @@ cuts lies lower, so that both end with the same token. Tiles come through descri
 the device has them; where programs are many, and power is what bounds the step, two warps then do
 what four would.
 
+Over a cache of e4m3 products are in fp16, those of values for even and odd columns apart; the order
+of no sum depends on that (`pairs.py`).
+
 With `exact`, a row has the bits that `exact_prefill.py` gives it too: tiles lie at multiples of
 TILE for every context, rows past its end are masked, which descriptors cannot do, and a long split
 is any context.
@@ -65,12 +68,13 @@ from quire.kernels.attention.decode_launch import Heads, Launch
 from quire.kernels.attention.decode_merge import (
     columns,
     empty_sum,
-    merge,
     merge_long_splits,
     merge_splits,
     split_length,
+    sum_of_weights,
 )
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
+from quire.kernels.attention.pairs import joined, merge_both, queries_in_fp16, weighted
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
 from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
 
@@ -78,26 +82,14 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def sum_of_weights(p):
-    """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps or
-    the layout: two at a time (a sum of two is the same either way round), until one is left."""
-    for _ in tl.static_range(3):
-        if p.shape[1] > 32:
-            p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
-    for _ in tl.static_range(5):
-        if p.shape[1] > 1:
-            p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
-    return tl.sum(p, 1)
-
-
-@triton.jit
 def _queries(
     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps, newest,
-    G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
-    FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
+    scale, G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
+    FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Wait for the kernel ahead and take the queries of a kv head, [16, DP]. With ROPE they are
-    normed and rotated, and the program of the newest token writes it to the cache."""
+    """Wait for the kernel ahead and take the queries of a kv head, [16, DP], and the scale of their
+    scores, with PAIRS [16]. With ROPE they are normed and rotated, and the program of the newest
+    token writes it to the cache."""
     HALF: tl.constexpr = DP // 2
     rg = tl.arange(0, 16)
     rd, inside = columns(D, DP)
@@ -122,7 +114,9 @@ def _queries(
     else:
         at = (h * G + rg)[:, None] * D + rd[None, :]
         q = tl.load(q_ptr + at, mask=(rg < G)[:, None] & inside[None, :], other=0.0)
-    return q
+    if PAIRS:
+        q, scale = queries_in_fp16(q, scale)
+    return q, scale
 
 
 @triton.jit(
@@ -137,7 +131,7 @@ def _decode_kernel(
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, FIXED: tl.constexpr,
-    PDL: tl.constexpr, WINDOW: tl.constexpr,
+    PDL: tl.constexpr, WINDOW: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
@@ -177,36 +171,40 @@ def _decode_kernel(
         wait = (end <= begin + STAGES * TILE) & newest
         if WINDOW:
             wait = wait | (begin == end)  # or nothing would, where nothing of the split is seen
+        scales = scale
         if AHEAD:
-            q = tl.zeros((16, DP), q_ptr.dtype.element_ty)
+            q = tl.zeros((16, DP), tl.float16 if PAIRS else q_ptr.dtype.element_ty)
+            if PAIRS:
+                scales = tl.full((16,), scale, tl.float32)
         if not AHEAD or wait:
-            q = _queries(
+            q, scales = _queries(
                 q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps,
-                newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
+                newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS,
             )  # fmt: skip
-        m, total, acc = empty_sum(16, DP)
-        m_before, total_before, acc_before = empty_sum(16, DP)  # of several units: all but the last
+        m, total, acc = empty_sum(16, DP // 2 if PAIRS else DP)
+        odd = acc  # with PAIRS the odd columns' part, or nothing of use
+        m_before, total_before, acc_before, odd_before = m, total, acc, odd  # all but the last unit
         edge = start + unit
         if WINDOW:
             edge += (begin - start) // unit * unit
         # One flat loop, so that the pipeline of loads never drains.
         for t in tl.range(begin, end, TILE, num_stages=STAGES):
             if AHEAD and (t == begin) & (not wait):
-                q = _queries(
+                q, scales = _queries(
                     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
-                    eps, newest, G, HKV, D, DP, BS, FENCE, ROPE, PDL,
+                    eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS,
                 )  # fmt: skip
             if LEVEL == 2:
                 begins = t == edge
                 if begins:
-                    m_before, total_before, acc_before = merge(
-                        m_before, total_before, acc_before, m, total, acc
+                    m_before, total_before, acc_before, odd_before = merge_both(
+                        m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS
                     )
                     m = tl.full(m.shape, -float("inf"), tl.float32)
                     edge += unit
             k, v, before = load_tile(
                 k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, q.dtype, HKV, D, DP, BS,
-                TILE, TMA, FIXED,
+                TILE, TMA, FIXED, PAIRS,
             )  # fmt: skip
             if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
                 block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
@@ -218,14 +216,19 @@ def _decode_kernel(
             if WINDOW:
                 seen = t - before + tl.arange(0, TILE) >= low
                 s = tl.where(seen[None, :], s, -float("inf"))
-                v = tl.where(seen[:, None], v, 0.0)  # which may be another row's, or no number
+                v = tl.where(seen[:, None], v, 0)  # which may be another row's, or no number
             # a product by itself would fuse with what follows
-            m_t = tl.fma(tl.max(s, 1), scale, 0.0)
-            p = tl.exp2(tl.fma(s, scale, -m_t[:, None]))
-            acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-            m, total, acc = merge(m, total, acc, m_t, sum_of_weights(p), acc_t)
+            m_t = tl.fma(tl.max(s, 1), scales, 0.0)
+            p = tl.exp2(tl.fma(s, scales[:, None] if PAIRS else scales, -m_t[:, None]))
+            acc_t, odd_t = weighted(p, v, PAIRS, PRECISION)
+            m, total, acc, odd = merge_both(
+                m, total, acc, odd, m_t, sum_of_weights(p), acc_t, odd_t, PAIRS
+            )
         if LEVEL == 2:
-            m, total, acc = merge(m_before, total_before, acc_before, m, total, acc)
+            m, total, acc, odd = merge_both(
+                m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS
+            )
+        acc = joined(acc, odd, PAIRS)
         first = (row * HKV + h).to(tl.int64) * G
         index = first + rg
         if n <= split:
@@ -359,7 +362,8 @@ def _attend(
     counted = rows * kv_heads if launch.level == 2 and splits > 1 else 0
     if counters is None or counters.numel() < counted:
         counters = torch.zeros(counted, dtype=torch.int32, device=device)
-    whole = boxes(k_cache, v_cache, launch.tile) if launch.tma else None
+    values = v_cache.view(torch.int16) if launch.pairs else v_cache
+    whole = boxes(k_cache, values, launch.tile) if launch.tma else None
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": launch.tile, "UNIT": decode_launch.UNIT,
@@ -376,6 +380,7 @@ def _attend(
             TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, FIXED=launch.fixed, WINDOW=window,
+            PAIRS=launch.pairs,
             num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:

@@ -27,6 +27,7 @@ _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
 _DEEP = 4  # stages of theirs: three tiles on their way
+_STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
 
 
@@ -73,14 +74,14 @@ class Heads:
     def boxed(self, tile: int) -> bool:
         """Whether a tile can come as one box (see `kv_tiles.boxes`)."""
         whole = tile <= self.block_size and self.dim == self.padded
-        return self.dtype.itemsize == 2 and not self.narrow and whole
+        return self.dtype.itemsize == 2 and whole
 
 
 @dataclass(frozen=True)
 class Shape:
     """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
     a context into tiles; early: up to which what follows is launched early; fixed: tiles lie where
-    they do for every query; long: units of a long split."""
+    they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`)."""
 
     level: int
     tile: int
@@ -94,6 +95,7 @@ class Shape:
     registers: int | None
     fixed: bool
     long: int
+    pairs: bool
 
     @property
     def merges(self) -> bool:
@@ -136,6 +138,7 @@ def choose(
     early = UNIT * LONG if ahead else 0
     if level == 0:
         early = max_context_len if programs <= _EARLY_PROGRAMS else most
+    pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
     # what widens a narrow cache would spill
     bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead and not heads.narrow
     return Shape(
@@ -146,11 +149,12 @@ def choose(
         tma=tma,
         ahead=ahead,
         warps=warps,
-        stages=num_stages or (_DEEP if ahead else 2),
+        stages=num_stages or (_DEEP if ahead else _STAGES[pairs]),
         early=early,
         registers=_REGISTERS.get(warps) if bound else None,
         fixed=exact,
         long=long,
+        pairs=pairs,
     )
 
 

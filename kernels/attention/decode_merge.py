@@ -63,6 +63,19 @@ def empty_sum(HEADS: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
+def sum_of_weights(p):
+    """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps or
+    the layout: two at a time (a sum of two is the same either way round), until one is left."""
+    for _ in tl.static_range(3):
+        if p.shape[1] > 32:
+            p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
+    for _ in tl.static_range(5):
+        if p.shape[1] > 1:
+            p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
+    return tl.sum(p, 1)
+
+
+@triton.jit
 def merge(m, total, acc, m_new, total_new, acc_new):
     """Two softmax sums, the earlier tokens first. Exact where either of them is empty.
 

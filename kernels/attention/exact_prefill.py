@@ -34,7 +34,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.attention import prefill_launch
-from quire.kernels.attention.decode import sum_of_weights
 from quire.kernels.attention.decode_launch import MAX_SPLITS, UNIT, Heads, tile_tokens
 from quire.kernels.attention.decode_merge import (
     AT_ONCE,
@@ -44,6 +43,7 @@ from quire.kernels.attention.decode_merge import (
     merge,
     merged,
     store_heads,
+    sum_of_weights,
 )
 from quire.kernels.attention.kv_tiles import boxes, load_tile
 from quire.kernels.attention.prefill import find_row, prepared

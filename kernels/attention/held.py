@@ -1,7 +1,8 @@
 """What the cache holds of keys and values, as the kernels write it: see `reference/held.py`.
 
 Invariant: every kernel that writes the cache rounds by `held`, so that all of them write the same
-bits. Kernels widen what they read right after the load, to the queries' dtype, which is exact.
+bits. Kernels widen what they read right after the load, to the queries' dtype or (`pairs.py`) to
+fp16, which is exact.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

@@ -24,10 +24,10 @@ from quire.kernels.attention.qk_norm_rope import head_elements, norm_rope
 def load_tile(
     k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end, DTYPE: tl.constexpr,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, TILE: tl.constexpr,
-    TMA: tl.constexpr, FIXED: tl.constexpr,
+    TMA: tl.constexpr, FIXED: tl.constexpr, PAIRS: tl.constexpr = False,
 ):  # fmt: skip
     """Keys and values of the tokens [t - before, t - before + TILE): [TILE, DP] each, in the
-    queries' DTYPE whatever the cache's, and before.
+    queries' DTYPE whatever the cache's, and before. PAIRS: values as they are, two in an int16.
 
     A tile that `end` cuts lies that many tokens lower, and ends with the context: so nothing past
     it is read. Its first `before` rows are no part of the tile: 0, or with TMA what may also be
@@ -43,27 +43,37 @@ def load_tile(
     if TMA:
         head, at = block * HKV + h, t % BS - before  # rows below 0 are not read, and are 0
         k = tl.reshape(k_boxes.load([head, at, 0]), [TILE, D])
-        return k, tl.reshape(v_boxes.load([head, at, 0]), [TILE, D]), before
+        v = tl.reshape(v_boxes.load([head, at, 0]), [TILE, D // 2 if PAIRS else D])
+        return k.to(DTYPE), v, before
     rn = tl.arange(0, TILE)
-    rd, inside = columns(D, DP)
     if FIXED:
         mine = t + rn < end
     else:
         mine = rn >= before
-    ok = mine[:, None]
-    if DP != D:
-        ok = ok & inside[None, :]
     if TILE <= BS:
-        base = ((block.to(tl.int64) * HKV + h) * BS + t % BS - before) * D
-        offsets = rn[:, None] * D + rd[None, :]
+        first = (block.to(tl.int64) * HKV + h) * BS + t % BS - before
+        cells = rn
     else:
         tokens = t - before + rn
         blocks = tl.load(table_ptr + tokens // BS, mask=mine, other=0).to(tl.int64)
-        base = 0
-        offsets = (((blocks * HKV + h) * BS + tokens % BS) * D)[:, None] + rd[None, :]
-    k = tl.load(k_ptr + base + offsets, mask=ok, other=0.0)
-    v = tl.load(v_ptr + base + offsets, mask=ok, other=0.0)
-    return k.to(DTYPE), v.to(DTYPE), before
+        first = 0
+        cells = (blocks * HKV + h) * BS + tokens % BS
+    k = _read(k_ptr, first, cells, mine, D, DP).to(DTYPE)
+    if PAIRS:
+        v = _read(v_ptr.to(tl.pointer_type(tl.int16)), first, cells, mine, D // 2, DP // 2)
+    else:
+        v = _read(v_ptr, first, cells, mine, D, DP).to(DTYPE)
+    return k, v, before
+
+
+@triton.jit
+def _read(ptr, first, cells, mine, D: tl.constexpr, DP: tl.constexpr):
+    """The tokens at first + cells of a cache whose heads have D numbers; 0 where not mine."""
+    rd, inside = columns(D, DP)
+    ok = mine[:, None]
+    if DP != D:
+        ok = ok & inside[None, :]
+    return tl.load(ptr + first * D + (cells[:, None] * D + rd[None, :]), mask=ok, other=0.0)
 
 
 @triton.jit
@@ -100,10 +110,12 @@ def fence(device: torch.device, tma: bool) -> str:
 
 def boxes(k_cache: Tensor, v_cache: Tensor, tile: int) -> list[TensorDescriptor] | None:
     """Descriptors of both caches, read `tile` tokens of one head of one block at a time. None where
-    a tile spans blocks, or a head is padded: it cannot be one box. Nor is one of e4m3, which is
-    widened on its way: its tiles come by addresses."""
+    a tile spans blocks, or a head is padded: it cannot be one box. Nor are values of e4m3, unless
+    they are given as pairs (int16): whoever takes single bytes takes them by addresses."""
     blocks, heads, size, dim = k_cache.shape
-    if tile > size or dim != triton.next_power_of_2(dim) or k_cache.dtype.itemsize == 1:
+    if tile > size or dim != triton.next_power_of_2(dim) or v_cache.dtype.itemsize == 1:
         return None
-    shape, strides = [blocks * heads, size, dim], [size * dim, dim, 1]
-    return [TensorDescriptor(c, shape, strides, [1, tile, dim]) for c in (k_cache, v_cache)]
+    return [
+        TensorDescriptor(c, [blocks * heads, size, n], [size * n, n, 1], [1, tile, n])
+        for c, n in ((k_cache, dim), (v_cache, v_cache.shape[3]))
+    ]

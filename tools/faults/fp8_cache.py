@@ -31,6 +31,22 @@ FAULTS = (
         INTERPRETED,
     ),
     Fault(
+        "fp8 cache: queries become fp16 as they are, large ones infinite",
+        "kernels/attention/pairs.py",
+        "    return (wide * up[:, None]).to(tl.float16), down * scale\n",
+        "    return (wide + 0.0 * up[:, None]).to(tl.float16), 0.0 * down + scale\n",
+        INTERPRETED,
+    ),
+    Fault(
+        "fp8 cache: values of odd columns are merged by the maximum of the next tile",
+        "kernels/attention/pairs.py",
+        "        _, _, odd = merge(m, total, odd, m_new, total_new, odd_new)\n"
+        "    m, total, acc = merge(m, total, acc, m_new, total_new, acc_new)\n",
+        "        _, _, odd = merge(m_new, total, odd, m_new, total_new, odd_new)\n"
+        "    m, total, acc = merge(m, total, acc, m_new, total_new, acc_new)\n",
+        INTERPRETED,
+    ),
+    Fault(
         "fp8 cache: kernels of a cache of 16 bits are warmed in its place",
         "engine/runner/warmup.py",
         "    held = model.dtype, config.block_size, config.fp8_cache\n",

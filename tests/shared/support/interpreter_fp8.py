@@ -4,7 +4,7 @@ The interpreter rounds a tie up and loses the carry of a significand that overfl
 leaves every conversion from and to e4m3 to PyTorch, which rounds ties to even; what is above the
 largest number becomes the largest, as in the GPU's instruction. And a fused product and sum
 is rounded once (the interpreter rounds between the two), by which a quotient is the division's.
-Of machine code it knows one piece: 16 products of fp8_gemv.py, for which it has none.
+Of machine code it knows two pieces: 16 products of fp8_gemv.py, and one column of two of pairs.py.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,12 @@ def _piece(values: list[Any]) -> np.ndarray:
     return sums.astype(np.float32).sum(-1)
 
 
+def _column(pairs: np.ndarray, odd: bool) -> np.ndarray:
+    """The even or the odd numbers of pairs of e4m3, in fp16."""
+    column = pairs.view(np.uint8)[..., int(odd) :: 2]
+    return _widened(column).reshape(pairs.shape).astype(np.float16)
+
+
 def install() -> None:
     """Mend the interpreter of this process; call once, before any kernel runs."""
     original = interpreter._convert_float
@@ -72,6 +78,9 @@ def install() -> None:
         _self: Any, code: str, _constraints: str, values: list[Any], *_options: Any
     ) -> Any:
         assert "cvt.rn.f16x2.e4m3x2" in code
+        if len(values) == 1:
+            column = _column(values[0].data, odd="$0, odd" in code)
+            return _Results(interpreter.TensorHandle(column, tl.float16))
         return _Results(interpreter.TensorHandle(_piece(values), tl.float32))
 
     interpreter._convert_float = convert
