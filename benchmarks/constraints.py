@@ -33,6 +33,7 @@ from quire.engine.loop import garbage
 from quire.engine.request import Constraint, GenerationRequest, SamplingParams, Vocabulary
 from quire.engine.scheduling.matching import Matchers, constrained
 from quire.service.constraints.grammars import Grammars
+from quire.service.constraints.together import THREADS
 from quire.service.models import pocket
 
 STREAMS = 64
@@ -58,7 +59,7 @@ CONSTRAINT = Constraint("json_schema", json.dumps(SCHEMA))
 
 def grammars(vocab_size: int) -> Matchers:
     """What makes matchers, for the embedded model's tokenizer and so many logits a token."""
-    made = Grammars()
+    made = Grammars(THREADS)
     text = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
     made.learn(Vocabulary(text, vocab_size, (2,)))
     return made
@@ -78,6 +79,7 @@ class Engines:
         self.matchers = grammars(vocab_size)
         if self._engine is not None:
             self._engine.core.scheduler.completion.advance = self.matchers.advance
+            self.matchers.write_to(self._engine.runner.mask_room)
 
     def next(self) -> Any:
         if self._engine is not None:

@@ -232,6 +232,8 @@ def engine_over(
     )
     pool = scheduler.pool
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
+    if matchers is not None:
+        matchers.write_to(rank.runner.mask_room)
     if ranks is None:  # others would have to do the same at the same time
         core.spare = rank.runner.use_spare_time
     plan = sizing.plan_of(config, shape, device, model.dtype, pool.num_usable)

@@ -26,6 +26,7 @@ from quire.engine.scheduling.plan import (
     Admission,
     BlockUpdate,
     Judged,
+    Mask,
     Masks,
     PlanRow,
     Pooled,
@@ -76,7 +77,7 @@ def encode(plan: StepPlan) -> bytes:
 
 def encode_masks(masks: Masks) -> bytes:
     """Raises RankError for more than MOST_BYTES."""
-    parts = [_MASKS.pack(_MASKS_MAGIC, len(masks))]
+    parts: list[Mask] = [_MASKS.pack(_MASKS_MAGIC, len(masks))]
     for slot, mask in masks:
         parts += [_MASK.pack(slot, len(mask)), mask]
     return _bounded(b"".join(parts), "a step's masks")

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from quire.engine.runner.masks import Mask
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import Admission, Masks, SamplingNumbers, StepPlan
+from quire.engine.scheduling.plan import Admission, Mask, Masks, SamplingNumbers, StepPlan
 
 Bias = tuple[Tensor, Tensor, Tensor]
 """Rows of the logits [K] int64, ids [K] int64, what is added to each [K] fp32."""

@@ -1,18 +1,20 @@
 """Which ids a step's rows may draw: bits on the device, at one address, so that graphs read them.
 
 Invariant: on the device a step's masks stand until the next step's are copied, behind the sampler
-that read them.
+that read them. On the host they are made where the copy reads them (`room`), and what is held of a
+room keeps it from being given again.
 """
 
+import ctypes
+import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from quire.engine.runner.staging import Ring
+from quire.engine.scheduling.plan import Mask
 
-_RING = 2  # host buffers: steps with masks are launched one at a time
-
-Mask = bytes  # whole words of 4 bytes, a bit for each id: id i at bit i % 8 of byte i // 8
+_ROOMS = 4  # on the host: two take turns, others are held by rows that are in no step
 
 
 class MaskTable:
@@ -26,18 +28,90 @@ class MaskTable:
         self._target = torch.full((size,), -1, dtype=torch.int32, device=device)
         self.of = self._target[:rows]
         self.words = self._target[rows:].view(rows, self._width)
-        self._ring = Ring(device, _RING, capacity=4 * (rows + self._width))
+        self._rooms: list[_Room] = []
+        self._given: _Room | None = None  # since the last upload
+
+    def room(self, count: int) -> memoryview:
+        """For so many masks of the next step: what is made there is good while it is held."""
+        self._given = self._free() if count <= self._rows else None
+        if self._given is None:
+            return memoryview(bytearray(4 * self._width * count))
+        return self._given.take(count)
 
     def upload(self, masks: Sequence[tuple[int, Mask]]) -> None:
         """Enqueue the copy of a step's masks, each with the row that it is of."""
-        size = self._rows + len(masks) * self._width
-        host = self._ring.next(4 * size).view(torch.int32)
-        numbers = host.numpy()
-        numbers[: self._rows] = -1
-        octets, begin, length = numbers.data.cast("B"), 4 * self._rows, 4 * self._width
-        for at, (row, mask) in enumerate(masks):
-            numbers[row] = at
-            octets[begin : begin + length] = mask
-            begin += length
-        self._target[:size].copy_(host, non_blocking=True)
-        self._ring.copied()
+        room, self._given = self._given, None
+        places = [None if room is None else room.place(mask) for _, mask in masks]
+        if room is None or room.taken + places.count(None) > self._rows:
+            room = self._free() or self._new()
+            room.take(0)
+            places = [None] * len(masks)
+        room.of[:] = -1
+        for (row, mask), place in zip(masks, places, strict=True):
+            room.of[row] = room.put(mask) if place is None else place
+        room.copy_to(self._target)
+
+    def _free(self) -> "_Room | None":
+        for room in self._rooms:
+            if room.is_free():
+                return room
+        if len(self._rooms) == _ROOMS:
+            return None
+        self._rooms.append(self._new())
+        return self._rooms[-1]
+
+    def _new(self) -> "_Room":
+        return _Room(self._rows, self._width, pinned=self._target.device.type == "cuda")
+
+
+class _Room:
+    """On the host, what is copied: see MaskTable."""
+
+    def __init__(self, rows: int, width: int, *, pinned: bool) -> None:
+        self._host = torch.empty(rows * (1 + width), dtype=torch.int32, pin_memory=pinned)
+        self._numbers = self._host.numpy()
+        self.of = self._numbers[:rows]
+        self._words = self._numbers[rows:].reshape(rows, width)
+        self._begin = self._host.data_ptr() + 4 * rows
+        self.taken = 0  # rows of the words
+        self._copied = torch.cuda.Event() if pinned else None
+        self._unheld = self._references()
+
+    def _references(self) -> int:
+        """What looks into the numbers holds them, by however many arrays in between."""
+        return sys.getrefcount(self._numbers)
+
+    def is_free(self) -> bool:
+        """Whether no mask in it is held."""
+        return self._references() == self._unheld
+
+    def take(self, count: int) -> memoryview:
+        """For masks to be written to, once the copy that last read it has ended."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        self.taken = count
+        return self._words.reshape(-1).view(np.uint8).data[: count * self._words.strides[0]]
+
+    def place(self, mask: Mask) -> int | None:
+        """Its row, if it was made here."""
+        if isinstance(mask, bytes):
+            return None
+        place, rest = divmod(_address(mask) - self._begin, self._words.strides[0])
+        return place if not rest and 0 <= place < self.taken else None
+
+    def put(self, mask: Mask) -> int:
+        """Copy one from elsewhere; returns its row."""
+        self._words[self.taken] = np.frombuffer(mask, np.int32)
+        self.taken += 1
+        return self.taken - 1
+
+    def copy_to(self, target: torch.Tensor) -> None:
+        """Enqueue the copy of what is taken."""
+        size = len(self.of) + self.taken * self._words.shape[1]
+        target[:size].copy_(self._host[:size], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
+def _address(buffer: bytearray | memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

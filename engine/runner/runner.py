@@ -80,6 +80,7 @@ class Runner:
         self._kv = kv
         self._state = state
         self._device = state.seeds.device
+        self.mask_room = state.masks.room  # where the next step's masks are to be made
         self._sampler = Sampler(ops, state)
         self._read = partial(read, model, ops, state.null_slot)
         self._edits = SlotEdits(state.prompt_mask.shape[1])

@@ -6,8 +6,8 @@ steps before it have been taken in. What the constraint says, and of which text,
 knows.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Protocol
 
 from quire.engine.errors import ConstraintError
@@ -35,7 +35,10 @@ class Matcher(Protocol):
         ...
 
 
+_SOME = re.compile(b"[^\\0]")
+
 Mask = bytearray | memoryview
+Room = Callable[[int], memoryview]  # for so many masks, one behind another
 Step = tuple[Matcher, int]  # a matcher, and the token that it takes
 Advance = Callable[[Sequence[Step]], Sequence[Mask | Exception]]
 
@@ -59,14 +62,18 @@ class Matchers(Protocol):
         """What matchers are to be made for; called before the first is asked for."""
         ...
 
+    def write_to(self, room: Room) -> None:
+        """Where `advance` is to write its masks."""
+        ...
+
     def compile(self, constraint: Constraint) -> Matcher:
         """A matcher at its beginning. Raises RequestError, naming the field. May take long."""
         ...
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """One token more for each of several matchers, no two of them the same: each one's next
-        mask, good until the next call, or what went wrong with it alone. What `one_by_one` finds,
-        perhaps sooner; the engine's thread alone calls."""
+        mask, or what went wrong with it alone. What `one_by_one` finds, perhaps sooner; the
+        engine's thread alone calls."""
         ...
 
 
@@ -83,7 +90,7 @@ class Constrained:
         self.matcher = matcher
         self._params = params
         self._allowed = sum(1 << i for i in set(params.allowed_token_ids))
-        self.mask = b""  # of the next token; see prepare
+        self.mask: bytes | Mask = b""  # of the next token; see prepare
 
     def copy(self) -> "Constrained":
         """A sibling's, as far as this one has come."""
@@ -106,18 +113,12 @@ class Constrained:
         if self._allowed:
             both = int.from_bytes(mask, "little") & self._allowed
             mask = bytearray(both.to_bytes(len(mask), "little"))
-        self.mask = bytes(mask)
-        if self.mask != _nothing(len(mask)):
+        self.mask = mask
+        if _SOME.search(mask):
             return True
         if not ends:
             raise ConstraintError("no token that the request allows satisfies its constraint")
         return False
-
-
-@cache
-def _nothing(length: int) -> bytes:
-    """A mask of so many bytes that allows no id."""
-    return bytes(length)
 
 
 def constrained(matcher: Matcher, request: GenerationRequest) -> list[Constrained]:

@@ -17,9 +17,11 @@ from quire.engine.scheduling.token_bytes import packed, unpacked
 
 Plain = tuple[Any, ...]
 
-# (slot, mask) of masked rows. Bit i % 8 of byte i // 8 says whether id i may be drawn; what the
-# slot allows and bans besides is in it already. Rows of requests that have ended since have none.
-Masks = tuple[tuple[int, bytes], ...]
+# (slot, mask) of masked rows, in whole words of 4 bytes. Bit i % 8 of byte i // 8 says whether id i
+# may be drawn; what the slot allows and bans besides is in it already. Rows of requests that have
+# ended since have none.
+Mask = bytes | bytearray | memoryview
+Masks = tuple[tuple[int, Mask], ...]
 
 
 class SamplingNumbers(NamedTuple):

@@ -36,8 +36,9 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
 def _load(rank_program: Program) -> Builder:
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
+    from quire.service.constraints.together import THREADS
 
-    return partial(build_engine, matchers=Grammars(), rank_program=rank_program)
+    return partial(build_engine, matchers=Grammars(THREADS), rank_program=rank_program)
 
 
 if __name__ == "__main__":

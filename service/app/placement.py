@@ -48,8 +48,9 @@ def on_a_thread(config: EngineConfig) -> Link:
     from quire.engine.client.in_thread import ThreadLink  # with it comes torch
     from quire.engine.loop.build import build_engine
     from quire.service.constraints.grammars import Grammars
+    from quire.service.constraints.together import THREADS
 
-    return ThreadLink(config, partial(build_engine, matchers=Grammars()))
+    return ThreadLink(config, partial(build_engine, matchers=Grammars(THREADS)))
 
 
 def has_own_process(settings: Settings) -> bool:

@@ -1,13 +1,15 @@
 """Matchers made by llguidance, which compiles grammars for a vocabulary.
 
 Invariant: a compiled grammar is kept unmoved, and every output gets a copy; equal texts are
-compiled once while they are kept. What is kept is bounded in number and in memory. Texts are read
+compiled once while they are kept, or a few times, for as many lexers: outputs that share one cannot
+have their masks made at once. What is kept is bounded in number and in memory. Texts are read
 on threads with a deep stack (`deep.py`), because llguidance recurses along chains of rules. Its
 limits of work are set wherever it reads one, and looked at when a matcher is made and at each of
 its tokens; what took too long once is refused at once when it comes again.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from quire.clients import large_json
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
-from quire.engine.scheduling.matching import Mask, Matcher, Step
+from quire.engine.scheduling.matching import Mask, Matcher, Room, Step
 from quire.service.constraints.deep import DeepThreads, TooSlow
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
@@ -39,6 +41,8 @@ LIMITS = {
     "max_grammar_size": 20_000,
 }
 CHOICE_FUEL = 5_000_000  # of the first lexer of choices, whose number and bytes are bounded
+SHARING = 8  # outputs in turn that share a lexer, where a grammar may have several
+QUICK = 0.05  # seconds; what takes longer to compile has one lexer
 
 Key = tuple[str, str]  # a constraint's kind and text
 
@@ -46,11 +50,13 @@ Key = tuple[str, str]  # a constraint's kind and text
 class Grammars:
     """Implements `Matchers`."""
 
-    def __init__(self) -> None:
+    def __init__(self, lexers: int = 1) -> None:
+        """lexers: of one grammar, at most."""
+        self._lexers = lexers
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._tokens: _Tokens | None = None
-        self._kept: OrderedDict[Key, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[Key, _Kept] = OrderedDict()
         self._kept_bytes = 0
         self._slow: OrderedDict[Key, str] = OrderedDict()  # what was said of it
         self._threads = DeepThreads()
@@ -65,16 +71,17 @@ class Grammars:
         """See Matchers."""
         tokens = self._known_tokens()
         key = (constraint.kind, constraint.text)
-        with self._lock:
-            base = self._kept.get(key)
-            if base is not None:
-                self._kept.move_to_end(key)
-                base = base.deep_copy()
-        if base is None:
-            base = self._compiled(constraint, tokens)
-            self._keep(key, base.deep_copy())
-        matcher = TextMatcher(base, tokens)
+        matcher = self._copy(key)
+        if matcher is None:
+            began = time.monotonic()
+            matcher = TextMatcher(self._compiled(constraint, tokens), tokens)
+            quick = time.monotonic() - began < QUICK
+            self._keep(key, matcher.copy(), self._lexers if quick else 1)
         return AfterThoughts(matcher, tokens, constraint) if constraint.closes else matcher
+
+    def write_to(self, room: Room) -> None:
+        """See Matchers."""
+        self._together.room = room
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
@@ -118,17 +125,69 @@ class Grammars:
                 self._tokens = _Tokens(self._vocabulary)
             return self._tokens
 
-    def _keep(self, key: Key, base: LLMatcher) -> None:
+    def _copy(self, key: Key) -> TextMatcher | None:
+        """Of what is kept; None: it is to be compiled, perhaps again."""
         with self._lock:
-            if key in self._kept:
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            self._kept.move_to_end(key)
+            matcher = kept.copy()
+        if matcher is None or not _spent(matcher):
+            return matcher
+        with self._lock:
+            if kept.drop(matcher.lexer) and self._kept.get(key) is kept:
+                self._kept_bytes -= _taken(key)
+        return None
+
+    def _keep(self, key: Key, base: TextMatcher, lexers: int) -> None:
+        with self._lock:
+            kept = self._kept.setdefault(key, _Kept(lexers))
+            if not kept.add(base):
                 return
-            self._kept[key] = base
             self._kept_bytes += _taken(key)
             while len(self._kept) > MAX_KEPT or (
                 self._kept_bytes > MAX_KEPT_BYTES and len(self._kept) > 1
             ):
-                oldest, _ = self._kept.popitem(last=False)
-                self._kept_bytes -= _taken(oldest)
+                oldest, gone = self._kept.popitem(last=False)
+                self._kept_bytes -= _taken(oldest) * len(gone.bases)
+
+
+class _Kept:
+    """A grammar, compiled once for each of its lexers."""
+
+    def __init__(self, lexers: int) -> None:
+        self.bases: list[TextMatcher] = []
+        self._lexers = lexers
+        self._turn = 0
+
+    def add(self, base: TextMatcher) -> bool:
+        """Whether it is wanted."""
+        if len(self.bases) >= self._lexers:
+            return False
+        self.bases.append(base)
+        self._turn += 1  # the output that it was compiled for
+        return True
+
+    def drop(self, lexer: object) -> bool:
+        """Forget what has it; whether anything had."""
+        before = len(self.bases)
+        self.bases = [base for base in self.bases if base.lexer is not lexer]
+        return len(self.bases) < before
+
+    def copy(self) -> TextMatcher | None:
+        """For the next output. None: there may be a lexer more for it."""
+        at = self._turn // SHARING
+        if at >= len(self.bases) < self._lexers:
+            return None
+        self._turn += 1
+        return self.bases[at % len(self.bases)].copy()
+
+
+def _spent(matcher: TextMatcher) -> bool:
+    """Whether a lexer has come to its limits, in whatever output: it stays so for all of them."""
+    matcher.backend.compute_bitmask()
+    return matcher.backend.is_error()
 
 
 def _taken(key: Key) -> int:

@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 from quire.engine.errors import ConstraintError
 from quire.service.constraints.thoughts import Tokens
 
+REFUEL = 16  # tokens taken in a row: what they may cost is renewed by a mask
 REASON = 500  # characters of llguidance's reason that are repeated
 _SCHEMA = "\n   1 | start: %json {"  # as llguidance shows it on, the whole of it
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
@@ -19,9 +20,13 @@ _WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
 class TextMatcher:
     """Implements `Matcher` for text from its first byte on."""
 
-    def __init__(self, backend: LLMatcher, tokens: Tokens) -> None:
+    def __init__(self, backend: LLMatcher, tokens: Tokens, lexer: object | None = None) -> None:
+        """lexer: stands for the one that llguidance's copies share, behind a lock that a mask holds
+        all the time that it takes; None: one of its own."""
         self.backend = backend
         self.tokens = tokens
+        self.lexer = lexer or object()
+        self._accepted = 0
 
     def mask(self) -> bytearray:
         """See Matcher."""
@@ -36,6 +41,9 @@ class TextMatcher:
         """See Matcher."""
         if not self.backend.consume_token(token_id):
             raise self.refused(token_id)
+        self._accepted += 1
+        if self._accepted % REFUEL == 0:
+            self.backend.compute_bitmask()
         self.check()
 
     def refused(self, token_id: int) -> ConstraintError:
@@ -53,7 +61,7 @@ class TextMatcher:
 
     def copy(self) -> "TextMatcher":
         """See Matcher."""
-        return TextMatcher(self.backend.deep_copy(), self.tokens)
+        return TextMatcher(self.backend.deep_copy(), self.tokens, self.lexer)
 
 
 def reason(matcher: LLMatcher) -> str:

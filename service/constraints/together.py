@@ -1,25 +1,24 @@
 """Matchers that take a token each, and their masks: one after another, or many on llguidance's own
-threads, where the interpreter's lock is given away twice, whatever their number.
+threads, where the interpreter's lock is given away twice, whatever their number. Of matchers that
+share a lexer one is at work at a time: they stand together, so that a thread has them all.
 
-Invariant: what comes of it is what each matcher would say alone. Masks are made in one room, which
-the next call uses again.
+Invariant: what comes of it is what each matcher would say alone. A call's masks stand side by side.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
-from llguidance import LLExecutor, LLMatcher
+from llguidance import LLExecutor
 
-from quire.engine.scheduling.matching import Mask, Matcher, Step, one_by_one
+from quire.engine.scheduling.matching import Mask, Matcher, Room, Step, one_by_one
 from quire.service.constraints.text_matcher import TextMatcher
 from quire.service.constraints.thoughts import AfterThoughts
 
-MAX_THREADS = 2  # more of them were slower beside an H200, at masks of 20 us each
+THREADS = max(1, min((os.cpu_count() or 1) // 2, 8))  # llguidance's
 FEW = 24  # matchers are sooner asked one after another than so many threads are woken
 
-_Texts = list[tuple[TextMatcher, int]]
+_Texts = list[tuple[TextMatcher, int, int]]  # what takes which token, and at what place
 
 
 class Together:
@@ -27,65 +26,56 @@ class Together:
 
     def __init__(self) -> None:
         self._executor: LLExecutor | None = None
-        self._room: npt.NDArray[np.int32] = np.empty((0, 0), np.int32)
+        self.room: Room | None = None  # see Matchers.write_to
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
         texts: _Texts = []
-        places: list[int] = []
-        others: list[int] = []
+        found: dict[int, Mask | Exception] = {}
         for at, (matcher, token_id) in enumerate(steps):
             text = _of_text(matcher)
             if text is None:
-                others.append(at)
+                (found[at],) = one_by_one([steps[at]])
             else:
-                texts.append((text, token_id))
-                places.append(at)
-        told = self._texts(texts) if texts else []
-        found = dict(zip(places, told, strict=True))
-        found |= zip(others, one_by_one([steps[at] for at in others]), strict=True)
+                texts.append((text, token_id, at))
+        if texts:
+            texts.sort(key=_lexer)
+            found.update(self._texts(texts))
         return [found[at] for at in range(len(steps))]
 
-    def _texts(self, texts: _Texts) -> list[Mask | Exception]:
-        """Those of one vocabulary, all of them."""
+    def _texts(self, texts: _Texts) -> Iterator[tuple[int, Mask | Exception]]:
+        """Those of one vocabulary, all of them; those that share a lexer stand together."""
         tokens, count = texts[0][0].tokens, len(texts)
         size = tokens.mask_bytes
-        if self._room.shape[0] < count or self._room.shape[1] != size // 4:
-            self._room = np.empty((count, size // 4), np.int32)
-        room = self._room[:count]
-        room[:] = 0
-        took = self._consume(texts)
-        asked = [(text.backend, row) for row, (text, _) in enumerate(texts) if took[row]]
-        self._compute(asked, room.ctypes.data, size, count)
-        octets = room.view(np.uint8)
+        room = memoryview(bytearray(count * size)) if self.room is None else self.room(count)
+        octets = np.frombuffer(room, np.uint8).reshape(count, size)  # llguidance writes by address
+        took = self._work(texts, octets.ctypes.data, size)
         for i in tokens.ends:
             octets[:, i >> 3] &= ~(1 << (i & 7)) & 0xFF
-        rows = memoryview(octets).cast("B")  # type: ignore[arg-type]
-        return [
-            _told(text, token_id, taken, rows[at * size : (at + 1) * size])
-            for at, ((text, token_id), taken) in enumerate(zip(texts, took, strict=True))
-        ]
+        for row, ((text, token_id, at), taken) in enumerate(zip(texts, took, strict=True)):
+            fine = taken and not text.backend.is_error()
+            yield at, room[row * size : (row + 1) * size] if fine else text.refused(token_id)
 
-    def _consume(self, texts: _Texts) -> Sequence[bool]:
-        """Whether each took its token."""
-        if len(texts) < FEW:
-            return [text.backend.consume_token(token_id) for text, token_id in texts]
-        return self._threads().consume_token_par([(text.backend, i) for text, i in texts])
-
-    def _compute(
-        self, asked: list[tuple[LLMatcher, int]], room: int, size: int, count: int
-    ) -> None:
-        """Write masks of `size` bytes each to the room's address, of which it has `count`."""
-        if len(asked) < FEW:
-            for matcher, row in asked:
-                matcher.unsafe_compute_mask_ptr(room + row * size, size)
-        else:
-            self._threads().unsafe_compute_mask_ptr(asked, room, size, count)
-
-    def _threads(self) -> LLExecutor:
+    def _work(self, texts: _Texts, room: int, size: int) -> Sequence[bool]:
+        """Whether each took its token. Masks of `size` bytes each come to the room's address; what
+        stands there for one that did not means nothing."""
+        apart = texts[0][0].lexer is not texts[-1][0].lexer
+        if len(texts) < FEW or THREADS < 2 or not apart:
+            return [_one(one, i, room + row * size, size) for row, (one, i, _) in enumerate(texts)]
         if self._executor is None:
-            self._executor = LLExecutor(num_threads=min(os.cpu_count() or 1, MAX_THREADS))
-        return self._executor
+            self._executor = LLExecutor(num_threads=THREADS)
+        steps = [(text.backend, token_id) for text, token_id, _ in texts]
+        masks = [(text.backend, row) for row, (text, _, _) in enumerate(texts)]
+        took = self._executor.consume_token_par(steps)
+        self._executor.unsafe_compute_mask_ptr(masks, room, size, len(masks))  # all still awake
+        return took
+
+
+def _one(text: TextMatcher, token_id: int, room: int, size: int) -> bool:
+    """See Together._work."""
+    took = text.backend.consume_token(token_id)
+    text.backend.unsafe_compute_mask_ptr(room, size)
+    return took
 
 
 def _of_text(matcher: Matcher) -> TextMatcher | None:
@@ -94,11 +84,5 @@ def _of_text(matcher: Matcher) -> TextMatcher | None:
     return inner if isinstance(inner, TextMatcher) else None
 
 
-def _told(text: TextMatcher, token_id: int, taken: bool, mask: memoryview) -> Mask | Exception:
-    try:
-        if not taken:
-            raise text.refused(token_id)
-        text.check()
-    except Exception as error:
-        return error
-    return mask
+def _lexer(one: tuple[TextMatcher, int, int]) -> int:
+    return id(one[0].lexer)

@@ -7,6 +7,7 @@ EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
 TOGETHER = "tests/service/constraints/test_together.py::test_"
+MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
 
@@ -60,9 +61,9 @@ FAULTS = (
     Fault(
         "constraint: the mask of another row, behind a matcher that took no token",
         "service/constraints/together.py",
-        "asked = [(text.backend, row) for row, (text, _) in enumerate(texts) if took[row]]",
-        "left = [text.backend for (text, _), ok in zip(texts, took) if ok]\n"
-        "        asked = [(backend, row) for row, backend in enumerate(left)]",
+        "            fine = taken and not text.backend.is_error()\n",
+        "            fine = taken and not text.backend.is_error()\n"
+        "            row -= sum(not taken for taken in took[:row])\n",
         (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
     ),
     Fault(
@@ -75,9 +76,30 @@ FAULTS = (
     Fault(
         "constraint: a limit that is reached among many is passed over",
         "service/constraints/together.py",
-        "            raise text.refused(token_id)\n        text.check()\n",
-        "            raise text.refused(token_id)\n",
+        "            fine = taken and not text.backend.is_error()\n",
+        "            fine = taken\n",
         (TOGETHER + "a_limit_that_is_reached_ends_one_of_many",),
+    ),
+    Fault(
+        "constraint: masks are made where others are still held",
+        "engine/runner/masks.py",
+        "        return self._references() == self._unheld\n",
+        "        return True\n",
+        (MASKS + "whatever_is_held_each_row_has_its_mask",),
+    ),
+    Fault(
+        "constraint: a lexer that outputs have used up is given to the next",
+        "service/constraints/grammars.py",
+        "        if matcher is None or not _spent(matcher):\n",
+        "        if True:\n",
+        (TOGETHER + "a_lexer_that_outputs_have_used_up_is_no_others",),
+    ),
+    Fault(
+        "constraint: a resumed output has the limits of one token",
+        "service/constraints/text_matcher.py",
+        "        if self._accepted % REFUEL == 0:\n",
+        "        if False:\n",
+        (TOGETHER + "a_long_output_that_is_resumed_may_cost_what_it_cost_token_by_token",),
     ),
     Fault(
         "constraint: siblings share a matcher",
@@ -147,7 +169,7 @@ FAULTS = (
     Fault(
         "edits: a row keeps the mask of the step before",
         "engine/runner/masks.py",
-        "        numbers[: self._rows] = -1\n",
+        "        room.of[:] = -1\n",
         "",
         (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
     ),

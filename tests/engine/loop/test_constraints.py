@@ -24,7 +24,7 @@ from quire.engine.request import (
 from quire.engine.runner.edits import SlotEdits
 from quire.engine.runner.graphs import GraphKey, SamplerKey
 from quire.engine.runner.masks import MaskTable
-from quire.engine.scheduling.matching import Mask, Step, constrained, one_by_one
+from quire.engine.scheduling.matching import Mask, Room, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
 MODEL = load_model(model_config(), seed=3)
@@ -67,6 +67,9 @@ class Cycles:
         self.open.set()
 
     def learn(self, vocabulary: Vocabulary) -> None:
+        pass
+
+    def write_to(self, room: Room) -> None:
         pass
 
     def advance(self, steps: Sequence[Step]) -> list[Mask | Exception]:

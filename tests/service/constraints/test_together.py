@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from quire.engine.errors import ConstraintError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Mask, Matcher, one_by_one
 from quire.service.constraints import together
-from quire.service.constraints.grammars import LIMITS, Grammars
+from quire.service.constraints.grammars import LIMITS, SHARING, Grammars
+from quire.service.constraints.text_matcher import TextMatcher
 from quire.service.models import pocket
 from quire.service.text.thinking import CLOSES, OPENS
 
@@ -44,6 +46,12 @@ def drawn(mask: bytes, chance: random.Random) -> int:
     """Some allowed id; now and then one that is not."""
     ids = [i for i in range(SIZE) if mask[i >> 3] & 1 << (i & 7)]
     return chance.choice(ids) if ids and chance.random() < 0.97 else chance.randrange(256, SIZE)
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as on a larger machine."""
+    monkeypatch.setattr(together, "THREADS", 3)
 
 
 @pytest.mark.parametrize("times", (1, 4), ids=("few", "many"))
@@ -94,3 +102,47 @@ def test_a_limit_that_is_reached_ends_one_of_many(
         assert told(first) == told(alone)
         ended += [str(first)] if isinstance(first, Exception) else []
     assert ended and "items" in ended[0]
+
+
+def test_a_lexer_that_outputs_have_used_up_is_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of one grammar share it, with its limits: the next output gets one of its own."""
+    monkeypatch.setitem(LIMITS, "max_lexer_states", 1000)
+    shared = Grammars()
+    shared.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    many = Constraint("regex", "(0|1)*1(0|1){14}")  # remembers 15 digits: 32768 states
+    ids = [TOKENIZER.token_to_id(digit) for digit in "01"]
+    chance = random.Random(3)
+    ended = 0
+    for _ in range(12):
+        one = shared.compile(many)
+        one.mask()  # raises where the lexer is used up
+        try:
+            for _ in range(200):
+                one.accept(chance.choice(ids))
+                one.mask()
+        except ConstraintError as error:
+            assert "lexer" in str(error)
+            ended += 1
+    assert 0 < ended < 6
+
+
+def test_a_long_output_that_is_resumed_may_cost_what_it_cost_token_by_token(
+    grammars: Grammars,
+) -> None:
+    chance, ids = random.Random(3), [TOKENIZER.token_to_id(digit) for digit in "01"]
+    resumed = grammars.compile(Constraint("regex", "(0|1)*1(0|1){14}"))
+    for _ in range(3500):
+        resumed.accept(chance.choice(ids))
+    assert any(resumed.mask())
+
+
+def test_outputs_under_one_grammar_are_parted_among_lexers() -> None:
+    """So that masks are made at once; a few outputs in turn share what one of them has learnt."""
+    parted = Grammars(3)
+    parted.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    made = [parted.compile(CONSTRAINTS[0]) for _ in range(5 * SHARING)]
+    lexers = [one.lexer for one in made if isinstance(one, TextMatcher)]
+    assert len(lexers) == len(made) and len(set(lexers)) == 3
+    assert all(len(set(lexers[at : at + SHARING])) == 1 for at in range(0, len(made), SHARING))
+    assert lexers[0] is lexers[3 * SHARING] and made[0].copy().lexer is lexers[0]
+    assert made[0].mask() == made[SHARING].mask() == made[-1].mask()

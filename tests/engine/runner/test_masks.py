@@ -1,0 +1,60 @@
+"""Masks on their way to the device: made where the copy reads them, held or from elsewhere."""
+
+import random
+
+import numpy as np
+import torch
+
+from quire.engine.runner.masks import MaskTable
+from quire.engine.scheduling.plan import Mask
+
+ROWS, WORDS = 4, 3
+
+
+def made(table: MaskTable, count: int, chance: random.Random) -> list[memoryview]:
+    """So many masks, as matchers write them."""
+    room = table.room(count)
+    room[:] = chance.randbytes(len(room))
+    return [room[at * 4 * WORDS : (at + 1) * 4 * WORDS] for at in range(count)]
+
+
+def uploaded(table: MaskTable) -> dict[int, bytes]:
+    """Of each row that has one, the mask that a kernel reads."""
+    of = enumerate(table.of.tolist())
+    return {row: table.words[at].numpy().tobytes() for row, at in of if at >= 0}
+
+
+def test_whatever_is_held_each_row_has_its_mask() -> None:
+    """Rows come, go, and stay out of steps with the mask that they had; others bring their own."""
+    chance = random.Random(5)
+    table = MaskTable(ROWS, WORDS * 32, torch.device("cpu"))
+    held: dict[int, Mask] = {}
+    expected: dict[int, bytes] = {}
+    for _ in range(300):
+        rows = chance.sample(range(ROWS), chance.randrange(1, ROWS + 1))
+        for row, mask in zip(rows, made(table, len(rows), chance), strict=True):
+            held[row], expected[row] = mask, bytes(mask)
+        for row in range(ROWS):
+            if chance.random() < 0.1:
+                expected[row] = chance.randbytes(4 * WORDS)
+                held[row] = chance.choice((bytes, bytearray))(expected[row])
+        planned = [row for row in held if chance.random() < 0.8]
+        if chance.random() < 0.9:  # now and then no step has masks
+            table.upload([(row, held[row]) for row in planned])
+            assert uploaded(table) == {row: expected[row] for row in planned}
+        assert {row: bytes(mask) for row, mask in held.items()} == expected
+
+
+def test_masks_stay_where_they_are_made_and_few_rooms_serve_all_steps() -> None:
+    table = MaskTable(ROWS, WORDS * 32, torch.device("cpu"))
+    chance, seen = random.Random(6), set()
+    masks: list[memoryview] = []
+    for _ in range(20):
+        masks = made(table, ROWS, chance)
+        seen.add(np.frombuffer(masks[0], np.uint8).ctypes.data)
+        table.upload(list(enumerate(masks)))
+        assert table.of.tolist() == list(range(ROWS))
+    assert len(seen) == 2
+    assert len(table.room(ROWS + 1)) == 4 * WORDS * (
+        ROWS + 1
+    )  # more than one step has: it is copied
