@@ -58,16 +58,16 @@ _LOG2E = 1.4426950408889634
 @triton.jit
 def _attend(
     q, m, total, acc, m_before, total_before, acc_before, k_ptr, v_ptr, k_boxes, v_boxes,
-    table_ptr, h, begin, end, low, high, scale,
+    table_ptr, h, begin, end, whole, low, high, scale,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
-    UNIT: tl.constexpr, SPLITS: tl.constexpr, UNITS: tl.constexpr, MASKED: tl.constexpr,
+    UNIT: tl.constexpr, SPLITS: tl.constexpr, UNITS: tl.constexpr, CUT: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the tokens [begin, end) to the running sums, of which each query sees [low, high).
 
     Those sums are of the unit at hand, and of all before it. UNITS: whether there are several.
-    low, high: [BM]; where there are several, a query's context ends at high. MASKED: whether some
-    query does not see all of some tile.
+    low, high: [BM]; where there are several, a query's context ends at high. whole: where the first
+    tile begins that some query does not see all of. CUT: whether `end` may cut a tile.
     """
     rn = tl.arange(0, BN)
     for t in tl.range(begin, end, BN, num_stages=STAGES):
@@ -84,19 +84,19 @@ def _attend(
         if BN <= BS:
             block = tl.load(table_ptr + t // BS)
         k, v, _before = load_tile(
-            k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end if MASKED else t + BN,
+            k_ptr, v_ptr, k_boxes, v_boxes, table_ptr, block, h, t, end if CUT else t + BN,
             q.dtype, HKV, D, DP, BS, BN, TMA, not TMA,
         )  # fmt: skip
         s = tl.dot(q, k.T, input_precision=PRECISION)
-        if MASKED:
+        masked = t >= whole
+        if masked:
             at = (t + rn)[None, :]
             if not UNITS:
                 s = tl.where(at >= low[:, None], s, -float("inf"))
             s = tl.where(at < high[:, None], s, -float("inf"))
         m_t = tl.fma(tl.max(s, 1), scale, 0.0)
-        base = m_t
-        if MASKED:  # of a tile that a query does not see: an empty sum, not NaN
-            base = tl.where(m_t == -float("inf"), 0.0, m_t)
+        # Of a tile that a query does not see: an empty sum, not NaN.
+        base = tl.where(m_t == -float("inf"), 0.0, m_t)
         p = tl.exp2(tl.fma(s, scale, -base[:, None]))
         acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         m, total, acc = merge(m, total, acc, m_t, sum_of_weights(p), acc_t)
@@ -165,16 +165,21 @@ def _exact_prefill_kernel(
             high = tl.minimum(seen, low + unit)
             whole = tl.minimum(tl.maximum(whole, begin), end // BN * BN)
             whole = tl.where(shortest == longest, whole, begin)
+        # Through descriptors come tiles that lie in the context, whoever sees them.
+        boxed = whole
+        if TMA:
+            boxed = tl.minimum(tl.cdiv(end, BN), context // BN) * BN
+            boxed = tl.maximum(boxed, begin)
         m, total, acc = empty_sum(BM, DP)
         m_before, total_before, acc_before = empty_sum(BM, DP)
         m, total, acc, m_before, total_before, acc_before = _attend(
             q, m, total, acc, m_before, total_before, acc_before, k_ptr, v_ptr, k_boxes, v_boxes,
-            table, h, begin, whole, low, high, scale, HKV, D, DP, BS, BN,
+            table, h, begin, boxed, whole, low, high, scale, HKV, D, DP, BS, BN,
             UNIT, SPLITS, not SPLIT, False, TMA, STAGES, PRECISION,
         )  # fmt: skip
         m, total, acc, m_before, total_before, acc_before = _attend(
             q, m, total, acc, m_before, total_before, acc_before, k_ptr, v_ptr, k_boxes, v_boxes,
-            table, h, whole, end, low, high, scale, HKV, D, DP, BS, BN,
+            table, h, boxed, end, whole, low, high, scale, HKV, D, DP, BS, BN,
             UNIT, SPLITS, not SPLIT, True, False, 1, PRECISION,
         )  # fmt: skip
         if SPLIT:

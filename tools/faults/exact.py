@@ -107,4 +107,18 @@ FAULTS = (
         "        fixed=False,\n",
         _ATTENTION,
     ),
+    Fault(
+        "exact: prompts take a tile that their context cuts by descriptors",
+        "kernels/attention/exact_prefill.py",
+        "tl.minimum(tl.cdiv(end, BN), context // BN) * BN\n",
+        "tl.cdiv(end, BN) * BN\n",
+        _ATTENTION,
+    ),
+    Fault(
+        "exact: prompts see all of a tile that comes by descriptors",
+        "kernels/attention/exact_prefill.py",
+        "        masked = t >= whole\n",
+        "        masked = (t >= whole) & (not TMA)\n",
+        _ATTENTION,
+    ),
 )

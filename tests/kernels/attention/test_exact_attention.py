@@ -55,6 +55,7 @@ def prefilled(cache: Any, q: torch.Tensor, contexts: range, **launch: Any) -> to
         (128, 2, 64, FP16, 511, 514),
         (96, 3, 32, BF16, 62, 67),
         (16, 16, 16, BF16, 1, 3),
+        (64, 2, 64, BF16, 120, 129),  # a tile that the diagonal cuts, by descriptors
     ],
 )
 def test_prefill_gives_the_bits_of_decode(
