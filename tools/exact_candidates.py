@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from tune_linear import Product
 
-from quire.kernels.linear import exact, side, tuning
-from quire.kernels.linear.tuning import Library, Side, Skinny, Tall, Variant, Whole
+from quire.kernels.linear import exact, side, stacked, tuning
+from quire.kernels.linear.tuning import Library, Side, Skinny, Stacked, Tall, Variant, Whole
 from quire.kernels.support import HOPPER_SHARED
 
 SPLITS = (1, *side.SPLITS)
 PREFETCHED = 24 << 20  # bytes of a weight, up to which L2 is asked for it early
+_STACKED_ROWS = 8  # beyond which x leaves no registers
 _MOST_PROGRAMS = 1056  # of a product whose shares are programs of their own
 
 
@@ -22,6 +23,9 @@ def candidates(product: Product, rows: int, split: int) -> list[Variant]:
     tried += [*_few(product, rows, split), *_tiles(product, rows, split), *_many(rows, split)]
     if split == 1 and rows <= tuning.SIDE_ROWS:
         tried += _whole(product)
+    share = product.k // split
+    if rows <= _STACKED_ROWS and not product.silu and stacked.takes(share, split, norm=product.norm):
+        tried += [Stacked(share, split, early=early) for early in (False, True)]
     return [
         variant
         for variant in dict.fromkeys(tried)

@@ -15,10 +15,19 @@ import torch
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.linear import around, gemv, norms, side, skinny, tall, tuning, whole
+from quire.kernels.linear import around, gemv, norms, side, skinny, stacked, tall, tuning, whole
 from quire.kernels.linear.around import Around
 from quire.kernels.linear.exact import ExactProducts, library_rows
-from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Tall, Variant, Whole
+from quire.kernels.linear.tuning import (
+    Gemv,
+    Library,
+    Side,
+    Skinny,
+    Stacked,
+    Tall,
+    Variant,
+    Whole,
+)
 
 
 def linear(
@@ -63,10 +72,10 @@ def run(
             variant, x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl,
             apart=apart,
         )  # fmt: skip
-    if isinstance(variant, Side | Tall):
+    if isinstance(variant, Side | Stacked | Tall):
         return _in_shares(
-            variant, x, weight, residual=residual, silu=silu, out_dtype=out_dtype, pdl=pdl,
-            apart=apart,
+            variant, x, weight, norm_weight=norm_weight, eps=eps, residual=residual, silu=silu,
+            out_dtype=out_dtype, pdl=pdl, apart=apart,
         )  # fmt: skip
     out = around.result(x, weight, residual, silu, out_dtype)
     if not out.numel():
@@ -83,10 +92,12 @@ def run(
 
 
 def _in_shares(
-    variant: Side | Tall,
+    variant: Side | Stacked | Tall,
     x: Tensor,
     weight: Tensor,
     *,
+    norm_weight: Tensor | None,
+    eps: float,
     residual: Tensor | None,
     silu: bool,
     out_dtype: torch.dtype | None,
@@ -104,6 +115,8 @@ def _in_shares(
     options = vars(variant) | {"residual": before, "apart": apart, "pdl": pdl}
     if isinstance(variant, Side):
         side.side(x, weight, out, **options)
+    elif isinstance(variant, Stacked):
+        stacked.stacked(x, weight, out, norm_weight=norm_weight, eps=eps, **options)
     else:
         tall.tall(x, weight, out, **options)
     if not silu:
@@ -113,6 +126,8 @@ def _in_shares(
 
 
 def _fuses_norm(variant: Variant) -> bool:
+    if isinstance(variant, Stacked):
+        return variant.split == 1
     return isinstance(variant, Gemv | Whole) or (isinstance(variant, Skinny) and variant.fuse_norm)
 
 

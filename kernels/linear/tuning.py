@@ -22,7 +22,8 @@ from torch import Tensor
 from quire.kernels.support import HOME_CARD, HOPPER_SHARED
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SIDE_ROWS = 16  # that side.py and whole.py take
+SIDE_ROWS = 16  # that side.py, stacked.py and whole.py take
+STACK = 64  # rows of a matrix instruction: weight rows times shares of stacked.py
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
 _RANKS = (2, 4, 8)  # of which each may have a share of a product
@@ -115,6 +116,27 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """The kernel of stacked.py, of up to 16 rows: a program loads all K of STACK / split weight rows
+    before the kernel ahead has ended, and has a norm inside where there is one share. block_k: of a
+    share, all of it; early: of Side."""
+
+    block_k: int
+    split: int
+    early: bool = False
+
+    @property
+    def stages(self) -> int:
+        """All at once."""
+        return 1
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory: x, up to 16 rows, and the weights, 16 bits each."""
+        return (SIDE_ROWS * self.split + STACK) * self.block_k * 2
+
+
+@dataclass(frozen=True)
 class Tall:
     """The kernel of tall.py, of many rows: a program sums the shares of K one after another. group:
     tiles of rows whose programs follow one another, as they read the same weights."""
@@ -133,7 +155,7 @@ class Tall:
         return (self.block_m + self.block_n) * self.block_k * 2
 
 
-Tile = Skinny | Side | Whole | Tall
+Tile = Skinny | Side | Whole | Stacked | Tall
 Variant = Gemv | Library | Tile
 Table = Mapping[tuple[int, int], Mapping[int, Variant]]
 _KINDS: dict[str, type[Variant]] = {
@@ -142,6 +164,7 @@ _KINDS: dict[str, type[Variant]] = {
     "library": Library,
     "side": Side,
     "whole": Whole,
+    "stacked": Stacked,
     "tall": Tall,
 }
 

@@ -13,6 +13,7 @@ from quire.kernels.linear.tuning import (
     Library,
     Side,
     Skinny,
+    Stacked,
     Tall,
     Timings,
     Variant,
@@ -54,6 +55,7 @@ def test_what_breaks_the_order_is_told() -> None:
     assert exact.keeps(Library(2), 1000, 2)
     assert exact.keeps(Whole(16, 256, stages=4, warps=4), 1024, 1)
     assert exact.keeps(Side(16, 64, stages=4, split=8), 1024, 8)
+    assert exact.keeps(Stacked(768, 4), 3072, 4)
     assert exact.keeps(Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 128, 2)
     broken: list[tuple[Variant, int, int]] = [
         (Gemv(2, 4), 1024, 1),
@@ -65,6 +67,7 @@ def test_what_breaks_the_order_is_told() -> None:
         (Library(), 1024, 2),
         (Library(3), 1024, 3),
         (Side(16, 64, stages=4, split=4), 1024, 8),
+        (Stacked(768, 4), 3072, 1),
         (Side(16, 128, stages=4, split=4), 1024 + 256, 4),
         (Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 64, 2),
         (Tall(128, 256, 64, stages=4, warps=8, split=1), 1000, 1),
@@ -250,6 +253,7 @@ def test_shares_in_one_program_are_those_of_several(
     assert found.differ_at(parts, (3, 16)) is None
     assert found.differ_at(Side(16, 64, stages=2, split=split, prefetch=True), (1, 8, 9)) is None
     assert found.differ_at(Side(16, 32, stages=2, split=split, hold=True), (1, 9)) is None
+    assert found.differ_at(Stacked(64, split), (1, 3, 9)) is None
     assert found.differ_at(tall, (17, 70)) is None
     assert found.differ_at(Side(16, 32, stages=2, split=4 if split == 2 else 2), (8,)) == 8
     assert found.differ_at(replace(tall, split=1), (8,)) == 8
@@ -265,6 +269,19 @@ def test_a_norm_inside_a_product_is_the_one_apart(bits: Any, silu: bool) -> None
 
 
 @pytest.mark.triton
+def test_a_norm_before_shares_that_are_stacked_is_the_one_apart(bits: Any) -> None:
+    found = bits(16, 512, dtype=FP16, norm=True, out_dtype=torch.float32)
+    assert found.differ_at(Stacked(512, 1), (1, 9)) is None
+
+
+@pytest.mark.triton
+def test_shares_of_two_boxes_are_those_of_one(bits: Any) -> None:
+    found = bits(72, 384, split=2, dtype=FP16, residual=True)
+    assert found.differ_at(Stacked(192, 2), (1, 5)) is None
+    assert found.differ_at(Stacked(96, 4), (5,)) == 5
+
+
+@pytest.mark.triton
 def test_what_a_program_with_all_shares_does_not_take_is_refused(device: torch.device) -> None:
     from quire.kernels.linear import linear
 
@@ -275,6 +292,12 @@ def test_what_a_program_with_all_shares_does_not_take_is_refused(device: torch.d
         linear.run(Side(16, 32, stages=2, split=4), x[:1], weight)
     with pytest.raises(ValueError, match="2 steps of 2 shares of 192, 32 columns each"):
         linear.run(Side(16, 32, stages=2, split=2, hold=True), x[:1], weight)
+    with pytest.raises(ValueError, match="17 rows, of which this kernel takes 16"):
+        linear.run(Stacked(96, 2), x, weight)
+    with pytest.raises(ValueError, match="2 shares of 48 columns of 192"):
+        linear.run(Stacked(48, 2), x[:1], weight)
+    with pytest.raises(ValueError, match="1 shares of 192 columns of 192"):
+        linear.run(Stacked(192, 1), x[:1], weight, norm_weight=x[0])
     with pytest.raises(ValueError, match="2 shares of 192 in steps of 64"):
         linear.run(Tall(128, 128, 64, stages=2, warps=4, split=2), x, weight)
 
