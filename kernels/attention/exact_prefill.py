@@ -14,6 +14,10 @@ prompt or chunk that it is part of, of the height of its tile, or of whether uni
 program or by one each. The queries of a tile may differ in their units, if the multiple changes
 between them: so units are counted by query.
 
+Tiles that lie in the context come through descriptors (TMA) where it has them, those too that the
+diagonal cuts: what a query does not see is masked, as long as it has been written. The tile that
+the context's end cuts comes by addresses.
+
 Few tiles over long contexts are split, a program for each unit of each tile, and a second kernel
 merges the units of a query in index order:
 
@@ -226,9 +230,11 @@ def _merge_kernel(
 
 
 def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:
-    """As prefill's, but with the tile of keys that decode takes."""
+    """As prefill's, but with the tile of keys that decode takes, and where tiles come by descriptors
+    with two of them on their way."""
     tiles = prefill_launch.choose_tiles(head_dim, dtype, shared)
-    return replace(tiles, keys=tile_tokens(head_dim, dtype))
+    stages = 3 if tiles.tma else tiles.num_stages
+    return replace(tiles, keys=tile_tokens(head_dim, dtype), num_stages=stages)
 
 
 def _plan(

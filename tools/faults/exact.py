@@ -79,6 +79,13 @@ FAULTS = (
         _PRODUCTS,
     ),
     Fault(
+        "exact: shares that are stacked are added as they come to hand",
+        "kernels/linear/stacked.py",
+        "        y = _sum_in_order(parts.permute(1, 0, 2), BLOCK_M, BLOCK_N, SPLIT)\n",
+        "        y = tl.sum(parts.permute(1, 0, 2), 2)\n",
+        _PRODUCTS,
+    ),
+    Fault(
         "exact: shares one after another are summed as one",
         "kernels/linear/tall.py",
         "        SEVERAL=split > 1,\n",
