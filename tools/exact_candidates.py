@@ -24,7 +24,8 @@ def candidates(product: Product, rows: int, split: int) -> list[Variant]:
     if split == 1 and rows <= tuning.SIDE_ROWS:
         tried += _whole(product)
     share = product.k // split
-    if rows <= _STACKED_ROWS and not product.silu and stacked.takes(share, split, norm=product.norm):
+    stacks = not product.silu and stacked.takes(share, split, norm=product.norm)
+    if rows <= _STACKED_ROWS and stacks:
         tried += [Stacked(share, split, early=early) for early in (False, True)]
     return [
         variant

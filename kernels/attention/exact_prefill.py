@@ -230,8 +230,8 @@ def _merge_kernel(
 
 
 def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:
-    """As prefill's, but with the tile of keys that decode takes, and where tiles come by descriptors
-    with two of them on their way."""
+    """As prefill's, but with the tile of keys that decode takes, and two on their way where they
+    come by descriptors."""
     tiles = prefill_launch.choose_tiles(head_dim, dtype, shared)
     stages = 3 if tiles.tma else tiles.num_stages
     return replace(tiles, keys=tile_tokens(head_dim, dtype), num_stages=stages)

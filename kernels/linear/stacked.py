@@ -26,7 +26,9 @@ LEAST = 16  # columns of a matrix instruction
 
 
 @triton.jit
-def _stack(box, at_n, AT: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, SPLIT: tl.constexpr):
+def _stack(
+    box, at_n, AT: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
     """Of ROWS weight rows, the shares of each one after another: [ROWS * SPLIT, SIZE]."""
     if SPLIT == 1:  # which the instruction reads where it lies
         rows = box.load([at_n, AT])

@@ -117,9 +117,9 @@ class Whole:
 
 @dataclass(frozen=True)
 class Stacked:
-    """The kernel of stacked.py, of up to 16 rows: a program loads all K of STACK / split weight rows
-    before the kernel ahead has ended, and has a norm inside where there is one share. block_k: of a
-    share, all of it; early: of Side."""
+    """The kernel of stacked.py, of up to 16 rows: a program loads all K of STACK / split weight
+    rows before the kernel ahead has ended, and has a norm inside where there is one share. block_k:
+    of a share, all of it; early: of Side."""
 
     block_k: int
     split: int
