@@ -32,7 +32,7 @@ from quire.kernels import support
 from quire.kernels.linear import exact, linear, skinny, tuning
 from quire.kernels.linear.check import Around, Bits
 from quire.kernels.linear.check import tried as tried_at
-from quire.kernels.linear.tuning import Gemv, Library, Side, Variant, Whole
+from quire.kernels.linear.tuning import Gemv, Library, Side, Stacked, Variant, Whole
 from quire.kernels.support import HOPPER_SHARED
 
 RUNS = 3
@@ -109,7 +109,7 @@ def compilations(
             wanted += [(EXACT, tile) for tile in tiles]
             for mode, variant in [*wanted, (FAST, fast(product, rows, card))]:
                 special: Any = isinstance(variant, Side | Whole) and rows <= 8
-                if isinstance(variant, Gemv):
+                if isinstance(variant, Gemv | Stacked):
                     special = (rows, product.k)
                 key = (mode, variant, around, special)
                 if key not in seen and variant != Library():

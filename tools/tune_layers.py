@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=16)
     parser.add_argument("--out", type=Path, help="default: the card's own table")
     options = parser.parse_args()
-    compiled = [c for s in options.shape for r in (8, 16) for c in compilations(s, r)]
+    compiled = [c for s in options.shape for r in options.rows for c in compilations(s, r)]
     faults = precompile(compiled, options.processes)
     print(f"{len(compiled)} kernels, {len(faults)} failed", *faults[:3], flush=True)
     card = support.card_name(torch.device("cuda"))
