@@ -200,7 +200,7 @@ def hot_exact() -> Calls:
 
 @cases(hot=False)
 def other_exact() -> Calls:
-    for group in (2, 4):  # with a second sum in its registers, nine spill
+    for group in (2, 4):  # with a second sum in its registers, some may spill
         yield f"prefill D128 G{group} exact 8192", _exact_prefill(8192, group, 128, 64)
     for dim in (64, 96, 256):
         yield f"prefill D{dim} exact", _exact_prefill(8192, 2, dim, 64)
