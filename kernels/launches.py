@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from quire.kernels.attention import decode_launch, exact_prefill, prefill_launch, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
-from quire.kernels.experts import routing, sorting, tiles
+from quire.kernels.experts import mixing
 from quire.kernels.linear import exchange, tuning
 from quire.kernels.support import HOPPER_SHARED
 
@@ -74,7 +74,7 @@ def of_model(
         ("prepare", bool(step.longer)),
     }
     if mixture is not None:
-        names.add(("experts", *_of_experts(step.tokens, mixture)))
+        names.add(("experts", *mixing.kernels(step.tokens, mixture.per_token, mixture.count)))
     if ranks > 1:
         names.add(("exchange", exchange.kind(step.tokens, ranks)))
     if step.decode_rows:
@@ -95,10 +95,3 @@ def of_model(
         card.shared,
     )
     return names | {("prefill", *name) for name in longer}
-
-
-def _of_experts(tokens: int, mixture: Mixture) -> Name:
-    """What decides the kernels of a layer of experts."""
-    tile = tiles.tile_class(tokens, mixture.per_token, mixture.count)
-    order = sorting.sort_class(tokens, mixture.count)
-    return tiles.chains(tokens), routing.route_class(tokens), tile, *order

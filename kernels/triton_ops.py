@@ -156,6 +156,7 @@ class TritonOps:
             out_dtype=out_dtype,
             counters=self.counters,
             pdl=self.pdl and tuning.chains(weight.data, x.shape[0]),
+            exact=self.exact,
         )
 
     # ------------------------------------------------------------ cache and attention

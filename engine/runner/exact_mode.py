@@ -23,8 +23,11 @@ from quire.engine.runner.graphs import PROMPT_TOKENS, most_rows
 from quire.kernels import reference
 from quire.kernels.ops import KernelsUnavailable, Ops, select
 from quire.kernels.support import card_name
+from quire.kernels.weight import Weight
 
 if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
+    from quire.kernels.linear.check import Around
+    from quire.kernels.linear.exact import ExactProducts
     from quire.kernels.triton_ops import TritonOps
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,10 @@ def is_wanted(
     from quire.kernels.linear import exact
 
     card = card_name(device)
+    for one in products:
+        if one.weight.scale is not None or one.weight.data.ndim > 2:
+            kind = "experts" if one.weight.scale is None else "FP8 weights"
+            return _without(config, f"{one.module}: no table tells what {kind} cost on {card}")
     cost = exact.cost(Counter(_size(one) for one in products), _size(products[-1]), card)
     if cost.worst > MOST_COST:
         return _without(config, f"products would take up to {cost.worst:.1%} longer on {card}")
@@ -96,33 +103,62 @@ def products_of(shape: ModelConfig, dtype: torch.dtype, world: World | None) -> 
 def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
     """Compare the bits of all launches of Triton's operations; afterwards `ops` is exact, or with
     `exact = auto` it is not any more. Raises ConfigError where `on` cannot be."""
-    from quire.kernels.linear import check
-
     ops = cast("TritonOps", ops)
     assert ops.products is not None
-    tokens = max(config.max_num_batched_tokens, config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
-    rows = most_rows(config.max_num_seqs)
-    for product in {one.kind: one for one in reversed(model.products())}.values():
-        around = check.Around(
-            rows if product.sampled else tokens,
-            product.norm,
-            product.residual,
-            product.silu,
-            product.out_dtype,
-        )
-        for found in check.check(product.weight.data, around, ops.products):
-            if not found.kept:
-                ops.products.give_up()
-                _without(config, f"{product.module}: no launch has the same bits for all rows")
-                return
-            joins = getattr(found.variant, "joins", False)
-            log.warning(
-                "exact: %s: the library's products of up to %d rows have other bits, as at %d: %s",
-                *(product.module, min(found.bucket, around.most), found.rows),
-                "residuals are added apart" if joins else "tiles take their place",
-            )
+    module = _differing(config, model, ops.products)
+    if module is not None:
+        ops.products.give_up()
+        _without(config, f"{module}: no launch has the same bits for all rows")
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _differing(config: EngineConfig, model: CausalModel, products: "ExactProducts") -> str | None:
+    """A weight's name whose launches differ, and which nothing can take the place of; or None."""
+    from quire.kernels.linear.check import Around
+
+    tokens = max(config.max_num_batched_tokens, config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
+    rows = most_rows(config.max_num_seqs)
+    several = [one for one in model.products() if one.weight.data.ndim > 2]
+    for one in {one.kind: one for one in reversed(model.products())}.values():
+        around = Around(
+            rows if one.sampled else tokens, one.norm, one.residual, one.silu, one.out_dtype
+        )
+        if one not in several and not _keeps(one, around, model.dtype, products):
+            return one.module
+    pairs = zip(several[::2], several[1::2], strict=True)  # gates and ups, downs
+    for gate_up, down in {one.kind: (one, other) for one, other in pairs}.values():
+        if not _mixes(gate_up.weight, down.weight, tokens, model):
+            return gate_up.module
+    return None
+
+
+def _mixes(gate_up: Weight, down: Weight, tokens: int, model: CausalModel) -> bool:
+    """Whether a layer of experts makes the same of a row beside any others."""
+    from quire.kernels.experts import check
+
+    experts = model.config.experts
+    assert experts is not None
+    mixture = check.Mixture(experts.per_token, experts.norm_topk_prob)
+    return check.differs(gate_up, down, mixture, tokens, model.dtype) is None
+
+
+def _keeps(one: Product, around: "Around", dtype: torch.dtype, products: "ExactProducts") -> bool:
+    """Whether the product has one order of sums, without what of the library has another."""
+    from quire.kernels.linear import check, fp8_check
+
+    if one.weight.scale is not None:
+        return fp8_check.differs(one.weight.data, around, dtype) is None
+    for found in check.check(one.weight.data, around, products):
+        if not found.kept:
+            return False
+        joins = getattr(found.variant, "joins", False)
+        log.warning(
+            "exact: %s: the library's products of up to %d rows have other bits, as at %d: %s",
+            *(one.module, min(found.bucket, around.most), found.rows),
+            "residuals are added apart" if joins else "tiles take their place",
+        )
+    return True
 
 
 def _refusal(shape: ModelConfig, products: list[Product], dtype: torch.dtype) -> str | None:
@@ -132,10 +168,8 @@ def _refusal(shape: ModelConfig, products: list[Product], dtype: torch.dtype) ->
     for one in products:
         if dtype not in _TYPES:
             return f"{one.module}: {dtype} has no exact kernel (bfloat16 and float16 have)"
-        if one.weight.scale is not None:
-            return f"{one.module}: FP8 weights have no exact kernel"
-        if one.weight.data.ndim != 2:
-            return f"{one.module}: mixtures of experts have no exact kernel"
+        if one.weight.data.dtype not in (dtype, torch.float8_e4m3fn):
+            return f"{one.module}: {one.weight.data.dtype} weights have no exact kernel"
     return None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels import support
-from quire.kernels.experts import sorting, tiles
+from quire.kernels.experts import routing, sorting, tiles
 from quire.kernels.experts.products import grouped
 from quire.kernels.experts.products_fp8 import grouped_fp8
 from quire.kernels.experts.sorting import Order
@@ -53,6 +53,13 @@ def _sum_kernel(
     if RESIDUAL:
         total += tl.load(residual_ptr + row * H + h, mask=h < H, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * H + h, total.to(out_ptr.dtype.element_ty), mask=h < H)
+
+
+def kernels(rows: int, per_token: int, count: int) -> tuple[object, ...]:
+    """What decides the kernels of a layer of experts, router included: two counts of rows that
+    share it have the same. See `tiles.tile_class`."""
+    tile, order = tiles.tile_class(rows, per_token, count), sorting.sort_class(rows, count)
+    return tiles.chains(rows), routing.route_class(rows), tile, *order
 
 
 def mix_experts(

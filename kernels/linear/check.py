@@ -11,6 +11,7 @@ On meta tensors nothing is compared: what is launched is then what may be launch
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,20 @@ def library_samples(rows: Sequence[int]) -> Iterator[int]:
     yield rows[-1]
 
 
+def twice(whole: Tensor, sign: int) -> Tensor:
+    """Fill [rows, width] with random halves, the second backwards and times sign, and 0 between."""
+    rows, width = whole.shape
+    whole.zero_()
+    if not whole.is_meta:
+        generator = torch.Generator(whole.device).manual_seed(rows + width)
+        drawn = torch.randn(
+            rows, width // 2, generator=generator, dtype=whole.dtype, device=whole.device
+        )
+        whole[:, : width // 2] = drawn
+        whole[:, width - width // 2 :] = drawn.flip(1).mul_(sign)
+    return whole
+
+
 class Bits:
     """Products of random rows by one tile, which others are compared with; twice.
 
@@ -108,8 +123,9 @@ class Bits:
         """weight: [N, K], whose numbers do not count; split: shares of K."""
         self._around, self._split = around, split
         self._device, self._dtype, (n, k) = weight.device, weight.dtype, weight.shape
+        self._size = n, k
         self._counters = skinny.new_counters(self._device)
-        self._weight = self._twice(n, k, 1)
+        self._weight = self._weight_of(n, k)
         self._norm = self._twice(1, k, 1)[0] if around.norm else None
         self._cases = []
         for sign, size in ((-1, 0.0), (1, k**0.5)):
@@ -118,12 +134,12 @@ class Bits:
             wanted = self._run(self.tile(BEYOND), x, before)
             self._cases.append((x, before, wanted))
 
-    def tile(self, bucket: int) -> Variant:
+    def tile(self, bucket: int) -> Any:
         """The tile for so many rows."""
-        (n, k), shared = self._weight.shape, support.shared_bytes(self._device)
-        return exact.tile(n, k, bucket, self._split, shared)
+        shared = support.shared_bytes(self._device)
+        return exact.tile(*self._size, bucket, self._split, shared)
 
-    def differ_at(self, variant: Variant, rows: Iterable[int]) -> int | None:
+    def differ_at(self, variant: Any, rows: Iterable[int]) -> int | None:
         """The first of these numbers of rows at which bits are others; None: they are the same."""
         for count in rows:
             for x, before, wanted in self._cases:
@@ -132,27 +148,23 @@ class Bits:
                     return count
         return None
 
-    def _twice(self, rows: int, width: int, sign: int) -> Tensor:
-        """[rows, width]: random halves, the second backwards and times sign, and 0 between."""
-        whole = torch.zeros(rows, width, dtype=self._dtype, device=self._device)
-        if not whole.is_meta:
-            generator = torch.Generator(self._device).manual_seed(rows + width)
-            size, half = (rows, width // 2), width - width // 2
-            drawn = torch.randn(size, generator=generator, dtype=self._dtype, device=self._device)
-            whole[:, : width // 2] = drawn
-            whole[:, half:] = drawn.flip(1).mul_(sign)
-        return whole
+    def _weight_of(self, n: int, k: int) -> Any:
+        return self._twice(n, k, 1)
 
-    def _run(self, variant: Variant, x: Tensor, before: Tensor | None) -> Tensor:
-        return linear.run(
+    def _twice(self, rows: int, width: int, sign: int) -> Tensor:
+        return twice(torch.empty(rows, width, dtype=self._dtype, device=self._device), sign)
+
+    def _run(self, variant: Any, x: Tensor, before: Tensor | None) -> Tensor:
+        return self._product(
             variant,
             x,
-            self._weight,
             norm_weight=self._norm,
             eps=1e-6,
             residual=None if before is None else before.clone(),
             silu=self._around.silu,
             out_dtype=self._around.out_dtype,
             counters=self._counters,
-            apart=True,
         )
+
+    def _product(self, variant: Any, x: Tensor, **around: Any) -> Tensor:
+        return linear.run(variant, x, self._weight, apart=True, **around)

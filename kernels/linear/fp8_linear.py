@@ -4,7 +4,8 @@ Invariant: x is quantized to the same numbers whichever kernel takes it, and whi
 function of the weight's shape, the rows and the card (`fp8_tuning.choose`): one row goes through
 fp8_gemv.py, which quantizes on its way, others through fp8_quantize.py and fp8_tiles.py, or, where
 it is there, many through the library. How each sums over K stands there; within one bucket of rows
-a row's result does not depend on the rows beside it, across buckets rows agree to rounding.
+a row's result does not depend on the rows beside it, across buckets rows agree to rounding. In
+exact mode tiles of one order take all rows (`fp8_tuning.exact`), whatever their number.
 """
 
 from typing import Unpack
@@ -28,15 +29,16 @@ from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Variant
 from quire.kernels.weight import Weight
 
 
-def linear_fp8(x: Tensor, weight: Weight, **beside: Unpack[Around]) -> Tensor:
+def linear_fp8(
+    x: Tensor, weight: Weight, *, exact: bool = False, **beside: Unpack[Around]
+) -> Tensor:
     """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference."""
-    rows, width = x.shape
-    shared = support.shared_bytes(weight.data.device)
-    library = x.dtype == torch.bfloat16 and fp8_library.available(weight.data.device)
-    n = weight.data.shape[0]
-    silu = beside.get("silu", False)
-    variant = fp8_tuning.choose(n, width, rows, silu, shared, library=library)
-    return run(variant, x, weight, **beside)
+    device = weight.data.device
+    sizes = *weight.data.shape, len(x), beside.get("silu", False), support.shared_bytes(device)
+    if exact:
+        return run(fp8_tuning.exact(*sizes), x, weight, **beside)
+    library = x.dtype == torch.bfloat16 and fp8_library.available(device)
+    return run(fp8_tuning.choose(*sizes, library=library), x, weight, **beside)
 
 
 def run(

@@ -2,8 +2,9 @@
 
 Invariant: `out[m, n]` is summed over K in blocks of 128, in order, within each of SPLIT equal
 shares of K: a block's 128 products in the tensor core, times the two scales of the block, then
-added in fp32. The shares are added in index order by the last program to arrive at a tile. So a
-row's result depends on SPLIT and the instruction alone, never on the rows beside it.
+added in fp32. The shares are added in index order, by the last program to arrive at a tile, or by
+one that sums them in turn. So a row's result depends on the number of shares and the instruction
+alone, never on the rows beside it.
 
 Between launches every counter is zero: the last arriver of a tile puts it back.
 
@@ -89,11 +90,12 @@ def _fp8_tile_kernel(
     COLUMNS,
     K,
     GROUPS,  # ceil(K / 128)
-    SHARE,  # blocks of K in a share: ceil(GROUPS / SPLIT)
+    SHARE,  # blocks of K in a share: ceil(GROUPS / shares)
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,  # columns of a tile, a divisor of 128
     HIGH: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT: tl.constexpr,  # shares, a program each
+    TURNS: tl.constexpr,  # shares that a program sums one after another, without SILU
     SWAP: tl.constexpr,  # weights are the M side of the instruction
     STAGES: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -107,7 +109,7 @@ def _fp8_tile_kernel(
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, 128)
     begin = tl.minimum(tl.program_id(1) * SHARE, GROUPS - 1)
-    steps = tl.minimum(SHARE, GROUPS - tl.program_id(1) * SHARE)
+    steps = tl.minimum(SHARE * TURNS, GROUPS - tl.program_id(1) * SHARE)
     # Rows past an end read the last row: what they give is never stored.
     in_x = tl.minimum(m, M - 1).to(tl.int64)
     in_w = tl.minimum(n, COLUMNS - 1).to(tl.int64)
@@ -125,6 +127,7 @@ def _fp8_tile_kernel(
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = acc
+    earlier = acc
     # A block's scales are read while the block before it is computed: what does not feed a dot is
     # not fetched ahead by the compiler.
     last = tl.maximum(steps - 1, 0)
@@ -153,6 +156,12 @@ def _fp8_tile_kernel(
             u_scale = u_next
         x_scale = x_next
         w_scale = w_next
+        if TURNS > 1:  # noqa: SIM102 (told when compiled, and only then)
+            if (step + 1) % SHARE == 0:
+                earlier += acc
+                acc = tl.zeros_like(acc)
+    if TURNS > 1:
+        acc = earlier + acc  # of a last share that is shorter
     if SWAP:
         acc = acc.T
         up = up.T
@@ -186,6 +195,7 @@ def tiles(
     block_m: int,
     block_n: int,
     split: int = 1,
+    in_turn: bool = False,
     swap: bool = True,
     stages: int = 4,
     warps: int = 4,
@@ -197,21 +207,23 @@ def tiles(
     """out = x @ weight.T, with what `linear_fp8` may put around it. x: [M, K], any M.
 
     The block sizes, split, stages and warps are the variant's; block_n divides 128. out may be
-    residual. counters: as made by `skinny.new_counters`; split products without them make some.
-    Raises ValueError where they are fewer than the tiles.
+    residual. in_turn: a program sums all shares, one after another; not with silu. counters: as
+    made by `skinny.new_counters`; split products without them make some. Raises ValueError where
+    they are fewer than the tiles.
     """
     assert weight.scale is not None
     rows, width = x.data.shape
     columns, groups = out.shape[1], weight.scale.shape[1]
     programs = triton.cdiv(columns, block_n) * triton.cdiv(rows, block_m)
     partial: Tensor = out
-    if split > 1:
+    turns, beside = (split, 1) if in_turn else (1, split)
+    if beside > 1:
         counters = new_counters(out.device) if counters is None else counters
         if programs > MAX_TILES:
             raise ValueError(f"{programs} tiles exceed the {MAX_TILES} of split products")
         shares = 2 * split if silu else split
         partial = torch.empty(shares, rows, columns, dtype=torch.float32, device=out.device)
-    _fp8_tile_kernel[(programs, split)](
+    _fp8_tile_kernel[(programs, beside)](
         x.data,
         x.scale,
         *x.scale.stride(),
@@ -229,7 +241,8 @@ def tiles(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         HIGH=_TILES_HIGH,
-        SPLIT=split,
+        SPLIT=beside,
+        TURNS=turns,
         SWAP=swap,
         STAGES=stages,
         RESIDUAL=residual is not None,

@@ -22,7 +22,8 @@ class Fp8Gemv:
 
 @dataclass(frozen=True)
 class Fp8Tile:
-    """The kernel of fp8_tiles.py. swap: weights are the M side of the instruction."""
+    """The kernel of fp8_tiles.py. swap: weights are the M side of the instruction; in_turn: one
+    program sums the shares of K one after another, else each has a program."""
 
     block_m: int
     block_n: int
@@ -30,6 +31,7 @@ class Fp8Tile:
     stages: int
     warps: int
     split: int = 1
+    in_turn: bool = False
 
     def stage_bytes(self, silu: bool) -> int:
         """Shared memory of one stage: x and the weights, 128 columns of 8 bits each, and scales."""
@@ -47,6 +49,7 @@ _FULL = 132  # programs that keep a large card busy
 _MOST_SPLIT = 4
 _MOST_HELD = 80  # registers a thread, of one row: some 125 in all
 _LITTLE_HELD = 40  # some 80 in all
+_FEW = 16  # rows, whose shares of K are those of all in exact mode
 _LIBRARY_ROWS = 256  # the bucket from which the library's product is faster
 
 
@@ -72,9 +75,24 @@ def choose(
             if held <= _MOST_HELD:
                 at_once = 24 if held <= _LITTLE_HELD else 16
                 return Fp8Gemv(block_n, warps, turns(n, block_n, warps, silu, at_once))
-    variant = _tile(n, k, bucket, silu)
-    stages = min(variant.stages, shared // variant.stage_bytes(silu))
-    return replace(variant, stages=max(1, stages))
+    return _fitting(_tile(n, k, bucket, silu), silu, shared)
+
+
+def exact(n: int, k: int, rows: int, silu: bool, shared: int = HOPPER_SHARED) -> Fp8Tile:
+    """The variant in exact mode: always a tile, and K in the shares that few rows take. Many rows
+    fill a card without: there a program sums them in turn."""
+    bucket = tuning.row_class(rows)
+    split, tile = _tile(n, k, _FEW, silu).split, _tile(n, k, bucket, silu)
+    tiles = -(-n // tile.block_n) * -(-bucket // tile.block_m)
+    if split > 1 and bucket > 64:  # 8 warps: sums of shares take registers
+        many = bucket > tuning.ROW_BUCKETS[-1] or 2 * tiles >= _FULL
+        tile = replace(tile, in_turn=many, warps=8)
+    return _fitting(replace(tile, split=split), silu, shared)
+
+
+def _fitting(tile: Fp8Tile, silu: bool, shared: int) -> Fp8Tile:
+    """The same with as many stages as there is room for."""
+    return replace(tile, stages=max(1, min(tile.stages, shared // tile.stage_bytes(silu))))
 
 
 def turns(n: int, block_n: int, warps: int, silu: bool, at_once: int) -> int:

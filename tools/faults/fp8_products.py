@@ -60,8 +60,8 @@ FAULTS = (
     Fault(
         "fp8 products: a kernel for each number of rows",
         "kernels/linear/fp8_tuning.py",
-        "stages=max(1, stages)",
-        "stages=max(1, stages - rows % 5)",
+        "    return _fitting(_tile(n, k, bucket, silu), silu, shared)\n",
+        "    return _fitting(_tile(n, k, bucket, silu), silu, shared >> rows % 3)\n",
         (WARM,),
     ),
 )

@@ -1,5 +1,6 @@
 """Calls of the kernels of FP8 weights."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -48,8 +49,9 @@ def fp8_products() -> Calls:
             empty(n // 128, k // 128, dtype=torch.float32),
         )
         seen = set()
-        for rows in (*tuning.ROW_BUCKETS, tuning.ROW_BUCKETS[-1] + 1):
-            variant = fp8_tuning.choose(n, k, rows, product.silu, shared)
+        buckets = (*tuning.ROW_BUCKETS, tuning.ROW_BUCKETS[-1] + 1)
+        for choose, rows in itertools.product((fp8_tuning.choose, fp8_tuning.exact), buckets):
+            variant = choose(n, k, rows, product.silu, shared)
             if variant in seen:
                 continue
             seen.add(variant)
@@ -69,4 +71,4 @@ def fp8_products() -> Calls:
                     pdl=True,
                 )
 
-            yield f"fp8 {product.name} {n} x {k}, {rows} rows", call
+            yield f"fp8 {product.name} {n} x {k}, {rows} rows, {choose.__name__}", call

@@ -23,7 +23,8 @@ def _narrowed(wide: np.ndarray) -> np.ndarray:
     return numbers.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
 
 
-def _widened(narrow: np.ndarray) -> np.ndarray:
+def widened(narrow: np.ndarray) -> np.ndarray:
+    """The bits of e4m3 numbers as fp32."""
     bits = torch.from_numpy(np.ascontiguousarray(narrow).view(np.uint8))
     return bits.view(torch.float8_e4m3fn).float().numpy()
 
@@ -42,7 +43,7 @@ def _piece(values: list[Any]) -> np.ndarray:
     """16 products, in fp16, even and odd columns apart. values: 4 times four e4m3, 8 pairs of x."""
     words = np.stack([value.data for value in values], -1).astype(np.int32)
     shape = (*words.shape[:-1], 8, 2)
-    w = _widened(words[..., :4]).reshape(shape).astype(np.float64)
+    w = widened(words[..., :4]).reshape(shape).astype(np.float64)
     x = np.ascontiguousarray(words[..., 4:]).view(np.float16).reshape(shape)
     sums = np.zeros((*shape[:-2], 2), np.float16)
     for pair in range(8):
@@ -64,7 +65,7 @@ def install() -> None:
         if target == tl.float8e4nv and source == tl.float32:
             return _narrowed(data).reshape(data.shape)
         if source == tl.float8e4nv and target in (tl.float32, tl.float16, tl.bfloat16):
-            wide = _widened(data).reshape(data.shape)
+            wide = widened(data).reshape(data.shape)
             if target == tl.bfloat16:  # kept as bits; every e4m3 number is one of bf16
                 return (wide.view(np.uint32) >> 16).astype(np.uint16)
             return wide if target == tl.float32 else wide.astype(np.float16)

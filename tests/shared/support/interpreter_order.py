@@ -9,15 +9,23 @@ of the groups does, as on the device.
 from typing import Any
 
 import numpy as np
+import triton.language as tl
+from support import interpreter_fp8
 from support.interpreter_bf16 import widened
 from triton.runtime import interpreter
 
 _GROUP = 16
 
 
+def _numbers(operand: Any) -> np.ndarray:
+    if operand.dtype.scalar == tl.float8e4nv:  # kept as bits
+        return interpreter_fp8.widened(operand.data).astype(np.float64)
+    return widened(operand).data.astype(np.float64)
+
+
 def create_dot(_self: Any, a: Any, b: Any, d: Any, *_rest: Any) -> Any:
     """In the place of `InterpreterBuilder.create_dot`."""
-    left, right = (widened(one).data.astype(np.float64) for one in (a, b))
+    left, right = (_numbers(one) for one in (a, b))
     total = d.data.astype(np.float32)
     for k in range(0, left.shape[-1], _GROUP):
         part = left[..., k : k + _GROUP] @ right[..., k : k + _GROUP, :]

@@ -1,0 +1,46 @@
+"""Whether exact mode's launches for an FP8 weight have one order of sums, asked of the card.
+
+Invariant: what is compared is what `fp8_tuning.exact` chooses, at the least, the middle and the
+most rows of a bucket, with the tile of most rows. There is nothing to take a launch's place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire.kernels import support
+from quire.kernels.linear import check, fp8_linear, fp8_tuning
+from quire.kernels.linear.check import Around
+from quire.kernels.linear.fp8_quantize import GROUP
+from quire.kernels.linear.fp8_tuning import Fp8Tile, Fp8Variant
+from quire.kernels.weight import Weight
+
+
+def differs(weight: Tensor, around: Around, dtype: torch.dtype) -> int | None:
+    """The number of rows at which a row's bits are others than those of all rows, if there is one.
+    weight: [N, K], of which sizes and device count; dtype: of activations."""
+    bits = Fp8Bits(weight, around, dtype)
+    for _bucket, rows in check.samples(around.most):
+        at = bits.differ_at(bits.tile(rows[-1]), rows)
+        if at is not None:
+            return at
+    return None
+
+
+class Fp8Bits(check.Bits):
+    """As `Bits`, of an FP8 weight whose scales are the same backwards, too."""
+
+    def __init__(self, weight: Tensor, around: Around, dtype: torch.dtype) -> None:
+        super().__init__(torch.empty_like(weight, dtype=dtype), around, split=1)
+
+    def tile(self, bucket: int) -> Fp8Tile:
+        shared = support.shared_bytes(self._device)
+        return fp8_tuning.exact(*self._size, bucket, self._around.silu, shared)
+
+    def _weight_of(self, n: int, k: int) -> Weight:
+        scale = self._twice(-(-n // GROUP), -(-k // GROUP), 1)
+        return Weight(self._twice(n, k, 1).to(torch.float8_e4m3fn), scale.float().exp_())
+
+    def _product(self, variant: Fp8Variant, x: Tensor, **around: Any) -> Tensor:
+        return fp8_linear.run(variant, x, self._weight, **around)
