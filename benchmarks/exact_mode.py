@@ -27,6 +27,8 @@ from watched import current_stream_kept, on_stream
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import build_engine
+from quire.engine.model.base import CausalModel
+from quire.engine.model.product import Product
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
 from quire.engine.runner.sampler import Sampled, Sampler
@@ -189,6 +191,22 @@ def fillers(count: int) -> list[GenerationRequest]:
     return made
 
 
+def launch_of(product: Product, rows: int, model: CausalModel) -> object:
+    """How so many rows of a product are launched; of experts, how both of a layer's are."""
+    from quire.kernels import support
+    from quire.kernels.experts import tiles
+    from quire.kernels.linear import exact, fp8_tuning
+
+    data = product.weight.data
+    if data.ndim > 2:
+        assert model.config.experts is not None
+        return tiles.choose(rows, model.config.experts.per_token, len(data), data.dtype)
+    n, k = data.shape
+    if product.weight.scale is not None:
+        return fp8_tuning.exact(n, k, rows, product.silu)
+    return exact.choose(n, k, rows, card=support.card_name(model.device))
+
+
 class Pairs:
     """All pairs of one shape and type, each against the requests served alone."""
 
@@ -206,17 +224,15 @@ class Pairs:
 
     def launches(self) -> dict[str, dict[str, str]]:
         """What each weight's products are, by buckets of rows: all have been compared."""
-        from quire.kernels import support
         from quire.kernels.linear import exact
 
         model = self.main.engine.runner._model  # type: ignore[attr-defined]
-        card, found = support.card_name(model.device), {}
-        for product in {one.kind: one for one in reversed(model.products())}.values():
-            n, k = product.weight.data.shape
-            found[f"{product.module} [{n}, {k}]"] = {
-                str(rows): str(exact.choose(n, k, rows, card=card)) for rows in exact.BUCKETS
+        return {
+            f"{product.module} {list(product.weight.data.shape)}": {
+                str(rows): str(launch_of(product, rows, model)) for rows in exact.BUCKETS
             }
-        return found
+            for product in {one.kind: one for one in reversed(model.products())}.values()
+        }
 
     def all(self, parts: Sequence[str] = PARTS) -> Iterator[Comparison]:
         """Every pair in turn; engines are built as they are asked for, one at a time."""

@@ -124,7 +124,7 @@ def _differing(config: EngineConfig, model: CausalModel, products: "ExactProduct
         around = Around(
             rows if one.sampled else tokens, one.norm, one.residual, one.silu, one.out_dtype
         )
-        if one not in several and not _keeps(one, around, model.dtype, products):
+        if one.weight.data.ndim == 2 and not _keeps(one, around, model.dtype, products):
             return one.module
     pairs = zip(several[::2], several[1::2], strict=True)  # gates and ups, downs
     for gate_up, down in {one.kind: (one, other) for one, other in pairs}.values():
