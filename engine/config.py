@@ -78,7 +78,7 @@ class EngineConfig:
     )
     exact: str = _option(
         "auto",
-        "on: a token's bits do not depend on what is computed beside it (GPUs, 16-bit weights); "
+        "on: a token's bits do not depend on what is computed beside it (GPUs, no int8 weights); "
         "auto: where that costs 3% at most; off",
     )
     device: str = _option("auto", "auto, cpu or cuda")

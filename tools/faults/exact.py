@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 _TABLE = "tests/kernels/linear/test_exact.py::test_"
+_FP8 = "tests/kernels/linear/test_fp8_exact.py::test_"
 _MODE = "tests/engine/runner/test_exact_mode.py::test_"
 _RUN = "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter"
 _PRODUCTS, _ATTENTION = (_RUN + "[linear]",), (_RUN + "[others]",)
@@ -46,9 +47,9 @@ FAULTS = (
     Fault(
         "exact: on is taken for a model that has no exact kernels",
         "engine/runner/exact_mode.py",
-        "        if one.weight.scale is not None:\n",
+        "        if one.weight.data.dtype not in (dtype, torch.float8_e4m3fn):\n",
         "        if False:\n",
-        (_MODE + "on_is_refused_by_a_weights_name_and_auto_says_why_it_is_off",),
+        (_MODE + "weights_of_another_kind_are_refused_by_name",),
     ),
     Fault(
         "exact: on is taken for a model whose attention has a window",
@@ -60,9 +61,37 @@ FAULTS = (
     Fault(
         "exact: a card on which no launch keeps the order is served as exact",
         "engine/runner/exact_mode.py",
-        "                ops.products.give_up()\n",
+        "        ops.products.give_up()\n",
         "",
         (_MODE + "what_differs_on_the_card_ends_exact_mode_or_costs_the_library",),
+    ),
+    Fault(
+        "exact: a layer of experts is served that nobody compared",
+        "engine/runner/exact_mode.py",
+        "        if not _mixes(",
+        "        if False and not _mixes(",
+        (_MODE + "fp8_weights_and_experts_are_compared_and_refused_where_they_differ",),
+    ),
+    Fault(
+        "exact: one row of an FP8 weight is left to the vector kernel",
+        "kernels/linear/fp8_linear.py",
+        "    if exact:\n",
+        "    if exact and len(x) > 1:\n",
+        (_FP8 + "neither_the_vector_kernel_nor_the_library_is_launched",),
+    ),
+    Fault(
+        "exact: rows choose the split of an FP8 weight",
+        "kernels/linear/fp8_tuning.py",
+        "    return _fitting(replace(tile, split=split), silu, shared)\n",
+        "    return _fitting(tile, silu, shared)\n",
+        (_FP8 + "no_number_of_rows_changes_the_order_of_a_weights_sums",),
+    ),
+    Fault(
+        "exact: shares of an FP8 weight in turn are summed as one",
+        "kernels/linear/fp8_tiles.py",
+        "            if (step + 1) % SHARE == 0:\n",
+        "            if step < 0:\n",
+        _PRODUCTS,
     ),
     Fault(
         "exact: tiles add a residual to what is not rounded yet",

@@ -180,6 +180,7 @@ def long_run(core: EngineCore, seed: int, count: int) -> None:
         (QWEN3, False, Fp8(made_on_load=True), False),
         (QWEN3, True, None, True),
         pytest.param(QWEN3_MOE, False, Fp8(made_on_load=True), False, marks=pytest.mark.long),
+        pytest.param(QWEN3_MOE, True, Fp8(made_on_load=True), True, marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
