@@ -1,6 +1,7 @@
 """Exact mode over small models in Triton: what stands beside a request changes none of its bits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 NEW = 3
 PROMPTS = (tuple(range(5, 25)), (7,), tuple(range(5, 12)))
-WAYS = {  # and most tokens of a step
-    "together": Setup(max_num_seqs=3),
-    "in chunks beside others": Setup(max_num_seqs=3, max_num_batched_tokens=6),
-    "hits": Setup(caching=True),
+ALONE = Setup(block_size=16, num_blocks=17)
+WAYS = {
+    "together": replace(ALONE, max_num_seqs=3),
+    "in chunks beside others": replace(ALONE, max_num_seqs=3, max_num_batched_tokens=6),
+    "hits": replace(ALONE, max_num_seqs=3, caching=True),
 }
 Said = dict[int, list[Any]]
 
@@ -65,7 +67,7 @@ def served(core: EngineCore, batches: Sequence[Sequence[int]]) -> tuple[Said, in
 
 
 def test_bits_are_those_of_a_request_alone(model: Any) -> None:
-    alone, _ = served(core_of(model, Setup()), [[index] for index in range(len(PROMPTS))])
+    alone, _ = served(core_of(model, ALONE), [[index] for index in range(len(PROMPTS))])
     assert all(len(tokens) == NEW for tokens in alone.values())
     for way, setup in WAYS.items():
         core, order = core_of(model, setup), [*range(len(PROMPTS))]
