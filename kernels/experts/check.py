@@ -47,7 +47,7 @@ def differs(
         wanted = layer(x)
         for rows in samples(most, mixture.per_token, count):
             pairs = zip(layer(x[:rows]), wanted, strict=True)
-            if not x.is_meta and not all(torch.equal(one, all_[:rows]) for one, all_ in pairs):
+            if not x.is_meta and not all(torch.equal(one, whole[:rows]) for one, whole in pairs):
                 return rows
     return None
 
