@@ -12,7 +12,7 @@ from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.reading import check_tools
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.chat_template import TemplateRefusal
-from quire.service.text.template_environment import RenderLimits
+from quire.service.text.template_meter import RenderLimits
 from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.workers import Wanted, check_wanted
 from quire.v1 import inference_pb2 as pb

@@ -11,11 +11,10 @@ from quire.service.answers.events import Family, Reading, Syntax
 from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.json_text import read_object
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
-from quire.service.text.template_environment import RenderLimits
+from quire.service.text.template_traits import PROBE_LIMITS
 from quire.service.text.thinking import Thinking
 from quire.v1 import inference_pb2 as pb
 
-_PROBE_LIMITS = RenderLimits(max_bytes=1 << 20, max_steps=20_000)
 _NONE, _REQUIRED = pb.TOOL_CHOICE_MODE_NONE, pb.TOOL_CHOICE_MODE_REQUIRED
 
 
@@ -27,7 +26,7 @@ def family_of(option: str, chat: ChatTemplate | None) -> Family | None:
     def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str | None:
         asked = Conversation(tuple(messages), tuple(tools), add_generation_prompt=False)
         try:
-            return chat.render(asked, _PROBE_LIMITS)
+            return chat.render(asked, PROBE_LIMITS)
         except TemplateRefusal:
             return None
 

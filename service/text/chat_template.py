@@ -14,12 +14,9 @@ from typing import Any, Self
 import jinja2
 
 from quire.engine.errors import ModelError
-from quire.service.text.template_environment import (
-    Environment,
-    RenderLimits,
-    TooMuch,
-)
-from quire.service.text.template_traits import Traits, find_traits
+from quire.service.text.template_environment import Environment
+from quire.service.text.template_meter import RenderLimits, TooMuch
+from quire.service.text.template_traits import PROBE_LIMITS, Traits, find_traits
 from quire.service.text.template_values import as_rendered, texts
 from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.tokenizer import Tokenizer
@@ -29,6 +26,7 @@ _END_MARK = "QUIRE-END-OF-MESSAGE-"
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 _JUDGED = ("name", "tool_calls", "reasoning_content")  # ids of calls are checked against the calls
 _NO_LIMITS = RenderLimits()
+_MAX_SOURCE = 1 << 18  # characters of all of a model's templates: a compiler takes seconds for them
 
 Message = dict[str, Any]
 
@@ -62,6 +60,7 @@ class _Compiled:
         self, source: str, tokens: Mapping[str, str], special: Iterable[str], added: Iterable[str]
     ) -> None:
         self.environment = Environment()
+        self.environment.meter.begin(PROBE_LIMITS)  # the compiler computes what is constant
         self.template = self.environment.from_string(source)
         self.traits: Traits = find_traits(
             self.environment, source, self.template, tokens, special, added
@@ -85,12 +84,16 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         self._compiled: dict[str, _Compiled] = {}
         self.sources = sources = {"default": source} if isinstance(source, str) else source
+        if (size := sum(map(len, sources.values()))) > _MAX_SOURCE:
+            raise ModelError(f"{origin}: chat template: {size} characters: at most {_MAX_SOURCE}")
         for name, text in sources.items():
             where = origin if len(sources) == 1 else f"{origin} ({name})"
             try:
                 self._compiled[name] = _Compiled(text, tokens, special, added)
             except jinja2.TemplateSyntaxError as error:
                 raise ModelError(f"{where}: chat template, line {error.lineno}: {error}") from error
+            except TooMuch as error:
+                raise ModelError(f"{where}: a chat of a few words {error}") from error
             except Exception as error:  # recursion, overflow: a compiler may fail in any way
                 raise ModelError(f"{where}: chat template: {error}") from error
 

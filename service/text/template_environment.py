@@ -5,14 +5,14 @@ the same text. It reaches nothing else (an immutable sandbox), and what it does 
 does it, so that a conversation can neither hold a thread for long nor fill the memory.
 """
 
+import functools
 import json
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import jinja2
+import jinja2.compiler
 import jinja2.exceptions
 import jinja2.ext
 import jinja2.nodes
@@ -22,74 +22,54 @@ import jinja2.sandbox
 import jinja2.utils
 
 from quire.clients import large_json
-from quire.service.text.workers import Wanted, check_wanted
-
-_MADE_FOR_EACH_BYTE = 16  # text that a template may make on its way to one byte of the prompt
-_CHECK_EVERY = 1024  # steps between two questions whether anyone still waits
+from quire.service.text.template_meter import Meter, RenderLimits, listed
 
 
-class TooMuch(Exception):
-    """The conversation renders to more than is allowed, or takes too many steps."""
+class _CountedCode(jinja2.compiler.CodeGenerator):
+    """Compiles what is not a call, and makes or repeats something all the same, into one."""
 
+    def visit_For(self, node: jinja2.nodes.For, frame: jinja2.compiler.Frame) -> None:
+        """Each round is a step, and so is each item that the loop's condition leaves out."""
+        step = jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute("step"), [], [], None, None)
+        node.body.insert(0, jinja2.nodes.ExprStmt(step))
+        if node.test is not None:
+            node.test = jinja2.nodes.Or(step, node.test)
+        super().visit_For(node, frame)
 
-def _still_wanted() -> bool:
-    return True
+    def visit_Tuple(self, node: jinja2.nodes.Tuple, frame: jinja2.compiler.Frame) -> None:
+        """One that stands left of `=` makes nothing."""
+        if node.ctx == "load":
+            self._new(super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
 
+    def visit_List(self, node: jinja2.nodes.List, frame: jinja2.compiler.Frame) -> None:
+        self._new(super().visit_List, node, frame)
 
-@dataclass(frozen=True, slots=True)
-class RenderLimits:
-    """What one rendering may come to.
+    def visit_Dict(self, node: jinja2.nodes.Dict, frame: jinja2.compiler.Frame) -> None:
+        self._new(super().visit_Dict, node, frame)
 
-    max_bytes: of the text, as UTF-8. max_steps: look-ups and calls of the template; each takes less
-    than a microsecond or so. wanted: asked now and then; when it says no, rendering ends.
-    """
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:
+        self._new(super().visit_Concat, node, frame)
 
-    max_bytes: int = 1 << 28
-    max_steps: int = 4_000_000
-    wanted: Wanted = _still_wanted
+    def visit_Getitem(self, node: jinja2.nodes.Getitem, frame: jinja2.compiler.Frame) -> None:
+        """A slice is a new text or list."""
+        if isinstance(node.arg, jinja2.nodes.Slice):
+            self._new(super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
 
-
-class Meter(threading.local):
-    """Counts what the rendering on this thread has done."""
-
-    def __init__(self) -> None:
-        self.begin(RenderLimits())
-
-    def begin(self, limits: RenderLimits) -> None:
-        """Count from nothing."""
-        self._limits = limits
-        self._steps = 0
-        self._made = 0
-        self._written = 0
-
-    def step(self) -> None:
-        """One look-up or call. Raises TooMuch or NotWanted."""
-        self._steps += 1
-        if self._steps % _CHECK_EVERY == 0:
-            if self._steps > self._limits.max_steps:
-                raise TooMuch(f"takes the chat template more than {self._limits.max_steps} steps")
-            check_wanted(self._limits.wanted)
-
-    def made(self, characters: int) -> None:
-        """Text on its way. Raises TooMuch."""
-        self._made += characters
-        if self._made > _MADE_FOR_EACH_BYTE * self._limits.max_bytes:
-            raise self._too_long()
-
-    def wrote(self, piece: str) -> None:
-        """Text of the prompt. Raises TooMuch."""
-        self._written += len(piece) if piece.isascii() else len(piece.encode(errors="replace"))
-        if self._written > self._limits.max_bytes:
-            raise self._too_long()
-
-    def _too_long(self) -> TooMuch:
-        return TooMuch(f"renders to more than {self._limits.max_bytes} bytes")
+    def _new(self, visit: Callable[..., None], node: Any, frame: jinja2.compiler.Frame) -> None:
+        self.write("environment.new(")
+        visit(node, frame)
+        self.write(")")
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """One compiles one template; several threads may render it at a time."""
 
-    intercepted_binops = frozenset({"+", "*", "%"})
+    code_generator_class = _CountedCode
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
@@ -98,8 +78,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             extensions=["jinja2.ext.loopcontrols", GenerationTag],
         )
         self.meter = Meter()
+        self.step, self.new = self.meter.step, self.meter.new  # for what is compiled
+        self.finalize = self._finalize
         self.concat = self._concat  # type: ignore[method-assign]
         self.filters["tojson"] = self._to_json
+        self.filters = {name: self._counted(name, made) for name, made in self.filters.items()}
+        del self.globals["lipsum"]  # as many words of chance as a number says
         self.globals.update(
             raise_exception=_raise,
             strftime_now=_strftime_now,
@@ -133,25 +117,44 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: jinja2.runtime.Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Jinja's `obj(…)`."""
-        self.meter.step()
-        return super().call(context, obj, *args, **kwargs)
+        method = getattr(obj, "__wrapped__", obj)  # of a text's format, its own
+        subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        given = [*map(listed, args)] if name == "join" else args
+        self.meter.before_call(name, subject, [*given, *kwargs.values()])
+        return self.meter.new(super().call(context, obj, *given, **kwargs))
 
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
         """Sums, products and `%`, which can make long texts out of short ones."""
-        if operator == "*":
-            self.meter.made(_repeated(left, right))
-        made = super().call_binop(context, operator, left, right)
-        if isinstance(made, str | list):
-            self.meter.made(len(made))
-        return made
+        self.meter.before_binop(operator, left, right)
+        return self.meter.new(super().call_binop(context, operator, left, right))
+
+    def _counted(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter, whose first argument may be a context or so."""
+        first = int(hasattr(made, "jinja_pass_arg"))
+
+        @functools.wraps(made)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before, subject, given = args[:first], args[first], args[first + 1 :]
+            if name == "join":
+                subject = listed(subject)
+            self.meter.before_call(name, subject, [*given, *kwargs.values()])
+            return self.meter.new(made(*before, subject, *given, **kwargs))
+
+        return counted
+
+    def _finalize(self, value: Any) -> str:
+        """What an output writes."""
+        text = value if isinstance(value, str) else str(value)
+        self.meter.made(len(text))
+        return text
 
     def _concat(self, pieces: Iterable[str]) -> str:
         """Joins what a macro or a block has written."""
-        text = "".join(pieces)
-        self.meter.made(len(text))
-        return text
+        pieces = list(pieces)
+        self.meter.made(sum(map(len, pieces)))
+        return "".join(pieces)
 
     def _to_json(
         self,
@@ -162,15 +165,14 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """transformers' `tojson`: nothing escaped for HTML, and json.dumps' own options."""
+        self.meter.weight(value)
         options: Any = {
             "ensure_ascii": ensure_ascii,
             "separators": separators,
             "sort_keys": sort_keys,
         }
         if indent is None:
-            text = large_json.dumps(value, **options)
-            self.meter.made(len(text))
-            return text
+            return large_json.dumps(value, **options)
         if isinstance(indent, int):
             self.meter.made(indent)  # before as many spaces are made
         pieces = []
@@ -223,18 +225,14 @@ class _PlainNamespace(jinja2.utils.Namespace):
         _refuse_private(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        """Without what it holds, which changes, and may be itself."""
+        return "<Namespace>"
+
 
 def _refuse_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
-
-
-def _repeated(left: Any, right: Any) -> int:
-    """Length of a text or list times a number; 0 for two numbers."""
-    for text, times in ((left, right), (right, left)):
-        if isinstance(text, str | list | tuple) and isinstance(times, int):
-            return len(text) * max(times, 0)
-    return 0
 
 
 def _raise(message: str) -> None:

@@ -9,7 +9,7 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import nodes
@@ -52,18 +52,20 @@ def find_markers(
     tokens: Mapping[str, str],
     special: Iterable[str],
     added: Iterable[str],
+    step: Callable[[], None],
 ) -> Markers:
-    """rendered: probes' texts. tokens: named ones; special and added: the vocabulary's."""
+    """rendered: probes' texts. tokens: named ones; special and added: the vocabulary's. step: told
+    of each tag and word that is looked at."""
     literals = "\0".join([*_literals(tree), *(_WORD.sub("\0", text) for text in rendered)])
     control = (*special, *tokens.values())
     found: dict[str, set[str]] = {ANYWHERE: {token for token in control if token.strip()}}
     found[ANYWHERE].update(t for t in added if _BRACKET.search(t) and t in literals)
     found[ANYWHERE].update(_FORMS.findall(literals))
     for text in rendered:
-        for kind, marker in _of_elements(text):
+        for kind, marker in _of_elements(text, step):
             found.setdefault(kind, set()).add(marker)
     for text in rendered:
-        found[ANYWHERE].update(_headers(text, found[ANYWHERE]))
+        found[ANYWHERE].update(_headers(text, found[ANYWHERE], step))
     read = "\0".join(_looked_for(tree))
     allowed = {
         marker
@@ -99,19 +101,20 @@ def _partner(marker: str) -> str:
     return marker.replace("/", "", 1) if "/" in marker else marker[:1] + "/" + marker[1:]
 
 
-def _of_elements(text: str) -> Iterator[tuple[str, str]]:
+def _of_elements(text: str, step: Callable[[], None]) -> Iterator[tuple[str, str]]:
     """Kinds of content and the tags that stand around them; the outermost for all."""
-    elements = list(_elements(text))
+    elements = list(_elements(text, step))
     for word in _WORD.finditer(text):
         around = [e for e in elements if e.begin < word.start() and word.end() < e.end]
         for element in around:
+            step()
             outermost = not any(other.holds(element) for other in around)
             kind = ANYWHERE if outermost else _KINDS[word.group()]
             for marker in element.markers:
                 yield kind, marker
 
 
-def _elements(text: str) -> Iterator[_Element]:
+def _elements(text: str, step: Callable[[], None]) -> Iterator[_Element]:
     """Tags with their closing ones; what is never closed, as in prose, is passed over."""
     opened: list[re.Match[str]] = []
     for tag in _TAG.finditer(text):
@@ -119,6 +122,7 @@ def _elements(text: str) -> Iterator[_Element]:
             opened.append(tag)
             continue
         for i in range(len(opened) - 1, -1, -1):
+            step()
             if opened[i][2] == tag[2]:
                 begin = opened[i]
                 del opened[i:]
@@ -127,11 +131,12 @@ def _elements(text: str) -> Iterator[_Element]:
                 break
 
 
-def _headers(text: str, markers: set[str]) -> Iterator[str]:
+def _headers(text: str, markers: set[str], step: Callable[[], None]) -> Iterator[str]:
     """What stands before a turn, where that is a line of words and nothing else is."""
     turns = {WORDS[f"{role}.content"] for role in ("user", "assistant")}
     before = 0
     for word in _WORD.finditer(text):
+        step()
         glue = text[before : word.start()]
         if word.group() in turns and before and not any(marker in glue for marker in markers):
             header = _HEADER.search(glue)

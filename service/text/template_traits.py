@@ -5,8 +5,9 @@ invented chats (template_probes). A field is honoured if two values of it render
 some probe. Where no probe with it could be rendered at all, its mention in the tree decides.
 """
 
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import jinja2
@@ -14,8 +15,9 @@ import jinja2.meta
 from jinja2 import nodes
 
 from quire.service.text.markers import Markers
-from quire.service.text.template_environment import Environment, RenderLimits
+from quire.service.text.template_environment import Environment
 from quire.service.text.template_markers import find_markers
+from quire.service.text.template_meter import RenderLimits, TooMuch
 from quire.service.text.template_probes import ROLES, Probe, pairs, probes
 from quire.service.text.thinking import OPENS
 
@@ -25,7 +27,9 @@ _JUDGED = (
     ("assistant", "reasoning_content"),
 )
 _NOT_CLIENTS = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
-_PROBE_LIMITS = RenderLimits(max_bytes=1 << 20, max_steps=20_000)
+PROBE_LIMITS = RenderLimits(max_bytes=1 << 18, max_steps=20_000)
+_MARKER_STEPS = 10_000_000
+_MAX_SECONDS = 30.0  # of the processor, for all probes of a template and all that is found in them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +49,26 @@ class Traits:
 
 
 class _Renderer:
-    """Renders probes; None for one that the template refuses."""
+    """Renders probes; None for one that the template refuses. Raises TooMuch."""
 
     def __init__(
         self, environment: Environment, template: jinja2.Template, tokens: Mapping[str, str]
     ) -> None:
         self._environment, self._template, self._tokens = environment, template, tokens
+        self._until = time.thread_time() + _MAX_SECONDS
 
     def __call__(self, probe: Probe) -> str | None:
         try:
             variables = probe.variables(self._tokens)
-            return self._environment.render(self._template, variables, _PROBE_LIMITS)
+            return self._environment.render(self._template, variables, self.limits())
+        except TooMuch:
+            raise
         except Exception:  # it may refuse what was invented, in any way
             return None
+
+    def limits(self) -> RenderLimits:
+        """With the time that is left."""
+        return replace(PROBE_LIMITS, max_seconds=self._until - time.thread_time())
 
 
 def find_traits(
@@ -68,14 +79,17 @@ def find_traits(
     special: Iterable[str],
     added: Iterable[str],
 ) -> Traits:
-    """tokens, special, added: as in ChatTemplate."""
+    """tokens, special, added: as in ChatTemplate. Raises TooMuch: a template that takes so much for
+    a few words is none to serve with."""
     tree = environment.parse(source)
     variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
     free = variables - _NOT_CLIENTS - tokens.keys() - environment.globals.keys()
     asked = list(probes(sorted(free)))
     render = _Renderer(environment, template, tokens)
     rendered = [(probe, text) for probe in asked if (text := render(probe)) is not None]
-    markers = find_markers(tree, [text for _, text in rendered], tokens, special, added)
+    environment.meter.begin(replace(render.limits(), max_steps=_MARKER_STEPS))
+    texts = list(dict.fromkeys(text for _, text in rendered))
+    markers = find_markers(tree, texts, tokens, special, added, environment.step)
     mentioned = _mentioned(tree)
     shown = {
         (role, field)

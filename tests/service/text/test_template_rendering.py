@@ -19,8 +19,9 @@ from support.template_oracle import (
 )
 
 from quire.engine.errors import ModelError
+from quire.service.text import template_traits
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
-from quire.service.text.template_environment import RenderLimits
+from quire.service.text.template_meter import RenderLimits
 from quire.service.text.workers import NotWanted
 
 USER = said("user", "Hi <b> 'Köln'")
@@ -230,6 +231,80 @@ def test_a_text_is_bounded_while_it_is_made(source: str, kwargs: dict[str, Any])
     chat = Conversation((said("user", "abcdefgh"),) * 500, chat_template_kwargs=kwargs)
     with pytest.raises(TemplateRefusal, match="more than 4096 bytes"):
         ChatTemplate(source, {}).render(chat, RenderLimits(max_bytes=4096))
+
+
+DOUBLED = "{% for i in range(30) %}{% set ns.x = DOUBLE %}{% endfor %}"
+TUPLES = "{% set ns = namespace(x=()) %}" + DOUBLED.replace("DOUBLE", "(ns.x, ns.x)")
+MUCH = [  # each makes, or goes through, more than 16 million characters, digits, places or rounds
+    "{{ '%20000000d' % 1 }}",
+    "{{ '%*d' % (20000000, 1) }}",
+    "{{ '%20000000d' | format(1) }}",
+    "{{ '{:20000000d}'.format(1) }}",
+    "{{ '{:{}}'.format(1, 20000000) }}",
+    "{{ 'a'.center(20000000) }}",
+    "{{ 'a' | center(20000000) }}",
+    "{{ 'a\n' | indent(20000000) }}",
+    "{{ 'a'.zfill(20000000) }}",
+    "{{ (5).to_bytes(20000000, 'big') | length }}",
+    "{{ ('a' * 5000) | replace('a', 'a' * 5000) }}",
+    "{{ ('a' * 5000).translate({97: 'a' * 5000}) }}",
+    "{{ ('a' * 1000).join(range(20000) | map('string')) }}",
+    "{{ range(20000) | map('string') | join('a' * 1000) }}",
+    "{{ ('a ' * 5000) | wordwrap(1, wrapstring='a' * 5000) }}",
+    "{{ ('<!-- -->' * 1000) | striptags }}",
+    "{{ 5 | round(-20000000) }}",
+    "{{ 10 ** 20000 > 1 }}",
+    "{% set ns = namespace(x=7) %}" + DOUBLED.replace("DOUBLE", "ns.x * ns.x"),
+    "{% set ns = namespace(x='a') %}" + DOUBLED.replace("DOUBLE", "ns.x ~ ns.x"),
+    TUPLES + "{{ ns.x }}",
+    TUPLES + "{{ {ns.x: 1} }}",
+    "{% set t %}{% for i in range(9000) %}{{ messages[0].content[1:] }}{% endfor %}{% endset %}",
+    "{% for i in range(9000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}",
+    "{% for i in range(9000) %}{% for j in range(9000) if false %}{% endfor %}{% endfor %}",
+    "{% for i in range(9000) recursive %}{{ loop([i]) if loop.depth < 3 }}{% endfor %}",
+    "{{ range(90000) | map('upper') | list }}",
+]
+
+
+@pytest.mark.parametrize("source", MUCH)
+def test_a_template_that_makes_much_of_nothing_is_refused_at_load(source: str) -> None:
+    with pytest.raises(ModelError, match=r"^some/where\.jinja: a chat of a few words .*more than"):
+        ChatTemplate(source, {}, origin="some/where.jinja")
+
+
+@pytest.mark.parametrize("source", MUCH)
+def test_and_at_a_call(source: str) -> None:
+    template = ChatTemplate(
+        "{% if messages[0].content.startswith('now') %}" + source + "{% endif %}", {}
+    )
+    chat = Conversation((said("user", "now" * 2000),))
+    with pytest.raises(TemplateRefusal, match="more than"):
+        template.render(chat, RenderLimits(max_bytes=1 << 18, max_steps=20_000))
+
+
+def test_a_namespace_that_holds_others_is_written_without_them() -> None:
+    source = "{% set a = namespace(x=1) %}{% set b = namespace(x=a, y=a) %}{{ b }}"
+    assert ChatTemplate(source, {}).render(Conversation((USER,))) == "<Namespace>"
+
+
+def test_a_rendering_takes_so_much_time_and_no_more() -> None:
+    template = ChatTemplate("{% for i in range(16) %}{% endfor %}", {})
+    with pytest.raises(TemplateRefusal, match="more than 0 s"):
+        template.render(Conversation((USER,)), RenderLimits(max_seconds=0))
+
+
+@pytest.mark.parametrize("source", ["{% for i in range(99) %}{% endfor %}", "<a></a>" * 99])
+def test_a_template_is_loaded_in_so_much_time_and_no_more(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_traits, "_MAX_SECONDS", 0.0)
+    with pytest.raises(ModelError, match=r"where\.jinja: .* takes the chat template more than"):
+        ChatTemplate(source + "{{ messages[0].content }}</b>", {}, origin="where.jinja")
+
+
+def test_a_template_too_long_to_compile_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"where\.jinja: .* 300000 characters: at most 262144"):
+        ChatTemplate("x" * 300_000, {}, origin="where.jinja")
 
 
 def test_bytes_are_counted_and_not_characters() -> None:
