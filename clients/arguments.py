@@ -8,6 +8,8 @@ beyond that is the server's affair, so that the limits stand in one place.
 import math
 import numbers
 import operator
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from quire.clients.errors import OptionError
 
 MAX_SECONDS = 1e9  # about 32 years; gRPC's clock cannot hold much more
 MAX_FLOAT32 = 3.4028234663852886e38
+_MOST_BYTES = 256 << 20  # of a file that is read whole
 _MAX_SHOWN = 80  # characters of a value that an error repeats
 
 
@@ -32,10 +35,26 @@ def text(where: str, value: Any) -> str:
     return str(value)
 
 
+def read_whole(path: Path) -> bytes:
+    """What a file holds. Raises OSError, at once: opening a pipe would wait for whoever writes to
+    it, a device may have no end, and a file may be larger than the memory."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "is not a file")
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise OSError(0, f"more than {_MOST_BYTES} bytes")
+    return raw
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def file_text(where: str, path: Path) -> str:
     """What a file holds, as text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path).decode()
     except OSError as error:
         raise OptionError(f"{where}: cannot be read: {error.strerror}") from None
     except UnicodeError:

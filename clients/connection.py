@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from quire.clients.arguments import flag, items, kind, show, text
+from quire.clients.arguments import flag, items, kind, read_whole, show, text
 from quire.clients.errors import OptionError
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -63,7 +63,7 @@ def _read(name: str, path: str | Path | None, held: bytes) -> bytes | None:
     if path is None:
         return None
     try:
-        content = Path(path).read_bytes()
+        content = read_whole(Path(path))
     except OSError as error:
         raise OptionError(f"tls.{name}: cannot read {show(str(path))}: {error.strerror}") from None
     except ValueError:  # a zero byte, or half of a surrogate pair

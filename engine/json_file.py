@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from quire.engine.errors import ConfigError
+from quire.engine.plain_file import read_whole
 from quire.engine.stand_in import missing, stand_in
 
 _Default = TypeVar("_Default")
@@ -34,7 +35,7 @@ class JsonFile:
     def read(cls, path: Path) -> "JsonFile":
         """Read an object from a file."""
         try:
-            content = path.read_bytes()
+            content = read_whole(path)
         except FileNotFoundError:
             raise ConfigError(f"{path}: {missing(path)}") from None
         except OSError as error:

@@ -6,6 +6,8 @@ template, or safetensors file.
 
 from pathlib import Path
 
+from quire.engine.plain_file import open_plain
+
 HEAD_BYTES = 1024
 
 _STARTS = (
@@ -58,7 +60,7 @@ def fault_of(path: Path) -> str | None:
     """What stands at `path` instead of a model's file; None for what may be one. Raises OSError."""
     if not path.exists():
         return missing(path)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         head = file.read(HEAD_BYTES)
     if len(head) == HEAD_BYTES and not head.strip(b"\0"):
         return None  # a long run of zeros may go on to something: the reader decides

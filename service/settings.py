@@ -22,6 +22,7 @@ from typing import Any
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
+from quire.engine.plain_file import read_whole
 from quire.service.environment import CONFIG_VARIABLE, article, read_environment
 from quire.service.hosts import is_address, is_loopback, refuse_shared_ports
 
@@ -292,7 +293,7 @@ def _plain_type(hint: Any) -> tuple[type, bool]:
 
 def _read_file(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_whole(path).decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

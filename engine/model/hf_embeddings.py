@@ -12,6 +12,7 @@ from typing import Any
 from quire.engine.errors import ConfigError
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import QWEN3
+from quire.engine.plain_file import open_plain, read_whole
 
 WITHOUT_HEAD = {"Qwen3Model": QWEN3}  # architectures, and what their layers are
 MODULES = "modules.json"
@@ -38,7 +39,7 @@ def embeds_only(path: Path, config: JsonFile) -> bool:
 def check_modules(path: Path) -> None:
     """Refuse modules behind the decoder that Quire does not compute. Raises ConfigError."""
     file = path / MODULES
-    if not file.is_file():
+    if not file.exists():
         return
     modules = _read(file)
     if not isinstance(modules, list):
@@ -54,7 +55,7 @@ def check_modules(path: Path) -> None:
 
 
 def _check_pooling(file: Path) -> None:
-    if not file.is_file():
+    if not file.exists():
         raise ConfigError(f"{file}: is missing, and {MODULES} names it")
     config = JsonFile.read(file)
     others = [key for key in config.data if key.startswith("pooling_mode_") and key != _LAST]
@@ -70,17 +71,17 @@ def _stored_names(path: Path) -> frozenset[str]:
     """Of a checkpoint's tensors; none where there are no files that tell. Whether those are sound
     is for the loader to say."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if index.is_file():
+    if index.exists():
         section = _read(index)
         names = section.get("weight_map") if isinstance(section, dict) else None
     else:
-        names = _header(single) if single.is_file() else None
+        names = _header(single) if single.exists() else None
     return frozenset(names) if isinstance(names, dict) else frozenset()
 
 
 def _header(file: Path) -> Any:
     try:
-        with file.open("rb") as opened:
+        with open_plain(file) as opened:
             length = int.from_bytes(opened.read(8), "little")
             return json.loads(opened.read(length)) if length <= _MOST_HEADER else None
     except (OSError, ValueError, RecursionError):
@@ -89,7 +90,7 @@ def _header(file: Path) -> Any:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(read_whole(file))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

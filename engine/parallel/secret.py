@@ -15,6 +15,7 @@ from pathlib import Path
 
 from quire.engine.errors import ConfigError
 from quire.engine.lifeline import SECRET_VARIABLE as VARIABLE
+from quire.engine.plain_file import open_plain
 
 PROOF_BYTES = 32
 LEAST_BYTES, MOST_BYTES = 16, 4096
@@ -41,7 +42,7 @@ def read_secret(file: str | None, environment: MutableMapping[str, str]) -> Secr
     if file is not None:
         where = f"join_secret_file = {file}"
         try:
-            with Path(file).open("rb") as opened:
+            with open_plain(Path(file)) as opened:
                 secret = opened.read(MOST_BYTES + 1).strip()
         except OSError as error:
             raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error

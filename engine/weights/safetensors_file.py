@@ -20,6 +20,7 @@ import torch
 
 from quire.engine.errors import ModelError
 from quire.engine.json_file import once
+from quire.engine.plain_file import open_plain
 from quire.engine.stand_in import HEAD_BYTES, missing, stand_in
 
 _DTYPES = {
@@ -57,7 +58,7 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """All tensors of a file, by name. Raises ModelError for a file that is not sound."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise ModelError(f"{path}: corrupt: the file is empty")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from quire.engine.errors import ConfigError
+from quire.engine.plain_file import read_whole
 
 log = logging.getLogger("quire.service")
 
@@ -170,19 +171,9 @@ def read_file(option: str, path: Path, most: int) -> bytes:
     """What a file holds, of at most so many bytes. Waits for nobody: opening a pipe would, and no
     key would be revoked meanwhile. Raises ConfigError."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{option} = {path}: is not a file")
-            raw = file.read(most + 1)
+        return read_whole(path, most)
     except OSError as error:
         raise ConfigError(f"{option} = {path}: cannot be read: {error.strerror}") from error
-    if len(raw) > most:
-        raise ConfigError(f"{option} = {path}: more than {most} bytes")
-    return raw
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _settled(signature: _Signature, now: int) -> bool:

@@ -19,8 +19,10 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from quire.engine.errors import ModelError
+from quire.engine.plain_file import read_whole
 from quire.service.text import tokenizer_files, vocab_and_merges
 
+_MOST_BYTES = 256 << 20  # of tokenizer.json
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SENTENCEPIECE = [
@@ -109,12 +111,12 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
 
 def _backend(directory: Path) -> Backend:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         if vocab_and_merges.are_there(directory):
             return vocab_and_merges.read(directory)
         raise ModelError(f"no tokenizer: {path} is missing")
     try:
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_buffer(read_whole(path, _MOST_BYTES))
     except Exception as error:  # the library raises bare Exceptions
         raise ModelError(f"{path}: not a tokenizer: {error}") from error
     if _bytes_of(backend) is None:

@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 
 from quire.engine.errors import ModelError
 from quire.engine.json_file import once
+from quire.engine.plain_file import read_whole
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_MAP = "special_tokens_map.json"
@@ -114,11 +115,11 @@ def _read_added(files: TokenizerFiles, path: Path) -> None:
 def _read_templates(files: TokenizerFiles, directory: Path, config: Mapping[str, Any]) -> None:
     path = directory / TEMPLATE
     named = sorted((directory / TEMPLATES).glob("*.jinja"))
-    if path.is_file():
+    if path.exists():
         files.templates["default"] = _read_text(path)
     files.templates |= {file.stem: _read_text(file) for file in named}
     if files.templates:
-        files.template_origin = path if path.is_file() else directory / TEMPLATES
+        files.template_origin = path if path.exists() else directory / TEMPLATES
         return
     template, origin = config.get("chat_template"), directory / CONFIG
     if isinstance(template, str):
@@ -163,13 +164,13 @@ def _flag(values: Mapping[str, Any], name: str, where: str) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         content = json.loads(_read_text(path), object_pairs_hook=once)

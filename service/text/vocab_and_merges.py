@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from quire.engine.errors import ModelError
+from quire.engine.plain_file import read_whole
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 _CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
@@ -34,6 +35,8 @@ def read(directory: Path) -> Tokenizer:
     if about.get("add_bos_token"):
         raise ModelError(f"{_refused(directory)} come with add_bos_token = true")
     try:
+        for name in (VOCAB, MERGES):
+            read_whole(directory / name)  # refuses what the library would not
         model = models.BPE.from_file(str(directory / VOCAB), str(directory / MERGES))
     except Exception as error:  # the library raises bare Exceptions
         raise ModelError(f"{directory / VOCAB}, {MERGES}: not a vocabulary: {error}") from error
@@ -58,7 +61,7 @@ def _refused(directory: Path) -> str:
 def _object(path: Path) -> dict[str, Any]:
     """Of a file that may not be there."""
     try:
-        content = json.loads(path.read_bytes()) if path.is_file() else {}
+        content = json.loads(read_whole(path)) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     return content if isinstance(content, dict) else {}
