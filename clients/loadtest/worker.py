@@ -11,7 +11,9 @@ client library chooses, and goes on elsewhere where one breaks: what that takes 
 
 import asyncio
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -223,10 +225,19 @@ def hear(lines: Iterable[str]) -> dict[str, Any]:
     raise SystemExit(1)
 
 
+def _end_with_parent() -> None:
+    """The kernel closes the pipe however the parent ends."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
 async def _main() -> None:
     worker = Worker(Job(**hear(sys.stdin)))
     tell("ready")
-    load = await worker.run(hear(sys.stdin)["at"])
+    at = hear(sys.stdin)["at"]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    load = await worker.run(at)
     plain = [records.to_plain(r) for r in worker.records]
     tell("result", records=plain, load=asdict(load))
 

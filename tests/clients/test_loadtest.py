@@ -1,6 +1,7 @@
 """The load test: what it sends, when, what it makes of the records, and the whole of it against a
 server."""
 
+import contextlib
 import json
 import math
 import os
@@ -436,3 +437,21 @@ def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
     out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, errors) == (130, b"", b"")
     assert server.seen.cancelled.wait(PATIENCE)
+
+
+def test_workers_end_with_a_parent_that_is_killed(server: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text((json.dumps({"text": "hang", "max_tokens": 1}) + "\n") * 4)
+    words = ["--workload", "trace", "--trace", str(trace), "--processes", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quire.clients.cli", "loadtest", *words, "-a", server.address],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert server.seen.started.wait(PATIENCE)
+    try:
+        process.kill()
+        assert process.communicate(timeout=PATIENCE)  # at its end when the last worker has left it
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
