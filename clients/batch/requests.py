@@ -5,18 +5,17 @@ could not be told apart from the others: no object, no custom_id, or one that wa
 ids and places are kept of it, so its size does not matter.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from quire.clients.arguments import kind, refuse_what_is_no_file, show, text
+from quire.clients.arguments import refuse_what_is_no_file, show, text
 from quire.clients.errors import OptionError
-from quire.clients.large_json import RepeatedKey, whole, without_repeats
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
-from quire.clients.openai.faults import BadBody, Faults
+from quire.clients.openai.faults import Faults
+from quire.clients.strict_json import BODY_DEPTH, read_object
 
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _READ = {CHATS: chat.read, COMPLETIONS: completions.read}
@@ -50,7 +49,6 @@ class Line:
             faults.add("body", body, "must be an object")
             body = {}
         faults.raise_if_any()
-        _check_characters(body)
         asked = _READ[self.url](body)
         if asked.stream:
             faults.add("stream", True, "an answer to a file is whole")
@@ -110,32 +108,10 @@ class RequestFile:
 def _parsed(raw: bytes) -> Line:
     """A line of the file. Raises ValueError, of which OptionError is one."""
     try:
-        fields = json.loads(
-            raw, object_pairs_hook=without_repeats, parse_constant=_no_constant, parse_int=whole
-        )
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
-    except RepeatedKey as error:
-        raise ValueError(f"holds the key {error.key[:40]!a} twice") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"an object, not {kind(fields)}")
+        fields = read_object(raw.decode(), BODY_DEPTH)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start})") from None
     custom_id = fields.get("custom_id")
     if not custom_id:
         raise ValueError("custom_id: is missing")
     return Line(text("custom_id", custom_id), fields)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"is not JSON: {name}")
-
-
-def _check_characters(body: Any) -> None:
-    """Raises BadBody for what the contract's texts cannot hold."""
-    try:
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        faults = Faults()
-        faults.add("body", None, "holds half of a surrogate pair, which is no character")
-        raise BadBody(faults.found) from None

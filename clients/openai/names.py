@@ -27,7 +27,12 @@ _COMMON = (
 )
 _RULES = tuple((re.compile(contract), told) for contract, told in _COMMON)
 _MAX_TOLD = 16
-_IN_WORDS = "sampling."
+_IN_WORDS = (  # what the contract's words name, and a body has otherwise or not at all
+    ("sampling.", ""),
+    (" (see chat.allow_special_tokens)", ""),
+    ("send text or token_ids", "send a prompt to /v1/completions"),
+    ("(Embed)", "(/v1/embeddings)"),
+)
 _PRIORITY = " (in the contract's sense, where higher runs first: here turn the sign)"
 
 
@@ -53,7 +58,9 @@ class Names:
         return [self._fault(name, words) for name, words in islice(contract, _MAX_TOLD)]
 
     def _fault(self, contract: str, words: str) -> Fault:
-        words = words.replace(_IN_WORDS, "")
+        given = ((name, told) for name, told in self.given.items() if "." in name)
+        for name, told in (*given, *_IN_WORDS):
+            words = words.replace(name, told)
         if contract == "priority":
             words += _PRIORITY
         return Fault(self.body(contract), words)

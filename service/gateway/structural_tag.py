@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from quire.clients.strict_json import BadJson, read_object
 from quire.service.errors import Refusal, invalid_field
-from quire.service.rpc.json_text import BadJson, read_object
 
 FIELD = "sampling_params.structural_tag"
 _MAX_BYTES = 256 << 10  # it is read on the event loop

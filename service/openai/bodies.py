@@ -10,11 +10,10 @@ from typing import Any
 
 from starlette.requests import Request
 
+from quire.clients.strict_json import BODY_DEPTH, BadJson, read_object
 from quire.service.admission.intake import BODY_SECONDS, Places, Reading
 from quire.service.openai import problems
-from quire.service.rpc.json_text import BadJson, read_object
 
-MAX_DEPTH = 256  # of a body: what one of its fields may hold is told by the field's name
 _JSON = "application/json"
 
 
@@ -76,7 +75,7 @@ def _check_encoding(told: str) -> None:
 def parse(body: bytes) -> dict[str, Any]:
     """The object. Raises Refusal."""
     try:
-        return read_object(body.decode(), MAX_DEPTH)
+        return read_object(body.decode(), BODY_DEPTH)
     except UnicodeDecodeError as error:
         raise problems.bad_body(f"is not UTF-8 (byte {error.start})") from None
     except BadJson as error:

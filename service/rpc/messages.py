@@ -1,14 +1,14 @@
 """A Chat message of the contract as plain values that a template can render.
 
 Invariant: every field that is set arrives in the Conversation, and no key that was not set; roles
-are one of four. JSON arrives as the client wrote it (see json_text).
+are one of four. JSON arrives as the client wrote it (see strict_json).
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from quire.clients.strict_json import BadJson, read_object
 from quire.service.errors import Violation, invalid, invalid_field, show
-from quire.service.rpc.json_text import BadJson, read_object
 from quire.service.text.chat_template import Conversation, Message
 from quire.v1 import inference_pb2 as pb
 

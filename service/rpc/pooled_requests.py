@@ -157,7 +157,7 @@ class PooledReader:
             if tokens.token_to_id(word) is None:
                 faults.add("model", self._model.name, f"its vocabulary has no token {word!r}")
         if not request.query:
-            faults.add("query", "''", "is missing")
+            faults.add("query", request.query, "is missing")
         faults.between("documents", len(request.documents), 1, MAX_TEXTS)
         self._check_size("query", request.query, faults, cut=False)
         for at, document in enumerate(request.documents[:MAX_TEXTS]):

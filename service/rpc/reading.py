@@ -6,10 +6,10 @@ has rendered the prompt itself and asked for it. What cannot be read is refused,
 
 from typing import Any
 
+from quire.clients.strict_json import read_object
 from quire.service.answers import families
 from quire.service.answers.events import Family, Reading, Syntax
 from quire.service.rpc.field_faults import Faults
-from quire.service.rpc.json_text import read_object
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
 from quire.service.text.template_traits import PROBE_LIMITS
 from quire.service.text.thinking import Thinking

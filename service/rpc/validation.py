@@ -242,7 +242,7 @@ class Validator:
         if params.min_tokens > params.max_tokens:
             raise invalid_field(
                 "sampling.min_tokens",
-                f"{params.min_tokens}: is more than max_tokens = {params.max_tokens}",
+                f"{params.min_tokens}: is more than sampling.max_tokens = {params.max_tokens}",
             )
         check_allowed(params)
         return params, stop_tokens

@@ -203,7 +203,7 @@ def _refuse_forgery(chat: Conversation, traits: Traits) -> None:
             raise TemplateRefusal(
                 where,
                 f"contains {marker!r}, which is a special token or a marker that the chat template "
-                "writes itself (see allow_special_tokens)",
+                "writes itself (see chat.allow_special_tokens)",
             )
 
 

@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-JSON = ("tests/service/rpc/test_json_text.py",)
+JSON = ("tests/clients/test_strict_json.py",)
 LARGE = "tests/clients/test_large_json.py::test_"
 
 FAULTS = (
@@ -15,7 +15,7 @@ FAULTS = (
     ),
     Fault(
         "contract: 25.0 becomes 25",
-        "service/rpc/json_text.py",
+        "clients/strict_json.py",
         "    value = float(digits)\n",
         "    value = float(digits)\n    value = int(value) if value.is_integer() else value\n",
         JSON,
@@ -43,14 +43,14 @@ FAULTS = (
     ),
     Fault(
         "contract: depth is not looked at",
-        "service/rpc/json_text.py",
+        "clients/strict_json.py",
         "    if any(isinstance(item, dict | list) for item in level):\n",
         "    if any(isinstance(item, set) for item in level):\n",
         JSON,
     ),
     Fault(
         "contract: half a surrogate pair gets to the tokenizer",
-        "service/rpc/json_text.py",
+        "clients/strict_json.py",
         '    if not text.isascii() and any("\\ud800" <= c <= "\\udfff" for c in text):\n',
         "    if not text:\n",
         JSON,

@@ -35,7 +35,7 @@ FAULTS = (
     Fault(
         "openai: what is nested too deep is told of the body alone",
         "service/openai/bodies.py",
-        "read_object(body.decode(), MAX_DEPTH)",
+        "read_object(body.decode(), BODY_DEPTH)",
         "read_object(body.decode())",
         (HOSTILE + "what_is_nested_too_deep_is_refused_by_its_fields_name",),
     ),

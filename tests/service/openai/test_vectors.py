@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 from array import array
 from pathlib import Path
 from typing import Any
@@ -68,19 +69,48 @@ def test_base64_is_float32() -> None:
     run(test)
 
 
+OF_THE_CONTRACT = re.compile(r"inputs|(?<!_)token_ids|sampling|chat\.|(?<!: see )allow_special")
+
+
 def test_bad_bodies_name_their_fields() -> None:
     bad: list[tuple[str, dict[str, Any], str]] = [
-        ("embeddings", {}, "input"),
-        ("embeddings", {"input": [[5], [-1]]}, "input[1]"),
-        ("embeddings", {"input": ["a", 5]}, "input[1]"),
-        ("embeddings", {"input": []}, "input"),
-        ("embeddings", {"input": [[5], [4096]]}, "input[1]"),
-        ("embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format"),
-        ("embeddings", {"input": "a", "task": "x"}, "task"),
-        ("rerank", {"documents": ["a"]}, "query"),
-        ("rerank", {"query": "a"}, "documents"),
-        ("rerank", {"query": "a", "documents": [5]}, "documents[0]"),
-        ("rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n"),
+        ("embeddings", {}, "input: is missing"),
+        ("embeddings", {"input": [[5], [-1]]}, "input[1]: a list: must be a string or a list"),
+        ("embeddings", {"input": ["a", 5]}, "input[1]: 5: must be a string or a list"),
+        ("embeddings", {"input": []}, "input: 0: at least one token is needed"),
+        ("embeddings", {"input": [[5], [4096]]}, "input[1][0]: 4096: the vocabulary has"),
+        (
+            "embeddings",
+            {"input": [5], "instruction": "x"},
+            "instruction: 'x': goes with text, and input is ids",
+        ),
+        (
+            "embeddings",
+            {"input": [[5], [6]], "instruction": "x"},
+            "instruction: 'x': goes with text, and input[0] is ids",
+        ),
+        ("embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format: 'int8'"),
+        ("embeddings", {"input": "a", "task": "x"}, "task: 'x'"),
+        ("rerank", {"documents": ["a"]}, "query: is missing"),
+        ("rerank", {"query": "", "documents": ["a"]}, "query: '': is missing"),
+        ("rerank", {"query": "a"}, "documents: is missing"),
+        ("rerank", {"query": "a", "documents": []}, "documents: 0: must be between 1 and"),
+        ("rerank", {"query": "a", "documents": [5]}, "documents[0]: 5"),
+        ("rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n: 0"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "<|im_end|>"}]},
+            "which is a special token or a marker that the chat template writes itself",
+        ),
+        (
+            "chat/completions",
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "min_tokens": 9,
+                "max_completion_tokens": 3,
+            },
+            "min_tokens: 9: is more than max_completion_tokens = 3",
+        ),
     ]
 
     async def test() -> None:
@@ -90,6 +120,7 @@ def test_bad_bodies_name_their_fields() -> None:
                 error = told.json["error"]
                 assert told.status == 400, (body, error)
                 assert field in error["message"], (body, error)
+                assert not OF_THE_CONTRACT.search(error["message"]), (body, error)
             stats = await running.stats()
             assert stats.requests.refused["INVALID_ARGUMENT"] == len(bad)
 

@@ -1,4 +1,5 @@
-"""JSON that a client sends as text (`parameters_json`, `arguments_json`, `chat_template_kwargs`).
+"""JSON that a client sends as text (`parameters_json`, `arguments_json`, `chat_template_kwargs`),
+as the body of a request over HTTP, or as a batch's line.
 
 Invariant: what comes out is what the text says and nothing else. Keys keep their order; whole
 numbers keep every digit and stay whole; numbers with a point or an exponent are doubles. What a
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 from quire.clients import large_json
 
 MAX_DEPTH = 64  # objects and lists inside one another
+BODY_DEPTH = 256  # of a body, or a line: what one of its fields may hold is told by its name
 
 
 class BadJson(ValueError):

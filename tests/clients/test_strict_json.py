@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from quire.clients.strict_json import MAX_DEPTH, BadJson, read_object
 from quire.service.errors import Refusal
 from quire.service.models import pocket
 from quire.service.rpc import messages
-from quire.service.rpc.json_text import MAX_DEPTH, BadJson, read_object
 from quire.service.text.chat_template import ChatTemplate, Conversation, TemplateRefusal
 from quire.v1 import inference_pb2 as pb
 
