@@ -145,9 +145,6 @@ class AsyncEngine:
         self._asked: deque[asyncio.Future[Any]] = deque()  # in the order of their commands
         self._dead: EngineDeadError | None = None
         self._hub = KvHub(lambda: link.send(WatchBlocks()), lambda: link.send(UnwatchBlocks()))
-        # What constraints are compiled for; asked once, with the first of them.
-        self.vocabulary: Callable[[], Vocabulary] | None = None
-        self._taught = False
         self.abandoned = False  # given up: it may be in its step for ever
 
     # ------------------------------------------------------------ life
@@ -221,7 +218,6 @@ class AsyncEngine:
         stream = _Stream(request.n, interval)
         self._streams[request.key] = stream
         try:
-            self._teach(request)
             self._link.send(Submit(request))
             self._new_calls.add(stream)
             while stream.open_indices:
@@ -241,11 +237,9 @@ class AsyncEngine:
             self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
 
-    def _teach(self, request: GenerationRequest) -> None:
-        """The first constraint goes behind the vocabulary that it is compiled for."""
-        if request.constraint is not None and self.vocabulary is not None and not self._taught:
-            self._taught = True
-            self._link.send(Learn(self.vocabulary()))
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """What constraints are compiled for: to be said before the first of them comes."""
+        self._link.send(Learn(vocabulary))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of its outputs (resumed ones not counted): a stop string was

@@ -219,7 +219,8 @@ class Server:
         model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         validator = Validator(model, self._workers)
-        self._engine.vocabulary = validator.constraints.vocabulary
+        if not info.embeds_only:  # read at once: it holds the interpreter, and nobody is served yet
+            self._engine.teach(await asyncio.to_thread(validator.constraints.vocabulary))
         self._servicer.serving = Serving(
             self._engine,
             model,

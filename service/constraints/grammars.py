@@ -8,6 +8,7 @@ limits of work are set wherever it reads one, and looked at when a matcher is ma
 its tokens; what took too long once is refused at once when it comes again.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -63,9 +64,11 @@ class Grammars:
         self._together = Together()
 
     def learn(self, vocabulary: Vocabulary) -> None:
-        """See Matchers. The vocabulary is read when the first matcher is asked for."""
+        """See Matchers. What is wrong with the vocabulary is told where a matcher is asked for."""
         with self._lock:
             self._vocabulary = vocabulary
+        with contextlib.suppress(Exception):  # the library raises bare ones
+            self._known_tokens()
 
     def compile(self, constraint: Constraint) -> Matcher:
         """See Matchers."""

@@ -12,6 +12,7 @@ import pytest
 from support.harness import Answer, ask, generate, run
 from support.pocket_server import pocket
 
+from quire.service.constraints import grammars
 from quire.v1 import inference_pb2 as pb
 
 STOP, LENGTH = pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH
@@ -53,6 +54,21 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
         "required": names[: rng.randint(1, len(names))],
         "additionalProperties": False,
     }
+
+
+def test_the_vocabulary_is_read_before_anyone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the server and by the engine, and by neither when the first constraint comes."""
+    read, reader = [], grammars._Tokens
+    monkeypatch.setattr(grammars, "_Tokens", lambda given: read.append(given) or reader(given))
+
+    async def test() -> None:
+        async with pocket() as running:
+            await generate(running, ask(text="Hi", max_tokens=1))  # which the engine hears of later
+            assert len(read) == 2
+            answer = await generate(running, constrained(choice=["yes", "no"]))
+            assert answer.text() in ("yes", "no") and len(read) == 2
+
+    run(test)
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.long)])
