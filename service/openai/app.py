@@ -39,6 +39,25 @@ def make_app(
     origins: Sequence[str],
 ) -> ASGIApp:
     """origins: of web pages that may call."""
+    app: ASGIApp = ExceptionMiddleware(
+        Router(_routes(door, generation, vectors, pages, tokens), redirect_slashes=False),
+        handlers={Refusal: _refused, HTTPException: _unknown},
+    )
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return _Entry(app, door)
+
+
+def _routes(
+    door: Door, generation: Generation, vectors: Vectors, pages: Pages, tokens: Tokens
+) -> list[Route]:
+    """What a call passes by itself, and what the key is asked for here."""
 
     def guarded(endpoint: Endpoint, name: str) -> Endpoint:
         async def answer(request: Request) -> Any:
@@ -53,7 +72,7 @@ def make_app(
         return answer
 
     no_responses = guarded(_no_responses, "responses")
-    routes = [
+    return [
         Route("/v1/chat/completions", generation.chat, methods=["POST"]),
         Route("/v1/completions", generation.completions, methods=["POST"]),
         Route("/v1/embeddings", vectors.embeddings, methods=["POST"]),
@@ -68,19 +87,6 @@ def make_app(
         Route("/version", guarded(pages.version, "version"), methods=["GET"]),
         Route("/metrics", guarded(pages.metrics, "metrics"), methods=["GET"]),
     ]
-    app: ASGIApp = ExceptionMiddleware(
-        Router(routes, redirect_slashes=False),
-        handlers={Refusal: _refused, HTTPException: _unknown},
-    )
-    if origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
-    return _Entry(app, door)
 
 
 class _Entry:

@@ -137,6 +137,13 @@ FAULTS = (
         (_TABLE + "where_residuals_join_the_library_padded_products_are_compared_too",),
     ),
     Fault(
+        "exact: a token past the end of a context counts",
+        "kernels/attention/decode.py",
+        "(t + tl.arange(0, TILE) < end)",
+        "(t + tl.arange(0, TILE) <= end)",
+        _ATTENTION,
+    ),
+    Fault(
         "exact: the last tile of a context lies lower, as in the fast mode",
         "kernels/attention/decode_launch.py",
         "        fixed=exact,\n",
