@@ -105,6 +105,7 @@ def _of_elements(text: str, step: Callable[[], None]) -> Iterator[tuple[str, str
     """Kinds of content and the tags that stand around them; the outermost for all."""
     elements = list(_elements(text, step))
     for word in _WORD.finditer(text):
+        step()
         around = [e for e in elements if e.begin < word.start() and word.end() < e.end]
         for element in around:
             step()

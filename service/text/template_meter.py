@@ -33,7 +33,8 @@ _LINEAR = frozenset(
 )
 _QUADRATIC = frozenset({"pprint", "striptags", "sum", "urlize", "wordwrap", "xmlattr"})
 _TEXTS = (str, bytes, range)
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_EMPTY: dict[Any, Any] = {}
+_VIEWS = (type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items()))
 _HOLDERS = (list, tuple, dict, set, frozenset, *_VIEWS)
 _NUMBER = re.compile(r"\d+")
 _NESTED_FIELD = re.compile(r"\{[^{}]*[:!][^{}]*\{")  # a width that is an argument
