@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import programs
+from support.fork_server import FRESH
 from support.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked here")
@@ -61,6 +62,28 @@ def compare(script: Path) -> None:
     fresh = subprocess.run(words, input="in", capture_output=True, text=True, env=env)
     assert forked.stdout.splitlines() == fresh.stdout.splitlines()
     assert (forked.returncode, forked.stderr) == (fresh.returncode, fresh.stderr) == (7, "aside\n")
+
+
+STARTS = """
+import os, signal, subprocess, sys
+kept = os.open(os.devnull, os.O_RDONLY)
+signal.signal(signal.SIGHUP, lambda *_: None)
+words = [sys.executable, sys.argv[1], str(kept)]
+sys.exit(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[kept]).wait())
+"""
+
+
+def test_what_a_forked_server_starts_is_as_if_afresh(script: Path) -> None:
+    starts = script.with_name("starts.py")
+    starts.write_text(STARTS)
+    words = [sys.executable, str(starts), str(script)]
+    environment = {**os.environ, "OF_THIS_TEST": "1"}
+    forked, fresh = (
+        programs.run(words, timeout=PATIENCE, env=environment | more) for more in ({}, {FRESH: "1"})
+    )
+    said = [line for line in fresh.stderr.splitlines() if FRESH not in line]
+    assert forked.stderr.splitlines() == said and len(said) > 50
+    assert forked.returncode == fresh.returncode == 7
 
 
 def test_a_signal_ends_it_and_its_code_says_so(script: Path) -> None:

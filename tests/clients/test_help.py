@@ -1,24 +1,16 @@
 """What `--help` shows, in any width: every option whole, within its group."""
 
 import re
-import subprocess
 
 import pytest
-from support.patience import PATIENCE
-from support.server_process import QUIRE, environment
+from support.server_process import quire
 
 from quire.clients.cli import CLIENT_COMMANDS, build_app
 
 
 def shown(width: int, *words: str) -> str:
-    done = subprocess.run(
-        [QUIRE, *words, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-        env=environment(COLUMNS=str(width)),
-    )
+    done = quire(*words, "--help", COLUMNS=str(width))
+    assert done.returncode == 0, done
     return done.stdout
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import programs
 from support.patience import PATIENCE
 from support.server_process import process
 
@@ -41,6 +42,8 @@ def environment(key: str | None) -> dict[str, str]:
 def run(
     *command: str | Path, key: str | None = KEY, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    if command[0] in (sys.executable, BIN / "quire"):
+        return programs.run(command, timeout=PATIENCE, given=stdin, env=environment(key))
     return subprocess.run(
         [str(word) for word in command],
         capture_output=True, text=True, timeout=PATIENCE, check=False,

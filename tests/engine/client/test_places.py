@@ -13,8 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
+from support import programs
 from support.patience import PATIENCE
 
+from quire.engine.client import child as child_module
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.child import Child
 from quire.engine.client.in_process import ProcessLink
@@ -40,10 +42,11 @@ async def on_a_thread(config: EngineConfig = CONFIG) -> AsyncIterator[AsyncEngin
 
 @asynccontextmanager
 async def in_a_process(
-    config: EngineConfig = CONFIG, seen: list[int] | None = None
+    config: EngineConfig = CONFIG, seen: list[int] | None = None, *, afresh: bool = False
 ) -> AsyncIterator[AsyncEngine]:
     """seen: gets the child's pid."""
-    child = Child(PROGRAM)
+    with contextlib.nullcontext() if afresh else programs.forking(child_module):
+        child = Child(PROGRAM)
     if seen is not None:
         seen.append(child.pid)
     try:
@@ -284,7 +287,7 @@ def test_a_child_that_is_killed_ends_every_stream_and_is_reaped() -> None:
     seen: list[int] = []
 
     async def test() -> None:
-        async with in_a_process(seen=seen) as engine:
+        async with in_a_process(seen=seen, afresh=True) as engine:
             params = SamplingParams(max_tokens=1000, ignore_eos=True)
             stream = engine.generate(GenerationRequest(engine.new_key(), (5,) * 8, params))
             await anext(stream)

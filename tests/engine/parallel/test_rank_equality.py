@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import programs
 from support.patience import PATIENCE
 from support.ranks import as_ranks
 from support.small_engine import (
@@ -32,6 +33,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.loop.build import build_engine, build_rank
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.model.layers.parallel import World
+from quire.engine.parallel import process
 from quire.engine.parallel.follower import follow
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import Kind
@@ -270,7 +272,8 @@ def test_processes_compute_the_bits_that_threads_do(size: int, tmp_path: Path) -
         max_num_seqs=6,
         max_num_batched_tokens=24,
     )
-    engine = build_engine(config, lambda _stage, _share: None, rank_program=Program(RANK))
+    with programs.forking(process):
+        engine = build_engine(config, lambda _stage, _share: None, rank_program=Program(RANK))
     assert engine.ranks is not None
     told: list[tuple[StepPlan, Masks]] = []
     results: list[StepResult] = []

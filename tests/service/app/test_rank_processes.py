@@ -9,7 +9,7 @@ import grpc
 import psutil
 import pytest
 from support.patience import PATIENCE
-from support.server_process import Process, long_request, process, quire, refused
+from support.server_process import Process, long_request, process, quire, refused, runs
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
@@ -32,8 +32,8 @@ class Shared:
         self.server = server
         self.stub = pb_grpc.InferenceServiceStub(channel)
         below = psutil.Process(server.process.pid).children(recursive=True)
-        (self.engine,) = (p for p in below if "quire.service.app.engine_child" in p.cmdline())
-        self.ranks = [p for p in below if "quire.service.app.rank_child" in p.cmdline()]
+        (self.engine,) = (p for p in below if runs(p, "engine_child"))
+        self.ranks = [p for p in below if runs(p, "rank_child")]
         assert len(self.ranks) == size - 1
 
     def streams(self, count: int) -> list[grpc.Call]:

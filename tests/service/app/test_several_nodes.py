@@ -7,9 +7,10 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from support.fork_server import FRESH
 from support.free_ports import free_port
 from support.patience import PATIENCE
-from support.server_process import long_request, process, quire, refused
+from support.server_process import long_request, process, quire, refused, runs
 
 from quire.service.app import node
 from quire.service.cli import torchrun
@@ -29,7 +30,7 @@ def place() -> tuple[str, ...]:
 
 
 def test_two_nodes_serve_and_end_when_node_0_does(place: tuple[str, ...]) -> None:
-    secret = {"QUIRE_JOIN_SECRET": SECRET}
+    secret = {"QUIRE_JOIN_SECRET": SECRET, FRESH: "1"}
     with process(*place, "--node-rank", "1", **secret) as other, process(*place, **secret) as first:
         with grpc.insecure_channel(first.address()) as channel:
             stub = pb_grpc.InferenceServiceStub(channel)
@@ -43,7 +44,7 @@ def test_two_nodes_serve_and_end_when_node_0_does(place: tuple[str, ...]) -> Non
                 assert next(call).HasField("delta")
             call.cancel()
         (rank,) = psutil.Process(other.process.pid).children()
-        assert "quire.service.app.rank_child" in rank.cmdline()
+        assert runs(rank, "rank_child")
         assert SECRET not in "".join(rank.environ().values())
         with pytest.raises(ConnectionRefusedError):  # nobody else is awaited
             socket.create_connection(("127.0.0.1", int(place[-1])))
@@ -63,7 +64,7 @@ def test_whoever_is_killed_takes_both_nodes_along(place: tuple[str, ...], whose:
             while not next(call).HasField("delta"):
                 pass
             node_0, node_1 = (psutil.Process(one.process.pid) for one in (first, other))
-            (engine,) = (p for p in node_0.children() if "engine_child" in " ".join(p.cmdline()))
+            (engine,) = (p for p in node_0.children() if runs(p, "engine_child"))
             (rank,) = node_1.children()
             victims = {"node 0": node_0, "its engine": engine, "node 1": node_1, "its rank": rank}
             victims[whose].kill()

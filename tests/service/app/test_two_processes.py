@@ -13,8 +13,9 @@ import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.fork_server import FRESH
 from support.patience import PATIENCE
-from support.server_process import Process, long_request, process, quire, refused
+from support.server_process import Process, long_request, process, quire, refused, runs
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
@@ -37,7 +38,7 @@ class Apart:
         (self.engine,) = (
             child
             for child in psutil.Process(server.process.pid).children()
-            if "quire.service.app.engine_child" in child.cmdline()
+            if runs(child, "engine_child")
         )
 
     def streams(self, count: int) -> list[grpc.Call]:
@@ -169,7 +170,7 @@ def test_what_cannot_start_is_one_line_and_leaves_no_process() -> None:
     mark = secrets.token_hex(8)
 
     def start(*words: str) -> subprocess.CompletedProcess[str]:
-        return quire("serve", *APART, *words, MARK_OF_A_TEST=mark)
+        return quire("serve", *APART, *words, **{"MARK_OF_A_TEST": mark, FRESH: "1"})
 
     refused(start("--port", "0", "--cpu-kv-gib", "0.000001"), "cpu_kv_gib")
     refused(start("--port", "0", "--model", "random:huge"), "huge")

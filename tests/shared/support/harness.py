@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
+import support.known_templates  # noqa: F401
 from google.rpc import error_details_pb2, status_pb2
 from support.fake_engine import VOCAB_SIZE, Builder, Device
 from support.patience import PATIENCE, PATIENT
@@ -21,30 +22,8 @@ from quire.service.models import pocket
 from quire.service.models.resolve import ResolvedModel
 from quire.service.settings import ServiceConfig, Settings
 from quire.service.telemetry.tracing import Tracer
-from quire.service.text import chat_template
-from quire.service.text.template_traits import Traits, find_traits
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
-
-_found: dict[tuple[Any, ...], Traits] = {}
-
-
-def _find_traits_once(
-    environment: Any,
-    source: str,
-    template: Any,
-    tokens: Mapping[str, str],
-    special: Iterable[str],
-    added: Iterable[str],
-) -> Traits:
-    """Hundreds of renderings tell what a template does, and nearly all servers have one of few."""
-    words = source, tuple(tokens.items()), tuple(special), tuple(added)
-    if words not in _found:
-        _found[words] = find_traits(environment, source, template, tokens, *words[2:])
-    return _found[words]
-
-
-chat_template.find_traits = _find_traits_once
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

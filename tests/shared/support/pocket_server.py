@@ -1,12 +1,14 @@
 """A server over the embedded model, on the CPU's kernels, with a cache as small as a test wants."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
+from support import programs
 from support.harness import Running, settings
 
+from quire.engine.client import child
 from quire.engine.client.async_engine import AsyncEngine
 from quire.service.app.placement import LinkMaker, placed
 from quire.service.app.server import Server
@@ -20,7 +22,9 @@ SMALL = {"model": "pocket", "num_blocks": 256, "block_size": 16, "device": "cpu"
 @asynccontextmanager
 async def pocket(*, own_process: bool = False, **engine_options: Any) -> AsyncIterator[Running]:
     chosen = settings({**SMALL, **engine_options}, engine_process="on" if own_process else "off")
-    with placed(chosen) as link:
+    with ExitStack() as stack:
+        with programs.forking(child):
+            link = stack.enter_context(placed(chosen))
         async with _served(chosen, link) as running:
             yield running
 

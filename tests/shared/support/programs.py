@@ -8,6 +8,7 @@ there are no process descriptors.
 
 import array
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,7 +85,8 @@ class Forked:
             reader, self.stdin = _writable(stdin, 0, text, given)
             self.stdout, output = _readable(stdout, 1, text, given)
             self.stderr, errors = _readable(stderr, output, text, given, own=2)
-            _SERVERS[_kind(order)].send(order, [reader, output, errors, pipe])
+            descriptors = [reader, output, errors, pipe, *order.kept]
+            _SERVERS[_kind(order)].send(order, descriptors)
         finally:
             for descriptor in given:
                 os.close(descriptor)
@@ -196,14 +198,16 @@ def start(
     stderr: Stream = None,
     text: bool = False,
     env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Forked | subprocess.Popen[Any]:
     """`subprocess.Popen`."""
     environment = dict(os.environ if env is None else env)
-    order = _order([str(word) for word in words], environment)
+    order = _order([str(word) for word in words], environment, pass_fds)
     if order is None:
         return subprocess.Popen(
-            words, stdin=stdin, stdout=stdout, stderr=stderr, text=text, env=environment
-        )
+            words, stdin=stdin, stdout=stdout, stderr=stderr, text=text, env=environment,
+            pass_fds=pass_fds,
+        )  # fmt: skip
     return Forked(order, stdin, stdout, stderr, text)
 
 
@@ -226,23 +230,47 @@ def run(
     return subprocess.CompletedProcess(words, program.wait(), out, errors)
 
 
-def _order(words: list[str], environment: dict[str, str]) -> Order | None:
+class _Forking:
+    """Stands for `subprocess`."""
+
+    DEVNULL = subprocess.DEVNULL
+    Popen = staticmethod(start)
+
+
+@contextlib.contextmanager
+def forking(module: Any) -> Iterator[None]:
+    """What this module of Quire's starts within is forked: for tests of what a process does, not of
+    how it begins and whether it is reaped."""
+    module.subprocess = _Forking
+    try:
+        yield
+    finally:
+        module.subprocess = subprocess
+
+
+def _order(words: list[str], environment: dict[str, str], kept: Sequence[int]) -> Order | None:
     """None for what has to be a fresh interpreter."""
     if not hasattr(os, "pidfd_open"):
         return None
     if any(_read(environment, name) for name in environment.keys() | _ENVIRONMENT.keys()):
         return None
-    first = words[0]
+    directory, first = str(Path.cwd()), words[0]
+    place: str | None = directory
+    if words[:2] == [sys.executable, "-P"]:
+        del words[1]
+        place = None
     if first == sys.executable and words[1] == "-m":
         program, arguments, module = words[2], words[3:], True
     elif first == sys.executable and not words[1].startswith("-"):
         program, arguments, module = words[1], words[2:], False
+        place = str(Path(program).parent)
     elif first == str(QUIRE):
         program, arguments, module = first, words[1:], False
+        place = str(QUIRE.parent)
     else:
         return None
     ignored = [int(n) for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
-    return Order(program, arguments, module, str(Path.cwd()), environment, ignored)
+    return Order(program, arguments, module, place, directory, environment, ignored, kept)
 
 
 def _read(environment: dict[str, str], name: str) -> bool:

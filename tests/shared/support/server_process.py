@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
+import psutil
 from support import programs
 from support.patience import PATIENCE, PATIENT
 from support.programs import QUIRE
@@ -77,6 +78,11 @@ def process(*words: str, **more: str) -> Iterator[Process]:
     finally:
         running.process.kill()
         running.process.wait()
+
+
+def runs(process: psutil.Process, program: str) -> bool:
+    """Whether it is this one of the server's programs, forked or afresh (see fork_server)."""
+    return process.name() == program or f"quire.service.app.{program}" in process.cmdline()
 
 
 def long_request() -> pb.GenerateRequest:

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from typing import Any
 import grpc
 import psutil
 import torch
+from support import programs
 from support.fake_engine import EOS, Device, Pending
 from support.harness import Running, ask, generate, serving
 
@@ -202,27 +204,25 @@ class Storm:
 
     # ------------------------------------------------------------ clients
 
-    async def _spawn(self, calls: int) -> asyncio.subprocess.Process:
+    def _spawn(self, calls: int) -> "programs.Forked | subprocess.Popen[Any]":
         self._clients += 1
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *(str(CLIENT), f"127.0.0.1:{self._running.server.port}"),
-            *(str(self._seed * 10_000 + self._clients), str(calls), str(PARALLEL)),
-            stdout=asyncio.subprocess.PIPE,
-            limit=1 << 24,
+        return programs.start(
+            [
+                *(sys.executable, CLIENT, f"127.0.0.1:{self._running.server.port}"),
+                *(str(self._seed * 10_000 + self._clients), str(calls), str(PARALLEL)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     async def _client(self, calls: int) -> None:
         """One that lives: each of its calls has had a status."""
-        process = await self._spawn(calls)
-        assert process.stdout is not None
-        last = b""
-        async for line in process.stdout:
-            last = line
-        if await process.wait():
+        process = self._spawn(calls)
+        said, _ = await asyncio.to_thread(process.communicate)
+        if process.returncode:
             self._complain(f"a client ended with {process.returncode}")
             return
-        tally = json.loads(last)
+        tally = json.loads(said.splitlines()[-1])
         self.report.codes.update(tally["codes"])
         self.report.kinds.update(tally["kinds"])
         self._known.update(tally["accepted"])
@@ -232,12 +232,12 @@ class Storm:
 
     async def _mortal(self, calls: int) -> None:
         """One that is killed in mid-work, its streams open."""
-        process = await self._spawn(calls)
+        process = self._spawn(calls)
         assert process.stdout is not None
         for _ in range(self._chance.randint(1, max(calls // 2, 1))):
-            await process.stdout.readline()
+            await asyncio.to_thread(process.stdout.readline)
         process.kill()
-        await process.wait()
+        await asyncio.to_thread(process.communicate)
         self.report.killed += 1
 
     # ------------------------------------------------------------ the books
