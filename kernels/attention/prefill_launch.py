@@ -5,7 +5,7 @@ before a step runs.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -109,5 +109,5 @@ def kernels(
 
 def kernels_of(plan: Sequence[PrefillLaunch]) -> set[tuple[object, ...]]:
     """Their names, and the merge's where there is one."""
-    merges = {("merge",)} if any(launch.split for launch in plan) else set()
-    return {("sum", *astuple(launch)) for launch in plan} | merges
+    names: set[tuple[object, ...]] = {("sum", launch) for launch in plan}
+    return names | {("merge",) for launch in plan if launch.split}
