@@ -234,7 +234,9 @@ def _directory(model: str, scratch: Path) -> Path:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Both tables. Raises QuireError."""
+    """Both tables. Raises QuireError; ImportError, before anything is measured."""
+    if options.transformers:
+        import transformers  # noqa: F401
     with tempfile.TemporaryDirectory() as scratch:
         directory = _directory(options.model, Path(scratch))
         engine = QuireEngine(
