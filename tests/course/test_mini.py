@@ -16,6 +16,7 @@ from mini.prefix import RememberingPool
 from mini.tiles import Meter, flash, standard
 from support import hf_models
 from support.small_engine import Setup, WatchedOps, build_core, run
+from transformers import PreTrainedModel
 
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
@@ -60,13 +61,22 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         hf_models.save(request.param, directory)
     model = hf_models.load(directory, torch.float32)
     prompts = _prompts(model.config.vocab_size)
+    mini = Model.read(directory)
     theirs = []
     for prompt in prompts:
-        out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=MAX_TOKENS, do_sample=False, pad_token_id=0
-        )
-        theirs.append(out[0, len(prompt) :].tolist())
+        ours = generate(mini, prompt, MAX_TOKENS)
+        theirs.append(_best_after_each(model, prompt, ours))
+        ended = [token in mini.config.eos_token_ids for token in theirs[-1]]
+        assert not any(ended[:-1]) and (ended[-1] or len(ended) == MAX_TOKENS)
     return Answers(directory, prompts, theirs)
+
+
+@torch.inference_mode()
+def _best_after_each(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> list[int]:
+    """What transformers takes for the best before each of these tokens: where that is the token,
+    every time, it is what its slow generation would give."""
+    logits = model(torch.tensor([prompt + tokens[:-1]])).logits[0]
+    return logits[len(prompt) - 1 :].argmax(-1).tolist()
 
 
 def test_with_and_without_a_cache_it_says_what_transformers_says(answers: Answers) -> None:

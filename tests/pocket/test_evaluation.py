@@ -27,15 +27,39 @@ def part(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
+class _Noted:
+    """Notes what is asked, and says nothing."""
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+        self.limits: list[int] = []
+
+    def generate(
+        self, prompts: Sequence[list[int]], limits: Sequence[int], temperature: float = 0.0
+    ) -> list[list[int]]:
+        assert temperature == 0
+        self.prompts += prompts
+        self.limits += limits
+        return [[] for _ in prompts]
+
+
 @pytest.fixture(scope="module")
 def evaluation(shipped: Path, encoder: Encoder, part: int) -> Evaluation:
-    """Quire's answers to a part of every cell."""
+    """Quire's answers to a part of every cell, which share their steps."""
+    noted = _Noted()
+    _ask_all(Evaluation(noted, encoder, lambda _line: None), part)
     with Quire(shipped) as engine:
-        asked = Evaluation(engine, encoder, lambda _line: None)
-        for cell in Maker(encoder.tokenizer).cells():
-            asked.cell(cell, SEED, _small(cell, part))
+        answers = engine.generate(noted.prompts, noted.limits)
+        asked = Evaluation(_Parrot(answers), encoder, lambda _line: None)
+        _ask_all(asked, part)
+        asked.engine = engine
         asked.results.append(asked.agent())
     return asked
+
+
+def _ask_all(evaluation: Evaluation, part: int) -> None:
+    for cell in Maker(evaluation.encoder.tokenizer).cells():
+        evaluation.cell(cell, SEED, _small(cell, part))
 
 
 def test_every_cell_may_reach_its_floor(evaluation: Evaluation) -> None:
@@ -105,15 +129,18 @@ class _Parrot:
     """Answers each prompt with given ids."""
 
     def __init__(self, answers: list[list[int]]) -> None:
-        self.answers = answers
+        self.answers = iter(answers)
 
-    def generate(self, *_asked: object) -> list[list[int]]:
-        return self.answers
+    def generate(
+        self, prompts: Sequence[list[int]], limits: Sequence[int], temperature: float = 0.0
+    ) -> list[list[int]]:
+        del limits, temperature
+        return [next(self.answers) for _ in prompts]
 
 
 def _told(encoder: Encoder, *answers: list[int]) -> Evaluation:
     cell = Cell("sums", 0.9, lambda _draw: Case([Message("user", "1 + 1 =")], "2"))
-    told = Evaluation(_Parrot(list(answers)), encoder, lambda _line: None)  # type: ignore[arg-type]
+    told = Evaluation(_Parrot(list(answers)), encoder, lambda _line: None)
     told.cell(cell, 0, len(answers))
     return told
 

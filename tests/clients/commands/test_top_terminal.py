@@ -36,7 +36,7 @@ def busy(step: int, blocks: int = 131_072) -> pb.StatsResponse:
             prefix_tokens_hit=big // 2,
             evictions=big,
             preemptions=big,
-            block_map=bytes(i % 4 for i in range(blocks)),
+            block_map=(bytes(range(4)) * blocks)[:blocks],
         ),
         time_to_first_token_seconds=histogram,
         inter_token_latency_seconds=histogram,

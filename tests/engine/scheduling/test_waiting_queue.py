@@ -331,14 +331,17 @@ def test_coming_and_going_cost_little_more_with_a_thousand_clients_than_with_one
 # ------------------------------------------------------------ the heap beneath
 
 
+HEAP_STEPS = st.tuples(
+    st.sampled_from(("offer", "rise", "leave", "vanish")), st.integers(0, 7), st.integers(0, 20)
+)
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_the_first_is_the_least_however_ranks_rise(data: st.DataObject) -> None:
+@given(steps=st.integers(1, 60).flatmap(lambda n: st.lists(HEAP_STEPS, min_size=n, max_size=n)))
+def test_the_first_is_the_least_however_ranks_rise(steps: list[tuple[str, int, int]]) -> None:
     ranks: dict[int, int] = {}
     heap: RisingHeap[int] = RisingHeap(ranks.get)
-    for _ in range(data.draw(st.integers(1, 60))):
-        item, rank = data.draw(st.integers(0, 7)), data.draw(st.integers(0, 20))
-        what = data.draw(st.sampled_from(("offer", "rise", "leave", "vanish")))
+    for what, item, rank in steps:
         if what == "offer":
             ranks[item] = rank
             heap.offer(item)
