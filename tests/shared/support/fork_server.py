@@ -248,6 +248,7 @@ def _replace(order: Order, kept: tuple[int, ...]) -> NoReturn:
 def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the programs set it before they import it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who started this
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whatever they blocked just then
     orders = socket.socket(fileno=int(sys.argv[1]))
     gc.disable()  # what is imported stays
     for name in PRELOADED[sys.argv[2]]:
