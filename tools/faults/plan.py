@@ -13,15 +13,15 @@ FAULTS = (
     Fault(
         "plan: a row does not carry its tokens",
         "engine/scheduling/scheduler.py",
-        "tokens = () if is_decode else tuple(request.token_ids[start:end])",
-        "tokens = ()",
+        'tokens = b"" if is_decode else request.token_ids[start:end].tobytes()',
+        'tokens = b""',
         PLAN,
     ),
     Fault(
         "plan: what is planned is the request's own list",
         "engine/scheduling/scheduler.py",
-        "tokens = () if is_decode else tuple(request.token_ids[start:end])",
-        "tokens = () if is_decode else request.token_ids[start:end]",
+        'tokens = b"" if is_decode else request.token_ids[start:end].tobytes()',
+        'tokens = b"" if is_decode else memoryview(request.token_ids)[start:end]',
         PLAN,
     ),
     Fault(

@@ -54,7 +54,7 @@ def _piece(values: list[Any]) -> np.ndarray:
 def _column(pairs: np.ndarray, odd: bool) -> np.ndarray:
     """The even or the odd numbers of pairs of e4m3, in fp16."""
     column = pairs.view(np.uint8)[..., int(odd) :: 2]
-    return _widened(column).reshape(pairs.shape).astype(np.float16)
+    return widened(column).reshape(pairs.shape).astype(np.float16)
 
 
 def install() -> None:
