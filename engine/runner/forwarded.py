@@ -56,8 +56,10 @@ class Aside:
         self._context_lens = torch.zeros(most_rows, dtype=torch.int32, device=device)
 
     def context_lens(self, rows: int) -> Tensor:
-        """Those of a step, to be written: [rows] int32."""
-        return self._context_lens[:rows]
+        """Those of a step, to be written: [rows] int32. More rows than are ever kept, which the
+        warm-up alone runs, get their own."""
+        kept = self._context_lens
+        return kept[:rows] if rows <= len(kept) else kept.new_empty(rows)
 
     def keep(self, forwarded: Forwarded) -> Forwarded:
         """The same, with the hidden states of each row's last token, and no others, here."""

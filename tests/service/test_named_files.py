@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,9 @@ def instead(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], None]]:
             path.mkdir()
         else:
             sockets.append(socket.socket(socket.AF_UNIX))
-            sockets[-1].bind(os.path.relpath(path))
+            with tempfile.TemporaryDirectory() as short:  # a socket's address may not be long
+                sockets[-1].bind(f"{short}/socket")
+                os.link(f"{short}/socket", path)
 
     yield make
     for one in sockets:

@@ -33,6 +33,7 @@ from quire.engine.runner.graphs import (
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.sampler import Needs, Sampled
 from quire.engine.runner.staging import Staging
+from quire.engine.runner.warmup import WarmStep
 
 CPU = torch.device("cpu")
 SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4)
@@ -153,6 +154,13 @@ def test_null_slot_stays_where_it_is() -> None:
     assert kept.replays
     assert int(state.num_computed[state.null_slot]) == 0
     assert state.block_tables[state.null_slot].tolist() == [0] * state.block_tables.shape[1]
+
+
+def test_the_warm_up_runs_more_rows_than_are_ever_kept() -> None:
+    """As many as hold a step's most tokens, where requests are short."""
+    runner: Any = core_with(None).runner
+    rows = most_rows(SETUP.max_num_seqs) + 3
+    runner.warm_up([WarmStep(0, (1,) * rows, 8)], lambda _share: None)
 
 
 def test_a_step_is_kept_the_second_time_it_is_wanted() -> None:
