@@ -102,7 +102,7 @@ class WatchServer(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be had
+        except Exception:  # no thread could be had; at Ctrl-C one may be at work, which releases
             self._room.release()
             raise
 

@@ -6,6 +6,7 @@ import sys
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from support import programs
 from support.patience import PATIENCE
 
 from quire.clients import cli
-from quire.clients.watch.server import WatchServer
+from quire.clients.watch.server import Watched, WatchServer
 
 
 def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -49,6 +50,24 @@ def test_it_prints_where_the_page_is_and_serves_it(server: Any) -> None:
         assert program.returncode == 130
     finally:
         program.kill()
+
+
+def test_an_interrupt_goes_on_though_a_thread_has_done_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C may come when a request's thread has given back its place already."""
+
+    def interrupted(server: WatchServer, request: socket.socket, address: Any) -> None:
+        server.process_request_thread(request, address)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "process_request", interrupted)
+    watched = Watched(*[None] * len(Watched.__annotations__))  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    with WatchServer(watched) as server, ours:
+        ours.close()  # a browser that has left
+        with pytest.raises(KeyboardInterrupt):
+            server.process_request(theirs, ("127.0.0.1", 1))
 
 
 def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
