@@ -421,8 +421,8 @@ def test_nothing_completed_is_an_error(server: Any, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["errors_by_status"] == {"INTERNAL": 1}
 
 
-def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
-    """130, not a word on standard error, and the calls are cancelled on the server."""
+def hanging(server: Any, tmp_path: Path) -> "subprocess.Popen[bytes]":
+    """Two processes whose calls do not end, in a session of their own; one call has begun."""
     trace = tmp_path / "t.jsonl"
     trace.write_text((json.dumps({"text": "hang", "max_tokens": 1}) + "\n") * 4)
     words = ["--workload", "trace", "--trace", str(trace), "--processes", "2"]
@@ -433,6 +433,12 @@ def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
         start_new_session=True,
     )
     assert server.seen.started.wait(PATIENCE)
+    return process
+
+
+def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
+    """130, not a word on standard error, and the calls are cancelled on the server."""
+    process = hanging(server, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, errors) == (130, b"", b"")
@@ -440,15 +446,7 @@ def test_ctrl_c_ends_every_process(server: Any, tmp_path: Path) -> None:
 
 
 def test_workers_end_with_a_parent_that_is_killed(server: Any, tmp_path: Path) -> None:
-    trace = tmp_path / "t.jsonl"
-    trace.write_text((json.dumps({"text": "hang", "max_tokens": 1}) + "\n") * 4)
-    words = ["--workload", "trace", "--trace", str(trace), "--processes", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "quire.clients.cli", "loadtest", *words, "-a", server.address],
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert server.seen.started.wait(PATIENCE)
+    process = hanging(server, tmp_path)
     try:
         process.kill()
         assert process.communicate(timeout=PATIENCE)  # at its end when the last worker has left it
