@@ -34,8 +34,12 @@ def beside_llama_cpp() -> Iterable[float]:
 
 def over_two_cards() -> Iterable[float]:
     for workload in ("decode-b1", "decode-b64"):
-        one, two = (value("large", workload=workload, ranks=ranks) for ranks in (1, 2))
+        one, two = (value("large", model="32B", workload=workload, ranks=n) for n in (1, 2))
         yield from (two, one, one / two)
+
+
+def of_72b() -> Iterable[float]:
+    yield from (value("large", model="72B", workload=f"decode-b{n}") for n in (1, 64))
 
 
 def in_fp8() -> Iterable[float]:
@@ -89,6 +93,11 @@ SENTENCES: list[tuple[str, str, Callable[[], Iterable[float]]]] = [
         "a token of one stream takes {:.1f} ms instead of {:.1f} ({:.2f} times as fast), a step of"
         " 64 streams {:.1f} instead of {:.1f} ({:.2f} times)",
         over_two_cards,
+    ),
+    (
+        "docs/scaling.md",
+        "takes {:.1f} ms a token of one stream on two, and {:.1f} a step of 64 streams",
+        of_72b,
     ),
     (
         "docs/scaling.md",
