@@ -7,14 +7,13 @@ Invariant: it finds what there is to compile as the engine does, by running the 
 compiled code, which Triton keeps where the engine will look for it. It never touches a GPU. Its
 orders are a line of standard input, whose end is its own too (see lifeline); for each kernel it
 writes a line (`compile_orders.Compiled`). The work is done by forks of it, which share its input
-and output; each takes the next kernel that none has taken, as one may take as long as five others.
+and output.
 """
 
 import dataclasses
-import fcntl
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,51 +121,36 @@ def kernels_of(launches: Launches) -> list[str]:
     return sorted(names)
 
 
-class Claims:
-    """What of all kernels is taken, over the forks of a process."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.places = {name: place for place, name in enumerate(names)}
-        self._file = os.memfd_create("kernels")  # a byte each, locked while it is looked at
-
-    def take(self, name: str) -> bool:
-        """Whether it was there to be taken, by any process."""
-        place = self.places.get(name)
-        if place is None:
-            return False
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, place)
-        free = os.pread(self._file, 1, place) != b"x"
-        os.pwrite(self._file, b"x", place)
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
-        return free
-
-
 def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     """Compile, in so many processes; whether each of them came to its end. tell: called there."""
     if orders.cache:
         knobs.cache.dir = orders.cache
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)
-    claims = Claims(kernels_of(launches))
-    work = partial(compile_some, launches, claims, tell)
-    forked = [_fork(work) for _ in range(orders.processes)]
+    names = kernels_of(launches)
+
+    def share(number: int) -> None:  # neighbours in the order are alike, and cost alike
+        compile_share(launches, names, set(names[number :: orders.processes]), tell)
+
+    forked = [_fork(share, number) for number in range(orders.processes)]
     lifeline.hold_to(sys.stdin)
     ends = [os.waitpid(process, 0)[1] for process in forked]
     return not any(ends)
 
 
-def compile_some(launches: Launches, claims: Claims, tell: Callable[[Compiled], None]) -> None:
-    """Compile what no other process has taken."""
+def compile_share(
+    launches: Launches, names: Sequence[str], mine: Set[str], tell: Callable[[Compiled], None]
+) -> None:
+    """Compile those of all kernels that are `mine`."""
     told: set[str] = set()
 
     def on_compiled(compiled: Any, _seconds: float) -> None:
         if compiled.hash not in told:
             told.add(compiled.hash)
             offline.compile_launcher(compiled)
-            folder = Path(get_cache_manager(compiled.hash).cache_dir).name
-            tell(Compiled(folder, len(claims.places)))
+            tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, len(names)))
 
-    with offline.chosen(claims.take), offline.not_launched(on_compiled):
+    with offline.chosen(mine.__contains__), offline.not_launched(on_compiled):
         launches()
 
 
@@ -181,14 +165,14 @@ def _tell(word: Compiled) -> None:
     os.write(sys.stdout.fileno(), (word.written() + "\n").encode())
 
 
-def _fork(work: Callable[[], None]) -> int:
+def _fork(work: Callable[[int], None], number: int) -> int:
     """The process id of a fork that does it and ends. It is alone in it: the watch comes after."""
     process = os.fork()
     if process:
         return process
     try:
         lifeline.hold_to(sys.stdin)
-        work()
+        work(number)
         os._exit(0)
     finally:
         os._exit(1)

@@ -209,19 +209,6 @@ def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path
     assert all(list((tmp_path / name).glob("*.cubin")) for name in told[0])
 
 
-def test_a_kernel_is_taken_once_over_all_forks() -> None:
-    pytest.importorskip("triton")
-    from quire.engine.runner.compile_worker import Claims
-
-    claims = Claims(["one", "two", "three"])
-    assert claims.take("one") and not claims.take("one")
-    fork = os.fork()
-    if not fork:
-        os._exit(100 + 2 * claims.take("one") + claims.take("two"))
-    assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 101
-    assert [claims.take(name) for name in ("two", "three")] == [False, True]
-
-
 def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
     tmp_path: Path,
 ) -> None:
@@ -233,7 +220,7 @@ def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
         "        os.kill(os.getpid(), number)\n"
         "    print('here', flush=True)\n"
         "    while True: time.sleep(1)\n"
-        "compile_worker.compile_some = stay"
+        "compile_worker.compile_share = stay"
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
         assert process.stdin is not None and process.stdout is not None
