@@ -3,7 +3,8 @@
     python tools/test_gpu.py [--out FILE] [--jobs N] [-k WORDS]
 
 Tests run in many processes at once, so that kernels compile side by side: each file of the engine's
-tests in one of its own, those of the kernels cut into shares.
+tests in one of its own, those of the kernels and of whole families cut into shares, as long as the
+last results of record say that they take; the longest come first.
 The JSON holds commit, versions, machine, the counts, the failures' messages, and how long each file
 took; beside it, exactness.json is the table of what is bit for bit the same and what is not. Exits
 1 where a test failed or none ran, 2 where there is no device.
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "gpu or triton"
 _MARKED = re.compile(r"mark\.(gpu|triton)\b")
 _MOST_OF_A_MESSAGE = 4000
-_SHARE = 24  # tests of a kernel's file in one process
+_SHARE, _SHARE_SECONDS = 24, 60.0  # most tests of a process, and most seconds
+_CUT = ("kernels", "test_families_served.py")  # in the path of files whose tests stand alone
 
 
 @dataclass
@@ -49,25 +51,45 @@ class Outcome:
 
 
 def marked_files(root: Path) -> list[Path]:
-    """Test files that mark anything for a device, the slowest kinds (whole engines) first."""
-    files = [p for p in sorted(root.rglob("test_*.py")) if _MARKED.search(p.read_text("utf-8"))]
-    return sorted(files, key=lambda path: "engine" not in path.parts)
+    """Test files that mark anything for a device."""
+    return [p for p in sorted(root.rglob("test_*.py")) if _MARKED.search(p.read_text("utf-8"))]
 
 
-def shares(files: Sequence[Path], words: str) -> list[tuple[Path, list[str]]]:
-    """What runs in one process: a file, and which of its tests (as pytest names them)."""
-    kernels = [path for path in files if "kernels" in path.parts]
+def seconds_each(record: Path) -> dict[str, float]:
+    """What one test of each file took when the results of record were made."""
+    files = json.loads(record.read_text("utf-8"))["files"] if record.exists() else {}
+    counts = {name: sum(one[k] for k in ("passed", "failed")) for name, one in files.items()}
+    return {name: files[name]["seconds"] / max(1, count) for name, count in counts.items()}
+
+
+def listed(files: Sequence[Path], words: str) -> list[str]:
+    """The marked tests of files, as pytest names them. Raises RuntimeError where one is broken."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", MARKS]
-    command += [*(["-k", words] if words else []), *map(str, kernels)]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    found = [(path, [str(path)]) for path in files if path not in kernels]
-    for path in kernels:
+    command += [*(["-k", words] if words else []), *map(str, files)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode not in (0, 5):
+        raise RuntimeError(run.stdout[-_MOST_OF_A_MESSAGE:] + run.stderr)
+    return [line for line in run.stdout.splitlines() if "::" in line]
+
+
+def shares(
+    files: Sequence[Path], words: str, each: Mapping[str, float]
+) -> list[tuple[Path, list[str]]]:
+    """What runs in one process: a file, and which of its tests. The longest, by `each`, first;
+    before them whole files, which build engines."""
+    cut = [path for path in files if any(part in path.parts for part in _CUT)]
+    whole = [(path, [str(path)]) for path in files if path not in cut]
+    tests = listed(cut, words)
+    found: list[tuple[float, Path, list[str]]] = []
+    for path in cut:
         name = str(path.relative_to(ROOT))
-        ids = [line for line in listed.splitlines() if line.startswith(name + "::")]
+        ids, one = [test for test in tests if test.startswith(name + "::")], each.get(name, 0.0)
+        most = max(1, min(_SHARE, int(_SHARE_SECONDS / one) if one else _SHARE))
         # Every n-th, so that tests of one kind, which take as long, are spread.
-        count = -(-len(ids) // _SHARE)
-        found += [(path, ids[i::count]) for i in range(count)] or [(path, [str(path)])]
-    return found
+        count = -(-len(ids) // most)
+        found += [(one * len(ids[i::count]), path, ids[i::count]) for i in range(count)]
+    found.sort(key=lambda share: -share[0])
+    return whole + [(path, ids) for _, path, ids in found]
 
 
 def run_share(
@@ -194,7 +216,7 @@ def main() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     exactness = {"TESTS_EXACTNESS": str(out.with_name("exactness.json"))}
     environment = os.environ | ({} if options.words else exactness)
-    begin, outcomes = time.monotonic(), []
+    begin, outcomes, each = time.monotonic(), [], seconds_each(RESULTS / "test-gpu.json")
     with ThreadPoolExecutor(options.jobs) as pool:
         asked = [
             pool.submit(
@@ -206,7 +228,7 @@ def main() -> int:
                 options.seconds,
             )
             for number, (path, tests) in enumerate(
-                shares(marked_files(ROOT / "tests"), options.words)
+                shares(marked_files(ROOT / "tests"), options.words, each)
             )
         ]
         for future in as_completed(asked):
