@@ -74,7 +74,9 @@ def of_model(
         ("prepare", bool(step.longer)),
     }
     if mixture is not None:
-        names.add(("experts", *mixing.kernels(step.tokens, mixture.per_token, mixture.count)))
+        alone = step.tokens == ranks == 1 and not exact  # one_row.py, where it takes them
+        kernels = mixing.kernels(step.tokens, mixture.per_token, mixture.count)
+        names.add(("experts", alone, *kernels))
     if ranks > 1:
         names.add(("exchange", exchange.kind(step.tokens, ranks)))
     if step.decode_rows:

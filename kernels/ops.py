@@ -267,6 +267,25 @@ class Fp8ExpertOps(ExpertOps, Fp8Ops, Protocol):
     ) -> Tensor: ...
 
 
+class ExpertRowOps(ExpertOps, Protocol):
+    """The operations of a device that has a whole mixture of experts for one row as well."""
+
+    def mix_row(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        router: Tensor,
+        gate_up: Weight,
+        down: Weight,
+        per_token: int,
+        *,
+        renormalise: bool,
+    ) -> Tensor | None:
+        """See kernels/experts/one_row.py. None: not for these, and nothing was done."""
+        ...
+
+
 class ExchangeOps(Ops, Protocol):
     """The operations of a device whose ranks reach each other's memory as well."""
 
@@ -285,6 +304,11 @@ def has_exchange(ops: Ops) -> TypeGuard[ExchangeOps]:
 def has_experts(ops: Ops) -> TypeGuard[ExpertOps]:
     """Whether a device has the operations of mixtures of experts."""
     return all(hasattr(ops, name) for name in ("route", "mix_experts"))
+
+
+def has_expert_row(ops: Ops) -> TypeGuard[ExpertRowOps]:
+    """Whether a device has the operation of a mixture of experts for one row."""
+    return has_experts(ops) and hasattr(ops, "mix_row")
 
 
 def has_fp8(ops: Ops) -> TypeGuard[Fp8Ops]:

@@ -19,7 +19,7 @@ from quire.kernels.attention import (
     prefill,
     qk_norm_rope,
 )
-from quire.kernels.experts import mixing, routing, tiles
+from quire.kernels.experts import mixing, one_row, routing, tiles
 from quire.kernels.linear import exchange, fp8_linear, layer_norm, linear, norms, skinny, tuning
 from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.sampling import filtering, logprobs, sampling
@@ -134,6 +134,29 @@ class TritonOps:
         return mixing.mix_experts_fp8(
             x, gate_up, down, experts, weights, residual=residual, pdl=pdl
         )
+
+    def mix_row(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        router: Tensor,
+        gate_up: Weight,
+        down: Weight,
+        per_token: int,
+        *,
+        renormalise: bool,
+    ) -> Tensor | None:
+        if self.exact or x.shape[0] != 1:
+            return None
+        narrow = down.scale is not None
+        how = one_row.choose(x.dtype, down.data.shape[1:], per_token, narrow=narrow)
+        if how is None:
+            return None
+        return one_row.mix_row(
+            how, x, norm_weight, eps, router, gate_up, down, per_token,
+            renormalise=renormalise, pdl=self.pdl,
+        )  # fmt: skip
 
     def linear_fp8(
         self,

@@ -49,6 +49,7 @@ _FULL = 132  # programs that keep a large card busy
 _MOST_SPLIT = 4
 _MOST_HELD = 80  # registers a thread, of one row: some 125 in all
 _LITTLE_HELD = 40  # some 80 in all
+_SHORT, _MANY_ROWS = 2048, 4 * 6 * _FULL  # K, of more rows than smaller programs hold at once
 _FEW = 16  # rows, whose shares of K are those of all in exact mode
 _LIBRARY_ROWS = 256  # the bucket from which the library's product is faster
 
@@ -70,7 +71,8 @@ def choose(
     if library and bucket >= _LIBRARY_ROWS and n % 16 == 0 and k % fp8_library.STEP == 0:
         return Fp8Library()
     if bucket == 1 and k % 16 == 0:
-        for block_n, warps in ((4, 8), (2, 8), (1, 8), (1, 16)):
+        short = k <= _SHORT and n > _MANY_ROWS and not silu
+        for block_n, warps in ((4, 4) if short else (4, 8), (2, 8), (1, 8), (1, 16)):
             held = fp8_gemv.held(k, block_n, warps, silu)
             if held <= _MOST_HELD:
                 at_once = 24 if held <= _LITTLE_HELD else 16

@@ -13,7 +13,7 @@ from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.stream import Stream, residual_norm
 from quire.engine.model.product import Product
-from quire.kernels.ops import ExpertOps, has_experts
+from quire.kernels.ops import ExpertOps, has_expert_row, has_experts
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -75,6 +75,13 @@ class ExpertsMlp:
     def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
         """As of DenseMlp."""
         ops, experts = self._ops, self._experts
+        if self._world.size == 1 and has_expert_row(ops):
+            mixed = ops.mix_row(
+                stream.residual, norm, eps, self.router, self.gate_up, self.down,
+                experts.per_token, renormalise=experts.norm_topk_prob,
+            )  # fmt: skip
+            if mixed is not None:
+                return Stream(mixed)
         x = stream.norm(ops, norm, eps)
         chosen, weights = ops.route(
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.config import QWEN3_MOE, Experts, ModelConfig
+from quire.engine.model.layers.stream import Stream
 from quire.engine.model.registry import build_model
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import save_random
@@ -127,3 +129,28 @@ def test_more_experts_than_the_kernels_take_are_refused_by_name(
     shape = dataclasses.replace(SHAPE, experts=experts)
     with pytest.raises(ConfigError, match=f"{field} is not supported: 1 to"):
         build_model(shape, cast(Any, reference), dtype=torch.bfloat16, device=torch.device("cuda"))
+
+
+def test_one_row_by_itself_is_asked_for_first_and_may_be_declined() -> None:
+    """The norm, the experts and the residual are then its own affair; two ranks share them out."""
+    asked: list[dict[str, Any]] = []
+
+    def mix_row(x: Tensor, *_weights: Any, **how: Any) -> Tensor | None:
+        asked.append(how)
+        return x + 1 if len(x) == 1 else None
+
+    ops = cast(Any, SimpleNamespace(**vars(reference), mix_row=mix_row))
+    shape = dataclasses.replace(SHAPE, experts=Experts(4, 2, 24, False))
+    model: Any = build_model(shape, ops, dtype=torch.float32, device=CPU)
+    mlp, ones = model.layers[0].mlp, torch.ones(128)
+    for held in (mlp.router, mlp.gate_up.data, mlp.down.data):
+        held.copy_(noise(*held.shape) / 8)
+    two = noise(2, 128)
+    alone = mlp(Stream(two[:1]), ones, ones, 1e-6).residual
+    assert torch.equal(alone, two[:1] + 1)
+    both = mlp(Stream(two.clone()), ones, ones, 1e-6).residual
+    assert asked == [{"renormalise": False}] * 2
+    plain: Any = build_model(shape, cast(Any, reference), dtype=torch.float32, device=CPU)
+    for held, other in zip(plain.layers[0].mlp.placements, mlp.placements, strict=True):
+        held.target.copy_(other.target)
+    assert torch.equal(both, plain.layers[0].mlp(Stream(two), ones, ones, 1e-6).residual)

@@ -70,3 +70,34 @@ def test_a_layer_is_its_twin_s_and_each_row_the_same_bits_in_any_number(
             assert torch.equal(found[0], experts[part]), rows
             assert torch.equal(found[1], weights[part]), rows
             assert torch.equal(found[2], whole[part]), rows
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_layer_of_one_row_is_its_twin_s(fp8: bool, device: torch.device) -> None:
+    """The launches that are chosen, one after another as dependents too: downs are then fetched
+    while gates and ups are still multiplied."""
+    from quire.kernels.triton_ops import TritonOps
+
+    layer = Layer(device, fp8=fp8)
+    wide = layer.weights if fp8 else [one.float() for one in layer.weights]  # type: ignore[union-attr]
+    held = [one if fp8 else Weight(one) for one in layer.weights]  # type: ignore[arg-type]
+    norm = noise(device, HIDDEN, seed=6).abs()
+    for ops in (TritonOps.on(device), TritonOps.on(device, pdl=True)):
+        for row in range(32):
+            x = layer.x[row : row + 1].clone()
+            y = reference.rms_norm(x, norm, 1e-6)
+            chosen = reference.route(y, layer.router, PER_TOKEN, renormalise=True)
+            twin = reference.mix_experts_fp8 if fp8 else reference.mix_experts
+            expected = twin(y.float(), *wide, *chosen, residual=x.float())  # type: ignore[arg-type]
+            made = ops.mix_row(
+                x,
+                norm,
+                1e-6,
+                layer.router,
+                *held,
+                PER_TOKEN,
+                renormalise=True,  # type: ignore[arg-type]
+            )
+            assert made is not None
+            off = (made.float() - expected).norm() / expected.norm()
+            assert off < (0.02 if fp8 else 0.01), row
