@@ -17,10 +17,13 @@ SAMPLING = {
     **dict.fromkeys(("n", "max_tokens", "min_tokens", "top_k", "seed", "prompt_logprobs"), 1),
     **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), 0.5),
     **dict.fromkeys(("presence_penalty", "frequency_penalty"), 0.5),
-    **dict.fromkeys(("stop_token_ids", "allowed_token_ids", "banned_token_ids"), [5]),
+    **{key: [5] for key in ("stop_token_ids", "allowed_token_ids", "banned_token_ids")},
     **dict.fromkeys(("user", "safety_identifier", "cache_salt", "model"), "a"),
     **dict.fromkeys(("ignore_eos", "include_stop_str_in_output", "stream"), False),
-    **{"stop": ["a"], "logit_bias": {"5": 1}, "priority": 0, "metadata": {}},
+    "stop": ["a"],
+    "logit_bias": {"5": 1},
+    "priority": 0,
+    "metadata": {},
 }
 CHAT = {
     **SAMPLING,
@@ -31,8 +34,13 @@ CHAT = {
     ],
     "tools": [TOOL],
     "tool_choice": {"type": "function", "function": {"name": "f"}},
-    **{"parallel_tool_calls": False, "logprobs": True, "top_logprobs": 1, "modalities": ["text"]},
-    **{"chat_template_kwargs": {"a": 1}, "add_generation_prompt": True, "parse_output": True},
+    "parallel_tool_calls": False,
+    "logprobs": True,
+    "top_logprobs": 1,
+    "modalities": ["text"],
+    "chat_template_kwargs": {"a": 1},
+    "add_generation_prompt": True,
+    "parse_output": True,
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}, "response_format": FORMAT}
