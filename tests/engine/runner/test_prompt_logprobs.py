@@ -134,9 +134,11 @@ def test_what_is_cached_is_computed_for_it_and_shared_by_others() -> None:
     assert core.scheduler.counters.prefix_hit > 0
 
 
-def test_siblings_share_what_the_first_of_them_tells() -> None:
+@pytest.mark.parametrize("together", (3, 1))
+def test_siblings_share_what_the_first_of_them_tells(together: int) -> None:
+    """Forks, and those that begin when it has ended and compute the prompt anew."""
     request, said = all_spoken()[1]
-    setup = Setup(max_num_seqs=3, max_num_batched_tokens=6, overlap=True, caching=True)
+    setup = Setup(together, max_num_batched_tokens=6, overlap=True, caching=True)
     found = run(build_core(*MODEL, setup), [replace(request, n=3)])
     assert [bool(found[1, index].judged) for index in range(3)] == [True, False, False]
     assert_close(judged(found[1, 0], request)[-len(said) :], said)
