@@ -52,6 +52,8 @@ class Verdict:
 def control(copy: Copy, tests: tuple[str, ...]) -> Verdict:
     """Whether tests pass without a fault."""
     run = copy.run(tests, LIMIT)
+    if run.code == PASSED and " passed" not in run.output:
+        return Verdict(False, "nothing was tried: the tests were skipped here")
     if run.code == PASSED:
         return Verdict(True, "passed")
     return Verdict(False, f"exit code {run.code} without any fault:\n{run.output[-3000:]}")

@@ -5,7 +5,7 @@ from typing import Any
 from quire.clients.openai import constraints, sampling
 from quire.clients.openai.asked import Asked, check_judged, read_streaming
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import UINT32, Fields
+from quire.clients.openai.fields import Fields, is_id
 from quire.v1 import inference_pb2 as pb
 
 MAX_PROMPTS = 128  # of one body
@@ -71,7 +71,7 @@ def _prompt(body: Fields, name: str, prompt: object) -> pb.GenerateRequest:
     request = pb.GenerateRequest()
     if isinstance(prompt, str):
         request.text = prompt
-    elif isinstance(prompt, list) and all(_is_id(value) for value in prompt):
+    elif isinstance(prompt, list) and all(map(is_id, prompt)):
         request.token_ids.SetInParent()
         request.token_ids.ids.extend(prompt)
     elif prompt is None:
@@ -79,7 +79,3 @@ def _prompt(body: Fields, name: str, prompt: object) -> pb.GenerateRequest:
     else:
         body.fault(name, prompt, _WRONG)
     return request
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32

@@ -16,6 +16,11 @@ from quire.clients.openai.faults import MAX_FAULTS, Faults
 UINT32 = (1 << 32) - 1
 
 
+def is_id(value: object) -> bool:
+    """Whether the contract can hold it as a token's id."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32
+
+
 class Fields:
     """where: the object's own name in faults; empty for the body."""
 
@@ -85,7 +90,7 @@ class Fields:
         """A list of token ids; empty: not given."""
         values = self.items(field)
         for i, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= UINT32:
+            if not is_id(value):
                 self.fault(f"{field}[{i}]", value, "must be a token id")
                 return []
         return values

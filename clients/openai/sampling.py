@@ -5,7 +5,7 @@ the contract's field at all. What a field means there, it means here; but for `p
 runs the lower first, as vLLM has it.
 """
 
-from quire.clients.openai.fields import UINT32, Fields
+from quire.clients.openai.fields import Fields, is_id
 from quire.v1 import inference_pb2 as pb
 
 PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
@@ -72,9 +72,7 @@ def _read_user(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
 
 def _read_ends(body: Fields, sampling: pb.SamplingParams) -> None:
     stop = body.value("stop")
-    if stop == "":
-        body.fault("stop", stop, "must not be empty")
-    elif isinstance(stop, str):
+    if isinstance(stop, str):
         sampling.stop.append(stop)
     elif isinstance(stop, list) and all(isinstance(one, str) for one in stop):
         sampling.stop.extend(stop)
@@ -96,7 +94,7 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
         return
     for token, value in bias.items():
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not _is_id(token):
+        if not _names_an_id(token):
             body.fault("logit_bias", token, "must be a token id")
         elif not good or abs(value) > _INT32:
             body.fault(f"logit_bias.{token}", value, "must be a number")
@@ -104,7 +102,6 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
             sampling.logit_bias[int(token)] = value
 
 
-def _is_id(token: str) -> bool:
+def _names_an_id(token: str) -> bool:
     """In its one form: with 01 beside 1 two keys would be one token's, and one of them lost."""
-    number = int(token) if token.isdecimal() and len(token) < 11 else -1
-    return token == str(number) and number <= UINT32
+    return token.isdecimal() and len(token) < 11 and token == str(int(token)) and is_id(int(token))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import UINT32, Fields
+from quire.clients.openai.fields import Fields, is_id
 from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
@@ -88,15 +88,11 @@ def _read_input(body: Fields, request: pb.EmbedRequest) -> bool:
         where = f"input[{i}]" if several else "input"
         if isinstance(one, str):
             request.inputs.add(text=one)
-        elif isinstance(one, list) and all(_is_id(value) for value in one):
+        elif isinstance(one, list) and all(map(is_id, one)):
             request.inputs.add(token_ids=pb.TokenIds(ids=one))
         else:
             body.fault(where, one, _WRONG)
     return several
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32
 
 
 def _read_call(body: Fields, request: pb.EmbedRequest | pb.ScoreRequest) -> None:

@@ -218,37 +218,42 @@ def engine_over(
     matchers: Matchers | None,
 ) -> Engine:
     """The scheduler's side of a rank that is built. runner: what the core is to drive."""
-    model, kv, max_model_len = rank.model, rank.kv, rank.max_model_len
-    shape, device = model.config, model.device
     scheduler = scheduler_over(
-        kv,
-        shape.sliding_window,
+        rank.kv,
+        rank.model.config.sliding_window,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=max_model_len,
+        max_model_len=rank.max_model_len,
         two_phase=config.two_phase,
         caching=config.enable_prefix_caching,
         seed=config.prefix_cache_seed,
     )
-    pool = scheduler.pool
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
     if matchers is not None:
         matchers.write_to(rank.runner.mask_room)
     if ranks is None:  # others would have to do the same at the same time
         core.spare = rank.runner.use_spare_time
-    plan = sizing.plan_of(config, shape, device, model.dtype, pool.num_usable)
+    info = _info(config, rank, scheduler.pool.num_usable)
+    return Engine(core, info, rank.runner, rank.model.device, ranks)
+
+
+def _info(config: EngineConfig, rank: BuiltRank, num_blocks: int) -> EngineInfo:
+    """What the engine tells of itself. num_blocks: the null block left out."""
+    model = rank.model
+    shape, device = model.config, model.device
+    plan = sizing.plan_of(config, shape, device, model.dtype, num_blocks)
     cache_dtype = sizing.resolve_cache_dtype(config, model.dtype, device)
-    info = EngineInfo(
+    return EngineInfo(
         architecture=shape.architecture,
         fingerprint=model.served_fingerprint(cache_dtype),
         parameters=shape.num_parameters,
         vocab_size=shape.vocab_size,
-        max_model_len=max_model_len,
+        max_model_len=rank.max_model_len,
         dtype=str(model.dtype).removeprefix("torch."),
         kv_cache_dtype=plan.kv_cache_dtype,
         device=_device_name(device),
         block_size=config.block_size,
-        num_blocks=pool.num_usable,
+        num_blocks=num_blocks,
         kv_bytes_per_token=plan.kv_bytes_per_token,
         weight_bytes=plan.weight_bytes,
         kv_cache_bytes=plan.kv_cache_bytes,
@@ -260,7 +265,6 @@ def engine_over(
         embeds_only=shape.embeds_only,
         numerics=numerics(device, rank.ops, ranks=config.tensor_parallel_size),
     )
-    return Engine(core, info, rank.runner, device, ranks)
 
 
 def _warm_steps(config: EngineConfig, model: Model, exact: bool) -> tuple[WarmStep, ...]:

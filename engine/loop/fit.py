@@ -51,9 +51,11 @@ def warn_if_short(config: EngineConfig, plan: SizingPlan) -> None:
 
 
 def _judge_length(config: EngineConfig, plan: SizingPlan) -> Verdict:
-    """Of a cache that there is: it need not hold the longest request."""
+    """Of a cache that fits: it need not hold the longest request, but some."""
+    starts = plan.num_blocks > 0
     if plan.full_length_sequences < 1:
-        return Verdict(False, _too_short(plan), _against_length(config, plan), starts=True)
+        reason = _too_short(plan) if starts else _no_block(plan)
+        return Verdict(False, reason, _against_length(config, plan), starts=starts)
     return Verdict(True, starts=True)
 
 
@@ -67,6 +69,11 @@ def _too_short(plan: SizingPlan) -> str:
         f"the KV cache holds {plan.cache_tokens} tokens, fewer than one request of "
         f"max_model_len = {plan.max_model_len}: longer requests are refused"
     )
+
+
+def _no_block(plan: SizingPlan) -> str:
+    tokens, smallest = plan.block_size, shown(plan.bytes_of_blocks(1))
+    return f"the KV cache has no room for a block of {tokens} tokens: the smallest takes {smallest}"
 
 
 def _weights_too_large(config: EngineConfig, plan: SizingPlan) -> str:

@@ -150,14 +150,17 @@ def _candidates(bounds: Bounds) -> Iterator[WarmStep]:
 
 
 def _longer_rows(bounds: Bounds) -> Iterator[tuple[int, ...]]:
-    """Prompts beside one another: each number of tokens in as few rows as hold it, in a short one
+    """Prompts beside one another: each number of tokens in as few rows as hold it, in short ones
     and others; and each number of rows."""
+    from quire.kernels.attention.prefill_launch import FEW_ROWS
+
     most = max(bounds.max_num_batched_tokens, bounds.max_num_seqs + PROMPT_TOKENS[-1])  # padded
     for tokens in _sizes(most):
         rows = -(-tokens // bounds.max_model_len)
         yield _spread(tokens, rows)
-        if tokens > 1:  # also of one request: a captured step is padded by a row
-            yield (1, *_spread(tokens - 1, -(-(tokens - 1) // bounds.max_model_len)))
+        left = tokens - FEW_ROWS
+        if left > 0:  # beside so many, short ones are launched apart
+            yield (1,) * FEW_ROWS + _spread(left, -(-left // bounds.max_model_len))
     for rows in _sizes(most_rows(bounds.max_num_seqs)):
         yield (1,) * rows
 

@@ -15,7 +15,7 @@ from quire.kernels.support import HOPPER_SHARED
 
 SPLIT = 256  # tokens of a split of the context
 FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
-_FEW_ROWS = 2  # that share a launch: one that finds no row of its lengths takes longer
+FEW_ROWS = 2  # that share a launch: one that finds no row of its lengths takes longer
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
 _WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
 _ANY = 1 << 30  # more new tokens than any row has
@@ -86,7 +86,7 @@ def plan_launches(
         split = SPLIT if programs <= FEW_PROGRAMS else 0
     if split % tiles.keys:
         raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
-    if split or rows <= _FEW_ROWS:  # one split is the whole context, bit for bit
+    if split or rows <= FEW_ROWS:  # one split is the whole context, bit for bit
         return [PrefillLaunch(lone, 1, _ANY, split if max_context_len > split else 0)]
     few = PrefillLaunch(short, 1, short_len)
     return [PrefillLaunch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]

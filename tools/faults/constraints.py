@@ -189,6 +189,13 @@ FAULTS = (
         (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),
     ),
     Fault(
+        "edits: a slot keeps the bias of the request before",
+        "engine/runner/edits.py",
+        "            self._bias.pop(one.slot, None)\n",
+        "",
+        (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),
+    ),
+    Fault(
         "edits: log-probabilities are of changed logits",
         "engine/runner/sampler.py",
         "needs.adjusts or needs.filters or needs.edits",

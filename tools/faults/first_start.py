@@ -71,11 +71,13 @@ FAULTS = (
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),
     Fault(
-        "first start: a lone request's padding is not warm",
+        "first start: what attention launches for short prompts beside a long one is not warm",
         "engine/runner/warmup.py",
-        "        if tokens > 1:  # also",
-        "        if tokens > 1 and bounds.max_num_seqs > 1:  # also",
-        ("tests/engine/runner/test_warmup.py::test_what_is_captured_is_warm",),
+        "yield (1,) * FEW_ROWS + ",
+        "yield (1,) * (FEW_ROWS - 1) + ",
+        (
+            "tests/engine/runner/test_warmup.py::test_rows_are_warm_where_one_may_be_as_long_as_a_step",
+        ),
     ),
     Fault(
         "first start: an early process that nobody needs stays",

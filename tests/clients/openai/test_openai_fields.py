@@ -166,11 +166,12 @@ def test_of_very_many_faults_the_first_are_told() -> None:
     ("fields", "name"),
     [
         ({"stop": [1]}, "stop"),
-        ({"stop": ""}, "stop"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
         ({"logit_bias": {"1": 5, "01": -5}}, "logit_bias"),
         ({"logit_bias": {"\u0661": 5}}, "logit_bias"),
+        ({"logit_bias": {"-1": 5}}, "logit_bias"),
+        ({"logit_bias": {str(1 << 32): 5}}, "logit_bias"),
         ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),

@@ -94,10 +94,13 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(padded: bool) -> None:
 
 
 def test_a_slot_forgets_what_the_request_before_asked_for() -> None:
-    edited, plain = asked([EDITS[0], replace(PLAIN, logit_bias=((7, 1.0),))])
-    core = build_core(*MODEL, Setup())
-    run(core, [edited])
-    assert run(core, [plain])[plain.key, 0] == alone(plain)[plain.key, 0]
+    """Seen where another row of the step has a bias, or a mask: else nobody looks at them."""
+    for one, other in (EDITS[0], EDITS[1]), (EDITS[3], EDITS[4]):
+        edited, plain, beside = asked([one, PLAIN, other])
+        core = build_core(*MODEL, Setup(max_num_seqs=2))
+        run(core, [edited])
+        found = run(core, [plain, beside])[plain.key, 0]
+        assert found.token_ids == alone(plain)[plain.key, 0].token_ids
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+import numpy as np
 import pytest
 from support.small_engine import Setup, build_core, load_model, model_config
 
@@ -133,9 +134,11 @@ def test_what_is_cached_is_computed_for_it_and_shared_by_others() -> None:
     assert core.scheduler.counters.prefix_hit > 0
 
 
-def test_siblings_share_what_the_first_of_them_tells() -> None:
+@pytest.mark.parametrize("together", (3, 1))
+def test_siblings_share_what_the_first_of_them_tells(together: int) -> None:
+    """Forks, and those that begin when it has ended and compute the prompt anew."""
     request, said = all_spoken()[1]
-    setup = Setup(max_num_seqs=3, max_num_batched_tokens=6, overlap=True, caching=True)
+    setup = Setup(together, max_num_batched_tokens=6, overlap=True, caching=True)
     found = run(build_core(*MODEL, setup), [replace(request, n=3)])
     assert [bool(found[1, index].judged) for index in range(3)] == [True, False, False]
     assert_close(judged(found[1, 0], request)[-len(said) :], said)
@@ -157,15 +160,19 @@ def test_without_the_best_a_record_is_eight_bytes() -> None:
     assert_close(mine, [replace(one, top=()) for one in said])
 
 
-def test_numbers_that_are_none_end_the_request_and_no_other() -> None:
+@pytest.mark.parametrize("budget", [256, 4])
+def test_numbers_that_are_none_end_the_request_and_no_other(budget: int) -> None:
+    """Whole, and in chunks, of which the first with such a number tells nothing."""
     model, ops = load_model(model_config(tied=False), seed=3)
-    core = build_core(model, ops, Setup(max_num_seqs=2))
+    core = build_core(model, ops, Setup(max_num_seqs=2, max_num_batched_tokens=budget))
     request, _ = all_spoken()[0]
-    poisoned = replace(request, prompt_token_ids=(*request.prompt_token_ids[:6], 380, 9))
+    poisoned = replace(request, prompt_token_ids=(*request.prompt_token_ids[:6], 380, 9, 9, 9))
     model.embedding.weight[380] = math.nan  # type: ignore[attr-defined]
     fine = replace(request, key=1)
     found = run(core, [poisoned, fine])
-    assert found[0, 0].finish is FinishReason.ERROR and found[0, 0].judged == b""
+    assert found[0, 0].finish is FinishReason.ERROR
+    told = np.frombuffer(found[0, 0].judged, record(3))
+    assert len(told) < 6 and np.isfinite(told["logprob"]).all()
     assert found[1, 0].finish is FinishReason.LENGTH and judged(found[1, 0], fine)
     assert core.scheduler.counters.not_a_number == 1
 

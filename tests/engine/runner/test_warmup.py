@@ -14,7 +14,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Key
-from quire.engine.runner.warmup import Bounds, names_of, warm_steps
+from quire.engine.runner.warmup import Bounds, WarmStep, names_of, warm_steps
 from quire.engine.weights.random import fill_random
 
 pytest.importorskip("triton")
@@ -213,8 +213,6 @@ def test_every_size_of_step_is_warm() -> None:
         core.runner.warm_up(warm_steps(bounds()), lambda _share: None)  # type: ignore[attr-defined]
     rng = random.Random(5)
     runner: Any = core.runner
-    from quire.engine.runner.warmup import WarmStep
-
     with recorded() as launched, torch.inference_mode():
         for _ in range(150):
             decode = rng.choice((0, rng.randrange(41), rng.randrange(16, 26)))
@@ -227,6 +225,16 @@ def test_every_size_of_step_is_warm() -> None:
     assert not launched - warm
 
 
+def test_rows_are_warm_where_one_may_be_as_long_as_a_step() -> None:
+    longest = replace(bounds(), max_model_len=9000)
+    known = set().union(*(names_of(step, longest) for step in warm_steps(longest)))
+    rng = random.Random(5)
+    for rows in range(1, 40):
+        longer = tuple(rng.randrange(1, rng.choice((3, 40, 600))) for _ in range(rows))
+        for decode in (0, rows % 7):
+            assert names_of(WarmStep(decode, longer, 9000), longest) <= known
+
+
 def test_layers_with_a_window_are_warm_where_others_split_their_contexts() -> None:
     """In steps so small that all prompts are split where all is seen; a window never is."""
     setup = replace(SETUP, max_num_seqs=4, max_num_batched_tokens=90, max_model_len=600)
@@ -235,8 +243,6 @@ def test_layers_with_a_window_are_warm_where_others_split_their_contexts() -> No
         runner: Any = core.runner
         steps = warm_steps(bounds(setup, qk_norm=False))
         runner.warm_up(steps, lambda _share: None)
-    from quire.engine.runner.warmup import WarmStep
-
     sizes = [(), (1,), (9,), (90,), (1, 1), (3, 2, 2), (40, 2), (44, 44), (60, 7, 7, 7)]
     with recorded() as launched, torch.inference_mode():
         for decode, longer in enumerate(sizes):

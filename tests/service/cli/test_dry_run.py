@@ -58,6 +58,7 @@ def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
         (["random:32B"], "61.02 GiB", "take a smaller model"),
         (["random:0.6B", "--num-blocks", "5000"], "68.37 GiB", "lower num_blocks to at most"),
         (["random:8B", "--dtype", "float32"], "24.00 GiB", "take dtype = bfloat16"),
+        (["random:0.6B", "--cpu-kv-gib", "0.02"], "28.0 MiB", "raise cpu_kv_gib to at least 8.77"),
     ):
         code, rows = dry_run(capsys, *words)
         assert code == 1, words
