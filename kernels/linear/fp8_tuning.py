@@ -51,7 +51,7 @@ _MOST_HELD = 80  # registers a thread, of one row: some 125 in all
 _LITTLE_HELD = 40  # some 80 in all
 _SHORT, _MANY_ROWS = 2048, 4 * 6 * _FULL  # K, of more rows than smaller programs hold at once
 _FEW = 16  # rows, whose shares of K are those of all in exact mode
-_LIBRARY_ROWS = 256  # the bucket from which the library's product is faster
+_LIBRARY_ROWS, _LIBRARY_ROWS_WIDE = 256, 128  # buckets from which the library is faster; N > K
 
 
 def choose(
@@ -68,7 +68,8 @@ def choose(
     shared: bytes of shared memory that a program may have (`support.shared_bytes`). library:
     whether torch's product is there (`fp8_library.available`)."""
     bucket = tuning.row_class(rows)
-    if library and bucket >= _LIBRARY_ROWS and n % 16 == 0 and k % fp8_library.STEP == 0:
+    least = _LIBRARY_ROWS_WIDE if n > k else _LIBRARY_ROWS
+    if library and bucket >= least and n % 16 == 0 and k % fp8_library.STEP == 0:
         return Fp8Library()
     if bucket == 1 and k % 16 == 0:
         short = k <= _SHORT and n > _MANY_ROWS and not silu

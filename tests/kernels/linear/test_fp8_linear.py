@@ -214,8 +214,11 @@ def test_the_library_is_asked_for_many_rows_alone_and_where_it_is_there() -> Non
 
     for rows in (129, 256, 257):
         assert choose(4096, 4096, rows, False, library=True) == Fp8Library()
+    for rows in (65, 128):
+        assert choose(24576, 4096, rows, True, library=True) == Fp8Library()
     for n, k, rows, there in (
         (4096, 4096, 128, True),
+        (6144, 4096, 64, True),
         (4096, 4096, 256, False),
         (4096, 4096, 257, False),
         (64, 640, 999, True),
