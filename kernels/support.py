@@ -90,7 +90,7 @@ _assumed = _Assumed()
 def assume(capability: tuple[int, int], shared: int, name: str) -> None:
     """Take tensors that are on no GPU to be on this one. shared: as of `shared_bytes`."""
     _assumed.capability, _assumed.shared, _assumed.name = capability, shared, name
-    for told in (before_hopper, knows_e4m3, shared_bytes, card_name):
+    for told in (before_hopper, is_hopper, knows_e4m3, shared_bytes, card_name):
         told.cache_clear()
 
 
@@ -103,6 +103,12 @@ def capability(device: torch.device) -> tuple[int, int]:
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU is older than sm_90: no dependent launch, no copies of tiles by descriptor."""
     return capability(device) < (9, 0)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a GPU is sm_90, whose matrix instructions no other generation has."""
+    return capability(device) == (9, 0)
 
 
 @cache

@@ -33,6 +33,8 @@ size and dtype) and summed in order, but short rows take lower tiles and a split
 split: a chunk of a few tokens may differ from the whole in the last bits. Contexts of one split
 give the same bits either way.
 
+On sm_90 whole contexts are taken by hopper_prefill.py, bit for bit (`prefill_launch.for_hopper`).
+
 Sources: FlashAttention-2 (Dao, 2023); Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al.,
 2023).
 """
@@ -49,7 +51,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.attention.decode_merge import least_multiple
 from quire.kernels.attention.kv_tiles import boxes
-from quire.kernels.attention.prefill_launch import Tiles, choose_tiles, num_tiles, plan_launches
+from quire.kernels.attention.prefill_launch import (
+    Tiles,
+    choose_tiles,
+    for_hopper,
+    num_tiles,
+    plan_launches,
+)
 from quire.kernels.attention.prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
 from quire.kernels.support import check_cache, check_supported, shared_bytes
 
@@ -291,6 +299,14 @@ def prefill_attention(
         tokens, rows, kv_heads, group, max_query_len, max_context_len, tiles, split
     )
     for launch in plan if tokens and rows else ():
+        if for_hopper(launch, q, k_cache, window):
+            from quire.kernels.attention import hopper_prefill  # Gluon: not in every Triton
+
+            hopper_prefill.attend(
+                q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out, scale,
+                launch, pdl,
+            )  # fmt: skip
+            continue
         shape, split = launch.tiles, launch.split
         splits = num_splits(max_context_len, split) if split else 1
         partial, stats = workspace(q, splits if split else 0)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import triton
+from torch import Tensor
 
 from quire.kernels.attention.decode_launch import Heads
-from quire.kernels.support import HOPPER_SHARED
+from quire.kernels.support import HOPPER_SHARED, is_hopper
 
 SPLIT = 256  # tokens of a split of the context
 FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
@@ -19,6 +20,7 @@ FEW_ROWS = 2  # that share a launch: one that finds no row of its lengths takes 
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
 _WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
 _ANY = 1 << 30  # more new tokens than any row has
+HOPPER_TRITON = ("3.6.0", "3.7.1")  # whose Gluon, no stable interface, takes hopper_prefill.py
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Tiles:
     num_warps: int
     num_stages: int
     tma: bool = False
+
+
+_TUNED = Tiles(64, 64, 4, 2, tma=True)  # heads of up to 128, 16 bits
 
 
 def key_tile(head_dim: int, dtype: torch.dtype) -> int:
@@ -51,7 +56,7 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED)
         return Tiles(32, keys, 8, 1)
     if head_dim > 128:
         return Tiles(64, keys, 8, 2 if shared > _WIDE_BYTES else 1)
-    return Tiles(64, keys, 4, 2, tma=True)
+    return _TUNED
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,23 @@ def plan_launches(
         return [PrefillLaunch(lone, 1, _ANY, split if max_context_len > split else 0)]
     few = PrefillLaunch(short, 1, short_len)
     return [PrefillLaunch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
+
+
+def for_hopper(launch: PrefillLaunch, q: Tensor, k_cache: Tensor, window: int) -> bool:
+    """Whether hopper_prefill.py computes a launch of fast mode, with the bits of prefill.py's
+    kernel: whole contexts through descriptors, on sm_90."""
+    _, _, block_size, dim = k_cache.shape
+    return (
+        triton.__version__ in HOPPER_TRITON
+        and q.device.type != "cpu"
+        and is_hopper(q.device)
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and k_cache.dtype == q.dtype
+        and dim in (64, 128)
+        and launch.tiles == _TUNED
+        and block_size >= _TUNED.keys
+        and not (launch.split or window)
+    )
 
 
 def num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:

@@ -45,6 +45,20 @@ def test_hot_attention_kernels_do_not_spill(tmp_path: Path, only: tuple[str, ...
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("arch", [89, 90, 100])
+def test_whole_contexts_have_a_kernel_of_their_own_on_sm_90(tmp_path: Path, arch: int) -> None:
+    import triton
+
+    from quire.kernels.attention.prefill_launch import HOPPER_TRITON
+
+    case = "prefill D128 G2 block 64 tokens 8192"
+    found = compiled(tmp_path / "rows.json", "--arch", str(arch), "--only", case)
+    taken = arch == 90 and triton.__version__ in HOPPER_TRITON
+    whole = "_hopper_prefill_kernel" if taken else "_prefill_kernel"
+    assert [row["kernel"] for row in found] == [whole, "_prefill_kernel"]  # and short rows
+
+
+@pytest.mark.long
 def test_hot_kernels_of_experts_do_not_spill(tmp_path: Path) -> None:
     found = compiled(tmp_path / "rows.json", "--only", "experts, 64")
     kernels = {row["kernel"].strip("_").removesuffix("_kernel") for row in found}

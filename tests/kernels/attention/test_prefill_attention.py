@@ -321,3 +321,52 @@ def test_gpu_offsets_beyond_32_bits(device: torch.device) -> None:
     out = prefill_attention(q, *caches, *rest)
     twin = reference.prefill_attention(q, *caches, *rest)
     torch.testing.assert_close(out, twin, atol=2e-2, rtol=2e-2)
+
+
+HOPPER_CASES = [
+    ([(0, 1), (900, 64), (77, 1), (63, 65), (3000, 100), (0, 700)], 2, 64, 128, BF16),
+    ([(8000, 513), (1, 2000)], 4, 128, 128, BF16),
+    ([(9000, 300), (0, 40), (300, 3), (63, 999)], 5, 64, 64, BF16),
+    ([(127, 1000), (0, 999), (5, 64)], 16, 256, 128, FP16),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pdl", [False, True])
+@pytest.mark.parametrize(("rows", "group", "block_size", "dim", "dtype"), HOPPER_CASES)
+def test_gpu_the_kernel_of_sm_90_changes_no_bit(
+    paged: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[tuple[int, int]],
+    group: int,
+    block_size: int,
+    dim: int,
+    dtype: torch.dtype,
+    pdl: bool,
+) -> None:
+    """What sm_90 takes against the kernel of every other card, NaN behind the contexts."""
+    from quire.kernels.attention import prefill
+    from quire.kernels.attention.prefill_launch import for_hopper
+
+    taken = []
+
+    def noted(*launch: Any) -> bool:
+        taken.append(for_hopper(*launch))
+        return taken[-1]
+
+    news, contexts = [new for _, new in rows], [sum(row) for row in rows]
+    cache = paged(contexts, kv_heads=8, block_size=block_size, dim=dim, dtype=dtype)
+    q = torch.randn(sum(news), 8 * group, dim, generator=torch.Generator().manual_seed(5))
+    starts = torch.tensor([0, *news]).cumsum(0).int().cuda()
+    arguments = (
+        q.to("cuda", dtype), cache.k_cache, cache.v_cache, cache.block_tables, starts,
+        cache.context_lens, dim**-0.5, max(news), max(contexts),
+    )  # fmt: skip
+    monkeypatch.setattr(prefill, "for_hopper", noted)
+    found = [prefill.prefill_attention(*arguments, pdl=pdl) for _ in range(3)]
+    if not any(taken):
+        pytest.skip("another card, or another Triton, than hopper_prefill.py is for")
+    monkeypatch.setattr(prefill, "for_hopper", lambda *_: False)
+    twin = prefill.prefill_attention(*arguments, pdl=pdl)
+    assert torch.isfinite(twin).all()
+    assert all(torch.equal(twin, again) for again in found)

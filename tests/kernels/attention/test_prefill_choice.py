@@ -1,0 +1,70 @@
+"""Which launches of prefill attention take the kernel of sm_90, told without a GPU."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from quire.kernels import support
+from quire.kernels.attention import prefill_launch
+from quire.kernels.attention.prefill_launch import PrefillLaunch, choose_tiles, for_hopper
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+WHOLE = PrefillLaunch(choose_tiles(128, BF16), 1, 1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("triton.__version__", prefill_launch.HOPPER_TRITON[0])
+    support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
+    yield
+    support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
+
+
+def taken(
+    launch: PrefillLaunch = WHOLE,
+    *,
+    dim: int = 128,
+    dtype: torch.dtype = BF16,
+    cache: torch.dtype | None = None,
+    block_size: int = 64,
+    window: int = 0,
+    device: str = "meta",
+) -> bool:
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    q = empty(3, 16, dim, dtype=dtype)
+    return for_hopper(launch, q, empty(2, 8, block_size, dim, dtype=cache or dtype), window)
+
+
+def test_whole_contexts_of_16_bits_take_it() -> None:
+    assert taken() and taken(dtype=FP16) and taken(dim=64) and taken(block_size=256)
+
+
+def test_what_else_takes_the_kernel_of_every_card() -> None:
+    assert not taken(dtype=FP32)
+    assert not taken(cache=support.NARROW)
+    assert not any(taken(dim=dim) for dim in (16, 32, 96, 256))
+    assert not any(taken(block_size=size) for size in (16, 32))
+    assert not taken(window=4096)
+    assert not taken(device="cpu")
+    assert not taken(replace(WHOLE, split=256))
+    for tiles in (replace(WHOLE.tiles, queries=16, tma=False), replace(WHOLE.tiles, num_warps=8)):
+        assert not taken(replace(WHOLE, tiles=tiles))
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_cards_do_not(capability: tuple[int, int]) -> None:
+    support.assume(capability, support.HOPPER_SHARED, "another")
+    assert not taken()
+
+
+@pytest.mark.parametrize("version", ["3.4.0", "3.5.1", "3.6.1", "3.8.0", "3.6.0+git", "unknown"])
+def test_other_versions_of_triton_do_not(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("triton.__version__", version)
+    assert not taken()
