@@ -29,7 +29,7 @@ from torch import Tensor
 from quire.engine.model.config import ModelConfig
 from quire.kernels import support
 from quire.kernels.linear import gemv, linear, skinny, tuning
-from quire.kernels.linear.tuning import Boxed, Gemv, Library, Skinny, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
 from quire.kernels.support import HOPPER_SHARED
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "72B")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from quire.kernels.linear import tuning
-from quire.kernels.linear.tuning import HOME, Boxed, Gemv, Library, Skinny, Tall, Tile, Variant
+from quire.kernels.linear.tuning import HOME, Gemv, Library, Skinny, Tall, Tile, Variant
 from quire.kernels.support import HOPPER_SHARED
 
 MANY = (512, 1024, 2048, 4096, 8192)  # buckets of rows that exact mode tells apart as well
@@ -61,7 +61,7 @@ def library_rows(rows: int) -> int:
 
 def keeps(variant: Variant, k: int, split: int) -> bool:
     """Whether a launch sums K in `split` shares, in order, as far as can be told without a card."""
-    if isinstance(variant, Gemv | Boxed) or variant.split != split:
+    if isinstance(variant, Gemv) or variant.split != split:
         return False
     if isinstance(variant, Library):
         return k % split == 0
