@@ -6,7 +6,8 @@ Cells are (shape, ranks); one that does not fit is named and left out. Workloads
     nano-256     see offline.py; at most as many requests at once as fit the smallest number of
                  ranks to their end, so that none is preempted and all cells do the same work
     nano-256-all the same with all 256 at once: what the larger cache of more ranks gains besides
-    exchange-bN  the exchange with its norm, in the captured step of decode-bN
+    exchange-bN  the exchange with its norm, in the captured step of decode-bN, from the end of what
+                 stands ahead of it
 
     python benchmarks/large.py --shapes 32B --ranks 1 2 --out benchmarks/results/large.json
 """
@@ -121,7 +122,7 @@ class Cell:
     def _exchange(self, batch: int) -> Iterator[Row]:
         """In the captured step; on this rank, so with what it waits for the others."""
         events, _ = kernels_of(self.engine, batch, PROMPT)
-        spans = [e.time_range.elapsed_us() for e in events if EXCHANGE in e.name]
+        spans = alone(events, EXCHANGE)
         if spans:
             yield self._row(f"exchange-b{batch}", spans, "us", None) | {"runs": len(spans)}
 
@@ -137,6 +138,17 @@ class Cell:
         begin = time.perf_counter()
         self.engine.generate_bounded(asks, most)
         return sum(lengths) / (time.perf_counter() - begin)
+
+
+def alone(events: Sequence[Any], name: str) -> list[float]:
+    """Microseconds of the kernels of that name, each from the end of those before it: launched as
+    a dependent, it begins beside them. events: in the order of their starts."""
+    spans, last = [], 0.0
+    for span, here in ((event.time_range, name in event.name) for event in events):
+        if here:
+            spans.append(max(0.0, span.end - max(span.start, last)))
+        last = max(last, span.end)
+    return spans
 
 
 def scaled(rows: Sequence[Row]) -> list[Row]:

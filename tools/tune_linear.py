@@ -34,7 +34,7 @@ from quire.kernels.support import HOPPER_SHARED
 
 SHAPES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "72B")
 COLD_BYTES = 200 << 20  # weights of one chain: well above the L2 cache
-SPLITS = (1, 2, 4)
+SPLITS = (1, 2, 3, 4)
 SHARE_COST = 1.03  # what one number of shares for all rows may cost
 MARGIN = 1.01  # a candidate must beat an earlier (simpler) one by this
 
@@ -104,6 +104,7 @@ def _tiles(rows: int) -> Iterator[Skinny]:
     if rows <= 64:
         yield Skinny(16, 64, 128, swap=True, stages=4, warps=4)
         yield Skinny(16, 128, 64, swap=True, stages=5, warps=4)
+        yield Skinny(16, 128, 64, swap=True, stages=8, warps=4)
         yield Skinny(16, 64, 256, swap=True, stages=3, warps=4)
         yield Skinny(16, 32, 128, swap=False, stages=4, warps=4)
         yield Skinny(16, 32, 256, swap=False, stages=3, warps=4)
@@ -115,6 +116,7 @@ def _tiles(rows: int) -> Iterator[Skinny]:
     if 16 < rows <= 64:
         yield Skinny(32, 64, 128, swap=True, stages=4, warps=4)
         yield Skinny(32, 128, 64, swap=True, stages=5, warps=4)
+        yield Skinny(32, 128, 64, swap=True, stages=8, warps=4)
         yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
         yield Skinny(32, 64, 128, swap=True, stages=3, warps=4, tiles=3)
     if rows > 32:
@@ -122,12 +124,14 @@ def _tiles(rows: int) -> Iterator[Skinny]:
         yield Skinny(64, 32, 128, swap=False, stages=4, warps=4)
         yield Skinny(64, 64, 128, swap=False, stages=4, warps=4)
         yield Skinny(64, 128, 64, swap=False, stages=4, warps=4)
+        yield Skinny(64, 128, 64, swap=False, stages=6, warps=4)
         yield Skinny(64, 128, 64, swap=True, stages=4, warps=4)
         yield Skinny(64, 128, 64, swap=True, stages=6, warps=4)
         yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
         yield Skinny(64, 64, 128, swap=True, stages=3, warps=8, tiles=3)
         yield Skinny(64, 64, 64, swap=True, stages=6, warps=4, tiles=3)
         yield Skinny(64, 128, 128, swap=True, stages=3, warps=8)
+        yield Skinny(64, 128, 128, swap=True, stages=4, warps=8)
         yield Skinny(64, 256, 64, swap=True, stages=4, warps=8)
     if rows > 64:
         yield Skinny(128, 64, 64, swap=False, stages=4, warps=4)

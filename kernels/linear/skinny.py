@@ -144,7 +144,7 @@ def _skinny_kernel(
     M,
     COLUMNS,
     K,
-    K_SHARE,  # K / SPLIT, rounded up to a multiple of BLOCK_K
+    K_SHARE,  # K / SPLIT, rounded up to a multiple of BLOCK_K: the last share may be shorter
     eps,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,  # weight rows a tile (gate and up rows together)
@@ -157,7 +157,7 @@ def _skinny_kernel(
     RESIDUAL: tl.constexpr,
     SILU: tl.constexpr,
     APART: tl.constexpr,
-    EVEN_K: tl.constexpr,  # K = SPLIT * K_SHARE
+    EVEN_K: tl.constexpr,  # K is whole steps
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -166,6 +166,7 @@ def _skinny_kernel(
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     share = tl.program_id(2)
     begin = share * K_SHARE
+    end = tl.minimum(K_SHARE, K - begin)
     k = begin + tl.arange(0, BLOCK_K)
     rows = _weight_rows(w_ptr, tile, COLUMNS, K, BLOCK_N, SILU)
     # Tuples would say it shorter; not every Triton carries them through a loop.
@@ -176,7 +177,7 @@ def _skinny_kernel(
         if PREFETCH:
             LINE: tl.constexpr = 128 * 8 // w_ptr.dtype.element_ty.primitive_bitwidth
             line = tl.arange(0, BLOCK_K // LINE) * LINE
-            for start in range(0, K_SHARE, BLOCK_K):
+            for start in range(0, end, BLOCK_K):
                 _prefetch(rows[:, None] + (begin + start + line)[None, :])
         gdc_wait()
     in_m = (m < M)[:, None]
@@ -188,7 +189,7 @@ def _skinny_kernel(
     acc_1 = acc
     acc_2 = acc
     squares = tl.zeros((BLOCK_M,), tl.float32)
-    for start in tl.range(0, K_SHARE, BLOCK_K, num_stages=STAGES):
+    for start in tl.range(0, end, BLOCK_K, num_stages=STAGES):
         if EVEN_K:
             x = tl.load(at_x + start, mask=in_m, other=0.0)
         else:
@@ -314,7 +315,7 @@ def skinny(
         RESIDUAL=residual is not None,
         SILU=silu,
         APART=apart,
-        EVEN_K=share * split == width,
+        EVEN_K=width % block_k == 0,
         PREFETCH=prefetch and pdl,
         PDL=pdl,
         num_warps=warps,

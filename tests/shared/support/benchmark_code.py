@@ -16,8 +16,18 @@ try:
     import fake_device
     import host
     import kernel_probes
+    import large
     import watched
 finally:
     sys.path[:] = _before
 
-__all__ = ["common", "exact_mode", "exactness", "fake_device", "host", "kernel_probes", "watched"]
+__all__ = [
+    "common",
+    "exact_mode",
+    "exactness",
+    "fake_device",
+    "host",
+    "kernel_probes",
+    "large",
+    "watched",
+]
