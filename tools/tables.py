@@ -23,6 +23,7 @@ FILES = (  # in the order of docs/performance.md
     "offline-8B.json",
     "start-8B.json",
     "offline-30B-A3B.json",
+    "offline-30B-A3B-fp8.json",
     "offline-8B-fp8.json",
     "offline-8B-fp8-cache.json",
     "offline-0.6B-h100.json",
