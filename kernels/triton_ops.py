@@ -19,7 +19,7 @@ from quire.kernels.attention import (
     prefill,
     qk_norm_rope,
 )
-from quire.kernels.experts import mixing, one_row, routing, tiles
+from quire.kernels.experts.triton_ops import ExpertTritonOps
 from quire.kernels.linear import exchange, fp8_linear, layer_norm, linear, norms, skinny, tuning
 from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.sampling import filtering, logprobs, sampling
@@ -28,7 +28,7 @@ from quire.kernels.weight import Weight
 
 
 @dataclass(frozen=True)
-class TritonOps:
+class TritonOps(ExpertTritonOps):
     """Implements `ops.Fp8ExpertOps`. counters: the workspace of split products and of split
     attention, zeros between launches. products: in exact mode what chooses theirs, while it is
     on."""
@@ -99,64 +99,7 @@ class TritonOps:
     ) -> tuple[Tensor, Tensor]:
         return exchange.residual_norm(partial, residual, weight, eps, mail, pdl=self.pdl)
 
-    # ------------------------------------------------------------ mixtures of experts
-
-    def route(
-        self, x: Tensor, router: Tensor, per_token: int, *, renormalise: bool
-    ) -> tuple[Tensor, Tensor]:
-        pdl = self.pdl and tiles.chains(x.shape[0])
-        return routing.route(x, router, per_token, renormalise=renormalise, pdl=pdl)
-
-    def mix_experts(
-        self,
-        x: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
-        experts: Tensor,
-        weights: Tensor,
-        *,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        pdl = self.pdl and tiles.chains(x.shape[0])
-        return mixing.mix_experts(x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
-
-    def mix_experts_fp8(
-        self,
-        x: Tensor,
-        gate_up: Weight,
-        down: Weight,
-        experts: Tensor,
-        weights: Tensor,
-        *,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        pdl = self.pdl and tiles.chains(x.shape[0])
-        return mixing.mix_experts_fp8(
-            x, gate_up, down, experts, weights, residual=residual, pdl=pdl
-        )
-
-    def mix_row(
-        self,
-        x: Tensor,
-        norm_weight: Tensor,
-        eps: float,
-        router: Tensor,
-        gate_up: Weight,
-        down: Weight,
-        per_token: int,
-        *,
-        renormalise: bool,
-    ) -> Tensor | None:
-        if self.exact or x.shape[0] != 1:
-            return None
-        narrow = down.scale is not None
-        how = one_row.choose(x.dtype, down.data.shape[1:], per_token, narrow=narrow)
-        if how is None:
-            return None
-        return one_row.mix_row(
-            how, x, norm_weight, eps, router, gate_up, down, per_token,
-            renormalise=renormalise, pdl=self.pdl,
-        )  # fmt: skip
+    # ------------------------------------------------------------ FP8 weights
 
     def linear_fp8(
         self,
