@@ -22,6 +22,7 @@ FILES = (  # in the order of docs/performance.md
     "start-0.6B.json",
     "offline-8B.json",
     "start-8B.json",
+    "offline-shapes.json",
     "offline-30B-A3B.json",
     "offline-30B-A3B-fp8.json",
     "offline-8B-fp8.json",
