@@ -1,11 +1,12 @@
-"""Chooses what exact mode launches in few rows by whole layers, for the card's table.
+"""Chooses what is launched in few rows by whole layers, for the card's table.
 
-    python tools/tune_layers.py --shape 0.6B 8B [--rows 1 2 4 8 16]     # on the GPU
+    python tools/tune_layers.py --shape 0.6B 8B [--rows 1 2 4 8 16] [--mode fast]    # on the GPU
 
-What is fastest in a chain of itself (tools/tune_exact.py) may not be so between others: what waits
-takes room from the kernel ahead, and what is loaded ahead takes memory from it. So here one product
-after another takes each of its candidates in a captured chain of layers, and keeps what is fastest
-there, in the order of sums that the table has. In the end bits are compared with one tile's.
+What is fastest in a chain of itself (tools/tune_exact.py, tools/tune_linear.py) may not be so
+between others: what waits takes room from the kernel ahead, and what is loaded ahead takes memory
+from it. So here one product after another takes each of its candidates in a captured chain of
+layers, and keeps what is fastest there. Of exact mode that is in the order of sums that the table
+has, and in the end bits are compared with one tile's; the fast mode may take any order.
 """
 
 import json
@@ -21,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import torch
 from common import capture, machine, precompile, replay_us, versions
-from exact_candidates import candidates
+from exact_candidates import candidates, splits
 from torch import Tensor
-from tune_exact import EXACT, Bench, tensors_of
-from tune_linear import SHAPES, Product, products
+from tune_exact import EXACT, FAST, Bench, Mode, fast, tensors_of
+from tune_linear import SHAPES, Product, gemvs, products
 
 from quire.engine.model.config import ModelConfig
 from quire.kernels import support
@@ -35,21 +36,27 @@ from quire.kernels.linear.tuning import Library, Variant
 
 CONTEXT, BLOCK, DISTINCT, LAYERS = 1152, 64, 8, 16
 TURNS, MARGIN = 3, 0.995  # MARGIN: of the time so far, that another has to beat
+FAST_SPLITS = (1, 2, 4)  # shares of K
+MODES = {"exact": EXACT, "fast": FAST}
 
 Chosen = dict[str, Variant]  # by a product's name
 
 
-def tried(product: Product, rows: int) -> list[Variant]:
-    """A product's candidates but the library's, in the order that it has."""
-    split = exact.order_of(product.n, product.k).split
-    return [v for v in candidates(product, rows, split) if not isinstance(v, Library)]
+def tried(product: Product, rows: int, mode: Mode) -> list[Variant]:
+    """A product's candidates but the library's: in exact mode in the order that it has."""
+    order = [exact.order_of(product.n, product.k).split]
+    shares = order if mode.exact else splits(product, FAST_SPLITS)
+    found = [variant for split in shares for variant in candidates(product, rows, split)]
+    if not mode.exact:
+        found += gemvs(product, rows)
+    return [variant for variant in found if not isinstance(variant, Library)]
 
 
 class Layers:
     """Layers of a model without its head, of so many rows of one token each."""
 
-    def __init__(self, shape: str, rows: int, device: str) -> None:
-        self.rows, self.products = rows, products(shape)[:-1]
+    def __init__(self, shape: str, rows: int, mode: Mode, device: str) -> None:
+        self.rows, self.mode, self.products = rows, mode, products(shape)[:-1]
         config, self._device = ModelConfig.named_shape(shape), device
         self._dim, heads = config.head_dim, config.num_kv_heads
         count = 1 if device == "meta" else DISTINCT
@@ -92,14 +99,14 @@ class Layers:
     def _product(self, place: int, chosen: Chosen, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         product = self.products[place]
         tensors = self._tensors[place] | {"x": x}
-        return EXACT.call(chosen[product.name], product, tensors, weights[product.name])
+        return self.mode.call(chosen[product.name], product, tensors, weights[product.name])
 
     def _attention(self, qkv: Tensor, k: Tensor, v: Tensor) -> Tensor:
         norm, turns = self._head
         at, last, tables, contexts = self._places
         return rope_decode_attention(
             qkv, norm, norm, 1e-6, turns, at, last, k, v, tables, contexts, self._dim**-0.5, 4096,
-            counters=self._tensors[0]["counters"], exact=True, pdl=True,
+            counters=self._tensors[0]["counters"], exact=self.mode.exact, pdl=True,
         )  # fmt: skip
 
     def _new(self, *shape: int) -> Tensor:
@@ -109,17 +116,19 @@ class Layers:
 
 def start(layers: Layers) -> Chosen:
     """What the table has."""
-    return {p.name: exact.choose(p.n, p.k, layers.rows) for p in layers.products}
+    if layers.mode.exact:
+        return {p.name: exact.choose(p.n, p.k, layers.rows) for p in layers.products}
+    return {p.name: fast(p, layers.rows, tuning.HOME) for p in layers.products}
 
 
-def compilations(shape: str, rows: int) -> list[Callable[[], object]]:
+def compilations(shape: str, rows: int, mode: Mode) -> list[Callable[[], object]]:
     """Calls on meta tensors, one for each candidate."""
-    layers = Layers(shape, rows, "meta")
+    layers = Layers(shape, rows, mode, "meta")
     known = start(layers)
     return [
         lambda c=known | {p.name: variant}: layers.step(c, 1)
         for p in layers.products
-        for variant in tried(p, rows)
+        for variant in tried(p, rows, mode)
     ]
 
 
@@ -128,7 +137,8 @@ def search(layers: Layers, rounds: int) -> Chosen:
     chosen, shown = start(layers), []
     for _ in range(rounds):
         for product in reversed(layers.products):
-            others = [chosen | {product.name: variant} for variant in tried(product, layers.rows)]
+            variants = tried(product, layers.rows, layers.mode)
+            others = [chosen | {product.name: variant} for variant in variants]
             before, *times = layers.us([chosen, *others])
             best = min(times)
             if best < before * MARGIN:
@@ -150,29 +160,34 @@ def tune(
     shape: str, rows: int, entries: dict[tuple[int, int], dict[str, Any]], options: Namespace
 ) -> None:
     """Put what is best for a model and a bucket of rows into its entries of a table."""
-    layers = Layers(shape, rows, "cuda")
+    mode = MODES[options.mode]
+    layers = Layers(shape, rows, mode, "cuda")
     chosen = search(layers, options.rounds)
     bench = Bench(max(p.n * p.k for p in layers.products))
     for product in layers.products:
-        entry, variant = entries[product.n, product.k]["exact"], chosen[product.name]
-        if options.check:
+        entry, variant = entries[product.n, product.k], chosen[product.name]
+        if mode.exact:
+            entry = entry["exact"]
+        if mode.exact and options.check:
             compare(product, variant, rows)
-        us = bench.time(EXACT, variant, product, rows)
+        us = bench.time(mode, variant, product, rows)
         print(f"  {product.name}: {variant} {us or 0:.2f} us alone", flush=True)
         entry["rows"][str(rows)] = tuning.to_json(variant)
         entry["us"][str(rows)] = round(us or entry["us"][str(rows)], 2)
 
 
 def main() -> None:
-    parser = ArgumentParser(description="Tune exact mode's products between others.")
+    parser = ArgumentParser(description="Tune products between others.")
     parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--mode", choices=MODES, default="exact")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--check", action=BooleanOptionalAction, default=True, help="bits")
     parser.add_argument("--processes", type=int, default=16)
     parser.add_argument("--out", type=Path, help="default: the card's own table")
     options = parser.parse_args()
-    compiled = [c for s in options.shape for r in options.rows for c in compilations(s, r)]
+    mode = MODES[options.mode]
+    compiled = [c for s in options.shape for r in options.rows for c in compilations(s, r, mode)]
     faults = precompile(compiled, options.processes)
     print(f"{len(compiled)} kernels, {len(faults)} failed", *faults[:3], flush=True)
     card = support.card_name(torch.device("cuda"))
@@ -183,7 +198,8 @@ def main() -> None:
         for rows in options.rows:
             print(shape, end=" ")
             tune(shape, rows, entries, options)
-            table["exact_on"] = {"machine": machine(), "versions": versions()}
+            where = "exact_on" if mode.exact else "measured_on"
+            table[where] = {"machine": machine(), "versions": versions()}
             (options.out or path).write_text(json.dumps(table, indent=1) + "\n")
 
 

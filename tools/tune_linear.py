@@ -89,7 +89,8 @@ def _shares(shape: str, ranks: int) -> list[Product]:
 # ---------------------------------------------------------------- candidates
 
 
-def _gemvs(product: Product, rows: int) -> Iterator[Variant]:
+def gemvs(product: Product, rows: int) -> Iterator[Variant]:
+    """Matrix-vector kernels that hold their weights in registers."""
     if rows > gemv.MAX_ROWS:
         return
     for block_n in (1, 2, 4):
@@ -167,7 +168,7 @@ def candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
     libraries = [Library()]
     if product.residual and rows > 64:
         libraries += [Library(split) for split in (2, 3, 4) if product.k % (split * 64) == 0]
-    return [*libraries, *_gemvs(product, rows), *_skinnies(product, rows, pdl)]
+    return [*libraries, *gemvs(product, rows), *_skinnies(product, rows, pdl)]
 
 
 # ---------------------------------------------------------------- running
