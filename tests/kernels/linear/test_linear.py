@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quire.kernels import reference
 from quire.kernels.linear import tuning
-from quire.kernels.linear.tuning import Gemv, Library, Skinny, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Skinny, Tile, Variant
 
 BF16 = torch.bfloat16
 
@@ -331,7 +331,7 @@ def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
             variant = tuning.choose(n, k, bucket, BF16, False, shared)
             if isinstance(variant, Skinny):
                 assert 2 <= variant.stages <= shared // variant.stage_bytes
-            fits = not isinstance(listed, Skinny) or listed.stages * listed.stage_bytes <= shared
+            fits = not isinstance(listed, Tile) or listed.stages * listed.stage_bytes <= shared
             assert (variant == listed) == fits
 
 
