@@ -220,11 +220,17 @@ def tables() -> Mapping[str, Table]:
 
 @cache
 def table(card: str = HOME) -> Table:
-    """What is known for a card: its own table over the others'."""
-    own = next((name for name in tables() if _alike(name, card)), HOME)
+    """What is known for a card: its own table over the others', of which kernels that hold weights
+    ahead are left out, as they were only measured there."""
+    own = next((name for name in tables() if _alike(name, card)), None)
     shapes: dict[tuple[int, int], Mapping[int, Variant]] = {}
-    for name in sorted(tables(), key=lambda name: name == own):
-        shapes |= tables()[name]
+    for name in sorted(tables(), key=lambda name: name == (own or HOME)):
+        for shape, rows in tables()[name].items():
+            shapes[shape] = {
+                bucket: variant
+                for bucket, variant in rows.items()
+                if name == own or not isinstance(variant, Side | Whole | Stacked)
+            }
     return shapes
 
 

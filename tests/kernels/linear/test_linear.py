@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quire.kernels import reference
 from quire.kernels.linear import tuning
-from quire.kernels.linear.tuning import Gemv, Library, Skinny, Tile, Variant
+from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Stacked, Tile, Variant, Whole
 
 BF16 = torch.bfloat16
 
@@ -333,6 +333,17 @@ def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
                 assert 2 <= variant.stages <= shared // variant.stage_bytes
             fits = not isinstance(listed, Tile) or listed.stages * listed.stage_bytes <= shared
             assert (variant == listed) == fits
+
+
+def test_another_card_takes_no_kernel_that_holds_weights_ahead() -> None:
+    """They were measured where the table is from."""
+    ahead = Side | Whole | Stacked
+    held = [(n, k, bucket) for (n, k), rows in tuning.table().items()
+            for bucket, listed in rows.items() if isinstance(listed, ahead)]  # fmt: skip
+    assert held
+    for n, k, bucket in held:
+        other = tuning.choose(n, k, bucket, BF16, False, card="NVIDIA RTX 4090")
+        assert not isinstance(other, ahead)
 
 
 def test_one_row_past_a_very_large_weight_is_launched_alone() -> None:
