@@ -4,7 +4,7 @@ Invariant: what a slot asks for is taken down at its admission; a constraint's m
 that its row may draw. Only rows that ask for something are touched.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +47,12 @@ class SlotEdits:
     def masks(self, plan: StepPlan, masks: Masks) -> list[tuple[int, Mask]]:
         """Of each row of the logits that has one; masks: those of constraints."""
         found = self._masks | dict(masks)
-        return [(row, found[slot]) for row, slot in _sampling(plan) if slot in found]
+        return [(row, found[slot]) for row, slot in enumerate(_sampling(plan)) if slot in found]
 
     def bias(self, staging: Staging, plan: StepPlan) -> Bias:
         """Of the plan's rows that sample, uploaded; the first rows of the logits are theirs."""
-        found = [(row, *self._bias[slot]) for row, slot in _sampling(plan) if slot in self._bias]
+        slots = enumerate(_sampling(plan))
+        found = [(row, *self._bias[slot]) for row, slot in slots if slot in self._bias]
         staging.begin()
         staging.put("rows", np.concatenate([np.full(len(ids), row) for row, ids, _ in found]))
         staging.put("ids", np.concatenate([ids for _, ids, _ in found]))
@@ -60,6 +61,6 @@ class SlotEdits:
         return staging.get("rows"), staging.get("ids"), staging.get("values")
 
 
-def _sampling(plan: StepPlan) -> Iterable[tuple[int, int]]:
-    """The rows of the logits, and their slots."""
-    return enumerate(row.slot for row in plan.rows if row.samples)
+def _sampling(plan: StepPlan) -> list[int]:
+    """The slots of the rows of the logits."""
+    return [row.slot for row in plan.rows if row.samples]

@@ -1,17 +1,17 @@
 """Which ids a step's rows may draw: bits on the device, at one address, so that graphs read them.
 
 Invariant: on the device a step's masks stand until the next step's are copied, behind the sampler
-that read them. On the host they are made where the copy reads them (`room`), and what is held of a
-room keeps it from being given again.
+that read them. On the host they are made where the copy reads them (`room`), and whoever holds one
+of a room's masks keeps it from being given again.
 """
 
-import ctypes
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from quire.engine.scheduling.matching import Places, parted
 from quire.engine.scheduling.plan import Mask
 
 _ROOMS = 4  # on the host: two take turns, others are held by rows that are in no step
@@ -31,24 +31,26 @@ class MaskTable:
         self._rooms: list[_Room] = []
         self._given: _Room | None = None  # since the last upload
 
-    def room(self, count: int) -> memoryview:
-        """For so many masks of the next step: what is made there is good while it is held."""
+    def room(self, count: int) -> Places:
+        """For so many masks of the next step: a part is good while it is held, itself and no part
+        of it."""
         self._given = self._free() if count <= self._rows else None
         if self._given is None:
-            return memoryview(bytearray(4 * self._width * count))
+            return parted(memoryview(bytearray(4 * self._width * count)), count)
         return self._given.take(count)
 
     def upload(self, masks: Sequence[tuple[int, Mask]]) -> None:
         """Enqueue the copy of a step's masks, each with the row that it is of."""
         room, self._given = self._given, None
-        places = [None if room is None else room.place(mask) for _, mask in masks]
+        places = [None if room is None else room.places.get(id(mask)) for _, mask in masks]
         if room is None or room.taken + places.count(None) > self._rows:
             room = self._free() or self._new()
             room.take(0)
             places = [None] * len(masks)
-        room.of[:] = -1
+        of = [-1] * self._rows
         for (row, mask), place in zip(masks, places, strict=True):
-            room.of[row] = room.put(mask) if place is None else place
+            of[row] = room.put(mask) if place is None else place
+        room.of[:] = of
         room.copy_to(self._target)
 
     def _free(self) -> "_Room | None":
@@ -72,32 +74,26 @@ class _Room:
         self._numbers = self._host.numpy()
         self.of = self._numbers[:rows]
         self._words = self._numbers[rows:].reshape(rows, width)
-        self._begin = self._host.data_ptr() + 4 * rows
+        self._whole, self._masks = parted(self._words.reshape(-1).view(np.uint8).data, rows)
+        self.places = {id(mask): place for place, mask in enumerate(self._masks)}
         self.taken = 0  # rows of the words
         self._copied = torch.cuda.Event() if pinned else None
         self._unheld = self._references()
 
     def _references(self) -> int:
-        """What looks into the numbers holds them, by however many arrays in between."""
-        return sys.getrefcount(self._numbers)
+        """To all masks in it."""
+        return sum(map(sys.getrefcount, self._masks))
 
     def is_free(self) -> bool:
         """Whether no mask in it is held."""
         return self._references() == self._unheld
 
-    def take(self, count: int) -> memoryview:
+    def take(self, count: int) -> Places:
         """For masks to be written to, once the copy that last read it has ended."""
         if self._copied is not None:
             self._copied.synchronize()
         self.taken = count
-        return self._words.reshape(-1).view(np.uint8).data[: count * self._words.strides[0]]
-
-    def place(self, mask: Mask) -> int | None:
-        """Its row, if it was made here."""
-        if isinstance(mask, bytes):
-            return None
-        place, rest = divmod(_address(mask) - self._begin, self._words.strides[0])
-        return place if not rest and 0 <= place < self.taken else None
+        return self._whole[: count * self._words.strides[0]], self._masks[:count]
 
     def put(self, mask: Mask) -> int:
         """Copy one from elsewhere; returns its row."""
@@ -111,7 +107,3 @@ class _Room:
         target[:size].copy_(self._host[:size], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
-
-
-def _address(buffer: bytearray | memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

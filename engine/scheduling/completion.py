@@ -65,11 +65,13 @@ class Completion:
         if flight.plan is not plan:
             raise ValueError(f"step {plan.step_id} is not the one in flight")
         by_slot = {request.slot: request for request in flight.requests}
-        wanted = ((slot, by_slot.get(slot)) for slot in plan.masked)
+        wanted = [(slot, by_slot.get(slot)) for slot in plan.masked]
         return tuple(
-            (slot, request.constrained.mask)
-            for slot, request in wanted
-            if request is not None and request.constrained and request.status is Status.RUNNING
+            [
+                (slot, request.constrained.mask)
+                for slot, request in wanted
+                if request is not None and request.constrained and request.status is Status.RUNNING
+            ]
         )
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
@@ -91,7 +93,11 @@ class Completion:
         counters.steps += 1
         counters.mixed_steps += plan.is_mixed
         sampled = 0
-        for row, request in zip(plan.rows, flight.requests, strict=True):
+        simple = decode if not result.logprobs and self._window is None else 0
+        for at, (row, request) in enumerate(zip(plan.rows, flight.requests, strict=True)):
+            if at < simple and self._apply_next(row, request, result.tokens[at], outputs):
+                sampled += 1
+                continue
             tokens: list[int] = []
             logprob = None
             if row.samples:
@@ -166,6 +172,37 @@ class Completion:
         return self.in_flight.popleft()
 
     # ------------------------------------------------------------ one row
+
+    def _apply_next(
+        self, row: PlanRow, request: Request, tokens: Sequence[int], outputs: list[Output]
+    ) -> bool:
+        """What `_apply_row` does to most decode rows, of which one token becomes known and nothing
+        else. False: there is more to it, and nothing has been done."""
+        (token,) = tokens
+        known, prompt, end = request.token_ids, request.num_prompt_tokens, row.start + 1
+        count = len(known) + 1 - prompt
+        if (
+            row.epoch != request.epoch
+            or request.status is not Status.RUNNING
+            or end <= prompt
+            or not end % self._block_size
+            or token < 0
+            or token in request.ending_ids
+            or count >= request.sampling.max_tokens
+        ):
+            return False
+        self._roster.counters.generated += 1
+        request.in_flight -= 1
+        request.num_applied_tokens = end
+        request.num_placeholders -= 1
+        known.append(token)
+        request.emitted += 1
+        preemptions, blocks = request.preemptions, request.peak_blocks
+        output = Output(request.key, request.index, 0.0, 0.0, [token], preemptions, blocks)
+        outputs.append(output)
+        if request.constrained is not None:
+            self._awaited.append(_Awaited(request, request.constrained, output, count))
+        return True
 
     def _apply_row(
         self,

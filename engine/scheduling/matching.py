@@ -38,7 +38,8 @@ class Matcher(Protocol):
 _SOME = re.compile(b"[^\\0]")
 
 Mask = bytearray | memoryview
-Room = Callable[[int], memoryview]  # for so many masks, one behind another
+Places = tuple[memoryview, list[memoryview]]  # a buffer, and its equal parts, one for each mask
+Room = Callable[[int], Places]  # for so many masks
 Step = tuple[Matcher, int]  # a matcher, and the token that it takes
 Advance = Callable[[Sequence[Step]], Sequence[Mask | Exception]]
 
@@ -53,6 +54,12 @@ def one_by_one(steps: Sequence[Step]) -> list[Mask | Exception]:
         except Exception as error:
             found.append(error)
     return found
+
+
+def parted(buffer: memoryview, count: int) -> Places:
+    """A buffer for so many masks."""
+    size = len(buffer) // count
+    return buffer, [buffer[at * size : (at + 1) * size] for at in range(count)]
 
 
 class Matchers(Protocol):
@@ -84,11 +91,12 @@ class Constrained:
     nothing else may follow the output is complete, whatever min_tokens says.
     """
 
-    __slots__ = ("_allowed", "_params", "mask", "matcher")
+    __slots__ = ("_allowed", "_ending_ids", "_params", "mask", "matcher")
 
     def __init__(self, matcher: Matcher, params: SamplingParams) -> None:
         self.matcher = matcher
         self._params = params
+        self._ending_ids = params.ending_ids
         self._allowed = sum(1 << i for i in set(params.allowed_token_ids))
         self.mask: bytes | Mask = b""  # of the next token; see prepare
 
@@ -104,19 +112,20 @@ class Constrained:
         it can neither go on nor end."""
         params = self._params
         mask = self.matcher.mask() if mask is None else mask
-        ends = self.matcher.may_end()
-        if num_outputs + 1 < params.min_tokens:
-            _set(mask, params.ending_ids, False)
-        elif ends:
-            _set(mask, params.ending_ids, True)
-        _set(mask, params.banned_token_ids, False)
+        if self._ending_ids:
+            if num_outputs + 1 < params.min_tokens:
+                _set(mask, self._ending_ids, False)
+            elif self.matcher.may_end():
+                _set(mask, self._ending_ids, True)
+        if params.banned_token_ids:
+            _set(mask, params.banned_token_ids, False)
         if self._allowed:
             both = int.from_bytes(mask, "little") & self._allowed
             mask = bytearray(both.to_bytes(len(mask), "little"))
         self.mask = mask
         if _SOME.search(mask):
             return True
-        if not ends:
+        if not self.matcher.may_end():
             raise ConstraintError("no token that the request allows satisfies its constraint")
         return False
 

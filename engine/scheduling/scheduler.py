@@ -44,6 +44,7 @@ from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.sequence import Request, Status
 
 # PlanRow of a tuple of all its fields: half the time of a call, and there is one a row and step.
+_RUNNING = Status.RUNNING
 _new_row: Callable[[tuple[Any, ...]], PlanRow] = partial(tuple.__new__, PlanRow)
 
 
@@ -156,20 +157,39 @@ class Scheduler:
             self._plan_running(draft, decode=True)
 
     def _plan_running(self, draft: Draft, *, decode: bool) -> None:
-        running = self.roster.running
+        running, block_size = self.roster.running, self.pool.block_size
         if len(draft.planned) == len(running):
             return
         for request in tuple(running):
             if draft.budget == 0:
                 return
-            if request.status is not Status.RUNNING or request.slot in draft.planned:
+            if request.status is not _RUNNING:
                 continue
             remaining = request.remaining
             if remaining <= 0 or (remaining == 1) != decode:
                 continue
+            start = request.num_computed_tokens
+            if decode and start >= request.num_prompt_tokens:
+                if start % block_size or self._secure_blocks(request, 1, draft):
+                    self._add_next(request, draft)
+                continue
             count = min(remaining, draft.budget)
             if self._secure_blocks(request, count, draft):
                 self._add_row(request, count, draft)
+
+    def _add_next(self, request: Request, draft: Draft) -> None:
+        """What `_add_row` does to most rows: one token, behind the prompt, and one is sampled."""
+        slot, start = request.slot, request.num_computed_tokens
+        request.num_computed_tokens = start + 1
+        request.num_placeholders += 1
+        request.in_flight += 1
+        if request.constrained is not None:
+            draft.masked.append(slot)
+        self._shares.charge(request.spec.client, 1, request.spec.user)
+        draft.budget -= 1
+        draft.planned[slot] = request
+        row = (request.key, request.index, request.epoch, slot, start, 1, True, b"")
+        draft.decode_rows.append(_new_row(row))
 
     def _add_row(self, request: Request, count: int, draft: Draft) -> None:
         start = request.num_computed_tokens

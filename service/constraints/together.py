@@ -6,12 +6,13 @@ Invariant: what comes of it is what each matcher would say alone. A call's masks
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from llguidance import LLExecutor
 
-from quire.engine.scheduling.matching import Mask, Matcher, Room, Step, one_by_one
+from quire.engine.scheduling.matching import Mask, Matcher, Room, Step, one_by_one, parted
 from quire.service.constraints.text_matcher import TextMatcher
 from quire.service.constraints.thoughts import AfterThoughts
 
@@ -30,31 +31,32 @@ class Together:
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
+        found: list[Mask | Exception | None] = [None] * len(steps)
         texts: _Texts = []
-        found: dict[int, Mask | Exception] = {}
         for at, (matcher, token_id) in enumerate(steps):
-            text = _of_text(matcher)
+            text = matcher if type(matcher) is TextMatcher else _of_text(matcher)
             if text is None:
                 (found[at],) = one_by_one([steps[at]])
             else:
                 texts.append((text, token_id, at))
         if texts:
             texts.sort(key=_lexer)
-            found.update(self._texts(texts))
-        return [found[at] for at in range(len(steps))]
+            self._texts(texts, found)
+        return cast(list[Mask | Exception], found)
 
-    def _texts(self, texts: _Texts) -> Iterator[tuple[int, Mask | Exception]]:
+    def _texts(self, texts: _Texts, found: list[Mask | Exception | None]) -> None:
         """Those of one vocabulary, all of them; those that share a lexer stand together."""
         tokens, count = texts[0][0].tokens, len(texts)
         size = tokens.mask_bytes
-        room = memoryview(bytearray(count * size)) if self.room is None else self.room(count)
-        octets = np.frombuffer(room, np.uint8).reshape(count, size)  # llguidance writes by address
+        room = self.room or (lambda count: parted(memoryview(bytearray(count * size)), count))
+        whole, masks = room(count)
+        octets = np.frombuffer(whole, np.uint8).reshape(count, size)  # llguidance writes by address
         took = self._work(texts, octets.ctypes.data, size)
         for i in tokens.ends:
             octets[:, i >> 3] &= ~(1 << (i & 7)) & 0xFF
-        for row, ((text, token_id, at), taken) in enumerate(zip(texts, took, strict=True)):
+        for (text, token_id, at), taken, mask in zip(texts, took, masks, strict=True):
             fine = taken and not text.backend.is_error()
-            yield at, room[row * size : (row + 1) * size] if fine else text.refused(token_id)
+            found[at] = mask if fine else text.refused(token_id)
 
     def _work(self, texts: _Texts, room: int, size: int) -> Sequence[bool]:
         """Whether each took its token. Masks of `size` bytes each come to the room's address; what
