@@ -23,6 +23,8 @@ from quire.engine.scheduling.sequence import Request, Status
 
 log = logging.getLogger(__name__)
 
+_RUNNING = Status.RUNNING
+
 
 class Flight(NamedTuple):
     """A plan on its way, and the live request of each of its rows, in order."""
@@ -31,13 +33,8 @@ class Flight(NamedTuple):
     requests: tuple[Request, ...]
 
 
-class _Awaited(NamedTuple):
-    """A row under a constraint whose token has come, and whose next mask is still to be made."""
-
-    request: Request
-    constrained: Constrained
-    output: Output
-    num_outputs: int
+# A row under a constraint whose token has come, how many it has, and whose next mask is to be made.
+_Awaited = tuple[Request, Constrained, Output, int]
 
 
 class Completion:
@@ -64,13 +61,14 @@ class Completion:
         (flight,) = self.in_flight
         if flight.plan is not plan:
             raise ValueError(f"step {plan.step_id} is not the one in flight")
-        by_slot = {request.slot: request for request in flight.requests}
-        wanted = [(slot, by_slot.get(slot)) for slot in plan.masked]
         return tuple(
             [
-                (slot, request.constrained.mask)
-                for slot, request in wanted
-                if request is not None and request.constrained and request.status is Status.RUNNING
+                (row.slot, request.constrained.mask)
+                for row, request in zip(plan.rows, flight.requests, strict=True)
+                if request.constrained
+                and row.samples
+                and row.slot == request.slot
+                and request.status is _RUNNING
             ]
         )
 
@@ -128,20 +126,19 @@ class Completion:
     def _match(self, outputs: list[Output]) -> None:
         """Take this step's tokens in where there are constraints, all rows' at once."""
         awaited, self._awaited = self._awaited, []
-        steps = [(one.constrained.matcher, one.output.token_ids[-1]) for one in awaited]
+        steps = [(one.matcher, output.token_ids[-1]) for _, one, output, _ in awaited]
         masks: Sequence[Mask | Exception]
         try:
             masks = self.advance(steps)
         except Exception as error:
             masks = [error] * len(steps)
-        for one, mask in zip(awaited, masks, strict=True):
-            request, output = one.request, one.output
+        for (request, constrained, output, count), mask in zip(awaited, masks, strict=True):
             try:
                 if isinstance(mask, Exception):
                     raise mask
-                if not one.constrained.prepare(one.num_outputs, mask):
+                if not constrained.prepare(count, mask):
                     self._roster.end(request, FinishReason.STOP, output, said=True)
-                elif one.num_outputs >= request.sampling.max_tokens:
+                elif count >= request.sampling.max_tokens:
                     self._roster.end(request, FinishReason.LENGTH, output, said=True)
             except Exception as error:
                 outputs[:] = [other for other in outputs if other is not output]
@@ -183,7 +180,7 @@ class Completion:
         count = len(known) + 1 - prompt
         if (
             row.epoch != request.epoch
-            or request.status is not Status.RUNNING
+            or request.status is not _RUNNING
             or end <= prompt
             or not end % self._block_size
             or token < 0
@@ -201,7 +198,7 @@ class Completion:
         output = Output(request.key, request.index, 0.0, 0.0, [token], preemptions, blocks)
         outputs.append(output)
         if request.constrained is not None:
-            self._awaited.append(_Awaited(request, request.constrained, output, count))
+            self._awaited.append((request, request.constrained, output, count))
         return True
 
     def _apply_row(
@@ -299,7 +296,7 @@ class Completion:
                 self._roster.end(request, stop, output, stop_token_id=token, said=True)
                 return
             if request.constrained is not None:
-                self._awaited.append(_Awaited(request, request.constrained, output, count))
+                self._awaited.append((request, request.constrained, output, count))
             elif count >= params.max_tokens:
                 self._roster.end(request, FinishReason.LENGTH, output, said=True)
                 return

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
-from llguidance import LLExecutor
+from llguidance import LLExecutor, LLMatcher
 
 from quire.engine.scheduling.matching import Mask, Matcher, Room, Step, one_by_one, parted
 from quire.service.constraints.text_matcher import TextMatcher
@@ -19,7 +19,8 @@ from quire.service.constraints.thoughts import AfterThoughts
 THREADS = max(1, min((os.cpu_count() or 1) // 2, 8))  # llguidance's
 FEW = 24  # matchers are sooner asked one after another than so many threads are woken
 
-_Texts = list[tuple[TextMatcher, int, int]]  # what takes which token, and at what place
+_Texts = list[tuple[TextMatcher, int]]  # those that share a lexer together, and their places
+_Asked = list[tuple[LLMatcher, int]]  # what takes which token
 
 
 class Together:
@@ -27,57 +28,66 @@ class Together:
 
     def __init__(self) -> None:
         self._executor: LLExecutor | None = None
+        self._matchers: list[Matcher] = []  # that were asked last, where all are of text
+        self._texts: _Texts = []  # what they are
         self.room: Room | None = None  # see Matchers.write_to
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
+        matchers = [matcher for matcher, _ in steps]
         found: list[Mask | Exception | None] = [None] * len(steps)
-        texts: _Texts = []
-        for at, (matcher, token_id) in enumerate(steps):
-            text = matcher if type(matcher) is TextMatcher else _of_text(matcher)
-            if text is None:
+        texts = self._texts
+        if matchers != self._matchers:  # else all is as it was a step before
+            texts = self._texts = _of_texts(matchers)
+            self._matchers = matchers if len(texts) == len(matchers) else []
+            for at in {*range(len(steps))}.difference(at for _, at in texts):
                 (found[at],) = one_by_one([steps[at]])
-            else:
-                texts.append((text, token_id, at))
         if texts:
-            texts.sort(key=_lexer)
-            self._texts(texts, found)
+            self._take(texts, steps, found)
         return cast(list[Mask | Exception], found)
 
-    def _texts(self, texts: _Texts, found: list[Mask | Exception | None]) -> None:
-        """Those of one vocabulary, all of them; those that share a lexer stand together."""
+    def _take(
+        self, texts: _Texts, steps: Sequence[Step], found: list[Mask | Exception | None]
+    ) -> None:
+        """Those of one vocabulary, all of them."""
         tokens, count = texts[0][0].tokens, len(texts)
         size = tokens.mask_bytes
         room = self.room or (lambda count: parted(memoryview(bytearray(count * size)), count))
         whole, masks = room(count)
         octets = np.frombuffer(whole, np.uint8).reshape(count, size)  # llguidance writes by address
-        took = self._work(texts, octets.ctypes.data, size)
+        asked = [(text.backend, steps[at][1]) for text, at in texts]
+        apart = texts[0][0].lexer is not texts[-1][0].lexer
+        took = self._work(asked, octets.ctypes.data, size, apart=apart)
         for i in tokens.ends:
             octets[:, i >> 3] &= ~(1 << (i & 7)) & 0xFF
-        for (text, token_id, at), taken, mask in zip(texts, took, masks, strict=True):
+        for (text, at), taken, mask in zip(texts, took, masks, strict=True):
             fine = taken and not text.backend.is_error()
-            found[at] = mask if fine else text.refused(token_id)
+            found[at] = mask if fine else text.refused(steps[at][1])
 
-    def _work(self, texts: _Texts, room: int, size: int) -> Sequence[bool]:
+    def _work(self, asked: _Asked, room: int, size: int, *, apart: bool) -> Sequence[bool]:
         """Whether each took its token. Masks of `size` bytes each come to the room's address; what
-        stands there for one that did not means nothing."""
-        apart = texts[0][0].lexer is not texts[-1][0].lexer
-        if len(texts) < FEW or THREADS < 2 or not apart:
-            return [_one(one, i, room + row * size, size) for row, (one, i, _) in enumerate(texts)]
+        stands there for one that did not means nothing. apart: there are several lexers."""
+        if len(asked) < FEW or THREADS < 2 or not apart:
+            return [_one(one, i, room + row * size, size) for row, (one, i) in enumerate(asked)]
         if self._executor is None:
             self._executor = LLExecutor(num_threads=THREADS)
-        steps = [(text.backend, token_id) for text, token_id, _ in texts]
-        masks = [(text.backend, row) for row, (text, _, _) in enumerate(texts)]
-        took = self._executor.consume_token_par(steps)
+        masks = [(backend, row) for row, (backend, _) in enumerate(asked)]
+        took = self._executor.consume_token_par(asked)
         self._executor.unsafe_compute_mask_ptr(masks, room, size, len(masks))  # all still awake
         return took
 
 
-def _one(text: TextMatcher, token_id: int, room: int, size: int) -> bool:
+def _one(backend: LLMatcher, token_id: int, room: int, size: int) -> bool:
     """See Together._work."""
-    took = text.backend.consume_token(token_id)
-    text.backend.unsafe_compute_mask_ptr(room, size)
+    took = backend.consume_token(token_id)
+    backend.unsafe_compute_mask_ptr(room, size)
     return took
+
+
+def _of_texts(matchers: Sequence[Matcher]) -> _Texts:
+    """What takes the tokens in where that is llguidance alone."""
+    texts = [(_of_text(matcher), at) for at, matcher in enumerate(matchers)]
+    return sorted([(text, at) for text, at in texts if text is not None], key=_lexer)
 
 
 def _of_text(matcher: Matcher) -> TextMatcher | None:
@@ -86,5 +96,5 @@ def _of_text(matcher: Matcher) -> TextMatcher | None:
     return inner if isinstance(inner, TextMatcher) else None
 
 
-def _lexer(one: tuple[TextMatcher, int, int]) -> int:
+def _lexer(one: tuple[TextMatcher, int]) -> int:
     return id(one[0].lexer)
