@@ -43,6 +43,15 @@ class Draft:
             tuple(self.window_copies),
         )
 
+    def add_next(self, request: Request) -> None:
+        """Add the row of one token that most rows are: see Request.plan_next."""
+        slot = request.slot
+        if request.constrained is not None:
+            self.masked.append(slot)
+        self.budget -= 1
+        self.planned[slot] = request
+        self.decode_rows.append(request.plan_next())
+
     def judge(self, request: Request, start: int, end: int) -> None:
         """Ask for the log-probabilities of the prompt's tokens that stand behind a row's own, which
         are those from `start` to before `end`."""

@@ -10,6 +10,8 @@ Invariant: `StepPlan.of(plan.plain())` equals `plan`, whatever carries the plain
 it is made of numbers, booleans, None, tuples and, in their place, lists alone.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from quire.engine.request import TokenLogprob
@@ -106,6 +108,10 @@ class PlanRow(NamedTuple):
     def token_ids(self) -> tuple[int, ...]:
         """The row's tokens, as numbers."""
         return unpacked(self.packed)
+
+
+# PlanRow of a tuple of all its fields: half the time of a call, and there is one a row and step.
+new_row: Callable[[tuple[Any, ...]], PlanRow] = partial(tuple.__new__, PlanRow)
 
 
 class BlockUpdate(NamedTuple):

@@ -19,9 +19,8 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from operator import attrgetter
-from typing import Any, Unpack
+from typing import Unpack
 
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
@@ -34,18 +33,16 @@ from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.plan import (
     BlockUpdate,
     Masks,
-    PlanRow,
     Pooled,
     StepPlan,
     StepResult,
+    new_row,
 )
 from quire.engine.scheduling.prefix_cache import Head
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.sequence import Request, Status
 
-# PlanRow of a tuple of all its fields: half the time of a call, and there is one a row and step.
 _RUNNING = Status.RUNNING
-_new_row: Callable[[tuple[Any, ...]], PlanRow] = partial(tuple.__new__, PlanRow)
 
 
 class Scheduler:
@@ -168,28 +165,14 @@ class Scheduler:
             remaining = request.remaining
             if remaining <= 0 or (remaining == 1) != decode:
                 continue
-            start = request.num_computed_tokens
-            if decode and start >= request.num_prompt_tokens:
+            if decode and (start := request.num_computed_tokens) >= request.num_prompt_tokens:
                 if start % block_size or self._secure_blocks(request, 1, draft):
-                    self._add_next(request, draft)
+                    self._shares.charge(request.spec.client, 1, request.spec.user)
+                    draft.add_next(request)
                 continue
             count = min(remaining, draft.budget)
             if self._secure_blocks(request, count, draft):
                 self._add_row(request, count, draft)
-
-    def _add_next(self, request: Request, draft: Draft) -> None:
-        """What `_add_row` does to most rows: one token, behind the prompt, and one is sampled."""
-        slot, start = request.slot, request.num_computed_tokens
-        request.num_computed_tokens = start + 1
-        request.num_placeholders += 1
-        request.in_flight += 1
-        if request.constrained is not None:
-            draft.masked.append(slot)
-        self._shares.charge(request.spec.client, 1, request.spec.user)
-        draft.budget -= 1
-        draft.planned[slot] = request
-        row = (request.key, request.index, request.epoch, slot, start, 1, True, b"")
-        draft.decode_rows.append(_new_row(row))
 
     def _add_row(self, request: Request, count: int, draft: Draft) -> None:
         start = request.num_computed_tokens
@@ -210,7 +193,7 @@ class Scheduler:
         tokens = b"" if is_decode else request.token_ids[start:end].tobytes()
         if request.unjudged:
             draft.judge(request, start, end)
-        row = _new_row(
+        row = new_row(
             (request.key, request.index, request.epoch, slot, start, count, samples, tokens)
         )
         (draft.decode_rows if is_decode else draft.prefill_rows).append(row)

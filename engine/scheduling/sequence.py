@@ -19,7 +19,7 @@ from array import array
 
 from quire.engine.request import GenerationRequest
 from quire.engine.scheduling.matching import Constrained
-from quire.engine.scheduling.plan import Admission, SamplingNumbers
+from quire.engine.scheduling.plan import Admission, PlanRow, SamplingNumbers, new_row
 from quire.engine.scheduling.token_bytes import as_array
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment: siblings' seeds lie far apart
@@ -133,6 +133,14 @@ class Request:
         known = len(self.token_ids) + self.num_placeholders
         target = known if known < self.max_total_tokens else self.max_total_tokens - 1
         return target - self.num_computed_tokens
+
+    def plan_next(self) -> PlanRow:
+        """The row of its one token that is not computed, behind the prompt: one is sampled."""
+        start = self.num_computed_tokens
+        self.num_computed_tokens = start + 1
+        self.num_placeholders += 1
+        self.in_flight += 1
+        return new_row((self.key, self.index, self.epoch, self.slot, start, 1, True, b""))
 
     @property
     def num_held_blocks(self) -> int:

@@ -71,7 +71,7 @@ FAULTS = (
         "service/constraints/together.py",
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken and not text.backend.is_error()\n"
-        "            row -= sum(not taken for taken in took[:row])\n",
+        "            mask = masks[masks.index(mask) - (not all(took))]\n",
         (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
     ),
     Fault(
@@ -177,8 +177,8 @@ FAULTS = (
     Fault(
         "edits: a row keeps the mask of the step before",
         "engine/runner/masks.py",
-        "        room.of[:] = -1\n",
-        "",
+        "        of = [-1] * self._rows\n",
+        "        of = room.of.tolist()\n",
         (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
     ),
     Fault(

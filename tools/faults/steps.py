@@ -11,6 +11,10 @@ REPLAYED = (
     "tests/engine/test_equivalences.py::test_padded_steps_are_replayed_with_fewer_rows_"
     "than_they_hold",
 )
+SHORT = (
+    "tests/engine/scheduling/test_scheduler_properties.py"
+    "::test_rows_that_only_go_on_are_as_if_nothing_were_known_of_them",
+)
 PACING = ("tests/engine/client/test_pacing.py",)
 
 OVERLAP = (
@@ -27,6 +31,20 @@ OVERLAP = (
         "elif row.epoch != request.epoch:",
         "elif row.epoch > request.epoch:",
         (TRAFFIC,),
+    ),
+    Fault(
+        "steps: a block that a row has filled by going on is not made known",
+        "engine/scheduling/completion.py",
+        "            or not end % self._block_size\n",
+        "",
+        SHORT,
+    ),
+    Fault(
+        "steps: a row that only goes on costs its client nothing",
+        "engine/scheduling/scheduler.py",
+        "                    self._shares.charge(request.spec.client, 1, request.spec.user)\n",
+        "",
+        SHORT,
     ),
     Fault(
         "vllm-57355: max_num_seqs is no captured size",

@@ -5,6 +5,7 @@ says what); here it is driven three ways, and asked for what holds over whole ru
 gives equal plans, a lone request always finishes, and nobody waits for ever.
 """
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -17,6 +18,10 @@ from support.traffic import random_shape, run_episode, run_steps, windowed_shape
 
 from quire.engine.errors import RequestError
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
+from quire.engine.scheduling.completion import Completion
+from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.sequence import Status
 
 STEPS = 10_000
 
@@ -55,6 +60,34 @@ def test_equal_submissions_and_results_give_equal_plans() -> None:
         first, second = (run_episode(seed, turns=120, log=True) for _ in range(2))
         assert first.log == second.log
         assert first.log
+
+
+def plan_by_rows(self: Scheduler, draft: Draft, *, decode: bool) -> None:
+    """Scheduler._plan_running without a way of its own for rows that only go on."""
+    for request in tuple(self.roster.running):
+        remaining = request.remaining
+        if draft.budget == 0 or request.status is not Status.RUNNING:
+            continue
+        if remaining <= 0 or (remaining == 1) != decode or request.slot in draft.planned:
+            continue
+        count = min(remaining, draft.budget)
+        if self._secure_blocks(request, count, draft):
+            self._add_row(request, count, draft)
+
+
+@pytest.mark.parametrize("shape_of", [random_shape, windowed_shape])
+def test_rows_that_only_go_on_are_as_if_nothing_were_known_of_them(
+    shape_of: Callable[[Random], Shape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned and taken in by the short ways and by the long ones: the same plans and counts."""
+    seeds = range(2000, 2008)
+    short = [run_episode(seed, turns=60, log=True, shape_of=shape_of) for seed in seeds]
+    monkeypatch.setattr(Scheduler, "_plan_running", plan_by_rows)
+    monkeypatch.setattr(Completion, "_apply_next", lambda *_: False)
+    for seed, one in zip(seeds, short, strict=True):
+        other = run_episode(seed, turns=60, log=True, shape_of=shape_of)
+        assert one.log == other.log
+        assert one.scheduler.counters == other.scheduler.counters
 
 
 class Engine(RuleBasedStateMachine):
