@@ -28,8 +28,8 @@ class Together:
 
     def __init__(self) -> None:
         self._executor: LLExecutor | None = None
-        self._matchers: list[Matcher] = []  # that were asked last, where all are of text
-        self._texts: _Texts = []  # what they are
+        self._matchers: list[Matcher] = []  # that were asked together last, all of them of text
+        self._texts: _Texts = []  # the same, in order
         self.room: Room | None = None  # see Matchers.write_to
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
@@ -38,9 +38,10 @@ class Together:
         found: list[Mask | Exception | None] = [None] * len(steps)
         texts = self._texts
         if matchers != self._matchers:  # else all is as it was a step before
-            texts = self._texts = _of_texts(matchers)
-            self._matchers = matchers if len(texts) == len(matchers) else []
-            for at in {*range(len(steps))}.difference(at for _, at in texts):
+            texts = _of_texts(matchers)
+            if len(texts) == len(matchers):
+                self._matchers, self._texts = matchers, texts
+            for at in {*range(len(steps))}.difference([at for _, at in texts]):
                 (found[at],) = one_by_one([steps[at]])
         if texts:
             self._take(texts, steps, found)

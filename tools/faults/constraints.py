@@ -82,6 +82,13 @@ FAULTS = (
         (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
     ),
     Fault(
+        "constraint: as many matchers as a step before are taken for the same",
+        "service/constraints/together.py",
+        "        if matchers != self._matchers:",
+        "        if len(matchers) != len(self._matchers):",
+        (TOGETHER + "the_same_matchers_are_asked_again_and_then_others_as_many",),
+    ),
+    Fault(
         "constraint: a limit that is reached among many is passed over",
         "service/constraints/together.py",
         "            fine = taken and not text.backend.is_error()\n",

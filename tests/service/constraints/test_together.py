@@ -82,6 +82,23 @@ def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars, ti
     assert refused
 
 
+def test_the_same_matchers_are_asked_again_and_then_others_as_many(grammars: Grammars) -> None:
+    chance = random.Random(9)
+    alone = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(together.FEW)]
+    many = [one.copy() for one in alone]
+    for step in range(9):
+        if step % 3 == 2:  # they stand in another order, and one is another
+            order = chance.sample(range(len(many)), len(many))
+            alone, many = [alone[i] for i in order], [many[i] for i in order]
+            alone[0] = grammars.compile(CONSTRAINTS[1])
+            many[0] = alone[0].copy()
+        masks = [one.mask() for one in alone]
+        ids = [next(i for i in range(SIZE) if mask[i >> 3] & 1 << (i & 7)) for mask in masks]
+        expected = one_by_one(list(zip(alone, ids, strict=True)))
+        found = grammars.advance(list(zip(many, ids, strict=True)))
+        assert [told(one) for one in found] == [told(one) for one in expected]
+
+
 def test_a_limit_that_is_reached_ends_one_of_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
