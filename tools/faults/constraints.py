@@ -48,8 +48,8 @@ FAULTS = (
     Fault(
         "constraint: an end is allowed where the text may not end",
         "engine/scheduling/matching.py",
-        "        elif ends:\n",
-        "        else:\n",
+        "            elif self.matcher.may_end():\n",
+        "            else:\n",
         (ENGINE + "an_end_that_is_wanted_most_comes_once_it_is_allowed",),
     ),
     Fault(
