@@ -10,7 +10,7 @@ take of the cores is left out, what they take of memory is not.
     eight     eight streams at once, 32 ids in each: tokens/s of all answers together
     prompt    512 ids in, cold: tokens/s of the prompt
 
-    python benchmarks/cpu_vs_llama_cpp.py --shape 0.6B --pairs 5 --out benchmarks/results/cpu.json
+    python benchmarks/cpu_vs_llama_cpp.py --shape 0.6B --pairs 5 --out cpu-vs-llama-cpp-0.6B.json
 """
 
 import argparse
