@@ -19,9 +19,8 @@ ifeq ($(TORCH),cpu)
 PIP += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-# What speaks to others. The one left out compares with transformers, which needs newer libraries.
-WIRE ?= tests/contract tests/service/rpc tests/service/security tests/clients \
-	--ignore tests/service/rpc/test_json_text.py
+# What speaks to others. Comparisons with transformers are skipped where it needs newer libraries.
+WIRE ?= tests/contract tests/service/rpc tests/service/security tests/clients
 
 # Tests by property: `make test-long` gives each of them LONGER times its examples.
 PROPERTIES ?= $(shell grep -rl --include='test_*.py' 'from hypothesis' tests)

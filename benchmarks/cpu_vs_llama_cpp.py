@@ -10,7 +10,7 @@ take of the cores is left out, what they take of memory is not.
     eight     eight streams at once, 32 ids in each: tokens/s of all answers together
     prompt    512 ids in, cold: tokens/s of the prompt
 
-    python benchmarks/cpu_vs_llama_cpp.py --shape 0.6B --pairs 5 --out benchmarks/results/cpu.json
+    python benchmarks/cpu_vs_llama_cpp.py --shape 0.6B --pairs 5 --out cpu-vs-llama-cpp-0.6B.json
 """
 
 import argparse
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from common import print_table, result_row, write_results
+from common import Row, print_table, result_row, write_results
 from engines import QuireEngine
 
 from quire.engine.model.config import ModelConfig
@@ -41,6 +41,7 @@ MAX_LEN, BATCH = 640, 512
 CLOCK = time.perf_counter
 FORMATS = {"bf16": "auto", "int8": "int8"}  # beside llama.cpp's BF16 and Q8_0
 GOALS = {"bf16 one": 0.9}  # all others 1.0
+COLUMNS = ["", "Quire", "llama.cpp", "ratio", "min", "max", "goal", "same"]
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,42 @@ def checkpoint(shape: str, scratch: Path) -> tuple[Path, ModelConfig]:
     return directory, ModelConfig.named_shape(shape)
 
 
+def measured(
+    name: str, directory: Path, config: ModelConfig, scratch: Path, options: argparse.Namespace
+) -> Iterator[tuple[list[Row], list[object]]]:
+    """Of each work in a format: its rows, and its line of the table."""
+    works = [
+        Work("one", 1, 128, options.tokens),
+        Work("eight", 8, 32, options.tokens),
+        Work("prompt", 1, BATCH, 1, of_prompt=True),
+    ]
+    file = scratch / f"{options.shape}-{name}.gguf"
+    if not file.exists():
+        write_gguf(directory, config, file, quantized=name == "int8")
+    quire, llama = Quire(directory, FORMATS[name]), LlamaCpp(file, torch.get_num_threads())
+    for work, mine, theirs, same in compare(quire, llama, works, config.vocab_size, options.pairs):
+        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+        label = f"{name} {work.name}"
+        more = {
+            "load": os.getloadavg(),
+            "threads": torch.get_num_threads(),
+            "clock": CLOCK.__name__,
+            "first_tokens_agree": same,
+        }
+        made = [
+            result_row(f"cpu: {label}", options.shape, engine, runs, unit, **more)
+            for engine, runs, unit in (
+                *(("quire", mine, "tokens/s"), ("llama.cpp", theirs, "tokens/s")),
+                ("quire / llama.cpp", ratios, "x"),
+            )
+        ]
+        figures = [statistics.median(runs) for runs in (mine, theirs, ratios)]
+        yield made, [label, *figures, min(ratios), max(ratios), GOALS.get(label, 1.0), same]
+    llama.close()
+    del quire, llama
+    gc.collect()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="0.6B", help="of random weights, or pocket")
@@ -284,52 +321,16 @@ def main() -> None:
     if options.cpu_time:
         global CLOCK
         CLOCK = time.process_time
-    works = [
-        Work("one", 1, 128, options.tokens),
-        Work("eight", 8, 32, options.tokens),
-        Work("prompt", 1, BATCH, 1, of_prompt=True),
-    ]
     rows, table = [], []
     with tempfile.TemporaryDirectory() as temporary:
         scratch = options.scratch or Path(temporary)
         directory, config = checkpoint(options.shape, scratch)
         for name in options.formats:
-            file = scratch / f"{options.shape}-{name}.gguf"
-            if not file.exists():
-                write_gguf(directory, config, file, quantized=name == "int8")
-            quire, llama = Quire(directory, FORMATS[name]), LlamaCpp(file, torch.get_num_threads())
-            for work, mine, theirs, same in compare(
-                quire, llama, works, config.vocab_size, options.pairs
-            ):
-                ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-                label = f"{name} {work.name}"
-                more = {
-                    "load": os.getloadavg(),
-                    "threads": torch.get_num_threads(),
-                    "clock": CLOCK.__name__,
-                    "first_tokens_agree": same,
-                }
-                for engine, runs, unit in (
-                    *(("quire", mine, "tokens/s"), ("llama.cpp", theirs, "tokens/s")),
-                    ("quire / llama.cpp", ratios, "x"),
-                ):
-                    rows.append(
-                        result_row(f"cpu: {label}", options.shape, engine, runs, unit, **more)
-                    )
-                figures = [statistics.median(runs) for runs in (mine, theirs, ratios)]
-                table.append(
-                    [label, *figures, min(ratios), max(ratios), GOALS.get(label, 1.0), same]
-                )
-                print_table(
-                    "",
-                    ["", "Quire", "llama.cpp", "ratio", "min", "max", "goal", "same"],
-                    table[-1:],
-                )
-            llama.close()
-            del quire, llama
-            gc.collect()
-    columns = ["", "Quire", "llama.cpp", "ratio", "min", "max", "goal", "same"]
-    print_table(f"tokens/s on the CPU, {options.shape}", columns, table)
+            for made, shown in measured(name, directory, config, scratch, options):
+                rows += made
+                table.append(shown)
+                print_table("", COLUMNS, [shown])
+    print_table(f"tokens/s on the CPU, {options.shape}", COLUMNS, table)
     print(f"load {os.getloadavg()}, {torch.get_num_threads()} threads")
     if options.out:
         write_results(options.out, rows)

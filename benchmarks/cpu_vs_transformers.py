@@ -29,6 +29,7 @@ from engines import Ask, QuireEngine, timed
 
 NEW = 128
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WANTED = {"batch / one by one": 3.0, "batch / padded": 1.1, "alone / alone": 1.0}
 
 
 def requests() -> list[Ask]:
@@ -108,63 +109,65 @@ def outside_share(engine: QuireEngine, asks: Sequence[Ask]) -> float:
     return 1 - spent / total
 
 
+def compare(directory: Path, pairs: int) -> tuple[dict[str, list[float]], float]:
+    """Quire's speed over transformers', by what is compared, and its share outside the model."""
+    asks = requests()
+
+    def quire(name: str) -> QuireEngine:
+        return QuireEngine(
+            str(directory),
+            dtype=name,
+            max_num_seqs=16,
+            max_num_batched_tokens=2048,
+            max_model_len=512,
+            cpu_kv_gib=0.5,
+        )
+
+    def fresh(engine: QuireEngine, some: Sequence[Ask]) -> float:
+        engine.forget()
+        return timed(engine, some)
+
+    def theirs(some: Sequence[Ask]) -> tuple[Transformers, str]:
+        return faster(lambda n: Transformers(directory, DTYPES[n]), lambda e: e.generate(some))
+
+    ours, our_dtype = faster(quire, lambda e: fresh(e, asks))
+    lone, lone_dtype = faster(quire, lambda e: fresh(e, asks[:1]))
+    batched, batched_dtype = theirs(asks)
+    single, single_dtype = theirs(asks[:1])
+    print(
+        f"dtypes: quire {our_dtype}, alone {lone_dtype}; transformers batched "
+        f"{batched_dtype}, one by one {single_dtype}",
+        flush=True,
+    )
+    ratios: dict[str, list[float]] = {name: [] for name in WANTED}
+    for _ in range(pairs):
+        mine = fresh(ours, asks)
+        padded = seconds(lambda: batched.generate(asks))
+        one_by_one = seconds(lambda: [single.generate([ask]) for ask in asks])
+        ratios["batch / one by one"].append(one_by_one / mine)
+        ratios["batch / padded"].append(padded / fresh(ours, asks))
+        mine = fresh(lone, asks[:1])
+        ratios["alone / alone"].append(seconds(lambda: single.generate(asks[:1])) / mine)
+    return ratios, outside_share(ours, asks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    asks = requests()
     with tempfile.TemporaryDirectory() as scratch:
         from quire.engine.weights.random import save_random
 
         directory = Path(scratch) / "bench"
         save_random("bench", directory, seed=0)
-
-        def quire(name: str) -> QuireEngine:
-            return QuireEngine(
-                str(directory),
-                dtype=name,
-                max_num_seqs=16,
-                max_num_batched_tokens=2048,
-                max_model_len=512,
-                cpu_kv_gib=0.5,
-            )
-
-        def fresh(engine: QuireEngine, some: Sequence[Ask]) -> float:
-            engine.forget()
-            return timed(engine, some)
-
-        ours, our_dtype = faster(quire, lambda e: fresh(e, asks))
-        lone, lone_dtype = faster(quire, lambda e: fresh(e, asks[:1]))
-
-        def theirs(some: Sequence[Ask]) -> tuple[Transformers, str]:
-            return faster(lambda n: Transformers(directory, DTYPES[n]), lambda e: e.generate(some))
-
-        batched, batched_dtype = theirs(asks)
-        single, single_dtype = theirs(asks[:1])
-        print(
-            f"dtypes: quire {our_dtype}, alone {lone_dtype}; transformers batched "
-            f"{batched_dtype}, one by one {single_dtype}",
-            flush=True,
-        )
-        ratios: dict[str, list[float]] = {"batch / one by one": [], "batch / padded": []}
-        ratios["alone / alone"] = []
-        for _ in range(options.pairs):
-            mine = fresh(ours, asks)
-            padded = seconds(lambda: batched.generate(asks))
-            one_by_one = seconds(lambda: [single.generate([ask]) for ask in asks])
-            ratios["batch / one by one"].append(one_by_one / mine)
-            ratios["batch / padded"].append(padded / fresh(ours, asks))
-            mine = fresh(lone, asks[:1])
-            ratios["alone / alone"].append(seconds(lambda: single.generate(asks[:1])) / mine)
-        share = outside_share(ours, asks)
+        ratios, share = compare(directory, options.pairs)
     rows = [
         result_row(f"cpu: {name}", "bench", "quire", runs, "x") for name, runs in ratios.items()
     ]
     rows.append(result_row("cpu: outside the model", "bench", "quire", [share], "share"))
-    wanted = {"batch / one by one": 3.0, "batch / padded": 1.1, "alone / alone": 1.0}
     table = [
-        [name, statistics.median(runs), min(runs), max(runs), wanted[name]]
+        [name, statistics.median(runs), min(runs), max(runs), WANTED[name]]
         for name, runs in ratios.items()
     ]
     print_table(

@@ -10,6 +10,7 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def places(names: list[str]) -> list[str]:
     return labels
 
 
+def table_of(events: Sequence[Any]) -> list[tuple[str, float, float, float]]:
+    """Of each kernel, the longest first: its launches a step, the median time of one, us a step."""
+    spans: dict[str, list[float]] = defaultdict(list)
+    for name, event in zip(places([e.name for e in events]), events, strict=True):
+        spans[name].append(event.time_range.elapsed_us())
+    return [
+        (name, len(times) / STEPS, statistics.median(times), sum(times) / STEPS)
+        for name, times in sorted(spans.items(), key=lambda item: -sum(item[1]))
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-shape", default="0.6B")
@@ -85,46 +97,30 @@ def main() -> None:
     parser.add_argument("--option", nargs="*", default=[], help="engine options, name=value")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    shape = ModelConfig.named_shape(options.model_shape)
-    floors = Floors.of(shape)
+    floors = Floors.of(ModelConfig.named_shape(options.model_shape))
     engine = QuireEngine(f"random:{options.model_shape}", **options_of(options.option))
     rows = []
     for batch in options.batches:
+        work = f"decode-b{batch}", options.model_shape, "quire"
         events, wall = kernels_of(engine, batch, options.context)
-        spans: dict[str, list[float]] = defaultdict(list)
-        for name, event in zip(places([e.name for e in events]), events, strict=True):
-            spans[name].append(event.time_range.elapsed_us())
+        table = table_of(events)
+        rows += [
+            result_row(*work, [total], "us", kernel=name, launches=launches)
+            for name, launches, _, total in table
+        ]
         gaps = [
             later.time_range.start - earlier.time_range.end
             for earlier, later in itertools.pairwise(events)
         ]
         floor = floors.decode(batch, options.context) * 1e6
-        table: list[list[object]] = []
-        for name, times in sorted(spans.items(), key=lambda item: -sum(item[1])):
-            total = sum(times) / STEPS
-            table.append([name, len(times) / STEPS, statistics.median(times), total])
-            rows.append(
-                result_row(
-                    f"decode-b{batch}",
-                    options.model_shape,
-                    "quire",
-                    [total],
-                    "us",
-                    kernel=name,
-                    launches=len(times) / STEPS,
-                )
-            )
-        busy = sum(row[3] for row in table)  # type: ignore[misc]
-        gap = sum(g for g in gaps if g > 0) / STEPS
         title = (
-            f"batch {batch}, context {options.context}: {wall:.0f} us a step, {busy:.0f} busy, "
-            f"{gap:.0f} between kernels, floor {floor:.0f}"
+            f"batch {batch}, context {options.context}: {wall:.0f} us a step, "
+            f"{sum(total for *_, total in table):.0f} busy, "
+            f"{sum(gap for gap in gaps if gap > 0) / STEPS:.0f} between kernels, floor {floor:.0f}"
         )
         print_table(title, ["kernel", "launches", "median us", "us a step"], table)
         sys.stdout.flush()
-        rows.append(
-            result_row(f"decode-b{batch}", options.model_shape, "quire", [wall], "us", floor)
-        )
+        rows.append(result_row(*work, [wall], "us", floor))
     if options.out:
         write_results(options.out, rows)
 

@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 
 import common
 import psutil
 from failover import replicas
+from support.free_ports import free_ports
 
 from quire.clients import AsyncClient, Delta, Finished
 
@@ -62,7 +63,7 @@ async def served(count: int, through: str) -> AsyncIterator[list[str]]:
         async with replicas(command(SEQS), count) as fleet:
             yield [one.address for one in fleet]
         return
-    port, http_port = free_ports()
+    port, http_port = free_ports(2)
     words = [sys.executable, str(RAY_SERVER), "--replicas", str(count), "--port", str(port)]
     words += ["--http-port", str(http_port), "--step-ms", str(STEP_MS), "--seqs", str(SEQS)]
     process = await asyncio.create_subprocess_exec(
@@ -78,19 +79,6 @@ async def served(count: int, through: str) -> AsyncIterator[list[str]]:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
-
-
-def free_ports() -> list[int]:
-    """Two, of those that no system gives out by itself: Ray's own processes take many of these
-    before its proxies listen."""
-    with contextlib.ExitStack() as held:
-        found: list[int] = []
-        while len(found) < 2:
-            port = random.randrange(20_000, 32_000)
-            with contextlib.suppress(OSError):
-                held.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-    return found
 
 
 @dataclass

@@ -60,7 +60,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit."),
     ] = False,
 ) -> None:
-    """Serve Qwen and Llama models over gRPC, and talk to them."""
+    """Serve language models over gRPC and HTTP, and talk to them."""
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:

@@ -37,9 +37,11 @@ class EngineConfig:
 
     model: str = _option("pocket", "directory, Hub id, `pocket`, or random:SHAPE (random:0.6B)")
     revision: str | None = _option(None, "revision of a Hub id")
-    max_num_seqs: int = _option(256, "most requests in one step")
-    max_num_batched_tokens: int = _option(8192, "most tokens in one step")
-    max_model_len: int | None = _option(None, "most tokens of a request; default: the model's own")
+    max_num_seqs: int = _option(256, "requests in one step, at most")
+    max_num_batched_tokens: int = _option(8192, "tokens in one step, at most")
+    max_model_len: int | None = _option(
+        None, "tokens of a request, prompt and output, at most; default: the model's own"
+    )
     block_size: int = _option(64, "tokens a cache block holds: 16, 32, 64, 128 or 256")
     num_blocks: int | None = _option(None, "cache blocks; default: from free memory")
     gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
@@ -65,7 +67,11 @@ class EngineConfig:
     )
     overlap: bool = _option(True, "plan the next step while one runs")
     two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
-    dtype: str = _option("auto", "auto, float32, bfloat16 or float16")
+    dtype: str = _option(
+        "auto",
+        "of weights and activations: auto (16 bits, float32 for small models on a CPU), float32, "
+        "bfloat16 or float16",
+    )
     kv_cache_dtype: str = _option(
         "auto",
         "auto: as dtype, float32 on the CPU; fp8: e4m3 without a scale, half of a 16-bit cache's "

@@ -81,9 +81,9 @@ class ServiceConfig:
         "none, hermes, or qwen3-coder",
     )
     served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
-    max_waiting: int = _option(1024, "most completions waiting; more are refused")
+    max_waiting: int = _option(1024, "completions waiting, at most; more are refused")
     max_waiting_tokens: int | None = _option(
-        None, "most prompt tokens waiting together; default: no limit"
+        None, "prompt tokens waiting together, at most; default: no limit"
     )
     max_queue_seconds: float = _option(
         60.0, "a call that would start later than this is refused at once"

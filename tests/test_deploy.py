@@ -410,7 +410,7 @@ def test_a_slurm_job_starts_every_node_with_one_number_each(tmp_path: Path) -> N
     assert nodes[0].pop("") == "quire serve --model a b --host 0.0.0.0"
     engine = read_settings({}, nodes[0], None).engine
     assert (engine.nnodes, engine.tensor_parallel_size, engine.ranks_per_node) == (2, 8, 4)
-    assert (engine.master_addr, engine.master_port) == ("n0", 20007)
+    assert (engine.master_addr, engine.master_port) == ("n0", 28007)
     other = submitted("tensor-parallel", tmp_path, RANKS_PER_NODE="2", QUIRE_MASTER_ADDR="10.0.0.1")
     assert other[0]["QUIRE_JOIN_SECRET"] != secret and len(secret) == 64
     assert other[0]["QUIRE_MASTER_ADDR"] == "10.0.0.1"

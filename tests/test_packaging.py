@@ -51,6 +51,13 @@ def test_the_rooms_say_that_they_are_typed() -> None:
         assert (ROOT / room / "py.typed").exists(), room
 
 
+def test_the_licence_is_told_by_its_spdx_name(project: dict[str, Any]) -> None:
+    """setuptools announces that it builds nothing from a table any more."""
+    assert project["project"]["license"] == "MIT"
+    (file,) = project["project"]["license-files"]
+    assert (ROOT / file).read_text(encoding="utf-8").startswith("MIT License")
+
+
 def test_the_light_install_is_light(project: dict[str, Any]) -> None:
     heavy = ("torch", "triton", "transformers", "numpy", "jinja2", "safetensors", "matplotlib")
     base = " ".join(project["project"]["dependencies"]).lower()

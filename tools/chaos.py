@@ -5,8 +5,8 @@
 Client processes call, cancel, let deadlines pass, read slowly, hang up, send what makes no sense,
 and one in four is killed in mid-work; the device beneath the engine fails launches, steps and
 single rows, runs out of memory and stalls. After each wave the books must be in order (tests/
-service/storm.py says what that means), and over the last half resident memory must not grow by 1
-KiB a stream. Before that, servers under attack are told to end, and their ends are timed
+shared/support/storm.py says what that means), and over the last half resident memory must not grow
+by 1 KiB a stream. Before that, servers under attack are told to end, and their ends are timed
 (chaos_ends.py). Prints what was seen; exits non-zero on any violation.
 """
 

@@ -18,7 +18,6 @@ import json
 import os
 import random
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
 import grpc  # noqa: E402
 import psutil  # noqa: E402
+from support.free_ports import free_ports  # noqa: E402
 from support.server_process import Process, long_request, process  # noqa: E402
 
 from quire.v1 import inference_pb2_grpc as pb_grpc  # noqa: E402
@@ -203,13 +203,6 @@ def gpu_memory(args: Namespace) -> list[int]:
         "--format=csv,noheader,nounits",
     ]
     return [int(line) for line in subprocess.check_output(asked, text=True).splitlines()]
-
-
-def free_ports(count: int) -> list[int]:
-    """So many that nobody listens on."""
-    with contextlib.ExitStack() as opened:
-        taken = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in taken]
 
 
 def told(seen: Round) -> str:

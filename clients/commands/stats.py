@@ -185,8 +185,7 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
 
 
 def _counters(response: pb.StatsResponse) -> list[tuple[str, str]]:
-    cache, requests = response.cache, response.requests
-    tokens, steps = response.tokens, response.steps
+    requests, tokens, steps = response.requests, response.tokens, response.steps
     refused = sum(requests.refused.values())
     by_status = ", ".join(f"{name} {count}" for name, count in sorted(requests.refused.items()))
     return [
@@ -198,19 +197,7 @@ def _counters(response: pb.StatsResponse) -> list[tuple[str, str]]:
             f" of {requests.accepted:,} accepted",
         ),
         ("refused", f"{refused:,}{f' ({by_status})' if by_status else ''}"),
-        (
-            "cache blocks",
-            f"{cache.blocks_in_use:,} in use ({cache.blocks_shared:,} shared),"
-            f" {cache.blocks_free:,} free ({cache.blocks_cached:,} cached)"
-            f" of {cache.blocks_total:,} × {cache.block_size} tokens",
-        ),
-        (
-            "prefix cache",
-            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens found"
-            f" ({share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)}),"
-            f" {cache.evictions:,} evictions",
-        ),
-        ("preemptions", f"{cache.preemptions:,}"),
+        *_cache_counters(response.cache),
         (
             "tokens",
             f"prompt {tokens.prompt:,} (computed {tokens.prefill_computed:,}),"
@@ -225,6 +212,24 @@ def _counters(response: pb.StatsResponse) -> list[tuple[str, str]]:
         ("first token", quantiles(response.time_to_first_token_seconds)),
         ("between tokens", quantiles(response.inter_token_latency_seconds)),
         ("queue", quantiles(response.queue_time_seconds)),
+    ]
+
+
+def _cache_counters(cache: pb.CacheStats) -> list[tuple[str, str]]:
+    return [
+        (
+            "cache blocks",
+            f"{cache.blocks_in_use:,} in use ({cache.blocks_shared:,} shared),"
+            f" {cache.blocks_free:,} free ({cache.blocks_cached:,} cached)"
+            f" of {cache.blocks_total:,} × {cache.block_size} tokens",
+        ),
+        (
+            "prefix cache",
+            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens found"
+            f" ({share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)}),"
+            f" {cache.evictions:,} evictions",
+        ),
+        ("preemptions", f"{cache.preemptions:,}"),
     ]
 
 

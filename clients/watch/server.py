@@ -43,6 +43,7 @@ HEADERS = {
 }
 _PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
+    "drawing.js": ("drawing.js", "text/javascript; charset=utf-8"),
     "watch.js": ("watch.js", "text/javascript; charset=utf-8"),
     "watch.css": ("watch.css", "text/css; charset=utf-8"),
     "icon.svg": ("icon.svg", "image/svg+xml"),

@@ -4,7 +4,8 @@ Imported where there are several: one rank alone starts without all that they sp
 """
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import Engine, build_rank, engine_over
+from quire.engine.loop.build import Engine, engine_over
+from quire.engine.loop.build_rank import build_rank
 from quire.engine.loop.loop import Progress
 from quire.engine.loop.ranks import leading, meet, start_ranks
 from quire.engine.parallel.leader import LeadingRunner

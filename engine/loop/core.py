@@ -36,7 +36,9 @@ RUN_AHEAD = 1  # steps launched beyond the one whose result is awaited; masks al
 class Pending(Protocol):
     """A result on its way."""
 
-    def wait(self) -> StepResult: ...
+    def wait(self) -> StepResult:
+        """The result, once the device has come so far."""
+        ...
 
 
 class StepRunner(Protocol):
@@ -51,9 +53,13 @@ class StepRunner(Protocol):
         """Launch what `execute` has left: the sampler, under these masks."""
         ...
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """After a failed step: nothing on the device is taken for granted."""
+        ...
 
-    def is_fatal(self, error: Exception) -> bool: ...
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether the device is lost, and with it the engine."""
+        ...
 
 
 class EngineCore:

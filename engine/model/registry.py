@@ -44,7 +44,8 @@ def build_model(
     world: World | None = None,
     int8: bool = False,
 ) -> CausalModel:
-    """A model with unfilled parameters; `load` or `load_random` comes next. Raises ConfigError.
+    """A model with unfilled parameters; `load_checkpoint` or `fill_random` comes next. Raises
+    ConfigError.
 
     int8: make matrices int8 rows with scales, which are filled from any float type.
     """

@@ -91,8 +91,6 @@ def save_random(
     shape: a name of ModelConfig.named_shape, or a configuration. device makes the noise (the CPU by
     default). dtype: what is stored, the shape's by default. There is no tokenizer.
     """
-    from safetensors.torch import save_file
-
     config = ModelConfig.named_shape(shape) if isinstance(shape, str) else shape
     if config.fp8 is not None:  # stored as it is held
         config = dataclasses.replace(
@@ -101,6 +99,24 @@ def save_random(
     stored = dtype or getattr(torch, config.stored_dtype)
     where = device or torch.device("cpu")
     directory.mkdir(parents=True, exist_ok=True)
+    _write_shards(config, stored, directory, seed, where, shard_bytes, progress)
+    _write_json(directory / "config.json", hf_config(config, stored))
+    _write_json(directory / "generation_config.json", hf_generation(config))
+    return config
+
+
+def _write_shards(
+    config: ModelConfig,
+    stored: torch.dtype,
+    directory: Path,
+    seed: int,
+    device: torch.device,
+    shard_bytes: int,
+    progress: Progress,
+) -> None:
+    """The weights, in one file or in several with an index. device: makes the noise."""
+    from safetensors.torch import save_file
+
     placements = {one.name: one for one in _outline(config, stored).placements()}
     shards = _shards({name: one.nbytes for name, one in placements.items()}, shard_bytes)
     total, done = sum(one.nbytes for one in placements.values()), 0
@@ -109,16 +125,13 @@ def save_random(
         file = SINGLE
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: _stored(name, placements, config, seed, where) for name in names}
+        tensors = {name: _stored(name, placements, config, seed, device) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         files.update(dict.fromkeys(names, file))
         done += sum(tensor.nbytes for tensor in tensors.values())
         progress(done, total)
     if len(shards) > 1:
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
-    _write_json(directory / "config.json", hf_config(config, stored))
-    _write_json(directory / "generation_config.json", hf_generation(config))
-    return config
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

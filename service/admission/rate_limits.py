@@ -1,8 +1,9 @@
 """What one client may have: calls a second, tokens a second, streams at a time.
 
 Invariant: over any time a client gets at most `burst + rate * time` calls and tokens (and one call
-more, whatever its size), and never more than `max_streams` open calls. A client that owes and holds
-nothing is forgotten, so what is kept does not grow with the clients that have ever been seen.
+more, whatever its size), and never more than `max_streams_per_client` open calls. A client that
+owes and holds nothing is forgotten, so what is kept does not grow with the clients that have ever
+been seen.
 
 Tokens are taken from a bucket (Turner, 1986) that may go into debt: a call is let in while the
 bucket is above zero and takes its prompt and all the tokens it may make; what it did not make it

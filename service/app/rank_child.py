@@ -36,7 +36,7 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
 
 @garbage.put_off()
 def _load() -> "Builder":
-    from quire.engine.loop.build import build_rank
+    from quire.engine.loop.build_rank import build_rank
 
     return build_rank
 

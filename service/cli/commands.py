@@ -78,7 +78,7 @@ def hash_key(
 
 
 def serve(values: dict[str, Any]) -> int:
-    """Serve a model over gRPC.
+    """Serve a model over gRPC and OpenAI's HTTP API.
 
     Each option is taken from its flag, else from the environment, else from the TOML file of
     --config, else it is the default.

@@ -8,7 +8,15 @@ the queue and enters what is open as cancelled. A fault in one call ends that ca
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -43,6 +51,14 @@ SERVICE = "quire.v1.InferenceService"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[Any, Caller], Awaitable[Any]]
+
+
+@dataclass(slots=True)
+class _Ending:
+    """What a call's end is counted by."""
+
+    code: grpc.StatusCode = grpc.StatusCode.CANCELLED  # unless the end is reached
+    call: Call | None = None  # once it is accepted
 
 
 class InferenceServicer:
@@ -96,21 +112,9 @@ class InferenceServicer:
     async def _answers(
         self, request: pb.GenerateRequest | Malformed, context: Context, writes: Writes
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        code = grpc.StatusCode.CANCELLED  # unless the end is reached
-        began, began_ns = time.monotonic(), time.time_ns()
-        call: Call | None = None
-        try:
-            try:
-                call, serving = await self._accept(request, context, writes)
-            except Exception as error:
-                if isinstance(error, grpc.aio.BaseError):
-                    raise  # the client has gone
-                refusal = error if isinstance(error, Refusal) else fault(error)
-                code = refusal.code
-                self._ledger.refuse(code, refusal.reason)
-                access.refused("Generate", context, self._entrance.authenticator, refusal)
-                await errors.abort(context, refusal)
-            engine_stream: AsyncGenerator[Any, None] | None = None
+        with self._ended(context, writes) as ending:
+            call, serving = await self._accept(request, context, writes, ending)
+            stream: AsyncGenerator[Any, None] | None = None
             failure: Refusal | None = None
             try:
                 if call.output.already_complete:
@@ -118,10 +122,10 @@ class InferenceServicer:
                     for message in call.output.complete():
                         yield message
                 else:
-                    engine_stream = serving.engine.generate(
+                    stream = serving.engine.generate(
                         call.accepted.generation, serving.message_interval
                     )
-                    async for outputs in engine_stream:
+                    async for outputs in stream:
                         if not call.acknowledged:
                             await self._acknowledge(call, context)
                         for message in call.output.take(outputs):
@@ -129,40 +133,35 @@ class InferenceServicer:
                     failure = self._failed_step(call)
             except grpc.aio.BaseError:
                 raise  # the client has gone
-            except EngineDeadError as error:
-                failure, reason = self._engine_gone(error)
-                for message in call.output.end(reason):
-                    yield message
             except Exception as error:
-                failure = fault(error)
-                for message in call.output.end(FinishReason.ERROR, flush=False):
+                failure, last = self._broken(call, error)
+                for message in last:
                     yield message
             finally:
                 unread = serving.engine.unread(call.accepted.generation.key)
-                if engine_stream is not None:
-                    await engine_stream.aclose()
+                if stream is not None:
+                    await stream.aclose()
                 self._close(call, unread)
-            code = failure.code if failure is not None else grpc.StatusCode.OK
+            ending.code = grpc.StatusCode.OK if failure is None else failure.code
             if failure is not None:
                 await errors.abort(context, failure)
+
+    @contextlib.contextmanager
+    def _ended(self, context: Context, writes: Writes) -> Iterator[_Ending]:
+        """Count and trace a call by its end."""
+        ending, began, began_ns = _Ending(), time.monotonic(), time.time_ns()
+        try:
+            yield ending
         finally:
-            if writes.ended:
-                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED if writes.ended else ending.code
             code = ended_code(code, context)
             self._ledger.rpc("Generate", code)
             if self._tracer.active:
-                self._trace(context, began, began_ns, code, call)
-
-    def _trace(
-        self,
-        context: Context,
-        began: float,
-        began_ns: int,
-        code: grpc.StatusCode,
-        call: Call | None,
-    ) -> None:
-        times, told = (Times(), {}) if call is None else _told(call, began)
-        self._tracer.ended(EndedCall.of("Generate", context, began, began_ns, code, times, told))
+                call = ending.call
+                times, told = (Times(), {}) if call is None else _told(call, began)
+                self._tracer.ended(
+                    EndedCall.of("Generate", context, began, began_ns, code, times, told)
+                )
 
     @staticmethod
     async def _acknowledge(call: Call, context: Context) -> None:
@@ -172,10 +171,24 @@ class InferenceServicer:
         await context.send_initial_metadata(((REQUEST_ID_KEY, call.accepted.request_id),))
 
     async def _accept(
-        self, request: pb.GenerateRequest | Malformed, context: Context, writes: Writes
+        self,
+        request: pb.GenerateRequest | Malformed,
+        context: Context,
+        writes: Writes,
+        ending: _Ending,
     ) -> tuple[Call, Serving]:
-        """From here on the call is open."""
-        call, serving = await self._reception.accept(request, context, self.serving)
+        """From here on the call is open, or it was refused."""
+        try:
+            call, serving = await self._reception.accept(request, context, self.serving)
+        except grpc.aio.BaseError:
+            raise  # the client has gone
+        except Exception as error:
+            refusal = error if isinstance(error, Refusal) else fault(error)
+            ending.code = refusal.code
+            self._ledger.refuse(refusal.code, refusal.reason)
+            access.refused("Generate", context, self._entrance.authenticator, refusal)
+            await errors.abort(context, refusal)
+        ending.call = call
         self._open_calls.begin()
         self._open_requests.add(call)
         generation = call.accepted.generation
@@ -218,10 +231,15 @@ class InferenceServicer:
         error_id = call.output.error_id
         return None if error_id is None else errors.internal(error_id)
 
-    def _engine_gone(self, error: EngineDeadError) -> tuple[Refusal, FinishReason]:
+    def _broken(
+        self, call: Call, error: Exception
+    ) -> tuple[Refusal, Iterable[pb.GenerateResponse]]:
+        """How a call ends that an error has cut, and its last messages."""
+        if not isinstance(error, EngineDeadError):
+            return fault(error), call.output.end(FinishReason.ERROR, flush=False)
         draining = self._lifecycle.phase is Phase.DRAINING
         reason = FinishReason.CANCELLED if draining else FinishReason.ERROR
-        return self._lifecycle.engine_gone(str(error)), reason
+        return self._lifecycle.engine_gone(str(error)), call.output.end(reason)
 
     # ------------------------------------------------------------ one answer each
 

@@ -10,8 +10,8 @@ import torch
 
 from quire.engine.config import BLOCK_SIZES, DTYPES, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
-from quire.engine.loop import build, sizing
-from quire.engine.loop.build import build_engine
+from quire.engine.loop import build_rank, sizing
+from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.kernels import reference, support
@@ -24,7 +24,7 @@ def listed(values: tuple[object, ...]) -> str:
     return ", ".join(map(str, values))
 
 
-def start(**options: Any) -> build.Engine:
+def start(**options: Any) -> Engine:
     small: dict[str, Any] = {"model": "random:tiny", "device": "cpu", "max_num_seqs": 2}
     return build_engine(EngineConfig(**(small | options)), lambda _stage, _share: None)
 
@@ -175,6 +175,6 @@ def test_slots_that_do_not_fit_name_max_num_seqs(monkeypatch: pytest.MonkeyPatch
     def none_left(*_: object, **_more: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(build, "SlotState", none_left)
+    monkeypatch.setattr(build_rank, "SlotState", none_left)
     with pytest.raises(CapacityError, match=r"the slots of running requests.*max_num_seqs = 2"):
         start()

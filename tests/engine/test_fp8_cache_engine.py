@@ -15,8 +15,8 @@ from torch import Tensor
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
-from quire.engine.loop import build, sizing
-from quire.engine.loop.build import Engine, build_engine, build_rank
+from quire.engine.loop import build_rank, sizing
+from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -94,7 +94,7 @@ def test_ranks_hold_their_heads_of_the_same_cache() -> None:
             said.add(fingerprint)
             return blocks
 
-        kv = build_rank(config, world, lambda _stage, _share: None, agree).kv
+        kv = build_rank.build_rank(config, world, lambda _stage, _share: None, agree).kv
         return kv.k.dtype, kv.k.shape[2]
 
     threads = torch.get_num_threads()
@@ -169,13 +169,13 @@ def test_the_cache_is_sized_beside_graphs_of_the_activations_dtype(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[torch.dtype] = []
-    monkeypatch.setattr(build, "_profile", lambda *_: 0)
+    monkeypatch.setattr(build_rank, "_profile", lambda *_: 0)
     monkeypatch.setattr(sizing, "graph_bytes", lambda _c, _s, dtype: seen.append(dtype) or 0)
     monkeypatch.setattr(sizing, "gpu_budget", lambda *_: (GIB, "a card"))
     cuda = cast(Any, type("On", (), {"seeds": type("At", (), {"device": torch.device("cuda")})}))
     model = cast(Any, type("Of", (), {"dtype": torch.bfloat16}))
     config = EngineConfig(model="random:8B", kv_cache_dtype="fp8")
-    assert build._size_cache(config, SHAPE, model, cuda, FP8, 4096) > 2
+    assert build_rank._size_cache(config, SHAPE, model, cuda, FP8, 4096) > 2
     assert seen == [torch.bfloat16]
 
 

@@ -90,7 +90,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoints: memory is taken before the files are looked at",
-        "engine/loop/build.py",
+        "engine/loop/build_rank.py",
         "        check_checkpoint(outline, Path(config.model))\n",
         "",
         ("tests/engine/loop/test_checkpoint_first.py",),

@@ -55,7 +55,7 @@ FAULTS = (
     ),
     Fault(
         "fp8 cache: it is sized beside graphs that are thought to be half as large",
-        "engine/loop/build.py",
+        "engine/loop/build_rank.py",
         "        graphs = sizing.graph_bytes(config, shape, model.dtype)\n",
         "        graphs = sizing.graph_bytes(config, shape, dtype)\n",
         (_ENGINE + "the_cache_is_sized_beside_graphs_of_the_activations_dtype",),

@@ -55,9 +55,9 @@ OVERLAP = (
     ),
     Fault(
         "vllm-10903: block tables are a column too narrow",
-        "engine/loop/build.py",
-        "max_blocks = -(-max_model_len // config.block_size)\n    state",
-        "max_blocks = max_model_len // config.block_size\n    state",
+        "engine/loop/build_rank.py",
+        "max_blocks = -(-basis.max_model_len // config.block_size)\n    state",
+        "max_blocks = basis.max_model_len // config.block_size\n    state",
         regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
     ),
     Fault(

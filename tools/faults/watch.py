@@ -51,7 +51,7 @@ FAULTS = (
     ),
     Fault(
         "watch: a name from the server is markup",
-        "clients/watch/page/watch.js",
+        "clients/watch/page/drawing.js",
         "  if (text !== undefined) made.textContent = text;\n",
         '  if (text !== undefined) made.insertAdjacentHTML("beforeend", text);\n',
         (PAGE + "text_is_text_whatever_it_says",),

@@ -20,7 +20,7 @@ Operation = Callable[..., Tensor]
 
 
 class Form(Protocol):
-    """How weights are held. `held` is what the operations take of a weight."""
+    """How weights are held."""
 
     def new(self, *shape: int) -> Weight:
         """An unfilled parameter: [N, K], or [E, N, K]."""
@@ -36,11 +36,17 @@ class Form(Protocol):
         """What of a checkpoint fills a parameter."""
         ...
 
-    def held(self, weight: Weight) -> Any: ...
+    def held(self, weight: Weight) -> Any:
+        """What the operations are given for a weight."""
+        ...
 
-    def linear(self) -> Operation: ...
+    def linear(self) -> Operation:
+        """The operation of `kernels.ops` that multiplies by such a weight."""
+        ...
 
-    def mix_experts(self) -> Operation: ...
+    def mix_experts(self) -> Operation:
+        """The one that takes such weights of experts."""
+        ...
 
 
 class Wide:

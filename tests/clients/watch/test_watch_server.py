@@ -86,7 +86,7 @@ def error(answer: http.client.HTTPResponse) -> tuple[int, str]:
 # ---------------------------------------------------------------- the door
 
 
-@pytest.mark.parametrize("path", ["", "watch.js", "watch.css", "icon.svg", "state"])
+@pytest.mark.parametrize("path", ["", "drawing.js", "watch.js", "watch.css", "icon.svg", "state"])
 def test_all_that_is_served_may_load_nothing_from_elsewhere(page: WatchServer, path: str) -> None:
     answer = asked(page, path)
     assert (answer.status, bool(answer.read())) == (200, True)

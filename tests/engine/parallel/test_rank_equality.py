@@ -30,7 +30,8 @@ from support.small_engine import (
 from torch import Tensor
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine, build_rank
+from quire.engine.loop.build import build_engine
+from quire.engine.loop.build_rank import build_rank
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel import process

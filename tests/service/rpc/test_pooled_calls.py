@@ -11,7 +11,6 @@ from google.rpc import error_details_pb2, status_pb2
 from support import judging_tokenizer
 from support.fake_engine import HIDDEN_SIZE, Device, DeviceLost, state_of
 from support.harness import PATIENCE, Running, ask, generate, overdue, run, serving
-from transformers import PreTrainedTokenizerFast
 
 from quire.service.errors import Refusal
 from quire.service.rpc.pooled_requests import MAX_TEXTS
@@ -25,6 +24,13 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 @pytest.fixture(scope="module")
 def judging(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return judging_tokenizer.write(tmp_path_factory.mktemp("judging"))
+
+
+@pytest.fixture
+def theirs(judging: Path) -> Any:
+    """transformers' reading of that tokenizer; with the oldest libraries there is none."""
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(judging / "tokenizer.json"))
 
 
 def embed(*inputs: str | list[int], **fields: Any) -> pb.EmbedRequest:
@@ -94,10 +100,9 @@ def test_embeddings_in_their_order_with_their_usage() -> None:
     run(test)
 
 
-def test_an_instruction_is_put_before_texts_as_the_card_says(judging: Path) -> None:
+def test_an_instruction_is_put_before_texts_as_the_card_says(judging: Path, theirs: Any) -> None:
     async def test() -> None:
         device = Device()
-        theirs = PreTrainedTokenizerFast(tokenizer_file=str(judging / "tokenizer.json"))
         task, query = "Find yes", "is it no"
         async with serving(device, tokenizer=judging) as running:
             for request, text in (
@@ -116,7 +121,7 @@ def test_an_instruction_is_put_before_texts_as_the_card_says(judging: Path) -> N
     run(test)
 
 
-def test_texts_that_are_too_long_are_refused_or_cut(judging: Path) -> None:
+def test_texts_that_are_too_long_are_refused_or_cut(judging: Path, theirs: Any) -> None:
     async def test() -> None:
         device = Device()
         async with serving(device, engine={"max_model_len": 16}, tokenizer=judging) as running:
@@ -129,7 +134,6 @@ def test_texts_that_are_too_long_are_refused_or_cut(judging: Path) -> None:
             call = running.stub.Embed(embed(long, list(range(3, 20)), truncate=True))
             await running.until(lambda s: s.requests.running + s.requests.waiting == 2)
             cut, ids = prompts(device).values()
-            theirs = PreTrainedTokenizerFast(tokenizer_file=str(judging / "tokenizer.json"))
             assert list(cut) == theirs(long, truncation=True, max_length=16)["input_ids"]
             assert ids == tuple(range(3, 19))
             device.release()
@@ -197,10 +201,9 @@ def card_ids(theirs: Any, query: str, document: str, task: str | None) -> tuple[
     return tuple(ids)
 
 
-def test_scores_and_their_prompts_are_the_cards(judging: Path) -> None:
+def test_scores_and_their_prompts_are_the_cards(judging: Path, theirs: Any) -> None:
     async def test() -> None:
         device = Device()
-        theirs = PreTrainedTokenizerFast(tokenizer_file=str(judging / "tokenizer.json"))
         documents = ["yes", "no", "Document"]
         async with serving(device, tokenizer=judging) as running:
             device.hold()
