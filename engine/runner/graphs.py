@@ -81,6 +81,23 @@ class SamplerKey(NamedTuple):
         return MixedShape(0, self.rows, self.rows)
 
 
+class WriteKey(NamedTuple):
+    """What a step writes ahead of its rows, and its upload: padded numbers of admitted requests, of
+    table entries and of copied blocks."""
+
+    admitted: int
+    updates: int
+    copies: int
+
+    @property
+    def rows(self) -> int:
+        return self.admitted
+
+    def holds(self, other: "WriteKey") -> bool:
+        """Whether it has room for what the other has."""
+        return all(mine >= its for mine, its in zip(self, other, strict=True))
+
+
 Key = GraphKey | SamplerKey
 
 
@@ -232,14 +249,15 @@ class StepGraphs:
     """The graphs captured so far. At most MOST_GRAPHS; the longest unused one goes first."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[Key, tuple[torch.cuda.CUDAGraph, Done] | None] = OrderedDict()
+        self._graphs: OrderedDict[Key | WriteKey, tuple[torch.cuda.CUDAGraph, Done] | None]
+        self._graphs = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: Key | WriteKey) -> bool:
         """Whether it was captured, or its capture has failed."""
         return key in self._graphs
 
-    def replay(self, key: Key) -> Done | None:
+    def replay(self, key: Key | WriteKey) -> Done | None:
         """Run a captured step; None if there is none and it must run eagerly."""
         captured = self._graphs.get(key)
         if captured is None:
@@ -249,7 +267,7 @@ class StepGraphs:
         graph.replay()
         return done
 
-    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
+    def capture(self, key: Key | WriteKey, step: Callable[[], Done], *, ran: bool = True) -> None:
         """Record `step`, whose kernels are compiled, without running it.
 
         ran: it has run before. What fails otherwise may want a library's first call: it is to be

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
-from quire.engine.runner.copies import make_copies, stage_copies, warm_copies
+from quire.engine.runner.copies import warm_copies
 from quire.engine.runner.device_errors import is_device_lost
 from quire.engine.runner.edits import Bias, SlotEdits
 from quire.engine.runner.forwarded import Aside, Forwarded
@@ -45,6 +45,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.runner.wanted import Wanted, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
+from quire.engine.runner.writes import NOTHING, WRITE_BYTES, Writer
 from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
 
@@ -90,7 +91,9 @@ class Runner:
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
         self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
         null = state.null_slot
-        self._staging = Staging(self._device, capacity=fixed_bytes(null, prompt_tokens))
+        room = fixed_bytes(null, prompt_tokens)
+        self._staging = Staging(self._device, capacity=room, ahead=WRITE_BYTES)
+        self._writer = Writer(self._staging, state, ops, kv, use_graphs=use_graphs)
         self._row_slots = torch.full((null,), null, dtype=torch.int32, device=self._device)
         self._row_slots_host: list[int] = []  # what the last decode step put there
         self._decoding: list[int] = []  # the same without padding, and what its rows need
@@ -121,6 +124,7 @@ class Runner:
             warm_copies(self._ops, self._kv)
             self._warm = True
         free, begin = free_bytes(self._device), time.monotonic()
+        self._writer.capture()
         for done, key in enumerate(keys, len(steps)):
             self._capture_null(key)
             progress((done + 1) / total)
@@ -155,9 +159,8 @@ class Runner:
         """Capture what a key names on null rows: unseen, or else, with `run`, once it has run."""
         if of_prompts(key):
             self._staging.begin()
-            nothing = StepPlan(0, (), (), (), (), 0, 0)
             whole = isinstance(key, GraphKey) and key.needs is not None
-            stage_mixed(self._staging, nothing, key.shape, self._state.null_slot, all_sample=whole)
+            stage_mixed(self._staging, NOTHING, key.shape, self._state.null_slot, all_sample=whole)
             self._staging.upload()
         step = self._step_of(key)
         assert self._graphs is not None
@@ -188,6 +191,7 @@ class Runner:
             self._needs = None
             self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
             self._edits.admit(plan.admitted)
+        self._writer.stage_kept(plan)
         if plan.num_decode_rows == len(plan.rows):
             return self._execute_decode(plan)
         needs = self._needs_of(plan)
@@ -195,7 +199,7 @@ class Runner:
         shape = MixedShape.of(plan) if key is None else key.shape
         whole = key is not None and key.needs is not None
         stage_mixed(self._staging, plan, shape, self._state.null_slot, all_sample=whole)
-        self._write(plan)
+        self._writer.write(plan)
         done = self._run_exact(plan, shape) if key is None else self._run(key)
         if isinstance(done, Sampled):
             return self._collect(plan, done)
@@ -211,7 +215,7 @@ class Runner:
         needs = self._decode_needs(plan)
         key = self._decode_key(plan, needs)
         changed = self._stage_row_slots(plan, key)
-        self._write(plan)
+        self._writer.write(plan)
         if changed:
             row_slots = self._staging.get("row_slots")
             self._row_slots[: len(row_slots)].copy_(row_slots)
@@ -239,18 +243,6 @@ class Runner:
         kept = None if key is None else self._run(key)
         sampled = kept if isinstance(kept, Sampled) else self._sample(done, needs, bias)
         return self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
-
-    def _write(self, plan: StepPlan) -> None:
-        """What must stand on the device before the rows are computed."""
-        self._state.stage(self._staging, plan.admitted, plan.block_updates)
-        if plan.window_updates:
-            self._state.stage_window(self._staging, plan.window_updates)
-        if plan.copies:
-            stage_copies(self._staging, plan)
-        self._staging.upload()
-        self._state.write(self._staging, plan.admitted)
-        if plan.copies:
-            make_copies(self._staging, self._ops, self._kv)
 
     def _run(self, key: Key) -> Done:
         """What a key names, replayed or eagerly. Captured unseen once everything is compiled."""

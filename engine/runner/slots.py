@@ -89,6 +89,11 @@ class SlotState:
             staging.put("stop_ids", np.array([_ending_ids(one) for one in stops], np.int32))
             self._stopping.update(one.slot for one in stops)
 
+    def writes_more(self, one: Admission) -> bool:
+        """Than its numbers, its seed and its blocks."""
+        sampling = one.sampling
+        return bool(sampling.ending_ids) or one.slot in self._stopping or sampling.has_penalties
+
     def stage_window(self, staging: Staging, updates: tuple[BlockUpdate, ...]) -> None:
         """The same of the tables of layers with a window."""
         width = self.block_tables.shape[1]

@@ -4,7 +4,9 @@ Invariant: a pinned buffer is not written again before the copy that reads it ha
 There is one more of them than steps can be in flight. On the device there is one buffer,
 overwritten in stream order: arrays that are put in the same order with the same sizes lie at the
 same addresses in every step, so a captured graph may read them, provided that they come first and
-end within the buffer's capacity. What comes behind may be of any size.
+end within the buffer's capacity. What comes behind may be of any size. What was put before `fix`
+lies ahead of that, and ends where the rest begins: so it too has one address for each size. The
+copy itself may be captured: it is of one size then, and from one host buffer.
 """
 
 from typing import Any
@@ -14,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+KEPT_BYTES = 48 << 10  # of a captured copy: the prompt tokens of any captured step, and more
 _ALIGN = 8
 _PADDING = bytes(_ALIGN)
 _DTYPES = {
@@ -63,17 +66,26 @@ class Ring:
 class Staging:
     """put() arrays, upload() once, get() them as device tensors until the next begin()."""
 
-    def __init__(self, device: torch.device, ring: int = 4, capacity: int = 1 << 16) -> None:
+    def __init__(
+        self, device: torch.device, ring: int = 4, capacity: int = 1 << 16, ahead: int = 0
+    ) -> None:
+        """ahead: bytes that may be put before `fix`, a multiple of 8."""
         self._device = device
         self._pinned = device.type == "cuda"
         self._ring = Ring(device, ring, capacity)
-        self._target = torch.empty(capacity, dtype=torch.uint8, device=device)
+        self._kept_bytes = min(KEPT_BYTES, capacity)
+        self._kept = Ring(device, 1, self._kept_bytes)  # the step before has begun: no wait is long
+        self._filled = torch.empty(0)  # its buffer
+        self._ahead = ahead
+        self._fixed = 0  # bytes of those
+        self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._places: dict[str, tuple[int, int]] = {}  # of each array in the upload, in bytes
-        self._head = self._whole = self._target  # see _copy
+        self._head = self._whole = self._room = self._target  # see _copy
 
     def begin(self) -> None:
         """Start a step's upload; the last one's tensors are no longer to be used."""
+        self._fixed = 0
         self._arrays.clear()
         self._places.clear()
 
@@ -81,20 +93,52 @@ class Staging:
         """Add an array (int32, int64 or float32) under a name that is new in this step."""
         self._arrays[name] = array
 
+    def fix(self) -> None:
+        """What is put from here on lies where it does in a step that has put nothing before."""
+        self._fixed = sum(-(-one.nbytes // _ALIGN) * _ALIGN for one in self._arrays.values())
+
     def upload(self) -> None:
         """Copy all that was put to the device; returns before the copy has ended."""
         if not self._arrays:
             return
+        data = self._pack()
+        host = self._ring.next(len(data))
+        host.numpy()[:] = np.frombuffer(data, np.uint8)
+        self._head, self._whole = self._copy(host)
+        self._ring.copied()
+
+    def fill(self) -> bool:
+        """Get all that was put ready for `copy`. False: it is too large for that."""
+        data = self._pack()
+        if len(data) > self._kept_bytes:
+            return False
+        self._filled = self._kept.next(self._kept_bytes)
+        self._filled.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
+        self._head = self._whole = self._room[: self._kept_bytes]
+        return True
+
+    def copy(self) -> None:
+        """Upload what `fill` got ready, and as much as ever behind it. May be captured; `copied` is
+        to be called behind it."""
+        if self._pinned:
+            self._head.copy_(self._filled, non_blocking=True)
+        else:
+            self._head = self._whole = self._filled
+
+    def copied(self) -> None:
+        """That copy is enqueued."""
+        self._kept.copied()
+
+    def _pack(self) -> bytes:
+        """All that was put, and where it will lie."""
         parts, offset = [], 0  # joined: a part copied into the buffer takes six times as long
         for name, array in self._arrays.items():
             end = offset + array.nbytes
             self._places[name] = (offset, end)
             offset = -(-end // _ALIGN) * _ALIGN
             parts += [array.tobytes(), _PADDING[: offset - end]]
-        host = self._ring.next(offset)
-        host.numpy()[:] = np.frombuffer(b"".join(parts), np.uint8)
-        self._head, self._whole = self._copy(host)
-        self._ring.copied()
+        self._room = self._target[self._ahead - self._fixed :]
+        return b"".join(parts)
 
     def _copy(self, host: Tensor) -> tuple[Tensor, Tensor]:
         """Enqueue the copy. Returns what lies at the fixed address, and the whole.
@@ -104,11 +148,12 @@ class Staging:
         """
         if not self._pinned:
             return host, host
-        if host.numel() <= self._target.numel():
-            target = self._target[: host.numel()].copy_(host, non_blocking=True)
+        room = self._room
+        if host.numel() <= room.numel():
+            target = room[: host.numel()].copy_(host, non_blocking=True)
             return target, target
         whole = host.to(self._device, non_blocking=True)
-        return self._target.copy_(whole[: self._target.numel()]), whole
+        return room.copy_(whole[: room.numel()]), whole
 
     def get(self, name: str) -> Tensor:
         """The array put under this name, on the device. Of a replayed step few are asked for."""

@@ -1,0 +1,119 @@
+"""What must stand on the device before a step's rows are computed: slots, tables, copied blocks.
+
+Invariant: all that a step writes is in its upload. Where requests are admitted the upload and the
+writes are one captured graph, for a few sizes: one by one they take the host longer to launch. What
+such a graph writes is staged ahead of all else, so it lies at one address for each size. Padding
+writes the null slot as it is, and copies the null block onto itself.
+"""
+
+from functools import partial
+
+from quire.engine.model.forward_batch import KVCache
+from quire.engine.runner.copies import make_copies, stage_copies
+from quire.engine.runner.graphs import StepGraphs, WriteKey
+from quire.engine.runner.sampler import Sampled
+from quire.engine.runner.slots import SlotState
+from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.plan import Admission, BlockUpdate, SamplingNumbers, StepPlan
+from quire.kernels.ops import Ops
+
+NOTHING = StepPlan(0, (), (), (), (), 0, 0)
+_GREEDY = SamplingNumbers(0.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0, (), None)
+_KEYS = tuple(
+    WriteKey(admitted, updates, copies)
+    for admitted, updates in ((1, 16), (1, 256), (1, 1024), (4, 64), (16, 256))
+    for copies in (0, admitted)
+)
+# A slot, a seed and ten numbers, an entry's place and block, a pair.
+WRITE_BYTES = max(56 * key.admitted + 12 * key.updates + 16 * key.copies for key in _KEYS)
+
+
+class Writer:
+    """Of one runner, by its step's upload."""
+
+    def __init__(
+        self, staging: Staging, state: SlotState, ops: Ops, kv: KVCache, *, use_graphs: bool
+    ) -> None:
+        self._staging, self._state, self._ops, self._kv = staging, state, ops, kv
+        one_table = state.window_tables is None
+        self._graphs = StepGraphs() if use_graphs and one_table else None
+        self._staged: WriteKey | None = None  # ahead of all else in the present upload
+
+    def capture(self) -> None:
+        """Each size, on the null slot."""
+        if self._graphs is None:
+            return
+        for key in _KEYS:
+            self._staging.begin()
+            self._stage(NOTHING, key)
+            if self._staging.fill():
+                self._make_kept(key)
+                self._graphs.capture(key, partial(self._make_kept, key))
+                self._graphs.replay(key)  # the first replay takes longer
+                self._staging.copied()
+
+    def stage_kept(self, plan: StepPlan) -> None:
+        """Put what the plan writes ahead of all else, if such writes are captured."""
+        self._staged = self._key(plan)
+        if self._staged is not None:
+            self._stage(plan, self._staged)
+
+    def write(self, plan: StepPlan) -> None:
+        """Upload the step, and enqueue what the plan writes."""
+        if self._staged is None:
+            self._stage(plan)
+        elif self._staging.fill():
+            self._run(self._staged)
+            return
+        self._staging.upload()
+        self._make(plan)
+
+    def _run(self, key: WriteKey) -> None:
+        if self._graphs is None or self._graphs.replay(key) is None:
+            self._make_kept(key)
+        self._staging.copied()
+
+    def _key(self, plan: StepPlan) -> WriteKey | None:
+        """The smallest that holds what the plan writes. None: it admits nobody, or more than is
+        kept, or somebody of whom more is written."""
+        if self._graphs is None or not plan.admitted:
+            return None
+        if any(self._state.writes_more(one) for one in plan.admitted):
+            return None
+        wanted = WriteKey(len(plan.admitted), len(plan.block_updates), len(plan.copies))
+        return next((key for key in _KEYS if key.holds(wanted)), None)
+
+    def _stage(self, plan: StepPlan, key: WriteKey | None = None) -> None:
+        """Put what a plan writes into the upload; with a key padded, and to stay where it is."""
+        if key is not None:
+            plan = _padded(plan, key, self._state.null_slot)
+        self._state.stage(self._staging, plan.admitted, plan.block_updates)
+        if plan.window_updates:
+            self._state.stage_window(self._staging, plan.window_updates)
+        if plan.copies:
+            stage_copies(self._staging, plan)
+        if key is not None:
+            self._staging.fix()
+
+    def _make(self, plan: StepPlan) -> None:
+        """Enqueue what was staged."""
+        self._state.write(self._staging, plan.admitted)
+        if plan.copies:
+            make_copies(self._staging, self._ops, self._kv)
+
+    def _make_kept(self, key: WriteKey) -> Sampled:
+        """Enqueue what was staged with a key, and its upload; there is no token in that."""
+        self._staging.copy()
+        self._make(_padded(NOTHING, key, self._state.null_slot))
+        return Sampled(self._state.seeds[:0])
+
+
+def _padded(plan: StepPlan, key: WriteKey, null_slot: int) -> StepPlan:
+    """The same, with as much to write as the key says."""
+    nobody = Admission(0, 0, null_slot, 0, 0, _GREEDY, (), ())
+    nothing = BlockUpdate(null_slot, 0, 0)
+    return plan._replace(
+        admitted=plan.admitted + (nobody,) * (key.admitted - len(plan.admitted)),
+        block_updates=plan.block_updates + (nothing,) * (key.updates - len(plan.block_updates)),
+        copies=plan.copies + ((0, 0),) * (key.copies - len(plan.copies)),
+    )

@@ -1,0 +1,132 @@
+"""What is written ahead of a step: at once as one by one, and at one address a size."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.small_engine import Setup, build_core, load_model, model_config, run
+
+from quire.engine.loop.core import EngineCore
+from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.runner.graphs import Done, Key
+from quire.engine.runner.staging import Staging
+from quire.engine.runner.writes import WriteKey
+
+SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4, caching=True)
+GREEDY = SamplingParams(max_tokens=6)
+MODEL = load_model(model_config(), seed=2)
+
+
+class Kept:
+    """Writes kept as closures; of all else nothing is."""
+
+    def __init__(self) -> None:
+        self.steps: dict[Key, Callable[[], Done]] = {}
+        self.replays: list[WriteKey] = []
+
+    def __contains__(self, key: Key) -> bool:
+        return not isinstance(key, WriteKey) or key in self.steps
+
+    def replay(self, key: Key) -> Done | None:
+        if key not in self.steps:
+            return None
+        assert isinstance(key, WriteKey)
+        self.replays.append(key)
+        return self.steps[key]()
+
+    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
+        del ran
+        if isinstance(key, WriteKey):
+            self.steps[key] = step
+
+
+def warm_core(kept: Kept | None, setup: Setup = SETUP) -> EngineCore:
+    core = build_core(*MODEL, setup)
+    runner: Any = core.runner
+    if kept is not None:
+        runner._writer._graphs = kept
+        runner._writer.capture()
+        kept.replays.clear()
+    return core
+
+
+def prompt(first: int, tokens: int) -> tuple[int, ...]:
+    return tuple((first + i * 7) % 383 + 1 for i in range(tokens))
+
+
+def state_of(core: EngineCore) -> list[Any]:
+    """What is written, of all slots but the null one."""
+    state: Any = core.runner._state  # type: ignore[attr-defined]
+    written = (state._numbers.T, state.seeds, state.block_tables)
+    return [tensor[: state.null_slot].tolist() for tensor in written]
+
+
+def test_writes_at_once_are_those_one_by_one() -> None:
+    """Alone, many at once, of more blocks than the smallest size has, and with copied blocks."""
+    kept = Kept()
+    cores = warm_core(None), warm_core(kept)
+    drawn = replace(GREEDY, temperature=0.9, top_k=7, seed=-5)
+    for prompts in ([9], [3, 9, 30, 5], [90], [9], [3] * 7):
+        specs = [GenerationRequest(i, prompt(n, n), drawn) for i, n in enumerate(prompts)]
+        outcomes = [run(core, specs) for core in cores]
+        assert outcomes[0] == outcomes[1]
+        assert state_of(cores[0]) == state_of(cores[1])
+    sizes = {key[:2] for key in kept.replays}
+    assert sizes == {(1, 16), (4, 64), (1, 256), (16, 256)}
+    assert {bool(key.copies) for key in kept.replays} == {False, True}
+
+
+def test_padding_leaves_the_null_slot_as_it_is() -> None:
+    core = warm_core(None)
+    state: Any = core.runner._state  # type: ignore[attr-defined]
+    before = state._numbers[:, state.null_slot].tolist()
+    core.runner._writer._graphs = kept = Kept()  # type: ignore[attr-defined]
+    core.runner._writer.capture()  # type: ignore[attr-defined]
+    assert len(kept.steps) == 10
+    assert state._numbers[:, state.null_slot].tolist() == before
+    assert not state.seeds.any() and not state.block_tables.any()
+
+
+@pytest.mark.parametrize(
+    "params",
+    (
+        replace(GREEDY, repetition_penalty=1.4),
+        replace(GREEDY, min_tokens=3, stop_token_ids=(7, 8)),
+    ),
+)
+def test_whoever_needs_more_written_is_written_one_by_one(params: SamplingParams) -> None:
+    """And so is who has their slot after them, if that is to be undone."""
+    kept = Kept()
+    cores = (
+        warm_core(None, replace(SETUP, max_num_seqs=1)),
+        warm_core(kept, replace(SETUP, max_num_seqs=1)),
+    )
+    for asked in (params, GREEDY):
+        specs = [GenerationRequest(0, prompt(1, 9), asked)]
+        assert run(cores[0], specs) == run(cores[1], specs)
+        assert state_of(cores[0]) == state_of(cores[1])
+    assert len(kept.replays) == (not params.min_tokens)
+
+
+def test_what_is_put_ahead_moves_nothing_and_has_one_address_a_size() -> None:
+    staging: Any = Staging(torch.device("cpu"), capacity=64, ahead=48)
+    staging._pinned = True  # a buffer at one address, as a device has
+    places: dict[int, set[int]] = {}
+    for ahead in (0, 3, 12, 0, 3, 9):
+        for behind in (5, 40):  # more than there is room for, too
+            staging.begin()
+            if ahead:
+                staging.put("ahead", np.arange(ahead, dtype=np.int32))
+                staging.fix()
+            staging.put("rest", np.arange(behind, dtype=np.int64))
+            staging.upload()
+            assert staging.get("rest").tolist() == list(range(behind))
+            assert staging._target[48:88].view(torch.int64).tolist() == [0, 1, 2, 3, 4]
+            if ahead:
+                assert staging.get("ahead").tolist() == list(range(ahead))
+                head = staging.get("ahead").data_ptr() - staging._target.data_ptr()
+                places.setdefault(ahead, set()).add(head)
+    assert places == {3: {32}, 12: {0}, 9: {8}}
