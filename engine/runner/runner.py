@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +44,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.runner.wanted import Wanted, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
-from quire.engine.runner.writes import NOTHING, WRITE_BYTES, Writer
+from quire.engine.runner.writes import NOTHING, Writer, write_bytes
 from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
 
@@ -92,11 +91,10 @@ class Runner:
         self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
         null = state.null_slot
         room = fixed_bytes(null, prompt_tokens)
-        self._staging = Staging(self._device, capacity=room, ahead=WRITE_BYTES)
+        self._staging = Staging(self._device, capacity=room, ahead=write_bytes(null))
         self._writer = Writer(self._staging, state, ops, kv, use_graphs=use_graphs)
-        self._row_slots = torch.full((null,), null, dtype=torch.int32, device=self._device)
-        self._row_slots_host: list[int] = []  # what the last decode step put there
-        self._decoding: list[int] = []  # the same without padding, and what its rows need
+        self._row_slots = self._writer.row_slots
+        self._decoding: list[int] = []  # slots of the last decode step, and what its rows need
         self._needs: Needs | None = None
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
         self._results = Results(self._device, state.null_slot, check)
@@ -172,7 +170,7 @@ class Runner:
 
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
-        self._row_slots_host = []
+        self._writer.reset()
         self._needs = None
         self._open = None
 
@@ -186,18 +184,17 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult | None:
         """Enqueue one step. None if it has masked rows: its sampler waits for `sample`."""
-        self._staging.begin()
         if plan.admitted:
             self._needs = None
             self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
             self._edits.admit(plan.admitted)
-        self._writer.stage_kept(plan)
         if plan.num_decode_rows == len(plan.rows):
             return self._execute_decode(plan)
         needs = self._needs_of(plan)
         key = self._mixed_key(plan, needs)
         shape = MixedShape.of(plan) if key is None else key.shape
         whole = key is not None and key.needs is not None
+        self._writer.begin(plan)
         stage_mixed(self._staging, plan, shape, self._state.null_slot, all_sample=whole)
         self._writer.write(plan)
         done = self._run_exact(plan, shape) if key is None else self._run(key)
@@ -214,11 +211,8 @@ class Runner:
     def _execute_decode(self, plan: StepPlan) -> PendingResult | None:
         needs = self._decode_needs(plan)
         key = self._decode_key(plan, needs)
-        changed = self._stage_row_slots(plan, key)
+        self._writer.begin(plan, self._decoding, key.decode_rows)
         self._writer.write(plan)
-        if changed:
-            row_slots = self._staging.get("row_slots")
-            self._row_slots[: len(row_slots)].copy_(row_slots)
         done = self._run(key)
         if isinstance(done, Sampled):
             return self._collect(plan, done)
@@ -321,15 +315,6 @@ class Runner:
             if row.samples:
                 needs = needs.including(self._sampling[row.slot])
         return needs
-
-    def _stage_row_slots(self, plan: StepPlan, key: GraphKey) -> bool:
-        padding = [self._state.null_slot] * (key.decode_rows - len(plan.rows))
-        slots = self._decoding + padding
-        if slots == self._row_slots_host:
-            return False
-        self._row_slots_host = slots
-        self._staging.put("row_slots", np.array(slots, np.int32))
-        return True
 
     # ------------------------------------------------------------ what runs on the device
 

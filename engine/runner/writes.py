@@ -6,7 +6,11 @@ such a graph writes is staged ahead of all else, so it lies at one address for e
 writes the null slot as it is, and copies the null block onto itself.
 """
 
+from collections.abc import Sequence
 from functools import partial
+
+import numpy as np
+import torch
 
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.runner.copies import make_copies, stage_copies
@@ -21,20 +25,33 @@ NOTHING = StepPlan(0, (), (), (), (), 0, 0)
 _GREEDY = SamplingNumbers(0.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0, (), None)
 _KEYS = tuple(
     WriteKey(admitted, updates, copies)
-    for admitted, updates in ((1, 16), (1, 256), (1, 1024), (4, 64), (16, 256))
+    for admitted, updates in ((1, 16), (1, 64), (4, 64), (16, 256))
     for copies in (0, admitted)
 )
-# A slot, a seed and ten numbers, an entry's place and block, a pair.
-WRITE_BYTES = max(56 * key.admitted + 12 * key.updates + 16 * key.copies for key in _KEYS)
+
+
+def write_bytes(max_num_seqs: int) -> int:
+    """Of the largest: the rows' slots, a slot, a seed and ten numbers, an entry's place and block,
+    a pair."""
+    rows = -(-max_num_seqs // 2) * 8
+    return rows + max(56 * k.admitted + 12 * k.updates + 16 * k.copies for k in _KEYS)
+
 
 
 class Writer:
-    """Of one runner, by its step's upload."""
+    """Of one runner, by its step's upload.
+
+    row_slots: [max_num_seqs] int32, the rows of the last step of one-token rows, padded.
+    """
 
     def __init__(
         self, staging: Staging, state: SlotState, ops: Ops, kv: KVCache, *, use_graphs: bool
     ) -> None:
         self._staging, self._state, self._ops, self._kv = staging, state, ops, kv
+        null, device = state.null_slot, state.seeds.device
+        self.row_slots = torch.full((null,), null, dtype=torch.int32, device=device)
+        self._rows: list[int] = []  # what was put there last
+        self._changed = False  # by the present step
         one_table = state.window_tables is None
         self._graphs = StepGraphs() if use_graphs and one_table else None
         self._staged: WriteKey | None = None  # ahead of all else in the present upload
@@ -52,8 +69,18 @@ class Writer:
                 self._graphs.replay(key)  # the first replay takes longer
                 self._staging.copied()
 
-    def stage_kept(self, plan: StepPlan) -> None:
-        """Put what the plan writes ahead of all else, if such writes are captured."""
+    def reset(self) -> None:
+        """Take nothing on the device for granted."""
+        self._rows = []
+
+    def begin(self, plan: StepPlan, rows: Sequence[int] | None = None, padded: int = 0) -> None:
+        """Start a step's upload. rows: slots of a step of one-token rows, to be padded to so many.
+        What the plan writes stands ahead of all else where such writes are captured."""
+        self._staging.begin()
+        self._changed = False
+        if rows is not None:
+            slots = [*rows, *[self._state.null_slot] * (padded - len(rows))]
+            self._changed, self._rows = slots != self._rows, slots
         self._staged = self._key(plan)
         if self._staged is not None:
             self._stage(plan, self._staged)
@@ -87,6 +114,12 @@ class Writer:
         """Put what a plan writes into the upload; with a key padded, and to stay where it is."""
         if key is not None:
             plan = _padded(plan, key, self._state.null_slot)
+        if key is not None:
+            slots = np.full(len(self.row_slots), self._state.null_slot, np.int32)
+            slots[: len(self._rows)] = self._rows
+            self._staging.put("decoding", slots)
+        elif self._changed:
+            self._staging.put("decoding", np.array(self._rows, np.int32))
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
         if plan.window_updates:
             self._state.stage_window(self._staging, plan.window_updates)
@@ -97,6 +130,8 @@ class Writer:
 
     def _make(self, plan: StepPlan) -> None:
         """Enqueue what was staged."""
+        if (rows := self._staging.find("decoding")) is not None:
+            self.row_slots[: len(rows)].copy_(rows)
         self._state.write(self._staging, plan.admitted)
         if plan.copies:
             make_copies(self._staging, self._ops, self._kv)
