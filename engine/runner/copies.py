@@ -10,20 +10,23 @@ from torch import Tensor
 
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import StepPlan
 from quire.kernels.ops import Ops
 
+Pairs = tuple[tuple[int, int], ...]  # of blocks: source, target
 
-def stage_copies(staging: Staging, plan: StepPlan) -> None:
+
+def stage_copies(staging: Staging, copies: Pairs, window_copies: Pairs = ()) -> None:
     """Put the pairs into the step's upload."""
-    staging.put("copies", np.array(plan.copies, np.int64).T)
-    if plan.window_copies:
-        staging.put("window_copies", np.array(plan.window_copies, np.int64).T)
+    staging.put("copies", np.array(copies, np.int64).T)
+    if window_copies:
+        staging.put("window_copies", np.array(window_copies, np.int64).T)
 
 
 def make_copies(staging: Staging, ops: Ops, kv: KVCache) -> None:
-    """Enqueue what was staged."""
-    source, target = staging.get("copies")
+    """Enqueue what was staged, if anything was."""
+    if (pairs := staging.find("copies")) is None:
+        return
+    source, target = pairs
     ops.copy_blocks(kv.k, kv.v, source, target)
     if kv.window is not None:
         source, target = staging.get("window_copies")

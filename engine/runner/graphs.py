@@ -95,7 +95,11 @@ class WriteKey(NamedTuple):
 
     def holds(self, other: "WriteKey") -> bool:
         """Whether it has room for what the other has."""
-        return all(mine >= its for mine, its in zip(self, other, strict=True))
+        return (
+            other.admitted <= self.admitted
+            and other.updates <= self.updates
+            and other.copies <= self.copies
+        )
 
 
 Key = GraphKey | SamplerKey

@@ -21,6 +21,8 @@ _LEAST_REPETITION, _MOST_REPETITION = 1e-10, 1e10  # a logit times or over it is
 _MOST_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
+_NULL_NUMBERS = np.zeros((len(_INTS) + len(_FLOATS), 1), np.int32)  # of the null slot
+_NULL_NUMBERS.view(np.float32)[len(_INTS) :] = [[0.0], [1.0], [0.0], [1.0], [0.0], [0.0]]
 
 
 class SlotState:
@@ -65,21 +67,35 @@ class SlotState:
     # ------------------------------------------------------------ written by the host
 
     def stage(
-        self, staging: Staging, admitted: tuple[Admission, ...], updates: tuple[BlockUpdate, ...]
+        self,
+        staging: Staging,
+        admitted: tuple[Admission, ...],
+        updates: tuple[BlockUpdate, ...],
+        room: tuple[int, int] = (0, 0),
     ) -> None:
-        """Put what changed into the step's upload."""
-        if admitted:
-            staging.put("slots", np.array([one.slot for one in admitted], np.int64))
-            staging.put("seeds", np.array([one.sampling.seed for one in admitted], np.int64))
-            ints = np.array([_ints(one) for one in admitted], np.int32)
-            floats = np.array([_floats(one) for one in admitted], np.float32)
-            staging.put("numbers", np.concatenate((ints, floats.view(np.int32)), axis=1).T)
+        """Put what changed into the step's upload. room: for so many of each, or more; what is left
+        of it is of the null slot, which stays as it is."""
+        many, count = len(admitted), len(updates)
+        if whole := max(many, room[0]):
+            slots, seeds = np.full(whole, self.null_slot, np.int64), np.zeros(whole, np.int64)
+            numbers = np.repeat(_NULL_NUMBERS, whole, axis=1)
+            slots[:many] = [one.slot for one in admitted]
+            seeds[:many] = [one.sampling.seed for one in admitted]
+            for place, one in enumerate(admitted):
+                numbers[: len(_INTS), place] = _ints(one)
+                numbers.view(np.float32)[len(_INTS) :, place] = _floats(one)
+            staging.put("slots", slots)
+            staging.put("seeds", seeds)
+            staging.put("numbers", numbers)
             self._stage_stops(staging, admitted)
-        if updates:
+        if whole := max(count, room[1]):
             width = self.block_tables.shape[1]
-            where = np.array([slot * width + column for slot, column, _ in updates], np.int64)
+            where = np.full(whole, self.null_slot * width, np.int64)
+            blocks = np.zeros(whole, np.int32)
+            where[:count] = [slot * width + column for slot, column, _ in updates]
+            blocks[:count] = [block for _, _, block in updates]
             staging.put("table_index", where)
-            staging.put("table_block", np.array([u.block for u in updates], np.int32))
+            staging.put("table_block", blocks)
 
     def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Few requests have any, and few slots have had any."""
@@ -103,8 +119,7 @@ class SlotState:
 
     def write(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Scatter the upload into the slots; nothing here waits for the device."""
-        if admitted:
-            slots = staging.get("slots")
+        if (slots := staging.find("slots")) is not None:
             self._numbers.index_copy_(1, slots, staging.get("numbers"))
             self.seeds.index_copy_(0, slots, staging.get("seeds"))
         if (stopping := staging.find("stop_slots")) is not None:

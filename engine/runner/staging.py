@@ -74,8 +74,8 @@ class Staging:
         self._pinned = device.type == "cuda"
         self._ring = Ring(device, ring, capacity)
         self._kept_bytes = min(KEPT_BYTES, capacity)
-        self._kept = Ring(device, 1, self._kept_bytes)  # the step before has begun: no wait is long
-        self._filled = torch.empty(0)  # its buffer
+        self._kept = torch.empty(self._kept_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        self._kept_event: torch.cuda.Event | None = None  # of its copy
         self._ahead = ahead
         self._fixed = 0  # bytes of those
         self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
@@ -112,8 +112,9 @@ class Staging:
         data = self._pack()
         if len(data) > self._kept_bytes:
             return False
-        self._filled = self._kept.next(self._kept_bytes)
-        self._filled.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
+        if self._kept_event is not None:  # of a step before, which has begun: no wait is long
+            self._kept_event.synchronize()
+        self._kept.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
         self._head = self._whole = self._room[: self._kept_bytes]
         return True
 
@@ -121,13 +122,15 @@ class Staging:
         """Upload what `fill` got ready, and as much as ever behind it. May be captured; `copied` is
         to be called behind it."""
         if self._pinned:
-            self._head.copy_(self._filled, non_blocking=True)
+            self._head.copy_(self._kept, non_blocking=True)
         else:
-            self._head = self._whole = self._filled
+            self._head = self._whole = self._kept.clone()
 
     def copied(self) -> None:
         """That copy is enqueued."""
-        self._kept.copied()
+        if self._pinned:
+            self._kept_event = self._kept_event or torch.cuda.Event()
+            self._kept_event.record()
 
     def _pack(self) -> bytes:
         """All that was put, and where it will lie."""

@@ -7,7 +7,6 @@ writes the null slot as it is, and copies the null block onto itself.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ from quire.engine.runner.graphs import StepGraphs, WriteKey
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import Admission, BlockUpdate, SamplingNumbers, StepPlan
+from quire.engine.scheduling.plan import StepPlan
 from quire.kernels.ops import Ops
 
 NOTHING = StepPlan(0, (), (), (), (), 0, 0)
-_GREEDY = SamplingNumbers(0.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0, (), None)
 _KEYS = tuple(
     WriteKey(admitted, updates, copies)
     for admitted, updates in ((1, 16), (1, 64), (4, 64), (16, 256))
@@ -35,7 +33,6 @@ def write_bytes(max_num_seqs: int) -> int:
     a pair."""
     rows = -(-max_num_seqs // 2) * 8
     return rows + max(56 * k.admitted + 12 * k.updates + 16 * k.copies for k in _KEYS)
-
 
 
 class Writer:
@@ -62,10 +59,10 @@ class Writer:
             return
         for key in _KEYS:
             self._staging.begin()
-            self._stage(NOTHING, key)
+            self._stage_kept(NOTHING, key)
             if self._staging.fill():
-                self._make_kept(key)
-                self._graphs.capture(key, partial(self._make_kept, key))
+                self._make_kept()
+                self._graphs.capture(key, self._make_kept)
                 self._graphs.replay(key)  # the first replay takes longer
                 self._staging.copied()
 
@@ -83,7 +80,7 @@ class Writer:
             self._changed, self._rows = slots != self._rows, slots
         self._staged = self._key(plan)
         if self._staged is not None:
-            self._stage(plan, self._staged)
+            self._stage_kept(plan, self._staged)
 
     def write(self, plan: StepPlan) -> None:
         """Upload the step, and enqueue what the plan writes."""
@@ -97,7 +94,7 @@ class Writer:
 
     def _run(self, key: WriteKey) -> None:
         if self._graphs is None or self._graphs.replay(key) is None:
-            self._make_kept(key)
+            self._make_kept()
         self._staging.copied()
 
     def _key(self, plan: StepPlan) -> WriteKey | None:
@@ -110,45 +107,36 @@ class Writer:
         wanted = WriteKey(len(plan.admitted), len(plan.block_updates), len(plan.copies))
         return next((key for key in _KEYS if key.holds(wanted)), None)
 
-    def _stage(self, plan: StepPlan, key: WriteKey | None = None) -> None:
-        """Put what a plan writes into the upload; with a key padded, and to stay where it is."""
-        if key is not None:
-            plan = _padded(plan, key, self._state.null_slot)
-        if key is not None:
-            slots = np.full(len(self.row_slots), self._state.null_slot, np.int32)
-            slots[: len(self._rows)] = self._rows
-            self._staging.put("decoding", slots)
-        elif self._changed:
+    def _stage(self, plan: StepPlan) -> None:
+        """Put what a plan writes into the upload."""
+        if self._changed:
             self._staging.put("decoding", np.array(self._rows, np.int32))
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
         if plan.window_updates:
             self._state.stage_window(self._staging, plan.window_updates)
         if plan.copies:
-            stage_copies(self._staging, plan)
-        if key is not None:
-            self._staging.fix()
+            stage_copies(self._staging, plan.copies, plan.window_copies)
+
+    def _stage_kept(self, plan: StepPlan, key: WriteKey) -> None:
+        """The same with as much as the key says, to stay where it is."""
+        slots = np.full(len(self.row_slots), self._state.null_slot, np.int32)
+        slots[: len(self._rows)] = self._rows
+        self._staging.put("decoding", slots)
+        self._state.stage(self._staging, plan.admitted, plan.block_updates, key[:2])
+        if key.copies:
+            nothing = ((0, 0),) * (key.copies - len(plan.copies))
+            stage_copies(self._staging, plan.copies + nothing)
+        self._staging.fix()
 
     def _make(self, plan: StepPlan) -> None:
         """Enqueue what was staged."""
         if (rows := self._staging.find("decoding")) is not None:
             self.row_slots[: len(rows)].copy_(rows)
         self._state.write(self._staging, plan.admitted)
-        if plan.copies:
-            make_copies(self._staging, self._ops, self._kv)
+        make_copies(self._staging, self._ops, self._kv)
 
-    def _make_kept(self, key: WriteKey) -> Sampled:
-        """Enqueue what was staged with a key, and its upload; there is no token in that."""
+    def _make_kept(self) -> Sampled:
+        """Enqueue what was staged, and its upload; there is no token in that."""
         self._staging.copy()
-        self._make(_padded(NOTHING, key, self._state.null_slot))
+        self._make(NOTHING)
         return Sampled(self._state.seeds[:0])
-
-
-def _padded(plan: StepPlan, key: WriteKey, null_slot: int) -> StepPlan:
-    """The same, with as much to write as the key says."""
-    nobody = Admission(0, 0, null_slot, 0, 0, _GREEDY, (), ())
-    nothing = BlockUpdate(null_slot, 0, 0)
-    return plan._replace(
-        admitted=plan.admitted + (nobody,) * (key.admitted - len(plan.admitted)),
-        block_updates=plan.block_updates + (nothing,) * (key.updates - len(plan.block_updates)),
-        copies=plan.copies + ((0, 0),) * (key.copies - len(plan.copies)),
-    )

@@ -53,9 +53,7 @@ def test_writes_at_once_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     drawn = SamplingParams(temperature=0.9, top_k=7, seed=-5, max_tokens=9, ignore_eos=True)
     for prompts in ([9], [3, 9, 30, 5], [200], [200], [7] * 8, [100, 120, 140, 160, 180, 200]):
         for params in (drawn, replace(drawn, temperature=0.0)):
-            specs = [
-                GenerationRequest(i + 1, prompt(n, n), params) for i, n in enumerate(prompts)
-            ]
+            specs = [GenerationRequest(i + 1, prompt(n, n), params) for i, n in enumerate(prompts)]
             assert at_once.serve(specs).tokens == one_by_one.serve(specs).tokens
             assert state_of(at_once) == state_of(one_by_one)
     assert {key.admitted for key in replays} == {1, 4, 16}
