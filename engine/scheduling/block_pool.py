@@ -67,6 +67,11 @@ class BlockPool:
         """How many of these blocks would leave the free list if they were shared."""
         return sum(1 for block in blocks if block and self._ref_counts[block] == 0)
 
+    def has_room(self, count: int, shared: Sequence[int]) -> bool:
+        """Whether so many blocks can be taken once these are shared."""
+        left = len(self._free) - count
+        return len(shared) <= left or self.num_free_among(shared) <= left
+
     def allocate(self, count: int) -> list[int]:
         """Take count blocks, longest free first. Raises ValueError if there are fewer."""
         if count > len(self._free):

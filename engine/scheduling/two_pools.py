@@ -254,4 +254,4 @@ class TwoPoolScheduler(Scheduler):
 
     def _has_room(self, pool: BlockPool, shared: Sequence[int], fresh: int) -> bool:
         reserve = min(len(self.roster.running), pool.num_usable // 64)
-        return pool.num_free_among(shared) + fresh + reserve <= pool.num_free
+        return pool.has_room(fresh + reserve, shared)

@@ -95,8 +95,10 @@ def test_a_hit_revives_free_blocks_and_shares_those_in_use() -> None:
     pool.release(hit)
     assert pool.num_free == 8 and pool.num_cached == 2
     assert pool.num_free_among(hit) == 2
+    assert pool.has_room(6, hit) and not pool.has_room(7, hit), "a hit takes free blocks too"
     pool.share(pool.prefix_cache.match(hashes_of(pool, tokens), tokens))
     assert pool.num_free == 6 and pool.num_cached == 0
+    assert pool.has_room(6, hit) and not pool.has_room(7, hit), "and none that are held"
     pool.check([hit])
 
 
