@@ -83,11 +83,12 @@ class SamplerKey(NamedTuple):
 
 class WriteKey(NamedTuple):
     """What a step writes ahead of its rows, and its upload: padded numbers of admitted requests, of
-    table entries and of copied blocks."""
+    table entries and of copied blocks. turn: of the host buffer that it lies in."""
 
     admitted: int
     updates: int
     copies: int
+    turn: int = 0
 
     @property
     def rows(self) -> int:

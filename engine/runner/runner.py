@@ -184,6 +184,12 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult | None:
         """Enqueue one step. None if it has masked rows: its sampler waits for `sample`."""
+        try:
+            return self._execute(plan)
+        finally:
+            self._staging.launched()
+
+    def _execute(self, plan: StepPlan) -> PendingResult | None:
         if plan.admitted:
             self._needs = None
             self._sampling.update((one.slot, one.sampling) for one in plan.admitted)

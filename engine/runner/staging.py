@@ -6,7 +6,8 @@ overwritten in stream order: arrays that are put in the same order with the same
 same addresses in every step, so a captured graph may read them, provided that they come first and
 end within the buffer's capacity. What comes behind may be of any size. What was put before `fix`
 lies ahead of that, and ends where the rest begins: so it too has one address for each size. The
-copy itself may be captured: it is of one size then, and from one host buffer.
+copy itself may be captured: it is of one size then, and from one of two host buffers, so that its
+event may come behind the step: to record one takes long after a rest, and the device would wait.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+KEPT_BUFFERS = 2  # of captured copies: before a step is planned, the one before the last has ended
 KEPT_BYTES = 48 << 10  # of a captured copy: the prompt tokens of any captured step, and more
 _ALIGN = 8
 _PADDING = bytes(_ALIGN)
@@ -39,6 +41,11 @@ class Ring:
 
     def _new(self) -> Tensor:
         return torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
+
+    @property
+    def turn(self) -> int:
+        """Which buffer came last."""
+        return self._turn
 
     def next(self, size: int) -> Tensor:
         """So many bytes of the next buffer, once the copy that last read it has ended."""
@@ -74,8 +81,8 @@ class Staging:
         self._pinned = device.type == "cuda"
         self._ring = Ring(device, ring, capacity)
         self._kept_bytes = min(KEPT_BYTES, capacity)
-        self._kept = torch.empty(self._kept_bytes, dtype=torch.uint8, pin_memory=self._pinned)
-        self._kept_event: torch.cuda.Event | None = None  # of its copy
+        self._kept = Ring(device, KEPT_BUFFERS, self._kept_bytes)
+        self._filled: Tensor | None = None  # whose copy is to come, or its event
         self._ahead = ahead
         self._fixed = 0  # bytes of those
         self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
@@ -107,30 +114,29 @@ class Staging:
         self._head, self._whole = self._copy(host)
         self._ring.copied()
 
-    def fill(self) -> bool:
-        """Get all that was put ready for `copy`. False: it is too large for that."""
+    def fill(self) -> int | None:
+        """Get all that was put ready for `copy`; in which buffer. None: it is too large for that."""
         data = self._pack()
         if len(data) > self._kept_bytes:
-            return False
-        if self._kept_event is not None:  # of a step before, which has begun: no wait is long
-            self._kept_event.synchronize()
-        self._kept.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
+            return None
+        self._filled = self._kept.next(self._kept_bytes)
+        self._filled.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
         self._head = self._whole = self._room[: self._kept_bytes]
-        return True
+        return self._kept.turn
 
     def copy(self) -> None:
-        """Upload what `fill` got ready, and as much as ever behind it. May be captured; `copied` is
-        to be called behind it."""
+        """Upload what `fill` got ready, and as much as ever behind it. May be captured."""
+        assert self._filled is not None
         if self._pinned:
-            self._head.copy_(self._kept, non_blocking=True)
+            self._head.copy_(self._filled, non_blocking=True)
         else:
-            self._head = self._whole = self._kept.clone()
+            self._head = self._whole = self._filled
 
-    def copied(self) -> None:
-        """That copy is enqueued."""
-        if self._pinned:
-            self._kept_event = self._kept_event or torch.cuda.Event()
-            self._kept_event.record()
+    def launched(self) -> None:
+        """What reads the upload is enqueued, and so is its copy."""
+        if self._filled is not None:
+            self._kept.copied()
+            self._filled = None
 
     def _pack(self) -> bytes:
         """All that was put, and where it will lie."""

@@ -16,7 +16,7 @@ from quire.engine.runner.copies import make_copies, stage_copies
 from quire.engine.runner.graphs import StepGraphs, WriteKey
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
-from quire.engine.runner.staging import Staging
+from quire.engine.runner.staging import KEPT_BUFFERS, Staging
 from quire.engine.scheduling.plan import StepPlan
 from quire.kernels.ops import Ops
 
@@ -57,14 +57,14 @@ class Writer:
         """Each size, on the null slot."""
         if self._graphs is None:
             return
-        for key in _KEYS:
+        for key in [key for key in _KEYS for _ in range(KEPT_BUFFERS)]:
             self._staging.begin()
             self._stage_kept(NOTHING, key)
-            if self._staging.fill():
+            if (turn := self._staging.fill()) is not None:
                 self._make_kept()
-                self._graphs.capture(key, self._make_kept)
-                self._graphs.replay(key)  # the first replay takes longer
-                self._staging.copied()
+                self._graphs.capture(key._replace(turn=turn), self._make_kept)
+                self._graphs.replay(key._replace(turn=turn))  # the first replay takes longer
+                self._staging.launched()
 
     def reset(self) -> None:
         """Take nothing on the device for granted."""
@@ -86,8 +86,8 @@ class Writer:
         """Upload the step, and enqueue what the plan writes."""
         if self._staged is None:
             self._stage(plan)
-        elif self._staging.fill():
-            self._run(self._staged)
+        elif (turn := self._staging.fill()) is not None:
+            self._run(self._staged._replace(turn=turn))
             return
         self._staging.upload()
         self._make(plan)
@@ -95,7 +95,6 @@ class Writer:
     def _run(self, key: WriteKey) -> None:
         if self._graphs is None or self._graphs.replay(key) is None:
             self._make_kept()
-        self._staging.copied()
 
     def _key(self, plan: StepPlan) -> WriteKey | None:
         """The smallest that holds what the plan writes. None: it admits nobody, or more than is

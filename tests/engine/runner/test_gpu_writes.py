@@ -11,7 +11,7 @@ from support.benchmark_code import watched
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Key, StepGraphs, WriteKey
 from quire.engine.runner.sampler import Sampled
-from quire.engine.runner.staging import Staging
+from quire.engine.runner.staging import KEPT_BUFFERS, Staging
 
 pytestmark = pytest.mark.gpu
 
@@ -61,31 +61,35 @@ def test_writes_at_once_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_captured_copys_buffer_is_not_written_while_it_is_read() -> None:
-    """Ever the same one, filled again at once, beside a busy device."""
+    """Two that take turns, each filled again as soon as may be, beside a busy device."""
     staging, graphs = Staging(torch.device("cuda"), ahead=1 << 12), StepGraphs()
-    seen, key = [], WriteKey(1, 1, 0)
+    seen = []
 
-    def put(turn: int) -> None:
+    def put(turn: int) -> WriteKey:
         staging.begin()
         staging.put("ahead", np.full(1000, turn, np.int32))
         staging.fix()
         staging.put("rest", np.full(1000 + turn, turn, np.int32))
-        assert staging.fill()
+        buffer = staging.fill()
+        assert buffer is not None
+        return WriteKey(1, 1, 0, buffer)
 
     def step() -> Sampled:
         staging.copy()
         return Sampled(staging.get("ahead"))
 
     with torch.cuda.stream(torch.cuda.Stream()):
-        put(0)
-        step()
-        graphs.capture(key, step)
-        for turn in range(8):
-            put(turn)
+        for _ in range(KEPT_BUFFERS):
+            key = put(0)
+            step()
+            graphs.capture(key, step)
+            staging.launched()
+        for turn in range(12):
+            key = put(turn)
             torch.cuda._sleep(LONG_KERNEL)
             done = graphs.replay(key)
             assert isinstance(done, Sampled)
-            staging.copied()
+            staging.launched()
             seen.append(torch.cat((done.tokens, staging.get("rest"))))
         torch.cuda.synchronize()
-    assert [{int(t.min()), int(t.max())} for t in seen] == [{turn} for turn in range(8)]
+    assert [{int(t.min()), int(t.max())} for t in seen] == [{turn} for turn in range(12)]

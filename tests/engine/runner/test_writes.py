@@ -19,12 +19,22 @@ SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4, caching=T
 GREEDY = SamplingParams(max_tokens=6)
 MODEL = load_model(model_config(), seed=2)
 
+Places = tuple[int, dict[str, tuple[int, int]]]
+
+
+def places_of(write: Any) -> Places:
+    """Where the upload has what is written, before all else stands behind it."""
+    staging = write.__self__._staging
+    ahead = {name: at for name, at in staging._places.items() if at[0] < staging._fixed}
+    return staging._fixed, ahead
+
 
 class Kept:
-    """Writes kept as closures; of all else nothing is."""
+    """Writes kept as closures, which must find all where it was; of all else nothing is."""
 
     def __init__(self) -> None:
         self.steps: dict[Key, Callable[[], Done]] = {}
+        self._places: dict[Key, Places] = {}
         self.replays: list[WriteKey] = []
 
     def __contains__(self, key: Key) -> bool:
@@ -34,6 +44,7 @@ class Kept:
         if key not in self.steps:
             return None
         assert isinstance(key, WriteKey)
+        assert places_of(self.steps[key]) == self._places[key]
         self.replays.append(key)
         return self.steps[key]()
 
@@ -41,6 +52,7 @@ class Kept:
         del ran
         if isinstance(key, WriteKey):
             self.steps[key] = step
+            self._places[key] = places_of(step)
 
 
 def warm_core(kept: Kept | None, setup: Setup = SETUP) -> EngineCore:
@@ -60,8 +72,10 @@ def prompt(first: int, tokens: int) -> tuple[int, ...]:
 def state_of(core: EngineCore) -> list[Any]:
     """What is written, of all slots but the null one."""
     state: Any = core.runner._state  # type: ignore[attr-defined]
+    writer: Any = core.runner._writer  # type: ignore[attr-defined]
+    rows = writer.row_slots[: len(writer._rows)].tolist()
     written = (state._numbers.T, state.seeds, state.block_tables)
-    return [tensor[: state.null_slot].tolist() for tensor in written]
+    return [rows, *(tensor[: state.null_slot].tolist() for tensor in written)]
 
 
 def test_writes_at_once_are_those_one_by_one() -> None:
@@ -85,7 +99,7 @@ def test_padding_leaves_the_null_slot_as_it_is() -> None:
     before = state._numbers[:, state.null_slot].tolist()
     core.runner._writer._graphs = kept = Kept()  # type: ignore[attr-defined]
     core.runner._writer.capture()  # type: ignore[attr-defined]
-    assert len(kept.steps) == 8
+    assert len(kept.steps) == 16, "eight sizes, two buffers"
     assert state._numbers[:, state.null_slot].tolist() == before
     assert not state.seeds.any() and not state.block_tables.any()
 

@@ -1,0 +1,60 @@
+"""Faults of what a step writes ahead of its rows, at once."""
+
+from faults.fault import Fault
+
+_HERE = "tests/engine/runner/test_writes.py::test_"
+
+FAULTS = (
+    Fault(
+        "writes: padding is another's slot",
+        "engine/runner/slots.py",
+        "np.full(whole, self.null_slot, np.int64), ",
+        "np.zeros(whole, np.int64), ",
+        (_HERE + "writes_at_once_are_those_one_by_one",),
+    ),
+    Fault(
+        "writes: padding changes the null slot",
+        "engine/runner/slots.py",
+        "np.repeat(_NULL_NUMBERS, whole, axis=1)",
+        "np.zeros((len(_NULL_NUMBERS), whole), np.int32)",
+        (_HERE + "padding_leaves_the_null_slot_as_it_is",),
+    ),
+    Fault(
+        "writes: ending ids and counts are left out where all is written at once",
+        "engine/runner/writes.py",
+        "        if any(self._state.writes_more(one) for one in plan.admitted):\n",
+        "        if False:\n",
+        (_HERE + "whoever_needs_more_written_is_written_one_by_one",),
+    ),
+    Fault(
+        "writes: where it lies depends on how much is written",
+        "engine/runner/writes.py",
+        "plan.block_updates, key[:2])",
+        "plan.block_updates)",
+        (_HERE + "writes_at_once_are_those_one_by_one",),
+    ),
+    Fault(
+        "writes: the rows of the last step are gone once somebody is admitted",
+        "engine/runner/writes.py",
+        "        slots[: len(self._rows)] = self._rows\n",
+        "",
+        (_HERE + "writes_at_once_are_those_one_by_one",),
+    ),
+    Fault(
+        "staging: what comes behind lies where what is ahead has ended",
+        "engine/runner/staging.py",
+        "self._target[self._ahead - self._fixed :]",
+        "self._target",
+        (_HERE + "what_is_put_ahead_moves_nothing_and_has_one_address_a_size",),
+    ),
+    Fault(
+        "staging: the buffer of a captured copy is filled before that has ended",
+        "engine/runner/staging.py",
+        "            self._kept.copied()\n",
+        "",
+        (
+            "tests/engine/runner/test_gpu_writes.py"
+            "::test_a_captured_copys_buffer_is_not_written_while_it_is_read",
+        ),
+    ),
+)
