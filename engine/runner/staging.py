@@ -115,7 +115,7 @@ class Staging:
         self._ring.copied()
 
     def fill(self) -> int | None:
-        """Get all that was put ready for `copy`; in which buffer. None: it is too large for that."""
+        """Get all that was put ready for `copy`; in which buffer. None: it is too large."""
         data = self._pack()
         if len(data) > self._kept_bytes:
             return None
