@@ -87,7 +87,7 @@ class Request:
         self.arrival = arrival
         self.priority = spec.priority
         self.status = Status.WAITING
-        known = (*spec.prompt_token_ids, *spec.resume_token_ids)
+        known = spec.prompt_token_ids + spec.resume_token_ids
         self.token_ids: array[int] = as_array(known)
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         most = self.sampling.max_tokens if spec.pooling is None else 1  # which is never sampled
