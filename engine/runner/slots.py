@@ -21,8 +21,7 @@ _LEAST_REPETITION, _MOST_REPETITION = 1e-10, 1e10  # a logit times or over it is
 _MOST_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
-_NULL_NUMBERS = np.zeros((len(_INTS) + len(_FLOATS), 1), np.int32)  # of the null slot
-_NULL_NUMBERS.view(np.float32)[len(_INTS) :] = [[0.0], [1.0], [0.0], [1.0], [0.0], [0.0]]
+_NULL_INTS, _NULL_FLOATS = (0, 0, 0, 0), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # of the null slot
 
 
 class SlotState:
@@ -75,27 +74,24 @@ class SlotState:
     ) -> None:
         """Put what changed into the step's upload. room: for so many of each, or more; what is left
         of it is of the null slot, which stays as it is."""
-        many, count = len(admitted), len(updates)
-        if whole := max(many, room[0]):
-            slots, seeds = np.full(whole, self.null_slot, np.int64), np.zeros(whole, np.int64)
-            numbers = np.repeat(_NULL_NUMBERS, whole, axis=1)
-            slots[:many] = [one.slot for one in admitted]
-            seeds[:many] = [one.sampling.seed for one in admitted]
-            for place, one in enumerate(admitted):
-                numbers[: len(_INTS), place] = _ints(one)
-                numbers.view(np.float32)[len(_INTS) :, place] = _floats(one)
-            staging.put("slots", slots)
-            staging.put("seeds", seeds)
-            staging.put("numbers", numbers)
+        if whole := max(len(admitted), room[0]):
+            left = whole - len(admitted)
+            slots = [one.slot for one in admitted] + [self.null_slot] * left
+            staging.put("slots", np.array(slots, np.int64))
+            seeds = [one.sampling.seed for one in admitted] + [0] * left
+            staging.put("seeds", np.array(seeds, np.int64))
+            ints = np.array([_ints(one) for one in admitted] + [_NULL_INTS] * left, np.int32)
+            rows = [_floats(one) for one in admitted] + [_NULL_FLOATS] * left
+            floats = np.array(rows, np.float32).view(np.int32)
+            staging.put("numbers", np.concatenate((ints, floats), axis=1).T)
             self._stage_stops(staging, admitted)
-        if whole := max(count, room[1]):
-            width = self.block_tables.shape[1]
-            where = np.full(whole, self.null_slot * width, np.int64)
-            blocks = np.zeros(whole, np.int32)
-            where[:count] = [slot * width + column for slot, column, _ in updates]
-            blocks[:count] = [block for _, _, block in updates]
-            staging.put("table_index", where)
-            staging.put("table_block", blocks)
+        if whole := max(len(updates), room[1]):
+            left, width = whole - len(updates), self.block_tables.shape[1]
+            where = [slot * width + column for slot, column, _ in updates]
+            where += [self.null_slot * width] * left
+            staging.put("table_index", np.array(where, np.int64))
+            blocks = [u.block for u in updates] + [0] * left
+            staging.put("table_block", np.array(blocks, np.int32))
 
     def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Few requests have any, and few slots have had any."""

@@ -104,15 +104,17 @@ class Staging:
         """What is put from here on lies where it does in a step that has put nothing before."""
         self._fixed = sum(-(-one.nbytes // _ALIGN) * _ALIGN for one in self._arrays.values())
 
-    def upload(self) -> None:
-        """Copy all that was put to the device; returns before the copy has ended."""
+    def upload(self) -> bool:
+        """Copy all that was put to the device; returns before the copy has ended. False: nothing
+        was put."""
         if not self._arrays:
-            return
+            return False
         data = self._pack()
         host = self._ring.next(len(data))
         host.numpy()[:] = np.frombuffer(data, np.uint8)
         self._head, self._whole = self._copy(host)
         self._ring.copied()
+        return True
 
     def fill(self) -> int | None:
         """Get all that was put ready for `copy`; in which buffer. None: it is too large."""

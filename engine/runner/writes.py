@@ -89,8 +89,8 @@ class Writer:
         elif (turn := self._staging.fill()) is not None:
             self._run(self._staged._replace(turn=turn))
             return
-        self._staging.upload()
-        self._make(plan)
+        if self._staging.upload():
+            self._make(plan)
 
     def _run(self, key: WriteKey) -> None:
         if self._graphs is None or self._graphs.replay(key) is None:

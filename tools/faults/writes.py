@@ -8,15 +8,15 @@ FAULTS = (
     Fault(
         "writes: padding is another's slot",
         "engine/runner/slots.py",
-        "np.full(whole, self.null_slot, np.int64), ",
-        "np.zeros(whole, np.int64), ",
+        "+ [self.null_slot] * left",
+        "+ [0] * left",
         (_HERE + "writes_at_once_are_those_one_by_one",),
     ),
     Fault(
         "writes: padding changes the null slot",
         "engine/runner/slots.py",
-        "np.repeat(_NULL_NUMBERS, whole, axis=1)",
-        "np.zeros((len(_NULL_NUMBERS), whole), np.int32)",
+        "(0.0, 1.0, 0.0, 1.0, 0.0, 0.0)",
+        "(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)",
         (_HERE + "padding_leaves_the_null_slot_as_it_is",),
     ),
     Fault(
