@@ -82,25 +82,16 @@ class SamplerKey(NamedTuple):
 
 
 class WriteKey(NamedTuple):
-    """What a step writes ahead of its rows, and its upload: padded numbers of admitted requests, of
-    table entries and of copied blocks. turn: of the host buffer that it lies in."""
+    """What a step that admits one request writes ahead of its rows, and its upload: padded numbers
+    of table entries, and of copied blocks. turn: of the host buffer that it lies in."""
 
-    admitted: int
     updates: int
     copies: int
     turn: int = 0
 
     @property
     def rows(self) -> int:
-        return self.admitted
-
-    def holds(self, other: "WriteKey") -> bool:
-        """Whether it has room for what the other has."""
-        return (
-            other.admitted <= self.admitted
-            and other.updates <= self.updates
-            and other.copies <= self.copies
-        )
+        return 1
 
 
 Key = GraphKey | SamplerKey

@@ -21,7 +21,6 @@ _LEAST_REPETITION, _MOST_REPETITION = 1e-10, 1e10  # a logit times or over it is
 _MOST_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
-_NULL_INTS, _NULL_FLOATS = (0, 0, 0, 0), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # of the null slot
 
 
 class SlotState:
@@ -70,23 +69,19 @@ class SlotState:
         staging: Staging,
         admitted: tuple[Admission, ...],
         updates: tuple[BlockUpdate, ...],
-        room: tuple[int, int] = (0, 0),
+        most: int = 0,
     ) -> None:
-        """Put what changed into the step's upload. room: for so many of each, or more; what is left
-        of it is of the null slot, which stays as it is."""
-        if whole := max(len(admitted), room[0]):
-            left = whole - len(admitted)
-            slots = [one.slot for one in admitted] + [self.null_slot] * left
-            staging.put("slots", np.array(slots, np.int64))
-            seeds = [one.sampling.seed for one in admitted] + [0] * left
-            staging.put("seeds", np.array(seeds, np.int64))
-            ints = np.array([_ints(one) for one in admitted] + [_NULL_INTS] * left, np.int32)
-            rows = [_floats(one) for one in admitted] + [_NULL_FLOATS] * left
-            floats = np.array(rows, np.float32).view(np.int32)
-            staging.put("numbers", np.concatenate((ints, floats), axis=1).T)
+        """Put what changed into the step's upload. most: of the table's entries, if more than there
+        are; the others are the null slot's first, as it is."""
+        if admitted:
+            staging.put("slots", np.array([one.slot for one in admitted], np.int64))
+            staging.put("seeds", np.array([one.sampling.seed for one in admitted], np.int64))
+            ints = np.array([_ints(one) for one in admitted], np.int32)
+            floats = np.array([_floats(one) for one in admitted], np.float32)
+            staging.put("numbers", np.concatenate((ints, floats.view(np.int32)), axis=1).T)
             self._stage_stops(staging, admitted)
-        if whole := max(len(updates), room[1]):
-            left, width = whole - len(updates), self.block_tables.shape[1]
+        if updates or most:
+            left, width = max(most - len(updates), 0), self.block_tables.shape[1]
             where = [slot * width + column for slot, column, _ in updates]
             where += [self.null_slot * width] * left
             staging.put("table_index", np.array(where, np.int64))

@@ -1,9 +1,9 @@
 """What must stand on the device before a step's rows are computed: slots, tables, copied blocks.
 
-Invariant: all that a step writes is in its upload. Where requests are admitted the upload and the
+Invariant: all that a step writes is in its upload. Where one request is admitted the upload and the
 writes are one captured graph, for a few sizes: one by one they take the host longer to launch. What
 such a graph writes is staged ahead of all else, so it lies at one address for each size. Padding
-writes the null slot as it is, and copies the null block onto itself.
+writes the null slot's table as it is.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,17 @@ from quire.engine.runner.graphs import StepGraphs, WriteKey
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import KEPT_BUFFERS, Staging
-from quire.engine.scheduling.plan import StepPlan
+from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
 
 NOTHING = StepPlan(0, (), (), (), (), 0, 0)
-_KEYS = tuple(
-    WriteKey(admitted, updates, copies)
-    for admitted, updates in ((1, 16), (1, 64), (4, 64), (16, 256))
-    for copies in (0, admitted)
-)
+_GREEDY = SamplingNumbers(0.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0, (), None)
+_UPDATES = (16, 64, 256)
 
 
 def write_bytes(max_num_seqs: int) -> int:
-    """Of the largest: the rows' slots, a slot, a seed and ten numbers, an entry's place and block,
-    a pair."""
-    rows = -(-max_num_seqs // 2) * 8
-    return rows + max(56 * k.admitted + 12 * k.updates + 16 * k.copies for k in _KEYS)
+    """Of the largest: the rows' slots, a slot, a seed, ten numbers, places and blocks, a pair."""
+    return -(-max_num_seqs // 2) * 8 + 56 + 12 * _UPDATES[-1] + 16
 
 
 class Writer:
@@ -57,9 +52,12 @@ class Writer:
         """Each size, on the null slot."""
         if self._graphs is None:
             return
-        for key in [key for key in _KEYS for _ in range(KEPT_BUFFERS)]:
+        nobody = (Admission(0, 0, self._state.null_slot, 0, 0, _GREEDY, (), ()),)
+        keys = [WriteKey(updates, copies) for updates in _UPDATES for copies in (0, 1)]
+        for key in [key for key in keys for _ in range(KEPT_BUFFERS)]:
             self._staging.begin()
-            self._stage_kept(NOTHING, key)
+            null = NOTHING._replace(admitted=nobody, copies=((0, 0),) * key.copies)
+            self._stage_kept(null, key)
             if (turn := self._staging.fill()) is not None:
                 self._make_kept()
                 self._graphs.capture(key._replace(turn=turn), self._make_kept)
@@ -97,14 +95,14 @@ class Writer:
             self._make_kept()
 
     def _key(self, plan: StepPlan) -> WriteKey | None:
-        """The smallest that holds what the plan writes. None: it admits nobody, or more than is
-        kept, or somebody of whom more is written."""
-        if self._graphs is None or not plan.admitted:
+        """The smallest that holds what the plan writes. None: it does not admit one request alone,
+        or one of which more is written, or more entries than are kept."""
+        if self._graphs is None or len(plan.admitted) != 1 or len(plan.copies) > 1:
             return None
-        if any(self._state.writes_more(one) for one in plan.admitted):
+        if self._state.writes_more(plan.admitted[0]):
             return None
-        wanted = WriteKey(len(plan.admitted), len(plan.block_updates), len(plan.copies))
-        return next((key for key in _KEYS if key.holds(wanted)), None)
+        count = len(plan.block_updates)
+        return next((WriteKey(n, len(plan.copies)) for n in _UPDATES if n >= count), None)
 
     def _stage(self, plan: StepPlan) -> None:
         """Put what a plan writes into the upload."""
@@ -117,14 +115,13 @@ class Writer:
             stage_copies(self._staging, plan.copies, plan.window_copies)
 
     def _stage_kept(self, plan: StepPlan, key: WriteKey) -> None:
-        """The same with as much as the key says, to stay where it is."""
+        """The same with as many entries as the key says, to stay where it is."""
         slots = np.full(len(self.row_slots), self._state.null_slot, np.int32)
         slots[: len(self._rows)] = self._rows
         self._staging.put("decoding", slots)
-        self._state.stage(self._staging, plan.admitted, plan.block_updates, key[:2])
-        if key.copies:
-            nothing = ((0, 0),) * (key.copies - len(plan.copies))
-            stage_copies(self._staging, plan.copies + nothing)
+        self._state.stage(self._staging, plan.admitted, plan.block_updates, key.updates)
+        if plan.copies:
+            stage_copies(self._staging, plan.copies)
         self._staging.fix()
 
     def _make(self, plan: StepPlan) -> None:
