@@ -46,8 +46,8 @@ FAULTS = (
     Fault(
         "nano-vllm-207: free blocks are counted before the hit takes some",
         "engine/scheduling/scheduler.py",
-        "if self.pool.num_free_among(shared) + fresh + reserve > self.pool.num_free:",
-        "if fresh + reserve > self.pool.num_free:",
+        "if not self.pool.has_room(fresh + reserve, shared):",
+        "if not self.pool.has_room(fresh + reserve, ()):",
         (TRAFFIC,),
     ),
     Fault(

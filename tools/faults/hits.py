@@ -80,8 +80,8 @@ FAULTS = (
     Fault(
         "hits: a source is held though the blocks do not suffice",
         _SCHEDULER,
-        "if self.pool.num_free_among((*shared, *held)) + fresh > self.pool.num_free:",
-        "if self.pool.num_free_among(shared) + fresh > self.pool.num_free:",
+        "if not self.pool.has_room(fresh, (*shared, *held)):",
+        "if not self.pool.has_room(fresh, shared):",
         _hits("a_pool_too_small_for_a_source_beside_the_request_computes_instead"),
     ),
     Fault(

@@ -72,9 +72,9 @@ OVERLAP = (
 PADDING = (
     Fault(
         "minivllm: padded rows of a decode step write through another's block table",
-        "engine/runner/runner.py",
-        "padding = [self._state.null_slot] * (key.decode_rows - len(plan.rows))",
-        "padding = [0] * (key.decode_rows - len(plan.rows))",
+        "engine/runner/writes.py",
+        "*[self._state.null_slot] * (padded - len(rows))]",
+        "*[0] * (padded - len(rows))]",
         PADDED,
     ),
     Fault(
