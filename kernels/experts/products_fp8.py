@@ -19,8 +19,8 @@ from quire.kernels.experts import tiles as tiling
 from quire.kernels.experts.products import box, rows_of
 from quire.kernels.experts.sorting import Order
 from quire.kernels.experts.tiles import Tile
-from quire.kernels.linear.fp8_quantize import GROUP, Quantized
-from quire.kernels.weight import Weight
+from quire.kernels.linear.fp8_quantize import GROUP
+from quire.kernels.weight import Quantized, Weight
 
 
 @triton.jit
