@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from quire.kernels.weight import Weight
+from quire.kernels.weight import Quantized, Weight
 
 if TYPE_CHECKING:  # needs triton
     from quire.kernels.linear.exchange import Mail
@@ -241,7 +241,7 @@ class Fp8Ops(Ops, Protocol):
 
     def linear_fp8(
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Weight,
         *,
         norm_weight: Tensor | None = None,
@@ -249,7 +249,8 @@ class Fp8Ops(Ops, Protocol):
         residual: Tensor | None = None,
         silu: bool = False,
         out_dtype: torch.dtype | None = None,
-    ) -> Tensor: ...
+        narrow: bool = False,
+    ) -> Tensor | Quantized: ...
 
 
 class Fp8ExpertOps(ExpertOps, Fp8Ops, Protocol):

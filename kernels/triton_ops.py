@@ -24,7 +24,7 @@ from quire.kernels.linear import exchange, fp8_linear, layer_norm, linear, norms
 from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.sampling import filtering, logprobs, sampling
 from quire.kernels.state import copy_blocks, state
-from quire.kernels.weight import Weight
+from quire.kernels.weight import Quantized, Weight
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TritonOps(ExpertTritonOps):
 
     def linear_fp8(
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Weight,
         *,
         norm_weight: Tensor | None = None,
@@ -111,7 +111,8 @@ class TritonOps(ExpertTritonOps):
         residual: Tensor | None = None,
         silu: bool = False,
         out_dtype: torch.dtype | None = None,
-    ) -> Tensor:
+        narrow: bool = False,
+    ) -> Tensor | Quantized:
         return fp8_linear.linear_fp8(
             x,
             weight,
@@ -121,7 +122,8 @@ class TritonOps(ExpertTritonOps):
             silu=silu,
             out_dtype=out_dtype,
             counters=self.counters,
-            pdl=self.pdl and tuning.chains(weight.data, x.shape[0]),
+            narrow=narrow,
+            pdl=self.pdl and tuning.chains(weight.data, x.data.shape[0]),
             exact=self.exact,
         )
 

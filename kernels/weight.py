@@ -1,4 +1,4 @@
-"""What a matrix of a model is held as."""
+"""What a matrix of a model is held as, and what one of FP8 is multiplied by."""
 
 from typing import NamedTuple
 
@@ -19,3 +19,13 @@ class Weight(NamedTuple):
     def of(self, expert: int) -> "Weight":
         """One expert's matrix."""
         return Weight(self.data[expert], None if self.scale is None else self.scale[expert])
+
+
+class Quantized(NamedTuple):
+    """Activations as FP8 products take them.
+
+    data: [rows, K] e4m3, contiguous. scale: [rows, ceil(K / 128)] fp32, what the numbers are
+    multiplied by; contiguous, or its columns are (`by_group`), each padded to 16 rows."""
+
+    data: Tensor
+    scale: Tensor

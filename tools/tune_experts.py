@@ -81,6 +81,8 @@ def fp8_candidates(block_m: int) -> Iterator[Tile]:
         for warps in (4,) if block_m <= 32 else (4, 8):
             yield Tile(block_n, 128, stages, warps, block_m <= 32)
             yield Tile(block_n, 128, stages, warps, block_m <= 32, boxed=True)
+            if block_n == 128 and block_m > 32:
+                yield Tile(block_n, 128, stages, warps, False, boxed=True, turns=4)
 
 
 def candidates(block_m: int) -> Iterator[Tile]:

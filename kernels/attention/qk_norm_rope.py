@@ -29,6 +29,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from quire.kernels.attention.held import held
 from quire.kernels.support import check_cache, check_supported
 
+_MANY = 2048  # tokens, above which programs of one warp are faster
+
 
 @triton.jit
 def load_halves(ptr, D: tl.constexpr, HALF: tl.constexpr):
@@ -125,8 +127,10 @@ def _qk_norm_rope_kernel(
 
 
 def launch_shape(tokens: int, q_heads: int, kv_heads: int) -> tuple[int, int]:
-    """Heads a program and warps: few tokens want many programs, many tokens few."""
+    """Heads a program and warps: few tokens want many programs, many tokens few, and very many one
+    warp with much on its way."""
     wanted, warps = (1, 1) if tokens <= 8 else (4, 2) if tokens <= 128 else (8, 4)
+    warps = 1 if tokens > _MANY else warps
     alike = math.gcd(q_heads, kv_heads)
     heads = min(wanted, alike & -alike)  # a power of two that never mixes q, k and v
     return heads, min(warps, heads)

@@ -19,7 +19,8 @@ _PAIRS = (8, 24, 96)  # mean pairs an expert, up to which a tile takes 16, 32 or
 @dataclass(frozen=True)
 class Tile:
     """One product. block_n: columns of the result; swap: weights are the M side of the
-    instruction; boxed: weights come through descriptors (TMA) where the card has them."""
+    instruction; boxed: weights come through descriptors (TMA) where the card has them; turns: of
+    downs of FP8, times so many columns that a program makes one after another."""
 
     block_n: int
     block_k: int
@@ -27,6 +28,7 @@ class Tile:
     warps: int
     swap: bool
     boxed: bool = False
+    turns: int = 1
 
     def stage_bytes(self, block_m: int, matrices: int, itemsize: int) -> int:
         """Shared memory of one stage. matrices: 2 where gate and up are taken together."""
@@ -67,7 +69,7 @@ _FP8_TILES = {
     16: Mix(True, 16, Tile(128, 128, 3, 4, True, True), Tile(128, 128, 3, 4, True, True)),
     32: Mix(True, 32, Tile(128, 128, 3, 4, True, True), Tile(128, 128, 3, 4, True, True)),
     64: Mix(True, 64, Tile(128, 128, 5, 8, False, True), Tile(128, 128, 4, 4, False, True)),
-    128: Mix(True, 64, Tile(128, 128, 4, 8, False, True), Tile(128, 128, 4, 4, False, True)),
+    128: Mix(True, 64, Tile(128, 128, 4, 8, False, True), Tile(128, 128, 4, 4, False, True, 4)),
 }
 
 

@@ -43,4 +43,6 @@ class Fp8Bits(check.Bits):
         return Weight(self._twice(n, k, 1).to(torch.float8_e4m3fn), scale.float().exp_())
 
     def _product(self, variant: Fp8Variant, x: Tensor, **around: Any) -> Tensor:
-        return fp8_linear.run(variant, x, self._weight, **around)
+        made = fp8_linear.run(variant, x, self._weight, **around)
+        assert isinstance(made, Tensor)
+        return made

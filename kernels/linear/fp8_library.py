@@ -11,11 +11,11 @@ from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import fp8_quantize
-from quire.kernels.linear.fp8_quantize import Quantized
 from quire.kernels.reference import fp8
-from quire.kernels.weight import Weight
+from quire.kernels.weight import Quantized, Weight
 
 STEP = 512  # columns: it takes the scales of a weight four blocks at a time
+DTYPE = torch.bfloat16  # of activations; it could give others, and is not asked for them
 _CUDA = (12, 9)
 
 

@@ -24,28 +24,33 @@ from quire.kernels.linear import (
     norms,
 )
 from quire.kernels.linear.around import Around
-from quire.kernels.linear.fp8_quantize import Quantized
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Variant
-from quire.kernels.weight import Weight
+from quire.kernels.weight import Quantized, Weight
 
 
 def linear_fp8(
-    x: Tensor, weight: Weight, *, exact: bool = False, **beside: Unpack[Around]
-) -> Tensor:
+    x: Tensor | Quantized,
+    weight: Weight,
+    *,
+    exact: bool = False,
+    narrow: bool = False,
+    **beside: Unpack[Around],
+) -> Tensor | Quantized:
     """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference."""
-    device = weight.data.device
-    sizes = *weight.data.shape, len(x), beside.get("silu", False), support.shared_bytes(device)
+    device, rows = weight.data.device, x.data.shape[0]
+    sizes = *weight.data.shape, rows, beside.get("silu", False), support.shared_bytes(device)
     if exact:
         return run(fp8_tuning.exact(*sizes), x, weight, **beside)
-    library = x.dtype == torch.bfloat16 and fp8_library.available(device)
-    return run(fp8_tuning.choose(*sizes, library=library), x, weight, **beside)
+    library = _dtype(x) == fp8_library.DTYPE and fp8_library.available(device)
+    return run(fp8_tuning.choose(*sizes, library=library), x, weight, narrow=narrow, **beside)
 
 
 def run(
     variant: Fp8Variant,
-    x: Tensor,
+    x: Tensor | Quantized,
     weight: Weight,
     *,
+    narrow: bool = False,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
@@ -53,32 +58,43 @@ def run(
     out_dtype: torch.dtype | None = None,
     counters: Tensor | None = None,
     pdl: bool = False,
-) -> Tensor:
+) -> Tensor | Quantized:
     """`linear_fp8` by a given variant."""
-    x = x.contiguous()
+    x = x.contiguous() if isinstance(x, Tensor) else x
     residual = None if residual is None else residual.contiguous()
-    if isinstance(variant, Fp8Library) and x.numel():
+    dtype = _dtype(x)
+    if isinstance(variant, Fp8Library) and x.data.numel():
         quantized = _quantized(x, norm_weight, eps, by_group=True, pdl=pdl)
-        y = fp8_library.product(quantized, weight, x.dtype)
+        y = fp8_library.product(quantized, weight, dtype)
+        if silu and narrow:
+            return fp8_quantize.silu_quantize(y, by_group=True, pdl=pdl)
         y = norms.silu_mul(y, pdl=pdl) if silu else y
         y = y if residual is None else residual.add_(y)
         return y if out_dtype is None else y.to(out_dtype)
-    out = around.result(x, weight.data, residual, silu, out_dtype)
+    out = around.result(x.data, weight.data, residual, silu, out_dtype or dtype)
     if not out.numel():
         return out
     assert not isinstance(variant, Fp8Library)
     options = {**vars(variant), "residual": residual, "silu": silu, "pdl": pdl}
     if isinstance(variant, Fp8Gemv):
+        assert isinstance(x, Tensor)  # one row is never narrow
         fp8_gemv.gemv(x, weight, out, norm_weight=norm_weight, eps=eps, **options)
-    else:
-        quantized = _quantized(x, norm_weight, eps, by_group=False, pdl=pdl)
-        fp8_tiles.tiles(quantized, weight, out, counters=counters, **options)
+        return out
+    quantized = _quantized(x, norm_weight, eps, by_group=False, pdl=pdl)
+    fp8_tiles.tiles(quantized, weight, out, counters=counters, **options)
     return out
 
 
+def _dtype(x: Tensor | Quantized) -> torch.dtype:
+    """Of activations: what is quantized already is what followed the library."""
+    return x.dtype if isinstance(x, Tensor) else fp8_library.DTYPE
+
+
 def _quantized(
-    x: Tensor, norm_weight: Tensor | None, eps: float, *, by_group: bool, pdl: bool
+    x: Tensor | Quantized, norm_weight: Tensor | None, eps: float, *, by_group: bool, pdl: bool
 ) -> Quantized:
+    if isinstance(x, Quantized):
+        return x
     if norm_weight is None:
         return fp8_quantize.quantize(x, by_group=by_group, pdl=pdl)
     return fp8_quantize.rms_norm_quantize(x, norm_weight, eps, by_group=by_group, pdl=pdl)

@@ -7,25 +7,17 @@ the activations' dtype first, as if it had been stored.
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.weight import Quantized
+
 GROUP = 128  # columns that share a scale
 _GROUPS_A_PROGRAM = 16
 _ROWS_ALIGNED = 16
-
-
-class Quantized(NamedTuple):
-    """data: [rows, K] e4m3, contiguous. scale: [rows, ceil(K / 128)] fp32, what the numbers are
-    multiplied by; contiguous, or its columns are (`by_group`), each padded to 16 rows."""
-
-    data: Tensor
-    scale: Tensor
 
 
 @triton.jit
@@ -109,6 +101,32 @@ def _quantize_kernel(
     _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
 
 
+@triton.jit(do_not_specialize=["scale_row", "scale_group"])
+def _silu_quantize_kernel(
+    x_ptr,  # [rows, 2 * K], gate then up
+    data_ptr,  # [rows, K] e4m3
+    scale_ptr,  # [rows, GROUPS] fp32, by its strides
+    scale_row,
+    scale_group,
+    K: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,  # groups a program
+    PDL: tl.constexpr,
+):
+    """grid (rows, ceil(GROUPS / BLOCK))."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    k = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    gate = tl.load(x_ptr + row * 2 * K + k, mask=k < K, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + row * 2 * K + K + k, mask=k < K, other=0.0).to(tl.float32)
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+    _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
+
+
 def quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
     """Activations as they are. x: [T, K] contiguous."""
     width = x.shape[1]
@@ -117,6 +135,20 @@ def quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantiz
     if rows:
         block = min(_GROUPS_A_PROGRAM, triton.next_power_of_2(groups))
         _quantize_kernel[(rows, triton.cdiv(groups, block))](
+            x, made.data, made.scale, *made.scale.stride(), K=width, GROUPS=groups, BLOCK=block,
+            PDL=pdl, num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip
+    return made
+
+
+def silu_quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
+    """silu(gate) * up, as if stored. x: [T, 2 * K] contiguous, gate and up side by side."""
+    width = x.shape[1] // 2
+    made = new(x, width, by_group=by_group)
+    rows, groups = made.scale.shape
+    if rows:
+        block = min(_GROUPS_A_PROGRAM, triton.next_power_of_2(groups))
+        _silu_quantize_kernel[(rows, triton.cdiv(groups, block))](
             x, made.data, made.scale, *made.scale.stride(), K=width, GROUPS=groups, BLOCK=block,
             PDL=pdl, num_warps=4, launch_pdl=pdl,
         )  # fmt: skip

@@ -19,9 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.linear.fp8_quantize import Quantized
 from quire.kernels.linear.skinny import MAX_TILES, new_counters
-from quire.kernels.weight import Weight
+from quire.kernels.weight import Quantized, Weight
 
 _TILES_HIGH = 8  # tiles of rows that are computed side by side, so that they share weights in L2
 

@@ -78,8 +78,13 @@ def linear_fp8(
     residual: Tensor | None = None,
     silu: bool = False,
     out_dtype: torch.dtype | None = None,
+    narrow: bool = False,
 ) -> Tensor:
-    """As `linear`, with an FP8 weight: x is normed, rounded to x's dtype, and then to e4m3."""
+    """As `linear`, with an FP8 weight: x is normed, rounded to x's dtype, and then to e4m3.
+
+    narrow: the result goes to one more product of an FP8 weight and nowhere else, so with silu it
+    may come as that takes it (`Quantized`), which x may then be. Here it never does."""
+    del narrow
     dtype = x.dtype
     if norm_weight is not None:
         x = rms_norm(x, norm_weight, eps)

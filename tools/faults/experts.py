@@ -45,6 +45,13 @@ FAULTS = (
         INTERPRETED,
     ),
     Fault(
+        "experts: a block of columns begins with the sums of the one before",
+        "kernels/experts/products_fp8.py",
+        "                    acc = tl.zeros_like(acc)\n",
+        "                    acc += 0.0\n",
+        INTERPRETED,
+    ),
+    Fault(
         "experts: warm-up does not know of them",
         "engine/runner/warmup.py",
         "        mixture=bounds.mixture,\n",

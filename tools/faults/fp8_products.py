@@ -58,6 +58,14 @@ FAULTS = (
         INTERPRETED,
     ),
     Fault(
+        "fp8 products: SiLU·mul is quantized without being rounded before",
+        "kernels/linear/fp8_quantize.py",
+        "    y = gate / (1.0 + tl.exp(-gate)) * up\n"
+        "    y = y.to(x_ptr.dtype.element_ty).to(tl.float32)\n",
+        "    y = gate / (1.0 + tl.exp(-gate)) * up\n",
+        INTERPRETED,
+    ),
+    Fault(
         "fp8 products: a kernel for each number of rows",
         "kernels/linear/fp8_tuning.py",
         "    return _fitting(_tile(n, k, bucket, silu), silu, shared)\n",

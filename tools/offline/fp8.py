@@ -28,6 +28,10 @@ def quantizing() -> Calls:
             lambda width=width: fp8_quantize.quantize(empty(8, width), by_group=True),
         )
     yield (
+        "fp8 SiLU and quantize",
+        lambda: fp8_quantize.silu_quantize(empty(8, 24576), by_group=True),
+    )
+    yield (
         "fp8 quantize float32",
         lambda: fp8_quantize.quantize(empty(8, 2048, dtype=torch.float32)),
     )

@@ -5,7 +5,7 @@ takes them, and never looks into a weight itself.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -107,7 +107,7 @@ class Narrow:
         return weight
 
     def linear(self) -> Operation:
-        return self._ops.linear_fp8
+        return cast(Operation, self._ops.linear_fp8)  # `Quantized` is for another of them alone
 
     def mix_experts(self) -> Operation:
         ops = self._ops

@@ -58,16 +58,14 @@ class ColumnParallelLinear:
     def product(self, *, norm: bool = True, silu: bool = False) -> Product:
         return Product(self.module, self.weight, norm=norm, silu=silu)
 
-    def __call__(
-        self, stream: Stream, norm_weight: Tensor, eps: float, *, silu: bool = False
-    ) -> Tensor:
+    def __call__(self, stream: Stream, norm_weight: Tensor, eps: float, **after: bool) -> Tensor:
         """stream: [T, inputs], normed first where it is not -> [T, rows]; with silu, gate and up:
-        [T, rows / 2]. A layer with biases has no silu."""
+        [T, rows / 2]. A layer with biases has no silu. after: silu, and narrow of `linear_fp8`."""
         if stream.normed is None:
             x, held = stream.residual, self._held
-            y = self._linear(x, held, norm_weight=norm_weight, eps=eps, silu=silu)
+            y = self._linear(x, held, norm_weight=norm_weight, eps=eps, **after)
         else:
-            y = self._linear(stream.normed, self._held, silu=silu)
+            y = self._linear(stream.normed, self._held, **after)
         return y if self.bias is None else y.add_(self.bias)
 
     def unbiased(self, x: Tensor) -> Tensor:

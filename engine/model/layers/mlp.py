@@ -3,6 +3,7 @@
 Invariant: both kinds norm the residual first and give it back with what they made added to it.
 """
 
+import torch
 from torch import Tensor
 
 from quire.engine.model.config import Experts
@@ -27,6 +28,9 @@ class DenseMlp:
         self.gate_up = ColumnParallelLinear(setting, parts, hidden)
         self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
+        weights = self.gate_up.weight, self.down.weight
+        both = all(weight.data.dtype == torch.float8_e4m3fn for weight in weights)
+        self._after = {"silu": True, "narrow": True} if both else {"silu": True}
 
     def products(self) -> list[Product]:
         return [self.gate_up.product(silu=True), self.down.product()]
@@ -34,7 +38,7 @@ class DenseMlp:
     def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
         """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
         what comes next -> [T, H]."""
-        inner = self.gate_up(stream, norm, eps, silu=True)
+        inner = self.gate_up(stream, norm, eps, **self._after)
         return self.down(inner, stream.residual, then, eps)
 
 

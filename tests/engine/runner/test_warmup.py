@@ -37,7 +37,7 @@ SETUP = Setup(
     overlap=True,
 )
 SHAPE = replace(
-    model_config(q_heads=16, kv_heads=8, head_dim=16, layers=1), max_position_embeddings=1024
+    model_config(q_heads=16, kv_heads=8, head_dim=16, layers=1), max_position_embeddings=9000
 )
 
 

@@ -19,6 +19,7 @@ WAYS = {
     "sorted": SWAPPED,
     "through descriptors": dataclasses.replace(SWAPPED, gate_up=BOXED, down=BOXED),
     "rows first": Mix(True, 64, *[dataclasses.replace(TILE, swap=False)] * 2),
+    "in turns": Mix(True, 64, TILE, dataclasses.replace(BOXED, block_n=128, swap=False, turns=2)),
     "unsorted": dataclasses.replace(SWAPPED, is_sorted=False),
 }
 
@@ -38,12 +39,13 @@ def stacked(device: torch.device, count: int, rows: int, columns: int) -> Weight
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("width", [256, 208])
+@pytest.mark.parametrize("width", [256, 208, 384])
 def test_what_is_made_is_what_the_twin_makes(way: str, width: int, device: torch.device) -> None:
-    """At a width within a block, and an inner width of two; one tile too many for 16 rows."""
+    """At a width within a block, and an inner width of two; one tile too many for 16 rows, and one
+    block of columns more than turns."""
     from quire.kernels.experts.mixing import run_fp8
 
-    if width == 208 and way != "sorted":
+    if width != 256 and way != {208: "sorted", 384: "in turns"}[width]:
         pytest.skip("one way shows the border")
     experts = torch.tensor([[2, 0], [2, 3], [0, 2]] * (1 if way == "unsorted" else 6))
     x = noise(device, len(experts), width)

@@ -9,7 +9,7 @@ from torch import Tensor
 from quire.kernels import reference
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant
 from quire.kernels.reference.fp8 import widen_blocks
-from quire.kernels.weight import Weight
+from quire.kernels.weight import Quantized, Weight
 
 BF16 = torch.bfloat16
 TILE = Fp8Tile(16, 64, swap=True, stages=2, warps=4)
@@ -239,24 +239,47 @@ def test_the_library_is_the_twin(rows: int, device: torch.device) -> None:
     check(Fp8Library(), rows, 384, 1024, device, norm=True, silu=True)
 
 
+def by_twin(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """In the library's place."""
+    wide = x.data.float() * x.scale.repeat_interleave(128, 1)
+    return (wide @ widen_blocks(weight).t()).to(dtype)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("then", [TALL, Fp8Library()])
+def test_what_goes_to_one_more_product_is_quantized_once_to_the_same_bits(
+    then: Fp8Variant, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quire.kernels.linear import fp8_library, fp8_linear
+
+    monkeypatch.setattr(fp8_library, "product", by_twin)
+    made = [reference.quantize_blocks(draw(n, n, k)) for n, k in ((512, 128), (128, 256))]
+    gate_up, down = (
+        Weight(w.data.to(device), w.scale.to(device)) for w in made if w.scale is not None
+    )
+    x = draw(3, 18, 128).to(BF16).to(device)
+    wide, narrow = (
+        fp8_linear.run(Fp8Library(), x, gate_up, silu=True, narrow=narrow)
+        for narrow in (False, True)
+    )
+    assert isinstance(wide, Tensor) and isinstance(narrow, Quantized)
+    found = [fp8_linear.run(then, inner, down, residual=x.clone()) for inner in (wide, narrow)]
+    assert torch.equal(*found) and found[1].dtype == BF16
+
+
 @pytest.mark.triton
 def test_a_library_that_is_wrong_or_fails_is_not_used(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quire.kernels.linear import fp8_library
-    from quire.kernels.linear.fp8_quantize import Quantized
-
-    def right(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
-        wide = x.data.float() * x.scale.repeat_interleave(128, 1)
-        return (wide @ widen_blocks(weight).t()).to(dtype)
 
     def wrong(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
         assert weight.scale is not None
-        return right(x, Weight(weight.data, weight.scale.flip(0)), dtype)
+        return by_twin(x, Weight(weight.data, weight.scale.flip(0)), dtype)
 
     def fails(*_: object) -> Tensor:
         raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
 
-    for product, expected in ((right, True), (wrong, False), (fails, False)):
+    for product, expected in ((by_twin, True), (wrong, False), (fails, False)):
         monkeypatch.setattr(fp8_library, "product", product)
         assert fp8_library._is_right.__wrapped__(device) is expected

@@ -67,6 +67,18 @@ def test_what_stands_before_is_rounded_as_if_it_were_stored(
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_silu_mul_is_rounded_as_if_it_were_stored(
+    rows: int, columns: int, device: torch.device
+) -> None:
+    from quire.kernels.linear import norms
+    from quire.kernels.linear.fp8_quantize import silu_quantize
+
+    x = noise(rows, 2 * columns, torch.bfloat16, device)
+    same(silu_quantize(x, by_group=True), quantize_rows(norms.silu_mul(x)))
+
+
+@pytest.mark.triton
 def test_what_is_not_a_number_stays_none(device: torch.device) -> None:
     from quire.kernels.linear.fp8_quantize import quantize
 
