@@ -49,7 +49,7 @@ def test_hot_attention_kernels_do_not_spill(tmp_path: Path, only: tuple[str, ...
 def test_whole_contexts_have_a_kernel_of_their_own_on_sm_90(tmp_path: Path, arch: int) -> None:
     import triton
 
-    from quire.kernels.attention.prefill_launch import HOPPER_TRITON
+    from quire.kernels.support import HOPPER_TRITON
 
     case = "prefill D128 G2 block 64 tokens 8192"
     found = compiled(tmp_path / "rows.json", "--arch", str(arch), "--only", case)

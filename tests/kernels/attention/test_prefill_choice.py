@@ -19,7 +19,7 @@ WHOLE = PrefillLaunch(choose_tiles(128, BF16), 1, 1 << 30)
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("triton.__version__", prefill_launch.HOPPER_TRITON[0])
+    monkeypatch.setattr("triton.__version__", support.HOPPER_TRITON[0])
     support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
     yield
     support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
