@@ -59,6 +59,19 @@ def test_whole_contexts_have_a_kernel_of_their_own_on_sm_90(tmp_path: Path, arch
 
 
 @pytest.mark.long
+def test_products_of_many_rows_do_not_spill_on_sm_90(tmp_path: Path) -> None:
+    import triton
+
+    from quire.kernels.support import HOPPER_TRITON
+
+    if triton.__version__ not in HOPPER_TRITON:
+        pytest.skip("another Triton than hopper_tall.py is for")
+    found = compiled(tmp_path / "rows.json", "--only", "tall")
+    assert {row["kernel"] for row in found} == {"_hopper_tall_kernel"} and len(found) == 6
+    assert all(row["wgmma"] > 0 and row["tma"] > 0 for row in found)
+
+
+@pytest.mark.long
 def test_hot_kernels_of_experts_do_not_spill(tmp_path: Path) -> None:
     found = compiled(tmp_path / "rows.json", "--only", "experts, 64")
     kernels = {row["kernel"].strip("_").removesuffix("_kernel") for row in found}
