@@ -70,9 +70,9 @@ def _load(
     M, N, steps, _share, tiles = sizes
     STAGES: gl.constexpr = full.shape[0]
     step = 0
-    turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         m, n = _corner(tile, M, N, GROUPS)
+        turn = step // steps
         for k in range(steps):
             place = step % STAGES
             mbarrier.wait(empty.index(place), ((step // STAGES) & 1) ^ 1)
@@ -87,7 +87,7 @@ def _load(
                 tma.async_copy_global_to_shared(w_box, [N + n, k * DEEP], bar, up)
             else:
                 tma.async_copy_global_to_shared(w_box, [n, k * DEEP], bar, w_ring.index(place))
-            if RESIDUAL:
+            if RESIDUAL:  # noqa: SIM102 (told when compiled, and only then)
                 if k == steps // 2:
                     mbarrier.wait(left, (turn & 1) ^ 1)
                     mbarrier.expect(held, ROWS * GROUPS * WIDE * 2)
@@ -95,13 +95,10 @@ def _load(
                         at = [m + i * ROWS, n]
                         tma.async_copy_global_to_shared(before_box, at, held, results.index(i))
             step += 1
-        turn += 1
 
 
 @gluon.jit
-def _multiply(
-    rings, bars, step, steps, ME: gl.constexpr, GROUPS: gl.constexpr, SILU: gl.constexpr
-):
+def _multiply(rings, bars, step, steps, ME: gl.constexpr, GROUPS: gl.constexpr, SILU: gl.constexpr):
     """The sum of `steps` steps of K, from `step` on of all; with SILU those of gate and up."""
     x_ring, w_ring, _results = rings
     full, empty, _held, _left = bars
@@ -146,9 +143,9 @@ def _sum(
     DTYPE: gl.constexpr = results.dtype
     result = results.index(ME)
     step = 0
-    turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         m, n = _corner(tile, M, N, GROUPS)
+        turn = step // steps
         total, up = _multiply(rings, bars, step, share, ME, GROUPS, SILU)
         step += share
         if SEVERAL:
@@ -171,7 +168,6 @@ def _sum(
         if RESIDUAL:
             tma.store_wait(0)
             mbarrier.arrive(left, count=1)
-        turn += 1
     tma.store_wait(0)
 
 

@@ -2,8 +2,8 @@
 
 Invariant: nothing else multiplies by a weight. Which kernel runs is a pure function of the weight's
 shape, the rows, the dtype and the card (`tuning.choose`): matrix-vector (gemv.py), tensor cores
-bound by the weight (skinny.py), or the library for many rows, in whose place hopper_tall.py computes
-what `tall_launch` lists.
+bound by the weight (skinny.py), or the library for many rows; in its place hopper_tall.py, where
+`tall_launch` says so.
 
 Within one bucket of rows a row's result does not depend on the rows beside it, except where the
 library says otherwise. Across buckets the order of the K-reduction changes with the kernel: rows
