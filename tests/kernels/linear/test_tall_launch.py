@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from quire.kernels import support
+from quire.kernels import launches, support
+from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.linear import check, tall_launch, tuning
 from quire.kernels.linear.tall_launch import SHARES, groups_for, groups_of, takes
 
@@ -63,6 +64,14 @@ def test_the_library_keeps_what_it_was_not_measured_to_lose() -> None:
     assert groups_for(24_576, 4096, 3000, silu=True) is None
     few = range(1, tuning.ROW_BUCKETS[-1] + 1)  # which warm-up tells apart by buckets alone
     assert not any(tall_launch.kernels(rows) for rows in few)
+
+
+def test_warm_up_tells_a_step_that_launches_them() -> None:
+    step = launches.StepSize(0, (3000,), 4096)
+    heads = Heads(16, 8, 128, BF16, 64)
+    told = {("tall", False, 2), ("tall", True, 3)}
+    assert told <= launches.of_model(step, heads, launches.Card())
+    assert not told & launches.of_model(step, heads, launches.Card(hopper=False))
 
 
 @pytest.mark.parametrize("most", (600, 1024, 2048, 2500, 4096, 8192, 8448))
