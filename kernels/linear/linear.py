@@ -156,7 +156,8 @@ def _by_library(
 ) -> Tensor:
     """By torch's products: one of each share of K, or one of all."""
     rows, dtype = len(x), out_dtype or x.dtype
-    groups = tall_launch.groups_for(*weight.shape, rows, silu=silu)
+    padded = library_rows(rows) if apart and rows else rows
+    groups = tall_launch.groups_for(*weight.shape, padded, silu=silu)
     if groups and residual is None:
         out = around.result(x, weight, None, silu, dtype)
         if tall_launch.takes(x, out, 1):
@@ -164,8 +165,7 @@ def _by_library(
 
             hopper_tall.tall(x, weight, out, groups, silu=silu, pdl=pdl)
             return out
-    if apart and rows:
-        x = _padded(x, library_rows(rows))
+    x = _padded(x, padded)
     if variant.split > 1 and not silu:
         before = residual
         if before is None:

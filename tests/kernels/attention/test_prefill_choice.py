@@ -10,7 +10,6 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from quire.kernels import support
-from quire.kernels.attention import prefill_launch
 from quire.kernels.attention.prefill_launch import PrefillLaunch, choose_tiles, for_hopper
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from quire.kernels import launches, support
 from quire.kernels.attention.decode_launch import Heads
-from quire.kernels.linear import check, tall_launch, tuning
+from quire.kernels.linear import check, exact, tall_launch, tuning
 from quire.kernels.linear.tall_launch import SHARES, groups_for, groups_of, takes
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -82,6 +82,28 @@ def test_exact_modes_check_launches_every_height_that_steps_do(most: int) -> Non
     for n in {n for (n, _), order in orders.items() if order.split > 1}:
         heights = {groups_of(rows, n, SHARES) for rows in range(513, most + 1)}
         assert heights == {groups_of(rows, n, SHARES) for rows in compared if rows > 512}, n
+
+
+def test_exact_mode_asks_the_library_for_no_rows_at_which_another_was_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The check compares what is launched at the numbers that the library's rows are padded to."""
+    hopper_tall = pytest.importorskip("quire.kernels.linear.hopper_tall")
+    from quire.kernels.linear import linear, norms
+
+    asked: dict[str, set[int]] = {"ours": set(), "library": set()}
+    monkeypatch.setattr(norms, "silu_mul", lambda y, **_: asked["library"].add(len(y)) or y)
+
+    def noted(x: torch.Tensor, *_args: object, **_options: object) -> None:
+        asked["ours"].add(exact.library_rows(len(x)))
+
+    monkeypatch.setattr(hopper_tall, "tall", noted)
+    weight = torch.empty(GATE_UP, dtype=BF16, device="meta")
+    for rows in range(257, 9000, 7):
+        x = torch.empty(rows, GATE_UP[1], dtype=BF16, device="meta")
+        linear.run(tuning.Library(), x, weight, silu=True, apart=True)
+    assert asked["ours"] and asked["library"]
+    assert not asked["ours"] & asked["library"]
 
 
 @pytest.mark.gpu
