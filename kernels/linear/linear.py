@@ -157,7 +157,7 @@ def _by_library(
     """By torch's products: one of each share of K, or one of all."""
     rows, dtype = len(x), out_dtype or x.dtype
     padded = library_rows(rows) if apart and rows else rows
-    groups = tall_launch.groups_for(*weight.shape, padded, silu=silu)
+    groups = tall_launch.groups_for(weight.shape[0], x.shape[1], padded, silu=silu)
     if groups and residual is None:
         out = around.result(x, weight, None, silu, dtype)
         if tall_launch.takes(x, out, 1):

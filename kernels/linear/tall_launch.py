@@ -17,6 +17,7 @@ SILU = (2, 3)  # and gate and up side by side
 # Weights [N, K] in whose place of the library's product it was measured to win, and whether SiLU
 # follows them; those of Qwen3-0.6B.
 _WINS = {(4096, 1024): False, (6144, 1024): True}
+_MOST = 4096  # rows, above which whole steps, bound by the card's power, gained nothing
 _USED = 0.875  # of the multiprocessors' time, below which the library wins
 
 
@@ -41,7 +42,7 @@ def takes(x: Tensor, out: Tensor, split: int) -> bool:
 def groups_for(n: int, k: int, rows: int, *, silu: bool) -> int | None:
     """How many groups of rows a tile has that computes a product in place of the library; None
     where the library is faster."""
-    if _WINS.get((n, k)) != silu:
+    if rows > _MOST or _WINS.get((n, k)) != silu:
         return None
     columns = n // 2 if silu else n
     groups = groups_of(rows, columns, SILU if silu else ALONE)

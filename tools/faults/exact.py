@@ -34,8 +34,8 @@ FAULTS = (
     Fault(
         "exact: the library takes rows at whose padded number another kernel was compared",
         "kernels/linear/linear.py",
-        "weight.shape, padded, silu=silu)",
-        "weight.shape, rows, silu=silu)",
+        "x.shape[1], padded, silu=silu)",
+        "x.shape[1], rows, silu=silu)",
         (_TALL + "exact_mode_asks_the_library_for_no_rows_at_which_another_was_compared",),
     ),
     Fault(

@@ -53,7 +53,7 @@ def test_tiles_are_as_high_as_fills_the_multiprocessors() -> None:
     """The heights that were fastest on an H200."""
     best = {512: 1, 1024: 1, 1536: 2, 2048: 2, 3000: 3, 4096: 2, 6144: 3, 8192: 2}
     assert {rows: groups_of(rows, COLUMNS, SHARES) for rows in best} == best
-    gates = {1024: None, 1536: None, 2048: 3, 3000: 3, 4096: 3, 8192: 3}
+    gates = {1024: None, 1536: None, 2048: 3, 3000: 3, 4096: 3, 8192: None}
     assert {rows: groups_for(*GATE_UP, rows, silu=True) for rows in gates} == gates
 
 
@@ -108,7 +108,7 @@ def test_exact_mode_asks_the_library_for_no_rows_at_which_another_was_compared(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "pdl"), [(BF16, True), (torch.float16, False)])
-@pytest.mark.parametrize(("rows", "n", "k"), [(1, 264, 512), (777, 1024, 1024), (3000, 1024, 3072)])
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 272, 512), (777, 1024, 1024), (3000, 1024, 3072)])
 def test_gpu_the_kernel_of_sm_90_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, rows: int, n: int, k: int, dtype: torch.dtype, pdl: bool
 ) -> None:
