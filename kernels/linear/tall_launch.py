@@ -42,7 +42,7 @@ def takes(x: Tensor, out: Tensor, split: int) -> bool:
 def groups_for(n: int, k: int, rows: int, *, silu: bool) -> int | None:
     """How many groups of rows a tile has that computes a product in place of the library; None
     where the library is faster."""
-    if rows > _MOST or _WINS.get((n, k)) != silu:
+    if not 0 < rows <= _MOST or _WINS.get((n, k)) != silu:
         return None
     columns = n // 2 if silu else n
     groups = groups_of(rows, columns, SILU if silu else ALONE)
