@@ -12,12 +12,9 @@ GROUP_ROWS = 64  # of a tile, that one group of warps sums
 COLUMNS = 128  # of a tile
 STEP = 64  # of K
 SHARES = (1, 2, 3)  # groups a tile: where K is summed in shares
-ALONE = (2,)  # and in one
-SILU = (2, 3)  # and gate and up side by side
-# Weights [N, K] in whose place of the library's product it was measured to win, and whether SiLU
-# follows them; those of Qwen3-0.6B.
-_WINS = {(4096, 1024): False, (6144, 1024): True}
-_MOST = 4096  # rows, above which whole steps, bound by the card's power, gained nothing
+SILU = (2, 3)  # and of gate and up side by side
+# Gates and ups [N, K], SiLU behind them, for which it was measured to win: those of Qwen3-0.6B.
+_WINS = ((6144, 1024),)
 _USED = 0.875  # of the multiprocessors' time, below which the library wins
 
 
@@ -42,10 +39,10 @@ def takes(x: Tensor, out: Tensor, split: int) -> bool:
 def groups_for(n: int, k: int, rows: int, *, silu: bool) -> int | None:
     """How many groups of rows a tile has that computes a product in place of the library; None
     where the library is faster."""
-    if not 0 < rows <= _MOST or _WINS.get((n, k)) != silu:
+    if not (rows and silu and (n, k) in _WINS):
         return None
-    columns = n // 2 if silu else n
-    groups = groups_of(rows, columns, SILU if silu else ALONE)
+    columns = n // 2
+    groups = groups_of(rows, columns, SILU)
     whole = HOPPER_MULTIPROCESSORS * _rounds(rows, columns, groups) * groups
     used = rows * columns / (GROUP_ROWS * COLUMNS) / whole
     return groups if used >= _USED else None
@@ -53,8 +50,8 @@ def groups_for(n: int, k: int, rows: int, *, silu: bool) -> int | None:
 
 def kernels(rows: int) -> set[tuple[object, ...]]:
     """Names of the kernels that take the library's place at so many rows."""
-    found = {(silu, groups_for(*shape, rows, silu=silu)) for shape, silu in _WINS.items()}
-    return {("tall", *name) for name in found if name[1] is not None}
+    found = (groups_for(*shape, rows, silu=True) for shape in _WINS)
+    return {("tall", groups) for groups in found if groups is not None}
 
 
 def _rounds(rows: int, columns: int, groups: int) -> int:

@@ -67,7 +67,7 @@ def test_products_of_many_rows_do_not_spill_on_sm_90(tmp_path: Path) -> None:
     if triton.__version__ not in HOPPER_TRITON:
         pytest.skip("another Triton than hopper_tall.py is for")
     found = compiled(tmp_path / "rows.json", "--only", "tall")
-    assert {row["kernel"] for row in found} == {"_hopper_tall_kernel"} and len(found) == 6
+    assert {row["kernel"] for row in found} == {"_hopper_tall_kernel"} and len(found) == 5
     assert all(row["wgmma"] > 0 and row["tma"] > 0 for row in found)
 
 

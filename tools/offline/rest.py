@@ -95,9 +95,6 @@ def tall() -> Calls:
     for groups in tall_launch.SHARES:
         shares = partial(hopper_tall.tall, split=4, residual=out, pdl=True)
         yield f"tall, shares, {groups} groups", partial(shares, x, weight, out, groups)
-    for groups in tall_launch.ALONE:
-        plain = partial(hopper_tall.tall, x, weight, out, groups, pdl=True)
-        yield f"tall, {groups} groups", plain
     for groups in tall_launch.SILU:
         half = empty(3000, 2048)
         gated = partial(hopper_tall.tall, x, weight, half, groups, silu=True, pdl=True)
