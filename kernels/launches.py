@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quire.kernels.attention import decode_launch, exact_prefill, prefill_launch, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.experts import mixing
-from quire.kernels.linear import exchange, tuning
+from quire.kernels.linear import exchange, tall_launch, tuning
 from quire.kernels.support import HOPPER_SHARED
 
 Name = tuple[object, ...]
@@ -73,6 +73,8 @@ def of_model(
         ("logits", tuning.row_class(step.rows)),
         ("prepare", bool(step.longer)),
     }
+    if card.hopper:
+        names |= tall_launch.kernels(step.tokens)
     if mixture is not None:
         alone = step.tokens == ranks == 1 and not exact  # one_row.py, where it takes them
         kernels = mixing.kernels(step.tokens, mixture.per_token, mixture.count)

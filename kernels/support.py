@@ -17,6 +17,8 @@ MAX_EXPERTS_A_TOKEN = 32
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NARROW = torch.float8_e4m3fn  # the dtype of a cache that is not the activations'
 HOPPER_SHARED = 232_448  # bytes of shared memory that a program may have on sm_90
+HOPPER_MULTIPROCESSORS = 132  # of an H100 or an H200
+HOPPER_TRITON = ("3.6.0", "3.7.1")  # whose Gluon, no stable interface, our kernels are for
 HOME_CARD = "NVIDIA H200"  # for which the kernels were tuned first
 
 
@@ -90,7 +92,7 @@ _assumed = _Assumed()
 def assume(capability: tuple[int, int], shared: int, name: str) -> None:
     """Take tensors that are on no GPU to be on this one. shared: as of `shared_bytes`."""
     _assumed.capability, _assumed.shared, _assumed.name = capability, shared, name
-    for told in (before_hopper, is_hopper, knows_e4m3, shared_bytes, card_name):
+    for told in (before_hopper, is_hopper, knows_e4m3, shared_bytes, multiprocessors, card_name):
         told.cache_clear()
 
 
@@ -111,6 +113,15 @@ def is_hopper(device: torch.device) -> bool:
     return capability(device) == (9, 0)
 
 
+def has_gluon(device: torch.device) -> bool:
+    """Whether kernels in Gluon for sm_90 run on a tensor's device, by this version of Triton."""
+    if device.type == "cpu" or not is_hopper(device):
+        return False
+    import triton  # not there on a machine without a GPU, maybe
+
+    return triton.__version__ in HOPPER_TRITON
+
+
 @cache
 def knows_e4m3(device: torch.device) -> bool:
     """Whether a GPU has instructions for e4m3, as FP8 weights and caches need them: sm_89."""
@@ -125,6 +136,14 @@ def shared_bytes(device: torch.device) -> int:
     from triton.runtime.driver import driver  # not there on a machine without a GPU, maybe
 
     return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a tensor's GPU has; off a GPU as many as an H200."""
+    if device.type != "cuda":
+        return HOPPER_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

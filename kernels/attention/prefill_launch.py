@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from quire.kernels.attention.decode_launch import Heads
-from quire.kernels.support import HOPPER_SHARED, is_hopper
+from quire.kernels.support import HOPPER_SHARED, has_gluon
 
 SPLIT = 256  # tokens of a split of the context
 FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
@@ -20,7 +20,6 @@ FEW_ROWS = 2  # that share a launch: one that finds no row of its lengths takes 
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
 _WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
 _ANY = 1 << 30  # more new tokens than any row has
-HOPPER_TRITON = ("3.6.0", "3.7.1")  # whose Gluon, no stable interface, takes hopper_prefill.py
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,7 @@ def for_hopper(launch: PrefillLaunch, q: Tensor, k_cache: Tensor, window: int) -
     kernel: whole contexts through descriptors, on sm_90."""
     _, _, block_size, dim = k_cache.shape
     return (
-        triton.__version__ in HOPPER_TRITON
-        and q.device.type != "cpu"
-        and is_hopper(q.device)
+        has_gluon(q.device)
         and q.dtype in (torch.bfloat16, torch.float16)
         and k_cache.dtype == q.dtype
         and dim in (64, 128)

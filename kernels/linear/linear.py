@@ -2,7 +2,8 @@
 
 Invariant: nothing else multiplies by a weight. Which kernel runs is a pure function of the weight's
 shape, the rows, the dtype and the card (`tuning.choose`): matrix-vector (gemv.py), tensor cores
-bound by the weight (skinny.py), or the library for many rows.
+bound by the weight (skinny.py), or the library for many rows; in its place hopper_tall.py, where
+`tall_launch` says so.
 
 Within one bucket of rows a row's result does not depend on the rows beside it, except where the
 library says otherwise. Across buckets the order of the K-reduction changes with the kernel: rows
@@ -15,7 +16,18 @@ import torch
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.linear import around, gemv, norms, side, skinny, stacked, tall, tuning, whole
+from quire.kernels.linear import (
+    around,
+    gemv,
+    norms,
+    side,
+    skinny,
+    stacked,
+    tall,
+    tall_launch,
+    tuning,
+    whole,
+)
 from quire.kernels.linear.around import Around
 from quire.kernels.linear.exact import ExactProducts, library_rows
 from quire.kernels.linear.tuning import (
@@ -144,8 +156,16 @@ def _by_library(
 ) -> Tensor:
     """By torch's products: one of each share of K, or one of all."""
     rows, dtype = len(x), out_dtype or x.dtype
-    if apart and rows:
-        x = _padded(x, library_rows(rows))
+    padded = library_rows(rows) if apart and rows else rows
+    groups = tall_launch.groups_for(weight.shape[0], x.shape[1], padded, silu=silu)
+    if groups and residual is None:
+        out = around.result(x, weight, None, silu, dtype)
+        if tall_launch.takes(x, out, 1):
+            from quire.kernels.linear import hopper_tall  # Gluon: not in every Triton
+
+            hopper_tall.tall(x, weight, out, groups, silu=silu, pdl=pdl)
+            return out
+    x = _padded(x, padded)
     if variant.split > 1 and not silu:
         before = residual
         if before is None:

@@ -4,7 +4,8 @@ Invariant: the sum is that of skinny.py with as many shares, bit for bit: within
 the matrix units, in fp32, and the shares are added in index order. A program adds its accumulator
 to a total at the end of each share and begins anew, while the tiles of the next one come.
 
-Tiles come through descriptors (TMA): sm_90 and newer.
+Tiles come through descriptors (TMA): sm_90 and newer. On sm_90 hopper_tall.py takes most launches,
+bit for bit, in tiles of its own (`tall_launch.takes`).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -15,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from quire.kernels.linear.tall_launch import SHARES, groups_of, takes
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -95,6 +98,12 @@ def tall(
     (rows, width), columns = x.shape, weight.shape[0]
     if width % (split * block_k):
         raise ValueError(f"{split} shares of {width} in steps of {block_k}")
+    if (residual is None or apart) and takes(x, out, split):
+        from quire.kernels.linear import hopper_tall  # Gluon: not in every Triton
+
+        for groups in SHARES if x.is_meta else (groups_of(rows, columns, SHARES),):
+            hopper_tall.tall(x, weight, out, groups, split=split, residual=residual, pdl=pdl)
+        return
     grid = (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n),)
     _tall_kernel[grid](
         TensorDescriptor(x, [rows, width], [width, 1], [block_m, block_k]),

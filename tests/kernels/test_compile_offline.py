@@ -49,13 +49,26 @@ def test_hot_attention_kernels_do_not_spill(tmp_path: Path, only: tuple[str, ...
 def test_whole_contexts_have_a_kernel_of_their_own_on_sm_90(tmp_path: Path, arch: int) -> None:
     import triton
 
-    from quire.kernels.attention.prefill_launch import HOPPER_TRITON
+    from quire.kernels.support import HOPPER_TRITON
 
     case = "prefill D128 G2 block 64 tokens 8192"
     found = compiled(tmp_path / "rows.json", "--arch", str(arch), "--only", case)
     taken = arch == 90 and triton.__version__ in HOPPER_TRITON
     whole = "_hopper_prefill_kernel" if taken else "_prefill_kernel"
     assert [row["kernel"] for row in found] == [whole, "_prefill_kernel"]  # and short rows
+
+
+@pytest.mark.long
+def test_products_of_many_rows_do_not_spill_on_sm_90(tmp_path: Path) -> None:
+    import triton
+
+    from quire.kernels.support import HOPPER_TRITON
+
+    if triton.__version__ not in HOPPER_TRITON:
+        pytest.skip("another Triton than hopper_tall.py is for")
+    found = compiled(tmp_path / "rows.json", "--only", "tall")
+    assert {row["kernel"] for row in found} == {"_hopper_tall_kernel"} and len(found) == 5
+    assert all(row["wgmma"] > 0 and row["tma"] > 0 for row in found)
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 _TABLE = "tests/kernels/linear/test_exact.py::test_"
+_TALL = "tests/kernels/linear/test_tall_launch.py::test_"
 _FP8 = "tests/kernels/linear/test_fp8_exact.py::test_"
 _MODE = "tests/engine/runner/test_exact_mode.py::test_"
 _RUN = "tests/kernels/test_interpreted.py::test_triton_kernels_under_the_interpreter"
@@ -26,9 +27,16 @@ FAULTS = (
     Fault(
         "exact: the library is asked for numbers of rows that nobody compared",
         "kernels/linear/linear.py",
-        "        x = _padded(x, library_rows(rows))\n",
-        "        pass\n",
+        "    x = _padded(x, padded)\n",
+        "",
         (_TABLE + "the_library_is_asked_for_no_number_of_rows_that_was_not_compared",),
+    ),
+    Fault(
+        "exact: the library takes rows at whose padded number another kernel was compared",
+        "kernels/linear/linear.py",
+        "x.shape[1], padded, silu=silu)",
+        "x.shape[1], rows, silu=silu)",
+        (_TALL + "exact_mode_asks_the_library_for_no_rows_at_which_another_was_compared",),
     ),
     Fault(
         "exact: what was dropped is launched again",

@@ -45,6 +45,13 @@ FAULTS = (
         _RUN,
     ),
     Fault(
+        "warm-up: kernels of many rows belong to no step",
+        "kernels/launches.py",
+        "        names |= tall_launch.kernels(step.tokens)\n",
+        "        pass\n",
+        ("tests/kernels/linear/test_tall_launch.py::test_warm_up_tells_a_step_that_launches_them",),
+    ),
+    Fault(
         "warm-up: three rows are taken for four",
         "kernels/linear/tuning.py",
         "    if rows <= _EXACT_ROWS:",

@@ -85,6 +85,23 @@ def exact_products() -> Calls:
 
 
 @cases(hot=True)
+def tall() -> Calls:
+    """Products of many rows in Gluon, of every kind and height."""
+    if not support.has_gluon(torch.device("meta")):
+        return
+    from quire.kernels.linear import hopper_tall, tall_launch
+
+    x, weight, out = empty(3000, 1024), empty(4096, 1024), empty(3000, 4096)
+    for groups in tall_launch.SHARES:
+        shares = partial(hopper_tall.tall, split=4, residual=out, pdl=True)
+        yield f"tall, shares, {groups} groups", partial(shares, x, weight, out, groups)
+    for groups in tall_launch.SILU:
+        half = empty(3000, 2048)
+        gated = partial(hopper_tall.tall, x, weight, half, groups, silu=True, pdl=True)
+        yield f"tall, SiLU, {groups} groups", gated
+
+
+@cases(hot=True)
 def gpt2() -> Calls:
     """Of its smallest and its widest model, before a residual's first bias and behind it."""
     from quire.kernels.attention.kv_write import kv_write

@@ -10,7 +10,6 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from quire.kernels import support
-from quire.kernels.attention import prefill_launch
 from quire.kernels.attention.prefill_launch import PrefillLaunch, choose_tiles, for_hopper
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -19,7 +18,7 @@ WHOLE = PrefillLaunch(choose_tiles(128, BF16), 1, 1 << 30)
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("triton.__version__", prefill_launch.HOPPER_TRITON[0])
+    monkeypatch.setattr("triton.__version__", support.HOPPER_TRITON[0])
     support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
     yield
     support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
