@@ -28,7 +28,7 @@ try:
     import typer
 
     from quire.clients.commands.common import INTERRUPTED
-    from quire.clients.help import WIDEST, App
+    from quire.clients.help import WIDEST, App, NoNumber
 except KeyboardInterrupt:  # a first start takes a second or more
     sys.exit(130)
 
@@ -137,10 +137,7 @@ def _run(words: list[str]) -> int:
 
 
 _WANTED = {  # by what the library that judges values calls the fault; the bounds come with it
-    "int_parsing": "a whole number",
     "int_parsing_size": "a smaller whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
     "bool_parsing": "true or false",
     "greater_than_equal": "at least {ge:g}",
     "less_than_equal": "at most {le:g}",
@@ -149,19 +146,26 @@ _WANTED = {  # by what the library that judges values calls the fault; the bound
 
 def _judged(error: BaseException) -> str:
     """The option, its value and what it must be, where a value was judged; else nothing."""
-    judge = getattr(error.__cause__, "errors", None)
     option = getattr(error, "param", None)
-    if judge is None or option is None:
-        return ""
-    (fault, *_) = judge()
-    wanted = _WANTED.get(fault["type"])
-    if wanted is None:
+    value, wanted = _fault(error)
+    if not wanted or option is None:
         return ""
     name = max(option.opts, key=len) if option.opts[0].startswith("-") else option.name.upper()
     source = error.ctx.get_parameter_source(option.name)  # type: ignore[attr-defined]
     if source is not None and source.name == "ENVIRONMENT":
         name = f"{option.envvar} (for {name})"
-    return f"{name} {fault['input']}: must be {wanted.format(**fault.get('ctx', {}))}"
+    return f"{name} {value}: must be {wanted}"
+
+
+def _fault(error: BaseException) -> tuple[object, str]:
+    """A value, and what it must be: nothing, where it is not known."""
+    if isinstance(error, NoNumber):
+        return error.value, error.wanted
+    judge = getattr(error.__cause__, "errors", None)
+    if judge is None:
+        return None, ""
+    (fault, *_) = judge()
+    return fault["input"], _WANTED.get(fault["type"], "").format(**fault.get("ctx", {}))
 
 
 def _explain_usage(error: BaseException, words: list[str]) -> int:
