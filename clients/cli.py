@@ -6,6 +6,8 @@ a second, without torch); the server's commands are found through the entry-poin
 asked for is imported and built.
 """
 
+import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -27,6 +29,7 @@ try:
 
     import typer
 
+    from quire.clients import standard_streams
     from quire.clients.commands.common import INTERRUPTED
     from quire.clients.help import WIDEST, App, NoNumber
 except KeyboardInterrupt:  # a first start takes a second or more
@@ -45,6 +48,7 @@ CLIENT_COMMANDS = {  # and the module of each, in the order of the help
     "top": "top",
     "watch": "watch",
 }
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 
 
@@ -107,9 +111,9 @@ def _stand_in(app: typer.Typer, error: ImportError) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0, 1, 2 (usage) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    standard_streams.fill()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # one that was closed before
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(_run(words))
 
 
@@ -118,14 +122,16 @@ def _run(words: list[str]) -> int:
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     try:
         result = build_app(words)(args=words, prog_name="quire", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except UnicodeDecodeError as error:  # files are read with words of their own
         print(f"quire: standard input is not {error.encoding.upper()}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        return _explain_output(error)
     except ModuleNotFoundError as error:
         if words[:1] and words[0] in SERVER_COMMANDS:
             print(f"{HOW_TO_GET_THE_SERVER} ({error})", file=sys.stderr)
@@ -134,6 +140,15 @@ def _run(words: list[str]) -> int:
     except usage_error as error:
         return _explain_usage(error, words)
     return result if isinstance(result, int) else 0
+
+
+def _explain_output(error: OSError) -> int:
+    """The reader of our output has left, of which nothing is said, or there is no room for it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), standard_streams.OUTPUT)
+    if error.errno != errno.EPIPE:
+        with contextlib.suppress(OSError):  # standard error may be there too
+            print(f"quire: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 _WANTED = {  # by what the library that judges values calls the fault; the bounds come with it

@@ -184,7 +184,7 @@ FAULTS = (
     ),
     Fault(
         "quire: a closed standard stream is left closed",
-        "service/telemetry/standard_streams.py",
+        "clients/standard_streams.py",
         "            if opened != descriptor:\n",
         "            os.close(opened)\n            if False:\n",
         (ENDS + "closed_standard_streams_keep_nobody_from_serving",),
