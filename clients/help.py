@@ -63,9 +63,8 @@ class App(typer.Typer):
 
 def _number_kind(hint: Any) -> type | None:
     """int or float, where a value is one, or a list of them, or may be left out."""
-    if hint in (int, float):
-        return hint
-    return next(filter(None, map(_number_kind, get_args(hint))), None)
+    found = {hint, *get_args(hint), *(deep for one in get_args(hint) for deep in get_args(one))}
+    return next((kind for kind in (int, float) if kind in found), None)
 
 
 def _judge(param: Any, kind: type) -> None:
