@@ -6,6 +6,8 @@ a second, without torch); the server's commands are found through the entry-poin
 asked for is imported and built.
 """
 
+import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -27,8 +29,9 @@ try:
 
     import typer
 
+    from quire.clients import standard_streams
     from quire.clients.commands.common import INTERRUPTED
-    from quire.clients.help import WIDEST, App
+    from quire.clients.help import WIDEST, App, NoNumber
 except KeyboardInterrupt:  # a first start takes a second or more
     sys.exit(130)
 
@@ -45,6 +48,7 @@ CLIENT_COMMANDS = {  # and the module of each, in the order of the help
     "top": "top",
     "watch": "watch",
 }
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 HOW_TO_GET_THE_SERVER = "quire: the server is not installed: pip install '.[server]'"
 
 
@@ -107,9 +111,9 @@ def _stand_in(app: typer.Typer, error: ImportError) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0, 1, 2 (usage) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    standard_streams.fill()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # one that was closed before
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(_run(words))
 
 
@@ -118,14 +122,16 @@ def _run(words: list[str]) -> int:
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     try:
         result = build_app(words)(args=words, prog_name="quire", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except UnicodeDecodeError as error:  # files are read with words of their own
         print(f"quire: standard input is not {error.encoding.upper()}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        return _explain_output(error)
     except ModuleNotFoundError as error:
         if words[:1] and words[0] in SERVER_COMMANDS:
             print(f"{HOW_TO_GET_THE_SERVER} ({error})", file=sys.stderr)
@@ -136,11 +142,17 @@ def _run(words: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _explain_output(error: OSError) -> int:
+    """The reader of our output has left, of which nothing is said, or there is no room for it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), standard_streams.OUTPUT)
+    if error.errno != errno.EPIPE:
+        with contextlib.suppress(OSError):  # standard error may be there too
+            print(f"quire: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return 1
+
+
 _WANTED = {  # by what the library that judges values calls the fault; the bounds come with it
-    "int_parsing": "a whole number",
     "int_parsing_size": "a smaller whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
     "bool_parsing": "true or false",
     "greater_than_equal": "at least {ge:g}",
     "less_than_equal": "at most {le:g}",
@@ -149,19 +161,26 @@ _WANTED = {  # by what the library that judges values calls the fault; the bound
 
 def _judged(error: BaseException) -> str:
     """The option, its value and what it must be, where a value was judged; else nothing."""
-    judge = getattr(error.__cause__, "errors", None)
     option = getattr(error, "param", None)
-    if judge is None or option is None:
-        return ""
-    (fault, *_) = judge()
-    wanted = _WANTED.get(fault["type"])
-    if wanted is None:
+    value, wanted = _fault(error)
+    if not wanted or option is None:
         return ""
     name = max(option.opts, key=len) if option.opts[0].startswith("-") else option.name.upper()
     source = error.ctx.get_parameter_source(option.name)  # type: ignore[attr-defined]
     if source is not None and source.name == "ENVIRONMENT":
         name = f"{option.envvar} (for {name})"
-    return f"{name} {fault['input']}: must be {wanted.format(**fault.get('ctx', {}))}"
+    return f"{name} {value}: must be {wanted}"
+
+
+def _fault(error: BaseException) -> tuple[object, str]:
+    """A value, and what it must be: nothing, where it is not known."""
+    if isinstance(error, NoNumber):
+        return error.value, error.wanted
+    judge = getattr(error.__cause__, "errors", None)
+    if judge is None:
+        return None, ""
+    (fault, *_) = judge()
+    return fault["input"], _WANTED.get(fault["type"], "").format(**fault.get("ctx", {}))
 
 
 def _explain_usage(error: BaseException, words: list[str]) -> int:

@@ -2,19 +2,38 @@
 
 typer's own tables cut a name that is longer than its column, and a name that is cut cannot be
 typed. Here a long name stands on a line of its own and the words about it below. Options keep
-their groups.
+their groups. Numbers are read as everywhere else (see digits), not as typer would.
 """
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from quire.clients import digits
+
 WIDEST = 100  # columns; longer lines are hard to read
+
+
+class NoNumber(typer.BadParameter):
+    """What was given for a number is none. wanted: what it must be."""
+
+    def __init__(self, value: str, wanted: str, ctx: Any, param: Any) -> None:
+        super().__init__(f"{value!r} is not {wanted}", ctx, param)
+        self.value = value
+        self.wanted = wanted
 
 
 class Command(TyperCommand):
     """A command whose help is such."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        hints = get_type_hints(self.callback)
+        for param in self.params:
+            kind = _number_kind(hints.get(param.name))
+            if kind is not None:
+                _judge(param, kind)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, then the groups of options in the order in which they come."""
@@ -40,3 +59,25 @@ class App(typer.Typer):
         """See typer."""
         settings = {"max_content_width": WIDEST, **(options.pop("context_settings", None) or {})}
         return super().command(name, context_settings=settings, **{"cls": Command, **options})
+
+
+def _number_kind(hint: Any) -> type | None:
+    """int or float, where a value is one, or a list of them, or may be left out."""
+    found = {hint, *get_args(hint), *(deep for one in get_args(hint) for deep in get_args(one))}
+    return next((kind for kind in (int, float) if kind in found), None)
+
+
+def _judge(param: Any, kind: type) -> None:
+    """What is no number does not come to the library that would read it otherwise."""
+    process = param.process_value
+
+    def judged(ctx: Any, value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, str):
+                try:
+                    digits.read(kind, one)
+                except ValueError:
+                    raise NoNumber(one, digits.NAMES[kind], ctx, param) from None
+        return process(ctx, value)
+
+    param.process_value = judged

@@ -1,4 +1,4 @@
-"""Two tools for the agents beside this file: a calculator and a small table.
+"""Two tools that the agents beside this file import: a calculator and a small table.
 
 Each is described as OpenAI's API describes one, and called with the JSON text of its arguments.
 What a tool cannot do it says, so that the model can go on.

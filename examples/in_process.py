@@ -1,4 +1,4 @@
-"""The engine and the text side in one process, without a server: for batch work.
+"""The engine and the text side in one process, without a server: what batch.py imports.
 
 Invariant: requests go through the same validation, template and tokenizer as over the wire.
 """

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from quire.clients import digits
 from quire.engine.errors import ConfigError
 from quire.engine.lifeline import SECRET_VARIABLE  # no option: it is shown nowhere
 
@@ -59,12 +60,12 @@ def _parsed(where: str, text: str, wanted: type) -> Any:
             return False
         raise ConfigError(f"{where} = {text!r}: must be true or false")
     try:
-        return wanted(text)
+        return text if wanted is str else digits.read(wanted, text)
     except ValueError:
         raise ConfigError(f"{where} = {text!r}: must be {article(wanted)}") from None
 
 
 def article(wanted: type) -> str:
     """What a value of a type is called."""
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    names = {bool: "true or false", str: "a text", **digits.NAMES}
     return names[wanted]

@@ -166,6 +166,7 @@ _OPTIONS = {  # by what the client calls them
     "address": "--address",
     "api_key": "--api-key",
     "timeout": "--timeout",
+    "replicas.routing": "--routing",
     "tls.root": "--tls-ca",
     "tls.cert": "--tls-cert",
     "tls.key": "--tls-key",

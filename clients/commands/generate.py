@@ -167,7 +167,7 @@ def _no_template(error: InvalidRequest) -> bool:
 def _parse_ids(text: str) -> Sequence[int]:
     words = text.replace(",", " ").split()
     for word in words:
-        if not (word.isdecimal() and len(word) <= _ID_DIGITS):
+        if not (word.isascii() and word.isdecimal() and len(word) <= _ID_DIGITS):
             raise OptionError(f"--ids: {show(word)} is not a token id")
     return [int(word) for word in words]
 

@@ -134,12 +134,9 @@ def loadtest(
     target = _target(address, api_key, secure, timeout, model.vocab_size, routing)
     sessions = plan.sessions(model.max_model_len)
     runs = [_run(plan, step, sessions, target, model.name, limits, detailed) for step in steps]
-    if report is not None:
-        from quire.clients.loadtest.report import write
-
-        write(report, runs)
-        print(f"report: {report}", file=sys.stderr)
     _print(runs, as_json)
+    if report is not None:
+        _write_report(report, runs)
     if any(run.summary["completed"] == 0 for run in runs):
         common.fail(_why_nothing(runs))
 
@@ -360,6 +357,16 @@ def _check_report(path: Path) -> None:
         raise OptionError(f"report: no directory {path.resolve().parent}")
     if path.is_dir():
         raise OptionError(f"report: {path} is a directory")
+
+
+def _write_report(path: Path, runs: Sequence[Run]) -> None:
+    from quire.clients.loadtest.report import write
+
+    try:
+        write(path, runs)
+    except OSError as error:
+        common.fail(f"report: {path}: {error.strerror}")
+    print(f"report: {path}", file=sys.stderr)
 
 
 def _print(runs: Sequence[Run], as_json: bool) -> None:

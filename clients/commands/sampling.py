@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quire.clients import digits
 from quire.clients.arguments import show
 from quire.clients.errors import OptionError
 
@@ -60,7 +61,7 @@ def read_bias(given: list[str] | None) -> dict[int, float] | None:
     for word in given or ():
         before, _, number = word.partition("=")
         try:
-            token_id, value = int(before), float(number)
+            token_id, value = digits.read(int, before), digits.read(float, number)
         except ValueError:
             raise OptionError(f"--logit-bias {show(word)}: is not ID=NUMBER") from None
         if token_id in bias:

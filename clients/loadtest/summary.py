@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quire.clients import digits
 from quire.clients.errors import OptionError
 from quire.clients.loadtest.drive import Outcome
 from quire.clients.loadtest.record import OK, ClientLoad, Record
@@ -30,7 +31,7 @@ def parse_limits(words: Sequence[str]) -> dict[str, float]:
     for word in words:
         name, _, value = word.partition(":")
         try:
-            seconds = float(value) / 1e3
+            seconds = digits.read(float, value) / 1e3
         except ValueError:
             seconds = math.nan
         if name not in LIMITS or not seconds > 0:

@@ -8,6 +8,7 @@ stays small.
 
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from quire.clients.large_json import without_repeats
 from quire.clients.prompts import build_request
 
 MOST_TURNS = 1_000_000  # of all sessions: each is kept until the end
-_DIGITS = 12
+_LENGTH = re.compile("[0-9]{1,12}")
 Segment = tuple[str, int]
 
 
@@ -59,10 +60,11 @@ class Span:
     @classmethod
     def parse(cls, name: str, text: str, least: int = 1) -> "Span":
         """`64` or `32:256`."""
-        low, _, high = text.partition(":")
-        if not all(one.isdecimal() and len(one) <= _DIGITS for one in (low, high or low)):
+        low, colon, high = text.partition(":")
+        high = high if colon else low
+        if not all(_LENGTH.fullmatch(one) for one in (low, high)):
             raise OptionError(f"{name}: {show(text)} is not a length such as 64 or 32:256")
-        span = cls(int(low), int(high or low))
+        span = cls(int(low), int(high))
         if not least <= span.low <= span.high:
             raise OptionError(f"{name}: {text!r}: at least {least}, and the smaller first")
         return span

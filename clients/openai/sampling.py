@@ -18,6 +18,7 @@ PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
 )
 USERS = ("safety_identifier", "user", "prompt_cache_key")  # the first that is given counts
 _INT32 = (1 << 31) - 1
+_BEYOND = 1e300  # the contract's float: told to be out of range in its words, whole numbers too
 _UINT64 = (1 << 64) - 1
 _NUMBERS = (
     "temperature",
@@ -96,10 +97,10 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
         good = isinstance(value, int | float) and not isinstance(value, bool)
         if not _names_an_id(token):
             body.fault("logit_bias", token, "must be a token id")
-        elif not good or abs(value) > _INT32:
+        elif not good:
             body.fault(f"logit_bias.{token}", value, "must be a number")
         else:
-            sampling.logit_bias[int(token)] = value
+            sampling.logit_bias[int(token)] = min(max(value, -_BEYOND), _BEYOND)
 
 
 def _names_an_id(token: str) -> bool:

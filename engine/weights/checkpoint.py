@@ -132,7 +132,12 @@ def _indexed(directory: Path) -> dict[str, StoredTensor]:
     if not places:
         raise ModelError(f"{index}: weight_map is missing or empty")
     for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if (
+            not isinstance(file, str)
+            or not file.isprintable()
+            or Path(file).name != file
+            or not file
+        ):
             raise ModelError(f"{index}: {name}: {file!r} is not the name of a file")
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(places.values())):

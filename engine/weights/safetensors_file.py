@@ -69,20 +69,29 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
                 raise ModelError(f"{path}: corrupt: header of {length} bytes in {size}")
-            header = json.loads(file.read(length), object_pairs_hook=once)
+            text = file.read(length).decode()
+            header = json.loads(text, object_pairs_hook=once)
     except FileNotFoundError:
         raise ModelError(f"{path}: cannot be read: {missing(path)}") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: corrupt: the header is not JSON") from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith("{"):
         raise ModelError(f"{path}: corrupt: the header is not an object")
-    header.pop("__metadata__", None)
+    _check_metadata(path, header.pop("__metadata__", None))
     data = 8 + length
     tensors = {name: _entry(path, name, said, data, size) for name, said in header.items()}
     _check_cover(path, tensors, data, size)
     return tensors
+
+
+def _check_metadata(path: Path, said: Any) -> None:
+    """Texts by name, where there are any."""
+    if said is not None and not (
+        isinstance(said, dict) and all(isinstance(value, str) for value in said.values())
+    ):
+        raise ModelError(f"{path}: corrupt: the header's __metadata__")
 
 
 def _check_cover(path: Path, tensors: dict[str, StoredTensor], data: int, size: int) -> None:

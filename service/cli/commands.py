@@ -130,9 +130,7 @@ def _serve(values: dict[str, Any]) -> int:
         print(text, end="")
         return 0 if fits else EXIT_DOES_NOT_FIT
     from quire.service.app.placement import placed
-    from quire.service.telemetry import standard_streams
 
-    standard_streams.fill()
     if settings.engine.node_rank > 0:
         from quire.service.app.node import follow
         from quire.service.app.process import leave

@@ -9,6 +9,7 @@ Invariant: outside torchrun, and under it on one node, nothing is taken from the
 from collections.abc import Mapping
 from typing import Any
 
+from quire.clients import digits
 from quire.engine.errors import ConfigError
 from quire.service.environment import ENV_PREFIX
 
@@ -45,8 +46,8 @@ def terms(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _number(variable: str, text: str) -> int:
+def _number(variable: str, text: str) -> Any:
     try:
-        return int(text)
+        return digits.read(int, text)
     except ValueError:
         raise ConfigError(f"{variable} = {text!r}: must be a whole number") from None

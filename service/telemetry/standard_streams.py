@@ -1,9 +1,8 @@
-"""The process's standard streams, made safe for a server.
+"""The process's standard streams, made safe for a server. That they are open the command sees to.
 
-Invariant: descriptors 0 to 2 are open, so that no socket ever takes one of their numbers. Nothing
-that is written to standard error waits for its reader, whoever in the process writes it: what a
-pipe, a terminal or a socket does not take is lost. (A terminal or a pipe of another user, which
-cannot be opened anew, is left as it is; a pipe is then told not to wait.)
+Invariant: nothing that is written to standard error waits for its reader, whoever in the process
+writes it: what a pipe, a terminal or a socket does not take is lost. (A terminal or a pipe of
+another user, which cannot be opened anew, is left as it is; a pipe is then told not to wait.)
 """
 
 import contextlib
@@ -11,28 +10,10 @@ import os
 import socket
 import stat
 import struct
-import sys
 import threading
 
-INPUT, OUTPUT, ERROR = 0, 1, 2
+OUTPUT, ERROR = 1, 2
 _SEND_MICROSECONDS = 5_000  # that a socket gets to take a write
-
-
-def fill() -> None:
-    """Open what is closed, as nothing."""
-    for descriptor in (INPUT, OUTPUT, ERROR):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != descriptor:
-                os.dup2(opened, descriptor)
-                os.close(opened)
-            os.set_inheritable(descriptor, True)
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(OUTPUT, "w", closefd=False)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(ERROR, "w", buffering=1, closefd=False)
 
 
 def never_wait(descriptor: int = ERROR) -> None:

@@ -10,6 +10,7 @@ Invariant: a token counts wherever it stands, and each error names the file.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ NAMES = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"),
     "mask_token",
 )
+_ID = re.compile("[0-9]{1,10}")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -98,7 +100,7 @@ def _read_decoder(files: TokenizerFiles, decoder: Any, path: Path) -> None:
     if not isinstance(decoder, Mapping):
         raise ModelError(f"{where}: not an object")
     for key, value in decoder.items():
-        if not (key.isdecimal() and len(key) < 11) or not isinstance(value, Mapping):
+        if not _ID.fullmatch(key) or not isinstance(value, Mapping):
             raise ModelError(f"{where}: {key!r}: not an id with an object that holds its content")
         files.added[int(key)] = _token(value, f"{where}: {key}", special=False)
 

@@ -80,7 +80,7 @@ def test_what_is_deep_is_refused_before_much_of_it_is_read() -> None:
         inside = FAR + opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
         assert large_json.loads(inside) == json.loads(inside)
         deeper = FAR + opening * 50 * MAX_DEPTH
-        with pytest.raises(RecursionError) as caught:
+        with pytest.raises(RecursionError, match=f"more than {MAX_DEPTH}") as caught:
             large_json.loads(deeper)
         assert len(caught.traceback) == 2
         assert turns(lambda: outcome(lambda: large_json.loads(deeper))) < 10 * MAX_DEPTH  # noqa: B023

@@ -8,6 +8,7 @@ ACCESS = "tests/service/telemetry/test_access.py::test_"
 INTAKE = "tests/service/admission/test_intake.py::test_"
 ENDS = "tests/service/app/test_ends.py::test_"
 GUARDIAN = "tests/service/app/test_guardian.py::test_"
+STACKS = "tests/service/app/test_stacks.py::test_"
 
 FAULTS = (
     Fault(
@@ -183,7 +184,7 @@ FAULTS = (
     ),
     Fault(
         "quire: a closed standard stream is left closed",
-        "service/telemetry/standard_streams.py",
+        "clients/standard_streams.py",
         "            if opened != descriptor:\n",
         "            os.close(opened)\n            if False:\n",
         (ENDS + "closed_standard_streams_keep_nobody_from_serving",),
@@ -203,17 +204,14 @@ FAULTS = (
         "service/app/server.py",
         "        await asyncio.to_thread(logs.flush)\n        if stack",
         "        if stack",
-        (
-            "tests/service/app/test_faults.py::"
-            "test_a_step_that_holds_its_own_interpreter_leaves_the_server_time_for_last_words",
-        ),
+        (STACKS + "the_line_that_announces_stacks_is_written_before_they_are_asked_for",),
     ),
     Fault(
         "quire: stacks are read beside threads that run",
         "engine/client/stacks.py",
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {_ASKED})\n",
         "    faulthandler.register(_ASKED, file=_STANDARD_ERROR, all_threads=True)\n",
-        (ENDS + "sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends",),
+        (STACKS + "stacks_are_read_while_nobody_runs",),
     ),
     Fault(
         "quire: a port that gRPC has closed stays closed",

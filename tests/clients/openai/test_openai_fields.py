@@ -140,6 +140,12 @@ def test_users_of_a_client_have_one_name_and_no_salt(fields: dict[str, Any], nam
     assert asked(**fields).names().body("user") == name
 
 
+@pytest.mark.parametrize("value", [3e9, -3e9, 1e39, 1e308, -(10**400)])
+def test_a_bias_of_any_size_is_a_number_which_the_contract_judges(value: float) -> None:
+    bias = request(logit_bias={"17": value}).sampling.logit_bias[17]
+    assert abs(bias) > 1e9 and (bias > 0) == (value > 0)
+
+
 def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     assert faults(wit=1, temprature=0.5, max_tokens="7", n=1.5) == {
         "wit": "1: is not a field of this request",

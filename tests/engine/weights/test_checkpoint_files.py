@@ -100,6 +100,25 @@ def test_a_shape_that_no_tensor_has_is_refused_at_once(shape: list[int], tmp_pat
         read_header(tmp_path / SINGLE)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "\ufeff{}".encode(),
+        "{}".encode("utf-16"),
+        b'{"\xff": 1}',
+        b" {}",
+        b'{"__metadata__": [1]}',
+        b'{"__metadata__": {"format": 1}}',
+    ],
+)
+def test_a_header_that_other_readers_would_not_take_is_refused(
+    header: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match=r"safetensors: corrupt: the header"):
+        read_header(tmp_path / SINGLE)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused_by_name(value: float, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.down_proj.weight"

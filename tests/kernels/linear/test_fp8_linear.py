@@ -9,6 +9,7 @@ from torch import Tensor
 from quire.kernels import reference
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant
 from quire.kernels.reference.fp8 import widen_blocks
+from quire.kernels.support import HOPPER_SHARED
 from quire.kernels.weight import Quantized, Weight
 
 BF16 = torch.bfloat16
@@ -189,6 +190,19 @@ def test_k_is_split_until_a_card_is_full_and_never_for_any_number_of_rows() -> N
     assert [v.split for v in splits.values() if isinstance(v, Fp8Tile)] == [4, 4, 2, 2, 1]
     gates = choose(24576, 4096, 8, True)
     assert isinstance(gates, Fp8Tile) and gates.split == 1
+
+
+@pytest.mark.parametrize("shared", [HOPPER_SHARED, 101_376])
+@pytest.mark.parametrize(("n", "k", "silu"), [(24576, 4096, True), (1024, 3072, False)])
+def test_rows_of_one_class_take_one_kernel(n: int, k: int, silu: bool, shared: int) -> None:
+    """Which is how warm-up knows all of them."""
+    pytest.importorskip("triton")
+    from quire.kernels.linear.fp8_tuning import choose, exact
+    from quire.kernels.linear.tuning import row_class
+
+    for pick in (choose, exact):
+        picked = {row: pick(n, k, row, silu, shared) for row in (*range(1, 300), 999, 1000, 1001)}
+        assert all(picked[row] == pick(n, k, row_class(row), silu, shared) for row in picked)
 
 
 def test_programs_of_one_row_all_run_at_once() -> None:
