@@ -10,6 +10,7 @@ that `tuning` knows those are chosen that keep this order:
     side        (side.py) of up to 16 rows, S from 2 to 8
     whole       (whole.py) of up to 16 rows, one share
     stacked     (stacked.py) of up to 16 rows, S of 1 and more
+    boxed       (boxed.py) of some 33 to 64 rows, with S shares
     tall        (tall.py) of many rows, S of 2 and more
     library     a product for each share: it keeps the order where it does not split K by itself,
                 which only the card can tell (`check.py`): where it does, a tile takes its place.

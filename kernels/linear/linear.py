@@ -18,6 +18,7 @@ from torch import Tensor
 from quire.kernels import support
 from quire.kernels.linear import (
     around,
+    boxed,
     gemv,
     norms,
     side,
@@ -31,6 +32,7 @@ from quire.kernels.linear import (
 from quire.kernels.linear.around import Around
 from quire.kernels.linear.exact import ExactProducts, library_rows
 from quire.kernels.linear.tuning import (
+    Boxed,
     Gemv,
     Library,
     Side,
@@ -92,8 +94,11 @@ def run(
     out = around.result(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
-    options = {**vars(variant), "norm_weight": norm_weight, "eps": eps}
-    options |= {"residual": residual, "silu": silu, "pdl": pdl}
+    options = {**vars(variant), "residual": residual, "silu": silu, "pdl": pdl}
+    if isinstance(variant, Boxed):
+        boxed.boxed(x, weight, out, counters=counters, apart=apart, **options)
+        return out
+    options |= {"norm_weight": norm_weight, "eps": eps}
     if isinstance(variant, Gemv):
         gemv.gemv(x, weight, out, **options)
     elif isinstance(variant, Whole):

@@ -155,7 +155,24 @@ class Tall:
         return (self.block_m + self.block_n) * self.block_k * 2
 
 
-Tile = Skinny | Side | Whole | Stacked | Tall
+@dataclass(frozen=True)
+class Boxed:
+    """The kernel of boxed.py, of 33 to 64 rows, on cards with descriptors."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+    warps: int
+    split: int = 1
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage: x and the weights, 16 bits each."""
+        return (self.block_m + self.block_n) * self.block_k * 2
+
+
+Tile = Skinny | Side | Whole | Stacked | Tall | Boxed
 Variant = Gemv | Library | Tile
 Table = Mapping[tuple[int, int], Mapping[int, Variant]]
 _KINDS: dict[str, type[Variant]] = {
@@ -166,6 +183,7 @@ _KINDS: dict[str, type[Variant]] = {
     "whole": Whole,
     "stacked": Stacked,
     "tall": Tall,
+    "boxed": Boxed,
 }
 
 
@@ -326,7 +344,9 @@ def row_class(rows: int) -> int:
 
 
 def fits(variant: Variant, shared: int) -> bool:
-    """Whether a program may have the shared memory that a variant takes."""
+    """Whether a card of so much shared memory a program can run a variant."""
+    if isinstance(variant, Boxed) and shared < HOPPER_SHARED:
+        return False  # as before Hopper, where nothing knows descriptors
     return not isinstance(variant, Tile) or variant.stages * variant.stage_bytes <= shared
 
 

@@ -25,6 +25,13 @@ FAULTS = (
         (_TABLE + "what_breaks_the_order_is_told",),
     ),
     Fault(
+        "exact: tiles by descriptors add a residual to what was not rounded",
+        "kernels/linear/linear.py",
+        "counters=counters, apart=apart, **options)\n        return out\n",
+        "counters=counters, **options)\n        return out\n",
+        _PRODUCTS,
+    ),
+    Fault(
         "exact: the library is asked for numbers of rows that nobody compared",
         "kernels/linear/linear.py",
         "    x = _padded(x, padded)\n",

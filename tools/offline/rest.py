@@ -31,7 +31,9 @@ def products() -> Calls:
     shared = support.shared_bytes(torch.device("meta"))
     seen = set()
     for card in tuning.tables():
-        for product in (one for shape in SHAPES for one in products_of(shape)):
+        for product in (
+            p for shape in SHAPES for ranks in (1, 2) for p in products_of(shape, ranks)
+        ):
             for bucket in tuning.table(card).get((product.n, product.k), {}):
                 variant = tuning.choose(
                     product.n, product.k, bucket, torch.bfloat16, product.silu, shared, card
@@ -71,12 +73,16 @@ def exact_products() -> Calls:
 
     for card in tuning.tables():
         for product in (one for shape in SHAPES for one in products_of(shape)):
-            order = exact.order_of(product.n, product.k, card)
-            weight = empty(product.n, product.k)
-            for variant in dict.fromkeys(order.rows.values()):
+            size, shared = (product.n, product.k), support.shared_bytes(torch.device("meta"))
+            weight = empty(*size)
+            chosen = {
+                bucket: exact.choose(*size, bucket, shared, card)
+                for bucket in exact.order_of(*size, card).rows
+            }
+            for variant in dict.fromkeys(chosen.values()):
                 if isinstance(variant, tuning.Library):
                     continue
-                rows = max(bucket for bucket, one in order.rows.items() if one == variant)
+                rows = max(bucket for bucket, one in chosen.items() if one == variant)
                 tensors = tensors_of(product, rows, "meta")
                 yield (
                     f"exact {product.name} {product.n} x {product.k}, {rows} rows",

@@ -9,6 +9,7 @@ import torch
 
 from quire.kernels.linear import exact, tuning
 from quire.kernels.linear.tuning import (
+    Boxed,
     Gemv,
     Library,
     Side,
@@ -57,6 +58,7 @@ def test_what_breaks_the_order_is_told() -> None:
     assert exact.keeps(Side(16, 64, stages=4, split=8), 1024, 8)
     assert exact.keeps(Stacked(768, 4), 3072, 4)
     assert exact.keeps(Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 128, 2)
+    assert exact.keeps(Boxed(64, 64, 128, stages=7, warps=4, split=2), 1024, 2)
     broken: list[tuple[Variant, int, int]] = [
         (Gemv(2, 4), 1024, 1),
         (replace(tile, split=2), 1024, 1),
@@ -71,6 +73,8 @@ def test_what_breaks_the_order_is_told() -> None:
         (Side(16, 128, stages=4, split=4), 1024 + 256, 4),
         (Tall(128, 256, 64, stages=4, warps=8, split=2), 1024 + 64, 2),
         (Tall(128, 256, 64, stages=4, warps=8, split=1), 1000, 1),
+        (Boxed(64, 64, 128, stages=7, warps=4, split=2), 1024, 1),
+        (Boxed(64, 64, 128, stages=7, warps=4, split=2), 1024 + 128, 2),
     ]
     for variant, k, split in broken:
         assert not exact.keeps(variant, k, split)
@@ -199,6 +203,7 @@ TILES = (
     Skinny(16, 64, 128, swap=True, stages=2, warps=4),
     Skinny(32, 64, 64, swap=True, stages=2, warps=4, tiles=3),
     Skinny(64, 32, 128, swap=False, stages=2, warps=4),
+    Boxed(16, 64, 64, stages=2, warps=4),
 )
 AROUND: list[dict[str, Any]] = [
     {"norm": True},
@@ -227,14 +232,14 @@ def bits(device: torch.device, ordered_dots: None) -> Any:
 )
 def test_a_row_has_one_product_whatever_tile_and_rows(bits: Any, around: dict[str, Any]) -> None:
     found = bits(128, 136, **around)
-    for tile, rows in zip(TILES, ((1, 70), (17,), (33,), (2, 64)), strict=True):
+    for tile, rows in zip(TILES, ((1, 70), (17,), (33,), (2, 64), (3, 64)), strict=True):
         assert found.differ_at(tile, rows) is None, tile
 
 
 @pytest.mark.triton
 def test_shares_are_added_in_order_before_the_residual(bits: Any) -> None:
     found = bits(64, 512, split=4, dtype=FP16, residual=True)
-    for tile in TILES[:2]:
+    for tile in (*TILES[:2], TILES[-1]):
         assert found.differ_at(replace(tile, split=4), (1, 20)) is None
 
 

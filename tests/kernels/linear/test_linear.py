@@ -8,7 +8,18 @@ from torch import Tensor
 
 from quire.kernels import reference
 from quire.kernels.linear import tuning
-from quire.kernels.linear.tuning import Gemv, Library, Side, Skinny, Stacked, Tile, Variant, Whole
+from quire.kernels.linear.tuning import (
+    Boxed,
+    Gemv,
+    Library,
+    Side,
+    Skinny,
+    Stacked,
+    Tile,
+    Variant,
+    Whole,
+)
+from quire.kernels.support import HOPPER_SHARED
 
 BF16 = torch.bfloat16
 
@@ -90,6 +101,7 @@ def _check(
 
 
 SMALL_DOT = Skinny(16, 32, 64, swap=False, stages=2, warps=4)
+BOXED = Boxed(16, 32, 64, stages=2, warps=4, split=3)
 SWAPPED = dataclasses.replace(SMALL_DOT, block_n=64, swap=True)
 AROUND = [
     {"norm": True},
@@ -130,6 +142,15 @@ def test_skinny_with_what_stands_around_it(
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("around", [{"residual": True}, {"norm": True, "silu": True}])
+def test_boxes_at_odd_sizes(split: int, around: dict[str, bool], device: torch.device) -> None:
+    variant = dataclasses.replace(BOXED, split=split)
+    for rows, columns, width in ((18, 70, 264), (5, 32, 64)):
+        _check(variant, rows, columns, width, device, **around)
+
+
+@pytest.mark.triton
 @pytest.mark.parametrize(
     ("tiles", "split"),
     [(2, 1), (3, 2), *(pytest.param(*one, marks=pytest.mark.long) for one in ((2, 2), (3, 1)))],
@@ -152,17 +173,18 @@ def test_more_tiles_than_a_program_takes_are_refused(device: torch.device) -> No
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("tile", [SWAPPED, BOXED])
 @pytest.mark.parametrize("split", [2, 4])
 @pytest.mark.parametrize("width", [256, 320, 72])
 @pytest.mark.parametrize("silu", [False, True])
 def test_split_products_leave_their_counters_at_zero(
-    split: int, width: int, silu: bool, device: torch.device
+    tile: Variant, split: int, width: int, silu: bool, device: torch.device
 ) -> None:
     from quire.kernels.linear import linear, skinny
 
     case = _case(20, 48, width, BF16, device, silu)
     counters = skinny.new_counters(device)
-    variant = dataclasses.replace(SWAPPED, split=split)
+    variant = dataclasses.replace(tile, split=split)
     outs = [
         linear.run(
             variant,
@@ -344,6 +366,10 @@ def test_another_card_takes_no_kernel_that_holds_weights_ahead() -> None:
     for n, k, bucket in held:
         other = tuning.choose(n, k, bucket, BF16, False, card="NVIDIA RTX 4090")
         assert not isinstance(other, ahead)
+
+
+def test_cards_without_descriptors_take_no_boxes() -> None:
+    assert tuning.fits(BOXED, HOPPER_SHARED) and not tuning.fits(BOXED, 166_912)
 
 
 def test_one_row_past_a_very_large_weight_is_launched_alone() -> None:
