@@ -151,11 +151,9 @@ def _explain_output(error: OSError) -> int:
     return 1
 
 
-_WANTED = {  # by what the library that judges values calls the fault; the bounds come with it
+_WANTED = {  # by what the library that judges values calls the fault
     "int_parsing_size": "a smaller whole number",
     "bool_parsing": "true or false",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
 }
 
 
@@ -180,7 +178,7 @@ def _fault(error: BaseException) -> tuple[object, str]:
     if judge is None:
         return None, ""
     (fault, *_) = judge()
-    return fault["input"], _WANTED.get(fault["type"], "").format(**fault.get("ctx", {}))
+    return fault["input"], _WANTED.get(fault["type"], "")
 
 
 def _explain_usage(error: BaseException, words: list[str]) -> int:

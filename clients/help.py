@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+from typer.models import ParameterInfo
 
 from quire.clients import digits
 
@@ -29,11 +30,12 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        hints = get_type_hints(self.callback)
+        hints = get_type_hints(self.callback, include_extras=True)
         for param in self.params:
-            kind = _number_kind(hints.get(param.name))
+            hint = hints.get(param.name)
+            kind = _number_kind(hint)
             if kind is not None:
-                _judge(param, kind)
+                _judge(param, kind, *_bounds(hint))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, then the groups of options in the order in which they come."""
@@ -67,17 +69,30 @@ def _number_kind(hint: Any) -> type | None:
     return next((kind for kind in (int, float) if kind in found), None)
 
 
-def _judge(param: Any, kind: type) -> None:
-    """What is no number does not come to the library that would read it otherwise."""
+def _bounds(hint: Any) -> tuple[float | None, float | None]:
+    """The least and the greatest value that an option takes; None: there is none."""
+    for option in getattr(hint, "__metadata__", ()):
+        if isinstance(option, ParameterInfo):
+            return option.min, option.max
+    return None, None
+
+
+def _judge(param: Any, kind: type, least: float | None, most: float | None) -> None:
+    """What is no number does not come to the library that would read it otherwise, nor what is out
+    of bounds, of which typer's versions tell in words of their own."""
     process = param.process_value
 
     def judged(ctx: Any, value: Any) -> Any:
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, str):
                 try:
-                    digits.read(kind, one)
+                    number = digits.read(kind, one)
                 except ValueError:
                     raise NoNumber(one, digits.NAMES[kind], ctx, param) from None
+                if least is not None and number < least:
+                    raise NoNumber(one, f"at least {least:g}", ctx, param)
+                if most is not None and number > most:
+                    raise NoNumber(one, f"at most {most:g}", ctx, param)
         return process(ctx, value)
 
     param.process_value = judged
