@@ -30,12 +30,12 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        kinds = get_type_hints(self.callback)
         hints = get_type_hints(self.callback, include_extras=True)
         for param in self.params:
-            hint = hints.get(param.name)
-            kind = _number_kind(hint)
+            kind = _number_kind(kinds.get(param.name))
             if kind is not None:
-                _judge(param, kind, *_bounds(hint))
+                _judge(param, kind, *_bounds(hints.get(param.name)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, then the groups of options in the order in which they come."""
