@@ -171,6 +171,15 @@ class Ops(Protocol):
 
     def greedy(self, logits: Tensor) -> Tensor: ...
 
+    def best_of_part(
+        self,
+        logits: Tensor,
+        first: int,
+        noise: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor: ...
+
+    def best_of_parts(self, best: Tensor) -> Tensor: ...
+
     def logprobs(
         self, logits: Tensor, tokens: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...

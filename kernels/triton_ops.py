@@ -295,6 +295,14 @@ class TritonOps(ExpertTritonOps):
     def greedy(self, logits: Tensor) -> Tensor:
         return sampling.greedy(logits, pdl=self.pdl)
 
+    def best_of_part(
+        self, logits: Tensor, first: int, noise: sampling.Noise | None = None
+    ) -> Tensor:
+        return sampling.best_of_part(logits, first, noise, pdl=self.pdl)
+
+    def best_of_parts(self, best: Tensor) -> Tensor:
+        return sampling.best_of_parts(best, pdl=self.pdl)
+
     def logprobs(
         self, logits: Tensor, tokens: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from quire.engine.errors import ModelError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.product import Product
 
@@ -20,11 +21,14 @@ from quire.engine.model.product import Product
 class CausalModel(ABC):
     """A decoder that maps token ids to the logits of the next one.
 
+    head: makes the logits.
     num_kv_heads: those of this rank, which its cache holds. qk_norm: whether any layer norms q and
     k, which decides what attention launches.
     weights_digest: what names the weights, once they are filled in. int8: whether matrices were
     made int8 rows while they were.
     """
+
+    head: VocabTable
 
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, device: torch.device, num_kv_heads: int
@@ -70,8 +74,9 @@ class CausalModel(ABC):
         for the head. kv.k, kv.v: of this rank's heads. layers: only these; None: all."""
 
     @abstractmethod
-    def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits after the final norm: [L, V] fp32. hidden: [T, H]; rows: [L] int64, None = all."""
+    def logits(self, hidden: Tensor, rows: Tensor | None, part: bool = False) -> Tensor:
+        """Logits after the final norm: [L, V] fp32. hidden: [T, H]; rows: [L] int64, None = all;
+        part: of this rank's part of the vocabulary."""
 
     @abstractmethod
     def states(self, hidden: Tensor) -> Tensor:

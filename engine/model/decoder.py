@@ -148,10 +148,10 @@ class Decoder(CausalModel):
             stream = layer(stream, then, its, k, v, self.rope)
         return stream.residual
 
-    def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor | None, part: bool = False) -> Tensor:
         if rows is not None:
             hidden = hidden[rows]
-        return self.head.logits(self._ops, hidden, self.norm, self.config.rms_norm_eps)
+        return self.head.logits(self._ops, hidden, self.norm, self.config.rms_norm_eps, part)
 
     def states(self, hidden: Tensor) -> Tensor:
         wide = hidden.float()

@@ -161,9 +161,9 @@ class Gpt2(CausalModel):
             residual, owed = layer(residual, owed, batch, k, v)
         return residual if owed is None else residual.add_(owed)
 
-    def logits(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor | None, part: bool = False) -> Tensor:
         normed = self.norm(hidden if rows is None else hidden[rows])
-        return self.head.logits(self._ops, normed, None, 0.0)
+        return self.head.logits(self._ops, normed, None, 0.0, part)
 
     def states(self, hidden: Tensor) -> Tensor:
         return self.norm.states(hidden)

@@ -81,7 +81,7 @@ class Runner:
         self._state = state
         self._device = state.seeds.device
         self.mask_room = state.masks.room  # where the next step's masks are to be made
-        self._sampler = Sampler(ops, state)
+        self._sampler = Sampler(ops, state, model.head)
         self._read = partial(read, model, ops, state.null_slot)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
         self._bias_staging = Staging(self._device)  # the step's own is still to be read
@@ -348,7 +348,7 @@ class Runner:
         if rows is not None and not rows.numel():  # no row has come to its end
             sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
         else:
-            logits = self._model.logits(done.hidden, done.logits_rows)
+            logits = self._model.logits(done.hidden, done.logits_rows, needs.best_alone)
             positions = done.context_lens if rows is None else done.context_lens[rows]
             slots = done.row_slots if rows is None else done.row_slots[rows]
             sampled = self._sampler(logits, slots, positions, needs, bias)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.request import TokenLogprob
 from quire.engine.runner.edits import Bias
 from quire.engine.runner.judging import JudgedNumbers
@@ -30,6 +31,11 @@ class Needs(NamedTuple):
     logprobs: bool = False
     masks: bool = False  # ids left out
     bias: bool = False  # on single ids: such a sampler is not captured
+
+    @property
+    def best_alone(self) -> bool:
+        """Whether nothing is asked of any logit but the best."""
+        return not (self.filters or self.adjusts or self.logprobs or self.edits)
 
     @property
     def edits(self) -> bool:
@@ -63,9 +69,11 @@ class Sampled:
 class Sampler:
     """Samples with the parameters that the slots hold."""
 
-    def __init__(self, ops: Ops, state: SlotState) -> None:
+    def __init__(self, ops: Ops, state: SlotState, head: VocabTable | None = None) -> None:
+        """head: what the logits come from, if several ranks may share it."""
         self._ops = ops
         self._state = state
+        self._head = head if head is not None and head.parted else None
 
     def __call__(
         self,
@@ -75,9 +83,13 @@ class Sampler:
         needs: Needs,
         bias: Bias | None = None,
     ) -> Sampled:
-        """logits: [L, V] fp32, may be changed; slots: [L]; positions: [L], of the new tokens.
+        """logits: [L, V] fp32, of this rank's part of the vocabulary where the best alone is asked
+        for; may be changed. slots: [L]; positions: [L], of the new tokens.
         bias: where `needs` says that there is one."""
         ops, state = self._ops, self._state
+        noise = (slots, positions, state.temperature, state.seeds) if needs.draws else None
+        if self._head is not None and needs.best_alone:
+            return Sampled(self._head.best(ops, logits, noise))
         changes = needs.adjusts or needs.filters or needs.edits
         raw = logits.clone() if needs.logprobs and changes else logits
         if needs.adjusts:
@@ -99,10 +111,7 @@ class Sampler:
             ops.filter_logits(
                 logits, slots, state.temperature, state.top_k, state.top_p, state.min_p
             )
-        if needs.draws:
-            tokens = ops.sample(logits, slots, positions, state.temperature, state.seeds)
-        else:
-            tokens = ops.greedy(logits)
+        tokens = ops.greedy(logits) if noise is None else ops.sample(logits, *noise)
         if not needs.logprobs:
             return Sampled(tokens)
         count = min(MAX_LOGPROBS, logits.shape[1])

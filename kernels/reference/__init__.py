@@ -31,6 +31,8 @@ from quire.kernels.reference.linear import (
 from quire.kernels.reference.sampling import (
     add_bias,
     apply_penalties,
+    best_of_part,
+    best_of_parts,
     exponential_noise,
     filter_logits,
     greedy,
@@ -50,6 +52,8 @@ __all__ = [
     "add_bias",
     "advance",
     "apply_penalties",
+    "best_of_part",
+    "best_of_parts",
     "copy_blocks",
     "decode_attention",
     "exponential_noise",

@@ -203,6 +203,31 @@ def greedy(logits: Tensor) -> Tensor:
     return tokens.masked_fill_(~best.isfinite(), -1)
 
 
+Noise = tuple[Tensor, Tensor, Tensor, Tensor]  # slots, positions, temperature, seeds
+
+
+def best_of_part(logits: Tensor, first: int, noise: Noise | None = None) -> Tensor:
+    """What `greedy`, or with noise `sample`, needs of a part of the vocabulary that begins at an
+    id. [L, V] -> [2, L, 1] int32: the bits of the best score, and its id."""
+    scores = logits.nan_to_num(_INF, _INF, -_INF)
+    if noise is not None:
+        slots, positions, temperature, seeds = noise
+        ids = torch.arange(first, first + logits.shape[1], dtype=torch.int32, device=logits.device)
+        log_noise = _noise(ids[None], seeds[slots, None], positions[:, None]).log_()
+        noisy = scores * _inverse_temperature(temperature, slots) - log_noise
+        scores = torch.where(temperature[slots, None] > 0, noisy, scores)
+    best, at = scores.max(-1, keepdim=True)
+    return torch.stack([best.view(torch.int32), (first + at).int()])
+
+
+def best_of_parts(best: Tensor) -> Tensor:
+    """The token of each row by what `best_of_part` has found, parts side by side in the order of
+    their ids. [2, L, C] -> [L] int64."""
+    values, ids = best[0].view(torch.float32), best[1].long()
+    top, at = values.max(-1, keepdim=True)
+    return ids.gather(1, at).masked_fill(~top.isfinite(), -1)[:, 0]
+
+
 def logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-softmax of raw logits: the chosen token's and the best `count`.
 

@@ -47,7 +47,7 @@ def _log_exponential(ids, seed, position):
     return tl.log(tl.where(u < 0.0625, series, -tl.log(1.0 - u)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _best_of_slice(
     logits_ptr,  # [L, V]
     values_ptr,  # [L, slices] fp32
@@ -57,11 +57,13 @@ def _best_of_slice(
     temperature_ptr,  # [S]
     seeds_ptr,  # [S]
     vocab,
+    first,
     NOISE: tl.constexpr,
     SLICE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """grid (slices, L): the best id of one slice, the lowest where several are best."""
+    """grid (slices, L): the best id of one slice, the lowest where several are best. first: the id
+    of the first logit."""
     part = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     if PDL:
@@ -75,11 +77,15 @@ def _best_of_slice(
         slot = tl.load(slots_ptr + row).to(tl.int64)
         temperature = tl.load(temperature_ptr + slot)
         if temperature > 0:
-            noise = _log_exponential(ids, tl.load(seeds_ptr + slot), tl.load(positions_ptr + row))
+            noise = _log_exponential(
+                first + ids, tl.load(seeds_ptr + slot), tl.load(positions_ptr + row)
+            )
             x = tl.where(inside, x * tl.div_rn(1.0, temperature) - noise, -float("inf"))
     best, at = tl.max(x, 0, return_indices=True)
     tl.store(values_ptr + row * tl.num_programs(0) + part, best)
-    tl.store(ids_ptr + row * tl.num_programs(0) + part, part * SLICE + at)
+    tl.store(
+        ids_ptr + row * tl.num_programs(0) + part, first + tl.minimum(part * SLICE + at, vocab - 1)
+    )
 
 
 @triton.jit
@@ -88,7 +94,6 @@ def _best_of_row(
     ids_ptr,  # [L, slices]
     out_ptr,  # [L] int64
     slices,
-    vocab,
     SLICES: tl.constexpr,  # slices, rounded up to a power of two
     PDL: tl.constexpr,
 ):
@@ -101,7 +106,7 @@ def _best_of_row(
     values = tl.load(values_ptr + row * slices + part, mask=part < slices, other=-float("inf"))
     best, at = tl.max(values, 0, return_indices=True)
     token = tl.load(ids_ptr + row * slices + tl.minimum(at, slices - 1))
-    token = tl.where(tl.abs(best) == float("inf"), -1, tl.minimum(token, vocab - 1))
+    token = tl.where(tl.abs(best) == float("inf"), -1, token)
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
@@ -189,35 +194,48 @@ def _keep_allowed_kernel(
         tl.store(logits_ptr + row * vocab + ids, forbidden, mask=(word >> (ids % 32)) & 1 == 0)
 
 
-def _argmax(
-    logits: Tensor, noise: tuple[Tensor, Tensor, Tensor, Tensor] | None, pdl: bool
+Noise = tuple[Tensor, Tensor, Tensor, Tensor]  # slots, positions, temperature, seeds
+
+
+def best_of_part(
+    logits: Tensor, first: int = 0, noise: Noise | None = None, *, pdl: bool = False
 ) -> Tensor:
-    """noise: slots, positions, temperature, seeds; None for none."""
+    """What `greedy`, or with noise `sample`, needs of a part of the vocabulary that begins at an
+    id. [L, V] -> [2, L, C] int32: the bits of the best scores of some slices, and their ids."""
     rows, vocab = logits.shape
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    slices = 4 * triton.cdiv(vocab, 4 * SLICE)  # so that both halves are aligned
+    best = torch.empty(2, rows, slices, dtype=torch.int32, device=logits.device)
     if not rows:
-        return out
-    slices = triton.cdiv(vocab, SLICE)
-    values = torch.empty(rows, slices, dtype=torch.float32, device=logits.device)
-    ids = torch.empty(rows, slices, dtype=torch.int32, device=logits.device)
+        return best
+    values, ids = best[0].view(torch.float32), best[1]
     _best_of_slice[(slices, rows)](
         logits,
         values,
         ids,
-        *(noise or (ids, ids, values, out)),
+        *(noise or (ids, ids, values, ids)),
         vocab,
+        first,
         NOISE=noise is not None,
         SLICE=SLICE,
         PDL=pdl,
         num_warps=8 if noise else 4,
         launch_pdl=pdl,
     )
+    return best
+
+
+def best_of_parts(best: Tensor, *, pdl: bool = False) -> Tensor:
+    """The token of each row by what `best_of_part` has found, parts side by side in the order of
+    their ids. [2, L, C] -> [L] int64."""
+    _, rows, slices = best.shape
+    out = torch.empty(rows, dtype=torch.int64, device=best.device)
+    if not rows:
+        return out
     _best_of_row[(rows,)](
-        values,
-        ids,
+        best[0].view(torch.float32),
+        best[1],
         out,
         slices,
-        vocab,
         SLICES=triton.next_power_of_2(slices),
         PDL=pdl,
         num_warps=1,
@@ -229,7 +247,7 @@ def _argmax(
 def greedy(logits: Tensor, *, pdl: bool = False) -> Tensor:
     """The best id of each row, the lowest where several are best, -1 where logits are no numbers.
     [L, V] -> [L] int64."""
-    return _argmax(logits, None, pdl)
+    return best_of_parts(best_of_part(logits, pdl=pdl), pdl=pdl)
 
 
 def sample(
@@ -242,7 +260,8 @@ def sample(
     pdl: bool = False,
 ) -> Tensor:
     """Draw one id a row by the Gumbel-max rule. See `reference.sample`. Returns [L] int64."""
-    return _argmax(logits, (slots, positions, temperature, seeds), pdl)
+    noise = slots, positions, temperature, seeds
+    return best_of_parts(best_of_part(logits, 0, noise, pdl=pdl), pdl=pdl)
 
 
 def apply_penalties(

@@ -15,6 +15,27 @@ FAULTS = (
         SHARDS,
     ),
     Fault(
+        "ranks: the padding of the vocabulary is a choice",
+        "engine/model/layers/embedding.py",
+        "            logits[:, length(self.ids) :] = -torch.inf\n",
+        "            pass\n",
+        SHARDS,
+    ),
+    Fault(
+        "ranks: each calls its own ids by the first one's numbers",
+        "engine/model/layers/embedding.py",
+        "ops.best_of_part(logits, self.ids.start, noise)",
+        "ops.best_of_part(logits, 0, noise)",
+        SHARDS,
+    ),
+    Fault(
+        "ranks: the best is told where all logits are asked for",
+        "engine/runner/sampler.py",
+        "not (self.filters or self.adjusts or self.logprobs or self.edits)",
+        "not (self.filters or self.adjusts or self.edits)",
+        SHARDS,
+    ),
+    Fault(
         "ranks: partial sums are rounded one by one",
         "engine/model/layers/parallel.py",
         "        total = first.float()\n",

@@ -50,9 +50,30 @@ class VocabTable:
         rows = F.embedding(torch.where(mine, token_ids - self.ids.start, 0), self.weight)
         return rows.masked_fill_(~mine[:, None], 0)
 
-    def logits(self, ops: Ops, hidden: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:
-        """[L, hidden], normed first where there is a weight for it -> [L, vocabulary] fp32."""
+    @property
+    def parted(self) -> bool:
+        """Whether several ranks have its ids."""
+        return self._world.size > 1
+
+    def logits(
+        self, ops: Ops, hidden: Tensor, norm_weight: Tensor | None, eps: float, part: bool = False
+    ) -> Tensor:
+        """[L, hidden], normed first where there is a weight for it -> [L, vocabulary] fp32, or of
+        this rank's part of the vocabulary, behind which padding is -inf."""
         logits = ops.linear(
             hidden, self.weight, norm_weight=norm_weight, eps=eps, out_dtype=torch.float32
         )
-        return self._world.gather_vocab(logits, self._vocab_size)
+        if not part:
+            return self._world.gather_vocab(logits, self._vocab_size)
+        if logits.shape[1] > length(self.ids):
+            logits[:, length(self.ids) :] = -torch.inf
+        return logits
+
+    def best(
+        self, ops: Ops, logits: Tensor, noise: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    ) -> Tensor:
+        """[L, this rank's part] -> [L]: the ids by `ops.greedy`, or `ops.sample` with its other
+        arguments, of all ranks' logits side by side."""
+        return ops.best_of_parts(
+            self._world.beside(ops.best_of_part(logits, self.ids.start, noise))
+        )

@@ -113,6 +113,10 @@ class World:
         side_by_side = self._gather(logits).transpose(0, 1).reshape(logits.shape[0], -1)
         return side_by_side[:, :vocab_size].contiguous()
 
+    def beside(self, best: Tensor) -> Tensor:
+        """All ranks' [2, L, C] side by side, in rank order: [2, L, size * C]."""
+        return best if self.size == 1 else self._gather(best).permute(1, 2, 0, 3).flatten(2)
+
     def _sum(self, partial: Tensor) -> Tensor:
         first, *others = self._gather(partial).unbind(0)
         total = first.float()

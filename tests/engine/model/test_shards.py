@@ -16,6 +16,7 @@ from quire.engine.model.config import GPT2, QWEN2, QWEN3_MOE, Experts, ModelConf
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.parallel import World, length, scale_slice
 from quire.engine.model.registry import build_model
+from quire.engine.runner.sampler import Needs
 from quire.engine.weights.checkpoint import Checkpoint
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random, save_random
@@ -79,6 +80,34 @@ def test_ranks_together_compute_what_one_computes(
     for mine in logits:
         assert torch.equal(mine, logits[0])  # or the ranks would sample apart
         assert (mine - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_tell_no_more_than_their_best_choose_what_all_logits_choose(size: int) -> None:
+    """All logits are negative: the padding of the vocabulary, whose weights are 0, is no choice."""
+    hidden = -torch.rand(9, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    slots, temperature = torch.arange(9), torch.linspace(0, 2, 9)
+    noise = slots, slots, temperature, 7 * slots
+
+    def run(world: World) -> list[Tensor]:
+        head = build(CONFIG, world).head
+        head.weight.copy_(torch.arange(len(head.weight))[:, None] * 0.01 + 0.01 * world.rank)
+        head.weight[length(head.ids) :] = 0
+        logits, part = (head.logits(reference, hidden, None, 0.0, p) for p in (False, True))
+        return [
+            reference.greedy(logits), head.best(reference, part, None),
+            reference.sample(logits, *noise), head.best(reference, part, noise),
+        ]  # fmt: skip
+
+    for best, told, drawn, told_drawn in as_ranks(size, run):
+        assert torch.equal(best, told) and torch.equal(drawn, told_drawn)
+        assert len(set(drawn.tolist())) > 3
+
+
+def test_what_asks_for_more_than_the_best_needs_all_logits() -> None:
+    assert Needs().best_alone and Needs(draws=True).best_alone
+    for more in Needs._fields[1:]:
+        assert not Needs(draws=True)._replace(**{more: True}).best_alone
 
 
 @pytest.mark.parametrize("size", [2, 4])

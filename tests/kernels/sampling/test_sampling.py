@@ -84,6 +84,29 @@ def test_a_row_without_numbers_has_no_token(
 
 
 @pytest.mark.triton
+def test_the_best_of_parts_is_the_best_of_all(device: torch.device) -> None:
+    """Parts of several slices and of one; ties lie in two of them, and what is no number in one."""
+    from quire.kernels.sampling import sampling
+
+    logits = _logits(6, 9000, device)
+    logits[1] = logits[1].round()
+    logits[2].fill_(-float("inf"))
+    logits[3, 8999] = float("nan")
+    logits[4, 4999] = float("inf")
+    slots, positions = _slots(6, device), torch.arange(6, device=device)
+    temperature = torch.tensor([0.0, 0.7, 0.0, 0.7, 0.7, 0.0, 1.0], device=device)
+    noise = slots, positions, temperature, torch.arange(7, device=device)
+    greedy, drawn = reference.greedy(logits), reference.sample(logits, *noise)
+    for ops in (sampling, reference):
+        for around, wanted in ((None, greedy), (noise, drawn)):
+            parts = [
+                ops.best_of_part(logits[:, begin:end].contiguous(), begin, around)
+                for begin, end in ((0, 5000), (5000, 5003), (5003, 9000))
+            ]
+            assert torch.equal(ops.best_of_parts(torch.cat(parts, 2)), wanted)
+
+
+@pytest.mark.triton
 def test_no_rows(device: torch.device) -> None:
     from quire.kernels.sampling.sampling import greedy
 
