@@ -105,7 +105,8 @@ def _load(
 def _scores(q, j, k_ring, k_full, S_LAYOUT: gl.constexpr):
     """Begin the product of the queries with tile j of keys."""
     STAGES: gl.constexpr = k_ring.shape[0]
-    none = gl.zeros([ROWS, k_ring.shape[1]], gl.float32, layout=S_LAYOUT)
+    BN: gl.constexpr = k_ring.shape[1]
+    none = gl.zeros([ROWS, BN], gl.float32, layout=S_LAYOUT)
     mbarrier.wait(k_full.index(j % STAGES), (j // STAGES) & 1)
     keys = k_ring.index(j % STAGES).permute((1, 0))
     return warpgroup_mma(q, keys, none, use_acc=False, is_async=True)
