@@ -25,7 +25,7 @@ MODELS = (
     *("0.6B", "1.7B", "4B", "8B", "8B-fp8", "14B", "14B-fp8", "32B", "32B-fp8"),
     *("30B-A3B", "30B-A3B-fp8", "235B-A22B", "235B-A22B-fp8"),
 )
-MOST_CARDS = 16
+MAX_CARDS = 16
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def cells(name: str, rooms: list[int]) -> list[str]:
     config, shape = EngineConfig(model=f"random:{name}"), ModelConfig.named_shape(name)
     plan = of_a_card(config, shape)
     shares = []
-    for size in range(1, MOST_CARDS + 1):
+    for size in range(1, MAX_CARDS + 1):
         try:
             shares.append(spread.share_of(config, shape, plan, size))
         except ConfigError:
@@ -61,7 +61,7 @@ def cells(name: str, rooms: list[int]) -> list[str]:
 def cell(least: int | None, whole: int | None) -> str:
     """The fewest cards that start it, and that hold the longest request."""
     if least is None:
-        return f"none of up to {MOST_CARDS}"
+        return f"none of up to {MAX_CARDS}"
     return str(least) if least == whole else f"{least} (all positions: {whole})"
 
 

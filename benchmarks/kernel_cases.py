@@ -13,7 +13,7 @@ from quire.kernels import reference
 from quire.kernels.ops import Ops
 
 COLD_BYTES = 200 << 20
-MOST_CALLS = 48  # of one chain
+MAX_CALLS = 48  # of one chain
 BF16, F32, I32, I64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
 
 BASELINE = "baseline"  # what the other calls do besides their work: taken off their times
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def copies(self) -> int:
-        return max(2, min(MOST_CALLS, int(COLD_BYTES / max(self.cold, 1)) + 1))
+        return max(2, min(MAX_CALLS, int(COLD_BYTES / max(self.cold, 1)) + 1))
 
     @property
     def floor_us(self) -> float:

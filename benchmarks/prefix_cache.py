@@ -33,7 +33,7 @@ from quire.engine.weights.random import save_random
 from quire.service.models.resolve import resolve
 
 SHARED_SHARE = 0.5  # of max_model_len, that all requests begin with
-MOST_SHARED = 1024
+MAX_SHARED = 1024
 OWN = 16  # tokens of each request that no other has
 ANSWER = 8  # tokens that each makes
 DECODE_PROMPT = 32
@@ -59,7 +59,7 @@ def made_up(count: int, start: int, vocab_size: int) -> list[int]:
 
 def sharing(requests: int, max_model_len: int, vocab_size: int) -> list[Ask]:
     """Requests with a common beginning; each goes on in its own way."""
-    shared = made_up(min(int(max_model_len * SHARED_SHARE), MOST_SHARED), 0, vocab_size)
+    shared = made_up(min(int(max_model_len * SHARED_SHARE), MAX_SHARED), 0, vocab_size)
     return [
         Ask([*shared, *made_up(OWN, number, vocab_size)], ANSWER)
         for number in range(1, requests + 1)

@@ -30,7 +30,7 @@ from quire.kernels.ops import Ops
 MAX_MODEL_LEN = 256
 BLOCK_SIZE = 16
 MAX_TOKENS = 24
-MOST_KEYS = 32
+MAX_KEYS = 32
 
 # The layers of the 0.6B shape, so that its tuned products run; few of them, and few ids.
 SHAPE = replace(
@@ -45,10 +45,10 @@ SHAPE = replace(
 
 
 class Log:
-    """logits [MOST_KEYS, MAX_MODEL_LEN + 1, V] fp32, by seed and position of the sampled token."""
+    """logits [MAX_KEYS, MAX_MODEL_LEN + 1, V] fp32, by seed and position of the sampled token."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
-        shape = (MOST_KEYS, MAX_MODEL_LEN + 1, vocab)
+        shape = (MAX_KEYS, MAX_MODEL_LEN + 1, vocab)
         self.logits = torch.zeros(shape, dtype=torch.float32, device=device)
 
 

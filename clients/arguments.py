@@ -18,7 +18,7 @@ from quire.clients.errors import OptionError
 
 MAX_SECONDS = 1e9  # about 32 years; gRPC's clock cannot hold much more
 MAX_FLOAT32 = 3.4028234663852886e38
-_MOST_BYTES = 256 << 20  # of a file that is read whole
+_MAX_BYTES = 256 << 20  # of a file that is read whole
 _MAX_SHOWN = 80  # characters of a value that an error repeats
 
 
@@ -41,9 +41,9 @@ def read_whole(path: Path) -> bytes:
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "is not a file")
-        raw = file.read(_MOST_BYTES + 1)
-    if len(raw) > _MOST_BYTES:
-        raise OSError(0, f"more than {_MOST_BYTES} bytes")
+        raw = file.read(_MAX_BYTES + 1)
+    if len(raw) > _MAX_BYTES:
+        raise OSError(0, f"more than {_MAX_BYTES} bytes")
     return raw
 
 

@@ -19,12 +19,12 @@ QUANTIZATIONS = ("auto", "fp8", "int8")
 EXACT = ("auto", "on", "off")
 KV_CACHE_DTYPES = ("auto", "fp8")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-MOST_RANKS = 64
-MOST_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
-MOST_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
-_MOST_SECONDS = 86_400
-_MOST_GIB = 1 << 20
-_MOST_INT32 = 2**31 - 1  # positions and blocks are counted in it
+MAX_RANKS = 64
+MAX_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
+MAX_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
+_MAX_SECONDS = 86_400
+_MAX_GIB = 1 << 20
+_MAX_INT32 = 2**31 - 1  # positions and blocks are counted in it
 
 
 def _option(default: Any, text: str) -> Any:
@@ -92,15 +92,15 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
-        _at_most("max_num_seqs", self.max_num_seqs, MOST_SEQS)
+        _at_most("max_num_seqs", self.max_num_seqs, MAX_SEQS)
         _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
-        _at_most("max_num_batched_tokens", self.max_num_batched_tokens, MOST_STEP_TOKENS)
+        _at_most("max_num_batched_tokens", self.max_num_batched_tokens, MAX_STEP_TOKENS)
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
-            _at_most("max_model_len", self.max_model_len, _MOST_INT32)
+            _at_most("max_model_len", self.max_model_len, _MAX_INT32)
         if self.num_blocks is not None:
             _at_least("num_blocks", self.num_blocks, 2)
-            _at_most("num_blocks", self.num_blocks, _MOST_INT32 - 1)  # and the null block
+            _at_most("num_blocks", self.num_blocks, _MAX_INT32 - 1)  # and the null block
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
@@ -110,16 +110,16 @@ class EngineConfig:
         if self.int8:
             self._check_int8()
         _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
-        _at_most("tensor_parallel_size", self.tensor_parallel_size, MOST_RANKS)
+        _at_most("tensor_parallel_size", self.tensor_parallel_size, MAX_RANKS)
         self._check_nodes()
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization = {self.gpu_memory_utilization}: "
                 "must be above 0 and at most 1"
             )
-        if not 0 < self.cpu_kv_gib <= _MOST_GIB:  # false for a NaN too
+        if not 0 < self.cpu_kv_gib <= _MAX_GIB:  # false for a NaN too
             raise ConfigError(
-                f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0 and at most {_MOST_GIB}"
+                f"cpu_kv_gib = {self.cpu_kv_gib}: must be above 0 and at most {_MAX_GIB}"
             )
         if not self.model:
             raise ConfigError("model is empty: give a directory, a Hub id, pocket or random:SHAPE")
@@ -148,9 +148,9 @@ class EngineConfig:
             )
         _at_least("node_rank", self.node_rank, 0)
         _at_most("node_rank", self.node_rank, self.nnodes - 1)
-        if not 0 < self.join_seconds <= _MOST_SECONDS:  # false for a NaN too
+        if not 0 < self.join_seconds <= _MAX_SECONDS:  # false for a NaN too
             raise ConfigError(
-                f"join_seconds = {self.join_seconds}: must be above 0 and at most {_MOST_SECONDS}"
+                f"join_seconds = {self.join_seconds}: must be above 0 and at most {_MAX_SECONDS}"
             )
         for name in ("master_addr", "master_port"):
             if self.nnodes > 1 and getattr(self, name) is None:

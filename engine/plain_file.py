@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-MOST_BYTES = 32 << 20  # of a file that is read whole
+MAX_BYTES = 32 << 20  # of a file that is read whole
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -21,7 +21,7 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
-def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
     """What a file holds. Raises OSError."""
     with open_plain(path) as file:
         raw = file.read(most + 1)

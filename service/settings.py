@@ -33,8 +33,8 @@ LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _ORIGIN = re.compile(r"https?://[^\s/?#]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_MOST_BITS = 256  # of a whole number: of thousands of digits Python prints none
-_MOST_NAME = 256  # characters
+_MAX_BITS = 256  # of a whole number: of thousands of digits Python prints none
+_MAX_NAME = 256  # characters
 
 
 def _option(default: Any, text: str) -> Any:
@@ -175,9 +175,9 @@ class ServiceConfig:
     def _check_name(self) -> None:
         """It stands in lines of the log, labels of metrics and answers."""
         name = self.served_model_name
-        if name is not None and not (name.isprintable() and 0 < len(name) <= _MOST_NAME):
+        if name is not None and not (name.isprintable() and 0 < len(name) <= _MAX_NAME):
             raise ConfigError(
-                f"served_model_name = {name!r}: 1 to {_MOST_NAME} characters that can be shown"
+                f"served_model_name = {name!r}: 1 to {_MAX_NAME} characters that can be shown"
             )
 
     def _check_limits(self) -> None:
@@ -314,8 +314,8 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _checked(where: str, value: Any, wanted: type, _optional: bool) -> Any:
-    if type(value) is int and value.bit_length() > _MOST_BITS:
-        raise ConfigError(f"{where}: a number of {value.bit_length()} bits: at most {_MOST_BITS}")
+    if type(value) is int and value.bit_length() > _MAX_BITS:
+        raise ConfigError(f"{where}: a number of {value.bit_length()} bits: at most {_MAX_BITS}")
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

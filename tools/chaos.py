@@ -26,7 +26,7 @@ import chaos_ends  # noqa: E402
 from support.storm import PARALLEL, Report, storm  # noqa: E402
 from support.storm_client import KINDS  # noqa: E402
 
-MOST_GROWTH = 1024  # bytes a stream
+MAX_GROWTH = 1024  # bytes a stream
 FAULTS = ("launch", "step", "memory", "row", "token", "stall")
 
 
@@ -82,8 +82,8 @@ def progress(report: Report) -> None:
 def judge(report: Report) -> list[str]:
     """What only the whole run can tell."""
     wrong = []
-    if report.slope >= MOST_GROWTH:
-        wrong.append(f"memory grows by {report.slope:.0f} bytes a stream (at most {MOST_GROWTH})")
+    if report.slope >= MAX_GROWTH:
+        wrong.append(f"memory grows by {report.slope:.0f} bytes a stream (at most {MAX_GROWTH})")
     if report.calls >= 5000:
         unseen = [kind for kind in KINDS if not report.kinds[kind]]
         unseen += [fault for fault in FAULTS if not report.injected[fault]]

@@ -12,7 +12,7 @@ from quire.kernels.support import HOPPER_SHARED
 SPLITS = (1, *side.SPLITS)
 PREFETCHED = 24 << 20  # bytes of a weight, up to which L2 is asked for it early
 _STACKED_ROWS = 8  # beyond which x leaves no registers
-_MOST_PROGRAMS = 1056  # of a product whose shares are programs of their own
+_MAX_PROGRAMS = 1056  # of a product whose shares are programs of their own
 
 
 def candidates(product: Product, rows: int, split: int) -> list[Variant]:
@@ -67,7 +67,7 @@ def _whole(product: Product) -> Iterator[Variant]:
 def _tiles(product: Product, rows: int, split: int) -> Iterator[Variant]:
     for tile in _by_rows(rows, split):
         programs = -(-product.n // (tile.block_n * tile.tiles)) * -(-rows // tile.block_m)
-        if split > 1 and programs * split > _MOST_PROGRAMS:
+        if split > 1 and programs * split > _MAX_PROGRAMS:
             continue
         yield dataclasses.replace(tile, split=split)
 

@@ -23,7 +23,7 @@ from support.harness import Running, serving  # noqa: E402
 from support.storm import OURS, Report, Sample, objects_of_calls, resident  # noqa: E402
 
 PORTION = 2000
-MOST_GROWTH = 1024  # bytes a message
+MAX_GROWTH = 1024  # bytes a message
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ async def fuzz(messages: int, seed: int) -> int:
             memory.calls += count
             await look(running, fuzz, memory)
             print(f"{memory.calls:>8} messages, {time.monotonic() - began:.0f} s", flush=True)
-    if memory.slope >= MOST_GROWTH:
+    if memory.slope >= MAX_GROWTH:
         fuzz.wrong.append(f"memory grows by {memory.slope:.0f} bytes a message")
     for name, count in sorted(fuzz.codes.items()):
         print(f"{name:>32} {count:>8}")

@@ -40,8 +40,8 @@ from hostility.sockets import ATTACKS  # noqa: E402
 
 from quire.v1 import inference_pb2_grpc as pb_grpc  # noqa: E402
 
-MOST_GAP = 2.0  # times the usual
-MOST_GROWTH = 0.02  # of memory, over the last half
+MAX_GAP = 2.0  # times the usual
+MAX_GROWTH = 0.02  # of memory, over the last half
 NOTHING = "nothing"
 Ends = Counter[str]
 
@@ -221,7 +221,7 @@ def faults_of(name: str, row: dict[str, Any], usual: float) -> Iterator[str]:
         yield f"was answered {dict(row['ends'])}"
     if not same_words(row.get("words", {})):
         yield f"differs between the faces: {row['words']}"
-    if usual and gap > MOST_GAP * usual:
+    if usual and gap > MAX_GAP * usual:
         yield f"made another stream's longest gap {gap / usual:.2f} times the usual"
 
 
@@ -231,7 +231,7 @@ def growth_of(memory: list[dict[str, float]]) -> Iterator[str]:
     middle = len(half) // 2
     for name in half[0] if middle else ():
         first, last = (max(one[name] for one in part) for part in (half[:middle], half[middle:]))
-        if last > first * (1 + MOST_GROWTH) + 2:
+        if last > first * (1 + MAX_GROWTH) + 2:
             yield f"{name} went from {first:.1f} to {last:.1f} over the last half"
 
 

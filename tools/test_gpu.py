@@ -34,7 +34,7 @@ from common import commit, machine, typed, versions  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "gpu or triton"
 _MARKED = re.compile(r"mark\.(gpu|triton)\b")
-_MOST_OF_A_MESSAGE = 4000
+_MAX_OF_A_MESSAGE = 4000
 _SHARE, _SHARE_SECONDS = 24, 60.0  # most tests of a process, and most seconds
 _UNKNOWN = 20.0  # seconds of a test that no record knows
 _CUT = ("kernels", "test_families_served.py")  # in the path of files whose tests stand alone
@@ -69,7 +69,7 @@ def listed(files: Sequence[Path], words: str) -> list[str]:
     command += [*(["-k", words] if words else []), *map(str, files)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode not in (0, 5):
-        raise RuntimeError(run.stdout[-_MOST_OF_A_MESSAGE:] + run.stderr)
+        raise RuntimeError(run.stdout[-_MAX_OF_A_MESSAGE:] + run.stderr)
     return [line for line in run.stdout.splitlines() if "::" in line]
 
 
@@ -120,7 +120,7 @@ def run_share(
             read_report(report, outcome)
     # 5: no test of this file was selected. Anything else without a failed test is one itself.
     if code not in (0, 5) and not outcome.failures:
-        outcome.failures.append({"test": outcome.path, "message": said[-_MOST_OF_A_MESSAGE:]})
+        outcome.failures.append({"test": outcome.path, "message": said[-_MAX_OF_A_MESSAGE:]})
     outcome.seconds = round(time.monotonic() - begin, 1)
     return outcome
 
@@ -148,7 +148,7 @@ def read_report(report: Path, outcome: Outcome) -> None:
         fault = case.find("error") if fault is None else fault
         if fault is not None:
             name = f"{case.get('classname')}::{case.get('name')}"
-            message = (fault.text or fault.get("message") or "")[-_MOST_OF_A_MESSAGE:]
+            message = (fault.text or fault.get("message") or "")[-_MAX_OF_A_MESSAGE:]
             outcome.failures.append({"test": name, "message": message})
         elif case.find("skipped") is not None:
             outcome.skipped += 1

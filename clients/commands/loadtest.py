@@ -205,14 +205,14 @@ class Plan:
         self._check_before_asking()
 
     def _check_before_asking(self) -> None:
-        from quire.clients.loadtest.workload import MOST_TURNS
+        from quire.clients.loadtest.workload import MAX_TURNS
         from quire.clients.prompts import build_request
 
         build_request([0], self.options)
         for names in (("requests", "turns"), ("groups", "prompts_per_group")):
-            if math.prod(max(getattr(self, name) or 1, 1) for name in names) > MOST_TURNS:
+            if math.prod(max(getattr(self, name) or 1, 1) for name in names) > MAX_TURNS:
                 words = " times ".join("--" + name.replace("_", "-") for name in names)
-                raise OptionError(f"{names[0]}: {words} is more than {MOST_TURNS:,}")
+                raise OptionError(f"{names[0]}: {words} is more than {MAX_TURNS:,}")
 
     def sessions(self, max_model_len: int) -> "list[Session]":
         """The workload, checked against the model's length and the warm-up."""

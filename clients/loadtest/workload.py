@@ -20,7 +20,7 @@ from quire.clients.errors import OptionError
 from quire.clients.large_json import without_repeats
 from quire.clients.prompts import build_request
 
-MOST_TURNS = 1_000_000  # of all sessions: each is kept until the end
+MAX_TURNS = 1_000_000  # of all sessions: each is kept until the end
 _LENGTH = re.compile("[0-9]{1,12}")
 Segment = tuple[str, int]
 

@@ -9,7 +9,7 @@ from quire.clients.openai.fields import Fields, is_id
 from quire.v1 import inference_pb2 as pb
 
 MAX_PROMPTS = 128  # of one body
-_MOST_LOGPROBS = 20
+_MAX_LOGPROBS = 20
 _JUDGED = "prompt_logprobs"
 _WRONG = "must be a string or a list of token ids"
 _HINTS = (
@@ -40,7 +40,7 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     if echo and stream:
         body.fault("echo", True, "goes with stream = false alone")
     elif echo and top is not None and not judged:
-        request.prompt_logprobs = min(top, _MOST_LOGPROBS)  # more are refused by their own name
+        request.prompt_logprobs = min(top, _MAX_LOGPROBS)  # more are refused by their own name
         given["prompt_logprobs"] = "logprobs"
     body.only("suffix", "")
     body.only("best_of", 1, request.sampling.n or 1, why="must be n: no answer is left out")

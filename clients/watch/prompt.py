@@ -17,7 +17,7 @@ from quire.clients.messages import Message
 
 LARGEST = 1 << 20
 """Bytes that a prompt's body may have."""
-MOST_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20
 _FIELDS = ("prompt", "max_tokens", "temperature")
 
 
@@ -46,8 +46,8 @@ def read(body: bytes) -> Wanted:
     temperature = given.get("temperature")
     if not isinstance(prompt, str) or not prompt:
         raise BadPrompt("prompt: write some text")
-    if type(max_tokens) is not int or not 0 < max_tokens <= MOST_TOKENS:
-        raise BadPrompt(f"max_tokens: a whole number from 1 to {MOST_TOKENS:,}")
+    if type(max_tokens) is not int or not 0 < max_tokens <= MAX_TOKENS:
+        raise BadPrompt(f"max_tokens: a whole number from 1 to {MAX_TOKENS:,}")
     if temperature is not None and type(temperature) not in (int, float):
         raise BadPrompt("temperature: a number, or nothing for the model's own")
     return Wanted(prompt, max_tokens, temperature)

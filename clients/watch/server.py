@@ -26,7 +26,7 @@ from quire.clients.watch.hangup import hearing
 from quire.clients.watch.source import Source
 
 LOOPBACK = "127.0.0.1"
-MOST_CONNECTIONS, MOST_STREAMS = 32, 8
+MAX_CONNECTIONS, MAX_STREAMS = 32, 8
 PATIENCE = 30.0
 """Seconds that a connection may say nothing."""
 HEADERS = {
@@ -71,8 +71,8 @@ class WatchServer(ThreadingHTTPServer):
     def __init__(self, watched: Watched, port: int = 0) -> None:
         self.watched = watched
         self.token = secrets.token_urlsafe(24)
-        self.streams = threading.BoundedSemaphore(MOST_STREAMS)
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self.streams = threading.BoundedSemaphore(MAX_STREAMS)
+        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.page = {
             name: (files(__package__).joinpath("page", file).read_bytes(), kind)
             for name, (file, kind) in _PAGE.items()
@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
         if not self._server.streams.acquire(blocking=False):
-            told = f"{MOST_STREAMS} prompts are under way: wait for one, or stop one"
+            told = f"{MAX_STREAMS} prompts are under way: wait for one, or stop one"
             self._refuse(HTTPStatus.TOO_MANY_REQUESTS, told)
             return
         try:

@@ -1,6 +1,6 @@
 """A server's Stats as the page reads them: plain values that become JSON.
 
-Invariant: the size of a snapshot is bounded, whatever the size of the cache: the map has MOST_CELLS
+Invariant: the size of a snapshot is bounded, whatever the size of the cache: the map has MAX_CELLS
 cells at most. Times are in seconds, memory in bytes, counters as they are.
 """
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from quire.v1 import inference_pb2 as pb
 
-MOST_CELLS = 3072
+MAX_CELLS = 3072
 _STATES = "0123"  # free, cached, in use, shared
 
 
@@ -73,7 +73,7 @@ def _memory(memory: pb.DeviceMemory) -> dict[str, Any]:
 
 def _map(states: bytes) -> dict[str, Any]:
     """A cell a block; where there are more blocks, a cell shows the busiest of several."""
-    per_cell = max(1, -(-len(states) // MOST_CELLS))
+    per_cell = max(1, -(-len(states) // MAX_CELLS))
     busiest = (max(states[i : i + per_cell]) for i in range(0, len(states), per_cell))
     cells = "".join(_STATES[min(state, len(_STATES) - 1)] for state in busiest)
     return {"cells": cells, "per_cell": per_cell}

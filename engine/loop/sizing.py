@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from quire.engine.config import MOST_STEP_TOKENS, EngineConfig
+from quire.engine.config import MAX_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.loop.window_share import WindowShare
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.model.shape import resolve_max_model_len
-from quire.engine.runner.graphs import FIRST_PROMPTS, MOST_GRAPHS, prompt_sizes
+from quire.engine.runner.graphs import FIRST_PROMPTS, MAX_GRAPHS, prompt_sizes
 from quire.kernels import reference
 from quire.kernels.support import NARROW, check_fp8_cache
 
@@ -193,7 +193,7 @@ def check_grids(config: EngineConfig, model: ModelConfig) -> None:
     fit into 16 rows, and one more for each row.
     """
     tokens_a_tile = max(1, 16 // (model.num_q_heads // model.num_kv_heads))
-    most = (MOST_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile
+    most = (MAX_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile
     if config.max_num_batched_tokens > most:
         raise ConfigError(
             f"max_num_batched_tokens = {config.max_num_batched_tokens}: must be at most {most} "
@@ -213,7 +213,7 @@ def graph_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) ->
     rows = config.max_num_seqs
     tokens = rows + max(captured_prompts(config, model, dtype), default=0)
     step = tokens * _token_bytes(model, dtype) + 3 * rows * model.vocab_size * 4
-    launches = MOST_GRAPHS * (model.num_layers * _LAYER_LAUNCHES + _OTHER_LAUNCHES)
+    launches = MAX_GRAPHS * (model.num_layers * _LAYER_LAUNCHES + _OTHER_LAUNCHES)
     return step + launches * _LAUNCH_BYTES
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.engine.config import MOST_RANKS, EngineConfig
+from quire.engine.config import MAX_RANKS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.loop import fit, sizing
 from quire.engine.loop.sizing import SizingPlan, shown
@@ -49,7 +49,7 @@ def share_of(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, size: i
 
 def smallest(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, room: int) -> Share | None:
     """The fewest ranks, more than there are, that start with `room` bytes each."""
-    for size in range(config.tensor_parallel_size + 1, MOST_RANKS + 1):
+    for size in range(config.tensor_parallel_size + 1, MAX_RANKS + 1):
         try:
             share = share_of(config, shape, plan, size)
         except ConfigError:

@@ -15,12 +15,12 @@ from quire.engine.model.hf_embeddings import check_modules, embeds_only
 from quire.engine.model.hf_families import EXPERT_KEYS, Family, read_family
 from quire.engine.model.hf_gpt2 import default_end, read_gpt2
 from quire.engine.model.hf_limits import (
-    MOST_EXPERTS,
-    MOST_HEAD_DIM,
-    MOST_HEADS,
-    MOST_LAYERS,
-    MOST_VOCAB,
-    MOST_WIDTH,
+    MAX_EXPERTS,
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WIDTH,
 )
 from quire.engine.model.hf_quantization import read_quantization, refuse_other_files
 from quire.engine.model.hf_rope import read_rope
@@ -77,20 +77,20 @@ def _model(
     eos: tuple[int, ...],
     fp8: Fp8 | None,
 ) -> ModelConfig:
-    vocab = config.integer("vocab_size", most=MOST_VOCAB)
+    vocab = config.integer("vocab_size", most=MAX_VOCAB)
     eos = config.integers("eos_token_id", least=0, below=vocab) + eos
     theta, scaling, positions = read_rope(config)
     q_heads, kv_heads, head_dim = _heads(config, family)
-    layers = config.integer("num_hidden_layers", most=MOST_LAYERS)
+    layers = config.integer("num_hidden_layers", most=MAX_LAYERS)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab,
-        hidden_size=config.integer("hidden_size", most=MOST_WIDTH),
+        hidden_size=config.integer("hidden_size", most=MAX_WIDTH),
         num_layers=layers,
         num_q_heads=q_heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=config.integer("intermediate_size", most=MOST_WIDTH),
+        intermediate_size=config.integer("intermediate_size", most=MAX_WIDTH),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6, above=0, most=1),
         tie_word_embeddings=config.boolean("tie_word_embeddings", False),
         max_position_embeddings=positions,
@@ -107,19 +107,19 @@ def _model(
 
 def _heads(config: JsonFile, family: Family) -> tuple[int, int, int]:
     """Heads of queries, heads of keys and values, and the dimensions of each."""
-    q_heads = config.integer("num_attention_heads", most=MOST_HEADS)
+    q_heads = config.integer("num_attention_heads", most=MAX_HEADS)
     if family.kv_heads_given or config.has("num_key_value_heads"):
-        kv_heads = config.integer("num_key_value_heads", most=MOST_HEADS)
+        kv_heads = config.integer("num_key_value_heads", most=MAX_HEADS)
     else:
         kv_heads = q_heads
-    head_dim = config.integer("head_dim", family.head_dim, most=MOST_HEAD_DIM)
+    head_dim = config.integer("head_dim", family.head_dim, most=MAX_HEAD_DIM)
     if head_dim is not None:
         return q_heads, kv_heads, head_dim
-    hidden = config.integer("hidden_size", most=MOST_WIDTH)
-    if hidden % q_heads or hidden // q_heads > MOST_HEAD_DIM:
+    hidden = config.integer("hidden_size", most=MAX_WIDTH)
+    if hidden % q_heads or hidden // q_heads > MAX_HEAD_DIM:
         config.refuse(
             "hidden_size",
-            f"must be num_attention_heads = {q_heads} times at most {MOST_HEAD_DIM}, "
+            f"must be num_attention_heads = {q_heads} times at most {MAX_HEAD_DIM}, "
             "where there is no head_dim",
         )
     return q_heads, kv_heads, hidden // q_heads
@@ -127,16 +127,16 @@ def _heads(config: JsonFile, family: Family) -> tuple[int, int, int]:
 
 def _experts(config: JsonFile, layers: int) -> Experts:
     """Every decoder_sparse_step-th layer has them, but for those named as dense."""
-    old, new = (config.integer(key, None, most=MOST_EXPERTS) for key in _COUNT_OF_EXPERTS)
+    old, new = (config.integer(key, None, most=MAX_EXPERTS) for key in _COUNT_OF_EXPERTS)
     if old is not None and new is not None and old != new:
         config.refuse("num_local_experts", f"contradicts num_experts = {old}")
-    step = config.integer("decoder_sparse_step", 1, most=MOST_LAYERS)
+    step = config.integer("decoder_sparse_step", 1, most=MAX_LAYERS)
     named = config.integers("mlp_only_layers", least=0, below=layers)
     dense = (layer for layer in range(layers) if layer in named or (layer + 1) % step)
     return Experts(
-        count=config.integer("num_experts", most=MOST_EXPERTS) if new is None else new,
-        per_token=config.integer("num_experts_per_tok", most=MOST_EXPERTS),
-        intermediate_size=config.integer("moe_intermediate_size", most=MOST_WIDTH),
+        count=config.integer("num_experts", most=MAX_EXPERTS) if new is None else new,
+        per_token=config.integer("num_experts_per_tok", most=MAX_EXPERTS),
+        intermediate_size=config.integer("moe_intermediate_size", most=MAX_WIDTH),
         norm_topk_prob=config.boolean("norm_topk_prob", False),
         dense_layers=tuple(dense),
     )

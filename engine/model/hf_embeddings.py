@@ -19,7 +19,7 @@ MODULES = "modules.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 _KNOWN = ("Transformer", "Pooling", "Normalize", "LogitScore")
 _LAST = "pooling_mode_lasttoken"
-_MOST_HEADER = 100 << 20  # bytes
+_MAX_HEADER = 100 << 20  # bytes
 
 
 def embeds_only(path: Path, config: JsonFile) -> bool:
@@ -83,7 +83,7 @@ def _header(file: Path) -> Any:
     try:
         with open_plain(file) as opened:
             length = int.from_bytes(opened.read(8), "little")
-            return json.loads(opened.read(length)) if length <= _MOST_HEADER else None
+            return json.loads(opened.read(length)) if length <= _MAX_HEADER else None
     except (OSError, ValueError, RecursionError):
         return None
 

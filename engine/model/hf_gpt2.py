@@ -9,12 +9,12 @@ from typing import Any
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import GPT2, ModelConfig
 from quire.engine.model.hf_limits import (
-    MOST_HEAD_DIM,
-    MOST_HEADS,
-    MOST_LAYERS,
-    MOST_POSITIONS,
-    MOST_VOCAB,
-    MOST_WIDTH,
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_VOCAB,
+    MAX_WIDTH,
 )
 
 _GELU = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
@@ -30,22 +30,22 @@ _END = 50_256
 def read_gpt2(config: JsonFile) -> ModelConfig:
     """The model, but for its end tokens, its data type and its sampling. Raises ConfigError."""
     _refuse_variants(config)
-    hidden = config.integer("n_embd", 768, most=MOST_WIDTH)
-    heads = config.integer("n_head", 12, most=MOST_HEADS)
-    if hidden % heads or hidden // heads > MOST_HEAD_DIM:
-        config.refuse("n_embd", f"must be n_head = {heads} times at most {MOST_HEAD_DIM}")
+    hidden = config.integer("n_embd", 768, most=MAX_WIDTH)
+    heads = config.integer("n_head", 12, most=MAX_HEADS)
+    if hidden % heads or hidden // heads > MAX_HEAD_DIM:
+        config.refuse("n_embd", f"must be n_head = {heads} times at most {MAX_HEAD_DIM}")
     model = ModelConfig(
         architecture=GPT2,
-        vocab_size=config.integer("vocab_size", 50_257, most=MOST_VOCAB),
+        vocab_size=config.integer("vocab_size", 50_257, most=MAX_VOCAB),
         hidden_size=hidden,
-        num_layers=config.integer("n_layer", 12, most=MOST_LAYERS),
+        num_layers=config.integer("n_layer", 12, most=MAX_LAYERS),
         num_q_heads=heads,
         num_kv_heads=heads,
         head_dim=hidden // heads,
-        intermediate_size=config.integer("n_inner", 4 * hidden, most=MOST_WIDTH),
+        intermediate_size=config.integer("n_inner", 4 * hidden, most=MAX_WIDTH),
         rms_norm_eps=config.number("layer_norm_epsilon", 1e-5, above=0, most=1),
         tie_word_embeddings=config.boolean("tie_word_embeddings", True),
-        max_position_embeddings=config.integer("n_positions", 1024, most=MOST_POSITIONS),
+        max_position_embeddings=config.integer("n_positions", 1024, most=MAX_POSITIONS),
         rope_theta=0.0,
         initializer_range=config.number("initializer_range", 0.02, above=0),
     )

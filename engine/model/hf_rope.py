@@ -10,9 +10,9 @@ from typing import Any
 from quire.engine.json_file import JsonFile
 from quire.engine.model.config import Llama3Scaling, RopeScaling
 
-MOST_POSITIONS = 1 << 22
-MOST_THETA = 1e12
-MOST_FACTOR = 1e6
+MAX_POSITIONS = 1 << 22
+MAX_THETA = 1e12
+MAX_FACTOR = 1e6
 _KNOWN_ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _KNOWN_TO_YARN = (
     *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
@@ -30,11 +30,11 @@ _SECTIONS = ("rope_parameters", "rope_scaling")
 
 def read_rope(config: JsonFile) -> tuple[float, RopeScaling | Llama3Scaling | None, int]:
     """Base of the rotary frequencies, their scaling, and the number of positions."""
-    positions = config.integer("max_position_embeddings", most=MOST_POSITIONS)
+    positions = config.integer("max_position_embeddings", most=MAX_POSITIONS)
     config.only("partial_rotary_factor", 1)
     section = _section(config)
     if section is None:
-        return config.number("rope_theta", 10_000.0, above=1, most=MOST_THETA), None, positions
+        return config.number("rope_theta", 10_000.0, above=1, most=MAX_THETA), None, positions
     kind = _kind(section)
     _refuse_unknown(section, kind)
     theta = _theta(config, section)
@@ -44,8 +44,8 @@ def read_rope(config: JsonFile) -> tuple[float, RopeScaling | Llama3Scaling | No
         return theta, _llama3(section), positions
     scaling = _yarn(section, positions)
     stretched = int(scaling.factor * scaling.original_max_position_embeddings)
-    if stretched > MOST_POSITIONS:
-        section.refuse("factor", f"makes {stretched} positions, at most {MOST_POSITIONS}")
+    if stretched > MAX_POSITIONS:
+        section.refuse("factor", f"makes {stretched} positions, at most {MAX_POSITIONS}")
     return theta, scaling, max(positions, stretched)
 
 
@@ -89,8 +89,8 @@ def _refuse_unknown(section: JsonFile, kind: str) -> None:
 
 
 def _theta(config: JsonFile, section: JsonFile) -> float:
-    outer = config.number("rope_theta", None, above=1, most=MOST_THETA)
-    inner = section.number("rope_theta", None, above=1, most=MOST_THETA)
+    outer = config.number("rope_theta", None, above=1, most=MAX_THETA)
+    inner = section.number("rope_theta", None, above=1, most=MAX_THETA)
     if outer is not None and inner is not None and outer != inner:
         section.refuse("rope_theta", f"contradicts the file's own rope_theta = {outer:g}")
     return inner or outer or 10_000.0
@@ -98,14 +98,14 @@ def _theta(config: JsonFile, section: JsonFile) -> float:
 
 def _llama3(section: JsonFile) -> Llama3Scaling:
     """The longest context is max_position_embeddings as it stands."""
-    low = section.number("low_freq_factor", above=0, most=MOST_FACTOR)
-    high = section.number("high_freq_factor", above=0, most=MOST_FACTOR)
+    low = section.number("low_freq_factor", above=0, most=MAX_FACTOR)
+    high = section.number("high_freq_factor", above=0, most=MAX_FACTOR)
     if high <= low:
         section.refuse("high_freq_factor", f"must be above low_freq_factor = {low:g}")
     return Llama3Scaling(
-        factor=section.number("factor", least=1, most=MOST_FACTOR),
+        factor=section.number("factor", least=1, most=MAX_FACTOR),
         original_max_position_embeddings=section.integer(
-            "original_max_position_embeddings", most=MOST_POSITIONS
+            "original_max_position_embeddings", most=MAX_POSITIONS
         ),
         low_freq_factor=low,
         high_freq_factor=high,
@@ -113,13 +113,13 @@ def _llama3(section: JsonFile) -> Llama3Scaling:
 
 
 def _yarn(section: JsonFile, positions: int) -> RopeScaling:
-    original = section.integer("original_max_position_embeddings", positions, most=MOST_POSITIONS)
-    factor = section.number("factor", positions / original, above=0, most=MOST_FACTOR)
-    attention_factor = section.number("attention_factor", None, above=0, most=MOST_FACTOR)
+    original = section.integer("original_max_position_embeddings", positions, most=MAX_POSITIONS)
+    factor = section.number("factor", positions / original, above=0, most=MAX_FACTOR)
+    attention_factor = section.number("attention_factor", None, above=0, most=MAX_FACTOR)
     if attention_factor is None:
         attention_factor = _attention_factor(section, factor)
-    fast = section.number("beta_fast", 32.0, above=0, most=MOST_FACTOR)
-    slow = section.number("beta_slow", 1.0, above=0, most=MOST_FACTOR)
+    fast = section.number("beta_fast", 32.0, above=0, most=MAX_FACTOR)
+    slow = section.number("beta_slow", 1.0, above=0, most=MAX_FACTOR)
     if fast < slow:
         section.refuse("beta_fast", f"must be at least beta_slow = {slow:g}")
     return RopeScaling(
@@ -138,8 +138,8 @@ def _attention_factor(section: JsonFile, factor: float) -> float:
     def term(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
-    mscale = section.number("mscale", None, least=0, most=MOST_FACTOR)
-    mscale_all_dim = section.number("mscale_all_dim", None, least=0, most=MOST_FACTOR)
+    mscale = section.number("mscale", None, least=0, most=MAX_FACTOR)
+    mscale_all_dim = section.number("mscale_all_dim", None, least=0, most=MAX_FACTOR)
     if mscale and mscale_all_dim:
         return term(mscale) / term(mscale_all_dim)
     return term(1.0)

@@ -34,7 +34,7 @@ from quire.engine.scheduling.plan import (
     StepPlan,
 )
 
-MOST_BYTES = 1 << 30  # of one plan, or of its masks
+MAX_BYTES = 1 << 30  # of one plan, or of its masks
 _MAGIC, _MASKS_MAGIC = b"QSP4", b"QSM1"
 _HEAD = struct.Struct("<4sq11i")
 _ROW = struct.Struct("<qiqiii?i")
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 def encode(plan: StepPlan) -> bytes:
-    """Raises RankError for a plan of more than MOST_BYTES, or with a number beyond its field."""
+    """Raises RankError for a plan of more than MAX_BYTES, or with a number beyond its field."""
     more = plan.pooled, plan.judged, plan.window_updates, plan.window_copies
     counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, *more)
     sizes = (plan.num_decode_rows, plan.num_tokens, *map(len, counts))
@@ -76,7 +76,7 @@ def encode(plan: StepPlan) -> bytes:
 
 
 def encode_masks(masks: Masks) -> bytes:
-    """Raises RankError for more than MOST_BYTES."""
+    """Raises RankError for more than MAX_BYTES."""
     parts: list[Mask] = [_MASKS.pack(_MASKS_MAGIC, len(masks))]
     for slot, mask in masks:
         parts += [_MASK.pack(slot, len(mask)), mask]
@@ -84,8 +84,8 @@ def encode_masks(masks: Masks) -> bytes:
 
 
 def _bounded(data: bytes, what: str) -> bytes:
-    if len(data) > MOST_BYTES:
-        raise RankError(f"{what} would take {len(data)} bytes: at most {MOST_BYTES}")
+    if len(data) > MAX_BYTES:
+        raise RankError(f"{what} would take {len(data)} bytes: at most {MAX_BYTES}")
     return data
 
 

@@ -23,10 +23,10 @@ from quire.engine.parallel.terms import Terms, difference, unpack
 
 log = logging.getLogger(__name__)
 
-MOST_STRANGERS = 64  # connections that have proved nothing yet
+MAX_STRANGERS = 64  # connections that have proved nothing yet
 STRANGER_SECONDS = 10.0  # until one of them is closed
 LOOK_SECONDS = 1.0  # at most, between two looks at what else may end the wait
-_MOST_WARNINGS = 8
+_MAX_WARNINGS = 8
 _CHUNK = 4096
 
 
@@ -131,7 +131,7 @@ class Door:
         except OSError:
             connection.close()
             return
-        if len(self._strangers) >= MOST_STRANGERS:
+        if len(self._strangers) >= MAX_STRANGERS:
             self._drop(self._strangers[0], "there are too many")
         self._strangers.append(stranger)
         self._selector.register(connection, selectors.EVENT_READ, stranger)
@@ -209,7 +209,7 @@ class Door:
         self._forget(stranger)
         stranger.connection.close()
         self._warnings += 1
-        if self._warnings <= _MOST_WARNINGS:
+        if self._warnings <= _MAX_WARNINGS:
             log.warning("%s is no node of ours: %s", stranger.address, why)
 
     def _forget(self, stranger: _Stranger) -> None:

@@ -3,7 +3,7 @@
 A frame is a kind (one byte), a length (four bytes, little-endian) and so many bytes: a plan or its
 masks by their codec, or a JSON object: what is said while starting, and about memory.
 
-Invariant: whatever comes, no more than MOST_BYTES are taken in for one frame, and a frame is whole
+Invariant: whatever comes, no more than MAX_BYTES are taken in for one frame, and a frame is whole
 or RankError is raised.
 """
 
@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import Any
 
 from quire.engine.errors import RankError
-from quire.engine.parallel.codec import MOST_BYTES
+from quire.engine.parallel.codec import MAX_BYTES
 
 _HEAD = struct.Struct("<BI")
 _CHUNK = 1 << 20
@@ -88,8 +88,8 @@ class Line:
     def hear(self) -> tuple[Kind, bytes]:
         """The next frame. Raises RankError at the line's end, and for what is no frame."""
         kind, length = _HEAD.unpack(self._exactly(_HEAD.size))
-        if length > MOST_BYTES:
-            raise RankError(f"a frame of {length} bytes: at most {MOST_BYTES}")
+        if length > MAX_BYTES:
+            raise RankError(f"a frame of {length} bytes: at most {MAX_BYTES}")
         try:
             return Kind(kind), self._exactly(length)
         except ValueError as error:

@@ -7,7 +7,7 @@
 
 Both proofs cover all that was said before. What follows are frames (see line).
 
-Invariant: nothing of a stranger is interpreted but these numbers, within MOST_TERMS, before its
+Invariant: nothing of a stranger is interpreted but these numbers, within MAX_TERMS, before its
 proof has been checked.
 """
 
@@ -19,7 +19,7 @@ from quire.engine.errors import RankError
 from quire.engine.parallel.secret import PROOF_BYTES, Secret
 
 NO_RANK = -1
-MOST_TERMS = 1 << 16
+MAX_TERMS = 1 << 16
 _MAGIC = b"QJ1\n"
 _NONCE_BYTES = 32
 _HELLO = struct.Struct(f"<4s{_NONCE_BYTES}s")
@@ -65,8 +65,8 @@ def terms_length(head: bytes) -> int:
     magic, _, _, _, length = _SAID.unpack_from(head)
     if magic != _MAGIC:
         raise RankError("it does not speak as a node does")
-    if length > MOST_TERMS:
-        raise RankError(f"terms of {length} bytes: at most {MOST_TERMS}")
+    if length > MAX_TERMS:
+        raise RankError(f"terms of {length} bytes: at most {MAX_TERMS}")
     return int(length)
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MEETING_SECONDS = 300.0  # in which all ranks are to be there
 ASK_SECONDS = 5.0  # of a node's silence, after each of which it is asked whether it is there
-MOST_ASKED = 6  # times in a row; a stop of this process takes none of them away from the node
+MAX_ASKED = 6  # times in a row; a stop of this process takes none of them away from the node
 EXIT_LOST = 1
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
@@ -217,7 +217,7 @@ class Ranks:
                     values = said(kind, body)
                     if kind is Kind.ENDED:
                         node.note(values["rank"], values["how"])
-                elif asked == MOST_ASKED:
+                elif asked == MAX_ASKED:
                     how = f"does not answer: {asked} times in {asked * ASK_SECONDS:g} s"
                 else:
                     asked += 1

@@ -18,7 +18,7 @@ from quire.engine.lifeline import SECRET_VARIABLE as VARIABLE
 from quire.engine.plain_file import open_plain
 
 PROOF_BYTES = 32
-LEAST_BYTES, MOST_BYTES = 16, 4096
+LEAST_BYTES, MAX_BYTES = 16, 4096
 
 
 class Secret:
@@ -43,15 +43,15 @@ def read_secret(file: str | None, environment: MutableMapping[str, str]) -> Secr
         where = f"join_secret_file = {file}"
         try:
             with open_plain(Path(file)) as opened:
-                secret = opened.read(MOST_BYTES + 1).strip()
+                secret = opened.read(MAX_BYTES + 1).strip()
         except OSError as error:
             raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
     elif given is not None:
         where, secret = VARIABLE, given.strip().encode(errors="surrogateescape")
     else:
         raise ConfigError(f"several nodes need a secret in common: join_secret_file or {VARIABLE}")
-    if not LEAST_BYTES <= len(secret) <= MOST_BYTES:
+    if not LEAST_BYTES <= len(secret) <= MAX_BYTES:
         raise ConfigError(
-            f"{where}: a secret of {len(secret)} bytes; it must have {LEAST_BYTES} to {MOST_BYTES}"
+            f"{where}: a secret of {len(secret)} bytes; it must have {LEAST_BYTES} to {MAX_BYTES}"
         )
     return Secret(secret)

@@ -29,7 +29,7 @@ from quire.kernels import support
 
 log = logging.getLogger(__name__)
 
-MOST_PROCESSES = 16
+MAX_PROCESSES = 16
 _LIMIT = 300.0  # seconds, after which the engine compiles the rest itself
 _ENDED = None  # what a reader says last
 
@@ -147,7 +147,7 @@ def begin(
         card=support.card_name(device),
         pdl=pdl,
         cache=str(cache.folder),
-        processes=min(_cores(), MOST_PROCESSES),
+        processes=min(_cores(), MAX_PROCESSES),
         exact=exact,
     )
     return CompileAhead(orders, cache, _versions(), early)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
 
 log = logging.getLogger(__name__)
 
-MOST_COST = 0.03  # up to which `auto` is on
+MAX_COST = 0.03  # up to which `auto` is on
 _TYPES = (torch.bfloat16, torch.float16)
 
 
@@ -69,7 +69,7 @@ def is_wanted(
             kind = "experts" if one.weight.scale is None else "FP8 weights"
             return _without(config, f"{one.module}: no table tells what {kind} cost on {card}")
     cost = exact.cost(Counter(_size(one) for one in products), _size(products[-1]), card)
-    if cost.worst > MOST_COST:
+    if cost.worst > MAX_COST:
         return _without(config, f"products would take up to {cost.worst:.1%} longer on {card}")
     if not cost.whole:
         return _without(config, f"no table tells all that it costs on {card}")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Done = Sampled | Forwarded  # what a step leaves, by its key
 
 _FIRST_CONTEXT_BOUND = 4096
-MOST_GRAPHS = 512
+MAX_GRAPHS = 512
 # Prompt tokens of a step worth capturing: launches of a longer one take less time than its work.
 PROMPT_TOKENS: tuple[int, ...] = (
     *(16, 32, 64),
@@ -43,7 +43,7 @@ _BURST_PROMPTS = ((1, 65, 1024), (2, 65, 1024), (8, 513, 4096), (32, 2049, 8192)
 """Prompts that come together, at least, and from how many tokens up to how many such steps are
 captured in spare time: calls of some 70 tokens, and most of a few hundred."""
 _KINDS = (Needs(), Needs(draws=True), Needs(draws=True, filters=True))  # what most rows need
-_MOST_SAMPLED = 256  # padded rows up to which a sampler behind prompts is kept
+_MAX_SAMPLED = 256  # padded rows up to which a sampler behind prompts is kept
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
 FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
 
@@ -126,7 +126,7 @@ class GraphSizes:
         self.prompt_tokens = list(prompt_tokens)
         self._powers = _powers(2, max_num_seqs)
         self._few_powers = _powers(4, max_num_seqs)
-        self.most_sampled = min(2 * max_num_seqs, _MOST_SAMPLED)
+        self.most_sampled = min(2 * max_num_seqs, _MAX_SAMPLED)
 
     def first_keys(self) -> list[Key]:
         """What every deployment needs, the largest first."""
@@ -242,7 +242,7 @@ def _cover(sizes: list[int], wanted: int) -> int:
 
 
 class StepGraphs:
-    """The graphs captured so far. At most MOST_GRAPHS; the longest unused one goes first."""
+    """The graphs captured so far. At most MAX_GRAPHS; the longest unused one goes first."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Key | WriteKey, tuple[torch.cuda.CUDAGraph, Done] | None]
@@ -269,7 +269,7 @@ class StepGraphs:
         ran: it has run before. What fails otherwise may want a library's first call: it is to be
         tried again afterwards, and is not there until then.
         """
-        if len(self._graphs) >= MOST_GRAPHS:
+        if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
         try:
             graph = torch.cuda.CUDAGraph()

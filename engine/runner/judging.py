@@ -19,7 +19,7 @@ from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import Judged, StepPlan
 from quire.kernels.ops import Ops
 
-MOST_TOP = 20  # of the best, at each place
+MAX_TOP = 20  # of the best, at each place
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +78,5 @@ def judge(
     for begin in range(0, len(places), most):
         part = slice(begin, begin + most)
         logits = model.logits(hidden, places[part])
-        found.append(ops.logprobs(logits, tokens[part], min(MOST_TOP, logits.shape[1])))
+        found.append(ops.logprobs(logits, tokens[part], min(MAX_TOP, logits.shape[1])))
     return JudgedNumbers(plan.judged, *map(torch.cat, zip(*found, strict=True)))

@@ -16,9 +16,9 @@ from quire.engine.scheduling.plan import Admission, BlockUpdate
 
 # Between these a row's logits over its temperature are finite and apart. Below, the best is taken:
 # nothing else could be drawn; above, logits no longer count.
-_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-10, 1e30
-_LEAST_REPETITION, _MOST_REPETITION = 1e-10, 1e10  # a logit times or over it is finite
-_MOST_PENALTY = 1e20
+_LEAST_TEMPERATURE, _MAX_TEMPERATURE = 1e-10, 1e30
+_LEAST_REPETITION, _MAX_REPETITION = 1e-10, 1e10  # a logit times or over it is finite
+_MAX_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
 
@@ -139,12 +139,12 @@ def _floats(one: Admission) -> tuple[float, ...]:
     s = one.sampling
     cold = s.temperature < _LEAST_TEMPERATURE
     return (
-        0.0 if cold else min(s.temperature, _MOST_TEMPERATURE),
+        0.0 if cold else min(s.temperature, _MAX_TEMPERATURE),
         s.top_p,
         s.min_p,
-        min(max(s.repetition_penalty, _LEAST_REPETITION), _MOST_REPETITION),
-        min(max(s.presence_penalty, -_MOST_PENALTY), _MOST_PENALTY),
-        min(max(s.frequency_penalty, -_MOST_PENALTY), _MOST_PENALTY),
+        min(max(s.repetition_penalty, _LEAST_REPETITION), _MAX_REPETITION),
+        min(max(s.presence_penalty, -_MAX_PENALTY), _MAX_PENALTY),
+        min(max(s.frequency_penalty, -_MAX_PENALTY), _MAX_PENALTY),
     )
 
 

@@ -30,9 +30,9 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
 }
 _OF_MASKS = {"BOOL": torch.bool, "U8": torch.uint8}  # of buffers beside the weights
-_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
-_MOST_SIZE = 1 << 63  # so are a dimension's and an offset's
-_MOST_DIMENSIONS = 64
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_SIZE = 1 << 63  # so are a dimension's and an offset's
+_MAX_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise ModelError(f"{path}: {instead}")
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ModelError(f"{path}: corrupt: header of {length} bytes in {size}")
             text = file.read(length).decode()
             header = json.loads(text, object_pairs_hook=once)
@@ -114,8 +114,8 @@ def _entry(path: Path, name: str, said: Any, data: int, size: int) -> StoredTens
     try:
         dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
         sound = type(dtype) is str and type(shape) is list
-        sound = sound and len(shape) <= _MOST_DIMENSIONS
-        sound = sound and all(type(n) is int and 0 <= n < _MOST_SIZE for n in (*shape, begin, end))
+        sound = sound and len(shape) <= _MAX_DIMENSIONS
+        sound = sound and all(type(n) is int and 0 <= n < _MAX_SIZE for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

@@ -122,9 +122,7 @@ def _sum(p, acc, j, v_ring, v_full):
 
 
 @gluon.jit
-def _walk(
-    begin, stop, q, p, acc, m, total, last, scale, rings, bars, MASKED: gl.constexpr
-):
+def _walk(begin, stop, q, p, acc, m, total, last, scale, rings, bars, MASKED: gl.constexpr):
     """As hopper_prefill's: for tiles [begin, stop) their product with the values, and the weights
     of the next one."""
     k_ring, v_ring = rings

@@ -46,8 +46,8 @@ class Fp8Library:
 
 Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library
 _FULL = 132  # programs that keep a large card busy
-_MOST_SPLIT = 4
-_MOST_HELD = 80  # registers a thread, of one row: some 125 in all
+_MAX_SPLIT = 4
+_MAX_HELD = 80  # registers a thread, of one row: some 125 in all
 _LITTLE_HELD = 40  # some 80 in all
 _SHORT, _MANY_ROWS = 2048, 4 * 6 * _FULL  # K, of more rows than smaller programs hold at once
 _FEW = 16  # rows, whose shares of K are those of all in exact mode
@@ -75,7 +75,7 @@ def choose(
         short = k <= _SHORT and n > _MANY_ROWS and not silu
         for block_n, warps in ((4, 4) if short else (4, 8), (2, 8), (1, 8), (1, 16)):
             held = fp8_gemv.held(k, block_n, warps, silu)
-            if held <= _MOST_HELD:
+            if held <= _MAX_HELD:
                 at_once = 24 if held <= _LITTLE_HELD else 16
                 return Fp8Gemv(block_n, warps, turns(n, block_n, warps, silu, at_once))
     return _fitting(_tile(n, k, bucket, silu), silu, shared)
@@ -118,7 +118,7 @@ def _tile(n: int, k: int, bucket: int, silu: bool) -> Fp8Tile:
     if silu or bucket > tuning.ROW_BUCKETS[-1]:  # full without, or of any number of rows
         return tile
     tiles = -(-n // tile.block_n) * -(-bucket // tile.block_m)
-    most = _MOST_SPLIT if bucket <= 64 else 2  # adding up four of 64 x 128 takes more registers
+    most = _MAX_SPLIT if bucket <= 64 else 2  # adding up four of 64 x 128 takes more registers
     split = 1
     while split < most and tiles * split < _FULL and k >= 2 * split * 512:
         split *= 2

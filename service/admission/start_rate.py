@@ -14,7 +14,7 @@ import math
 _PRIOR_STARTS = 4.0
 _MEMORY = 10.0  # seconds
 _SMOOTHING = 0.1  # weight of the newest duration in the mean
-_MOST_OF_ONE = 20  # weights of the mean's first values: 1/1, 1/2, ... until it is smooth
+_MAX_OF_ONE = 20  # weights of the mean's first values: 1/1, 1/2, ... until it is smooth
 
 
 class StartRate:
@@ -43,7 +43,7 @@ class StartRate:
     def ended(self, duration: float) -> None:
         """One has ended, so many seconds after it started."""
         self._ended += 1
-        weight = max(_SMOOTHING, 1 / min(self._ended, _MOST_OF_ONE))
+        weight = max(_SMOOTHING, 1 / min(self._ended, _MAX_OF_ONE))
         self._duration += weight * (duration - self._duration)
 
     def per_second(self, running: int, now: float) -> float | None:

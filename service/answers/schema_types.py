@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_MOST_PARTS = 1000  # of a parameter's schema: references and alternatives that are looked at
+_MAX_PARTS = 1000  # of a parameter's schema: references and alternatives that are looked at
 _WORDS = {"True": "true", "False": "false", "None": "null"}  # templates show Python's
 STRING = frozenset({"string"})
 
@@ -23,7 +23,7 @@ def allowed_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
 def _types(part: Any, root: Mapping[str, Any]) -> Iterator[str]:
     """Each part is looked at once: references may lead to one from everywhere, and in circles."""
     waiting, seen = [part], set[int]()
-    while waiting and len(seen) < _MOST_PARTS:
+    while waiting and len(seen) < _MAX_PARTS:
         part = waiting.pop()
         if not isinstance(part, dict) or id(part) in seen:
             continue

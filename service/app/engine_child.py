@@ -19,7 +19,7 @@ from quire.engine.runner import compile_process
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
-_MOST_AHEAD = 7  # of eight: more have not been found on one machine, and may be a mistake
+_MAX_AHEAD = 7  # of eight: more have not been found on one machine, and may be a mistake
 
 
 def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str) -> NoReturn:
@@ -28,7 +28,7 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
     if sees_gpu(os.environ):
         compile_process.start_early()
     rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
-    program = Program(rank, ahead=min(int(ranks), _MOST_AHEAD))
+    program = Program(rank, ahead=min(int(ranks), _MAX_AHEAD))
     process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
 
 

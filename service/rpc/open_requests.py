@@ -1,7 +1,7 @@
 """The requests that are open, as an operator is told of them.
 
-Invariant: as many rows as `MOST` at most, whatever the number of requests; sizes, times and names
-are told, and nothing of any text.
+Invariant: `MAX_LISTED` rows at most, whatever the number of requests; sizes, times and names are
+told, and nothing of any text.
 """
 
 from itertools import islice
@@ -9,7 +9,7 @@ from itertools import islice
 from quire.service.rpc.reception import Call
 from quire.v1 import inference_pb2 as pb
 
-MOST = 256
+MAX_LISTED = 256
 
 
 class OpenRequests:
@@ -28,7 +28,7 @@ class OpenRequests:
 
     def rows(self, now: float) -> list[pb.OpenRequest]:
         """The longest open first. now: time.monotonic()."""
-        return [_row(call, now) for call in islice(self._calls.values(), MOST)]
+        return [_row(call, now) for call in islice(self._calls.values(), MAX_LISTED)]
 
 
 def _row(call: Call, now: float) -> pb.OpenRequest:

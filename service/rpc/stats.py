@@ -26,7 +26,7 @@ from quire.v1 import inference_pb2 as pb
 MAPS_A_SECOND, MAPS_AT_ONCE = 4.0, 20.0
 FLUSHES_A_SECOND, FLUSHES_AT_ONCE = 1.0, 5.0
 ANSWERS_A_SECOND, ANSWERS_AT_ONCE = 20.0, 100.0  # of each client
-MOST_PATIENCE = 1.0  # seconds that an answer may wait for its turn
+MAX_PATIENCE = 1.0  # seconds that an answer may wait for its turn
 # Options that tell of the machine: its paths and network, and what parts hashes of prefixes.
 _OF_OPERATORS = frozenset(
     {"join_secret_file", "master_addr", "master_port", "model", "prefix_cache_seed"}
@@ -52,7 +52,7 @@ class StatsReporter:
         self._ready_at = clock()
         self._maps = TokenBucket(MAPS_A_SECOND, MAPS_AT_ONCE, self._ready_at)
         self._flushes = TokenBucket(FLUSHES_A_SECOND, FLUSHES_AT_ONCE, self._ready_at)
-        self._pace = Pace(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MOST_PATIENCE, clock)
+        self._pace = Pace(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MAX_PATIENCE, clock)
 
     async def turn(self, client: str) -> None:
         """Wait until this client may be answered: whoever polls must not take the loop from those

@@ -18,7 +18,7 @@ from quire.service.text.workers import Wanted, check_wanted
 
 _MADE_FOR_EACH_BYTE = 32  # text that a template may make on its way to one byte of the prompt
 _AT_ONCE = 1 << 24  # that one operation may make, however little the prompt
-_MOST_BITS = 1 << 14  # of a whole number: as many digits as Python writes
+_MAX_BITS = 1 << 14  # of a whole number: as many digits as Python writes
 _CHECK_EVERY = 1024  # steps between two questions whether anyone still waits
 _LOOK_EVERY = 16  # steps between two looks at the clock
 # These look through a text or a list, whatever they are given to look for.
@@ -163,8 +163,8 @@ class Meter(threading.local):
     def _before_product(self, operator: str, left: int, right: int) -> None:
         bits = left.bit_length()
         bits = bits * max(right, 0) if operator == "**" else bits + right.bit_length()
-        if bits > _MOST_BITS:
-            raise TooMuch(f"makes the chat template compute more than {_MOST_BITS} bits")
+        if bits > _MAX_BITS:
+            raise TooMuch(f"makes the chat template compute more than {_MAX_BITS} bits")
 
     def _fits(self, size: int) -> None:
         if size > max(self._most_made, _AT_ONCE):

@@ -22,7 +22,7 @@ from quire.engine.errors import ModelError
 from quire.engine.plain_file import read_whole
 from quire.service.text import tokenizer_files, vocab_and_merges
 
-_MOST_BYTES = 256 << 20  # of tokenizer.json
+_MAX_BYTES = 256 << 20  # of tokenizer.json
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SENTENCEPIECE = [
@@ -116,7 +116,7 @@ def _backend(directory: Path) -> Backend:
             return vocab_and_merges.read(directory)
         raise ModelError(f"no tokenizer: {path} is missing")
     try:
-        backend = Backend.from_buffer(read_whole(path, _MOST_BYTES))
+        backend = Backend.from_buffer(read_whole(path, _MAX_BYTES))
     except Exception as error:  # the library raises bare Exceptions
         raise ModelError(f"{path}: not a tokenizer: {error}") from error
     if _bytes_of(backend) is None:

@@ -28,14 +28,14 @@ FAULTS = (
     Fault(
         "checkpoints: positions without a limit",
         ROPE,
-        'config.integer("max_position_embeddings", most=MOST_POSITIONS)',
+        'config.integer("max_position_embeddings", most=MAX_POSITIONS)',
         'config.integer("max_position_embeddings")',
         BY_PATH,
     ),
     Fault(
         "checkpoints: a vocabulary without a limit",
         HF,
-        'config.integer("vocab_size", most=MOST_VOCAB)',
+        'config.integer("vocab_size", most=MAX_VOCAB)',
         'config.integer("vocab_size")',
         BY_PATH,
     ),

@@ -44,7 +44,7 @@ FAULTS = (
     Fault(
         "not-a-number: a temperature that fp32 cannot divide by",
         "engine/runner/slots.py",
-        "        0.0 if cold else min(s.temperature, _MOST_TEMPERATURE),\n",
+        "        0.0 if cold else min(s.temperature, _MAX_TEMPERATURE),\n",
         "        s.temperature,\n",
         (
             _HERE + "no_temperature_is_greedy",
@@ -54,7 +54,7 @@ FAULTS = (
     Fault(
         "not-a-number: a repetition penalty that overflows",
         "engine/runner/slots.py",
-        "        min(max(s.repetition_penalty, _LEAST_REPETITION), _MOST_REPETITION),\n",
+        "        min(max(s.repetition_penalty, _LEAST_REPETITION), _MAX_REPETITION),\n",
         "        s.repetition_penalty,\n",
         (_HERE + "no_repetition_penalty_takes_the_best_that_was_there",),
     ),

@@ -25,7 +25,7 @@ FAULTS = (
     Fault(
         "nodes: one whose process is stopped is not noticed",
         "engine/parallel/ranks.py",
-        "                elif asked == MOST_ASKED:\n",
+        "                elif asked == MAX_ASKED:\n",
         "                elif asked < 0:\n",
         (NODES + "a_node_that_does_not_answer_takes_all_along",),
     ),

@@ -8,15 +8,15 @@ FAULTS = (
     Fault(
         "step-limits: tokens of a step are not bounded",
         "engine/config.py",
-        "self.max_num_batched_tokens, MOST_STEP_TOKENS)",
-        "self.max_num_batched_tokens, _MOST_INT32)",
+        "self.max_num_batched_tokens, MAX_STEP_TOKENS)",
+        "self.max_num_batched_tokens, _MAX_INT32)",
         (_HERE + "an_option_has_an_upper_bound",),
     ),
     Fault(
         "step-limits: a tile for each row is forgotten",
         "engine/loop/sizing.py",
-        "    most = (MOST_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile\n",
-        "    most = MOST_STEP_TOKENS * tokens_a_tile\n",
+        "    most = (MAX_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile\n",
+        "    most = MAX_STEP_TOKENS * tokens_a_tile\n",
         (_HERE + "tiles_of_a_step_are_bounded",),
     ),
 )

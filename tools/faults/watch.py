@@ -45,7 +45,7 @@ FAULTS = (
     Fault(
         "watch: a map grows with the cache",
         "clients/watch/snapshot.py",
-        "    per_cell = max(1, -(-len(states) // MOST_CELLS))\n",
+        "    per_cell = max(1, -(-len(states) // MAX_CELLS))\n",
         "    per_cell = 1\n",
         (SERVER + "a_map_has_a_bounded_number_of_cells",),
     ),
@@ -66,7 +66,7 @@ FAULTS = (
     Fault(
         "watch: all requests are listed, however many there are",
         "service/rpc/open_requests.py",
-        "islice(self._calls.values(), MOST)",
+        "islice(self._calls.values(), MAX_LISTED)",
         "islice(self._calls.values(), None)",
         (OPEN + "no_more_rows_are_told_than_promised",),
     ),

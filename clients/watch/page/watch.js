@@ -4,8 +4,8 @@
 "use strict";
 
 const HISTORY = 120; // snapshots kept
-const MOST_ROWS = 20; // open requests shown
-const MOST_ANSWERS = 12;
+const MAX_ROWS = 20; // open requests shown
+const MAX_ANSWERS = 12;
 const WINDOW = 3; // seconds over which rates are taken
 const STATES = [
   ["free", "--free"],
@@ -177,7 +177,7 @@ function drawCharts(now, last) {
 }
 
 function drawRows(now) {
-  const rows = now.open.slice(0, MOST_ROWS);
+  const rows = now.open.slice(0, MAX_ROWS);
   const all = now.requests.running + now.requests.waiting;
   const more = Math.max(now.open.length, all) - rows.length;
   at("flow-words").textContent = rows.length === 0 ? "none" : more > 0 ? `and ${count(more)} more, which began later` : "";
@@ -335,7 +335,7 @@ class Answer {
     this.text = element("p", "text");
     box.append(element("p", "asked", prompt), head, this.thought, this.text);
     at("answers").prepend(box);
-    while (at("answers").children.length > MOST_ANSWERS) at("answers").lastChild.remove();
+    while (at("answers").children.length > MAX_ANSWERS) at("answers").lastChild.remove();
     this.tokens = 0;
     this.prompt = "";
     this.over = false;

@@ -20,7 +20,7 @@ from quire.clients.commands.common import explain
 from quire.clients.errors import Details, Overloaded
 from quire.clients.watch import server as server_module
 from quire.clients.watch.server import Watched, WatchServer
-from quire.clients.watch.snapshot import MOST_CELLS, as_plain
+from quire.clients.watch.snapshot import MAX_CELLS, as_plain
 from quire.clients.watch.source import Source
 from quire.service.security.keys import make_entry
 from quire.v1 import inference_pb2 as pb
@@ -183,11 +183,11 @@ def test_the_page_gets_what_the_server_tells(page: WatchServer) -> None:
 
 
 def test_a_map_has_a_bounded_number_of_cells() -> None:
-    states = bytearray(3 * MOST_CELLS + 1)
+    states = bytearray(3 * MAX_CELLS + 1)
     states[4], states[-1] = 3, 2
     told = pb.StatsResponse(cache=pb.CacheStats(block_map=bytes(states)))
     shown = as_plain(told, operator=True)["map"]
-    assert shown["per_cell"] == 4 and len(shown["cells"]) == 3 * MOST_CELLS // 4 + 1
+    assert shown["per_cell"] == 4 and len(shown["cells"]) == 3 * MAX_CELLS // 4 + 1
     assert (shown["cells"][:3], shown["cells"][-1]) == ("030", "2")
 
 
@@ -293,7 +293,7 @@ def test_a_viewer_who_leaves_ends_the_call(page: WatchServer, server: Any) -> No
 
 
 def test_prompts_at_once_are_bounded(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MOST_STREAMS", 1)
+    monkeypatch.setattr(server_module, "MAX_STREAMS", 1)
     with page_of(server.address) as shown:
         busy = prompted(shown, {"prompt": "hang"})
         assert b"started" in busy.readline()

@@ -130,6 +130,6 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_plan_beyond_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quire.engine.parallel.codec.MOST_BYTES", 100)
+    monkeypatch.setattr("quire.engine.parallel.codec.MAX_BYTES", 100)
     with pytest.raises(RankError, match="at most 100"):
         encode(masked())

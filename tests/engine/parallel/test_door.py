@@ -106,7 +106,7 @@ STRANGERS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "another secret": lambda greeting, _heard: opened_by(greeting, Secret(b"something else")),
     "replayed": lambda _greeting, heard: heard,
     "cut off": lambda greeting, _heard: opened_by(greeting)[:-1],
-    "too long": lambda greeting, _heard: of_length(greeting, opening.MOST_TERMS + 1),
+    "too long": lambda greeting, _heard: of_length(greeting, opening.MAX_TERMS + 1),
     "no terms": lambda greeting, _heard: opened_by(greeting, terms=b"[1]"),
     "goes on": lambda greeting, _heard: opened_by(greeting) + b"\0",
 }
@@ -150,7 +150,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
 def test_many_silent_strangers_make_room(
     pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "MOST_STRANGERS", 3)
+    monkeypatch.setattr(door, "MAX_STRANGERS", 3)
     waiting = Waiting(pool, TWO_NODES[:1])
     strangers = [stack.enter_context(waiting.knock()[0]) for _ in range(5)]
     stack.enter_context(waiting.come(1))  # at the first attempt

@@ -146,7 +146,7 @@ def test_a_node_that_does_not_answer_takes_all_along(
     cluster = Cluster(pool, READY + STAYS)
     processes = cluster.ready()
     try:
-        for _ in range(3 * ranks.MOST_ASKED):
+        for _ in range(3 * ranks.MAX_ASKED):
             asked.get(timeout=PATIENCE)
         assert not cluster.lost.is_set()  # it has answered each time
         answers.clear()

@@ -44,8 +44,8 @@ from quire.engine.scheduling.matching import Constrained, constrained
 from quire.engine.scheduling.plan import Masks, StepPlan, StepResult
 from quire.engine.weights.random import save_random
 
-MOST_TOKENS = 14
-PLAIN = SamplingParams(max_tokens=MOST_TOKENS)
+MAX_TOKENS = 14
+PLAIN = SamplingParams(max_tokens=MAX_TOKENS)
 SAMPLINGS = (
     PLAIN,
     replace(PLAIN, temperature=0.9, seed=11),
@@ -227,7 +227,7 @@ def check_ranks(config: ModelConfig, sizes: tuple[int, ...]) -> None:
     for size in sizes:
         outcomes, (first, *others) = shared(config, size)
         for other in others:
-            assert len(other.seen) == len(first.seen) > MOST_TOKENS
+            assert len(other.seen) == len(first.seen) > MAX_TOKENS
             assert all(map(torch.equal, other.seen, first.seen))
         assert max(outcome.preemptions for outcome in outcomes.values()) > 0
         compared = excused = 0
@@ -301,7 +301,7 @@ def test_processes_compute_the_bits_that_threads_do(size: int, tmp_path: Path) -
         assert engine.stats().rank_memory[-1][0] > 0 and len(engine.stats().rank_memory) == size
     finally:
         engine.ranks.end()
-    assert sum(len(outcome.token_ids) for outcome in outcomes.values()) == 12 * MOST_TOKENS
+    assert sum(len(outcome.token_ids) for outcome in outcomes.values()) == 12 * MAX_TOKENS
     assert any(masks for _, masks in told)
     said = threading.Lock()
     blocks: set[int] = set()

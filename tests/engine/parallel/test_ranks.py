@@ -26,7 +26,7 @@ from quire.engine.parallel import follower
 from quire.engine.parallel.codec import encode, encode_masks
 from quire.engine.parallel.exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import MOST_BYTES, Kind, Line, said, values_of
+from quire.engine.parallel.line import MAX_BYTES, Kind, Line, said, values_of
 from quire.engine.parallel.member import LocalRank
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
@@ -276,7 +276,7 @@ def lines() -> Iterator[tuple[Line, socket.socket]]:
         (b"", "the line has ended"),
         (b"\x04\x09\x00\x00\x00abc", "the line has ended"),
         (b"\x63\x00\x00\x00\x00", "no known kind: 99"),
-        (b"\x04" + (MOST_BYTES + 1).to_bytes(4, "little"), "at most"),
+        (b"\x04" + (MAX_BYTES + 1).to_bytes(4, "little"), "at most"),
         (b"\x05\x02\x00\x00\x00{}", "STOP was said where BUILD was due"),
         (b"\x01\x02\x00\x00\x00[]", "not a JSON object"),
         (b"\x01\x02\x00\x00\x00{{", "not JSON"),

@@ -388,7 +388,7 @@ def test_most_graphs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest unused goes first."""
     from quire.engine.runner import graphs
 
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
     class Graph:

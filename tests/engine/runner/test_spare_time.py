@@ -15,7 +15,7 @@ from quire.engine.loop.loop import Batch, EngineLoop
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import (
-    MOST_GRAPHS,
+    MAX_GRAPHS,
     PROMPT_TOKENS,
     Done,
     GraphKey,
@@ -160,7 +160,7 @@ def test_what_a_burst_needs_is_few_graphs_for_many_of_its_steps(most: int) -> No
     keys = sizes.burst_keys()
     models = [key for key in keys if isinstance(key, GraphKey)]
     assert len(keys) == len(set(keys)) and len(models) <= 250
-    assert len(keys) + len(sizes.first_keys()) <= MOST_GRAPHS
+    assert len(keys) + len(sizes.first_keys()) <= MAX_GRAPHS
     for rows in range(min(most, 64)):
         for prompts in range(1, min(64, most - rows + 1)):
             for each in (65, 80, 128, 129):

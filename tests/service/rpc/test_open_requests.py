@@ -62,7 +62,7 @@ async def _open(running: Running, names: list[str], **options: Any) -> None:
 
 
 def test_no_more_rows_are_told_than_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_requests, "MOST", 2)
+    monkeypatch.setattr(open_requests, "MAX_LISTED", 2)
 
     async def test() -> None:
         async with serving() as running:

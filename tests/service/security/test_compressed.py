@@ -14,7 +14,7 @@ from support.harness import run, serving
 
 GENERATE = "/quire.v1.InferenceService/Generate"
 INFLATED = 60 << 20  # bytes: deflated, they fit the first window of a stream, 65,535 bytes
-MOST_GROWTH = 24 << 20
+MAX_GROWTH = 24 << 20
 RESOURCE_EXHAUSTED = b"grpc-status\x018"
 
 
@@ -67,7 +67,7 @@ def test_a_message_that_inflates_beyond_the_limit_is_refused_before_it_does() ->
             answer = await asyncio.to_thread(attack, running.server.port, message)
             assert RESOURCE_EXHAUSTED in answer
             assert str(INFLATED).encode() not in answer  # who can tell its size has inflated it
-            assert peak() - before < MOST_GROWTH
+            assert peak() - before < MAX_GROWTH
             assert (await running.stats()).requests.accepted == 0
 
     run(test)

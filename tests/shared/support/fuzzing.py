@@ -30,7 +30,7 @@ _METHOD_OF = {
     5: "Stats", 6: "Tokenize", 7: "Tokenize", 8: "Detokenize", 9: "Detokenize",
     10: "GetModelInfo", 11: "FlushCache",
 }  # fmt: skip
-MOST_COMPLETIONS = 3  # of one message, where the number is allowed at all: time is short
+MAX_COMPLETIONS = 3  # of one message, where the number is allowed at all: time is short
 
 Message = tuple[str, bytes]  # method, encoded request
 
@@ -116,8 +116,8 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Message]:
     @given(requests, st.binary(max_size=12), st.integers(0, 200))
     def collect(request: pb.GenerateRequest, noise: bytes, at: int) -> None:
         kind = next(kinds) % 16  # in turn: what is drawn depends on constants in anybody's source
-        if MOST_COMPLETIONS < request.sampling.n <= 64:
-            request.sampling.n = MOST_COMPLETIONS
+        if MAX_COMPLETIONS < request.sampling.n <= 64:
+            request.sampling.n = MAX_COMPLETIONS
         raw = request.SerializeToString()
         match kind:
             case 0 | 1 | 2:
