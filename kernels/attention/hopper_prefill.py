@@ -68,7 +68,7 @@ def fetch(boxes, block, j, n, h, ring, bars, HKV: gl.constexpr, BS: gl.constexpr
 
 
 @gluon.jit
-def weigh(s, m, total, scale):
+def _weigh(s, m, total, scale):
     """A tile's weights, by what was summed before is scaled, and the new maximum and sum."""
     top = gl.maximum(m, gl.max(s, 1) * scale)
     p = gl.exp2(s * scale - top[:, None])
@@ -101,7 +101,7 @@ def _walk(
         s = warpgroup_mma_wait(1, deps=[s])
         if MASKED:
             s = gl.where((after * BN + rn)[None, :] <= last[:, None], s, -float("inf"))
-        p, old, m, total = weigh(s, m, total, scale)
+        p, old, m, total = _weigh(s, m, total, scale)
         acc = warpgroup_mma_wait(0, deps=[acc])
         acc = acc * gl.convert_layout(old, gl.SliceLayout(1, acc.type.layout))[:, None]
         fetch(v_box, block, j + STAGES, n, h, v_ring, v_bars, HKV, BS)
@@ -189,7 +189,7 @@ def _hopper_prefill_kernel(
         fetch(k_box, block, STAGES, n, h, k_ring, k_bars, HKV, BS)
         rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
         s = gl.where(rn[None, :] <= last[:, None], s, -float("inf"))
-        p, _old, m, total = weigh(s, m, total, scale)
+        p, _old, m, total = _weigh(s, m, total, scale)
         # Tiles that every query sees whole, then those that the diagonal or the end cuts.
         whole = gl.maximum((prefix + token + 1) // BN - 1, 0)
         p, acc, m, total, block = _walk(

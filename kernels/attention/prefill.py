@@ -300,10 +300,9 @@ def prefill_attention(
     )
     for launch in plan if tokens and rows else ():
         if for_hopper(launch, q, k_cache, window):
-            # Gluon: not in every Triton
-            from quire.kernels.attention import hopper_groups, hopper_prefill
+            from quire.kernels.attention import hopper_prefill  # Gluon: not in every Triton
 
-            (hopper_groups if launch.groups > 1 else hopper_prefill).attend(
+            hopper_prefill.attend(
                 q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out, scale,
                 launch, pdl,
             )  # fmt: skip
