@@ -48,7 +48,9 @@ def core_of(model: Any, setup: Setup) -> EngineCore:
     core = build_core(*model, setup)
     runner: Any = core.runner
     kv = runner._kv
-    runner._kv = KVCache(*(side.to(torch.bfloat16) for side in (kv.k, kv.v)), None)
+    runner._kv = runner._writer._kv = KVCache(
+        *(side.to(torch.bfloat16) for side in (kv.k, kv.v)), None
+    )
     return core
 
 

@@ -122,7 +122,7 @@ def recorded_core(
     core = build_core(model, ops, setup)
     runner: Any = core.runner
     dtype = NARROW if setup.cache_dtype == NARROW else torch.bfloat16
-    runner._kv = of_dtype(runner._kv, dtype)
+    runner._kv = runner._writer._kv = of_dtype(runner._kv, dtype)
     runner._graphs = Kept() if graphs else None
     return core
 
