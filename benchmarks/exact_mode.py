@@ -87,8 +87,8 @@ def marking(logs: list[Tensor]) -> type[Sampler]:
     """A Sampler that marks what it is given: [seeds, positions] int64, appended to `logs`."""
 
     class Marking(Sampler):
-        def __init__(self, ops: Ops, state: Any) -> None:
-            super().__init__(ops, state)
+        def __init__(self, ops: Ops, state: Any, *more: Any) -> None:
+            super().__init__(ops, state, *more)
             self._seeds = state.seeds
             shape = (REQUESTS + 2, LONGEST + NEW + 2)
             self._log = torch.zeros(shape, dtype=torch.int64, device=state.seeds.device)

@@ -56,8 +56,8 @@ def watching(logs: list[Log]) -> type[Sampler]:
     """A Sampler that logs what it is given before it samples. Its log is appended to `logs`."""
 
     class Watching(Sampler):
-        def __init__(self, ops: Ops, state: SlotState) -> None:
-            super().__init__(ops, state)
+        def __init__(self, ops: Ops, state: SlotState, *more: Any) -> None:
+            super().__init__(ops, state, *more)
             self._seeds = state.seeds
             self._log = Log(state.prompt_mask.shape[1], state.seeds.device)
             logs.append(self._log)

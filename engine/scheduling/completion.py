@@ -93,7 +93,11 @@ class Completion:
         sampled = 0
         simple = decode if not result.logprobs and self._window is None else 0
         for at, (row, request) in enumerate(zip(plan.rows, flight.requests, strict=True)):
-            if at < simple and self._apply_next(row, request, result.tokens[at], outputs):
+            try:
+                done = at < simple and self._apply_next(row, request, result.tokens[at], outputs)
+            except Exception:  # nothing was done: below it fails once more, for this row alone
+                done = False
+            if done:
                 sampled += 1
                 continue
             tokens: list[int] = []
@@ -188,11 +192,11 @@ class Completion:
             or count >= request.sampling.max_tokens
         ):
             return False
+        known.append(token)  # first of all: what is no token is told by it
         self._roster.counters.generated += 1
         request.in_flight -= 1
         request.num_applied_tokens = end
         request.num_placeholders -= 1
-        known.append(token)
         request.emitted += 1
         preemptions, blocks = request.preemptions, request.peak_blocks
         output = Output(request.key, request.index, 0.0, 0.0, [token], preemptions, blocks)

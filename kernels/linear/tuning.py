@@ -326,12 +326,13 @@ def choose(
 
 
 def _listed(n: int, k: int, bucket: int, card: str) -> Variant | None:
-    """What was measured of a shape, or of the smallest one of which it may be a rank's share."""
+    """What was measured of a shape, or of the smallest one of which it may be a rank's share. What
+    holds all of K ahead was made for as many columns as the measured shape has."""
     shapes = table(card)
     wholes = ((n * parts, k * shares) for p in _RANKS for parts, shares in ((p, 1), (1, p)))
     for whole in ((n, k), *wholes):
         found = shapes.get(whole, {}).get(bucket)
-        if found is not None:
+        if found is not None and (whole[1] == k or not isinstance(found, Side | Whole | Stacked)):
             return found
     return None
 
