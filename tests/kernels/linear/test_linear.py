@@ -357,6 +357,20 @@ def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
             assert (variant == listed) == fits
 
 
+def test_a_share_of_columns_takes_no_kernel_that_holds_all_of_them() -> None:
+    """A rank's share of a measured weight, or a small model's weight of such a size."""
+    ahead = Side | Whole | Stacked
+    shares = 0
+    for (n, k), rows in tuning.table().items():
+        for bucket, listed in rows.items():
+            for parts in (2, 4, 8):
+                if isinstance(listed, ahead) and (n, k // parts) not in tuning.table():
+                    shares += 1
+                    chosen = tuning.choose(n, k // parts, bucket, BF16, False)
+                    assert not isinstance(chosen, ahead)
+    assert shares
+
+
 def test_another_card_takes_no_kernel_that_holds_weights_ahead() -> None:
     """They were measured where the table is from."""
     ahead = Side | Whole | Stacked
