@@ -357,18 +357,16 @@ def test_on_a_smaller_card_products_fit_its_shared_memory(shared: int) -> None:
             assert (variant == listed) == fits
 
 
-def test_a_share_of_columns_takes_no_kernel_that_holds_all_of_them() -> None:
-    """A rank's share of a measured weight, or a small model's weight of such a size."""
-    ahead = Side | Whole | Stacked
-    shares = 0
+def test_what_holds_all_columns_is_chosen_for_as_many() -> None:
+    """Not for a rank's share of a measured weight, or a small model's of such a size."""
     for (n, k), rows in tuning.table().items():
-        for bucket, listed in rows.items():
-            for parts in (2, 4, 8):
-                if isinstance(listed, ahead) and (n, k // parts) not in tuning.table():
-                    shares += 1
-                    chosen = tuning.choose(n, k // parts, bucket, BF16, False)
-                    assert not isinstance(chosen, ahead)
-    assert shares
+        for bucket in rows:
+            for width in (k, k // 2, k // 4, k // 8):
+                chosen = tuning.choose(n, width, bucket, BF16, False)
+                if isinstance(chosen, Whole | Stacked):
+                    assert chosen.split * chosen.stages * chosen.block_k == width
+                if isinstance(chosen, Side):
+                    assert width % (chosen.split * chosen.block_k) == 0
 
 
 def test_another_card_takes_no_kernel_that_holds_weights_ahead() -> None:
