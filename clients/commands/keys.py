@@ -17,6 +17,8 @@ with suppress(ImportError):  # Windows has neither: there keys are not read
 
 _CLOSED = "\x04"
 """What stands for a terminal that is gone: its end of file."""
+_LOOK = 0.5
+"""Seconds until a signal is seen that came just before a wait began: it does not end that wait."""
 
 
 class Keys:
@@ -36,10 +38,11 @@ class Keys:
             time.sleep(seconds)
             return False
         end = time.monotonic() + seconds
-        while select.select([self._descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
-            pressed = os.read(self._descriptor, 1024).decode(errors="replace") or _CLOSED
-            if any(key in wanted + _CLOSED for key in pressed):
-                return True
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._descriptor], [], [], min(left, _LOOK))[0]:
+                pressed = os.read(self._descriptor, 1024).decode(errors="replace") or _CLOSED
+                if any(key in wanted + _CLOSED for key in pressed):
+                    return True
         return False
 
 
