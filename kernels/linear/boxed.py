@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.kernels.linear.skinny import MAX_TILES, _add_shares, _store_part, new_counters
+from quire.kernels.linear.skinny import _add_shares, _store_part, room_of_shares
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -101,15 +101,10 @@ def boxed(
     """out = x @ weight.T, with what `linear` may put behind it. x: [M, K], any M; K: a multiple of
     8. counters, apart: of skinny.py. Raises ValueError for more tiles than there are counters."""
     (rows, width), columns = x.shape, out.shape[1]
-    programs = triton.cdiv(weight.shape[0], block_n)
-    grid = (programs, triton.cdiv(rows, block_m), split)
+    grid = (triton.cdiv(weight.shape[0], block_n), triton.cdiv(rows, block_m), split)
     partial: Tensor = out
     if split > 1:
-        counters = new_counters(x.device) if counters is None else counters
-        if programs * grid[1] > MAX_TILES:
-            raise ValueError(f"{programs * grid[1]} tiles exceed the {MAX_TILES} of split products")
-        shape = (split, rows, programs * block_n)
-        partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+        partial, counters = room_of_shares(x, grid, block_n, counters)
     box = block_n // 2 if silu else block_n
     _boxed_kernel[grid](
         TensorDescriptor(x, [rows, width], [width, 1], [block_m, block_k]),

@@ -67,7 +67,7 @@ def run(
         quantized = _quantized(x, norm_weight, eps, by_group=True, pdl=pdl)
         y = fp8_library.product(quantized, weight, dtype)
         if silu and narrow:
-            return fp8_quantize.silu_quantize(y, by_group=True, pdl=pdl)
+            return fp8_quantize.quantize(y, silu=True, by_group=True, pdl=pdl)
         y = norms.silu_mul(y, pdl=pdl) if silu else y
         y = y if residual is None else residual.add_(y)
         return y if out_dtype is None else y.to(out_dtype)

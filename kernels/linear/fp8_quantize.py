@@ -80,7 +80,7 @@ def _rms_norm_quantize_kernel(
 
 @triton.jit(do_not_specialize=["scale_row", "scale_group"])
 def _quantize_kernel(
-    x_ptr,  # [rows, K]
+    x_ptr,  # [rows, K]; with SILU [rows, 2 * K], gate then up
     data_ptr,  # [rows, K] e4m3
     scale_ptr,  # [rows, GROUPS] fp32, by its strides
     scale_row,
@@ -88,6 +88,7 @@ def _quantize_kernel(
     K: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,  # groups a program
+    SILU: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """grid (rows, ceil(GROUPS / BLOCK))."""
@@ -97,60 +98,29 @@ def _quantize_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    y = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+    if SILU:
+        gate = tl.load(x_ptr + row * 2 * K + k, mask=k < K, other=0.0).to(tl.float32)
+        up = tl.load(x_ptr + row * 2 * K + K + k, mask=k < K, other=0.0).to(tl.float32)
+        y = gate / (1.0 + tl.exp(-gate)) * up
+        y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+    else:
+        y = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0).to(tl.float32)
     _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
 
 
-@triton.jit(do_not_specialize=["scale_row", "scale_group"])
-def _silu_quantize_kernel(
-    x_ptr,  # [rows, 2 * K], gate then up
-    data_ptr,  # [rows, K] e4m3
-    scale_ptr,  # [rows, GROUPS] fp32, by its strides
-    scale_row,
-    scale_group,
-    K: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BLOCK: tl.constexpr,  # groups a program
-    PDL: tl.constexpr,
-):
-    """grid (rows, ceil(GROUPS / BLOCK))."""
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    k = group[:, None] * 128 + tl.arange(0, 128)[None, :]
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    gate = tl.load(x_ptr + row * 2 * K + k, mask=k < K, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + row * 2 * K + K + k, mask=k < K, other=0.0).to(tl.float32)
-    y = gate / (1.0 + tl.exp(-gate)) * up
-    y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-    _store(data_ptr, scale_ptr, y, row, group, GROUPS, K, scale_row, scale_group)
-
-
-def quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
-    """Activations as they are. x: [T, K] contiguous."""
-    width = x.shape[1]
+def quantize(
+    x: Tensor, *, silu: bool = False, by_group: bool = False, pdl: bool = False
+) -> Quantized:
+    """Activations as they are, x: [T, K] contiguous; or silu(gate) * up, as if stored, of
+    x: [T, 2 * K], gate and up side by side."""
+    width = x.shape[1] // (2 if silu else 1)
     made = new(x, width, by_group=by_group)
     rows, groups = made.scale.shape
     if rows:
         block = min(_GROUPS_A_PROGRAM, triton.next_power_of_2(groups))
         _quantize_kernel[(rows, triton.cdiv(groups, block))](
             x, made.data, made.scale, *made.scale.stride(), K=width, GROUPS=groups, BLOCK=block,
-            PDL=pdl, num_warps=4, launch_pdl=pdl,
-        )  # fmt: skip
-    return made
-
-
-def silu_quantize(x: Tensor, *, by_group: bool = False, pdl: bool = False) -> Quantized:
-    """silu(gate) * up, as if stored. x: [T, 2 * K] contiguous, gate and up side by side."""
-    width = x.shape[1] // 2
-    made = new(x, width, by_group=by_group)
-    rows, groups = made.scale.shape
-    if rows:
-        block = min(_GROUPS_A_PROGRAM, triton.next_power_of_2(groups))
-        _silu_quantize_kernel[(rows, triton.cdiv(groups, block))](
-            x, made.data, made.scale, *made.scale.stride(), K=width, GROUPS=groups, BLOCK=block,
-            PDL=pdl, num_warps=4, launch_pdl=pdl,
+            SILU=silu, PDL=pdl, num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return made
 

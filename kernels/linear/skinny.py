@@ -245,6 +245,21 @@ def new_counters(device: torch.device) -> Tensor:
     return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
 
 
+def room_of_shares(
+    x: Tensor, grid: tuple[int, int, int], columns: int, counters: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Where the programs of a split product leave their sums, and what tells the last of them.
+
+    grid: programs by weight rows, by rows and by shares; columns: that a program sums. Raises
+    ValueError for more tiles than there are counters."""
+    programs, high, split = grid
+    if programs * high > MAX_TILES:
+        raise ValueError(f"{programs * high} tiles exceed the {MAX_TILES} of split products")
+    shape = (split, x.shape[0], programs * columns)
+    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    return partial, new_counters(x.device) if counters is None else counters
+
+
 def skinny(
     x: Tensor,
     weight: Tensor,
@@ -285,11 +300,7 @@ def skinny(
     grid = (programs, triton.cdiv(rows, block_m), split)
     partial: Tensor = out
     if split > 1:
-        counters = new_counters(x.device) if counters is None else counters
-        if programs * grid[1] > MAX_TILES:
-            raise ValueError(f"{programs * grid[1]} tiles exceed the {MAX_TILES} of split products")
-        shape = (split, rows, programs * tiles * block_n)
-        partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+        partial, counters = room_of_shares(x, grid, tiles * block_n, counters)
     share = triton.cdiv(triton.cdiv(width, split), block_k) * block_k
     _skinny_kernel[grid](
         x,

@@ -60,9 +60,9 @@ FAULTS = (
     Fault(
         "fp8 products: SiLU·mul is quantized without being rounded before",
         "kernels/linear/fp8_quantize.py",
-        "    y = gate / (1.0 + tl.exp(-gate)) * up\n"
-        "    y = y.to(x_ptr.dtype.element_ty).to(tl.float32)\n",
-        "    y = gate / (1.0 + tl.exp(-gate)) * up\n",
+        "        y = gate / (1.0 + tl.exp(-gate)) * up\n"
+        "        y = y.to(x_ptr.dtype.element_ty).to(tl.float32)\n",
+        "        y = gate / (1.0 + tl.exp(-gate)) * up\n",
         INTERPRETED,
     ),
     Fault(

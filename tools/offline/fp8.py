@@ -29,7 +29,7 @@ def quantizing() -> Calls:
         )
     yield (
         "fp8 SiLU and quantize",
-        lambda: fp8_quantize.silu_quantize(empty(8, 24576), by_group=True),
+        lambda: fp8_quantize.quantize(empty(8, 24576), silu=True, by_group=True),
     )
     yield (
         "fp8 quantize float32",

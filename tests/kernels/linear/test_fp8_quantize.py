@@ -72,10 +72,10 @@ def test_silu_mul_is_rounded_as_if_it_were_stored(
     rows: int, columns: int, device: torch.device
 ) -> None:
     from quire.kernels.linear import norms
-    from quire.kernels.linear.fp8_quantize import silu_quantize
+    from quire.kernels.linear.fp8_quantize import quantize
 
     x = noise(rows, 2 * columns, torch.bfloat16, device)
-    same(silu_quantize(x, by_group=True), quantize_rows(norms.silu_mul(x)))
+    same(quantize(x, silu=True, by_group=True), quantize_rows(norms.silu_mul(x)))
 
 
 @pytest.mark.triton
