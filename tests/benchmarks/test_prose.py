@@ -147,6 +147,21 @@ def test_a_sentence_has_the_figures_of_its_file(
     assert sentence.format(*figures()) in told
 
 
+def test_the_table_of_two_cards_has_the_figures_of_its_file() -> None:
+    told = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    for model in ("8B", "14B", "32B"):
+        cells = [model]
+        for workload in ("decode-b1", "decode-b64", "decode-b256", "prefill", "nano-256"):
+            one, two = (value("large", model=model, workload=workload, ranks=n) for n in (1, 2))
+            rate = workload in ("prefill", "nano-256")
+            cells.append(
+                f"{one:,.0f} to {two:,.0f} ({two / one:.2f})"
+                if rate
+                else f"{one:.1f} to {two:.1f} ({one / two:.2f})"
+            )
+        assert f"| {' | '.join(cells)} |" in told
+
+
 def test_the_table_of_fleets_has_the_figures_of_its_files() -> None:
     told = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
     fleets = rows("fleet") + rows("fleet-10000")
