@@ -4,7 +4,6 @@ Invariant: whoever copies in one cache copies in the other, so a plan without co
 either kind.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +16,15 @@ Pairs = tuple[tuple[int, int], ...]  # of blocks: source, target
 
 def stage_copies(staging: Staging, copies: Pairs, window_copies: Pairs = ()) -> None:
     """Put the pairs into the step's upload."""
-    staging.put("copies", np.array(copies, np.int64).T)
+    _stage(staging, "copies", copies)
     if window_copies:
-        staging.put("window_copies", np.array(window_copies, np.int64).T)
+        _stage(staging, "window_copies", window_copies)
+
+
+def _stage(staging: Staging, name: str, pairs: Pairs) -> None:
+    """[2, pairs] int64."""
+    blocks = [block for side in zip(*pairs, strict=True) for block in side]
+    staging.put_ints(name, blocks, "q", shape=(2, len(pairs)))
 
 
 def make_copies(staging: Staging, ops: Ops, kv: KVCache) -> None:

@@ -12,6 +12,7 @@ own: the default stream cannot be captured.
 """
 
 import logging
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -238,7 +239,7 @@ def _powers(base: int, most: int) -> list[int]:
 
 
 def _cover(sizes: list[int], wanted: int) -> int:
-    return next(size for size in sizes if size >= wanted)
+    return sizes[bisect_left(sizes, wanted)]
 
 
 class StepGraphs:

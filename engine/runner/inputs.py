@@ -7,10 +7,10 @@ slots; the host sends which slots take part and the prompt tokens that the devic
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import PlanRow, StepPlan
+from quire.engine.scheduling.token_bytes import packed
 from quire.kernels.ops import Ops
 
 
@@ -110,56 +111,43 @@ def stage_mixed(
     sampled = every if all_sample else _sampled_rows(plan, shape)
     if not exact:
         sampled = sampled + every[-1:] * (len(every) - len(sampled))
-    ends = np.array(sampled if exact else every, np.int64)
-    stage_rows(
-        staging,
-        shape.decode_rows,
-        np.array(row_slots, np.int32),
-        np.array(lens, np.int32),
-        _token_ids(longer, shape.decode_rows, total),
-        ends,
-        np.array(sampled, np.int64),
-    )
+    ends = sampled if exact else every
+    tokens = _token_ids(longer, shape.decode_rows, total)
+    stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, ends, sampled)
     if plan.judged:
         stage_judged(staging, plan, np.cumsum(lens, dtype=np.int64) - lens)
     if plan.pooled:
-        left = np.cumsum(lens, dtype=np.int64) - 1 if exact else ends
+        left = np.cumsum(lens, dtype=np.int64) - 1 if exact else np.array(ends, np.int64)
         stage_pooled(staging, plan, shape.decode_rows, left)
 
 
-def _token_ids(longer: Sequence[PlanRow], decode_rows: int, total: int) -> npt.NDArray[np.int32]:
-    """Of a mixed step: -1, for the slot's own last token, in each decode row; then those of the
-    longer rows, and zeros."""
-    tokens = np.zeros(total, np.int32)
-    tokens[:decode_rows] = -1
-    begin = decode_rows
-    for row in longer:
-        end = begin + row.num_tokens
-        tokens[begin:end] = np.frombuffer(row.packed, "<i4")
-        begin = end
-    return tokens
+def _token_ids(longer: Sequence[PlanRow], decode_rows: int, total: int) -> bytes:
+    """Of a mixed step, packed: -1, for the slot's own last token, in each decode row; then those of
+    the longer rows, and zeros."""
+    known = packed([-1] * decode_rows) + b"".join([row.packed for row in longer])
+    return known.ljust(4 * total, b"\0")
 
 
 def stage_rows(
     staging: Staging,
     decode_rows: int,
-    row_slots: npt.NDArray[np.int32],
-    lens: npt.NDArray[np.int32],
-    tokens: npt.NDArray[np.int32],
-    ends: npt.NDArray[np.int64],
-    sampled: npt.NDArray[np.int64],
+    row_slots: Sequence[int],
+    lens: Sequence[int],
+    tokens: bytes,
+    ends: Sequence[int],
+    sampled: Sequence[int],
 ) -> None:
-    """Put rows into the upload: slots and lengths [R], tokens [T], the rows whose last hidden
-    states are wanted, and those that sample [L]."""
-    starts = np.zeros(len(lens) + 1, np.int32)
-    np.cumsum(lens, out=starts[1:])
-    staging.put("row_slots", row_slots)
-    staging.put("query_lens", lens)
-    staging.put("sampled_rows", sampled)
-    staging.put("query_start_loc", starts)
-    staging.put("logits_rows", starts[1:][ends].astype(np.int64) - 1)
-    staging.put("prefill_start_loc", starts[decode_rows:] - starts[decode_rows])
-    staging.put("token_ids", tokens)
+    """Put rows into the upload: slots and lengths [R], packed tokens [T], the rows whose last
+    hidden states are wanted, and those that sample [L]."""
+    starts = list(accumulate(lens, initial=0))
+    staging.put_ints("row_slots", row_slots)
+    staging.put_ints("query_lens", lens)
+    staging.put_ints("sampled_rows", sampled, "q")
+    staging.put_ints("query_start_loc", starts)
+    staging.put_ints("logits_rows", [starts[row + 1] - 1 for row in ends], "q")
+    first = starts[decode_rows]
+    staging.put_ints("prefill_start_loc", [start - first for start in starts[decode_rows:]])
+    staging.put_bytes("token_ids", tokens, torch.int32, (starts[-1],))
 
 
 def _sampled_rows(plan: StepPlan, shape: MixedShape) -> list[int]:

@@ -6,6 +6,10 @@ is the null slot: padding rows of a captured graph point at it, its block table 
 throughout, and it never advances.
 """
 
+import struct
+from collections.abc import Iterable
+from itertools import chain
+
 import numpy as np
 import torch
 
@@ -74,25 +78,24 @@ class SlotState:
         """Put what changed into the step's upload. most: of the table's entries, if more than there
         are; the others are the null slot's first, as it is."""
         if admitted:
-            staging.put("slots", np.array([one.slot for one in admitted], np.int64))
-            staging.put("seeds", np.array([one.sampling.seed for one in admitted], np.int64))
-            ints = np.array([_ints(one) for one in admitted], np.int32)
-            floats = np.array([_floats(one) for one in admitted], np.float32)
-            staging.put("numbers", np.concatenate((ints, floats.view(np.int32)), axis=1).T)
+            staging.put_ints("slots", [one.slot for one in admitted], "q")
+            staging.put_ints("seeds", [one.sampling.seed for one in admitted], "q")
+            data = _by_number("i", map(_ints, admitted)) + _by_number("f", map(_floats, admitted))
+            shape = (len(self._numbers), len(admitted))
+            staging.put_bytes("numbers", data, torch.int32, shape)
             self._stage_stops(staging, admitted)
         if updates or most:
             left, width = max(most - len(updates), 0), self.block_tables.shape[1]
             where = [slot * width + column for slot, column, _ in updates]
             where += [self.null_slot * width] * left
-            staging.put("table_index", np.array(where, np.int64))
-            blocks = [u.block for u in updates] + [0] * left
-            staging.put("table_block", np.array(blocks, np.int32))
+            staging.put_ints("table_index", where, "q")
+            staging.put_ints("table_block", [block for _, _, block in updates] + [0] * left)
 
     def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Few requests have any, and few slots have had any."""
         stops = [one for one in admitted if one.sampling.ending_ids or one.slot in self._stopping]
         if stops:
-            staging.put("stop_slots", np.array([one.slot for one in stops], np.int64))
+            staging.put_ints("stop_slots", [one.slot for one in stops], "q")
             staging.put("stop_ids", np.array([_ending_ids(one) for one in stops], np.int32))
             self._stopping.update(one.slot for one in stops)
 
@@ -104,9 +107,9 @@ class SlotState:
     def stage_window(self, staging: Staging, updates: tuple[BlockUpdate, ...]) -> None:
         """The same of the tables of layers with a window."""
         width = self.block_tables.shape[1]
-        where = np.array([slot * width + column for slot, column, _ in updates], np.int64)
-        staging.put("window_index", where)
-        staging.put("window_block", np.array([u.block for u in updates], np.int32))
+        where = [slot * width + column for slot, column, _ in updates]
+        staging.put_ints("window_index", where, "q")
+        staging.put_ints("window_block", [block for _, _, block in updates])
 
     def write(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Scatter the upload into the slots; nothing here waits for the device."""
@@ -132,6 +135,12 @@ class SlotState:
         self.prompt_mask[slot].zero_().index_fill_(0, prompt, True)
         ones = torch.ones_like(outputs, dtype=torch.int32)
         self.output_counts[slot].zero_().index_add_(0, outputs, ones)
+
+
+def _by_number(code: str, rows: Iterable[tuple[float, ...]]) -> bytes:
+    """The first number of each row, then the second of each, and so on."""
+    numbers = list(chain.from_iterable(zip(*rows, strict=True)))
+    return struct.pack(f"{len(numbers)}{code}", *numbers)
 
 
 def _floats(one: Admission) -> tuple[float, ...]:

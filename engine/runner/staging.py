@@ -10,6 +10,8 @@ copy itself may be captured: it is of one size then, and from one of two host bu
 event may come behind the step: to record one takes long after a rest, and the device would wait.
 """
 
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from torch import Tensor
 KEPT_BUFFERS = 2  # of captured copies: before a step is planned, the one before the last has ended
 KEPT_BYTES = 48 << 10  # of a captured copy: the prompt tokens of any captured step, and more
 _ALIGN = 8
-_PADDING = bytes(_ALIGN)
+_PADDING = tuple(bytes(count) for count in range(_ALIGN))
 _DTYPES = {
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
     np.dtype(np.float32): torch.float32,
 }
+_CODES = {"i": torch.int32, "q": torch.int64}
+Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # its bytes' begin and end, and what they are
 
 
 class Ring:
@@ -86,30 +90,50 @@ class Staging:
         self._ahead = ahead
         self._fixed = 0  # bytes of those
         self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
-        self._arrays: dict[str, npt.NDArray[Any]] = {}
-        self._places: dict[str, tuple[int, int]] = {}  # of each array in the upload, in bytes
-        self._head = self._whole = self._room = self._target  # see _copy
+        self._parts: list[bytes] = []  # of the upload
+        self._size = 0  # of those, in bytes
+        self._places: dict[str, Place] = {}  # of each array in the upload
+        self._head = self._whole = self._target  # see _copy
 
     def begin(self) -> None:
         """Start a step's upload; the last one's tensors are no longer to be used."""
-        self._fixed = 0
-        self._arrays.clear()
+        self._fixed = self._size = 0
+        self._parts.clear()
         self._places.clear()
 
     def put(self, name: str, array: npt.NDArray[Any]) -> None:
         """Add an array (int32, int64 or float32) under a name that is new in this step."""
-        self._arrays[name] = array
+        self.put_bytes(name, array.tobytes(), _DTYPES[array.dtype], array.shape)
+
+    def put_ints(
+        self,
+        name: str,
+        values: Sequence[int],
+        code: str = "i",
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """The same of a few numbers, which numpy would take longer to take. code: "i" for int32,
+        "q" for int64."""
+        data = struct.pack(f"{len(values)}{code}", *values)
+        self.put_bytes(name, data, _CODES[code], shape or (len(values),))
+
+    def put_bytes(self, name: str, data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """The same of numbers that are bytes already."""
+        begin, end = self._size, self._size + len(data)
+        self._places[name] = (begin, end, dtype, shape)
+        self._size = -(-end // _ALIGN) * _ALIGN  # joined later: a part copied takes six times
+        self._parts += (data, _PADDING[self._size - end])
 
     def fix(self) -> None:
         """What is put from here on lies where it does in a step that has put nothing before."""
-        self._fixed = sum(-(-one.nbytes // _ALIGN) * _ALIGN for one in self._arrays.values())
+        self._fixed = self._size
 
     def upload(self) -> bool:
         """Copy all that was put to the device; returns before the copy has ended. False: nothing
         was put."""
-        if not self._arrays:
+        if not self._places:
             return False
-        data = self._pack()
+        data = b"".join(self._parts)
         host = self._ring.next(len(data))
         host.numpy()[:] = np.frombuffer(data, np.uint8)
         self._head, self._whole = self._copy(host)
@@ -118,12 +142,13 @@ class Staging:
 
     def fill(self) -> int | None:
         """Get all that was put ready for `copy`; in which buffer. None: it is too large."""
-        data = self._pack()
-        if len(data) > self._kept_bytes:
+        if self._size > self._kept_bytes:
             return None
+        data = b"".join(self._parts)
         self._filled = self._kept.next(self._kept_bytes)
         self._filled.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
-        self._head = self._whole = self._room[: self._kept_bytes]
+        begin = self._ahead - self._fixed
+        self._head = self._whole = self._target[begin : begin + self._kept_bytes]
         return self._kept.turn
 
     def copy(self) -> None:
@@ -140,17 +165,6 @@ class Staging:
             self._kept.copied()
             self._filled = None
 
-    def _pack(self) -> bytes:
-        """All that was put, and where it will lie."""
-        parts, offset = [], 0  # joined: a part copied into the buffer takes six times as long
-        for name, array in self._arrays.items():
-            end = offset + array.nbytes
-            self._places[name] = (offset, end)
-            offset = -(-end // _ALIGN) * _ALIGN
-            parts += [array.tobytes(), _PADDING[: offset - end]]
-        self._room = self._target[self._ahead - self._fixed :]
-        return b"".join(parts)
-
     def _copy(self, host: Tensor) -> tuple[Tensor, Tensor]:
         """Enqueue the copy. Returns what lies at the fixed address, and the whole.
 
@@ -159,7 +173,7 @@ class Staging:
         """
         if not self._pinned:
             return host, host
-        room = self._room
+        room = self._target[self._ahead - self._fixed :]
         if host.numel() <= room.numel():
             target = room[: host.numel()].copy_(host, non_blocking=True)
             return target, target
@@ -168,11 +182,10 @@ class Staging:
 
     def get(self, name: str) -> Tensor:
         """The array put under this name, on the device. Of a replayed step few are asked for."""
-        begin, end = self._places[name]
-        array = self._arrays[name]
+        begin, end, dtype, shape = self._places[name]
         source = self._head if end <= self._head.numel() else self._whole
-        tensor = source[begin:end].view(_DTYPES[array.dtype])
-        return tensor if array.ndim == 1 else tensor.view(array.shape)
+        tensor = source[begin:end].view(dtype)
+        return tensor if len(shape) == 1 else tensor.view(shape)
 
     def find(self, name: str) -> Tensor | None:
         """The same, or None if nothing was put."""

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from quire.engine.config import EngineConfig
 from quire.engine.model.base import CausalModel
 from quire.engine.model.shape import resolve_max_model_len
@@ -22,6 +20,7 @@ from quire.engine.runner.graphs import PROMPT_TOKENS, most_rows
 from quire.engine.runner.inputs import MixedShape, stage_rows
 from quire.engine.runner.sampler import Needs
 from quire.engine.runner.staging import Staging
+from quire.engine.scheduling.token_bytes import packed
 
 if TYPE_CHECKING:  # kernels need triton, which a machine without a GPU may lack
     from quire.kernels.attention.decode_launch import Heads
@@ -126,11 +125,9 @@ def bounds_of(
 
 def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:
     """Put a step of null rows that all sample into the upload."""
-    lens = np.array([1] * step.decode_rows + list(step.longer), np.int32)
-    slots = np.full(len(lens), null_slot, np.int32)
-    tokens = np.zeros(lens.sum(), np.int32)
-    every = np.arange(len(lens))
-    stage_rows(staging, step.decode_rows, slots, lens, tokens, every, every)
+    lens = [1] * step.decode_rows + list(step.longer)
+    every, tokens = range(len(lens)), packed([0] * sum(lens))
+    stage_rows(staging, step.decode_rows, [null_slot] * len(lens), lens, tokens, every, every)
 
 
 def _candidates(bounds: Bounds) -> Iterator[WarmStep]:

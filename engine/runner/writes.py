@@ -8,7 +8,6 @@ writes the null slot's table as it is.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from quire.engine.model.forward_batch import KVCache
@@ -18,6 +17,7 @@ from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import KEPT_BUFFERS, Staging
 from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
+from quire.engine.scheduling.token_bytes import packed
 from quire.kernels.ops import Ops
 
 NOTHING = StepPlan(0, (), (), (), (), 0, 0)
@@ -42,6 +42,7 @@ class Writer:
         self._staging, self._state, self._ops, self._kv = staging, state, ops, kv
         null, device = state.null_slot, state.seeds.device
         self.row_slots = torch.full((null,), null, dtype=torch.int32, device=device)
+        self._nobody = packed([null] * null)  # as all of row_slots
         self._rows: list[int] = []  # what was put there last
         self._changed = False  # by the present step
         one_table = state.window_tables is None
@@ -107,7 +108,7 @@ class Writer:
     def _stage(self, plan: StepPlan) -> None:
         """Put what a plan writes into the upload."""
         if self._changed:
-            self._staging.put("decoding", np.array(self._rows, np.int32))
+            self._staging.put_ints("decoding", self._rows)
         self._state.stage(self._staging, plan.admitted, plan.block_updates)
         if plan.window_updates:
             self._state.stage_window(self._staging, plan.window_updates)
@@ -116,9 +117,8 @@ class Writer:
 
     def _stage_kept(self, plan: StepPlan, key: WriteKey) -> None:
         """The same with as many entries as the key says, to stay where it is."""
-        slots = np.full(len(self.row_slots), self._state.null_slot, np.int32)
-        slots[: len(self._rows)] = self._rows
-        self._staging.put("decoding", slots)
+        rows = packed(self._rows) + self._nobody[4 * len(self._rows) :]
+        self._staging.put_bytes("decoding", rows, torch.int32, self.row_slots.shape)
         self._state.stage(self._staging, plan.admitted, plan.block_updates, key.updates)
         if plan.copies:
             stage_copies(self._staging, plan.copies)

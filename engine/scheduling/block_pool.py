@@ -37,6 +37,7 @@ class BlockPool:
         self.evictions = 0
         self.num_shared = 0  # blocks that more than one table holds
         self.num_cached = 0  # free blocks whose content may still be hit
+        self._known = self.prefix_cache.known_blocks
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
         self._states = bytearray(num_blocks)  # kept up to date, so that a map is one copy
@@ -79,7 +80,7 @@ class BlockPool:
         taken = []
         for _ in range(count):
             block, _none = self._free.popitem(last=False)
-            if block in self.prefix_cache:
+            if block in self._known:
                 self.prefix_cache.forget(block)
                 self.num_cached -= 1
                 self.evictions += 1
@@ -97,7 +98,7 @@ class BlockPool:
             refs = self._ref_counts[block]
             if refs == 0:
                 del self._free[block]
-                self.num_cached -= block in self.prefix_cache
+                self.num_cached -= block in self._known
             elif refs == 1:
                 self.num_shared += 1
             self._ref_counts[block] = refs + 1
@@ -117,7 +118,7 @@ class BlockPool:
                 self._states[block] = IN_USE
             elif refs == 0:
                 self._free[block] = None
-                if block in self.prefix_cache:
+                if block in self._known:
                     self.num_cached += 1
                     self._states[block] = CACHED
                 else:  # nothing to remember: taken first

@@ -14,7 +14,7 @@ compared on a hit, so that nobody can plant or guess a prefix of somebody else.
 import secrets
 import struct
 from bisect import bisect_left, insort
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, KeysView, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -51,6 +51,11 @@ class PrefixCache:
         # Of each parent, what follows it, in the order of the tokens: neighbours are most alike.
         self._children: dict[bytes, list[tuple[bytes, int]]] = {}
 
+    @property
+    def known_blocks(self) -> KeysView[int]:
+        """Those whose content can be hit, as they are at any time."""
+        return self._tokens_of.keys()
+
     def __contains__(self, block: int) -> bool:
         """Whether the block's content can be hit."""
         return block in self._tokens_of
@@ -76,8 +81,9 @@ class PrefixCache:
         if len(hashes) >= num_blocks:
             return
         parent = hashes[-1] if hashes else self.root_hash(salt)
+        digest = xxhash.xxh3_128_digest
         for tokens in self._pack(token_ids, len(hashes), num_blocks):
-            parent = xxhash.xxh3_128_digest(parent + tokens)
+            parent = digest(parent + tokens)
             hashes.append(parent)
 
     def _pack(self, token_ids: Sequence[int], first: int, end: int) -> list[bytes]:

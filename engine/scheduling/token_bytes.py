@@ -13,7 +13,7 @@ def packed(ids: Sequence[int]) -> bytes:
     """Their bytes. Raises struct.error for an id beyond 32 bits."""
     if isinstance(ids, array):
         return ids.tobytes()
-    return struct.pack(f"<{len(ids)}i", *ids)
+    return struct.Struct(f"<{len(ids)}i").pack(*ids)  # struct.pack would copy the ids
 
 
 def as_array(ids: Sequence[int]) -> "array[int]":
