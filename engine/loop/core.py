@@ -196,6 +196,7 @@ class EngineCore:
         """Wait for a step's result, and apply it."""
         if self.before_wait is not None:
             self.before_wait()
+        self.scheduler.completion.hash_ahead()
         assert pending is not None
         result = pending.wait()
         self.step_times.ended(plan, launched)

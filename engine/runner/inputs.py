@@ -20,7 +20,6 @@ from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import PlanRow, StepPlan
-from quire.engine.scheduling.token_bytes import packed
 from quire.kernels.ops import Ops
 
 
@@ -124,7 +123,7 @@ def stage_mixed(
 def _token_ids(longer: Sequence[PlanRow], decode_rows: int, total: int) -> bytes:
     """Of a mixed step, packed: -1, for the slot's own last token, in each decode row; then those of
     the longer rows, and zeros."""
-    known = packed([-1] * decode_rows) + b"".join([row.packed for row in longer])
+    known = b"\xff" * 4 * decode_rows + b"".join([row.packed for row in longer])
     return known.ljust(4 * total, b"\0")
 
 

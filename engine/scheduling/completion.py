@@ -53,6 +53,15 @@ class Completion:
         """A plan goes on its way; requests: whose rows it holds, in order."""
         self.in_flight.append(Flight(plan, tuple(requests)))
 
+    def hash_ahead(self) -> None:
+        """Hash the blocks that the oldest plan in flight fills, before its result has come."""
+        (plan, requests), cache = self.in_flight[0], self._roster.pool.prefix_cache
+        first = plan.num_decode_rows if cache.enabled else len(requests)
+        for row, request in zip(plan.rows[first:], requests[first:], strict=True):
+            full = (row.start + row.num_tokens) // self._block_size
+            hashes, salt = request.block_hashes, request.spec.cache_salt
+            cache.extend_hashes(hashes, salt, request.token_ids, full)
+
     def masks(self, plan: StepPlan) -> Masks:
         """What each masked row of the only plan in flight may draw: all tokens before are known.
 

@@ -86,6 +86,15 @@ class PrefixCache:
             parent = digest(parent + tokens)
             hashes.append(parent)
 
+    def hash_known(
+        self, hashes: list[bytes], salt: bytes, token_ids: Sequence[int], num_blocks: int
+    ) -> None:
+        """The same, but of the first block alone where nobody has that one: what comes behind it is
+        not needed before the step that computes it is launched."""
+        self.extend_hashes(hashes, salt, token_ids, min(num_blocks, 1))
+        if num_blocks and hashes[0] in self._blocks_of:
+            self.extend_hashes(hashes, salt, token_ids, num_blocks)
+
     def _pack(self, token_ids: Sequence[int], first: int, end: int) -> list[bytes]:
         """The tokens of blocks first to end - 1, packed at once: a call a block takes longer."""
         whole = packed(token_ids[first * self.block_size : end * self.block_size])

@@ -304,11 +304,11 @@ class Scheduler:
         cache = self.pool.prefix_cache
         if not cache.enabled or request.unjudged:  # what is judged has to be computed
             return []
-        known = request.token_ids
+        known, hashes, salt = request.token_ids, request.block_hashes, request.spec.cache_salt
         limit = (len(known) - 1) // self.pool.block_size
-        cache.extend_hashes(request.block_hashes, request.spec.cache_salt, known, limit)
-        hashes = request.block_hashes[:limit]
-        return cache.match(hashes, known, None if self.window is None else self.window - 1)
+        reach = None if self.window is None else self.window - 1
+        (cache.hash_known if reach is None else cache.extend_hashes)(hashes, salt, known, limit)
+        return cache.match(hashes[:limit], known, reach)
 
     def _hold_head(
         self, request: Request, shared: Sequence[int], fresh: int, draft: Draft

@@ -36,8 +36,8 @@ FAULTS = (
     Fault(
         "writes: the rows of the last step are gone once somebody is admitted",
         "engine/runner/writes.py",
-        "        slots[: len(self._rows)] = self._rows\n",
-        "",
+        "        rows += self._nobody[len(rows) :]\n",
+        "        rows = self._nobody\n",
         (_HERE + "writes_at_once_are_those_one_by_one",),
     ),
     Fault(

@@ -13,9 +13,11 @@ import pytest
 from support.simulator import Shape, Simulator
 from support.toy_device import Oracle
 
+from quire.engine.loop.core import EngineCore
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.scheduling.block_pool import BlockPool
-from quire.engine.scheduling.plan import StepPlan
+from quire.engine.scheduling.plan import Masks, StepPlan, StepResult
+from quire.engine.scheduling.scheduler import Scheduler
 
 TEXT = (1, 2, 1, 1, 2, 2, 1, 2, 1, 2, 2, 2, 1, 1, 1, 2)
 
@@ -110,6 +112,47 @@ def test_the_same_prompt_again_is_a_row_of_one_token() -> None:
     assert simulator.pool.num_shared == 1, "the source is held no longer than planning takes"
     simulator.apply()
     drain(simulator)
+
+
+def test_a_prompt_that_nobody_has_begun_is_hashed_while_the_device_computes_it() -> None:
+    scheduler = Scheduler(
+        BlockPool(40, 4), max_num_seqs=2, max_num_batched_tokens=64, max_model_len=64
+    )
+    device = _Hashed(scheduler)
+    core = EngineCore(scheduler, device, overlap=False)
+    for _ in "cold", "hit":
+        core.submit(spec(1, range(1, 22)))
+        core.step()
+    assert device.hashed == [1, 5, 5, 5]
+
+
+class _Hashed:
+    """A device, and the only request's hashes when a step is launched, and when it is awaited."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.hashed: list[int] = []
+
+    def _look(self) -> None:
+        (request,) = self._scheduler.unfinished()
+        self.hashed.append(len(request.block_hashes))
+
+    def execute(self, _plan: StepPlan) -> "_Hashed":
+        self._look()
+        return self
+
+    def wait(self) -> StepResult:
+        self._look()
+        return StepResult([[7]])
+
+    def sample(self, _masks: Masks) -> "_Hashed":
+        return self
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def is_fatal(self, _error: Exception) -> bool:
+        return True
 
 
 def test_another_salt_copies_nothing() -> None:

@@ -30,11 +30,13 @@ def test_a_prompts_ids_are_made_bytes_once(monkeypatch: pytest.MonkeyPatch) -> N
     core = build_core(*load_model(model_config(), seed=2), Setup(block_size=4, caching=True))
     made: list[int] = []
 
-    def pack(layout: str, *ids: int) -> bytes:
-        made.append(len(ids))
-        return struct.pack(layout, *ids)
+    class Counted(struct.Struct):
+        def pack(self, *ids: int) -> bytes:
+            made.append(len(ids))
+            return super().pack(*ids)
 
-    monkeypatch.setattr(token_bytes, "struct", SimpleNamespace(pack=pack, unpack=struct.unpack))
+    counted = SimpleNamespace(Struct=Counted, unpack=struct.unpack)
+    monkeypatch.setattr(token_bytes, "struct", counted)
     prompt = tuple(range(1, 80))
     for key in range(2):
         run(core, [GenerationRequest(key, prompt, SamplingParams(max_tokens=2))])
