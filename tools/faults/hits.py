@@ -105,4 +105,18 @@ FAULTS = (
         "        if fork is not None and source is not None:\n            draft.copies",
         ("tests/engine/test_equivalences.py::test_a_copy_holds_the_bits_of_its_source",),
     ),
+    Fault(
+        "hits: what nobody has begun is hashed before its launch",
+        _CACHE,
+        "if num_blocks and hashes[0] in self._blocks_of:",
+        "if num_blocks:",
+        _hits("a_prompt_that_nobody_has_begun_is_hashed_while_the_device_computes_it"),
+    ),
+    Fault(
+        "hits: what nobody has begun is hashed once its result has come",
+        "engine/loop/core.py",
+        "        self.scheduler.completion.hash_ahead()\n",
+        "",
+        _hits("a_prompt_that_nobody_has_begun_is_hashed_while_the_device_computes_it"),
+    ),
 )
