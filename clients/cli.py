@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated, cast
 
 if sys.argv[1:2] == ["serve"]:
@@ -108,13 +109,25 @@ def _stand_in(app: typer.Typer, error: ImportError) -> None:
         )(missing)
 
 
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Ends as an exception does: screens and terminals are set back. A second one kills."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0, 1, 2 (usage) or 130 (Ctrl-C)."""
+    """Runs the command line and exits: 0, 1, 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     standard_streams.fill()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.exit(_run(words))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if words and words[0] in CLIENT_COMMANDS:
+            signal.signal(signal.SIGTERM, _leave)
+        sys.exit(_run(words))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: list[str]) -> int:

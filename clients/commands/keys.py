@@ -34,12 +34,11 @@ class Keys:
 
     def wait(self, seconds: float, wanted: str) -> bool:
         """Waits so long at most; True at once when one of the wanted keys, or Ctrl-D, comes."""
-        if self._descriptor is None:
-            time.sleep(seconds)
-            return False
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if select.select([self._descriptor], [], [], min(left, _LOOK))[0]:
+            if self._descriptor is None:
+                time.sleep(min(left, _LOOK))
+            elif select.select([self._descriptor], [], [], min(left, _LOOK))[0]:
                 pressed = os.read(self._descriptor, 1024).decode(errors="replace") or _CLOSED
                 if any(key in wanted + _CLOSED for key in pressed):
                     return True

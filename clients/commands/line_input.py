@@ -1,4 +1,4 @@
-"""A line of input that Ctrl-C ends at any moment.
+"""A line of input that Ctrl-C and SIGTERM end at any moment.
 
 The interpreter notices a signal while its line editor sleeps, not in the instants before: Ctrl-C
 that comes then would be kept until the next key. So a thread is told of each signal, by the
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _PATIENCE = 0.02  # seconds that the main thread gets to notice by itself
+_ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
 def read_line(prompt: str) -> str:
@@ -55,5 +56,5 @@ def _woken() -> Iterator[None]:
 def _wake(told: int, noticed: threading.Event) -> None:
     """Until the descriptor's other end is closed. SIGURG does nothing but end a sleep."""
     while signals := os.read(told, 64):
-        while signal.SIGINT in signals and not noticed.wait(_PATIENCE):
+        while _ENDS.intersection(signals) and not noticed.wait(_PATIENCE):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)

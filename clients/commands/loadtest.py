@@ -25,6 +25,7 @@ _WORK = "What is sent"
 _WHEN = "When"
 _WORKLOADS = ("random", "shared-prefix", "chat", "trace")
 _TRACED = "trace"
+_MAX_PROCESSES = 256
 
 
 def _option(text: str, panel: str, *names: str) -> typer.models.OptionInfo:
@@ -69,8 +70,9 @@ def loadtest(
         _option("Open loop: sessions a second; several times: a run each.", _WHEN),
     ] = None,
     arrivals: Annotated[
-        str, _option("constant, poisson, gamma, or trace (its times).", _WHEN)
-    ] = "poisson",
+        str | None,
+        _option("With --rate: constant, poisson (unless said) or gamma; or trace's times.", _WHEN),
+    ] = None,
     burstiness: Annotated[float, _option("Shape of gamma; below 1 is bursty.", _WHEN)] = 1.0,
     speed: Annotated[float, _option("Replay a trace's times so much faster.", _WHEN)] = 1.0,
     warmup: Annotated[int, _option("First sessions, not measured.", _WHEN)] = 0,
@@ -110,7 +112,7 @@ def loadtest(
         question=Span.parse("question-tokens", question_tokens),
         turns=turns,
         trace=trace,
-        arrivals=arrivals,
+        arrivals=arrivals or "poisson",
         burstiness=burstiness,
         speed=speed,
         warmup=warmup,
@@ -124,9 +126,13 @@ def loadtest(
         },
     )
     limits = parse_limits(goodput or [])
+    if arrivals not in (None, _TRACED) and not rate:
+        raise OptionError("arrivals: a closed loop has none; they go with --rate")
     steps = list(_steps(plan, concurrency or [], rate or []))
     if report is not None:
-        _check_report(report)
+        from quire.clients.loadtest.report import check
+
+        check(report)
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     first = 10 if timeout is None else timeout
     with common.connected(address, api_key, secure, first, routing=routing) as client:
@@ -196,21 +202,26 @@ class Plan:
             raise OptionError("arrivals: trace's times need --workload trace")
         if self.requests is not None and self.workload == "shared-prefix":
             raise OptionError("requests: shared-prefix sends --groups times --prompts-per-group")
-        for name in ("requests", "processes"):
+        for name in ("requests", "processes", "turns", "groups", "prompts_per_group"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise OptionError(f"{name}: {value}; at least 1")
+                raise OptionError(f"{name.replace('_', '-')}: {value}; at least 1")
+        if self.processes > _MAX_PROCESSES:
+            raise OptionError(f"processes: {self.processes}; at most {_MAX_PROCESSES}")
         if self.warmup < 0:
             raise OptionError(f"warmup: {self.warmup}; at least 0")
         self._check_before_asking()
 
     def _check_before_asking(self) -> None:
-        from quire.clients.loadtest.workload import MAX_TURNS
+        from quire.clients.loadtest import arrivals
+        from quire.clients.loadtest.workload import MAX_TURNS, check_share
         from quire.clients.prompts import build_request
 
+        check_share(self.prefix_share)
+        arrivals.check(self.arrivals, self.burstiness, self.speed)
         build_request([0], self.options)
         for names in (("requests", "turns"), ("groups", "prompts_per_group")):
-            if math.prod(max(getattr(self, name) or 1, 1) for name in names) > MAX_TURNS:
+            if math.prod(getattr(self, name) or 1 for name in names) > MAX_TURNS:
                 words = " times ".join("--" + name.replace("_", "-") for name in names)
                 raise OptionError(f"{names[0]}: {words} is more than {MAX_TURNS:,}")
 
@@ -246,10 +257,12 @@ class Plan:
 
 
 def _steps(plan: Plan, concurrency: Sequence[int], rates: Sequence[float]) -> Iterator[Step]:
+    from quire.clients.loadtest.arrivals import check_rate
+
     if any(c < 1 for c in concurrency):
         raise OptionError(f"concurrency: {min(concurrency)}; at least 1")
-    if any(not (r > 0 and math.isfinite(r)) for r in rates):
-        raise OptionError("rate: above 0, in sessions a second")
+    for one in rates:
+        check_rate(one)
     open_loop = bool(rates) or plan.arrivals == _TRACED
     if not open_loop:
         yield from (Step(None, c) for c in concurrency or [8])
@@ -347,18 +360,6 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _check_report(path: Path) -> None:
-    """Says before the run, not after it, that a report cannot be written."""
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
-        common.fail("the report needs matplotlib: pip install '.[loadtest]'")
-    if not path.resolve().parent.is_dir():
-        raise OptionError(f"report: no directory {path.resolve().parent}")
-    if path.is_dir():
-        raise OptionError(f"report: {path} is a directory")
-
-
 def _write_report(path: Path, runs: Sequence[Run]) -> None:
     from quire.clients.loadtest.report import write
 
@@ -376,9 +377,11 @@ def _print(runs: Sequence[Run], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from quire.clients.loadtest.text import table
+    from quire.clients.loadtest.text import tables
 
-    Console().print(table([(str(run.step), run.summary) for run in runs]))
+    console = Console()
+    for table in tables([(str(run.step), run.summary) for run in runs], console):
+        console.print(table)
     for run in runs:
         for sign in run.summary["client_limits"]:
             print(f"quire: {run.step}: the client was the limit: {sign}", file=sys.stderr)

@@ -1,13 +1,13 @@
 """`quire stats`: what the server holds and has done; `quire health`: whether it serves."""
 
 import json
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quire.clients.client import Client
 from quire.clients.commands import common
+from quire.clients.commands.keys import Keys
 from quire.clients.errors import InvalidRequest
 from quire.v1 import inference_pb2 as pb
 
@@ -92,7 +92,7 @@ def _show_once(client: Client, as_json: bool) -> None:
 def _watch_json(client: Client, seconds: float) -> None:
     while True:
         print(json.dumps(as_dict(client.stats())), flush=True)
-        time.sleep(seconds)
+        Keys(None).wait(seconds, "")
 
 
 def _watch_table(client: Client, seconds: float) -> None:
@@ -100,7 +100,7 @@ def _watch_table(client: Client, seconds: float) -> None:
 
     with Live(table(client.stats()), auto_refresh=False) as live:
         while True:
-            time.sleep(seconds)
+            Keys(None).wait(seconds, "")
             live.update(table(client.stats()), refresh=True)
 
 
@@ -138,8 +138,8 @@ def table(response: pb.StatsResponse) -> "Group":
     from rich.table import Table
 
     grid = Table(title=_title(response), show_header=False, title_justify="left")
-    grid.add_column(style="bold")
-    grid.add_column()
+    grid.add_column(style="bold", overflow="fold")
+    grid.add_column(overflow="fold")
     for name, value in rows(response):
         grid.add_row(name, value)
     return Group(grid)

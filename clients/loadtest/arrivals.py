@@ -8,26 +8,22 @@ Gamma arrivals follow the convention of vLLM's benchmark: gaps have the mean 1 /
 `burstiness`; 1 is a Poisson process, less is burstier, more is more even.
 """
 
-import math
 import random
 from collections.abc import Sequence
 
 from quire.clients.errors import OptionError
 from quire.clients.loadtest.workload import Session
 
-KINDS = ("constant", "poisson", "gamma")
+KINDS, TRACED = ("constant", "poisson", "gamma"), "trace"
+_SMALLEST, _LARGEST = 1e-6, 1e6
 
 
 def intended_starts(
     kind: str, rate: float, burstiness: float, count: int, seed: int
 ) -> list[float]:
     """Ascending starts of `count` sessions at `rate` sessions a second; the first is 0."""
-    if kind not in KINDS:
-        raise OptionError(f"arrivals: {kind!r}; one of {', '.join(KINDS)}")
-    if not (rate > 0 and math.isfinite(rate)):
-        raise OptionError(f"rate: {rate}; above 0, in sessions a second")
-    if not (burstiness > 0 and math.isfinite(burstiness)):
-        raise OptionError(f"burstiness: {burstiness}; above 0")
+    check(kind, burstiness)
+    check_rate(rate)
     rng = random.Random(f"{seed}/arrivals")
     shape = {"poisson": 1.0, "gamma": burstiness}.get(kind)
     starts, now = [], 0.0
@@ -37,10 +33,27 @@ def intended_starts(
     return starts
 
 
+def check(kind: str, burstiness: float, speed: float = 1.0) -> None:
+    """OptionError for what cannot be. speed: how much faster a trace is replayed."""
+    if kind not in (*KINDS, TRACED):
+        raise OptionError(f"arrivals: {kind!r}; one of {', '.join((*KINDS, TRACED))}")
+    _check_between("burstiness", burstiness)
+    _check_between("speed", speed)
+
+
+def check_rate(rate: float) -> None:
+    """OptionError for a rate whose gaps nobody waits for, or no clock tells apart."""
+    _check_between("rate", rate, ", in sessions a second")
+
+
+def _check_between(name: str, value: float, unit: str = "") -> None:
+    if not _SMALLEST <= value <= _LARGEST:
+        raise OptionError(f"{name}: {value:g}; from {_SMALLEST:g} to {_LARGEST:g}{unit}")
+
+
 def traced_starts(sessions: Sequence[Session], speed: float) -> list[float]:
     """The starts that a trace wants, `speed` times as fast; OptionError if it has none."""
-    if not (speed > 0 and math.isfinite(speed)):
-        raise OptionError(f"speed: {speed}; above 0")
+    _check_between("speed", speed)
     times = [session.time for session in sessions if session.time is not None]
     if len(times) != len(sessions) or times != sorted(times):
         raise OptionError("trace: every line needs a time, ascending, to be replayed by time")

@@ -6,12 +6,14 @@ Invariant: the file refers to nothing outside itself, and every word in it that 
 
 import base64
 import html
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from quire.clients.errors import ClientError, OptionError
 from quire.clients.loadtest.drive import Outcome
 from quire.clients.loadtest.record import Record
 from quire.clients.loadtest.text import cells
@@ -39,6 +41,16 @@ class Run(Protocol):
     def summary(self) -> dict[str, Any]: ...
     @property
     def outcome(self) -> Outcome: ...
+
+
+def check(path: Path) -> None:
+    """Says before the run, not after it, that a report cannot be written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ClientError("the report needs matplotlib: pip install '.[loadtest]'")
+    if not path.resolve().parent.is_dir():
+        raise OptionError(f"report: no directory {path.resolve().parent}")
+    if path.is_dir():
+        raise OptionError(f"report: {path} is a directory")
 
 
 def write(path: Path, runs: Sequence[Run]) -> None:

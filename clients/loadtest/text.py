@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 _ROWS = (
@@ -37,14 +38,35 @@ def _cell(value: Any, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> "Table":
-    """The same for the terminal; runs: title and summary of each."""
+def tables(
+    runs: Sequence[tuple[str, Mapping[str, Any]]], console: "Console"
+) -> "Iterator[Table]":
+    """The same for a terminal, as many runs beside one another as it has room for; nothing is cut.
+    runs: title and summary of each."""
+    shown = 0
+    while shown < len(runs):
+        count = 1
+        while shown + count < len(runs) and _fits(_table(runs[shown:][: count + 1]), console):
+            count += 1
+        yield _table(runs[shown:][:count])
+        shown += count
+
+
+def _fits(table: "Table", console: "Console") -> bool:
+    """Whether no word of it is folded."""
+    from rich.measure import Measurement
+
+    anything = console.options.update(width=1 << 16)
+    return Measurement.get(console, anything, table).minimum <= console.width
+
+
+def _table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> "Table":
     from rich.table import Table
 
     grid = Table(title="Load test", title_justify="left")
-    grid.add_column("")
+    grid.add_column("", overflow="fold")
     for title, _ in runs:
-        grid.add_column(title, justify="right")
+        grid.add_column(title, justify="right", overflow="fold")
     for name, values in cells([summary for _, summary in runs]):
         grid.add_row(name, *values)
     return grid

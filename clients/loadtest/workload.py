@@ -85,14 +85,19 @@ def random_prompts(
     count: int, lengths: Lengths, prefix_share: float, seed: int
 ) -> Iterator[Session]:
     """Prompts of random ids; the first prefix_share of each is the same in all of them."""
-    if not 0 <= prefix_share <= 1:
-        raise OptionError(f"prefix-share: {prefix_share}; between 0 and 1")
+    check_share(prefix_share)
     rng = random.Random(f"{seed}/lengths")
     for number in range(count):
         length = lengths.prompt.draw(rng)
         shared = min(round(length * prefix_share), length)
         segments = (("prefix", shared), (f"prompt/{number}", length - shared))
         yield Session(number, (_turn(segments, lengths.output.draw(rng)),))
+
+
+def check_share(prefix_share: float) -> None:
+    """OptionError for what is no share."""
+    if not 0 <= prefix_share <= 1:
+        raise OptionError(f"prefix-share: {prefix_share}; between 0 and 1")
 
 
 def shared_prefix_groups(

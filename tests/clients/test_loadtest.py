@@ -2,6 +2,7 @@
 server."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support import programs
 from support.patience import PATIENCE
 
 from quire.clients import OptionError, cli
-from quire.clients.loadtest import arrivals, drive, statistics, workload
+from quire.clients.loadtest import arrivals, drive, statistics, text, workload
 from quire.clients.loadtest.drive import Load, Outcome, Target
 from quire.clients.loadtest.record import ClientLoad, Record
 from quire.clients.loadtest.summary import keeps, parse_limits, summarize
@@ -388,7 +390,19 @@ def test_a_sweep_with_a_report(server: Any, tmp_path: Path) -> None:
         (["--workload", "trace"], "trace"),
         (["--workload", "shared-prefix", "--requests", "4"], "requests"),
         (["--arrivals", "trace"], "arrivals"),
+        (["--arrivals", "gamma"], "arrivals"),
+        (["--rate", "1", "--arrivals", "odd"], "arrivals"),
+        *(
+            (["--rate", "1", f"--{name}", value], name)
+            for name in ("burstiness", "speed", "rate")
+            for value in ("-1", "1e308", "1e-308", "inf")
+        ),
+        (["--turns", "0"], "turns"),
+        (["--groups", "-1"], "groups"),
+        (["--prompts-per-group", "0"], "prompts-per-group"),
+        (["--workload", "chat", "--prefix-share", "-1"], "prefix-share"),
         (["--processes", "0"], "processes"),
+        (["--processes", "257"], "processes"),
         (["--prefix-share", "1.5"], "prefix-share"),
         (["--requests", "3", "--warmup", "3"], "warmup"),
         (["--prompt-tokens", "5000"], "max_model_len"),
@@ -410,6 +424,22 @@ def test_bad_options_are_one_line(
     assert ended.value.code == 2, errors
     assert errors.count("\n") == 1 and named in errors
     assert not server.seen.requests
+
+
+@pytest.mark.parametrize(("width", "count"), [(20, 1), (80, 8)])
+def test_a_table_is_cut_nowhere(width: int, count: int) -> None:
+    summary: dict[str, Any] = {key: 1234 for _, key, _ in text._ROWS}
+    for _, key in text._LATENCIES:
+        summary |= {f"p{q}_{key}_ms": 1234.5 for q in text._PERCENTILES}
+    summary["errors_by_status"] = {"RESOURCE_EXHAUSTED": 3}
+    console = Console(width=width, file=io.StringIO())
+    titles = [f"concurrency {2**i}" for i in range(count)]
+    for table in text.tables([(title, summary) for title in titles], console):
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    if count > 1:
+        assert shown.count("1,234.5") == 12 * count
 
 
 def test_nothing_completed_is_an_error(server: Any, tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ FAULTS = (
         (TOP + "a_key_leaves_at_once_and_the_terminal_is_as_before[q]",),
     ),
     Fault(
+        "terminal: SIGTERM leaves it as it was set",
+        "clients/cli.py",
+        "signal.signal(signal.SIGTERM, _leave)",
+        "pass",
+        (TOP + "a_signal_ends_it_and_the_terminal_is_as_before[15-143]",),
+    ),
+    Fault(
+        "loadtest: a table's figures are cut",
+        "clients/loadtest/text.py",
+        'justify="right", overflow="fold"',
+        'justify="right"',
+        ("tests/clients/test_loadtest.py::test_a_table_is_cut_nowhere",),
+    ),
+    Fault(
         "top: a model's name is markup",
         "clients/commands/top.py",
         'title = Text(f"{now.model.name} on {now.model.device}")',
@@ -86,7 +100,7 @@ FAULTS = (
     Fault(
         "terminal: Ctrl-C before the line editor sleeps waits for a key",
         "clients/commands/line_input.py",
-        "while signal.SIGINT in signals and not noticed",
+        "while _ENDS.intersection(signals) and not noticed",
         "while False and not noticed",
         (
             "tests/clients/commands/test_line_input.py::"
