@@ -23,8 +23,11 @@ _OPTIONS: dict[str, Any] = {
     "grpc.service_config": json.dumps(_SERVICE_CONFIG),
     "grpc.keepalive_time_ms": 15_000,  # above the 10 s that the server permits between pings
     "grpc.keepalive_timeout_ms": 5_000,
+    # gRPC's own probes of the bandwidth are pings: keepalive waits for their answers, or for room.
+    "grpc.http2.ping_timeout_ms": 20_000,
+    "grpc.http2.max_pings_without_data": 0,
     "grpc.initial_reconnect_backoff_ms": 200,
-    "grpc.min_reconnect_backoff_ms": 200,
+    "grpc.min_reconnect_backoff_ms": 2_000,  # what an attempt may take: a far host's handshakes
     "grpc.max_reconnect_backoff_ms": 3_000,
 }
 

@@ -106,4 +106,18 @@ FAULTS = (
         "",
         ("tests/service/answers/test_answers_served.py",),
     ),
+    Fault(
+        "replicas: keepalive waits a minute for another ping's answer",
+        "clients/replicas/lines.py",
+        '    "grpc.http2.ping_timeout_ms": 20_000,\n',
+        "",
+        ("tests/clients/replicas/test_lines.py",),
+    ),
+    Fault(
+        "replicas: a connection is given up after 0.2 s",
+        "clients/replicas/lines.py",
+        '"grpc.min_reconnect_backoff_ms": 2_000',
+        '"grpc.min_reconnect_backoff_ms": 200',
+        ("tests/clients/replicas/test_lines.py",),
+    ),
 )
