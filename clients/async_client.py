@@ -35,7 +35,7 @@ from quire.clients.replicas import several
 from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
 from quire.clients.replicas.course import Course, Leg, Surroundings
 from quire.clients.replicas.journey import Item, Journey
-from quire.clients.replicas.lines import Line, Lines
+from quire.clients.replicas.lines import Lines
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
@@ -237,10 +237,10 @@ class AsyncClient:
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
         self._replicas = several.surroundings(self.connection, replicas, self.retry)
-        self._lines: Lines[grpc.aio.Channel] = Lines(self.connection, Connection.aio_channel_with)
-        self._line: Line[grpc.aio.Channel] | None = None  # to the one server
-        if self._replicas is None:
-            self._line = Line(self.connection.aio_channels()[0])
+        only = self.connection.aio_channels()[0] if self._replicas is None else None
+        self._lines: Lines[grpc.aio.Channel] = Lines(
+            self.connection, Connection.aio_channel_with, only
+        )
         self._closing: set[asyncio.Task[None]] = set()
 
     def generate(
@@ -336,9 +336,10 @@ class AsyncClient:
         metadata = self.connection.metadata
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
-            assert self._line is not None
             try:
-                return await method(self._line)(request, timeout=tries.begin(), metadata=metadata)
+                return await method(self._lines.only)(
+                    request, timeout=tries.begin(), metadata=metadata
+                )
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
             wait = tries.wait_after(error)
@@ -370,9 +371,8 @@ class AsyncClient:
         return self._timeout if timeout is None else seconds("timeout", timeout)
 
     def _open(self, request: pb.GenerateRequest, timeout: float | None) -> Any:
-        assert self._line is not None
         metadata = self.connection.metadata
-        return self._line.stub.Generate(request, timeout=timeout, metadata=metadata)
+        return self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
 
     def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> Any:
         """A call at the replica that was chosen."""
@@ -386,10 +386,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""
-        channels = self._lines.drop_all()
-        if self._line is not None:
-            channels.append(self._line.channel)
-        for channel in channels:
+        for channel in self._lines.close():
             await channel.close()
 
     async def __aenter__(self) -> Self:

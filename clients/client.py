@@ -184,10 +184,8 @@ class Client:
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
         self._replicas = several.surroundings(self.connection, replicas, self.retry)
-        self._lines: Lines[grpc.Channel] = Lines(self.connection, Connection.channel_with)
-        self._line: Line[grpc.Channel] | None = None  # to the one server
-        if self._replicas is None:
-            self._line = Line(self.connection.channels()[0])
+        only = self.connection.channels()[0] if self._replicas is None else None
+        self._lines: Lines[grpc.Channel] = Lines(self.connection, Connection.channel_with, only)
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -289,9 +287,8 @@ class Client:
             return several.ask(self._replicas, self._lines, self._seconds(timeout), send)
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
-            assert self._line is not None
             try:
-                return method(self._line)(request, timeout=tries.begin(), metadata=metadata)
+                return method(self._lines.only)(request, timeout=tries.begin(), metadata=metadata)
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
             wait = tries.wait_after(error)
@@ -303,9 +300,10 @@ class Client:
         return self._timeout if timeout is None else seconds("timeout", timeout)
 
     def _open(self, request: pb.GenerateRequest, timeout: float | None) -> _Call:
-        assert self._line is not None
         metadata = self.connection.metadata
-        return cast(_Call, self._line.stub.Generate(request, timeout=timeout, metadata=metadata))
+        return cast(
+            _Call, self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
+        )
 
     def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> _Call:
         """A call at the replica that was chosen."""
@@ -317,10 +315,8 @@ class Client:
 
     def close(self) -> None:
         """Ends every call of this client and its connections."""
-        for channel in self._lines.drop_all():
+        for channel in self._lines.close():
             channel.close()
-        if self._line is not None:
-            self._line.channel.close()
 
     def __enter__(self) -> Self:
         return self

@@ -38,9 +38,7 @@ def _cell(value: Any, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def tables(
-    runs: Sequence[tuple[str, Mapping[str, Any]]], console: "Console"
-) -> "Iterator[Table]":
+def tables(runs: Sequence[tuple[str, Mapping[str, Any]]], console: "Console") -> "Iterator[Table]":
     """The same for a terminal, as many runs beside one another as it has room for; nothing is cut.
     runs: title and summary of each."""
     shown = 0

@@ -37,6 +37,7 @@ _NEVER_SENT = (
     "empty address list",
 )
 _RESET = ("RST_STREAM", "Stream removed", "Socket closed", "onnection reset", "GOAWAY")
+_CLOSED_HERE = "Channel closed!"  # by this client
 _RESET_CODES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
 
 
@@ -44,6 +45,8 @@ def kind_of(error: CallError, received: bool) -> Kind:
     """received: whether anything of the call has come from this replica."""
     if isinstance(error, Unavailable):
         return _of_unavailable(error, received)
+    if _CLOSED_HERE in error.message:
+        return Kind.FINAL
     if error.code in _RESET_CODES and not error.details.reason and _says(error, _RESET):
         return Kind.BROKEN
     if received:

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+import grpc
+
 from quire.clients.connection import ChannelOptions, Connection
+from quire.clients.errors import call_error
 from quire.clients.replicas.addresses import Address, join
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
 Channel = TypeVar("Channel")
+_ONLY = ""  # no replica has this name
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],  # the policy that heeds health; of one address
     "healthCheckConfig": {"serviceName": ""},
@@ -48,22 +52,36 @@ class Line(Generic[Channel]):
 
 
 class Lines(Generic[Channel]):
-    """Of one client. open_channel: makes a channel of a connection to one address."""
+    """Of one client. open_channel: makes a channel of a connection to one address. only: the
+    channel of a client that has no replicas to choose from."""
 
     def __init__(
         self,
         connection: Connection,
         open_channel: Callable[[Connection, ChannelOptions], Channel],
+        only: Channel | None = None,
     ) -> None:
         self._connection = connection
         self._open_channel = open_channel
-        self._lines: dict[str, Line[Channel]] = {}
+        self._lines: dict[str, Line[Channel]] = {} if only is None else {_ONLY: Line(only)}
+        self._closed = False
+
+    @property
+    def only(self) -> Line[Channel]:
+        """The line to the one server. Raises Cancelled after `close`."""
+        return self._unless_closed(self._lines.get(_ONLY))
 
     def to(self, address: Address) -> Line[Channel]:
-        """The line to a replica. Racing callers may each make one, of which one is kept."""
+        """The line to a replica. Racing callers may each make one, of which one is kept. Raises
+        Cancelled after `close`."""
         line = self._lines.get(address.name)
         if line is None:
             line = self._lines.setdefault(address.name, Line(self._open(address)))
+        return self._unless_closed(line)
+
+    def _unless_closed(self, line: Line[Channel] | None) -> Line[Channel]:
+        if self._closed or line is None:
+            raise call_error(grpc.StatusCode.CANCELLED, "this client is closed", None)
         return line
 
     def _open(self, address: Address) -> Channel:
@@ -81,6 +99,7 @@ class Lines(Generic[Channel]):
         lines = [self._lines.pop(name, None) for name in names]
         return [line.channel for line in lines if line is not None]
 
-    def drop_all(self) -> list[Channel]:
-        """The same of all."""
+    def close(self) -> list[Channel]:
+        """The same of all; there will be no others."""
+        self._closed = True
         return self.drop(list(self._lines))

@@ -120,4 +120,20 @@ FAULTS = (
         '"grpc.min_reconnect_backoff_ms": 200',
         ("tests/clients/replicas/test_lines.py",),
     ),
+    Fault(
+        "replicas: a closed client's streams go on elsewhere",
+        "clients/replicas/faults.py",
+        "    if _CLOSED_HERE in error.message:\n        return Kind.FINAL\n",
+        "",
+        ("tests/clients/replicas/test_journey.py::test_what_an_end_means",),
+    ),
+    Fault(
+        "replicas: a closed client opens connections",
+        "clients/replicas/lines.py",
+        "if self._closed or line is None:",
+        "if line is None:",
+        (
+            "tests/clients/replicas/test_streams_go_on.py::test_a_client_that_is_closed_has_no_calls",
+        ),
+    ),
 )

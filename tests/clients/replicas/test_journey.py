@@ -104,6 +104,7 @@ def feed(journey: Journey, messages: Iterable[pb.GenerateResponse]) -> list[Item
         (error(Code.INVALID_ARGUMENT, "top_p"), False, Kind.FINAL),
         (error(Code.DEADLINE_EXCEEDED, "late"), True, Kind.FINAL),
         (error(Code.CANCELLED, "cancelled by this client"), True, Kind.FINAL),
+        (error(Code.CANCELLED, "Stream removed (Channel closed!)"), True, Kind.FINAL),
     ],
 )
 def test_what_an_end_means(ended: CallError, received: bool, kind: Kind) -> None:

@@ -244,6 +244,38 @@ def test_leaving_the_loop_gives_the_call_back(fleet: list[Served]) -> None:
     asyncio.run(run())
 
 
+@BOTH
+@pytest.mark.usefixtures("replicas")
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_client_that_is_closed_has_no_calls(fleet: list[Served], mode: str, count: int) -> None:
+    """Of several replicas another one took the stream up, over a connection that nobody closed."""
+    where = [one.address for one in fleet][:count]
+
+    async def run() -> None:
+        client = AsyncClient(where, retry=QUICK, timeout=PATIENCE)
+        stream = aiter(client.generate("x"))
+        await anext(stream)
+        await client.close()
+        with pytest.raises(Cancelled):
+            _ = [event async for event in stream]
+        for call in (client.stats(), client.generate("x").text()):
+            with pytest.raises(Cancelled, match="this client is closed"):
+                await call
+
+    if mode != "sync":
+        asyncio.run(run())
+        return
+    client = Client(where, retry=QUICK, timeout=PATIENCE)
+    stream = iter(client.generate("x"))
+    next(stream)
+    client.close()
+    with pytest.raises(Cancelled):
+        list(stream)
+    for call in (client.stats, client.generate("x").text):
+        with pytest.raises(Cancelled, match="this client is closed"):
+            call()
+
+
 def test_one_address_has_nobody_to_choose_from(fleet: list[Served]) -> None:
     with Client(fleet[0].address) as client:
         assert client._replicas is None
