@@ -8,6 +8,7 @@ import typer
 from quire.clients.client import Client
 from quire.clients.commands import common
 from quire.clients.commands.keys import Keys
+from quire.clients.commands.terminal import views
 from quire.clients.errors import InvalidRequest
 from quire.v1 import inference_pb2 as pb
 
@@ -96,12 +97,12 @@ def _watch_json(client: Client, seconds: float) -> None:
 
 
 def _watch_table(client: Client, seconds: float) -> None:
-    from rich.live import Live
+    from rich.console import Console
 
-    with Live(table(client.stats()), auto_refresh=False) as live:
+    with views(Console()) as show:
         while True:
+            show(table(client.stats()))
             Keys(None).wait(seconds, "")
-            live.update(table(client.stats()), refresh=True)
 
 
 def as_dict(response: pb.StatsResponse) -> dict[str, object]:

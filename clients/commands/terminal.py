@@ -1,10 +1,16 @@
-"""Writing a model's words to a terminal.
+"""Writing a model's words, and views of a server, to a terminal.
 
 Invariant: what a model says cannot move the cursor, colour the screen or ring the bell.
 """
 
 import sys
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 _KEPT = "\n\t"
 
@@ -41,3 +47,18 @@ def note(text: str) -> None:
 def tell(text: str) -> None:
     """Lines that were asked for and are not the model's: on standard error, watched or not."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def views(
+    console: "Console", *, screen: bool = False
+) -> "Iterator[Callable[[RenderableType], None]]":
+    """Inside it each view takes the place of the one before; below it where nobody watches, for
+    whoever reads a pipe. screen: all of the terminal is theirs."""
+    if not console.is_terminal:
+        yield console.print
+        return
+    from rich.live import Live
+
+    with Live(console=console, screen=screen, auto_refresh=False) as live:
+        yield lambda view: live.update(view, refresh=True)

@@ -15,6 +15,7 @@ from quire.clients.client import Client
 from quire.clients.commands import common
 from quire.clients.commands.keys import keys
 from quire.clients.commands.stats import bucket_bound, milliseconds, ranks, share
+from quire.clients.commands.terminal import views
 from quire.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def top(
 
 def _watch(client: Client, interval: float, count: int | None) -> None:
     from rich.console import Console
-    from rich.live import Live
 
     console = Console()
     screen = console.is_terminal and count is None
@@ -74,19 +74,17 @@ def _watch(client: Client, interval: float, count: int | None) -> None:
     view.add(client.stats(include_block_map=True))
     with (
         keys() as pressed,
-        Live(console=console, screen=screen, auto_refresh=False) as live,
+        views(console, screen=screen) as show,
     ):
         hint = _LEAVE if pressed.are_read else None
-        live.update(view.render(console, hint), refresh=True)
+        show(view.render(console, hint))
         shown = 1
         while count is None or shown < count:
             if pressed.wait(interval, "qQ"):
                 return
             view.add(client.stats(include_block_map=True))
-            live.update(view.render(console, hint), refresh=True)
+            show(view.render(console, hint))
             shown += 1
-    if not console.is_terminal:  # there the last line ends by itself
-        console.line()
 
 
 class View:

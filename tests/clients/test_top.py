@@ -100,9 +100,10 @@ def test_the_view_holds_everything_at_any_size() -> None:
 
 
 def test_top_as_a_command(server: Any) -> None:
+    """Whoever reads a pipe gets each view as it comes, and not the last one at the end."""
     import sys
 
     words = ["top", "--count", "2", "--interval", "0.1", "-a", server.address]
     done = programs.run([sys.executable, "-m", "quire.clients.cli", *words], timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "■■▪··■" in done.stdout and done.stdout.endswith("╯\n")
+    assert done.stdout.count("■■▪··■") == 2 and done.stdout.endswith("╯\n")

@@ -84,6 +84,13 @@ FAULTS = (
         (TOP + "a_signal_ends_it_and_the_terminal_is_as_before[15-143]",),
     ),
     Fault(
+        "top: a pipe gets the last view alone",
+        "clients/commands/terminal.py",
+        "    if not console.is_terminal:\n        yield console.print\n        return\n",
+        "",
+        ("tests/clients/test_top.py::test_top_as_a_command",),
+    ),
+    Fault(
         "loadtest: a table's figures are cut",
         "clients/loadtest/text.py",
         'justify="right", overflow="fold"',
