@@ -153,6 +153,8 @@ def _sent(character: str) -> int:
 
 def show(value: object) -> str:
     """A client's value as an error repeats it: quoted, and cut where it is long."""
+    if isinstance(value, float):  # the contract's have seven digits: 1.1, not 1.100000023841858
+        return str(float(f"{value:.7g}"))
     if not isinstance(value, str):
         return str(value)
     return repr(value if len(value) <= _MAX_SHOWN else value[:_MAX_SHOWN] + "…")

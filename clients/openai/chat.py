@@ -71,10 +71,11 @@ def read_conversation(body: Fields, chat: pb.Chat) -> None:
 
 def _messages(body: Fields) -> list[Any]:
     given = body.value("messages")
-    if given is None or (isinstance(given, list) and given):
-        return given or []
-    body.fault("messages", given, "must be a list of at least one message")
-    return []
+    if given == []:
+        body.fault("messages", None, "is empty: at least one message is needed")
+    elif given is not None and not isinstance(given, list):
+        body.fault("messages", given, "must be a list of messages")
+    return given if isinstance(given, list) else []
 
 
 def _max_tokens(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:

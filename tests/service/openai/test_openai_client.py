@@ -430,7 +430,7 @@ def test_calls_are_traced_under_what_their_headers_name() -> None:
                 model="fake", messages=HELLO, extra_headers=headers
             )
             assert told.id == "chatcmpl-mine"
-            with pytest.raises(openai.BadRequestError):
+            with pytest.raises(openai.BadRequestError, match="messages: is empty: at least one"):
                 await api.chat.completions.create(model="fake", messages=[])
 
     run(test)

@@ -274,8 +274,9 @@ def test_both_numbers_are_told_when_it_is_too_long() -> None:
 def test_all_faults_of_a_message_are_told_together() -> None:
     async def test() -> None:
         async with serving() as running:
-            answer = await generate(running, ask([1], top_p=2, n=65, priority=2000))
+            answer = await generate(running, ask([1], top_p=1.1, n=65, priority=2000))
             assert set(answer.violations) == {"sampling.top_p", "sampling.n", "priority"}
+            assert answer.violations["sampling.top_p"].startswith("1.1: must be")
 
     run(test)
 
