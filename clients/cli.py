@@ -12,7 +12,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated, cast
 
@@ -109,10 +109,22 @@ def _stand_in(app: typer.Typer, error: ImportError) -> None:
         )(missing)
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    """Ends as an exception does: screens and terminals are set back. A second one kills."""
-    signal.signal(number, signal.SIG_DFL)
-    sys.exit(128 + number)
+@contextlib.contextmanager
+def _leaving_at_sigterm() -> Iterator[None]:
+    """Inside it SIGTERM ends as an exception does: the terminal is set back. A second one kills."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        sys.exit(128 + number)
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # ignored, or another's
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,13 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     standard_streams.fill()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        if words and words[0] in CLIENT_COMMANDS:
-            signal.signal(signal.SIGTERM, _leave)
+    if not words or words[0] not in CLIENT_COMMANDS:
         sys.exit(_run(words))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with _leaving_at_sigterm():
+        sys.exit(_run(words))
 
 
 def _run(words: list[str]) -> int:

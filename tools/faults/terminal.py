@@ -79,7 +79,7 @@ FAULTS = (
     Fault(
         "terminal: SIGTERM leaves it as it was set",
         "clients/cli.py",
-        "signal.signal(signal.SIGTERM, _leave)",
+        "signal.signal(signal.SIGTERM, leave)",
         "pass",
         (TOP + "a_signal_ends_it_and_the_terminal_is_as_before[15-143]",),
     ),
