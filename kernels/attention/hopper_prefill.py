@@ -1,23 +1,27 @@
-"""Prefill attention for sm_90, its matrix instructions asynchronous.
+"""Prefill attention for sm_90: a warp loads while groups of four warps attend.
 
 Invariant: the arguments, the tiles and the order of sums of prefill.py's kernel, and its bits: each
 query's tiles of keys in turn, the running maximum, weights and sum scaled to it at every tile, the
 sum over a tile's weights and the products in one order. prefill.py's kernel is the twin to compare
 with; `prefill_launch.for_hopper` says which launches come here.
 
-Triton waits for each product before it begins another. Here, in Gluon, the level below, the product
-of a tile's weights with its values and that of the next tile's keys are in flight together, and
-tiles that the diagonal or the end cuts come like the others. The assembler puts the arithmetic of
-the softmax behind both: what it runs beside are the products of the SM's other program. To force
-part of it before the wait was tried, and took longer.
+In Gluon, the level below Triton. A group has ROWS rows of a program's tile, consecutive tokens, and
+takes the tiles of keys in order as if it were alone. The product of a tile's weights with its
+values and that of the next tile's keys are in flight together; the assembler puts the softmax
+behind both. So what it runs beside are the products of others: of a program's two other groups,
+which share the copy of each tile, or of the multiprocessor's other program of one group.
 
-Keys and values come through descriptors (TMA) into rings of STAGES tiles. Who owns a place:
+Three groups make a tile three times as high, so a launch has a third of the programs, and a row
+fills one of its own less: its first, which sees the fewest keys. `prefill_launch.plan_launches`
+says which steps gain. Who owns a place of the rings:
 
-    tile j of keys     the copy, until its barrier's phase j // STAGES; then the product with q,
-                       until it is waited for; then the copy of tile j + STAGES
-    tile j of values   alike, with the product of the weights
+    tile of keys     the loader, until its barrier in `k_full`; then the products with the queries,
+                     until all groups have arrived at `k_empty`
+    tile of values   alike, with the products of the weights
 
-Source: FlashAttention-3 (Shah et al., 2024), the order of products within a warpgroup.
+A group that sees fewer tiles than another still arrives at the rest (`_skip`).
+
+Source: FlashAttention-3 (Shah et al., 2024).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -40,8 +44,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.attention.prefill_launch import PrefillLaunch, num_tiles
 
-STAGES = 2  # tiles of keys, and of values, in shared memory
 _LOG2E = 1.4426950408889634
+ROWS = gl.constexpr(64)  # of a group
+_STAGES = {1: 2, 3: 3}  # tiles of keys, and of values, in shared memory, by groups
+_START = 128  # registers a thread, which the warps then divide:
+_GROUP = gl.constexpr(160)  # of a group that is not the program's first, which has the rest
+_LOADER = gl.constexpr(24)
+_ALIGNED = gl.constexpr(8)  # q's elements, so that they are loaded 16 bytes at a time
 
 
 @gluon.jit
@@ -57,162 +66,262 @@ def find_row(starts_ptr, tile, rows, QT: gl.constexpr, WARPS: gl.constexpr):
 
 
 @gluon.jit
-def fetch(boxes, block, j, n, h, ring, bars, HKV: gl.constexpr, BS: gl.constexpr):
-    """Begin to copy tile j of n, which lies in `block`, into its place of the ring."""
-    STAGES: gl.constexpr = ring.shape[0]
-    BN: gl.constexpr = ring.shape[1]
-    bar = bars.index(j % STAGES)
-    mbarrier.expect(bar, BN * ring.shape[2] * 2, pred=j < n)
-    first = (block * HKV + h) * BS + (j * BN) % BS
-    tma.async_copy_global_to_shared(boxes, [first, 0], bar, ring.index(j % STAGES), pred=j < n)
+def _find(
+    starts_ptr, contexts_ptr, rows,
+    QT: gl.constexpr, BN: gl.constexpr, LEAST: gl.constexpr, MOST: gl.constexpr,
+):  # fmt: skip
+    """The program's row, its first token of it, and how many tiles of keys it sees (or none). A
+    row's tiles end where it ends: the token of its first may be negative."""
+    tile = gl.num_programs(1) - 1 - gl.program_id(1)
+    row = 0
+    if rows > 1:
+        row = find_row(starts_ptr, tile, rows, QT, 4)
+    start = gl.load(starts_ptr + row).to(gl.int32)
+    new = gl.load(starts_ptr + row + 1).to(gl.int32) - start
+    context = gl.load(contexts_ptr + row).to(gl.int32)
+    behind = gl.cdiv(new, QT) - (tile - (start // QT + row))  # tiles from this one on
+    token = new - behind * QT
+    n = gl.cdiv(context - behind * QT + QT, BN)
+    n = gl.where((behind > 0) & (new >= LEAST) & (new <= MOST), n, 0)
+    return row, start, new, context, token, n
 
 
 @gluon.jit
-def _weigh(s, m, total, scale):
+def _load(boxes, rings, bars, table, n, HKV: gl.constexpr, BS: gl.constexpr):
+    """All tiles of keys and values, each as soon as its place is empty."""
+    k_box, v_box = boxes
+    k_ring, v_ring = rings
+    k_full, k_empty, v_full, v_empty = bars
+    STAGES: gl.constexpr = k_ring.shape[0]
+    BN: gl.constexpr = k_ring.shape[1]
+    BYTES: gl.constexpr = BN * k_ring.shape[2] * 2
+    block = gl.load(table)
+    for j in range(n):
+        following = gl.load(table + gl.minimum(j + 1, n - 1) * BN // BS)
+        first = (block * HKV + gl.program_id(0)) * BS + (j * BN) % BS
+        place = j % STAGES
+        phase = ((j // STAGES) & 1) ^ 1
+        mbarrier.wait(k_empty.index(place), phase)
+        bar = k_full.index(place)
+        mbarrier.expect(bar, BYTES)
+        tma.async_copy_global_to_shared(k_box, [first, 0], bar, k_ring.index(place))
+        mbarrier.wait(v_empty.index(place), phase)
+        bar = v_full.index(place)
+        mbarrier.expect(bar, BYTES)
+        tma.async_copy_global_to_shared(v_box, [first, 0], bar, v_ring.index(place))
+        block = following
+
+
+@gluon.jit
+def _scores(q, j, k_ring, k_full, S_LAYOUT: gl.constexpr):
+    """Begin the product of the queries with tile j of keys."""
+    STAGES: gl.constexpr = k_ring.shape[0]
+    BN: gl.constexpr = k_ring.shape[1]
+    none = gl.zeros([ROWS, BN], gl.float32, layout=S_LAYOUT)
+    mbarrier.wait(k_full.index(j % STAGES), (j // STAGES) & 1)
+    keys = k_ring.index(j % STAGES).permute((1, 0))
+    return warpgroup_mma(q, keys, none, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _weigh(s, m, total, scale, DTYPE: gl.constexpr, O_LAYOUT: gl.constexpr):
     """A tile's weights, by what was summed before is scaled, and the new maximum and sum."""
     top = gl.maximum(m, gl.max(s, 1) * scale)
     p = gl.exp2(s * scale - top[:, None])
     old = gl.exp2(m - top)
-    return p, old, top, total * old + gl.sum(p, 1)
+    total = total * old + gl.sum(p, 1)
+    return gl.convert_layout(p.to(DTYPE), gl.DotOperandLayout(0, O_LAYOUT, 2)), old, top, total
+
+
+@gluon.jit
+def _sum(weights, acc, j, v_ring, v_full):
+    """Begin to add the product of the weights with tile j of values."""
+    STAGES: gl.constexpr = v_ring.shape[0]
+    mbarrier.wait(v_full.index(j % STAGES), (j // STAGES) & 1)
+    return warpgroup_mma(weights, v_ring.index(j % STAGES), acc, is_async=True)
 
 
 @gluon.jit
 def _walk(
-    begin, stop, n, q, p, acc, m, total, block, last, scale, h, table_ptr,
-    k_box, v_box, k_ring, v_ring, k_bars, v_bars,
-    HKV: gl.constexpr, BS: gl.constexpr, S_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
+    begin, stop, q, weights, acc, m, total, last, scale, rings, bars,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """For tiles [begin, stop): their product with the values, and the weights of the next one.
-    p: of tile `begin`. block: of the values that are copied next. MASKED: whether some query does
-    not see all of the tiles after these."""
+    weights: of tile `begin`. MASKED: whether some query does not see all of the tiles after
+    these."""
+    k_ring, v_ring = rings
+    k_full, k_empty, v_full, v_empty = bars
     STAGES: gl.constexpr = k_ring.shape[0]
     BN: gl.constexpr = k_ring.shape[1]
     rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
-    none = gl.zeros_like(p)
     for j in range(begin, stop):
         after = j + 1
-        following = gl.load(table_ptr + gl.minimum(after + STAGES, n - 1) * BN // BS)
-        weights = gl.convert_layout(p.to(q.dtype), gl.DotOperandLayout(0, acc.type.layout, 2))
-        mbarrier.wait(k_bars.index(after % STAGES), (after // STAGES) & 1)
-        keys = k_ring.index(after % STAGES).permute((1, 0))
-        s = warpgroup_mma(q, keys, none, use_acc=False, is_async=True)
-        mbarrier.wait(v_bars.index(j % STAGES), (j // STAGES) & 1)
-        acc = warpgroup_mma(weights, v_ring.index(j % STAGES), acc, is_async=True)
+        s = _scores(q, after, k_ring, k_full, S_LAYOUT)
+        acc = _sum(weights, acc, j, v_ring, v_full)
         s = warpgroup_mma_wait(1, deps=[s])
+        mbarrier.arrive(k_empty.index(after % STAGES), count=1)
         if MASKED:
             s = gl.where((after * BN + rn)[None, :] <= last[:, None], s, -float("inf"))
-        p, old, m, total = _weigh(s, m, total, scale)
+        weights, old, m, total = _weigh(s, m, total, scale, v_ring.dtype, O_LAYOUT)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        acc = acc * gl.convert_layout(old, gl.SliceLayout(1, acc.type.layout))[:, None]
-        fetch(v_box, block, j + STAGES, n, h, v_ring, v_bars, HKV, BS)
-        block = following
-        fetch(k_box, block, after + STAGES, n, h, k_ring, k_bars, HKV, BS)
-    return p, acc, m, total, block
+        mbarrier.arrive(v_empty.index(j % STAGES), count=1)
+        acc = acc * gl.convert_layout(old, gl.SliceLayout(1, O_LAYOUT))[:, None]
+    return weights, acc, m, total
 
 
 @gluon.jit
-def clear_behind(tile, seen, WARPS: gl.constexpr):
-    """Zero the rows of a tile from `seen` on: what lies behind the context may be anything."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
-    rows = gl.arange(0, tile.shape[0], layout=gl.SliceLayout(1, layout))
-    held = tile.load(layout)
-    tile.store(gl.where((rows < seen)[:, None], held, gl.zeros_like(held)))
+def clear_behind(tile, seen):
+    """Zero the rows of a tile from `seen` on: what lies behind the context may be anything. A few
+    rows at a time, as they pass through registers."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    BN: gl.constexpr = tile.shape[0]
+    for first in gl.static_range(0, BN, 16):
+        part = tile.slice(first, 16)
+        rows = first + gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
+        held = part.load(layout)
+        part.store(gl.where((rows < seen)[:, None], held, gl.zeros_like(held)))
     fence_async_shared()
 
 
+@gluon.jit
+def _skip(begin, stop, bars):
+    """Leave the tiles that only other groups see."""
+    k_full, k_empty, v_full, v_empty = bars
+    STAGES: gl.constexpr = k_full.shape[0]
+    for j in range(begin, stop):
+        phase = (j // STAGES) & 1
+        mbarrier.wait(k_full.index(j % STAGES), phase)
+        mbarrier.arrive(k_empty.index(j % STAGES), count=1)
+        mbarrier.wait(v_full.index(j % STAGES), phase)
+        mbarrier.arrive(v_empty.index(j % STAGES), count=1)
+
+
+@gluon.jit
+def _attend(
+    q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token, every,
+    ME: gl.constexpr, G: gl.constexpr, HKV: gl.constexpr,
+):  # fmt: skip
+    """A group's rows of the program's tile, whose first is at q_ptr and out_ptr. ME: which
+    group."""
+    k_ring, v_ring = rings
+    k_full, k_empty, v_full, v_empty = bars
+    STAGES: gl.constexpr = k_ring.shape[0]
+    BN: gl.constexpr = k_ring.shape[1]
+    D: gl.constexpr = k_ring.shape[2]
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    DTYPE: gl.constexpr = k_ring.dtype
+    QT: gl.constexpr = ROWS // G  # tokens a group
+    token += ME * QT
+    prefix = context - new
+    n = gl.cdiv(prefix + token + QT, BN)
+    n = gl.where((every > 0) & (token + QT > 0), n, 0)
+    if n > 0:
+        rm = gl.arange(0, ROWS, layout=gl.SliceLayout(1, WIDE))[:, None]
+        rd = gl.arange(0, D, layout=gl.SliceLayout(0, WIDE))[None, :]
+        ok = (rm < QT * G) & (token + rm // G >= 0)
+        mine = ME * QT + rm // G
+        inside = rm % G * D + rd
+        q = queries.index(ME)
+        q.store(gl.load(q_ptr + (mine * q_stride + inside), mask=ok, other=0.0))
+        fence_async_shared()
+        # Padded tile rows see something too, so that no maximum stays at -inf.
+        rows_of_s = gl.arange(0, ROWS, layout=gl.SliceLayout(1, S_LAYOUT))
+        last = prefix + gl.minimum(gl.maximum(token + rows_of_s // G, 0), new - 1)
+        m = gl.full([ROWS], -float("inf"), gl.float32, layout=gl.SliceLayout(1, S_LAYOUT))
+        total = gl.zeros([ROWS], gl.float32, layout=gl.SliceLayout(1, S_LAYOUT))
+        acc = gl.zeros([ROWS, D], gl.float32, layout=O_LAYOUT)
+
+        s = _scores(q, 0, k_ring, k_full, S_LAYOUT)
+        s = warpgroup_mma_wait(0, deps=[s])
+        mbarrier.arrive(k_empty.index(0), count=1)
+        rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
+        s = gl.where(rn[None, :] <= last[:, None], s, -float("inf"))
+        weights, _old, m, total = _weigh(s, m, total, scale, DTYPE, O_LAYOUT)
+        # Tiles that every query sees whole, then those that the diagonal or the end cuts.
+        whole = gl.maximum((prefix + gl.maximum(token, 0) + 1) // BN - 1, 0)
+        weights, acc, m, total = _walk(
+            0, whole, q, weights, acc, m, total, last, scale, rings, bars, S_LAYOUT, O_LAYOUT, False
+        )
+        weights, acc, m, total = _walk(
+            whole, n - 1, q, weights, acc, m, total, last, scale, rings, bars, S_LAYOUT, O_LAYOUT,
+            True,
+        )  # fmt: skip
+        final = n - 1
+        if n * BN > context:  # all groups that come here write the same
+            mbarrier.wait(v_full.index(final % STAGES), (final // STAGES) & 1)
+            clear_behind(v_ring.index(final % STAGES), context - final * BN)
+        acc = _sum(weights, acc, final, v_ring, v_full)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        mbarrier.arrive(v_empty.index(final % STAGES), count=1)
+        acc = acc / gl.convert_layout(total, gl.SliceLayout(1, O_LAYOUT))[:, None]
+        out = gl.convert_layout(acc.to(DTYPE), WIDE)
+        gl.store(out_ptr + (mine * (HKV * G * D) + inside), out, mask=ok)
+    _skip(n, every, bars)
+
+
 @gluon.jit(
-    do_not_specialize=["q_stride", "table_stride", "rows"],
+    do_not_specialize=["q_units", "table_stride", "rows"],
     do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "contexts_ptr"],
 )
 def _hopper_prefill_kernel(
-    q_ptr, k_box, v_box, tables_ptr, starts_ptr, contexts_ptr, out_ptr, scale, q_stride,
+    q_ptr, k_box, v_box, tables_ptr, starts_ptr, contexts_ptr, out_ptr, scale, q_units,
     table_stride, rows,
-    G: gl.constexpr, HKV: gl.constexpr, D: gl.constexpr, BS: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, LEAST: gl.constexpr, MOST: gl.constexpr,
-    STAGES: gl.constexpr, WARPS: gl.constexpr, PDL: gl.constexpr,
+    G: gl.constexpr, HKV: gl.constexpr, D: gl.constexpr, BS: gl.constexpr, BN: gl.constexpr,
+    LEAST: gl.constexpr, MOST: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+    PDL: gl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch."""
-    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
-    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D, 16])
-    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
+    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch.
+    q_units: of _ALIGNED elements from a token to the next."""
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
-    TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BN, D], DTYPE)
-    QT: gl.constexpr = BM // G  # tokens a tile
-    h = gl.program_id(0)
-    tile = gl.num_programs(1) - 1 - gl.program_id(1)
+    TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
+    BARS: gl.constexpr = mbarrier.MBarrierLayout()
+    queries = gl.allocate_shared_memory(DTYPE, [GROUPS, ROWS, D], TILE)
+    k_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], k_box.layout)
+    v_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], v_box.layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARS)
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARS)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARS)
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARS)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=GROUPS)
+    fence_async_shared()
     if PDL:
         gdc_wait()
-    row = find_row(starts_ptr, tile, rows, QT, WARPS)
-    start = gl.load(starts_ptr + row).to(gl.int32)
-    new = gl.load(starts_ptr + row + 1).to(gl.int32) - start
-    context = gl.load(contexts_ptr + row).to(gl.int32)
-    token = (tile - (start // QT + row)) * QT
-    prefix = context - new
-    end = prefix + gl.minimum(token + QT, new)
-    if (token < new) & (new >= LEAST) & (new <= MOST):
-        table = tables_ptr + row.to(gl.int64) * table_stride
-        n = gl.cdiv(end, BN)
-        k_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], TILE)
-        v_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], TILE)
-        k_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-        v_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-        for i in gl.static_range(STAGES):
-            mbarrier.init(k_bars.index(i), count=1)
-            mbarrier.init(v_bars.index(i), count=1)
-        fence_async_shared()
-        for i in gl.static_range(STAGES):
-            block = gl.load(table + gl.minimum(i, n - 1) * BN // BS)
-            fetch(k_box, block, i, n, h, k_ring, k_bars, HKV, BS)
-            fetch(v_box, block, i, n, h, v_ring, v_bars, HKV, BS)
-        block = gl.load(table + gl.minimum(STAGES, n - 1) * BN // BS)
-
-        rm = gl.arange(0, BM, layout=gl.SliceLayout(1, ROWS))
-        rd = gl.arange(0, D, layout=gl.SliceLayout(0, ROWS))
-        mine = token + rm // G
-        ok = ((rm < QT * G) & (mine < new))[:, None]
-        where = (start + mine).to(gl.int64)[:, None]
-        inside = (h * G + rm % G)[:, None] * D + rd[None, :]
-        q_stride = gl.multiple_of(q_stride, 8)
-        q = gl.load(q_ptr + where * q_stride + inside, mask=ok, other=0.0)
-        q = gl.convert_layout(q, gl.DotOperandLayout(0, S_LAYOUT, 2))
-        # Padded tile rows see what the last real one sees, so that no maximum stays at -inf.
-        rows_of_s = gl.arange(0, BM, layout=gl.SliceLayout(1, S_LAYOUT))
-        last = prefix + gl.minimum(token + rows_of_s // G, new - 1)
-        m = gl.full([BM], -float("inf"), gl.float32, layout=gl.SliceLayout(1, S_LAYOUT))
-        total = gl.zeros([BM], gl.float32, layout=gl.SliceLayout(1, S_LAYOUT))
-        acc = gl.zeros([BM, D], gl.float32, layout=O_LAYOUT)
-
-        mbarrier.wait(k_bars.index(0), 0)
-        none = gl.zeros([BM, BN], gl.float32, layout=S_LAYOUT)
-        s = warpgroup_mma(q, k_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
-        s = warpgroup_mma_wait(0, deps=[s])
-        fetch(k_box, block, STAGES, n, h, k_ring, k_bars, HKV, BS)
-        rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
-        s = gl.where(rn[None, :] <= last[:, None], s, -float("inf"))
-        p, _old, m, total = _weigh(s, m, total, scale)
-        # Tiles that every query sees whole, then those that the diagonal or the end cuts.
-        whole = gl.maximum((prefix + token + 1) // BN - 1, 0)
-        p, acc, m, total, block = _walk(
-            0, whole, n, q, p, acc, m, total, block, last, scale, h, table, k_box, v_box,
-            k_ring, v_ring, k_bars, v_bars, HKV, BS, S_LAYOUT, False,
-        )  # fmt: skip
-        p, acc, m, total, block = _walk(
-            whole, n - 1, n, q, p, acc, m, total, block, last, scale, h, table, k_box, v_box,
-            k_ring, v_ring, k_bars, v_bars, HKV, BS, S_LAYOUT, True,
-        )  # fmt: skip
-        final = n - 1
-        mbarrier.wait(v_bars.index(final % STAGES), (final // STAGES) & 1)
-        values = v_ring.index(final % STAGES)
-        if n * BN > context:
-            clear_behind(values, context - final * BN, WARPS)
-        weights = gl.convert_layout(p.to(DTYPE), gl.DotOperandLayout(0, O_LAYOUT, 2))
-        acc = warpgroup_mma(weights, values, acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
-        acc = acc / gl.convert_layout(total, gl.SliceLayout(1, O_LAYOUT))[:, None]
-        out = out_ptr + where * (HKV * G * D) + inside
-        gl.store(out, gl.convert_layout(acc.to(DTYPE), ROWS), mask=ok)
-    if PDL:
         gdc_launch_dependents()
+    row, start, new, context, token, n = _find(
+        starts_ptr, contexts_ptr, rows, ROWS // G * GROUPS, BN, LEAST, MOST
+    )
+    table = tables_ptr + row.to(gl.int64) * table_stride
+    first, head = (start + token).to(gl.int64), gl.program_id(0) * (G * D)
+    q_stride = q_units * _ALIGNED
+    q_ptr += first * q_stride + head
+    out_ptr += first * (HKV * G * D) + head
+    rings = (k_ring, v_ring)
+    bars = (k_full, k_empty, v_full, v_empty)
+    FIRST: gl.constexpr = 0
+    SECOND: gl.constexpr = 1
+    THIRD: gl.constexpr = 2
+    if GROUPS == 1:
+        gl.warp_specialize([
+            (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
+                       n, FIRST, G, HKV)),
+            (_load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+        ], [1], [_LOADER])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
+                       n, FIRST, G, HKV)),
+            (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
+                       n, SECOND, G, HKV)),
+            (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
+                       n, THIRD, G, HKV)),
+            (_load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+        ], [4, 4, 1], [_GROUP, _GROUP, _LOADER])  # fmt: skip
 
 
 def attend(
@@ -234,12 +343,12 @@ def attend(
     _, kv_heads, block_size, _ = k_cache.shape
     shape, group = launch.tiles, q_heads // kv_heads
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
-    _hopper_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape))](
+    _hopper_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape, launch.groups))](
         q, box(k_cache, shape.keys), box(v_cache, shape.keys), block_tables, query_start_loc,
-        context_lens, out, scale * _LOG2E, q.stride(0), block_tables.stride(0), rows,
-        G=group, HKV=kv_heads, D=dim, BS=block_size, BM=shape.queries, BN=shape.keys,
-        LEAST=launch.least, MOST=launch.most, STAGES=STAGES, WARPS=shape.num_warps, PDL=pdl,
-        num_warps=shape.num_warps, **options,
+        context_lens, out, scale * _LOG2E, q.stride(0) // _ALIGNED.value, block_tables.stride(0),
+        rows, G=group, HKV=kv_heads, D=dim, BS=block_size, BN=shape.keys, LEAST=launch.least,
+        MOST=launch.most, GROUPS=launch.groups, STAGES=_STAGES[launch.groups], PDL=pdl,
+        num_warps=4, maxnreg=_START, **options,
     )  # fmt: skip
 
 

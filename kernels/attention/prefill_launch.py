@@ -16,6 +16,9 @@ from quire.kernels.support import HOPPER_SHARED, has_gluon
 
 SPLIT = 256  # tokens of a split of the context
 FEW_PROGRAMS = 128  # tiles * kv heads up to which the context is split
+GROUPS = 3  # tiles side by side in a program of hopper_prefill.py, where that gains on an H200:
+_GROUPED_PROGRAMS = 208  # so many such programs, and
+_GROUPED_TILES = 10  # so many tiles of that height a row, of which one is not filled
 FEW_ROWS = 2  # that share a launch: one that finds no row of its lengths takes longer
 _SHORT_ROWS = 16  # tile height of the launch for rows of few tokens
 _WIDE_BYTES = 163_840  # of shared memory: two stages of heads of 256
@@ -60,12 +63,14 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED)
 
 @dataclass(frozen=True)
 class PrefillLaunch:
-    """Tiles for the rows of `least` to `most` new tokens. split: tokens; 0 for whole contexts."""
+    """Tiles for the rows of `least` to `most` new tokens. split: tokens; 0 for whole contexts.
+    groups: tiles that a program takes side by side, on sm_90."""
 
     tiles: Tiles
     least: int
     most: int
     split: int = 0
+    groups: int = 1
 
 
 def plan_launches(
@@ -90,10 +95,18 @@ def plan_launches(
         split = SPLIT if programs <= FEW_PROGRAMS else 0
     if split % tiles.keys:
         raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
+    groups = GROUPS if lone == _TUNED and _gain_in_groups(tokens, rows, kv_heads, group) else 1
     if split or rows <= FEW_ROWS:  # one split is the whole context, bit for bit
-        return [PrefillLaunch(lone, 1, _ANY, split if max_context_len > split else 0)]
+        return [PrefillLaunch(lone, 1, _ANY, split if max_context_len > split else 0, groups)]
     few = PrefillLaunch(short, 1, short_len)
-    return [PrefillLaunch(tiles, short_len + 1, _ANY), few] if longest > short_len else [few]
+    many = PrefillLaunch(tiles, short_len + 1, _ANY, groups=groups)
+    return [many, few] if longest > short_len else [few]
+
+
+def _gain_in_groups(tokens: int, rows: int, kv_heads: int, group: int) -> bool:
+    """Whether tiles of GROUPS side by side fill the device, and rows fill them."""
+    high = num_tiles(tokens, 0, group, _TUNED, GROUPS)
+    return kv_heads * high >= _GROUPED_PROGRAMS and high >= _GROUPED_TILES * rows
 
 
 def for_hopper(launch: PrefillLaunch, q: Tensor, k_cache: Tensor, window: int) -> bool:
@@ -111,9 +124,9 @@ def for_hopper(launch: PrefillLaunch, q: Tensor, k_cache: Tensor, window: int) -
     )
 
 
-def num_tiles(tokens: int, rows: int, group: int, tiles: Tiles) -> int:
-    """Tiles at most, whatever the rows' lengths."""
-    return tokens // (tiles.queries // group) + rows
+def num_tiles(tokens: int, rows: int, group: int, tiles: Tiles, groups: int = 1) -> int:
+    """Tiles at most, or as many as `groups` make one, whatever the rows' lengths."""
+    return tokens // (groups * (tiles.queries // group)) + rows
 
 
 def kernels(

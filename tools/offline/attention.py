@@ -116,7 +116,7 @@ def _prefill(
 def hot_prefill() -> Calls:
     for group in (2, 4):
         for block_size in (64, 128):
-            for tokens in (128, 8192):
+            for tokens in (128, 2048, 8192):  # split, one group a program, three
                 yield (
                     f"prefill D128 G{group} block {block_size} tokens {tokens}",
                     _prefill(tokens, 4, group, 128, block_size),

@@ -328,11 +328,15 @@ HOPPER_CASES = [
     ([(8000, 513), (1, 2000)], 4, 128, 128, BF16),
     ([(9000, 300), (0, 40), (300, 3), (63, 999)], 5, 64, 64, BF16),
     ([(127, 1000), (0, 999), (5, 64)], 16, 256, 128, FP16),
+    ([(0, 2600)], 2, 64, 128, BF16),
+    ([(127, 3000), (8000, 1100), (0, 900), (64, 400)], 16, 64, 128, BF16),
+    ([(1, 1951), (0, 2017), (3, 97), (65, 1)], 4, 64, 128, BF16),
 ]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pdl", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize(("rows", "group", "block_size", "dim", "dtype"), HOPPER_CASES)
 def test_gpu_the_kernel_of_sm_90_changes_no_bit(
     paged: Any,
@@ -342,17 +346,18 @@ def test_gpu_the_kernel_of_sm_90_changes_no_bit(
     block_size: int,
     dim: int,
     dtype: torch.dtype,
+    grouped: bool,
     pdl: bool,
 ) -> None:
     """What sm_90 takes against the kernel of every other card, NaN behind the contexts."""
-    from quire.kernels.attention import prefill
-    from quire.kernels.attention.prefill_launch import for_hopper
+    from quire.kernels.attention import prefill, prefill_launch
 
+    for_hopper = prefill_launch.for_hopper
     taken = []
 
-    def noted(*launch: Any) -> bool:
-        taken.append(for_hopper(*launch))
-        return taken[-1]
+    def noted(launch: prefill_launch.PrefillLaunch, *rest: Any) -> bool:
+        taken.append(launch.groups * for_hopper(launch, *rest))
+        return bool(taken[-1])
 
     news, contexts = [new for _, new in rows], [sum(row) for row in rows]
     cache = paged(contexts, kv_heads=8, block_size=block_size, dim=dim, dtype=dtype)
@@ -363,9 +368,11 @@ def test_gpu_the_kernel_of_sm_90_changes_no_bit(
         cache.context_lens, dim**-0.5, max(news), max(contexts),
     )  # fmt: skip
     monkeypatch.setattr(prefill, "for_hopper", noted)
+    monkeypatch.setattr(prefill_launch, "_gain_in_groups", lambda *_: grouped)
     found = [prefill.prefill_attention(*arguments, pdl=pdl) for _ in range(3)]
     if not any(taken):
         pytest.skip("another card, or another Triton, than hopper_prefill.py is for")
+    assert max(taken) == (prefill_launch.GROUPS if grouped else 1)
     monkeypatch.setattr(prefill, "for_hopper", lambda *_: False)
     twin = prefill.prefill_attention(*arguments, pdl=pdl)
     assert torch.isfinite(twin).all()

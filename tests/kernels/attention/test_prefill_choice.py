@@ -9,8 +9,15 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from quire.kernels import support
-from quire.kernels.attention.prefill_launch import PrefillLaunch, choose_tiles, for_hopper
+from quire.kernels import launches, support
+from quire.kernels.attention.decode_launch import Heads
+from quire.kernels.attention.prefill_launch import (
+    GROUPS,
+    PrefillLaunch,
+    choose_tiles,
+    for_hopper,
+    plan_launches,
+)
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 WHOLE = PrefillLaunch(choose_tiles(128, BF16), 1, 1 << 30)
@@ -67,3 +74,39 @@ def test_other_cards_do_not(capability: tuple[int, int]) -> None:
 def test_other_versions_of_triton_do_not(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr("triton.__version__", version)
     assert not taken()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "group", "grouped"),
+    [
+        (3000, 1, 2, True),
+        (2048, 1, 2, False),  # a device not filled
+        (2048, 1, 4, True),
+        (8192, 8, 2, True),
+        (4800, 16, 2, False),  # rows that do not fill their tiles
+        (3100, 101, 2, False),
+    ],
+)
+def test_long_rows_share_their_keys_among_groups(
+    tokens: int, rows: int, group: int, grouped: bool
+) -> None:
+    plan = plan_launches(tokens, rows, 8, group, tokens, 8192, WHOLE.tiles, None)
+    assert plan[0].groups == (GROUPS if grouped else 1)
+    assert all(launch.groups == 1 for launch in plan[1:])
+
+
+def test_only_the_tiles_of_its_kernel_are_grouped() -> None:
+    """Exact mode's have a stage more, and wide heads other warps."""
+    for tiles in (replace(WHOLE.tiles, num_stages=3), choose_tiles(256, BF16)):
+        plan = plan_launches(8192, 1, 8, 2, 8192, 8192, tiles, None)
+        assert [launch.groups for launch in plan] == [1]
+
+
+def test_warm_up_tells_steps_of_one_group_and_of_three() -> None:
+    heads = Heads(16, 8, 128, BF16, 64)
+    few, many = (
+        launches.of_model(launches.StepSize(0, (tokens,), 4096), heads, launches.Card())
+        for tokens in (2048, 3000)
+    )
+    one, three = (("prefill", "sum", replace(WHOLE, groups=groups)) for groups in (1, GROUPS))
+    assert one in few - many and three in many - few
