@@ -58,12 +58,24 @@ def load_tile(
         blocks = tl.load(table_ptr + tokens // BS, mask=mine, other=0).to(tl.int64)
         first = 0
         cells = (blocks * HKV + h) * BS + tokens % BS
-    k = _read(k_ptr, first, cells, mine, D, DP).to(DTYPE)
+    k = _widened(_read(k_ptr, first, cells, mine, D, DP), DTYPE, FIXED)
     if PAIRS:
         v = _read(v_ptr.to(tl.pointer_type(tl.int16)), first, cells, mine, D // 2, DP // 2)
     else:
-        v = _read(v_ptr, first, cells, mine, D, DP).to(DTYPE)
+        v = _widened(_read(v_ptr, first, cells, mine, D, DP), DTYPE, FIXED)
     return k, v, before
+
+
+@triton.jit
+def _widened(x, DTYPE: tl.constexpr, ORDERED: tl.constexpr):
+    """x in DTYPE. ORDERED: out of the compiler's sight, which would have low tiles of queries take
+    the matrix units' tokens in another order where it sees that they came as bytes."""
+    y = x.to(DTYPE)
+    if ORDERED and x.dtype.primitive_bitwidth == 8 and DTYPE.primitive_bitwidth == 16:
+        y = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [y], y.dtype, is_pure=False, pack=2
+        )
+    return y
 
 
 @triton.jit
