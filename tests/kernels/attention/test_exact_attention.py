@@ -130,3 +130,17 @@ def test_a_window_is_refused(paged: Any) -> None:
     for attend in (decoded, prefilled):
         with pytest.raises(ValueError, match="window 8: attention within a window has no exact"):
             attend(cache, q, range(39, 41), window=8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dim", "dtype"), [(128, BF16), (64, FP16)])
+def test_a_cache_of_e4m3_keeps_the_bits(paged: Any, dim: int, dtype: torch.dtype) -> None:
+    """Where a compiler sees that keys came as bytes, low tiles of queries take them in another
+    order than high ones."""
+    contexts = range(1, 300)
+    cache = paged([299], kv_heads=1, block_size=64, dim=dim, dtype=torch.float8_e4m3fn)
+    q = queries(len(contexts), 2, dim, cache.k_cache.to(dtype))
+    wanted = decoded(cache, q, contexts, level=2)
+    for split in (False, True):
+        assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)
+        assert torch.equal(prefilled(cache, q[:4], contexts[:4], split=split), wanted[:4])
