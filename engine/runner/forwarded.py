@@ -18,7 +18,7 @@ class Forwarded:
     """hidden: [T, H], of the step's tokens; logits_rows: [L] int64, those that sample, None: all.
 
     row_slots, context_lens: [R] int32. Of a mixed step also query_lens: [R] int32, and
-    sampled_rows: [L] int64, the rows that sample.
+    sampled_rows: [L] int64, the rows that sample. logits: [L, V] fp32, where they are made already.
     """
 
     hidden: Tensor
@@ -27,6 +27,7 @@ class Forwarded:
     context_lens: Tensor
     query_lens: Tensor | None
     sampled_rows: Tensor | None
+    logits: Tensor | None = None
 
     @classmethod
     def of(cls, hidden: Tensor, inputs: StepInputs) -> "Forwarded":

@@ -1,6 +1,7 @@
 """Captured steps: the model's part of a step is one CUDA graph, embedding to hidden states, and a
-sampler of so many rows, head to advanced state, another, which serves all models' parts alike. Only
-the plainest steps of few rows are one graph from end to end: a second one costs them most.
+sampler of so many rows, head to advanced state, another, which serves all models' parts alike;
+under masks it is two, so that logits are made while the host makes masks. Only the plainest steps
+of few rows are one graph from end to end: a second one costs them most.
 
 Invariant: a graph reads the slots, the staging buffer, `row_slots` and what the model's part leaves
 for its sampler (`forwarded.Aside`), all at fixed addresses, and nothing else that the host writes.
@@ -242,30 +243,47 @@ def _cover(sizes: list[int], wanted: int) -> int:
     return sizes[bisect_left(sizes, wanted)]
 
 
+class _Captured(NamedTuple):
+    """graphs: one for each part of the step, in order."""
+
+    graphs: tuple[torch.cuda.CUDAGraph, ...]
+    done: Done
+
+
 class StepGraphs:
     """The graphs captured so far. At most MAX_GRAPHS; the longest unused one goes first."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[Key | WriteKey, tuple[torch.cuda.CUDAGraph, Done] | None]
-        self._graphs = OrderedDict()
+        self._graphs: OrderedDict[Key | WriteKey, _Captured | None] = OrderedDict()
+        self._begun: Key | None = None  # whose first part was the last to run
         self._pool = torch.cuda.graph_pool_handle()
 
     def __contains__(self, key: Key | WriteKey) -> bool:
         """Whether it was captured, or its capture has failed."""
         return key in self._graphs
 
+    def begin(self, key: Key) -> None:
+        """Run the first part of a step that is captured in two. The rest comes with its replay, if
+        that is the next one of all."""
+        captured = self._graphs.get(key)
+        if captured is not None and len(captured.graphs) > 1:
+            captured.graphs[0].replay()
+            self._begun = key
+
     def replay(self, key: Key | WriteKey) -> Done | None:
         """Run a captured step; None if there is none and it must run eagerly."""
+        begun, self._begun = self._begun == key, None
         captured = self._graphs.get(key)
         if captured is None:
             return None
         self._graphs.move_to_end(key)
-        graph, done = captured
-        graph.replay()
-        return done
+        for graph in captured.graphs[begun:]:
+            graph.replay()
+        return captured.done
 
-    def capture(self, key: Key | WriteKey, step: Callable[[], Done], *, ran: bool = True) -> None:
-        """Record `step`, whose kernels are compiled, without running it.
+    def capture(self, key: Key | WriteKey, *parts: Callable[[], Done], ran: bool = True) -> None:
+        """Record a step, whose kernels are compiled, without running it. parts: it may be begun
+        with the first of two, which leaves the second what it takes.
 
         ran: it has run before. What fails otherwise may want a library's first call: it is to be
         tried again afterwards, and is not there until then.
@@ -273,13 +291,8 @@ class StepGraphs:
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
         try:
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                done = step()
-            finally:
-                graph.capture_end()
-            self._graphs[key] = (graph, done)
+            graphs, done = zip(*[self._record(part) for part in parts], strict=True)
+            self._graphs[key] = _Captured(graphs, done[-1])
         except Exception as error:
             # torch leaves the pool of a broken capture unusable; what is captured keeps its own.
             self._pool = torch.cuda.graph_pool_handle()
@@ -291,3 +304,11 @@ class StepGraphs:
                 (str(error).splitlines() or [type(error).__name__])[0],
             )
             self._graphs[key] = None
+
+    def _record(self, part: Callable[[], Done]) -> tuple[torch.cuda.CUDAGraph, Done]:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            return graph, part()
+        finally:
+            graph.capture_end()

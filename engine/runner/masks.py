@@ -1,83 +1,100 @@
-"""Which ids a step's rows may draw: bits on the device, at one address, so that graphs read them.
+"""Which ids a step's rows may draw: bits in the host's memory, at one address, so that graphs read
+them where they were made. To copy them to the device takes the host longer than it takes a kernel.
 
-Invariant: on the device a step's masks stand until the next step's are copied, behind the sampler
-that read them. On the host they are made where the copy reads them (`room`), and whoever holds one
-of a room's masks keeps it from being given again.
+Invariant: nothing is written while a sampler that reads it may be at work (`launched`). Masks are
+made where they are read (`room`), and whoever holds one of a room's masks keeps it from being given
+again.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from quire.engine.scheduling.matching import Places, parted
 from quire.engine.scheduling.plan import Mask
 
-_ROOMS = 4  # on the host: two take turns, others are held by rows that are in no step
+_ROOMS = 4  # two take turns, others are held by rows that are in no step; one more is never given
 
 
 class MaskTable:
-    """of: [R] int32, which mask each row of the logits has, -1 for none; words: [R, ceil(V / 32)]
+    """of: [R] int32, which mask each row of the logits has, -1 for none; words: [M, ceil(V / 32)]
     int32, the masks."""
 
     def __init__(self, rows: int, vocab_size: int, device: torch.device) -> None:
         """rows: that sample in one step, at most."""
         self._rows, self._width = rows, -(-vocab_size // 32)
-        size = rows * (1 + self._width)
-        self._target = torch.full((size,), -1, dtype=torch.int32, device=device)
-        self.of = self._target[:rows]
-        self.words = self._target[rows:].view(rows, self._width)
-        self._rooms: list[_Room] = []
-        self._given: _Room | None = None  # since the last upload
+        self._device = device
+        self._given: _Room | None = None  # since the last `put`
+        self._read: Callable[[], object] | None = None  # waits until what was written last is
+
+    @cached_property
+    def of(self) -> Tensor:
+        return self._memory(self._rows).fill_(-1)
+
+    @cached_property
+    def words(self) -> Tensor:
+        return self._memory((_ROOMS + 1) * self._rows, self._width)
+
+    def _memory(self, *shape: int) -> Tensor:
+        on_host = self._device if self._device.type == "meta" else torch.device("cpu")
+        pinned = self._device.type == "cuda"
+        return torch.empty(shape, dtype=torch.int32, device=on_host, pin_memory=pinned)
+
+    @cached_property
+    def _rooms(self) -> "list[_Room]":
+        numbers = self.words.numpy()
+        firsts = range(0, len(numbers), self._rows)
+        return [_Room(first, numbers[first : first + self._rows]) for first in firsts]
 
     def room(self, count: int) -> Places:
         """For so many masks of the next step: a part is good while it is held, itself and no part
         of it."""
-        self._given = self._free() if count <= self._rows else None
+        free = (room for room in self._rooms[:_ROOMS] if room.is_free())
+        self._given = next(free, None) if count <= self._rows else None
         if self._given is None:
             return parted(memoryview(bytearray(4 * self._width * count)), count)
+        self._wait()
         return self._given.take(count)
 
-    def upload(self, masks: Sequence[tuple[int, Mask]]) -> None:
-        """Enqueue the copy of a step's masks, each with the row that it is of."""
+    def put(self, masks: Sequence[tuple[int, Mask]]) -> None:
+        """Say which masks a step has, each with the row that it is of."""
         room, self._given = self._given, None
         places = [None if room is None else room.places.get(id(mask)) for _, mask in masks]
+        self._wait()
         if room is None or room.taken + places.count(None) > self._rows:
-            room = self._free() or self._new()
+            room = self._rooms[_ROOMS]
             room.take(0)
             places = [None] * len(masks)
         of = [-1] * self._rows
         for (row, mask), place in zip(masks, places, strict=True):
             of[row] = room.put(mask) if place is None else place
-        room.of[:] = of
-        room.copy_to(self._target)
+        self.of.numpy()[:] = of
 
-    def _free(self) -> "_Room | None":
-        for room in self._rooms:
-            if room.is_free():
-                return room
-        if len(self._rooms) == _ROOMS:
-            return None
-        self._rooms.append(self._new())
-        return self._rooms[-1]
+    def launched(self, read: Callable[[], object]) -> None:
+        """The sampler that reads them is enqueued. read: waits for its end, and fetches what came
+        of it."""
+        self._read = read
 
-    def _new(self) -> "_Room":
-        return _Room(self._rows, self._width, pinned=self._target.device.type == "cuda")
+    def _wait(self) -> None:
+        read, self._read = self._read, None
+        if read is not None:
+            read()
 
 
 class _Room:
-    """On the host, what is copied: see MaskTable."""
+    """Masks of one step."""
 
-    def __init__(self, rows: int, width: int, *, pinned: bool) -> None:
-        self._host = torch.empty(rows * (1 + width), dtype=torch.int32, pin_memory=pinned)
-        self._numbers = self._host.numpy()
-        self.of = self._numbers[:rows]
-        self._words = self._numbers[rows:].reshape(rows, width)
-        self._whole, self._masks = parted(self._words.reshape(-1).view(np.uint8).data, rows)
-        self.places = {id(mask): place for place, mask in enumerate(self._masks)}
-        self.taken = 0  # rows of the words
-        self._copied = torch.cuda.Event() if pinned else None
+    def __init__(self, first: int, words: npt.NDArray[np.int32]) -> None:
+        """first: their place in the table; words: [R, W] int32."""
+        self._first, self._words = first, words
+        self._whole, self._masks = parted(words.reshape(-1).view(np.uint8).data, len(words))
+        self.places = {id(mask): place for place, mask in enumerate(self._masks, first)}
+        self.taken = 0
         self._unheld = self._references()
 
     def _references(self) -> int:
@@ -89,21 +106,12 @@ class _Room:
         return self._references() == self._unheld
 
     def take(self, count: int) -> Places:
-        """For masks to be written to, once the copy that last read it has ended."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        """For masks to be written to."""
         self.taken = count
         return self._whole[: count * self._words.strides[0]], self._masks[:count]
 
     def put(self, mask: Mask) -> int:
-        """Copy one from elsewhere; returns its row."""
+        """Copy one from elsewhere; returns its place in the table."""
         self._words[self.taken] = np.frombuffer(mask, np.int32)
         self.taken += 1
-        return self.taken - 1
-
-    def copy_to(self, target: torch.Tensor) -> None:
-        """Enqueue the copy of what is taken."""
-        size = len(self.of) + self.taken * self._words.shape[1]
-        target[:size].copy_(self._host[:size], non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
+        return self._first + self.taken - 1

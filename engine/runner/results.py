@@ -4,6 +4,7 @@ Invariant: a PendingResult reads its host buffers only once the copies into them
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,11 +38,19 @@ class PendingResult:
         self._tokens = tokens
         self._logprobs = logprobs
         self._done = done
+        self._fetched: list[int] | None = None
+
+    def fetch(self) -> list[int]:
+        """Wait for the device (the interpreter lock is free meanwhile): one token a row. What they
+        came to may then be others'."""
+        if self._fetched is None:
+            self._done()
+            self._fetched = self._tokens.tolist()
+        return self._fetched
 
     def wait(self) -> StepResult:
-        """Wait for the device (the interpreter lock is free meanwhile) and return the tokens."""
-        self._done()
-        tokens = [[token] for token in self._tokens.tolist()]
+        """The tokens, and all else."""
+        tokens = [[token] for token in self.fetch()]
         pooled = () if self._pooled is None else self._pooled.packed()
         judged = () if self._judged is None else self._judged.packed()
         if self._logprobs is None:
@@ -62,23 +71,33 @@ class Results:
         self._ring = [
             torch.empty(rows, dtype=torch.int64, pin_memory=pinned) for _ in range(RESULT_RING)
         ]
+        self._events = [torch.cuda.Event() for _ in range(RESULT_RING)] if pinned else []
         self._turn = 0
+        self._kept = torch.empty(rows, dtype=torch.int64, pin_memory=pinned)
+
+    def keep(self, sampled: Sampled) -> Sampled:
+        """The same, its tokens copied to the host as part of a graph: whoever launches one fetches
+        the results of the last one first."""
+        on_host = self._kept[: len(sampled.tokens)].copy_(sampled.tokens, non_blocking=True)
+        return replace(sampled, on_host=on_host)
 
     def collect(self, sampled: Sampled, count: int, wanted: list[int | None]) -> PendingResult:
         """Start the copies of the first `count` rows to the host. wanted: see PendingResult."""
-        tokens, logprobs = sampled.tokens[:count], None
+        kept = sampled.on_host
+        tokens, logprobs = (sampled.tokens if kept is None else kept)[:count], None
         if sampled.logprobs is not None:
             logprobs = tuple(value[:count] for value in sampled.logprobs)
         if self._on_host:
             told = sampled.pooled, sampled.judged
             return PendingResult(wanted, tokens, logprobs, self._check, *told)
         self._turn = (self._turn + 1) % RESULT_RING
-        tokens = self._ring[self._turn][:count].copy_(tokens, non_blocking=True)
+        if kept is None:
+            tokens = self._ring[self._turn][:count].copy_(tokens, non_blocking=True)
         if logprobs is not None:
             logprobs = tuple(_to_host(value) for value in logprobs)
         pooled = None if sampled.pooled is None else sampled.pooled.on_host(_to_host)
         judged = None if sampled.judged is None else sampled.judged.on_host(_to_host)
-        event = torch.cuda.Event()
+        event = self._events[self._turn]
         event.record()
 
         def done() -> None:

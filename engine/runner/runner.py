@@ -12,7 +12,7 @@ where they are left out too, or nothing is kept yet. What a constraint leaves ou
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -160,13 +160,12 @@ class Runner:
             whole = isinstance(key, GraphKey) and key.needs is not None
             stage_mixed(self._staging, NOTHING, key.shape, self._state.null_slot, all_sample=whole)
             self._staging.upload()
-        step = self._step_of(key)
         assert self._graphs is not None
         if self._warm:
-            self._graphs.capture(key, step, ran=False)
+            self._graphs.capture(key, *self._parts_of(key), ran=False)
         if run and key not in self._graphs:
-            step()
-            self._graphs.capture(key, step)
+            self._step_of(key)()
+            self._graphs.capture(key, *self._parts_of(key))
 
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
@@ -223,6 +222,8 @@ class Runner:
         if isinstance(done, Sampled):
             return self._collect(plan, done)
         kept = None if needs.bias else SamplerKey(len(done.row_slots), needs)
+        if plan.masked and kept is not None and self._graphs is not None:
+            self._graphs.begin(kept)  # while masks are made for it
         self._open = partial(self._sample_behind, plan, done, needs, kept)
         return None if plan.masked else self.sample(())
 
@@ -238,11 +239,14 @@ class Runner:
     ) -> PendingResult:
         """key: of the sampler that may be kept; None: it runs eagerly."""
         if needs.masks:
-            self._state.masks.upload(self._edits.masks(plan, masks))
+            self._state.masks.put(self._edits.masks(plan, masks))
         bias = self._edits.bias(self._bias_staging, plan) if needs.bias else None
         kept = None if key is None else self._run(key)
         sampled = kept if isinstance(kept, Sampled) else self._sample(done, needs, bias)
-        return self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
+        pending = self._collect(plan, self._read(sampled, done.hidden, self._staging, plan))
+        if needs.masks:
+            self._state.masks.launched(pending.fetch)
+        return pending
 
     def _run(self, key: Key) -> Done:
         """What a key names, replayed or eagerly. Captured unseen once everything is compiled."""
@@ -250,7 +254,7 @@ class Runner:
         new = graphs is not None and key not in graphs
         at_once = new and self._uncaptured.at_once(key, compiled=self._warm)
         if graphs is not None and at_once and self._warm:
-            graphs.capture(key, step, ran=False)
+            graphs.capture(key, *self._parts_of(key), ran=False)
         done = None if graphs is None else graphs.replay(key)
         if isinstance(key, GraphKey):
             self.counters.graph_steps += done is not None
@@ -259,7 +263,7 @@ class Runner:
             return done
         done = step()
         if graphs is not None and at_once and key not in graphs:
-            graphs.capture(key, step)
+            graphs.capture(key, *self._parts_of(key))
         elif new:
             self._uncaptured.met(key)
         return done
@@ -271,12 +275,27 @@ class Runner:
         longest = max(row.num_tokens for row in plan.rows)
         return self._mixed_model(shape, longest, context)
 
+    def _parts_of(self, key: Key) -> tuple[Callable[[], Done], ...]:
+        """The same step as it is captured: what a sampler does before it reads masks is a part."""
+        if not isinstance(key, SamplerKey) or not key.needs.masks:
+            return (self._step_of(key),)
+        made: list[Forwarded] = []
+
+        def head() -> Forwarded:
+            left = self._left(key)
+            made[:] = [replace(left, logits=self._model.logits(left.hidden, left.logits_rows))]
+            return made[0]
+
+        return head, lambda: self._results.keep(self._sample(made.pop(), key.needs))
+
+    def _left(self, key: SamplerKey) -> Forwarded:
+        if key.prompts:
+            return self._aside.left_by_prompts(self._staging)
+        return self._aside.left(self._row_slots[: key.rows])
+
     def _step_of(self, key: Key) -> Callable[[], Done]:
         if isinstance(key, SamplerKey):
-            rows, needs, prompts = key
-            if prompts:
-                return lambda: self._sample(self._aside.left_by_prompts(self._staging), needs)
-            return lambda: self._sample(self._aside.left(self._row_slots[:rows]), needs)
+            return lambda: self._sample(self._left(key), key.needs)
         whole = key.needs
         if whole is None:
             return lambda: self._aside.keep(self._model_of(key))
@@ -348,7 +367,9 @@ class Runner:
         if rows is not None and not rows.numel():  # no row has come to its end
             sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
         else:
-            logits = self._model.logits(done.hidden, done.logits_rows, needs.best_alone)
+            logits = done.logits
+            if logits is None:
+                logits = self._model.logits(done.hidden, done.logits_rows, needs.best_alone)
             positions = done.context_lens if rows is None else done.context_lens[rows]
             slots = done.row_slots if rows is None else done.row_slots[rows]
             sampled = self._sampler(logits, slots, positions, needs, bias)

@@ -58,12 +58,13 @@ class Needs(NamedTuple):
 class Sampled:
     """tokens: [L] int64, -1 where logits are NaN or infinite. logprobs: chosen [L], rank [L],
     top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample. judged: of
-    prompts' own tokens."""
+    prompts' own tokens. on_host: the tokens, on their way to the host already."""
 
     tokens: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     pooled: PooledNumbers | None = None
     judged: JudgedNumbers | None = None
+    on_host: Tensor | None = None
 
 
 class Sampler:

@@ -188,10 +188,13 @@ def _keep_allowed_kernel(
         gdc_wait()
     mask = tl.load(mask_of_ptr + row).to(tl.int64)
     if mask >= 0:
-        ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        word = tl.load(masks_ptr + mask * words + ids // 32, mask=ids < vocab, other=-1)
-        forbidden = tl.full((BLOCK,), -float("inf"), tl.float32)
-        tl.store(logits_ptr + row * vocab + ids, forbidden, mask=(word >> (ids % 32)) & 1 == 0)
+        word = tl.program_id(0) * (BLOCK // 32) + tl.arange(0, BLOCK // 32)
+        bits = tl.load(masks_ptr + mask * words + word, mask=word < words, other=-1)
+        bit = tl.arange(0, 32)[None, :]
+        ids = word[:, None] * 32 + bit
+        left_out = ((bits[:, None] >> bit) & 1 == 0) & (ids < vocab)
+        forbidden = tl.full((BLOCK // 32, 32), -float("inf"), tl.float32)
+        tl.store(logits_ptr + row * vocab + ids, forbidden, mask=left_out)
 
 
 Noise = tuple[Tensor, Tensor, Tensor, Tensor]  # slots, positions, temperature, seeds

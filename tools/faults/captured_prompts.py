@@ -73,8 +73,8 @@ FAULTS = (
     Fault(
         "captured: what fails unseen is never captured",
         "engine/runner/runner.py",
-        "            graphs.capture(key, step, ran=False)\n",
-        "            graphs.capture(key, step)\n",
+        "            graphs.capture(key, *self._parts_of(key), ran=False)\n",
+        "            graphs.capture(key, *self._parts_of(key))\n",
         (_RUNNER + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
     ),
     Fault(

@@ -7,6 +7,7 @@ EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
 TOGETHER = "tests/service/constraints/test_together.py::test_"
+KEPT = "tests/engine/runner/test_runner.py::test_"
 MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
@@ -94,6 +95,34 @@ FAULTS = (
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken\n",
         (TOGETHER + "a_limit_that_is_reached_ends_one_of_many",),
+    ),
+    Fault(
+        "constraint: logits are made once masks have come",
+        "engine/runner/runner.py",
+        "            self._graphs.begin(kept)  # while masks are made for it\n",
+        "            pass\n",
+        (ENGINE + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
+    ),
+    Fault(
+        "constraint: what was begun is still so when others have run",
+        "engine/runner/graphs.py",
+        "        begun, self._begun = self._begun == key, None\n",
+        "        begun = self._begun == key\n",
+        (KEPT + "a_step_that_was_begun_goes_on_from_there_if_nothing_comes_between",),
+    ),
+    Fault(
+        "constraint: masks are written while a sampler reads them",
+        "engine/runner/masks.py",
+        "        if read is not None:\n",
+        "        if False:\n",
+        (MASKS + "nothing_is_written_before_the_sampler_that_reads_it_has_ended",),
+    ),
+    Fault(
+        "constraint: tokens drawn under masks are overwritten before they are fetched",
+        "engine/runner/runner.py",
+        "            self._state.masks.launched(pending.fetch)\n",
+        "            pass\n",
+        (EDITS + "in_a_crowd_each_gets_what_it_gets_alone",),
     ),
     Fault(
         "constraint: masks are made where others are still held",
@@ -185,7 +214,7 @@ FAULTS = (
         "edits: a row keeps the mask of the step before",
         "engine/runner/masks.py",
         "        of = [-1] * self._rows\n",
-        "        of = room.of.tolist()\n",
+        "        of = self.of.tolist()\n",
         (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
     ),
     Fault(

@@ -302,6 +302,7 @@ def test_the_model_of_masked_steps_is_kept_as_other_steps_are() -> None:
     assert any(key.decode_rows == 6 and not key.prefill_tokens for key in apart)
     samplers = [key for key in runner.kept if isinstance(key, SamplerKey)]
     assert any(key.rows == 6 and key.needs.masks for key in samplers)
+    assert any(key.rows == 6 for key in runner.begun), "logits wait for no mask"
     assert runner.counters.graph_steps > runner.counters.eager_steps
 
 
@@ -312,10 +313,11 @@ def test_one_mask_is_for_the_logits_of_one_row() -> None:
     rows = (row(4, 1), row(2, 1), row(5, 3, samples=False), row(1, 7))
     plan = StepPlan(1, rows, (), (), (), 2, 12, (4, 1))
     table = MaskTable(4, 64, torch.device("cpu"))
-    table.upload([(3, bytes(8))])
-    table.upload(SlotEdits(64).masks(plan, ((4, bytes(8)), (1, b"\1" * 8))))
-    assert table.of.tolist() == [0, -1, 1, -1]
-    assert table.words[:2].tolist() == [[0, 0], [0x01010101] * 2]
+    table.put([(3, bytes(8))])
+    table.put(SlotEdits(64).masks(plan, ((4, bytes(8)), (1, b"\1" * 8))))
+    first, none, second, last = table.of.tolist()
+    assert (none, last) == (-1, -1)
+    assert table.words[[first, second]].tolist() == [[0, 0], [0x01010101] * 2]
 
 
 def test_constraints_and_their_vocabulary_cross_to_another_process() -> None:

@@ -1,6 +1,7 @@
-"""Masks on their way to the device: made where the copy reads them, held or from elsewhere."""
+"""Masks where a device reads them: made there, held, or from elsewhere."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ def made(table: MaskTable, count: int, chance: random.Random) -> list[memoryview
     return masks
 
 
-def uploaded(table: MaskTable) -> dict[int, bytes]:
+def told(table: MaskTable) -> dict[int, bytes]:
     """Of each row that has one, the mask that a kernel reads."""
     of = enumerate(table.of.tolist())
     return {row: table.words[at].numpy().tobytes() for row, at in of if at >= 0}
@@ -40,9 +41,23 @@ def test_whatever_is_held_each_row_has_its_mask() -> None:
                 held[row] = chance.choice((bytes, bytearray))(expected[row])
         planned = [row for row in held if chance.random() < 0.8]
         if chance.random() < 0.9:  # now and then no step has masks
-            table.upload([(row, held[row]) for row in planned])
-            assert uploaded(table) == {row: expected[row] for row in planned}
+            table.put([(row, held[row]) for row in planned])
+            assert told(table) == {row: expected[row] for row in planned}
         assert {row: bytes(mask) for row, mask in held.items()} == expected
+
+
+def test_nothing_is_written_before_the_sampler_that_reads_it_has_ended() -> None:
+    table, chance = MaskTable(ROWS, WORDS * 32, torch.device("cpu")), random.Random(7)
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: made(table, ROWS, chance),
+        lambda: table.put([(1, chance.randbytes(4 * WORDS))]),
+        lambda: table.put([(2, mask) for mask in made(table, 1, chance)]),
+    )
+    for way in (*ways, *ways):
+        before, ended = told(table), list[dict[int, bytes]]()
+        table.launched(lambda ended=ended: ended.append(told(table)))  # type: ignore[misc]
+        way()
+        assert ended == [before]
 
 
 def test_masks_stay_where_they_are_made_and_few_rooms_serve_all_steps() -> None:
@@ -52,8 +67,8 @@ def test_masks_stay_where_they_are_made_and_few_rooms_serve_all_steps() -> None:
     for _ in range(20):
         masks = made(table, ROWS, chance)
         seen.add(np.frombuffer(masks[0], np.uint8).ctypes.data)
-        table.upload(list(enumerate(masks)))
-        assert table.of.tolist() == list(range(ROWS))
+        table.put(list(enumerate(masks)))
+        assert sorted(told(table).values()) == sorted(map(bytes, masks))
     assert len(seen) == 2
     whole, masks = table.room(ROWS + 1)  # more than one step has: they are copied
     assert len(whole) == 4 * WORDS * (ROWS + 1) and len(masks) == ROWS + 1

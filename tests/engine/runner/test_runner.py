@@ -6,6 +6,8 @@ replayed: keys, padding, row slots and uploads are then those of a device.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -384,21 +386,31 @@ def test_context_bounds_cover_the_model_length() -> None:
     assert captured_sizes(1) == [1]
 
 
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which graphs were, by when they were captured."""
+    numbers, order = count(), list[int]()
+
+    class Graph:
+        def capture_begin(self, **_: Any) -> None:
+            self.number = next(numbers)
+
+        def capture_end(self) -> None: ...
+
+        def replay(self) -> None:
+            order.append(self.number)
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    return order
+
+
+@pytest.mark.usefixtures("replayed")
 def test_most_graphs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest unused goes first."""
     from quire.engine.runner import graphs
 
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-
-    class Graph:
-        def capture_begin(self, **_: Any) -> None: ...
-
-        def capture_end(self) -> None: ...
-
-        def replay(self) -> None: ...
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     kept = StepGraphs()
     keys = [GraphKey(rows, 0, 0, 64, Needs()) for rows in (1, 2, 3)]
     sampled = Sampled(torch.zeros(1))
@@ -407,6 +419,24 @@ def test_most_graphs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.replay(keys[0]) is sampled
     kept.capture(keys[2], lambda: sampled)
     assert [key in kept for key in keys] == [True, False, True]
+
+
+def test_a_step_that_was_begun_goes_on_from_there_if_nothing_comes_between(
+    replayed: list[int],
+) -> None:
+    kept = StepGraphs()
+    one, other, missing = (SamplerKey(rows, Needs(masks=True)) for rows in (1, 2, 3))
+    found = {key: [Sampled(torch.zeros(1)) for _ in range(2)] for key in (one, other)}
+    for key, done in found.items():
+        kept.capture(key, *map(partial, [next] * 2, [iter(done)] * 2))
+    for begun, then in ((one, one), (one, other), (missing, one), (one, missing), (None, one)):
+        replayed.clear()
+        if begun is not None:
+            kept.begin(begun)
+        assert kept.replay(then) is (found[then][1] if then in found else None)
+        first = [] if begun is not one else [0]
+        rest = {one: [0, 1], other: [2, 3], missing: []}[then]
+        assert replayed == (rest if begun is then else [*first, *rest])
 
 
 # ---------------------------------------------------------------- staging, faults

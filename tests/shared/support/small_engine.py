@@ -159,19 +159,32 @@ class PaddedRunner(Runner):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.kept: dict[Key, Callable[[], Done]] = {}
+        self.kept: dict[Key, tuple[Callable[[], Done], ...]] = {}
+        self.begun: list[Key] = []
+        self._begun: Key | None = None
         self.padded_rows = 0
         self._graphs = self  # type: ignore[assignment]
 
     def __contains__(self, key: Key) -> bool:
         return key in self.kept
 
-    def capture(self, key: Key, step: Callable[[], Done], *, ran: bool = True) -> None:
+    def capture(self, key: Key, *parts: Callable[[], Done], ran: bool = True) -> None:
         del ran
-        self.kept[key] = step
+        self.kept[key] = parts
+
+    def begin(self, key: Key) -> None:
+        parts = self.kept.get(key, ())
+        if len(parts) > 1:
+            parts[0]()
+            self._begun = key
+            self.begun.append(key)
 
     def replay(self, key: Key) -> Done | None:
-        return self.kept[key]() if key in self.kept else None
+        begun, self._begun = self._begun == key, None
+        done = None
+        for part in self.kept.get(key, ())[begun:]:
+            done = part()
+        return done
 
     def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
         """The real rows of a padded step: the first."""
