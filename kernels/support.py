@@ -113,13 +113,14 @@ def is_hopper(device: torch.device) -> bool:
     return capability(device) == (9, 0)
 
 
-def has_gluon(device: torch.device) -> bool:
-    """Whether kernels in Gluon for sm_90 run on a tensor's device, by this version of Triton."""
+def has_gluon(device: torch.device, versions: tuple[str, ...] = HOPPER_TRITON) -> bool:
+    """Whether kernels in Gluon for sm_90 run on a tensor's device, by this version of Triton.
+    versions: those that a kernel is for."""
     if device.type == "cpu" or not is_hopper(device):
         return False
     import triton  # not there on a machine without a GPU, maybe
 
-    return triton.__version__ in HOPPER_TRITON
+    return triton.__version__ in versions
 
 
 @cache

@@ -113,11 +113,17 @@ def mix_experts_fp8(
     pdl: bool = False,
 ) -> Tensor:
     """`mix_experts` with FP8 weights."""
-    rows, per_token = experts.shape
+    mix = fp8_mix(x, gate_up, down, experts.shape[1])
+    return run_fp8(mix, x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
+
+
+def fp8_mix(x: Tensor, gate_up: Weight, down: Weight, per_token: int) -> Mix:
+    """How the products of x by experts with FP8 weights are launched."""
     data = gate_up.data
     shared, old = support.shared_bytes(x.device), support.before_hopper(x.device)
-    mix = tiles.choose(rows, per_token, data.shape[0], data.dtype, shared=shared, hopper=not old)
-    return run_fp8(mix, x, gate_up, down, experts, weights, residual=residual, pdl=pdl)
+    mix = tiles.choose(len(x), per_token, len(data), data.dtype, shared=shared, hopper=not old)
+    _, hidden, inner = down.data.shape
+    return tiles.specialised(mix) if tiles.takes(x, hidden, inner, mix) else mix
 
 
 def run_fp8(
@@ -136,6 +142,11 @@ def run_fp8(
     def product(x: Tensor, out: Tensor, experts: Tensor, order: Order | None, silu: bool) -> None:
         weight, tile = (gate_up, mix.gate_up) if silu else (down, mix.down)
         taken = quantize(x, pdl=pdl)
+        if mix.specialised and order is not None:
+            from quire.kernels.experts import hopper_fp8  # Gluon: not in every Triton
+
+            hopper_fp8.grouped(taken, weight, out, order, experts.shape[1], silu=silu)
+            return
         grouped_fp8(taken, weight, out, experts, order, tile, mix.block_m, silu=silu, pdl=pdl)
 
     sizes = gate_up.data.shape[0], down.data.shape[2]
@@ -160,7 +171,7 @@ def _mixed(
         return out
     (count, width), pairs, order = sizes, experts.numel(), None
     if mix.is_sorted:
-        order = sorting.sort(experts, count, mix.block_m, pdl=pdl)
+        order = sorting.sort(experts, count, mix.block_m, mix.down_m, pdl=pdl)
     inner = x.new_empty(pairs, width)
     product(x, inner, experts, order, True)
     made = x.new_empty(pairs, x.shape[1])

@@ -28,10 +28,11 @@ _TILES = 32  # of the list, that a program finds at once
 
 class Order(NamedTuple):
     """pairs: [P] int32, in order. tiles: [3, most_tiles] int32: of each the expert, and where in
-    `pairs` it begins and ends; both 0 where there is none."""
+    `pairs` it begins and ends; all 0 where there is none. down_tiles: the same for downs."""
 
     pairs: Tensor
     tiles: Tensor
+    down_tiles: Tensor
 
 
 @triton.jit
@@ -84,30 +85,34 @@ def _list_tiles(
     at = begins + (i[:, None] - (last - own)) * BLOCK_M
     begin = tl.sum(tl.where(hit, at, 0), 1)
     end = tl.sum(tl.where(hit, tl.minimum(at + BLOCK_M, ends), 0), 1)
-    tl.store(tiles_ptr + i, tl.minimum(expert, BLOCK_E - 1), mask=i < most_tiles)
+    tl.store(tiles_ptr + i, tl.where(expert < BLOCK_E, expert, 0), mask=i < most_tiles)
     tl.store(tiles_ptr + most_tiles + i, begin, mask=i < most_tiles)
     tl.store(tiles_ptr + 2 * most_tiles + i, end, mask=i < most_tiles)
 
 
-@triton.jit(do_not_specialize=["T", "chunks", "most_tiles"])
+@triton.jit(do_not_specialize=["T", "chunks", "most_tiles", "most_down"])
 def _place_kernel(
     experts_ptr,  # [T, PER_TOKEN] int64
     counts_ptr,  # [chunks, BLOCK_E] int32, read unless ALONE
     pairs_ptr,  # [T * PER_TOKEN] int32
     tiles_ptr,  # [3, most_tiles] int32
+    down_ptr,  # [3, most_down] int32, written where DOWN_M is not BLOCK_M
     T,
     chunks,
     most_tiles,
+    most_down,
     PER_TOKEN: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    DOWN_M: tl.constexpr,
     ALONE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """grid (chunks + ceil(most_tiles / BLOCK_I),): the first place pairs, the others list tiles."""
+    """grid (chunks + ceil(most_tiles / BLOCK_I) + ceil(most_down / BLOCK_I),): the first place
+    pairs, the others list tiles; most_down is 0 where there is one list."""
     chunk = tl.program_id(0)
     e = tl.arange(0, BLOCK_E)
     t = (0 if ALONE else chunk) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -134,19 +139,29 @@ def _place_kernel(
             expert = tl.load(experts_ptr + pair, mask=t < T, other=-1).to(tl.int32)
             place = tl.sum(tl.where(expert[:, None] == e[None, :], places, 0), 1)
             tl.store(pairs_ptr + place, pair, mask=t < T)
-    else:
-        first = (chunk - chunks) * BLOCK_I
+    first = (chunk - chunks) * BLOCK_I
+    if (first >= 0) & (first < most_tiles):
         _list_tiles(tiles_ptr, first, total, most_tiles, BLOCK_M, BLOCK_E, BLOCK_I)
+    if DOWN_M != BLOCK_M:
+        first -= tl.cdiv(most_tiles, BLOCK_I) * BLOCK_I
+        if first >= 0:
+            _list_tiles(down_ptr, first, total, most_down, DOWN_M, BLOCK_E, BLOCK_I)
 
 
-def sort(experts: Tensor, count: int, block_m: int, *, pdl: bool = False) -> Order:
+def sort(
+    experts: Tensor, count: int, block_m: int, down_m: int | None = None, *, pdl: bool = False
+) -> Order:
     """experts: [T, per_token] int64 contiguous, T > 0, no token has one twice; count: experts there
-    are; block_m: pairs a tile."""
+    are; block_m: pairs a tile; down_m: and a tile of downs, where it is not the same."""
     rows, per_token = experts.shape
     device = experts.device
     most = tiles.most_tiles(experts.numel(), count, block_m)
     pairs = torch.empty(experts.numel(), dtype=torch.int32, device=device)
     listed = torch.empty(3, most, dtype=torch.int32, device=device)
+    down_m, most_down, down_listed = down_m or block_m, 0, listed
+    if down_m != block_m:
+        most_down = tiles.most_tiles(experts.numel(), count, down_m)
+        down_listed = listed.new_empty(3, most_down)
     block_e = triton.next_power_of_2(count)
     block_t, alone = sort_class(rows, count)
     chunks = triton.cdiv(rows, block_t)
@@ -156,13 +171,13 @@ def sort(experts: Tensor, count: int, block_m: int, *, pdl: bool = False) -> Ord
             experts, counts, rows, PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e, PDL=pdl,
             num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
-    _place_kernel[(chunks + triton.cdiv(most, _TILES),)](
-        experts, counts, pairs, listed, rows, chunks, most,
+    _place_kernel[(chunks + triton.cdiv(most, _TILES) + triton.cdiv(most_down, _TILES),)](
+        experts, counts, pairs, listed, down_listed, rows, chunks, most, most_down,
         PER_TOKEN=per_token, BLOCK_T=block_t, BLOCK_E=block_e,
-        BLOCK_C=max(1, _COUNTS // block_e), BLOCK_I=_TILES, BLOCK_M=block_m, ALONE=alone, PDL=pdl,
-        num_warps=4, launch_pdl=pdl,
+        BLOCK_C=max(1, _COUNTS // block_e), BLOCK_I=_TILES, BLOCK_M=block_m, DOWN_M=down_m,
+        ALONE=alone, PDL=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
-    return Order(pairs, listed)
+    return Order(pairs, listed, down_listed)
 
 
 def sort_class(rows: int, count: int) -> tuple[int, bool]:

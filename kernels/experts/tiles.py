@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.kernels.support import HOPPER_SHARED
+from quire.kernels.support import HOPPER_SHARED, HOPPER_TRITON, has_gluon
 
 UNSORTED_ROWS = 4  # up to which most experts are met once, and every pair reads its own weights
 _ALONE = 128  # rows, from which a dependent launch loses
 _LARGE_SHARED = 128 << 10  # bytes, below which accumulators are no wgmma's and must be smaller
+GROUP_ROWS = 64  # of a tile of hopper_fp8.py, that one group of warps sums
+GROUPS = {True: 2, False: 3}  # of a tile of gates and ups there, and of downs
+TRITON = HOPPER_TRITON[:1]  # versions by which its code keeps all that it needs in registers
 _PAIRS = (8, 24, 96)  # mean pairs an expert, up to which a tile takes 16, 32 or 64 rows
 
 
@@ -46,12 +49,19 @@ class Tile:
 @dataclass(frozen=True)
 class Mix:
     """How both products are launched. block_m: pairs of token and expert a program takes, all of
-    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one."""
+    one expert; is_sorted: pairs are put in order of their experts, otherwise a program has one;
+    specialised: by warps of their own (hopper_fp8.py), whose tiles are as high as `GROUPS` says."""
 
     is_sorted: bool
     block_m: int
     gate_up: Tile
     down: Tile
+    specialised: bool = False
+
+    @property
+    def down_m(self) -> int:
+        """Pairs a program of downs takes."""
+        return GROUPS[False] * GROUP_ROWS if self.specialised else self.block_m
 
 
 # What won on an H200 at the shape 30B-A3B (tools/tune_experts.py), by the class of the rows.
@@ -117,6 +127,23 @@ def choose(
         for matrices, tile in ((1, mix.down), (2, mix.gate_up))
     )
     return replace(mix, gate_up=gate_up, down=down)
+
+
+def specialised(mix: Mix) -> Mix:
+    """The same products by the kernel of sm_90."""
+    return replace(mix, block_m=GROUPS[True] * GROUP_ROWS, specialised=True)
+
+
+def takes(x: torch.Tensor, hidden: int, inner: int, mix: Mix) -> bool:
+    """Whether the kernel of sm_90, in Gluon, which is no stable interface, computes the products of
+    a mixture with FP8 weights: many rows of 16 bits, whole blocks of columns."""
+    return (
+        mix == _FP8_TILES[128]
+        and has_gluon(x.device, TRITON)
+        and x.element_size() == 2
+        and hidden % 128 == inner % 128 == 0
+        and x.numel() < 1 << 31
+    )
 
 
 def most_tiles(pairs: int, count: int, block_m: int) -> int:

@@ -118,12 +118,13 @@ def test_pairs_are_put_in_order_of_their_experts(experts: Tensor, device: torch.
 
     block_m = 16 if len(experts) > 100 else 32
 
-    order = sort(experts.to(device), 7 if experts.max() < 7 else 8, block_m)
-    pairs, listed = in_order(experts, 8, block_m)
-    assert order.pairs.tolist() == pairs
-    found = order.tiles.T.tolist()
-    assert found[: len(listed)] == listed
-    assert all(begin == end for _, begin, end in found[len(listed) :])
+    order = sort(experts.to(device), 7 if experts.max() < 7 else 8, block_m, 48)
+    for height, made in ((block_m, order.tiles), (48, order.down_tiles)):
+        pairs, listed = in_order(experts, 8, height)
+        assert order.pairs.tolist() == pairs
+        found = made.T.tolist()
+        assert found[: len(listed)] == listed
+        assert all(begin == end for _, begin, end in found[len(listed) :])
 
 
 def test_there_is_room_for_the_tiles_of_any_spread() -> None:
