@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,17 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
+
+Compiling = Callable[[], Any]  # gives the compiled kernel
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One that is not compiled yet. compiling: gives it compiled. signature: the types of its
+    arguments, by which it is launched."""
+
+    compiling: Compiling
+    signature: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -66,17 +78,50 @@ def compile_for(card: OfflineCard) -> None:
 def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
     """Launches compile their kernel and stop there; each tells `on_compiled` what it would run,
     and how many seconds it took to have it."""
+
+    def launch(compiling: Compiling) -> Any:
+        start = time.perf_counter()
+        compiled = compiling()
+        on_compiled(compiled, time.perf_counter() - start)
+        return compiled
+
+    with _launched_by(launch):
+        yield
+
+
+@contextmanager
+def noted() -> Iterator[dict[str, Kernel]]:
+    """Launches do nothing but note each kernel that is not compiled yet, by its name and what it is
+    specialised to."""
+    found: dict[str, Kernel] = {}
+    before = knobs.runtime.jit_cache_hook
+
+    def launch(compiling: Compiling) -> Any:
+        def leave_out(*, key: str, fn: Any, **more: Any) -> bool:
+            signature = tuple(more["compile"]["signature"].values())
+            found.setdefault(f"{fn.name} {key}", Kernel(compiling, signature))
+            return True
+
+        knobs.runtime.jit_cache_hook = leave_out
+        return compiling()
+
+    try:
+        with _launched_by(launch):
+            yield found
+    finally:
+        knobs.runtime.jit_cache_hook = before
+
+
+@contextmanager
+def _launched_by(launch: Callable[[Compiling], Any]) -> Iterator[None]:
+    """A kernel's launch is a call of `launch`, with what would compile it."""
     original = JITFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         del warmup
         if driver.active.get_current_target().arch < 90:  # which know no dependent launch
             options |= dict.fromkeys({"PDL", "launch_pdl"} & options.keys(), False)
-        start = time.perf_counter()
-        compiled = original(self, *args, grid=grid, warmup=True, **options)
-        if compiled is not None:  # None: left out, see `chosen`
-            on_compiled(compiled, time.perf_counter() - start)
-        return compiled
+        return launch(partial(original, self, *args, grid=grid, warmup=True, **options))
 
     JITFunction.run = run
     try:
@@ -85,24 +130,18 @@ def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
         JITFunction.run = original
 
 
-@contextmanager
-def chosen(choose: Callable[[str], bool]) -> Iterator[None]:
-    """Only kernels that `choose` says yes to are compiled. It is asked by the kernel's name and
-    what it is specialised to, at every launch of one that is not compiled yet."""
+def digest_compiler() -> None:
+    """Let Triton find the digest of itself, which names each kernel in its cache: half a GiB, which
+    it reads at a process's first kernel otherwise. The interpreter is free meanwhile."""
+    from triton.runtime import cache
 
-    def left_out(*, key: str, fn: Any, **_rest: Any) -> bool:
-        return not choose(f"{fn.name} {key}")
-
-    before = knobs.runtime.jit_cache_hook
-    knobs.runtime.jit_cache_hook = left_out
-    try:
-        yield
-    finally:
-        knobs.runtime.jit_cache_hook = before
+    digest = getattr(cache, "triton_key", None)  # where its version has it there
+    if digest is not None:
+        digest()
 
 
 def compile_launcher(compiled: Any) -> None:
-    """Build what Triton launches a kernel with, where its version builds one for each kernel."""
+    """Build what launches kernels of a signature, where Triton's version builds that."""
     from triton.backends.nvidia import driver as nvidia
 
     if hasattr(nvidia, "make_launcher"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from quire.engine import lifeline
 
 Worker = subprocess.Popen[str]
-WORKER = (sys.executable, "-P", "-m", "quire.engine.runner.compile_worker")
+WORKER = (sys.executable, "-P", "-m", "quire.engine.runner.compile_main")
 LISTS = "quire-*.json"  # in Triton's cache folder: what engines here have needed
 
 _early: list[Worker] = []  # at most one: not asked to do anything yet

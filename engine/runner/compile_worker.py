@@ -1,22 +1,20 @@
 """A process that compiles the kernels that an engine can launch, and ends.
 
-    python -m quire.engine.runner.compile_worker
-
 Invariant: it finds what there is to compile as the engine does, by running the steps of
-`warm_steps`; here they run on meta tensors and over one layer, and each launch stops at its
-compiled code, which Triton keeps where the engine will look for it. It never touches a GPU. Its
-orders are a line of standard input, whose end is its own too (see lifeline); for each kernel it
-writes a line (`compile_orders.Compiled`). The work is done by forks of it, which share its input
-and output.
+`warm_steps`; here they run on meta tensors and over one layer, and a launch is only noted. What it
+would run is compiled then, and Triton keeps that where the engine will look for it. No GPU is ever
+touched. Its orders are a line of standard input, whose end is its own too (see lifeline); for each
+kernel it writes a line (`compile_orders.Compiled`). The work is done by forks of it, which share
+its input and output; each takes the next kernel that none has taken.
 """
 
 import dataclasses
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +35,26 @@ from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
 from quire.kernels.linear import exchange
+from quire.kernels.offline import Kernel
+from quire.kernels.outlines import Outlines
 from quire.kernels.support import NARROW
 from quire.kernels.triton_ops import TritonOps
 
 Launches = Callable[[], None]
+_NUMBER = 2  # bytes
+SLOWEST = (  # to compile, of all kernels, by names
+    "_decode_kernel",
+    "_hopper_tall_kernel",
+    "_prefill_kernel",
+    "_hopper_prefill_kernel",
+    "_count_kernel",
+    "_place_kernel",
+    "_fp8_tile_kernel",
+    "_whole_kernel",
+    "_finish_kernel",
+    "_merge_kernel",
+    "_stacked_kernel",
+)
 
 
 class _Outline:
@@ -108,54 +122,57 @@ def one_of_each_kind(shape: ModelConfig) -> ModelConfig:
     return dataclasses.replace(shape, num_layers=2 if dense else 1, experts=experts)
 
 
-def kernels_of(launches: Launches) -> list[str]:
-    """The names of all kernels that would be compiled, in an order that every process finds."""
-    names: set[str] = set()
-
-    def note(name: str) -> bool:
-        names.add(name)
-        return False
-
-    with offline.chosen(note), offline.not_launched(lambda _compiled, _seconds: None):
+def kernels_of(launches: Launches) -> dict[str, Kernel]:
+    """Each kernel that is not compiled yet, by its name and what it is specialised to."""
+    with offline.noted() as kernels, Outlines():
         launches()
-    return sorted(names)
+    return kernels
 
 
 def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     """Compile, in so many processes; whether each of them came to its end. tell: called there."""
     if orders.cache:
         knobs.cache.dir = orders.cache
+    knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
-    launches = launches_of(orders)
-    names = kernels_of(launches)
-
-    def share(number: int) -> None:  # neighbours in the order are alike, and cost alike
-        compile_share(launches, names, set(names[number :: orders.processes]), tell)
-
-    forked = [_fork(share, number) for number in range(orders.processes)]
+    kernels = kernels_of(launches_of(orders))
+    in_order = [kernels[name] for name in slowest_first(kernels)]
+    work = partial(compile_some, in_order, numbers(len(in_order)), tell)
+    gc.freeze()  # so that no fork copies what it only looks through
+    forked = [_fork(work) for _ in range(orders.processes)]
     lifeline.hold_to(sys.stdin)
     ends = [os.waitpid(process, 0)[1] for process in forked]
     return not any(ends)
 
 
-def compile_share(
-    launches: Launches, names: Sequence[str], mine: Set[str], tell: Callable[[Compiled], None]
-) -> None:
-    """Compile those of all kernels that are `mine`."""
-    told: set[str] = set()
+def slowest_first(names: Iterable[str]) -> list[str]:
+    """In the order to begin them: of what is begun last, the others wait for all."""
+    places = {kernel: place for place, kernel in enumerate(SLOWEST)}
+    return sorted(names, key=lambda name: places.get(name.split()[0], len(places)))
 
-    def on_compiled(compiled: Any, _seconds: float) -> None:
-        if compiled.hash not in told:
-            told.add(compiled.hash)
+
+def numbers(count: int) -> int:
+    """A pipe with the numbers below `count`: whichever process reads one, no other does."""
+    out, into = os.pipe()
+    os.write(into, b"".join(number.to_bytes(_NUMBER) for number in range(count)))
+    os.close(into)
+    return out
+
+
+def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled], None]) -> None:
+    """Compile those whose numbers this process is the one to read. pipe: see `numbers`."""
+    leading = {kernel.signature: kernel for kernel in reversed(kernels)}  # the first of each
+    while number := os.read(pipe, _NUMBER):
+        kernel = kernels[int.from_bytes(number)]
+        compiled = kernel.compiling()
+        if leading[kernel.signature] is kernel:
             offline.compile_launcher(compiled)
-            tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, len(names)))
-
-    with offline.chosen(mine.__contains__), offline.not_launched(on_compiled):
-        launches()
+        tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, len(kernels)))
 
 
 def main() -> int:
     """Do what the line on standard input says."""
+    offline.digest_compiler()  # while that is awaited
     orders = Orders.read(sys.stdin.readline())
     return int(not compile_all(orders, _tell))
 
@@ -165,18 +182,14 @@ def _tell(word: Compiled) -> None:
     os.write(sys.stdout.fileno(), (word.written() + "\n").encode())
 
 
-def _fork(work: Callable[[int], None], number: int) -> int:
+def _fork(work: Callable[[], None]) -> int:
     """The process id of a fork that does it and ends. It is alone in it: the watch comes after."""
     process = os.fork()
     if process:
         return process
     try:
         lifeline.hold_to(sys.stdin)
-        work(number)
+        work()
         os._exit(0)
     finally:
         os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

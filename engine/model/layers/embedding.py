@@ -4,7 +4,6 @@ Invariant: rows beyond the vocabulary are zero and their logits never leave this
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quire.engine.model.layers.forms import table_form
@@ -47,7 +46,7 @@ class VocabTable:
     def embed_part(self, token_ids: Tensor) -> Tensor:
         """This rank's share of `embed`: zeros for ids that another rank holds."""
         mine = (token_ids >= self.ids.start) & (token_ids < self.ids.stop)
-        rows = F.embedding(torch.where(mine, token_ids - self.ids.start, 0), self.weight)
+        rows: Tensor = self.weight[torch.where(mine, token_ids - self.ids.start, 0)]
         return rows.masked_fill_(~mine[:, None], 0)
 
     @property

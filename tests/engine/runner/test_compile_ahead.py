@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -166,10 +167,11 @@ import sys
 from quire.engine.runner import compile_worker
 found = compile_worker.kernels_of
 def few(launches):
-    names = found(launches)
-    assert len(names) > 20
+    kernels = found(launches)
+    assert len(kernels) > 20
+    assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules, "seconds of imports"
     light = "_advance_kernel", "_copy_kernel", "_mask_stop_kernel"
-    return [name for name in names if name.split()[0] in light]
+    return {name: kernel for name, kernel in kernels.items() if name.split()[0] in light}
 compile_worker.kernels_of = few
 {change}
 sys.exit(compile_worker.main())
@@ -206,6 +208,7 @@ def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path
         assert {word.kernels for word in words if word is not None} == {len(words)}
     assert told[0] == told[1]
     assert len(list(tmp_path.glob("*/*.cubin"))) == len(told[0])
+    assert not list(tmp_path.glob("*/*.ttgir")), "more than what is launched"
     assert all(list((tmp_path / name).glob("*.cubin")) for name in told[0])
 
 
@@ -220,7 +223,7 @@ def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
         "        os.kill(os.getpid(), number)\n"
         "    print('here', flush=True)\n"
         "    while True: time.sleep(1)\n"
-        "compile_worker.compile_share = stay"
+        "compile_worker.compile_some = stay"
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -246,6 +249,61 @@ def run_python(program: list[str], orders: Orders, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_number_is_read_by_one_process_and_the_slowest_kernels_have_the_first() -> None:
+    pytest.importorskip("triton")
+    from quire.engine.runner.compile_worker import SLOWEST, numbers, slowest_first
+
+    pipe = numbers(300)
+    fork = os.fork()
+    if not fork:
+        os._exit(int.from_bytes(os.read(pipe, 2)))
+    assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
+    left = [os.read(pipe, 2) for _ in range(300)]
+    assert [*map(int.from_bytes, left)] == [*range(1, 300), 0] and not left[-1]
+    os.close(pipe)
+    named = ["_copy_kernel {}", "_merge_kernel {}", f"{SLOWEST[0]} {{}}"]
+    assert slowest_first(named) == named[::-1]
+    kernels = Path(compile_ahead.__file__).parents[2] / "kernels"
+    sources = "".join(file.read_text() for file in kernels.rglob("*.py"))
+    assert all(f"def {name}(" in sources for name in SLOWEST), "no kernel is called so"
+
+
+def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    from quire.engine.runner import compile_worker
+    from quire.kernels import offline
+
+    made = [SimpleNamespace(hash=digit * 64) for digit in "abcd"]
+    signatures = [("*bf16",), ("*bf16", "i32"), ("*bf16",), ("*bf16", "i32")]
+    kernels = [
+        offline.Kernel(lambda one=one: one, signature)  # type: ignore[misc]
+        for one, signature in zip(made, signatures, strict=True)
+    ]
+    built: list[object] = []
+    told: list[Compiled] = []
+    monkeypatch.setattr(offline, "compile_launcher", built.append)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compile_worker.compile_some(kernels, compile_worker.numbers(len(kernels)), told.append)
+    assert built == made[:2]
+    assert len({word.folder for word in told}) == len(told) == 4
+
+
+def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = pytest.importorskip("triton.runtime.cache")
+    from quire.kernels import offline
+
+    asked: list[str] = []
+    monkeypatch.setattr(cache, "triton_key", lambda: asked.append("digest"), raising=False)
+    offline.digest_compiler()
+    assert asked == ["digest"]
+    monkeypatch.delattr(cache, "triton_key")
+    offline.digest_compiler()
 
 
 def test_a_worker_meets_layers_of_each_kind() -> None:
