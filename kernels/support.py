@@ -134,6 +134,9 @@ def shared_bytes(device: torch.device) -> int:
     """Shared memory that a program may have on a tensor's device; off a GPU what is assumed."""
     if device.type != "cuda":
         return _assumed.shared
+    told = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+    if told is not None:  # Triton first builds what it asks the driver with, in C
+        return int(told)
     from triton.runtime.driver import driver  # not there on a machine without a GPU, maybe
 
     return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])

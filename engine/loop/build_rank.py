@@ -27,6 +27,7 @@ from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import Model, build_model, check_operations
 from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.runner import compile_ahead, exact_mode
+from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
@@ -53,7 +54,8 @@ class _Basis:
     cache_dtype: torch.dtype
     max_model_len: int
     ops: Ops
-    pdl: bool  # kernels are launched as programmatic dependents
+    exact: bool
+    ahead: CompileAhead | None
 
 
 def build_rank(
@@ -80,39 +82,39 @@ def build_rank(
 
 
 def _basis_of(config: EngineConfig, world: World, pdl: bool | None) -> _Basis:
-    """Resolve what the options leave open, and take the device. Raises ConfigError."""
+    """Resolve what the options leave open, and take the device; what is compiled for it begins
+    before the imports that it needs. Raises ConfigError."""
     shape = model_config(config)
     device = sizing.resolve_device(config, world.rank)
     dtype = sizing.resolve_dtype(config, shape, device)
     cache_dtype = sizing.resolve_cache_dtype(config, dtype, device)
     max_model_len = resolve_max_model_len(config, shape)
     pdl = _can_chain(device) if pdl is None else pdl
-    ops = exact_mode.operations(config, shape, dtype, device, world, pdl=pdl)
+    exact = exact_mode.is_wanted(config, shape, dtype, device, world)
+    leads = world.rank % config.ranks_per_node == 0
+    ahead = compile_ahead.begin(config, dtype, device, pdl=pdl, leads=leads, exact=exact)
+    ops = exact_mode.operations(device, pdl=pdl, exact=exact)
     check_operations(shape, ops)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)
-    return _Basis(config, world, shape, device, dtype, cache_dtype, max_model_len, ops, pdl)
+    types = dtype, cache_dtype
+    return _Basis(config, world, shape, device, *types, max_model_len, ops, exact, ahead)
 
 
 def _load_beside_compiling(basis: _Basis, progress: Progress, clock: "_TimeLine") -> Model:
     """The model, once the kernels are compiled too and, in exact mode, their bits compared."""
-    config, world, device, ops = basis.config, basis.world, basis.device, basis.ops
-    exact = is_exact(ops)
-    leads = world.rank % config.ranks_per_node == 0
-    ahead = compile_ahead.begin(
-        config, basis.dtype, device, pdl=basis.pdl, leads=leads, exact=exact
-    )
+    world, ahead = basis.world, basis.ahead
     clock.mark("device")
     model = _load(basis, progress)
     clock.mark("weights")
     if ahead is not None and ahead.at_work:
         ahead.wait(lambda share: progress("kernels", share))
         clock.mark("kernels")
-    _wait_for_all(world, device)
-    if exact:
-        exact_mode.verify(config, model, ops)
+    _wait_for_all(world, basis.device)
+    if basis.exact:
+        exact_mode.verify(basis.config, model, basis.ops)
         clock.mark("bits compared")
     return model
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import queue
@@ -121,14 +122,14 @@ def begin(
     leads: bool = True,
     exact: bool = False,
 ) -> CompileAhead | None:
-    """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile, and on
-    a rank that does not lead, which finds what the leading one has compiled.
+    """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile, without
+    Triton, and on a rank that does not lead, which finds what the leading one has compiled.
 
     dtype: of weights and activations. From here on Triton keeps kernels in a folder that can
     be written.
     """
     early = compile_process.take_early()
-    if device.type != "cuda":
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         if early is not None:
             compile_process.end(early)
         return None
@@ -136,6 +137,7 @@ def begin(
 
     cache = writable_cache(Path(knobs.cache.dir))
     knobs.cache.dir = str(cache.folder)
+    threading.Thread(target=_ready_to_launch, name="quire-triton", daemon=True).start()
     if not leads:
         return None
     major, minor = torch.cuda.get_device_capability(device)
@@ -151,6 +153,16 @@ def begin(
         exact=exact,
     )
     return CompileAhead(orders, cache, _versions(), early)
+
+
+def _ready_to_launch() -> None:
+    """What Triton does at a process's first launch otherwise, and needs no interpreter for."""
+    from triton.runtime.driver import driver
+
+    from quire.kernels import offline
+
+    _ = driver.active.utils  # built, in C, where it is not in the cache
+    offline.digest_compiler()
 
 
 def _cores() -> int:

@@ -76,17 +76,8 @@ def is_wanted(
     return True
 
 
-def operations(
-    config: EngineConfig,
-    shape: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    world: World,
-    *,
-    pdl: bool,
-) -> Ops:
-    """A device's operations, exact where that is wanted. Raises ConfigError where it has none."""
-    exact = is_wanted(config, shape, dtype, device, world)
+def operations(device: torch.device, *, pdl: bool, exact: bool) -> Ops:
+    """A device's operations. exact: as `is_wanted` says. Raises ConfigError where it has none."""
     try:
         return select(device, pdl=pdl, exact=exact)
     except KernelsUnavailable as error:
