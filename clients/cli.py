@@ -31,7 +31,7 @@ try:
     import typer
 
     from quire.clients import standard_streams
-    from quire.clients.commands.common import INTERRUPTED
+    from quire.clients.commands import INTERRUPTED
     from quire.clients.help import WIDEST, App, NoNumber
 except KeyboardInterrupt:  # a first start takes a second or more
     sys.exit(130)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 
 from quire.clients.client import Client
+from quire.clients.commands import INTERRUPTED
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
 from quire.clients.errors import (
     OPERATORS_ONLY,
@@ -34,7 +35,6 @@ from quire.clients.errors import (
 from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN, ReplicaPolicy
 
 P = ParamSpec("P")
-INTERRUPTED = 130
 FOR_OPERATORS = (
     "for operators: a key whose line in the server's file has `operator`, or a call from its own"
     " machine to a server that asks for no keys"

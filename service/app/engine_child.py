@@ -6,18 +6,22 @@ RANKS: how many other ranks this machine is to have, which get ready beside this
 MARK are inherited file descriptors (quire.engine.client.process_main.run).
 """
 
+import contextlib
+import ctypes
 import os
 import sys
+import threading
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from quire.engine.client import process_main
 from quire.engine.loop import garbage
-from quire.engine.loop.loop import Builder
 from quire.engine.parallel.process import Program
 from quire.engine.runner import compile_process
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
+
+if TYPE_CHECKING:
+    from quire.engine.loop.loop import Builder
 
 _MAX_AHEAD = 7  # of eight: more have not been found on one machine, and may be a mistake
 
@@ -27,13 +31,23 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
     logs.set_up(log_format, log_level)
     if sees_gpu(os.environ):
         compile_process.start_early()
+    from quire.engine.client import process_main  # numpy: beside what has begun
+
     rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
     program = Program(rank, ahead=min(int(ranks), _MAX_AHEAD))
     process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
 
 
+def _start_driver() -> None:
+    """A quarter of a second beside the imports, which torch's start of it then does not take."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuInit(0)
+
+
 @garbage.put_off()
-def _load(rank_program: Program) -> Builder:
+def _load(rank_program: Program) -> "Builder":
+    if sees_gpu(os.environ):
+        threading.Thread(target=_start_driver, name="quire-driver", daemon=True).start()
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
     from quire.service.constraints.together import THREADS

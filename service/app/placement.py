@@ -14,16 +14,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quire.engine.client.child import Child
-from quire.engine.client.in_process import ProcessLink
-from quire.engine.client.link import Link
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.loop import garbage
 from quire.service.settings import Settings
 
-LinkMaker = Callable[[EngineConfig], Link]
+if TYPE_CHECKING:  # with either comes numpy
+    from quire.engine.client.link import Link
+
+LinkMaker = Callable[[EngineConfig], "Link"]
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/dxg")  # the second is Windows' own, under its Linux
 _NO_GPU = ("", "-1")  # of CUDA_VISIBLE_DEVICES
@@ -37,13 +39,15 @@ def placed(settings: Settings) -> Iterator[LinkMaker]:
         return
     child = Child(program(settings))
     try:
+        from quire.engine.client.in_process import ProcessLink  # beside it
+
         yield lambda config: ProcessLink(config, child)
     finally:
         child.end()
 
 
 @garbage.put_off()
-def on_a_thread(config: EngineConfig) -> Link:
+def on_a_thread(config: EngineConfig) -> "Link":
     """The way to an engine in this process."""
     from quire.engine.client.in_thread import ThreadLink  # with it comes torch
     from quire.engine.loop.build import build_engine
