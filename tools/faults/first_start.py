@@ -59,9 +59,30 @@ FAULTS = (
     Fault(
         "first start: every process compiles everything",
         "engine/runner/compile_worker.py",
-        "set(names[number :: orders.processes])",
-        "set(names)",
+        "[_fork(work) for",
+        "[_fork(partial(compile_some, in_order, numbers(len(in_order)), tell)) for",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
+    ),
+    Fault(
+        "first start: what there is to compile is found with torch's compiler",
+        "engine/runner/compile_worker.py",
+        "with offline.noted() as kernels, Outlines():",
+        "with offline.noted() as kernels:",
+        (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
+    ),
+    Fault(
+        "first start: the slowest kernels are compiled last",
+        "engine/runner/compile_worker.py",
+        "places.get(name.split()[0], len(places))",
+        "-places.get(name.split()[0], len(places))",
+        (AHEAD + "a_number_is_read_by_one_process_and_the_slowest_kernels_have_the_first",),
+    ),
+    Fault(
+        "first start: a shape is found that torch does not find",
+        "kernels/outlines.py",
+        "and all(size in (1, most) for size, most in sizes)",
+        "",
+        ("tests/kernels/test_outlines.py::test_what_is_not_as_simple_is_left_to_torch",),
     ),
     Fault(
         "first start: forks outlive the engine",
@@ -77,6 +98,16 @@ FAULTS = (
         "yield (1,) * (FEW_ROWS - 1) + ",
         (
             "tests/engine/runner/test_warmup.py::test_rows_are_warm_where_one_may_be_as_long_as_a_step",
+        ),
+    ),
+    Fault(
+        "a start: the engine's process begins when numpy is loaded here",
+        "service/app/placement.py",
+        "from quire.engine.client.child import Child\n",
+        "from quire.engine.client.child import Child\nfrom quire.engine.client.link import Link\n",
+        (
+            "tests/service/app/test_two_processes.py::test_the_engine_s_process_waits_for_nothing_slow"
+            "_and_the_server_s_side_needs_no_torch",
         ),
     ),
     Fault(
