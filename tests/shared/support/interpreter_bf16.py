@@ -31,10 +31,11 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 def install() -> None:
     """Mend the interpreter of this process; call once, before any kernel runs."""
     builder = interpreter.InterpreterBuilder
-    dot, binary, unary, truncate = (
+    dot, binary, unary, extend, truncate = (
         builder.create_dot,
         builder.binary_op,
         builder.unary_op,
+        builder.create_fp_ext,
         builder.create_fp_trunc,
     )
 
@@ -54,6 +55,11 @@ def install() -> None:
             return unary(self, arg, op)
         return interpreter.TensorHandle(_rounded(op(widened(arg).data)), tl.bfloat16)
 
+    def create_fp_ext(self: Any, src: Any, dst: Any) -> Any:
+        if src.dtype.scalar == tl.bfloat16 and dst.scalar == tl.float32:
+            return widened(src)
+        return extend(self, src, dst)
+
     def create_fp_trunc(self: Any, src: Any, dst: Any) -> Any:
         if dst.scalar == tl.bfloat16 and src.dtype.scalar in (tl.float32, tl.float64):
             return interpreter.TensorHandle(_rounded(src.data.astype(np.float32)), tl.bfloat16)
@@ -67,4 +73,5 @@ def install() -> None:
     builder.create_dot = create_dot
     builder.binary_op = binary_op
     builder.unary_op = unary_op
+    builder.create_fp_ext = create_fp_ext
     builder.create_fp_trunc = create_fp_trunc

@@ -1,11 +1,13 @@
 """Make Triton's interpreter do once what it does over and over, and leave out what nobody looks at.
 
 Nothing that a kernel computes changes. Most of the time that our kernels would take goes into:
-- the language, looked through as a whole at each call of a device function, which finds nothing
-  left to replace: the first call of the launch from a module that sees the same names has done it;
+- the language, looked through as a whole at each launch, which replaces the same names by the same
+  things, and at each call of a device function, which finds nothing left to replace: the first call
+  of the launch from a module that sees the same names has done it;
 - sums and products of int32, computed again as int64 and held against the limits, for an assertion
   that only a debug build makes: the interpreter is none, and drops the result;
-- the shape of each value and each type, checked and wrapped again, although there are few shapes;
+- the shape of each value and each type, checked and wrapped again, although there are few shapes,
+  and whether a NumPy number is wider than its Triton type, which no kernel can bring about;
 - the NumPy type of a Triton type, looked for in a table that is built for each question;
 - the types of two operands, although they are equal, and numbers made constants, and blocks of
   them, although the kernel's text says the same ones each time.
@@ -38,6 +40,7 @@ def _replace_the_language_once_a_launch() -> None:
     launch = interpreter.GridExecutor.__call__
     seen_by: dict[FunctionType, frozenset[str]] = {}
     replaced: set[str] = set()
+    known: dict[frozenset[str], list[tuple[Any, str, Any]]] = {}
 
     def replace_once(fn: FunctionType) -> Any:
         if fn not in seen_by:
@@ -47,8 +50,18 @@ def _replace_the_language_once_a_launch() -> None:
             seen_by[fn] = frozenset(module.__name__ for module in modules)
         if seen_by[fn] and seen_by[fn] <= replaced:
             return None  # a device function's: its caller does not look at it
+        first = not replaced  # the kernel's own, of a language that is as it was
         replaced.update(seen_by[fn])
-        return replace(fn)
+        if not first:
+            return replace(fn)
+        if seen_by[fn] not in known:
+            scope = replace(fn)
+            known[seen_by[fn]] = [(at, name, vars(at)[name]) for at, name, _ in scope._changes]
+            return scope
+        scope = interpreter._LangPatchScope()
+        for at, name, value in known[seen_by[fn]]:
+            scope.set_attr(at, name, value)
+        return scope
 
     def launch_afresh(self: Any, *args: Any, **kwargs: Any) -> Any:
         replaced.clear()  # a launch puts the language back at its end
@@ -113,6 +126,7 @@ def _remember_shapes() -> None:
         self.handle, self.type, self.dtype = handle, kind, kind.scalar
         _, self.shape, self.numel = tensors[id(shape)]
 
+    interpreter.TensorHandle.__post_init__ = lambda _: None
     tl.block_type.__init__, tl.tensor.__init__ = block, tensor
     tl.block_type.with_element_ty = with_element_ty
 
