@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.cpu.library import LibraryUnavailable, load, machine_level
+from quire.kernels.cpu.library import LibraryUnavailable, cache_directory, load, machine_level
 from quire.kernels.cpu.ops import CpuOps
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -29,9 +29,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def ops(tmp_path_factory: pytest.TempPathFactory) -> CpuOps:
+def ops() -> CpuOps:
+    """From where servers keep it: a compiler takes seconds."""
     level = machine_level()
-    return CpuOps(load(level, tmp_path_factory.mktemp("library")), level)
+    return CpuOps(load(level, cache_directory()), level)
 
 
 class Case:

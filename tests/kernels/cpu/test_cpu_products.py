@@ -4,7 +4,6 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,13 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.cpu.library import LEVELS, LibraryUnavailable, load, machine_level
+from quire.kernels.cpu.library import (
+    LEVELS,
+    LibraryUnavailable,
+    cache_directory,
+    load,
+    machine_level,
+)
 from quire.kernels.cpu.ops import CpuOps
 from quire.kernels.cpu.products import Products
 from quire.kernels.ops import has_experts, has_fp8
@@ -38,9 +43,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=_levels())
-def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CpuOps:
-    directory: Path = tmp_path_factory.mktemp("library")
-    return CpuOps(load(request.param, directory), request.param)
+def ops(request: pytest.FixtureRequest) -> CpuOps:
+    """From where servers keep it: a compiler takes seconds."""
+    return CpuOps(load(request.param, cache_directory()), request.param)
 
 
 @pytest.fixture(scope="module")
