@@ -1,14 +1,15 @@
 """Launches written down instead of made, on a machine that may have no GPU.
 
 `RecordedOps` gives the results of the reference kernels, and asks the Triton ones as well, whose
-launches are kept: the kernel, what it would be specialised on, and its grid. Products it gives as
-zeros: they take longest, and no launch depends on a number.
+launches are kept: the kernel, what it would be specialised on, and its grid. Products and attention
+it gives as zeros: they take longest, and no launch depends on a number.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -49,14 +50,12 @@ def recorded() -> Iterator[set[str]]:
         _bound, specialization, chosen = binder(*args, **options)
         found.add(f"{self.fn.__module__}.{self.fn.__qualname__} {specialization} {chosen}")
 
-    original, before = JITFunction.run, driver._active
-    driver.set_active(_NoCard())
-    JITFunction.run = run
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_active", _NoCard())
+        patch.setattr(JITFunction, "run", run)
+        patch.setattr(torch, "mm", _mm)  # what is left to the library
+        patch.setattr(Tensor, "addmm_", lambda total, *_: total)
         yield found
-    finally:
-        JITFunction.run = original
-        driver._active = before
 
 
 class RecordedOps:
@@ -67,7 +66,7 @@ class RecordedOps:
 
     def __getattr__(self, name: str) -> Any:
         launch = getattr(self._triton, name)
-        compute = _no_product if name == "linear" else getattr(reference, name)
+        compute = _INSTEAD.get(name) or getattr(reference, name)
 
         def call(*args: Any, **options: Any) -> Any:
             residual = options.get("residual")
@@ -91,3 +90,20 @@ def _no_product(
         return residual
     width = weight.shape[0] // (2 if silu else 1)
     return x.new_zeros(x.shape[0], width, dtype=out_dtype)
+
+
+def _no_attention(q: Tensor, *_: Any, out: Tensor | None = None, **__: Any) -> Tensor:
+    return (
+        torch.zeros_like(q, memory_format=torch.contiguous_format) if out is None else out.zero_()
+    )
+
+
+def _mm(x: Tensor, weight: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_zeros(len(x), weight.shape[1], dtype=out_dtype)
+
+
+_INSTEAD = {
+    "linear": _no_product,
+    "decode_attention": _no_attention,
+    "prefill_attention": _no_attention,
+}
