@@ -9,6 +9,7 @@ forgotten.
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from quire.engine.scheduling.prefix_cache import PrefixCache
 
@@ -152,16 +153,18 @@ class BlockPool:
     def check(self, tables: Iterable[Sequence[int]], *, gaps: bool = False) -> None:
         """Raise AssertionError unless the invariant holds; `tables` are all that exist. gaps: the
         null block stands in them where a block has passed out of a window."""
-        held = Counter(block for table in tables for block in table)
+        held = Counter(chain.from_iterable(tables))
         assert gaps or NULL_BLOCK not in held, "a table holds the null block"
         del held[NULL_BLOCK]
         assert NULL_BLOCK not in self._free and NULL_BLOCK not in self.prefix_cache
-        for block in range(1, self.num_blocks):
-            refs = self._ref_counts[block]
-            assert refs == held[block], f"block {block}: {refs} references, {held[block]} tables"
-            assert (refs == 0) == (block in self._free), f"block {block}: free and referenced"
-            state = min(refs, 2) + 1 if refs else int(block in self.prefix_cache)
-            assert self._states[block] == state, f"block {block}: the map says otherwise"
+        counts = [held.get(block, 0) for block in range(self.num_blocks)]
+        assert self._ref_counts == counts, "blocks have other references than tables"
+        free = [block for block, refs in enumerate(counts) if not refs and block]
+        assert self._free.keys() == set(free), "a block is free and referenced, or neither"
+        states = bytearray(min(refs, 2) + 1 if refs else FREE for refs in counts)
+        for block in self.prefix_cache.blocks():
+            states[block] = states[block] or CACHED
+        assert self._states == states, "the map says otherwise"
         assert self.num_cached == self.prefix_cache.count_among(self._free)
         assert self.num_shared == sum(1 for refs in held.values() if refs > 1)
         self.prefix_cache.check()

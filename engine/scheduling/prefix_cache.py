@@ -271,7 +271,8 @@ class PrefixCache:
 
     def check(self) -> None:
         """Raise AssertionError unless hashes, tokens and blocks agree."""
-        full = {b for b, tokens in self._tokens_of.items() if self._fills(tokens)}
+        size = self.block_size * _TOKEN_BYTES
+        full = {b for b, tokens in self._tokens_of.items() if len(tokens) == size}
         assert self._hash_of.keys() == full, "a full block has no hash, or another has one"
         named = {(b, h) for h, blocks in self._blocks_of.items() for b in blocks}
         assert named == set(self._hash_of.items()), "index and blocks disagree"
@@ -280,10 +281,9 @@ class PrefixCache:
         followers: dict[bytes, list[tuple[bytes, int]]] = {}
         for block, parent in self._parent_of.items():
             followers.setdefault(parent, []).append((self._tokens_of[block], block))
-        assert {p: sorted(found) for p, found in followers.items()} == self._children
-
-    def _fills(self, tokens: bytes) -> bool:
-        return len(tokens) == self.block_size * _TOKEN_BYTES
+        for found in followers.values():
+            found.sort()
+        assert followers == self._children
 
 
 def _num_equal(one: bytes, other: bytes) -> int:

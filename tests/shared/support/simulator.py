@@ -309,11 +309,13 @@ class Simulator:
             held = len(request.block_table)
             assert held >= self.pool.blocks_needed(request.num_computed_tokens)
             assert held <= self.pool.blocks_needed(request.num_tokens)
-        for column, block in enumerate(request.block_table):
-            if block in self.pool.prefix_cache:
-                end = (column + 1) * self.shape.block_size
-                assert end <= request.num_applied_tokens, "a block is known before it is computed"
-                assert block in self.pool.prefix_cache._hash_of, "a tail is in use"
+        known = self.pool.prefix_cache._tokens_of
+        columns = [column for column, block in enumerate(request.block_table) if block in known]
+        if columns:
+            end = (columns[-1] + 1) * self.shape.block_size
+            assert end <= request.num_applied_tokens, "a block is known before it is computed"
+            full = self.pool.prefix_cache._hash_of
+            assert all(request.block_table[at] in full for at in columns), "a tail is in use"
 
     def _check_plan(self, plan: StepPlan) -> None:
         shape, pool = self.shape, self.pool
