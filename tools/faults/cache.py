@@ -125,8 +125,8 @@ FAULTS = (
     Fault(
         "mini-sglang-149: the integrity check does nothing",
         "engine/scheduling/block_pool.py",
-        "        held = Counter(block for table in tables for block in table)\n",
-        "        held = Counter(block for table in tables for block in table)\n        return\n",
+        "        held = Counter(chain.from_iterable(tables))\n",
+        "        held = Counter(chain.from_iterable(tables))\n        return\n",
         regression("mini_sglang_149_check_that_checks_nothing"),
     ),
     Fault(

@@ -8,6 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clock import Clock
 from support.fake_engine import Device
 from support.harness import Answer, Running, ask, first, generate, read, run, serving
 
@@ -17,14 +18,6 @@ from quire.service.errors import Refusal
 from quire.v1 import inference_pb2 as pb
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class House:

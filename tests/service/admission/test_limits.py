@@ -4,19 +4,12 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clock import Clock
 from support.fake_engine import Device
 from support.harness import ask, first, generate, read, run, serving
 
 from quire.service.admission.rate_limits import ClientLimits, Limits, Pace, TokenBucket
 from quire.service.errors import Refusal
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def refusal_of(limits: ClientLimits, client: str = "a") -> Refusal:

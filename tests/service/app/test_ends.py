@@ -1,7 +1,6 @@
 """How `quire serve` begins and ends, whatever its streams, its signals and its clients are like."""
 
 import asyncio
-import contextlib
 import os
 import select
 import signal
@@ -22,7 +21,7 @@ from support.free_ports import free_port
 from support.harness import ask, first, read, run, serving
 from support.http2 import HEADERS, Rude
 from support.patience import PATIENCE
-from support.server_process import QUIRE, environment, long_request, process
+from support.server_process import QUIRE, code_of, environment, long_request, process
 
 from quire.service.app import closing
 from quire.service.app.signals import Signals
@@ -193,11 +192,7 @@ def test_a_stop_tells_a_watcher_and_a_stream_the_same() -> None:
         with grpc.insecure_channel(address) as channel:
             calls = [started(pb_grpc.InferenceServiceStub(channel)) for _ in range(20)]
             server.process.send_signal(signal.SIGTERM)
-            for call in calls:
-                with contextlib.suppress(grpc.RpcError):
-                    for _ in call:
-                        pass
-            assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+            assert {code_of(call) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
         assert server.end() == 0
 
 
@@ -226,12 +221,7 @@ def close(*descriptors: int) -> Callable[[], None]:
 
 def code_when_loaded(stub: Any) -> grpc.StatusCode:
     request = ask([300], max_tokens=2)
-    call = stub.Generate(request, wait_for_ready=True, timeout=PATIENCE)
-    with contextlib.suppress(grpc.RpcError):
-        for _ in call:
-            pass
-    code: grpc.StatusCode = call.code()
-    return code
+    return code_of(stub.Generate(request, wait_for_ready=True, timeout=PATIENCE))
 
 
 STREAMS = ((0,), (1,), (2,), (0, 1, 2))

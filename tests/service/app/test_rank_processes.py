@@ -9,7 +9,15 @@ import grpc
 import psutil
 import pytest
 from support.patience import PATIENCE
-from support.server_process import Process, long_request, process, quire, refused, runs
+from support.server_process import (
+    Process,
+    code_of,
+    long_request,
+    process,
+    quire,
+    refused,
+    runs,
+)
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
@@ -69,15 +77,6 @@ def shared(size: int, *words: str) -> Iterator[Shared]:
                 for rank in running.ranks:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         rank.resume()
-
-
-def code_of(call: grpc.Call) -> grpc.StatusCode:
-    """Of a call, read to its end."""
-    with contextlib.suppress(grpc.RpcError):
-        for _ in call:  # type: ignore[attr-defined]
-            pass
-    code: grpc.StatusCode = call.code()
-    return code
 
 
 def requests() -> list[pb.GenerateRequest]:

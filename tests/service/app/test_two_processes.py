@@ -15,7 +15,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.fork_server import FRESH
 from support.patience import PATIENCE
-from support.server_process import Process, long_request, process, quire, refused, runs
+from support.server_process import (
+    Process,
+    code_of,
+    long_request,
+    process,
+    quire,
+    refused,
+    runs,
+)
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
@@ -71,15 +79,6 @@ def apart(*words: str) -> Iterator[Apart]:
             finally:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     both.engine.resume()
-
-
-def code_of(call: grpc.Call) -> grpc.StatusCode:
-    """Of a call, read to its end."""
-    with contextlib.suppress(grpc.RpcError):
-        for _ in call:  # type: ignore[attr-defined]
-            pass
-    code: grpc.StatusCode = call.code()
-    return code
 
 
 def test_it_generates_and_a_cancelled_call_gives_its_blocks_back() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support.clock import Clock
 from support.fake_engine import EOS, VOCAB_SIZE, Device, logprob_of
 from support.harness import Running, ask, first, generate, overdue, read, run, serving
 from support.patience import PATIENCE
@@ -30,14 +31,6 @@ from quire.v1 import inference_pb2_grpc as pb_grpc
 MEBIBYTE = 1 << 20
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 LONG = {"max_tokens": 1900, "ignore_eos": True, "logprobs": 20}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -6,7 +6,9 @@ import queue
 import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import psutil
 from support import programs
 from support.patience import PATIENCE, PATIENT
@@ -90,6 +92,15 @@ def long_request() -> pb.GenerateRequest:
     request.sampling.max_tokens = 2000
     request.sampling.ignore_eos = True
     return request
+
+
+def code_of(call: Any) -> grpc.StatusCode:
+    """Of a call, read to its end."""
+    with contextlib.suppress(grpc.RpcError):
+        for _ in call:
+            pass
+    code: grpc.StatusCode = call.code()
+    return code
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
