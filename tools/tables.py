@@ -38,6 +38,7 @@ FILES = (  # in the order of docs/performance.md
     "cpu-vs-transformers.json",
     "gpt2-three-caches.json",
     "constraints.json",
+    "constraints-0.6B.json",
     "http-vs-grpc.json",
     "serving-cpu.json",
     "overload.json",
