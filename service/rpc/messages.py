@@ -71,9 +71,13 @@ def _faults_of_answer(where: str, message: pb.ChatMessage, calls: set[str]) -> I
 
 
 def _faults_of_tools(tools: Iterable[pb.Tool]) -> Iterator[Violation]:
+    names: set[str] = set()
     for i, tool in enumerate(tools):
         if not tool.name:
             yield Violation(f"chat.tools[{i}].name", "is empty: a function's name")
+        elif tool.name in names:
+            yield Violation(f"chat.tools[{i}].name", f"{show(tool.name)}: given twice")
+        names.add(tool.name)
 
 
 def _message(i: int, message: pb.ChatMessage) -> Message:

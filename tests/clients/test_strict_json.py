@@ -146,6 +146,7 @@ FIELDS: list[tuple[str, pb.Chat]] = [
     ),
     ("chat.chat_template_kwargs", pb.Chat(messages=[user()], chat_template_kwargs="[]")),
     ("chat.tools[0].name", pb.Chat(messages=[user()], tools=[pb.Tool(description="x")])),
+    ("chat.tools[1].name", pb.Chat(messages=[user()], tools=[pb.Tool(name="f")] * 2)),
     (
         "chat.messages[0].tool_calls[0].name",
         pb.Chat(messages=[assistant(tool_calls=[pb.ToolCall(id="a")])]),
