@@ -17,13 +17,21 @@ minus the markup.
 - A closing tag of which the answer's end has cut off some is markup still.
 """
 
+import json
+import re
 from collections.abc import Generator
 
 from quire.service.answers import hermes, xml_calls
 from quire.service.answers.events import Event, Kind, Reading, Syntax
 from quire.service.answers.steps import Steps, Wanted
 
+MAX_NAME = min(hermes.MAX_NAME, xml_calls.MAX_NAME)
 _THINK, _THINK_END, _CALL = "<think>", "</think>", "<tool_call>"
+
+
+def is_name(name: str) -> bool:
+    """Whether calls of a tool of this name can be read, in either syntax."""
+    return len(json.dumps(name)) <= MAX_NAME and not re.search(r"[<>\x00-\x1f\x7f]", name)
 
 
 class OutputParser:

@@ -61,8 +61,6 @@ def tool_grammar(
     """must_call: the answer is calls and nothing else; otherwise text may stand around them, and
     tools that are not strict take any object. loose: so they do then, too. fault: judges schemas.
     Raises CannotHonour."""
-    for i, tool in enumerate(tools):
-        _check_name(i, tool.name)
     write = _hermes if syntax is Syntax.HERMES else _xml
     held = [tool.strict or (must_call and not loose) for tool in tools]
     rules = [write(i, tool, held[i], fault) for i, tool in enumerate(tools)]
@@ -74,12 +72,6 @@ def tool_grammar(
         *(rule for rule in rules if rule),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _check_name(i: int, name: str) -> None:
-    """What the parser takes for a name, in either syntax."""
-    if len(json.dumps(name)) > MAX_NAME or any(character in name for character in "<>\n"):
-        raise CannotHonour(i, f"the name has more than {MAX_NAME} characters, or < or > in it")
 
 
 def _start(must_call: bool, parallel: bool) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from quire.clients.strict_json import BadJson, read_object
+from quire.service.answers.parser import MAX_NAME, is_name
 from quire.service.errors import Violation, invalid, invalid_field, show
 from quire.service.text.chat_template import Conversation, Message
 from quire.v1 import inference_pb2 as pb
@@ -77,6 +78,12 @@ def _faults_of_tools(tools: Iterable[pb.Tool]) -> Iterator[Violation]:
             yield Violation(f"chat.tools[{i}].name", "is empty: a function's name")
         elif tool.name in names:
             yield Violation(f"chat.tools[{i}].name", f"{show(tool.name)}: given twice")
+        elif not is_name(tool.name):
+            yield Violation(
+                f"chat.tools[{i}].name",
+                f"{show(tool.name)}: must have at most {MAX_NAME} characters as JSON, and no <, >"
+                " or control characters: a call could not be read",
+            )
         names.add(tool.name)
 
 

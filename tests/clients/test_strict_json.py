@@ -147,6 +147,10 @@ FIELDS: list[tuple[str, pb.Chat]] = [
     ("chat.chat_template_kwargs", pb.Chat(messages=[user()], chat_template_kwargs="[]")),
     ("chat.tools[0].name", pb.Chat(messages=[user()], tools=[pb.Tool(description="x")])),
     ("chat.tools[1].name", pb.Chat(messages=[user()], tools=[pb.Tool(name="f")] * 2)),
+    *(
+        ("chat.tools[0].name", pb.Chat(messages=[user()], tools=[pb.Tool(name=name)]))
+        for name in ("a b\n", "a\tb", "a\x7f", "a<b", "a>b", "x" * 255, "é" * 50)
+    ),
     (
         "chat.messages[0].tool_calls[0].name",
         pb.Chat(messages=[assistant(tool_calls=[pb.ToolCall(id="a")])]),
