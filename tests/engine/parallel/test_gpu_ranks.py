@@ -18,8 +18,8 @@ def test_two_ranks_answer_as_one_in_float32() -> None:
 
 
 def test_graphs_and_eager_steps_of_two_ranks_answer_alike() -> None:
-    """A graph pads steps with prompts, whose products are rounded otherwise then: as above. In bf16,
-    where many logits are one number, three of six went another way."""
+    """A graph pads steps with prompts, whose products are rounded otherwise then: as above. In
+    bf16, where many logits are one number, three of six went another way."""
     from support.gpu_engines import TOKENS, agreement, apart
 
     equal = agreement(apart("float32", 2), apart("float32", 2, eager=True))
