@@ -70,6 +70,13 @@ FAULTS = (
         JSON,
     ),
     Fault(
+        "contract: a tool is shown whose calls can never be read",
+        "service/rpc/messages.py",
+        "        elif not is_name(tool.name):\n",
+        "        elif not tool.name:\n",
+        JSON,
+    ),
+    Fault(
         "contract: thoughts that the template does not know are lost",
         "service/text/chat_template.py",
         'lost = name in message and not traits.shows(message["role"], name)',
