@@ -75,7 +75,7 @@ class Lines(Generic[Channel]):
         """The line to a replica. Racing callers may each make one, of which one is kept. Raises
         Cancelled after `close`."""
         line = self._lines.get(address.name)
-        if line is None:
+        if line is None and not self._closed:
             line = self._lines.setdefault(address.name, Line(self._open(address)))
         return self._unless_closed(line)
 

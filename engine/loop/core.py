@@ -45,8 +45,8 @@ class StepRunner(Protocol):
     """What the loop needs of a runner."""
 
     def execute(self, plan: StepPlan) -> Pending | None:
-        """Launch a step. None, if it has masked rows: the model alone was launched, and `sample`
-        comes next."""
+        """Launch a step. None, if ids are left out of some row: the model alone was launched, and
+        `sample` comes next."""
         ...
 
     def sample(self, masks: Masks) -> Pending:

@@ -3,8 +3,9 @@ sampler of so many rows, head to advanced state, another, which serves all model
 under masks it is two, so that logits are made while the host makes masks. Only the plainest steps
 of few rows are one graph from end to end: a second one costs them most.
 
-Invariant: a graph reads the slots, the staging buffer, `row_slots` and what the model's part leaves
-for its sampler (`forwarded.Aside`), all at fixed addresses, and nothing else that the host writes.
+Invariant: a graph reads the slots, the staging buffer, `row_slots`, masks and what the model's part
+leaves for its sampler (`forwarded.Aside`), all at fixed addresses, and nothing else that the host
+writes.
 What it computes is a function of its key: padded numbers of rows and tokens, a bound of the context
 (which only limits the grid of attention and never changes a result) and what sampling needs.
 Padding belongs to the null slot. Graphs share one memory pool, so results are to be copied out, or

@@ -7,7 +7,7 @@ order they were made, on one stream, so whatever a later plan overwrites was rea
 A step that is captured is launched in two parts, model and sampler, but for the plainest of few
 rows (`graphs.fused`). Where single ids are preferred the sampler runs eagerly, and behind prompts
 where they are left out too, or nothing is kept yet. What a constraint leaves out comes with
-`sample`, when the host has made the masks.
+`sample`, when the host has made the masks; no masks are written before the last ones were read.
 """
 
 import time
@@ -182,7 +182,8 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult | None:
-        """Enqueue one step. None if it has masked rows: its sampler waits for `sample`."""
+        """Enqueue one step. None if ids are left out of some row: its sampler waits for `sample`,
+        and that for the sampler before it."""
         try:
             return self._execute(plan)
         finally:
@@ -211,7 +212,7 @@ class Runner:
             done = done.sampling(self._staging.get("sampled_rows")[:count])
             kept = self._sizes.sampler(key, needs, count)
         self._open = partial(self._sample_behind, plan, done, needs, kept)
-        return None if plan.masked else self.sample(())
+        return None if needs.masks else self.sample(())
 
     def _execute_decode(self, plan: StepPlan) -> PendingResult | None:
         needs = self._decode_needs(plan)
@@ -222,10 +223,10 @@ class Runner:
         if isinstance(done, Sampled):
             return self._collect(plan, done)
         kept = None if needs.bias else SamplerKey(len(done.row_slots), needs)
-        if plan.masked and kept is not None and self._graphs is not None:
+        if needs.masks and kept is not None and self._graphs is not None:
             self._graphs.begin(kept)  # while masks are made for it
         self._open = partial(self._sample_behind, plan, done, needs, kept)
-        return None if plan.masked else self.sample(())
+        return None if needs.masks else self.sample(())
 
     @torch.inference_mode()
     def sample(self, masks: Masks) -> PendingResult:

@@ -1,8 +1,11 @@
 """What the connection to a replica is asked of gRPC."""
 
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 from quire.clients.connection import ChannelOptions, Connection
+from quire.clients.errors import Cancelled
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.lines import Lines
 
@@ -22,6 +25,18 @@ def options_of_a_line() -> dict[str, Any]:
     (options,) = opened
     assert len(dict(options)) == len(options)
     return dict(options)
+
+
+def test_a_closed_client_opens_no_connection() -> None:
+    """What it opened then, nobody closed."""
+
+    def open_channel(_connection: Connection, options: ChannelOptions) -> NoReturn:
+        pytest.fail(f"a connection with {options}")
+
+    lines: Lines[Any] = Lines(Connection("a.example:1"), open_channel)
+    assert lines.close() == []
+    with pytest.raises(Cancelled, match="this client is closed"):
+        lines.to(Address("a.example:1", "a.example", 1))
 
 
 def test_a_replica_that_says_nothing_is_gone_after_20_seconds() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from support.small_engine import Outcome, Setup, build_core, load_model, model_c
 from quire.engine.client import wire
 from quire.engine.loop.commands import Submit
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
+from quire.engine.runner.results import PendingResult
+from quire.engine.scheduling.plan import StepPlan
 from quire.kernels import reference
 
 MODEL = load_model(model_config(), seed=7)
@@ -91,6 +94,31 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(padded: bool) -> None:
             assert outcomes[at].token_ids == expected.token_ids
             assert outcomes[at].finish is expected.finish
     assert core.scheduler.counters.preemptions > 0
+
+
+def test_no_step_is_held_up_by_the_sampler_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was said last is handed over once a step is launched: many streams had it a step late."""
+    core = build_core(*MODEL, Setup(overlap=True))
+    execute, fetch = core.runner.execute, PendingResult.fetch
+    launching, waited = list[StepPlan](), list[bool]()
+
+    def launch(plan: StepPlan) -> Any:
+        launching.append(plan)
+        try:
+            return execute(plan)
+        finally:
+            launching.clear()
+
+    def wait(pending: PendingResult) -> list[int]:
+        waited.append(bool(launching) and pending._fetched is None)
+        return fetch(pending)
+
+    monkeypatch.setattr(core.runner, "execute", launch)
+    monkeypatch.setattr(PendingResult, "fetch", wait)
+    run(core, asked(EDITS[:2]))
+    assert waited and not any(waited)
 
 
 def test_a_slot_forgets_what_the_request_before_asked_for() -> None:
