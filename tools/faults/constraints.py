@@ -122,7 +122,14 @@ FAULTS = (
         "engine/runner/runner.py",
         "            self._state.masks.launched(pending.fetch)\n",
         "            pass\n",
-        (EDITS + "in_a_crowd_each_gets_what_it_gets_alone",),
+        (EDITS + "who_looks_at_results_a_step_late_gets_the_same",),
+    ),
+    Fault(
+        "constraint: a step whose rows leave ids out waits for the one before",
+        "engine/runner/runner.py",
+        "        return None if needs.masks else self.sample(())\n\n    @torch",
+        "        return None if plan.masked else self.sample(())\n\n    @torch",
+        (EDITS + "no_step_is_held_up_by_the_sampler_of_the_one_before",),
     ),
     Fault(
         "constraint: masks are made where others are still held",

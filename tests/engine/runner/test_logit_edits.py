@@ -12,7 +12,7 @@ from quire.engine.client import wire
 from quire.engine.loop.commands import Submit
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.runner.results import PendingResult
-from quire.engine.scheduling.plan import StepPlan
+from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.kernels import reference
 
 MODEL = load_model(model_config(), seed=7)
@@ -117,8 +117,35 @@ def test_no_step_is_held_up_by_the_sampler_of_the_one_before(
 
     monkeypatch.setattr(core.runner, "execute", launch)
     monkeypatch.setattr(PendingResult, "fetch", wait)
-    run(core, asked(EDITS[:2]))
+    run(core, asked([replace(EDITS[0], max_tokens=6)]))
     assert waited and not any(waited)
+
+
+def test_who_looks_at_results_a_step_late_gets_the_same() -> None:
+    """Other ranks launch a sampler before they wait for the one before it."""
+    setup = Setup(overlap=True, padded=True)
+    core, follower = build_core(*MODEL, setup), build_core(*MODEL, setup).runner
+    steps: list[tuple[PendingResult, PendingResult]] = []
+
+    class Leading:
+        def __init__(self, runner: Any) -> None:
+            self._runner = runner
+
+        def execute(self, plan: StepPlan) -> PendingResult | None:
+            return self._launched(self._runner.execute(plan), follower.execute(plan))
+
+        def sample(self, masks: Masks) -> PendingResult | None:
+            return self._launched(self._runner.sample(masks), follower.sample(masks))
+
+        def _launched(self, mine: Any, other: Any) -> PendingResult | None:
+            if mine is not None:
+                steps.append((mine, other))
+                steps[max(len(steps) - 2, 0)][1].wait()
+            return mine
+
+    core.runner = Leading(core.runner)  # type: ignore[assignment]
+    run(core, asked([replace(one, logprobs=None, max_tokens=6) for one in EDITS[:3]]))
+    assert all(mine.fetch() == other.fetch() for mine, other in steps)
 
 
 def test_a_slot_forgets_what_the_request_before_asked_for() -> None:
