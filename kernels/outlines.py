@@ -44,6 +44,7 @@ def _like(first: Tensor, *others: Any) -> Tensor | None:
     """Contiguous, as the first is. None: the others have another dtype, or more numbers."""
     tensors = [other for other in others if isinstance(other, Tensor)]
     fit = all(one.dtype == first.dtype and _spreads(one, first) for one in tensors)
+    fit = fit and (first.dtype != torch.bool or len(tensors) == len(others))
     return first.new_empty(first.shape) if fit and first.is_contiguous() else None
 
 
@@ -52,10 +53,10 @@ def _truth(first: Tensor, *others: Any) -> Tensor | None:
     return None if like is None else like.new_empty(like.shape, dtype=torch.bool)
 
 
-def _chosen(mask: Tensor, first: Any, other: Any) -> Tensor | None:
+def _chosen(mask: Tensor, first: Any = None, other: Any = None) -> Tensor | None:
     if not isinstance(first, Tensor) or isinstance(other, Tensor) or mask.shape != first.shape:
         return None
-    return _like(first)
+    return _like(first, other)
 
 
 def _spreads(other: Tensor, whole: Tensor) -> bool:
@@ -70,7 +71,7 @@ def _rows(table: Tensor, index: Any) -> Tensor | None:
     return table.new_empty(*index.shape, *table.shape[1:])
 
 
-def _reduced(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor | None:
+def _reduced(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
     if dim != -1:
         return None
     dtype = x.dtype if x.is_floating_point() else torch.int64
@@ -81,15 +82,15 @@ def _picked(x: Tensor, _dim: int, index: Tensor) -> Tensor:
     return x.new_empty(index.shape)
 
 
-def _largest(x: Tensor, count: int, dim: int) -> Any:
-    if dim != -1:
+def _largest(x: Tensor, count: int, dim: int = -1, *options: Any) -> Any:
+    if dim != -1 or options:
         return None
     values = x.new_empty(*x.shape[:-1], count)
     return torch.return_types.topk((values, values.new_empty(values.shape, dtype=torch.int64)))
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], y.shape[-1])
+def _product(x: Tensor, y: Tensor, *out: Tensor) -> Tensor | None:
+    return None if out else x.new_empty(*x.shape[:-1], y.shape[-1])
 
 
 _FINDERS = {

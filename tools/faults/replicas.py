@@ -130,10 +130,15 @@ FAULTS = (
     Fault(
         "replicas: a closed client opens connections",
         "clients/replicas/lines.py",
+        "if line is None and not self._closed:",
+        "if line is None:",
+        ("tests/clients/replicas/test_lines.py",),
+    ),
+    Fault(
+        "replicas: what is opened while a client is closed is used",
+        "clients/replicas/lines.py",
         "if self._closed or line is None:",
         "if line is None:",
-        (
-            "tests/clients/replicas/test_streams_go_on.py::test_a_client_that_is_closed_has_no_calls",
-        ),
+        ("tests/clients/replicas/test_lines.py",),
     ),
 )

@@ -1,6 +1,6 @@
 """What the connection to a replica is asked of gRPC."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -10,33 +10,42 @@ from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.lines import Lines
 
 
+ADDRESS = Address("a.example:1", "a.example", 1)
+
+
+class Channel:
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_options: None
+
+
 def options_of_a_line() -> dict[str, Any]:
     opened: list[ChannelOptions] = []
-
-    class Channel:
-        def __getattr__(self, _name: str) -> Any:
-            return lambda *_args, **_options: None
 
     def open_channel(_connection: Connection, options: ChannelOptions) -> Channel:
         opened.append(options)
         return Channel()
 
-    Lines(Connection("a.example:1"), open_channel).to(Address("a.example:1", "a.example", 1))
+    Lines(Connection("a.example:1"), open_channel).to(ADDRESS)
     (options,) = opened
     assert len(dict(options)) == len(options)
     return dict(options)
 
 
-def test_a_closed_client_opens_no_connection() -> None:
+def test_a_client_that_is_closed_has_no_line_and_opens_none() -> None:
     """What it opened then, nobody closed."""
+    opened: list[ChannelOptions] = []
 
-    def open_channel(_connection: Connection, options: ChannelOptions) -> NoReturn:
-        pytest.fail(f"a connection with {options}")
+    def open_channel(_connection: Connection, options: ChannelOptions) -> Channel:
+        opened.append(options)
+        lines.close()  # as another thread may, while this one opens a channel
+        return Channel()
 
-    lines: Lines[Any] = Lines(Connection("a.example:1"), open_channel)
-    assert lines.close() == []
-    with pytest.raises(Cancelled, match="this client is closed"):
-        lines.to(Address("a.example:1", "a.example", 1))
+    lines = Lines(Connection("a.example:1"), open_channel)
+    for _ in range(2):
+        with pytest.raises(Cancelled, match="this client is closed"):
+            lines.to(ADDRESS)
+        lines.close()
+    assert len(opened) == 1
 
 
 def test_a_replica_that_says_nothing_is_gone_after_20_seconds() -> None:
