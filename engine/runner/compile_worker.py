@@ -43,10 +43,11 @@ from quire.kernels.triton_ops import TritonOps
 Launches = Callable[[], None]
 _NUMBER = 2  # bytes
 SLOWEST = (  # to compile, of all kernels, by names
+    "_hopper_prefill_kernel",
     "_decode_kernel",
     "_hopper_tall_kernel",
+    "_hopper_fp8_kernel",
     "_prefill_kernel",
-    "_hopper_prefill_kernel",
     "_count_kernel",
     "_place_kernel",
     "_fp8_tile_kernel",

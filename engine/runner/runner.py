@@ -182,8 +182,7 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult | None:
-        """Enqueue one step. None if ids are left out of some row: its sampler waits for `sample`,
-        and that for the sampler before it."""
+        """Enqueue one step. None if ids are left out of some row: `sample` is to come."""
         try:
             return self._execute(plan)
         finally:

@@ -9,7 +9,6 @@ from quire.clients.errors import Cancelled
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.lines import Lines
 
-
 ADDRESS = Address("a.example:1", "a.example", 1)
 
 
