@@ -99,7 +99,7 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(padded: bool) -> None:
 def test_no_step_is_held_up_by_the_sampler_of_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was said last is handed over once a step is launched: many streams had it a step late."""
+    """Words are handed over once a step is launched: many streams had them a step late."""
     core = build_core(*MODEL, Setup(overlap=True))
     execute, fetch = core.runner.execute, PendingResult.fetch
     launching, waited = list[StepPlan](), list[bool]()
