@@ -136,6 +136,12 @@ Timeout = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def given(context: typer.Context) -> set[str]:
+    """The options that somebody has named on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, one in sources.items() if one is not None and one.name == "COMMANDLINE"}
+
+
 def make_tls(
     tls: bool,
     tls_ca: Path | None,

@@ -35,6 +35,7 @@ def _option(text: str, panel: str, *names: str) -> typer.models.OptionInfo:
 
 @common.one_line_errors
 def loadtest(
+    context: typer.Context,
     workload: Annotated[str, _option(f"One of {', '.join(_WORKLOADS)}.", _WORK)] = "random",
     requests: Annotated[
         int | None,
@@ -97,6 +98,7 @@ def loadtest(
     timeout: common.Timeout = None,
 ) -> None:
     """Put load on a server and say what it made of it."""
+    from quire.clients.loadtest import read_by
     from quire.clients.loadtest.summary import parse_limits
     from quire.clients.loadtest.workload import Span
 
@@ -125,6 +127,7 @@ def loadtest(
             "ids_only": ids_only or None,
         },
     )
+    read_by.check(common.given(context), workload, plan.arrivals, as_json=as_json)
     limits = parse_limits(goodput or [])
     if arrivals not in (None, _TRACED) and not rate:
         raise OptionError("arrivals: a closed loop has none; they go with --rate")

@@ -5,13 +5,12 @@ from typing import Any
 from quire.clients.openai import constraints, sampling
 from quire.clients.openai.asked import Asked, check_judged, read_streaming
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import Fields, is_id
+from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
 
 MAX_PROMPTS = 128  # of one body
 _MAX_LOGPROBS = 20
 _JUDGED = "prompt_logprobs"
-_WRONG = "must be a string or a list of token ids"
 _HINTS = (
     ("messages", "is of /v1/chat/completions: use prompt"),
     ("max_completion_tokens", "is of /v1/chat/completions: use max_tokens"),
@@ -69,13 +68,13 @@ def _prompts(body: Fields) -> list[pb.GenerateRequest]:
 
 def _prompt(body: Fields, name: str, prompt: object) -> pb.GenerateRequest:
     request = pb.GenerateRequest()
-    if isinstance(prompt, str):
-        request.text = prompt
-    elif isinstance(prompt, list) and all(map(is_id, prompt)):
-        request.token_ids.SetInParent()
-        request.token_ids.ids.extend(prompt)
-    elif prompt is None:
+    if prompt is None:
         body.fault(name, None, "is missing")
+        return request
+    given = body.text_or_ids(name, prompt)
+    if isinstance(given, str):
+        request.text = given
     else:
-        body.fault(name, prompt, _WRONG)
+        request.token_ids.SetInParent()
+        request.token_ids.ids.extend(given or ())
     return request

@@ -6,7 +6,7 @@ are told together.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -14,11 +14,17 @@ from quire.clients import large_json
 from quire.clients.openai.faults import MAX_FAULTS, Faults
 
 UINT32 = (1 << 32) - 1
+_NO_ID, _NO_TEXT = "must be a token id", "must be a string"
 
 
 def is_id(value: object) -> bool:
     """Whether the contract can hold it as a token's id."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string."""
+    return isinstance(value, str)
 
 
 class Fields:
@@ -88,21 +94,30 @@ class Fields:
 
     def wholes(self, field: str) -> list[int]:
         """A list of token ids; empty: not given."""
-        values = self.items(field)
-        for i, value in enumerate(values):
-            if not is_id(value):
-                self.fault(f"{field}[{i}]", value, "must be a token id")
-                return []
-        return values
+        return self._each(field, self.items(field), is_id, _NO_ID)
 
     def texts(self, field: str) -> list[str]:
         """A list of strings; empty: not given."""
-        values = self.items(field)
-        for i, value in enumerate(values):
-            if not isinstance(value, str):
-                self.fault(f"{field}[{i}]", value, "must be a string")
-                return []
-        return values
+        return self._each(field, self.items(field), _is_text, _NO_TEXT)
+
+    def text_or_ids(self, field: str, value: object) -> str | list[int] | None:
+        """Of a value that was taken, or stands in a list; None: neither, which is a fault."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            return self._each(field, value, is_id, _NO_ID)
+        self.fault(field, value, "must be a string or a list of token ids")
+        return None
+
+    def text_or_texts(self, field: str) -> list[str]:
+        """A string, or a list of them; empty: not given."""
+        value = self.value(field)
+        if isinstance(value, list):
+            return self._each(field, value, _is_text, _NO_TEXT)
+        if value is None or isinstance(value, str):
+            return [] if value is None else [value]
+        self.fault(field, value, "must be a string or a list of strings")
+        return []
 
     def items(self, field: str) -> list[Any]:
         """A list; empty: not given."""
@@ -145,6 +160,16 @@ class Fields:
         for name, value in islice(unknown, MAX_FAULTS):
             self.fault(name[:80], value, instead.get(name, "is not a field of this request"))
         self._rest.clear()
+
+    def _each(
+        self, field: str, values: list[Any], good: Callable[[object], bool], limit: str
+    ) -> list[Any]:
+        """All of them, or none: the first that is not good is a fault."""
+        for i, value in enumerate(values):
+            if not good(value):
+                self.fault(f"{field}[{i}]", value, limit)
+                return []
+        return values
 
     def _typed(self, field: str, kind: type, article: str) -> Any:
         value = self.value(field)

@@ -72,13 +72,7 @@ def _read_user(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
 
 
 def _read_ends(body: Fields, sampling: pb.SamplingParams) -> None:
-    stop = body.value("stop")
-    if isinstance(stop, str):
-        sampling.stop.append(stop)
-    elif isinstance(stop, list) and all(isinstance(one, str) for one in stop):
-        sampling.stop.extend(stop)
-    elif stop is not None:
-        body.fault("stop", stop, "must be a string or a list of strings")
+    sampling.stop.extend(body.text_or_texts("stop"))
     sampling.stop_token_ids.extend(body.wholes("stop_token_ids"))
     sampling.ignore_eos = body.flag("ignore_eos") or False
     sampling.include_stop_str_in_output = body.flag("include_stop_str_in_output") or False

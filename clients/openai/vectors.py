@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import Fields, is_id
+from quire.clients.openai.fields import Fields
 from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 _INT32 = (1 << 31) - 1
-_WRONG = "must be a string or a list of token ids"
 RERANK_NAMES = Names()
 
 
@@ -86,12 +85,11 @@ def _read_input(body: Fields, request: pb.EmbedRequest) -> bool:
     several = isinstance(given, list) and bool(given) and isinstance(given[0], str | list)
     for i, one in enumerate(given if several else [given]):
         where = f"input[{i}]" if several else "input"
-        if isinstance(one, str):
-            request.inputs.add(text=one)
-        elif isinstance(one, list) and all(map(is_id, one)):
-            request.inputs.add(token_ids=pb.TokenIds(ids=one))
+        read = body.text_or_ids(where, one)
+        if isinstance(read, str):
+            request.inputs.add(text=read)
         else:
-            body.fault(where, one, _WRONG)
+            request.inputs.add(token_ids=pb.TokenIds(ids=read))
     return several
 
 

@@ -171,7 +171,7 @@ def test_of_very_many_faults_the_first_are_told() -> None:
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"stop": [1]}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
         ({"logit_bias": {"1": 5, "01": -5}}, "logit_bias"),
@@ -317,7 +317,7 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
         ({"prompt": 7}, "prompt"),
         ({"prompt": ["a", 2]}, "prompt[1]"),
         ({"prompt": ["a"] * 129}, "prompt"),
-        ({"prompt": [1, -1]}, "prompt"),
+        ({"prompt": [1, -1]}, "prompt[1]"),
         ({"prompt": "a", "echo": True, "stream": True}, "echo"),
         ({"prompt": "a", "echo": True, "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "max_completion_tokens": 1}, "max_completion_tokens"),

@@ -75,7 +75,9 @@ OF_THE_CONTRACT = re.compile(r"inputs|(?<!_)token_ids|sampling|chat\.|(?<!: see 
 def test_bad_bodies_name_their_fields() -> None:
     bad: list[tuple[str, dict[str, Any], str]] = [
         ("embeddings", {}, "input: is missing"),
-        ("embeddings", {"input": [[5], [-1]]}, "input[1]: a list: must be a string or a list"),
+        ("embeddings", {"input": [[5], [-1]]}, "input[1][0]: -1: must be a token id"),
+        ("completions", {"prompt": [5, -1]}, "prompt[1]: -1: must be a token id"),
+        ("completions", {"prompt": "a", "stop": ["b", 5]}, "stop[1]: 5: must be a string"),
         ("embeddings", {"input": ["a", 5]}, "input[1]: 5: must be a string or a list"),
         ("embeddings", {"input": []}, "input: 0: at least one token is needed"),
         ("embeddings", {"input": [[5], [4096]]}, "input[1][0]: 4096: the vocabulary has"),
