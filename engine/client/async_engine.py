@@ -15,8 +15,8 @@ import itertools
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from quire.engine.client.kv_hub import KvHub
 from quire.engine.client.link import Link, Receiver
@@ -39,6 +39,7 @@ from quire.engine.request import GenerationRequest, Output, Vocabulary
 from quire.engine.scheduling.kv_events import KvEvents
 from quire.engine.scheduling.limits import RequestLimits
 
+Result = TypeVar("Result")
 _SAME = 1e-3  # of an interval: a timer that is early by less is on time
 
 
@@ -181,6 +182,17 @@ class AsyncEngine:
     async def wait_dead(self) -> str:
         """Returns, with the error's id, when the engine has ended by a fault."""
         return await asyncio.shield(self._died)
+
+    async def beside(self, work: Awaitable[Result]) -> Result:
+        """What the work gives. Raises EngineDeadError as soon as the engine has died, whose end
+        waits for no thread at work."""
+        task = asyncio.ensure_future(work)
+        first: set[asyncio.Future[Any]] = {task, self._died}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if self._dead is not None:
+            task.cancel()
+            raise self._dead
+        return await task
 
     @property
     def info(self) -> EngineInfo:

@@ -220,7 +220,8 @@ class Server:
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         validator = Validator(model, self._workers)
         if not info.embeds_only:  # read at once: it holds the interpreter, and nobody is served yet
-            self._engine.teach(await asyncio.to_thread(validator.constraints.vocabulary))
+            reading = asyncio.to_thread(validator.constraints.vocabulary)
+            self._engine.teach(await self._engine.beside(reading))
         self._servicer.serving = Serving(
             self._engine,
             model,

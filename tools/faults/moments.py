@@ -52,6 +52,16 @@ FAULTS = (
         ("tests/service/app/test_guardian.py::test_whoever_leaves_is_held_to_no_signs_of_life",),
     ),
     Fault(
+        "quire: an engine that dies while the vocabulary is read is not heard of before that is",
+        "engine/client/async_engine.py",
+        "{task, self._died}",
+        "{task}",
+        (
+            "tests/service/app/test_faults.py"
+            "::test_an_engine_that_dies_before_all_is_read_ends_the_start",
+        ),
+    ),
+    Fault(
         "quire: a fault that comes while ports are looked at is not looked into",
         "service/app/listener.py",
         "        while self._fault:\n",

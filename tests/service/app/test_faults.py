@@ -16,16 +16,18 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import faulty_server, programs
-from support.fake_engine import EOS, Device
+from support.fake_engine import EOS, VOCAB_SIZE, Device
 from support.harness import Answer, Running, ask, generate, read, run, serving
 from support.patience import PATIENCE
 from support.storm import FaultyDevice, Poison
 
 from quire.engine.client.in_thread import stack_of
+from quire.engine.errors import EngineDeadError
 from quire.engine.scheduling.plan import StepPlan, StepResult
 from quire.engine.scheduling.sequence import Request
 from quire.service.app import ports
 from quire.service.app.watchdog import Verdict, Watchdog
+from quire.service.rpc.constraints import Compiler
 from quire.service.telemetry.metrics import QuireCollector, Sources
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -387,6 +389,30 @@ def test_a_step_that_hangs_for_good_ends_every_stream_and_the_engine() -> None:
             assert answer.code is grpc.StatusCode.UNAVAILABLE
             assert running.server.engine_abandoned
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.UNAVAILABLE
+
+    run(test)
+
+
+def test_an_engine_that_dies_before_all_is_read_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, read_at_last = asyncio.Event(), threading.Event()
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+
+        def vocabulary(_self: Compiler) -> None:
+            loop.call_soon_threadsafe(reading.set)
+            assert read_at_last.wait(PATIENCE)
+
+        monkeypatch.setattr(Compiler, "vocabulary", vocabulary)
+        async with serving(load=False) as running:
+            loading = asyncio.create_task(running.server.load(VOCAB_SIZE))
+            await reading.wait()
+            running.engine.give_up()
+            with pytest.raises(EngineDeadError):
+                await loading
+            read_at_last.set()
 
     run(test)
 
