@@ -2,8 +2,9 @@
 
 Those of this node are processes of ours at the end of a private socket; those of others came in by
 the door. Until all are ready, the first thing that goes wrong with any of them is raised by
-whatever rank 0 waits for next (`check`, `wait_for`). Later a lost rank takes all others with it,
-and rank 0's process too: what it computes would have no sums.
+whatever rank 0 waits for next (`check`, `wait_for`). Later, or where rank 0 does not come to
+that, a lost rank takes all others with it, and rank 0's process too: what it computes would have no
+sums.
 
 Invariant: however this process ends, none of them is left behind (see lifeline, and node).
 """
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 MEETING_SECONDS = 300.0  # in which all ranks are to be there
 ASK_SECONDS = 5.0  # of a node's silence, after each of which it is asked whether it is there
 MAX_ASKED = 6  # times in a row; a stop of this process takes none of them away from the node
+NOTICE_SECONDS = 20.0  # in which rank 0 is to notice, while it is built, that another is lost
 EXIT_LOST = 1
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
@@ -53,8 +55,8 @@ class Ranks:
         here: int | None = None,
     ) -> None:
         """program: of the ranks of this node. on_loss: called on a thread of its own when a rank
-        is lost that was ready. here: ranks of this node, this one too; the others are to be taken
-        in. None: all."""
+        is lost and nobody ends them. here: ranks of this node, this one too; the others are to be
+        taken in. None: all."""
         self.size = size
         self.address = LOOPBACK  # where this node's ranks listen for the others
         self.board = Board()
@@ -197,7 +199,9 @@ class Ranks:
 
     def end(self, words: str = "node 0 ends") -> None:
         """Kill them, and leave nothing of them behind. words: why, for other nodes."""
-        self._ending = True
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
         self.board.close("the ranks end")
         for node in self._nodes.values():
             node.tell(Kind.REFUSED, words=words)
@@ -264,14 +268,17 @@ class Ranks:
         self._without(f"rank {rank.number} ({rank.where}) {how}")
 
     def _without(self, words: str) -> None:
-        """Someone is lost: all others go too, if they were ready."""
+        """Someone is lost: all others go too. Before all were ready rank 0 ends by itself what it
+        builds, unless it stands in an exchange, which nobody completes."""
         if self._ending:
             return
-        serving = self._fail(RankError(words))
-        if not serving or self._ending:
+        if not self._fail(RankError(words)):
+            with self._changed:
+                self._changed.wait_for(lambda: self._ending, NOTICE_SECONDS)
+        if self._ending:
             return
         self._ending = True
-        log.critical("%s: without it nothing can be computed", words)
+        log.critical("%s: without it nothing can be computed", self._fault)
         with self._changed:
             self._told = True
             self._changed.notify_all()

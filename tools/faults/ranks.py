@@ -8,6 +8,13 @@ TESTS = "tests/engine/parallel/test_ranks.py::test_"
 
 FAULTS = (
     Fault(
+        "ranks: one that is lost does not end a start that stands in an exchange",
+        "engine/parallel/ranks.py",
+        "self._ending, NOTICE_SECONDS)",
+        "self._ending)",
+        (TESTS + "who_is_lost_before_the_ranks_meet_ends_the_meeting",),
+    ),
+    Fault(
         "ranks: a rank reads whole rows of a matrix of which it takes some columns",
         "engine/weights/loader.py",
         "            yield row * stored.row_bytes + skipped, self.row_bytes\n",

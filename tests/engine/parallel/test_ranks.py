@@ -23,6 +23,7 @@ from quire.engine.loop import sizing
 from quire.engine.loop.build import build_engine
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel import follower
+from quire.engine.parallel import ranks as parallel_ranks
 from quire.engine.parallel.codec import encode, encode_masks
 from quire.engine.parallel.exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
@@ -127,10 +128,17 @@ def test_what_is_said_to_rank_0_is_looked_at_whole(kind: Kind, body: bytes, word
     assert said(Kind.READY, b'{"pid": 7}') == {"pid": 7}
 
 
-def test_who_is_lost_before_the_ranks_meet_ends_the_meeting() -> None:
-    ranks = started("sys.exit(3)")
+def test_who_is_lost_before_the_ranks_meet_ends_the_meeting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the process, where nobody notices."""
+    monkeypatch.setattr(parallel_ranks, "NOTICE_SECONDS", 0.0)
+    loss = Loss()
+    ranks = started("sys.exit(3)", on_loss=loss)
     with pytest.raises(RankError, match="ended by exit code 3"):
         ranks.meet(lambda store: store.get("never"))
+    assert loss.told.wait(PATIENCE)
+    assert "ended by exit code 3: without it nothing can be computed" in caplog.text
     ranks.end()
 
 
