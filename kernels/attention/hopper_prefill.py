@@ -28,7 +28,6 @@ Source: FlashAttention-3 (Shah et al., 2024).
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -43,6 +42,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.attention.prefill_launch import PrefillLaunch, num_tiles
+from quire.kernels.gluon_boxes import box
 
 _LOG2E = 1.4426950408889634
 ROWS = gl.constexpr(64)  # of a group
@@ -344,7 +344,7 @@ def attend(
     shape, group = launch.tiles, q_heads // kv_heads
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     _hopper_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape, launch.groups))](
-        q, box(k_cache, shape.keys), box(v_cache, shape.keys), block_tables, query_start_loc,
+        q, _box(k_cache, shape.keys), _box(v_cache, shape.keys), block_tables, query_start_loc,
         context_lens, out, scale * _LOG2E, q.stride(0) // _ALIGNED.value, block_tables.stride(0),
         rows, G=group, HKV=kv_heads, D=dim, BS=block_size, BN=shape.keys, LEAST=launch.least,
         MOST=launch.most, GROUPS=launch.groups, STAGES=_STAGES[launch.groups], PDL=pdl,
@@ -352,9 +352,7 @@ def attend(
     )  # fmt: skip
 
 
-def box(cache: Tensor, keys: int) -> TensorDescriptor:
+def _box(cache: Tensor, keys: int) -> TensorDescriptor:
     """A descriptor of a cache [blocks, Hkv, block_size, D] as rows of D, read `keys` at a time."""
     blocks, heads, size, dim = cache.shape
-    dtype = gl.bfloat16 if cache.dtype == torch.bfloat16 else gl.float16
-    layout = gl.NVMMASharedLayout.get_default_for([keys, dim], dtype)
-    return TensorDescriptor(cache, [blocks * heads * size, dim], [dim, 1], [keys, dim], layout)
+    return box(cache, [blocks * heads * size, dim], [keys, dim])

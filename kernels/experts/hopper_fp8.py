@@ -33,6 +33,7 @@ from quire.kernels import support
 from quire.kernels.experts import tiles
 from quire.kernels.experts.sorting import Order
 from quire.kernels.experts.tiles import GROUP_ROWS
+from quire.kernels.gluon_boxes import box
 from quire.kernels.weight import Quantized, Weight
 
 ROWS = gl.constexpr(GROUP_ROWS)
@@ -310,7 +311,4 @@ def grouped(
 
 def _box(matrix: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor of a contiguous matrix, copied so many rows and a step of K at a time."""
-    layout = gl.NVMMASharedLayout.get_default_for([rows, DEEP.value], gl.float8e4nv)
-    return TensorDescriptor(
-        matrix, list(matrix.shape), [matrix.shape[1], 1], [rows, DEEP.value], layout
-    )
+    return box(matrix, list(matrix.shape), [rows, DEEP.value])

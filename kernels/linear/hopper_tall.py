@@ -21,7 +21,6 @@ Source: CUTLASS's cooperative kernels with specialised warps.
 
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 from triton.experimental import gluon
@@ -37,6 +36,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels import support
+from quire.kernels.gluon_boxes import box
 from quire.kernels.linear.tall_launch import COLUMNS, GROUP_ROWS, STEP
 
 ROWS = gl.constexpr(GROUP_ROWS)
@@ -253,8 +253,4 @@ def tall(
 
 def _box(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A descriptor of a contiguous matrix, copied so many rows and columns at a time."""
-    dtype = gl.bfloat16 if matrix.dtype == torch.bfloat16 else gl.float16
-    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], dtype)
-    return TensorDescriptor(
-        matrix, list(matrix.shape), [matrix.shape[1], 1], [rows, columns], layout
-    )
+    return box(matrix, list(matrix.shape), [rows, columns])

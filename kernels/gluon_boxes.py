@@ -1,0 +1,19 @@
+"""Descriptors (TMA) of what kernels in Gluon copy to and from shared memory."""
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+_TYPES = {
+    torch.bfloat16: gl.bfloat16,
+    torch.float16: gl.float16,
+    torch.float8_e4m3fn: gl.float8e4nv,
+}
+
+
+def box(data: Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:
+    """Of contiguous data as a matrix of `shape` [rows, columns], copied so many rows and columns at
+    a time. dtypes: bfloat16, float16 and e4m3."""
+    layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[data.dtype])
+    return TensorDescriptor(data, shape, [shape[1], 1], block, layout)
