@@ -33,7 +33,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
-from quire.kernels.ops import Ops, is_exact
+from quire.kernels.ops import Ops
 from quire.kernels.support import before_hopper, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
@@ -176,7 +176,7 @@ def _warm_runner(
         use_graphs=use_graphs,
         check=basis.world.check,
     )
-    steps = _warm_steps(config, model, is_exact(basis.ops))
+    steps = _warm_steps(config, model, basis.exact)
     runner.warm_up(steps, lambda share: progress("graphs", share))
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))

@@ -6,7 +6,6 @@ such a graph writes is staged ahead of all else, so it lies at one address for e
 writes the null slot's table as it is.
 """
 
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,7 @@ from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import KEPT_BUFFERS, Staging
 from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
+from quire.engine.scheduling.token_bytes import packed
 from quire.kernels.ops import Ops
 
 NOTHING = StepPlan(0, (), (), (), (), 0, 0)
@@ -42,7 +42,7 @@ class Writer:
         self._staging, self._state, self._ops, self._kv = staging, state, ops, kv
         null, device = state.null_slot, state.seeds.device
         self.row_slots = torch.full((null,), null, dtype=torch.int32, device=device)
-        self._nobody = struct.pack("i", null) * null  # as all of row_slots
+        self._nobody = packed([null]) * null  # as all of row_slots
         self._rows: list[int] = []  # what was put there last
         self._changed = False  # by the present step
         one_table = state.window_tables is None
@@ -117,7 +117,7 @@ class Writer:
 
     def _stage_kept(self, plan: StepPlan, key: WriteKey) -> None:
         """The same with as many entries as the key says, to stay where it is."""
-        rows = struct.pack(f"{len(self._rows)}i", *self._rows)
+        rows = packed(self._rows)
         rows += self._nobody[len(rows) :]
         self._staging.put_bytes("decoding", rows, torch.int32, self.row_slots.shape)
         self._state.stage(self._staging, plan.admitted, plan.block_updates, key.updates)
