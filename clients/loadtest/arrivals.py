@@ -22,7 +22,8 @@ def intended_starts(
     kind: str, rate: float, burstiness: float, count: int, seed: int
 ) -> list[float]:
     """Ascending starts of `count` sessions at `rate` sessions a second; the first is 0."""
-    check(kind, burstiness)
+    _check_kind(kind, KINDS)
+    _check_between("burstiness", burstiness)
     check_rate(rate)
     rng = random.Random(f"{seed}/arrivals")
     shape = {"poisson": 1.0, "gamma": burstiness}.get(kind)
@@ -33,10 +34,9 @@ def intended_starts(
     return starts
 
 
-def check(kind: str, burstiness: float, speed: float = 1.0) -> None:
+def check(kind: str, burstiness: float, speed: float) -> None:
     """OptionError for what cannot be. speed: how much faster a trace is replayed."""
-    if kind not in (*KINDS, TRACED):
-        raise OptionError(f"arrivals: {kind!r}; one of {', '.join((*KINDS, TRACED))}")
+    _check_kind(kind, (*KINDS, TRACED))
     _check_between("burstiness", burstiness)
     _check_between("speed", speed)
 
@@ -44,6 +44,11 @@ def check(kind: str, burstiness: float, speed: float = 1.0) -> None:
 def check_rate(rate: float) -> None:
     """OptionError for a rate whose gaps nobody waits for, or no clock tells apart."""
     _check_between("rate", rate, ", in sessions a second")
+
+
+def _check_kind(kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise OptionError(f"arrivals: {kind!r}; one of {', '.join(kinds)}")
 
 
 def _check_between(name: str, value: float, unit: str = "") -> None:

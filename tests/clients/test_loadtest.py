@@ -154,7 +154,12 @@ def test_arrivals_have_the_rate_and_the_variation_they_promise(
 
 
 def test_arrivals_refuse_what_they_cannot_do() -> None:
-    for kind, rate, burstiness in [("odd", 1, 1), ("poisson", 0, 1), ("gamma", 1, 0)]:
+    for kind, rate, burstiness in [
+        ("odd", 1, 1),
+        ("trace", 1, 1),
+        ("poisson", 0, 1),
+        ("gamma", 1, 0),
+    ]:
         with pytest.raises(OptionError):
             arrivals.intended_starts(kind, rate, burstiness, 3, 0)
     with pytest.raises(OptionError, match="time"):
