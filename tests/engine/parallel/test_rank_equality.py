@@ -210,6 +210,7 @@ def alone(config: ModelConfig) -> Alone:
         (2, False, (4,)),
         pytest.param(4, True, (4,), marks=pytest.mark.long),
         (8, False, (2,)),
+        pytest.param(8, False, (8,), marks=pytest.mark.long),
     ],
 )
 def test_ranks_choose_from_the_same_bits_and_as_one_does(
@@ -259,7 +260,9 @@ def threads_given_back() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads_given_back")
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "size", [2, *(pytest.param(size, marks=pytest.mark.long) for size in (4, 8))]
+)
 def test_processes_compute_the_bits_that_threads_do(size: int, tmp_path: Path) -> None:
     """Of plans with everything in them; log-probabilities show the bits of the logits."""
     save_random(shape(2, tied=size == 2), tmp_path, seed=2, dtype=torch.float32)
