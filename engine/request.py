@@ -2,7 +2,7 @@
 
 A GenerationRequest goes in; for each of its n indices Outputs come back, the last one with its
 FinishReason. All of it is plain data and may cross threads and processes. How one index is kept
-while it runs: `scheduling.sequence`.
+while it runs: `scheduling.request`.
 """
 
 import enum

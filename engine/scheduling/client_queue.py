@@ -10,8 +10,8 @@ heap, whose ranks only rise while it waits there; one that falls comes with a `p
 
 import heapq
 
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.rising_heap import RisingHeap
-from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.shares import Counters
 
 

@@ -18,8 +18,8 @@ from quire.engine.request import FinishReason, Output, TokenLogprob
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Advance, Constrained, Mask, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.roster import Roster
-from quire.engine.scheduling.sequence import Request, Status
 
 log = logging.getLogger(__name__)
 

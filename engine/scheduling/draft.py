@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from quire.engine.scheduling.plan import Admission, BlockUpdate, Judged, PlanRow, Pooled, StepPlan
-from quire.engine.scheduling.sequence import Request
+from quire.engine.scheduling.request import Request
 
 
 @dataclass(slots=True)

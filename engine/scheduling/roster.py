@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Constrained
-from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.waiting_queue import WaitingQueue
 
 

@@ -41,8 +41,8 @@ from quire.engine.scheduling.plan import (
     new_row,
 )
 from quire.engine.scheduling.prefix_cache import Head
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.roster import Roster
-from quire.engine.scheduling.sequence import Request, Status
 
 _RUNNING = Status.RUNNING
 # Of a tuple of all fields: half the time of a call, and there is one a block.

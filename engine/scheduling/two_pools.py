@@ -24,9 +24,9 @@ from quire.engine.scheduling.kv_events import Known
 from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.paired_cache import PairedCache
 from quire.engine.scheduling.plan import BlockUpdate
+from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.scheduler import Scheduler
-from quire.engine.scheduling.sequence import Request
 
 
 def steady_window_blocks(window: int, block_size: int) -> int:

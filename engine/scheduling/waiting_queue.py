@@ -18,8 +18,8 @@ client's requests, of another user, becomes its first: then the client is offere
 import heapq
 
 from quire.engine.scheduling.client_queue import ClientQueue
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.rising_heap import RisingHeap
-from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.shares import Shares
 
 AGEING = 8

@@ -34,7 +34,7 @@ FAULTS = (
     ),
     Fault(
         "plan: siblings draw with one seed",
-        "engine/scheduling/sequence.py",
+        "engine/scheduling/request.py",
         "(params.seed + self.index * _SEED_STEP)",
         "(params.seed + 0 * _SEED_STEP)",
         PLAN,

@@ -30,8 +30,8 @@ FAULTS = (
     ),
     Fault(
         "prompt: each sibling tells of it",
-        "engine/scheduling/sequence.py",
-        "spec.prompt_logprobs is not None and index == 0",
+        "engine/scheduling/request.py",
+        "spec.prompt_logprobs is not None and self.index == 0",
         "spec.prompt_logprobs is not None",
         (ENGINE + "siblings_share_what_the_first_of_them_tells",),
     ),

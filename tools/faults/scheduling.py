@@ -92,7 +92,7 @@ FAULTS = (
     ),
     Fault(
         "quire: steps are planned past max_tokens",
-        "engine/scheduling/sequence.py",
+        "engine/scheduling/request.py",
         "target = known if known < self.max_total_tokens else self.max_total_tokens - 1",
         "target = known",
         (SCHEDULER,),

@@ -13,7 +13,7 @@ from support.traffic import run_episode
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.plan import StepPlan, StepResult
-from quire.engine.scheduling.sequence import Request
+from quire.engine.scheduling.request import Request
 
 Carry = Callable[[Any], Any]
 CARRIERS: dict[str, Carry] = {

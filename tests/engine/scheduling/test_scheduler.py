@@ -10,7 +10,7 @@ from support.toy_device import EOS, Oracle
 from quire.engine.errors import RequestError
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.scheduling.plan import StepPlan, StepResult
-from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.waiting_queue import AGEING
 
 PROMPT = (1, 2, 1, 1, 2, 2, 1, 2, 1, 2)

@@ -20,8 +20,8 @@ from quire.engine.errors import RequestError
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.scheduling.completion import Completion
 from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.request import Status
 from quire.engine.scheduling.scheduler import Scheduler
-from quire.engine.scheduling.sequence import Status
 
 STEPS = 10_000
 

@@ -15,8 +15,8 @@ from support.traffic import run_episode
 
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling import client_queue, rising_heap, shares, waiting_queue
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.rising_heap import RisingHeap
-from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.waiting_queue import HEAD_START, WaitingQueue
 
 MODULES = (client_queue, rising_heap, shares, waiting_queue)

@@ -24,7 +24,7 @@ from support.storm import FaultyDevice, Poison
 from quire.engine.client.in_thread import stack_of
 from quire.engine.errors import EngineDeadError
 from quire.engine.scheduling.plan import StepPlan, StepResult
-from quire.engine.scheduling.sequence import Request
+from quire.engine.scheduling.request import Request
 from quire.service.app import ports
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.rpc.constraints import Compiler

@@ -14,8 +14,8 @@ from support.toy_device import EOS, Oracle, PairedDevice, ToyDevice
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.block_pool import NULL_BLOCK, BlockPool
 from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.scheduler import Scheduler
-from quire.engine.scheduling.sequence import Request, Status
 from quire.engine.scheduling.two_pools import TwoPoolScheduler
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from quire.engine.scheduling.sequence import Request, Status
+from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.waiting_queue import AGEING, HEAD_START
 
 

@@ -40,7 +40,7 @@ SETTLE = 60.0  # seconds in which everything open must come to its end
 OURS = {
     "quire.engine.request": {"GenerationRequest", "Output"},
     "quire.engine.scheduling.plan": {"StepPlan"},
-    "quire.engine.scheduling.sequence": {"Request"},
+    "quire.engine.scheduling.request": {"Request"},
     "quire.engine.client.async_engine": {"_Stream"},
     "quire.service.rpc.reception": {"Call"},
     "quire.service.rpc.responses": {"CallOutput", "IndexState"},

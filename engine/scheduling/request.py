@@ -16,8 +16,9 @@ alone touches them; a runner gets numbers taken from them (`admission_row`) and 
 
 import enum
 from array import array
+from dataclasses import dataclass, field
 
-from quire.engine.request import GenerationRequest
+from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import Admission, PlanRow, SamplingNumbers, new_row
 from quire.engine.scheduling.token_bytes import as_array
@@ -33,84 +34,58 @@ class Status(enum.Enum):
     FINISHED = enum.auto()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
     """One index of a submitted request, as the scheduler keeps it."""
 
-    __slots__ = (
-        "admission",
-        "arrival",
-        "block_hashes",
-        "block_table",
-        "cached_tokens",
-        "constrained",
-        "emitted",
-        "ending_ids",
-        "epoch",
-        "in_flight",
-        "index",
-        "key",
-        "leader",
-        "max_total_tokens",
-        "num_applied_tokens",
-        "num_computed_tokens",
-        "num_passed_blocks",
-        "num_placeholders",
-        "num_prompt_tokens",
-        "num_registered_blocks",
-        "peak_blocks",
-        "plain",
-        "preemptions",
-        "priority",
-        "sampling",
-        "slot",
-        "spec",
-        "status",
-        "token_ids",
-        "unjudged",
-        "window_table",
-    )
+    spec: GenerationRequest
+    index: int
+    arrival: int
+    constrained: Constrained | None = None
 
-    def __init__(
-        self,
-        spec: GenerationRequest,
-        index: int,
-        arrival: int,
-        constrained: Constrained | None = None,
-    ) -> None:
-        self.spec = spec
-        self.constrained = constrained
-        self.plain = constrained is None and spec.pooling is None
+    # What the spec says, at hand.
+    plain: bool = field(init=False)  # neither under a constraint nor pooled
+    key: int = field(init=False)
+    sampling: SamplingParams = field(init=False)
+    ending_ids: frozenset[int] = field(init=False)
+    priority: int = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    max_total_tokens: int = field(init=False)  # never more
+
+    status: Status = Status.WAITING
+    token_ids: "array[int]" = field(init=False)
+    num_placeholders: int = 0
+    num_computed_tokens: int = 0
+    num_applied_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, as they are asked
+    num_registered_blocks: int = 0  # of block_table, known to the prefix cache
+    window_table: list[int] = field(default_factory=list)  # of windowed layers beside others
+    num_passed_blocks: int = 0  # which no window sees any more: 0 stands in their columns
+    unjudged: int = field(init=False)  # prompt tokens still to judge
+    slot: int = -1
+    epoch: int = 0  # raised by preemption: results planned under an older one are dropped
+    in_flight: int = 0  # steps planned and not yet applied that hold this request, any epoch
+    admission: int = -1  # order of the last admission; victims are the last admitted
+    cached_tokens: int = -1  # prefix hit when first scheduled; -1 before
+    preemptions: int = 0
+    peak_blocks: int = 0
+    emitted: int = 0  # outputs handed out
+    leader: "Request | None" = None  # the sibling whose prompt blocks this one may fork
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.plain = self.constrained is None and spec.pooling is None
         self.key = spec.key
         self.sampling = spec.sampling
         self.ending_ids = spec.sampling.ending_ids
-        self.index = index
-        self.arrival = arrival
         self.priority = spec.priority
-        self.status = Status.WAITING
-        known = spec.prompt_token_ids + spec.resume_token_ids
-        self.token_ids: array[int] = as_array(known)
+        self.token_ids = as_array(spec.prompt_token_ids + spec.resume_token_ids)
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         most = self.sampling.max_tokens if spec.pooling is None else 1  # which is never sampled
-        self.max_total_tokens = self.num_prompt_tokens + most  # never more
-        self.num_placeholders = 0
-        self.num_computed_tokens = 0
-        self.num_applied_tokens = 0
-        self.block_table: list[int] = []
-        self.block_hashes: list[bytes] = []  # of full blocks of token_ids, filled as they are asked
-        self.num_registered_blocks = 0  # of block_table, known to the prefix cache
-        self.window_table: list[int] = []  # of layers with a window where others see all
-        self.num_passed_blocks = 0  # which no window sees any more: 0 stands in their columns
-        judges = spec.prompt_logprobs is not None and index == 0
-        self.unjudged = self.num_prompt_tokens - 1 if judges else 0  # prompt tokens still to judge
-        self.slot = -1
-        self.epoch = 0  # raised by preemption: results planned under an older one are dropped
-        self.in_flight = 0  # steps planned and not yet applied that hold this request, any epoch
-        self.admission = -1  # order of the last admission; victims are the last admitted
-        self.cached_tokens = -1  # prefix hit when first scheduled; -1 before
-        self.preemptions = 0
-        self.peak_blocks = 0
-        self.emitted = 0  # outputs handed out
-        self.leader: Request | None = None  # the sibling whose prompt blocks this one may fork
+        self.max_total_tokens = self.num_prompt_tokens + most
+        judges = spec.prompt_logprobs is not None and self.index == 0
+        self.unjudged = self.num_prompt_tokens - 1 if judges else 0
 
     @property
     def num_tokens(self) -> int:
