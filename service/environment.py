@@ -4,8 +4,9 @@ Invariant: a variable of that name that sets no option is a ConfigError, but for
 others' (see `read_environment`, `is_service_link`).
 """
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quire.clients import digits
@@ -38,9 +39,16 @@ def read_environment(environment: Mapping[str, str], known: Mapping[str, type]) 
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in known:
-            raise ConfigError(f"environment variable {variable}: no such option")
+            meant = nearest(variable, [ENV_PREFIX + one.upper() for one in known])
+            raise ConfigError(f"environment variable {variable}: no such option{meant}")
         values[name] = _parsed(f"environment variable {variable}", text, known[name])
     return values
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a name that is not known may be meant for, if anything is like it."""
+    found = difflib.get_close_matches(name, known, 1, 0.75)
+    return f" (is {found[0]} meant?)" if found else ""
 
 
 def is_service_link(variable: str, value: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.plain_file import read_whole
-from quire.service.environment import CONFIG_VARIABLE, article, read_environment
+from quire.service.environment import CONFIG_VARIABLE, article, nearest, read_environment
 from quire.service.hosts import is_address, is_loopback, refuse_shared_ports
 
 _OTLP_SCHEMES = ("http://", "https://")
@@ -301,16 +301,24 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
     for section, values in content.items():
         if section not in SECTIONS:
             known = ", ".join(f"[{name}]" for name in SECTIONS)
-            raise ConfigError(f"{path}: unknown key {section!r} at the top; sections: {known}")
+            stands = _place_of(section) or f"; sections: {known}"
+            raise ConfigError(f"{path}: unknown key {section!r} at the top{stands}")
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: {section} is not a section")
         known_types = option_types(SECTIONS[section])
         for name, value in values.items():
             where = f"{path}: [{section}] {name}"
             if name not in known_types:
-                raise ConfigError(f"{where}: unknown option")
+                stands = _place_of(name) or nearest(name, known_types)
+                raise ConfigError(f"{where}: unknown option{stands}")
             values[name] = _checked(where, value, *known_types[name])
     return content
+
+
+def _place_of(name: str) -> str:
+    """The section that an option of this name stands in, if there is one."""
+    homes = [one for one, config in SECTIONS.items() if name in option_types(config)]
+    return f"; it stands in [{homes[0]}]" if homes else ""
 
 
 def _checked(where: str, value: Any, wanted: type, _optional: bool) -> Any:

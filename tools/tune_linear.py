@@ -332,7 +332,7 @@ def _merge(entries: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tune the products' kernels.")
     parser.add_argument("--shape", nargs="+", default=["0.6B", "8B"], choices=SHAPES)
     parser.add_argument("--ranks", type=int, default=1, help="that share the models")
@@ -346,7 +346,37 @@ def main() -> None:
     unknown = set(options.rows) - set(tuning.ROW_BUCKETS)
     if unknown:
         parser.error(f"--rows {sorted(unknown)}: the table's buckets are {tuning.ROW_BUCKETS}")
-    pdl, begun = not options.plain, time.perf_counter()
+    return options
+
+
+def _tuned(bench: Bench, product: Product, all_rows: list[int]) -> dict[str, Any]:
+    """A product's entry of the table, measured."""
+    entry: dict[str, Any] = {"name": product.name, "n": product.n, "k": product.k}
+    entry |= {"rows": {}, "us": {}, "library_us": {}, "us_by_split": {}}
+    floor = product.n * product.k * 2 / COPY_BYTES * 1e6
+    print(f"{product.name} {product.n} x {product.k}, floor {floor:.2f} us", flush=True)
+    by_rows = {rows: bench.all(product, rows) for rows in all_rows}
+    split, chosen = one_split(by_rows)
+    for rows, (best_us, variant) in chosen.items():
+        found = by_rows[rows]
+        entry["rows"][str(rows)] = tuning.to_json(variant)
+        entry["us"][str(rows)] = round(best_us, 2)
+        entry["library_us"][str(rows)] = round(found[0][0], 2)
+        entry["us_by_split"][str(rows)] = {
+            str(s): round(best(kept)[0], 2) for s in SPLITS if (kept := with_shares(found, s))
+        }
+        print(
+            f"  {rows:4}: {best_us:7.2f} us  library {found[0][0]:7.2f}  {variant}"
+            f"  by shares {entry['us_by_split'][str(rows)]}",
+            flush=True,
+        )
+    print(f"  {split} shares of K", flush=True)
+    return entry
+
+
+def main() -> None:
+    options, begun = _options(), time.perf_counter()
+    pdl = not options.plain
     todo = {
         (p.n, p.k): p for shape in options.shape for p in products(shape, options.ranks)
     }.values()
@@ -360,30 +390,9 @@ def main() -> None:
     chip = support.card_name(torch.device("cuda")).split()[1].lower()
     path = options.out or tuning.TABLES / f"{chip}.json"
     bench = Bench(max(max(p.n * p.k for p in todo), COLD_BYTES // 2 + (64 << 20)), pdl)
-    entries = []
     for product in todo:
-        entry: dict[str, Any] = {"name": product.name, "n": product.n, "k": product.k}
-        entry |= {"rows": {}, "us": {}, "library_us": {}, "us_by_split": {}}
-        floor = product.n * product.k * 2 / COPY_BYTES * 1e6
-        print(f"{product.name} {product.n} x {product.k}, floor {floor:.2f} us", flush=True)
-        by_rows = {rows: bench.all(product, rows) for rows in options.rows}
-        split, chosen = one_split(by_rows)
-        for rows, (best_us, variant) in chosen.items():
-            found = by_rows[rows]
-            entry["rows"][str(rows)] = tuning.to_json(variant)
-            entry["us"][str(rows)] = round(best_us, 2)
-            entry["library_us"][str(rows)] = round(found[0][0], 2)
-            entry["us_by_split"][str(rows)] = {
-                str(s): round(best(kept)[0], 2) for s in SPLITS if (kept := with_shares(found, s))
-            }
-            print(
-                f"  {rows:4}: {best_us:7.2f} us  library {found[0][0]:7.2f}  {variant}"
-                f"  by shares {entry['us_by_split'][str(rows)]}",
-                flush=True,
-            )
-        print(f"  {split} shares of K", flush=True)
+        entry = _tuned(bench, product, options.rows)
         print(f"  [{time.perf_counter() - begun:.0f} s]", flush=True)
-        entries.append(entry)
         if not options.dry_run:
             _merge([entry], path)
 

@@ -151,6 +151,8 @@ def _constraint(
     """Raises OptionError."""
     if json_schema is not None and json_schema.startswith("@"):
         json_schema = file_text(f"--json-schema {json_schema}", Path(json_schema[1:]))
+    elif json_schema is not None and json_schema.endswith(".json"):  # which no schema does
+        raise OptionError(f"--json-schema {json_schema}: @{json_schema} reads a file")
     kinds = {"json_schema": json_schema, "regex": regex, "choice": choice or None}
     given = {name: value for name, value in kinds.items() if value is not None}
     if len(given) > 1:

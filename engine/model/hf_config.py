@@ -36,7 +36,10 @@ def read_directory(path: Path) -> ModelConfig:
     if not path.is_dir():
         raise ConfigError(f"{path}: no such directory")
     refuse_other_files(path)
-    config = JsonFile.read(path / "config.json")
+    file = path / "config.json"
+    if not (file.exists() or file.is_symlink()):
+        raise ConfigError(f"{file}: no such file, so {path} is not the directory of a model")
+    config = JsonFile.read(file)
     generation = path / "generation_config.json"
     there = generation.exists() or generation.is_symlink()
     defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))

@@ -69,10 +69,12 @@ class RequestLimits:
     def _check_length(self, prompt: int, max_tokens: int) -> None:
         total = prompt + max_tokens
         if total > self.max_model_len:
+            left = min(self.max_model_len, self.num_blocks * self.block_size + 1) - prompt
+            fits = f": at most {left} fit" if left > 0 else ""
             raise RequestError(
                 "max_tokens",
                 f"prompt ({prompt}) + max_tokens ({max_tokens}) = {total} tokens exceed "
-                f"max_model_len = {self.max_model_len}",
+                f"max_model_len = {self.max_model_len}{fits}",
             )
         # The last token is sampled, and never computed.
         needed, usable = -(-(total - 1) // self.block_size), self.num_blocks

@@ -99,12 +99,7 @@ class Server:
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._workers = PromptWorkers()
         self._admission = Admission(policy(settings), lambda: engine.stats().running)
-        self._entrance = Entrance(
-            self._security.authenticator,
-            ClientLimits(limits(settings)),
-            self._admission,
-            settings.service.log_prompts,
-        )
+        self._entrance = self._new_entrance()
         self.servicer = self._servicer = InferenceServicer(
             self._lifecycle,
             self.ledger,
@@ -121,10 +116,16 @@ class Server:
         self._watchdog = Watchdog.of(settings.service, engine.busy_since)
         self._watching: asyncio.Task[None] | None = None
         self._http: HttpServer | None = None
-        self.port = 0
-        self.http_port = 0
-        self.metrics_port = 0
-        self.health_port = self.gateway_port = 0
+        self.port = self.http_port = self.metrics_port = self.health_port = self.gateway_port = 0
+
+    def _new_entrance(self) -> Entrance:
+        settings = self._settings
+        return Entrance(
+            self._security.authenticator,
+            ClientLimits(limits(settings)),
+            self._admission,
+            settings.service.log_prompts,
+        )
 
     # ------------------------------------------------------------ beginning
 

@@ -57,6 +57,8 @@ def test_a_schema_that_cannot_be_read_is_told_without_numbers_of_errors(
     ):
         line = said(capsys, "generate", "x", "--json-schema", f"@{path}")
         assert line == f"--json-schema @{path}: {why}"
+    line = said(capsys, "generate", "x", "--json-schema", f"{missing}")
+    assert line == f"--json-schema {missing}: @{missing} reads a file"
 
 
 def test_without_a_command_the_help_is_all_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:

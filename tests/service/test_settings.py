@@ -43,9 +43,10 @@ def test_what_is_printed_can_be_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[engine]\nmax_seqs = 3\n", ["[engine] max_seqs", "unknown"]),
+        ("[engine]\nmax_seqs = 3\n", ["[engine] max_seqs", "unknown", "is max_num_seqs meant"]),
+        ("[service]\nmax_num_seqs = 3\n", ["unknown", "it stands in [engine]"]),
         ("[server]\nport = 3\n", ["server", "[service]"]),
-        ("port = 3\n", ["port", "top"]),
+        ("port = 3\n", ["port", "top", "it stands in [service]"]),
         ("engine = 3\n", ["engine"]),
         ('[service]\nport = "3"\n', ["port", "whole number"]),
         ("[service]\nport = true\n", ["port", "whole number"]),
@@ -72,7 +73,7 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, text: str, words: 
 @pytest.mark.parametrize(
     ("environment", "word"),
     [
-        ({"QUIRE_PROT": "1"}, "QUIRE_PROT"),
+        ({"QUIRE_PROT": "1"}, "QUIRE_PROT: no such option .is QUIRE_PORT meant"),
         ({"QUIRE_PORT": "x"}, "QUIRE_PORT"),
         ({"QUIRE_ENFORCE_EAGER": "maybe"}, "QUIRE_ENFORCE_EAGER"),
         ({"QUIRE_CONFIG": "/does/not/exist"}, "/does/not/exist"),

@@ -154,7 +154,9 @@ def test_what_is_not_an_object_is_refused(text: str, tmp_path: Path) -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: no such directory"):
         ModelConfig.from_directory(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+    with pytest.raises(
+        ConfigError, match=r"config\.json: no such file, so .+ is not the directory of a model"
+    ):
         ModelConfig.from_directory(tmp_path)
 
 

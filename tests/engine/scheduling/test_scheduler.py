@@ -100,6 +100,20 @@ def test_the_refusal_of_what_the_cache_cannot_hold_names_both_numbers() -> None:
         simulator.scheduler.check(spec(1, (1,) * 10, 4))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "blocks", "end"),
+    ((10, 13, ": at most 38 fit"), (10, 5, ": at most 7 fit"), (48, 13, "")),
+)
+def test_the_refusal_of_more_than_max_model_len_says_what_is_left(
+    tokens: int, blocks: int, end: str
+) -> None:
+    simulator = build(num_blocks=blocks, block_size=4, max_model_len=48)
+    with pytest.raises(RequestError, match=rf"exceed max_model_len = 48{end}$"):
+        simulator.scheduler.check(spec(1, (1,) * tokens, 40))
+    if end:
+        simulator.scheduler.check(spec(1, (1,) * tokens, int(end.split()[3])))
+
+
 def test_priority_goes_first_then_arrival() -> None:
     simulator = build(max_num_seqs=1, max_num_batched_tokens=64)
     for key, priority in ((1, 0), (2, 0), (3, 2), (4, 1)):
