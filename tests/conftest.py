@@ -34,6 +34,7 @@ LONGEST = (
     "kernels/test_interpreted.py",
     "engine/test_equivalences.py",
     "service/constraints/test_constrained_answers.py",
+    "service/app/test_process_faults.py",
     "service/app/test_faults.py",
     "engine/runner/test_warmup.py",
     "engine/model/test_hf_equivalence.py",

@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 _RUNNER = "tests/engine/runner/test_runner.py::test_"
+_KEYS = "tests/engine/runner/test_graph_keys.py::test_"
 
 FAULTS = (
     Fault(
@@ -24,7 +25,7 @@ FAULTS = (
         "engine/runner/graphs.py",
         "many = tokens > _MANY_TOKENS",
         "many = False",
-        (_RUNNER + "long_prompts_beside_many_rows_fall_under_few_keys",),
+        (_KEYS + "long_prompts_beside_many_rows_fall_under_few_keys",),
     ),
     Fault(
         "captured: padding stands before the rows that sample",
@@ -38,7 +39,7 @@ FAULTS = (
         "engine/runner/graphs.py",
         " or last >= max_tokens:",
         ":",
-        (_RUNNER + "no_prompt_is_captured_that_a_step_has_no_room_for",),
+        (_KEYS + "no_prompt_is_captured_that_a_step_has_no_room_for",),
     ),
     Fault(
         "captured: a prompt unlike all before waits for its capture",

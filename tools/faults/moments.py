@@ -57,7 +57,7 @@ FAULTS = (
         "{task, self._died}",
         "{task}",
         (
-            "tests/service/app/test_faults.py"
+            "tests/service/app/test_hung_steps.py"
             "::test_an_engine_that_dies_before_all_is_read_ends_the_start",
         ),
     ),

@@ -164,7 +164,7 @@ FAULTS = (
         "        if leaving and not await self._all_told():\n",
         "        if False:\n",
         (
-            "tests/service/app/test_faults.py::"
+            "tests/service/app/test_process_faults.py::"
             "test_a_signal_while_calls_wait_for_their_first_look_gives_each_a_word",
         ),
     ),

@@ -1,7 +1,7 @@
 """On the GPU: one test for each defect that users of comparable systems reported of such a device.
 
 Overlap, captured graphs, padding. The 64-bit offsets of the cache have their tests with the
-kernels; what needs no device stands in test_regressions.py.
+kernels; what needs no device stands in tests/regressions.
 """
 
 import logging

@@ -33,14 +33,10 @@ def build(**shape: object) -> Simulator:
     return Simulator(replace(Shape(depth=0, max_num_batched_tokens=64), **shape))  # type: ignore[arg-type]
 
 
-def drain(simulator: Simulator) -> None:
-    simulator.drain(simulator.work_bound() + 4)
-
-
 def served(simulator: Simulator, *specs: GenerationRequest) -> None:
     for one in specs:
         simulator.submit(one)
-        drain(simulator)
+        simulator.drain()
 
 
 def launched(simulator: Simulator, *specs: GenerationRequest) -> StepPlan:
@@ -99,7 +95,7 @@ def test_the_next_turn_of_a_conversation_computes_what_is_new_alone(salt: bytes)
     assert starts(plan) == [14], "the last output was said and not computed"
     assert len(plan.copies) == 1 and plan.rows[0].num_tokens == 3
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_the_same_prompt_again_is_a_row_of_one_token() -> None:
@@ -111,7 +107,7 @@ def test_the_same_prompt_again_is_a_row_of_one_token() -> None:
     assert len({source for source, _ in plan.copies}) == 1, "both copy from one block"
     assert simulator.pool.num_shared == 1, "the source is held no longer than planning takes"
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_a_prompt_that_nobody_has_begun_is_hashed_while_the_device_computes_it() -> None:
@@ -171,7 +167,7 @@ def test_siblings_fork_from_a_leader_that_has_copied() -> None:
     plan = simulator.in_flight[-1][0]
     assert len(plan.copies) == 2 and starts(plan)[1:] == [6, 6]
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_without_caching_nothing_is_copied() -> None:
@@ -191,7 +187,7 @@ def test_a_source_is_given_to_nobody_by_the_plan_that_copies_from_it() -> None:
     plan = launched(simulator, spec(2, (*TEXT[:6], 1)), spec(3, other))
     assert [row.key for row in plan.rows] == [2] and starts(plan) == [6]
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
     assert simulator.records[3, 0].ended is FinishReason.LENGTH
 
 
@@ -202,7 +198,7 @@ def test_a_pool_too_small_for_a_source_beside_the_request_computes_instead() -> 
     plan = launched(simulator, spec(2, (*TEXT[:6], 1)))
     assert starts(plan) == [4] and not plan.copies
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_a_copied_from_block_counts_as_used_last() -> None:
@@ -253,11 +249,11 @@ def test_an_aborted_requests_applied_tokens_can_be_copied() -> None:
     simulator.turn()
     simulator.turn()  # six are applied, six in flight
     simulator.abort(1)
-    drain(simulator)
+    simulator.drain()
     plan = launched(simulator, spec(2, TEXT))
     assert starts(plan) == [6]
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_a_request_that_failed_leaves_no_tail() -> None:

@@ -51,10 +51,6 @@ def client_of(simulator: Simulator) -> str:
     return simulator.records[row.key, row.index].spec.client
 
 
-def drain(simulator: Simulator) -> None:
-    simulator.drain(simulator.work_bound() + 4)
-
-
 def stopping_spec(key: int, outputs: int, **more: object) -> tuple[GenerationRequest, int]:
     """A request that meets EOS after at least `outputs` tokens, well before max_tokens."""
     for seed in range(1000):
@@ -136,7 +132,7 @@ def test_every_few_admissions_the_longest_waiting_goes_whatever_its_rank() -> No
         served.append(last_plan(simulator).rows[0].key)
         simulator.apply()
     assert served.index(1) == AGEING - 1
-    drain(simulator)
+    simulator.drain()
 
 
 def test_clients_share_by_tokens_not_by_number_of_requests() -> None:
@@ -182,7 +178,7 @@ def test_decode_rows_ride_in_every_step_beside_a_chunked_prompt() -> None:
         assert rows_of(last_plan(simulator)) == [(1, 1), (2, chunk)]
         assert last_plan(simulator).is_mixed
         simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_decode_rows_come_longest_first_and_keep_their_order_from_step_to_step() -> None:
@@ -194,7 +190,7 @@ def test_decode_rows_come_longest_first_and_keep_their_order_from_step_to_step()
         simulator.launch()
         assert [row.key for row in last_plan(simulator).rows] == [2, 4, 3, 1]
         simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_two_phase_holds_decode_back_while_there_is_a_prompt() -> None:
@@ -206,7 +202,7 @@ def test_two_phase_holds_decode_back_while_there_is_a_prompt() -> None:
         simulator.launch()
         assert rows_of(last_plan(simulator)) == rows
         simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_steps_are_planned_ahead_of_results_and_never_past_max_tokens() -> None:
@@ -216,7 +212,7 @@ def test_steps_are_planned_ahead_of_results_and_never_past_max_tokens() -> None:
         simulator.launch()
         assert simulator.scheduler.num_in_flight == len(simulator.in_flight)
     assert simulator.scheduler.schedule() is None, "three tokens are on their way"
-    drain(simulator)
+    simulator.drain()
     assert simulator.tally.steps == 3
     assert simulator.scheduler.counters.discarded == 0
 
@@ -225,7 +221,7 @@ def test_eos_is_noticed_late_and_what_came_after_it_is_discarded() -> None:
     request, length = stopping_spec(1, 3)
     simulator = build(depth=2)
     simulator.submit(request)
-    drain(simulator)
+    simulator.drain()
     record = simulator.records[1, 0]
     assert record.ended is FinishReason.STOP and len(record.tokens) == length
     assert simulator.scheduler.counters.discarded == 2
@@ -237,7 +233,7 @@ def test_an_ending_id_does_not_end_before_min_tokens() -> None:
     later = replace(request, sampling=replace(request.sampling, min_tokens=length + 1))
     simulator = build()
     simulator.submit(later)
-    drain(simulator)
+    simulator.drain()
     assert len(simulator.records[1, 0].tokens) > length
 
 
@@ -279,7 +275,7 @@ def test_the_victim_is_the_last_admitted_of_the_lowest_priority() -> None:
 def test_a_request_may_be_preempted_with_a_step_in_flight(depth: int) -> None:
     """Its late token is dropped and drawn again, and comes out equal."""
     simulator = crowd(depth=depth)
-    drain(simulator)
+    simulator.drain()
     assert simulator.tally.stale_epochs > 0
     assert simulator.scheduler.counters.discarded > 0
     assert all(len(record.tokens) == 12 for record in simulator.records.values())
@@ -307,7 +303,7 @@ def test_abort_ends_a_waiting_request_at_once() -> None:
     simulator.turn()
     assert simulator.records[2, 0].ended is FinishReason.CANCELLED
     assert not simulator.records[2, 0].started
-    drain(simulator)
+    simulator.drain()
 
 
 def test_an_aborted_requests_blocks_return_after_the_steps_that_hold_it() -> None:
@@ -332,7 +328,7 @@ def test_abort_ends_all_siblings_also_those_held_back() -> None:
     simulator.submit(spec(1, n=3))
     simulator.turn()
     simulator.abort(1)
-    drain(simulator)
+    simulator.drain()
     assert {record.ended for record in simulator.records.values()} == {FinishReason.CANCELLED}
 
 
@@ -343,7 +339,7 @@ def test_finish_by_a_stop_string_counts_what_was_not_kept() -> None:
         simulator.turn()
     simulator.finish(1, 0, kept=4)
     simulator.finish(1, 0, kept=4)
-    drain(simulator)
+    simulator.drain()
     counters = simulator.scheduler.counters
     assert counters.generated - counters.discarded == 4
 
@@ -358,7 +354,7 @@ def test_a_failed_step_ends_those_in_flight_and_nobody_else() -> None:
     ended = {key: simulator.records[key, 0].ended for key in (1, 2, 3)}
     assert ended == {1: FinishReason.ERROR, 2: FinishReason.ERROR, 3: None}
     assert simulator.pool.num_cached == 0, "nothing a failed step wrote is ever hit"
-    drain(simulator)
+    simulator.drain()
     assert simulator.records[3, 0].ended is FinishReason.LENGTH
 
 
@@ -380,7 +376,7 @@ def test_a_fault_in_one_rows_result_ends_that_request_alone(
 
     monkeypatch.setattr(simulator.scheduler.completion, "_register_full_blocks", fails)
     simulator.records[2, 0].cut = FinishReason.ERROR
-    drain(simulator)  # counts tokens, blocks and slots
+    simulator.drain()  # counts tokens, blocks and slots
     ended = [simulator.records[key, 0].ended for key in (1, 2, 3)]
     assert ended == [FinishReason.LENGTH, FinishReason.ERROR, FinishReason.LENGTH]
 
@@ -394,15 +390,15 @@ def test_a_result_that_does_not_fit_the_plan_changes_nothing() -> None:
         with pytest.raises(ValueError, match=f"{len(bad)} rows of tokens for 1 that sample"):
             simulator.scheduler.apply(plan, StepResult(bad))
     assert tokens
-    drain(simulator)
+    simulator.drain()
 
 
 def test_blocks_of_a_request_that_ends_with_the_step_that_filled_them_are_kept() -> None:
     simulator = build(max_num_batched_tokens=64)
     simulator.submit(spec(1, max_tokens=1))
-    drain(simulator)
+    simulator.drain()
     simulator.submit(spec(2, max_tokens=1))
-    drain(simulator)
+    simulator.drain()
     assert simulator.tally.hits == 1
 
 
@@ -422,13 +418,13 @@ def test_siblings_fork_the_leaders_prompt_at_every_length(prompt: int, caching: 
     assert [row.start for row in plan.rows if row.index] == [prompt - 1] * 2
     assert simulator.pool.num_shared == (prompt - 1) // 4
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
 
 
 def test_siblings_of_a_leader_that_ended_at_once_run_on_their_own() -> None:
     simulator = build()
     simulator.submit(spec(1, max_tokens=1, n=3))
-    drain(simulator)
+    simulator.drain()
     assert len(simulator.records) == 3
 
 
@@ -446,7 +442,7 @@ def test_no_fork_from_a_leader_that_was_preempted_and_is_at_its_prompt_again() -
     simulator.launch()  # the leader's last chunk leaves room for its sibling
     assert [(r.index, r.start) for r in last_plan(simulator).rows] == [(0, 6), (1, 0)]
     simulator.apply()
-    drain(simulator)
+    simulator.drain()
     assert simulator.tally.forks == 0
 
 
@@ -459,7 +455,7 @@ def test_a_broken_stream_goes_on_as_if_it_had_not(held: int) -> None:
     outputs = Oracle(request, 0, Shape().vocab).expected
     simulator = build()
     simulator.submit(spec(2, max_tokens=12, resume=outputs[:held]))
-    drain(simulator)
+    simulator.drain()
     assert simulator.records[2, 0].tokens == outputs[held:]
     assert simulator.records[2, 0].ended is FinishReason.LENGTH
 
@@ -469,6 +465,6 @@ def test_a_resumed_stream_that_held_everything_ends_without_a_step() -> None:
     outputs = Oracle(request, 0, Shape().vocab).expected
     simulator = build()
     simulator.submit(replace(request, resume_token_ids=tuple(outputs)))
-    drain(simulator)
+    simulator.drain()
     assert simulator.records[1, 0].ended is FinishReason.STOP
     assert simulator.tally.steps == 0

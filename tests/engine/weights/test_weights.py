@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.fp8_checkpoints import change_config
 from support.tiny_checkpoint import CONFIG, Change, change, write
 from torch import Tensor
 
@@ -59,11 +60,6 @@ def directory(tmp_path: Path) -> Path:
 
     write(path, vary_norms)
     return path
-
-
-def change_config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # ---------------------------------------------------------------- what is loaded

@@ -2,41 +2,22 @@
 
 import asyncio
 import contextlib
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support import faulty_server, programs
-from support.fake_engine import EOS, VOCAB_SIZE, Device
-from support.harness import Answer, Running, ask, generate, read, run, serving
+from support.fake_engine import EOS, Device
+from support.harness import SERVING, Answer, ask, generate, health, read, run, serving
 from support.patience import PATIENCE
 from support.storm import FaultyDevice, Poison
 
-from quire.engine.client.in_thread import stack_of
-from quire.engine.errors import EngineDeadError
 from quire.engine.scheduling.plan import StepPlan, StepResult
 from quire.engine.scheduling.request import Request
 from quire.service.app import ports
-from quire.service.app.watchdog import Verdict, Watchdog
-from quire.service.rpc.constraints import Compiler
-from quire.service.telemetry.metrics import QuireCollector, Sources
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
-
-SERVER, SLOTS = Path(faulty_server.__file__), faulty_server.SLOTS
-LONG = {"max_tokens": 1500, "ignore_eos": True}
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
 
 # ------------------------------------------------------------ the clients' side
 
@@ -127,7 +108,7 @@ def test_in_a_flood_of_calls_each_has_a_status_and_stats_and_probes_still_answer
             flood = [asyncio.create_task(generate(running, ask([300]))) for _ in range(500)]
             stats = await running.until(lambda s: s.requests.refused["RESOURCE_EXHAUSTED"] > 400)
             assert stats.requests.accepted <= 8 + 16
-            assert await probe(running, "") == SERVING
+            assert await health(running, "") == SERVING
             running.device.release()
             answers = await asyncio.gather(*flood)
             codes = {answer.code for answer in answers}
@@ -285,294 +266,3 @@ def test_what_was_said_before_a_step_failed_is_said(caplog: pytest.LogCaptureFix
 
     run(test)
     assert "a step failed" in caplog.text
-
-
-# ------------------------------------------------------------ a step that hangs
-
-
-def test_the_watchdog_counts_its_looks() -> None:
-    step: float | None = None
-    dog = Watchdog(lambda: step, 8.0, 4.0)
-    assert dog.interval == 1.0
-    assert [dog.look() for _ in range(20)] == [Verdict.NOTHING] * 20  # idle
-    for begin in range(100, 120):  # busy, each look another step
-        step = begin
-        assert dog.look() is Verdict.NOTHING
-    step = 7.0
-    looks = [dog.look() for _ in range(9)]
-    assert looks == [Verdict.NOTHING] * 8 + [Verdict.HUNG] and dog.hung
-    assert dog.look() is Verdict.NOTHING
-    step = 8.0
-    assert dog.look() is Verdict.RECOVERED and not dog.hung
-    looks = [dog.look() for _ in range(12)]
-    assert looks.index(Verdict.HUNG) == 7 and looks.index(Verdict.LOST) == 11
-
-
-def test_without_a_second_bound_a_hung_step_is_waited_for() -> None:
-    dog = Watchdog(lambda: 1.0, 4.0, 0.0)
-    looks = [dog.look() for _ in range(1000)]
-    assert looks.count(Verdict.HUNG) == 1 and Verdict.LOST not in looks
-
-
-def test_a_stack_is_that_of_the_thread() -> None:
-    ready, done = threading.Event(), threading.Event()
-
-    def stands_here() -> None:
-        ready.set()
-        done.wait()
-
-    thread = threading.Thread(target=stands_here)
-    thread.start()
-    ready.wait()
-    assert "stands_here" in stack_of(thread.ident)
-    done.set()
-    thread.join()
-    assert stack_of(thread.ident) == stack_of(None) == "the thread has ended"
-
-
-async def probe(running: Running, service: str) -> int:
-    stub = health_pb2_grpc.HealthStub(running.channel)
-    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-    return int(answer.status)
-
-
-async def until_probe(running: Running, service: str, status: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await probe(running, service) != status:
-            await asyncio.sleep(0.01)
-
-
-def test_a_hung_step_is_told_to_the_probes_and_taken_back_when_it_ends(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def test() -> None:
-        async with serving(watchdog_seconds=0.2, watchdog_exit_seconds=0.0) as running:
-            assert hung(running) == 0
-            running.device.hold()
-            call = asyncio.create_task(generate(running, ask([300])))
-            await until_probe(running, "liveness", NOT_SERVING)
-            await until_probe(running, "", NOT_SERVING)
-            assert hung(running) == 1
-            running.device.release()
-            assert (await call).ids() == [300, EOS]
-            await until_probe(running, "liveness", SERVING)
-            await until_probe(running, "", SERVING)
-            assert hung(running) == 0
-
-    run(test)
-    assert "a step hangs" in caplog.text
-    assert "device.open.wait()" in caplog.text  # where the engine's thread stood
-
-
-def hung(running: Running) -> float:
-    """The metric, as it would be scraped."""
-    watchdog = running.server._watchdog
-    assert watchdog is not None
-    sources = Sources(
-        running.server.ledger,
-        running.engine.stats,
-        running.engine.step_times,
-        lambda: watchdog.hung,
-    )
-    metrics = {metric.name: metric for metric in QuireCollector(sources).collect()}
-    return float(metrics["quire_step_hung"].samples[0].value)
-
-
-def test_a_step_that_hangs_for_good_ends_every_stream_and_the_engine() -> None:
-    async def test() -> None:
-        async with serving(watchdog_seconds=0.1, watchdog_exit_seconds=0.1) as running:
-            running.device.hold()
-            call = asyncio.create_task(generate(running, ask([300])))
-            async with asyncio.timeout(PATIENCE):
-                await running.server.wait_dead()
-            answer = await call
-            assert answer.code is grpc.StatusCode.UNAVAILABLE
-            assert running.server.engine_abandoned
-            assert (await generate(running, ask([300]))).code is grpc.StatusCode.UNAVAILABLE
-
-    run(test)
-
-
-def test_an_engine_that_dies_before_all_is_read_ends_the_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    reading, read_at_last = asyncio.Event(), threading.Event()
-
-    async def test() -> None:
-        loop = asyncio.get_running_loop()
-
-        def vocabulary(_self: Compiler) -> None:
-            loop.call_soon_threadsafe(reading.set)
-            assert read_at_last.wait(PATIENCE)
-
-        monkeypatch.setattr(Compiler, "vocabulary", vocabulary)
-        async with serving(load=False) as running:
-            loading = asyncio.create_task(running.server.load(VOCAB_SIZE))
-            await reading.wait()
-            running.engine.give_up()
-            with pytest.raises(EngineDeadError):
-                await loading
-            read_at_last.set()
-
-    run(test)
-
-
-# ------------------------------------------------------------ the process
-
-
-class Process:
-    """A server of its own, with its fault."""
-
-    def __init__(self, *words: str) -> None:
-        self.process = programs.start(
-            [sys.executable, str(SERVER), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert " on " in line, self.end()
-        self.address = line.rsplit(" on ", 1)[1].strip()
-
-    def end(self) -> tuple[int, str]:
-        """Exit code and what it said on standard error."""
-        _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
-
-
-@contextlib.contextmanager
-def process(*words: str) -> Iterator[Process]:
-    running = Process(*words)
-    try:
-        yield running
-    finally:
-        running.process.kill()
-        running.process.communicate()
-
-
-def stream(stub: Any) -> Any:
-    return stub.Generate(ask([300, 301], **LONG))
-
-
-def codes_of(calls: list[Any]) -> set[grpc.StatusCode]:
-    codes = set()
-    for call in calls:
-        with contextlib.suppress(grpc.RpcError):
-            for _ in call:
-                pass
-        codes.add(call.code())
-    return codes
-
-
-PLACES = pytest.mark.parametrize("place", ["thread", "process"])
-
-
-@PLACES
-@pytest.mark.parametrize(
-    ("fault", "bounds", "words"),
-    [("hangs", ("0.3", "0.3"), "the engine is given up"), ("lost", (), "the engine has died")],
-)
-def test_a_fault_of_the_device_ends_the_process_for_its_supervisor(
-    place: str, fault: str, bounds: tuple[str, ...], words: str
-) -> None:
-    with (
-        process(place, fault, *bounds) as server,
-        grpc.insecure_channel(server.address) as channel,
-    ):
-        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(8)]
-        assert codes_of(calls) == {grpc.StatusCode.UNAVAILABLE}
-        code, errors = server.end()
-        assert code == 1
-        assert words in errors
-
-
-def test_a_step_that_holds_the_interpreter_ends_the_process_too() -> None:
-    with (
-        process("thread", "grabs", "0.5", "0.5") as server,
-        grpc.insecure_channel(server.address) as channel,
-    ):
-        calls = [stream(pb_grpc.InferenceServiceStub(channel))]
-        assert codes_of(calls) == {grpc.StatusCode.UNAVAILABLE}
-        code, errors = server.end()
-        assert code == -signal.SIGKILL  # by the deadman: nothing in the process could
-        assert "in lock_twice" in errors  # all stacks, the step's among them
-
-
-def test_a_step_that_holds_its_own_interpreter_leaves_the_server_time_for_last_words() -> None:
-    with (
-        process("process", "grabs", "0.5", "1.0") as server,
-        grpc.insecure_channel(server.address) as channel,
-    ):
-        call = stream(pb_grpc.InferenceServiceStub(channel))
-        kinds: list[str | None] = []
-        with contextlib.suppress(grpc.RpcError):
-            for message in call:
-                kinds.append(message.WhichOneof("event"))
-        assert kinds[-1] == "finished" and call.code() is grpc.StatusCode.UNAVAILABLE
-        code, errors = server.end()
-        assert code == 1
-        told, stack, end = map(
-            errors.index, ("the engine stands here:\n", "in lock_twice\n", "the engine is given up")
-        )
-        assert told < stack < end  # each on a line of its own: the engine writes past the log
-
-
-def test_a_step_that_holds_its_own_interpreter_does_not_outlive_the_server() -> None:
-    with (
-        process("process", "grabs", "0.2", "0") as server,
-        grpc.insecure_channel(server.address) as channel,
-    ):
-        call = stream(pb_grpc.InferenceServiceStub(channel))
-        (engine,) = psutil.Process(server.process.pid).children()
-        assert server.process.stderr is not None
-        assert any("in lock_twice" in line for line in server.process.stderr)
-        server.process.kill()
-        engine.wait(PATIENCE)
-        assert codes_of([call]) == {grpc.StatusCode.UNAVAILABLE}
-
-
-@pytest.mark.parametrize(
-    ("number", "place"),
-    [
-        (signal.SIGTERM, "process"),
-        (signal.SIGINT, "thread"),
-        pytest.param(signal.SIGTERM, "thread", marks=pytest.mark.long),
-        pytest.param(signal.SIGINT, "process", marks=pytest.mark.long),
-    ],
-)
-def test_a_signal_in_full_load_gives_every_stream_its_end(
-    number: signal.Signals, place: str
-) -> None:
-    with process(place, "none") as server, grpc.insecure_channel(server.address) as channel:
-        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(SLOTS + 20)]
-        for call in calls[: SLOTS - 20]:
-            assert next(call).HasField("started")
-        server.process.send_signal(number)
-        codes = codes_of(calls)
-        assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK}
-        code, errors = server.end()
-        assert code == 0, errors
-        assert "Traceback" not in errors
-
-
-@PLACES
-def test_a_signal_while_calls_wait_for_their_first_look_gives_each_a_word(place: str) -> None:
-    with process(place, "none") as server, grpc.insecure_channel(server.address) as channel:
-        calls = [stream(pb_grpc.InferenceServiceStub(channel)) for _ in range(1200)]
-        assert next(calls[0]).HasField("started")
-        server.process.send_signal(signal.SIGTERM)
-        assert codes_of(calls) == {grpc.StatusCode.UNAVAILABLE}
-        assert server.end()[0] == 0
-
-
-@PLACES
-def test_a_signal_while_a_step_hangs_is_obeyed_and_tells_the_supervisor(place: str) -> None:
-    with process(place, "hangs") as server, grpc.insecure_channel(server.address) as channel:
-        call = stream(pb_grpc.InferenceServiceStub(channel))
-        assert next(call).HasField("started")
-        server.process.send_signal(signal.SIGTERM)
-        assert codes_of([call]) == {grpc.StatusCode.UNAVAILABLE}
-        code, errors = server.end()
-        assert code == 1
-        assert "did not end its step" in errors

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import support.known_templates  # noqa: F401
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.fake_engine import VOCAB_SIZE, Builder, Device
 from support.patience import PATIENCE, PATIENT
 
@@ -213,3 +214,13 @@ def ask(ids: list[int] | None = None, text: str | None = None, **fields: Any) ->
     elif text is not None:
         request.text = text
     return request
+
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(running: Running, service: str = "") -> int:
+    """What a probe is told."""
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    return int((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status)

@@ -192,9 +192,9 @@ class Simulator:
         self.tally.failures += bool(held)
         self.check()
 
-    def drain(self, bound: int) -> None:
+    def drain(self, bound: int | None = None) -> None:
         """Run until nothing is left, in at most `bound` turns, and check that nothing is held."""
-        turns = 0
+        turns, bound = 0, self.work_bound() + 4 if bound is None else bound
         while self.scheduler.has_requests:
             assert turns < bound, f"{len(self.open)} requests have not ended after {bound} turns"
             self.turn()
