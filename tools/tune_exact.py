@@ -26,10 +26,10 @@ import torch
 from common import capture, machine, precompile, replay_us, versions
 from exact_candidates import SPLITS, candidates, splits
 from torch import Tensor
-from tune_linear import COLD_BYTES, SHAPES, Product, products
+from tune_linear import COLD_BYTES, SHAPES, Product, products, tensors_of
 
 from quire.kernels import support
-from quire.kernels.linear import exact, linear, skinny, tuning
+from quire.kernels.linear import exact, linear, tuning
 from quire.kernels.linear.check import Around, Bits
 from quire.kernels.linear.check import tried as tried_at
 from quire.kernels.linear.tuning import Gemv, Library, Side, Stacked, Variant, Whole
@@ -77,19 +77,6 @@ def fast(product: Product, rows: int, card: str) -> Variant:
     """What is launched where exact mode is off."""
     shape = (product.n, product.k, rows)
     return tuning.choose(*shape, torch.bfloat16, product.silu, HOPPER_SHARED, card)
-
-
-def tensors_of(product: Product, rows: int, device: str) -> dict[str, Tensor]:
-    def new(*shape: int) -> Tensor:
-        empty = torch.empty(*shape, dtype=torch.bfloat16, device=device)
-        return empty if device == "meta" else empty.normal_()
-
-    return {
-        "x": new(rows, product.k),
-        "norm": new(product.k),
-        "residual": new(rows, product.columns),
-        "counters": skinny.new_counters(torch.device(device)),
-    }
 
 
 def compilations(

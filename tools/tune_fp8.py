@@ -22,10 +22,10 @@ import torch
 from cards import Card, this_card
 from common import capture, precompile, replay_us
 from torch import Tensor
-from tune_linear import Product, products
+from tune_linear import Product, products, tensors_of
 
 from quire.kernels import reference
-from quire.kernels.linear import fp8_gemv, fp8_linear, skinny, tuning
+from quire.kernels.linear import fp8_gemv, fp8_linear, tuning
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Tile, Fp8Variant, choose, turns
 from quire.kernels.support import HOPPER_SHARED
 from quire.kernels.weight import Weight
@@ -98,19 +98,6 @@ def _call(variant: Fp8Variant, product: Product, given: dict[str, Tensor], w: We
     )
 
 
-def _tensors(product: Product, rows: int, device: str) -> dict[str, Tensor]:
-    def new(*shape: int) -> Tensor:
-        empty = torch.empty(*shape, dtype=torch.bfloat16, device=device)
-        return empty if device == "meta" else empty.normal_()
-
-    return {
-        "x": new(rows, product.k),
-        "norm": new(product.k),
-        "residual": new(rows, product.columns),
-        "counters": skinny.new_counters(torch.device(device)),
-    }
-
-
 def _weights(product: Product, device: str) -> list[Weight]:
     """Distinct ones, of random bits that are finite."""
     size = product.n * product.k
@@ -132,7 +119,7 @@ def compilations(pairs: list[tuple[Product, int]]) -> list[Callable[[], object]]
     calls: list[Callable[[], object]] = []
     seen: set[Any] = set()
     for product, rows in pairs:
-        given, weight = _tensors(product, rows, "meta"), _weights(product, "meta")[0]
+        given, weight = tensors_of(product, rows, "meta"), _weights(product, "meta")[0]
         for variant in candidates(product, rows):
             if (product.name, variant) not in seen:
                 seen.add((product.name, variant))
@@ -147,7 +134,7 @@ def _each(call: Callable[[Weight], object], weights: list[Weight]) -> None:
 
 def times(product: Product, rows: int) -> list[tuple[float, Fp8Variant]]:
     """(microseconds, variant) of each candidate that runs and is right, the fastest first."""
-    given, weights = _tensors(product, rows, "cuda"), _weights(product, "cuda")
+    given, weights = tensors_of(product, rows, "cuda"), _weights(product, "cuda")
     around = {
         "norm_weight": given["norm"] if product.norm else None,
         "eps": 1e-6,

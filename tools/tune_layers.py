@@ -24,8 +24,8 @@ import torch
 from common import capture, machine, precompile, replay_us, versions
 from exact_candidates import candidates, splits
 from torch import Tensor
-from tune_exact import EXACT, FAST, Bench, Mode, fast, tensors_of
-from tune_linear import SHAPES, Product, gemvs, products
+from tune_exact import EXACT, FAST, Bench, Mode, fast
+from tune_linear import SHAPES, Product, gemvs, products, tensors_of
 
 from quire.engine.model.config import ModelConfig
 from quire.kernels import support

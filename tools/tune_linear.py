@@ -191,7 +191,9 @@ def _call(
     )
 
 
-def _tensors(product: Product, rows: int, device: str) -> dict[str, Tensor]:
+def tensors_of(product: Product, rows: int, device: str) -> dict[str, Tensor]:
+    """What a product is called with, and stands around it."""
+
     def new(*shape: int) -> Tensor:
         empty = torch.empty(*shape, dtype=torch.bfloat16, device=device)
         return empty if device == "meta" else empty.normal_()
@@ -209,7 +211,7 @@ def _compilations(todo: list[tuple[Product, int]], pdl: bool) -> list[Callable[[
     seen: set[Any] = set()
     calls: list[Callable[[], object]] = []
     for product, rows in todo:
-        tensors = _tensors(product, rows, "meta")
+        tensors = tensors_of(product, rows, "meta")
         weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="meta")
         for variant in candidates(product, rows, pdl):
             around = (product.norm, product.residual, product.silu, product.out_dtype)
@@ -267,7 +269,7 @@ class Bench:
 
     def all(self, product: Product, rows: int) -> list[tuple[float, Variant]]:
         """(microseconds, variant) of every candidate that runs and is right, the library first."""
-        tensors = _tensors(product, rows, "cuda")
+        tensors = tensors_of(product, rows, "cuda")
         fresh = tensors | {"residual": tensors["residual"].clone()}
         wanted = _call(Library(), product, fresh, self.weights(product)[0], self._pdl)
         found: list[tuple[float, Variant]] = []
