@@ -79,12 +79,12 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_root)
     asked = [word for word in arguments[:1] if word in (*CLIENT_COMMANDS, *SERVER_COMMANDS)]
+    if not asked or asked[0] in SERVER_COMMANDS:  # the first that anybody needs is `serve`
+        _add_server_commands(app)
     for name, module in CLIENT_COMMANDS.items():
         if not asked or name in asked:
             command = importlib.import_module(f"quire.clients.commands.{module}")
             app.command()(getattr(command, name))
-    if not asked or asked[0] in SERVER_COMMANDS:
-        _add_server_commands(app)
     return app
 
 
