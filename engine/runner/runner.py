@@ -42,7 +42,7 @@ from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
-from quire.engine.runner.wanted import Wanted, of_prompts
+from quire.engine.runner.uncaptured import Uncaptured, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
 from quire.engine.runner.writes import NOTHING, Writer, write_bytes
 from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
@@ -99,7 +99,7 @@ class Runner:
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
         self._results = Results(self._device, state.null_slot, check)
         self._graphs = StepGraphs() if use_graphs else None
-        self._uncaptured = Wanted()
+        self._uncaptured = Uncaptured()
         self._warm = False  # whatever can be launched is compiled
         self._layers: Sequence[int] | None = None  # that run; None: all
 
@@ -109,7 +109,7 @@ class Runner:
         capture what every deployment needs. All on null rows, so that no slot moves.
 
         The largest are captured first: smaller graphs then fit into the memory that they took.
-        Everything else is captured in spare time, or when it is wanted: see Wanted.
+        Everything else is captured in spare time, or when it is wanted: see Uncaptured.
         """
         keys = [] if self._graphs is None else self._sizes.first_keys()
         total = max(len(steps) + len(keys), 1)

@@ -30,7 +30,7 @@ from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.runner.runner import Runner
-from quire.engine.runner.wanted import of_prompts
+from quire.engine.runner.uncaptured import of_prompts
 
 MARGIN = 1e-4
 FP8_MARGIN = 0.02  # a rounding of fp32 may move an activation, or a key, by a whole step of e4m3

@@ -43,7 +43,7 @@ FAULTS = (
     ),
     Fault(
         "captured: a prompt unlike all before waits for its capture",
-        "engine/runner/wanted.py",
+        "engine/runner/uncaptured.py",
         "(compiled and not of_prompts(key))",
         "compiled",
         (
@@ -53,7 +53,7 @@ FAULTS = (
     ),
     Fault(
         "captured: in spare time one-token rows, whose slots may be somebody's",
-        "engine/runner/wanted.py",
+        "engine/runner/uncaptured.py",
         "        if of_prompts(key):\n            self._later",
         "        if key:\n            self._later",
         (

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from quire.engine.runner.graphs import Key, SamplerKey, StepGraphs
 
 
-class Wanted:
+class Uncaptured:
     """Of one runner."""
 
     def __init__(self) -> None:
