@@ -1,4 +1,4 @@
-"""Write the tables of measured figures into READMEs and docs/performance.md, from the JSON files.
+"""Write the tables of measured figures into READMEs and docs/performance*.md, from the JSON files.
 
     python tools/tables.py            # after new files in benchmarks/results/
     python tools/tables.py --check    # exit 1 if a table is not what the files say
@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: begin", "<!-- measured: end -->"
-FILES = (  # in the order of docs/performance.md
+FILES = (  # in the order of docs/performance-tables.md
     "offline-0.6B.json",
     "start-0.6B.json",
     "offline-8B.json",
@@ -43,6 +43,16 @@ FILES = (  # in the order of docs/performance.md
     "serving-cpu.json",
     "overload.json",
 )
+SUMMARY = (  # whose steps, prompts and starts stand side by side in docs/performance.md
+    "offline-0.6B.json",
+    "start-0.6B.json",
+    "offline-shapes.json",
+    "offline-8B.json",
+    "start-8B.json",
+    "offline-8B-fp8.json",
+    "offline-30B-A3B.json",
+    "offline-30B-A3B-fp8.json",
+)
 PEER = "beside-vllm.json"  # the README's only table
 SHOWN = {  # its workloads, in words
     "decode-b1": "a token, 1 request, ms",
@@ -53,6 +63,16 @@ SHOWN = {  # its workloads, in words
     "ttft-cold": "first token of 3,000, cold, ms",
     "ttft-hit": "first token of 3,000, cached, ms",
 }
+SHOWN_BESIDE = {  # in the summary alone
+    "decode-b8": "a step of 8 requests, ms",
+    "start": "start to `serving`, s",
+    "start-first": "the same, no kernel compiled, s",
+}
+ORDER = (  # of the summary
+    *("decode-b1", "decode-b8", "decode-b64", "decode-b256", "nano-256", "prefill"),
+    *("ttft-cold", "ttft-hit", "start", "start-first"),
+)
+COLUMNS = ("0.6B", "1.7B", "4B", "8B", "14B", "8B-fp8", "30B-A3B", "30B-A3B-fp8")
 MODELS = ("0.6B", "8B")
 
 
@@ -119,13 +139,28 @@ def side_by_side(document: Mapping[str, Any], engines: Sequence[str]) -> Iterato
 
 
 def all_tables() -> str:
-    """The page of performance: every file."""
+    """The page of all figures: every file."""
     lines: list[str] = []
     for name in FILES:
         path = RESULTS / name
         if path.exists():
             lines += list(table(name, json.loads(path.read_text())))
     return "\n".join(lines).strip()
+
+
+def summary() -> str:
+    """The page of performance: the workloads of all models, side by side."""
+    found: dict[tuple[str, str], str] = {}
+    for name in SUMMARY:
+        for row in json.loads((RESULTS / name).read_text())["rows"]:
+            reached = share(row.get("share_of_floor"))
+            value = number(row["value"]) + (f" ({reached})" if reached else "")
+            found[row["workload"], row["model"]] = value
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for workload in ORDER:
+        cells = (found.get((workload, model), "") for model in COLUMNS)
+        lines.append("| " + " | ".join(((SHOWN | SHOWN_BESIDE)[workload], *cells)) + " |")
+    return "\n".join(lines)
 
 
 def beside_peer() -> str:
@@ -162,7 +197,9 @@ def main() -> int:
     options = parser.parse_args()
     stale = []
     readmes = dict.fromkeys((ROOT / "README.md", ROOT / "README.zh.md"), beside_peer())
-    pages = {**readmes, ROOT / "docs" / "performance.md": all_tables()}
+    docs = ROOT / "docs"
+    pages = readmes | {docs / "performance.md": summary()}
+    pages |= {docs / "performance-tables.md": all_tables()}
     for path, body in pages.items():
         old = path.read_text(encoding="utf-8")
         new = replaced(old, body)

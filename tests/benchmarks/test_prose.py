@@ -1,6 +1,9 @@
 """Figures in sentences: each is what the committed file says, rounded as the sentence rounds it."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -178,3 +181,21 @@ def test_the_table_of_fleets_has_the_figures_of_its_files() -> None:
             f" | {prefix['ideal_hit_rate']:.2f} | {prefix['arrivals_seconds']:g} s"
             f" | {prefix['deaths']:,} | {prefix['streams_resumed']}, {prefix['streams_lost']} |"
         ) in told
+
+
+def test_the_tables_have_the_figures_of_their_files() -> None:
+    program = (sys.executable, ROOT / "tools/tables.py", "--check")
+    assert subprocess.run(program, check=False).returncode == 0
+
+
+def test_rows_of_the_log_are_short_numbered_and_have_the_paragraphs_that_they_announce() -> None:
+    log = (ROOT / "docs/performance-log.md").read_text(encoding="utf-8")
+    for subject in log.split("\n## ")[2:]:
+        rows = [line[2:-2].split(" | ") for line in subject.split("\n") if line.startswith("| ")][
+            1:
+        ]
+        assert all(len(cells) == 5 and max(map(len, cells)) <= 200 for cells in rows)
+        numbers = [cells[0].strip("*") for cells in rows]
+        assert numbers == [f"{numbers[0][0]}{n}" for n in range(1, len(rows) + 1)]
+        announced = [cells[0] for cells in rows if cells[0].startswith("**")]
+        assert announced == [f"**{n}**" for n in re.findall(r"^\*\*(\w\d+)\.\*\*", subject, re.M)]

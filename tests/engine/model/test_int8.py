@@ -92,8 +92,8 @@ def test_every_matrix_is_int8_and_no_vector(int8: Engine) -> None:
 
 
 def test_logits_are_near_those_of_float32() -> None:
-    """The distance stated in docs/performance.md: 4% of the logits' norm on this shape, of which
-    bf16 alone has 2."""
+    """The distance stated in docs/performance-log.md: 4% of the logits' norm on this shape, of
+    which bf16 alone has 2."""
     hidden = torch.randn(32, TINY.hidden_size, generator=torch.Generator().manual_seed(1))
 
     def logits(int8: bool) -> torch.Tensor:
