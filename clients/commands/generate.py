@@ -104,7 +104,6 @@ def generate(
             frequency_penalty=frequency_penalty,
             seed=seed,
             n=n,
-            max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             min_tokens=min_tokens,
             stop=stop or None,
             include_stop_str_in_output=include_stop_str_in_output or None,
@@ -124,14 +123,20 @@ def generate(
             several=(n or 1) > 1,
             capped=max_tokens is None,
         )
-        try:
-            special = allow_special_tokens or None
-            show(ask(_prompt(text, ids, raw, system), allow_special_tokens=special))
-        except InvalidRequest as error:
-            if ids or raw or system is not None or not _no_template(error):
-                raise
-            warn("the model has no chat template: sent as plain text, as --raw does")
-            show(ask(text))
+        asked, special = _prompt(text, ids, raw, system), allow_special_tokens or None
+        cap: int | None = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+        while True:
+            try:
+                return show(ask(asked, max_tokens=cap, allow_special_tokens=special))
+            except InvalidRequest as error:
+                # Only what the user has not asked for gives way.
+                if max_tokens is None and cap and _refuses(error, "sampling.max_tokens"):
+                    cap = None
+                elif not (ids or raw or system is not None) and _no_template(error):
+                    warn("the model has no chat template: sent as plain text, as --raw does")
+                    asked, special, raw = text, None, True
+                else:
+                    raise
 
 
 def _prompt(text: str, ids: bool, raw: bool, system: str | None) -> Prompt:
@@ -162,8 +167,12 @@ def _constraint(
 
 def _no_template(error: InvalidRequest) -> bool:
     """Whether the refusal is that of a model that takes no chats."""
-    found = [(violation.field, violation.description) for violation in error.details.violations]
-    return len(found) == 1 and found[0][0] == "chat" and "no chat template" in found[0][1]
+    return _refuses(error, "chat") and "no chat template" in error.details.violations[0].description
+
+
+def _refuses(error: InvalidRequest, field: str) -> bool:
+    """Whether it is this field alone that is refused."""
+    return [violation.field for violation in error.details.violations] == [field]
 
 
 def _parse_ids(text: str) -> Sequence[int]:
@@ -193,7 +202,8 @@ def _show(
         elif completion.index == 0:
             say("\n")
         note(summary(completion.finished))
-        if capped and completion.finished.reason == "length":
+        made = completion.finished.completion_tokens
+        if capped and made == DEFAULT_MAX_TOKENS and completion.finished.reason == "length":
             warn(f"cut after {DEFAULT_MAX_TOKENS} tokens; --max-tokens sets another limit")
 
 

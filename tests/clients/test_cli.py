@@ -159,6 +159,20 @@ def test_generate_sends_a_message_with_a_cap_and_says_when_it_cuts(server: Any) 
     assert (first.sampling.max_tokens, second.sampling.max_tokens) == (1024, 7)
 
 
+def test_generate_leaves_its_cap_where_that_does_not_fit(server: Any) -> None:
+    server.seen.room, server.seen.templates = 9, False
+    assert quire("generate", "hello", "-a", server.address).stdout == "ok\n"
+    asked = server.seen.requests
+    assert [(r.WhichOneof("prompt"), r.sampling.HasField("max_tokens")) for r in asked] == [
+        ("chat", True),
+        ("text", True),
+        ("text", False),
+    ]
+    server.seen.templates = True
+    told = one_line(quire("generate", "hello", "-m", "10", "-a", server.address), 1)
+    assert "--max-tokens: at most 9 fit" in told
+
+
 def test_generate_sends_plain_text_where_the_model_takes_no_chats(server: Any) -> None:
     server.seen.templates = False
     done = quire("generate", "hello", "-a", server.address)

@@ -46,6 +46,7 @@ class Seen:
     started: threading.Event = field(default_factory=threading.Event)
     gathered: threading.Condition = field(default_factory=threading.Condition)
     templates: bool = True  # whether chats are taken
+    room: int = 1 << 20  # for tokens to make
 
     def count(self, verb: str) -> int:
         """One more call of it, on any of the server's threads; how many that makes."""
@@ -136,6 +137,8 @@ class Servicer(pb_grpc.InferenceServiceServicer):
     ) -> Iterator[pb.GenerateResponse]:
         if not self.seen.templates and request.WhichOneof("prompt") == "chat":
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "chat: no chat template")
+        if request.sampling.max_tokens > self.seen.room:
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "sampling.max_tokens: at most 9 fit")
         verb, *rest = script(request)
         came = self.seen.count(verb)
         if verb == "fail":
@@ -230,7 +233,8 @@ def script(request: pb.GenerateRequest) -> list[str]:
 
 def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> None:
     """Ends the call with rich details, as the real server does."""
-    field = "chat" if message.startswith("chat:") else "top_p"
+    field, named, _ = message.partition(": ")
+    field = field if named else "top_p"
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
     details = [
         error_details_pb2.BadRequest(field_violations=[violation]),
