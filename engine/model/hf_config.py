@@ -42,7 +42,7 @@ def read_directory(path: Path) -> ModelConfig:
     config = JsonFile.read(file)
     generation = path / "generation_config.json"
     there = generation.exists() or generation.is_symlink()
-    defaults = JsonFile.read(generation) if there else JsonFile({}, str(generation))
+    defaults = JsonFile.read(generation) if there else config  # where files before 4.26 have them
     architecture, family = read_family(config)
     fp8 = read_quantization(config)
     refuse_unsupported_decoding(defaults)

@@ -53,6 +53,9 @@ def refuse_other_files(directory: Path) -> None:
     modelopt = directory / "hf_quant_config.json"
     if modelopt.exists():
         raise ConfigError(f"{modelopt}: ModelOpt (NVFP4 and others) is not supported; {SUPPORTED}")
+    adapter = directory / "adapter_config.json"
+    if adapter.exists():
+        raise ConfigError(f"{adapter}: adapters are not supported; merge it into the weights")
     files = sorted(directory.glob("*.gguf"))
     if files and not any(directory.glob("*.safetensors")):
         raise ConfigError(f"{files[0]}: GGUF is not supported; {SUPPORTED}, as safetensors")

@@ -27,13 +27,15 @@ _WITHOUT_EFFECT = {  # on what is computed when text is made
     *("output_hidden_states", "chunk_size_feed_forward", "pruned_heads", "is_decoder"),
     *("router_aux_loss_coef", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
     *("gradient_checkpointing", "pretraining_tp"),
+    "temperature",  # of sampling
     *("max_window_layers", "sliding_window"),  # read only where use_sliding_window is true
 }
 _COMPUTES = re.compile(
     r"rope|rotary|yarn|alibi|attn|attention|sliding|window|sparse|expert|moe|router|scale|scaling"
     r"|multiplier|softcap|bias|norm|quant|compress|mlp|ffn|feed_forward|head|lora|adapter|nextn"
     r"|mtp|sink|chunk|residual|embed|activation|hidden_act|temperature|layer|mamba|ssm|conv|vision"
-    r"|audio|soft_cap|logit|position|image|video|gate|gating|per_token|clip"
+    r"|audio|soft_cap|logit|position|image|video|gate|gating|per_token|clip|bidirectional|kv_"
+    r"|transformers_weights|configuration_files"  # what transformers reads instead of the usual
 )
 _DECODES_OTHERWISE: dict[
     str, tuple[object, ...]
@@ -63,6 +65,7 @@ _DECODES_OTHERWISE: dict[
     "min_new_tokens": (0,),
     "stop_strings": ([],),
     "dola_layers": (),
+    "token_healing": (),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
 }
@@ -75,6 +78,8 @@ def refuse_unsupported(
 
     family_keys: what else is read of the architecture. alone: the shape is told by nothing else.
     """
+    config.only("is_causal", True)
+    config.only("is_encoder_decoder", False)
     if not alone:
         config.only("hidden_act", "silu")
         config.only("attention_bias", False)

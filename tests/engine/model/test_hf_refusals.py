@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from quire.engine.errors import ConfigError
+from quire.engine.model.config import GenerationDefaults
 from quire.engine.model.hf_config import read_directory
 
 SOUND: dict[str, Any] = {
@@ -54,6 +55,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
     ({"num_experts": 8}, "num_experts = 8"),
     ({"mlp_bias": True}, "mlp_bias = true"),
+    ({"is_causal": False}, "is_causal = false"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder = true"),
+    ({"kv_sharing_modes": ["reuse"]}, 'kv_sharing_modes = ["reuse"]'),
+    ({"transformers_weights": "other.safetensors"}, "transformers_weights = "),
+    ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files = ["),
+    ({"min_length": 5}, "min_length = 5"),
+    ({"temperature": -1}, "temperature = -1"),
     ({"embedding_multiplier": 12}, "embedding_multiplier = 12"),
     ({"compression_config": {"format": "int"}}, "compression_config = {"),
     ({"layer_types": ["full_attention"]}, 'layer_types = ["full_attention"]: must name 2'),
@@ -91,6 +99,7 @@ def test_what_is_not_computed_is_refused_by_its_path(
     [
         *({"temperature": -1}, {"eos_token_id": 101}, {"num_beams": 4}, {"min_length": 5}),
         *({"temperature": 1e39}, {"repetition_penalty": 1e39}, {"repetition_penalty": 10.5}),
+        {"token_healing": True},
     ],
 )
 def test_a_fault_of_the_generation_file_is_told_as_its_own(
@@ -101,6 +110,22 @@ def test_a_fault_of_the_generation_file_is_told_as_its_own(
         read_directory(tmp_path)
     expected = f"{tmp_path / 'generation_config.json'}: {next(iter(generation))} = "
     assert str(caught.value).startswith(expected)
+
+
+def test_a_configuration_tells_of_decoding_where_no_other_file_does(tmp_path: Path) -> None:
+    asked = SOUND | {"temperature": 0.5, "top_k": 3, "do_sample": True}
+    write(tmp_path, asked)
+    read = read_directory(tmp_path).generation
+    assert (read.temperature, read.top_k) == (0.5, 3)
+    write(tmp_path, asked | {"min_length": 5}, {"top_p": 0.5})
+    assert read_directory(tmp_path).generation == GenerationDefaults(top_p=0.5)
+
+
+def test_an_adapter_beside_the_weights_is_not_left_out(tmp_path: Path) -> None:
+    write(tmp_path, SOUND)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: adapters are not supported"):
+        read_directory(tmp_path)
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
