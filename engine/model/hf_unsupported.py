@@ -78,7 +78,8 @@ def refuse_unsupported(
 
     family_keys: what else is read of the architecture. alone: the shape is told by nothing else.
     """
-    config.only("is_causal", True)
+    if config.data.get("is_causal", True) is not True:  # null is not true to transformers
+        config.refuse("is_causal", "supported: true")
     config.only("is_encoder_decoder", False)
     if not alone:
         config.only("hidden_act", "silu")

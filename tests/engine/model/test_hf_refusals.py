@@ -56,6 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_experts": 8}, "num_experts = 8"),
     ({"mlp_bias": True}, "mlp_bias = true"),
     ({"is_causal": False}, "is_causal = false"),
+    ({"is_causal": None}, "is_causal = null"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder = true"),
     ({"kv_sharing_modes": ["reuse"]}, 'kv_sharing_modes = ["reuse"]'),
     ({"transformers_weights": "other.safetensors"}, "transformers_weights = "),
