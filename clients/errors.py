@@ -3,7 +3,8 @@
     ClientError
     ├── OptionError          an argument that cannot be right: nothing was sent
     └── CallError            the call ended with another status than OK
-        ├── InvalidRequest   INVALID_ARGUMENT, NOT_FOUND, …: asking again gives the same answer
+        ├── InvalidRequest   INVALID_ARGUMENT, NOT_FOUND, a message that is too large, …: asking
+        │                    again gives the same answer
         ├── Overloaded       RESOURCE_EXHAUSTED: asking again later may succeed
         ├── Unavailable      UNAVAILABLE: nobody there, loading, draining or dead
         │   ├── NoReplica    several addresses, and none takes the call
@@ -121,10 +122,13 @@ _BY_CODE: dict[grpc.StatusCode, type[CallError]] = {
 }
 
 Metadata = Iterable[tuple[str, str | bytes]]
+_TOO_LARGE = "message larger than max"  # gRPC's own words: room to come would not mend it
 
 
 def call_error(code: grpc.StatusCode, message: str | None, trailers: Metadata | None) -> CallError:
     """The exception for a status and its trailing metadata."""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (message or ""):
+        return InvalidRequest(code, message, Details(reason="MESSAGE_TOO_LARGE"))
     kind = _BY_CODE.get(code, CallError)
     return kind(code, message or "(no message)", read_details(trailers or ()))
 

@@ -20,6 +20,7 @@ _BY_REASON = {  # where HTTP tells apart what gRPC has one status for
     "CONTENT_TYPE": 415,
     "FOREIGN_HOST": 403,
     "HEADERS_TOO_LARGE": 431,
+    "MESSAGE_TOO_LARGE": 413,
     "METHOD": 405,
     "SLOW_REQUEST": 408,
 }

@@ -310,6 +310,13 @@ def test_other_errors_are_not_repeated_and_keep_their_details(server: Any, mode:
 
 
 @BOTH
+def test_a_message_beyond_grpcs_bound_is_no_matter_of_room(server: Any, mode: str) -> None:
+    with pytest.raises(clients.InvalidRequest, match="larger than max") as caught:
+        collect(server, "say " + "x" * (5 << 20), mode)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@BOTH
 def test_a_deadline_ends_the_call_on_both_sides(server: Any, mode: str) -> None:
     for seconds in (0.3, 3.0, 30.0):  # the longer where it has not come in by then
         with pytest.raises(clients.DeadlineExceeded):

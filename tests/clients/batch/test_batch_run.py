@@ -117,10 +117,11 @@ def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Fil
         line("no such model", "fail NOT_FOUND another is served"),
         line("a fault", "fail INTERNAL something broke"),
         {**line("elsewhere", "say x"), "url": "/v1/embeddings"},
+        line("too large", "say " + "x" * (5 << 20)),
     )
     done = files.batch(server)
     assert done.returncode == 0 and done.stdout == "", done
-    assert "7 results, 5 of them errors" in done.stderr
+    assert "8 results, 6 of them errors" in done.stderr
     told = files.told()
     assert text_of(told["completion"]) == "hello there" and text_of(told["chat"]) == "hi"
     assert told["chat"]["response"]["body"]["model"] == "fake"
@@ -129,6 +130,7 @@ def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Fil
     assert statuses == {
         "completion": 200, "chat": 200, "refused here": 400, "refused there": 400,
         "no such model": 404, "a fault": 500, "elsewhere": 400,
+        "too large": 413,
     }  # fmt: skip
     error = told["refused there"]["response"]["body"]["error"]
     assert (error["param"], error["message"]) == ("top_p", "top_p: 7 is above 1")
