@@ -22,6 +22,8 @@ MAX_OTHERS = 16  # that say %json, in a grammar, where no JSON follows
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
 MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+MAX_BOUND = 2**53  # llguidance makes doubles of them, and recurses for ever at the end of an int64
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 _ANY_OBJECT = '{"type": "object"}'
@@ -48,6 +50,8 @@ def grammar_of(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)
     if kind == "regex":
         _check_lexemes([text])
+        if (len(text) - len(text.rstrip("\\"))) % 2:  # which llguidance would leave out
+            raise ValueError("ends with a backslash that escapes nothing")
         _check_depth(_BRACKET.findall(text), "([", ")]")
         return LLMatcher.grammar_from_regex(text)
     if kind == "choice":
@@ -59,6 +63,8 @@ def grammar_of(constraint: Constraint) -> str:
     if kind == CALLS:
         return LLMatcher.grammar_from_lark(text)
     if kind == "grammar":
+        if text.lstrip().startswith("{"):  # llguidance's own form, whose schemas nobody has checked
+            raise ValueError("is JSON: must be in the Lark form")
         rules = len(_RULE.findall(text))
         if rules > MAX_RULES:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
@@ -124,12 +130,21 @@ def _check_work(schema: Any) -> None:
                 found = item.get("patternProperties")
                 patterns += len(found) if isinstance(found, dict) else 0
                 _check_multiples(item)
+                _check_bounds(item)
                 inside.extend(item.values())
             elif isinstance(item, list):
                 inside.extend(item)
         level = inside
     if patterns > MAX_PATTERNS:
         raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
+
+
+def _check_bounds(schema: dict[str, Any]) -> None:
+    """Within which each whole number is a double."""
+    for name in BOUNDS:
+        bound = schema.get(name)
+        if isinstance(bound, int | float) and not -MAX_BOUND <= bound <= MAX_BOUND:
+            raise ValueError(f"{name}: {bound}: must be between -{MAX_BOUND} and {MAX_BOUND}")
 
 
 def _check_multiples(schema: dict[str, Any]) -> None:

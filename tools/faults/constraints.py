@@ -259,4 +259,18 @@ FAULTS = (
         "            others += 0\n",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
+    Fault(
+        "constraint: llguidance is shown bounds that end the process",
+        "service/constraints/sources.py",
+        "                _check_bounds(item)\n",
+        "",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: a grammar of JSON goes past all that is checked",
+        "service/constraints/sources.py",
+        'text.lstrip().startswith("{")',
+        "False",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
 )

@@ -113,6 +113,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "multipleOf: -3: must be above 0",
     ),
+    "a bound that llguidance dies of": (
+        {"json_schema": '{"type": "integer", "minimum": -1e30, "maximum": -1e20}'},
+        "constraint.json_schema",
+        "minimum: -1e+30: must be between -9007199254740992 and 9007199254740992",
+    ),
+    "a bound in a grammar": (
+        {"grammar": 'start: %json {"items": {"exclusiveMaximum": 9007199254740993}}'},
+        "constraint.grammar",
+        "exclusiveMaximum: 9007199254740993: must be between",
+    ),
+    "a grammar of JSON": (
+        {"grammar": '\n {"grammars": [{"json_schema": {"multipleOf": 1000003}}]}'},
+        "constraint.grammar",
+        "is JSON: must be in the Lark form",
+    ),
+    "an end that is escaped": ({"regex": "a\\"}, "constraint.regex", "ends with a backslash"),
     "a rule's temperature": (
         {"grammar": "start: x\nx[max_tokens=3, temperature=0.7]: /a+/"},
         "constraint.grammar",
