@@ -260,10 +260,10 @@ FAULTS = (
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
-        "constraint: llguidance is shown bounds that end the process",
+        "constraint: a bound of numbers is one that no double is",
         "service/constraints/sources.py",
-        "                _check_bounds(item)\n",
-        "",
+        "MAX_BOUND = 2**53 ",
+        "MAX_BOUND = 2**60 ",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
