@@ -8,6 +8,7 @@ with what stands around them fused in, and attention, with the write of keys and
              -> norm, gate and up, silu * -> down, + residual
 """
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,8 @@ from quire.engine.model.layers.stream import Stream
 from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
 from quire.kernels.weight import Weight
+
+_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # in old files
 
 
 class DecoderLayer:
@@ -111,6 +114,9 @@ class Decoder(CausalModel):
     @property
     def embedding_weight(self) -> str:
         return f"{self.embedding.module}.weight"
+
+    def is_buffer(self, name: str) -> bool:
+        return _FREQUENCIES.fullmatch(name) is not None  # the configuration tells them
 
     def placements(self) -> list[Placement]:
         placements = list(self.embedding.placements)

@@ -157,6 +157,12 @@ def test_a_tied_head_stored_twice_must_be_the_same(
         load(directory)
 
 
+def test_frequencies_that_old_files_keep_are_not_read(directory: Path) -> None:
+    names = ("model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+    change(directory, lambda tensors: tensors.update({n: torch.ones(8) for n in names}))
+    assert not held(load(directory)).keys() & set(names)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
