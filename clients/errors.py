@@ -127,10 +127,10 @@ _TOO_LARGE = "message larger than max"  # gRPC's own words: room to come would n
 
 def call_error(code: grpc.StatusCode, message: str | None, trailers: Metadata | None) -> CallError:
     """The exception for a status and its trailing metadata."""
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (message or ""):
-        return InvalidRequest(code, message, Details(reason="MESSAGE_TOO_LARGE"))
-    kind = _BY_CODE.get(code, CallError)
-    return kind(code, message or "(no message)", read_details(trailers or ()))
+    words = message or "(no message)"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in words:
+        return InvalidRequest(code, words, Details(reason="MESSAGE_TOO_LARGE"))
+    return _BY_CODE.get(code, CallError)(code, words, read_details(trailers or ()))
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:

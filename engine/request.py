@@ -166,6 +166,7 @@ class Output:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     error_id: str | None = None
+    dead_end: str | None = None  # why nothing may follow under the constraint; ended with ERROR
     pooled: bytes | None = None
     prompt_logprobs: bytes = b""
 
@@ -189,6 +190,7 @@ class Output:
         self.finish = later.finish
         self.stop_token_id = later.stop_token_id
         self.error_id = later.error_id
+        self.dead_end = later.dead_end
         self.pooled = later.pooled
         self.prompt_logprobs += later.prompt_logprobs
         self.preemptions = max(self.preemptions, later.preemptions)

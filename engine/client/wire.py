@@ -194,6 +194,7 @@ def _pack_output(output: Output) -> Message:
         None if output.finish is None else output.finish.value,
         output.stop_token_id,
         output.error_id,
+        output.dead_end,
         output.pooled,
         output.prompt_logprobs,
     )

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from quire.engine.errors import CorruptStateError, NotANumberError
+from quire.engine.errors import ConstraintError, CorruptStateError, NotANumberError
 from quire.engine.prompt_logprobs import record
 from quire.engine.request import FinishReason, Output, TokenLogprob
 from quire.engine.scheduling.block_pool import BlockPool
@@ -341,7 +341,10 @@ class Completion:
 
     def _fail_one(self, request: Request, error: Exception) -> None:
         """End one request by a fault that is its alone."""
-        error_id = secrets.token_hex(4)
-        log.error("a request failed (%s)", error_id, exc_info=error)
-        output = Output(request.key, request.index, error_id=error_id)
+        output = Output(request.key, request.index)
+        if isinstance(error, ConstraintError):  # what was asked for cannot be, as it turned out
+            output.dead_end = str(error)
+        else:
+            output.error_id = secrets.token_hex(4)
+            log.error("a request failed (%s)", output.error_id, exc_info=error)
         self._roster.end(request, FinishReason.ERROR, output)

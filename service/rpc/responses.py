@@ -94,6 +94,7 @@ class CallOutput:
         self._started = False
         self._judged = 0  # tokens of the prompt whose log-probabilities have come
         self.error_id: str | None = None  # of the last failed step
+        self.dead_end: str | None = None  # why an index could not go on
         self.sampled = 0  # tokens that the engine has said, told to the client or not
         resumed = accepted.resumed
         self._replayed = None if resumed is None else resumed.match
@@ -212,7 +213,8 @@ class CallOutput:
             yield from self._finish(index, FinishReason.STOP, match=match)
         elif output.finish is not None:
             if output.finish is FinishReason.ERROR:
-                self.error_id = output.error_id
+                self.error_id = output.error_id or self.error_id
+                self.dead_end = output.dead_end or self.dead_end
                 if not self._started:
                     self._close(state, FinishReason.ERROR)  # a status alone will say it
                     return

@@ -24,6 +24,7 @@ import grpc
 from quire.engine.errors import EngineDeadError
 from quire.engine.request import FinishReason
 from quire.service import errors
+from quire.service.constraints.sources import field_of
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.answers import Answers
@@ -228,8 +229,12 @@ class InferenceServicer:
 
     @staticmethod
     def _failed_step(call: Call) -> Refusal | None:
-        error_id = call.output.error_id
-        return None if error_id is None else errors.internal(error_id)
+        output, constraint = call.output, call.accepted.generation.constraint
+        if output.error_id is not None:
+            return errors.internal(output.error_id)
+        if output.dead_end is None or constraint is None:
+            return None
+        return errors.invalid_field(field_of(constraint.kind), output.dead_end)
 
     def _broken(
         self, call: Call, error: Exception

@@ -247,7 +247,8 @@ def test_a_row_that_can_neither_go_on_nor_end_ends_alone_with_an_error() -> None
             first, second = await asyncio.gather(
                 generate(running, doomed), generate(running, other)
             )
-            assert first.code is grpc.StatusCode.INTERNAL
+            assert first.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "no token that the request allows" in first.violations["constraint.regex"]
             assert first.finished[0].reason == pb.FINISH_REASON_ERROR
             assert second.code is grpc.StatusCode.OK
             assert re.fullmatch("[0-9]{30}", second.text())
