@@ -47,6 +47,7 @@ SLOWEST = (  # to compile, of all kernels, by names
     "_decode_kernel",
     "_hopper_tall_kernel",
     "_hopper_fp8_kernel",
+    "_fp8_hopper_kernel",
     "_prefill_kernel",
     "_count_kernel",
     "_place_kernel",

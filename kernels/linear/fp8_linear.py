@@ -3,9 +3,10 @@
 Invariant: x is quantized to the same numbers whichever kernel takes it, and which does is a pure
 function of the weight's shape, the rows and the card (`fp8_tuning.choose`): one row goes through
 fp8_gemv.py, which quantizes on its way, others through fp8_quantize.py and fp8_tiles.py, or, where
-it is there, many through the library. How each sums over K stands there; within one bucket of rows
-a row's result does not depend on the rows beside it, across buckets rows agree to rounding. In
-exact mode tiles of one order take all rows (`fp8_tuning.exact`), whatever their number.
+they are there, a hundred and more through fp8_hopper.py and the library. How each sums over K
+stands there; within one bucket of rows a row's result does not depend on the rows beside it, across
+buckets rows agree to rounding. In exact mode tiles of one order take all rows
+(`fp8_tuning.exact`), whatever their number.
 """
 
 from typing import Unpack
@@ -24,7 +25,7 @@ from quire.kernels.linear import (
     norms,
 )
 from quire.kernels.linear.around import Around
-from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Library, Fp8Variant
+from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Hopper, Fp8Library, Fp8Variant
 from quire.kernels.weight import Quantized, Weight
 
 
@@ -42,7 +43,15 @@ def linear_fp8(
     if exact:
         return run(fp8_tuning.exact(*sizes), x, weight, **beside)
     library = _dtype(x) == fp8_library.DTYPE and fp8_library.available(device)
-    return run(fp8_tuning.choose(*sizes, library=library), x, weight, narrow=narrow, **beside)
+    variant = fp8_tuning.choose(*sizes, library=library, hopper=has_hopper(x, device))
+    return run(variant, x, weight, narrow=narrow, **beside)
+
+
+def has_hopper(x: Tensor | Quantized, device: torch.device) -> bool:
+    """Whether the kernel of fp8_hopper.py takes such activations. In Gluon, which is no stable
+    interface; by another version of Triton it was not looked at."""
+    known = support.HOPPER_TRITON[:1]
+    return _dtype(x) == fp8_library.DTYPE and support.has_gluon(device, known)
 
 
 def run(
@@ -80,7 +89,13 @@ def run(
         assert isinstance(x, Tensor)  # one row is never narrow
         fp8_gemv.gemv(x, weight, out, norm_weight=norm_weight, eps=eps, **options)
         return out
-    quantized = _quantized(x, norm_weight, eps, by_group=False, pdl=pdl)
+    by_group = isinstance(variant, Fp8Hopper)
+    quantized = _quantized(x, norm_weight, eps, by_group=by_group, pdl=pdl)
+    if isinstance(variant, Fp8Hopper):
+        from quire.kernels.linear import fp8_hopper  # Gluon: not in every Triton
+
+        fp8_hopper.halves(quantized, weight, out, residual=residual, counters=counters, pdl=pdl)
+        return out
     fp8_tiles.tiles(quantized, weight, out, counters=counters, **options)
     return out
 

@@ -44,13 +44,20 @@ class Fp8Library:
     own. It is there on some cards alone: `fp8_library.available`."""
 
 
-Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library
+@dataclass(frozen=True)
+class Fp8Hopper:
+    """The kernel of fp8_hopper.py: tiles with K in halves. It is there on sm_90 alone, by one
+    version of Triton: `fp8_linear.has_hopper`."""
+
+
+Fp8Variant = Fp8Gemv | Fp8Tile | Fp8Library | Fp8Hopper
 _FULL = 132  # programs that keep a large card busy
 _MAX_SPLIT = 4
 _MAX_HELD = 80  # registers a thread, of one row: some 125 in all
 _LITTLE_HELD = 40  # some 80 in all
 _SHORT, _MANY_ROWS = 2048, 4 * 6 * _FULL  # K, of more rows than smaller programs hold at once
 _FEW = 16  # rows, whose shares of K are those of all in exact mode
+_LEAST = 64  # programs of fp8_hopper.py's kernel, to be faster
 _LIBRARY_ROWS, _LIBRARY_ROWS_WIDE = 256, 128  # buckets from which the library is faster; N > K
 
 
@@ -62,12 +69,16 @@ def choose(
     shared: int = HOPPER_SHARED,
     *,
     library: bool = False,
+    hopper: bool = False,
 ) -> Fp8Variant:
     """The variant for a weight [n, k] (with silu: gate and up rows together) and so many rows.
 
     shared: bytes of shared memory that a program may have (`support.shared_bytes`). library:
-    whether torch's product is there (`fp8_library.available`)."""
+    whether torch's product is there (`fp8_library.available`); hopper: whether the kernel of
+    fp8_hopper.py is (`fp8_linear.has_hopper`)."""
     bucket = tuning.row_class(rows)
+    if hopper and not silu and _in_halves(n, k, bucket):
+        return Fp8Hopper()
     least = _LIBRARY_ROWS_WIDE if n > k else _LIBRARY_ROWS
     if library and bucket >= least and n % 16 == 0 and k % fp8_library.STEP == 0:
         return Fp8Library()
@@ -79,6 +90,14 @@ def choose(
                 at_once = 24 if held <= _LITTLE_HELD else 16
                 return Fp8Gemv(block_n, warps, turns(n, block_n, warps, silu, at_once))
     return _fitting(_tile(n, k, bucket, silu), silu, shared)
+
+
+def _in_halves(n: int, k: int, bucket: int) -> bool:
+    """Whether the tiles of fp8_hopper.py, of 128 x 128, fill half a card or more in halves of K,
+    which have blocks in pairs, and all run at once."""
+    if n > k or n % 128 or k % 512 or bucket > tuning.ROW_BUCKETS[-1]:
+        return False
+    return _LEAST <= 2 * (n // 128) * (bucket // 128) <= _FULL
 
 
 def exact(n: int, k: int, rows: int, silu: bool, shared: int = HOPPER_SHARED) -> Fp8Tile:

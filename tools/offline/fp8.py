@@ -1,13 +1,16 @@
 """Calls of the kernels of FP8 weights."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import torch
 
 from offline.compiling import Calls, cases, empty
 from quire.kernels import support
+from quire.kernels.weight import Weight
 
+E4M3 = torch.float8_e4m3fn
 _WIDTHS = (2048, 4096, 12288)
 
 
@@ -42,14 +45,13 @@ def fp8_products() -> Calls:
     from tune_linear import products
 
     from quire.kernels.linear import fp8_linear, fp8_tuning, skinny, tuning
-    from quire.kernels.weight import Weight
 
     shared = support.shared_bytes(torch.device("meta"))
     counters = skinny.new_counters(torch.device("meta"))
     for product in products("8B")[:-1]:
         n, k = product.n, product.k
         weight = Weight(
-            empty(n, k, dtype=torch.float8_e4m3fn),
+            empty(n, k, dtype=E4M3),
             empty(n // 128, k // 128, dtype=torch.float32),
         )
         seen = set()
@@ -76,3 +78,18 @@ def fp8_products() -> Calls:
                 )
 
             yield f"fp8 {product.name} {n} x {k}, {rows} rows, {choose.__name__}", call
+
+
+@cases(hot=True, e4m3=True)
+def fp8_in_halves() -> Calls:
+    """In Gluon, with a residual and without."""
+    from quire.kernels.linear import fp8_linear
+    from quire.kernels.linear.fp8_tuning import Fp8Hopper
+
+    x, weight = empty(256, 4096), empty(4096, 4096, dtype=E4M3)
+    if not fp8_linear.has_hopper(x, x.device):
+        return
+    given = Weight(weight, empty(32, 32, dtype=torch.float32))
+    call = partial(fp8_linear.run, Fp8Hopper(), x, given, pdl=True)
+    yield "fp8 in halves", call
+    yield "fp8 in halves, residual", partial(call, residual=empty(256, 4096))
