@@ -65,7 +65,7 @@ FAULTS = (
     Fault(
         "generate: a prompt that is too long is said to have met no template",
         "clients/commands/generate.py",
-        ' and "no chat template" in found[0][1]',
+        ' and "no chat template" in error.details.violations[0].description',
         "",
         ("tests/clients/commands/test_fields.py",),
     ),
