@@ -12,6 +12,7 @@ from torch import Tensor
 from quire.engine.runner.judging import JudgedNumbers
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.sampler import Sampled, to_logprobs
+from quire.engine.runner.staging import Steps
 from quire.engine.scheduling.plan import StepResult
 
 RESULT_RING = 4  # steps whose results may be unread at once, one more than are ever in flight
@@ -65,6 +66,7 @@ class Results:
 
     def __init__(self, device: torch.device, rows: int, check: Done = lambda: None) -> None:
         """check: called once a step has ended; it may raise."""
+        self.steps = Steps()
         self._check = check
         self._on_host = device.type == "cpu"
         pinned = device.type == "cuda"
@@ -97,11 +99,13 @@ class Results:
             logprobs = tuple(_to_host(value) for value in logprobs)
         pooled = None if sampled.pooled is None else sampled.pooled.on_host(_to_host)
         judged = None if sampled.judged is None else sampled.judged.on_host(_to_host)
-        event = self._events[self._turn]
+        event, steps = self._events[self._turn], self.steps
         event.record()
+        steps.asked = asked = steps.asked + 1
 
         def done() -> None:
             event.synchronize()
+            steps.come = max(steps.come, asked)
             self._check()
 
         return PendingResult(wanted, tokens, logprobs, done, pooled, judged)

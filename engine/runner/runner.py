@@ -84,20 +84,22 @@ class Runner:
         self._sampler = Sampler(ops, state, model.head)
         self._read = partial(read, model, ops, state.null_slot)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
-        self._bias_staging = Staging(self._device)  # the step's own is still to be read
+        self._results = Results(self._device, state.null_slot, check)
+        steps = self._results.steps
+        self._bias_staging = Staging(self._device, steps=steps)  # the step's is still to be read
         width, dtype = model.config.hidden_size, model.dtype
         self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
         self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
         null = state.null_slot
         room = fixed_bytes(null, prompt_tokens)
-        self._staging = Staging(self._device, capacity=room, ahead=write_bytes(null))
+        ahead = write_bytes(null)
+        self._staging = Staging(self._device, capacity=room, ahead=ahead, steps=steps)
         self._writer = Writer(self._staging, state, ops, kv, use_graphs=use_graphs)
         self._row_slots = self._writer.row_slots
         self._decoding: list[int] = []  # slots of the last decode step, and what its rows need
         self._needs: Needs | None = None
         self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
-        self._results = Results(self._device, state.null_slot, check)
         self._graphs = StepGraphs() if use_graphs else None
         self._uncaptured = Uncaptured()
         self._warm = False  # whatever can be launched is compiled

@@ -12,6 +12,7 @@ event may come behind the step: to record one takes long after a rest, and the d
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,39 +33,57 @@ _CODES = {"i": torch.int32, "q": torch.int64}
 Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # its bytes' begin and end, and what they are
 
 
-class Ring:
-    """Host buffers that take turns, each with the event of the copy that reads it."""
+@dataclass(slots=True)
+class Steps:
+    """How many steps' results were asked for, and how many of those have come. What was enqueued
+    before results were asked for has ended once they have come: all stands on one stream."""
 
-    def __init__(self, device: torch.device, count: int, capacity: int) -> None:
+    asked: int = 0
+    come: int = 0
+
+
+class Ring:
+    """Host buffers that take turns, each with the event of the copy that reads it. To ask an event
+    takes long after a rest, so it is not asked where the results of a later step have come."""
+
+    def __init__(self, device: torch.device, count: int, capacity: int, steps: Steps) -> None:
         """capacity: bytes of each; one that is too small is replaced."""
+        self._steps = steps
+        self._next_step = [0] * count  # of each, the first whose results were to be asked for then
         self._pinned = device.type == "cuda"
         self._capacity = capacity
-        self._buffers = [self._new() for _ in range(count)]
+        self._buffers = [self._new(capacity) for _ in range(count)]
         self._events: list[torch.cuda.Event | None] = [None] * count
         self._turn = 0
 
-    def _new(self) -> Tensor:
-        return torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
+    def _new(self, size: int) -> tuple[Tensor, memoryview]:
+        """A buffer, and how the host writes it soonest."""
+        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        return buffer, buffer.numpy().data
 
     @property
     def turn(self) -> int:
         """Which buffer came last."""
         return self._turn
 
-    def next(self, size: int) -> Tensor:
-        """So many bytes of the next buffer, once the copy that last read it has ended."""
+    def next(self, data: bytes, size: int = 0) -> Tensor:
+        """The next buffer, written once the copy that last read it has ended: the data, and what
+        is there behind it up to `size` bytes."""
+        size = max(size, len(data))
         self._turn = (self._turn + 1) % len(self._buffers)
         event = self._events[self._turn]
-        if event is not None:
+        if event is not None and self._next_step[self._turn] > self._steps.come:
             event.synchronize()
+        self._next_step[self._turn] = self._steps.asked + 1
         if size > self._capacity:
             self._capacity = 2 * size
-        if self._buffers[self._turn].numel() < size or not self._pinned:
+        buffer, view = self._buffers[self._turn]
+        if buffer.numel() < size or not self._pinned:
             # On the CPU tensors are views of the buffer, so each step gets a new one.
-            self._buffers[self._turn] = (
-                self._new() if self._pinned else torch.empty(size, dtype=torch.uint8)
-            )
-        return self._buffers[self._turn][:size]
+            buffer, view = self._new(self._capacity if self._pinned else size)
+            self._buffers[self._turn] = buffer, view
+        view[: len(data)] = data
+        return buffer if buffer.numel() == size else buffer[:size]
 
     def copied(self) -> None:
         """The copy of the buffer that came last is enqueued."""
@@ -78,14 +97,20 @@ class Staging:
     """put() arrays, upload() once, get() them as device tensors until the next begin()."""
 
     def __init__(
-        self, device: torch.device, ring: int = 4, capacity: int = 1 << 16, ahead: int = 0
+        self,
+        device: torch.device,
+        ring: int = 4,
+        capacity: int = 1 << 16,
+        ahead: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        """ahead: bytes that may be put before `fix`, a multiple of 8."""
+        """ahead: bytes that may be put before `fix`, a multiple of 8. steps: on the same stream."""
+        steps = steps or Steps()
         self._device = device
         self._pinned = device.type == "cuda"
-        self._ring = Ring(device, ring, capacity)
+        self._ring = Ring(device, ring, capacity, steps)
         self._kept_bytes = min(KEPT_BYTES, capacity)
-        self._kept = Ring(device, KEPT_BUFFERS, self._kept_bytes)
+        self._kept = Ring(device, KEPT_BUFFERS, self._kept_bytes, steps)
         self._filled: Tensor | None = None  # whose copy is to come, or its event
         self._ahead = ahead
         self._fixed = 0  # bytes of those
@@ -133,9 +158,7 @@ class Staging:
         was put."""
         if not self._places:
             return False
-        data = b"".join(self._parts)
-        host = self._ring.next(len(data))
-        host.numpy()[:] = np.frombuffer(data, np.uint8)
+        host = self._ring.next(b"".join(self._parts))
         self._head, self._whole = self._copy(host)
         self._ring.copied()
         return True
@@ -144,9 +167,7 @@ class Staging:
         """Get all that was put ready for `copy`; in which buffer. None: it is too large."""
         if self._size > self._kept_bytes:
             return None
-        data = b"".join(self._parts)
-        self._filled = self._kept.next(self._kept_bytes)
-        self._filled.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
+        self._filled = self._kept.next(b"".join(self._parts), self._kept_bytes)
         begin = self._ahead - self._fixed
         self._head = self._whole = self._target[begin : begin + self._kept_bytes]
         return self._kept.turn

@@ -57,4 +57,11 @@ FAULTS = (
             "::test_a_captured_copys_buffer_is_not_written_while_it_is_read",
         ),
     ),
+    Fault(
+        "staging: a buffer is not asked for though only earlier steps' results have come",
+        "engine/runner/staging.py",
+        "self._next_step[self._turn] = self._steps.asked + 1",
+        "self._next_step[self._turn] = self._steps.asked",
+        (_HERE + "a_buffer_is_asked_for_unless_the_results_of_a_later_step_have_come",),
+    ),
 )

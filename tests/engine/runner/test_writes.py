@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from support.small_engine import Setup, build_core, load_model, model_config, ru
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Done, Key
-from quire.engine.runner.staging import Staging
+from quire.engine.runner.staging import Ring, Staging, Steps
 from quire.engine.runner.writes import WriteKey
 
 SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4, caching=True)
@@ -142,3 +144,18 @@ def test_what_is_put_ahead_moves_nothing_and_has_one_address_a_size() -> None:
                 head = staging.get("ahead").data_ptr() - staging._target.data_ptr()
                 places.setdefault(ahead, set()).add(head)
     assert places == {3: {32}, 12: {0}, 9: {8}}
+
+
+def test_a_buffer_is_asked_for_unless_the_results_of_a_later_step_have_come() -> None:
+    """Whether its copy has ended: a step that was launched since may be at work, or have no results
+    yet."""
+    steps = Steps()
+    ring: Any = Ring(torch.device("cpu"), 2, 8, steps)
+    asked: list[int] = []
+    ring._events = [SimpleNamespace(synchronize=partial(asked.append, i)) for i in range(2)]
+    for come, expected in ((0, []), (0, []), (0, [1]), (1, [0]), (3, []), (3, [0]), (6, [])):
+        steps.come = come
+        ring.next(bytes(8))
+        steps.asked += 1
+        assert asked == expected
+        asked.clear()
