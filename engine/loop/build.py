@@ -71,7 +71,7 @@ def build_engine(
     """
     spread.refuse_too_large(config)
     if config.tensor_parallel_size == 1:
-        rank = build_rank(config, World(), progress, _alone, pdl=pdl)
+        rank = build_rank(config, 0, World, progress, _alone, pdl=pdl)
         return engine_over(config, rank, rank.runner, None, matchers)
     from quire.engine.loop.build_ranks import build_ranks
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,16 +61,18 @@ class _Basis:
 
 def build_rank(
     config: EngineConfig,
-    world: World,
+    rank: int,
+    meet: Callable[[], World],
     progress: Progress,
     agree: "Agree",
     *,
     pdl: bool | None = None,
 ) -> BuiltRank:
-    """Load, size and warm up one rank's share. agree(blocks, fingerprint): the number of cache
-    blocks, the null block included, that all ranks have memory for. pdl: see build_engine."""
+    """Load, size and warm up one rank's share. meet: returns once all ranks can exchange.
+    agree(blocks, fingerprint): the number of cache blocks, the null block included, that all ranks
+    have memory for. pdl: see build_engine."""
     clock = _TimeLine()
-    basis = _basis_of(config, world, pdl)
+    basis = _basis_of(config, rank, meet, pdl, clock)
     model = _load_beside_compiling(basis, progress, clock)
     max_blocks = -(-basis.max_model_len // config.block_size)
     state = _new_slots(config, basis.shape, max_blocks, basis.device)
@@ -81,17 +84,23 @@ def build_rank(
     return BuiltRank(model, basis.ops, runner, kv, basis.max_model_len)
 
 
-def _basis_of(config: EngineConfig, world: World, pdl: bool | None) -> _Basis:
-    """Resolve what the options leave open, and take the device; what is compiled for it begins
-    before the imports that it needs. Raises ConfigError."""
+def _basis_of(
+    config: EngineConfig,
+    rank: int,
+    meet: Callable[[], World],
+    pdl: bool | None,
+    clock: "_TimeLine",
+) -> _Basis:
+    """Resolve what the options leave open, take the device, and meet the other ranks; what is
+    compiled for it begins before them, and before the imports that it needs. Raises ConfigError."""
     shape = model_config(config)
-    device = sizing.resolve_device(config, world.rank)
+    device = sizing.resolve_device(config, rank)
     dtype = sizing.resolve_dtype(config, shape, device)
     cache_dtype = sizing.resolve_cache_dtype(config, dtype, device)
     max_model_len = resolve_max_model_len(config, shape)
     pdl = _can_chain(device) if pdl is None else pdl
-    exact = exact_mode.is_wanted(config, shape, dtype, device, world)
-    leads = world.rank % config.ranks_per_node == 0
+    exact = exact_mode.is_wanted(config, shape, dtype, device)
+    leads = rank % config.ranks_per_node == 0
     ahead = compile_ahead.begin(config, dtype, device, pdl=pdl, leads=leads, exact=exact)
     ops = exact_mode.operations(device, pdl=pdl, exact=exact)
     check_operations(shape, ops)
@@ -99,6 +108,10 @@ def _basis_of(config: EngineConfig, world: World, pdl: bool | None) -> _Basis:
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
         sizing.check_grids(config, shape)
+    clock.mark("device")
+    world = meet()
+    if world.exchange is not None:
+        clock.mark("ranks met")
     types = dtype, cache_dtype
     return _Basis(config, world, shape, device, *types, max_model_len, ops, exact, ahead)
 
@@ -106,7 +119,6 @@ def _basis_of(config: EngineConfig, world: World, pdl: bool | None) -> _Basis:
 def _load_beside_compiling(basis: _Basis, progress: Progress, clock: "_TimeLine") -> Model:
     """The model, once the kernels are compiled too and, in exact mode, their bits compared."""
     world, ahead = basis.world, basis.ahead
-    clock.mark("device")
     model = _load(basis, progress)
     clock.mark("weights")
     if ahead is not None and ahead.at_work:

@@ -3,6 +3,8 @@
 Imported where there are several: one rank alone starts without all that they speak through.
 """
 
+from functools import partial
+
 from quire.engine.config import EngineConfig
 from quire.engine.loop.build import Engine, engine_over
 from quire.engine.loop.build_rank import build_rank
@@ -26,8 +28,8 @@ def build_ranks(
     """See build_engine. program: another rank's. Raises QuireError."""
     ranks = start_ranks(config, program)
     with ended_on_error(ranks):
-        world = meet(config, ranks)
-        rank = build_rank(config, world, *leading(ranks, progress), pdl=pdl)
+        world = partial(meet, config, ranks)
+        rank = build_rank(config, 0, world, *leading(ranks, progress), pdl=pdl)
         ranks.wait_for(Kind.READY)
         engine = engine_over(config, rank, LeadingRunner(rank.runner, ranks), ranks, matchers)
         ranks.serving()

@@ -54,7 +54,8 @@ class Follower(Protocol):
         ...
 
 
-Builder = Callable[[EngineConfig, World, Progress, Agree], Follower]
+Meet = Callable[[], World]
+Builder = Callable[[EngineConfig, int, Meet, Progress, Agree], Follower]
 
 
 def run(
@@ -90,15 +91,17 @@ def serve(builder: Builder, line: Line, model: str | None = None) -> int:
 
 
 def build(builder: Builder, line: Line, model: str | None = None) -> Follower:
-    """This rank, as rank 0 asks for it, once it has met the others."""
+    """This rank, as rank 0 asks for it, which meets the others when it is to."""
     asked = line.expect(Kind.BUILD)
     config = EngineConfig(**asked["config"])
     if model is not None:
         config = config.replace(model=model)
     torch.set_num_threads(asked["threads"])
     rank = asked["rank"]
-    exchange = exchange_of(config, LineStore(line), rank, asked["address"])
-    world = World(rank, config.tensor_parallel_size, exchange)
+
+    def meet() -> World:
+        exchange = exchange_of(config, LineStore(line), rank, asked["address"])
+        return World(rank, config.tensor_parallel_size, exchange)
 
     def progress(stage: str, share: float) -> None:
         line.say(Kind.PROGRESS, stage=stage, share=float(share))
@@ -107,7 +110,7 @@ def build(builder: Builder, line: Line, model: str | None = None) -> Follower:
         line.say(Kind.SIZED, blocks=blocks, fingerprint=fingerprint)
         return int(line.expect(Kind.BLOCKS)["blocks"])
 
-    follower = builder(config, world, progress, agree)
+    follower = builder(config, rank, meet, progress, agree)
     _say_memory(follower, line)
     line.say(Kind.READY)
     return follower

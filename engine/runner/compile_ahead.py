@@ -82,8 +82,8 @@ class CompileAhead:
     def wait(self, progress: Callable[[float], None]) -> int:
         """Until all is compiled that these processes will compile; how many kernels that is."""
         done: set[str] = set()
-        kernels, until = 0, time.monotonic() + _LIMIT
-        while self._worker is not None:
+        kernels, until = 1, time.monotonic() + _LIMIT  # at least, until it is said
+        while self._worker is not None and len(done) < kernels:
             try:
                 word = self._words.get(timeout=max(until - time.monotonic(), 0))
             except queue.Empty:

@@ -37,11 +37,7 @@ _TYPES = (torch.bfloat16, torch.float16)
 
 
 def is_wanted(
-    config: EngineConfig,
-    shape: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    world: World | None = None,
+    config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> bool:
     """Whether the engine is to be exact, as far as it can be told before kernels are launched.
     Raises ConfigError where `exact = on` cannot be."""
@@ -55,7 +51,7 @@ def is_wanted(
             f"tensor_parallel_size = {config.tensor_parallel_size}: how ranks add up, and norm "
             "what they have added, depends on the number of rows",
         )
-    products = products_of(shape, dtype, world)
+    products = products_of(shape, dtype)
     reason = _refusal(shape, products, dtype)
     if reason is not None:
         return _without(config, reason)
@@ -84,7 +80,9 @@ def operations(device: torch.device, *, pdl: bool, exact: bool) -> Ops:
         raise ConfigError(str(error)) from error
 
 
-def products_of(shape: ModelConfig, dtype: torch.dtype, world: World | None) -> list[Product]:
+def products_of(
+    shape: ModelConfig, dtype: torch.dtype, world: World | None = None
+) -> list[Product]:
     """The products of a rank's step, without memory for their weights."""
     ops = cast(Ops, reference)
     model = build_model(shape, ops, dtype=dtype, device=torch.device("meta"), world=world)

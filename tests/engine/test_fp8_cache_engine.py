@@ -94,7 +94,10 @@ def test_ranks_hold_their_heads_of_the_same_cache() -> None:
             said.add(fingerprint)
             return blocks
 
-        kv = build_rank.build_rank(config, world, lambda _stage, _share: None, agree).kv
+        rank = build_rank.build_rank(
+            config, world.rank, lambda: world, lambda _stage, _share: None, agree
+        )
+        kv = rank.kv
         return kv.k.dtype, kv.k.shape[2]
 
     threads = torch.get_num_threads()

@@ -315,7 +315,7 @@ def test_processes_compute_the_bits_that_threads_do(size: int, tmp_path: Path) -
                 blocks.add(count)
             return count
 
-        rank = build_rank(config, world, lambda _stage, _share: None, agree)
+        rank = build_rank(config, world.rank, lambda: world, lambda _stage, _share: None, agree)
         return [(rank.execute(plan) or rank.sample(masks)).wait() for plan, masks in told]
 
     for rank in as_ranks(size, one):

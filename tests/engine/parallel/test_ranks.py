@@ -21,7 +21,6 @@ from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
 from quire.engine.loop import ranks as start
 from quire.engine.loop import sizing
 from quire.engine.loop.build import build_engine
-from quire.engine.model.layers.parallel import World
 from quire.engine.parallel import follower
 from quire.engine.parallel import ranks as parallel_ranks
 from quire.engine.parallel.codec import encode, encode_masks
@@ -422,7 +421,9 @@ def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -
     line, other = lines
     rank_0, made, before = Line(other), [], torch.get_num_threads()
 
-    def builder(config: EngineConfig, world: World, progress: Any, agree: Any) -> Scripted:
+    def builder(config: EngineConfig, rank: int, meet: Any, progress: Any, agree: Any) -> Scripted:
+        made.append(rank)
+        world = meet()
         made.append((config, world.rank, world.size, torch.get_num_threads()))
         progress("weights", 0.5)
         made.append(agree(70, "print"))
@@ -449,7 +450,7 @@ def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -
         finally:
             torch.set_num_threads(before)
         assert said.result(PATIENCE) == [{"allocated": 5, "peak": 6}, {}]
-    assert made == [(EngineConfig(model="m", seed=4), 0, 1, 1), 60]
+    assert made == [0, (EngineConfig(model="m", seed=4), 0, 1, 1), 60]
 
 
 # ---------------------------------------------------------------- the exchange

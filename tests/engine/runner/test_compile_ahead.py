@@ -17,6 +17,8 @@ import torch
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
+from quire.engine.errors import RankError
+from quire.engine.loop.build_rank import build_rank
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.runner import compile_ahead, compile_process
 from quire.engine.runner.compile_ahead import CompileAhead
@@ -33,7 +35,7 @@ CONFIG = EngineConfig(
 ORDERS = Orders(dataclasses.asdict(CONFIG), "bfloat16", 90, 232_448, "NVIDIA H200", True)
 KERNELS = 6
 
-# Stands in for the worker: makes the folders that it tells of.
+# Stands in for the worker: makes the folders that it tells of, and does not end by itself.
 WORKER = f"""
 import json, os, pathlib, sys
 orders = json.loads(sys.stdin.readline())
@@ -43,6 +45,7 @@ for number in range({KERNELS}):
     (folder / "kernel.cubin").write_text(str(number))
     print("noise of a library")
     print(json.dumps({{"folder": folder.name, "kernels": {KERNELS}}}), flush=True)
+sys.stdin.read()
 """
 
 
@@ -52,12 +55,16 @@ def ahead(folder: Path, worker: str = WORKER) -> CompileAhead:
     return CompileAhead(orders, CompiledCache(folder), "version 1", early)
 
 
-def test_all_that_is_told_is_kept_and_the_next_start_has_nothing_to_do(tmp_path: Path) -> None:
+def test_all_that_is_told_is_kept_and_the_next_start_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_ahead, "_LIMIT", PATIENCE)
     seen: list[float] = []
     first = ahead(tmp_path)
     assert first.at_work
     assert first.wait(seen.append) == KERNELS
     assert seen == sorted(seen) and seen[-1] == 1
+    assert not caplog.text, "its end was waited for"
     second = ahead(tmp_path)
     assert not second.at_work and second.wait(seen.append) == 0
     (tmp_path / "K4" / "kernel.cubin").write_text("broken")
@@ -119,6 +126,20 @@ def test_what_keeps_it_from_starting_keeps_no_engine(
     monkeypatch.setattr(compile_process.start, "__defaults__", (gone,))
     ahead = CompileAhead(ORDERS, CompiledCache(tmp_path), "version 1")
     assert not ahead.at_work and ahead.wait(lambda _share: None) == 0
+
+
+def test_kernels_are_compiled_while_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def meet() -> NoReturn:
+        events.append("met")
+        raise RankError("enough")
+
+    config = EngineConfig(model="random:tiny", device="cpu", tensor_parallel_size=2)
+    monkeypatch.setattr(compile_ahead, "begin", lambda *_, **__: events.append("begun"))
+    with pytest.raises(RankError):
+        build_rank(config, 1, meet, lambda _stage, _share: None, lambda blocks, _print: blocks)
+    assert events == ["begun", "met"]
 
 
 def test_a_user_without_a_home_starts_early_all_the_same(

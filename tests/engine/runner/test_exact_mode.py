@@ -57,7 +57,7 @@ def test_on_is_refused_by_a_weights_name_and_auto_says_why_it_is_off(
         EngineConfig(exact="yes")
     with pytest.raises(ConfigError, match="exact = on: tensor_parallel_size = 2: how ranks add"):
         config = EngineConfig(exact="on", tensor_parallel_size=2)
-        exact_mode.is_wanted(config, SHAPE, BF16, CUDA, World(0, 2))
+        exact_mode.is_wanted(config, SHAPE, BF16, CUDA)
     assert wanted("on")
     assert not wanted("off")
 
