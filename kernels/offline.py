@@ -5,6 +5,7 @@ the launchers are called as they are, on meta tensors, whose addresses begin at 
 aligned as a device's are. A process that has come in here launches nothing any more.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
 
+_digesting = threading.Lock()
 Compiling = Callable[[], Any]  # gives the compiled kernel
 
 
@@ -132,12 +134,13 @@ def _launched_by(launch: Callable[[Compiling], Any]) -> Iterator[None]:
 
 def digest_compiler() -> None:
     """Let Triton find the digest of itself, which names each kernel in its cache: half a GiB, which
-    it reads at a process's first kernel otherwise. The interpreter is free meanwhile."""
+    it reads at a process's first kernel otherwise. Once, and whoever asks meanwhile waits."""
     from triton.runtime import cache
 
     digest = getattr(cache, "triton_key", None)  # where its version has it there
     if digest is not None:
-        digest()
+        with _digesting:
+            digest()
 
 
 def compile_launcher(compiled: Any) -> None:

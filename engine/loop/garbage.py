@@ -13,11 +13,13 @@ def freeze() -> None:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Around imports of torch, whose modules stay: collections would take a fifth of their time."""
+    """Around imports of torch, whose modules stay: collections would take a fifth of their time,
+    and later ones look at none of what is there then."""
     looks = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if looks:
             gc.enable()

@@ -6,17 +6,14 @@ RANKS: how many other ranks this machine is to have, which get ready beside this
 MARK are inherited file descriptors (quire.engine.client.process_main.run).
 """
 
-import contextlib
-import ctypes
 import os
 import sys
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from quire.engine.loop import garbage
 from quire.engine.parallel.process import Program
-from quire.engine.runner import compile_process
+from quire.engine.runner import compile_process, head_start
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
@@ -29,29 +26,24 @@ _MAX_AHEAD = 7  # of eight: more have not been found on one machine, and may be 
 def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str) -> NoReturn:
     """Logs as the server's own; then the engine, until its end."""
     logs.set_up(log_format, log_level)
-    if sees_gpu(os.environ):
-        compile_process.start_early()
-    from quire.engine.client import process_main  # numpy: beside what has begun
-
     rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
     program = Program(rank, ahead=min(int(ranks), _MAX_AHEAD))
+    if sees_gpu(os.environ):
+        compile_process.start_early()
+        head_start.start_driver()
+    from quire.engine.client import process_main  # numpy: beside what has begun
+
     process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
-
-
-def _start_driver() -> None:
-    """A quarter of a second beside the imports, which torch's start of it then does not take."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
 @garbage.put_off()
 def _load(rank_program: Program) -> "Builder":
-    if sees_gpu(os.environ):
-        threading.Thread(target=_start_driver, name="quire-driver", daemon=True).start()
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
     from quire.service.constraints.together import THREADS
 
+    if sees_gpu(os.environ):
+        head_start.digest_compiler()
     return partial(build_engine, matchers=Grammars(THREADS), rank_program=rank_program)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 from quire.engine import lifeline
 from quire.engine.client import stacks
 from quire.engine.loop import garbage
+from quire.engine.runner import head_start
+from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     lifeline.hold_to(parent)  # before what takes seconds: rank 0 may have been refused by then
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
+    if sees_gpu(os.environ):
+        head_start.start_driver()
     with garbage.put_off():
         from quire.engine.parallel import follower  # seconds of imports
 

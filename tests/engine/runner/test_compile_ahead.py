@@ -1,6 +1,7 @@
 """Kernels compiled by several processes: each once, all of them, and none where they are there."""
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -20,7 +21,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import RankError
 from quire.engine.loop.build_rank import build_rank
 from quire.engine.model.config import QWEN2, ModelConfig
-from quire.engine.runner import compile_ahead, compile_process
+from quire.engine.runner import compile_ahead, compile_process, head_start
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compiled_cache import CompiledCache
@@ -319,12 +320,24 @@ def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
     cache = pytest.importorskip("triton.runtime.cache")
     from quire.kernels import offline
 
-    asked: list[str] = []
-    monkeypatch.setattr(cache, "triton_key", lambda: asked.append("digest"), raising=False)
+    alone: list[bool] = []
+    monkeypatch.setattr(
+        cache, "triton_key", lambda: alone.append(offline._digesting.locked()), raising=False
+    )
     offline.digest_compiler()
-    assert asked == ["digest"]
+    assert alone == [True]
     monkeypatch.delattr(cache, "triton_key")
     offline.digest_compiler()
+
+
+def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(name: str) -> NoReturn:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", no_driver)
+    head_start._start_driver()
+    monkeypatch.setitem(sys.modules, "quire.kernels.offline", None)  # as without Triton
+    head_start._digest_compiler()
 
 
 def test_a_worker_meets_layers_of_each_kind() -> None:
