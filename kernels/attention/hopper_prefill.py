@@ -67,8 +67,8 @@ def find_row(starts_ptr, tile, rows, QT: gl.constexpr, WARPS: gl.constexpr):
 
 @gluon.jit
 def _find(
-    starts_ptr, contexts_ptr, rows,
-    QT: gl.constexpr, BN: gl.constexpr, LEAST: gl.constexpr, MOST: gl.constexpr,
+    starts_ptr, contexts_ptr, rows, least,
+    QT: gl.constexpr, BN: gl.constexpr, MOST: gl.constexpr,
 ):  # fmt: skip
     """The program's row, its first token of it, and how many tiles of keys it sees (or none). A
     row's tiles end where it ends: the token of its first may be negative."""
@@ -82,7 +82,7 @@ def _find(
     behind = gl.cdiv(new, QT) - (tile - (start // QT + row))  # tiles from this one on
     token = new - behind * QT
     n = gl.cdiv(context - behind * QT + QT, BN)
-    n = gl.where((behind > 0) & (new >= LEAST) & (new <= MOST), n, 0)
+    n = gl.where((behind > 0) & (new >= least) & (new <= MOST), n, 0)
     return row, start, new, context, token, n
 
 
@@ -262,17 +262,16 @@ def _attend(
 
 
 @gluon.jit(
-    do_not_specialize=["q_units", "table_stride", "rows"],
+    do_not_specialize=["q_units", "table_stride", "rows", "least"],
     do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "contexts_ptr"],
 )
 def _hopper_prefill_kernel(
     q_ptr, k_box, v_box, tables_ptr, starts_ptr, contexts_ptr, out_ptr, scale, q_units,
-    table_stride, rows,
+    table_stride, rows, least,
     G: gl.constexpr, HKV: gl.constexpr, D: gl.constexpr, BS: gl.constexpr, BN: gl.constexpr,
-    LEAST: gl.constexpr, MOST: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-    PDL: gl.constexpr,
+    MOST: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, tiles): rows of LEAST to MOST new tokens; others belong to another launch.
+    """grid (HKV, tiles): rows of least to MOST new tokens; others belong to another launch.
     q_units: of _ALIGNED elements from a token to the next."""
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
     TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
@@ -294,7 +293,7 @@ def _hopper_prefill_kernel(
         gdc_wait()
         gdc_launch_dependents()
     row, start, new, context, token, n = _find(
-        starts_ptr, contexts_ptr, rows, ROWS // G * GROUPS, BN, LEAST, MOST
+        starts_ptr, contexts_ptr, rows, least, ROWS // G * GROUPS, BN, MOST
     )
     table = tables_ptr + row.to(gl.int64) * table_stride
     first, head = (start + token).to(gl.int64), gl.program_id(0) * (G * D)
@@ -346,7 +345,7 @@ def attend(
     _hopper_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape, launch.groups))](
         q, _box(k_cache, shape.keys), _box(v_cache, shape.keys), block_tables, query_start_loc,
         context_lens, out, scale * _LOG2E, q.stride(0) // _ALIGNED.value, block_tables.stride(0),
-        rows, G=group, HKV=kv_heads, D=dim, BS=block_size, BN=shape.keys, LEAST=launch.least,
+        rows, launch.least, G=group, HKV=kv_heads, D=dim, BS=block_size, BN=shape.keys,
         MOST=launch.most, GROUPS=launch.groups, STAGES=_STAGES[launch.groups], PDL=pdl,
         num_warps=4, maxnreg=_START, **options,
     )  # fmt: skip
