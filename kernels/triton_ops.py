@@ -10,7 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quire.kernels import reference
+from quire.kernels import (
+    reference,
+    steady_keys,  # noqa: F401 (before any kernel is named)
+)
 from quire.kernels.attention import (
     decode,
     decode_launch,

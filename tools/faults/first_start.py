@@ -57,6 +57,21 @@ FAULTS = (
         (AHEAD + "what_a_process_that_dies_has_not_done_is_said_and_not_waited_for",),
     ),
     Fault(
+        "first start: kernels are compiled once the ranks have met",
+        "engine/loop/build_rank.py",
+        "    shape = model_config(config)\n    device = sizing.resolve_device(config, rank)\n",
+        "    shape, world = model_config(config), meet()\n"
+        "    device, meet = sizing.resolve_device(config, rank), lambda: world\n",
+        (AHEAD + "kernels_are_compiled_while_the_ranks_meet",),
+    ),
+    Fault(
+        "first start: a kernel's name depends on which was asked for first",
+        "kernels/steady_keys.py",
+        '        _ = getattr(function, "cache_key", None)\n',
+        "",
+        ("tests/kernels/test_steady_keys.py",),
+    ),
+    Fault(
         "first start: every process compiles everything",
         "engine/runner/compile_worker.py",
         "[_fork(work) for",

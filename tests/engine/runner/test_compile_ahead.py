@@ -57,9 +57,8 @@ def ahead(folder: Path, worker: str = WORKER) -> CompileAhead:
 
 
 def test_all_that_is_told_is_kept_and_the_next_start_has_nothing_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compile_ahead, "_LIMIT", PATIENCE)
     seen: list[float] = []
     first = ahead(tmp_path)
     assert first.at_work
