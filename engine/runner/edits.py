@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from quire.engine.runner.masks import NO_MASK
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import Admission, Mask, Masks, SamplingNumbers, StepPlan
 
@@ -44,10 +45,10 @@ class SlotEdits:
         allowed[list(sampling.banned_ids)] = 0
         return np.packbits(allowed, bitorder="little").tobytes()
 
-    def masks(self, plan: StepPlan, masks: Masks) -> list[tuple[int, Mask]]:
-        """Of each row of the logits that has one; masks: those of constraints."""
+    def masks(self, plan: StepPlan, masks: Masks) -> list[Mask]:
+        """Of each row of the logits, or NO_MASK; masks: those of constraints."""
         found = self._masks | dict(masks)
-        return [(row, found[slot]) for row, slot in enumerate(_sampling(plan)) if slot in found]
+        return [found.get(slot, NO_MASK) for slot in _sampling(plan)]
 
     def bias(self, staging: Staging, plan: StepPlan) -> Bias:
         """Of the plan's rows that sample, uploaded; the first rows of the logits are theirs."""

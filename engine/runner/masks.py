@@ -18,6 +18,7 @@ from torch import Tensor
 from quire.engine.scheduling.matching import Places, parted
 from quire.engine.scheduling.plan import Mask
 
+NO_MASK: Mask = b""  # of a row that may draw any id
 _ROOMS = 4  # two take turns, others are held by rows that are in no step; one more is never given
 
 
@@ -35,6 +36,17 @@ class MaskTable:
     @cached_property
     def of(self) -> Tensor:
         return self._memory(self._rows).fill_(-1)
+
+    @cached_property
+    def _near(self) -> Tensor:
+        return torch.empty(self._rows, dtype=torch.int32, device=self._device)
+
+    def rows(self, count: int) -> Tensor:
+        """`of` of so many rows, where each program of a kernel reads it: on a GPU a copy, in the
+        stream."""
+        if self._device.type != "cuda":
+            return self.of[:count]
+        return self._near[:count].copy_(self.of[:count], non_blocking=True)
 
     @cached_property
     def words(self) -> Tensor:
@@ -61,19 +73,19 @@ class MaskTable:
         self._wait()
         return self._given.take(count)
 
-    def put(self, masks: Sequence[tuple[int, Mask]]) -> None:
-        """Say which masks a step has, each with the row that it is of."""
+    def put(self, masks: Sequence[Mask]) -> None:
+        """Say which mask each row of a step has, or NO_MASK."""
         room, self._given = self._given, None
-        places = [None if room is None else room.places.get(id(mask)) for _, mask in masks]
+        places = [] if room is None else room.find(masks)
         self._wait()
         if room is None or room.taken + places.count(None) > self._rows:
             room = self._rooms[_ROOMS]
             room.take(0)
-            places = [None] * len(masks)
-        of = [-1] * self._rows
-        for (row, mask), place in zip(masks, places, strict=True):
-            of[row] = room.put(mask) if place is None else place
-        self.of.numpy()[:] = of
+            places = room.find(masks)
+        if None in places:
+            found = zip(masks, places, strict=True)
+            places = [room.put(mask) if place is None else place for mask, place in found]
+        self.of.numpy()[:] = places + [-1] * (self._rows - len(places))
 
     def launched(self, read: Callable[[], object]) -> None:
         """The sampler that reads them is enqueued. read: waits for its end, and fetches what came
@@ -93,7 +105,8 @@ class _Room:
         """first: their place in the table; words: [R, W] int32."""
         self._first, self._words = first, words
         self._whole, self._masks = parted(words.reshape(-1).view(np.uint8).data, len(words))
-        self.places = {id(mask): place for place, mask in enumerate(self._masks, first)}
+        self._places = {id(mask): place for place, mask in enumerate(self._masks, first)}
+        self._places[id(NO_MASK)] = -1
         self.taken = 0
         self._unheld = self._references()
 
@@ -109,6 +122,10 @@ class _Room:
         """For masks to be written to."""
         self.taken = count
         return self._whole[: count * self._words.strides[0]], self._masks[:count]
+
+    def find(self, masks: Sequence[Mask]) -> list[int | None]:
+        """The places in the table of those that stand here."""
+        return list(map(self._places.get, map(id, masks)))
 
     def put(self, mask: Mask) -> int:
         """Copy one from elsewhere; returns its place in the table."""

@@ -76,11 +76,14 @@ class Results:
         self._events = [torch.cuda.Event() for _ in range(RESULT_RING)] if pinned else []
         self._turn = 0
         self._kept = torch.empty(rows, dtype=torch.int64, pin_memory=pinned)
+        self._kept_event = torch.cuda.Event(external=True) if pinned else None  # part of a graph
 
     def keep(self, sampled: Sampled) -> Sampled:
         """The same, its tokens copied to the host as part of a graph: whoever launches one fetches
         the results of the last one first."""
         on_host = self._kept[: len(sampled.tokens)].copy_(sampled.tokens, non_blocking=True)
+        if self._kept_event is not None:
+            self._kept_event.record()
         return replace(sampled, on_host=on_host)
 
     def collect(self, sampled: Sampled, count: int, wanted: list[int | None]) -> PendingResult:
@@ -99,8 +102,10 @@ class Results:
             logprobs = tuple(_to_host(value) for value in logprobs)
         pooled = None if sampled.pooled is None else sampled.pooled.on_host(_to_host)
         judged = None if sampled.judged is None else sampled.judged.on_host(_to_host)
-        event, steps = self._events[self._turn], self.steps
-        event.record()
+        event, steps = self._kept_event, self.steps
+        if kept is None or event is None or logprobs or pooled or judged:
+            event = self._events[self._turn]
+            event.record()
         steps.asked = asked = steps.asked + 1
 
         def done() -> None:

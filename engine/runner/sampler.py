@@ -107,7 +107,7 @@ class Sampler:
         if bias is not None:
             ops.add_bias(logits, *bias)
         if needs.masks:
-            ops.keep_allowed(logits, state.masks.of[: len(logits)], state.masks.words)
+            ops.keep_allowed(logits, state.masks.rows(len(logits)), state.masks.words)
         if needs.filters:
             ops.filter_logits(
                 logits, slots, state.temperature, state.top_k, state.top_p, state.min_p

@@ -23,7 +23,7 @@ from quire.engine.request import (
 )
 from quire.engine.runner.edits import SlotEdits
 from quire.engine.runner.graphs import GraphKey, SamplerKey
-from quire.engine.runner.masks import MaskTable
+from quire.engine.runner.masks import NO_MASK, MaskTable
 from quire.engine.scheduling.matching import Mask, Room, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
@@ -313,7 +313,7 @@ def test_one_mask_is_for_the_logits_of_one_row() -> None:
     rows = (row(4, 1), row(2, 1), row(5, 3, samples=False), row(1, 7))
     plan = StepPlan(1, rows, (), (), (), 2, 12, (4, 1))
     table = MaskTable(4, 64, torch.device("cpu"))
-    table.put([(3, bytes(8))])
+    table.put([NO_MASK, NO_MASK, NO_MASK, bytes(8)])
     table.put(SlotEdits(64).masks(plan, ((4, bytes(8)), (1, b"\1" * 8))))
     first, none, second, last = table.of.tolist()
     assert (none, last) == (-1, -1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from quire.engine.runner.masks import MaskTable
+from quire.engine.runner.masks import NO_MASK, MaskTable
 from quire.engine.scheduling.plan import Mask
 
 ROWS, WORDS = 4, 3
@@ -41,7 +41,7 @@ def test_whatever_is_held_each_row_has_its_mask() -> None:
                 held[row] = chance.choice((bytes, bytearray))(expected[row])
         planned = [row for row in held if chance.random() < 0.8]
         if chance.random() < 0.9:  # now and then no step has masks
-            table.put([(row, held[row]) for row in planned])
+            table.put([held[row] if row in planned else NO_MASK for row in range(ROWS)])
             assert told(table) == {row: expected[row] for row in planned}
         assert {row: bytes(mask) for row, mask in held.items()} == expected
 
@@ -50,8 +50,8 @@ def test_nothing_is_written_before_the_sampler_that_reads_it_has_ended() -> None
     table, chance = MaskTable(ROWS, WORDS * 32, torch.device("cpu")), random.Random(7)
     ways: tuple[Callable[[], object], ...] = (
         lambda: made(table, ROWS, chance),
-        lambda: table.put([(1, chance.randbytes(4 * WORDS))]),
-        lambda: table.put([(2, mask) for mask in made(table, 1, chance)]),
+        lambda: table.put([NO_MASK, chance.randbytes(4 * WORDS)]),
+        lambda: table.put([NO_MASK, NO_MASK, *made(table, 1, chance)]),
     )
     for way in (*ways, *ways):
         before, ended = told(table), list[dict[int, bytes]]()
@@ -67,7 +67,7 @@ def test_masks_stay_where_they_are_made_and_few_rooms_serve_all_steps() -> None:
     for _ in range(20):
         masks = made(table, ROWS, chance)
         seen.add(np.frombuffer(masks[0], np.uint8).ctypes.data)
-        table.put(list(enumerate(masks)))
+        table.put(masks)
         assert sorted(told(table).values()) == sorted(map(bytes, masks))
     assert len(seen) == 2
     whole, masks = table.room(ROWS + 1)  # more than one step has: they are copied
