@@ -7,6 +7,7 @@ again.
 """
 
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -36,6 +37,10 @@ class MaskTable:
     @cached_property
     def of(self) -> Tensor:
         return self._memory(self._rows).fill_(-1)
+
+    @cached_property
+    def _numbers(self) -> memoryview:
+        return self.of.numpy().data
 
     @cached_property
     def _near(self) -> Tensor:
@@ -82,10 +87,9 @@ class MaskTable:
             room = self._rooms[_ROOMS]
             room.take(0)
             places = room.find(masks)
-        if None in places:
-            found = zip(masks, places, strict=True)
-            places = [room.put(mask) if place is None else place for mask, place in found]
-        self.of.numpy()[:] = places + [-1] * (self._rows - len(places))
+        found = zip(masks, places, strict=True)
+        of = [room.put(mask) if place is None else place for mask, place in found]
+        self._numbers[:] = array("i", of + [-1] * (self._rows - len(of)))
 
     def launched(self, read: Callable[[], object]) -> None:
         """The sampler that reads them is enqueued. read: waits for its end, and fetches what came

@@ -220,8 +220,8 @@ FAULTS = (
     Fault(
         "edits: a row keeps the mask of the step before",
         "engine/runner/masks.py",
-        "numpy()[:] = places + [-1] * (self._rows - len(places))\n",
-        "numpy()[: len(places)] = places\n",
+        '[:] = array("i", of + [-1] * (self._rows - len(of)))\n',
+        '[: len(of)] = array("i", of)\n',
         (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
     ),
     Fault(
