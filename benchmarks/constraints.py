@@ -79,6 +79,7 @@ class Engines:
         self.matchers = grammars(vocab_size)
         if self._engine is not None:
             self._engine.core.scheduler.completion.advance = self.matchers.advance
+            self.matchers.work_beside(self._engine.core.plan_beside)
             self.matchers.write_to(self._engine.runner.mask_room)
 
     def next(self) -> Any:

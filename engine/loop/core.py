@@ -6,6 +6,7 @@ token still on its way (scheduler), and the device feeds itself its own last tok
 row under a constraint may draw depends on the token before: of a step with such rows the model
 alone is launched ahead, and its sampler when step N has been looked at and step N + 2 is planned,
 while the model is at work: so the device goes from that sampler to the next model without a gap.
+Where many masks are made by threads, step N + 2 is planned beside them, by a thread as well.
 
 A fault in one request ends that request; a step that fails ends the requests of every step in
 flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
@@ -17,10 +18,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol
 
 from quire.engine.errors import CorruptStateError
 from quire.engine.loop.compiling import Compiled, Compiling
+from quire.engine.loop.helper import Helper
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.matching import Matchers
@@ -78,6 +81,8 @@ class EngineCore:
         self.scheduler = scheduler
         if matchers is not None:
             scheduler.completion.advance = matchers.advance
+            if overlap:
+                matchers.work_beside(self.plan_beside)
         self.runner = runner
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
@@ -85,6 +90,8 @@ class EngineCore:
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
         self._masks: Masks | None = None  # of the newest one, if its sampler is to be launched
+        self._helper = Helper()
+        self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
         self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
@@ -171,7 +178,7 @@ class EngineCore:
         self._take_in(plan, launched, pending, said)
 
     def _overlapped_turn(self, said: list[Output]) -> None:
-        plan = self._plan()
+        plan = self._next_plan()
         said += self._stamp(self.scheduler.drain_outputs())
         self._launch_sampler()
         launched = time.monotonic()
@@ -202,6 +209,22 @@ class EngineCore:
         self.step_times.ended(plan, launched)
         said += self._stamp(self.scheduler.apply(plan, result))
 
+    def plan_beside(self) -> Callable[[], object]:
+        """Have the next step planned by another thread, while this one, which is at a step's
+        results, waits for masks. Returns how to wait for it."""
+        return self._helper.begin(self._plan_ahead)
+
+    def _plan_ahead(self) -> None:
+        self._planned = Future()
+        try:
+            self._planned.set_result(self._plan())
+        except Exception as error:
+            self._planned.set_exception(error)
+
+    def _next_plan(self) -> StepPlan | None:
+        planned, self._planned = self._planned, None
+        return self._plan() if planned is None else planned.result()
+
     def _plan(self) -> StepPlan | None:
         try:
             return self.scheduler.schedule()
@@ -214,7 +237,7 @@ class EngineCore:
         error_id = secrets.token_hex(4)
         log.error("a step failed (%s)", error_id, exc_info=error)
         self._in_flight.clear()
-        self._masks = None
+        self._masks = self._planned = None
         self.runner.reset()
         return self._stamp(self.scheduler.fail(error_id))
 

@@ -31,6 +31,7 @@ class MaskTable:
         """rows: that sample in one step, at most."""
         self._rows, self._width = rows, -(-vocab_size // 32)
         self._device = device
+        self._near = torch.empty(rows, dtype=torch.int32, device=device)  # of `of`
         self._given: _Room | None = None  # since the last `put`
         self._read: Callable[[], object] | None = None  # waits until what was written last is
 
@@ -42,13 +43,9 @@ class MaskTable:
     def _numbers(self) -> memoryview:
         return self.of.numpy().data
 
-    @cached_property
-    def _near(self) -> Tensor:
-        return torch.empty(self._rows, dtype=torch.int32, device=self._device)
-
     def rows(self, count: int) -> Tensor:
-        """`of` of so many rows, where each program of a kernel reads it: on a GPU a copy, in the
-        stream."""
+        """`of` of so many rows, in stream order: on a GPU a copy, since each of a kernel's
+        programs reads its row's."""
         if self._device.type != "cuda":
             return self.of[:count]
         return self._near[:count].copy_(self.of[:count], non_blocking=True)

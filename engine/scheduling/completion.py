@@ -63,13 +63,13 @@ class Completion:
             cache.extend_hashes(hashes, salt, request.token_ids, full)
 
     def masks(self, plan: StepPlan) -> Masks:
-        """What each masked row of the only plan in flight may draw: all tokens before are known.
+        """What each masked row of the oldest plan in flight may draw: all tokens before are known.
 
         A request that has ended since it was planned is left out: what is drawn for it is dropped.
         """
-        (flight,) = self.in_flight
+        flight = self.in_flight[0]
         if flight.plan is not plan:
-            raise ValueError(f"step {plan.step_id} is not the one in flight")
+            raise ValueError(f"step {plan.step_id} is not the oldest in flight")
         return tuple(
             [
                 (row.slot, request.constrained.mask)

@@ -42,6 +42,7 @@ Places = tuple[memoryview, list[memoryview]]  # a buffer, and its equal parts, o
 Room = Callable[[int], Places]  # for so many masks
 Step = tuple[Matcher, int]  # a matcher, and the token that it takes
 Advance = Callable[[Sequence[Step]], Sequence[Mask | Exception]]
+Beside = Callable[[], Callable[[], object]]  # begins work of another thread's, tells how to wait
 
 
 def one_by_one(steps: Sequence[Step]) -> list[Mask | Exception]:
@@ -71,6 +72,11 @@ class Matchers(Protocol):
 
     def write_to(self, room: Room) -> None:
         """Where `advance` is to write its masks."""
+        ...
+
+    def work_beside(self, begin: Beside) -> None:
+        """What `advance` may begin, once at most, while it waits for many masks; it waits for that
+        as well."""
         ...
 
     def compile(self, constraint: Constraint) -> Matcher:

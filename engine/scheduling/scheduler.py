@@ -50,7 +50,7 @@ _new_update: Callable[[tuple[int, ...]], BlockUpdate] = partial(tuple.__new__, B
 
 
 class Scheduler:
-    """Plans steps over one BlockPool. Touched by the engine's thread alone."""
+    """Plans steps over one BlockPool. Touched by the engine's thread, or one that it waits for."""
 
     def __init__(
         self,

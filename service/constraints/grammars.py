@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from quire.clients import large_json
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
-from quire.engine.scheduling.matching import Mask, Matcher, Room, Step
+from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
 from quire.service.constraints.deep import DeepThreads, TooSlow
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
@@ -85,6 +85,10 @@ class Grammars:
     def write_to(self, room: Room) -> None:
         """See Matchers."""
         self._together.room = room
+
+    def work_beside(self, begin: Beside) -> None:
+        """See Matchers."""
+        self._together.beside = begin
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""

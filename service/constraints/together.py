@@ -1,6 +1,7 @@
 """Matchers that take a token each, and their masks: one after another, or many on llguidance's own
-threads, where the interpreter's lock is given away twice, whatever their number. Of matchers that
-share a lexer one is at work at a time: they stand together, so that a thread has them all.
+threads, where the interpreter's lock is given away twice, whatever their number: the second time,
+and for longer, other work may have it. Of matchers that share a lexer one is at work at a time:
+they stand together, so that a thread has them all.
 
 Invariant: what comes of it is what each matcher would say alone. A call's masks stand side by side.
 """
@@ -12,7 +13,7 @@ from typing import cast
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from quire.engine.scheduling.matching import Mask, Matcher, Room, Step, one_by_one, parted
+from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step, one_by_one, parted
 from quire.service.constraints.text_matcher import TextMatcher
 from quire.service.constraints.thoughts import AfterThoughts
 
@@ -31,6 +32,7 @@ class Together:
         self._matchers: list[Matcher] = []  # that were asked together last, all of them of text
         self._texts: _Texts = []  # the same, in order
         self.room: Room | None = None  # see Matchers.write_to
+        self.beside: Beside = lambda: lambda: None  # see Matchers.work_beside
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
@@ -74,7 +76,11 @@ class Together:
             self._executor = LLExecutor(num_threads=THREADS)
         masks = [(backend, row) for row, (backend, _) in enumerate(asked)]
         took = self._executor.consume_token_par(asked)
-        self._executor.unsafe_compute_mask_ptr(masks, room, size, len(masks))  # all still awake
+        wait = self.beside()
+        try:
+            self._executor.unsafe_compute_mask_ptr(masks, room, size, len(masks))  # still awake
+        finally:
+            wait()
         return took
 
 

@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 ENGINE = "tests/engine/loop/test_constraints.py::test_"
+HELPER = "tests/engine/loop/test_helper.py::test_"
 EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
@@ -95,6 +96,34 @@ FAULTS = (
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken\n",
         (TOGETHER + "a_limit_that_is_reached_ends_one_of_many",),
+    ),
+    Fault(
+        "constraint: masks are told while work beside them goes on",
+        "service/constraints/together.py",
+        "            wait()\n",
+        "            pass\n",
+        (TOGETHER + "what_is_begun_beside_many_masks_is_waited_for",),
+    ),
+    Fault(
+        "constraint: a step that was planned beside masks is planned again",
+        "engine/loop/core.py",
+        "        plan = self._next_plan()\n",
+        "        plan = self._plan()\n",
+        (ENGINE + "overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone",),
+    ),
+    Fault(
+        "constraint: a step that was planned beside masks outlives a failure",
+        "engine/loop/core.py",
+        "        self._masks = self._planned = None\n",
+        "        self._masks = None\n",
+        (ENGINE + "a_step_that_fails_takes_the_next_one_along",),
+    ),
+    Fault(
+        "constraint: the thread beside the engine's keeps what it has done",
+        "engine/loop/helper.py",
+        "            del work\n",
+        "",
+        (HELPER + "one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends",),
     ),
     Fault(
         "constraint: logits are made once masks have come",

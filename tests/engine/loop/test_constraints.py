@@ -10,7 +10,7 @@ import torch
 from support.small_engine import PaddedRunner, Setup, build_core, load_model, model_config
 
 from quire.engine.client import wire
-from quire.engine.errors import ConstraintError, RequestError
+from quire.engine.errors import ConstraintError, CorruptStateError, RequestError
 from quire.engine.loop.commands import Learn, Submit
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import (
@@ -24,7 +24,7 @@ from quire.engine.request import (
 from quire.engine.runner.edits import SlotEdits
 from quire.engine.runner.graphs import GraphKey, SamplerKey
 from quire.engine.runner.masks import NO_MASK, MaskTable
-from quire.engine.scheduling.matching import Mask, Room, Step, constrained, one_by_one
+from quire.engine.scheduling.matching import Beside, Mask, Room, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
 MODEL = load_model(model_config(), seed=3)
@@ -69,6 +69,9 @@ class Cycles:
     def learn(self, vocabulary: Vocabulary) -> None:
         pass
 
+    def work_beside(self, begin: Beside) -> None:
+        pass
+
     def write_to(self, room: Room) -> None:
         pass
 
@@ -80,6 +83,17 @@ class Cycles:
         if not constraint.text.isdigit():
             raise RequestError("constraint", "not a number")
         return Cycle(int(constraint.text))
+
+
+class Slow(Cycles):
+    """Its masks come when the work beside them is done."""
+
+    def work_beside(self, begin: Beside) -> None:
+        self.begin = begin
+
+    def advance(self, steps: Sequence[Step]) -> list[Mask | Exception]:
+        self.begin()()
+        return one_by_one(steps)
 
 
 def engine(setup: Setup, matchers: Cycles | None = None) -> EngineCore:
@@ -139,8 +153,10 @@ def test_an_end_that_is_wanted_most_comes_once_it_is_allowed() -> None:
     assert all(tokens[-1] == 1 for tokens, _ in answers.values())
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(padded: bool) -> None:
+@pytest.mark.parametrize(("padded", "matchers"), [(False, Cycles), (True, Slow)])
+def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(
+    padded: bool, matchers: type[Cycles]
+) -> None:
     requests = [asked(key, n=2) if key == 2 else asked(key) for key in range(6)]
     free = [
         GenerationRequest(key, (4, 5, key), replace(PARAMS, seed=key, eos_token_ids=()))
@@ -149,9 +165,61 @@ def test_overlapped_in_chunks_and_preempted_each_gets_what_it_gets_alone(padded:
     alone: Answers = {}
     for request in (*requests, *free):
         alone |= run(engine(Setup()), [request])
-    core = engine(replace(CROWDED, padded=padded))
+    core = engine(replace(CROWDED, padded=padded), matchers())
     assert run(core, [*requests, *free]) == alone
     assert core.scheduler.counters.preemptions > 0
+    assert core.scheduler.pool.num_free == core.scheduler.pool.num_usable
+
+
+def begun(core: EngineCore, requests: Sequence[GenerationRequest]) -> list[Output]:
+    """Some steps of them, until the next step is planned while masks are made."""
+    for request in requests:
+        core.scheduler.submit(request, constrained(Cycle(), request))
+    said = [output for _ in range(4) for output in core.step()]
+    assert core.scheduler.num_in_flight == 2
+    return said
+
+
+def test_requests_end_and_come_while_the_next_step_is_planned_already() -> None:
+    """One is cancelled, one ends by a stop string; others go on, and a new one comes in."""
+    core = engine(Setup(max_num_seqs=4, overlap=True, caching=True), Slow())
+    said = begun(core, [asked(key) for key in range(1, 5)])
+    core.abort(1)
+    core.scheduler.finish(2, 0, 1)
+    core.scheduler.submit(asked(5), constrained(Cycle(), asked(5)))
+    said += outputs(core)
+    for key in (3, 4, 5):
+        its = [one for one in said if one.key == key]
+        tokens = [token for one in its for token in one.token_ids]
+        assert (tokens, its[-1].finish) == run(engine(Setup()), [asked(key)])[key, 0]
+    assert core.scheduler.pool.num_free == core.scheduler.pool.num_usable
+
+
+def test_a_step_that_fails_takes_the_next_one_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = engine(Setup(max_num_seqs=4, overlap=True), Slow())
+    begun(core, [asked(1), asked(2)])
+
+    def failing(_: object) -> Any:
+        monkeypatch.undo()
+        raise RuntimeError("this step")
+
+    monkeypatch.setattr(core.scheduler, "masks", failing)
+    ended = core.step()
+    assert {one.key: one.finish for one in ended} == dict.fromkeys((1, 2), FinishReason.ERROR)
+    assert run(core, [asked(3)]) == run(engine(Setup()), [asked(3)])
+
+
+def test_a_fault_of_planning_beside_masks_ends_the_engine_when_all_is_said() -> None:
+    core = engine(Setup(max_num_seqs=4, overlap=True), Slow())
+    begun(core, [asked(1), asked(2)])
+
+    def failing() -> None:
+        raise RuntimeError("planned badly")
+
+    core.scheduler.schedule = failing  # type: ignore[method-assign]
+    assert {one.key for one in core.step() if one.token_ids} == {1, 2}
+    with pytest.raises(CorruptStateError, match="planned badly"):
+        core.step()
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -1,9 +1,13 @@
 """Many outputs under constraints take their tokens at once, and each as if it were alone."""
 
+import contextlib
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from llguidance import LLExecutor
 from tokenizers import Tokenizer
 
 from quire.engine.errors import ConstraintError
@@ -97,6 +101,39 @@ def test_the_same_matchers_are_asked_again_and_then_others_as_many(grammars: Gra
         expected = one_by_one(list(zip(alone, ids, strict=True)))
         found = grammars.advance(list(zip(many, ids, strict=True)))
         assert [told(one) for one in found] == [told(one) for one in expected]
+
+
+@pytest.mark.parametrize("fails", (False, True))
+def test_what_is_begun_beside_many_masks_is_waited_for(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    said: list[str] = []
+
+    class Executor:
+        def __init__(self, num_threads: int) -> None:
+            self._own = LLExecutor(num_threads=num_threads)
+            self.consume_token_par = self._own.consume_token_par
+
+        def unsafe_compute_mask_ptr(self, *asked: Any) -> None:
+            self._own.unsafe_compute_mask_ptr(*asked)
+            said.append("masks")
+            if fails:
+                raise OSError("afterwards")
+
+    def begin() -> Callable[[], None]:
+        said.append("begun")
+        return lambda: said.append("waited")
+
+    monkeypatch.setattr(together, "LLExecutor", Executor)
+    many = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(together.FEW)]
+    steps = [(one.copy(), drawn(bytes(one.mask()), random.Random(1))) for one in many]
+    asked = together.Together()
+    asked.beside = begin
+    asked.advance([(one, steps[at][1]) for at, one in enumerate(many[1:], 1)])
+    assert not said, "few are made at once"
+    with pytest.raises(OSError, match="afterwards") if fails else contextlib.nullcontext():
+        asked.advance(steps)
+    assert said == ["begun", "masks", "waited"]
 
 
 def test_a_limit_that_is_reached_ends_one_of_many(

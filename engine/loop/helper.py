@@ -1,0 +1,40 @@
+"""A thread that does a bit of work while the one that asks for it is busy without the interpreter's
+lock. Queues in C, not futures: a pool takes the asker longer, of a step of little more than 1 ms.
+
+Invariant: between two bits of work the thread holds nothing of whoever asks, and ends with that.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+
+Work = Callable[[], object]
+
+
+class Helper:
+    """One thread, begun when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[Work | None] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._begun = False
+
+    def begin(self, work: Work) -> Callable[[], None]:
+        """Have work done, which raises nothing. Returns how to wait for it, which comes next."""
+        if not self._begun:
+            self._begun = True
+            queues = self._asked, self._done
+            threading.Thread(target=_serve, args=queues, name="quire-helper", daemon=True).start()
+            weakref.finalize(self, self._asked.put, None)
+        self._asked.put(work)
+        return self._done.get
+
+
+def _serve(asked: "SimpleQueue[Work | None]", done: "SimpleQueue[None]") -> None:
+    while (work := asked.get()) is not None:
+        try:
+            work()
+        finally:
+            del work
+            done.put(None)

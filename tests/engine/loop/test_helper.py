@@ -1,0 +1,33 @@
+"""The thread beside the engine's: it does what it is asked to and ends with its owner."""
+
+import gc
+import threading
+import weakref
+
+from quire.engine.loop.helper import Helper
+
+PATIENCE = 20.0
+
+
+class Work:
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self) -> None:
+        self.threads.append(threading.current_thread())
+
+
+def test_one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends() -> None:
+    helper, work = Helper(), Work()
+    for times in range(1, 4):
+        helper.begin(work)()
+        assert len(work.threads) == times
+    (thread,) = set(work.threads)
+    assert thread is not threading.current_thread()
+    held = weakref.ref(work)
+    del work
+    assert held() is None
+    del helper
+    gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
