@@ -17,3 +17,9 @@ def box(data: Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:
     a time. dtypes: bfloat16, float16 and e4m3."""
     layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[data.dtype])
     return TensorDescriptor(data, shape, [shape[1], 1], block, layout)
+
+
+def cache_box(cache: Tensor, keys: int) -> TensorDescriptor:
+    """A descriptor of a cache [blocks, Hkv, block_size, D] as rows of D, read `keys` at a time."""
+    blocks, heads, size, dim = cache.shape
+    return box(cache, [blocks * heads * size, dim], [keys, dim])

@@ -44,6 +44,7 @@ Launches = Callable[[], None]
 _NUMBER = 2  # bytes
 SLOWEST = (  # to compile, of all kernels, by names
     "_hopper_prefill_kernel",
+    "_hopper_exact_kernel",
     "_decode_kernel",
     "_hopper_tall_kernel",
     "_hopper_fp8_kernel",

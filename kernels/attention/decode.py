@@ -32,9 +32,9 @@ what four would.
 Over a cache of e4m3 products are in fp16, those of values for even and odd columns apart; the order
 of no sum depends on that (`pairs.py`).
 
-With `exact`, a row has the bits that `exact_prefill.py` gives it too: tiles lie at multiples of
-TILE for every context, rows past its end are masked, which descriptors cannot do, and a long split
-is any context.
+With `exact`, a row has the bits that `exact_prefill.py` gives it too, along the tree that stands
+there: tiles lie at multiples of TILE for every context, rows past its end are masked, which
+descriptors cannot do, a short split is a unit and a long one any context.
 
 Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
 slots, tables) before it waits for the kernel ahead, and where two programs fill a multiprocessor,
@@ -66,6 +66,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from quire.kernels.attention import decode_launch
 from quire.kernels.attention.decode_launch import Heads, Launch
 from quire.kernels.attention.decode_merge import (
+    add_tile,
     columns,
     empty_sum,
     merge_long_splits,
@@ -217,13 +218,16 @@ def _decode_kernel(
                 seen = t - before + tl.arange(0, TILE) >= low
                 s = tl.where(seen[None, :], s, -float("inf"))
                 v = tl.where(seen[:, None], v, 0)  # which may be another row's, or no number
-            # a product by itself would fuse with what follows
-            m_t = tl.fma(tl.max(s, 1), scales, 0.0)
-            p = tl.exp2(tl.fma(s, scales[:, None] if PAIRS else scales, -m_t[:, None]))
-            acc_t, odd_t = weighted(p, v, PAIRS, PRECISION)
-            m, total, acc, odd = merge_both(
-                m, total, acc, odd, m_t, sum_of_weights(p), acc_t, odd_t, PAIRS
-            )
+            if FIXED:
+                m, total, acc = add_tile(m, total, acc, s, v, scales, PRECISION)
+            else:
+                # a product by itself would fuse with what follows
+                m_t = tl.fma(tl.max(s, 1), scales, 0.0)
+                p = tl.exp2(tl.fma(s, scales[:, None] if PAIRS else scales, -m_t[:, None]))
+                acc_t, odd_t = weighted(p, v, PAIRS, PRECISION)
+                m, total, acc, odd = merge_both(
+                    m, total, acc, odd, m_t, sum_of_weights(p), acc_t, odd_t, PAIRS
+                )
         if LEVEL == 2:
             m, total, acc, odd = merge_both(
                 m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS

@@ -127,6 +127,8 @@ def choose(
         raise ValueError(f"tile {tile} does not divide a unit of {UNIT} tokens")
     if level is None:
         level = split_level(programs)
+        if exact and level == 1:  # a unit may be a tile there
+            level = 2
     most = most_in_tiles(programs, tile)
     tma = (hopper if tma is None else tma) and heads.boxed(tile) and not exact
     long = MAX_SPLITS if exact else LONG
@@ -199,6 +201,8 @@ def most_in_tiles(programs: int, tile: int) -> int:
 def num_splits(max_context_len: int, tile: int, level: int, most: int, long: int = LONG) -> int:
     """Partial results a row can have, for contexts up to max_context_len. most: in tiles; long:
     units of a long split."""
+    if long >= MAX_SPLITS:  # exact mode
+        return 1 if level == 2 else max(1, min(MAX_SPLITS, -(-max_context_len // tile)))
     if level == 2:
         return max(1, min(-(-MAX_SPLITS // long), -(-max_context_len // (UNIT * long))))
     units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))

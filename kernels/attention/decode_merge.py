@@ -28,13 +28,24 @@ def least_multiple(n, LENGTH: tl.constexpr, MOST: tl.constexpr):
 
 
 @triton.jit
+def exact_unit(n, TILE: tl.constexpr, UNIT: tl.constexpr, SPLITS: tl.constexpr):
+    """Tokens of a unit in exact mode: a tile, as long as SPLITS of them hold the context."""
+    return tl.where(n <= TILE * SPLITS, TILE, least_multiple(n, UNIT, SPLITS))
+
+
+@triton.jit
 def split_length(
     n, most,
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most."""
-    unit = least_multiple(n, UNIT, SPLITS)
+    """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most.
+    In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut: where most is
+    as long as a context, so is what SPLITS tiles hold."""
+    if LONG >= SPLITS:
+        unit = exact_unit(n, TILE, UNIT, SPLITS)
+    else:
+        unit = least_multiple(n, UNIT, SPLITS)
     split = unit
     if LEVEL == 0:
         split = tl.where(n <= most, TILE, unit)
@@ -66,13 +77,43 @@ def empty_sum(HEADS: tl.constexpr, DP: tl.constexpr):
 def sum_of_weights(p):
     """[heads, TILE] fp32 -> [heads], along a tree that does not change with the number of warps or
     the layout: two at a time (a sum of two is the same either way round), until one is left."""
-    for _ in tl.static_range(3):
-        if p.shape[1] > 32:
-            p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
-    for _ in tl.static_range(5):
-        if p.shape[1] > 1:
-            p = tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
+    p = _neighbours(_halved(p, 32))
+    p = _neighbours(_halved(p, 4))
     return tl.sum(p, 1)
+
+
+@triton.jit
+def _halved(p, MOST: tl.constexpr):
+    for _ in tl.static_range(3):
+        if p.shape[1] > MOST:
+            p = tl.sum(tl.reshape(p, [p.shape[0], 2, p.shape[1] // 2]), 1)
+    return p
+
+
+@triton.jit
+def _neighbours(p):
+    return tl.sum(tl.reshape(p, [p.shape[0], p.shape[1] // 2, 2]), 2)
+
+
+@triton.jit
+def add_tile(m, total, acc, s, v, scale, PRECISION: tl.constexpr):
+    """A unit's sum and one tile more, of which s [heads, TILE] are the scores, in exact mode.
+
+    In bfloat16 scores are rounded to multiples of 2^-13, by the sum with 1536, and maxima are
+    whole: so under another maximum all is another power of two times as large, and no bit differs.
+    """
+    NARROW: tl.constexpr = v.dtype == tl.bfloat16
+    x = tl.fma(s, scale, 1536.0 if NARROW else 0.0)
+    top = tl.max(x, 1)
+    if NARROW:
+        top = tl.ceil(top)
+    top = tl.maximum(m, top)
+    base = tl.where(top == -float("inf"), 0.0, top)  # nothing is seen yet: an empty sum, not NaN
+    p = tl.exp2(x - base[:, None])
+    old = tl.exp2(m - base)
+    total = tl.fma(total, old, sum_of_weights(p))
+    acc = tl.dot(p.to(v.dtype), v, acc * old[:, None], input_precision=PRECISION)
+    return top, total, acc
 
 
 @triton.jit
@@ -163,13 +204,13 @@ def _merge_kernel(
         rh = tl.minimum(tl.program_id(0) * HP + tl.arange(0, HP), HQ - 1)
         heads = row.to(tl.int64) * HQ + rh
         first = heads * S
-        if LEVEL == 0 and split == TILE:
+        if LONG >= SPLITS:  # any context is one long split: its units in order
+            total, acc = merged(partial_ptr, stats_ptr, first, count, 1, AT_ONCE, HP, DP)
+        elif LEVEL == 0 and split == TILE:
             # One long split at most: its units are all there is to merge, whether it is one or not.
             INNER: tl.constexpr = UNIT // TILE
             ONCE: tl.constexpr = (AT_ONCE + INNER - 1) // INNER
             total, acc = merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
-        elif LONG >= SPLITS:  # any context is one long split: its units in order
-            total, acc = merged(partial_ptr, stats_ptr, first, count, 1, AT_ONCE, HP, DP)
         else:
             total, acc = merged(partial_ptr, stats_ptr, first, count, LONG, 1, HP, DP)
         store_heads(out_ptr, heads, total, acc, D, DP)

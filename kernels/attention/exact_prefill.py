@@ -4,9 +4,10 @@ The arguments are those of prefill.py, and so are tiles of queries, rows and lau
 is the order of summation. A query at position p has the context n = p + 1, and its keys are summed
 as `decode.py` sums a context of n with `exact`:
 
-    tile   tokens [i * TILE, (i + 1) * TILE), with a maximum of their own
-    unit   UNIT tokens, or for contexts beyond UNIT * MAX_SPLITS the multiple that decode takes for
-           a context of n; its tiles merged in index order
+    tile   tokens [i * TILE, (i + 1) * TILE)
+    unit   a tile in contexts of up to TILE * MAX_SPLITS; in longer ones UNIT tokens, or the
+           multiple that decode takes for a context of n: tiles in index order, each added by the
+           matrix units to the sum before it, scaled to the maximum of both
     whole  its units, merged in index order
 
 Invariant: a query's result is a function of the query and its context, bit for bit: not of the
@@ -19,7 +20,8 @@ diagonal cuts: what a query does not see is masked, as long as it has been writt
 the context's end cuts comes by addresses.
 
 Few tiles over long contexts are split, a program for each unit of each tile, and a second kernel
-merges the units of a query in index order:
+merges the units of a query in index order. Whole contexts in bfloat16 are taken by hopper_exact.py
+on sm_90, bit for bit (`_for_hopper`).
 
     partial      [T, Hq, S, D'] fp32        stats [T, Hq, S, 2] fp32 (maximum, sum of weights)
 
@@ -41,13 +43,13 @@ from quire.kernels.attention import prefill_launch
 from quire.kernels.attention.decode_launch import MAX_SPLITS, UNIT, Heads, tile_tokens
 from quire.kernels.attention.decode_merge import (
     AT_ONCE,
+    add_tile,
     columns,
     empty_sum,
-    least_multiple,
+    exact_unit,
     merge,
     merged,
     store_heads,
-    sum_of_weights,
 )
 from quire.kernels.attention.kv_tiles import boxes, load_tile
 from quire.kernels.attention.prefill import find_row, prepared
@@ -62,7 +64,7 @@ _LOG2E = 1.4426950408889634
 @triton.jit
 def _attend(
     q, m, total, acc, m_before, total_before, acc_before, k_ptr, v_ptr, k_boxes, v_boxes,
-    table_ptr, h, begin, end, whole, low, high, scale,
+    table_ptr, h, begin, end, whole, shortest, longest, low, high, scale,
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
     UNIT: tl.constexpr, SPLITS: tl.constexpr, UNITS: tl.constexpr, CUT: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
@@ -76,9 +78,9 @@ def _attend(
     rn = tl.arange(0, BN)
     for t in tl.range(begin, end, BN, num_stages=STAGES):
         if UNITS:
-            edge = (t % UNIT == 0) & (t > 0)
-            if edge:
-                begins = t % least_multiple(high, UNIT, SPLITS) == 0
+            edge = (t % shortest == 0) | (t % longest == 0)
+            if edge & (t > 0):
+                begins = t % exact_unit(high, BN, UNIT, SPLITS) == 0
                 m_all, total_all, acc_all = merge(m_before, total_before, acc_before, m, total, acc)
                 m_before = tl.where(begins, m_all, m_before)
                 total_before = tl.where(begins, total_all, total_before)
@@ -98,12 +100,7 @@ def _attend(
             if not UNITS:
                 s = tl.where(at >= low[:, None], s, -float("inf"))
             s = tl.where(at < high[:, None], s, -float("inf"))
-        m_t = tl.fma(tl.max(s, 1), scale, 0.0)
-        # Of a tile that a query does not see: an empty sum, not NaN.
-        base = tl.where(m_t == -float("inf"), 0.0, m_t)
-        p = tl.exp2(tl.fma(s, scale, -base[:, None]))
-        acc_t = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        m, total, acc = merge(m, total, acc, m_t, sum_of_weights(p), acc_t)
+        m, total, acc = add_tile(m, total, acc, s, v, scale, PRECISION)
     return m, total, acc, m_before, total_before, acc_before
 
 
@@ -140,8 +137,8 @@ def _exact_prefill_kernel(
     first = context - new + token  # the first query's position; the last one's:
     final = context - new + tl.minimum(token + QT, new) - 1
     active = (token < new) & (new >= LEAST) & (new <= MOST)
-    shortest = least_multiple(first + 1, UNIT, SPLITS)
-    longest = least_multiple(final + 1, UNIT, SPLITS)
+    shortest = exact_unit(first + 1, BN, UNIT, SPLITS)
+    longest = exact_unit(final + 1, BN, UNIT, SPLITS)
     begin = 0
     end = final + 1
     if SPLIT:
@@ -160,7 +157,7 @@ def _exact_prefill_kernel(
         table = tables_ptr + row.to(tl.int64) * table_stride
         # Padded tile rows see what the last real one sees, so that no maximum stays at -inf.
         seen = context - new + tl.minimum(mine, new - 1) + 1
-        unit = least_multiple(seen, UNIT, SPLITS)
+        unit = exact_unit(seen, BN, UNIT, SPLITS)
         low = tl.zeros((BM,), tl.int32)
         high = seen
         whole = (first + 1) // BN * BN
@@ -178,12 +175,12 @@ def _exact_prefill_kernel(
         m_before, total_before, acc_before = empty_sum(BM, DP)
         m, total, acc, m_before, total_before, acc_before = _attend(
             q, m, total, acc, m_before, total_before, acc_before, k_ptr, v_ptr, k_boxes, v_boxes,
-            table, h, begin, boxed, whole, low, high, scale, HKV, D, DP, BS, BN,
+            table, h, begin, boxed, whole, shortest, longest, low, high, scale, HKV, D, DP, BS, BN,
             UNIT, SPLITS, not SPLIT, False, TMA, STAGES, PRECISION,
         )  # fmt: skip
         m, total, acc, m_before, total_before, acc_before = _attend(
             q, m, total, acc, m_before, total_before, acc_before, k_ptr, v_ptr, k_boxes, v_boxes,
-            table, h, boxed, end, whole, low, high, scale, HKV, D, DP, BS, BN,
+            table, h, boxed, end, whole, shortest, longest, low, high, scale, HKV, D, DP, BS, BN,
             UNIT, SPLITS, not SPLIT, True, False, 1, PRECISION,
         )  # fmt: skip
         if SPLIT:
@@ -210,7 +207,7 @@ def _exact_prefill_kernel(
 )
 def _merge_kernel(
     starts_ptr, contexts_ptr, out_ptr, partial_ptr, stats_ptr, rows, S,
-    D: tl.constexpr, DP: tl.constexpr, UNIT: tl.constexpr, SPLITS: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, SPLITS: tl.constexpr,
     AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """grid (HQ, T): merge the units of one head of one token that sees several."""
@@ -222,7 +219,7 @@ def _merge_kernel(
     row = row_of(starts_ptr, token, rows)
     stop = tl.load(starts_ptr + row + 1).to(tl.int32)
     n = tl.load(contexts_ptr + row).to(tl.int32) - (stop - token) + 1
-    count = tl.cdiv(n, least_multiple(n, UNIT, SPLITS))
+    count = tl.cdiv(n, exact_unit(n, TILE, UNIT, SPLITS))
     if (token < stop) & (count > 1):
         heads = token.to(tl.int64) * tl.num_programs(0) + head + tl.zeros((1,), tl.int64)
         total, acc = merged(partial_ptr, stats_ptr, heads * S, count, 1, AT_ONCE, 1, DP)
@@ -235,6 +232,14 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED)
     tiles = prefill_launch.choose_tiles(head_dim, dtype, shared)
     stages = 3 if tiles.tma else tiles.num_stages
     return replace(tiles, keys=tile_tokens(head_dim, dtype), num_stages=stages)
+
+
+def _for_hopper(launch: PrefillLaunch, q: Tensor, k_cache: Tensor) -> bool:
+    """Whether hopper_exact.py computes a launch: what hopper_prefill.py would in fast mode, in
+    bfloat16."""
+    tiles = replace(launch.tiles, num_stages=prefill_launch.TUNED.num_stages)
+    fits = prefill_launch.for_hopper(replace(launch, tiles=tiles), q, k_cache, window=0)
+    return fits and q.dtype == torch.bfloat16
 
 
 def _plan(
@@ -251,7 +256,7 @@ def _plan(
     if split is None:
         split = kv_heads * num_tiles(tokens, rows, group, tiles) <= _FEW_PROGRAMS
     return prefill_launch.plan_launches(
-        tokens, rows, kv_heads, group, longest, max_context_len, tiles, UNIT if split else 0
+        tokens, rows, kv_heads, group, longest, max_context_len, tiles, tiles.keys if split else 0
     )
 
 
@@ -303,8 +308,16 @@ def prefill_attention(
     where = (query_start_loc, context_lens, out)
     common = {"D": dim, "DP": padded, "UNIT": UNIT, "SPLITS": MAX_SPLITS, "PDL": pdl}
     for launch in plan if tokens and rows else ():
+        if _for_hopper(launch, q, k_cache):
+            from quire.kernels.attention import hopper_exact  # Gluon: not in every Triton
+
+            hopper_exact.attend(
+                q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out, scale,
+                launch, pdl,
+            )  # fmt: skip
+            continue
         shape = launch.tiles
-        splits = min(MAX_SPLITS, -(-max_context_len // UNIT)) if launch.split else 1
+        splits = min(MAX_SPLITS, -(-max_context_len // shape.keys)) if launch.split else 1
         partial, stats = workspace(q, splits if launch.split else 0)
         whole = boxes(k_cache, v_cache, shape.keys) if shape.tma else None
         _exact_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape), splits)](
@@ -318,7 +331,7 @@ def prefill_attention(
         )  # fmt: skip
         if launch.split:
             _merge_kernel[(q_heads, tokens)](
-                *where, partial, stats, rows, splits, AT_ONCE=AT_ONCE,
+                *where, partial, stats, rows, splits, TILE=shape.keys, AT_ONCE=AT_ONCE,
                 num_warps=1 if padded <= 128 else 2, **common, **options,
             )  # fmt: skip
     return out

@@ -38,19 +38,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from quire.kernels.attention.prefill_launch import PrefillLaunch, num_tiles
-from quire.kernels.gluon_boxes import box
+from quire.kernels.gluon_boxes import cache_box
 
 _LOG2E = 1.4426950408889634
 ROWS = gl.constexpr(64)  # of a group
 _STAGES = {1: 2, 3: 3}  # tiles of keys, and of values, in shared memory, by groups
 _START = 128  # registers a thread, which the warps then divide:
 _GROUP = gl.constexpr(160)  # of a group that is not the program's first, which has the rest
-_LOADER = gl.constexpr(24)
-_ALIGNED = gl.constexpr(8)  # q's elements, so that they are loaded 16 bytes at a time
+LOADER = gl.constexpr(24)
+ALIGNED = gl.constexpr(8)  # q's elements, so that they are loaded 16 bytes at a time
 
 
 @gluon.jit
@@ -66,7 +65,7 @@ def find_row(starts_ptr, tile, rows, QT: gl.constexpr, WARPS: gl.constexpr):
 
 
 @gluon.jit
-def _find(
+def find(
     starts_ptr, contexts_ptr, rows, least,
     QT: gl.constexpr, BN: gl.constexpr, MOST: gl.constexpr,
 ):  # fmt: skip
@@ -87,7 +86,7 @@ def _find(
 
 
 @gluon.jit
-def _load(boxes, rings, bars, table, n, HKV: gl.constexpr, BS: gl.constexpr):
+def load(boxes, rings, bars, table, n, HKV: gl.constexpr, BS: gl.constexpr):
     """All tiles of keys and values, each as soon as its place is empty."""
     k_box, v_box = boxes
     k_ring, v_ring = rings
@@ -113,7 +112,7 @@ def _load(boxes, rings, bars, table, n, HKV: gl.constexpr, BS: gl.constexpr):
 
 
 @gluon.jit
-def _scores(q, j, k_ring, k_full, S_LAYOUT: gl.constexpr):
+def scores(q, j, k_ring, k_full, S_LAYOUT: gl.constexpr):
     """Begin the product of the queries with tile j of keys."""
     STAGES: gl.constexpr = k_ring.shape[0]
     BN: gl.constexpr = k_ring.shape[1]
@@ -156,7 +155,7 @@ def _walk(
     rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
     for j in range(begin, stop):
         after = j + 1
-        s = _scores(q, after, k_ring, k_full, S_LAYOUT)
+        s = scores(q, after, k_ring, k_full, S_LAYOUT)
         acc = _sum(weights, acc, j, v_ring, v_full)
         s = warpgroup_mma_wait(1, deps=[s])
         mbarrier.arrive(k_empty.index(after % STAGES), count=1)
@@ -233,7 +232,7 @@ def _attend(
         total = gl.zeros([ROWS], gl.float32, layout=gl.SliceLayout(1, S_LAYOUT))
         acc = gl.zeros([ROWS, D], gl.float32, layout=O_LAYOUT)
 
-        s = _scores(q, 0, k_ring, k_full, S_LAYOUT)
+        s = scores(q, 0, k_ring, k_full, S_LAYOUT)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
         rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
@@ -272,7 +271,7 @@ def _hopper_prefill_kernel(
     MOST: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """grid (HKV, tiles): rows of least to MOST new tokens; others belong to another launch.
-    q_units: of _ALIGNED elements from a token to the next."""
+    q_units: of ALIGNED elements from a token to the next."""
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
     TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
     BARS: gl.constexpr = mbarrier.MBarrierLayout()
@@ -292,12 +291,12 @@ def _hopper_prefill_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    row, start, new, context, token, n = _find(
+    row, start, new, context, token, n = find(
         starts_ptr, contexts_ptr, rows, least, ROWS // G * GROUPS, BN, MOST
     )
     table = tables_ptr + row.to(gl.int64) * table_stride
     first, head = (start + token).to(gl.int64), gl.program_id(0) * (G * D)
-    q_stride = q_units * _ALIGNED
+    q_stride = q_units * ALIGNED
     q_ptr += first * q_stride + head
     out_ptr += first * (HKV * G * D) + head
     rings = (k_ring, v_ring)
@@ -309,8 +308,8 @@ def _hopper_prefill_kernel(
         gl.warp_specialize([
             (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
                        n, FIRST, G, HKV)),
-            (_load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
-        ], [1], [_LOADER])  # fmt: skip
+            (load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+        ], [1], [LOADER])  # fmt: skip
     else:
         gl.warp_specialize([
             (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
@@ -319,8 +318,8 @@ def _hopper_prefill_kernel(
                        n, SECOND, G, HKV)),
             (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
                        n, THIRD, G, HKV)),
-            (_load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
-        ], [4, 4, 1], [_GROUP, _GROUP, _LOADER])  # fmt: skip
+            (load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+        ], [4, 4, 1], [_GROUP, _GROUP, LOADER])  # fmt: skip
 
 
 def attend(
@@ -343,15 +342,9 @@ def attend(
     shape, group = launch.tiles, q_heads // kv_heads
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     _hopper_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape, launch.groups))](
-        q, _box(k_cache, shape.keys), _box(v_cache, shape.keys), block_tables, query_start_loc,
-        context_lens, out, scale * _LOG2E, q.stride(0) // _ALIGNED.value, block_tables.stride(0),
-        rows, launch.least, G=group, HKV=kv_heads, D=dim, BS=block_size, BN=shape.keys,
-        MOST=launch.most, GROUPS=launch.groups, STAGES=_STAGES[launch.groups], PDL=pdl,
-        num_warps=4, maxnreg=_START, **options,
+        q, cache_box(k_cache, shape.keys), cache_box(v_cache, shape.keys), block_tables,
+        query_start_loc, context_lens, out, scale * _LOG2E, q.stride(0) // ALIGNED.value,
+        block_tables.stride(0), rows, launch.least, G=group, HKV=kv_heads, D=dim, BS=block_size,
+        BN=shape.keys, MOST=launch.most, GROUPS=launch.groups, STAGES=_STAGES[launch.groups],
+        PDL=pdl, num_warps=4, maxnreg=_START, **options,
     )  # fmt: skip
-
-
-def _box(cache: Tensor, keys: int) -> TensorDescriptor:
-    """A descriptor of a cache [blocks, Hkv, block_size, D] as rows of D, read `keys` at a time."""
-    blocks, heads, size, dim = cache.shape
-    return box(cache, [blocks * heads * size, dim], [keys, dim])

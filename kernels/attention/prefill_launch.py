@@ -39,7 +39,7 @@ class Tiles:
     tma: bool = False
 
 
-_TUNED = Tiles(64, 64, 4, 2, tma=True)  # heads of up to 128, 16 bits
+TUNED = Tiles(64, 64, 4, 2, tma=True)  # heads of up to 128, 16 bits
 
 
 def key_tile(head_dim: int, dtype: torch.dtype) -> int:
@@ -58,7 +58,7 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED)
         return Tiles(32, keys, 8, 1)
     if head_dim > 128:
         return Tiles(64, keys, 8, 2 if shared > _WIDE_BYTES else 1)
-    return _TUNED
+    return TUNED
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plan_launches(
         split = SPLIT if programs <= FEW_PROGRAMS else 0
     if split % tiles.keys:
         raise ValueError(f"split {split} is not a multiple of {tiles.keys}, the keys of a tile")
-    groups = GROUPS if lone == _TUNED and _gain_in_groups(tokens, rows, kv_heads, group) else 1
+    groups = GROUPS if lone == TUNED and _gain_in_groups(tokens, rows, kv_heads, group) else 1
     if split or rows <= FEW_ROWS:  # one split is the whole context, bit for bit
         return [PrefillLaunch(lone, 1, _ANY, split if max_context_len > split else 0, groups)]
     few = PrefillLaunch(short, 1, short_len)
@@ -105,7 +105,7 @@ def plan_launches(
 
 def _gain_in_groups(tokens: int, rows: int, kv_heads: int, group: int) -> bool:
     """Whether tiles of GROUPS side by side fill the device, and rows fill them."""
-    high = num_tiles(tokens, 0, group, _TUNED, GROUPS)
+    high = num_tiles(tokens, 0, group, TUNED, GROUPS)
     return kv_heads * high >= _GROUPED_PROGRAMS and high >= _GROUPED_TILES * rows
 
 
@@ -118,8 +118,8 @@ def for_hopper(launch: PrefillLaunch, q: Tensor, k_cache: Tensor, window: int) -
         and q.dtype in (torch.bfloat16, torch.float16)
         and k_cache.dtype == q.dtype
         and dim in (64, 128)
-        and launch.tiles == _TUNED
-        and block_size >= _TUNED.keys
+        and launch.tiles == TUNED
+        and block_size >= TUNED.keys
         and not (launch.split or window)
     )
 

@@ -152,6 +152,27 @@ FAULTS = (
         (_TABLE + "where_residuals_join_the_library_padded_products_are_compared_too",),
     ),
     Fault(
+        "exact: a score's bits depend on the maximum that it is taken from",
+        "kernels/attention/decode_merge.py",
+        "1536.0 if NARROW else 0.0)",
+        "0.0)",
+        _ATTENTION,
+    ),
+    Fault(
+        "exact: maxima are no whole numbers",
+        "kernels/attention/decode_merge.py",
+        "        top = tl.ceil(top)\n",
+        "        top = top + 0.0\n",
+        _ATTENTION,
+    ),
+    Fault(
+        "exact: prompts begin no sum anew where a unit ends",
+        "kernels/attention/exact_prefill.py",
+        "            if edge & (t > 0):\n",
+        "            if edge & (t < 0):\n",
+        _ATTENTION,
+    ),
+    Fault(
         "exact: a token past the end of a context counts",
         "kernels/attention/decode.py",
         "(t + tl.arange(0, TILE) < end)",

@@ -1,5 +1,6 @@
 """Exact mode: a query's attention has the same bits however it comes to be computed."""
 
+import math
 from typing import Any
 
 import pytest
@@ -106,8 +107,10 @@ def test_rows_beside_it_change_no_bit_of_a_row(paged: Any) -> None:
         assert torch.equal(alone, together[begin:end])
 
 
-def test_long_contexts_whose_units_differ_within_a_tile(paged: Any, monkeypatch: Any) -> None:
-    """Beyond UNIT * MAX_SPLITS tokens units grow with the context: here already at 64."""
+@pytest.mark.parametrize("edge", [32, 64])
+def test_contexts_whose_units_differ_within_a_tile(paged: Any, monkeypatch: Any, edge: int) -> None:
+    """Up to MAX_SPLITS tiles a unit is a tile, and beyond UNIT * MAX_SPLITS tokens units grow with
+    the context: here at 32 and 64."""
     from quire.kernels.attention import decode_launch, exact_prefill
 
     for module in (decode_launch, exact_prefill):
@@ -115,13 +118,27 @@ def test_long_contexts_whose_units_differ_within_a_tile(paged: Any, monkeypatch:
         monkeypatch.setattr(module, "MAX_SPLITS", 2)
     monkeypatch.setattr(decode_launch, "tile_tokens", lambda *_: 16)
     monkeypatch.setattr(exact_prefill, "tile_tokens", lambda *_: 16)
-    contexts, dim = range(61, 69), 16
-    cache = paged([68], kv_heads=1, block_size=16, dim=dim, dtype=BF16)
+    contexts, dim = range(edge - 1, edge + 3), 16
+    cache = paged([edge + 2], kv_heads=1, block_size=16, dim=dim, dtype=BF16)
     q = queries(len(contexts), 1, dim, cache.k_cache)
     wanted = decoded(cache, q, contexts, level=2)
     assert torch.equal(decoded(cache, q, contexts, level=1), wanted)
     for split in (False, True):
         assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)
+
+
+def test_no_bit_depends_on_the_maximum_that_weights_are_taken_from(device: torch.device) -> None:
+    """Where one program's maximum grows along a context, another begins anew."""
+    from support.tile_sums import tile_sums
+
+    rng = torch.Generator().manual_seed(2)
+    s = (torch.randn(16, 128, generator=rng) * 20).to(device)
+    v = torch.randn(128, 16, generator=rng).to(device, BF16)
+    wanted = tile_sums(s, v, -float("inf"), 64)
+    expected = (s.double() * math.log(2)).softmax(1) @ v.double()
+    assert torch.allclose(wanted.double(), expected, atol=2e-2)
+    for least in (1536.0 + 61.0, 1536.0 + 93.0):
+        assert torch.equal(tile_sums(s, v, least, 64), wanted)
 
 
 def test_a_window_is_refused(paged: Any) -> None:
@@ -130,6 +147,42 @@ def test_a_window_is_refused(paged: Any) -> None:
     for attend in (decoded, prefilled):
         with pytest.raises(ValueError, match="window 8: attention within a window has no exact"):
             attend(cache, q, range(39, 41), window=8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dim", "group", "first", "last", "size"),
+    [
+        (128, 2, 1, 700, 1.0),
+        (64, 4, 2000, 2150, 1.0),
+        (128, 2, 8150, 8250, 1.0),
+        (128, 2, 900, 1100, 8.0),
+    ],
+)
+def test_gpu_the_kernel_of_sm_90_has_the_bits_of_decode(
+    paged: Any, monkeypatch: Any, dim: int, group: int, first: int, last: int, size: float
+) -> None:
+    """Whole prompts and chunks, around changes of units, NaN behind the contexts."""
+    from quire.kernels.attention import exact_prefill
+
+    for_hopper, taken = exact_prefill._for_hopper, []
+
+    def noted(*launch: Any) -> bool:
+        taken.append(for_hopper(*launch))
+        return taken[-1]
+
+    monkeypatch.setattr(exact_prefill, "_for_hopper", noted)
+    contexts = range(first, last + 1)
+    cache = paged([last], kv_heads=2, block_size=64, dim=dim, dtype=BF16)
+    q = queries(len(contexts), 2 * group, dim, cache.k_cache) * size
+    wanted = decoded(cache, q, contexts, level=0)
+    assert torch.equal(decoded(cache, q, contexts, level=2), wanted)
+    for begin, end in ((0, len(contexts)), (7, 60), (0, 1)):
+        for _ in range(3):
+            part = prefilled(cache, q[begin:end], contexts[begin:end], split=False)
+            assert torch.equal(part, wanted[begin:end])
+    if not any(taken):
+        pytest.skip("another card, or another Triton, than hopper_exact.py is for")
 
 
 @pytest.mark.gpu

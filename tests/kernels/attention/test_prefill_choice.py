@@ -10,6 +10,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from quire.kernels import launches, support
+from quire.kernels.attention import exact_prefill
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.attention.prefill_launch import (
     GROUPS,
@@ -50,6 +51,16 @@ def taken(
 
 def test_whole_contexts_of_16_bits_take_it() -> None:
     assert taken() and taken(dtype=FP16) and taken(dim=64) and taken(block_size=256)
+
+
+def test_exact_mode_has_one_in_bfloat16() -> None:
+    launch = replace(WHOLE, tiles=exact_prefill.choose_tiles(128, BF16))
+    cache = torch.empty(2, 8, 64, 128, dtype=BF16, device="meta")
+    for dtype, cached in ((BF16, BF16), (FP16, FP16), (BF16, support.NARROW)):
+        q = torch.empty(3, 16, 128, dtype=dtype, device="meta")
+        wanted = (dtype, cached) == (BF16, BF16)
+        assert exact_prefill._for_hopper(launch, q, cache.to(cached)) == wanted
+        assert not exact_prefill._for_hopper(replace(launch, split=64), q, cache.to(cached))
 
 
 def test_what_else_takes_the_kernel_of_every_card() -> None:
