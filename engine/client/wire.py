@@ -144,7 +144,6 @@ def _unpack_request(packed: Message) -> GenerationRequest:
 
 # ---------------------------------------------------------------- outward
 
-_stats_values = attrgetter(*(f.name for f in dataclasses.fields(EngineStats)))
 _INFO_FIELDS = tuple(f.name for f in dataclasses.fields(EngineInfo))
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
@@ -152,7 +151,7 @@ _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityE
 def pack_batch(batch: Batch) -> Message:
     """Called once a step: an output that says no more than its tokens is a short tuple."""
     outputs = [_pack_output(output) for output in batch.outputs]
-    times, stats = batch.step_times.values(), _stats_values(batch.stats)
+    times, stats = batch.step_times.values(), tuple(batch.stats)
     blocks = [(*told[:3], [tuple(event) for event in told.events]) for told in batch.blocks]
     return BATCH, outputs, stats, times, batch.answers, blocks
 

@@ -12,10 +12,13 @@ class Histogram:
 
     __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    def __init__(
+        self, bounds: tuple[float, ...], counts: list[int] | None = None, total: float = 0.0
+    ) -> None:
+        """counts and total: as observed so far."""
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+        self.counts = [0] * (len(bounds) + 1) if counts is None else counts
+        self.sum = total
 
     def observe(self, seconds: float, times: int = 1) -> None:
         """`times` observations of the same value; a clock that stood still counts as zero."""

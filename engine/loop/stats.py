@@ -1,7 +1,8 @@
 """What the engine tells of itself: EngineInfo once, EngineStats as a snapshot after each step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from quire.engine.model.config import GenerationDefaults
 from quire.engine.scheduling.block_pool import BlockPool
@@ -38,11 +39,12 @@ class EngineInfo:
     """Data type of keys and values, as torch names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineStats(NamedTuple):
     """Gauges and counters of one moment. Counters only rise. Blocks are those of all pools: of two
     where some layers have a window and others see all. Memory in bytes: memory_allocated and
-    memory_peak are rank 0's; rank_memory holds both of every rank, and is empty for one alone."""
+    memory_peak are rank 0's; rank_memory holds both of every rank, and is empty for one alone.
+
+    A tuple, as each step makes one at both ends of a link: a frozen dataclass takes 6 µs."""
 
     running: int = 0
     waiting: int = 0
@@ -112,8 +114,7 @@ def snapshot(
 def _of_all(stats: EngineStats, pools: Sequence[BlockPool]) -> EngineStats:
     """The same with the blocks of several pools together."""
     total, free = sum(pool.num_usable for pool in pools), sum(pool.num_free for pool in pools)
-    return replace(
-        stats,
+    return stats._replace(
         blocks_total=total,
         blocks_free=free,
         blocks_in_use=total - free,

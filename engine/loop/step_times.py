@@ -35,9 +35,10 @@ class StepTimes:
     @classmethod
     def of(cls, values: Values) -> "StepTimes":
         """A copy made of what `values` gave, perhaps in another process."""
-        times = cls()
-        for histogram, (counts, seconds) in zip(times.histograms.values(), values, strict=True):
-            histogram.counts, histogram.sum = counts, seconds
+        times = cls.__new__(cls)
+        told = zip(KINDS, values, strict=True)
+        times.histograms = {kind: Histogram(BOUNDS, *counted) for kind, counted in told}
+        times._last_end = 0.0
         return times
 
     def values(self) -> Values:

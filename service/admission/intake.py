@@ -66,7 +66,7 @@ class Reading:
         await self._places._take(self.connection, loop)
         self.since = loop.time()
         self.given_up: asyncio.Future[None] = loop.create_future()
-        self._key = self._places._begin(self)
+        self._key = self._places._begin(self, loop)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -93,6 +93,7 @@ class Places:
         self._slow: OrderedDict[str, int] = OrderedDict()
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._overdue: asyncio.TimerHandle | None = None  # one for all bodies
         self._closed = False
 
     @property
@@ -117,11 +118,23 @@ class Places:
         else:
             await self._turn(connection, loop)
 
-    def _begin(self, reading: Reading) -> int:
+    def _begin(self, reading: Reading, loop: asyncio.AbstractEventLoop) -> int:
         key = next(self._order)
         self._reading[key] = reading
         self._held[reading.connection] += 1
+        if self._overdue is None:
+            self._overdue = loop.call_later(BODY_SECONDS, self._end_overdue, loop)
         return key
+
+    def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up the bodies whose time is over, and look again when the next one's is."""
+        self._overdue = None
+        for reading in self._reading.values():
+            left = reading.since + BODY_SECONDS - loop.time()
+            if left > 0:
+                self._overdue = loop.call_later(left, self._end_overdue, loop)
+                return
+            reading.give_up()
 
     def _end(self, reading: Reading, key: int) -> None:
         del self._reading[key]
@@ -295,7 +308,7 @@ class Intake(grpc.aio.ServerInterceptor):
         connection = context.peer()
         async with self._places.place(connection) as reading:
             try:
-                async with asyncio.timeout(BODY_SECONDS) as reading.limit:
+                async with asyncio.timeout(None) as reading.limit:  # until it is given up
                     request = await receipt.read(context.read())
             except TimeoutError:
                 raise self._places.late(connection) from None

@@ -101,7 +101,9 @@ def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) ->
 def _check_edits(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
     """Single ids that are preferred or left out."""
     for name in ("logit_bias", "allowed_token_ids", "banned_token_ids"):
-        ids = given.get(name, ())
+        if name not in given:
+            continue
+        ids = given[name]
         faults.at_most(f"sampling.{name}", len(ids), MAX_EDITED_IDS, "token ids")
         if len(ids) > MAX_EDITED_IDS:
             continue

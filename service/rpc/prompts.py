@@ -47,7 +47,7 @@ class Prompts:
         kind = request.WhichOneof("prompt")
         assert kind is not None  # as `check` has seen
         if kind == "token_ids":
-            ids = tuple(request.token_ids.ids)
+            ids = tuple(request.token_ids.ids[:])  # a slice is made at once, not id by id
             faults = Faults()
             faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
             faults.raise_if_any()

@@ -179,8 +179,8 @@ class Validator:
 
     def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
         """What the request asks for, or what makes its calls of tools valid. Raises Refusal."""
-        if not request.HasField("chat"):
-            thinking = Thinking.NONE  # no template has opened a turn: it begins at once
+        if not request.HasField("chat"):  # no template has opened a turn: it begins at once
+            return constraints.constraint_of(request, Thinking.NONE)
         made = tool_constraint.constraint_of(
             request.chat, self._model.family, self.constraints, thinking
         )
@@ -229,9 +229,11 @@ class Validator:
             silent = {self._silent[stop]: stop for stop in given["stop"] if stop in self._silent}
             stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
         values["stop_token_ids"] = (*ids, *stop_tokens)
-        values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
+        if "logit_bias" in given:
+            values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
         for name in ("allowed_token_ids", "banned_token_ids"):
-            values[name] = tuple(sorted(set(values[name])))
+            if name in given:
+                values[name] = tuple(sorted(set(values[name])))
         if values["top_k"] >= self._model.info.vocab_size:
             values["top_k"] = 0
         if values["seed"] is None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -133,7 +132,7 @@ async def everything(engine: AsyncEngine) -> dict[str, Any]:
         key = engine.new_key()
         said.append(await answers(engine, GenerationRequest(key, prompt, params, n=n)))
         stats = await idle(engine)
-        books.append(dataclasses.replace(stats, memory_allocated=0, memory_peak=0))
+        books.append(stats._replace(memory_allocated=0, memory_peak=0))
     long = SamplingParams(max_tokens=200, ignore_eos=True)
     cut = GenerationRequest(engine.new_key(), PROMPTS[0], long)
     said.append(await answers(engine, cut, end_after=6))

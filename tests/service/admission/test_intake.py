@@ -188,6 +188,24 @@ def test_a_body_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     run(test)
 
 
+def test_each_body_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though there is one timer for all."""
+    monkeypatch.setattr(intake, "BODY_SECONDS", 0.01)
+
+    async def test() -> None:
+        places, loop = Places(3), asyncio.get_running_loop()
+        async with places.place("first") as first, places.place("second") as second:
+            second.since += 0.02  # as if it had begun so much later
+            await asyncio.wait_for(first.given_up, PATIENCE)
+            assert not second.given_up.done()
+            await asyncio.wait_for(second.given_up, PATIENCE)
+            assert loop.time() >= second.since
+            async with places.place("third") as third:  # behind two that are still there
+                await asyncio.wait_for(third.given_up, PATIENCE)
+
+    run(test)
+
+
 def half_a_body(port: int) -> bytes:
     """All that the OpenAI API answers to a request whose body lacks a byte."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
