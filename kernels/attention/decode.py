@@ -185,6 +185,8 @@ def _decode_kernel(
         m, total, acc = empty_sum(16, DP // 2 if PAIRS else DP)
         odd = acc  # with PAIRS the odd columns' part, or nothing of use
         m_before, total_before, acc_before, odd_before = m, total, acc, odd  # all but the last unit
+        # Where a maximum leaves no trace, all units may have the same one.
+        ALIKE: tl.constexpr = FIXED and q.dtype == tl.bfloat16
         edge = start + unit
         if WINDOW:
             edge += (begin - start) // unit * unit
@@ -198,10 +200,15 @@ def _decode_kernel(
             if LEVEL == 2:
                 begins = t == edge
                 if begins:
-                    m_before, total_before, acc_before, odd_before = merge_both(
-                        m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS
-                    )
-                    m = tl.full(m.shape, -float("inf"), tl.float32)
+                    if ALIKE:
+                        total_before, acc_before = total_before + total, acc_before + acc
+                        total, acc = tl.zeros_like(total), tl.zeros_like(acc)
+                    else:
+                        m_before, total_before, acc_before, odd_before = merge_both(
+                            m_before, total_before, acc_before, odd_before, m, total, acc, odd,
+                            PAIRS,
+                        )  # fmt: skip
+                        m = tl.full(m.shape, -float("inf"), tl.float32)
                     edge += unit
             k, v, before = load_tile(
                 k_ptr, v_ptr, k_boxes, v_boxes, table, block, h, t, end, q.dtype, HKV, D, DP, BS,
@@ -219,7 +226,11 @@ def _decode_kernel(
                 s = tl.where(seen[None, :], s, -float("inf"))
                 v = tl.where(seen[:, None], v, 0)  # which may be another row's, or no number
             if FIXED:
+                top = m
                 m, total, acc = add_tile(m, total, acc, s, v, scales, PRECISION)
+                if ALIKE and LEVEL == 2:
+                    old = tl.exp2(top - m)
+                    total_before, acc_before = total_before * old, acc_before * old[:, None]
             else:
                 # a product by itself would fuse with what follows
                 m_t = tl.fma(tl.max(s, 1), scales, 0.0)
@@ -229,9 +240,12 @@ def _decode_kernel(
                     m, total, acc, odd, m_t, sum_of_weights(p), acc_t, odd_t, PAIRS
                 )
         if LEVEL == 2:
-            m, total, acc, odd = merge_both(
-                m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS
-            )
+            if ALIKE:
+                total, acc = total_before + total, acc_before + acc
+            else:
+                m, total, acc, odd = merge_both(
+                    m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS
+                )
         acc = joined(acc, odd, PAIRS)
         first = (row * HKV + h).to(tl.int64) * G
         index = first + rg

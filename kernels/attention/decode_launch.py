@@ -202,7 +202,9 @@ def num_splits(max_context_len: int, tile: int, level: int, most: int, long: int
     """Partial results a row can have, for contexts up to max_context_len. most: in tiles; long:
     units of a long split."""
     if long >= MAX_SPLITS:  # exact mode
-        return 1 if level == 2 else max(1, min(MAX_SPLITS, -(-max_context_len // tile)))
+        in_tiles = min(MAX_SPLITS // 2, -(-max_context_len // tile))
+        in_units = min(MAX_SPLITS, -(-max_context_len // UNIT))
+        return 1 if level == 2 else max(1, in_tiles, in_units)
     if level == 2:
         return max(1, min(-(-MAX_SPLITS // long), -(-max_context_len // (UNIT * long))))
     units = max(1, min(MAX_SPLITS, -(-max_context_len // UNIT)))

@@ -29,8 +29,8 @@ def least_multiple(n, LENGTH: tl.constexpr, MOST: tl.constexpr):
 
 @triton.jit
 def exact_unit(n, TILE: tl.constexpr, UNIT: tl.constexpr, SPLITS: tl.constexpr):
-    """Tokens of a unit in exact mode: a tile, as long as SPLITS of them hold the context."""
-    return tl.where(n <= TILE * SPLITS, TILE, least_multiple(n, UNIT, SPLITS))
+    """Tokens of a unit in exact mode: a tile, as long as half of SPLITS hold the context."""
+    return tl.where(n <= TILE * (SPLITS // 2), TILE, least_multiple(n, UNIT, SPLITS))
 
 
 @triton.jit
@@ -40,8 +40,7 @@ def split_length(
     LEVEL: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most.
-    In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut: where most is
-    as long as a context, so is what SPLITS tiles hold."""
+    In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut."""
     if LONG >= SPLITS:
         unit = exact_unit(n, TILE, UNIT, SPLITS)
     else:

@@ -5,7 +5,7 @@ is the order of summation. A query at position p has the context n = p + 1, and 
 as `decode.py` sums a context of n with `exact`:
 
     tile   tokens [i * TILE, (i + 1) * TILE)
-    unit   a tile in contexts of up to TILE * MAX_SPLITS; in longer ones UNIT tokens, or the
+    unit   a tile in contexts of up to TILE * MAX_SPLITS / 2; in longer ones UNIT tokens, or the
            multiple that decode takes for a context of n: tiles in index order, each added by the
            matrix units to the sum before it, scaled to the maximum of both
     whole  its units, merged in index order

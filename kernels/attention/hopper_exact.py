@@ -52,7 +52,7 @@ _GRID = gl.constexpr(1536.0)  # of decode_merge.add_tile
 def _exact_unit(n, TILE: gl.constexpr):
     """As decode_merge.exact_unit."""
     many = _UNIT * gl.maximum(gl.cdiv(n, _UNIT * _SPLITS), 1)
-    return gl.where(n <= TILE * _SPLITS, TILE, many)
+    return gl.where(n <= TILE * (_SPLITS // 2), TILE, many)
 
 
 @gluon.jit
