@@ -130,6 +130,8 @@ def choose(
         if exact and level == 1:  # a unit may be a tile there
             level = 2
     most = most_in_tiles(programs, tile)
+    if exact:  # where a unit is longer than a tile, no split cuts it
+        most = min(most, tile * MAX_SPLITS // 2)
     tma = (hopper if tma is None else tma) and heads.boxed(tile) and not exact
     long = MAX_SPLITS if exact else LONG
     if ahead is None:

@@ -173,6 +173,13 @@ FAULTS = (
         _ATTENTION,
     ),
     Fault(
+        "exact: tiles cut units of contexts whose units are longer",
+        "kernels/attention/decode_launch.py",
+        "        most = min(most, tile * MAX_SPLITS // 2)\n",
+        "        most = min(most, tile * MAX_SPLITS)\n",
+        _ATTENTION,
+    ),
+    Fault(
         "exact: a token past the end of a context counts",
         "kernels/attention/decode.py",
         "(t + tl.arange(0, TILE) < end)",
