@@ -178,6 +178,7 @@ def test_gpu_the_kernel_of_sm_90_has_the_bits_of_decode(
     q = queries(len(contexts), 2 * group, dim, cache.k_cache) * size
     wanted = decoded(cache, q, contexts, level=0)
     assert torch.equal(decoded(cache, q, contexts, level=2), wanted)
+    assert torch.equal(decoded(cache, q[-1:], contexts[-1:]), wanted[-1:])  # as one row is launched
     for begin, end in ((0, len(contexts)), (7, 60), (0, 1)):
         for _ in range(3):
             part = prefilled(cache, q[begin:end], contexts[begin:end], split=False)
