@@ -96,7 +96,8 @@ def described(document: Mapping[str, Any]) -> str:
     parts = [str(where), f"torch {versions.get('torch')}", f"triton {versions.get('triton')}"]
     command = document["command"]
     command = command if isinstance(command, str) else " ".join(command)
-    return f"{', '.join(parts)}; commit {document['commit'][:12]}; `{command}`"
+    commits = dict.fromkeys(row.get("commit", document["commit"])[:12] for row in document["rows"])
+    return f"{', '.join(parts)}; commit {', '.join(commits)}; `{command}`"
 
 
 def what(row: Mapping[str, Any]) -> str:
