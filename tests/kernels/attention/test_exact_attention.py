@@ -122,8 +122,7 @@ def test_contexts_whose_units_differ_within_a_tile(paged: Any, monkeypatch: Any,
     cache = paged([edge + 2], kv_heads=1, block_size=16, dim=dim, dtype=BF16)
     q = queries(len(contexts), 1, dim, cache.k_cache)
     wanted = decoded(cache, q, contexts, level=2)
-    for level in (0, 1):
-        assert torch.equal(decoded(cache, q, contexts, level=level), wanted)
+    assert torch.equal(decoded(cache, q, contexts, level=0), wanted)
     for split in (False, True):
         assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)
 
