@@ -211,7 +211,7 @@ class EngineCore:
 
     def plan_beside(self) -> Callable[[], object]:
         """Have the next step planned by another thread, while this one, which is at a step's
-        results, waits for masks. Returns how to wait for it."""
+        results, waits for masks, or later, by this one. Returns how to wait for it."""
         return self._helper.begin(self._plan_ahead)
 
     def _plan_ahead(self) -> None:
@@ -236,6 +236,8 @@ class EngineCore:
             raise error  # no request can answer for it
         error_id = secrets.token_hex(4)
         log.error("a step failed (%s)", error_id, exc_info=error)
+        if self._planned is not None:
+            self._planned.result()  # a fault of planning ends the engine, whatever came of it
         self._in_flight.clear()
         self._masks = self._planned = None
         self.runner.reset()

@@ -21,11 +21,16 @@ class Helper:
         self._begun = False
 
     def begin(self, work: Work) -> Callable[[], None]:
-        """Have work done, which raises nothing. Returns how to wait for it, which comes next."""
+        """Have work done, which raises nothing, or left undone where the system has no thread for
+        it. Returns how to wait for it, which comes next."""
         if not self._begun:
-            self._begun = True
             queues = self._asked, self._done
-            threading.Thread(target=_serve, args=queues, name="quire-helper", daemon=True).start()
+            thread = threading.Thread(target=_serve, args=queues, name="quire-helper", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return lambda: None
+            self._begun = True
             weakref.finalize(self, self._asked.put, None)
         self._asked.put(work)
         return self._done.get

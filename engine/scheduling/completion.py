@@ -148,6 +148,8 @@ class Completion:
         for (request, constrained, output, count), mask in zip(awaited, masks, strict=True):
             try:
                 if isinstance(mask, Exception):
+                    if not constrained.allows(output.token_ids[-1]):
+                        raise RuntimeError("a token was drawn that its mask leaves out") from mask
                     raise mask
                 if not constrained.prepare(count, mask):
                     self._roster.end(request, FinishReason.STOP, output, said=True)

@@ -112,6 +112,10 @@ class Constrained:
         sibling.mask = self.mask
         return sibling
 
+    def allows(self, token_id: int) -> bool:
+        """Whether a token is of the mask that was made last."""
+        return bool(self.mask[token_id >> 3] & 1 << (token_id & 7))
+
     def prepare(self, num_outputs: int, mask: Mask | None = None) -> bool:
         """Make the mask of the token that follows so many outputs, of the matcher's own (None: it
         is asked). False: nothing may follow, the output is complete. Raises ConstraintError where

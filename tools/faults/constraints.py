@@ -119,6 +119,20 @@ FAULTS = (
         (ENGINE + "a_step_that_fails_takes_the_next_one_along",),
     ),
     Fault(
+        "constraint: a fault of planning beside masks is forgotten with the step that it broke",
+        "engine/loop/core.py",
+        "            self._planned.result()  #",
+        "            pass  #",
+        (ENGINE + "a_fault_of_planning_beside_masks_is_not_forgiven_with_the_step_that_it_breaks",),
+    ),
+    Fault(
+        "constraint: a token that its mask leaves out is told as the caller's fault",
+        "engine/scheduling/completion.py",
+        "                    if not constrained.allows(output.token_ids[-1]):\n",
+        "                    if False:\n",
+        (ENGINE + "a_token_that_its_mask_leaves_out_is_a_fault_and_no_dead_end",),
+    ),
+    Fault(
         "constraint: the thread beside the engine's keeps what it has done",
         "engine/loop/helper.py",
         "            del work\n",

@@ -222,6 +222,28 @@ def test_a_fault_of_planning_beside_masks_ends_the_engine_when_all_is_said() -> 
         core.step()
 
 
+def test_a_fault_of_planning_beside_masks_is_not_forgiven_with_the_step_that_it_breaks() -> None:
+    core = engine(Setup(max_num_seqs=4, overlap=True), Slow())
+    begun(core, [asked(1), asked(2)])
+
+    def failing(*_: object) -> Any:
+        raise RuntimeError("planned badly")
+
+    core.scheduler.schedule = core.scheduler.masks = failing  # type: ignore[method-assign]
+    with pytest.raises(CorruptStateError, match="planned badly"):
+        core.step()
+
+
+def test_a_token_that_its_mask_leaves_out_is_a_fault_and_no_dead_end() -> None:
+    """Whoever asked for the constraint cannot help it."""
+    core = engine(Setup(max_num_seqs=2, overlap=True))
+    sample = core.runner.sample
+    core.runner.sample = lambda _: sample(())  # type: ignore[method-assign]
+    core.submit(asked(1))
+    *_, end = outputs(core)
+    assert (end.finish, end.dead_end) == (FinishReason.ERROR, None) and end.error_id
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize(("most", "eos"), [(20, 1), (12, None)])
 def test_resumed_at_every_token_it_goes_on_as_if_unbroken(

@@ -4,6 +4,8 @@ import gc
 import threading
 import weakref
 
+import pytest
+
 from quire.engine.loop.helper import Helper
 
 PATIENCE = 20.0
@@ -31,3 +33,17 @@ def test_one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends() -> No
     gc.collect()
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+def test_without_a_thread_nothing_is_done_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    helper, work = Helper(), Work()
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    helper.begin(work)()
+    assert not work.threads
+    monkeypatch.undo()
+    helper.begin(work)()
+    assert work.threads
