@@ -13,13 +13,22 @@ def freeze() -> None:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Around imports of torch, whose modules stay: collections would take a fifth of their time,
-    and later ones look at none of what is there then."""
+    """Around imports of torch, whose modules stay: collections would take a fifth of their time."""
     looks = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if looks:
             gc.enable()
+
+
+@contextlib.contextmanager
+def put_off_for_good() -> Iterator[None]:
+    """The same in a process of one engine, or one rank: later collections look at none of what is
+    there then, so that nothing it knows is ever collected."""
+    with put_off():
+        try:
+            yield
+        finally:
+            gc.freeze()

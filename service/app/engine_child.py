@@ -36,7 +36,7 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
     process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
 
 
-@garbage.put_off()
+@garbage.put_off_for_good()
 def _load(rank_program: Program) -> "Builder":
     from quire.engine.loop.build import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars

@@ -32,13 +32,13 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     stacks.answer_signals()
     if sees_gpu(os.environ):
         head_start.start_driver()
-    with garbage.put_off():
+    with garbage.put_off_for_good():
         from quire.engine.parallel import follower  # seconds of imports
 
     follower.run(_load, parent, logs.flush, models[0] if models else None)
 
 
-@garbage.put_off()
+@garbage.put_off_for_good()
 def _load() -> "Builder":
     from quire.engine.loop.build_rank import build_rank
 

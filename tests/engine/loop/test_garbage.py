@@ -15,9 +15,12 @@ def test_collections_are_put_off_for_as_long_as_imports_take() -> None:
             pass
         assert not gc.isenabled()
     assert gc.isenabled()
-    assert gc.get_freeze_count() > frozen
-    gc.unfreeze()
     with pytest.raises(ImportError), garbage.put_off():
         raise ImportError
     assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+    with garbage.put_off_for_good():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
     gc.unfreeze()

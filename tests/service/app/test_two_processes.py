@@ -1,13 +1,16 @@
 """`quire serve` with its engine in a process of its own: whatever ends one of the two, and how."""
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import grpc
 import psutil
@@ -235,3 +238,14 @@ def test_a_gpu_is_seen_by_its_device_node_unless_it_is_hidden() -> None:
     assert not placement.sees_gpu({"CUDA_VISIBLE_DEVICES": ""}, there)
     assert not placement.sees_gpu({"CUDA_VISIBLE_DEVICES": "-1"}, there)
     assert not placement.sees_gpu({}, ("/nothing/here",))
+
+
+def test_an_engine_of_this_process_is_collected_once_nobody_has_it() -> None:
+    """An engine knows its matchers, and they know whom they work beside."""
+    link = placement.on_a_thread(EngineConfig(model="random:tiny", device="cpu"))
+    matchers = link._builder.keywords["matchers"]  # type: ignore[attr-defined]
+    matchers.work_beside(partial(id, matchers))
+    known = weakref.ref(matchers)
+    del link, matchers
+    gc.collect()
+    assert known() is None
