@@ -7,6 +7,17 @@ PLACES = "tests/engine/client/test_places.py::test_"
 
 FAULTS = (
     Fault(
+        "quire: an engine of this process stays for ever",
+        "engine/loop/garbage.py",
+        "    finally:\n        if looks:\n",
+        "    finally:\n        gc.freeze()\n        if looks:\n",
+        (
+            "tests/engine/loop/test_garbage.py",
+            "tests/service/app/test_two_processes.py::test_an_engine_of_this_process_is_collected"
+            "_once_nobody_has_it",
+        ),
+    ),
+    Fault(
         "quire: what a slow parent does not take is overwritten",
         "engine/client/process_main.py",
         "self._late = batch if self._late is None else joined(self._late, batch)",
