@@ -125,9 +125,9 @@ SENTENCES: list[tuple[str, str, Callable[[], Iterable[float]]]] = [
     ),
     (
         "docs/operations.md",
-        "steps of 0.6B differ by {:+.0%} at one row, {:+.0%} at 8, {:+.0%} at 64 and {:+.0%} at 256,"
-        " prompts by {:+.0%}, 256 mixed requests by {:+.0%}; steps of 8B by {:+.0%} at one row,"
-        " {:+.0%} at 8, {:+.0%} at 64 and {:+.0%} at 256, prompts by {:+.0%}",
+        "steps of 0.6B differ by {:+.0%} at one row, {:+.0%} at 8, {:+.0%} at 64 and {:+.0%} at"
+        " 256, prompts by {:+.0%}, 256 mixed requests by {:+.0%}; steps of 8B by {:+.0%} at one"
+        " row, {:+.0%} at 8, {:+.0%} at 64 and {:+.0%} at 256, prompts by {:+.0%}",
         of_exact_mode,
     ),
     (
