@@ -39,7 +39,7 @@ OFTENEST = (
 @pytest.mark.parametrize("only", [OFTENEST, ("D128 G2",)])
 def test_hot_attention_kernels_do_not_spill(tmp_path: Path, only: tuple[str, ...]) -> None:
     found = compiled(tmp_path / "rows.json", "--only", *only)
-    assert {row["case"].split()[0] for row in found} == {"decode", "rope-decode", "prefill"}
+    assert {row["case"].split()[0] for row in found} >= {"decode", "rope-decode", "prefill"}
     assert all(row["registers"] > 0 for row in found)
     assert any(row["wgmma"] > 0 for row in found if row["case"].startswith("prefill"))
 
