@@ -313,7 +313,7 @@ def prefill_attention(
 
             hopper_exact.attend(
                 q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out, scale,
-                launch, pdl,
+                launch=launch, pdl=pdl,
             )  # fmt: skip
             continue
         shape = launch.tiles

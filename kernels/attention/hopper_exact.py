@@ -17,7 +17,6 @@ Source: FlashAttention-3 (Shah et al., 2024).
 
 from typing import Any
 
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -35,13 +34,12 @@ from quire.kernels.attention.hopper_prefill import (
     ROWS,
     clear_behind,
     find,
+    launched,
     load,
     scores,
 )
-from quire.kernels.attention.prefill_launch import PrefillLaunch, num_tiles
-from quire.kernels.gluon_boxes import cache_box
+from quire.kernels.attention.prefill_launch import PrefillLaunch
 
-_LOG2E = 1.4426950408889634
 _STAGES = 2  # tiles of keys, and of values, in shared memory: two programs a multiprocessor
 _REGISTERS = 128  # a thread, which the warps then divide
 _UNIT, _SPLITS = gl.constexpr(UNIT), gl.constexpr(MAX_SPLITS)
@@ -312,29 +310,10 @@ def _hopper_exact_kernel(
     ], [1], [LOADER])  # fmt: skip
 
 
-def attend(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    query_start_loc: Tensor,
-    context_lens: Tensor,
-    out: Tensor,
-    scale: float,
-    launch: PrefillLaunch,
-    pdl: bool,
-) -> None:
-    """One launch of `exact_prefill.prefill_attention`, whose arguments these are. q: heads side by
-    side."""
-    tokens, q_heads, dim = q.shape
-    rows = context_lens.shape[0]
-    _, kv_heads, block_size, _ = k_cache.shape
-    shape, group = launch.tiles, q_heads // kv_heads
-    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
-    _hopper_exact_kernel[(kv_heads, num_tiles(tokens, rows, group, shape))](
-        q, cache_box(k_cache, shape.keys), cache_box(v_cache, shape.keys), block_tables,
-        query_start_loc, context_lens, out, scale * _LOG2E, q.stride(0) // ALIGNED.value,
-        block_tables.stride(0), rows, launch.least, G=group, HKV=kv_heads, D=dim, BS=block_size,
-        BN=shape.keys, MOST=launch.most, STAGES=_STAGES, PDL=pdl, num_warps=4,
-        maxnreg=_REGISTERS, **options,
+def attend(*arguments: Any, launch: PrefillLaunch, pdl: bool) -> None:
+    """One launch of `exact_prefill.prefill_attention`. arguments: its tensors and scale, as of
+    `launched`."""
+    launched(
+        _hopper_exact_kernel, 1, *arguments, launch=launch, pdl=pdl, STAGES=_STAGES,
+        maxnreg=_REGISTERS,
     )  # fmt: skip

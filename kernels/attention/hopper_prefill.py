@@ -322,7 +322,9 @@ def _hopper_prefill_kernel(
         ], [4, 4, 1], [_GROUP, _GROUP, LOADER])  # fmt: skip
 
 
-def attend(
+def launched(
+    kernel: Any,
+    groups: int,
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -331,20 +333,31 @@ def attend(
     context_lens: Tensor,
     out: Tensor,
     scale: float,
+    *,
     launch: PrefillLaunch,
     pdl: bool,
+    **constants: int,
 ) -> None:
-    """One launch of `prefill.prefill_attention`, whose arguments these are. q: heads side by
-    side."""
+    """Launch a kernel of whole contexts, whose programs have so many groups. q: heads side by side.
+    constants: the kernel's own, and the compiler's."""
     tokens, q_heads, dim = q.shape
     rows = context_lens.shape[0]
     _, kv_heads, block_size, _ = k_cache.shape
     shape, group = launch.tiles, q_heads // kv_heads
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
-    _hopper_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape, launch.groups))](
+    kernel[(kv_heads, num_tiles(tokens, rows, group, shape, groups))](
         q, cache_box(k_cache, shape.keys), cache_box(v_cache, shape.keys), block_tables,
         query_start_loc, context_lens, out, scale * _LOG2E, q.stride(0) // ALIGNED.value,
         block_tables.stride(0), rows, launch.least, G=group, HKV=kv_heads, D=dim, BS=block_size,
-        BN=shape.keys, MOST=launch.most, GROUPS=launch.groups, STAGES=_STAGES[launch.groups],
-        PDL=pdl, num_warps=4, maxnreg=_START, **options,
+        BN=shape.keys, MOST=launch.most, PDL=pdl, num_warps=4, **constants, **options,
+    )  # fmt: skip
+
+
+def attend(*arguments: Any, launch: PrefillLaunch, pdl: bool) -> None:
+    """One launch of `prefill.prefill_attention`. arguments: its tensors and scale, as of
+    `launched`."""
+    groups = launch.groups
+    launched(
+        _hopper_prefill_kernel, groups, *arguments, launch=launch, pdl=pdl, GROUPS=groups,
+        STAGES=_STAGES[groups], maxnreg=_START,
     )  # fmt: skip

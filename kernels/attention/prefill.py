@@ -304,7 +304,7 @@ def prefill_attention(
 
             hopper_prefill.attend(
                 q, k_cache, v_cache, block_tables, query_start_loc, context_lens, out, scale,
-                launch, pdl,
+                launch=launch, pdl=pdl,
             )  # fmt: skip
             continue
         shape, split = launch.tiles, launch.split
