@@ -77,6 +77,7 @@ from quire.kernels.attention.decode_merge import (
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
 from quire.kernels.attention.pairs import joined, merge_both, queries_in_fp16, weighted
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
+from quire.kernels.padding import new_rows
 from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
 
 _LOG2E = 1.4426950408889634
@@ -306,7 +307,7 @@ def decode_attention(
     if q.stride(2) != 1 or q.stride(1) != dim:
         q = q.contiguous()
     if out is None:
-        out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
+        out = new_rows(q, rows, q_heads, dim)
     caches = (k_cache, v_cache, block_tables, context_lens)
     return _attend(q, caches, scale, max_context_len, _Rope(), out, window=window, **launch)
 
@@ -339,7 +340,7 @@ def rope_decode_attention(
     if qkv.stride(1) != 1:
         qkv = qkv.contiguous()
     if out is None:
-        out = torch.empty(rows, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
+        out = new_rows(qkv, rows, q_heads, dim)
     caches = (k_cache, v_cache, block_tables, context_lens)
     rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
     return _attend(qkv, caches, scale, max_context_len, rope, out, **launch)

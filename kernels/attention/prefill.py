@@ -59,6 +59,7 @@ from quire.kernels.attention.prefill_launch import (
     plan_launches,
 )
 from quire.kernels.attention.prefill_merge import MAX_SPLITS, merge_splits, num_splits, workspace
+from quire.kernels.padding import new_rows
 from quire.kernels.support import check_cache, check_supported, shared_bytes
 
 _LOG2E = 1.4426950408889634
@@ -255,7 +256,7 @@ def prepared(q: Tensor, k_cache: Tensor, out: Tensor | None) -> tuple[Tensor, Te
     check_cache(q.dtype, k_cache.dtype)
     if q.stride(2) != 1 or q.stride(1) != dim:
         q = q.contiguous()
-    return q, torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    return q, new_rows(q, *q.shape) if out is None else out
 
 
 def prefill_attention(

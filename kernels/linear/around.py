@@ -5,6 +5,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from quire.kernels.padding import new_rows
+
 
 class Around(TypedDict, total=False):
     """norm_weight: [K], of a norm before the product, with eps; silu: SiLU·mul after it; residual:
@@ -23,13 +25,22 @@ class Around(TypedDict, total=False):
 
 
 def result(
-    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    silu: bool,
+    out_dtype: torch.dtype | None,
+    *,
+    apart: bool = False,
 ) -> Tensor:
-    """Where the result goes: the residual's own storage if it can be."""
+    """Where the result goes: the residual's own storage if it can be. apart: in exact mode, where
+    the product behind a SiLU·mul may be the library's, of more rows."""
     dtype = x.dtype if out_dtype is None else out_dtype
     if residual is not None and residual.dtype == dtype:
         return residual
     columns = weight.shape[0] // 2 if silu else weight.shape[0]
+    if apart and silu and dtype == x.dtype:
+        return new_rows(x, x.shape[0], columns)
     return x.new_empty(x.shape[0], columns, dtype=dtype)
 
 

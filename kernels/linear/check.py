@@ -18,8 +18,9 @@ from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import exact, linear, skinny
-from quire.kernels.linear.exact import BEYOND, BUCKETS, ExactProducts
+from quire.kernels.linear.exact import BUCKETS, ExactProducts
 from quire.kernels.linear.tuning import Library, Variant
+from quire.kernels.padding import BEYOND, library_rows
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def tried(variant: Variant, rows: Sequence[int]) -> Iterable[int]:
 def library_samples(rows: Sequence[int]) -> Iterator[int]:
     """The numbers of rows at which the library is tried: each that it is padded to,
     between the least and the most of `rows`, and the most, padded or not."""
-    count = min(exact.library_rows(rows[0]), rows[-1])
+    count = min(library_rows(rows[0]), rows[-1])
     while count < rows[-1]:
         yield count
-        count = exact.library_rows(count + 1)
+        count = library_rows(count + 1)
     yield rows[-1]
 
 

@@ -15,7 +15,7 @@ that `tuning` knows those are chosen that keep this order:
     library     a product for each share: it keeps the order where it does not split K by itself,
                 which only the card can tell (`check.py`): where it does, a tile takes its place.
                 It may split K at one number of rows and not at the next: it is only ever asked for
-                the numbers that `library_rows` knows, each of which the check has compared. Where
+                the numbers that `padding.py` knows, each of which the check has compared. Where
                 it adds a residual to what it has rounded already, which the check tells as well,
                 that is no kernel of its own
 
@@ -30,14 +30,11 @@ from functools import cache
 
 from quire.kernels.linear import tuning
 from quire.kernels.linear.tuning import HOME, Gemv, Library, Skinny, Tall, Tile, Variant
+from quire.kernels.padding import BEYOND
 from quire.kernels.support import HOPPER_SHARED
 
 MANY = (512, 1024, 2048, 4096, 8192)  # buckets of rows that exact mode tells apart as well
 BUCKETS = (*tuning.ROW_BUCKETS, *MANY)
-BEYOND = 1 << 30  # the bucket of more rows than that
-# Up to so many rows the library is asked for a multiple of the second number: among these are the
-# tokens of the prompts that are captured.
-_LIBRARY_STEPS = ((512, 64), (1024, 128), (4096, 256), (8192, 512), (BEYOND, 1024))
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,6 @@ class Order:
 def bucket_of(rows: int) -> int:
     """The bucket that so many rows belong to."""
     return next((bucket for bucket in BUCKETS if rows <= bucket), BEYOND)
-
-
-def library_rows(rows: int) -> int:
-    """The number of rows, padding included, that the library is asked for in place of `rows`."""
-    step = next(step for most, step in _LIBRARY_STEPS if rows <= most)
-    return -(-rows // step) * step
 
 
 def keeps(variant: Variant, k: int, split: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from quire.kernels import support
+from quire.kernels import padding, support
 from quire.kernels.linear import (
     around,
     boxed,
@@ -30,7 +30,7 @@ from quire.kernels.linear import (
     whole,
 )
 from quire.kernels.linear.around import Around
-from quire.kernels.linear.exact import ExactProducts, library_rows
+from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.linear.tuning import (
     Boxed,
     Gemv,
@@ -78,7 +78,7 @@ def run(
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     if norm_weight is not None and not _fuses_norm(variant):
-        room = library_rows(len(x)) if apart and isinstance(variant, Library) else 0
+        room = padding.library_rows(len(x)) if apart and isinstance(variant, Library) else 0
         x = norms.rms_norm(x, norm_weight, eps, room=room, ordered=apart, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):
@@ -91,7 +91,7 @@ def run(
             variant, x, weight, norm_weight=norm_weight, eps=eps, residual=residual, silu=silu,
             out_dtype=out_dtype, pdl=pdl, apart=apart,
         )  # fmt: skip
-    out = around.result(x, weight, residual, silu, out_dtype)
+    out = around.result(x, weight, residual, silu, out_dtype, apart=apart)
     if not out.numel():
         return out
     options = {**vars(variant), "residual": residual, "silu": silu, "pdl": pdl}
@@ -161,16 +161,16 @@ def _by_library(
 ) -> Tensor:
     """By torch's products: one of each share of K, or one of all."""
     rows, dtype = len(x), out_dtype or x.dtype
-    padded = library_rows(rows) if apart and rows else rows
+    padded = padding.library_rows(rows) if apart and rows else rows
     groups = tall_launch.groups_for(weight.shape[0], x.shape[1], padded, silu=silu)
     if groups and residual is None:
-        out = around.result(x, weight, None, silu, dtype)
+        out = around.result(x, weight, None, silu, dtype, apart=apart)
         if tall_launch.takes(x, out, 1):
             from quire.kernels.linear import hopper_tall  # Gluon: not in every Triton
 
             hopper_tall.tall(x, weight, out, groups, silu=silu, pdl=pdl)
             return out
-    x = _padded(x, padded)
+    x = padding.padded(x, padded)
     if variant.split > 1 and not silu:
         before = residual
         if before is None:
@@ -206,20 +206,6 @@ def _library(
         return residual.addmm_(x, weight.t())
     y = _product(x, weight, dtype)[:rows]
     return y if residual is None else (residual + y).to(dtype)
-
-
-def _padded(x: Tensor, rows: int) -> Tensor:
-    """x: [T, K] contiguous, with any numbers in the rows behind: what lies there, if x's storage
-    goes so far."""
-    count, width = x.shape
-    if count == rows:
-        return x
-    room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
-    if room >= rows * width:
-        return x.as_strided((rows, width), (width, 1))
-    padded = x.new_empty(rows, width)
-    padded[:count] = x
-    return padded
 
 
 def _shares(x: Tensor, weight: Tensor, split: int) -> Tensor:

@@ -9,8 +9,9 @@ pytest.importorskip("triton")
 
 from quire.kernels import launches, support
 from quire.kernels.attention.decode_launch import Heads
-from quire.kernels.linear import check, exact, tall_launch, tuning
+from quire.kernels.linear import check, tall_launch, tuning
 from quire.kernels.linear.tall_launch import SHARES, groups_for, groups_of, takes
+from quire.kernels.padding import library_rows
 
 BF16, FP32 = torch.bfloat16, torch.float32
 COLUMNS = 1024  # of 0.6B's o and down
@@ -94,7 +95,7 @@ def test_exact_mode_asks_the_library_for_no_rows_at_which_another_was_compared(
     monkeypatch.setattr(norms, "silu_mul", lambda y, **_: asked["library"].add(len(y)) or y)
 
     def noted(x: torch.Tensor, *_args: object, **_options: object) -> None:
-        asked["ours"].add(exact.library_rows(len(x)))
+        asked["ours"].add(library_rows(len(x)))
 
     monkeypatch.setattr(hopper_tall, "tall", noted)
     weight = torch.empty(GATE_UP, dtype=BF16, device="meta")
