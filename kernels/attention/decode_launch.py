@@ -27,6 +27,8 @@ _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
 _DEEP = 4  # stages of theirs: three tiles on their way
+_THREE_EACH, _FOUR_EACH = 396, 528  # and up to which three, and four
+_BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
 
@@ -137,12 +139,16 @@ def choose(
     if ahead is None:
         on_their_way = (_DEEP - 1) * 2 * tile * padded * heads.dtype.itemsize  # bytes a program
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
+    crowded = level == 2 and not ahead
     # two warps take little more than half the instructions; few programs rather want four
-    warps = num_warps or (2 if tma and level == 2 and heads.dim <= 128 and not ahead else 4)
+    narrowed = tma or (exact and _THREE_EACH < programs <= _FOUR_EACH and not heads.narrow)
+    warps = num_warps or (2 if crowded and narrowed and heads.dim <= 128 else 4)
     early = UNIT * LONG if ahead else 0
     if level == 0:
         early = max_context_len if programs <= _EARLY_PROGRAMS else most
     pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
+    if crowded and _three_each(programs, heads, tile, shared, tma=tma, exact=exact):
+        num_stages = num_stages or 3
     # what widens a narrow cache would spill
     bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead and not heads.narrow
     return Shape(
@@ -160,6 +166,17 @@ def choose(
         long=long,
         pairs=pairs,
     )
+
+
+def _three_each(
+    programs: int, heads: Heads, tile: int, shared: int, *, tma: bool, exact: bool
+) -> bool:
+    """Whether a multiprocessor is to hold three programs, each with two tiles of keys and values,
+    and no more: with four, some have four while others have two."""
+    least = _BY_BOXES if tma else _TWO_EACH
+    tiles = 4 * tile * heads.padded * heads.dtype.itemsize  # bytes
+    fit = 3 * tiles <= shared and not heads.narrow
+    return (tma or exact) and fit and least < programs <= _THREE_EACH
 
 
 def kernels(

@@ -126,9 +126,7 @@ def test_the_library_is_asked_for_no_number_of_rows_that_was_not_compared(
         )
         assert found.shape == (rows, 8)
     assert torch.equal(found, torch.full((5000, 8), 2.0))
-    compared = {
-        library_rows(count) for _, rows in samples(5000) for count in library_samples(rows)
-    }
+    compared = {library_rows(count) for _, rows in samples(5000) for count in library_samples(rows)}
     assert asked <= compared
     assert len(compared) < 40
 
