@@ -13,8 +13,8 @@ def shape(rows: int, *, exact: bool) -> Shape:
 
 def test_three_programs_a_multiprocessor_have_stages_for_no_fourth() -> None:
     """With room for four, those launched beside the kernel ahead pile up where that ends first."""
-    assert [shape(rows, exact=True).stages for rows in (33, 40, 48, 49, 64)] == [3, 3, 3, 2, 2]
-    assert [shape(rows, exact=False).stages for rows in (33, 40, 48, 49, 64)] == [2, 2, 3, 2, 2]
+    assert [shape(rows, exact=True).stages for rows in (34, 40, 49, 50, 64)] == [3, 3, 3, 2, 2]
+    assert [shape(rows, exact=False).stages for rows in (34, 40, 49, 50, 64)] == [2, 2, 3, 2, 2]
     narrow = Heads(16, 8, 128, torch.bfloat16, 64, narrow=True)
     assert choose(48, narrow, 4096, exact=True).stages == 2
     assert choose(48, HEADS, 4096, exact=True, shared=99 << 10).stages == 2
