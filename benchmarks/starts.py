@@ -18,6 +18,11 @@ from pathlib import Path
 # Seconds, from empty caches and from warm ones, with 16 cores on an H200.
 GOALS = {"0.6B": (8.0, 3.5), "8B": (9.0, 4.5), "32B": (20.0, None)}
 _LINE = re.compile(r"\bstart: (.+)$", re.MULTILINE)
+_BARE = """
+import torch
+x = torch.ones(16, 16, device="cuda" if torch.cuda.is_available() else "cpu")
+(x @ x).sum().item()
+"""
 _STAGE = re.compile(r"([a-z][a-z -]*) (\d+\.\d+) s\b")
 
 
@@ -39,6 +44,14 @@ def starts(directory: Path, runs: int, *, first: bool) -> list[Start]:
                 found.append(start(directory, {"TRITON_CACHE_DIR": empty}))
         return found
     return [start(directory, {}) for _ in range(runs + 1)][1:]
+
+
+def bare() -> float:
+    """Seconds of a process that imports PyTorch, as every start has to, and multiplies once on the
+    card, where there is one: a start's floor."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _BARE], check=True)
+    return time.perf_counter() - begin
 
 
 def start(directory: Path, environment: Mapping[str, str]) -> Start:

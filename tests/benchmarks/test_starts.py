@@ -51,3 +51,7 @@ def test_a_log_without_a_time_line_is_no_result(starts: ModuleType) -> None:
 def test_medians_are_of_each_stage(starts: ModuleType) -> None:
     found = [starts.Start(1.0, {"weights": value, "cache": 1.0}) for value in (3.0, 1.0, 2.0)]
     assert starts.middle(found) == {"weights": 2.0, "cache": 1.0}
+
+
+def test_a_start_s_floor_is_a_process_with_pytorch_alone(starts: ModuleType) -> None:
+    assert starts.bare() > 0.1  # its import takes longer

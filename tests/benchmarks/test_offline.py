@@ -1,0 +1,46 @@
+"""Figures that no measurement can give are taken again."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import offline as module  # type: ignore[import-not-found]
+
+    return module
+
+
+def test_figures_below_the_floor_are_taken_again(offline: ModuleType) -> None:
+    figures = iter([0.0, 0.0, 2.9, 2.1, 2.8, 3.0])
+    workloads = offline.Workloads(None, runs=3)
+    assert workloads._repeat(lambda: next(figures), 2.2) == [2.9, 2.8, 3.0]
+
+
+def test_where_most_lie_below_it_there_is_no_result(offline: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"floor of 2\.2"):
+        offline.Workloads(None, runs=3)._repeat(lambda: 2.0, 2.2)
+
+
+def test_a_rested_prompt_comes_after_hits(
+    offline: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def timed(_engine: object, asks: list[object]) -> float:
+        asked.append(id(asks))
+        return float(len(asked))
+
+    monkeypatch.setattr(offline, "timed", timed)
+    workloads = offline.Workloads(None, runs=1)
+    assert workloads.first_token(offline.HIT) == [6000.0]  # the second of the third round
+    assert len(asked) == 6
+    asked.clear()
+    assert workloads.first_token(offline.RESTED) == [19_000.0]
+    assert len(asked) == 3 * (1 + offline.HITS)
