@@ -1,5 +1,6 @@
 """Calls of the attention kernels."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,8 +69,8 @@ def hot_decode() -> Calls:
                         f"{name} D128 G{group} level {level} pdl {pdl}",
                         make(64, group, 128, 64, level=level, pdl=pdl),
                     )
-        for group in (2, 4):
-            yield f"{name} D128 G{group}, 32 rows", make(32, group, 128, 64, pdl=True)
+        for group, rows in itertools.product((2, 4), (32, 48)):
+            yield f"{name} D128 G{group}, {rows} rows", make(rows, group, 128, 64, pdl=True)
         yield f"{name} D64 G2 block 16", make(64, 2, 64, 16)
 
 
@@ -195,6 +196,9 @@ def hot_exact() -> Calls:
         for level in (0, 1, 2):
             call = _rope_decode(64, group, 128, 64, level=level, exact=True, pdl=True)
             yield f"rope-decode D128 G{group} exact {level}", call
+        for rows in (24, 48, 96):
+            call = _rope_decode(rows, group, 128, 64, exact=True, pdl=True)
+            yield f"rope-decode D128 G{group} exact, {rows} rows", call
         yield f"prefill D128 G{group} exact 64", _exact_prefill(64, group, 128, 64)
 
 
