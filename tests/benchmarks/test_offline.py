@@ -1,6 +1,5 @@
 """Figures that no measurement can give are taken again."""
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
