@@ -27,7 +27,7 @@ _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
 _DEEP = 4  # stages of theirs: three tiles on their way
-_THREE_EACH, _FOUR_EACH = 396, 528  # and up to which three, and four
+_THREE_EACH = 396  # and up to which three; beyond, exact programs have two warps too
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
@@ -141,7 +141,7 @@ def choose(
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
     crowded = level == 2 and not ahead
     # two warps take little more than half the instructions; few programs rather want four
-    narrowed = tma or (exact and _THREE_EACH < programs <= _FOUR_EACH and not heads.narrow)
+    narrowed = tma or (exact and programs > _THREE_EACH and not heads.narrow)
     warps = num_warps or (2 if crowded and narrowed and heads.dim <= 128 else 4)
     early = UNIT * LONG if ahead else 0
     if level == 0:

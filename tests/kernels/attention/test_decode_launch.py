@@ -20,8 +20,8 @@ def test_three_programs_a_multiprocessor_have_stages_for_no_fourth() -> None:
     assert choose(48, HEADS, 4096, exact=True, shared=99 << 10).stages == 2
 
 
-def test_exact_programs_that_fill_four_places_have_two_warps() -> None:
-    assert [shape(rows, exact=True).warps for rows in (48, 56, 64, 96)] == [4, 2, 2, 4]
+def test_many_exact_programs_have_two_warps_so_that_five_find_a_place() -> None:
+    assert [shape(rows, exact=True).warps for rows in (48, 56, 64, 256)] == [4, 2, 2, 2]
     assert [shape(rows, exact=True).registers for rows in (48, 64)] == [128, 200]
 
 
