@@ -51,7 +51,7 @@ class Tokens:
         asked = await self._entry.asked(request, _SERVICE + method, checked)
         try:
             call = getattr(self._servicer, method)
-            return await call(asked, cast(Any, request.scope["exchange"]))
+            return await call(asked, cast(Any, request.scope["context"]))
         except Refusal as refusal:
             if isinstance(asked, Malformed):
                 raise

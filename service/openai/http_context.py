@@ -18,7 +18,7 @@ _CN = "commonName"
 Certificate = Mapping[str, tuple[bytes, ...]]
 
 
-class Exchange(OtherFace):
+class HttpContext(OtherFace):
     """What the servicer asks of a call's context."""
 
     def __init__(self, scope: Scope) -> None:
