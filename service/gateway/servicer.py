@@ -18,7 +18,7 @@ from quire.service import errors
 from quire.service.errors import Refusal
 from quire.service.gateway import asking, tokenizer_files
 from quire.service.gateway.answers import Answers
-from quire.service.gateway.exchange import Exchange, renamed
+from quire.service.gateway.gateway_context import GatewayContext, renamed
 from quire.service.gateway.kv_stream import KvStream
 from quire.service.gateway.open_calls import OpenCall, OpenCalls
 from quire.service.gateway.protos import SERVICE, Protos
@@ -81,7 +81,7 @@ class GatewayServicer:
         """Raises Refusal."""
         ours = cast(
             AsyncGenerator[Any, None],
-            self._servicer.Generate(wanted, cast(Any, Exchange(context))),
+            self._servicer.Generate(wanted, cast(Any, GatewayContext(context))),
         )
         if isinstance(request, Malformed):  # which our own servicer refuses
             async with contextlib.aclosing(ours):

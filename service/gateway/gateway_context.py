@@ -22,7 +22,7 @@ _NAMES = (  # ours, and the foreign contract's; the first that fits counts
 )
 
 
-class Exchange(OtherFace):
+class GatewayContext(OtherFace):
     """What the servicer asks of a call's context."""
 
     def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
