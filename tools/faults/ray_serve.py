@@ -61,7 +61,7 @@ FAULTS = (
     ),
     Fault(
         "ray: a replica does not see its caller's key",
-        "service/ray/carried.py",
+        "service/ray/ray_context.py",
         '_FORWARDED = ("authorization", ',
         "_FORWARDED = (",
         (f"{_KEYS}the_replica_asks_for_the_caller_s_key_and_its_priority",),

@@ -16,7 +16,7 @@ from quire.service.telemetry.tracing import grpc_span
 _FORWARDED = ("authorization", "traceparent", "tracestate")
 
 
-class Carried(OtherFace):
+class RayContext(OtherFace):
     """What the servicer asks of a call's context."""
 
     def __init__(self, method: str, metadata: Pairs) -> None:
