@@ -103,7 +103,7 @@ def _bad_request(violations: Sequence[Violation]) -> Any:
     return bad
 
 
-class OtherFace:
+class OtherContext:
     """In place of a gRPC context, of a call that came over another protocol: a refusal reaches
     that protocol's side as it is."""
 
@@ -113,11 +113,11 @@ class OtherFace:
 
 
 async def abort(
-    context: "grpc.aio.ServicerContext[Any, Any] | OtherFace", refusal: Refusal
+    context: "grpc.aio.ServicerContext[Any, Any] | OtherContext", refusal: Refusal
 ) -> NoReturn:
     """End the call with the refusal's status."""
     forget_frames(refusal)
-    if isinstance(context, OtherFace):
+    if isinstance(context, OtherContext):
         raise refusal
     await context.abort(refusal.code, clip(refusal.message), refusal.trailers())
     raise AssertionError("abort raises")

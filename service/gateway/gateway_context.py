@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from quire.service import errors
-from quire.service.errors import OtherFace, Refusal, Violation
+from quire.service.errors import OtherContext, Refusal, Violation
 from quire.service.gateway.protos import SERVICE
 
 _NAMES = (  # ours, and the foreign contract's; the first that fits counts
@@ -22,7 +22,7 @@ _NAMES = (  # ours, and the foreign contract's; the first that fits counts
 )
 
 
-class GatewayContext(OtherFace):
+class GatewayContext(OtherContext):
     """What the servicer asks of a call's context."""
 
     def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:

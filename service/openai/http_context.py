@@ -12,13 +12,13 @@ import grpc
 from starlette.types import Scope
 
 from quire.clients.openai.errors import status_of
-from quire.service.errors import OtherFace
+from quire.service.errors import OtherContext
 
 _CN = "commonName"
 Certificate = Mapping[str, tuple[bytes, ...]]
 
 
-class HttpContext(OtherFace):
+class HttpContext(OtherContext):
     """What the servicer asks of a call's context."""
 
     def __init__(self, scope: Scope) -> None:

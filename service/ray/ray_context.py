@@ -9,14 +9,14 @@ from typing import Any
 
 import grpc
 
-from quire.service.errors import OtherFace
+from quire.service.errors import OtherContext
 from quire.service.ray.ends import Pairs
 from quire.service.telemetry.tracing import grpc_span
 
 _FORWARDED = ("authorization", "traceparent", "tracestate")
 
 
-class RayContext(OtherFace):
+class RayContext(OtherContext):
     """What the servicer asks of a call's context."""
 
     def __init__(self, method: str, metadata: Pairs) -> None:

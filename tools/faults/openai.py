@@ -92,7 +92,7 @@ FAULTS = (
     Fault(
         "openai: an HTTP call's span says that it came over gRPC",
         "service/telemetry/tracing.py",
-        "if isinstance(context, OtherFace) else grpc_span(code, method)\n",
+        "if isinstance(context, OtherContext) else grpc_span(code, method)\n",
         "if not context else grpc_span(code, method)\n",
         (CLIENT + "calls_are_traced_under_what_their_headers_name",),
     ),
