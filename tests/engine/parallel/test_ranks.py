@@ -24,7 +24,7 @@ from quire.engine.loop.build import build_engine
 from quire.engine.parallel import follower
 from quire.engine.parallel import ranks as parallel_ranks
 from quire.engine.parallel.codec import encode, encode_masks
-from quire.engine.parallel.exchange import GroupExchange, over_gloo
+from quire.engine.parallel.group_exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import MAX_BYTES, Kind, Line, said, values_of
 from quire.engine.parallel.member import LocalRank
