@@ -15,7 +15,7 @@ def exchange_of(config: EngineConfig, store: Store, rank: int, address: str = LO
     size = config.tensor_parallel_size
     if config.device == "cpu" or not torch.cuda.is_available():
         return over_gloo(store, rank, size, address)
-    from quire.engine.parallel.devices import over_nccl
+    from quire.engine.parallel.gpu_exchange import over_nccl
 
     one_node = config.nnodes == 1
     sums = one_node and config.dtype != "float32"  # the kernel's; see over_nccl

@@ -22,7 +22,7 @@ FAULTS = (
     ),
     Fault(
         "device ranks: each decides for itself whether it has the kernel",
-        "engine/parallel/devices.py",
+        "engine/parallel/gpu_exchange.py",
         "        agreed = bool(everywhere.all())\n",
         "        agreed = inbox is not None\n",
         (DEVICES + "else_nccl_is_all_there_is_and_one_line_says_so",),

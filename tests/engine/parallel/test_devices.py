@@ -19,8 +19,8 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.model.layers.parallel import World, has_mail
 from quire.engine.model.layers.stream import residual_norm
-from quire.engine.parallel import devices, nccl, symmetric
-from quire.engine.parallel.devices import DeviceExchange, over_nccl
+from quire.engine.parallel import gpu_exchange, nccl, symmetric
+from quire.engine.parallel.gpu_exchange import DeviceExchange, over_nccl
 from quire.engine.parallel.meeting import exchange_of
 from quire.engine.parallel.store import Board, BoardStore
 from quire.engine.runner.results import Results
@@ -95,7 +95,7 @@ def test_between_nodes_nccl_finds_its_way_and_each_node_counts_its_own_gpus(
     assert "NCCL_SOCKET_IFNAME" not in nccl.os.environ
     met: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "over_nccl", lambda *args, **more: met.append((args, more)))
+    monkeypatch.setattr(gpu_exchange, "over_nccl", lambda *args, **more: met.append((args, more)))
     nodes = {"nnodes": 2, "node_rank": 1, "master_addr": "a", "master_port": 9}
     config = EngineConfig(model="random:tiny", tensor_parallel_size=4)
     exchange_of(config, HashStore(), 3)
@@ -184,8 +184,8 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DeviceExchange]:
                 raise RuntimeError(fails)
             return Inbox()
 
-        monkeypatch.setattr(devices.torch.cuda, "set_device", lambda _device: None)
-        monkeypatch.setattr(devices, "Communicator", lambda *_, **__: communicator)
+        monkeypatch.setattr(gpu_exchange.torch.cuda, "set_device", lambda _device: None)
+        monkeypatch.setattr(gpu_exchange, "Communicator", lambda *_, **__: communicator)
         monkeypatch.setattr(symmetric, "Inbox", inbox)
         monkeypatch.setattr(symmetric, "reachable", lambda _size: reach)
         return over_nccl(HashStore(), 0, size, CPU, width)
