@@ -17,7 +17,7 @@ from quire.engine.parallel import symmetric
 from quire.engine.parallel.nccl import Communicator
 
 if TYPE_CHECKING:
-    from quire.kernels.linear.exchange import Mail
+    from quire.kernels.linear.all_reduce_norm import Mail
 
 log = logging.getLogger(__name__)
 

@@ -25,26 +25,28 @@ class Ranks:
 
     @classmethod
     def of(cls, size: int, width: int, device: torch.device) -> "Ranks":
-        from quire.kernels.linear import exchange
+        from quire.kernels.linear import all_reduce_norm
 
         one = 2 * size * ROOMS[0] * width // 2
         two = 4 * ROOMS[1] * width // 2
         words = {"dtype": torch.int32, "device": device}
-        memory = [torch.full((one + two,), exchange.EMPTY.value, **words) for _ in range(size)]
+        memory = [
+            torch.full((one + two,), all_reduce_norm.EMPTY.value, **words) for _ in range(size)
+        ]
         flag = torch.zeros(1, **words)
         addresses = [part.data_ptr() for part in memory]
-        others = [address + one * exchange.WORD for address in addresses]
+        others = [address + one * all_reduce_norm.WORD for address in addresses]
 
         def mail(rank: int) -> Any:
-            new = exchange.Inboxes.new
+            new = all_reduce_norm.Inboxes.new
             first = new(rank, ROOMS[0], addresses, flag.data_ptr(), device)
-            return exchange.Mail(first, new(rank, ROOMS[1], others, flag.data_ptr(), device))
+            return all_reduce_norm.Mail(first, new(rank, ROOMS[1], others, flag.data_ptr(), device))
 
         return cls(memory, flag, [mail(rank) for rank in range(size)])
 
     def add(self, partials: list[Tensor], residual: Tensor | None, weight: Tensor) -> list[Any]:
         """What each rank gets."""
-        from quire.kernels.linear import exchange
+        from quire.kernels.linear import all_reduce_norm
 
         found: list[Any] = []
         parts = ["SENDS", "RECEIVES"]
@@ -53,7 +55,7 @@ class Ranks:
         for part in parts:
             chosen = {one: one == part for one in parts}
             found = [
-                exchange.residual_norm(
+                all_reduce_norm.residual_norm(
                     partial, None if residual is None else residual.clone(), weight, EPS, mail,
                     **chosen,
                 )
@@ -128,13 +130,13 @@ def test_rows_count_for_themselves(device: torch.device) -> None:
 
 
 def test_inboxes_are_as_large_as_the_kernels_take_them_to_be() -> None:
-    from quire.kernels.linear import exchange
+    from quire.kernels.linear import all_reduce_norm
 
     for size in (2, 4, 8):
-        one, two = exchange.rooms(size)
-        assert exchange.inbox_words(size, 24) == (2 * size * one * 12, 2 * two * 12 * 2)
+        one, two = all_reduce_norm.rooms(size)
+        assert all_reduce_norm.inbox_words(size, 24) == (2 * size * one * 12, 2 * two * 12 * 2)
         assert two % size == 0
-        assert [exchange.kind(rows, size) for rows in (1, one, one + 1)] == [
+        assert [all_reduce_norm.kind(rows, size) for rows in (1, one, one + 1)] == [
             "one-shot", "one-shot", "two-shot",
         ]  # fmt: skip
 
