@@ -1,4 +1,4 @@
-"""What stands around a product, as every kernel of one is told of it."""
+"""What a product may have fused with it: a norm before it, SiLU·mul and a residual after it."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Around(TypedDict, total=False):
+class ProductOptions(TypedDict, total=False):
     """norm_weight: [K], of a norm before the product, with eps; silu: SiLU·mul after it; residual:
     added then, [T, N] or [T, I], whose storage is reused for the result where dtypes agree.
     out_dtype: of the result; x's if None. counters: the workspace of split products
