@@ -11,14 +11,14 @@ INTERPRETED = (
 FAULTS = (
     Fault(
         "fp8 cache: what is infinite becomes the largest number",
-        "kernels/reference/held.py",
+        "kernels/reference/kv_format.py",
         ".masked_fill(wide.isinf(), torch.nan)",
         "",
         (_TWINS + "a_number_becomes_the_nearest_one_and_what_is_none_stays_none",),
     ),
     Fault(
         "fp8 cache: a kernel lets an infinite number pass as the largest",
-        "kernels/attention/held.py",
+        "kernels/attention/kv_format.py",
         '        x = tl.where(number, near, float("nan"))\n',
         "        x = near\n",
         INTERPRETED,

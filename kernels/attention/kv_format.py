@@ -1,4 +1,4 @@
-"""What the cache holds of keys and values, as the kernels write it: see `reference/held.py`.
+"""What the cache holds of keys and values, as the kernels write it: see `reference/kv_format.py`.
 
 Invariant: every kernel that writes the cache rounds by `held`, so that all of them write the same
 bits. Kernels widen what they read right after the load, to the queries' dtype or (`pairs.py`) to
