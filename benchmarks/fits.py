@@ -14,9 +14,9 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import sizing, spread
-from quire.engine.loop.sizing import SizingPlan
 from quire.engine.model.config import ModelConfig
+from quire.engine.startup import sizing, spread
+from quire.engine.startup.sizing import SizingPlan
 
 GIB = 1 << 30
 # What a program may have of each, in GiB (nvidia-smi's MiB, not the name's GB).

@@ -8,11 +8,11 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import fit, sizing, spread
-from quire.engine.loop.sizing import shown
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import model_config
 from quire.engine.runner import exact_mode
+from quire.engine.startup import fit, sizing, spread
+from quire.engine.startup.sizing import shown
 from quire.service.models.resolve import resolve
 
 _KIB = 1 << 10

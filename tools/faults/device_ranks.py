@@ -43,7 +43,7 @@ FAULTS = (
     ),
     Fault(
         "device ranks: more ranks than GPUs are tried",
-        "engine/loop/sizing.py",
+        "engine/startup/sizing.py",
         "        if size > max(there, 1):\n",
         "        if size > 99:\n",
         ("tests/engine/parallel/test_ranks.py::test_ranks_have_a_gpu_each",),

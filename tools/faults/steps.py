@@ -55,7 +55,7 @@ OVERLAP = (
     ),
     Fault(
         "vllm-10903: block tables are a column too narrow",
-        "engine/loop/build_rank.py",
+        "engine/startup/build_rank.py",
         "max_blocks = -(-basis.max_model_len // config.block_size)\n    state",
         "max_blocks = basis.max_model_len // config.block_size\n    state",
         regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),

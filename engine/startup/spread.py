@@ -13,11 +13,11 @@ import torch
 
 from quire.engine.config import MAX_RANKS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
-from quire.engine.loop import fit, sizing
-from quire.engine.loop.sizing import SizingPlan, shown
-from quire.engine.loop.window_share import WindowShare
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import model_config
+from quire.engine.startup import fit, sizing
+from quire.engine.startup.sizing import SizingPlan, shown
+from quire.engine.startup.window_share import WindowShare
 
 
 @dataclass(frozen=True, slots=True)

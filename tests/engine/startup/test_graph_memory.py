@@ -9,7 +9,7 @@ from support.small_engine import model_config
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
-from quire.engine.loop import sizing
+from quire.engine.startup import sizing
 
 GIB = 1 << 30
 CARD = torch.device("cuda", 0)

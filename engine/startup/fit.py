@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.sizing import SizingPlan, shown
+from quire.engine.startup.sizing import SizingPlan, shown
 
 log = logging.getLogger(__name__)
 

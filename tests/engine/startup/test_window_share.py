@@ -11,13 +11,13 @@ from support.small_engine import run
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
-from quire.engine.loop import fit, sizing
-from quire.engine.loop.build import build_engine
-from quire.engine.loop.spread import share_of
-from quire.engine.loop.window_share import WindowShare
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.two_pools import TwoPoolScheduler
+from quire.engine.startup import fit, sizing
+from quire.engine.startup.build import build_engine
+from quire.engine.startup.spread import share_of
+from quire.engine.startup.window_share import WindowShare
 from quire.service.cli.dry_run import report
 
 MIB = 1 << 20

@@ -12,7 +12,6 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import sizing
 from quire.engine.loop.loop import Progress
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.shape import model_config
@@ -25,6 +24,7 @@ from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import read_secret
 from quire.engine.parallel.terms import Terms, terms_of
+from quire.engine.startup import sizing
 
 WEIGHTS = "weights"
 Agree = Callable[[int, str], int]

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 
-from quire.engine.loop.numerics import numerics
+from quire.engine.startup.numerics import numerics
 from quire.kernels import reference
 from quire.kernels.cpu.ops import CpuOps
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop import sizing, spread
-from quire.engine.loop.build_rank import build_rank
-from quire.engine.loop.built_rank import BuiltRank, memory_of
-from quire.engine.loop.cache import scheduler_over
 from quire.engine.loop.core import EngineCore, StepRunner
 from quire.engine.loop.loop import Progress
-from quire.engine.loop.numerics import numerics
 from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.layers.parallel import World
 from quire.engine.runner.runner import Runner
 from quire.engine.scheduling.matching import Matchers
+from quire.engine.startup import sizing, spread
+from quire.engine.startup.build_rank import build_rank
+from quire.engine.startup.built_rank import BuiltRank, memory_of
+from quire.engine.startup.cache import scheduler_over
+from quire.engine.startup.numerics import numerics
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
     from quire.engine.parallel.process import Program
@@ -73,7 +73,7 @@ def build_engine(
     if config.tensor_parallel_size == 1:
         rank = build_rank(config, 0, World, progress, _alone, pdl=pdl)
         return engine_over(config, rank, rank.runner, None, matchers)
-    from quire.engine.loop.build_ranks import build_ranks
+    from quire.engine.startup.build_ranks import build_ranks
 
     return build_ranks(config, progress, rank_program, matchers, pdl=pdl)
 

@@ -5,8 +5,8 @@ import sys
 
 _LOADED = """
 import sys
-import quire.engine.loop.build
-parts = ("quire.engine.parallel", "quire.engine.loop.ranks", "transformers")
+import quire.engine.startup.build
+parts = ("quire.engine.parallel", "quire.engine.startup.ranks", "transformers")
 print(*sorted(m for m in sys.modules if m.startswith(parts)))
 """
 

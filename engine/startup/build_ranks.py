@@ -6,15 +6,15 @@ Imported where there are several: one rank alone starts without all that they sp
 from functools import partial
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import Engine, engine_over
-from quire.engine.loop.build_rank import build_rank
 from quire.engine.loop.loop import Progress
-from quire.engine.loop.ranks import leading, meet, start_ranks
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import Kind
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import ended_on_error
 from quire.engine.scheduling.matching import Matchers
+from quire.engine.startup.build import Engine, engine_over
+from quire.engine.startup.build_rank import build_rank
+from quire.engine.startup.ranks import leading, meet, start_ranks
 
 
 def build_ranks(

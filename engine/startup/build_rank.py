@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop import fit, sizing
-from quire.engine.loop.built_rank import BuiltRank
-from quire.engine.loop.cache import allocate_cache
 from quire.engine.loop.loop import Progress
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
@@ -32,13 +29,16 @@ from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
+from quire.engine.startup import fit, sizing
+from quire.engine.startup.built_rank import BuiltRank
+from quire.engine.startup.cache import allocate_cache
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import Ops
 from quire.kernels.support import before_hopper, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
-    from quire.engine.loop.ranks import Agree
+    from quire.engine.startup.ranks import Agree
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from support.small_engine import model_config
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import sizing
 from quire.engine.model.config import ModelConfig
+from quire.engine.startup import sizing
 
 
 @pytest.mark.parametrize(
