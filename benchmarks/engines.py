@@ -43,7 +43,7 @@ class QuireEngine:
         from quire.engine.config import EngineConfig
         from quire.engine.loop import garbage
         from quire.engine.parallel.process import Program
-        from quire.engine.startup.build import build_engine
+        from quire.engine.startup.build_engine import build_engine
 
         defaults: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,

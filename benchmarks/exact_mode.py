@@ -31,7 +31,7 @@ from quire.engine.model.product import Product
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
 from quire.engine.runner.sampler import Sampled, Sampler
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 from quire.kernels.ops import Ops
 
 REQUESTS, NEW, LONGEST = 20, 110, 1100

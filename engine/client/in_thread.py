@@ -21,7 +21,7 @@ from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, EngineLoop, report_death
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.scheduling import kv_events
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 
 
 class ThreadInbox:

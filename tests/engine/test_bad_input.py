@@ -13,7 +13,7 @@ from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.engine.startup import build_rank, sizing
-from quire.engine.startup.build import Engine, build_engine
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.kernels import reference, support
 
 GIB = 1 << 30

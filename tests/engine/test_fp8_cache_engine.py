@@ -20,7 +20,7 @@ from quire.engine.model.layers.parallel import World
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.warmup import bounds_of
 from quire.engine.startup import build_rank, sizing
-from quire.engine.startup.build import Engine, build_engine
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.kernels import reference, support
 from quire.kernels.cpu.ops import CpuOps
 

@@ -69,7 +69,7 @@ FAULTS = (
     ),
     Fault(
         "fp8 cache: the fingerprint is that of another cache",
-        "engine/startup/build.py",
+        "engine/startup/build_engine.py",
         "        fingerprint=model.served_fingerprint(cache_dtype),\n",
         "        fingerprint=model.served_fingerprint(torch.float32),\n",
         (_ENGINE + "a_stream_does_not_go_on_at_a_replica_with_another_cache",),

@@ -11,7 +11,7 @@ import pytest
 from quire.engine.config import EngineConfig
 from quire.engine.model.config import MISTRAL, ModelConfig
 from quire.engine.request import GenerationRequest, Pooling, SamplingParams
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.weights.random import save_random
 
 pytestmark = pytest.mark.gpu

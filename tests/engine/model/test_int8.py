@@ -13,7 +13,7 @@ from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.startup import sizing
-from quire.engine.startup.build import Engine, build_engine
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.engine.weights.checkpoint import SINGLE
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random, save_random

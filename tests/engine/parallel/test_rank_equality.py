@@ -40,7 +40,7 @@ from quire.engine.parallel.process import Program
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.matching import Constrained, constrained
 from quire.engine.scheduling.plan import Masks, StepPlan, StepResult
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.startup.build_rank import build_rank
 from quire.engine.weights.random import save_random
 

@@ -31,7 +31,7 @@ from quire.engine.parallel.store import Board, BoardStore, LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.engine.startup import ranks as start
 from quire.engine.startup import sizing
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 
 EMPTY = StepPlan(1, (), (), (), (), 0, 0)
 # A rank that needs no torch: `say(kind, **values)`, `hear()`, `rank`, the number that it was given.

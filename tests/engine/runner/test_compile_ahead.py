@@ -365,7 +365,7 @@ def test_a_worker_meets_layers_of_each_kind() -> None:
 ENGINE = """
 import sys
 from triton import knobs
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.runner.compile_orders import Orders
 missed = []
 def listen(*, src, cache_hit, **_rest):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 
 FILE = "model.safetensors"
 ALLOCATING = {"aten.empty.memory_format", "aten.slice.Tensor"}

@@ -10,7 +10,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
 from quire.engine.model.config import ModelConfig
 from quire.engine.startup import fit, sizing
-from quire.engine.startup.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 
 GIB = 1 << 30
 NUMBER = re.compile(r"(max_model_len|num_blocks|cpu_kv_gib) to at (?:most|least) ([\d.]+)")
