@@ -73,9 +73,9 @@ def build_engine(
     if config.tensor_parallel_size == 1:
         rank = build_rank(config, 0, World, progress, _alone, pdl=pdl)
         return engine_over(config, rank, rank.runner, None, matchers)
-    from quire.engine.startup.build_ranks import build_ranks
+    from quire.engine.startup.build_parallel import build_parallel
 
-    return build_ranks(config, progress, rank_program, matchers, pdl=pdl)
+    return build_parallel(config, progress, rank_program, matchers, pdl=pdl)
 
 
 def _alone(blocks: int, fingerprint: str) -> int:

@@ -17,7 +17,7 @@ from quire.engine.startup.build_rank import build_rank
 from quire.engine.startup.ranks import leading, meet, start_ranks
 
 
-def build_ranks(
+def build_parallel(
     config: EngineConfig,
     progress: Progress,
     program: Program | None,
