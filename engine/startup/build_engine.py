@@ -16,9 +16,9 @@ from quire.engine.runner.runner import Runner
 from quire.engine.scheduling.matching import Matchers
 from quire.engine.startup import sizing, spread
 from quire.engine.startup.build_rank import build_rank
-from quire.engine.startup.built_rank import BuiltRank, memory_of
 from quire.engine.startup.cache import scheduler_over
 from quire.engine.startup.numerics import numerics
+from quire.engine.startup.rank import Rank, memory_of
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
     from quire.engine.parallel.process import Program
@@ -86,7 +86,7 @@ def _alone(blocks: int, fingerprint: str) -> int:
 
 def engine_over(
     config: EngineConfig,
-    rank: BuiltRank,
+    rank: Rank,
     runner: StepRunner,
     ranks: "Ranks | None",
     matchers: Matchers | None,
@@ -111,7 +111,7 @@ def engine_over(
     return Engine(core, info, rank.runner, rank.model.device, ranks)
 
 
-def _info(config: EngineConfig, rank: BuiltRank, num_blocks: int) -> EngineInfo:
+def _info(config: EngineConfig, rank: Rank, num_blocks: int) -> EngineInfo:
     """What the engine tells of itself. num_blocks: the null block left out."""
     model = rank.model
     shape, device = model.config, model.device

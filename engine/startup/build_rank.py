@@ -30,8 +30,8 @@ from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.startup import fit, sizing
-from quire.engine.startup.built_rank import BuiltRank
 from quire.engine.startup.cache import allocate_cache
+from quire.engine.startup.rank import Rank
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import Ops
@@ -67,7 +67,7 @@ def build_rank(
     agree: "Agree",
     *,
     pdl: bool | None = None,
-) -> BuiltRank:
+) -> Rank:
     """Load, size and warm up one rank's share. meet: returns once all ranks can exchange.
     agree(blocks, fingerprint): the number of cache blocks, the null block included, that all ranks
     have memory for. pdl: see build_engine."""
@@ -81,7 +81,7 @@ def build_rank(
     runner = _warm_runner(basis, model, kv, state, progress)
     clock.mark("warm-up", ("captures", runner.captured_seconds))
     clock.log()
-    return BuiltRank(model, basis.ops, runner, kv, basis.max_model_len)
+    return Rank(model, basis.ops, runner, kv, basis.max_model_len)
 
 
 def _basis_of(

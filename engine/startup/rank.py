@@ -20,7 +20,7 @@ from quire.kernels.ops import Ops
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltRank:
+class Rank:
     """One rank's share of the model, its cache and its runner."""
 
     model: Model
