@@ -14,7 +14,7 @@ from quire.engine.parallel.ranks import ended_on_error
 from quire.engine.scheduling.matching import Matchers
 from quire.engine.startup.build_engine import Engine, engine_over
 from quire.engine.startup.build_rank import build_rank
-from quire.engine.startup.ranks import leading, meet, start_ranks
+from quire.engine.startup.start_ranks import leading, meet, start_ranks
 
 
 def build_parallel(

@@ -38,7 +38,7 @@ from quire.kernels.ops import Ops
 from quire.kernels.support import before_hopper, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
-    from quire.engine.startup.ranks import Agree
+    from quire.engine.startup.start_ranks import Agree
 
 log = logging.getLogger(__name__)
 

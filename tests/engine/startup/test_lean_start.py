@@ -6,7 +6,7 @@ import sys
 _LOADED = """
 import sys
 import quire.engine.startup.build_engine
-parts = ("quire.engine.parallel", "quire.engine.startup.ranks", "transformers")
+parts = ("quire.engine.parallel", "quire.engine.startup.start_ranks", "transformers")
 print(*sorted(m for m in sys.modules if m.startswith(parts)))
 """
 
