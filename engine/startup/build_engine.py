@@ -16,7 +16,7 @@ from quire.engine.runner.runner import Runner
 from quire.engine.scheduling.matching import Matchers
 from quire.engine.startup import sizing, spread
 from quire.engine.startup.build_rank import build_rank
-from quire.engine.startup.cache import scheduler_over
+from quire.engine.startup.kv_cache import scheduler_over
 from quire.engine.startup.numerics import numerics
 from quire.engine.startup.rank import Rank, memory_of
 

@@ -30,7 +30,7 @@ from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.startup import fit, sizing
-from quire.engine.startup.cache import allocate_cache
+from quire.engine.startup.kv_cache import allocate_cache
 from quire.engine.startup.rank import Rank
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random

@@ -39,7 +39,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import StepPlan
 from quire.engine.scheduling.two_pools import least_window_blocks
-from quire.engine.startup.cache import scheduler_over
+from quire.engine.startup.kv_cache import scheduler_over
 from quire.engine.weights.random import fill_random
 from quire.kernels import reference
 
