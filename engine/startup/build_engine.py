@@ -14,7 +14,7 @@ from quire.engine.loop.stats import EngineInfo, EngineStats, snapshot
 from quire.engine.model.layers.parallel import World
 from quire.engine.runner.runner import Runner
 from quire.engine.scheduling.matching import Matchers
-from quire.engine.startup import sizing, spread
+from quire.engine.startup import ranks_needed, sizing
 from quire.engine.startup.build_rank import build_rank
 from quire.engine.startup.kv_cache import scheduler_over
 from quire.engine.startup.numerics import numerics
@@ -69,7 +69,7 @@ def build_engine(
     rank_program: of another rank's process; None: there can be no other. It ends this process when
     one is lost later on.
     """
-    spread.refuse_too_large(config)
+    ranks_needed.refuse_too_large(config)
     if config.tensor_parallel_size == 1:
         rank = build_rank(config, 0, World, progress, _alone, pdl=pdl)
         return engine_over(config, rank, rank.runner, None, matchers)

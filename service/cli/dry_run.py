@@ -11,7 +11,7 @@ from quire.engine.errors import ConfigError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.shape import model_config
 from quire.engine.runner import exact_mode
-from quire.engine.startup import fit, sizing, spread
+from quire.engine.startup import fit, ranks_needed, sizing
 from quire.engine.startup.sizing import shown
 from quire.service.models.resolve import resolve
 
@@ -50,7 +50,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("verdict", _told(verdict)),
     ]
     if not verdict.fits:
-        ways = spread.advice(config, shape, plan) if verdict.too_large else ()
+        ways = ranks_needed.advice(config, shape, plan) if verdict.too_large else ()
         rows.append(("to change", ", or ".join((*ways, *verdict.advice))))
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.starts

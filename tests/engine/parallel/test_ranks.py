@@ -63,12 +63,12 @@ class Loss:
 
 def started(body: str, size: int = 3, on_loss: Any = None) -> Ranks:
     ranks = Ranks(Program(program(body)), size, on_loss or Loss())
-    start_ranks.build({}, 1)
+    ranks.build({}, 1)
     return ranks
 
 
 def gone(ranks: Ranks) -> bool:
-    return not any(psutil.pid_exists(rank.process.pid) for rank in start_ranks._ranks)
+    return not any(psutil.pid_exists(rank.process.pid) for rank in ranks._ranks)
 
 
 STAYS = "hear()\n"
@@ -79,8 +79,8 @@ def test_processes_started_ahead_become_the_first_ranks() -> None:
     ahead = Program(program(STAYS), ahead=2)
     waiting = {child.pid for child in psutil.Process().children()} - others
     ranks = Ranks(ahead, 4, Loss())
-    assert {rank.process.pid for rank in start_ranks._ranks[:2]} == waiting
-    start_ranks.end()
+    assert {rank.process.pid for rank in ranks._ranks[:2]} == waiting
+    ranks.end()
     assert gone(ranks)
 
 
@@ -103,10 +103,10 @@ def test_what_keeps_a_rank_from_starting_is_raised(
     ranks = started(f"if rank == 2:\n    {body}\nelse:\n    {STAYS}")
     with pytest.raises(kind, match=words) as raised:
         with ended_on_error(ranks):
-            start_ranks.wait_for(Kind.READY)
+            ranks.wait_for(Kind.READY)
     assert "\n" not in str(raised.value)
     with pytest.raises(kind, match=words):
-        start_ranks.check()  # as progress does
+        ranks.check()  # as progress does
     assert gone(ranks)
 
 
@@ -135,10 +135,10 @@ def test_who_is_lost_before_the_ranks_meet_ends_the_meeting(
     loss = Loss()
     ranks = started("sys.exit(3)", on_loss=loss)
     with pytest.raises(RankError, match="ended by exit code 3"):
-        start_ranks.meet(lambda store: store.get("never"))
+        ranks.meet(lambda store: store.get("never"))
     assert loss.told.wait(PATIENCE)
     assert "ended by exit code 3: without it nothing can be computed" in caplog.text
-    start_ranks.end()
+    ranks.end()
 
 
 def test_who_does_not_come_to_the_meeting_is_named() -> None:
@@ -146,10 +146,10 @@ def test_who_does_not_come_to_the_meeting_is_named() -> None:
     ranks = started(
         f"if rank != 2:\n    {come.replace(chr(10), chr(10) + '    ')}\n{STAYS}", size=4
     )
-    assert [start_ranks.board.get(key) for key in ("r1", "r3")] == ["00", "00"]
+    assert [ranks.board.get(key) for key in ("r1", "r3")] == ["00", "00"]
     with pytest.raises(RankError, match="rank 2 did not come within 0 s"):
-        start_ranks.meet(lambda store: store.get("never"), seconds=0)
-    start_ranks.end()
+        ranks.meet(lambda store: store.get("never"), seconds=0)
+    ranks.end()
 
 
 def test_ranks_take_the_least_number_of_blocks_of_all() -> None:
@@ -161,12 +161,12 @@ def test_ranks_take_the_least_number_of_blocks_of_all() -> None:
     )
     progress, agree = start.leading(ranks, lambda stage, share: told.append((stage, share)))
     assert agree(200, "f") == 98
-    assert [ready["blocks"] for ready in start_ranks.wait_for(Kind.READY)] == [98, 98]
+    assert [ready["blocks"] for ready in ranks.wait_for(Kind.READY)] == [98, 98]
     progress("weights", 0.1)
     progress("weights", 1.0)
     progress("graphs", 1.0)
     assert told == [("weights", 0.1), ("weights", 0.25), ("graphs", 1.0)]  # of the slowest
-    start_ranks.end()
+    ranks.end()
     assert gone(ranks)
 
 
@@ -175,7 +175,7 @@ def test_a_rank_with_another_model_is_refused() -> None:
     _, agree = start.leading(ranks, lambda _stage, _share: None)
     with pytest.raises(ConfigError, match="rank 2 has another model than rank 0: fingerprint gg"):
         agree(9, "f")
-    start_ranks.end()
+    ranks.end()
 
 
 @pytest.mark.parametrize("dies", [1, 2])
@@ -183,14 +183,14 @@ def test_a_rank_that_is_lost_takes_the_others_along(dies: int) -> None:
     """Idle, too: nothing has to be sent for it."""
     loss = Loss()
     ranks = started("say(Kind.READY)\n" + STAYS, on_loss=loss)
-    start_ranks.wait_for(Kind.READY)
-    start_ranks.serving()
+    ranks.wait_for(Kind.READY)
+    ranks.serving()
     assert not loss.told.is_set()
-    os.kill(start_ranks._ranks[dies - 1].process.pid, signal.SIGKILL)
+    os.kill(ranks._ranks[dies - 1].process.pid, signal.SIGKILL)
     assert loss.told.wait(PATIENCE)
     with pytest.raises(RankError, match=rf"rank {dies} \(process \d+\) ended by SIGKILL"):
-        start_ranks.send(Kind.PLAN, b"")
-    for rank in start_ranks._ranks:
+        ranks.send(Kind.PLAN, b"")
+    for rank in ranks._ranks:
         assert rank.process.wait(PATIENCE) == -signal.SIGKILL
 
 
@@ -198,7 +198,7 @@ def test_who_is_lost_is_known_before_the_engine_ends_by_what_the_exchange_says_o
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ranks, waits = started("say(Kind.READY)\n" + STAYS, on_loss=Loss()), threading.Event()
-    wait_for, how_it_ended = start_ranks._changed.wait_for, LocalRank.how_it_ended
+    wait_for, how_it_ended = ranks._changed.wait_for, LocalRank.how_it_ended
 
     def waited_for(*given: Any) -> bool:
         waits.set()
@@ -209,23 +209,23 @@ def test_who_is_lost_is_known_before_the_engine_ends_by_what_the_exchange_says_o
         waits.wait(PATIENCE)
         return how_it_ended(rank)
 
-    monkeypatch.setattr(start_ranks._changed, "wait_for", waited_for)
+    monkeypatch.setattr(ranks._changed, "wait_for", waited_for)
     monkeypatch.setattr(LocalRank, "how_it_ended", late)
-    start_ranks.wait_for(Kind.READY)
-    start_ranks.serving()
-    os.kill(start_ranks._ranks[0].process.pid, signal.SIGKILL)
+    ranks.wait_for(Kind.READY)
+    ranks.serving()
+    os.kill(ranks._ranks[0].process.pid, signal.SIGKILL)
     runner: Any = None
     assert LeadingRunner(runner, ranks).is_fatal(RankError("the ranks do not exchange any more"))
     assert "ended by SIGKILL: without it nothing can be computed" in caplog.text
-    start_ranks.end()
+    ranks.end()
 
 
 def test_an_end_that_is_meant_is_no_loss() -> None:
     loss = Loss()
     ranks = started("say(Kind.READY)\n" + STAYS, on_loss=loss)
-    start_ranks.wait_for(Kind.READY)
-    start_ranks.serving()
-    start_ranks.end()
+    ranks.wait_for(Kind.READY)
+    ranks.serving()
+    ranks.end()
     for thread in threading.enumerate():
         if thread.name.startswith("quire-rank-"):
             thread.join(PATIENCE)
@@ -237,9 +237,9 @@ def test_memory_is_what_was_said_last() -> None:
         "say(Kind.MEMORY, allocated=1, peak=2)\nsay(Kind.MEMORY, allocated=rank, peak=9)\n"
         "say(Kind.READY)\n" + STAYS
     )
-    start_ranks.wait_for(Kind.READY)
-    assert start_ranks.memory == [(1, 9), (2, 9)]
-    start_ranks.end()
+    ranks.wait_for(Kind.READY)
+    assert ranks.memory == [(1, 9), (2, 9)]
+    ranks.end()
 
 
 def test_a_split_that_cannot_be_and_an_engine_without_ranks_start_nothing(

@@ -16,7 +16,7 @@ from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.two_pools import TwoPoolScheduler
 from quire.engine.startup import fit, sizing
 from quire.engine.startup.build_engine import build_engine
-from quire.engine.startup.spread import share_of
+from quire.engine.startup.ranks_needed import share_of
 from quire.engine.startup.window_share import WindowShare
 from quire.service.cli.dry_run import report
 
