@@ -33,7 +33,7 @@ from quire.clients.prompts import (
 )
 from quire.clients.replicas import several
 from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
-from quire.clients.replicas.course import Course, Leg, Surroundings
+from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
 from quire.clients.replicas.journey import Item, Journey
 from quire.clients.replicas.lines import Lines
 from quire.clients.replicas.policy import ReplicaPolicy
@@ -189,7 +189,7 @@ class AsyncGeneration:
         client = self._client
         if client._replicas is not None:
             journey = Journey(client._replicas, self._request, self._timeout)
-            return Travel(journey, client._open_leg, self._stream)
+            return Travel(journey, client._open_attempt, self._stream)
         tries = Tries(client.retry, self._timeout)
         return _Messages(client, self._request, self._stream, tries)
 
@@ -351,21 +351,21 @@ class AsyncClient:
         self, around: Surroundings, method: several.Method, request: Any, timeout: float | None
     ) -> Any:
         """As several.ask."""
-        course, metadata = Course(around, timeout), self.connection.metadata
+        failover, metadata = CallFailover(around, timeout), self.connection.metadata
         try:
             while True:
-                leg = course.begin()
-                call = method(self._lines.to(leg.address))
+                attempt = failover.begin()
+                call = method(self._lines.to(attempt.address))
                 try:
-                    answer = await call(request, timeout=leg.seconds, metadata=metadata)
+                    answer = await call(request, timeout=attempt.seconds, metadata=metadata)
                 except grpc.RpcError as raw:
                     error = from_rpc_error(raw)
                 else:
-                    course.ended()
+                    failover.ended()
                     return answer
-                await asyncio.sleep(course.failed(error, received=False))
+                await asyncio.sleep(failover.failed(error, received=False))
         finally:
-            course.leave()
+            failover.leave()
 
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else seconds("timeout", timeout)
@@ -374,15 +374,15 @@ class AsyncClient:
         metadata = self.connection.metadata
         return self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
 
-    def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> Any:
+    def _open_attempt(self, attempt: Attempt, request: pb.GenerateRequest) -> Any:
         """A call at the replica that was chosen."""
         assert self._replicas is not None
         for channel in self._lines.drop(self._replicas.fleet.take_gone()):
             task = asyncio.ensure_future(channel.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        stub, metadata = self._lines.to(leg.address).stub, self.connection.metadata
-        return stub.Generate(request, timeout=leg.seconds, metadata=metadata)
+        stub, metadata = self._lines.to(attempt.address).stub, self.connection.metadata
+        return stub.Generate(request, timeout=attempt.seconds, metadata=metadata)
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""

@@ -32,7 +32,7 @@ from quire.clients.prompts import (
     refuse_ids_only,
 )
 from quire.clients.replicas import several
-from quire.clients.replicas.course import Leg
+from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.journey import Journey
 from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy
@@ -92,7 +92,7 @@ class Generation:
     def _travels(self, journey: Journey) -> Iterator[Event]:
         """The events of a stream that may go on at another replica."""
         try:
-            for item in travel(journey, self._client._open_leg, self):
+            for item in travel(journey, self._client._open_attempt, self):
                 event = item if isinstance(item, Resumed) else from_proto(item)
                 if event is not None:
                     yield event
@@ -281,8 +281,8 @@ class Client:
         metadata = self.connection.metadata
         if self._replicas is not None:
 
-            def send(line: Line[grpc.Channel], leg: Leg) -> Any:
-                return method(line)(request, timeout=leg.seconds, metadata=metadata)
+            def send(line: Line[grpc.Channel], attempt: Attempt) -> Any:
+                return method(line)(request, timeout=attempt.seconds, metadata=metadata)
 
             return several.ask(self._replicas, self._lines, self._seconds(timeout), send)
         tries = Tries(self.retry, self._seconds(timeout))
@@ -305,13 +305,13 @@ class Client:
             _Call, self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
         )
 
-    def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> _Call:
+    def _open_attempt(self, attempt: Attempt, request: pb.GenerateRequest) -> _Call:
         """A call at the replica that was chosen."""
         assert self._replicas is not None
         for channel in self._lines.drop(self._replicas.fleet.take_gone()):
             channel.close()
-        stub, metadata = self._lines.to(leg.address).stub, self.connection.metadata
-        return cast(_Call, stub.Generate(request, timeout=leg.seconds, metadata=metadata))
+        stub, metadata = self._lines.to(attempt.address).stub, self.connection.metadata
+        return cast(_Call, stub.Generate(request, timeout=attempt.seconds, metadata=metadata))
 
     def close(self) -> None:
         """Ends every call of this client and its connections."""

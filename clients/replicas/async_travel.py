@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from quire.clients.errors import CallError, call_error, from_rpc_error
-from quire.clients.replicas.course import Leg
+from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.journey import Differs, Ending, Item, Journey
 from quire.v1 import inference_pb2 as pb
 
@@ -39,7 +39,7 @@ class Travel:
     def __init__(
         self,
         journey: Journey,
-        opens: Callable[[Leg, pb.GenerateRequest], Any],
+        opens: Callable[[Attempt, pb.GenerateRequest], Any],
         stream: Stream,
     ) -> None:
         self._journey = journey
@@ -67,8 +67,8 @@ class Travel:
         if self._stream.call is None:
             if self._stream.cancelled:
                 raise self._cancelled()
-            leg, request = self._journey.begin()
-            self._stream.hold(self._opens(leg, request))
+            attempt, request = self._journey.begin()
+            self._stream.hold(self._opens(attempt, request))
         try:
             message = await self._stream.call.read()
         except grpc.RpcError as raw:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from quire.clients.errors import Broken, CallError, InvalidRequest, Unauthenticated
 from quire.clients.events import Resumed
 from quire.clients.replicas.affinity import keys_of
-from quire.clients.replicas.course import Course, Leg, Surroundings
+from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
 from quire.clients.replicas.faults import Kind, kind_of, told
 from quire.clients.replicas.fleet import Identity
 from quire.v1 import inference_pb2 as pb
@@ -30,7 +30,7 @@ class Differs(Exception):
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What follows when a replica's stream has ended. items: first of all, for the caller. error:
-    the call ends with it. wait: seconds until the next leg; None: there is none."""
+    the call ends with it. wait: seconds until the next attempt; None: there is none."""
 
     items: tuple[Item, ...] = ()
     error: CallError | None = None
@@ -46,24 +46,24 @@ class Journey:
         self._around = around
         self._request = request
         self._n = request.sampling.n if request.sampling.HasField("n") else 1
-        self._course = Course(around, timeout, keys_of(request))
+        self._failover = CallFailover(around, timeout, keys_of(request))
         self._started: pb.Started | None = None
         self._ids: list[int] = []  # received, and given to the caller
-        self._before = 0  # of those, from earlier legs
+        self._before = 0  # of those, from earlier attempts
         self._finished = 0  # indices
         self._judged = 0  # of the prompt's tokens, those that the caller was told of
-        self._told = 0  # of those, how many this leg has sent so far
+        self._told = 0  # of those, how many this attempt has sent so far
         self._held: list[pb.GenerateResponse] = []
-        self._received = False  # anything, in this leg
-        self._leg: Leg | None = None
+        self._received = False  # anything, in this attempt
+        self._attempt: Attempt | None = None
         self._broke_at: tuple[str, str, float] | None = None  # address, fault, time
 
-    def begin(self) -> tuple[Leg, pb.GenerateRequest]:
+    def begin(self) -> tuple[Attempt, pb.GenerateRequest]:
         """Whom to ask next, and what. Raises CallError."""
         self._received, self._held, self._told = False, [], 0
         self._before = len(self._ids)
-        self._leg = self._course.begin()
-        return self._leg, self._request if self._started is None else self._rest()
+        self._attempt = self._failover.begin()
+        return self._attempt, self._request if self._started is None else self._rest()
 
     def _rest(self) -> pb.GenerateRequest:
         """The same request from where it broke."""
@@ -97,25 +97,27 @@ class Journey:
         return [message]
 
     def _on_started(self, message: pb.GenerateResponse) -> list[Item]:
-        assert self._leg is not None
-        started, name = message.started, self._leg.address.name
+        assert self._attempt is not None
+        started, name = message.started, self._attempt.address.name
         identity = Identity(started.model_fingerprint, started.numerics)
         self._around.fleet.up(name)
         self._around.fleet.tell(name, identity)
         if self._started is None:
             self._started = started
             exact = self._around.policy.exact
-            self._course.like = Identity(identity.fingerprint, identity.numerics if exact else None)
+            self._failover.like = Identity(
+                identity.fingerprint, identity.numerics if exact else None
+            )
             return [message]
         self._check_same(started)
         if not self._around.policy.tell_resumed or self._broke_at is None:
             return []
         left, fault, then = self._broke_at
         pause = self._around.clock() - then
-        return [Resumed(name, left, fault, len(self._ids), self._course.breaks, pause)]
+        return [Resumed(name, left, fault, len(self._ids), self._failover.breaks, pause)]
 
     def _on_judged(self, message: pb.GenerateResponse) -> list[Item]:
-        """What an earlier leg has told already is left out."""
+        """What an earlier attempt has told already is left out."""
         told = message.prompt_logprobs
         count = len(told.logprobs) + told.HasField("first_token_id")
         self._told += count
@@ -128,7 +130,7 @@ class Journey:
         return [message] if new else []
 
     def _check_same(self, started: pb.Started) -> None:
-        first, like = self._started, self._course.like
+        first, like = self._started, self._failover.like
         assert first is not None and like is not None
         why = ""
         if started.model_fingerprint != like.fingerprint:
@@ -138,7 +140,7 @@ class Journey:
         elif started.prompt_tokens != first.prompt_tokens:
             why = f"read {started.prompt_tokens} prompt tokens, and not {first.prompt_tokens}"
         if why:
-            self._course.differs(why)
+            self._failover.differs(why)
             raise Differs
 
     def _on_finished(self, message: pb.GenerateResponse) -> list[Item]:
@@ -150,7 +152,7 @@ class Journey:
         return [*held, self._whole(message)]
 
     def _whole(self, message: pb.GenerateResponse) -> pb.GenerateResponse:
-        """The end as an unbroken stream would have told it. Times are of the last leg."""
+        """The end as an unbroken stream would have told it. Times are of the last attempt."""
         if self._broke_at is None:
             return message
         assert self._started is not None
@@ -165,33 +167,33 @@ class Journey:
     def ended(self, error: CallError | None) -> Ending:
         """The replica's stream has ended, well if error is None."""
         if error is None:
-            self._course.ended()
+            self._failover.ended()
             return Ending(self._let_go())
         if self._finished == self._n:  # all has come; only the status was lost
-            self._course.leave()
+            self._failover.leave()
             return Ending()
         try:
             return Ending(wait=self._go_on(error))
         except CallError as final:
-            self._course.leave()
+            self._failover.leave()
             return Ending(self._let_go(), final)
 
     def close(self) -> None:
         """The caller has left. Repeated calls are nothing."""
-        self._course.leave()
+        self._failover.leave()
 
     def _let_go(self) -> tuple[Item, ...]:
         held, self._held = self._held, []
         return tuple(self._whole(m) if m.HasField("finished") else m for m in held)
 
     def _go_on(self, error: CallError) -> float:
-        """Seconds until the next leg. Raises CallError."""
-        assert self._leg is not None
-        began, name = self._started is not None, self._leg.address.name
+        """Seconds until the next attempt. Raises CallError."""
+        assert self._attempt is not None
+        began, name = self._started is not None, self._attempt.address.name
         kind = kind_of(error, self._received)
         if kind is Kind.BROKEN and began:
             self._check_can(error, name)
-            self._course.breaks_allowed = self._around.policy.resumes
+            self._failover.breaks_allowed = self._around.policy.resumes
             self._broke_at = self._broke_at if not self._received else None
             self._broke_at = self._broke_at or (name, told(error), self._around.clock())
         refused = kind is Kind.FINAL and not self._received and self._broke_at is not None
@@ -200,14 +202,14 @@ class Journey:
             raise Broken(
                 f"the stream broke at {self._broke_at[0]} ({self._broke_at[1]}), and {name} refuses"
                 f" to go on: {error}",
-                {**self._course.faults, name: str(error)},
+                {**self._failover.faults, name: str(error)},
             ) from error
-        return self._course.failed(error, received=self._received)
+        return self._failover.failed(error, received=self._received)
 
     def _check_can(self, error: CallError, name: str) -> None:
         """Raises what the stream ends with if it may not go on anywhere."""
         if not self._around.policy.resumes:
-            self._course.around.fleet.down(name, told(error), lost=True)
+            self._failover.around.fleet.down(name, told(error), lost=True)
             raise error
         if self._n > 1:
             raise Broken(

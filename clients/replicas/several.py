@@ -10,7 +10,7 @@ from quire.clients.connection import Connection
 from quire.clients.errors import from_rpc_error
 from quire.clients.replicas.addresses import Lookup, resolve
 from quire.clients.replicas.budget import Budget
-from quire.clients.replicas.course import Course, Leg, Surroundings
+from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
 from quire.clients.replicas.fleet import Fleet
 from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy, as_replica_policy
@@ -37,20 +37,20 @@ def ask(
     around: Surroundings,
     lines: Lines[grpc.Channel],
     timeout: float | None,
-    send: Callable[[Line[grpc.Channel], Leg], Any],
+    send: Callable[[Line[grpc.Channel], Attempt], Any],
 ) -> Any:
     """One answer, of whichever replica gives it. Raises CallError."""
-    course = Course(around, timeout)
+    failover = CallFailover(around, timeout)
     try:
         while True:
-            leg = course.begin()
+            attempt = failover.begin()
             try:
-                answer = send(lines.to(leg.address), leg)
+                answer = send(lines.to(attempt.address), attempt)
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
             else:
-                course.ended()
+                failover.ended()
                 return answer
-            time.sleep(course.failed(error, received=False))
+            time.sleep(failover.failed(error, received=False))
     finally:
-        course.leave()
+        failover.leave()

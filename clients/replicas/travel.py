@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import grpc
 
 from quire.clients.errors import call_error, from_rpc_error
-from quire.clients.replicas.course import Leg
+from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.journey import Differs, Ending, Item, Journey
 from quire.v1 import inference_pb2 as pb
 
@@ -24,15 +24,15 @@ class Holder(Protocol):
 
 
 def travel(
-    journey: Journey, opens: Callable[[Leg, pb.GenerateRequest], Any], holder: Holder
+    journey: Journey, opens: Callable[[Attempt, pb.GenerateRequest], Any], holder: Holder
 ) -> Iterator[Item]:
     """What the caller gets, until the end. Raises CallError."""
     try:
         while True:
             if holder.closed:
                 raise call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
-            leg, request = journey.begin()
-            call = opens(leg, request)
+            attempt, request = journey.begin()
+            call = opens(attempt, request)
             holder.hold(call)
             try:
                 ending = yield from _read(call, journey)

@@ -18,7 +18,7 @@ from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import keys_of
 from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
 from quire.clients.replicas.budget import Budget
-from quire.clients.replicas.course import Leg, Surroundings
+from quire.clients.replicas.call_failover import Attempt, Surroundings
 from quire.clients.replicas.fleet import Fleet
 from quire.clients.replicas.journey import Journey
 from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
@@ -61,7 +61,7 @@ class Streams:
         """One unbroken stream, over as many replicas as that takes. Raises Refusal."""
         stream = _Stream()
 
-        def opens(_leg: Leg, wanted: pb.GenerateRequest) -> "_Call":
+        def opens(_attempt: Attempt, wanted: pb.GenerateRequest) -> "_Call":
             keys = keys_of(wanted)
             told = (keys.root, keys.prefixes)
             packed = wanted.SerializeToString()

@@ -136,7 +136,7 @@ FAULTS = (
     ),
     Fault(
         "replicas: one that serves another thing was only not asked",
-        "clients/replicas/course.py",
+        "clients/replicas/call_failover.py",
         "if like is None or not serves(identity, like):",
         "if like is None:",
         (

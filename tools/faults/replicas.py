@@ -31,7 +31,7 @@ FAULTS = (
     ),
     Fault(
         "replicas: a request that kills goes through the fleet",
-        "clients/replicas/course.py",
+        "clients/replicas/call_failover.py",
         "        if self.breaks > self.breaks_allowed:\n",
         "        if self.breaks > 99:\n",
         JOURNEY,

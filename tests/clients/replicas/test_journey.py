@@ -19,7 +19,7 @@ from quire.clients import (
 from quire.clients.errors import Details, call_error
 from quire.clients.replicas.addresses import Address, Lookup
 from quire.clients.replicas.budget import Budget
-from quire.clients.replicas.course import Course, Surroundings
+from quire.clients.replicas.call_failover import CallFailover, Surroundings
 from quire.clients.replicas.faults import Kind, kind_of
 from quire.clients.replicas.fleet import Fleet
 from quire.clients.replicas.journey import Differs, Item, Journey
@@ -64,8 +64,8 @@ class World:
     def clock(self) -> float:
         return self.now
 
-    def course(self, timeout: float | None = None) -> Course:
-        return Course(self.around, timeout)
+    def failover(self, timeout: float | None = None) -> CallFailover:
+        return CallFailover(self.around, timeout)
 
     def journey(self, timeout: float | None = None, **sampling: object) -> Journey:
         request = pb.GenerateRequest(text="x", sampling=pb.SamplingParams(**sampling))  # type: ignore[arg-type]
@@ -116,11 +116,11 @@ def test_what_an_end_means(ended: CallError, received: bool, kind: Kind) -> None
 
 def test_each_replica_is_asked_before_anybody_waits() -> None:
     world = World()
-    course, asked, waits = world.course(), [], []
+    failover, asked, waits = world.failover(), [], []
     with pytest.raises(NoReplica) as caught:
         while True:
-            asked.append(course.begin().address.name)
-            waits.append(course.failed(error(message=REFUSED), received=False))
+            asked.append(failover.begin().address.name)
+            waits.append(failover.failed(error(message=REFUSED), received=False))
             world.now += waits[-1]
     assert asked[:3] == ["a:1", "b:1", "c:1"]
     assert [wait for wait in waits if wait] == [1.0, 2.0, 4.0]
@@ -130,7 +130,7 @@ def test_each_replica_is_asked_before_anybody_waits() -> None:
 
 
 def test_an_error_names_each_address_and_its_last_fault() -> None:
-    course = World(attempts=2).course()
+    failover = World(attempts=2).failover()
     ends = {
         "a:1": error(message=REFUSED),
         "b:1": error(Code.UNIMPLEMENTED, "unknown service"),
@@ -138,7 +138,7 @@ def test_an_error_names_each_address_and_its_last_fault() -> None:
     }
     with pytest.raises(NoReplica) as caught:
         while True:
-            course.failed(ends[course.begin().address.name], received=False)
+            failover.failed(ends[failover.begin().address.name], received=False)
     assert caught.value.faults == {
         "a:1": "Connection refused",
         "b:1": "it speaks gRPC, and not quire.v1",
@@ -149,55 +149,57 @@ def test_an_error_names_each_address_and_its_last_fault() -> None:
 
 def test_without_retries_the_first_error_is_the_last() -> None:
     world = World(attempts=1)
-    course, refused = world.course(), error(message=REFUSED)
-    course.begin()
+    failover, refused = world.failover(), error(message=REFUSED)
+    failover.begin()
     with pytest.raises(Unavailable) as caught:
-        course.failed(refused, received=False)
+        failover.failed(refused, received=False)
     assert caught.value is refused
-    assert {world.course().begin().address.name for _ in range(4)} == {"b:1", "c:1"}
+    assert {world.failover().begin().address.name for _ in range(4)} == {"b:1", "c:1"}
 
 
 def test_a_full_replica_is_left_alone_as_long_as_it_asked() -> None:
     world = World("a:1", "b:1")
-    course = world.course()
-    course.begin()
-    assert course.failed(error(Code.RESOURCE_EXHAUSTED, "full", after=20.0), received=False) == 0.0
-    assert course.begin().address.name == "b:1"
+    failover = world.failover()
+    failover.begin()
+    assert (
+        failover.failed(error(Code.RESOURCE_EXHAUSTED, "full", after=20.0), received=False) == 0.0
+    )
+    assert failover.begin().address.name == "b:1"
     world.now = 19.0
-    assert {world.course().begin().address.name for _ in range(4)} == {"b:1"}
+    assert {world.failover().begin().address.name for _ in range(4)} == {"b:1"}
     world.now = 20.0
-    assert {world.course().begin().address.name for _ in range(4)} == {"a:1", "b:1"}
+    assert {world.failover().begin().address.name for _ in range(4)} == {"a:1", "b:1"}
 
 
 def test_where_all_are_full_the_caller_hears_when() -> None:
-    course = World("a:1", "b:1", attempts=2).course()
+    failover = World("a:1", "b:1", attempts=2).failover()
     full = error(Code.RESOURCE_EXHAUSTED, "queue full", after=20.0)
     with pytest.raises(Overloaded, match=r"a:1: .*queue full; b:1: .*queue full") as caught:
         for _ in range(9):
-            course.begin()
-            wait = course.failed(full, received=False)
+            failover.begin()
+            wait = failover.failed(full, received=False)
             assert wait in (0.0, 21.0)  # its wish, and jitter
     assert caught.value.details.retry_after == 20.0
 
 
 def test_the_deadline_holds_over_all_of_it() -> None:
     world = World("a:1", attempts=9)
-    course = world.course(timeout=2.5)
-    assert course.begin().seconds == 2.5
-    world.now += course.failed(error(message=REFUSED), received=False)
-    assert course.begin().seconds == 1.5
+    failover = world.failover(timeout=2.5)
+    assert failover.begin().seconds == 2.5
+    world.now += failover.failed(error(message=REFUSED), received=False)
+    assert failover.begin().seconds == 1.5
     with pytest.raises(Unavailable):  # two seconds more would be too late
-        course.failed(error(message=REFUSED), received=False)
+        failover.failed(error(message=REFUSED), received=False)
 
 
 def test_a_call_that_kills_whoever_has_it_has_three() -> None:
     """Also where nothing of it was received, and however often calls may be tried again."""
     world = World(*NAMES, attempts=100)
-    course, asked = world.course(), []
+    failover, asked = world.failover(), []
     with pytest.raises(Broken, match="3 times") as caught:
         while True:
-            asked.append(course.begin().address.name)
-            course.failed(
+            asked.append(failover.begin().address.name)
+            failover.failed(
                 error(message="the engine has stopped", reason="ENGINE_DEAD"), received=False
             )
     assert len(asked) == len(set(asked)) == 3
@@ -207,15 +209,15 @@ def test_a_call_that_kills_whoever_has_it_has_three() -> None:
 def test_asking_again_ends_with_the_credit() -> None:
     world = World(credit=2)
     for _ in range(2):
-        course = world.course()
-        course.begin()
-        course.failed(error(message="draining", reason="DRAINING"), received=False)
-        course.leave()
+        failover = world.failover()
+        failover.begin()
+        failover.failed(error(message="draining", reason="DRAINING"), received=False)
+        failover.leave()
         world.now += 60.0
-    course = world.course()
-    course.begin()
+    failover = world.failover()
+    failover.begin()
     with pytest.raises(NoReplica, match="budget"):
-        course.failed(error(message="draining", reason="DRAINING"), received=False)
+        failover.failed(error(message="draining", reason="DRAINING"), received=False)
 
 
 # ------------------------------------------------------------ streams
@@ -224,14 +226,14 @@ def test_asking_again_ends_with_the_credit() -> None:
 def test_a_stream_goes_on_from_what_was_received() -> None:
     world = World(tell_resumed=True)
     journey = world.journey(temperature=1.0)
-    leg, request = journey.begin()
-    assert leg.address.name == "a:1" and not request.resume_token_ids
+    attempt, request = journey.begin()
+    assert attempt.address.name == "a:1" and not request.resume_token_ids
     items = feed(journey, [started(), delta(0, 1), delta(0, 2)])
     ending = journey.ended(error())
     assert (ending.error, ending.wait) == (None, 1.0)
     world.now += 3.0
-    leg, request = journey.begin()
-    assert leg.address.name == "b:1"
+    attempt, request = journey.begin()
+    assert attempt.address.name == "b:1"
     assert (request.sampling.seed, list(request.resume_token_ids)) == (7, [1, 2])
     assert (request.sampling.temperature, request.request_id) == (1.0, "r")
     items += feed(journey, [started(cached_tokens=3), delta(0, 3)])
@@ -256,15 +258,15 @@ def test_a_prompts_log_probabilities_are_given_once_however_often_it_breaks() ->
     world = World()
     request = pb.GenerateRequest(text="x", prompt_logprobs=3)
     journey, found = Journey(world.around, request, None), []
-    legs = [
+    attempts = [
         [started(), judged(2, 3, first=1)],
         [started(), judged(2, first=1), judged(3, 4), judged(5)],
         [started(), judged(2, 3, 4, 5, first=1), judged(6), delta(0, 9)],
     ]
-    for leg in legs:
+    for attempt in attempts:
         _, asked = journey.begin()
         assert asked.prompt_logprobs == 3 and not asked.resume_token_ids
-        found += feed(journey, leg)
+        found += feed(journey, attempt)
         world.now += journey.ended(error()).wait or 0
     told = [item.prompt_logprobs for item in found if isinstance(item, pb.GenerateResponse)]
     assert [i.token_id for one in told for i in one.logprobs] == [2, 3, 4, 5, 6]
@@ -317,11 +319,11 @@ def test_where_all_has_come_a_lost_status_is_nothing() -> None:
 
 def test_two_resumes_and_no_more() -> None:
     journey = World(*NAMES, attempts=100).journey()
-    for leg in range(3):
+    for attempt in range(3):
         journey.begin()
-        feed(journey, [started(), delta(0, leg + 1)])
+        feed(journey, [started(), delta(0, attempt + 1)])
         ending = journey.ended(error())
-        assert (ending.wait is None) == (leg == 2)
+        assert (ending.wait is None) == (attempt == 2)
     assert isinstance(ending.error, Broken) and ending.error.often
     assert set(ending.error.faults) == {"a:1", "b:1", "c:1"}
 
@@ -335,8 +337,8 @@ def test_refusals_on_the_way_are_no_breaks() -> None:
     for _ in range(3):
         journey.begin()
         assert journey.ended(error(message="draining", reason="DRAINING")).wait == 0.0
-    leg, _ = journey.begin()
-    assert leg.address.name == "e:1"
+    attempt, _ = journey.begin()
+    assert attempt.address.name == "e:1"
 
 
 def test_several_completions_are_not_resumed_and_say_so() -> None:
@@ -368,14 +370,14 @@ def test_models_are_never_mixed(other: dict[str, object], says: str) -> None:
     journey.begin()
     feed(journey, [started(), delta(0, 1)])
     journey.ended(error())
-    leg, _ = journey.begin()
-    assert leg.address.name == "b:1"
+    attempt, _ = journey.begin()
+    assert attempt.address.name == "b:1"
     with pytest.raises(Differs):
         journey.take(started(**other))  # type: ignore[arg-type]
     ending = None
     for _ in range(5):
-        leg, _ = journey.begin()
-        assert leg.address.name == "a:1"
+        attempt, _ = journey.begin()
+        assert attempt.address.name == "a:1"
         ending = journey.ended(error(message=REFUSED))
         if ending.error:
             break

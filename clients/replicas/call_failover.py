@@ -37,15 +37,15 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Leg:
-    """One asking of one replica. seconds: to the deadline; None: there is none."""
+class Attempt:
+    """A call to one replica. seconds: to the deadline; None: there is none."""
 
     address: Address
     seconds: float | None
 
 
-class Course:
-    """Of one call. `begin` and one of `ended`, `failed` and `leave` alternate."""
+class CallFailover:
+    """How one call goes on. `begin` and one of `ended`, `failed` and `leave` alternate."""
 
     def __init__(
         self, around: Surroundings, timeout: float | None, keys: PromptKeys | None = None
@@ -63,7 +63,7 @@ class Course:
         self._at: Address | None = None
         around.budget.call_began()
 
-    def begin(self) -> Leg:
+    def begin(self) -> Attempt:
         """The next replica. Raises NoReplica."""
         fleet = self.around.fleet
         self.around.lookup.refresh(fleet.update)
@@ -75,7 +75,7 @@ class Course:
             raise self._different()
         seconds = self._tries.left() if self._tried else self._tries.begin()
         self._at = address
-        return Leg(address, seconds)
+        return Attempt(address, seconds)
 
     def ended(self) -> None:
         """Well."""
