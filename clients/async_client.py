@@ -34,9 +34,9 @@ from quire.clients.prompts import (
 from quire.clients.replicas import several
 from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
 from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
-from quire.clients.replicas.journey import Item, Journey
 from quire.clients.replicas.lines import Lines
 from quire.clients.replicas.policy import ReplicaPolicy
+from quire.clients.replicas.stream_failover import Item, StreamFailover
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
@@ -188,8 +188,8 @@ class AsyncGeneration:
         self._used = True
         client = self._client
         if client._replicas is not None:
-            journey = Journey(client._replicas, self._request, self._timeout)
-            return Travel(journey, client._open_attempt, self._stream)
+            failover = StreamFailover(client._replicas, self._request, self._timeout)
+            return Travel(failover, client._open_attempt, self._stream)
         tries = Tries(client.retry, self._timeout)
         return _Messages(client, self._request, self._stream, tries)
 

@@ -33,9 +33,9 @@ from quire.clients.prompts import (
 )
 from quire.clients.replicas import several
 from quire.clients.replicas.call_failover import Attempt
-from quire.clients.replicas.journey import Journey
 from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy
+from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.replicas.travel import travel
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
@@ -75,7 +75,9 @@ class Generation:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         if self._client._replicas is not None:
-            return self._travels(Journey(self._client._replicas, self._request, self._timeout))
+            return self._travels(
+                StreamFailover(self._client._replicas, self._request, self._timeout)
+            )
         return self._events(Tries(self._client.retry, self._timeout))
 
     @property
@@ -89,10 +91,10 @@ class Generation:
         if self._closed:  # by another thread, which may have come before the call was held
             call.cancel()
 
-    def _travels(self, journey: Journey) -> Iterator[Event]:
+    def _travels(self, failover: StreamFailover) -> Iterator[Event]:
         """The events of a stream that may go on at another replica."""
         try:
-            for item in travel(journey, self._client._open_attempt, self):
+            for item in travel(failover, self._client._open_attempt, self):
                 event = item if isinstance(item, Resumed) else from_proto(item)
                 if event is not None:
                     yield event

@@ -10,7 +10,7 @@ import grpc.aio
 
 from quire.clients.errors import CallError, call_error, from_rpc_error
 from quire.clients.replicas.call_failover import Attempt
-from quire.clients.replicas.journey import Differs, Ending, Item, Journey
+from quire.clients.replicas.stream_failover import Differs, Ending, Item, StreamFailover
 from quire.v1 import inference_pb2 as pb
 
 
@@ -38,11 +38,11 @@ class Travel:
 
     def __init__(
         self,
-        journey: Journey,
+        failover: StreamFailover,
         opens: Callable[[Attempt, pb.GenerateRequest], Any],
         stream: Stream,
     ) -> None:
-        self._journey = journey
+        self._failover = failover
         self._opens = opens
         self._stream = stream
         self._ready: deque[Item] = deque()
@@ -67,24 +67,24 @@ class Travel:
         if self._stream.call is None:
             if self._stream.cancelled:
                 raise self._cancelled()
-            attempt, request = self._journey.begin()
+            attempt, request = self._failover.begin()
             self._stream.hold(self._opens(attempt, request))
         try:
             message = await self._stream.call.read()
         except grpc.RpcError as raw:
-            await self._follow(self._journey.ended(from_rpc_error(raw)))
+            await self._follow(self._failover.ended(from_rpc_error(raw)))
             return
         except asyncio.CancelledError:
             self._stream.cancel()
-            self._journey.close()
+            self._failover.close()
             if task_is_cancelled():
                 raise
             raise self._cancelled() from None
         if message is grpc.aio.EOF:
-            await self._follow(self._journey.ended(None))
+            await self._follow(self._failover.ended(None))
             return
         try:
-            self._ready.extend(self._journey.take(message))
+            self._ready.extend(self._failover.take(message))
         except Differs:
             self._stream.call.cancel()
             self._stream.call = None
@@ -102,7 +102,7 @@ class Travel:
         return call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
 
     def __del__(self) -> None:
-        self._journey.close()
+        self._failover.close()
         self._stream.cancel()
 
 

@@ -8,7 +8,7 @@ import grpc
 
 from quire.clients.errors import call_error, from_rpc_error
 from quire.clients.replicas.call_failover import Attempt
-from quire.clients.replicas.journey import Differs, Ending, Item, Journey
+from quire.clients.replicas.stream_failover import Differs, Ending, Item, StreamFailover
 from quire.v1 import inference_pb2 as pb
 
 
@@ -24,18 +24,18 @@ class Holder(Protocol):
 
 
 def travel(
-    journey: Journey, opens: Callable[[Attempt, pb.GenerateRequest], Any], holder: Holder
+    failover: StreamFailover, opens: Callable[[Attempt, pb.GenerateRequest], Any], holder: Holder
 ) -> Iterator[Item]:
     """What the caller gets, until the end. Raises CallError."""
     try:
         while True:
             if holder.closed:
                 raise call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
-            attempt, request = journey.begin()
+            attempt, request = failover.begin()
             call = opens(attempt, request)
             holder.hold(call)
             try:
-                ending = yield from _read(call, journey)
+                ending = yield from _read(call, failover)
             except Differs:
                 call.cancel()
                 continue
@@ -46,16 +46,16 @@ def travel(
                 return
             time.sleep(ending.wait)
     finally:
-        journey.close()
+        failover.close()
 
 
-def _read(call: Any, journey: Journey) -> Generator[Item, None, Ending]:
+def _read(call: Any, failover: StreamFailover) -> Generator[Item, None, Ending]:
     """One replica's stream, and what follows its end. Raises Differs."""
     while True:
         try:
             message = next(call)
         except StopIteration:
-            return journey.ended(None)
+            return failover.ended(None)
         except grpc.RpcError as raw:
-            return journey.ended(from_rpc_error(raw))
-        yield from journey.take(message)
+            return failover.ended(from_rpc_error(raw))
+        yield from failover.take(message)

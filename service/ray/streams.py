@@ -20,8 +20,8 @@ from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_ca
 from quire.clients.replicas.budget import Budget
 from quire.clients.replicas.call_failover import Attempt, Surroundings
 from quire.clients.replicas.fleet import Fleet
-from quire.clients.replicas.journey import Journey
 from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
+from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.retry import RetryPolicy
 from quire.service import errors
 from quire.service.ray.ends import Pairs, error_of, refusal_of, refused
@@ -68,8 +68,8 @@ class Streams:
             return _Call(self._generate.remote(packed, list(metadata), keys=told))
 
         try:
-            journey = Journey(self._around, request, None)
-            async for message in OnlyMessages(Travel(journey, opens, stream)):
+            failover = StreamFailover(self._around, request, None)
+            async for message in OnlyMessages(Travel(failover, opens, stream)):
                 yield message
         except CallError as error:
             raise refusal_of(error) from error

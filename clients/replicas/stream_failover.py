@@ -37,7 +37,7 @@ class Ending:
     wait: float | None = None
 
 
-class Journey:
+class StreamFailover:
     """Of one call. `begin`, `take` for each message, `ended`; and again while that says wait."""
 
     def __init__(
