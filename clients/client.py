@@ -36,7 +36,7 @@ from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.stream_failover import StreamFailover
-from quire.clients.replicas.travel import travel
+from quire.clients.replicas.stream_loop import read_stream
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
@@ -94,7 +94,7 @@ class Generation:
     def _travels(self, failover: StreamFailover) -> Iterator[Event]:
         """The events of a stream that may go on at another replica."""
         try:
-            for item in travel(failover, self._client._open_attempt, self):
+            for item in read_stream(failover, self._client._open_attempt, self):
                 event = item if isinstance(item, Resumed) else from_proto(item)
                 if event is not None:
                     yield event

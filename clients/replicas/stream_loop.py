@@ -23,7 +23,7 @@ class Holder(Protocol):
         """Whether nobody wants any more of the stream."""
 
 
-def travel(
+def read_stream(
     failover: StreamFailover, opens: Callable[[Attempt, pb.GenerateRequest], Any], holder: Holder
 ) -> Iterator[Item]:
     """What the caller gets, until the end. Raises CallError."""
