@@ -32,7 +32,7 @@ from quire.clients.prompts import (
     refuse_ids_only,
 )
 from quire.clients.replicas import several
-from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
+from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
 from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
 from quire.clients.replicas.lines import Lines
 from quire.clients.replicas.policy import ReplicaPolicy
@@ -180,16 +180,16 @@ class AsyncGeneration:
     def messages(self) -> AsyncIterator[pb.GenerateResponse]:
         """The same stream as the contract's messages; once as well."""
         items = self._open()
-        return OnlyMessages(items) if isinstance(items, Travel) else items
+        return OnlyMessages(items) if isinstance(items, StreamIterator) else items
 
-    def _open(self) -> "_Messages | Travel":
+    def _open(self) -> "_Messages | StreamIterator":
         if self._used:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         client = self._client
         if client._replicas is not None:
             failover = StreamFailover(client._replicas, self._request, self._timeout)
-            return Travel(failover, client._open_attempt, self._stream)
+            return StreamIterator(failover, client._open_attempt, self._stream)
         tries = Tries(client.retry, self._timeout)
         return _Messages(client, self._request, self._stream, tries)
 

@@ -75,7 +75,7 @@ class Generation:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         if self._client._replicas is not None:
-            return self._travels(
+            return self._read_on(
                 StreamFailover(self._client._replicas, self._request, self._timeout)
             )
         return self._events(Tries(self._client.retry, self._timeout))
@@ -91,7 +91,7 @@ class Generation:
         if self._closed:  # by another thread, which may have come before the call was held
             call.cancel()
 
-    def _travels(self, failover: StreamFailover) -> Iterator[Event]:
+    def _read_on(self, failover: StreamFailover) -> Iterator[Event]:
         """The events of a stream that may go on at another replica."""
         try:
             for item in read_stream(failover, self._client._open_attempt, self):

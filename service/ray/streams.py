@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 from quire.clients.errors import CallError
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import keys_of
-from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
+from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
 from quire.clients.replicas.budget import Budget
 from quire.clients.replicas.call_failover import Attempt, Surroundings
 from quire.clients.replicas.fleet import Fleet
@@ -69,7 +69,7 @@ class Streams:
 
         try:
             failover = StreamFailover(self._around, request, None)
-            async for message in OnlyMessages(Travel(failover, opens, stream)):
+            async for message in OnlyMessages(StreamIterator(failover, opens, stream)):
                 yield message
         except CallError as error:
             raise refusal_of(error) from error

@@ -33,7 +33,7 @@ def task_is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-class Travel:
+class StreamIterator:
     """The iterator of one `async for`: messages of the contract, and Resumed if that was asked."""
 
     def __init__(
@@ -107,16 +107,16 @@ class Travel:
 
 
 class OnlyMessages:
-    """A Travel as the contract's messages alone. It alone holds it: with it ends the call."""
+    """A StreamIterator's messages of the contract alone. It owns that: the call ends with it."""
 
-    def __init__(self, travel: Travel) -> None:
-        self._travel = travel
+    def __init__(self, items: StreamIterator) -> None:
+        self._items = items
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> pb.GenerateResponse:
         while True:
-            item = await anext(self._travel)
+            item = await anext(self._items)
             if isinstance(item, pb.GenerateResponse):
                 return item
