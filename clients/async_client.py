@@ -31,11 +31,12 @@ from quire.clients.prompts import (
     build_tokenize,
     refuse_ids_only,
 )
-from quire.clients.replicas import several
+from quire.clients.replicas import unary_loop
 from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
-from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
+from quire.clients.replicas.call_failover import Attempt, CallFailover
 from quire.clients.replicas.lines import Lines
 from quire.clients.replicas.policy import ReplicaPolicy
+from quire.clients.replicas.shared_state import SharedState, shared_state
 from quire.clients.replicas.stream_failover import Item, StreamFailover
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
@@ -236,7 +237,7 @@ class AsyncClient:
         self.connection = Connection(address, api_key=api_key, tls=tls)
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
-        self._replicas = several.surroundings(self.connection, replicas, self.retry)
+        self._replicas = shared_state(self.connection, replicas, self.retry)
         only = self.connection.aio_channels()[0] if self._replicas is None else None
         self._lines: Lines[grpc.aio.Channel] = Lines(
             self.connection, Connection.aio_channel_with, only
@@ -329,7 +330,7 @@ class AsyncClient:
         response = await self._unary(lambda to: to.health.Check, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    async def _unary(self, method: several.Method, request: Any, timeout: float | None) -> Any:
+    async def _unary(self, method: unary_loop.Method, request: Any, timeout: float | None) -> Any:
         """Of several servers, the one whose turn it is answers."""
         if self._replicas is not None:
             return await self._ask(self._replicas, method, request, self._seconds(timeout))
@@ -348,10 +349,10 @@ class AsyncClient:
             await asyncio.sleep(wait)
 
     async def _ask(
-        self, around: Surroundings, method: several.Method, request: Any, timeout: float | None
+        self, shared: SharedState, method: unary_loop.Method, request: Any, timeout: float | None
     ) -> Any:
-        """As several.ask."""
-        failover, metadata = CallFailover(around, timeout), self.connection.metadata
+        """As unary_loop.ask."""
+        failover, metadata = CallFailover(shared, timeout), self.connection.metadata
         try:
             while True:
                 attempt = failover.begin()

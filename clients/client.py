@@ -31,10 +31,11 @@ from quire.clients.prompts import (
     build_tokenize,
     refuse_ids_only,
 )
-from quire.clients.replicas import several
+from quire.clients.replicas import unary_loop
 from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy
+from quire.clients.replicas.shared_state import shared_state
 from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.replicas.stream_loop import read_stream
 from quire.clients.retry import RetryPolicy, Tries, as_policy
@@ -185,7 +186,7 @@ class Client:
         self.connection = Connection(address, api_key=api_key, tls=tls)
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
-        self._replicas = several.surroundings(self.connection, replicas, self.retry)
+        self._replicas = shared_state(self.connection, replicas, self.retry)
         only = self.connection.channels()[0] if self._replicas is None else None
         self._lines: Lines[grpc.Channel] = Lines(self.connection, Connection.channel_with, only)
 
@@ -278,7 +279,7 @@ class Client:
         response = self._unary(lambda to: to.health.Check, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    def _unary(self, method: several.Method, request: Any, timeout: float | None) -> Any:
+    def _unary(self, method: unary_loop.Method, request: Any, timeout: float | None) -> Any:
         """Of several servers, the one whose turn it is answers."""
         metadata = self.connection.metadata
         if self._replicas is not None:
@@ -286,7 +287,7 @@ class Client:
             def send(line: Line[grpc.Channel], attempt: Attempt) -> Any:
                 return method(line)(request, timeout=attempt.seconds, metadata=metadata)
 
-            return several.ask(self._replicas, self._lines, self._seconds(timeout), send)
+            return unary_loop.ask(self._replicas, self._lines, self._seconds(timeout), send)
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
             try:

@@ -6,34 +6,18 @@ rounds it waits as the retry policy says. Rounds are bounded by `retry.attempts`
 every address and its last fault.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from random import uniform as random_uniform
 
 import grpc
 
 from quire.clients.errors import Broken, CallError, NoReplica, Overloaded, Unavailable
-from quire.clients.replicas.addresses import Address, Lookup
+from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import PromptKeys
-from quire.clients.replicas.budget import Budget
 from quire.clients.replicas.faults import Kind, kind_of, told
-from quire.clients.replicas.fleet import Fleet, Identity, serves
-from quire.clients.replicas.policy import MAX_RESUMES, ReplicaPolicy
-from quire.clients.retry import RetryPolicy, Tries
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all calls of a client share."""
-
-    policy: ReplicaPolicy
-    retry: RetryPolicy
-    fleet: Fleet
-    budget: Budget
-    lookup: Lookup
-    clock: Callable[[], float] = time.monotonic
-    uniform: Callable[[float, float], float] = random_uniform
+from quire.clients.replicas.fleet import Identity, serves
+from quire.clients.replicas.policy import MAX_RESUMES
+from quire.clients.replicas.shared_state import SharedState
+from quire.clients.retry import Tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +32,25 @@ class CallFailover:
     """How one call goes on. `begin` and one of `ended`, `failed` and `leave` alternate."""
 
     def __init__(
-        self, around: Surroundings, timeout: float | None, keys: PromptKeys | None = None
+        self, shared: SharedState, timeout: float | None, keys: PromptKeys | None = None
     ) -> None:
         """timeout: seconds for all of it."""
-        self.around = around
+        self.shared = shared
         self.like: Identity | None = None
         self.breaks_allowed = MAX_RESUMES
         self.breaks = 0
         self.faults: dict[str, str] = {}
         self._keys = keys
-        self._tries = Tries(around.retry, timeout, around.clock, around.uniform)
+        self._tries = Tries(shared.retry, timeout, shared.clock, shared.uniform)
         self._tried: set[str] = set()  # in this round
         self._never: set[str] = set()  # serve something else
         self._at: Address | None = None
-        around.budget.call_began()
+        shared.budget.call_began()
 
     def begin(self) -> Attempt:
         """The next replica. Raises NoReplica."""
-        fleet = self.around.fleet
-        self.around.lookup.refresh(fleet.update)
+        fleet = self.shared.fleet
+        self.shared.lookup.refresh(fleet.update)
         address = fleet.choose(self._keys, self._tried | self._never, self.like)
         if address is None and self._tried:
             self._tried.clear()
@@ -80,14 +64,14 @@ class CallFailover:
     def ended(self) -> None:
         """Well."""
         if self._at is not None:
-            self.around.fleet.up(self._at.name)
+            self.shared.fleet.up(self._at.name)
         self.leave()
 
     def leave(self) -> None:
         """The caller has lost interest. Repeated calls are nothing."""
         at, self._at = self._at, None
         if at is not None:
-            self.around.fleet.leave(at.name)
+            self.shared.fleet.leave(at.name)
 
     def differs(self, why: str) -> None:
         """The replica serves something else than this call began with: the next, at once."""
@@ -103,14 +87,14 @@ class CallFailover:
         name = self._note(error, kind)
         if kind is Kind.FINAL:
             raise error
-        if self.around.retry.attempts == 1 and not (kind is Kind.BROKEN and received):
+        if self.shared.retry.attempts == 1 and not (kind is Kind.BROKEN and received):
             raise error
         if kind is Kind.BROKEN:
             self._broke(error)
             self._tries.start_over()
             self._tried.clear()
         self._tried.add(name)
-        if kind is not Kind.ABSENT and not self.around.budget.take():
+        if kind is not Kind.ABSENT and not self.shared.budget.take():
             raise self._over(error, "the client's budget for asking again is spent")
         wait = self._wait(error, kind)
         if not self._tries.in_time(wait):
@@ -119,13 +103,13 @@ class CallFailover:
 
     def _note(self, error: CallError, kind: Kind) -> str:
         assert self._at is not None
-        name, fleet, fault = self._at.name, self.around.fleet, told(error)
+        name, fleet, fault = self._at.name, self.shared.fleet, told(error)
         if kind is not Kind.FINAL:
             self.faults[name] = fault
-            wished = min(error.details.retry_after or 0.0, self.around.retry.max_pushback)
+            wished = min(error.details.retry_after or 0.0, self.shared.retry.max_pushback)
             fleet.down(name, fault, wished, lost=kind in (Kind.ABSENT, Kind.BROKEN))
         if kind in (Kind.ABSENT, Kind.BROKEN):
-            self.around.lookup.lost()
+            self.shared.lookup.lost()
         self.leave()
         return name
 
@@ -142,10 +126,10 @@ class CallFailover:
     def _wait(self, error: CallError, kind: Kind) -> float:
         """To the next replica at once, but for a break: many calls break together, and must not
         come together. Where there is none, as the retry policy says."""
-        if self.around.fleet.has_other(self._tried | self._never, self.like):
+        if self.shared.fleet.has_other(self._tried | self._never, self.like):
             if kind is not Kind.BROKEN:
                 return 0.0
-            return self.around.retry.first_backoff * self.around.uniform(0.5, 1.0)
+            return self.shared.retry.first_backoff * self.shared.uniform(0.5, 1.0)
         away = error
         if kind is Kind.BROKEN and not isinstance(error, Unavailable):  # a reset, by another name
             away = Unavailable(grpc.StatusCode.UNAVAILABLE, error.message)
@@ -159,7 +143,7 @@ class CallFailover:
 
     def _over(self, error: CallError, why: str) -> CallError:
         others = self._others() if self.like is not None else {}
-        faults = {**self.around.fleet.faults(), **others, **self.faults}
+        faults = {**self.shared.fleet.faults(), **others, **self.faults}
         faults = {name: fault or "not asked" for name, fault in faults.items()}
         message = f"{why}: {self._listed(faults)}"
         if isinstance(error, Overloaded):  # the caller may come again when it says
@@ -168,7 +152,7 @@ class CallFailover:
 
     def _different(self) -> CallError:
         """Nobody is left that serves what this call began with."""
-        faults = {**self.around.fleet.faults(), **self._others(), **self.faults}
+        faults = {**self.shared.fleet.faults(), **self._others(), **self.faults}
         return NoReplica(f"{self._nobody()}: {self._listed(faults)}", faults)
 
     def _nobody(self) -> str:
@@ -179,7 +163,7 @@ class CallFailover:
     def _others(self) -> dict[str, str]:
         """What replicas serve that are known to serve another thing than this call began with."""
         told, like = {}, self.like
-        for name, identity in self.around.fleet.identities().items():
+        for name, identity in self.shared.fleet.identities().items():
             if like is None or not serves(identity, like):
                 told[name] = f"serves {identity.fingerprint}"
                 if like is not None and like.numerics is not None:

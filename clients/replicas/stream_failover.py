@@ -13,9 +13,10 @@ from typing import TypeAlias
 from quire.clients.errors import Broken, CallError, InvalidRequest, Unauthenticated
 from quire.clients.events import Resumed
 from quire.clients.replicas.affinity import keys_of
-from quire.clients.replicas.call_failover import Attempt, CallFailover, Surroundings
+from quire.clients.replicas.call_failover import Attempt, CallFailover
 from quire.clients.replicas.faults import Kind, kind_of, told
 from quire.clients.replicas.fleet import Identity
+from quire.clients.replicas.shared_state import SharedState
 from quire.v1 import inference_pb2 as pb
 
 Item: TypeAlias = pb.GenerateResponse | Resumed
@@ -41,12 +42,12 @@ class StreamFailover:
     """Of one call. `begin`, `take` for each message, `ended`; and again while that says wait."""
 
     def __init__(
-        self, around: Surroundings, request: pb.GenerateRequest, timeout: float | None
+        self, shared: SharedState, request: pb.GenerateRequest, timeout: float | None
     ) -> None:
-        self._around = around
+        self._shared = shared
         self._request = request
         self._n = request.sampling.n if request.sampling.HasField("n") else 1
-        self._failover = CallFailover(around, timeout, keys_of(request))
+        self._failover = CallFailover(shared, timeout, keys_of(request))
         self._started: pb.Started | None = None
         self._ids: list[int] = []  # received, and given to the caller
         self._before = 0  # of those, from earlier attempts
@@ -100,20 +101,20 @@ class StreamFailover:
         assert self._attempt is not None
         started, name = message.started, self._attempt.address.name
         identity = Identity(started.model_fingerprint, started.numerics)
-        self._around.fleet.up(name)
-        self._around.fleet.tell(name, identity)
+        self._shared.fleet.up(name)
+        self._shared.fleet.tell(name, identity)
         if self._started is None:
             self._started = started
-            exact = self._around.policy.exact
+            exact = self._shared.policy.exact
             self._failover.like = Identity(
                 identity.fingerprint, identity.numerics if exact else None
             )
             return [message]
         self._check_same(started)
-        if not self._around.policy.tell_resumed or self._broke_at is None:
+        if not self._shared.policy.tell_resumed or self._broke_at is None:
             return []
         left, fault, then = self._broke_at
-        pause = self._around.clock() - then
+        pause = self._shared.clock() - then
         return [Resumed(name, left, fault, len(self._ids), self._failover.breaks, pause)]
 
     def _on_judged(self, message: pb.GenerateResponse) -> list[Item]:
@@ -193,9 +194,9 @@ class StreamFailover:
         kind = kind_of(error, self._received)
         if kind is Kind.BROKEN and began:
             self._check_can(error, name)
-            self._failover.breaks_allowed = self._around.policy.resumes
+            self._failover.breaks_allowed = self._shared.policy.resumes
             self._broke_at = self._broke_at if not self._received else None
-            self._broke_at = self._broke_at or (name, told(error), self._around.clock())
+            self._broke_at = self._broke_at or (name, told(error), self._shared.clock())
         refused = kind is Kind.FINAL and not self._received and self._broke_at is not None
         if refused and isinstance(error, InvalidRequest | Unauthenticated):
             assert self._broke_at is not None
@@ -208,8 +209,8 @@ class StreamFailover:
 
     def _check_can(self, error: CallError, name: str) -> None:
         """Raises what the stream ends with if it may not go on anywhere."""
-        if not self._around.policy.resumes:
-            self._failover.around.fleet.down(name, told(error), lost=True)
+        if not self._shared.policy.resumes:
+            self._failover.shared.fleet.down(name, told(error), lost=True)
             raise error
         if self._n > 1:
             raise Broken(

@@ -18,9 +18,10 @@ from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import keys_of
 from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
 from quire.clients.replicas.budget import Budget
-from quire.clients.replicas.call_failover import Attempt, Surroundings
+from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.fleet import Fleet
 from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
+from quire.clients.replicas.shared_state import SharedState
 from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.retry import RetryPolicy
 from quire.service import errors
@@ -53,7 +54,7 @@ class Streams:
         fleet.update([Address("replicas", "replicas", 1)])
         budget = Budget(policy.budget, policy.budget_per_call, policy.budget_per_second)
         lookup = cast(Any, _Everywhere())
-        self._around = Surroundings(policy, retry, fleet, budget, lookup, time.monotonic)
+        self._shared = SharedState(policy, retry, fleet, budget, lookup, time.monotonic)
 
     async def generate(
         self, request: pb.GenerateRequest, metadata: Pairs
@@ -68,7 +69,7 @@ class Streams:
             return _Call(self._generate.remote(packed, list(metadata), keys=told))
 
         try:
-            failover = StreamFailover(self._around, request, None)
+            failover = StreamFailover(self._shared, request, None)
             async for message in OnlyMessages(StreamIterator(failover, opens, stream)):
                 yield message
         except CallError as error:

@@ -19,9 +19,10 @@ from quire.clients import (
 from quire.clients.errors import Details, call_error
 from quire.clients.replicas.addresses import Address, Lookup
 from quire.clients.replicas.budget import Budget
-from quire.clients.replicas.call_failover import CallFailover, Surroundings
+from quire.clients.replicas.call_failover import CallFailover
 from quire.clients.replicas.faults import Kind, kind_of
 from quire.clients.replicas.fleet import Fleet
+from quire.clients.replicas.shared_state import SharedState
 from quire.clients.replicas.stream_failover import Differs, Item, StreamFailover
 from quire.v1 import inference_pb2 as pb
 
@@ -44,14 +45,14 @@ REFUSED = "failed to connect to all addresses; last error: Connection refused"
 
 
 class World:
-    """Surroundings under the test's control. Jitter is none: every draw is the highest."""
+    """SharedState under the test's control. Jitter is none: every draw is the highest."""
 
     def __init__(self, *names: str, attempts: int = 4, credit: float = 1000, **policy: object):
         self.now = 0.0
         self.policy = ReplicaPolicy(routing="round_robin", **policy)  # type: ignore[arg-type]
         fleet = Fleet("round_robin", clock=self.clock)
         fleet.update(Address(name, name[0], 1) for name in names or NAMES[:3])
-        self.around = Surroundings(
+        self.shared = SharedState(
             self.policy,
             RetryPolicy(attempts=attempts, first_backoff=1.0, max_backoff=8.0),
             fleet,
@@ -65,11 +66,11 @@ class World:
         return self.now
 
     def failover(self, timeout: float | None = None) -> CallFailover:
-        return CallFailover(self.around, timeout)
+        return CallFailover(self.shared, timeout)
 
     def stream(self, timeout: float | None = None, **sampling: object) -> StreamFailover:
         request = pb.GenerateRequest(text="x", sampling=pb.SamplingParams(**sampling))  # type: ignore[arg-type]
-        return StreamFailover(self.around, request, timeout)
+        return StreamFailover(self.shared, request, timeout)
 
 
 def started(seed: int = 7, fingerprint: str = "f", **more: object) -> pb.GenerateResponse:
@@ -257,7 +258,7 @@ def test_a_prompts_log_probabilities_are_given_once_however_often_it_breaks() ->
 
     world = World()
     request = pb.GenerateRequest(text="x", prompt_logprobs=3)
-    stream, found = StreamFailover(world.around, request, None), []
+    stream, found = StreamFailover(world.shared, request, None), []
     attempts = [
         [started(), judged(2, 3, first=1)],
         [started(), judged(2, first=1), judged(3, 4), judged(5)],
@@ -437,7 +438,7 @@ def test_an_open_call_is_counted_until_it_is_left() -> None:
     streams = [world.stream() for _ in range(4)]
     for stream in streams:
         stream.begin()
-    fleet = world.around.fleet
+    fleet = world.shared.fleet
     assert {name: one.open for name, one in fleet._replicas.items()} == {"a:1": 2, "b:1": 2}
     for stream in streams:
         stream.close()
