@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from quire.clients.openai.names import Names
+from quire.clients.openai.field_names import Names
 from quire.clients.openai.tokens import read_detokenize, read_tokenize
 from quire.service import errors
 from quire.service.errors import Refusal
