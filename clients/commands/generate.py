@@ -16,7 +16,7 @@ import typer
 from quire.clients.arguments import file_text, show
 from quire.clients.client import Generation
 from quire.clients.commands import common, sampling
-from quire.clients.commands.fields import named
+from quire.clients.commands.option_names import named
 from quire.clients.commands.terminal import note, say, warn
 from quire.clients.errors import InvalidRequest, OptionError
 from quire.clients.events import Collector, Delta, Event, Finished

@@ -57,7 +57,7 @@ FAULTS = (
     ),
     Fault(
         "commands: a refusal names the contract's field",
-        "clients/commands/fields.py",
+        "clients/commands/option_names.py",
         "    told = _ANYWHERE.sub(lambda found: OPTIONS[found[1]], told)\n",
         "",
         ("tests/clients/commands/test_fields.py",),
