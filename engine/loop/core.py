@@ -23,7 +23,7 @@ from typing import Protocol
 
 from quire.engine.errors import CorruptStateError
 from quire.engine.loop.compiling import Compiled, Compiling
-from quire.engine.loop.helper import Helper
+from quire.engine.loop.side_thread import SideThread
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.matching import Matchers
@@ -90,7 +90,7 @@ class EngineCore:
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
         self._masks: Masks | None = None  # of the newest one, if its sampler is to be launched
-        self._helper = Helper()
+        self._helper = SideThread()
         self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
         self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn

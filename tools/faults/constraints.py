@@ -134,7 +134,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: the thread beside the engine's keeps what it has done",
-        "engine/loop/helper.py",
+        "engine/loop/side_thread.py",
         "            del work\n",
         "",
         (HELPER + "one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends",),

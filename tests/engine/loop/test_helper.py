@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from quire.engine.loop.helper import Helper
+from quire.engine.loop.side_thread import SideThread
 
 PATIENCE = 20.0
 
@@ -20,7 +20,7 @@ class Work:
 
 
 def test_one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends() -> None:
-    helper, work = Helper(), Work()
+    helper, work = SideThread(), Work()
     for times in range(1, 4):
         helper.begin(work)()
         assert len(work.threads) == times
@@ -36,7 +36,7 @@ def test_one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends() -> No
 
 
 def test_without_a_thread_nothing_is_done_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    helper, work = Helper(), Work()
+    helper, work = SideThread(), Work()
 
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

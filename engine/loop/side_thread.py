@@ -12,7 +12,7 @@ from queue import SimpleQueue
 Work = Callable[[], object]
 
 
-class Helper:
+class SideThread:
     """One thread, begun when it is first asked for."""
 
     def __init__(self) -> None:
