@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from quire.engine.errors import CorruptStateError
-from quire.engine.loop.compiling import Compiled, Compiling
+from quire.engine.loop.constraint_compiling import Compiled, Compiling
 from quire.engine.loop.side_thread import SideThread
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output
