@@ -8,7 +8,7 @@ from pathlib import Path
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.shapes import in_fp8
+from quire.engine.model.named_shapes import in_fp8
 
 RANDOM_PREFIX = "random:"
 
