@@ -5,7 +5,7 @@ from torch._C._distributed_c10d import Store
 
 from quire.engine.config import EngineConfig
 from quire.engine.model.layers.parallel import Exchange
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.parallel.group_exchange import LOOPBACK, over_gloo
 
 

@@ -25,8 +25,8 @@ from quire.engine import lifeline
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
+from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.model.shape import model_config, resolve_max_model_len
 from quire.engine.runner import exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from quire.engine.config import EngineConfig
 from quire.engine.model.base import CausalModel
-from quire.engine.model.shape import resolve_max_model_len
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.runner.graphs import PROMPT_TOKENS, most_rows
 from quire.engine.runner.inputs import MixedShape, stage_rows
 from quire.engine.runner.sampler import Needs

@@ -22,8 +22,8 @@ from quire.engine.loop.loop import Progress
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.parallel import World
+from quire.engine.model.load_config import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.model.registry import Model, build_model, check_operations
-from quire.engine.model.shape import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.runner import compile_ahead, exact_mode
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.runner import Runner

@@ -14,7 +14,7 @@ import torch
 from quire.engine.config import MAX_RANKS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.startup import fit, sizing
 from quire.engine.startup.sizing import SizingPlan, shown
 from quire.engine.startup.window_share import WindowShare

@@ -17,8 +17,8 @@ from quire.engine.config import MAX_STEP_TOKENS, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.model.shape import resolve_max_model_len
 from quire.engine.runner.graphs import FIRST_PROMPTS, MAX_GRAPHS, prompt_sizes
 from quire.engine.startup.window_share import WindowShare
 from quire.kernels import reference

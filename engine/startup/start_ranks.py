@@ -14,7 +14,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.loop.loop import Progress
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.parallel import node
 from quire.engine.parallel.door import Door
 from quire.engine.parallel.line import Kind

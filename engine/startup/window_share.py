@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from quire.engine.config import EngineConfig
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.shape import resolve_max_model_len
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.scheduling.two_pools import least_window_blocks, steady_window_blocks
 
 _STEPS_AHEAD = 2  # steps whose tokens are planned, and have passed no block yet

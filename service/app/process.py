@@ -17,7 +17,7 @@ from typing import NoReturn
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError
 from quire.engine.loop import garbage
-from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.service import freed
 from quire.service.app.event_loop import new_event_loop
 from quire.service.app.openai_face import lines_to_paste

@@ -9,7 +9,7 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.runner import exact_mode
 from quire.engine.startup import fit, ranks_needed, sizing
 from quire.engine.startup.sizing import shown

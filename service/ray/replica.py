@@ -13,7 +13,7 @@ from typing import Any
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
-from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.service.app.placement import placed
 from quire.service.app.server import Server
 from quire.service.errors import Refusal, message_too_large

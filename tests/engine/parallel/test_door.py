@@ -15,7 +15,7 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.parallel import door, joining, network, opening
 from quire.engine.parallel.door import Door, Member
 from quire.engine.parallel.joining import Joining
