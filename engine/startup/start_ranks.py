@@ -18,10 +18,10 @@ from quire.engine.model.load_config import model_config
 from quire.engine.parallel import node
 from quire.engine.parallel.door import Door
 from quire.engine.parallel.line import Kind
-from quire.engine.parallel.meeting import exchange_of
 from quire.engine.parallel.network import listen
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
+from quire.engine.parallel.rendezvous import exchange_of
 from quire.engine.parallel.secret import read_secret
 from quire.engine.parallel.terms import Terms, terms_of
 from quire.engine.startup import sizing

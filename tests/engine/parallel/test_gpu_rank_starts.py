@@ -21,7 +21,7 @@ from quire.engine.model.layers.parallel import World, has_mail
 from quire.engine.model.layers.stream import residual_norm
 from quire.engine.parallel import gpu_exchange, nccl, symmetric
 from quire.engine.parallel.gpu_exchange import DeviceExchange, over_nccl
-from quire.engine.parallel.meeting import exchange_of
+from quire.engine.parallel.rendezvous import exchange_of
 from quire.engine.parallel.store import Board, BoardStore
 from quire.engine.runner.results import Results
 from quire.engine.runner.sampler import Sampled
