@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from quire.engine.errors import ConfigError, QuireError, RankError
-from quire.engine.parallel import opening
+from quire.engine.parallel import handshake
+from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.line import Kind, Line
 from quire.engine.parallel.network import host_of, kept_alive
-from quire.engine.parallel.opening import NO_RANK, Opening
 from quire.engine.parallel.secret import Secret
 from quire.engine.parallel.terms import Terms, difference, unpack
 
@@ -37,14 +37,14 @@ class _Stranger:
     connection: socket.socket
     address: str
     until: float
-    greeting: bytes = field(default_factory=opening.hello)
+    greeting: bytes = field(default_factory=handshake.hello)
     data: bytes = b""
 
     def whole(self) -> bool:
         """Whether all of an opening is here. Raises RankError for no opening."""
-        if len(self.data) < opening.OPENING_BYTES:
+        if len(self.data) < handshake.OPENING_BYTES:
             return False
-        return len(self.data) >= opening.OPENING_BYTES + opening.terms_length(self.data)
+        return len(self.data) >= handshake.OPENING_BYTES + handshake.terms_length(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +151,20 @@ class Door:
                 self._drop(stranger, "it has gone")
         except RankError as error:
             with contextlib.suppress(OSError):
-                stranger.connection.sendall(opening.rejected())
+                stranger.connection.sendall(handshake.rejected())
             self._drop(stranger, str(error))
 
     def _meet(self, stranger: _Stranger) -> None:
         """Whoever has said all that an opening has. Raises RankError for a stranger, and
         ConfigError for a node that cannot go with this one."""
-        length = opening.OPENING_BYTES + opening.terms_length(stranger.data)
+        length = handshake.OPENING_BYTES + handshake.terms_length(stranger.data)
         if len(stranger.data) > length:
             raise RankError("it goes on without being asked")
-        heard = opening.opened(self._secret, stranger.greeting, stranger.data)
+        heard = handshake.opened(self._secret, stranger.greeting, stranger.data)
         terms = unpack(heard.terms)
         connection, line = stranger.connection, Line(stranger.connection)
         with contextlib.suppress(OSError):  # one that has gone shows later
-            connection.sendall(opening.accepted(self._secret, stranger.greeting, stranger.data))
+            connection.sendall(handshake.accepted(self._secret, stranger.greeting, stranger.data))
         self._forget(stranger)
         words = self._misplaced(heard)
         if words is not None:

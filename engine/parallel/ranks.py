@@ -22,9 +22,9 @@ from torch._C._distributed_c10d import Store
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
 from quire.engine.parallel.door import Member
 from quire.engine.parallel.group_exchange import LOOPBACK
+from quire.engine.parallel.handshake import NO_RANK
 from quire.engine.parallel.line import Kind, said
 from quire.engine.parallel.member import GRACE, DistantRank, LocalRank, Node, Rank
-from quire.engine.parallel.opening import NO_RANK
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.store import Board, BoardStore
 

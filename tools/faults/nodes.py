@@ -25,14 +25,14 @@ FAULTS = (
     ),
     Fault(
         "nodes: a proof that was overheard is one on another connection too",
-        "engine/parallel/opening.py",
+        "engine/parallel/handshake.py",
         "    return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))\n",
         "    return _HELLO.pack(_MAGIC, bytes(_NONCE_BYTES))\n",
         (DOOR + "strangers_change_nothing",),
     ),
     Fault(
         "nodes: whoever speaks as a node does is taken for one",
-        "engine/parallel/opening.py",
+        "engine/parallel/handshake.py",
         '        raise RankError("it does not have the secret")\n',
         "        pass\n",
         (DOOR + "strangers_change_nothing",),
