@@ -90,7 +90,7 @@ class EngineCore:
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
         self._masks: Masks | None = None  # of the newest one, if its sampler is to be launched
-        self._helper = SideThread()
+        self._side_thread = SideThread()
         self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
         self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
@@ -212,7 +212,7 @@ class EngineCore:
     def plan_beside(self) -> Callable[[], object]:
         """Have the next step planned by another thread, while this one, which is at a step's
         results, waits for masks, or later, by this one. Returns how to wait for it."""
-        return self._helper.begin(self._plan_ahead)
+        return self._side_thread.begin(self._plan_ahead)
 
     def _plan_ahead(self) -> None:
         self._planned = Future()

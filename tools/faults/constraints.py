@@ -3,7 +3,7 @@
 from faults.fault import Fault
 
 ENGINE = "tests/engine/loop/test_constraints.py::test_"
-HELPER = "tests/engine/loop/test_helper.py::test_"
+HELPER = "tests/engine/loop/test_side_thread.py::test_"
 EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
