@@ -37,7 +37,7 @@ from quire.engine.runner.graphs import (
     most_rows,
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
-from quire.engine.runner.reading import read
+from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
