@@ -42,7 +42,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: a mask falls on another row beside one that does not sample yet",
-        "engine/runner/edits.py",
+        "engine/runner/logit_edits.py",
         "for row in plan.rows if row.samples",
         "for row in plan.rows",
         (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
@@ -269,14 +269,14 @@ FAULTS = (
     ),
     Fault(
         "edits: a slot keeps the mask of the request before",
-        "engine/runner/edits.py",
+        "engine/runner/logit_edits.py",
         "            self._masks.pop(one.slot, None)\n",
         "",
         (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),
     ),
     Fault(
         "edits: a slot keeps the bias of the request before",
-        "engine/runner/edits.py",
+        "engine/runner/logit_edits.py",
         "            self._bias.pop(one.slot, None)\n",
         "",
         (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),
