@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import torch
 
-from quire.engine.runner.forwarded import Forwarded
 from quire.engine.runner.inputs import MixedShape
+from quire.engine.runner.model_output import Forwarded
 from quire.engine.runner.sampler import Needs, Sampled
 
 log = logging.getLogger(__name__)

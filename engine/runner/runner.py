@@ -22,7 +22,6 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
 from quire.engine.runner.copies import warm_copies
 from quire.engine.runner.device_errors import is_device_lost
-from quire.engine.runner.forwarded import Aside, Forwarded
 from quire.engine.runner.graphs import (
     Done,
     GraphKey,
@@ -37,6 +36,7 @@ from quire.engine.runner.graphs import (
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
 from quire.engine.runner.logit_edits import Bias, SlotEdits
+from quire.engine.runner.model_output import Aside, Forwarded
 from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
