@@ -42,9 +42,9 @@ from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
+from quire.engine.runner.state_writes import NOTHING, Writer, write_bytes
 from quire.engine.runner.uncaptured import Uncaptured, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
-from quire.engine.runner.writes import NOTHING, Writer, write_bytes
 from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
 from quire.kernels.ops import Ops
 

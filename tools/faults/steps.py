@@ -72,7 +72,7 @@ OVERLAP = (
 PADDING = (
     Fault(
         "minivllm: padded rows of a decode step write through another's block table",
-        "engine/runner/writes.py",
+        "engine/runner/state_writes.py",
         "*[self._state.null_slot] * (padded - len(rows))]",
         "*[0] * (padded - len(rows))]",
         PADDED,
