@@ -37,9 +37,9 @@ from quire.service.hosts import is_loopback
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
+from quire.service.rpc.answer_reading import family_of
 from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.pooled_requests import PooledReader
-from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.servicer import InferenceServicer, handler
