@@ -16,7 +16,7 @@ import grpc
 from quire.engine.errors import EngineDeadError
 from quire.service import errors
 from quire.service.errors import Refusal
-from quire.service.gateway import asking, tokenizer_files
+from quire.service.gateway import request_mapping, tokenizer_files
 from quire.service.gateway.answers import Answers
 from quire.service.gateway.gateway_context import GatewayContext, renamed
 from quire.service.gateway.kv_stream import KvStream
@@ -172,7 +172,7 @@ def _wanted(request: Any) -> Any:
     if isinstance(request, Malformed):
         return request
     try:
-        return asking.asked(request)
+        return request_mapping.asked(request)
     except Refusal as refusal:
         return Malformed(refusal)
     except Exception as error:

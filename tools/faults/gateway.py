@@ -6,7 +6,7 @@ _CALLS = "service/gateway/open_calls.py"
 _STREAM = "service/gateway/kv_stream.py"
 _TELLING = "service/gateway/telling.py"
 _SERVICER = "service/gateway/servicer.py"
-_ASKING = "service/gateway/asking.py"
+_ASKING = "service/gateway/request_mapping.py"
 
 
 def _face(name: str) -> tuple[str, ...]:
