@@ -18,11 +18,11 @@ from quire.service import errors
 from quire.service.errors import Refusal
 from quire.service.gateway import request_mapping, tokenizer_files
 from quire.service.gateway.answers import Answers
+from quire.service.gateway.event_mapping import Telling
 from quire.service.gateway.gateway_context import GatewayContext, renamed
 from quire.service.gateway.kv_stream import KvStream
 from quire.service.gateway.open_calls import OpenCall, OpenCalls
 from quire.service.gateway.protos import SERVICE, Protos
-from quire.service.gateway.telling import Telling
 from quire.service.lifecycle import Lifecycle
 from quire.service.rpc.reception import Malformed, fault
 from quire.service.rpc.salt import effective_salt

@@ -4,7 +4,7 @@ from faults.fault import Fault
 
 _CALLS = "service/gateway/open_calls.py"
 _STREAM = "service/gateway/kv_stream.py"
-_TELLING = "service/gateway/telling.py"
+_TELLING = "service/gateway/event_mapping.py"
 _SERVICER = "service/gateway/servicer.py"
 _ASKING = "service/gateway/request_mapping.py"
 

@@ -4,8 +4,8 @@ import tracemalloc
 
 import pytest
 
+from quire.service.gateway.event_mapping import Telling
 from quire.service.gateway.protos import Protos
-from quire.service.gateway.telling import Telling
 from quire.v1 import inference_pb2 as pb
 
 pytest.importorskip("smg_grpc_proto", reason="the extra `gateway` is not installed")
