@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
+from quire.service.openai.answer_room import Room
 from quire.service.openai.entry import Entry
 from quire.service.openai.reply import Reply
-from quire.service.openai.room import Room
 from quire.service.rpc.servicer import InferenceServicer
 
 GENERATE = "/quire.v1.InferenceService/Generate"

@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 from quire.clients.openai.answers import Answer
 from quire.clients.openai.asked import Asked
 from quire.service.errors import Refusal
+from quire.service.openai.answer_room import Room
 from quire.service.openai.calls import Calls
 from quire.service.openai.chunks import DONE, Chunks, event
 from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import problem
-from quire.service.openai.room import Room
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.v1 import inference_pb2 as pb

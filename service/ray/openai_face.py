@@ -19,11 +19,11 @@ from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
+from quire.service.openai.answer_room import Room
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.door import Hosts
 from quire.service.openai.generation import Read
 from quire.service.openai.reply import Reply
-from quire.service.openai.room import Room
 from quire.service.ray.plan import Plan
 from quire.service.rpc.reception import Malformed
 from quire.v1 import inference_pb2 as pb
