@@ -21,7 +21,7 @@ from quire.clients import large_json
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
-from quire.service.constraints.deep import DeepThreads, TooSlow
+from quire.service.constraints.deep_threads import DeepThreads, TooSlow
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
 from quire.service.constraints.text_matcher import REASON, TextMatcher, brief, reason

@@ -12,7 +12,7 @@ from support.harness import run
 from support.patience import PATIENCE
 
 from quire.service import freed
-from quire.service.constraints.deep import DeepThreads
+from quire.service.constraints.deep_threads import DeepThreads
 from quire.service.text.workers import LARGE_BYTES, PromptWorkers
 
 

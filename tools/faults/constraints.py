@@ -227,7 +227,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: what is given up is not counted",
-        "service/constraints/deep.py",
+        "service/constraints/deep_threads.py",
         "            self._given_up.add(done)",
         "            pass",
         (DEEP + "what_takes_too_long_is_given_up_and_counted_until_it_ends",),
