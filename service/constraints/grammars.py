@@ -22,11 +22,11 @@ from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
 from quire.service.constraints.deep_threads import DeepThreads, TooSlow
+from quire.service.constraints.matcher_batch import Together
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
 from quire.service.constraints.text_matcher import REASON, TextMatcher, brief, reason
 from quire.service.constraints.thoughts import AfterThoughts
-from quire.service.constraints.together import Together
 
 MAX_KEPT = 64  # compiled grammars
 MAX_KEPT_BYTES = 96 << 20  # that they take, the newest aside

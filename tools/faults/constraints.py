@@ -70,7 +70,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: the mask of another row, behind a matcher that took no token",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken and not text.backend.is_error()\n"
         "            mask = masks[masks.index(mask) - (not all(took))]\n",
@@ -78,28 +78,28 @@ FAULTS = (
     ),
     Fault(
         "constraint: many together may end anywhere",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            octets[:, i >> 3] &= ~(1 << (i & 7)) & 0xFF\n",
         "            octets[:, i >> 3] |= 1 << (i & 7)\n",
         (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
     ),
     Fault(
         "constraint: as many matchers as a step before are taken for the same",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "        if matchers != self._matchers:",
         "        if len(matchers) != len(self._matchers):",
         (TOGETHER + "the_same_matchers_are_asked_again_and_then_others_as_many",),
     ),
     Fault(
         "constraint: a limit that is reached among many is passed over",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken\n",
         (TOGETHER + "a_limit_that_is_reached_ends_one_of_many",),
     ),
     Fault(
         "constraint: masks are told while work beside them goes on",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            wait()\n",
         "            pass\n",
         (TOGETHER + "what_is_begun_beside_many_masks_is_waited_for",),

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from quire.engine.errors import ConstraintError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Mask, Matcher, one_by_one
-from quire.service.constraints import together
+from quire.service.constraints import matcher_batch
 from quire.service.constraints.grammars import LIMITS, SHARING, Grammars
 from quire.service.constraints.text_matcher import TextMatcher
 from quire.service.models import pocket
@@ -62,7 +62,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars, times: int) -> None:
     """Under several grammars, in and behind thoughts, with tokens that may not follow, and with
     more and fewer matchers from step to step."""
-    assert len(CONSTRAINTS) < together.FEW <= 4 * len(CONSTRAINTS) - 4
+    assert len(CONSTRAINTS) < matcher_batch.FEW <= 4 * len(CONSTRAINTS) - 4
     chance = random.Random(7)
     alone: list[Matcher] = [grammars.compile(one) for one in CONSTRAINTS * times]
     close = TOKENIZER.encode(f"so{CLOSES}\n\n4", add_special_tokens=False).ids
@@ -88,7 +88,7 @@ def test_what_many_take_together_is_what_each_takes_alone(grammars: Grammars, ti
 
 def test_the_same_matchers_are_asked_again_and_then_others_as_many(grammars: Grammars) -> None:
     chance = random.Random(9)
-    alone = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(together.FEW)]
+    alone = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(matcher_batch.FEW)]
     many = [one.copy() for one in alone]
     for step in range(9):
         if step % 3 == 2:  # they stand in another order, and one is another
@@ -125,9 +125,9 @@ def test_what_is_begun_beside_many_masks_is_waited_for(
         return lambda: said.append("waited")
 
     monkeypatch.setattr(together, "LLExecutor", Executor)
-    many = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(together.FEW)]
+    many = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(matcher_batch.FEW)]
     steps = [(one.copy(), drawn(bytes(one.mask()), random.Random(1))) for one in many]
-    asked = together.Together()
+    asked = matcher_batch.Together()
     asked.beside = begin
     asked.advance([(one, steps[at][1]) for at, one in enumerate(many[1:], 1)])
     assert not said, "few are made at once"
@@ -146,7 +146,7 @@ def test_a_limit_that_is_reached_ends_one_of_many(
     doomed = weak.compile(Constraint("grammar", heavy))
     twin = doomed.copy()
     monkeypatch.undo()
-    others = [weak.compile(Constraint("regex", "[a-z0-9 ]{9,}")) for _ in range(together.FEW)]
+    others = [weak.compile(Constraint("regex", "[a-z0-9 ]{9,}")) for _ in range(matcher_batch.FEW)]
     ids = TOKENIZER.encode("ab1ab2ab3ab4ab5ab6", add_special_tokens=False).ids
     ended = []
     for token_id in ids:
