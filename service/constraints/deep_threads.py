@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from quire.service import freed
+from quire.service import malloc_memory
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def _settle(done: "Future[T]", work: Callable[[], T]) -> None:
         done.set_exception(error)
     finally:
         del done, work  # as above
-    freed.give_back()
+    malloc_memory.give_back()
 
 
 def _start(run: Callable[[], None]) -> None:

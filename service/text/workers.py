@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from quire.service import freed
+from quire.service import malloc_memory
 from quire.service.errors import Refusal, prompts_waiting, shutting_down
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ class PromptWorkers:
             large = job.size > LARGE_BYTES
             del job  # its prompt is not to be kept until the next one comes
             if large:
-                freed.give_back()
+                malloc_memory.give_back()
 
 
 def _closing() -> Refusal:

@@ -11,7 +11,7 @@ import pytest
 from support.harness import run
 from support.patience import PATIENCE
 
-from quire.service import freed
+from quire.service import malloc_memory
 from quire.service.constraints.deep_threads import DeepThreads
 from quire.service.text.workers import LARGE_BYTES, PromptWorkers
 
@@ -30,22 +30,22 @@ def test_it_is_asked_for_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> Non
     libc, now = Libc(), [100.0]
     later: list[float] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: libc)
-    monkeypatch.setattr(freed.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(malloc_memory.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(freed, "_next", 0.0)
     monkeypatch.setattr(freed, "_waiting", False)
     monkeypatch.setattr(freed, "_later", later.append)
     for _ in range(3):
-        freed.give_back()
+        malloc_memory.give_back()
         now[0] += 1.0
-    assert (libc.trims, later) == (1, [freed.PAUSE - 1])  # what came since goes back then
-    now[0] += freed.PAUSE
-    freed._due()
+    assert (libc.trims, later) == (1, [malloc_memory.PAUSE - 1])  # what came since goes back then
+    now[0] += malloc_memory.PAUSE
+    malloc_memory._due()
     assert libc.trims == 2
-    freed.give_back()
-    assert (libc.trims, later) == (2, [freed.PAUSE - 1, freed.PAUSE])
+    malloc_memory.give_back()
+    assert (libc.trims, later) == (2, [malloc_memory.PAUSE - 1, malloc_memory.PAUSE])
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # another malloc
-    now[0] += freed.PAUSE
-    freed.give_back()
+    now[0] += malloc_memory.PAUSE
+    malloc_memory.give_back()
 
 
 def test_it_is_asked_for_behind_large_prompts_and_behind_grammars(
@@ -79,8 +79,8 @@ def test_it_is_asked_for_behind_large_prompts_and_behind_grammars(
 
 ARENAS = """
 import ctypes, os, sys, threading
-from quire.service import freed
-freed.few_arenas()
+from quire.service import malloc_memory
+malloc_memory.few_arenas()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 held = threading.Barrier(7)
@@ -103,7 +103,10 @@ print(os.read(reader, 1 << 20).count(b"<heap nr="))
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc's malloc")
 def test_threads_share_few_arenas() -> None:
     clean = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
-    for environment, expected in ((clean, freed.ARENAS), (clean | {"MALLOC_ARENA_MAX": "5"}, 5)):
+    for environment, expected in (
+        (clean, malloc_memory.ARENAS),
+        (clean | {"MALLOC_ARENA_MAX": "5"}, 5),
+    ):
         ran = subprocess.run(
             [sys.executable, "-c", ARENAS], env=environment, capture_output=True, check=True
         )
