@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from quire.service.errors import OtherContext
-from quire.service.ray.ends import Pairs
+from quire.service.ray.call_ends import Pairs
 from quire.service.telemetry.tracing import grpc_span
 
 _FORWARDED = ("authorization", "traceparent", "tracestate")

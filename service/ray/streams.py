@@ -25,7 +25,7 @@ from quire.clients.replicas.shared_state import SharedState
 from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.retry import RetryPolicy
 from quire.service import errors
-from quire.service.ray.ends import Pairs, error_of, refusal_of, refused
+from quire.service.ray.call_ends import Pairs, error_of, refusal_of, refused
 from quire.v1 import inference_pb2 as pb
 
 LOST = "the replica is gone"

@@ -17,7 +17,7 @@ from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.service.errors import Refusal
-from quire.service.ray.ends import Pairs, error_of, refused
+from quire.service.ray.call_ends import Pairs, error_of, refused
 from quire.service.ray.openai_face import OpenAIFace
 from quire.service.ray.plan import Plan
 from quire.service.ray.replica import REQUESTS, EngineReplica
