@@ -24,7 +24,7 @@ from quire.service.admission.admission import Admission
 from quire.service.admission.intake import Intake, Places, places_for
 from quire.service.admission.rate_limits import ClientLimits
 from quire.service.app import ports
-from quire.service.app.bounds import limits, policy
+from quire.service.app.admission_bounds import limits, policy
 from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
 from quire.service.app.gateway_face import gateway_listener
