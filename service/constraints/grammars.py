@@ -3,9 +3,9 @@
 Invariant: a compiled grammar is kept unmoved, and every output gets a copy; equal texts are
 compiled once while they are kept, or a few times, for as many lexers: outputs that share one cannot
 have their masks made at once. What is kept is bounded in number and in memory. Texts are read
-on threads with a deep stack (`deep.py`), because llguidance recurses along chains of rules. Its
-limits of work are set wherever it reads one, and looked at when a matcher is made and at each of
-its tokens; what took too long once is refused at once when it comes again.
+on threads with a deep stack (`deep_threads.py`), because llguidance recurses along chains of rules.
+Its limits of work are set wherever it reads one, and looked at when a matcher is made and at each
+of its tokens; what took too long once is refused at once when it comes again.
 """
 
 import contextlib

@@ -55,7 +55,7 @@ def drawn(mask: bytes, chance: random.Random) -> int:
 @pytest.fixture(autouse=True)
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as on a larger machine."""
-    monkeypatch.setattr(together, "THREADS", 3)
+    monkeypatch.setattr(matcher_batch, "THREADS", 3)
 
 
 @pytest.mark.parametrize("times", (1, 4), ids=("few", "many"))
@@ -124,7 +124,7 @@ def test_what_is_begun_beside_many_masks_is_waited_for(
         said.append("begun")
         return lambda: said.append("waited")
 
-    monkeypatch.setattr(together, "LLExecutor", Executor)
+    monkeypatch.setattr(matcher_batch, "LLExecutor", Executor)
     many = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(matcher_batch.FEW)]
     steps = [(one.copy(), drawn(bytes(one.mask()), random.Random(1))) for one in many]
     asked = matcher_batch.Together()

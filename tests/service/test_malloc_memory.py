@@ -31,9 +31,9 @@ def test_it_is_asked_for_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> Non
     later: list[float] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: libc)
     monkeypatch.setattr(malloc_memory.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(freed, "_next", 0.0)
-    monkeypatch.setattr(freed, "_waiting", False)
-    monkeypatch.setattr(freed, "_later", later.append)
+    monkeypatch.setattr(malloc_memory, "_next", 0.0)
+    monkeypatch.setattr(malloc_memory, "_waiting", False)
+    monkeypatch.setattr(malloc_memory, "_later", later.append)
     for _ in range(3):
         malloc_memory.give_back()
         now[0] += 1.0
@@ -58,7 +58,7 @@ def test_it_is_asked_for_behind_large_prompts_and_behind_grammars(
         asked.append(threading.current_thread().name.rpartition("-")[0])
         large_done.set()
 
-    monkeypatch.setattr(freed, "give_back", give_back)
+    monkeypatch.setattr(malloc_memory, "give_back", give_back)
 
     async def prompts(*sizes: int) -> None:
         workers = PromptWorkers()
