@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
+from quire.engine.runner.compute_prompt_logprobs import stage_judged
 from quire.engine.runner.pooling import stage_pooled
-from quire.engine.runner.prompt_logprobs import stage_judged
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import PlanRow, StepPlan

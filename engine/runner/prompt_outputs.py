@@ -5,8 +5,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
+from quire.engine.runner.compute_prompt_logprobs import judge
 from quire.engine.runner.pooling import pool
-from quire.engine.runner.prompt_logprobs import judge
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import StepPlan

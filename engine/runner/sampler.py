@@ -12,9 +12,9 @@ from torch import Tensor
 
 from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.request import TokenLogprob
+from quire.engine.runner.compute_prompt_logprobs import JudgedNumbers
 from quire.engine.runner.logit_edits import Bias
 from quire.engine.runner.pooling import PooledNumbers
-from quire.engine.runner.prompt_logprobs import JudgedNumbers
 from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.plan import SamplingNumbers
 from quire.kernels.ops import Ops
