@@ -1,4 +1,4 @@
-"""What a step reads of prompts, beside what it samples: see `pooling` and `judging`."""
+"""What a step reads of prompts, beside what it samples: hidden states, log-probabilities."""
 
 from dataclasses import replace
 

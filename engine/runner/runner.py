@@ -40,12 +40,13 @@ from quire.engine.runner.model_output import Aside, Forwarded
 from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
+from quire.engine.runner.slot_sampling import SlotSampling
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
 from quire.engine.runner.state_writes import NOTHING, Writer, write_bytes
 from quire.engine.runner.uncaptured import Uncaptured, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
-from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
+from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.kernels.ops import Ops
 
 
@@ -79,27 +80,23 @@ class Runner:
         self._ops = ops
         self._kv = kv
         self._state = state
-        self._device = state.seeds.device
+        self._device, null = state.seeds.device, state.null_slot
         self.mask_room = state.masks.room  # where the next step's masks are to be made
         self._sampler = Sampler(ops, state, model.head)
-        self._read = partial(read, model, ops, state.null_slot)
+        self._read = partial(read, model, ops, null)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
-        self._results = Results(self._device, state.null_slot, check)
+        self._results = Results(self._device, null, check)
         steps = self._results.steps
         self._bias_staging = Staging(self._device, steps=steps)  # the step's is still to be read
-        width, dtype = model.config.hidden_size, model.dtype
-        self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
+        width = model.config.hidden_size
+        self._aside = Aside(most_rows(null), width, model.dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
-        self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
-        null = state.null_slot
-        room = fixed_bytes(null, prompt_tokens)
-        ahead = write_bytes(null)
+        self._sizes = GraphSizes(null, max_model_len, prompt_tokens)
+        room, ahead = fixed_bytes(null, prompt_tokens), write_bytes(null)
         self._staging = Staging(self._device, capacity=room, ahead=ahead, steps=steps)
         self._writer = Writer(self._staging, state, ops, kv, use_graphs=use_graphs)
         self._row_slots = self._writer.row_slots
-        self._decoding: list[int] = []  # slots of the last decode step, and what its rows need
-        self._needs: Needs | None = None
-        self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
+        self._slot_sampling = SlotSampling()
         self._graphs = StepGraphs() if use_graphs else None
         self._uncaptured = Uncaptured()
         self._warm = False  # whatever can be launched is compiled
@@ -172,7 +169,7 @@ class Runner:
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
         self._writer.reset()
-        self._needs = None
+        self._slot_sampling.reset()
         self._open = None
 
     @staticmethod
@@ -192,12 +189,11 @@ class Runner:
 
     def _execute(self, plan: StepPlan) -> PendingResult | None:
         if plan.admitted:
-            self._needs = None
-            self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
+            self._slot_sampling.admit(plan.admitted)
             self._edits.admit(plan.admitted)
         if plan.num_decode_rows == len(plan.rows):
             return self._execute_decode(plan)
-        needs = self._needs_of(plan)
+        needs = self._slot_sampling.needs_of(plan)
         key = self._mixed_key(plan, needs)
         shape = MixedShape.of(plan) if key is None else key.shape
         whole = key is not None and key.needs is not None
@@ -216,9 +212,9 @@ class Runner:
         return None if needs.masks else self.sample(())
 
     def _execute_decode(self, plan: StepPlan) -> PendingResult | None:
-        needs = self._decode_needs(plan)
+        needs = self._slot_sampling.needs_of_decode(plan)
         key = self._decode_key(plan, needs)
-        self._writer.begin(plan, self._decoding, key.decode_rows)
+        self._writer.begin(plan, self._slot_sampling.decoding, key.decode_rows)
         self._writer.write(plan)
         done = self._run(key)
         if isinstance(done, Sampled):
@@ -311,12 +307,6 @@ class Runner:
 
     # ------------------------------------------------------------ keys
 
-    def _decode_needs(self, plan: StepPlan) -> Needs:
-        slots = [row.slot for row in plan.rows]
-        if self._needs is None or slots != self._decoding:
-            self._decoding, self._needs = slots, self._needs_of(plan)
-        return self._needs
-
     def _decode_key(self, plan: StepPlan, needs: Needs) -> GraphKey:
         rows, bound = len(plan.rows), max(row.start for row in plan.rows) + 1
         if self._graphs is None:
@@ -335,13 +325,6 @@ class Runner:
         in_front = key.decode_rows == plan.num_decode_rows  # the real rows, and padding behind
         whole = in_front and all(row.samples for row in plan.rows)
         return key._replace(needs=needs) if whole else key
-
-    def _needs_of(self, plan: StepPlan) -> Needs:
-        needs = Needs(masks=bool(plan.masked))
-        for row in plan.rows:
-            if row.samples:
-                needs = needs.including(self._sampling[row.slot])
-        return needs
 
     # ------------------------------------------------------------ what runs on the device
 
@@ -392,10 +375,6 @@ class Runner:
     def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
         """Start the copies to the host: of a padded step the real rows are the first."""
         count = sum(row.samples for row in plan.rows)
-        return self._results.collect(sampled, count, self._wanted(plan, sampled.logprobs))
-
-    def _wanted(self, plan: StepPlan, logprobs: object | None) -> list[int | None]:
-        """Taken down now: the slots may be others' by the time the result has come."""
-        if logprobs is None:
-            return []
-        return [self._sampling[row.slot].logprobs for row in plan.rows if row.samples]
+        # Taken down now: the slots may be others' by the time the result has come.
+        wanted = [] if sampled.logprobs is None else self._slot_sampling.logprobs_of(plan)
+        return self._results.collect(sampled, count, wanted)

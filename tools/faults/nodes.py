@@ -40,7 +40,7 @@ FAULTS = (
     Fault(
         "nodes: node 0 is believed without a proof",
         "engine/parallel/joining.py",
-        "        if not opening.is_node_0(self._secret, answer, greeting, data):\n",
+        "        if not handshake.is_node_0(self._secret, answer, greeting, data):\n",
         "        if False:\n",
         (DOOR + "a_node_goes_with_nobody_who_has_not_the_secret",),
     ),
