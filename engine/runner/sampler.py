@@ -93,6 +93,18 @@ class Sampler:
             return Sampled(self._head.best(ops, logits, noise))
         changes = needs.adjusts or needs.filters or needs.edits
         raw = logits.clone() if needs.logprobs and changes else logits
+        self._change(logits, slots, positions, needs, bias)
+        tokens = ops.greedy(logits) if noise is None else ops.sample(logits, *noise)
+        if not needs.logprobs:
+            return Sampled(tokens)
+        count = min(MAX_LOGPROBS, logits.shape[1])
+        return Sampled(tokens, ops.logprobs(raw, tokens, count))
+
+    def _change(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs, bias: Bias | None
+    ) -> None:
+        """Penalties, then single ids, then filters: in place."""
+        ops, state = self._ops, self._state
         if needs.adjusts:
             ops.apply_penalties(
                 logits,
@@ -112,11 +124,6 @@ class Sampler:
             ops.filter_logits(
                 logits, slots, state.temperature, state.top_k, state.top_p, state.min_p
             )
-        tokens = ops.greedy(logits) if noise is None else ops.sample(logits, *noise)
-        if not needs.logprobs:
-            return Sampled(tokens)
-        count = min(MAX_LOGPROBS, logits.shape[1])
-        return Sampled(tokens, ops.logprobs(raw, tokens, count))
 
 
 def to_logprobs(
