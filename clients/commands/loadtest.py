@@ -96,7 +96,7 @@ def loadtest(
     timeout: common.Timeout = None,
 ) -> None:
     """Put load on a server and say what it made of it."""
-    from quire.clients.loadtest import read_by
+    from quire.clients.loadtest import unread_options
     from quire.clients.loadtest.summary import parse_limits
     from quire.clients.loadtest.workload import Span
 
@@ -125,7 +125,7 @@ def loadtest(
             "ids_only": ids_only or None,
         },
     )
-    read_by.check(common.given(context), workload, plan.arrivals, as_json=as_json)
+    unread_options.check(common.given(context), workload, plan.arrivals, as_json=as_json)
     limits = parse_limits(goodput or [])
     if arrivals not in (None, TRACED) and not rate:
         raise OptionError("arrivals: a closed loop has none; they go with --rate")
