@@ -124,9 +124,12 @@ async def abort(
 
 
 def forget_frames(refusal: BaseException) -> None:
-    """Of a refusal that is told, and of what led to it: they hold the request and all that was read
-    of it, and one of them the refusal, so they would stay until garbage is collected, which then
-    takes long."""
+    """Drop the tracebacks of a refusal that is told, and of its causes.
+
+    Their frames hold the request and all that was read of it, and one of them holds the refusal
+    itself. So they would stay until garbage is collected, which takes long when there is much of
+    it.
+    """
     error: BaseException | None = refusal
     while error is not None:
         error.__traceback__ = None

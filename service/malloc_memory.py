@@ -1,8 +1,9 @@
 """Memory that was freed goes back to the system, instead of staying with malloc.
 
-Large texts are read on several threads, and glibc keeps for each what the largest has taken: of a
-server that strangers send such texts, hundreds of megabytes that nobody uses. So threads share two
-arenas: with one for every few of them, what is still in use kept each from giving back the rest.
+Large texts are read on several threads, and for each of them glibc keeps as much memory as its
+largest text took. A server that strangers send such texts would hold hundreds of megabytes unused.
+So all threads share two arenas: with more, what is in use would keep each from giving back the
+rest.
 """
 
 import ctypes

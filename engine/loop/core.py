@@ -2,11 +2,12 @@
 
 The overlapped loop plans and launches step N + 1 before it looks at the result of step N, so the
 device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
-token still on its way (scheduler), and the device feeds itself its own last token (slots). What a
-row under a constraint may draw depends on the token before: of a step with such rows the model
-alone is launched ahead, and its sampler when step N has been looked at and step N + 2 is planned,
-while the model is at work: so the device goes from that sampler to the next model without a gap.
-Where many masks are made by threads, step N + 2 is planned beside them, by a thread as well.
+token still on its way (scheduler), and the device feeds itself its own last token (slots).
+
+What a row under a constraint may draw depends on the token before. So of a step with such rows the
+model alone is launched ahead. While it is at work the loop looks at step N and plans step N + 2,
+and then launches the sampler: the device goes from that to the next model without a gap. Where many
+masks are made by threads, one more thread plans step N + 2 meanwhile.
 
 A fault in one request ends that request; a step that fails ends the requests of every step in
 flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
@@ -210,8 +211,9 @@ class EngineCore:
         said += self._stamp(self.scheduler.apply(plan, result))
 
     def plan_beside(self) -> Callable[[], object]:
-        """Have the next step planned by another thread, while this one, which is at a step's
-        results, waits for masks, or later, by this one. Returns how to wait for it."""
+        """Have the next step planned by another thread while this one, in the midst of a step's
+        results, waits for masks. If that cannot be, this one plans it later. Returns how to wait
+        for it."""
         return self._side_thread.begin(self._plan_ahead)
 
     def _plan_ahead(self) -> None:

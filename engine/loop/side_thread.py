@@ -1,7 +1,9 @@
-"""A thread that does a bit of work while the one that asks for it is busy without the interpreter's
-lock. Queues in C, not futures: a pool takes the asker longer, of a step of little more than 1 ms.
+"""A thread that works beside the engine's, while that one waits without the interpreter's lock.
 
-Invariant: between two bits of work the thread holds nothing of whoever asks, and ends with that.
+It is asked through queues in C, not through a pool's futures: those cost the asking thread more, of
+a step of little more than 1 ms.
+
+Invariant: between two pieces of work the thread holds nothing of its owner, and ends with it.
 """
 
 import threading

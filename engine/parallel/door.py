@@ -82,9 +82,12 @@ class Door:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def gather(self, seconds: float, check: Callable[[], None] = lambda: None) -> list[Member]:
-        """Returns when all have come. Raises ConfigError for a node that does not come in time,
-        or that cannot go with this one, and what `check` raises, which is called every second or
-        so; those that have come are told."""
+        """Returns when all nodes have come, and tells them so.
+
+        check: called about every second; what it raises ends the wait. Raises ConfigError for a
+        node that does not come in time, or that cannot go with this one. Those that have come are
+        told of that too.
+        """
         until = self._clock() + seconds
         try:
             while self._missing:
@@ -193,8 +196,8 @@ class Door:
         return None
 
     def _left(self, member: Member) -> None:
-        """A node has nothing to say yet: it has gone. It may come again, from the beginning; what
-        is heard only then of one that has gone is not of those that have come since."""
+        """A node that should say nothing yet has gone. It may come again, from the beginning. What
+        is heard late of one that has gone already says nothing of one that has come since."""
         if self._members.get((member.node, member.rank)) is not member:
             return
         log.warning("node %d (%s) has gone again", member.node, member.address)

@@ -268,8 +268,8 @@ class Ranks:
         self._without(f"rank {rank.number} ({rank.where}) {how}")
 
     def _without(self, words: str) -> None:
-        """Someone is lost: all others go too. Before all were ready rank 0 ends by itself what it
-        builds, unless it stands in an exchange, which nobody completes."""
+        """Someone is lost: all others go too. Before all were ready rank 0 has a while to end by
+        itself what it builds; in an exchange, which nobody completes any more, it cannot."""
         if self._ending:
             return
         if not self._fail(RankError(words)):

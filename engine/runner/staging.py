@@ -5,9 +5,10 @@ There is one more of them than steps can be in flight. On the device there is on
 overwritten in stream order: arrays that are put in the same order with the same sizes lie at the
 same addresses in every step, so a captured graph may read them, provided that they come first and
 end within the buffer's capacity. What comes behind may be of any size. What was put before `fix`
-lies ahead of that, and ends where the rest begins: so it too has one address for each size. The
-copy itself may be captured: it is of one size then, and from one of two host buffers, so that its
-event may come behind the step: to record one takes long after a rest, and the device would wait.
+lies ahead of that, and ends where the rest begins: so it too has one address for each size.
+
+The copy itself may be captured. Then it has one size, and one of two host buffers, and its event is
+recorded behind the step: after a rest that takes long, and the device would wait for it.
 """
 
 import struct

@@ -96,8 +96,8 @@ class Writer:
             self._make_kept()
 
     def _key(self, plan: StepPlan) -> WriteKey | None:
-        """The smallest that holds what the plan writes. None: it does not admit one request alone,
-        or one of which more is written, or more entries than are kept."""
+        """The smallest that holds what the plan writes. None, and no graph writes it: where the
+        plan does not admit one request alone, or writes more than graphs hold."""
         if self._graphs is None or len(plan.admitted) != 1 or len(plan.copies) > 1:
             return None
         if self._state.writes_more(plan.admitted[0]):

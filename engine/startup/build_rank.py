@@ -91,8 +91,11 @@ def _basis_of(
     pdl: bool | None,
     clock: "_TimeLine",
 ) -> _Basis:
-    """Resolve what the options leave open, take the device, and meet the other ranks; what is
-    compiled for it begins before them, and before the imports that it needs. Raises ConfigError."""
+    """Resolve what the options leave open, take the device, and meet the other ranks.
+
+    Compiling begins first: before the meeting, and before the imports that it needs. Raises
+    ConfigError.
+    """
     shape = model_config(config)
     device = sizing.resolve_device(config, rank)
     dtype = sizing.resolve_dtype(config, shape, device)

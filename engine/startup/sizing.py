@@ -263,7 +263,7 @@ def gpu_budget(
 
 
 def _gpu_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that a GPU has, and those of them that others than this process have taken."""
+    """Bytes that a GPU has, and bytes that other processes have taken of them."""
     free, total = torch.cuda.mem_get_info(device)
     return total, max(total - free - torch.cuda.memory_reserved(device), 0)
 

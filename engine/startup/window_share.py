@@ -1,8 +1,8 @@
 """How the cache's memory is shared out where some layers see all and others a window.
 
-Invariant: of so many blocks of the layers that see all there follows the number of those with a
-window, on every rank alike. Both grow by what requests of max_model_len need of each; what steps in
-flight hold beside their windows is there once for all.
+Invariant: the number of blocks of layers with a window follows from that of layers that see all, on
+every rank alike. Both grow by what requests of max_model_len need of each; blocks for what steps in
+flight hold beside their windows are added once.
 """
 
 from bisect import bisect_right

@@ -1,8 +1,8 @@
 """How the ports close at the server's end: every call hears how it ended, as far as it reads.
 
-Invariant: a port closes only once gRPC has no call that nobody has looked at, since it cancels
-those without a word; and it stays until the ends of all calls are written, as long as that gets on.
-What is waited for is bounded by `seconds`, whatever clients do.
+Invariant: a port stays open while gRPC has a call that nobody has looked at, since closing cancels
+those without a word. It then stays until the ends of all calls are written, as long as that gets
+on. All waiting together is bounded by `seconds`, whatever clients do.
 """
 
 import asyncio

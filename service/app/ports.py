@@ -1,9 +1,9 @@
 """The server's gRPC ports: where they listen, and what gRPC itself bounds before a call is ours.
 
 Invariant: descriptors, streams and bytes that strangers can take are bounded, and enough
-descriptors are left for files, metrics and the engine. What gRPC drops by itself (a call behind too
-many that the server has not yet looked at ends CANCELLED, without a word and uncounted) is set so
-far out that a call is refused by us, with a status that says when to come again.
+descriptors are left for files, metrics and the engine. gRPC drops calls by itself when too many
+wait that the server has not looked at: they end CANCELLED, without a word and uncounted. That bound
+is set so far out that we refuse them before, with a status that says when to come again.
 """
 
 import contextlib

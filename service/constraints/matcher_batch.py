@@ -1,9 +1,10 @@
-"""Matchers that take a token each, and their masks: one after another, or many on llguidance's own
-threads, where the interpreter's lock is given away twice, whatever their number: the second time,
-and for longer, other work may have it. Of matchers that share a lexer one is at work at a time:
-they stand together, so that a thread has them all.
+"""Matchers that take a token each, and make their masks: one by one, or on llguidance's threads.
 
-Invariant: what comes of it is what each matcher would say alone. A call's masks stand side by side.
+On those threads the interpreter's lock is given away twice, however many matchers there are; the
+second time is the longer one, and other work may have the lock. Of matchers that share a lexer only
+one can be at work at a time: so they stand together, and one thread has them all.
+
+Invariant: each matcher gives what it would give alone. A call's masks stand side by side.
 """
 
 import os

@@ -148,7 +148,8 @@ def _check_bounds(schema: dict[str, Any]) -> None:
 
 
 def _check_multiples(schema: dict[str, Any]) -> None:
-    """Of a schema and of those that hold with it, which come to one number in the end."""
+    """Bound `multipleOf` over a schema and those that hold together with it: llguidance makes one
+    number of all of theirs."""
     together = schema.get("allOf")
     beside = together if isinstance(together, list) else []
     values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]

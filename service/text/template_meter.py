@@ -1,9 +1,9 @@
 """What a rendering may come to, and the count of what it has come to.
 
 Invariant: whatever a template does is counted before it is done, or is linear in what has been
-counted: each text and each container as it is made, what a container holds as often as it holds it,
-the steps, and the processor's time. What an operation could make of its arguments is told from
-their sizes; of those that are not known to be linear, as if it repeated each by each.
+counted. Counted are each text and each container as it is made, an element once for each container
+that holds it, the steps, and the processor's time. What an operation could make is told from the
+sizes of its arguments; if it is not known to be linear, their product is taken.
 """
 
 import re
