@@ -21,7 +21,7 @@ from typing import NoReturn
 LAST_WORDS = signal.SIGUSR2
 _ASKED = signal.SIGUSR1
 _STANDARD_ERROR = 2
-_READER_MS = 5_000  # that a reader who takes nothing is waited for
+_READER_MS = 5_000  # to wait for a reader who takes nothing
 
 
 def answer_signals() -> None:

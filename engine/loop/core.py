@@ -86,11 +86,13 @@ class EngineCore:
                 matchers.work_beside(self.plan_beside)
         self.runner = runner
         self.step_times = StepTimes()
-        self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
-        self.spare: Callable[[], bool] | None = None  # does a bit of what has time; False: nothing
+        self.before_wait: Callable[[], None] | None = None  # called once the next step is launched
+        self.spare: Callable[[], bool] | None = (
+            None  # some work that has time; False: there is none
+        )
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
-        self._masks: Masks | None = None  # of the newest one, if its sampler is to be launched
+        self._masks: Masks | None = None  # of the newest plan, if its sampler is to be launched
         self._side_thread = SideThread()
         self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
         self._said: list[Output] = []  # by the present turn

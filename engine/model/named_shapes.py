@@ -85,7 +85,7 @@ def _qwen3_moe(hidden: int, layers: int, heads: tuple[int, int], expert: int) ->
         num_q_heads=heads[0],
         num_kv_heads=heads[1],
         head_dim=128,
-        intermediate_size=3 * hidden,  # of dense layers, of which there is none
+        intermediate_size=3 * hidden,  # of dense layers; there are none
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         max_position_embeddings=40_960,

@@ -30,10 +30,10 @@ from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
 
-MEETING_SECONDS = 300.0  # in which all ranks are to be there
-ASK_SECONDS = 5.0  # of a node's silence, after each of which it is asked whether it is there
-MAX_ASKED = 6  # times in a row; a stop of this process takes none of them away from the node
-NOTICE_SECONDS = 20.0  # in which rank 0 is to notice, while it is built, that another is lost
+MEETING_SECONDS = 300.0  # for all ranks to meet
+ASK_SECONDS = 5.0  # a node that says nothing for so long is asked whether it is there
+MAX_ASKED = 6  # times in a row without an answer; none is counted while this process is stopped
+NOTICE_SECONDS = 20.0  # for rank 0 to notice by itself, while it is built, that another is lost
 EXIT_LOST = 1
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
@@ -96,7 +96,7 @@ class Ranks:
     def build(self, config: dict[str, Any], threads: int) -> None:
         """What they are to build, each on so many threads of the CPU."""
         for rank in self._ranks:
-            with contextlib.suppress(RankError):  # its end is told by whom listens to it
+            with contextlib.suppress(RankError):  # the thread that listens to it tells of its end
                 rank.line.say(
                     Kind.BUILD,
                     config=config,

@@ -76,10 +76,7 @@ class Runner:
         self.counters = RunnerCounters()
         self.captured_bytes = 0  # that capture took of the device while warming up
         self.captured_seconds = 0.0
-        self._model = model
-        self._ops = ops
-        self._kv = kv
-        self._state = state
+        self._model, self._ops, self._kv, self._state = model, ops, kv, state
         self._device, null = state.seeds.device, state.null_slot
         self.mask_room = state.masks.room  # where the next step's masks are to be made
         self._sampler = Sampler(ops, state, model.head)

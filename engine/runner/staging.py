@@ -31,7 +31,7 @@ _DTYPES = {
     np.dtype(np.float32): torch.float32,
 }
 _CODES = {"i": torch.int32, "q": torch.int64}
-Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # its bytes' begin and end, and what they are
+Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # first byte, end, dtype, shape
 
 
 @dataclass(slots=True)
@@ -112,9 +112,9 @@ class Staging:
         self._ring = Ring(device, ring, capacity, steps)
         self._kept_bytes = min(KEPT_BYTES, capacity)
         self._kept = Ring(device, KEPT_BUFFERS, self._kept_bytes, steps)
-        self._filled: Tensor | None = None  # whose copy is to come, or its event
+        self._filled: Tensor | None = None  # the buffer whose copy, or event, is still to come
         self._ahead = ahead
-        self._fixed = 0  # bytes of those
+        self._fixed = 0  # bytes that were put before `fix`
         self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
         self._parts: list[bytes] = []  # of the upload
         self._size = 0  # of those, in bytes

@@ -33,7 +33,8 @@ class Flight(NamedTuple):
     requests: tuple[Request, ...]
 
 
-# A row under a constraint whose token has come, how many it has, and whose next mask is to be made.
+# A row under a constraint: its token has come (the last number says how many there are), and its
+# next mask is to be made.
 _Awaited = tuple[Request, Constrained, Output, int]
 
 

@@ -12,7 +12,7 @@ import torch
 from quire.kernels.cpu.ops import CpuOps
 from quire.kernels.ops import Ops, is_exact
 
-ORDER_OF_SUMS = 3  # of kernels on GPUs: whoever changes one counts it up
+ORDER_OF_SUMS = 3  # in kernels on GPUs: count it up when one changes
 
 
 def numerics(device: torch.device, ops: Ops, *, ranks: int) -> str:

@@ -60,7 +60,7 @@ class DeepThreads:
             with self._lock:
                 self._given_up.add(done)  # type: ignore[arg-type]  # whatever its result is
         finally:
-            del done  # which holds what was raised, and that this frame
+            del done  # it holds what was raised, which holds this frame
         raise TooSlow(f"takes more than {self._seconds:g} seconds to compile", own=True)
 
 

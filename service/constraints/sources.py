@@ -30,11 +30,11 @@ _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 _TEMPERATURE = re.compile(r"^[ \t]*[?!]*\w+\[[^\]\n\"/]*\btemperature\b", re.MULTILINE)
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
-# Of JSON: a bracket or a string. A string that is not closed goes to the end: were it none, each
-# quote in it would be tried anew.
+# Of JSON: a bracket or a string. A string that is not closed reaches to the end: else the search
+# would begin anew at each quote in it.
 _PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _SCHEMA = re.compile(r"%json\s*")
-# One space between the parts of a document, or none: more, and a weak model goes on with it.
+# One space between the parts of a document, or none: a weak model would go on with spaces.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
 

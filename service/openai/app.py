@@ -27,7 +27,7 @@ from quire.service.rpc.reception import fault
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 _ANY = ("GET", "POST", "DELETE")
-_OTHER = "/openai/"  # what requests that generate nothing are logged under
+_OTHER = "/openai/"  # the name in logs of requests that generate nothing
 
 
 def make_app(

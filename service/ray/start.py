@@ -66,7 +66,7 @@ def run_forever(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> int:
     asked = threading.Event()
     _end_by(asked)
     start(plan, kind)
-    _end_by(asked)  # Ray has put its own in their place, which would leave it running
+    _end_by(asked)  # Ray has set handlers of its own meanwhile, which would leave it running
     print(f"serving {plan.model} on {HERE}:{plan.port}", flush=True)
     asked.wait()
     stop()

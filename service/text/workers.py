@@ -54,7 +54,7 @@ class _Job:
             result = self.work(lambda: self.wanted)
         except StopIteration as ended:  # which no future can hold
             self._tell(None, RuntimeError(repr(ended)))
-        except BaseException as error:  # no name of it stays in this frame, which it holds
+        except BaseException as error:  # it holds this frame, so no name here may hold it
             self._tell(None, error)
         else:
             self._tell(result, None)
