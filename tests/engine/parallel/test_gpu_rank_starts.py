@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import HashStore
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.model.layers.parallel import World, has_mail
-from quire.engine.model.layers.stream import residual_norm
+from quire.engine.model.layers.residual import residual_norm
 from quire.engine.parallel import gpu_exchange, nccl, symmetric
 from quire.engine.parallel.gpu_exchange import DeviceExchange, over_nccl
 from quire.engine.parallel.rendezvous import exchange_of
