@@ -16,7 +16,7 @@ import typer
 from quire.clients.commands import common
 from quire.clients.connection import DEFAULT_ADDRESS
 from quire.clients.errors import OptionError
-from quire.clients.loadtest.plan import TRACED, WORKLOADS, Plan, Step, steps_of
+from quire.clients.loadtest.load_plan import TRACED, WORKLOADS, Plan, Step, steps_of
 
 if TYPE_CHECKING:
     from quire.clients.loadtest.drive import Outcome, Target
