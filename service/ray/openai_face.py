@@ -24,7 +24,7 @@ from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.door import Hosts
 from quire.service.openai.generation import Read
 from quire.service.openai.reply import Reply
-from quire.service.ray.plan import Plan
+from quire.service.ray.application_plan import Plan
 from quire.service.rpc.reception import Malformed
 from quire.v1 import inference_pb2 as pb
 

@@ -18,8 +18,8 @@ from quire.service.app.placement import placed
 from quire.service.app.server import Server
 from quire.service.errors import Refusal, message_too_large
 from quire.service.models.resolve import resolve
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.call_ends import End, Pairs, end_of
-from quire.service.ray.plan import Plan
 from quire.service.ray.ray_context import RayContext
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import decoder

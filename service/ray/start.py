@@ -11,9 +11,9 @@ import threading
 
 from quire.engine.errors import ConfigError
 from quire.service.ray import loopback
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.dropped import cancel_dropped
 from quire.service.ray.loopback import HERE
-from quire.service.ray.plan import Plan
 from quire.service.ray.replica import EngineReplica
 from quire.service.ray.switches import set_switches
 

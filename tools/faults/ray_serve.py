@@ -3,7 +3,7 @@
 from faults.fault import Fault
 
 _RANKING = "service/ray/ranking.py"
-_PLAN = "service/ray/plan.py"
+_PLAN = "service/ray/application_plan.py"
 _WORKER = "clients/loadtest/worker.py"
 _LOOPBACK = "service/ray/loopback.py"
 _REPLICA = "service/ray/replica.py"
