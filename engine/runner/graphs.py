@@ -24,12 +24,12 @@ from typing import NamedTuple
 import torch
 
 from quire.engine.runner.inputs import MixedShape
-from quire.engine.runner.model_output import Forwarded
+from quire.engine.runner.model_output import ModelOutput
 from quire.engine.runner.sampler import Needs, Sampled
 
 log = logging.getLogger(__name__)
 
-Done = Sampled | Forwarded  # what a step leaves, by its key
+Done = Sampled | ModelOutput  # what a step leaves, by its key
 
 _FIRST_CONTEXT_BOUND = 4096
 MAX_GRAPHS = 512

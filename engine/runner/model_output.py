@@ -14,7 +14,7 @@ from quire.engine.runner.staging import Staging
 
 
 @dataclass(frozen=True, slots=True)
-class Forwarded:
+class ModelOutput:
     """hidden: [T, H], of the step's tokens; logits_rows: [L] int64, those that sample, None: all.
 
     row_slots, context_lens: [R] int32. Of a mixed step also query_lens: [R] int32, and
@@ -30,7 +30,7 @@ class Forwarded:
     logits: Tensor | None = None
 
     @classmethod
-    def of(cls, hidden: Tensor, inputs: StepInputs) -> "Forwarded":
+    def of(cls, hidden: Tensor, inputs: StepInputs) -> "ModelOutput":
         return cls(
             hidden,
             inputs.batch.logits_rows,
@@ -40,7 +40,7 @@ class Forwarded:
             inputs.sampled_rows,
         )
 
-    def sampling(self, rows: Tensor) -> "Forwarded":
+    def sampling(self, rows: Tensor) -> "ModelOutput":
         """The same, kept aside, of which these rows sample. rows: [L] int64."""
         return replace(self, logits_rows=rows, sampled_rows=rows)
 
@@ -62,20 +62,20 @@ class Aside:
         kept = self._context_lens
         return kept[:rows] if rows <= len(kept) else kept.new_empty(rows)
 
-    def keep(self, forwarded: Forwarded) -> Forwarded:
+    def keep(self, forwarded: ModelOutput) -> ModelOutput:
         """The same, with the hidden states of each row's last token, and no others, here."""
         hidden, rows = forwarded.hidden, forwarded.logits_rows
         chosen = hidden if rows is None else hidden[rows]
         room = self._hidden[: len(chosen)].copy_(chosen)
         return replace(forwarded, hidden=room, logits_rows=None)
 
-    def left(self, row_slots: Tensor) -> Forwarded:
+    def left(self, row_slots: Tensor) -> ModelOutput:
         """What the last step of so many one-token rows has left. row_slots: [R] int32."""
         rows = len(row_slots)
         lens = self.context_lens(rows)
-        return Forwarded(self._hidden[:rows], None, row_slots, lens, None, None)
+        return ModelOutput(self._hidden[:rows], None, row_slots, lens, None, None)
 
-    def left_by_prompts(self, staging: Staging) -> Forwarded:
+    def left_by_prompts(self, staging: Staging) -> ModelOutput:
         """What the last step with longer rows has left, whose upload this is."""
         left = self.left(staging.get("row_slots")).sampling(staging.get("sampled_rows"))
         return replace(left, query_lens=staging.get("query_lens"))

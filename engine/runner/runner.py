@@ -36,7 +36,7 @@ from quire.engine.runner.graphs import (
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
 from quire.engine.runner.logit_edits import Bias, SlotEdits
-from quire.engine.runner.model_output import Aside, Forwarded
+from quire.engine.runner.model_output import Aside, ModelOutput
 from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
@@ -230,7 +230,7 @@ class Runner:
         return launch(masks)
 
     def _sample_behind(
-        self, plan: StepPlan, done: Forwarded, needs: Needs, key: SamplerKey | None, masks: Masks
+        self, plan: StepPlan, done: ModelOutput, needs: Needs, key: SamplerKey | None, masks: Masks
     ) -> PendingResult:
         """key: of the sampler that may be kept; None: it runs eagerly."""
         if needs.masks:
@@ -263,7 +263,7 @@ class Runner:
             self._uncaptured.met(key)
         return done
 
-    def _run_exact(self, plan: StepPlan, shape: MixedShape) -> Forwarded:
+    def _run_exact(self, plan: StepPlan, shape: MixedShape) -> ModelOutput:
         """A step that is too long to be kept, or none is."""
         self.counters.eager_steps += 1
         context = max(row.start + row.num_tokens for row in plan.rows)
@@ -274,16 +274,16 @@ class Runner:
         """The same step as it is captured: what a sampler does before it reads masks is a part."""
         if not isinstance(key, SamplerKey) or not key.needs.masks:
             return (self._step_of(key),)
-        made: list[Forwarded] = []
+        made: list[ModelOutput] = []
 
-        def head() -> Forwarded:
+        def head() -> ModelOutput:
             left = self._left(key)
             made[:] = [replace(left, logits=self._model.logits(left.hidden, left.logits_rows))]
             return made[0]
 
         return head, lambda: self._results.keep(self._sample(made.pop(), key.needs))
 
-    def _left(self, key: SamplerKey) -> Forwarded:
+    def _left(self, key: SamplerKey) -> ModelOutput:
         if key.prompts:
             return self._aside.left_by_prompts(self._staging)
         return self._aside.left(self._row_slots[: key.rows])
@@ -296,7 +296,7 @@ class Runner:
             return lambda: self._aside.keep(self._model_of(key))
         return lambda: self._sample(self._model_of(key), whole)
 
-    def _model_of(self, key: GraphKey) -> Forwarded:
+    def _model_of(self, key: GraphKey) -> ModelOutput:
         if not key.prefill_tokens:
             return self._decode_model(self._row_slots[: key.decode_rows], key.context_bound)
         longest = min(key.prefill_tokens, key.context_bound)
@@ -325,25 +325,25 @@ class Runner:
 
     # ------------------------------------------------------------ what runs on the device
 
-    def _decode_model(self, row_slots: Tensor, max_context_len: int) -> Forwarded:
+    def _decode_model(self, row_slots: Tensor, max_context_len: int) -> ModelOutput:
         """The model's part of a step of one-token rows."""
         block_size = self._kv.block_size
         context_lens = self._aside.context_lens(len(row_slots))
         inputs = decode_inputs(
             self._ops, self._state, block_size, row_slots, context_lens, max_context_len
         )
-        return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
+        return ModelOutput.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
-    def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> Forwarded:
+    def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> ModelOutput:
         """The model's part of a step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
         lens = self._aside.context_lens(shape.decode_rows + shape.prefill_rows)
         inputs = mixed_inputs(
             self._ops, self._state, block_size, staging, shape, longest, max_context_len, lens
         )
-        return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
+        return ModelOutput.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
-    def _sample(self, done: Forwarded, needs: Needs, bias: Bias | None = None) -> Sampled:
+    def _sample(self, done: ModelOutput, needs: Needs, bias: Bias | None = None) -> Sampled:
         """What comes behind the model: logits, tokens, and slots that have moved on."""
         rows = done.sampled_rows
         if rows is not None and not rows.numel():  # no row has come to its end
