@@ -22,7 +22,7 @@ from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
 from quire.service.constraints.deep_threads import DeepThreads, TooSlow
-from quire.service.constraints.matcher_batch import Together
+from quire.service.constraints.matcher_batch import MatcherBatch
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
 from quire.service.constraints.text_matcher import REASON, TextMatcher, brief, reason
@@ -61,7 +61,7 @@ class Grammars:
         self._kept_bytes = 0
         self._slow: OrderedDict[Key, str] = OrderedDict()  # what was said of it
         self._threads = DeepThreads()
-        self._together = Together()
+        self._batch = MatcherBatch()
 
     def learn(self, vocabulary: Vocabulary) -> None:
         """See Matchers. What is wrong with the vocabulary is told where a matcher is asked for."""
@@ -84,15 +84,15 @@ class Grammars:
 
     def write_to(self, room: Room) -> None:
         """See Matchers."""
-        self._together.room = room
+        self._batch.room = room
 
     def work_beside(self, begin: Beside) -> None:
         """See Matchers."""
-        self._together.beside = begin
+        self._batch.beside = begin
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
-        return self._together.advance(steps)
+        return self._batch.advance(steps)
 
     def schema_fault(self, schema: Mapping[str, Any]) -> str:
         """Why no grammar can be made of a schema within the limits; empty: it can."""

@@ -25,7 +25,7 @@ _Texts = list[tuple[TextMatcher, int]]  # those that share a lexer together, and
 _Asked = list[tuple[LLMatcher, int]]  # what takes which token
 
 
-class Together:
+class MatcherBatch:
     """Implements `Matchers.advance`."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Together:
 
 
 def _one(backend: LLMatcher, token_id: int, room: int, size: int) -> bool:
-    """See Together._work."""
+    """See MatcherBatch._work."""
     took = backend.consume_token(token_id)
     backend.unsafe_compute_mask_ptr(room, size)
     return took

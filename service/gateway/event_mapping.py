@@ -30,7 +30,7 @@ class _Index:
     ended: bool = False
 
 
-class Telling:
+class EventMapping:
     """Of one call."""
 
     def __init__(self, protos: Protos, request: Any) -> None:

@@ -18,7 +18,7 @@ from quire.service import errors
 from quire.service.errors import Refusal
 from quire.service.gateway import request_mapping, tokenizer_files
 from quire.service.gateway.answers import Answers
-from quire.service.gateway.event_mapping import Telling
+from quire.service.gateway.event_mapping import EventMapping
 from quire.service.gateway.gateway_context import GatewayContext, renamed
 from quire.service.gateway.kv_stream import KvStream
 from quire.service.gateway.open_calls import OpenCall, OpenCalls
@@ -87,7 +87,7 @@ class GatewayServicer:
             async with contextlib.aclosing(ours):
                 await anext(ours)
             return
-        telling = Telling(self.protos, request)
+        telling = EventMapping(self.protos, request)
         try:
             async with contextlib.aclosing(ours):
                 async for event in ours:

@@ -127,7 +127,7 @@ def test_what_is_begun_beside_many_masks_is_waited_for(
     monkeypatch.setattr(matcher_batch, "LLExecutor", Executor)
     many = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(matcher_batch.FEW)]
     steps = [(one.copy(), drawn(bytes(one.mask()), random.Random(1))) for one in many]
-    asked = matcher_batch.Together()
+    asked = matcher_batch.MatcherBatch()
     asked.beside = begin
     asked.advance([(one, steps[at][1]) for at, one in enumerate(many[1:], 1)])
     assert not said, "few are made at once"

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from quire.service.gateway.event_mapping import Telling
+from quire.service.gateway.event_mapping import EventMapping
 from quire.service.gateway.protos import Protos
 from quire.v1 import inference_pb2 as pb
 
@@ -20,7 +20,7 @@ EVENTS = (
 @pytest.mark.parametrize("stream", (True, False))
 def test_an_end_holds_all_that_chunks_held(stream: bool) -> None:
     protos = Protos()
-    telling = Telling(protos, protos.engine.GenerateRequest(stream=stream))
+    telling = EventMapping(protos, protos.engine.GenerateRequest(stream=stream))
     said = [message for event in EVENTS for message in telling.take(event)]
     chunks, end = [message.chunk for message in said[:-1]], said[-1].complete
     assert [list(chunk.token_ids) for chunk in chunks] == ([[1, 2], [3]] if stream else [])
@@ -38,7 +38,7 @@ def test_more_indices_than_may_be_take_no_room() -> None:
     request.sampling_params.n = 100_000
     tracemalloc.start()
     try:
-        Telling(protos, request)
+        EventMapping(protos, request)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
