@@ -33,7 +33,7 @@ from quire.engine.loop import garbage
 from quire.engine.request import Constraint, GenerationRequest, SamplingParams, Vocabulary
 from quire.engine.scheduling.matching import Matchers, constrained
 from quire.service.constraints.grammars import Grammars
-from quire.service.constraints.together import THREADS
+from quire.service.constraints.matcher_batch import THREADS
 from quire.service.models import pocket
 
 STREAMS = 64

@@ -42,8 +42,8 @@ class QuireEngine:
     def __init__(self, model: str, *, pdl: bool | None = None, **options: Any) -> None:
         from quire.engine.config import EngineConfig
         from quire.engine.loop import garbage
-        from quire.engine.loop.build import build_engine
         from quire.engine.parallel.process import Program
+        from quire.engine.startup.build_engine import build_engine
 
         defaults: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,

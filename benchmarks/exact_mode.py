@@ -26,12 +26,12 @@ from torch import Tensor
 from watched import current_stream_kept, on_stream
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
 from quire.engine.model.base import CausalModel
 from quire.engine.model.product import Product
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
 from quire.engine.runner.sampler import Sampled, Sampler
+from quire.engine.startup.build_engine import build_engine
 from quire.kernels.ops import Ops
 
 REQUESTS, NEW, LONGEST = 20, 110, 1100

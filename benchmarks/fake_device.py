@@ -103,7 +103,7 @@ class FakeRunner:
 
 
 class FakeEngine:
-    """Stands in for quire.engine.loop.build.Engine."""
+    """Stands in for quire.engine.startup.build_engine.Engine."""
 
     def __init__(
         self, config: EngineConfig, step_seconds: float, matchers: Matchers | None = None

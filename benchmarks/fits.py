@@ -14,9 +14,9 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import sizing, spread
-from quire.engine.loop.sizing import SizingPlan
 from quire.engine.model.config import ModelConfig
+from quire.engine.startup import ranks_needed, sizing
+from quire.engine.startup.sizing import SizingPlan
 
 GIB = 1 << 30
 # What a program may have of each, in GiB (nvidia-smi's MiB, not the name's GB).
@@ -47,7 +47,7 @@ def cells(name: str, rooms: list[int]) -> list[str]:
     shares = []
     for size in range(1, MAX_CARDS + 1):
         try:
-            shares.append(spread.share_of(config, shape, plan, size))
+            shares.append(ranks_needed.share_of(config, shape, plan, size))
         except ConfigError:
             continue
     found = []

@@ -27,7 +27,7 @@ from engines import Ask, QuireEngine, timed
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
-from quire.engine.model.shape import RANDOM_PREFIX
+from quire.engine.model.load_config import RANDOM_PREFIX
 from quire.engine.scheduling.prefix_cache import PrefixCache
 from quire.engine.weights.random import save_random
 from quire.service.models.resolve import resolve

@@ -16,7 +16,7 @@ from fake_device import FakeBuilder
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
-from quire.service.ray.plan import Plan
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.replica import EngineReplica
 from quire.service.ray.start import run_forever
 from quire.service.settings import Settings

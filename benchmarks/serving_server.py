@@ -34,12 +34,12 @@ from quire.engine.client.in_process import ProcessLink
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.engine.loop import garbage
-from quire.engine.loop.build import build_engine
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.loop import BuiltEngine, Progress
 from quire.engine.loop.step_times import BOUNDS, KINDS, StepTimes
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.startup.build_engine import build_engine
 from quire.service.app.event_loop import new_event_loop
 from quire.service.app.process import _SWITCH_SECONDS
 from quire.service.app.server import Server

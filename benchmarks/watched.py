@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
 from quire.engine.runner.sampler import Sampled, Sampler
 from quire.engine.runner.slots import SlotState
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.engine.weights.random import save_random
 from quire.kernels.ops import Ops
 

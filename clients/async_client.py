@@ -31,12 +31,13 @@ from quire.clients.prompts import (
     build_tokenize,
     refuse_ids_only,
 )
-from quire.clients.replicas import several
-from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
-from quire.clients.replicas.course import Course, Leg, Surroundings
-from quire.clients.replicas.journey import Item, Journey
+from quire.clients.replicas import unary_loop
+from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
+from quire.clients.replicas.call_failover import Attempt, CallFailover
 from quire.clients.replicas.lines import Lines
 from quire.clients.replicas.policy import ReplicaPolicy
+from quire.clients.replicas.shared_state import SharedState, shared_state
+from quire.clients.replicas.stream_failover import Item, StreamFailover
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
@@ -180,16 +181,16 @@ class AsyncGeneration:
     def messages(self) -> AsyncIterator[pb.GenerateResponse]:
         """The same stream as the contract's messages; once as well."""
         items = self._open()
-        return OnlyMessages(items) if isinstance(items, Travel) else items
+        return OnlyMessages(items) if isinstance(items, StreamIterator) else items
 
-    def _open(self) -> "_Messages | Travel":
+    def _open(self) -> "_Messages | StreamIterator":
         if self._used:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         client = self._client
         if client._replicas is not None:
-            journey = Journey(client._replicas, self._request, self._timeout)
-            return Travel(journey, client._open_leg, self._stream)
+            failover = StreamFailover(client._replicas, self._request, self._timeout)
+            return StreamIterator(failover, client._open_attempt, self._stream)
         tries = Tries(client.retry, self._timeout)
         return _Messages(client, self._request, self._stream, tries)
 
@@ -236,7 +237,7 @@ class AsyncClient:
         self.connection = Connection(address, api_key=api_key, tls=tls)
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
-        self._replicas = several.surroundings(self.connection, replicas, self.retry)
+        self._replicas = shared_state(self.connection, replicas, self.retry)
         only = self.connection.aio_channels()[0] if self._replicas is None else None
         self._lines: Lines[grpc.aio.Channel] = Lines(
             self.connection, Connection.aio_channel_with, only
@@ -329,7 +330,7 @@ class AsyncClient:
         response = await self._unary(lambda to: to.health.Check, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    async def _unary(self, method: several.Method, request: Any, timeout: float | None) -> Any:
+    async def _unary(self, method: unary_loop.Method, request: Any, timeout: float | None) -> Any:
         """Of several servers, the one whose turn it is answers."""
         if self._replicas is not None:
             return await self._ask(self._replicas, method, request, self._seconds(timeout))
@@ -348,24 +349,24 @@ class AsyncClient:
             await asyncio.sleep(wait)
 
     async def _ask(
-        self, around: Surroundings, method: several.Method, request: Any, timeout: float | None
+        self, shared: SharedState, method: unary_loop.Method, request: Any, timeout: float | None
     ) -> Any:
-        """As several.ask."""
-        course, metadata = Course(around, timeout), self.connection.metadata
+        """As unary_loop.ask."""
+        failover, metadata = CallFailover(shared, timeout), self.connection.metadata
         try:
             while True:
-                leg = course.begin()
-                call = method(self._lines.to(leg.address))
+                attempt = failover.begin()
+                call = method(self._lines.to(attempt.address))
                 try:
-                    answer = await call(request, timeout=leg.seconds, metadata=metadata)
+                    answer = await call(request, timeout=attempt.seconds, metadata=metadata)
                 except grpc.RpcError as raw:
                     error = from_rpc_error(raw)
                 else:
-                    course.ended()
+                    failover.ended()
                     return answer
-                await asyncio.sleep(course.failed(error, received=False))
+                await asyncio.sleep(failover.failed(error, received=False))
         finally:
-            course.leave()
+            failover.leave()
 
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else seconds("timeout", timeout)
@@ -374,15 +375,15 @@ class AsyncClient:
         metadata = self.connection.metadata
         return self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
 
-    def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> Any:
+    def _open_attempt(self, attempt: Attempt, request: pb.GenerateRequest) -> Any:
         """A call at the replica that was chosen."""
         assert self._replicas is not None
         for channel in self._lines.drop(self._replicas.fleet.take_gone()):
             task = asyncio.ensure_future(channel.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        stub, metadata = self._lines.to(leg.address).stub, self.connection.metadata
-        return stub.Generate(request, timeout=leg.seconds, metadata=metadata)
+        stub, metadata = self._lines.to(attempt.address).stub, self.connection.metadata
+        return stub.Generate(request, timeout=attempt.seconds, metadata=metadata)
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""

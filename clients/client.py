@@ -31,12 +31,13 @@ from quire.clients.prompts import (
     build_tokenize,
     refuse_ids_only,
 )
-from quire.clients.replicas import several
-from quire.clients.replicas.course import Leg
-from quire.clients.replicas.journey import Journey
+from quire.clients.replicas import unary_loop
+from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.lines import Line, Lines
 from quire.clients.replicas.policy import ReplicaPolicy
-from quire.clients.replicas.travel import travel
+from quire.clients.replicas.shared_state import shared_state
+from quire.clients.replicas.stream_failover import StreamFailover
+from quire.clients.replicas.stream_loop import read_stream
 from quire.clients.retry import RetryPolicy, Tries, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
@@ -75,7 +76,9 @@ class Generation:
             raise ClientError("a generation can be iterated once; call generate() again")
         self._used = True
         if self._client._replicas is not None:
-            return self._travels(Journey(self._client._replicas, self._request, self._timeout))
+            return self._read_on(
+                StreamFailover(self._client._replicas, self._request, self._timeout)
+            )
         return self._events(Tries(self._client.retry, self._timeout))
 
     @property
@@ -89,10 +92,10 @@ class Generation:
         if self._closed:  # by another thread, which may have come before the call was held
             call.cancel()
 
-    def _travels(self, journey: Journey) -> Iterator[Event]:
+    def _read_on(self, failover: StreamFailover) -> Iterator[Event]:
         """The events of a stream that may go on at another replica."""
         try:
-            for item in travel(journey, self._client._open_leg, self):
+            for item in read_stream(failover, self._client._open_attempt, self):
                 event = item if isinstance(item, Resumed) else from_proto(item)
                 if event is not None:
                     yield event
@@ -183,7 +186,7 @@ class Client:
         self.connection = Connection(address, api_key=api_key, tls=tls)
         self.retry = as_policy(retry)
         self._timeout = seconds("timeout", timeout)
-        self._replicas = several.surroundings(self.connection, replicas, self.retry)
+        self._replicas = shared_state(self.connection, replicas, self.retry)
         only = self.connection.channels()[0] if self._replicas is None else None
         self._lines: Lines[grpc.Channel] = Lines(self.connection, Connection.channel_with, only)
 
@@ -276,15 +279,15 @@ class Client:
         response = self._unary(lambda to: to.health.Check, request, timeout)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
-    def _unary(self, method: several.Method, request: Any, timeout: float | None) -> Any:
+    def _unary(self, method: unary_loop.Method, request: Any, timeout: float | None) -> Any:
         """Of several servers, the one whose turn it is answers."""
         metadata = self.connection.metadata
         if self._replicas is not None:
 
-            def send(line: Line[grpc.Channel], leg: Leg) -> Any:
-                return method(line)(request, timeout=leg.seconds, metadata=metadata)
+            def send(line: Line[grpc.Channel], attempt: Attempt) -> Any:
+                return method(line)(request, timeout=attempt.seconds, metadata=metadata)
 
-            return several.ask(self._replicas, self._lines, self._seconds(timeout), send)
+            return unary_loop.ask(self._replicas, self._lines, self._seconds(timeout), send)
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
             try:
@@ -305,13 +308,13 @@ class Client:
             _Call, self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
         )
 
-    def _open_leg(self, leg: Leg, request: pb.GenerateRequest) -> _Call:
+    def _open_attempt(self, attempt: Attempt, request: pb.GenerateRequest) -> _Call:
         """A call at the replica that was chosen."""
         assert self._replicas is not None
         for channel in self._lines.drop(self._replicas.fleet.take_gone()):
             channel.close()
-        stub, metadata = self._lines.to(leg.address).stub, self.connection.metadata
-        return cast(_Call, stub.Generate(request, timeout=leg.seconds, metadata=metadata))
+        stub, metadata = self._lines.to(attempt.address).stub, self.connection.metadata
+        return cast(_Call, stub.Generate(request, timeout=attempt.seconds, metadata=metadata))
 
     def close(self) -> None:
         """Ends every call of this client and its connections."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from quire.engine.errors import ConfigError
+from quire.engine.placeholder_file import missing, stand_in
 from quire.engine.plain_file import read_whole
-from quire.engine.stand_in import missing, stand_in
 
 _Default = TypeVar("_Default")
 _REQUIRED: Any = object()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RequestError, StepError
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.request import FinishReason
 from quire.service.app.placement import on_a_thread
 from quire.service.app.progress import Progress

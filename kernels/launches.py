@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quire.kernels.attention import decode_launch, exact_prefill, prefill_launch, qk_norm_rope
 from quire.kernels.attention.decode_launch import Heads
 from quire.kernels.experts import mixing
-from quire.kernels.linear import exchange, tall_launch, tuning
+from quire.kernels.linear import all_reduce_norm, tall_launch, tuning
 from quire.kernels.support import HOPPER_SHARED
 
 Name = tuple[object, ...]
@@ -80,7 +80,7 @@ def of_model(
         kernels = mixing.kernels(step.tokens, mixture.per_token, mixture.count)
         names.add(("experts", alone, *kernels))
     if ranks > 1:
-        names.add(("exchange", exchange.kind(step.tokens, ranks)))
+        names.add(("exchange", all_reduce_norm.kind(step.tokens, ranks)))
     if step.decode_rows:
         kind = "rope-decode" if qk_norm and not step.longer else "decode"
         size = (step.decode_rows, heads, step.max_context_len)

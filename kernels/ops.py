@@ -18,7 +18,7 @@ from torch import Tensor
 from quire.kernels.weight import Quantized, Weight
 
 if TYPE_CHECKING:  # needs triton
-    from quire.kernels.linear.exchange import Mail
+    from quire.kernels.linear.all_reduce_norm import Mail
 
 
 class KernelsUnavailable(RuntimeError):
@@ -302,7 +302,7 @@ class ExchangeOps(Ops, Protocol):
     def residual_norm(
         self, partial: Tensor, residual: Tensor | None, weight: Tensor, eps: float, mail: "Mail"
     ) -> tuple[Tensor, Tensor]:
-        """See kernels/linear/exchange.py."""
+        """See kernels/linear/all_reduce_norm.py."""
         ...
 
 

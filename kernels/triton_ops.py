@@ -23,7 +23,15 @@ from quire.kernels.attention import (
     qk_norm_rope,
 )
 from quire.kernels.experts.triton_ops import ExpertTritonOps
-from quire.kernels.linear import exchange, fp8_linear, layer_norm, linear, norms, skinny, tuning
+from quire.kernels.linear import (
+    all_reduce_norm,
+    fp8_linear,
+    layer_norm,
+    linear,
+    norms,
+    skinny,
+    tuning,
+)
 from quire.kernels.linear.exact import ExactProducts
 from quire.kernels.sampling import filtering, logprobs, sampling
 from quire.kernels.state import copy_blocks, state
@@ -98,9 +106,9 @@ class TritonOps(ExpertTritonOps):
         residual: Tensor | None,
         weight: Tensor,
         eps: float,
-        mail: exchange.Mail,
+        mail: all_reduce_norm.Mail,
     ) -> tuple[Tensor, Tensor]:
-        return exchange.residual_norm(partial, residual, weight, eps, mail, pdl=self.pdl)
+        return all_reduce_norm.residual_norm(partial, residual, weight, eps, mail, pdl=self.pdl)
 
     # ------------------------------------------------------------ FP8 weights
 

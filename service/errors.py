@@ -103,7 +103,7 @@ def _bad_request(violations: Sequence[Violation]) -> Any:
     return bad
 
 
-class OtherFace:
+class OtherContext:
     """In place of a gRPC context, of a call that came over another protocol: a refusal reaches
     that protocol's side as it is."""
 
@@ -113,20 +113,23 @@ class OtherFace:
 
 
 async def abort(
-    context: "grpc.aio.ServicerContext[Any, Any] | OtherFace", refusal: Refusal
+    context: "grpc.aio.ServicerContext[Any, Any] | OtherContext", refusal: Refusal
 ) -> NoReturn:
     """End the call with the refusal's status."""
     forget_frames(refusal)
-    if isinstance(context, OtherFace):
+    if isinstance(context, OtherContext):
         raise refusal
     await context.abort(refusal.code, clip(refusal.message), refusal.trailers())
     raise AssertionError("abort raises")
 
 
 def forget_frames(refusal: BaseException) -> None:
-    """Of a refusal that is told, and of what led to it: they hold the request and all that was read
-    of it, and one of them the refusal, so they would stay until garbage is collected, which then
-    takes long."""
+    """Drop the tracebacks of a refusal that is told, and of its causes.
+
+    Their frames hold the request and all that was read of it, and one of them holds the refusal
+    itself. So they would stay until garbage is collected, which takes long when there is much of
+    it.
+    """
     error: BaseException | None = refusal
     while error is not None:
         error.__traceback__ = None

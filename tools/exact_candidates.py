@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from tune_linear import Product
+from linear_candidates import Product
 
 from quire.kernels.linear import exact, side, stacked, tuning
 from quire.kernels.linear.tuning import Library, Side, Skinny, Stacked, Tall, Variant, Whole

@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import torch
 from common import capture, machine, precompile, replay_us, versions
 from exact_candidates import SPLITS, candidates, splits
+from linear_candidates import Product, products
 from torch import Tensor
-from tune_linear import COLD_BYTES, SHAPES, Product, products, tensors_of
+from tune_linear import COLD_BYTES, SHAPES, tensors_of
 
 from quire.kernels import support
 from quire.kernels.linear import exact, linear, tuning

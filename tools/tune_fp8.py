@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import torch
 from cards import Card, this_card
 from common import capture, precompile, replay_us
+from linear_candidates import Product, products
 from torch import Tensor
-from tune_linear import Product, products, tensors_of
+from tune_linear import tensors_of
 
 from quire.kernels import reference
 from quire.kernels.linear import fp8_gemv, fp8_linear, tuning

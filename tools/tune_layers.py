@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import torch
 from common import capture, machine, precompile, replay_us, versions
 from exact_candidates import candidates, splits
+from linear_candidates import Product, gemvs, products
 from torch import Tensor
 from tune_exact import EXACT, FAST, Bench, Mode, fast
-from tune_linear import SHAPES, Product, gemvs, products, tensors_of
+from tune_linear import SHAPES, tensors_of
 
 from quire.engine.model.config import ModelConfig
 from quire.kernels import support

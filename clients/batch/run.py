@@ -28,7 +28,7 @@ from quire.clients.openai.answers import Answer
 from quire.clients.openai.asked import Asked
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
-from quire.clients.openai.names import Names
+from quire.clients.openai.field_names import Names
 from quire.v1 import inference_pb2 as pb
 
 _PASSING = (Overloaded, Unavailable, Cancelled)

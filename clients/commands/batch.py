@@ -78,13 +78,7 @@ def batch(
     try:
         with contextlib.closing(told):
             _tell_beginning(asked, told)
-            if len(told.done) < len(asked):
-                serve = own_server([model or DEFAULT_MODEL, *(words or ())])
-                with (
-                    contextlib.nullcontext(address) if address else serve as at,
-                    _left(asked, told),
-                ):
-                    job.run(at)
+            job.answer_rest(address, [model or DEFAULT_MODEL, *(words or ())])
     except OSError as error:
         raise ClientError(f"{results}: {error.strerror or error}") from None
     _tell_end(told)
@@ -100,6 +94,14 @@ class _Job:
     tls: TLS | bool
     timeout: float | None
     plan: Plan
+
+    def answer_rest(self, address: list[str] | None, serve: list[str]) -> None:
+        """What has no result yet. address: None: by a server of its own, `quire serve` so."""
+        if len(self.told.done) == len(self.asked):
+            return
+        server = contextlib.nullcontext(address) if address else own_server(serve)
+        with server as at, _left(self.asked, self.told):
+            self.run(at)
 
     def run(self, address: str | list[str]) -> None:
         """In an event loop of its own."""

@@ -19,9 +19,9 @@ import typer
 
 from quire.clients.client import Client, Generation
 from quire.clients.commands import common, sampling
-from quire.clients.commands.fields import named
 from quire.clients.commands.generate import summary
 from quire.clients.commands.line_input import read_line
+from quire.clients.commands.option_names import named
 from quire.clients.commands.terminal import note, say, tell, think, warn
 from quire.clients.errors import CallError, InvalidRequest, Overloaded
 from quire.clients.events import Delta, Finished, ToolCallDelta, joined_calls

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import typer
 from quire.clients.arguments import file_text, show
 from quire.clients.client import Generation
 from quire.clients.commands import common, sampling
-from quire.clients.commands.fields import named
+from quire.clients.commands.option_names import named
 from quire.clients.commands.terminal import note, say, warn
 from quire.clients.errors import InvalidRequest, OptionError
 from quire.clients.events import Collector, Delta, Event, Finished
@@ -123,20 +123,38 @@ def generate(
             several=(n or 1) > 1,
             capped=max_tokens is None,
         )
+        chosen = ids or raw or system is not None
         asked, special = _prompt(text, ids, raw, system), allow_special_tokens or None
-        cap: int | None = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
-        while True:
-            try:
-                return show(ask(asked, max_tokens=cap, allow_special_tokens=special))
-            except InvalidRequest as error:
-                # Only what the user has not asked for gives way.
-                if max_tokens is None and cap and _refuses(error, "sampling.max_tokens"):
-                    cap = None
-                elif not (ids or raw or system is not None) and _no_template(error):
-                    warn("the model has no chat template: sent as plain text, as --raw does")
-                    asked, special, raw = text, None, True
-                else:
-                    raise
+
+        def answer(prompt: Prompt, **more: Any) -> None:
+            show(ask(prompt, **more))
+
+        _give_way(answer, asked, text, max_tokens, special, chosen=chosen)
+
+
+def _give_way(
+    answer: Callable[..., None],
+    asked: Prompt,
+    text: str,
+    max_tokens: int | None,
+    special: bool | None,
+    *,
+    chosen: bool,
+) -> None:
+    """Answer; what the server refuses and the user has not asked for gives way: the default limit,
+    and the form of a chat. text: the prompt as plain text; chosen: the user has said its form."""
+    cap: int | None = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+    while True:
+        try:
+            return answer(asked, max_tokens=cap, allow_special_tokens=special)
+        except InvalidRequest as error:
+            if max_tokens is None and cap and _refuses(error, "sampling.max_tokens"):
+                cap = None
+            elif not chosen and _no_template(error):
+                warn("the model has no chat template: sent as plain text, as --raw does")
+                asked, special, chosen = text, None, True
+            else:
+                raise
 
 
 def _prompt(text: str, ids: bool, raw: bool, system: str | None) -> Prompt:

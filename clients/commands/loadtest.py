@@ -16,6 +16,7 @@ import typer
 from quire.clients.commands import common
 from quire.clients.connection import DEFAULT_ADDRESS
 from quire.clients.errors import OptionError
+from quire.clients.loadtest.load_plan import TRACED, WORKLOADS, Plan, Step, steps_of
 
 if TYPE_CHECKING:
     from quire.clients.loadtest.drive import Outcome, Target
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 _WORK = "What is sent"
 _WHEN = "When"
-_WORKLOADS = ("random", "shared-prefix", "chat", "trace")
-_TRACED = "trace"
-_MAX_PROCESSES = 256
 
 
 def _option(text: str, panel: str, *names: str) -> typer.models.OptionInfo:
@@ -36,7 +34,7 @@ def _option(text: str, panel: str, *names: str) -> typer.models.OptionInfo:
 @common.one_line_errors
 def loadtest(
     context: typer.Context,
-    workload: Annotated[str, _option(f"One of {', '.join(_WORKLOADS)}.", _WORK)] = "random",
+    workload: Annotated[str, _option(f"One of {', '.join(WORKLOADS)}.", _WORK)] = "random",
     requests: Annotated[
         int | None,
         _option("Sessions to send (random, chat: 100 unless said; trace: its first).", _WORK),
@@ -98,7 +96,7 @@ def loadtest(
     timeout: common.Timeout = None,
 ) -> None:
     """Put load on a server and say what it made of it."""
-    from quire.clients.loadtest import read_by
+    from quire.clients.loadtest import unread_options
     from quire.clients.loadtest.summary import parse_limits
     from quire.clients.loadtest.workload import Span
 
@@ -127,11 +125,11 @@ def loadtest(
             "ids_only": ids_only or None,
         },
     )
-    read_by.check(common.given(context), workload, plan.arrivals, as_json=as_json)
+    unread_options.check(common.given(context), workload, plan.arrivals, as_json=as_json)
     limits = parse_limits(goodput or [])
-    if arrivals not in (None, _TRACED) and not rate:
+    if arrivals not in (None, TRACED) and not rate:
         raise OptionError("arrivals: a closed loop has none; they go with --rate")
-    steps = list(_steps(plan, concurrency or [], rate or []))
+    steps = list(steps_of(plan, concurrency or [], rate or []))
     if report is not None:
         from quire.clients.loadtest.report import check
 
@@ -143,24 +141,7 @@ def loadtest(
     target = _target(address, api_key, secure, timeout, model.vocab_size, routing)
     sessions = plan.sessions(model.max_model_len)
     runs = [_run(plan, step, sessions, target, model.name, limits, detailed) for step in steps]
-    _print(runs, as_json)
-    if report is not None:
-        _write_report(report, runs)
-    if any(run.summary["completed"] == 0 for run in runs):
-        common.fail(_why_nothing(runs))
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One run of a sweep: closed loop where rate is None."""
-
-    rate: float | None
-    concurrency: int | None
-
-    def __str__(self) -> str:
-        if self.rate is None:
-            return f"concurrency {self.concurrency}"
-        return "trace's times" if math.isnan(self.rate) else f"{self.rate:g} sessions/s"
+    _tell(runs, as_json, report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,112 +151,6 @@ class Run:
     step: Step
     summary: dict[str, Any]
     outcome: "Outcome"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The options, but for the server and the sweep."""
-
-    workload: str
-    requests: int | None
-    prompt: Any
-    output: Any
-    prefix_share: float
-    groups: int
-    prompts_per_group: int
-    prefix: Any
-    question: Any
-    turns: int
-    trace: Path | None
-    arrivals: str
-    burstiness: float
-    speed: float
-    warmup: int
-    processes: int
-    seed: int
-    reuse_cache: bool
-    options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.workload not in _WORKLOADS:
-            raise OptionError(f"workload: {self.workload!r}; one of {', '.join(_WORKLOADS)}")
-        if (self.workload == "trace") != (self.trace is not None):
-            raise OptionError("trace: the file goes with --workload trace, and that with a file")
-        if self.arrivals == _TRACED and self.trace is None:
-            raise OptionError("arrivals: trace's times need --workload trace")
-        if self.requests is not None and self.workload == "shared-prefix":
-            raise OptionError("requests: shared-prefix sends --groups times --prompts-per-group")
-        for name in ("requests", "processes", "turns", "groups", "prompts_per_group"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name.replace('_', '-')}: {value}; at least 1")
-        if self.processes > _MAX_PROCESSES:
-            raise OptionError(f"processes: {self.processes}; at most {_MAX_PROCESSES}")
-        if self.warmup < 0:
-            raise OptionError(f"warmup: {self.warmup}; at least 0")
-        self._check_before_asking()
-
-    def _check_before_asking(self) -> None:
-        from quire.clients.loadtest import arrivals
-        from quire.clients.loadtest.workload import MAX_TURNS, check_share
-        from quire.clients.prompts import build_request
-
-        check_share(self.prefix_share)
-        arrivals.check(self.arrivals, self.burstiness, self.speed)
-        build_request([0], self.options)
-        for names in (("requests", "turns"), ("groups", "prompts_per_group")):
-            if math.prod(getattr(self, name) or 1 for name in names) > MAX_TURNS:
-                words = " times ".join("--" + name.replace("_", "-") for name in names)
-                raise OptionError(f"{names[0]}: {words} is more than {MAX_TURNS:,}")
-
-    def sessions(self, max_model_len: int) -> "list[Session]":
-        """The workload, checked against the model's length and the warm-up."""
-        from quire.clients.loadtest.workload import check_fits
-
-        sessions = list(self._sessions())
-        if len(sessions) <= self.warmup:
-            raise OptionError(f"warmup: {self.warmup} of {len(sessions)} sessions leaves none")
-        check_fits(sessions, max_model_len)
-        return sessions
-
-    def _sessions(self) -> "Iterator[Session]":
-        from quire.clients.loadtest import workload as w
-
-        lengths = w.Lengths(self.prompt, self.output)
-        count = 100 if self.requests is None else self.requests
-        if self.trace is not None:
-            return w.trace(self.trace, self.requests)
-        if self.workload == "chat":
-            return w.conversations(count, self.turns, lengths, self.seed)
-        if self.workload == "shared-prefix":
-            return w.shared_prefix_groups(
-                self.groups,
-                self.prompts_per_group,
-                self.prefix,
-                self.question,
-                self.output,
-                self.seed,
-            )
-        return w.random_prompts(count, lengths, self.prefix_share, self.seed)
-
-
-def _steps(plan: Plan, concurrency: Sequence[int], rates: Sequence[float]) -> Iterator[Step]:
-    from quire.clients.loadtest.arrivals import check_rate
-
-    if any(c < 1 for c in concurrency):
-        raise OptionError(f"concurrency: {min(concurrency)}; at least 1")
-    for one in rates:
-        check_rate(one)
-    open_loop = bool(rates) or plan.arrivals == _TRACED
-    if not open_loop:
-        yield from (Step(None, c) for c in concurrency or [8])
-        return
-    if len(concurrency) > 1:
-        raise OptionError("concurrency: with --rate it is a cap, and there is but one")
-    if plan.arrivals == _TRACED and rates:
-        raise OptionError("rate: the trace's times set it; use --speed")
-    cap = concurrency[0] if concurrency else None
-    yield from (Step(r, cap) for r in rates or [math.nan])
 
 
 def _target(
@@ -305,7 +180,7 @@ def _run(
     from quire.clients.loadtest.summary import summarize
 
     starts: list[float] | None = None
-    if plan.arrivals == _TRACED:
+    if plan.arrivals == TRACED:
         starts = arrivals.traced_starts(sessions, plan.speed)
     elif step.rate is not None:
         starts = arrivals.intended_starts(
@@ -361,6 +236,15 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def _tell(runs: Sequence[Run], as_json: bool, report: Path | None) -> None:
+    """Print the figures and write the report. Fails where a run has completed nothing."""
+    _print(runs, as_json)
+    if report is not None:
+        _write_report(report, runs)
+    if any(run.summary["completed"] == 0 for run in runs):
+        common.fail(_why_nothing(runs))
 
 
 def _write_report(path: Path, runs: Sequence[Run]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quire.clients.commands import common, sampling
-from quire.clients.commands.fields import named
+from quire.clients.commands.option_names import named
 from quire.clients.commands.terminal import note, say
 
 

@@ -4,8 +4,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from quire.clients.openai.field_names import Names
 from quire.clients.openai.fields import Fields
-from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 

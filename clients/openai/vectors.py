@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.clients.openai.faults import Faults
+from quire.clients.openai.field_names import Names
 from quire.clients.openai.fields import Fields
-from quire.clients.openai.names import Names
 from quire.v1 import inference_pb2 as pb
 
 _INT32 = (1 << 31) - 1

@@ -198,7 +198,8 @@ class ProcessLink:
     # ------------------------------------------------------------ sight
 
     def busy_since(self) -> float | None:
-        """See Link. An idle child that does not take what it is sent counts as busy with it."""
+        """See Link. A child that is idle and does not take what it is sent counts as busy since
+        then."""
         since = self._child.busy.since
         return self._asked_since if since is None else since
 

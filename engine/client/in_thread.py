@@ -16,12 +16,12 @@ from typing import Any
 from quire.engine.client.link import Receiver
 from quire.engine.client.pacing import THREAD_SHARE
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
 from quire.engine.loop.commands import Command, Stop
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, Builder, EngineLoop, report_death
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.scheduling import kv_events
+from quire.engine.startup.build_engine import build_engine
 
 
 class ThreadInbox:

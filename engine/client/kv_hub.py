@@ -92,7 +92,7 @@ class KvHub:
         asked = False
         for batch in batches:
             if not self._watchers:
-                return  # said before it heard that nobody is left
+                return  # the loop had not heard yet that nobody watches
             if batch.kind == SNAPSHOT:
                 self._take_snapshot(batch)
             elif self._follows(batch):

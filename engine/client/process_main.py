@@ -29,7 +29,7 @@ from quire.engine.request import Output
 from quire.engine.scheduling import kv_events
 
 EXIT_OK, EXIT_DEAD, EXIT_REFUSED = 0, 1, 2
-_LAST_WORDS = 5.0  # seconds that a parent gets to take them
+_LAST_WORDS = 5.0  # seconds for the parent to take them
 _CHUNK = 1 << 18  # bytes read at once
 
 

@@ -1,11 +1,11 @@
 """The stacks of all threads on standard error, for whoever sends a signal to ask for them.
 
-SIGUSR1   what a person sends to a process that is well: it changes nothing. A thread of its own
-          waits for it, so it is answered while the main thread hangs, and it reads the stacks while
-          it holds the interpreter's lock: nobody runs, so no stack moves under its eyes.
-SIGUSR2   what is sent before the end (the watchdogs do) to a process in which somebody may hold the
-          lock for ever. It is answered at once, on whatever thread, beside threads that run: a
-          stack that moves can crash the process. faulthandler's own handler.
+SIGUSR1   for a process that is well; it changes nothing. A thread of its own waits for the signal,
+          so it is answered even while the main thread hangs. That thread holds the interpreter's
+          lock while it reads the stacks, so none of them moves meanwhile.
+SIGUSR2   for a process that is about to be ended (the watchdogs send it), in which somebody may
+          hold the lock for ever. faulthandler answers at once, beside threads that run: a stack
+          that moves can crash the process.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import NoReturn
 LAST_WORDS = signal.SIGUSR2
 _ASKED = signal.SIGUSR1
 _STANDARD_ERROR = 2
-_READER_MS = 5_000  # that a reader who takes nothing is waited for
+_READER_MS = 5_000  # to wait for a reader who takes nothing
 
 
 def answer_signals() -> None:

@@ -2,11 +2,12 @@
 
 The overlapped loop plans and launches step N + 1 before it looks at the result of step N, so the
 device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
-token still on its way (scheduler), and the device feeds itself its own last token (slots). What a
-row under a constraint may draw depends on the token before: of a step with such rows the model
-alone is launched ahead, and its sampler when step N has been looked at and step N + 2 is planned,
-while the model is at work: so the device goes from that sampler to the next model without a gap.
-Where many masks are made by threads, step N + 2 is planned beside them, by a thread as well.
+token still on its way (scheduler), and the device feeds itself its own last token (slots).
+
+What a row under a constraint may draw depends on the token before. So of a step with such rows the
+model alone is launched ahead. While it is at work the loop looks at step N and plans step N + 2,
+and then launches the sampler: the device goes from that to the next model without a gap. Where many
+masks are made by threads, one more thread plans step N + 2 meanwhile.
 
 A fault in one request ends that request; a step that fails ends the requests of every step in
 flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
@@ -22,8 +23,8 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from quire.engine.errors import CorruptStateError
-from quire.engine.loop.compiling import Compiled, Compiling
-from quire.engine.loop.helper import Helper
+from quire.engine.loop.constraint_compiling import Compiled, Compiling
+from quire.engine.loop.side_thread import SideThread
 from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output
 from quire.engine.scheduling.matching import Matchers
@@ -85,12 +86,14 @@ class EngineCore:
                 matchers.work_beside(self.plan_beside)
         self.runner = runner
         self.step_times = StepTimes()
-        self.before_wait: Callable[[], None] | None = None  # the host's time until then is scarce
-        self.spare: Callable[[], bool] | None = None  # does a bit of what has time; False: nothing
+        self.before_wait: Callable[[], None] | None = None  # called once the next step is launched
+        self.spare: Callable[[], bool] | None = (
+            None  # some work that has time; False: there is none
+        )
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
-        self._masks: Masks | None = None  # of the newest one, if its sampler is to be launched
-        self._helper = Helper()
+        self._masks: Masks | None = None  # of the newest plan, if its sampler is to be launched
+        self._side_thread = SideThread()
         self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
         self._said: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
@@ -210,9 +213,10 @@ class EngineCore:
         said += self._stamp(self.scheduler.apply(plan, result))
 
     def plan_beside(self) -> Callable[[], object]:
-        """Have the next step planned by another thread, while this one, which is at a step's
-        results, waits for masks, or later, by this one. Returns how to wait for it."""
-        return self._helper.begin(self._plan_ahead)
+        """Have the next step planned by another thread while this one, in the midst of a step's
+        results, waits for masks. If that cannot be, this one plans it later. Returns how to wait
+        for it."""
+        return self._side_thread.begin(self._plan_ahead)
 
     def _plan_ahead(self) -> None:
         self._planned = Future()

@@ -25,8 +25,8 @@ def put_off() -> Iterator[None]:
 
 @contextlib.contextmanager
 def put_off_for_good() -> Iterator[None]:
-    """The same in a process of one engine, or one rank: later collections look at none of what is
-    there then, so that nothing it knows is ever collected."""
+    """The same in a process of one engine, or one rank. Later collections pass over all objects of
+    that moment: neither they nor what they refer to is ever collected."""
     with put_off():
         try:
             yield

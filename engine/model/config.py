@@ -158,7 +158,7 @@ class ModelConfig:
     @staticmethod
     def named_shape(name: str) -> "ModelConfig":
         """A shape by name, for random weights. Raises ConfigError for an unknown name."""
-        from quire.engine.model.shapes import named
+        from quire.engine.model.named_shapes import named
 
         return named(name)
 

@@ -21,10 +21,10 @@ from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.model.layers.mlp import DenseMlp, ExpertsMlp
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
+from quire.engine.model.layers.residual import Stream
 from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.layers.setting import Setting
-from quire.engine.model.layers.stream import Stream
 from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
 from quire.kernels.weight import Weight

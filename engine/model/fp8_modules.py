@@ -1,7 +1,8 @@
 """Which modules of a checkpoint are FP8: all linear layers but those that a skip list names.
 
-Invariant: a name of the list stands for a module, for what is inside it, or for modules that end
-with it, whole words between dots; a name that stands for nothing in the model is refused.
+Invariant: a name of the list stands for a module and all that is inside it, or for all modules
+whose names end with it, in whole words between dots. A name that stands for nothing in the model is
+refused.
 """
 
 from collections.abc import Iterable, Iterator

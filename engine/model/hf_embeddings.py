@@ -23,9 +23,12 @@ _MAX_HEADER = 100 << 20  # bytes
 
 
 def embeds_only(path: Path, config: JsonFile) -> bool:
-    """Whether a checkpoint has no output head and needs none: by its architecture, or because it
-    is stored without one, as models of sentence-transformers are, or without the names' prefix, as
-    a bare decoder is. Raises ConfigError."""
+    """Whether a checkpoint has no output head and needs none.
+
+    That is so by its architecture; or because it is stored without a head, as models of
+    sentence-transformers are; or because its tensors' names lack the prefix, as a bare decoder's
+    do. Raises ConfigError.
+    """
     check_modules(path)
     if config.data.get("architectures") in [[name] for name in WITHOUT_HEAD]:
         return True

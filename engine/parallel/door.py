@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from quire.engine.errors import ConfigError, QuireError, RankError
-from quire.engine.parallel import opening
+from quire.engine.parallel import handshake
+from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.line import Kind, Line
 from quire.engine.parallel.network import host_of, kept_alive
-from quire.engine.parallel.opening import NO_RANK, Opening
 from quire.engine.parallel.secret import Secret
 from quire.engine.parallel.terms import Terms, difference, unpack
 
@@ -37,14 +37,14 @@ class _Stranger:
     connection: socket.socket
     address: str
     until: float
-    greeting: bytes = field(default_factory=opening.hello)
+    greeting: bytes = field(default_factory=handshake.hello)
     data: bytes = b""
 
     def whole(self) -> bool:
         """Whether all of an opening is here. Raises RankError for no opening."""
-        if len(self.data) < opening.OPENING_BYTES:
+        if len(self.data) < handshake.OPENING_BYTES:
             return False
-        return len(self.data) >= opening.OPENING_BYTES + opening.terms_length(self.data)
+        return len(self.data) >= handshake.OPENING_BYTES + handshake.terms_length(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,12 @@ class Door:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def gather(self, seconds: float, check: Callable[[], None] = lambda: None) -> list[Member]:
-        """Returns when all have come. Raises ConfigError for a node that does not come in time,
-        or that cannot go with this one, and what `check` raises, which is called every second or
-        so; those that have come are told."""
+        """Returns when all nodes have come, and tells them so.
+
+        check: called about every second; what it raises ends the wait. Raises ConfigError for a
+        node that does not come in time, or that cannot go with this one. Those that have come are
+        told of that too.
+        """
         until = self._clock() + seconds
         try:
             while self._missing:
@@ -151,20 +154,20 @@ class Door:
                 self._drop(stranger, "it has gone")
         except RankError as error:
             with contextlib.suppress(OSError):
-                stranger.connection.sendall(opening.rejected())
+                stranger.connection.sendall(handshake.rejected())
             self._drop(stranger, str(error))
 
     def _meet(self, stranger: _Stranger) -> None:
         """Whoever has said all that an opening has. Raises RankError for a stranger, and
         ConfigError for a node that cannot go with this one."""
-        length = opening.OPENING_BYTES + opening.terms_length(stranger.data)
+        length = handshake.OPENING_BYTES + handshake.terms_length(stranger.data)
         if len(stranger.data) > length:
             raise RankError("it goes on without being asked")
-        heard = opening.opened(self._secret, stranger.greeting, stranger.data)
+        heard = handshake.opened(self._secret, stranger.greeting, stranger.data)
         terms = unpack(heard.terms)
         connection, line = stranger.connection, Line(stranger.connection)
         with contextlib.suppress(OSError):  # one that has gone shows later
-            connection.sendall(opening.accepted(self._secret, stranger.greeting, stranger.data))
+            connection.sendall(handshake.accepted(self._secret, stranger.greeting, stranger.data))
         self._forget(stranger)
         words = self._misplaced(heard)
         if words is not None:
@@ -193,8 +196,8 @@ class Door:
         return None
 
     def _left(self, member: Member) -> None:
-        """A node has nothing to say yet: it has gone. It may come again, from the beginning; what
-        is heard only then of one that has gone is not of those that have come since."""
+        """A node that should say nothing yet has gone. It may come again, from the beginning. What
+        is heard late of one that has gone already says nothing of one that has come since."""
         if self._members.get((member.node, member.rank)) is not member:
             return
         log.warning("node %d (%s) has gone again", member.node, member.address)

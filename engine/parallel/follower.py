@@ -23,7 +23,7 @@ from quire.engine.errors import QuireError, RankError
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel.codec import decode, decode_masks
 from quire.engine.parallel.line import Kind, Line
-from quire.engine.parallel.meeting import exchange_of
+from quire.engine.parallel.rendezvous import exchange_of
 from quire.engine.parallel.store import LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 from quire.engine.errors import ConfigError, RankError
-from quire.engine.parallel import opening
+from quire.engine.parallel import handshake
+from quire.engine.parallel.handshake import Opening
 from quire.engine.parallel.line import Kind, Line, values_of
 from quire.engine.parallel.network import kept_alive
-from quire.engine.parallel.opening import Opening
 from quire.engine.parallel.secret import Secret
 
 ANSWER_SECONDS = 10.0  # that the other side may take for each answer
@@ -66,16 +66,16 @@ class Joining:
         return connection
 
     def _introduce(self, connection: socket.socket, said: Opening) -> None:
-        greeting = _exactly(connection, opening.HELLO_BYTES)
-        if not opening.is_hello(greeting):
+        greeting = _exactly(connection, handshake.HELLO_BYTES)
+        if not handshake.is_hello(greeting):
             raise ConfigError(f"{self._where}: what listens there is no node 0 of Quire's")
-        head = opening.said_of(said)
-        data = opening.signed(self._secret, greeting, head, said.terms)
+        head = handshake.said_of(said)
+        data = handshake.signed(self._secret, greeting, head, said.terms)
         connection.sendall(data)
-        answer = _exactly(connection, opening.ANSWER_BYTES)
-        if not opening.is_accepted(answer):
+        answer = _exactly(connection, handshake.ANSWER_BYTES)
+        if not handshake.is_accepted(answer):
             raise ConfigError(f"{self._where}: node 0 has another secret")
-        if not opening.is_node_0(self._secret, answer, greeting, data):
+        if not handshake.is_node_0(self._secret, answer, greeting, data):
             raise ConfigError(f"{self._where}: whoever listens there does not have the secret")
         try:
             kind, body = Line(connection).hear()

@@ -19,9 +19,9 @@ from functools import partial
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.parallel import process
+from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.joining import Joining
 from quire.engine.parallel.line import Kind, Line, values_of
-from quire.engine.parallel.opening import NO_RANK, Opening
 from quire.engine.parallel.secret import Secret
 from quire.engine.parallel.terms import Terms, pack
 

@@ -21,19 +21,19 @@ from torch._C._distributed_c10d import Store
 
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
 from quire.engine.parallel.door import Member
-from quire.engine.parallel.exchange import LOOPBACK
+from quire.engine.parallel.group_exchange import LOOPBACK
+from quire.engine.parallel.handshake import NO_RANK
 from quire.engine.parallel.line import Kind, said
 from quire.engine.parallel.member import GRACE, DistantRank, LocalRank, Node, Rank
-from quire.engine.parallel.opening import NO_RANK
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
 
-MEETING_SECONDS = 300.0  # in which all ranks are to be there
-ASK_SECONDS = 5.0  # of a node's silence, after each of which it is asked whether it is there
-MAX_ASKED = 6  # times in a row; a stop of this process takes none of them away from the node
-NOTICE_SECONDS = 20.0  # in which rank 0 is to notice, while it is built, that another is lost
+MEETING_SECONDS = 300.0  # for all ranks to meet
+ASK_SECONDS = 5.0  # a node that says nothing for so long is asked whether it is there
+MAX_ASKED = 6  # times in a row without an answer; none is counted while this process is stopped
+NOTICE_SECONDS = 20.0  # for rank 0 to notice by itself, while it is built, that another is lost
 EXIT_LOST = 1
 _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityError)}
 
@@ -96,7 +96,7 @@ class Ranks:
     def build(self, config: dict[str, Any], threads: int) -> None:
         """What they are to build, each on so many threads of the CPU."""
         for rank in self._ranks:
-            with contextlib.suppress(RankError):  # its end is told by whom listens to it
+            with contextlib.suppress(RankError):  # the thread that listens to it tells of its end
                 rank.line.say(
                     Kind.BUILD,
                     config=config,
@@ -268,8 +268,8 @@ class Ranks:
         self._without(f"rank {rank.number} ({rank.where}) {how}")
 
     def _without(self, words: str) -> None:
-        """Someone is lost: all others go too. Before all were ready rank 0 ends by itself what it
-        builds, unless it stands in an exchange, which nobody completes."""
+        """Someone is lost: all others go too. Before all were ready rank 0 has a while to end by
+        itself what it builds; in an exchange, which nobody completes any more, it cannot."""
         if self._ending:
             return
         if not self._fail(RankError(words)):

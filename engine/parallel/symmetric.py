@@ -29,7 +29,7 @@ from torch._C._distributed_c10d import (
 )
 
 if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
-    from quire.kernels.linear.exchange import Mail
+    from quire.kernels.linear.all_reduce_norm import Mail
 
 _NAME = "quire"
 _FOLDER = "quire-inboxes"  # what it is asked for by
@@ -61,25 +61,25 @@ class Inbox:
     ) -> None:
         """width: numbers a row. Returns when all ranks have come; raises RuntimeError where torch
         finds no way."""
-        from quire.kernels.linear import exchange
+        from quire.kernels.linear import all_reduce_norm
 
         os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
         group = ProcessGroup(store, rank, size)
         _register_process_group(_NAME, group)  # type: ignore[arg-type]
         _SymmetricMemory.set_group_info(_NAME, rank, size, store)
-        one, two = exchange.inbox_words(size, width)
+        one, two = all_reduce_norm.inbox_words(size, width)
         words = torch.int32
         self._memory: Tensor = _SymmetricMemory.empty_strided_p2p((one + two,), (1,), words, device)
-        self._memory.fill_(exchange.EMPTY.value)
+        self._memory.fill_(all_reduce_norm.EMPTY.value)
         torch.cuda.synchronize(device)
         self._shared = _SymmetricMemory.rendezvous(self._memory, _NAME)
         self._flag = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         first = list(self._shared.buffer_ptrs)
-        second = [address + one * exchange.WORD for address in first]
-        flag, rooms = self._flag.data_ptr(), exchange.rooms(size)
-        self.mail: Mail = exchange.Mail(
-            exchange.Inboxes.new(rank, rooms[0], first, flag, device),
-            exchange.Inboxes.new(rank, rooms[1], second, flag, device),
+        second = [address + one * all_reduce_norm.WORD for address in first]
+        flag, rooms = self._flag.data_ptr(), all_reduce_norm.rooms(size)
+        self.mail: Mail = all_reduce_norm.Mail(
+            all_reduce_norm.Inboxes.new(rank, rooms[0], first, flag, device),
+            all_reduce_norm.Inboxes.new(rank, rooms[1], second, flag, device),
         )
         torch.cuda.synchronize(device)
 

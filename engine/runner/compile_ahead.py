@@ -122,11 +122,11 @@ def begin(
     leads: bool = True,
     exact: bool = False,
 ) -> CompileAhead | None:
-    """Begin to compile for an engine on a GPU; None on a CPU, which has nothing to compile, without
-    Triton, and on a rank that does not lead, which finds what the leading one has compiled.
+    """Begin to compile for an engine on a GPU.
 
-    dtype: of weights and activations. From here on Triton keeps kernels in a folder that can
-    be written.
+    None on a CPU and without Triton, which have nothing to compile, and on a rank that does not
+    lead: it finds what the leading rank has compiled. dtype: of weights and activations. From here
+    on Triton keeps kernels in a folder that can be written.
     """
     early = compile_process.take_early()
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:

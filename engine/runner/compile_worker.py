@@ -25,8 +25,8 @@ from quire.engine import lifeline
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
+from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.model.shape import model_config, resolve_max_model_len
 from quire.engine.runner import exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
@@ -34,7 +34,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
-from quire.kernels.linear import exchange
+from quire.kernels.linear import all_reduce_norm
 from quire.kernels.offline import Kernel
 from quire.kernels.outlines import Outlines
 from quire.kernels.support import NARROW
@@ -65,13 +65,13 @@ class _Outline:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._mail = exchange.outline(size)
+        self._mail = all_reduce_norm.outline(size)
 
     def gather(self, x: Tensor) -> Tensor:
         return x.new_empty(self._size, *x.shape)
 
-    def mail_for(self, partial: Tensor) -> exchange.Mail | None:
-        return self._mail if partial.dtype in exchange.DTYPES else None
+    def mail_for(self, partial: Tensor) -> all_reduce_norm.Mail | None:
+        return self._mail if partial.dtype in all_reduce_norm.DTYPES else None
 
     def check(self) -> None:
         """Nothing is launched."""

@@ -1,16 +1,17 @@
-"""Captured steps: the model's part of a step is one CUDA graph, embedding to hidden states, and a
-sampler of so many rows, head to advanced state, another, which serves all models' parts alike;
-under masks it is two, so that logits are made while the host makes masks. Only the plainest steps
-of few rows are one graph from end to end: a second one costs them most.
+"""Captured steps: the model is one CUDA graph, the sampler another.
+
+The model's part of a step reaches from embedding to hidden states. A sampler, of so many rows,
+reaches from the head to the slots' new state, and serves all models' parts alike. Under masks it is
+two graphs, so that logits are made while the host makes masks. Only the plainest steps of few rows
+are one graph from end to end: a second launch costs them most.
 
 Invariant: a graph reads the slots, the staging buffer, `row_slots`, masks and what the model's part
-leaves for its sampler (`forwarded.Aside`), all at fixed addresses, and nothing else that the host
-writes.
-What it computes is a function of its key: padded numbers of rows and tokens, a bound of the context
-(which only limits the grid of attention and never changes a result) and what sampling needs.
-Padding belongs to the null slot. Graphs share one memory pool, so results are to be copied out, or
-used up by a sampler, before the next replay, in stream order. The current stream is the engine's
-own: the default stream cannot be captured.
+leaves for its sampler (`model_output.Aside`), all at fixed addresses, and nothing else that the
+host writes. What it computes is a function of its key: padded numbers of rows and tokens, a bound
+of the context (which only limits the grid of attention and never changes a result) and what
+sampling needs. Padding belongs to the null slot. Graphs share one memory pool, so results are to be
+copied out, or used up by a sampler, before the next replay, in stream order. The current stream is
+the engine's own: the default stream cannot be captured.
 """
 
 import logging
@@ -22,13 +23,13 @@ from typing import NamedTuple
 
 import torch
 
-from quire.engine.runner.forwarded import Forwarded
 from quire.engine.runner.inputs import MixedShape
+from quire.engine.runner.model_output import ModelOutput
 from quire.engine.runner.sampler import Needs, Sampled
 
 log = logging.getLogger(__name__)
 
-Done = Sampled | Forwarded  # what a step leaves, by its key
+Done = Sampled | ModelOutput  # what a step leaves, by its key
 
 _FIRST_CONTEXT_BOUND = 4096
 MAX_GRAPHS = 512
@@ -283,11 +284,12 @@ class StepGraphs:
         return captured.done
 
     def capture(self, key: Key | WriteKey, *parts: Callable[[], Done], ran: bool = True) -> None:
-        """Record a step, whose kernels are compiled, without running it. parts: it may be begun
-        with the first of two, which leaves the second what it takes.
+        """Record a step, whose kernels are compiled, without running it.
 
-        ran: it has run before. What fails otherwise may want a library's first call: it is to be
-        tried again afterwards, and is not there until then.
+        parts: one after another; of two, `begin` may replay the first ahead, which leaves the
+        second what it takes. ran: the step has run before. If it has not, a failure may only mean
+        that a library wants its first call outside of a graph: nothing is kept, and the step can be
+        captured after it has run.
         """
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)

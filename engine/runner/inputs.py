@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
-from quire.engine.runner.judging import stage_judged
+from quire.engine.runner.compute_prompt_logprobs import stage_judged
 from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
@@ -92,11 +92,12 @@ def stage_mixed(
 ) -> None:
     """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
 
-    Padding rows belong to the null slot; the last of them takes the padding tokens. The sizes of
-    all arrays of a padded step follow from `shape` alone, and of those that its sampler reads from
-    the number of rows, so that a graph finds them where they were captured. Of a padded step every
-    row's last token is in logits_rows, of an exact one those that sample; which those are among the
-    rows, sampled_rows tells, with the last one behind them in a padded step: with all_sample all,
+    Padding rows belong to the null slot; the last of them takes the padding tokens. In a padded
+    step the sizes of all arrays follow from `shape` alone, and the sizes of those that its sampler
+    reads from the number of rows: so a graph finds them where they were captured.
+
+    logits_rows: each row's last token; of an exact step only of rows that sample. sampled_rows:
+    which rows sample; of a padded step the last row stands behind them. all_sample: all rows do,
     padding too.
     """
     decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]

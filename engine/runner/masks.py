@@ -20,7 +20,8 @@ from quire.engine.scheduling.matching import Places, parted
 from quire.engine.scheduling.plan import Mask
 
 NO_MASK: Mask = b""  # of a row that may draw any id
-_ROOMS = 4  # two take turns, others are held by rows that are in no step; one more is never given
+# Two take turns; others may be held by rows that are in no step. One more is never given.
+_ROOMS = 4
 
 
 class MaskTable:

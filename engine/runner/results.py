@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quire.engine.runner.judging import JudgedNumbers
+from quire.engine.runner.compute_prompt_logprobs import JudgedNumbers
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.sampler import Sampled, to_logprobs
 from quire.engine.runner.staging import Steps

@@ -22,8 +22,6 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.registry import Model
 from quire.engine.runner.copies import warm_copies
 from quire.engine.runner.device_errors import is_device_lost
-from quire.engine.runner.edits import Bias, SlotEdits
-from quire.engine.runner.forwarded import Aside, Forwarded
 from quire.engine.runner.graphs import (
     Done,
     GraphKey,
@@ -37,15 +35,18 @@ from quire.engine.runner.graphs import (
     most_rows,
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
-from quire.engine.runner.reading import read
+from quire.engine.runner.logit_edits import Bias, SlotEdits
+from quire.engine.runner.model_output import Aside, ModelOutput
+from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
+from quire.engine.runner.slot_sampling import SlotSampling
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
+from quire.engine.runner.state_writes import NOTHING, Writer, write_bytes
 from quire.engine.runner.uncaptured import Uncaptured, of_prompts
 from quire.engine.runner.warmup import WarmStep, stage_null
-from quire.engine.runner.writes import NOTHING, Writer, write_bytes
-from quire.engine.scheduling.plan import Masks, SamplingNumbers, StepPlan
+from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.kernels.ops import Ops
 
 
@@ -75,31 +76,24 @@ class Runner:
         self.counters = RunnerCounters()
         self.captured_bytes = 0  # that capture took of the device while warming up
         self.captured_seconds = 0.0
-        self._model = model
-        self._ops = ops
-        self._kv = kv
-        self._state = state
-        self._device = state.seeds.device
+        self._model, self._ops, self._kv, self._state = model, ops, kv, state
+        self._device, null = state.seeds.device, state.null_slot
         self.mask_room = state.masks.room  # where the next step's masks are to be made
         self._sampler = Sampler(ops, state, model.head)
-        self._read = partial(read, model, ops, state.null_slot)
+        self._read = partial(read, model, ops, null)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
-        self._results = Results(self._device, state.null_slot, check)
+        self._results = Results(self._device, null, check)
         steps = self._results.steps
         self._bias_staging = Staging(self._device, steps=steps)  # the step's is still to be read
-        width, dtype = model.config.hidden_size, model.dtype
-        self._aside = Aside(most_rows(state.null_slot), width, dtype, self._device)
+        width = model.config.hidden_size
+        self._aside = Aside(most_rows(null), width, model.dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
-        self._sizes = GraphSizes(state.null_slot, max_model_len, prompt_tokens)
-        null = state.null_slot
-        room = fixed_bytes(null, prompt_tokens)
-        ahead = write_bytes(null)
+        self._sizes = GraphSizes(null, max_model_len, prompt_tokens)
+        room, ahead = fixed_bytes(null, prompt_tokens), write_bytes(null)
         self._staging = Staging(self._device, capacity=room, ahead=ahead, steps=steps)
         self._writer = Writer(self._staging, state, ops, kv, use_graphs=use_graphs)
         self._row_slots = self._writer.row_slots
-        self._decoding: list[int] = []  # slots of the last decode step, and what its rows need
-        self._needs: Needs | None = None
-        self._sampling: dict[int, SamplingNumbers] = {}  # by slot, of its last admission
+        self._slot_sampling = SlotSampling()
         self._graphs = StepGraphs() if use_graphs else None
         self._uncaptured = Uncaptured()
         self._warm = False  # whatever can be launched is compiled
@@ -172,7 +166,7 @@ class Runner:
     def reset(self) -> None:
         """After a failed step: take nothing on the device for granted."""
         self._writer.reset()
-        self._needs = None
+        self._slot_sampling.reset()
         self._open = None
 
     @staticmethod
@@ -192,12 +186,11 @@ class Runner:
 
     def _execute(self, plan: StepPlan) -> PendingResult | None:
         if plan.admitted:
-            self._needs = None
-            self._sampling.update((one.slot, one.sampling) for one in plan.admitted)
+            self._slot_sampling.admit(plan.admitted)
             self._edits.admit(plan.admitted)
         if plan.num_decode_rows == len(plan.rows):
             return self._execute_decode(plan)
-        needs = self._needs_of(plan)
+        needs = self._slot_sampling.needs_of(plan)
         key = self._mixed_key(plan, needs)
         shape = MixedShape.of(plan) if key is None else key.shape
         whole = key is not None and key.needs is not None
@@ -216,9 +209,9 @@ class Runner:
         return None if needs.masks else self.sample(())
 
     def _execute_decode(self, plan: StepPlan) -> PendingResult | None:
-        needs = self._decode_needs(plan)
+        needs = self._slot_sampling.needs_of_decode(plan)
         key = self._decode_key(plan, needs)
-        self._writer.begin(plan, self._decoding, key.decode_rows)
+        self._writer.begin(plan, self._slot_sampling.decoding, key.decode_rows)
         self._writer.write(plan)
         done = self._run(key)
         if isinstance(done, Sampled):
@@ -237,7 +230,7 @@ class Runner:
         return launch(masks)
 
     def _sample_behind(
-        self, plan: StepPlan, done: Forwarded, needs: Needs, key: SamplerKey | None, masks: Masks
+        self, plan: StepPlan, done: ModelOutput, needs: Needs, key: SamplerKey | None, masks: Masks
     ) -> PendingResult:
         """key: of the sampler that may be kept; None: it runs eagerly."""
         if needs.masks:
@@ -270,7 +263,7 @@ class Runner:
             self._uncaptured.met(key)
         return done
 
-    def _run_exact(self, plan: StepPlan, shape: MixedShape) -> Forwarded:
+    def _run_exact(self, plan: StepPlan, shape: MixedShape) -> ModelOutput:
         """A step that is too long to be kept, or none is."""
         self.counters.eager_steps += 1
         context = max(row.start + row.num_tokens for row in plan.rows)
@@ -281,16 +274,16 @@ class Runner:
         """The same step as it is captured: what a sampler does before it reads masks is a part."""
         if not isinstance(key, SamplerKey) or not key.needs.masks:
             return (self._step_of(key),)
-        made: list[Forwarded] = []
+        made: list[ModelOutput] = []
 
-        def head() -> Forwarded:
+        def head() -> ModelOutput:
             left = self._left(key)
             made[:] = [replace(left, logits=self._model.logits(left.hidden, left.logits_rows))]
             return made[0]
 
         return head, lambda: self._results.keep(self._sample(made.pop(), key.needs))
 
-    def _left(self, key: SamplerKey) -> Forwarded:
+    def _left(self, key: SamplerKey) -> ModelOutput:
         if key.prompts:
             return self._aside.left_by_prompts(self._staging)
         return self._aside.left(self._row_slots[: key.rows])
@@ -303,19 +296,13 @@ class Runner:
             return lambda: self._aside.keep(self._model_of(key))
         return lambda: self._sample(self._model_of(key), whole)
 
-    def _model_of(self, key: GraphKey) -> Forwarded:
+    def _model_of(self, key: GraphKey) -> ModelOutput:
         if not key.prefill_tokens:
             return self._decode_model(self._row_slots[: key.decode_rows], key.context_bound)
         longest = min(key.prefill_tokens, key.context_bound)
         return self._mixed_model(key.shape, longest, key.context_bound)
 
     # ------------------------------------------------------------ keys
-
-    def _decode_needs(self, plan: StepPlan) -> Needs:
-        slots = [row.slot for row in plan.rows]
-        if self._needs is None or slots != self._decoding:
-            self._decoding, self._needs = slots, self._needs_of(plan)
-        return self._needs
 
     def _decode_key(self, plan: StepPlan, needs: Needs) -> GraphKey:
         rows, bound = len(plan.rows), max(row.start for row in plan.rows) + 1
@@ -336,34 +323,27 @@ class Runner:
         whole = in_front and all(row.samples for row in plan.rows)
         return key._replace(needs=needs) if whole else key
 
-    def _needs_of(self, plan: StepPlan) -> Needs:
-        needs = Needs(masks=bool(plan.masked))
-        for row in plan.rows:
-            if row.samples:
-                needs = needs.including(self._sampling[row.slot])
-        return needs
-
     # ------------------------------------------------------------ what runs on the device
 
-    def _decode_model(self, row_slots: Tensor, max_context_len: int) -> Forwarded:
+    def _decode_model(self, row_slots: Tensor, max_context_len: int) -> ModelOutput:
         """The model's part of a step of one-token rows."""
         block_size = self._kv.block_size
         context_lens = self._aside.context_lens(len(row_slots))
         inputs = decode_inputs(
             self._ops, self._state, block_size, row_slots, context_lens, max_context_len
         )
-        return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
+        return ModelOutput.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
-    def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> Forwarded:
+    def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> ModelOutput:
         """The model's part of a step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
         lens = self._aside.context_lens(shape.decode_rows + shape.prefill_rows)
         inputs = mixed_inputs(
             self._ops, self._state, block_size, staging, shape, longest, max_context_len, lens
         )
-        return Forwarded.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
+        return ModelOutput.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
-    def _sample(self, done: Forwarded, needs: Needs, bias: Bias | None = None) -> Sampled:
+    def _sample(self, done: ModelOutput, needs: Needs, bias: Bias | None = None) -> Sampled:
         """What comes behind the model: logits, tokens, and slots that have moved on."""
         rows = done.sampled_rows
         if rows is not None and not rows.numel():  # no row has come to its end
@@ -392,10 +372,6 @@ class Runner:
     def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
         """Start the copies to the host: of a padded step the real rows are the first."""
         count = sum(row.samples for row in plan.rows)
-        return self._results.collect(sampled, count, self._wanted(plan, sampled.logprobs))
-
-    def _wanted(self, plan: StepPlan, logprobs: object | None) -> list[int | None]:
-        """Taken down now: the slots may be others' by the time the result has come."""
-        if logprobs is None:
-            return []
-        return [self._sampling[row.slot].logprobs for row in plan.rows if row.samples]
+        # Taken down now: the slots may be others' by the time the result has come.
+        wanted = [] if sampled.logprobs is None else self._slot_sampling.logprobs_of(plan)
+        return self._results.collect(sampled, count, wanted)

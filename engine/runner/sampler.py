@@ -12,8 +12,8 @@ from torch import Tensor
 
 from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.request import TokenLogprob
-from quire.engine.runner.edits import Bias
-from quire.engine.runner.judging import JudgedNumbers
+from quire.engine.runner.compute_prompt_logprobs import JudgedNumbers
+from quire.engine.runner.logit_edits import Bias
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.plan import SamplingNumbers
@@ -93,6 +93,18 @@ class Sampler:
             return Sampled(self._head.best(ops, logits, noise))
         changes = needs.adjusts or needs.filters or needs.edits
         raw = logits.clone() if needs.logprobs and changes else logits
+        self._change(logits, slots, positions, needs, bias)
+        tokens = ops.greedy(logits) if noise is None else ops.sample(logits, *noise)
+        if not needs.logprobs:
+            return Sampled(tokens)
+        count = min(MAX_LOGPROBS, logits.shape[1])
+        return Sampled(tokens, ops.logprobs(raw, tokens, count))
+
+    def _change(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs, bias: Bias | None
+    ) -> None:
+        """Penalties, then single ids, then filters: in place."""
+        ops, state = self._ops, self._state
         if needs.adjusts:
             ops.apply_penalties(
                 logits,
@@ -112,11 +124,6 @@ class Sampler:
             ops.filter_logits(
                 logits, slots, state.temperature, state.top_k, state.top_p, state.min_p
             )
-        tokens = ops.greedy(logits) if noise is None else ops.sample(logits, *noise)
-        if not needs.logprobs:
-            return Sampled(tokens)
-        count = min(MAX_LOGPROBS, logits.shape[1])
-        return Sampled(tokens, ops.logprobs(raw, tokens, count))
 
 
 def to_logprobs(

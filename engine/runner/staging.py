@@ -5,9 +5,10 @@ There is one more of them than steps can be in flight. On the device there is on
 overwritten in stream order: arrays that are put in the same order with the same sizes lie at the
 same addresses in every step, so a captured graph may read them, provided that they come first and
 end within the buffer's capacity. What comes behind may be of any size. What was put before `fix`
-lies ahead of that, and ends where the rest begins: so it too has one address for each size. The
-copy itself may be captured: it is of one size then, and from one of two host buffers, so that its
-event may come behind the step: to record one takes long after a rest, and the device would wait.
+lies ahead of that, and ends where the rest begins: so it too has one address for each size.
+
+The copy itself may be captured. Then it has one size, and one of two host buffers, and its event is
+recorded behind the step: after a rest that takes long, and the device would wait for it.
 """
 
 import struct
@@ -30,7 +31,7 @@ _DTYPES = {
     np.dtype(np.float32): torch.float32,
 }
 _CODES = {"i": torch.int32, "q": torch.int64}
-Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # its bytes' begin and end, and what they are
+Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # first byte, end, dtype, shape
 
 
 @dataclass(slots=True)
@@ -111,9 +112,9 @@ class Staging:
         self._ring = Ring(device, ring, capacity, steps)
         self._kept_bytes = min(KEPT_BYTES, capacity)
         self._kept = Ring(device, KEPT_BUFFERS, self._kept_bytes, steps)
-        self._filled: Tensor | None = None  # whose copy is to come, or its event
+        self._filled: Tensor | None = None  # the buffer whose copy, or event, is still to come
         self._ahead = ahead
-        self._fixed = 0  # bytes of those
+        self._fixed = 0  # bytes that were put before `fix`
         self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
         self._parts: list[bytes] = []  # of the upload
         self._size = 0  # of those, in bytes

@@ -1,7 +1,7 @@
-"""Steps that are not captured yet: which are worth it at once, and which when nothing is asked.
+"""Steps that are not captured yet: which to capture at once, and which in spare time.
 
-An eager run of a step with prompts is sooner done than its capture and the replay behind it, so the
-first of a kind is not made to wait for that. One-token rows come again with the very next step.
+A step with prompts is done sooner by an eager run than by a capture and a replay, so the first of
+its kind is not captured. One-token rows are, at once: they come again with the very next step.
 """
 
 from collections import deque

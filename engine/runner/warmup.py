@@ -1,10 +1,9 @@
 """The steps that are run before an engine serves: no kernel is compiled while requests wait.
 
-Invariant: whatever step a scheduler may plan, and however it is padded, each kernel that it
-launches is launched by one of `warm_steps` too. Which kernels those are is told by
-`kernels/launches.py` from sizes alone; here every size is asked about at which the answer may
-change, and a step is kept if it brings a kernel that no step before it did. Steps run on null
-rows, so that no slot moves.
+Invariant: each kernel of any step that a scheduler may plan, however padded, is launched by one of
+`warm_steps` too. `kernels/launches.py` tells a step's kernels from its sizes alone. It is asked
+here about every size at which its answer may change, and a step is kept if it brings a kernel that
+no step before it did. Steps run on null rows, so that no slot moves.
 
 The list is plain data: what it warms, another process can compile from it.
 """
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from quire.engine.config import EngineConfig
 from quire.engine.model.base import CausalModel
-from quire.engine.model.shape import resolve_max_model_len
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.runner.graphs import PROMPT_TOKENS, most_rows
 from quire.engine.runner.inputs import MixedShape, stage_rows
 from quire.engine.runner.sampler import Needs

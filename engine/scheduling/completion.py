@@ -33,7 +33,8 @@ class Flight(NamedTuple):
     requests: tuple[Request, ...]
 
 
-# A row under a constraint whose token has come, how many it has, and whose next mask is to be made.
+# A row under a constraint: its token has come (the last number says how many there are), and its
+# next mask is to be made.
 _Awaited = tuple[Request, Constrained, Output, int]
 
 
@@ -88,11 +89,7 @@ class Completion:
         goes wrong with one row's result ends that request alone, with ERROR; CorruptStateError if
         that can not be done.
         """
-        samples = decode = plan.num_decode_rows  # they come first, and all of them sample
-        if decode < len(plan.rows):
-            samples += sum([row.samples for row in plan.rows[decode:]])
-        if len(result.tokens) != samples:
-            raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")
+        _check_size(plan, result)
         pooled = {one.slot: told for one, told in zip(plan.pooled, result.pooled, strict=True)}
         judged = {one.slot: told for one, told in zip(plan.judged, result.judged, strict=True)}
         flight, roster = self._retire(plan), self._roster
@@ -100,7 +97,7 @@ class Completion:
         counters.steps += 1
         counters.mixed_steps += plan.is_mixed
         sampled = 0
-        simple = decode if not result.logprobs and self._window is None else 0
+        simple = plan.num_decode_rows if not result.logprobs and self._window is None else 0
         for at, (row, request) in enumerate(zip(plan.rows, flight.requests, strict=True)):
             try:
                 done = at < simple and self._apply_next(row, request, result.tokens[at], outputs)
@@ -109,28 +106,14 @@ class Completion:
             if done:
                 sampled += 1
                 continue
-            tokens: list[int] = []
+            tokens: Sequence[int] = ()
             logprob = None
             if row.samples:
                 tokens = result.tokens[sampled]
                 logprob = result.logprobs[sampled] if result.logprobs else None
                 sampled += 1
-            request.in_flight -= 1
-            said = len(outputs)
-            try:
-                if judged and row.slot in judged:
-                    self._say_judged(row, request, judged[row.slot], outputs)
-                if pooled and row.slot in pooled:
-                    self._apply_pooled(row, request, pooled[row.slot], outputs)
-                else:
-                    self._apply_row(row, request, tokens, logprob, outputs)
-            except Exception as error:
-                del outputs[said:]
-                if request.status is Status.FINISHED:  # half-way through its end
-                    roster.say(*outputs)  # of the rows before it: that stands
-                    raise CorruptStateError(str(error)) from error
-                counters.discarded += len(tokens)
-                self._fail_one(request, error)
+            read = judged.get(row.slot), pooled.get(row.slot)
+            self._apply_whole(row, request, tokens, logprob, read, outputs)
         if self._awaited:
             self._match(outputs)
         outputs += roster.drain_outputs()
@@ -157,11 +140,7 @@ class Completion:
                     self._roster.end(request, FinishReason.LENGTH, output, said=True)
             except Exception as error:
                 outputs[:] = [other for other in outputs if other is not output]
-                if request.status is Status.FINISHED:
-                    self._roster.say(*outputs)
-                    raise CorruptStateError(str(error)) from error
-                self._roster.counters.discarded += 1
-                self._fail_one(request, error)
+                self._fail_row(request, error, 1, outputs)
 
     def fail(self, error_id: str) -> None:
         """A step failed: all requests in flight end with it; none of their blocks is known."""
@@ -215,6 +194,30 @@ class Completion:
         if request.constrained is not None:
             self._awaited.append((request, request.constrained, output, count))
         return True
+
+    def _apply_whole(
+        self,
+        row: PlanRow,
+        request: Request,
+        tokens: Sequence[int],
+        logprob: TokenLogprob | None,
+        read: tuple[bytes | None, bytes | None],
+        outputs: list[Output],
+    ) -> None:
+        """All that a row may come to. read: of its prompt, `judged` and `pooled` of StepResult."""
+        judged, pooled = read
+        request.in_flight -= 1
+        said = len(outputs)
+        try:
+            if judged is not None:
+                self._say_judged(row, request, judged, outputs)
+            if pooled is not None:
+                self._apply_pooled(row, request, pooled, outputs)
+            else:
+                self._apply_row(row, request, tokens, logprob, outputs)
+        except Exception as error:
+            del outputs[said:]
+            self._fail_row(request, error, len(tokens), outputs)
 
     def _apply_row(
         self,
@@ -341,8 +344,15 @@ class Completion:
         """The pool and the request's table of layers with a window."""
         return self._roster.pool, request.block_table
 
-    def _fail_one(self, request: Request, error: Exception) -> None:
-        """End one request by a fault that is its alone."""
+    def _fail_row(
+        self, request: Request, error: Exception, tokens: int, outputs: list[Output]
+    ) -> None:
+        """End one request by a fault that is its alone, for which so many tokens were drawn.
+        Raises CorruptStateError if it is half-way through its end."""
+        if request.status is Status.FINISHED:
+            self._roster.say(*outputs)  # of the rows before it: that stands
+            raise CorruptStateError(str(error)) from error
+        self._roster.counters.discarded += tokens
         output = Output(request.key, request.index)
         if isinstance(error, ConstraintError):  # what was asked for cannot be, as it turned out
             output.dead_end = str(error)
@@ -350,3 +360,12 @@ class Completion:
             output.error_id = secrets.token_hex(4)
             log.error("a request failed (%s)", output.error_id, exc_info=error)
         self._roster.end(request, FinishReason.ERROR, output)
+
+
+def _check_size(plan: StepPlan, result: StepResult) -> None:
+    """Raises ValueError unless each row that samples has its tokens."""
+    samples = decode = plan.num_decode_rows  # they come first, and all of them sample
+    if decode < len(plan.rows):
+        samples += sum([row.samples for row in plan.rows[decode:]])
+    if len(result.tokens) != samples:
+        raise ValueError(f"{len(result.tokens)} rows of tokens for {samples} that sample")

@@ -84,7 +84,7 @@ def joined(first: Sequence[KvEvents], later: Sequence[KvEvents]) -> tuple[KvEven
 
 
 def parents_first(stored: Sequence[KvEvent]) -> tuple[KvEvent, ...]:
-    """The same events, each behind one of its parent's where that is among them."""
+    """The same events, each behind its parent's where that is among them."""
     known = {event.block_hash for event in stored}
     children: dict[bytes, list[KvEvent]] = {}
     ready: list[KvEvent] = []

@@ -1,7 +1,7 @@
-"""What two prefix caches hold both: models whose layers differ hit a block only where both have it.
+"""The blocks that two prefix caches both hold: where layers differ, only those can be hit.
 
-Invariant: of each hash as many blocks are told as the cache that has fewer holds, so that events
-and snapshots agree as those of one cache do.
+Invariant: of each hash as many blocks are told as there are in the cache that has fewer. So events
+and snapshots agree, as those of one cache do.
 """
 
 from collections import Counter

@@ -209,8 +209,8 @@ class PrefixCache:
         token_ids: Sequence[int],
         num_tokens: int,
     ) -> None:
-        """Make known the block that holds the last of the first num_tokens tokens, all computed,
-        and is not filled by them, while some table holds it.
+        """Make known a block that is not full: it holds the last of the first num_tokens tokens,
+        all computed. It is known while some table holds it.
 
         hashes: of the full blocks before it. Nothing is done if another block behind the same
         prefix begins with the same tokens: that one serves as well.

@@ -1,8 +1,8 @@
 """Which requests there are, and where each stands: waiting, running in a slot, or ended.
 
 Invariant: a request changes its place here and nowhere else. It waits, or it runs and holds a slot
-and the blocks of its table, or it has ended, exactly once; slot and blocks of one that has ended
-stay its own until no step in flight holds it. What there is to say of a change is kept for
+and the blocks of its table, or it has ended, exactly once. A request that has ended keeps its slot
+and blocks until no step in flight holds it. What there is to say of a change is kept for
 `drain_outputs`, unless the caller says it.
 """
 
@@ -76,9 +76,9 @@ class Roster:
     # ------------------------------------------------------------ running
 
     def admit(self, request: Request, shared: Sequence[int], computed: int) -> None:
-        """The head of the queue gets a slot, and the blocks `shared` as the head of its table,
-        and `computed` tokens that stand in the cache when its first step begins: those of the
-        shared blocks, and those that the step copies."""
+        """Give the head of the queue a slot. shared: blocks at the head of its table. computed:
+        tokens that stand in the cache when its first step begins, in those blocks or copied by that
+        step."""
         self.pool.share(shared)
         self.waiting.take(request)
         request.leader = None

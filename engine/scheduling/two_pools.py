@@ -30,15 +30,17 @@ from quire.engine.scheduling.scheduler import Scheduler
 
 
 def steady_window_blocks(window: int, block_size: int) -> int:
-    """Blocks of a window that a request holds at most while it grows by a token a step, and the
+    """The most blocks of a window that a request holds while it grows by a token a step, with the
     one that its next token may begin."""
     return -(-window // block_size) + 1
 
 
 def least_window_blocks(window: int, block_size: int, step_tokens: int, num_blocks: int) -> int:
-    """Blocks that the window's pool must have for a lone request to finish: those that a step of so
-    many tokens sees, one for a hit that begins within a block and one for where the window does;
-    and no more than num_blocks, those where all is seen."""
+    """Blocks that the window's pool must have for a lone request to finish.
+
+    They hold what a step of so many tokens sees, and two more: one for a hit that begins within a
+    block, and one for a window that does. Never more than num_blocks, the number where all is seen.
+    """
     return min((window + step_tokens - 3) // block_size + 3, num_blocks)
 
 

@@ -1,18 +1,18 @@
 """Requests that wait for a slot, and who goes next.
 
-Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival; of
-one client, the request that is first among its own (`client_queue`): one that resumes a broken
-output before the others, and its client then counts as served HEAD_START tokens less: a reader is
-waiting in mid-sentence. More than that nobody gains by it, so shares stay fair whoever says that he
-resumes. Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts
-it to the highest waiting priority, so nothing starves for ever.
+Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival. Of
+one client goes the request that is first among its own (`client_queue`). A request that resumes a
+broken output stands before the client's others, as a reader waits in mid-sentence; and its client
+counts as served HEAD_START tokens less. That is all that anybody gains by saying so: shares stay
+fair. Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts it
+to the highest waiting priority, so nothing starves for ever.
 
 Invariant: `len` counts exactly the waiting requests, held ones included. Entries of requests that
 no longer wait are dropped lazily; a heap never holds many more dead entries than live ones, and
 none when nobody waits. An admission costs a time logarithmic in the number of clients and requests
-that wait: of each client the first request stands in one heap of all clients, whose ranks only rise
-while it waits there, by what the client is served. One falls with a `push`, or where another of the
-client's requests, of another user, becomes its first: then the client is offered again.
+that wait: one heap holds the first request of each client. A client's rank there only rises, as it
+is served. Where it would fall (a `push`, or a request of another user that becomes its first) the
+client is offered again.
 """
 
 import heapq

@@ -20,8 +20,8 @@ import torch
 
 from quire.engine.errors import ModelError
 from quire.engine.json_file import once
+from quire.engine.placeholder_file import HEAD_BYTES, missing, stand_in
 from quire.engine.plain_file import open_plain
-from quire.engine.stand_in import HEAD_BYTES, missing, stand_in
 
 _DTYPES = {
     "F32": torch.float32,

@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.kernels.attention.decode_merge import columns
-from quire.kernels.attention.held import held
+from quire.kernels.attention.kv_format import held
 from quire.kernels.attention.qk_norm_rope import head_elements, norm_rope
 
 

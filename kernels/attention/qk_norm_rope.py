@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.attention.held import held
+from quire.kernels.attention.kv_format import held
 from quire.kernels.support import check_cache, check_supported
 
 _MANY = 2048  # tokens, above which programs of one warp are faster

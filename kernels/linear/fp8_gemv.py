@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.linear import around
+from quire.kernels.linear import product_options
 from quire.kernels.linear.fp8_quantize import group_scales, quotient
 from quire.kernels.weight import Weight
 
@@ -274,7 +274,7 @@ def gemv(
         x,
         weight.data.view(torch.int32),
         weight.scale,
-        *around.pointers(x, out, residual, norm_weight),
+        *product_options.pointers(x, out, residual, norm_weight),
         columns,
         eps,
         turns,
@@ -282,7 +282,7 @@ def gemv(
         BLOCK_N=block_n,
         LANES=lanes(width, warps),
         num_warps=warps,
-        **around.flags(residual, norm_weight, silu=silu, pdl=pdl),
+        **product_options.flags(residual, norm_weight, silu=silu, pdl=pdl),
     )
 
 

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from quire.kernels import support
 from quire.kernels.linear import (
-    around,
     fp8_gemv,
     fp8_library,
     fp8_quantize,
     fp8_tiles,
     fp8_tuning,
     norms,
+    product_options,
 )
-from quire.kernels.linear.around import Around
 from quire.kernels.linear.fp8_tuning import Fp8Gemv, Fp8Hopper, Fp8Library, Fp8Variant
+from quire.kernels.linear.product_options import ProductOptions
 from quire.kernels.weight import Quantized, Weight
 
 
@@ -35,7 +35,7 @@ def linear_fp8(
     *,
     exact: bool = False,
     narrow: bool = False,
-    **beside: Unpack[Around],
+    **beside: Unpack[ProductOptions],
 ) -> Tensor | Quantized:
     """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference."""
     device, rows = weight.data.device, x.data.shape[0]
@@ -80,7 +80,7 @@ def run(
         y = norms.silu_mul(y, pdl=pdl) if silu else y
         y = y if residual is None else residual.add_(y)
         return y if out_dtype is None else y.to(out_dtype)
-    out = around.result(x.data, weight.data, residual, silu, out_dtype or dtype)
+    out = product_options.result(x.data, weight.data, residual, silu, out_dtype or dtype)
     if not out.numel():
         return out
     assert not isinstance(variant, Fp8Library)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.linear import around
+from quire.kernels.linear import product_options
 
 MAX_ROWS = 4
 _BYTES_A_LANE = 16  # one load instruction of one thread
@@ -141,7 +141,7 @@ def gemv(
     _gemv_kernel[(triton.cdiv(columns, block_n),)](
         x,
         weight,
-        *around.pointers(x, out, residual, norm_weight),
+        *product_options.pointers(x, out, residual, norm_weight),
         columns,
         eps,
         M=rows,
@@ -150,7 +150,7 @@ def gemv(
         BLOCK_K=min(lanes, triton.next_power_of_2(width)),
         MASK_N=columns % block_n != 0,
         num_warps=warps,
-        **around.flags(residual, norm_weight, silu=silu, pdl=pdl),
+        **product_options.flags(residual, norm_weight, silu=silu, pdl=pdl),
     )
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from quire.kernels import padding, support
 from quire.kernels.linear import (
-    around,
     boxed,
     gemv,
     norms,
+    product_options,
     side,
     skinny,
     stacked,
@@ -29,8 +29,8 @@ from quire.kernels.linear import (
     tuning,
     whole,
 )
-from quire.kernels.linear.around import Around
 from quire.kernels.linear.exact import ExactProducts
+from quire.kernels.linear.product_options import ProductOptions
 from quire.kernels.linear.tuning import (
     Boxed,
     Gemv,
@@ -45,7 +45,11 @@ from quire.kernels.linear.tuning import (
 
 
 def linear(
-    x: Tensor, weight: Tensor, *, exact: ExactProducts | None = None, **beside: Unpack[Around]
+    x: Tensor,
+    weight: Tensor,
+    *,
+    exact: ExactProducts | None = None,
+    **beside: Unpack[ProductOptions],
 ) -> Tensor:
     """x: [T, K]; weight: [N, K] (with silu [2 * I, K]) -> [T, N] or [T, I]. See the reference.
     exact: chooses, if given."""
@@ -91,7 +95,7 @@ def run(
             variant, x, weight, norm_weight=norm_weight, eps=eps, residual=residual, silu=silu,
             out_dtype=out_dtype, pdl=pdl, apart=apart,
         )  # fmt: skip
-    out = around.result(x, weight, residual, silu, out_dtype, apart=apart)
+    out = product_options.result(x, weight, residual, silu, out_dtype, apart=apart)
     if not out.numel():
         return out
     options = {**vars(variant), "residual": residual, "silu": silu, "pdl": pdl}
@@ -125,7 +129,7 @@ def _in_shares(
     if silu:
         out = x.new_empty(x.shape[0], weight.shape[0])
     else:
-        out = around.result(x, weight, residual, silu, out_dtype)
+        out = product_options.result(x, weight, residual, silu, out_dtype)
     if not out.numel():
         return out
     before = None if silu else residual
@@ -164,7 +168,7 @@ def _by_library(
     padded = padding.library_rows(rows) if apart and rows else rows
     groups = tall_launch.groups_for(weight.shape[0], x.shape[1], padded, silu=silu)
     if groups and residual is None:
-        out = around.result(x, weight, None, silu, dtype, apart=apart)
+        out = product_options.result(x, weight, None, silu, dtype, apart=apart)
         if tall_launch.takes(x, out, 1):
             from quire.kernels.linear import hopper_tall  # Gluon: not in every Triton
 

@@ -1,11 +1,11 @@
 """Rotary embedding, the write of keys and values, and attention over the paged cache, whose dtype
-is the activations' or e4m3 (`held.py`)."""
+is the activations' or e4m3 (`kv_format.py`)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.kernels.reference.held import as_stored, held
+from quire.kernels.reference.kv_format import as_stored, held
 
 _TOKENS_AT_ONCE = 256  # what a core's cache holds of their fp32 copies
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quire.kernels.reference.held import as_stored
+from quire.kernels.reference.kv_format import as_stored
 
 
 def copy_blocks(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) -> None:

@@ -7,17 +7,17 @@ serves no one more: from then on a call gets in only if it can start within `que
 until nothing had to be refused for as long (controlled delay: Nichols & Jacobson, 2012; for servers
 Maurer, 2015). So a server under three times its load answers those it lets in as fast as at rest.
 
-A call that resumes a broken stream goes before fresh ones of its priority, as in the engine, and
-half as many of them as may wait find room in a full queue and in one that stands: somebody has read
-the beginning.
+A call that resumes a broken stream goes before fresh ones of its priority, as in the engine:
+somebody has read the beginning. A full queue, and one that stands, still takes some of them: half
+as many as may wait at all.
 
-Clients share: the engine serves the one first that was served least, so a call waits behind as many
-of each other client as its own client has waiting, and behind higher priorities. A client that
-holds less than its share of the machine is let in whatever the others have piled up.
+Clients share. The engine serves first whom it has served least; so a call waits behind higher
+priorities, and behind as many calls of each other client as its own client has waiting. A client
+that holds less than its share of the machine is let in whatever the others have piled up.
 
-A place is taken before anything is done for a call, its prompt's tokens are added once they are
-known. What is open is bounded as well, by as many as may run and wait: a call that the engine has
-served stays open until its client has read it.
+A place is taken before anything is done for a call; its prompt's tokens are added once they are
+known. Open calls are bounded too, at as many as may run and wait: a call that the engine has served
+stays open until its client has read it.
 
 Invariant: each index let in is counted as waiting until it has started, then as held until its call
 ends; all counts return to zero. Own code rather than gRPC's limits, which would also count Stats
@@ -142,8 +142,8 @@ class Admission:
         resumes: bool = False,
     ) -> Place:
         """Take a place for n indices of a prompt of so many tokens; None: `Place.read` will tell.
-        remaining: seconds to the call's deadline; None: it has none. resumes: it goes on from
-        outputs that its client holds, before fresh ones of its priority. Raises Refusal."""
+        remaining: seconds to the call's deadline; None: it has none. resumes: the call goes on
+        from outputs that its client holds. Raises Refusal."""
         now = self._clock()
         level = _level(priority, resumes)
         at_once = self._at_once(now)

@@ -5,9 +5,9 @@ more, whatever its size), and never more than `max_streams_per_client` open call
 owes and holds nothing is forgotten, so what is kept does not grow with the clients that have ever
 been seen.
 
-Tokens are taken from a bucket (Turner, 1986) that may go into debt: a call is let in while the
-bucket is above zero and takes its prompt and all the tokens it may make; what it did not make it
-gives back at its end. So a call larger than the burst is not refused for ever.
+Tokens are taken from a bucket (Turner, 1986) that may go into debt. A call is let in while the
+bucket is above zero. It takes its prompt and all the tokens it may make, and gives back at its end
+those that it did not make. So a call larger than the burst is not refused for ever.
 """
 
 import math
@@ -104,7 +104,7 @@ class Permit:
         self._taken = tokens
 
     def end(self, used: int) -> None:
-        """The call is over; it used so many tokens of those it took."""
+        """The call is over, and used so many tokens; the rest of those that it took go back."""
         if self._ended or self._account is None:
             return
         self._ended = True
@@ -155,9 +155,10 @@ class ClientLimits:
 
 
 class Pace:
-    """How often each client gets what is cheap to make and dear to hand out: at once until its
-    burst is used up, then in its turn. So one that asks again as soon as it is answered is slowed
-    down to the rate, where a refusal would cost as much as the answer, and be followed by the next.
+    """How often each client gets answers that cost no more than a refusal would.
+
+    At once until its burst is used up, then in its turn. So a client that asks again as soon as it
+    is answered is slowed down to the rate; a refusal would only be followed by its next call.
 
     rate: a second. patience: seconds; who would have to wait for longer is refused.
     """

@@ -1,9 +1,8 @@
 """Reads an answer that comes in pieces: text in; text, thoughts and calls of tools out.
 
 Invariant: what comes out does not depend on where the pieces are cut. The grammar is written as
-generators that are given one character after another, and runs of characters only where a run does
-what its characters would do one by one. Nothing is lost: text and thoughts joined are what was fed,
-minus the markup.
+generators that take one character after another. They take a run of characters at once only where
+that does the same. Nothing is lost: text and thoughts joined are what was fed, minus the markup.
 
 - **Tags** are `<think>`, `</think>`, `<tool_call>`, `</tool_call>`. The line breaks around one
   belong to it, as templates write them.

@@ -20,6 +20,19 @@ def allowed_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     return frozenset(_types(described, schema)) or STRING
 
 
+def _stated(part: Mapping[str, Any]) -> Iterator[str]:
+    """What a part says by itself: its types, or those of the values that it lists."""
+    stated = part.get("type")
+    if isinstance(stated, str):
+        yield stated
+    elif isinstance(stated, list):
+        yield from (item for item in stated if isinstance(item, str))
+    elif isinstance(part.get("enum"), list):
+        yield from map(_type_of, part["enum"])
+    elif "const" in part:
+        yield _type_of(part["const"])
+
+
 def _types(part: Any, root: Mapping[str, Any]) -> Iterator[str]:
     """Each part is looked at once: references may lead to one from everywhere, and in circles."""
     waiting, seen = [part], set[int]()
@@ -28,15 +41,7 @@ def _types(part: Any, root: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(part, dict) or id(part) in seen:
             continue
         seen.add(id(part))
-        stated = part.get("type")
-        if isinstance(stated, str):
-            yield stated
-        elif isinstance(stated, list):
-            yield from (item for item in stated if isinstance(item, str))
-        elif isinstance(part.get("enum"), list):
-            yield from map(_type_of, part["enum"])
-        elif "const" in part:
-            yield _type_of(part["const"])
+        yield from _stated(part)
         for key in ("anyOf", "oneOf", "allOf"):
             if isinstance(part.get(key), list):
                 waiting.extend(part[key])

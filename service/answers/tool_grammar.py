@@ -1,8 +1,8 @@
 """Grammars, in the Lark form that llguidance reads, of answers whose calls are valid.
 
-Invariant: what such a grammar lets through, `OutputParser` reads as calls of the tools given, with
-arguments that are valid for the schema of each tool that is held to it. The calls are written as
-templates write them: one line break inside the tags, a space behind `,` and `:`.
+Invariant: `OutputParser` reads whatever such a grammar lets through as calls of the tools given. If
+a tool is held to its schema, the arguments are valid for it. The calls are written as templates
+write them: one line break inside the tags, a space behind `,` and `:`.
 """
 
 import json

@@ -1,8 +1,8 @@
 """How the ports close at the server's end: every call hears how it ended, as far as it reads.
 
-Invariant: a port closes only once gRPC has no call that nobody has looked at, since it cancels
-those without a word; and it stays until the ends of all calls are written, as long as that gets on.
-What is waited for is bounded by `seconds`, whatever clients do.
+Invariant: a port stays open while gRPC has a call that nobody has looked at, since closing cancels
+those without a word. It then stays until the ends of all calls are written, as long as that gets
+on. All waiting together is bounded by `seconds`, whatever clients do.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from quire.service.openai.http_server import HttpServer
 
 log = logging.getLogger("quire.service")
 
-_STALL = 1.0  # seconds without an end that was written, after which nobody reads
-_LOOK = 0.1  # seconds between two looks at what was written
-_QUIET = 0.05  # seconds without a call, twice: none waits for its first look
-_GRACE = 60.0  # seconds that gRPC gives calls: it must cut off nobody before we do
+_STALL = 1.0  # seconds: if no end was written for so long, nobody reads
+_LOOK = 0.1  # seconds between looks at what was written
+_QUIET = 0.05  # seconds without a call, twice in a row: then no call is left unseen
+_GRACE = 60.0  # seconds that gRPC gives calls: long, as we are to cut them off first
 
 
 class Closing:

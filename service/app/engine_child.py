@@ -38,9 +38,9 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
 
 @garbage.put_off_for_good()
 def _load(rank_program: Program) -> "Builder":
-    from quire.engine.loop.build import build_engine  # seconds of imports
+    from quire.engine.startup.build_engine import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
-    from quire.service.constraints.together import THREADS
+    from quire.service.constraints.matcher_batch import THREADS
 
     if sees_gpu(os.environ):
         head_start.digest_compiler()

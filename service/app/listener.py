@@ -1,9 +1,9 @@
 """A port of gRPC's, which is opened again should gRPC close it.
 
-gRPC takes calls in a task of its own, and a path that is no text ends that task and closes the
-port: one frame of a stranger. The calls that are open go on. So whenever a task of the event loop
-has died unheard, its ports are looked at, and one that is closed is opened anew on a server of its
-own; the clients' channels come over by themselves.
+gRPC takes calls in a task of its own. One frame of a stranger, with a path that is no text, ends
+that task and closes the port; calls that are open go on. So the ports are looked at whenever a task
+of the event loop has died unheard. A port that is closed is opened anew, on a gRPC server of its
+own; clients' channels come over by themselves.
 """
 
 import asyncio

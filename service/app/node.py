@@ -30,7 +30,7 @@ def follow(settings: Settings) -> int:
         _answer_signals(_leave)
         model = resolve(settings.engine).engine_model
         with garbage.put_off():
-            from quire.engine.loop.ranks import follow_node_0  # seconds of imports
+            from quire.engine.startup.start_ranks import follow_node_0  # seconds of imports
 
         words = ("-m", "quire.service.app.rank_child", service.log_format, service.log_level)
         return follow_node_0(

@@ -50,9 +50,9 @@ def placed(settings: Settings) -> Iterator[LinkMaker]:
 def on_a_thread(config: EngineConfig) -> "Link":
     """The way to an engine in this process."""
     from quire.engine.client.in_thread import ThreadLink  # with it comes torch
-    from quire.engine.loop.build import build_engine
+    from quire.engine.startup.build_engine import build_engine
     from quire.service.constraints.grammars import Grammars
-    from quire.service.constraints.together import THREADS
+    from quire.service.constraints.matcher_batch import THREADS
 
     return ThreadLink(config, partial(build_engine, matchers=Grammars(THREADS)))
 

@@ -1,9 +1,9 @@
 """The server's gRPC ports: where they listen, and what gRPC itself bounds before a call is ours.
 
 Invariant: descriptors, streams and bytes that strangers can take are bounded, and enough
-descriptors are left for files, metrics and the engine. What gRPC drops by itself (a call behind too
-many that the server has not yet looked at ends CANCELLED, without a word and uncounted) is set so
-far out that a call is refused by us, with a status that says when to come again.
+descriptors are left for files, metrics and the engine. gRPC drops calls by itself when too many
+wait that the server has not looked at: they end CANCELLED, without a word and uncounted. That bound
+is set so far out that we refuse them before, with a status that says when to come again.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ PROBE_BYTES = 4096
 _MAX_PENDING = 1 << 20  # calls that gRPC has and the server does not yet
 _IDLE_MS = 300_000  # a connection without a call is closed
 _HANDSHAKE_MS = 20_000
-_UNASKED_SECONDS = 3600  # that a call may wait for its first look
+_UNASKED_SECONDS = 3600  # that a call may wait before we look at it
 _BYTES_A_TOKEN = 64  # of a text prompt, generously; the rest of a message is small
 _MIN_MESSAGE = 4 << 20
 _NEVER_MS = (1 << 31) - 1  # what gRPC takes for never
@@ -76,7 +76,7 @@ def channel_options(
         ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
         ("grpc.max_receive_message_length", max_message),
         ("grpc.max_metadata_size", MAX_METADATA),
-        # Between the two gRPC refuses by chance, the more often the larger.
+        # gRPC refuses by chance between these two: so they are equal.
         ("grpc.absolute_max_metadata_size", MAX_METADATA),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -84,7 +84,7 @@ def channel_options(
         ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
-        # Or gRPC opens its windows to megabytes, and takes in bodies that nobody has asked for.
+        # Else gRPC opens its windows to megabytes, and takes in bodies that nobody asked for.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),

@@ -17,8 +17,8 @@ from typing import NoReturn
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.errors import EngineDeadError
 from quire.engine.loop import garbage
-from quire.engine.model.shape import model_config, resolve_max_model_len
-from quire.service import freed
+from quire.engine.model.load_config import model_config, resolve_max_model_len
+from quire.service import malloc_memory
 from quire.service.app.event_loop import new_event_loop
 from quire.service.app.openai_face import lines_to_paste
 from quire.service.app.placement import LinkMaker
@@ -46,7 +46,7 @@ def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
     service = settings.service
     logs.set_up(service.log_format, service.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    freed.few_arenas()
+    malloc_memory.few_arenas()
     signals = Signals(service.drain_seconds + END_SECONDS)
     runner = asyncio.Runner(loop_factory=new_event_loop)
     try:

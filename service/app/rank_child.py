@@ -40,7 +40,7 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
 
 @garbage.put_off_for_good()
 def _load() -> "Builder":
-    from quire.engine.loop.build_rank import build_rank
+    from quire.engine.startup.build_rank import build_rank
 
     return build_rank
 

@@ -24,7 +24,7 @@ from quire.service.admission.admission import Admission
 from quire.service.admission.intake import Intake, Places, places_for
 from quire.service.admission.rate_limits import ClientLimits
 from quire.service.app import ports
-from quire.service.app.bounds import limits, policy
+from quire.service.app.admission_bounds import limits, policy
 from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
 from quire.service.app.gateway_face import gateway_listener
@@ -37,9 +37,9 @@ from quire.service.hosts import is_loopback
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
+from quire.service.rpc.answer_reading import family_of
 from quire.service.rpc.doorman import Doorman
 from quire.service.rpc.pooled_requests import PooledReader
-from quire.service.rpc.reading import family_of
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.servicer import InferenceServicer, handler

@@ -91,8 +91,11 @@ class Deadman:
     """What ends a process that no longer runs, whatever holds it."""
 
     async def hold(self, seconds: float) -> None:
-        """Until cancelled: give signs of life to a process that ends this one without them, with
-        all stacks on standard error, after `seconds` in which it ran and gave none."""
+        """Give signs of life to the process that ends this one without them; until cancelled.
+
+        That process waits `seconds` in which this one ran and gave no sign. It then has all stacks
+        written to standard error, and ends it.
+        """
         interval = min(_MAX_INTERVAL, seconds / _LOOKS)
         process, sign = _start_guardian(interval, math.ceil(seconds / interval))
         try:

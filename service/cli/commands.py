@@ -26,7 +26,7 @@ from quire.service.cli.options import (
     model_argument,
     with_flags,
 )
-from quire.service.ray.plan import Plan
+from quire.service.ray.application_plan import Plan
 from quire.service.settings import ServiceConfig, Settings, read_settings
 
 EXIT_DOES_NOT_FIT = 1  # of a dry run

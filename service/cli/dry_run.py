@@ -8,11 +8,11 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.loop import fit, sizing, spread
-from quire.engine.loop.sizing import shown
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.engine.runner import exact_mode
+from quire.engine.startup import fit, ranks_needed, sizing
+from quire.engine.startup.sizing import shown
 from quire.service.models.resolve import resolve
 
 _KIB = 1 << 10
@@ -50,7 +50,7 @@ def report(config: EngineConfig) -> tuple[str, bool]:
         ("verdict", _told(verdict)),
     ]
     if not verdict.fits:
-        ways = spread.advice(config, shape, plan) if verdict.too_large else ()
+        ways = ranks_needed.advice(config, shape, plan) if verdict.too_large else ()
         rows.append(("to change", ", or ".join((*ways, *verdict.advice))))
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows), verdict.starts

@@ -3,9 +3,9 @@
 Invariant: a compiled grammar is kept unmoved, and every output gets a copy; equal texts are
 compiled once while they are kept, or a few times, for as many lexers: outputs that share one cannot
 have their masks made at once. What is kept is bounded in number and in memory. Texts are read
-on threads with a deep stack (`deep.py`), because llguidance recurses along chains of rules. Its
-limits of work are set wherever it reads one, and looked at when a matcher is made and at each of
-its tokens; what took too long once is refused at once when it comes again.
+on threads with a deep stack (`deep_threads.py`), because llguidance recurses along chains of rules.
+Its limits of work are set wherever it reads one, and looked at when a matcher is made and at each
+of its tokens; what took too long once is refused at once when it comes again.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from quire.clients import large_json
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
-from quire.service.constraints.deep import DeepThreads, TooSlow
+from quire.service.constraints.deep_threads import DeepThreads, TooSlow
+from quire.service.constraints.matcher_batch import MatcherBatch
 from quire.service.constraints.sources import check_schema, field_of, grammar_of
 from quire.service.constraints.tags import tags_as_text
 from quire.service.constraints.text_matcher import REASON, TextMatcher, brief, reason
 from quire.service.constraints.thoughts import AfterThoughts
-from quire.service.constraints.together import Together
 
 MAX_KEPT = 64  # compiled grammars
 MAX_KEPT_BYTES = 96 << 20  # that they take, the newest aside
@@ -61,7 +61,7 @@ class Grammars:
         self._kept_bytes = 0
         self._slow: OrderedDict[Key, str] = OrderedDict()  # what was said of it
         self._threads = DeepThreads()
-        self._together = Together()
+        self._batch = MatcherBatch()
 
     def learn(self, vocabulary: Vocabulary) -> None:
         """See Matchers. What is wrong with the vocabulary is told where a matcher is asked for."""
@@ -84,15 +84,15 @@ class Grammars:
 
     def write_to(self, room: Room) -> None:
         """See Matchers."""
-        self._together.room = room
+        self._batch.room = room
 
     def work_beside(self, begin: Beside) -> None:
         """See Matchers."""
-        self._together.beside = begin
+        self._batch.beside = begin
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
-        return self._together.advance(steps)
+        return self._batch.advance(steps)
 
     def schema_fault(self, schema: Mapping[str, Any]) -> str:
         """Why no grammar can be made of a schema within the limits; empty: it can."""

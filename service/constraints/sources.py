@@ -30,11 +30,11 @@ _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 _TEMPERATURE = re.compile(r"^[ \t]*[?!]*\w+\[[^\]\n\"/]*\btemperature\b", re.MULTILINE)
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
-# Of JSON: a bracket or a string. A string that is not closed goes to the end: were it none, each
-# quote in it would be tried anew.
+# Of JSON: a bracket or a string. A string that is not closed reaches to the end: else the search
+# would begin anew at each quote in it.
 _PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _SCHEMA = re.compile(r"%json\s*")
-# One space between the parts of a document, or none: more, and a weak model goes on with it.
+# One space between the parts of a document, or none: a weak model would go on with spaces.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
 
@@ -148,7 +148,8 @@ def _check_bounds(schema: dict[str, Any]) -> None:
 
 
 def _check_multiples(schema: dict[str, Any]) -> None:
-    """Of a schema and of those that hold with it, which come to one number in the end."""
+    """Bound `multipleOf` over a schema and those that hold together with it: llguidance makes one
+    number of all of theirs."""
     together = schema.get("allOf")
     beside = together if isinstance(together, list) else []
     values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]

@@ -2,8 +2,8 @@
 
 Invariant: a snapshot's chunks carry consecutive numbers that end at the number it was taken at,
 begin with a clearing, and list parents before their children; changes carry their own. A hash there
-has 64 bits: the first eight bytes of ours. The salt of a block is told where it is not the one that
-the subscriber's own prompts have, so that a gateway counts on what its requests can hit alone.
+has 64 bits: the first eight bytes of ours. A block's salt is told where it is not the salt of the
+subscriber's own prompts: so a gateway counts only on blocks that its requests can hit.
 """
 
 import itertools

@@ -20,7 +20,7 @@ class OpenCall:
         self._task = task
         self.aborted = False
         self._late: asyncio.TimerHandle | None = None
-        self.writing = False  # a message is on its way: only when that is done the end can be told
+        self.writing = False  # a message is on its way; the end can be told only behind it
 
     def abort(self) -> None:
         """End it; again is nothing."""

@@ -16,13 +16,13 @@ import grpc
 from quire.engine.errors import EngineDeadError
 from quire.service import errors
 from quire.service.errors import Refusal
-from quire.service.gateway import asking, tokenizer_files
+from quire.service.gateway import request_mapping, tokenizer_files
 from quire.service.gateway.answers import Answers
-from quire.service.gateway.exchange import Exchange, renamed
+from quire.service.gateway.event_mapping import EventMapping
+from quire.service.gateway.gateway_context import GatewayContext, renamed
 from quire.service.gateway.kv_stream import KvStream
 from quire.service.gateway.open_calls import OpenCall, OpenCalls
 from quire.service.gateway.protos import SERVICE, Protos
-from quire.service.gateway.telling import Telling
 from quire.service.lifecycle import Lifecycle
 from quire.service.rpc.reception import Malformed, fault
 from quire.service.rpc.salt import effective_salt
@@ -81,13 +81,13 @@ class GatewayServicer:
         """Raises Refusal."""
         ours = cast(
             AsyncGenerator[Any, None],
-            self._servicer.Generate(wanted, cast(Any, Exchange(context))),
+            self._servicer.Generate(wanted, cast(Any, GatewayContext(context))),
         )
         if isinstance(request, Malformed):  # which our own servicer refuses
             async with contextlib.aclosing(ours):
                 await anext(ours)
             return
-        telling = Telling(self.protos, request)
+        telling = EventMapping(self.protos, request)
         try:
             async with contextlib.aclosing(ours):
                 async for event in ours:
@@ -172,7 +172,7 @@ def _wanted(request: Any) -> Any:
     if isinstance(request, Malformed):
         return request
     try:
-        return asking.asked(request)
+        return request_mapping.asked(request)
     except Refusal as refusal:
         return Malformed(refusal)
     except Exception as error:

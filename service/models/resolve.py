@@ -19,7 +19,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.hf_config import read_directory
 from quire.engine.model.hf_quantization import SUPPORTED
-from quire.engine.stand_in import fault_of
+from quire.engine.placeholder_file import fault_of
 from quire.service.models import pocket
 
 POCKET = "pocket"

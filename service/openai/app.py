@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quire.service.errors import Refusal
 from quire.service.openai import problems
 from quire.service.openai.door import Door
-from quire.service.openai.exchange import Exchange
 from quire.service.openai.generation import Generation
+from quire.service.openai.http_context import HttpContext
 from quire.service.openai.pages import Pages
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
@@ -27,7 +27,7 @@ from quire.service.rpc.reception import fault
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 _ANY = ("GET", "POST", "DELETE")
-_OTHER = "/openai/"  # what requests that generate nothing are logged under
+_OTHER = "/openai/"  # the name in logs of requests that generate nothing
 
 
 def make_app(
@@ -61,12 +61,12 @@ def _routes(
 
     def guarded(endpoint: Endpoint, name: str) -> Endpoint:
         async def answer(request: Request) -> Any:
-            exchange = request.scope["exchange"]
+            context = request.scope["context"]
             try:
-                await door.check_key(exchange)
+                await door.check_key(context)
                 return await endpoint(request)
             except Refusal as refusal:
-                door.refused(exchange, refusal, _OTHER + name)
+                door.refused(context, refusal, _OTHER + name)
                 raise
 
         return answer
@@ -97,27 +97,27 @@ class _Entry:
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope)
+        context = HttpContext(scope)
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
+                context.status = message["status"]
             await send(message)
 
         try:
-            self._door.check(exchange)
+            self._door.check(context)
         except Refusal as refusal:
-            self._door.refused(exchange, refusal, _OTHER + "headers")
+            self._door.refused(context, refusal, _OTHER + "headers")
             await problems.response(refusal)(scope, receive, send)
             return
         try:
             # `app`: without it, starlette answers unknown paths itself, in words of its own.
-            await self._app({**scope, "exchange": exchange, "app": self}, receive, noted)
+            await self._app({**scope, "context": context, "app": self}, receive, noted)
         except ClientDisconnect:
             scope["connection"].abort()
         except Exception as error:
             told = fault(error)
-            if exchange.status:
+            if context.status:
                 scope["connection"].abort()
             else:
                 await problems.response(told)(scope, receive, send)

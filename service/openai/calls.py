@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from quire.clients.openai.asked import Asked
 from quire.service.errors import Refusal
-from quire.service.openai.exchange import Exchange
+from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import translated
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import InferenceServicer
@@ -27,11 +27,11 @@ class Calls:
     """Of one request."""
 
     def __init__(
-        self, servicer: InferenceServicer, exchange: Exchange, asked: Asked | Malformed
+        self, servicer: InferenceServicer, context: HttpContext, asked: Asked | Malformed
     ) -> None:
         """asked: Malformed where the body does not say it."""
         self._servicer = servicer
-        self._exchange = exchange
+        self._context = context
         self._asked = asked
         self._name = ""
         if isinstance(asked, Asked) and asked.prompts > 1:
@@ -41,7 +41,7 @@ class Calls:
     @property
     def name(self) -> str:
         """Once a call was accepted."""
-        return self._exchange.request_id and (self._name or self._exchange.request_id)
+        return self._context.request_id and (self._name or self._context.request_id)
 
     async def run(self, take: Take) -> None:
         """Returns when all have ended. Raises Refusal, in the body's words."""
@@ -71,7 +71,7 @@ class Calls:
             raise translated(refusal, asked.names(place)) from None
 
     async def _run(self, request: pb.GenerateRequest | Malformed, take: Take) -> None:
-        messages = cast(Messages, self._servicer.Generate(request, cast(Any, self._exchange)))
+        messages = cast(Messages, self._servicer.Generate(request, cast(Any, self._context)))
         async with contextlib.aclosing(messages):
             async for message in messages:
                 await take(message)

@@ -1,8 +1,8 @@
 """One connection: uvicorn's, with bounds before a request is known.
 
-Invariant: whoever connects and does not say what they want within HEADER_SECONDS is cut off,
-however slowly they say it, and so is whoever does not read; headers are bounded in size; there are
-at most `most` connections.
+Invariant: a client that has not sent its headers within HEADER_SECONDS is cut off, even if it is
+still sending them; so is one that does not read. Headers are bounded in size; there are at most
+`most` connections.
 """
 
 import functools

@@ -12,7 +12,7 @@ from quire.service.errors import Refusal
 from quire.service.hosts import is_loopback
 from quire.service.openai import problems
 from quire.service.openai.connection import MAX_HEADER_BYTES
-from quire.service.openai.exchange import Exchange
+from quire.service.openai.http_context import HttpContext
 from quire.service.rpc.doorman import Doorman
 from quire.service.security.auth import Authenticator
 
@@ -47,22 +47,22 @@ class Door:
         self._authenticator = authenticator
         self._doorman = doorman
 
-    def check(self, exchange: Exchange) -> None:
+    def check(self, context: HttpContext) -> None:
         """Whoever it is. Raises Refusal."""
-        metadata = exchange.invocation_metadata()
+        metadata = context.invocation_metadata()
         size = sum(len(name) + len(value) for name, value in metadata)
         if size > MAX_HEADER_BYTES:
             raise problems.headers_too_large(size, MAX_HEADER_BYTES)
-        self._hosts.check(exchange.headers.get("host", ""))
+        self._hosts.check(context.headers.get("host", ""))
 
-    async def check_key(self, exchange: Exchange) -> None:
+    async def check_key(self, context: HttpContext) -> None:
         """Where keys are asked for. Raises Refusal."""
         if self._authenticator.required:
-            await self._authenticator.check(exchange.invocation_metadata())
+            await self._authenticator.check(context.invocation_metadata())
 
-    def refused(self, exchange: Exchange, refusal: Refusal, method: str) -> None:
+    def refused(self, context: HttpContext, refusal: Refusal, method: str) -> None:
         """The request ends before any call: count it as one of the method, and write its line."""
-        self._doorman.on_refused(method, cast(Any, exchange), refusal)
+        self._doorman.on_refused(method, cast(Any, context), refusal)
 
 
 def _without_port(host: str) -> str:

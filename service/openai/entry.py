@@ -36,12 +36,12 @@ class Entry:
     ) -> T | Malformed:
         """What `read` makes of the body's object, or that nothing can be made of it. method: of the
         service, under which refusals are counted. Raises Refusal."""
-        exchange = request.scope["exchange"]
+        context = request.scope["context"]
         try:
-            await self._door.check_key(exchange)
-            body = await self._bodies.read(request, exchange.peer())
+            await self._door.check_key(context)
+            body = await self._bodies.read(request, context.peer())
         except Refusal as refusal:
-            self._door.refused(exchange, refusal, method)
+            self._door.refused(context, refusal, method)
             raise
 
         def work(_wanted: object = None) -> T:
@@ -50,7 +50,7 @@ class Entry:
         try:
             if len(body) <= INLINE_BYTES:
                 return work()
-            return await self._workers.run(work, exchange.peer(), len(body))
+            return await self._workers.run(work, context.peer(), len(body))
         except BadBody as bad:
             return Malformed(problems.refused(bad))
         except Refusal as refusal:

@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
+from quire.service.openai.answer_room import Room
 from quire.service.openai.entry import Entry
 from quire.service.openai.reply import Reply
-from quire.service.openai.room import Room
 from quire.service.rpc.servicer import InferenceServicer
 
 GENERATE = "/quire.v1.InferenceService/Generate"
@@ -35,9 +35,9 @@ class Generation:
         return await self._reply(request, completions.read, is_chat=False)
 
     async def _reply(self, request: Request, read: Read, *, is_chat: bool) -> Any:
-        exchange = request.scope["exchange"]
-        name = exchange.headers.get("x-request-id", "")
+        context = request.scope["context"]
+        name = context.headers.get("x-request-id", "")
         asked = await self._entry.asked(request, GENERATE, lambda values: read(values, name))
         return Reply(
-            self._servicer, exchange, asked, model=self._model, chat=is_chat, room=self._room
+            self._servicer, context, asked, model=self._model, chat=is_chat, room=self._room
         )

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
-from quire.clients.openai.names import Names
+from quire.clients.openai.field_names import Names
 from quire.service.errors import Refusal, Violation, clip, forget_frames, invalid, show
 
 _Code = grpc.StatusCode

@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 from quire.clients.openai.answers import Answer
 from quire.clients.openai.asked import Asked
 from quire.service.errors import Refusal
+from quire.service.openai.answer_room import Room
 from quire.service.openai.calls import Calls
 from quire.service.openai.chunks import DONE, Chunks, event
-from quire.service.openai.exchange import Exchange
+from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import problem
-from quire.service.openai.room import Room
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.v1 import inference_pb2 as pb
@@ -38,7 +38,7 @@ class Reply:
     def __init__(
         self,
         servicer: InferenceServicer,
-        exchange: Exchange,
+        context: HttpContext,
         asked: Asked | Malformed,
         *,
         model: str,
@@ -46,7 +46,7 @@ class Reply:
         room: Room,
     ) -> None:
         """asked: Malformed where the body does not say it."""
-        self._calls = Calls(servicer, exchange, asked)
+        self._calls = Calls(servicer, context, asked)
         self._asked = Asked(()) if isinstance(asked, Malformed) else asked
         self._model = model
         self._chat = chat

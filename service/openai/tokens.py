@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from quire.clients.openai.names import Names
+from quire.clients.openai.field_names import Names
 from quire.clients.openai.tokens import read_detokenize, read_tokenize
 from quire.service import errors
 from quire.service.errors import Refusal
@@ -51,7 +51,7 @@ class Tokens:
         asked = await self._entry.asked(request, _SERVICE + method, checked)
         try:
             call = getattr(self._servicer, method)
-            return await call(asked, cast(Any, request.scope["exchange"]))
+            return await call(asked, cast(Any, request.scope["context"]))
         except Refusal as refusal:
             if isinstance(asked, Malformed):
                 raise

@@ -21,7 +21,7 @@ from quire.clients.openai.vectors import (
 )
 from quire.service.errors import Refusal
 from quire.service.openai.entry import Entry
-from quire.service.openai.exchange import Exchange
+from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import problem, translated
 from quire.service.openai.reply import Leaving, send_whole
 from quire.service.rpc.reception import Malformed
@@ -53,16 +53,16 @@ class Vectors:
     async def _reply(
         self, request: Request, method: str, read: Callable[[dict[str, Any], str], Asked]
     ) -> Any:
-        exchange = request.scope["exchange"]
-        name = exchange.headers.get("x-request-id", "")
+        context = request.scope["context"]
+        name = context.headers.get("x-request-id", "")
         asked = await self._entry.asked(request, _SERVICE + method, lambda body: read(body, name))
         call = getattr(self._servicer, method)
 
         async def answer() -> bytes:
             if isinstance(asked, Malformed):
-                await call(asked, cast(Any, exchange))
+                await call(asked, cast(Any, context))
                 raise AssertionError("it is refused")
-            told = await call(asked.request, cast(Any, exchange))
+            told = await call(asked.request, cast(Any, context))
 
             def written() -> bytes:
                 return json.dumps(asked.answer(told, self._model), separators=(",", ":")).encode()
@@ -71,7 +71,7 @@ class Vectors:
             return await asyncio.to_thread(written) if values > _MANY else written()
 
         names = asked.names if isinstance(asked, EmbeddingsAsked) else RERANK_NAMES
-        return _Whole(exchange, answer, lambda refusal: translated(refusal, names))
+        return _Whole(context, answer, lambda refusal: translated(refusal, names))
 
 
 class _Whole:
@@ -79,11 +79,11 @@ class _Whole:
 
     def __init__(
         self,
-        exchange: Exchange,
+        context: HttpContext,
         answer: Callable[[], Any],
         translate: Callable[[Refusal], Refusal],
     ) -> None:
-        self._exchange = exchange
+        self._context = context
         self._answer = answer
         self._translate = translate
 
@@ -106,6 +106,6 @@ class _Whole:
             told = problem(self._translate(refusal))
             more = [(name.encode(), value.encode()) for name, value in told.headers.items()]
             status, headers, body = told.status, [_JSON, *more], told.body
-        if self._exchange.request_id:
-            headers.append((b"x-request-id", self._exchange.request_id.encode()))
+        if self._context.request_id:
+            headers.append((b"x-request-id", self._context.request_id.encode()))
         return status, headers, body

@@ -12,6 +12,6 @@ from typing import Any
 def app(arguments: dict[str, str]) -> Any:
     """The application, for `serve run` and Serve's configuration files: see Plan for its names."""
     from quire.service.ray.application import application
-    from quire.service.ray.plan import Plan
+    from quire.service.ray.application_plan import Plan
 
     return application(Plan.of(arguments))

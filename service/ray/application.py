@@ -5,8 +5,8 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.ingress import Ingress
-from quire.service.ray.plan import Plan
 from quire.service.ray.replica import EngineReplica
 from quire.service.ray.router import PrefixRouter
 

@@ -1,7 +1,7 @@
-"""Calls that Ray's gRPC proxy drops without a word are cancelled.
+"""Cancels calls that Ray's gRPC proxy drops without a word.
 
-A caller who leaves while a message is on its way to them is noticed where it is written, and the
-proxy then forgets the replica's stream, which would run to its end for nobody.
+If a caller leaves while a message is on its way to them, the proxy notices it as it writes. It then
+forgets the replica's stream, which would run to its end for nobody.
 
 Invariant: what has ended, or was cancelled, is left alone.
 """

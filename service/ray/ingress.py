@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from quire.service.errors import Refusal, clip
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.openai_face import OpenAIFace
-from quire.service.ray.plan import Plan
 from quire.service.ray.streams import Streams
 from quire.v1 import inference_pb2 as pb
 

@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 from quire.clients.openai import chat, completions
 from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
-from quire.service.errors import OtherFace, Refusal
+from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
+from quire.service.openai.answer_room import Room
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.door import Hosts
 from quire.service.openai.generation import Read
 from quire.service.openai.reply import Reply
-from quire.service.openai.room import Room
-from quire.service.ray.plan import Plan
+from quire.service.ray.application_plan import Plan
 from quire.service.rpc.reception import Malformed
 from quire.v1 import inference_pb2 as pb
 
@@ -39,7 +39,7 @@ _READERS: Mapping[str, tuple[Read, bool]] = {
 _MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of them
 
 
-class _Exchange(OtherFace):
+class _IngressContext(OtherContext):
     """What Reply asks of a call's context."""
 
     def __init__(self, request: Request) -> None:
@@ -61,13 +61,13 @@ class _Servicer:
     def __init__(self, streams: "Streams") -> None:
         self._streams = streams
 
-    async def Generate(self, request: Any, exchange: Any) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         """Raises Refusal."""
         if isinstance(request, Malformed):
             raise request.refusal
-        async for message in self._streams.generate(request, exchange.invocation_metadata()):
+        async for message in self._streams.generate(request, context.invocation_metadata()):
             if message.HasField("started"):
-                exchange.request_id = message.started.request_id
+                context.request_id = message.started.request_id
             yield message
 
 
@@ -97,14 +97,14 @@ class OpenAIFace:
 
     async def answer(self, request: Request) -> Response:
         """Any request."""
-        exchange = _Exchange(request)
+        context = _IngressContext(request)
         try:
-            self._hosts.check(exchange.headers.get("host", ""))
-            return await self._answer(request, exchange)
+            self._hosts.check(context.headers.get("host", ""))
+            return await self._answer(request, context)
         except Refusal as refusal:
             return problems.response(refusal)
 
-    async def _answer(self, request: Request, exchange: _Exchange) -> Response:
+    async def _answer(self, request: Request, context: _IngressContext) -> Response:
         path, method = request.url.path, request.method
         of_models = f"{path}/".startswith(_MODELS)
         if not of_models and path not in _READERS:
@@ -112,28 +112,28 @@ class OpenAIFace:
         if method != ("GET" if of_models else "POST"):
             raise problems.wrong_method(method, path)
         if not of_models:
-            return await self._generated(request, exchange)
-        model, name = await self._model(exchange), path.removeprefix(_MODELS)
+            return await self._generated(request, context)
+        model, name = await self._model(context), path.removeprefix(_MODELS)
         return cards.listing(model) if name == path else cards.named(model, name)
 
-    async def _generated(self, request: Request, exchange: _Exchange) -> Response:
+    async def _generated(self, request: Request, context: _IngressContext) -> Response:
         read, is_chat = _READERS[request.url.path]
-        name = str((await self._model(exchange))["id"])
+        name = str((await self._model(context))["id"])
         body = await self._bodies.read(request, str(request.client))
         try:
-            asked: Any = read(parse(body), exchange.headers.get("x-request-id", ""))
+            asked: Any = read(parse(body), context.headers.get("x-request-id", ""))
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
         reply = Reply(
-            self._servicer, cast(Any, exchange), asked, model=name, chat=is_chat, room=self._room
+            self._servicer, cast(Any, context), asked, model=name, chat=is_chat, room=self._room
         )
         return _Answer(reply)
 
-    async def _model(self, exchange: _Exchange) -> cards.Card:
+    async def _model(self, context: _IngressContext) -> cards.Card:
         """The served model. A replica is asked, which so sees the caller's key; where no keys are
         needed, it is asked once. Raises Refusal."""
         if self._keyed or self._card is None:
-            metadata = exchange.invocation_metadata()
+            metadata = context.invocation_metadata()
             packed = await self._streams.ask("GetModelInfo", pb.GetModelInfoRequest(), metadata)
             model = pb.GetModelInfoResponse.FromString(packed).model
             self._card = cards.card(model.name, self._created, model.max_model_len)

@@ -13,14 +13,14 @@ from typing import Any
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
-from quire.engine.model.shape import model_config, resolve_max_model_len
+from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.service.app.placement import placed
 from quire.service.app.server import Server
 from quire.service.errors import Refusal, message_too_large
 from quire.service.models.resolve import resolve
-from quire.service.ray.carried import Carried
-from quire.service.ray.ends import End, Pairs, end_of
-from quire.service.ray.plan import Plan
+from quire.service.ray.application_plan import Plan
+from quire.service.ray.call_ends import End, Pairs, end_of
+from quire.service.ray.ray_context import RayContext
 from quire.service.rpc.reception import Malformed
 from quire.service.rpc.servicer import decoder
 from quire.service.settings import Settings
@@ -63,7 +63,7 @@ class EngineReplica:
         """The stream's messages, then, where it did not end well, how it did. keys: the router
         has read them."""
         del keys
-        asked, call = self._read(pb.GenerateRequest, request), Carried("Generate", metadata)
+        asked, call = self._read(pb.GenerateRequest, request), RayContext("Generate", metadata)
         generate: Any = self._server.servicer.Generate
         try:
             async with contextlib.aclosing(generate(asked, call)) as messages:
@@ -76,7 +76,8 @@ class EngineReplica:
         """A call with one answer."""
         asked = self._read(REQUESTS[method], request)
         try:
-            answer = await getattr(self._server.servicer, method)(asked, Carried(method, metadata))
+            context = RayContext(method, metadata)
+            answer = await getattr(self._server.servicer, method)(asked, context)
         except Refusal as refusal:
             return end_of(refusal)
         packed: bytes = answer.SerializeToString()

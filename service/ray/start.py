@@ -11,9 +11,9 @@ import threading
 
 from quire.engine.errors import ConfigError
 from quire.service.ray import loopback
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.dropped import cancel_dropped
 from quire.service.ray.loopback import HERE
-from quire.service.ray.plan import Plan
 from quire.service.ray.replica import EngineReplica
 from quire.service.ray.switches import set_switches
 
@@ -66,7 +66,7 @@ def run_forever(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> int:
     asked = threading.Event()
     _end_by(asked)
     start(plan, kind)
-    _end_by(asked)  # Ray has put its own in their place, which would leave it running
+    _end_by(asked)  # Ray has set handlers of its own meanwhile, which would leave it running
     print(f"serving {plan.model} on {HERE}:{plan.port}", flush=True)
     asked.wait()
     stop()

@@ -16,15 +16,16 @@ from ray.serve.exceptions import RayServeException
 from quire.clients.errors import CallError
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import keys_of
-from quire.clients.replicas.async_travel import OnlyMessages, Travel, task_is_cancelled
+from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
 from quire.clients.replicas.budget import Budget
-from quire.clients.replicas.course import Leg, Surroundings
+from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.fleet import Fleet
-from quire.clients.replicas.journey import Journey
 from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
+from quire.clients.replicas.shared_state import SharedState
+from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.retry import RetryPolicy
 from quire.service import errors
-from quire.service.ray.ends import Pairs, error_of, refusal_of, refused
+from quire.service.ray.call_ends import Pairs, error_of, refusal_of, refused
 from quire.v1 import inference_pb2 as pb
 
 LOST = "the replica is gone"
@@ -53,7 +54,7 @@ class Streams:
         fleet.update([Address("replicas", "replicas", 1)])
         budget = Budget(policy.budget, policy.budget_per_call, policy.budget_per_second)
         lookup = cast(Any, _Everywhere())
-        self._around = Surroundings(policy, retry, fleet, budget, lookup, time.monotonic)
+        self._shared = SharedState(policy, retry, fleet, budget, lookup, time.monotonic)
 
     async def generate(
         self, request: pb.GenerateRequest, metadata: Pairs
@@ -61,15 +62,15 @@ class Streams:
         """One unbroken stream, over as many replicas as that takes. Raises Refusal."""
         stream = _Stream()
 
-        def opens(_leg: Leg, wanted: pb.GenerateRequest) -> "_Call":
+        def opens(_attempt: Attempt, wanted: pb.GenerateRequest) -> "_Call":
             keys = keys_of(wanted)
             told = (keys.root, keys.prefixes)
             packed = wanted.SerializeToString()
             return _Call(self._generate.remote(packed, list(metadata), keys=told))
 
         try:
-            journey = Journey(self._around, request, None)
-            async for message in OnlyMessages(Travel(journey, opens, stream)):
+            failover = StreamFailover(self._shared, request, None)
+            async for message in OnlyMessages(StreamIterator(failover, opens, stream)):
                 yield message
         except CallError as error:
             raise refusal_of(error) from error

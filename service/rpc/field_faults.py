@@ -181,8 +181,9 @@ def judged_of(request: pb.GenerateRequest, prompt_tokens: int) -> int | None:
 
 
 def check_stops(given: Mapping[str, Any], silent: Collection[str], faults: Faults) -> None:
-    """A special token makes no text: as a stop string it stands for its id; part of a longer
-    one, or asked for in the output, it could never be what it seems."""
+    """A special token makes no text. Alone as a stop string it stands for its id; refused are
+    stop strings of which it is a part, and asking for it in the output: neither could be what it
+    seems."""
     for i, stop in enumerate(given.get("stop", ())[:MAX_STOPS]):
         if len(stop) > MAX_STOP_BYTES:
             continue

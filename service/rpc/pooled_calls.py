@@ -173,7 +173,7 @@ class PooledCalls:
         remaining = context.time_remaining()
         place = admission.enter(caller.client, at_once, request.priority, None, remaining)
         try:
-            other = isinstance(context, errors.OtherFace)
+            other = isinstance(context, errors.OtherContext)
             serving.pooled.check(request, MAX_HTTP_NUMBERS if other else MAX_NUMBERS)
             sender = Sender(serving.engine.new_key, caller.tenant, caller.client)
             call = await serving.pooled.read(request, sender)

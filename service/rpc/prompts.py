@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from quire.service.errors import Refusal, invalid_field
 from quire.service.rpc import messages
+from quire.service.rpc.answer_reading import check_tools
 from quire.service.rpc.field_faults import Faults
-from quire.service.rpc.reading import check_tools
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.chat_template import TemplateRefusal
 from quire.service.text.template_meter import RenderLimits

@@ -6,8 +6,8 @@ from quire.service.answers.events import Family, Syntax
 from quire.service.answers.tool_grammar import CallableTool, CannotHonour, tool_grammar
 from quire.service.constraints.sources import CALLS
 from quire.service.errors import invalid_field
+from quire.service.rpc.answer_reading import must_call, needs_constraint
 from quire.service.rpc.constraints import Compiler, behind
-from quire.service.rpc.reading import must_call, needs_constraint
 from quire.service.text.thinking import Thinking
 from quire.v1 import inference_pb2 as pb
 

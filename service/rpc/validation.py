@@ -15,6 +15,7 @@ from quire.engine.request import Constraint, GenerationRequest, SamplingParams
 from quire.service.answers.events import Reading
 from quire.service.errors import invalid_field, unknown_model
 from quire.service.rpc import constraints, tool_constraint
+from quire.service.rpc.answer_reading import check_parse, reading_of
 from quire.service.rpc.answer_stream import AnswerStream
 from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
@@ -28,7 +29,6 @@ from quire.service.rpc.field_faults import (
     judged_of,
 )
 from quire.service.rpc.prompts import Prompts
-from quire.service.rpc.reading import check_parse, reading_of
 from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.stop_strings import StopAutomaton, StopMatch

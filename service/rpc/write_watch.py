@@ -1,12 +1,12 @@
 """Ends calls whose clients do not read.
 
 A message that gRPC cannot pass on waits in the call's task, and what the engine makes meanwhile
-waits behind it. So a write has a time in which it must end, and what waits behind writes is bounded
-in all: beyond that, the calls that hold the most are ended, those first.
+waits behind it. So each write must end within a time, and all that waits behind writes has a bound;
+beyond it calls are ended, the one that holds the most first.
 
-Invariant: a call is ended by cancelling its task, so that it gives back all it holds on the one way
-that every end takes. Its status is left with gRPC, which tells the client should it read after all;
-nothing else waits for that. The clock is handed in.
+Invariant: a call is ended by cancelling its task. So it gives back what it holds as every call does
+at its end. Its status is left with gRPC, which tells the client if it reads after all; nothing else
+waits for that. The clock is handed in.
 """
 
 import asyncio

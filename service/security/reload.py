@@ -236,8 +236,8 @@ class Watcher:
         self._thread.start()
 
     def look_now(self) -> None:
-        """Without waiting for the next time. However often that is asked for during a look, which
-        may hang with its disk, it means one look more."""
+        """Look without waiting for the next time. If this is asked for during a look, however
+        often, one more look follows; a look may hang with its disk."""
         self._asked.set()
 
     def stop(self) -> None:

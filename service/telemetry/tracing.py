@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import grpc
 
 from quire.engine.errors import ConfigError
-from quire.service.errors import OtherFace
+from quire.service.errors import OtherContext
 
 try:
     from opentelemetry import trace
@@ -75,7 +75,7 @@ class EndedCall:
     ) -> "EndedCall":
         """A call of this method that ends now. began: time.monotonic(); told: what it was."""
         ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
-        span = context.span(code) if isinstance(context, OtherFace) else grpc_span(code, method)
+        span = context.span(code) if isinstance(context, OtherContext) else grpc_span(code, method)
         metadata = context.invocation_metadata() or ()
         return cls(span[0], metadata, began_ns, ended_ns, code, times, {**span[1], **told})
 

@@ -17,7 +17,7 @@ class Markers:
     """Markers by the kind of content that they could be forged from.
 
     by_kind: of ANYWHERE, for all content; of others, in addition. allowed: those that the template
-    itself looks for in an assistant's content, so that it tells them from its own.
+    itself looks for in an assistant's content, and so can tell from its own.
     """
 
     by_kind: Mapping[str, frozenset[str]]

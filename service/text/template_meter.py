@@ -1,9 +1,9 @@
 """What a rendering may come to, and the count of what it has come to.
 
 Invariant: whatever a template does is counted before it is done, or is linear in what has been
-counted: each text and each container as it is made, what a container holds as often as it holds it,
-the steps, and the processor's time. What an operation could make of its arguments is told from
-their sizes; of those that are not known to be linear, as if it repeated each by each.
+counted. Counted are each text and each container as it is made, an element once for each container
+that holds it, the steps, and the processor's time. What an operation could make is told from the
+sizes of its arguments; if it is not known to be linear, their product is taken.
 """
 
 import re
@@ -16,10 +16,10 @@ from typing import Any
 
 from quire.service.text.workers import Wanted, check_wanted
 
-_MADE_FOR_EACH_BYTE = 32  # text that a template may make on its way to one byte of the prompt
-_AT_ONCE = 1 << 24  # that one operation may make, however little the prompt
+_MADE_FOR_EACH_BYTE = 32  # bytes of text that a template may make for each byte of its prompt
+_AT_ONCE = 1 << 24  # bytes that one operation may make, however short the prompt
 _MAX_BITS = 1 << 14  # of a whole number: as many digits as Python writes
-_CHECK_EVERY = 1024  # steps between two questions whether anyone still waits
+_CHECK_EVERY = 1024  # steps between asking whether anyone still waits
 _LOOK_EVERY = 16  # steps between two looks at the clock
 # These look through a text or a list, whatever they are given to look for.
 _LINEAR = frozenset(

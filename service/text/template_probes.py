@@ -1,4 +1,4 @@
-"""Invented chats that show, when a template is loaded, what it does with what it is given.
+"""Invented chats: rendered when a template is loaded, they show what it does with its input.
 
 Each string of a probe is a word of its own (WORDS), so that it is found again in what is rendered.
 A template may refuse a probe (turns in another order, a role that it does not know): such a probe

@@ -29,7 +29,7 @@ _JUDGED = (
 _NOT_CLIENTS = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
 PROBE_LIMITS = RenderLimits(max_bytes=1 << 18, max_steps=20_000)
 _MARKER_STEPS = 10_000_000
-_MAX_SECONDS = 30.0  # of the processor, for all probes of a template and all that is found in them
+_MAX_SECONDS = 30.0  # of the processor, for all probes of one template
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from quire.service import freed
+from quire.service import malloc_memory
 from quire.service.errors import Refusal, prompts_waiting, shutting_down
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class _Job:
             result = self.work(lambda: self.wanted)
         except StopIteration as ended:  # which no future can hold
             self._tell(None, RuntimeError(repr(ended)))
-        except BaseException as error:  # no name of it stays in this frame, which it holds
+        except BaseException as error:  # it holds this frame, so no name here may hold it
             self._tell(None, error)
         else:
             self._tell(result, None)
@@ -194,7 +194,7 @@ class PromptWorkers:
             large = job.size > LARGE_BYTES
             del job  # its prompt is not to be kept until the next one comes
             if large:
-                freed.give_back()
+                malloc_memory.give_back()
 
 
 def _closing() -> Refusal:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from quire.engine.loop.build_rank import _TimeLine
+from quire.engine.startup.build_rank import _TimeLine
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

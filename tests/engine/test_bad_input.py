@@ -10,10 +10,10 @@ import torch
 
 from quire.engine.config import BLOCK_SIZES, DTYPES, EngineConfig
 from quire.engine.errors import CapacityError, ConfigError
-from quire.engine.loop import build_rank, sizing
-from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
+from quire.engine.startup import build_rank, sizing
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.kernels import reference, support
 
 GIB = 1 << 30

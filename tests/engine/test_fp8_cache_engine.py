@@ -15,12 +15,12 @@ from torch import Tensor
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
-from quire.engine.loop import build_rank, sizing
-from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.warmup import bounds_of
+from quire.engine.startup import build_rank, sizing
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.kernels import reference, support
 from quire.kernels.cpu.ops import CpuOps
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from quire.kernels.linear import around
+from quire.kernels.linear import product_options
 from quire.kernels.padding import library_rows, new_rows, padded
 
 
@@ -20,5 +20,5 @@ def test_a_result_with_room_is_padded_where_it_lies_and_another_is_copied() -> N
 def test_what_a_silu_leaves_has_room_for_the_product_behind_it() -> None:
     """Copies cost two launches a layer of steps whose rows are no multiple of 64."""
     x, gate_up = torch.ones(80, 8), torch.ones(32, 8)
-    out = around.result(x, gate_up, None, silu=True, out_dtype=None, apart=True)
+    out = product_options.result(x, gate_up, None, silu=True, out_dtype=None, apart=True)
     assert padded(out, library_rows(80)).data_ptr() == out.data_ptr()

@@ -15,12 +15,12 @@ from support.small_engine import run as run_core
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, RequestError
-from quire.engine.loop.build import build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import GraphSizes, captured_sizes
 from quire.engine.runner.sampler import Needs
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.weights import loader
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random, save_random

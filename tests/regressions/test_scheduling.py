@@ -21,11 +21,11 @@ from support.traffic import run_episode, run_steps
 from quire import engine
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RequestError
-from quire.engine.loop.build import build_engine
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.startup.build_engine import build_engine
 
 
 def request(key: int, prompt: Any, max_tokens: int = 4, **more: Any) -> GenerationRequest:

@@ -75,7 +75,7 @@ FAULTS = (
     ),
     Fault(
         "minivllm-53: the pool has more blocks than the cache",
-        "engine/loop/cache.py",
+        "engine/startup/kv_cache.py",
         "    pool = BlockPool(kv.num_blocks, ",
         "    pool = BlockPool(kv.num_blocks + 1, ",
         regression("minivllm_53_more_blocks_counted_than_the_cache_has"),

@@ -90,9 +90,9 @@ FAULTS = (
     ),
     Fault(
         "checkpoints: memory is taken before the files are looked at",
-        "engine/loop/build_rank.py",
+        "engine/startup/build_rank.py",
         "        check_checkpoint(outline, Path(config.model))\n",
         "",
-        ("tests/engine/loop/test_checkpoint_first.py",),
+        ("tests/engine/startup/test_checkpoint_first.py",),
     ),
 )

@@ -3,11 +3,11 @@
 from faults.fault import Fault
 
 ENGINE = "tests/engine/loop/test_constraints.py::test_"
-HELPER = "tests/engine/loop/test_helper.py::test_"
+HELPER = "tests/engine/loop/test_side_thread.py::test_"
 EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
-TOGETHER = "tests/service/constraints/test_together.py::test_"
+TOGETHER = "tests/service/constraints/test_matcher_batch.py::test_"
 KEPT = "tests/engine/runner/test_runner.py::test_"
 MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
@@ -42,7 +42,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: a mask falls on another row beside one that does not sample yet",
-        "engine/runner/edits.py",
+        "engine/runner/logit_edits.py",
         "for row in plan.rows if row.samples",
         "for row in plan.rows",
         (ENGINE + "one_mask_is_for_the_logits_of_one_row",),
@@ -70,7 +70,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: the mask of another row, behind a matcher that took no token",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken and not text.backend.is_error()\n"
         "            mask = masks[masks.index(mask) - (not all(took))]\n",
@@ -78,28 +78,28 @@ FAULTS = (
     ),
     Fault(
         "constraint: many together may end anywhere",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            octets[:, i >> 3] &= ~(1 << (i & 7)) & 0xFF\n",
         "            octets[:, i >> 3] |= 1 << (i & 7)\n",
         (TOGETHER + "what_many_take_together_is_what_each_takes_alone",),
     ),
     Fault(
         "constraint: as many matchers as a step before are taken for the same",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "        if matchers != self._matchers:",
         "        if len(matchers) != len(self._matchers):",
         (TOGETHER + "the_same_matchers_are_asked_again_and_then_others_as_many",),
     ),
     Fault(
         "constraint: a limit that is reached among many is passed over",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            fine = taken and not text.backend.is_error()\n",
         "            fine = taken\n",
         (TOGETHER + "a_limit_that_is_reached_ends_one_of_many",),
     ),
     Fault(
         "constraint: masks are told while work beside them goes on",
-        "service/constraints/together.py",
+        "service/constraints/matcher_batch.py",
         "            wait()\n",
         "            pass\n",
         (TOGETHER + "what_is_begun_beside_many_masks_is_waited_for",),
@@ -134,7 +134,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: the thread beside the engine's keeps what it has done",
-        "engine/loop/helper.py",
+        "engine/loop/side_thread.py",
         "            del work\n",
         "",
         (HELPER + "one_thread_does_all_it_is_asked_to_keeps_nothing_of_it_and_ends",),
@@ -227,7 +227,7 @@ FAULTS = (
     ),
     Fault(
         "constraint: what is given up is not counted",
-        "service/constraints/deep.py",
+        "service/constraints/deep_threads.py",
         "            self._given_up.add(done)",
         "            pass",
         (DEEP + "what_takes_too_long_is_given_up_and_counted_until_it_ends",),
@@ -269,14 +269,14 @@ FAULTS = (
     ),
     Fault(
         "edits: a slot keeps the mask of the request before",
-        "engine/runner/edits.py",
+        "engine/runner/logit_edits.py",
         "            self._masks.pop(one.slot, None)\n",
         "",
         (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),
     ),
     Fault(
         "edits: a slot keeps the bias of the request before",
-        "engine/runner/edits.py",
+        "engine/runner/logit_edits.py",
         "            self._bias.pop(one.slot, None)\n",
         "",
         (EDITS + "a_slot_forgets_what_the_request_before_asked_for",),

@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-FIT = "tests/engine/loop/test_fit.py::test_"
+FIT = "tests/engine/startup/test_fit.py::test_"
 
 FAULTS = (
     Fault(
@@ -28,21 +28,21 @@ FAULTS = (
     ),
     Fault(
         "first minutes: weights beyond the memory fit",
-        "engine/loop/fit.py",
+        "engine/startup/fit.py",
         "    if rest < plan.bytes_of_blocks(1):\n",
         "    if False:\n",
         (FIT + "weights_beyond_the_machine_do_not_fit",),
     ),
     Fault(
         "first minutes: advice forgets the null block",
-        "engine/loop/sizing.py",
+        "engine/startup/sizing.py",
         "return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token",
         "return num_blocks * self.block_size * self.kv_bytes_per_token",
         (FIT + "advice_with_a_number_is_enough",),
     ),
     Fault(
         "first minutes: a start says nothing of a cache shorter than a request",
-        "engine/loop/fit.py",
+        "engine/startup/fit.py",
         "        log.warning(",
         "        log.debug(",
         (FIT + "a_start_warns_of_a_cache_shorter_than_a_request",),

@@ -58,7 +58,7 @@ FAULTS = (
     ),
     Fault(
         "first start: kernels are compiled once the ranks have met",
-        "engine/loop/build_rank.py",
+        "engine/startup/build_rank.py",
         "    shape = model_config(config)\n    device = sizing.resolve_device(config, rank)\n",
         "    shape, world = model_config(config), meet()\n"
         "    device, meet = sizing.resolve_device(config, rank), lambda: world\n",

@@ -11,14 +11,14 @@ INTERPRETED = (
 FAULTS = (
     Fault(
         "fp8 cache: what is infinite becomes the largest number",
-        "kernels/reference/held.py",
+        "kernels/reference/kv_format.py",
         ".masked_fill(wide.isinf(), torch.nan)",
         "",
         (_TWINS + "a_number_becomes_the_nearest_one_and_what_is_none_stays_none",),
     ),
     Fault(
         "fp8 cache: a kernel lets an infinite number pass as the largest",
-        "kernels/attention/held.py",
+        "kernels/attention/kv_format.py",
         '        x = tl.where(number, near, float("nan"))\n',
         "        x = near\n",
         INTERPRETED,
@@ -55,21 +55,21 @@ FAULTS = (
     ),
     Fault(
         "fp8 cache: it is sized beside graphs that are thought to be half as large",
-        "engine/loop/build_rank.py",
+        "engine/startup/build_rank.py",
         "        graphs = sizing.graph_bytes(config, shape, model.dtype)\n",
         "        graphs = sizing.graph_bytes(config, shape, dtype)\n",
         (_ENGINE + "the_cache_is_sized_beside_graphs_of_the_activations_dtype",),
     ),
     Fault(
         "fp8 cache: it has the blocks of a cache of 16 bits",
-        "engine/loop/sizing.py",
+        "engine/startup/sizing.py",
         "        blocks = cache_blocks(config, model, cache_dtype, budget, what)\n",
         "        blocks = cache_blocks(config, model, dtype, budget, what)\n",
         (_ENGINE + "a_card_has_room_for_twice_the_blocks",),
     ),
     Fault(
         "fp8 cache: the fingerprint is that of another cache",
-        "engine/loop/build.py",
+        "engine/startup/build_engine.py",
         "        fingerprint=model.served_fingerprint(cache_dtype),\n",
         "        fingerprint=model.served_fingerprint(torch.float32),\n",
         (_ENGINE + "a_stream_does_not_go_on_at_a_replica_with_another_cache",),

@@ -4,9 +4,9 @@ from faults.fault import Fault
 
 _CALLS = "service/gateway/open_calls.py"
 _STREAM = "service/gateway/kv_stream.py"
-_TELLING = "service/gateway/telling.py"
+_TELLING = "service/gateway/event_mapping.py"
 _SERVICER = "service/gateway/servicer.py"
-_ASKING = "service/gateway/asking.py"
+_ASKING = "service/gateway/request_mapping.py"
 
 
 def _face(name: str) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ FAULTS = (
         _TELLING,
         "        said.ids += delta.token_ids\n",
         "        said.ids = list(delta.token_ids)\n",
-        ("tests/service/gateway/test_telling.py::test_an_end_holds_all_that_chunks_held",),
+        ("tests/service/gateway/test_event_mapping.py::test_an_end_holds_all_that_chunks_held",),
     ),
     Fault(
         "gateway: media are ignored",
@@ -72,7 +72,7 @@ FAULTS = (
         '    "media_refs": _MEDIA,\n',
         "",
         (
-            "tests/service/gateway/test_asking.py::"
+            "tests/service/gateway/test_request_mapping.py::"
             "test_media_transfer_and_ranks_are_refused_by_name",
         ),
     ),

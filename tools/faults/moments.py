@@ -8,7 +8,7 @@ LOGS = "tests/service/telemetry/test_logs.py::test_"
 FAULTS = (
     Fault(
         "quire: work that ends as it is given up is a time that has run out",
-        "service/constraints/deep.py",
+        "service/constraints/deep_threads.py",
         "                return done.result()\n",
         "                raise\n",
         (

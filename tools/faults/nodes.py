@@ -25,14 +25,14 @@ FAULTS = (
     ),
     Fault(
         "nodes: a proof that was overheard is one on another connection too",
-        "engine/parallel/opening.py",
+        "engine/parallel/handshake.py",
         "    return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))\n",
         "    return _HELLO.pack(_MAGIC, bytes(_NONCE_BYTES))\n",
         (DOOR + "strangers_change_nothing",),
     ),
     Fault(
         "nodes: whoever speaks as a node does is taken for one",
-        "engine/parallel/opening.py",
+        "engine/parallel/handshake.py",
         '        raise RankError("it does not have the secret")\n',
         "        pass\n",
         (DOOR + "strangers_change_nothing",),
@@ -40,7 +40,7 @@ FAULTS = (
     Fault(
         "nodes: node 0 is believed without a proof",
         "engine/parallel/joining.py",
-        "        if not opening.is_node_0(self._secret, answer, greeting, data):\n",
+        "        if not handshake.is_node_0(self._secret, answer, greeting, data):\n",
         "        if False:\n",
         (DOOR + "a_node_goes_with_nobody_who_has_not_the_secret",),
     ),

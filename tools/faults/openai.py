@@ -26,10 +26,10 @@ FAULTS = (
     Fault(
         "openai: a body is read before its sender's key",
         "service/openai/entry.py",
-        "            await self._door.check_key(exchange)\n"
-        "            body = await self._bodies.read(request, exchange.peer())\n",
-        "            body = await self._bodies.read(request, exchange.peer())\n"
-        "            await self._door.check_key(exchange)\n",
+        "            await self._door.check_key(context)\n"
+        "            body = await self._bodies.read(request, context.peer())\n",
+        "            body = await self._bodies.read(request, context.peer())\n"
+        "            await self._door.check_key(context)\n",
         (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
     ),
     Fault(
@@ -92,7 +92,7 @@ FAULTS = (
     Fault(
         "openai: an HTTP call's span says that it came over gRPC",
         "service/telemetry/tracing.py",
-        "if isinstance(context, OtherFace) else grpc_span(code, method)\n",
+        "if isinstance(context, OtherContext) else grpc_span(code, method)\n",
         "if not context else grpc_span(code, method)\n",
         (CLIENT + "calls_are_traced_under_what_their_headers_name",),
     ),

@@ -26,10 +26,10 @@ FAULTS = (
     ),
     Fault(
         "plan: a slot keeps the parameters of who had it first",
-        "engine/runner/runner.py",
-        "            self._sampling.update((one.slot, one.sampling) for one in plan.admitted)\n",
-        "            for one in plan.admitted:\n"
-        "                self._sampling.setdefault(one.slot, one.sampling)\n",
+        "engine/runner/slot_sampling.py",
+        "        self._numbers.update((one.slot, one.sampling) for one in admitted)\n",
+        "        for one in admitted:\n"
+        "            self._numbers.setdefault(one.slot, one.sampling)\n",
         ("tests/engine/runner/test_runner.py",),
     ),
     Fault(
@@ -107,7 +107,7 @@ FAULTS = (
     Fault(
         "last words: rows before the ruined one lose their ends",
         "engine/scheduling/completion.py",
-        "                    roster.say(*outputs)  # of the rows before it: that stands\n",
+        "            self._roster.say(*outputs)  # of the rows before it: that stands\n",
         "",
         LAST_WORDS,
     ),

@@ -17,7 +17,7 @@ FAULTS = (
         "    if table.is_meta:\n        return table\n",
         "",
         (
-            "tests/engine/loop/test_checkpoint_first.py"
+            "tests/engine/startup/test_checkpoint_first.py"
             "::test_shapes_are_made_without_arithmetic_which_would_load_a_compiler",
         ),
     ),

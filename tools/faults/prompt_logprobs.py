@@ -4,7 +4,7 @@ from faults.fault import Fault
 
 ENGINE = "tests/engine/runner/test_prompt_logprobs.py::test_"
 SERVED = "tests/service/rpc/test_prompt_logprobs_served.py::test_"
-JOURNEY = "tests/clients/replicas/test_journey.py::test_"
+FAILOVER = "tests/clients/replicas/test_failover.py::test_"
 
 FAULTS = (
     Fault(
@@ -58,9 +58,9 @@ FAULTS = (
     ),
     Fault(
         "prompt: a stream that broke tells it again",
-        "clients/replicas/journey.py",
+        "clients/replicas/stream_failover.py",
         "        new = min(max(self._told - self._judged, 0), count)\n",
         "        new = count\n",
-        (JOURNEY + "a_prompts_log_probabilities_are_given_once_however_often_it_breaks",),
+        (FAILOVER + "a_prompts_log_probabilities_are_given_once_however_often_it_breaks",),
     ),
 )

@@ -65,7 +65,7 @@ FAULTS = (
     ),
     Fault(
         "ranks: each has as many blocks as rank 0 has room for",
-        "engine/loop/ranks.py",
+        "engine/startup/start_ranks.py",
         "least = min(blocks, *(",
         "least = max(blocks, *(",
         (TESTS + "ranks_take_the_least_number_of_blocks_of_all",),

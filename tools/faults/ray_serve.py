@@ -3,7 +3,7 @@
 from faults.fault import Fault
 
 _RANKING = "service/ray/ranking.py"
-_PLAN = "service/ray/plan.py"
+_PLAN = "service/ray/application_plan.py"
 _WORKER = "clients/loadtest/worker.py"
 _LOOPBACK = "service/ray/loopback.py"
 _REPLICA = "service/ray/replica.py"
@@ -61,7 +61,7 @@ FAULTS = (
     ),
     Fault(
         "ray: a replica does not see its caller's key",
-        "service/ray/carried.py",
+        "service/ray/ray_context.py",
         '_FORWARDED = ("authorization", ',
         "_FORWARDED = (",
         (f"{_KEYS}the_replica_asks_for_the_caller_s_key_and_its_priority",),
@@ -136,11 +136,11 @@ FAULTS = (
     ),
     Fault(
         "replicas: one that serves another thing was only not asked",
-        "clients/replicas/course.py",
+        "clients/replicas/call_failover.py",
         "if like is None or not serves(identity, like):",
         "if like is None:",
         (
-            "tests/clients/replicas/test_journey.py"
+            "tests/clients/replicas/test_failover.py"
             "::test_a_replica_that_is_known_to_serve_another_thing_is_said_to",
         ),
     ),

@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-JOURNEY = ("tests/clients/replicas/test_journey.py",)
+FAILOVER = ("tests/clients/replicas/test_failover.py",)
 FLEET = ("tests/clients/replicas/test_fleet.py",)
 AFFINITY = ("tests/clients/replicas/test_affinity.py",)
 STREAMS = ("tests/clients/replicas/test_streams_go_on.py",)
@@ -10,45 +10,45 @@ STREAMS = ("tests/clients/replicas/test_streams_go_on.py",)
 FAULTS = (
     Fault(
         "replicas: a resumed stream draws another seed",
-        "clients/replicas/journey.py",
+        "clients/replicas/stream_failover.py",
         "        request.sampling.seed = self._started.seed\n",
         "",
-        JOURNEY,
+        FAILOVER,
     ),
     Fault(
         "replicas: what a server says at its end counts as received",
-        "clients/replicas/journey.py",
+        "clients/replicas/stream_failover.py",
         "            self._held.append(message)\n            return []\n        self._ids.extend",
         "            pass\n        self._ids.extend",
-        JOURNEY,
+        FAILOVER,
     ),
     Fault(
         "replicas: a stream goes on at another model",
-        "clients/replicas/journey.py",
+        "clients/replicas/stream_failover.py",
         "        if started.model_fingerprint != like.fingerprint:\n",
         "        if False:\n",
-        JOURNEY,
+        FAILOVER,
     ),
     Fault(
         "replicas: a request that kills goes through the fleet",
-        "clients/replicas/course.py",
+        "clients/replicas/call_failover.py",
         "        if self.breaks > self.breaks_allowed:\n",
         "        if self.breaks > 99:\n",
-        JOURNEY,
+        FAILOVER,
     ),
     Fault(
         "replicas: a break counts as a refusal where nothing was received",
         "clients/replicas/faults.py",
         "    return Kind.ABSENT if _says(error, _NEVER_SENT) else Kind.BROKEN\n",
         "    return Kind.ABSENT\n",
-        JOURNEY,
+        FAILOVER,
     ),
     Fault(
         "replicas: asking again costs nothing",
         "clients/replicas/budget.py",
         "            self._credit -= 1.0\n",
         "",
-        (*JOURNEY, *FLEET),
+        (*FAILOVER, *FLEET),
     ),
     Fault(
         "replicas: loads are not bounded",
@@ -125,7 +125,7 @@ FAULTS = (
         "clients/replicas/faults.py",
         "    if _CLOSED_HERE in error.message:\n        return Kind.FINAL\n",
         "",
-        ("tests/clients/replicas/test_journey.py::test_what_an_end_means",),
+        ("tests/clients/replicas/test_failover.py::test_what_an_end_means",),
     ),
     Fault(
         "replicas: a closed client opens connections",

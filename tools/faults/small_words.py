@@ -36,14 +36,14 @@ FAULTS = (
     ),
     Fault(
         "dry run: what starts with a short cache is said not to fit",
-        "engine/loop/fit.py",
+        "engine/startup/fit.py",
         "_against_length(config, plan), starts=starts)",
         "_against_length(config, plan))",
         ("tests/service/cli/test_dry_run.py",),
     ),
     Fault(
         "dry run: what has no room for a block is said to start",
-        "engine/loop/fit.py",
+        "engine/startup/fit.py",
         "starts = plan.num_blocks > 0",
         "starts = True",
         ("tests/service/cli/test_dry_run.py",),
@@ -57,7 +57,7 @@ FAULTS = (
     ),
     Fault(
         "commands: a refusal names the contract's field",
-        "clients/commands/fields.py",
+        "clients/commands/option_names.py",
         "    told = _ANYWHERE.sub(lambda found: OPTIONS[found[1]], told)\n",
         "",
         ("tests/clients/commands/test_fields.py",),

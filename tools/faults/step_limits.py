@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-_HERE = "tests/engine/loop/test_step_limits.py::test_"
+_HERE = "tests/engine/startup/test_step_limits.py::test_"
 
 FAULTS = (
     Fault(
@@ -14,7 +14,7 @@ FAULTS = (
     ),
     Fault(
         "step-limits: a tile for each row is forgotten",
-        "engine/loop/sizing.py",
+        "engine/startup/sizing.py",
         "    most = (MAX_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile\n",
         "    most = MAX_STEP_TOKENS * tokens_a_tile\n",
         (_HERE + "tiles_of_a_step_are_bounded",),

@@ -55,7 +55,7 @@ OVERLAP = (
     ),
     Fault(
         "vllm-10903: block tables are a column too narrow",
-        "engine/loop/build_rank.py",
+        "engine/startup/build_rank.py",
         "max_blocks = -(-basis.max_model_len // config.block_size)\n    state",
         "max_blocks = basis.max_model_len // config.block_size\n    state",
         regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
@@ -72,7 +72,7 @@ OVERLAP = (
 PADDING = (
     Fault(
         "minivllm: padded rows of a decode step write through another's block table",
-        "engine/runner/writes.py",
+        "engine/runner/state_writes.py",
         "*[self._state.null_slot] * (padded - len(rows))]",
         "*[0] * (padded - len(rows))]",
         PADDED,

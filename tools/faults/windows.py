@@ -106,9 +106,9 @@ FAULTS = (
     ),
     Fault(
         "windows: the cache of windows is left out of what the cache takes",
-        "engine/loop/window_share.py",
+        "engine/startup/window_share.py",
         "        return (num_blocks + 1) * self.full_bytes + windowed * self.window_bytes\n",
         "        return (num_blocks + 1) * self.full_bytes\n",
-        ("tests/engine/loop/test_window_share.py::test_an_engine_has_the_caches_of_its_plan",),
+        ("tests/engine/startup/test_window_share.py::test_an_engine_has_the_caches_of_its_plan",),
     ),
 )

@@ -123,13 +123,13 @@ async def serve(step_seconds: float) -> None:
 
 if __name__ == "__main__":
     sys.path += [str(HERE.parents[2] / "benchmarks")]
-    from quire.service import freed
+    from quire.service import malloc_memory
     from quire.service.app.event_loop import new_event_loop
     from quire.service.app.process import _SWITCH_SECONDS
     from quire.service.telemetry import logs
 
     logs.set_up("text", "error")
     sys.setswitchinterval(_SWITCH_SECONDS)
-    freed.few_arenas()
+    malloc_memory.few_arenas()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(float(sys.argv[1]) / 1e3))

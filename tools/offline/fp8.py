@@ -42,7 +42,7 @@ def quantizing() -> Calls:
 
 @cases(hot=True, e4m3=True)
 def fp8_products() -> Calls:
-    from tune_linear import products
+    from linear_candidates import products
 
     from quire.kernels.linear import fp8_linear, fp8_tuning, skinny, tuning
 

@@ -22,8 +22,8 @@ def hot_copy() -> Calls:
 
 @cases(hot=True)
 def products() -> Calls:
+    from linear_candidates import products as products_of
     from tune_linear import SHAPES
-    from tune_linear import products as products_of
 
     from quire.kernels.linear import linear, skinny, tuning
 
@@ -65,9 +65,9 @@ def products() -> Calls:
 def exact_products() -> Calls:
     """What exact mode launches by the tables. Not hot: shares of K one after another in the largest
     tile spill a total that only the end of a share reads."""
+    from linear_candidates import products as products_of
     from tune_exact import EXACT, tensors_of
     from tune_linear import SHAPES
-    from tune_linear import products as products_of
 
     from quire.kernels.linear import exact, tuning
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
+from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
-from quire.engine.model.layers.stream import Stream, residual_norm
 from quire.engine.model.product import Product
 
 

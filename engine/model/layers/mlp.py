@@ -11,8 +11,8 @@ from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
+from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
-from quire.engine.model.layers.stream import Stream, residual_norm
 from quire.engine.model.product import Product
 from quire.kernels.ops import ExpertOps, has_expert_row, has_experts
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from quire.engine.errors import ConfigError
 
 if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
-    from quire.kernels.linear.exchange import Mail
+    from quire.kernels.linear.all_reduce_norm import Mail
 
 
 class Exchange(Protocol):

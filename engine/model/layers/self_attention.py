@@ -8,8 +8,8 @@ from quire.engine.model.layers.attention import paged_attention
 from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
 from quire.engine.model.layers.parallel import scale_slice
 from quire.engine.model.layers.placement import Placement, whole
+from quire.engine.model.layers.residual import Stream
 from quire.engine.model.layers.setting import Setting
-from quire.engine.model.layers.stream import Stream
 from quire.engine.model.spec import AttentionSpec
 
 

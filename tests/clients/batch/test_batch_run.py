@@ -23,7 +23,7 @@ from quire.clients.batch.requests import CHATS, COMPLETIONS, RequestFile
 from quire.clients.batch.results import ResultFile
 from quire.clients.batch.run import Plan, Run, refused_body
 from quire.clients.errors import Details, Unauthenticated, Unavailable, Violation, call_error
-from quire.clients.openai.names import Names
+from quire.clients.openai.field_names import Names
 from quire.v1 import inference_pb2 as pb
 
 QUICK = RetryPolicy(attempts=1)

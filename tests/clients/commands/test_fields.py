@@ -8,7 +8,7 @@ import typer
 from support.server_process import process
 
 from quire.clients import cli
-from quire.clients.commands.fields import OPTIONS, named
+from quire.clients.commands.option_names import OPTIONS, named
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from quire.clients.openai import chat, completions, sampling
 from quire.clients.openai.asked import Asked
 from quire.clients.openai.faults import BadBody
-from quire.clients.openai.names import Names
+from quire.clients.openai.field_names import Names
 from quire.v1 import inference_pb2 as pb
 
 HELLO = [{"role": "user", "content": "Hello"}]

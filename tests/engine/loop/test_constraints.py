@@ -21,8 +21,8 @@ from quire.engine.request import (
     SamplingParams,
     Vocabulary,
 )
-from quire.engine.runner.edits import SlotEdits
 from quire.engine.runner.graphs import GraphKey, SamplerKey
+from quire.engine.runner.logit_edits import SlotEdits
 from quire.engine.runner.masks import NO_MASK, MaskTable
 from quire.engine.scheduling.matching import Beside, Mask, Room, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
 from quire.engine.model.config import MISTRAL, ModelConfig
 from quire.engine.request import GenerationRequest, Pooling, SamplingParams
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.weights.random import save_random
 
 pytestmark = pytest.mark.gpu

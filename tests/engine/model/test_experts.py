@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.config import QWEN3_MOE, Experts, ModelConfig
-from quire.engine.model.layers.stream import Stream
+from quire.engine.model.layers.residual import Stream
 from quire.engine.model.registry import build_model
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import save_random

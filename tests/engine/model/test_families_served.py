@@ -11,8 +11,8 @@ from support import hf_models
 from torch import Tensor
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.startup.build_engine import build_engine
 
 NEW_TOKENS = 24
 PROMPTS = [[(7 * i + 13 * length) % 2000 + 1 for i in range(length)] for length in (1, 37, 150)]

@@ -24,8 +24,8 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import QWEN3_MOE, Experts, Fp8, ModelConfig
+from quire.engine.model.load_config import model_config
 from quire.engine.model.registry import build_model, check_operations
-from quire.engine.model.shape import model_config
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import fill_random, save_random
 from quire.kernels import reference, support

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
-from quire.engine.loop import sizing
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import ModelConfig
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.model.shape import resolve_max_model_len
+from quire.engine.startup import sizing
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.kernels import reference
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
-from quire.engine.loop import sizing
-from quire.engine.loop.build import Engine, build_engine
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.startup import sizing
+from quire.engine.startup.build_engine import Engine, build_engine
 from quire.engine.weights.checkpoint import SINGLE
 from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import fill_random, save_random

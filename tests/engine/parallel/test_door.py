@@ -15,12 +15,12 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
-from quire.engine.model.shape import model_config
-from quire.engine.parallel import door, joining, network, opening
+from quire.engine.model.load_config import model_config
+from quire.engine.parallel import door, handshake, joining, network
 from quire.engine.parallel.door import Door, Member
+from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.joining import Joining
 from quire.engine.parallel.node import places
-from quire.engine.parallel.opening import NO_RANK, Opening
 from quire.engine.parallel.secret import Secret, read_secret
 from quire.engine.parallel.terms import Terms, pack, terms_of
 
@@ -65,7 +65,7 @@ class Waiting:
     def knock(self) -> tuple[socket.socket, bytes]:
         """A stranger's connection, and how it was greeted."""
         connection = socket.create_connection(self.address, timeout=PATIENCE)
-        return connection, connection.recv(opening.HELLO_BYTES, socket.MSG_WAITALL)
+        return connection, connection.recv(handshake.HELLO_BYTES, socket.MSG_WAITALL)
 
     def end(self) -> None:
         """Where it has not ended: a test has failed."""
@@ -91,7 +91,7 @@ def stack() -> Iterator[ExitStack]:
 
 def opened_by(greeting: bytes, secret: Secret = SECRET, terms: bytes = pack(TERMS)) -> bytes:
     said = Opening(1, NO_RANK, terms)
-    return opening.signed(secret, greeting, opening.said_of(said), said.terms)
+    return handshake.signed(secret, greeting, handshake.said_of(said), said.terms)
 
 
 def of_length(greeting: bytes, length: int) -> bytes:
@@ -106,7 +106,7 @@ STRANGERS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "another secret": lambda greeting, _heard: opened_by(greeting, Secret(b"something else")),
     "replayed": lambda _greeting, heard: heard,
     "cut off": lambda greeting, _heard: opened_by(greeting)[:-1],
-    "too long": lambda greeting, _heard: of_length(greeting, opening.MAX_TERMS + 1),
+    "too long": lambda greeting, _heard: of_length(greeting, handshake.MAX_TERMS + 1),
     "no terms": lambda greeting, _heard: opened_by(greeting, terms=b"[1]"),
     "goes on": lambda greeting, _heard: opened_by(greeting) + b"\0",
 }
@@ -126,10 +126,10 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
         try:
             while more := strangers[name].recv(1 << 16):
                 answer += more
-                assert opening.rejected().startswith(answer), name
+                assert handshake.rejected().startswith(answer), name
         except ConnectionResetError:  # what it had said was not even read
             pass
-        assert answer in (b"", opening.rejected()), name
+        assert answer in (b"", handshake.rejected()), name
     own = stack.enter_context(waiting.come(1))
     assert not waiting.members.done()
     ranks = stack.enter_context(waiting.come(1, 1))
@@ -289,9 +289,9 @@ def tries_again(_seconds: float) -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ([bytes(opening.HELLO_BYTES)], "what listens there is no node 0 of Quire's"),
-        ([opening.hello(), opening.rejected()], "node 0 has another secret"),
-        ([opening.hello(), b"\1" + bytes(32)], "whoever listens there does not have the secret"),
+        ([bytes(handshake.HELLO_BYTES)], "what listens there is no node 0 of Quire's"),
+        ([handshake.hello(), handshake.rejected()], "node 0 has another secret"),
+        ([handshake.hello(), b"\1" + bytes(32)], "whoever listens there does not have the secret"),
     ],
 )
 def test_a_node_goes_with_nobody_who_has_not_the_secret(

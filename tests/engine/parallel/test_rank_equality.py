@@ -30,8 +30,6 @@ from support.small_engine import (
 from torch import Tensor
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
-from quire.engine.loop.build_rank import build_rank
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel import process
@@ -42,6 +40,8 @@ from quire.engine.parallel.process import Program
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.matching import Constrained, constrained
 from quire.engine.scheduling.plan import Masks, StepPlan, StepResult
+from quire.engine.startup.build_engine import build_engine
+from quire.engine.startup.build_rank import build_rank
 from quire.engine.weights.random import save_random
 
 MAX_TOKENS = 14

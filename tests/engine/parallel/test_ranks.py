@@ -18,13 +18,10 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
-from quire.engine.loop import ranks as start
-from quire.engine.loop import sizing
-from quire.engine.loop.build import build_engine
 from quire.engine.parallel import follower
 from quire.engine.parallel import ranks as parallel_ranks
 from quire.engine.parallel.codec import encode, encode_masks
-from quire.engine.parallel.exchange import GroupExchange, over_gloo
+from quire.engine.parallel.group_exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.line import MAX_BYTES, Kind, Line, said, values_of
 from quire.engine.parallel.member import LocalRank
@@ -32,6 +29,9 @@ from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.store import Board, BoardStore, LineStore
 from quire.engine.scheduling.plan import Masks, StepPlan
+from quire.engine.startup import sizing
+from quire.engine.startup import start_ranks as start
+from quire.engine.startup.build_engine import build_engine
 
 EMPTY = StepPlan(1, (), (), (), (), 0, 0)
 # A rank that needs no torch: `say(kind, **values)`, `hear()`, `rank`, the number that it was given.

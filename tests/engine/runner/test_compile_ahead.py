@@ -19,12 +19,12 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RankError
-from quire.engine.loop.build_rank import build_rank
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.runner import compile_ahead, compile_process, head_start
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compiled_cache import CompiledCache
+from quire.engine.startup.build_rank import build_rank
 
 CONFIG = EngineConfig(
     model="random:0.6B",
@@ -365,7 +365,7 @@ def test_a_worker_meets_layers_of_each_kind() -> None:
 ENGINE = """
 import sys
 from triton import knobs
-from quire.engine.loop.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.runner.compile_orders import Orders
 missed = []
 def listen(*, src, cache_hit, **_rest):

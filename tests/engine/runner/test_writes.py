@@ -15,7 +15,7 @@ from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Done, Key
 from quire.engine.runner.staging import Ring, Staging, Steps
-from quire.engine.runner.writes import WriteKey
+from quire.engine.runner.state_writes import WriteKey
 
 SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4, caching=True)
 GREEDY = SamplingParams(max_tokens=6)

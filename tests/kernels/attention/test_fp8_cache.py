@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quire.kernels import reference
-from quire.kernels.reference.held import held
+from quire.kernels.reference.kv_format import held
 
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 NEAR = {BF16: 2e-2, FP16: 2e-3, FP32: 2e-5}

@@ -10,9 +10,9 @@ pytest.importorskip("triton")
 
 from quire.kernels import support
 from quire.kernels.linear import fp8_linear, fp8_tiles, fp8_tuning, tuning
-from quire.kernels.linear.around import Around
 from quire.kernels.linear.fp8_quantize import quantize
 from quire.kernels.linear.fp8_tuning import Fp8Hopper, Fp8Tile
+from quire.kernels.linear.product_options import ProductOptions
 from quire.kernels.linear.skinny import new_counters
 from quire.kernels.weight import Weight
 
@@ -85,7 +85,7 @@ def test_gpu_the_kernel_of_sm_90_changes_no_bit(
     wanted = wanted + residual if added else wanted
     counters = new_counters(x.device)
     for pdl in (False, True, True):
-        around: Around = {"counters": counters, "pdl": pdl}
+        around: ProductOptions = {"counters": counters, "pdl": pdl}
         given = residual.clone() if added else None
         found = fp8_linear.run(Fp8Hopper(), x, weight, residual=given, **around)
         assert isinstance(found, Tensor) and torch.equal(found, wanted)

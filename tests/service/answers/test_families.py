@@ -7,7 +7,7 @@ from support.tool_templates import HERMES, OTHER, PLAIN, XML
 
 from quire.service.answers.events import Family, Syntax
 from quire.service.answers.families import choose
-from quire.service.rpc.reading import family_of
+from quire.service.rpc.answer_reading import family_of
 from quire.service.settings import OUTPUT_PARSERS
 from quire.service.text.chat_template import ChatTemplate
 

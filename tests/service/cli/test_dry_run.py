@@ -5,8 +5,8 @@ import pytest
 from quire.clients import cli
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
-from quire.engine.loop import sizing
-from quire.engine.loop.build import build_engine
+from quire.engine.startup import sizing
+from quire.engine.startup.build_engine import build_engine
 from quire.service.models import pocket
 
 GIB = 1 << 30

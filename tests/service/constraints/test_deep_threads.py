@@ -10,9 +10,9 @@ from support.patience import PATIENCE
 
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
-from quire.service.constraints import deep as module
+from quire.service.constraints import deep_threads as module
 from quire.service.constraints import grammars
-from quire.service.constraints.deep import MAX_STUCK, DeepThreads, TooSlow
+from quire.service.constraints.deep_threads import MAX_STUCK, DeepThreads, TooSlow
 from quire.service.constraints.grammars import Grammars
 from quire.service.models import pocket
 

@@ -9,8 +9,8 @@ import pytest
 from quire.clients.openai.answers import Answer
 from quire.clients.openai.asked import Asked, StreamUsage
 from quire.service.errors import Refusal
+from quire.service.openai.answer_room import Room
 from quire.service.openai.chunks import Chunks, event
-from quire.service.openai.room import Room
 from quire.v1 import inference_pb2 as pb
 
 STARTED = pb.Started(request_id="r", model_fingerprint="f", prompt_tokens=7, cached_tokens=4)

@@ -14,9 +14,9 @@ from support.harness import PATIENCE, Running, generate, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
 from quire.service.openai import bodies
+from quire.service.openai.answer_room import Room
 from quire.service.openai.connection import HEADER_SECONDS
 from quire.service.openai.http_server import HttpServer
-from quire.service.openai.room import Room
 from quire.v1 import inference_pb2 as pb
 
 

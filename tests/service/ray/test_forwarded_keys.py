@@ -17,9 +17,9 @@ from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
 from quire.service.errors import Refusal
-from quire.service.ray.ends import Pairs, error_of, refused
+from quire.service.ray.application_plan import Plan
+from quire.service.ray.call_ends import Pairs, error_of, refused
 from quire.service.ray.openai_face import OpenAIFace
-from quire.service.ray.plan import Plan
 from quire.service.ray.replica import REQUESTS, EngineReplica
 from quire.service.security.keys import make_entry, new_key
 from quire.service.settings import Settings

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 from starlette.requests import Request
 
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.openai_face import OpenAIFace
-from quire.service.ray.plan import Plan
 from quire.v1 import inference_pb2 as pb
 
 NAME = "org/some model"

@@ -8,7 +8,7 @@ import pytest
 
 from quire.clients.replicas.affinity import Memory, keys_of, score, seed_of
 from quire.engine.errors import ConfigError
-from quire.service.ray.plan import Plan
+from quire.service.ray.application_plan import Plan
 from quire.service.ray.ranking import ranked
 from quire.service.ray.switches import SWITCHES, set_switches
 from quire.v1 import inference_pb2 as pb

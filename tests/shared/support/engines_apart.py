@@ -21,7 +21,7 @@ PROMPTS = [[(7 * i + 13 * j) % 1000 + 1 for j in range(3 + 23 * i)] for i in ran
 ENGINE = """
 import json, sys
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
+from quire.engine.startup.build_engine import build_engine
 from quire.engine.request import GenerationRequest, SamplingParams
 asked = json.loads(sys.stdin.read())
 missed = []

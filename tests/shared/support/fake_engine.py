@@ -166,7 +166,7 @@ class Pending:
 
 
 class FakeEngine:
-    """Stands in for quire.engine.loop.build.Engine."""
+    """Stands in for quire.engine.startup.build_engine.Engine."""
 
     def __init__(
         self, config: EngineConfig, device: Device, matchers: Matchers | None = None

@@ -71,7 +71,7 @@ PRELOADED = {
         *("tokenizers", "tomllib", "torch", "uvicorn", "uvicorn.protocols.http.h11_impl"),
         *("uvloop", "xxhash"),
         *("quire.service.app.process", "quire.service.cli.commands"),
-        *("quire.engine.loop.build", "quire.service.constraints.grammars"),
+        *("quire.engine.startup.build_engine", "quire.service.constraints.grammars"),
         "known_templates",  # beside this file
     ),
 }

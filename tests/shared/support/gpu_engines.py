@@ -18,9 +18,9 @@ from pathlib import Path
 from support.small_engine import run
 
 from quire.engine.config import EngineConfig
-from quire.engine.loop.build import build_engine
 from quire.engine.parallel.process import Program
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.startup.build_engine import build_engine
 
 RANK = (sys.executable, "-P", "-m", "quire.service.app.rank_child", "text", "warning")
 TOKENS = 48

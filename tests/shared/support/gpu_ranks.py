@@ -23,9 +23,9 @@ from torch._C._distributed_c10d import FileStore
 
 from quire.engine.errors import RankError
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.layers.stream import Stream, residual_norm
-from quire.engine.parallel.devices import DeviceExchange, over_nccl
-from quire.kernels.linear import exchange as kernels
+from quire.engine.model.layers.residual import Stream, residual_norm
+from quire.engine.parallel.gpu_exchange import DeviceExchange, over_nccl
+from quire.kernels.linear import all_reduce_norm as kernels
 from quire.kernels.triton_ops import TritonOps
 
 WIDTH = 5120

@@ -11,7 +11,7 @@ from quire.clients import AsyncClient
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
-from quire.engine.model.shape import model_config
+from quire.engine.model.load_config import model_config
 from quire.service.app.server import Server
 from quire.service.models.resolve import resolve
 from quire.service.settings import ServiceConfig, Settings

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.engine.loop.cache import scheduler_over
 from quire.engine.loop.core import EngineCore
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import (
@@ -40,6 +39,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.scheduling.matching import Constrained
 from quire.engine.scheduling.plan import StepPlan
 from quire.engine.scheduling.two_pools import least_window_blocks
+from quire.engine.startup.kv_cache import scheduler_over
 from quire.engine.weights.random import fill_random
 from quire.kernels import reference
 

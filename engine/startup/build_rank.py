@@ -1,0 +1,322 @@
+"""Puts one rank together: weights, slots, cache, runner, in the order memory demands.
+
+Weights first, and beside them, on a GPU, kernels compiled by other processes
+(`runner/compile_ahead.py`); then everything of fixed size, then a profile run of the largest step;
+what is left of the memory budget becomes the KV cache; then warm-up and capture.
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from quire.engine.config import EngineConfig
+from quire.engine.loop.loop import Progress
+from quire.engine.model.config import ModelConfig
+from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.layers.parallel import World
+from quire.engine.model.load_config import RANDOM_PREFIX, model_config, resolve_max_model_len
+from quire.engine.model.registry import Model, build_model, check_operations
+from quire.engine.runner import compile_ahead, exact_mode
+from quire.engine.runner.compile_ahead import CompileAhead
+from quire.engine.runner.runner import Runner
+from quire.engine.runner.slots import SlotState
+from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
+from quire.engine.startup import fit, sizing
+from quire.engine.startup.kv_cache import allocate_cache
+from quire.engine.startup.rank import Rank
+from quire.engine.weights.loader import check_checkpoint, load_checkpoint
+from quire.engine.weights.random import fill_random
+from quire.kernels.ops import Ops
+from quire.kernels.support import before_hopper, shared_bytes
+
+if TYPE_CHECKING:  # what several ranks need is imported where there are any
+    from quire.engine.startup.start_ranks import Agree
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What is known of a rank before anything takes memory."""
+
+    config: EngineConfig
+    world: World
+    shape: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    max_model_len: int
+    ops: Ops
+    exact: bool
+    ahead: CompileAhead | None
+
+
+def build_rank(
+    config: EngineConfig,
+    rank: int,
+    meet: Callable[[], World],
+    progress: Progress,
+    agree: "Agree",
+    *,
+    pdl: bool | None = None,
+) -> Rank:
+    """Load, size and warm up one rank's share. meet: returns once all ranks can exchange.
+    agree(blocks, fingerprint): the number of cache blocks, the null block included, that all ranks
+    have memory for. pdl: see build_engine."""
+    clock = _TimeLine()
+    basis = _basis_of(config, rank, meet, pdl, clock)
+    model = _load_beside_compiling(basis, progress, clock)
+    max_blocks = -(-basis.max_model_len // config.block_size)
+    state = _new_slots(config, basis.shape, max_blocks, basis.device)
+    kv = _new_cache(basis, model, state, agree)
+    clock.mark("cache")
+    runner = _warm_runner(basis, model, kv, state, progress)
+    clock.mark("warm-up", ("captures", runner.captured_seconds))
+    clock.log()
+    return Rank(model, basis.ops, runner, kv, basis.max_model_len)
+
+
+def _basis_of(
+    config: EngineConfig,
+    rank: int,
+    meet: Callable[[], World],
+    pdl: bool | None,
+    clock: "_TimeLine",
+) -> _Basis:
+    """Resolve what the options leave open, take the device, and meet the other ranks.
+
+    Compiling begins first: before the meeting, and before the imports that it needs. Raises
+    ConfigError.
+    """
+    shape = model_config(config)
+    device = sizing.resolve_device(config, rank)
+    dtype = sizing.resolve_dtype(config, shape, device)
+    cache_dtype = sizing.resolve_cache_dtype(config, dtype, device)
+    max_model_len = resolve_max_model_len(config, shape)
+    pdl = _can_chain(device) if pdl is None else pdl
+    exact = exact_mode.is_wanted(config, shape, dtype, device)
+    leads = rank % config.ranks_per_node == 0
+    ahead = compile_ahead.begin(config, dtype, device, pdl=pdl, leads=leads, exact=exact)
+    ops = exact_mode.operations(device, pdl=pdl, exact=exact)
+    check_operations(shape, ops)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, the engine's own
+        sizing.check_grids(config, shape)
+    clock.mark("device")
+    world = meet()
+    if world.exchange is not None:
+        clock.mark("ranks met")
+    types = dtype, cache_dtype
+    return _Basis(config, world, shape, device, *types, max_model_len, ops, exact, ahead)
+
+
+def _load_beside_compiling(basis: _Basis, progress: Progress, clock: "_TimeLine") -> Model:
+    """The model, once the kernels are compiled too and, in exact mode, their bits compared."""
+    world, ahead = basis.world, basis.ahead
+    model = _load(basis, progress)
+    clock.mark("weights")
+    if ahead is not None and ahead.at_work:
+        ahead.wait(lambda share: progress("kernels", share))
+        clock.mark("kernels")
+    _wait_for_all(world, basis.device)
+    if basis.exact:
+        exact_mode.verify(basis.config, model, basis.ops)
+        clock.mark("bits compared")
+    return model
+
+
+def _wait_for_all(world: World, device: torch.device) -> None:
+    """Of GPUs: one rank of a node compiles; the others find its kernels and launch none before."""
+    if device.type == "cuda" and world.exchange is not None:
+        world.exchange.gather(torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
+
+
+def _load(basis: _Basis, progress: Progress) -> Model:
+    """A rank's share of the model, with its weights."""
+    config, shape, world, dtype = basis.config, basis.shape, basis.world, basis.dtype
+    build = partial(build_model, shape, basis.ops, dtype=dtype, world=world, int8=config.int8)
+    if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
+        outline = build(device=torch.device("meta"))
+        check_checkpoint(outline, Path(config.model))
+    nbytes = sizing.weight_bytes(config, shape, dtype) // world.size
+    hint = "take a smaller model or dtype, or free memory on the device"
+    with sizing.room_for("the weights", nbytes, basis.device, hint):
+        model = build(device=basis.device)
+    if config.model.startswith(RANDOM_PREFIX):
+        fill_random(model, config.seed)
+    else:
+        load_checkpoint(
+            model, Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
+        )
+    return model
+
+
+def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree") -> KVCache:
+    """As many blocks as all ranks have memory for."""
+    config, shape, device = basis.config, basis.shape, basis.device
+    num_blocks = _size_cache(config, shape, model, state, basis.cache_dtype, basis.max_model_len)
+    num_blocks = agree(num_blocks, model.served_fingerprint(basis.cache_dtype))
+    plan = sizing.plan_of(config, shape, device, basis.dtype, num_blocks - 1)
+    if basis.world.rank == 0:
+        fit.warn_if_short(config, plan)
+    hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
+    with sizing.room_for("the KV cache", plan.kv_cache_bytes // basis.world.size, device, hint):
+        blocks = num_blocks, plan.num_window_blocks + 1
+        return allocate_cache(model, *blocks, config.block_size, basis.cache_dtype)
+
+
+def _warm_runner(
+    basis: _Basis, model: Model, kv: KVCache, state: SlotState, progress: Progress
+) -> Runner:
+    """A runner that has launched whatever a step may launch, and captured what all need."""
+    config, shape, dtype = basis.config, basis.shape, basis.dtype
+    use_graphs = basis.device.type == "cuda" and not config.enforce_eager
+    runner = Runner(
+        model,
+        basis.ops,
+        kv,
+        state,
+        max_model_len=basis.max_model_len,
+        prompt_tokens=sizing.captured_prompts(config, shape, dtype) if use_graphs else (),
+        use_graphs=use_graphs,
+        check=basis.world.check,
+    )
+    steps = _warm_steps(config, model, basis.exact)
+    runner.warm_up(steps, lambda share: progress("graphs", share))
+    if use_graphs:
+        sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
+    return runner
+
+
+def _warm_steps(config: EngineConfig, model: Model, exact: bool) -> tuple[WarmStep, ...]:
+    """What a GPU is to run before it serves; a CPU has nothing to compile."""
+    device = model.device
+    if device.type != "cuda":
+        return ()
+    from quire.kernels.launches import Card  # needs triton
+
+    card = Card(hopper=not before_hopper(device), shared=shared_bytes(device))
+    return warm_steps(bounds_of(config, model, card, exact=exact))
+
+
+def _new_slots(
+    config: EngineConfig, shape: ModelConfig, max_blocks: int, device: torch.device
+) -> SlotState:
+    slots = config.max_num_seqs + 1
+    tables = 2 if shape.window_layers else 1
+    nbytes = slots * (5 * shape.vocab_size + 4 * tables * max_blocks)  # 5: what penalties count
+    hint = f"lower max_num_seqs = {config.max_num_seqs}"
+    with sizing.room_for("the slots of running requests", nbytes, device, hint):
+        size = config.max_num_seqs, max_blocks, shape.vocab_size
+        return SlotState(*size, device, two_tables=tables == 2)
+
+
+def _size_cache(
+    config: EngineConfig,
+    shape: ModelConfig,
+    model: Model,
+    state: SlotState,
+    dtype: torch.dtype,
+    max_model_len: int,
+) -> int:
+    """Cache blocks, the null block included, that fit beside the largest step."""
+    device = state.seeds.device
+    if device.type == "cpu":
+        budget, what = sizing.cpu_budget(config)
+    elif config.num_blocks is None:
+        peak = _profile(config, shape, model, dtype, device, max_model_len)
+        graphs = sizing.graph_bytes(config, shape, model.dtype)
+        budget, what = sizing.gpu_budget(config, device, peak, graphs)
+    else:
+        budget, what = 0, ""
+    return sizing.cache_blocks(config, shape, dtype, budget, what)
+
+
+@torch.inference_mode()
+def _profile(
+    config: EngineConfig,
+    shape: ModelConfig,
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> int:
+    """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
+    kv = allocate_cache(model, 1, 1, config.block_size, dtype)
+    batch = _largest_step(config, device, max_model_len)
+    if kv.window is not None:
+        batch = dataclasses.replace(batch, windowed=batch)
+    torch.cuda.reset_peak_memory_stats(device)
+    sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
+    logits_bytes = 4 * sampled * shape.vocab_size
+    hint = (
+        f"lower max_num_batched_tokens = {config.max_num_batched_tokens} or max_num_seqs = "
+        f"{config.max_num_seqs} (these are the bytes of the logits alone)"
+    )
+    with sizing.room_for("the largest step", logits_bytes, device, hint):
+        logits = model.logits(model.forward(batch, kv), batch.logits_rows)
+        logits.clone().sort(dim=-1)
+        torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    del kv, logits
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _largest_step(config: EngineConfig, device: torch.device, max_model_len: int) -> ForwardBatch:
+    """Prompts as long as may be, max_num_batched_tokens in all, over the null block."""
+    tokens = config.max_num_batched_tokens
+    length = min(tokens, max_model_len)
+    rows = -(-tokens // length)
+    ends = torch.arange(rows + 1, dtype=torch.int32, device=device).mul_(length).clamp_(max=tokens)
+    blocks = -(-max_model_len // config.block_size)
+    count = min(config.max_num_seqs, tokens)
+    return ForwardBatch(
+        token_ids=torch.zeros(tokens, dtype=torch.int32, device=device),
+        positions=torch.arange(tokens, dtype=torch.int32, device=device) % length,
+        slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=device),
+        context_lens=ends.diff(),
+        block_tables=torch.zeros(rows, blocks, dtype=torch.int32, device=device),
+        prefill_start_loc=ends,
+        logits_rows=torch.arange(count, dtype=torch.int64, device=device),
+        num_decode_rows=0,
+        max_query_len=length,
+        max_context_len=length,
+    )
+
+
+def _can_chain(device: torch.device) -> bool:
+    """Whether kernels can be launched as dependents: Hopper and newer, triton 3.5 and newer."""
+    if device.type != "cuda" or before_hopper(device):
+        return False
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 5)
+
+
+class _TimeLine:
+    """What the start spent its time on, logged in one line."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._marks: list[str] = []
+
+    def mark(self, stage: str, *parts: tuple[str, float]) -> None:
+        """A stage has ended, of which these were parts, in seconds: told by themselves."""
+        now = time.monotonic()
+        rest = now - self._last - sum(seconds for _, seconds in parts)
+        for name, seconds in ((stage, rest), *parts):
+            self._marks.append(f"{name} {seconds:.2f} s")
+        self._last = now
+
+    def log(self) -> None:
+        log.info("start: %s", ", ".join(self._marks))

@@ -1,0 +1,108 @@
+"""Rank 0's part in starting the others: what all agree on before any of them serves.
+
+Invariant: every rank has the same model, options and number of cache blocks when this is over; what
+keeps any from that is raised here, in words that name the rank.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
+from quire.engine.loop.loop import Progress
+from quire.engine.model.layers.parallel import World
+from quire.engine.model.load_config import model_config
+from quire.engine.parallel import node
+from quire.engine.parallel.door import Door
+from quire.engine.parallel.line import Kind
+from quire.engine.parallel.network import listen
+from quire.engine.parallel.process import Program
+from quire.engine.parallel.ranks import Ranks, ended_on_error
+from quire.engine.parallel.rendezvous import exchange_of
+from quire.engine.parallel.secret import read_secret
+from quire.engine.parallel.terms import Terms, terms_of
+from quire.engine.startup import sizing
+
+WEIGHTS = "weights"
+Agree = Callable[[int, str], int]
+
+
+def start_ranks(config: EngineConfig, program: Program | None) -> Ranks:
+    """Start the other ranks of this node, wait for the other nodes, and tell all what to build. The
+    CPU's threads are shared out over this node's, and all have the same number: sums depend on it.
+    Raises ConfigError."""
+    size = config.tensor_parallel_size
+    if program is None:
+        raise ConfigError(
+            f"tensor_parallel_size = {size}: the engine needs a process of its own "
+            "(engine_process = on)"
+        )
+    terms = agreed_terms(config)
+    door = _door(config, terms) if config.nnodes > 1 else None
+    threads = max(1, torch.get_num_threads() // config.ranks_per_node)
+    ranks = Ranks(program, size, here=config.ranks_per_node)
+    with ended_on_error(ranks):
+        if door is not None:
+            ranks.take_in(door.gather(config.join_seconds, ranks.check))
+        ranks.build(dataclasses.asdict(config), threads)
+    torch.set_num_threads(threads)
+    return ranks
+
+
+def follow_node_0(
+    config: EngineConfig, program: Sequence[str], on_joined: Callable[[], None]
+) -> int:
+    """The life of a node that follows (see node.follow); its exit code. Raises ConfigError."""
+    return node.follow(
+        config,
+        agreed_terms(config),
+        read_secret(config.join_secret_file, os.environ),
+        program,
+        on_joined,
+    )
+
+
+def agreed_terms(config: EngineConfig) -> Terms:
+    """What all nodes must have in common. Raises ConfigError for a model that so many ranks cannot
+    share, on each node alike."""
+    shape, device = model_config(config), sizing.resolve_device(config)
+    sizing.weight_bytes(config, shape, sizing.resolve_dtype(config, shape, device))
+    return terms_of(config, shape, device)
+
+
+def _door(config: EngineConfig, terms: Terms) -> Door:
+    assert config.master_addr is not None and config.master_port is not None
+    secret = read_secret(config.join_secret_file, os.environ)
+    listener = listen(config.master_addr, config.master_port)
+    return Door(listener, secret, terms, node.places(config))
+
+
+def meet(config: EngineConfig, ranks: Ranks) -> World:
+    """Rank 0's place, once it can exchange with the others."""
+    address = ranks.address
+    return World(0, ranks.size, ranks.meet(lambda store: exchange_of(config, store, 0, address)))
+
+
+def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:
+    """What building rank 0 is to call: for its progress, and for the number of blocks."""
+
+    def told(stage: str, share: float) -> None:
+        ranks.check()
+        progress(stage, min(share, ranks.least_share()) if stage == WEIGHTS else share)
+
+    def agree(blocks: int, fingerprint: str) -> int:
+        said = ranks.wait_for(Kind.SIZED)
+        for rank, its in enumerate(said, start=1):
+            if its["fingerprint"] != fingerprint:
+                raise ConfigError(
+                    f"rank {rank} has another model than rank 0: fingerprint "
+                    f"{its['fingerprint']}, not {fingerprint}"
+                )
+        least = min(blocks, *(int(its["blocks"]) for its in said))
+        ranks.say(Kind.BLOCKS, blocks=least)
+        return least
+
+    return told, agree

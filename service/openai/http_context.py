@@ -1,0 +1,81 @@
+"""One HTTP request in place of a gRPC context: who calls, with which headers.
+
+Invariant: clients are known by the names that they have over gRPC (their key, their certificate,
+their address), so limits, shares and logs see one client, whichever face it uses.
+"""
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from starlette.types import Scope
+
+from quire.clients.openai.errors import status_of
+from quire.service.errors import OtherContext
+
+_CN = "commonName"
+Certificate = Mapping[str, tuple[bytes, ...]]
+
+
+class HttpContext(OtherContext):
+    """What the servicer asks of a call's context."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._client: tuple[str, int] | None = scope.get("client")
+        self._transport = scope["connection"].transport
+        self._metadata = tuple(
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        )
+        self.headers = dict(self._metadata)
+        self._asked = {name: str(scope[name]) for name in ("method", "path", "scheme")}
+        self.status = 0  # once an answer was begun
+        self.request_id = ""  # once the call was accepted
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """The headers, names in small letters."""
+        return self._metadata
+
+    def peer(self) -> str:
+        """The client's address in gRPC's words."""
+        if self._client is None:
+            return "unknown:0"
+        host, port = self._client
+        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+    def auth_context(self) -> Certificate:
+        """The client's certificate in gRPC's words; empty where there is none."""
+        secured = self._transport.get_extra_info("ssl_object")
+        raw = None if secured is None else secured.getpeercert(binary_form=True)
+        if not raw:
+            return {}
+        told = secured.getpeercert() or {}
+        names = [value for part in told.get("subject", ()) for kind, value in part if kind == _CN]
+        alternatives = [str(value) for _, value in told.get("subjectAltName", ())]
+        return {
+            "x509_pem_cert": (ssl.DER_cert_to_PEM_cert(raw).encode(),),
+            "x509_common_name": tuple(name.encode() for name in names),
+            "x509_subject_alternative_name": tuple(name.encode() for name in alternatives),
+        }
+
+    def time_remaining(self) -> float | None:
+        """HTTP has no deadlines: a client that has waited enough leaves."""
+        return None
+
+    def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
+        """As OpenTelemetry names an HTTP server's; of an answer not begun the status to come."""
+        method, path = self._asked["method"], self._asked["path"]
+        status = self.status or (200 if code is grpc.StatusCode.OK else status_of(code.name, ""))
+        told: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": path,
+            "http.response.status_code": status,
+            "url.path": path,
+            "url.scheme": self._asked["scheme"],
+            "network.protocol.name": "http",
+        }
+        return f"{method} {path}", told
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """The call was accepted."""
+        self.request_id = dict(metadata).get("quire-request-id", "")
