@@ -34,7 +34,7 @@ FAULTS = (
     Fault(
         "exact: the library is asked for numbers of rows that nobody compared",
         "kernels/linear/linear.py",
-        "    x = _padded(x, padded)\n",
+        "    x = padding.padded(x, padded)\n",
         "",
         (_TABLE + "the_library_is_asked_for_no_number_of_rows_that_was_not_compared",),
     ),
