@@ -322,6 +322,8 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
         ({"prompt": "a", "echo": True, "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "max_completion_tokens": 1}, "max_completion_tokens"),
         ({"prompt": "a", "prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 2, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 0, "prompt_logprobs": 1}, "prompt_logprobs"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
         ({"prompt": "a", "messages": []}, "messages"),
