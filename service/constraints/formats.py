@@ -2,16 +2,18 @@
 
 Invariant: what is written for `date`, `time` and `date-time` is a day of the calendar and a time of
 that day. llguidance lets a 29 February into every year and a second of 60 into every minute, which
-readers of such texts refuse; a leap second, which no reader can look up, is not written either.
+readers of such texts refuse. Nor do most take what RFC 3339 has beyond that, and so it is not
+written: leap seconds, and the year 0000.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+_YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_FOURTH = "(0[48]|[2468][048]|[13579][26])"  # of years, but for those of a whole century
 _DAY = (
-    r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
-    r"|02-(0[1-9]|1[0-9]|2[0-8]))"
-    r"|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+    f"({_YEAR}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)"
+    f"|(0[13578]|1[02])-31)|([0-9]{{2}}{_FOURTH}|{_FOURTH}00)-02-29)"
 )
 _TIME = (
     r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?"
