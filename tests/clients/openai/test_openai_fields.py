@@ -173,7 +173,7 @@ def test_of_very_many_faults_the_first_are_told() -> None:
     [
         ({"stop": [1]}, "stop[0]"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
+        ({"logit_bias": {"1": "2"}}, "logit_bias[1]"),
         ({"logit_bias": {"1": 5, "01": -5}}, "logit_bias"),
         ({"logit_bias": {"\u0661": 5}}, "logit_bias"),
         ({"logit_bias": {"-1": 5}}, "logit_bias"),
