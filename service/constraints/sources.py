@@ -85,9 +85,8 @@ def field_of(kind: str) -> str:
 def _of_schema(text: str, schema: dict[str, Any] | bool) -> str:
     """schema: what the text says. One that is large stands in Lark, which llguidance reads beside
     other threads: while it reads a grammar that is JSON, no other can run."""
-    if formats.are_in(text):
-        schema = formats.exact(schema)
-        text = large_json.dumps(schema, ensure_ascii=False)
+    if formats.are_in(text) and (exact := formats.exact(schema)) != schema:
+        schema, text = exact, large_json.dumps(exact, ensure_ascii=False)
     if schema is True or len(text) <= large_json.LARGE:
         whole = "{}" if schema is True else text
         return LLMatcher.grammar_from_json_schema(whole, overrides=_JSON)
