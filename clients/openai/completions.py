@@ -38,7 +38,10 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
         body.fault("max_tokens", 0, "must be at least 1, with echo too: leave out the last token")
     if echo and stream:
         body.fault("echo", True, "goes with stream = false alone")
-    elif echo and top is not None and not judged:
+    elif echo and judged and top not in (None, request.prompt_logprobs):
+        told = f"differs from logprobs = {top}, which with echo is of the prompt's tokens too"
+        body.fault(_JUDGED, request.prompt_logprobs, told)
+    elif echo and top is not None:
         request.prompt_logprobs = min(top, _MAX_LOGPROBS)  # more are refused by their own name
         given["prompt_logprobs"] = "logprobs"
     body.only("suffix", "")

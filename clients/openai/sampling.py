@@ -92,7 +92,7 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
         if not _names_an_id(token):
             body.fault("logit_bias", token, "must be a token id")
         elif not good:
-            body.fault(f"logit_bias.{token}", value, "must be a number")
+            body.fault(f"logit_bias[{token}]", value, "must be a number")
         else:
             sampling.logit_bias[int(token)] = min(max(value, -_BEYOND), _BEYOND)
 

@@ -32,6 +32,8 @@ def read_detokenize(values: dict[str, Any]) -> pb.DetokenizeRequest:
     faults = Faults()
     body = Fields(values, faults)
     body.text("model")
+    if not body.has("tokens"):
+        body.fault("tokens", None, "is missing")
     request = pb.DetokenizeRequest(token_ids=body.wholes("tokens"))
     body.end()
     faults.raise_if_any()

@@ -1,7 +1,8 @@
 """A directory's safetensors as one set of named tensors, and what names their content.
 
 Invariant: every name is stored once, in the file that the index says, if there is an index. Files
-of weights that would not be read are refused: nobody can tell which of two sources is meant.
+of weights that would not be read are refused, and so is a weight that stands twice: nobody can tell
+which of two sources is meant.
 """
 
 import os
@@ -83,14 +84,26 @@ class Checkpoint:
 
 def _prefixed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors under a whole model's names. A decoder that was saved alone, as those that make
-    embeddings and the Hub's GPT-2 are, leaves out their first part."""
+    embeddings and the Hub's GPT-2 are, leaves out their first part. Raises ModelError."""
     prefix = next((prefix for name, prefix in _BARE.items() if name in tensors), None)
     if prefix is None:
         return tensors
-    return {
-        name if name.startswith((prefix, _HEAD)) else f"{prefix}{name}": tensor
-        for name, tensor in tensors.items()
-    }
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        whole = name if name.startswith((prefix, _HEAD)) else f"{prefix}{name}"
+        found[_new(found, whole, tensor)] = tensor
+    return found
+
+
+def _new(tensors: dict[str, StoredTensor], name: str, tensor: StoredTensor) -> str:
+    """The name of a weight that stands nowhere else. Raises ModelError."""
+    other = tensors.get(name)
+    if other is not None:
+        raise ModelError(
+            f"{tensor.path}: {tensor.name}: two sources of one weight: it is also {other.name} of "
+            f"{other.path.name}; leave out the one that is not meant"
+        )
+    return name
 
 
 def _probes(nbytes: int) -> list[tuple[int, int]]:
@@ -143,7 +156,7 @@ def _indexed(directory: Path) -> dict[str, StoredTensor]:
     for file in sorted(set(places.values())):
         for name, tensor in read_header(directory / file).items():
             if places.get(name, file) == file:
-                tensors[name] = tensor
+                tensors[_new(tensors, name, tensor)] = tensor
     missing = sorted(places.keys() - tensors.keys())
     if missing:
         raise ModelError(f"{directory / places[missing[0]]}: {missing[0]} is missing")

@@ -23,7 +23,7 @@ from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
 from quire.service.constraints.deep_threads import DeepThreads, TooSlow
 from quire.service.constraints.matcher_batch import MatcherBatch
-from quire.service.constraints.sources import check_schema, field_of, grammar_of
+from quire.service.constraints.sources import check_schema, field_of, grammar_of, with_exact_formats
 from quire.service.constraints.tags import tags_as_text
 from quire.service.constraints.text_matcher import REASON, TextMatcher, brief, reason
 from quire.service.constraints.thoughts import AfterThoughts
@@ -99,7 +99,7 @@ class Grammars:
         text = large_json.dumps(schema, ensure_ascii=False)
         try:
             check_schema(text)
-            grammar = f"start: %json {text}"
+            grammar = with_exact_formats(f"start: %json {text}")
             why = self._threads.run(lambda: LLMatcher.validate_grammar(grammar, limits=_limits("")))
         except (ValueError, TooSlow) as error:
             return str(error)

@@ -14,6 +14,7 @@ from llguidance import LLMatcher
 
 from quire.clients import large_json
 from quire.engine.request import Constraint
+from quire.service.constraints import formats
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
@@ -61,7 +62,7 @@ def grammar_of(constraint: Constraint) -> str:
         # One lexeme of all: as rules, each were an item of the parser's first row.
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {options}")
     if kind == CALLS:
-        return LLMatcher.grammar_from_lark(text)
+        return LLMatcher.grammar_from_lark(with_exact_formats(text))
     if kind == "grammar":
         if text.lstrip().startswith("{"):  # llguidance's own form, whose schemas nobody has checked
             raise ValueError("is JSON: must be in the Lark form")
@@ -72,7 +73,7 @@ def grammar_of(constraint: Constraint) -> str:
             raise ValueError("a rule's temperature is not supported: there is one for an answer")
         _check_lexemes(text.split("\n"))
         _check_schemas_in(text)
-        return LLMatcher.grammar_from_lark(text)
+        return LLMatcher.grammar_from_lark(with_exact_formats(text))
     raise ValueError("is not a kind of constraint")
 
 
@@ -84,6 +85,8 @@ def field_of(kind: str) -> str:
 def _of_schema(text: str, schema: dict[str, Any] | bool) -> str:
     """schema: what the text says. One that is large stands in Lark, which llguidance reads beside
     other threads: while it reads a grammar that is JSON, no other can run."""
+    if formats.are_in(text) and (exact := formats.exact(schema)) != schema:
+        schema, text = exact, large_json.dumps(exact, ensure_ascii=False)
     if schema is True or len(text) <= large_json.LARGE:
         whole = "{}" if schema is True else text
         return LLMatcher.grammar_from_json_schema(whole, overrides=_JSON)
@@ -184,6 +187,27 @@ def _check_schemas_in(grammar: str) -> None:
                 raise ValueError(f"more than {MAX_OTHERS} %json without JSON") from None
         else:
             _check_work(schema)
+
+
+def with_exact_formats(grammar: str) -> str:
+    """A grammar in Lark, whose schemas mean what `formats` says. Raises ValueError."""
+    if not formats.are_in(grammar):
+        return grammar
+    parts, written, at = [], 0, 0
+    while (found := _SCHEMA.search(grammar, at)) is not None:
+        at = found.end()
+        try:
+            schema, end = _DECODER.raw_decode(grammar, at)
+            exact = formats.exact(schema)
+        except json.JSONDecodeError:
+            continue  # none, which llguidance says itself
+        except RecursionError:
+            raise ValueError("a schema is too deep") from None
+        if exact != schema:
+            parts += [grammar[written:at], large_json.dumps(exact, ensure_ascii=False)]
+            written = end
+        at = end
+    return "".join([*parts, grammar[written:]])
 
 
 def _check_lexemes(lexemes: list[str]) -> None:

@@ -137,5 +137,7 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        return problems.response(problems.wrong_method(request.method, path))
+        told = problems.response(problems.wrong_method(request.method, path))
+        told.headers.update(error.headers or {})  # `allow`
+        return told
     return problems.response(problems.no_such_path(path))

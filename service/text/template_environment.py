@@ -22,7 +22,7 @@ import jinja2.sandbox
 import jinja2.utils
 
 from quire.clients import large_json
-from quire.service.text.template_meter import Meter, RenderLimits, listed
+from quire.service.text.template_meter import VALUES, Meter, RenderLimits, listed
 
 
 class _CountedCode(jinja2.compiler.CodeGenerator):
@@ -120,7 +120,10 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         method = getattr(obj, "__wrapped__", obj)  # of a text's format, its own
         subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         given = [*map(listed, args)] if name == "join" else args
-        self.meter.before_call(name, subject, [*given, *kwargs.values()])
+        if isinstance(subject, VALUES):
+            self.meter.before_call(name, subject, [*given, *kwargs.values()])
+        else:  # macros, namespaces and loops: a number that they are given is no count of anything
+            self.meter.step()
         return self.meter.new(super().call(context, obj, *given, **kwargs))
 
     def call_binop(

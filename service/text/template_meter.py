@@ -36,8 +36,10 @@ _TEXTS = (str, bytes, range)
 _EMPTY: dict[Any, Any] = {}
 _VIEWS = (type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items()))
 _HOLDERS = (list, tuple, dict, set, frozenset, *_VIEWS)
+VALUES = (int, float, *_TEXTS, *_HOLDERS)  # whose methods may repeat what they are given
 _NUMBER = re.compile(r"\d+")
 _NESTED_FIELD = re.compile(r"\{[^{}]*[:!][^{}]*\{")  # a width that is an argument
+_STARRED_FIELD = re.compile(r"%[-+ #0-9.*]*\*")  # the same, of `%`
 
 
 class TooMuch(Exception):
@@ -154,7 +156,7 @@ class Meter(threading.local):
         if _NESTED_FIELD.search(text):
             raise self._too_long()
         widths = sum(int(digits[:20]) for digits in _NUMBER.findall(text))
-        if "*" in text:
+        if _STARRED_FIELD.search(text):
             flat = chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in given)
             widths += sum(abs(one) for one in flat if isinstance(one, int))
         fields = text.count("%") + text.count("{")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from quire.engine.errors import ModelError
 from quire.engine.plain_file import read_whole
@@ -127,6 +128,8 @@ def _backend(directory: Path) -> Backend:
         )
     backend.no_truncation()
     backend.no_padding()
+    if isinstance(backend.model, BPE):
+        backend.model.dropout = None  # is of training: the same text is the same ids each time
     return backend
 
 

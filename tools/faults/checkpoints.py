@@ -68,6 +68,17 @@ FAULTS = (
         (FILES + "two_sources_of_weights_are_refused",),
     ),
     Fault(
+        "checkpoints: a weight that stands twice",
+        "engine/weights/checkpoint.py",
+        "    if other is not None:\n",
+        "    if False:\n",
+        (
+            "tests/engine/weights/test_weights.py::test_a_weight_that_two_files_have_and_the_index_"
+            "leaves_out_is_refused",
+            "tests/engine/weights/test_weights.py::test_a_weight_under_both_its_names_is_refused",
+        ),
+    ),
+    Fault(
         "checkpoints: tensors overlap",
         SAFETENSORS,
         "if tensor.offset < end:",

@@ -316,4 +316,14 @@ FAULTS = (
         "False",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
+    Fault(
+        "constraint: days and times are what llguidance takes for them",
+        "service/constraints/sources.py",
+        "    if formats.are_in(text) and (exact :=",
+        "    if False and (exact :=",
+        (
+            "tests/service/constraints/test_schema_suite.py::test_a_day_is_one_of_the_calendar",
+            "tests/service/constraints/test_schema_suite.py::test_a_time_is_one_that_readers_take",
+        ),
+    ),
 )

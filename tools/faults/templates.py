@@ -119,6 +119,13 @@ FAULTS: tuple[Fault, ...] = (
         (RENDERING + "and_at_a_call",),
     ),
     Fault(
+        "template-numbers-count-whatever-they-are-given-to",
+        "service/text/template_environment.py",
+        "        if isinstance(subject, VALUES):\n",
+        "        if True:\n",
+        (RENDERING + "a_large_number_is_repeated_by_what_repeats_alone",),
+    ),
+    Fault(
         "template-rounds-of-loops-cost-nothing",
         "service/text/template_environment.py",
         "        node.body.insert(0, jinja2.nodes.ExprStmt(step))\n",

@@ -173,7 +173,7 @@ def test_of_very_many_faults_the_first_are_told() -> None:
     [
         ({"stop": [1]}, "stop[0]"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": "2"}}, "logit_bias.1"),
+        ({"logit_bias": {"1": "2"}}, "logit_bias[1]"),
         ({"logit_bias": {"1": 5, "01": -5}}, "logit_bias"),
         ({"logit_bias": {"\u0661": 5}}, "logit_bias"),
         ({"logit_bias": {"-1": 5}}, "logit_bias"),
@@ -322,6 +322,8 @@ def test_faults_of_the_contract_have_the_names_of_the_http_api() -> None:
         ({"prompt": "a", "echo": True, "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "max_completion_tokens": 1}, "max_completion_tokens"),
         ({"prompt": "a", "prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 2, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 0, "prompt_logprobs": 1}, "prompt_logprobs"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
         ({"prompt": "a", "messages": []}, "messages"),

@@ -306,6 +306,28 @@ def test_a_weight_that_the_index_leaves_out_is_unexpected(tmp_path: Path) -> Non
         load(tmp_path)
 
 
+def test_a_weight_that_two_files_have_and_the_index_leaves_out_is_refused(tmp_path: Path) -> None:
+    """Else the later file's would count, whatever it is."""
+    save_random(CONFIG, tmp_path, shard_bytes=20_000)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first = index["weight_map"].pop(EMBEDDING)
+    path.write_text(json.dumps(index))
+    load(tmp_path)  # in one file it is sure
+    weight = load_file(tmp_path / first)[EMBEDDING]
+    other = next(file for file in index["weight_map"].values() if file != first)
+    change(tmp_path, lambda tensors: tensors.update({EMBEDDING: weight + 1}), other)
+    with pytest.raises(ModelError, match=f"two sources of one weight: it is also {EMBEDDING} of"):
+        load(tmp_path)
+
+
+def test_a_weight_under_both_its_names_is_refused(directory: Path) -> None:
+    bare = EMBEDDING.removeprefix("model.")
+    change(directory, lambda tensors: tensors.update({bare: tensors[EMBEDDING] + 1}))
+    with pytest.raises(ModelError, match=f"also ({EMBEDDING}|{bare}) of model.safetensors"):
+        load(directory)
+
+
 # ---------------------------------------------------------------- random weights
 
 

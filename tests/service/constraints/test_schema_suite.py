@@ -10,6 +10,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,6 +177,80 @@ def test_what_is_valid_can_be_written_and_nothing_else(name: str) -> None:
     matcher = compiled(schema)
     assert [one for one in valid if not accepts(matcher, one)] == []
     assert [one for one in invalid if accepts(matcher, one)] == []
+
+
+def is_a_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_day_is_one_of_the_calendar() -> None:
+    matcher = compiled({"type": "string", "format": "date"})
+    years, days = (0, 4, 100, 400, 1900, 1996, 2000, 2023, 2110), (0, 1, 28, 29, 30, 31, 32)
+    for year, month, day in product(years, range(14), days):
+        text = f"{year:04}-{month:02}-{day:02}"
+        assert accepts(matcher, text) == is_a_day(text), text
+
+
+TIMES = {  # whether each is written
+    "00:00:00Z": True,
+    "23:59:59.125z": True,
+    "12:30:00-23:59": True,
+    "11:19:60Z": False,
+    "23:59:60Z": False,  # a leap second: no reader can tell whether there was one
+    "24:00:00Z": False,
+    "12:60:00Z": False,
+    "12:30:00+24:00": False,
+    "12:30:00": False,
+}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_time_is_one_that_readers_take(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and behind a day, in every way that a schema comes into a grammar."""
+    if large:
+        monkeypatch.setattr(large_json, "LARGE", 0)
+    texts = {"time": TIMES}
+    texts["date-time"] = {f"2024-02-29T{text}": good for text, good in TIMES.items()}
+    texts["date-time"] |= {"2023-02-29T00:00:00Z": False, "2024-02-28 00:00:00Z": False}
+    for name, told in texts.items():
+        schema = {"$defs": {"const": {"type": "string", "format": name}}, "$ref": "#/$defs/const"}
+        for kind, text in (
+            ("json_schema", json.dumps(schema)),
+            ("grammar", f"start: one\none: %json {json.dumps(schema)}\n"),
+            ("calls", f"start: %json {json.dumps(schema)}"),
+        ):
+            matcher = GRAMMARS.compile(Constraint(kind, text))
+            for one, good in told.items():
+                assert accepts(matcher, one) == good, (kind, one)
+
+
+def test_a_format_holds_beside_what_else_is_said_and_no_value_is_one() -> None:
+    value = {"format": "date", "items": [{"format": "time"}]}
+    schema = {
+        "type": "object",
+        "properties": {
+            "format": {"format": "date", "pattern": "^20", "allOf": [{"maxLength": 10}]},
+            "const": {"type": ["string", "null"], "format": "time", "pattern": "Z$"},
+            "fixed": {"const": value},
+        },
+        "required": ["format", "const", "fixed"],
+        "additionalProperties": False,
+    }
+    matcher = compiled(schema)
+    good = {"format": "2024-02-29", "const": "00:00:00Z", "fixed": value}
+    assert accepts(matcher, good) and accepts(matcher, {**good, "const": None})
+    for name, other in (
+        ("format", "2023-02-29"),
+        ("format", "1996-02-29"),
+        ("const", "00:00:60Z"),
+        ("const", "00:00:00z"),
+        ("fixed", {}),
+    ):
+        assert not accepts(matcher, {**good, name: other}), (name, other)
 
 
 def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,6 +238,8 @@ TUPLES = "{% set ns = namespace(x=()) %}" + DOUBLED.replace("DOUBLE", "(ns.x, ns
 MUCH = [  # each makes, or goes through, more than 16 million characters, digits, places or rounds
     "{{ '%20000000d' % 1 }}",
     "{{ '%*d' % (20000000, 1) }}",
+    "{{ '%-.*f' % (20000000, 1) }}",
+    "{{ none | center(20000000) }}",
     "{{ '%20000000d' | format(1) }}",
     "{{ '{:20000000d}'.format(1) }}",
     "{{ '{:{}}'.format(1, 20000000) }}",
@@ -280,6 +282,25 @@ def test_and_at_a_call(source: str) -> None:
     chat = Conversation((said("user", "now" * 2000),))
     with pytest.raises(TemplateRefusal, match="more than"):
         template.render(chat, RenderLimits(max_bytes=1 << 18, max_steps=20_000))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% macro f(x, y=0) %}{{ x }} {{ y }}{% endmacro %}{{ f(n, y=n) }}",
+        "{% macro f() %}{{ caller(n) }}{% endmacro %}{% call(x) f() %}{{ x }}{% endcall %}",
+        "{{ namespace(x=n).x }}{{ dict(x=n) }}{{ dict.fromkeys([n], n) }}",
+        "{% for i in [1, n] %}{{ loop.changed(n) }}{{ loop.cycle(n, i) }}{% endfor %}",
+        "{% for i in [[n]] recursive %}{{ i if i is number else loop(i) }}{% endfor %}",
+        "{{ '* %s of *%d*' % (n, n) }}{{ '** %s' | format(n) }}{{ '*{}'.format(n) }}",
+    ],
+)
+def test_a_large_number_is_repeated_by_what_repeats_alone(source: str) -> None:
+    """A time in milliseconds among a call's arguments is no length of anything."""
+    chat: dict[str, Any] = {"messages": (USER,), "chat_template_kwargs": {"n": 1_795_000_000_000}}
+    rendered = expected(source, chat)
+    assert isinstance(rendered, str) and "1795000000000" in rendered
+    assert ChatTemplate(source, {}).render(Conversation(**chat)) == rendered
 
 
 def test_a_namespace_that_holds_others_is_written_without_them() -> None:

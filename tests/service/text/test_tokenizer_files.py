@@ -200,3 +200,14 @@ def test_other_threads_run_while_a_text_is_tokenized(directory: Path) -> None:
     careful = dataclasses.replace(tokenizer, backend=backend)
     ids = careful.encode("a<|im_end|>b", add_special_tokens=True)
     assert ids == tokenizer.backend.encode("a<|im_end|>b").ids
+
+
+def test_a_text_is_the_same_ids_each_time(directory: Path) -> None:
+    """Merges that are left out by chance are of training: no prefix would be found again."""
+    path = directory / "tokenizer.json"
+    whole = load(directory, VOCAB_SIZE).encode(TEXT, add_special_tokens=False)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["dropout"] = 0.9
+    write(directory, "tokenizer.json", content)
+    varied = load(directory, VOCAB_SIZE)
+    assert [varied.encode(TEXT, add_special_tokens=False) for _ in range(3)] == [whole] * 3
