@@ -15,8 +15,8 @@ FAULTS = (
     Fault(
         "writes: padding changes the null slot",
         "engine/runner/writes.py",
-        "SamplingNumbers(0.0, 1.0, 0,",
-        "SamplingNumbers(0.0, 0.5, 0,",
+        "SamplingNumbers()",
+        "SamplingNumbers(top_p=0.5)",
         (_HERE + "padding_leaves_the_null_slot_as_it_is",),
     ),
     Fault(
