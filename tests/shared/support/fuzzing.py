@@ -29,7 +29,7 @@ FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 PARALLEL = 20
 _METHOD_OF = {
     5: "Stats", 6: "Tokenize", 7: "Tokenize", 8: "Detokenize", 9: "Detokenize",
-    10: "GetModelInfo", 11: "FlushCache",
+    10: "GetModelInfo", 11: "FlushCache", 12: "Embed", 13: "Score",
 }  # fmt: skip
 MAX_COMPLETIONS = 3  # of one message, where the number is allowed at all: time is short
 
@@ -112,6 +112,23 @@ requests = st.builds(
 )  # fmt: skip
 
 
+texts = st.one_of(
+    st.builds(lambda text: pb.EmbedInput(text=text), words),
+    st.builds(lambda chosen: pb.EmbedInput(token_ids=pb.TokenIds(ids=chosen)), ids | plain),
+)
+of_all = {
+    **dict.fromkeys(("instruction", "request_id", "cache_salt", "user"), words),
+    "truncate": st.booleans(),
+    "priority": st.integers(-2000, 2000),
+    "model": st.sampled_from(["", "fake", "other"]),
+}
+read = st.tuples(
+    some(pb.EmbedRequest, inputs=st.lists(texts, max_size=4), dimensions=counts, **of_all),
+    some(pb.ScoreRequest, query=words, documents=st.lists(words, max_size=4),
+         allow_special_tokens=st.booleans(), **of_all),
+)  # fmt: skip
+
+
 def fuzzed(count: int, hypothesis_seed: int) -> list[Encoded]:
     """At least so many messages; the same for the same seed."""
     made: list[Encoded] = []
@@ -121,8 +138,13 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Encoded]:
     @settings(
         max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(requests, st.binary(max_size=12), st.integers(0, 200))
-    def collect(request: pb.GenerateRequest, noise: bytes, at: int) -> None:
+    @given(requests, read, st.binary(max_size=12), st.integers(0, 200))
+    def collect(
+        request: pb.GenerateRequest,
+        read: tuple[pb.EmbedRequest, pb.ScoreRequest],
+        noise: bytes,
+        at: int,
+    ) -> None:
         kind = next(kinds) % 16  # in turn: what is drawn depends on constants in anybody's source
         if MAX_COMPLETIONS < request.sampling.n <= 64:
             request.sampling.n = MAX_COMPLETIONS
@@ -140,6 +162,8 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Encoded]:
                 raw = pb.TokenizeRequest(chat=request.chat).SerializeToString()
             case 8:
                 raw = pb.DetokenizeRequest(token_ids=request.token_ids.ids).SerializeToString()
+            case 12 | 13:
+                raw = read[kind - 12].SerializeToString()
         made.append((_METHOD_OF.get(kind, "Generate"), raw))
 
     collect()
