@@ -51,7 +51,7 @@ def read_directory(path: Path) -> ModelConfig:
         refuse_unsupported(config, family.keys, alone=True)
         check_modules(path)
         return replace(_gpt2(config, defaults), generation=sampling, fp8=fp8)
-    window, full_layers = read_windows(config, architecture)
+    window, full_layers = read_windows(config, family.windows, family.window)
     refuse_unsupported(config, family.keys)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     bare = embeds_only(path, config)
