@@ -64,4 +64,11 @@ FAULTS = (
         "self._next_step[self._turn] = self._steps.asked",
         (_HERE + "a_buffer_is_asked_for_unless_the_results_of_a_later_step_have_come",),
     ),
+    Fault(
+        "writes: a slot's numbers stand under other names",
+        "engine/runner/slots.py",
+        "self.repetition, self.presence, self.frequency",
+        "self.repetition, self.frequency, self.presence",
+        (_HERE + "each_number_of_a_slot_stands_under_its_name",),
+    ),
 )
