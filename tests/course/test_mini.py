@@ -29,7 +29,7 @@ from quire.service.models import pocket
 
 COURSE = Path(__file__).resolve().parents[2] / "course"
 MAX_TOKENS, BLOCK = 24, 4
-MAX_LINES = 900
+MAX_LINES = 1000
 
 
 @dataclass(frozen=True)
