@@ -16,7 +16,7 @@ from support import hf_models, small_engine
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire.engine.errors import ConfigError
-from quire.engine.model.config import GPT2, ModelConfig
+from quire.engine.model.config import GPT2, QWEN3_MOE, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +36,7 @@ OF_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size
 
 def sizes(name: str) -> dict[str, Any]:
     """Keys without which a file of this architecture is refused, and how large it is."""
-    return OF_GPT2 if name == GPT2 else SIZES | (OF_EXPERTS if FAMILIES[name].keys else {})
+    return OF_GPT2 if name == GPT2 else SIZES | (OF_EXPERTS if name == QWEN3_MOE else {})
 
 
 def read(path: Path, name: str, **keys: Any) -> ModelConfig:
