@@ -25,6 +25,7 @@ from torch import Tensor
 from watched import Served, WatchedEngine, Way, requests
 
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.scheduling.plan import SamplingNumbers
 from quire.kernels import reference
 
 # Most that a logit may differ by, as a share of the spread (standard deviation) of a row of logits.
@@ -143,14 +144,15 @@ def _compare_one(
         result.max_difference = max(result.max_difference, difference / spread)
         result.max_logit_difference = max(result.max_logit_difference, difference)
         hung = margin(a, spec.key, len(spec.prompt_token_ids) + place, spec.sampling.temperature)
-        if not spec.sampling.has_filters:
+        filtered = SamplingNumbers.of(spec.sampling).has_filters
+        if not filtered:
             result.smallest_margin = min(result.smallest_margin, hung / spread)
         if token == wanted:
             result.compared += 1
             continue
         if difference == 0:
             result.faults.append(f"request {spec.key}, token {place}: equal logits, other token")
-        elif not spec.sampling.has_filters and hung > 2 * bound * spread:
+        elif not filtered and hung > 2 * bound * spread:
             result.faults.append(f"request {spec.key}, token {place}: margin {hung:.3f}")
         result.excused += 1
         return

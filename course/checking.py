@@ -4,6 +4,7 @@ Invariant: whoever passes has computed the right thing on every case; whoever do
 where the result is one that a known misconception leads to, which misconception that is.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,16 @@ def attempt(fill: Callable[..., Any], *arguments: Any) -> Any:
     except NotImplementedError as hole:
         raise NotYet(f"the hole is still there: {hole}") from None
     except Exception as error:
-        raise NotYet(f"your code stopped with {type(error).__name__}: {error}") from error
+        where = _line_of(error, fill)
+        raise NotYet(f"your code stopped{where} with {type(error).__name__}: {error}") from error
+
+
+def _line_of(error: Exception, fill: Callable[..., Any]) -> str:
+    """The last line of the learner's own file that was at work, if any was."""
+    code = getattr(fill, "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if code is not None and one.filename == code.co_filename]
+    return f" in line {own[-1].lineno}, `{own[-1].line}`," if own else ""
 
 
 def judge(got: Any, right: Any, suspects: Sequence[tuple[Any, str]], case: str) -> None:

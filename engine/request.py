@@ -54,19 +54,6 @@ class SamplingParams:
         eos = () if self.ignore_eos else self.eos_token_ids
         return frozenset(self.stop_token_ids).union(eos)
 
-    @property
-    def has_penalties(self) -> bool:
-        return (
-            self.repetition_penalty != 1.0
-            or self.presence_penalty != 0.0
-            or self.frequency_penalty != 0.0
-        )
-
-    @property
-    def has_filters(self) -> bool:
-        """Whether any token may be filtered out before drawing."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0)
-
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:

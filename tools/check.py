@@ -27,12 +27,12 @@ class Failed(Exception):
     """A step did not pass; the message says why, where its own output does not."""
 
 
-def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
-    """Runs a program; Failed unless it exits with 0."""
+def run(*command: str | Path, cwd: Path = ROOT, then: str = "", **environment: str) -> None:
+    """Runs a program; Failed unless it exits with 0. then: what to do about it."""
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=cwd, env={**os.environ, **environment}, check=False)
     if done.returncode:
-        raise Failed(f"{' '.join(words)}: exit code {done.returncode}")
+        raise Failed(f"{' '.join(words)}: exit code {done.returncode}{then and '; ' + then}")
 
 
 def tool(name: str) -> Path:
@@ -41,8 +41,9 @@ def tool(name: str) -> Path:
 
 
 def style() -> None:
-    run(tool("ruff"), "check", ".")
-    run(tool("ruff"), "format", "--check", ".")
+    ruff = tool("ruff")
+    run(ruff, "check", ".", then=f"much of it is mended by {ruff} check --fix .")
+    run(ruff, "format", "--check", ".", then=f"mended by {ruff} format .")
 
 
 def types() -> None:
@@ -69,13 +70,16 @@ def _link(link: Path, target: Path) -> None:
 
 
 def imports() -> None:
-    run(tool("lint-imports"), "--config", ROOT / "pyproject.toml", cwd=_under_their_names())
+    config = ROOT / "pyproject.toml"
+    allowed = "who may import whom: docs/architecture.md, and the contracts in pyproject.toml"
+    run(tool("lint-imports"), "--config", config, cwd=_under_their_names(), then=allowed)
 
 
 def contract(root: Path = ROOT) -> None:
     """The contract's style, and that what is released can still be spoken: see CONTRIBUTING.md."""
-    run(tool("buf"), "lint", cwd=root)
-    run(tool("buf"), "breaking", "--against", BASELINE, cwd=root)
+    rules = "its rules: CONTRIBUTING.md, The contract"
+    run(tool("buf"), "lint", cwd=root, then=rules)
+    run(tool("buf"), "breaking", "--against", BASELINE, cwd=root, then=rules)
 
 
 def stubs() -> None:

@@ -25,6 +25,10 @@ WRONG_AXIS = (
     "your softmax runs over the queries: each query's weights over the keys must sum to 1, so it "
     "runs over the axis of the keys"
 )
+WITHIN = (
+    "your heads look at the other heads of their own token: q @ k.transpose(1, 2) is [T, Hq, Hq]; "
+    "each head wants a score of every token with every token, [Hq, T, T], so put heads first"
+)
 LATE_MASK = (
     "you take later keys out after the softmax: the weights that are left then sum to less than 1; "
     "take the scores out before it"
@@ -48,6 +52,17 @@ def variant(
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
+def within(q: Tensor, k: Tensor, v: Tensor, *, masked: bool) -> Tensor:
+    """What comes of products over the last two dimensions as they stand: heads over heads."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = q @ k.transpose(1, 2) * q.shape[2] ** -0.5
+    if masked:
+        later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    return scores.softmax(-1) @ v
+
+
 def check(exercise: ModuleType) -> None:
     """Raises NotYet."""
     generator = torch.Generator().manual_seed(1)
@@ -58,6 +73,7 @@ def check(exercise: ModuleType) -> None:
         scale = dim**-0.5
         suspects = [
             (variant(q, k, v, scale=scale, mask="never"), UNMASKED),
+            *((within(q, k, v, masked=masked), WITHIN) for masked in (False, True)),
             (variant(q, k, v, scale=scale, mask="after"), LATE_MASK),
             (variant(q, k, v, scale=1.0), UNSCALED),
             (variant(q, k, v, scale=1 / dim), BY_D),

@@ -7,6 +7,7 @@
     chapter 5   paged                             one new token a row, over pages
     chapter 6   scheduler, engine                 batching without phases
     chapter 7   prefix                            pages that are found again
+    chapter 12  chance                            a token drawn, not only the likeliest
 
 Invariant: the tokens are those of transformers and of Quire, one by one; only the time and the
 memory that they take differ from chapter to chapter. Everything is float32 and runs on a CPU.

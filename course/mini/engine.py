@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
+from mini.memory import best
 from mini.model import Model
 from mini.pages import Paged, PagedStore
 from mini.prefix import RememberingPool
 from mini.scheduler import Planned, Request, Scheduler
 
 
+def _choose(request: Request, scores: Tensor) -> int:
+    """The next token of a request. scores: [V]."""
+    chance = request.chance
+    return best(scores) if chance is None else chance.draw(scores, len(request.tokens))
+
+
 class Engine:
-    """A model with a store of pages and a scheduler. Greedy: the likeliest token is taken."""
+    """A model with a store of pages and a scheduler. The likeliest token is taken, but for requests
+    that have a chance."""
 
     def __init__(
         self,
@@ -55,7 +65,9 @@ class Engine:
                 last.append(len(token_ids) - 1)
         ends = [planned for planned in plan if planned.samples]
         memory = Paged(self.store, [planned.row for planned in plan])
-        return ends, self.model.logits(token_ids, positions, memory, last).argmax(-1).tolist()
+        scores = self.model.logits(token_ids, positions, memory, last)
+        requests = [planned.request for planned in ends]
+        return ends, [_choose(*each) for each in zip(requests, scores, strict=True)]
 
     def _take_in(self, request: Request, token: int) -> None:
         request.tokens.append(token)

@@ -57,5 +57,5 @@ def generate(model: Model, prompt: list[int], max_tokens: int) -> list[int]:
 
 
 def best(logits: Tensor) -> int:
-    """The likeliest next token. logits: [1, vocab]."""
+    """The likeliest next token. logits: [1, vocab] or [vocab]."""
     return int(logits.argmax())

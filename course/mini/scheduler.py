@@ -8,13 +8,15 @@ a step gives each of them as many tokens as it lacks, until the step is full.
 from collections import deque
 from dataclasses import dataclass, field
 
+from mini.chance import Chance
 from mini.pages import OutOfBlocks, Row
 from mini.prefix import RememberingPool
 
 
 @dataclass(eq=False)
 class Request:
-    """A text on its way. tokens: prompt, then output. computed: tokens whose keys are stored."""
+    """A text on its way. tokens: prompt, then output. computed: tokens whose keys are stored.
+    chance: how its tokens are drawn (chapter 12); None: the likeliest is taken."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -24,6 +26,7 @@ class Request:
     done: bool = False
     cached: int = 0  # tokens that were found in the cache when it was first admitted
     preemptions: int = 0
+    chance: Chance | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)

@@ -21,6 +21,7 @@ QWEN3_MOE = "Qwen3MoeForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"
 LLAMA = "LlamaForCausalLM"
 MISTRAL = "MistralForCausalLM"
+PHI3 = "Phi3ForCausalLM"
 GPT2 = "GPT2LMHeadModel"
 
 

@@ -45,7 +45,7 @@ class DecoderLayer:
         self.attention = SelfAttention(setting, f"{name}.self_attn", config, spec, window)
         experts = config.experts_of(index)
         self.mlp = (
-            DenseMlp(setting, f"{name}.mlp", hidden, config.intermediate_size)
+            DenseMlp(setting, f"{name}.mlp", hidden, config.intermediate_size, merged=spec.merged)
             if experts is None
             else ExpertsMlp(setting, f"{name}.mlp", hidden, experts)
         )

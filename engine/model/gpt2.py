@@ -23,7 +23,12 @@ from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.attention import attend
 from quire.engine.model.layers.embedding import VocabTable
-from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.model.layers.linear import (
+    ColumnParallelLinear,
+    Part,
+    RowParallelLinear,
+    stored_as_one,
+)
 from quire.engine.model.layers.parallel import length, scale_slice
 from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.setting import Setting
@@ -68,7 +73,7 @@ class Gpt2Layer:
         self.norm, self.mlp_norm = (
             LayerNorm(setting, f"{name}.{norm}", config) for norm in ("ln_1", "ln_2")
         )
-        parts = _thirds(f"{attn}.c_attn", hidden, taken)
+        parts = stored_as_one(f"{attn}.c_attn", [(hidden, taken)] * 3)
         self.qkv = ColumnParallelLinear(stored, parts, hidden, bias=True)
         self.o = RowParallelLinear(stored, f"{attn}.c_proj", hidden, hidden, taken, bias=True)
         up = [Part(f"{mlp}.c_fc", inner, mine)]
@@ -167,13 +172,3 @@ class Gpt2(CausalModel):
 
     def states(self, hidden: Tensor) -> Tensor:
         return self.norm.states(hidden)
-
-
-def _thirds(module: str, hidden: int, taken: slice) -> list[Part]:
-    """Of q, k and v, which are one matrix, a rank's heads each; or all of it at once."""
-    if length(taken) == hidden:
-        return [Part(module, 3 * hidden, slice(0, 3 * hidden))]
-    return [
-        Part(module, 3 * hidden, slice(first + taken.start, first + taken.stop))
-        for first in range(0, 3 * hidden, hidden)
-    ]

@@ -51,7 +51,7 @@ def read_directory(path: Path) -> ModelConfig:
         refuse_unsupported(config, family.keys, alone=True)
         check_modules(path)
         return replace(_gpt2(config, defaults), generation=sampling, fp8=fp8)
-    window, full_layers = read_windows(config, architecture)
+    window, full_layers = read_windows(config, family.windows, family.window)
     refuse_unsupported(config, family.keys)
     eos = defaults.integers("eos_token_id", least=0, below=config.integer("vocab_size"))
     bare = embeds_only(path, config)
@@ -83,6 +83,9 @@ def _model(
     vocab = config.integer("vocab_size", most=MAX_VOCAB)
     eos = config.integers("eos_token_id", least=0, below=vocab) + eos
     theta, scaling, positions = read_rope(config)
+    if scaling is not None and not family.scaled_rope:
+        key = "rope_scaling" if config.has("rope_scaling") else "rope_parameters"
+        config.refuse(key, f"is not supported for {architecture}")
     q_heads, kv_heads, head_dim = _heads(config, family)
     layers = config.integer("num_hidden_layers", most=MAX_LAYERS)
     return ModelConfig(
@@ -94,7 +97,7 @@ def _model(
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=config.integer("intermediate_size", most=MAX_WIDTH),
-        rms_norm_eps=config.number("rms_norm_eps", 1e-6, above=0, most=1),
+        rms_norm_eps=config.number("rms_norm_eps", family.rms_norm_eps, above=0, most=1),
         tie_word_embeddings=config.boolean("tie_word_embeddings", False),
         max_position_embeddings=positions,
         rope_theta=theta,

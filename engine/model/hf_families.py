@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass
 
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
+from quire.engine.model.config import GPT2, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, QWEN3_MOE
 from quire.engine.model.hf_embeddings import WITHOUT_HEAD
+from quire.engine.model.hf_windows import WindowKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,19 @@ class Family:
 
     model_type: as config.json says it. head_dim: where the file says none; None stands for
     hidden_size / num_attention_heads. kv_heads_given: whether num_key_value_heads must be there;
-    where it need not, it is num_attention_heads. keys: what others of its own are read.
+    where it need not, it is num_attention_heads. windows: which keys ask for a sliding window (an
+    architecture has to say it: where it has none they are passed over). window: tokens of one where
+    the file does not speak of it. rms_norm_eps: likewise. scaled_rope: whether YaRN and Llama 3's
+    scaling are what it means by their names. keys: what others of its own are read.
     """
 
     model_type: str
+    windows: WindowKeys
+    window: int | None = None
     head_dim: int | None = None
     kv_heads_given: bool = True
+    rms_norm_eps: float = 1e-6
+    scaled_rope: bool = True
     keys: tuple[str, ...] = ()
 
 
@@ -39,12 +47,20 @@ GPT2_KEYS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
 )
 FAMILIES = {
-    QWEN3: Family("qwen3", head_dim=128),
-    QWEN3_MOE: Family("qwen3_moe", keys=EXPERT_KEYS),
-    QWEN2: Family("qwen2"),
-    LLAMA: Family("llama", kv_heads_given=False),
-    MISTRAL: Family("mistral", keys=("sliding_window",)),
-    GPT2: Family("gpt2", keys=GPT2_KEYS),
+    QWEN3: Family("qwen3", WindowKeys.NONE, head_dim=128),
+    QWEN3_MOE: Family("qwen3_moe", WindowKeys.NONE, keys=EXPERT_KEYS),
+    QWEN2: Family("qwen2", WindowKeys.SWITCHED, window=4096),
+    LLAMA: Family("llama", WindowKeys.NONE, kv_heads_given=False),
+    MISTRAL: Family("mistral", WindowKeys.ALONE, window=4096),
+    PHI3: Family(
+        "phi3",
+        WindowKeys.ALONE,
+        kv_heads_given=False,
+        rms_norm_eps=1e-5,
+        scaled_rope=False,
+        keys=("original_max_position_embeddings",),
+    ),
+    GPT2: Family("gpt2", WindowKeys.NONE, keys=GPT2_KEYS),
 }
 _SUPPORTED = (*FAMILIES, *WITHOUT_HEAD)
 _OTHERS = (  # what is behind names of architectures that people try

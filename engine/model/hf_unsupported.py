@@ -28,7 +28,7 @@ _WITHOUT_EFFECT = {  # on what is computed when text is made
     *("router_aux_loss_coef", "embd_pdrop", "attn_pdrop", "resid_pdrop"),
     *("gradient_checkpointing", "pretraining_tp"),
     "temperature",  # of sampling
-    *("max_window_layers", "sliding_window"),  # read only where use_sliding_window is true
+    *("max_window_layers", "sliding_window"),  # where an architecture has them: `WindowKeys`
 }
 _COMPUTES = re.compile(
     r"rope|rotary|yarn|alibi|attn|attention|sliding|window|sparse|expert|moe|router|scale|scaling"

@@ -1,16 +1,25 @@
 """Sliding windows, as configurations name them.
 
 Invariant: all layers with a window see the same one. Which layers those are is told by layer_types
-where it is there, as transformers has it, else by max_window_layers; in Mistral all layers are.
+where it is there, as transformers has it, else by max_window_layers.
 """
 
+import enum
 from typing import NamedTuple
 
 from quire.engine.json_file import JsonFile
-from quire.engine.model.config import MISTRAL, QWEN2
 
-_MISTRAL_WINDOW = 4096  # where the file does not name it; null: there is none
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+class WindowKeys(enum.Enum):
+    """How an architecture's file asks for a window. NONE: not at all; sliding_window means nothing
+    there, and use_sliding_window is refused. ALONE: sliding_window is every layer's, null is none.
+    SWITCHED: where use_sliding_window is true, that of some layers or of all."""
+
+    NONE = enum.auto()
+    ALONE = enum.auto()
+    SWITCHED = enum.auto()
 
 
 class Windows(NamedTuple):
@@ -21,22 +30,22 @@ class Windows(NamedTuple):
     full_layers: tuple[int, ...] = ()
 
 
-def read_windows(config: JsonFile, architecture: str) -> Windows:
-    """What a configuration says of them. Raises ConfigError."""
-    if architecture == QWEN2:
-        return _of_qwen2(config)
+def read_windows(config: JsonFile, keys: WindowKeys, default: int | None) -> Windows:
+    """What a configuration says of them. default: tokens of one where the file does not speak of
+    it. Raises ConfigError."""
+    if keys is WindowKeys.SWITCHED:
+        return _switched(config, default)
     window = None
-    if architecture == MISTRAL:
-        window = config.integer("sliding_window", None)
-        if "sliding_window" not in config.data:
-            window = _MISTRAL_WINDOW
+    if keys is WindowKeys.ALONE:
+        silent = "sliding_window" not in config.data
+        window = default if silent else config.integer("sliding_window", None)
     else:
         config.only("use_sliding_window", False)
     _layer_types(config, _FULL if window is None else _SLIDING)
     return Windows(window)
 
 
-def _of_qwen2(config: JsonFile) -> Windows:
+def _switched(config: JsonFile, default: int | None) -> Windows:
     """The first max_window_layers layers see all, and those behind them a window, unless
     layer_types says which do."""
     layers = config.integer("num_hidden_layers")
@@ -50,7 +59,7 @@ def _of_qwen2(config: JsonFile) -> Windows:
     full = tuple(layer for layer, kind in enumerate(types) if kind == _FULL)
     if len(full) == layers:
         return Windows()
-    return Windows(config.integer("sliding_window", 4096), full)
+    return Windows(config.integer("sliding_window", default), full)
 
 
 def _layer_types(config: JsonFile, *kinds: str) -> list[str] | None:

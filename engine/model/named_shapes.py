@@ -6,6 +6,7 @@ from quire.engine.errors import ConfigError
 from quire.engine.model.config import (
     GPT2,
     LLAMA,
+    PHI3,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
@@ -161,6 +162,23 @@ def _gpt2(hidden: int, layers: int, heads: int) -> ModelConfig:
     )
 
 
+_PHI4 = ModelConfig(  # as published
+    architecture=PHI3,
+    vocab_size=100_352,
+    hidden_size=5120,
+    num_layers=40,
+    num_q_heads=40,
+    num_kv_heads=10,
+    head_dim=128,
+    intermediate_size=17_920,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    max_position_embeddings=16_384,
+    rope_theta=250_000.0,
+    eos_token_ids=(100_265,),
+)
+
+
 _NAMED_SHAPES = {
     "0.6B": _qwen3(1024, 28, 16, 3072, tied=True),
     "1.7B": _qwen3(2048, 28, 16, 6144, tied=True),
@@ -175,6 +193,7 @@ _NAMED_SHAPES = {
     "qwen2.5-7B": _qwen2(3584, 28, (28, 4), 18_944),
     "llama3.2-1B": _llama3(2048, 16, 32, 8192, factor=32.0, tied=True),
     "llama3.1-8B": _llama3(4096, 32, 32, 14_336, factor=8.0, tied=False),
+    "phi4": _PHI4,
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),

@@ -6,9 +6,18 @@ from functools import partial
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.model import llama, mistral, qwen2, qwen3, qwen3_moe
+from quire.engine.model import llama, mistral, phi3, qwen2, qwen3, qwen3_moe
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, ModelConfig
+from quire.engine.model.config import (
+    GPT2,
+    LLAMA,
+    MISTRAL,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    ModelConfig,
+)
 from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.gpt2 import Gpt2
@@ -31,6 +40,7 @@ _MODELS: dict[str, Callable[[Setting, ModelConfig], CausalModel]] = {
     QWEN2: partial(Decoder, spec=qwen2.ATTENTION),
     LLAMA: partial(Decoder, spec=llama.ATTENTION),
     MISTRAL: partial(Decoder, spec=mistral.ATTENTION),
+    PHI3: partial(Decoder, spec=phi3.ATTENTION),
     GPT2: Gpt2,
 }
 

@@ -25,6 +25,7 @@ _LEAST_REPETITION, _MAX_REPETITION = 1e-10, 1e10  # a logit times or over it is 
 _MAX_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
+NUMBERS = len(_FLOATS) + len(_INTS)  # of 4 bytes each, that a slot takes at admission
 
 
 class SlotState:

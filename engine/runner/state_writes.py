@@ -14,20 +14,20 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.runner.copies import make_copies, stage_copies
 from quire.engine.runner.graphs import StepGraphs, WriteKey
 from quire.engine.runner.sampler import Sampled
-from quire.engine.runner.slots import SlotState
+from quire.engine.runner.slots import NUMBERS, SlotState
 from quire.engine.runner.staging import KEPT_BUFFERS, Staging
 from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
 from quire.engine.scheduling.token_bytes import packed
 from quire.kernels.ops import Ops
 
 NOTHING = StepPlan(0, (), (), (), (), 0, 0)
-_GREEDY = SamplingNumbers(0.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0, (), None)
+_GREEDY = SamplingNumbers()
 _UPDATES = (16, 64, 256)
 
 
 def write_bytes(max_num_seqs: int) -> int:
-    """Of the largest: the rows' slots, a slot, a seed, ten numbers, places and blocks, a pair."""
-    return -(-max_num_seqs // 2) * 8 + 56 + 12 * _UPDATES[-1] + 16
+    """Of the largest: the rows' slots, a slot, a seed, its numbers, places and blocks, a pair."""
+    return -(-max_num_seqs // 2) * 8 + 16 + -(-NUMBERS // 2) * 8 + 12 * _UPDATES[-1] + 16
 
 
 class Writer:

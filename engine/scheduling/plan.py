@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from quire.engine.request import TokenLogprob
+from quire.engine.request import SamplingParams, TokenLogprob
 from quire.engine.scheduling.token_bytes import packed, unpacked
 
 Plain = tuple[Any, ...]
@@ -34,20 +34,47 @@ class SamplingNumbers(NamedTuple):
     `logit_bias`: (id, what is added). `allowed_ids` (empty: all) less `banned_ids` may be drawn.
     """
 
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int
-    min_position: int
-    ending_ids: tuple[int, ...]
-    logprobs: int | None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    min_position: int = 0
+    ending_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_ids: tuple[int, ...] = ()
     banned_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        params: SamplingParams,
+        *,
+        seed: int = 0,
+        min_position: int = 0,
+        ending_ids: tuple[int, ...] = (),
+    ) -> "SamplingNumbers":
+        """What a request asks for; the rest depends on its index and its prompt."""
+        return cls(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            seed=seed,
+            min_position=min_position,
+            ending_ids=ending_ids,
+            logprobs=params.logprobs,
+            logit_bias=params.logit_bias,
+            allowed_ids=params.allowed_token_ids,
+            banned_ids=params.banned_token_ids,
+        )
 
     @property
     def has_mask(self) -> bool:

@@ -131,14 +131,15 @@ class Request:
     def admission_row(self) -> Admission:
         """What the slot must know of this request, which has just got it."""
         known, prompt = self.token_ids, self.num_prompt_tokens
-        counted = tuple(known) if self.sampling.has_penalties else ()
+        sampling = self._sampling_numbers()
+        counted = tuple(known) if sampling.has_penalties else ()
         return Admission(
             self.key,
             self.index,
             self.slot,
             known[-1],
             self.num_computed_tokens,
-            self._sampling_numbers(),
+            sampling,
             counted[:prompt],
             counted[prompt:],
         )
@@ -146,19 +147,9 @@ class Request:
     def _sampling_numbers(self) -> SamplingNumbers:
         params = self.sampling
         seed = (params.seed + self.index * _SEED_STEP) % (1 << 64)
-        return SamplingNumbers(
-            params.temperature,
-            params.top_p,
-            params.top_k,
-            params.min_p,
-            params.repetition_penalty,
-            params.presence_penalty,
-            params.frequency_penalty,
-            seed - (1 << 64) if seed >= 1 << 63 else seed,
-            self.num_prompt_tokens + params.min_tokens - 1,
-            tuple(sorted(self.ending_ids)) if params.min_tokens > 1 else (),
-            params.logprobs,
-            params.logit_bias,
-            params.allowed_token_ids,
-            params.banned_token_ids,
+        return SamplingNumbers.of(
+            params,
+            seed=seed - (1 << 64) if seed >= 1 << 63 else seed,
+            min_position=self.num_prompt_tokens + params.min_tokens - 1,
+            ending_ids=tuple(sorted(self.ending_ids)) if params.min_tokens > 1 else (),
         )

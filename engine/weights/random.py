@@ -15,9 +15,10 @@ import xxhash
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import GPT2, MISTRAL, Experts, Fp8, Llama3Scaling, ModelConfig
+from quire.engine.model.config import GPT2, Experts, Fp8, Llama3Scaling, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
 from quire.engine.model.hf_gpt2 import written_gpt2
+from quire.engine.model.hf_windows import WindowKeys
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import SCALE, QuantizingPlacement
 from quire.engine.weights.checkpoint import INDEX, SINGLE
@@ -184,7 +185,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _hf_window(config: ModelConfig) -> dict[str, Any]:
-    if config.architecture == MISTRAL:
+    if FAMILIES[config.architecture].windows is WindowKeys.ALONE:
         return {"sliding_window": config.sliding_window}
     if config.sliding_window is None:
         return {"use_sliding_window": False}

@@ -25,7 +25,7 @@ MAX_STOP_IDS = 64
 MAX_EDITED_IDS = 1024  # of logit_bias, and of allowed and of banned ids
 MAX_BIAS = 100
 
-_RANGES = {  # of sampling's numbers, the ends included
+RANGES = {  # of sampling's numbers, the ends included
     "temperature": (0, 100),
     "min_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -33,7 +33,7 @@ _RANGES = {  # of sampling's numbers, the ends included
     "n": (1, MAX_N),
     "logprobs": (0, MAX_LOGPROBS),
 }
-_OPEN_RANGES = {"top_p": (0, 1), "repetition_penalty": (0, 10)}  # the lower end left out
+OPEN_RANGES = {"top_p": (0, 1), "repetition_penalty": (0, 10)}  # the lower end left out
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
 
 
@@ -83,7 +83,7 @@ def check_call(
 
 def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
     for name, value in given.items():
-        if name in _RANGES or name in _OPEN_RANGES:
+        if name in RANGES or name in OPEN_RANGES:
             _check_number(name, value, faults)
     if given.get("max_tokens", 1) < 1:
         faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
@@ -120,10 +120,10 @@ def _check_edits(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> N
 def _check_number(name: str, value: float, faults: Faults) -> None:
     if not math.isfinite(value):
         faults.add(f"sampling.{name}", value, "must be a finite number")
-    elif name in _OPEN_RANGES:
-        faults.above(f"sampling.{name}", value, *_OPEN_RANGES[name])
+    elif name in OPEN_RANGES:
+        faults.above(f"sampling.{name}", value, *OPEN_RANGES[name])
     else:
-        faults.between(f"sampling.{name}", value, *_RANGES[name])
+        faults.between(f"sampling.{name}", value, *RANGES[name])
 
 
 def check_allowed(params: SamplingParams) -> None:

@@ -43,7 +43,8 @@ INLINE_IDS = 4096  # more of them are looked at on another thread, off the event
 DELTA_BYTES = 256 << 10
 _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
-
+# Sampling's fields that the service sees to. Any other is the engine's, or `SamplingParams` raises.
+OUR_OWN = frozenset({"n", "stop", "include_stop_str_in_output"})
 _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 
@@ -223,7 +224,7 @@ class Validator:
         self, given: Mapping[str, Any], prompt_tokens: int
     ) -> tuple[SamplingParams, dict[int, str]]:
         """Given values, then the model's, then greedy. With the ids that stand for stop strings."""
-        values = {**self._defaults, **{n: v for n, v in given.items() if n in self._defaults}}
+        values = {**self._defaults, **{n: v for n, v in given.items() if n not in OUR_OWN}}
         ids, stop_tokens = tuple(values["stop_token_ids"]), {}
         if "stop" in given:
             silent = {self._silent[stop]: stop for stop in given["stop"] if stop in self._silent}

@@ -96,7 +96,11 @@ def test_what_is_wrong_in_another_way_is_told_by_its_difference(
     word = _word_on(number, _filled(number, "return None"), tmp_path)
     assert word is not None and "expected" in word
     word = _word_on(number, _filled(number, "return 1 // 0"), tmp_path)
-    assert word == ("your code stopped with ZeroDivisionError: integer division or modulo by zero")
+    line = _filled(number, "return 1 // 0").split("return 1 // 0")[0].count("\n") + 1
+    assert word == (
+        f"your code stopped in line {line}, `return 1 // 0`, with ZeroDivisionError: "
+        "integer division or modulo by zero"
+    )
 
 
 def test_the_command_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

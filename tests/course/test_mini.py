@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mini.chance import Chance, keep
 from mini.config import Config
 from mini.engine import Engine
 from mini.layers import attention
@@ -13,6 +14,7 @@ from mini.memory import generate, generate_forgetful
 from mini.model import Model
 from mini.paged import by_row, vectorised
 from mini.prefix import RememberingPool
+from mini.scheduler import Request
 from mini.tiles import Meter, flash, standard
 from support import hf_models
 from support.small_engine import Setup, WatchedOps, build_core, run
@@ -22,11 +24,12 @@ from quire.engine.model.config import ModelConfig
 from quire.engine.model.registry import build_model
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.weights.loader import load_checkpoint
+from quire.kernels import reference
 from quire.service.models import pocket
 
 COURSE = Path(__file__).resolve().parents[2] / "course"
 MAX_TOKENS, BLOCK = 24, 4
-MAX_LINES = 900
+MAX_LINES = 1000
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,52 @@ def test_quire_says_the_same(answers: Answers) -> None:
     ]
     outcomes = run(core, specs)
     assert [outcomes[key, 0].token_ids for key in range(len(specs))] == answers.theirs
+
+
+def test_what_is_kept_to_draw_from_is_what_quire_keeps() -> None:
+    generator = torch.Generator().manual_seed(2)
+    for temperature, top_k, top_p in ((1.0, 0, 0.9), (0.5, 12, 1.0), (2.0, 40, 0.7), (1.3, 0, 1.0)):
+        logits = 3 * torch.randn(300, generator=generator)
+        theirs = logits[None].clone()
+        slots, each = torch.zeros(1, dtype=torch.int32), torch.tensor([temperature])
+        k, p = torch.tensor([top_k], dtype=torch.int32), torch.tensor([top_p])
+        reference.filter_logits(theirs, slots, each, k, p, torch.zeros(1))
+        assert (keep(logits / temperature, top_k, top_p) > -torch.inf).equal(theirs[0] > -torch.inf)
+
+
+def test_tokens_are_drawn_as_often_as_their_chances_say() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5])
+    for temperature in (0.5, 1.0, 2.0):
+        chance = Chance(temperature, seed=9)
+        drawn = torch.tensor([chance.draw(logits, place) for place in range(4000)])
+        shares = torch.bincount(drawn, minlength=5) / 4000
+        assert (shares - (logits / temperature).softmax(0)).abs().max() < 0.03
+    assert Chance(0.0).draw(logits, 3) == 2
+    assert {Chance(1.0, top_k=1, seed=seed).draw(logits, 3) for seed in range(20)} == {2}
+
+
+def test_what_is_drawn_does_not_depend_on_the_company() -> None:
+    model = Model.read(pocket.directory())
+    prompts = _prompts(model.config.vocab_size)
+
+    def drawn(**options: int) -> list[list[int]]:
+        engine = Engine(model, block_size=BLOCK, **options)
+        requests = [
+            Request(tuple(prompt), 12, chance=Chance(1.2, top_p=0.95, seed=seed))
+            for seed, prompt in enumerate(prompts)
+        ]
+        for request in requests:
+            engine.scheduler.submit(request)
+        while engine.step():
+            pass
+        preempted.append(sum(request.preemptions for request in requests))
+        return [request.output for request in requests]
+
+    preempted: list[int] = []
+    alone = drawn(num_blocks=200, max_running=1)
+    assert drawn(num_blocks=200) == alone
+    assert drawn(num_blocks=20, budget=6) == alone
+    assert preempted[:2] == [0, 0] and preempted[2] > 0
 
 
 def test_the_same_words_behind_other_words_are_not_found() -> None:

@@ -1,10 +1,14 @@
 """600 messages that make little sense; `make soak` sends 100,000."""
 
 import asyncio
+import sys
+from pathlib import Path
 
 import grpc
+from support import programs
 from support.fuzzing import Fuzz, fuzzed
 from support.harness import ask, generate, run, serving
+from support.patience import PATIENCE
 from support.storm import OURS, objects_of_calls
 
 
@@ -31,3 +35,10 @@ def test_messages_that_make_no_sense_are_answered_as_such_and_leave_nothing() ->
                 await asyncio.sleep(0.05)
 
     run(test)
+
+
+def test_the_tool_that_sends_more_of_them_ends_well() -> None:
+    """It took what stands in a module for something that a call had left, whatever was sent."""
+    tool = Path(__file__).resolve().parents[2] / "tools" / "fuzz.py"
+    done = programs.run([sys.executable, tool, "--messages", "40", "--seed", "3"], timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -4,6 +4,7 @@ from faults.fault import Fault
 
 MODEL = "tests/engine/model/"
 FP8 = MODEL + "test_fp8.py::test_"
+EVERY = MODEL + "test_every_architecture.py::test_"
 BAD_TENSORS = (FP8 + "bad_tensors_are_told_by_name_before_memory_is_taken",)
 
 FAULTS = (
@@ -66,5 +67,19 @@ FAULTS = (
         "scale = _scale(groups.abs().amax(dim=2))",
         "scale = _scale(groups.abs().amax(dim=(1, 2))[:, None].expand(-1, groups.shape[1]))",
         ("tests/kernels/test_fp8_twins.py::test_a_product_is_the_one_defined",),
+    ),
+    Fault(
+        "families: an architecture's window is passed over",
+        "engine/model/hf_families.py",
+        '"phi3",\n        WindowKeys.ALONE,',
+        '"phi3",\n        WindowKeys.NONE,',
+        (EVERY + "a_window_is_one_where_transformers_has_one",),
+    ),
+    Fault(
+        "families: silence means what it means of another architecture",
+        "engine/model/hf_families.py",
+        "rms_norm_eps=1e-5",
+        "rms_norm_eps=1e-6",
+        (EVERY + "silence_means_what_it_means_to_transformers",),
     ),
 )

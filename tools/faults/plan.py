@@ -181,4 +181,11 @@ FAULTS = (
         "now",
         PACING,
     ),
+    Fault(
+        "plan: a parameter is left out on its way to the slot",
+        "engine/scheduling/plan.py",
+        "            presence_penalty=params.presence_penalty,\n",
+        "",
+        (PLAN[0] + "::test_what_a_request_asks_for_reaches_its_slot",),
+    ),
 )

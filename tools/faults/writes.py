@@ -15,8 +15,8 @@ FAULTS = (
     Fault(
         "writes: padding changes the null slot",
         "engine/runner/state_writes.py",
-        "SamplingNumbers(0.0, 1.0, 0,",
-        "SamplingNumbers(0.0, 0.5, 0,",
+        "SamplingNumbers()",
+        "SamplingNumbers(top_p=0.5)",
         (_HERE + "padding_leaves_the_null_slot_as_it_is",),
     ),
     Fault(
@@ -63,5 +63,12 @@ FAULTS = (
         "self._next_step[self._turn] = self._steps.asked + 1",
         "self._next_step[self._turn] = self._steps.asked",
         (_HERE + "a_buffer_is_asked_for_unless_the_results_of_a_later_step_have_come",),
+    ),
+    Fault(
+        "writes: a slot's numbers stand under other names",
+        "engine/runner/slots.py",
+        "self.repetition, self.presence, self.frequency",
+        "self.repetition, self.frequency, self.presence",
+        (_HERE + "each_number_of_a_slot_stands_under_its_name",),
     ),
 )

@@ -27,6 +27,19 @@ class Part:
     rows: slice
 
 
+def stored_as_one(module: str, matrices: Sequence[tuple[int, slice]]) -> list[Part]:
+    """The parts of one stored matrix that holds several, one under another. matrices: of each, its
+    outputs and this rank's of them. A rank that has all of them takes it at once."""
+    total = sum(outputs for outputs, _ in matrices)
+    if sum(length(rows) for _, rows in matrices) == total:
+        return [Part(module, total, slice(0, total))]
+    parts, first = [], 0
+    for outputs, rows in matrices:
+        parts.append(Part(module, total, slice(first + rows.start, first + rows.stop)))
+        first += outputs
+    return parts
+
+
 class ColumnParallelLinear:
     """Several matrices over one input, one under another. y: [T, sum of this rank's rows].
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from quire.engine.model.config import Experts
 from quire.engine.model.layers.forms import form_of
-from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.model.layers.linear import (
+    ColumnParallelLinear,
+    Part,
+    RowParallelLinear,
+    stored_as_one,
+)
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.residual import Stream, residual_norm
@@ -20,11 +25,16 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class DenseMlp:
-    """One MLP for all tokens. module: its name in the checkpoint."""
+    """One MLP for all tokens. module: its name in the checkpoint. merged: gate and up are stored as
+    one matrix, gate_up_proj."""
 
-    def __init__(self, setting: Setting, module: str, hidden: int, intermediate: int) -> None:
+    def __init__(
+        self, setting: Setting, module: str, hidden: int, intermediate: int, *, merged: bool = False
+    ) -> None:
         inner = setting.world.split(intermediate, "intermediate_size")
         parts = [Part(f"{module}.{name}_proj", intermediate, inner) for name in ("gate", "up")]
+        if merged:
+            parts = stored_as_one(f"{module}.gate_up_proj", [(intermediate, inner)] * 2)
         self.gate_up = ColumnParallelLinear(setting, parts, hidden)
         self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]

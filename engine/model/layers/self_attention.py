@@ -5,7 +5,12 @@ from torch import Tensor
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.attention import paged_attention
-from quire.engine.model.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.model.layers.linear import (
+    ColumnParallelLinear,
+    Part,
+    RowParallelLinear,
+    stored_as_one,
+)
 from quire.engine.model.layers.parallel import scale_slice
 from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.residual import Stream
@@ -33,11 +38,14 @@ class SelfAttention:
         q_heads, kv_heads = config.num_q_heads, config.num_kv_heads
         q_rows = scale_slice(setting.world.split(q_heads, "num_attention_heads"), dim)
         kv_rows = scale_slice(setting.world.split_kv_heads(kv_heads, "num_key_value_heads"), dim)
+        q, kv = (q_heads * dim, q_rows), (kv_heads * dim, kv_rows)
         parts = [
-            Part(f"{module}.q_proj", q_heads * dim, q_rows),
-            Part(f"{module}.k_proj", kv_heads * dim, kv_rows),
-            Part(f"{module}.v_proj", kv_heads * dim, kv_rows),
+            Part(f"{module}.q_proj", *q),
+            Part(f"{module}.k_proj", *kv),
+            Part(f"{module}.v_proj", *kv),
         ]
+        if spec.merged:
+            parts = stored_as_one(f"{module}.qkv_proj", (q, kv, kv))
         self.qkv = ColumnParallelLinear(setting, parts, hidden, bias=spec.qkv_bias)
         self.o = RowParallelLinear(setting, f"{module}.o_proj", hidden, q_heads * dim, q_rows)
         self.q_norm = setting.new(dim) if spec.qk_norm else None

@@ -295,6 +295,7 @@ def test_other_architectures_are_refused_by_name(
         ("qwen2.5-7B", 7_615_616_512),
         ("llama3.2-1B", 1_235_814_400),
         ("llama3.1-8B", 8_030_261_248),
+        ("phi4", 14_659_507_200),
     ],
 )
 def test_parameters_are_those_of_the_published_checkpoint(name: str, parameters: int) -> None:
@@ -322,6 +323,49 @@ MISTRAL: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 32000,
 }
+
+
+PHI4: dict[str, Any] = {
+    "architectures": ["Phi3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 100257,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 100265,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "initializer_range": 0.02,
+    "intermediate_size": 17920,
+    "max_position_embeddings": 16384,
+    "model_type": "phi3",
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 10,
+    "original_max_position_embeddings": 16384,
+    "pad_token_id": 100349,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 250000,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 100352,
+}
+
+
+def test_phi4_is_its_named_shape_and_its_kin_are_refused_where_they_differ(tmp_path: Path) -> None:
+    assert read(tmp_path, PHI4) == ModelConfig.named_shape("phi4")
+    assert read(tmp_path, PHI4 | {"sliding_window": 2047}).sliding_window == 2047
+    long = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] * 64}
+    for more, words in (
+        ({"rope_scaling": long}, "rope_scaling.short_factor|rope_scaling.type"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "is not supported for Phi3ForCausalLM"),
+        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor = 0.75"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read(tmp_path, PHI4 | more)
 
 
 def test_windows_are_read_as_transformers_reads_them(tmp_path: Path) -> None:

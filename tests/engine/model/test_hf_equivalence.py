@@ -20,6 +20,7 @@ from quire.engine.weights.loader import load_checkpoint
 from quire.engine.weights.random import save_random
 from quire.kernels import reference
 
+STUCK = "the model says the same few tokens, which prove little: give its shape another seed"
 NEW_TOKENS = 64
 PROMPT_LENGTHS = (1, 37)  # a prompt of one token is a decode row; 37 ends within a block
 
@@ -52,9 +53,7 @@ class Pair:
 def in_turn() -> Iterator[Any]:
     """All shapes of Qwen3; two of each other family, the rest where there is time."""
     yield from hf_models.SHAPES
-    others = hf_models.LLAMA_SHAPES, hf_models.QWEN2_SHAPES, hf_models.MOE_SHAPES
-    windows = hf_models.WINDOW_SHAPES, hf_models.TWO_KIND_SHAPES
-    for shapes in (*others, *windows, hf_models.GPT2_SHAPES):
+    for shapes in hf_models.OTHERS:
         yield from shapes[:2]
         yield from (pytest.param(shape, marks=pytest.mark.long) for shape in shapes[2:])
 
@@ -79,15 +78,17 @@ def assert_their_greedy(theirs: Tensor, tokens: list[int]) -> None:
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
     """Both [T, V]: logits to 1e-4 of the largest, log-probabilities to 1e-3."""
     assert ours.dtype == torch.float32
-    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
-    assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() <= 1e-3
+    apart = (ours - theirs).abs().amax(-1)
+    wrong = (apart > 1e-4 * theirs.abs().max()).nonzero()[:, 0].tolist()
+    assert not wrong, f"logits are up to {apart.max():.3g} apart, at places {wrong} of {len(apart)}"
+    assert float((ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max()) <= 1e-3
 
 
 @torch.inference_mode()
 def test_fp32_gives_the_same_tokens_logits_and_log_probabilities(pair: Pair) -> None:
     model = pair.ours()
     for prompt, tokens, logits in pair.answers:
-        assert len(set(tokens)) >= 32, "the model is stuck: its tokens prove little"
+        assert len(set(tokens)) >= 32, STUCK
         whole = prompt + tokens
         theirs = their_logits(pair.theirs, whole)
         assert_close(all_logits(model, whole), theirs)  # all tokens in one step
@@ -109,9 +110,9 @@ def test_bf16_errs_no_more_than_transformers_does(pair: Pair) -> None:
     exact = their_logits(pair.theirs, tokens)
     theirs = their_logits(in_bf16, tokens) - exact
     ours = all_logits(model, tokens) - exact
-    assert 0 < ours.square().mean().sqrt() <= 1.5 * theirs.square().mean().sqrt()
+    assert 0 < float(ours.square().mean().sqrt()) <= 1.5 * float(theirs.square().mean().sqrt())
     if model.config.experts is None:  # where experts hang by a hair, either may take others
-        assert ours.abs().max() <= 1.5 * theirs.abs().max()
+        assert float(ours.abs().max()) <= 1.5 * float(theirs.abs().max())
 
 
 @torch.inference_mode()
@@ -120,7 +121,7 @@ def test_our_random_checkpoint_is_one_that_transformers_reads(tmp_path: Path) ->
     pair = Pair(tmp_path, hf_models.load(tmp_path, torch.float32))
     model = pair.ours()
     for prompt, tokens, _ in pair.answers:
-        assert len(set(tokens)) >= 32
+        assert len(set(tokens)) >= 32, STUCK
         theirs = their_logits(pair.theirs, prompt + tokens)
         assert_their_greedy(theirs[len(prompt) - 1 : -1], tokens)
         assert_close(all_logits(model, prompt + tokens), theirs)

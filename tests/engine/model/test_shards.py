@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import GPT2, QWEN2, QWEN3_MOE, Experts, ModelConfig
+from quire.engine.model.config import GPT2, PHI3, QWEN2, QWEN3_MOE, Experts, ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.model.layers.parallel import World, length, scale_slice
 from quire.engine.model.registry import build_model
@@ -57,7 +57,16 @@ HEADS = {
 LEARNED = dataclasses.replace(  # learned positions, and q, k and v stored as one matrix
     TIED, architecture=GPT2, num_q_heads=4, num_kv_heads=4
 )
-CONFIGS = {"": CONFIG, "tied": TIED, "biases": BIASED, "moe": MIXED, "gpt2": LEARNED, **HEADS}
+MERGED = dataclasses.replace(CONFIG, architecture=PHI3)  # q, k, v of three sizes, gate and up
+CONFIGS = {
+    "": CONFIG,
+    "tied": TIED,
+    "biases": BIASED,
+    "moe": MIXED,
+    "gpt2": LEARNED,
+    "phi3": MERGED,
+    **HEADS,
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -128,28 +128,12 @@ def test_a_slot_never_holds_what_is_no_token() -> None:
 VOCAB = 500
 
 
-def numbers(params: SamplingParams, seed: int) -> SamplingNumbers:
-    return SamplingNumbers(
-        params.temperature,
-        params.top_p,
-        params.top_k,
-        params.min_p,
-        params.repetition_penalty,
-        params.presence_penalty,
-        params.frequency_penalty,
-        seed,
-        min_position=0,
-        ending_ids=(),
-        logprobs=params.logprobs,
-    )
-
-
 def drawn(params: SamplingParams, logits: Tensor, times: int = 4000) -> Tensor:
     """Tokens of so many requests that differ in their seeds alone. logits: [V]."""
     state = SlotState(times, 1, VOCAB, torch.device("cpu"))
     staging = Staging(torch.device("cpu"))
     admitted = tuple(
-        Admission(slot, 0, slot, 4, 1, numbers(params, slot * 7919), (3, 4), ())
+        Admission(slot, 0, slot, 4, 1, SamplingNumbers.of(params, seed=slot * 7919), (3, 4), ())
         for slot in range(times)
     )
     staging.begin()
@@ -158,7 +142,7 @@ def drawn(params: SamplingParams, logits: Tensor, times: int = 4000) -> Tensor:
     state.write(staging, admitted)
     slots = torch.arange(times, dtype=torch.int32)
     positions = torch.full((times,), 2, dtype=torch.int32)
-    needs = Needs().including(numbers(params, 0))
+    needs = Needs().including(SamplingNumbers.of(params, seed=0))
     sampler = Sampler(reference, state)  # type: ignore[arg-type]
     return sampler(logits.repeat(times, 1), slots, positions, needs).tokens
 

@@ -14,8 +14,10 @@ from support.small_engine import Setup, build_core, load_model, model_config, ru
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Done, Key
+from quire.engine.runner.slots import NUMBERS, SlotState
 from quire.engine.runner.staging import Ring, Staging, Steps
 from quire.engine.runner.state_writes import WriteKey
+from quire.engine.scheduling.plan import Admission, SamplingNumbers
 
 SETUP = Setup(max_num_seqs=7, max_num_batched_tokens=96, block_size=4, caching=True)
 GREEDY = SamplingParams(max_tokens=6)
@@ -65,6 +67,27 @@ def warm_core(kept: Kept | None, setup: Setup = SETUP) -> EngineCore:
         runner._writer.capture()
         kept.replays.clear()
     return core
+
+
+NAMES = {"repetition_penalty": "repetition", "presence_penalty": "presence"}
+NAMES |= {"frequency_penalty": "frequency"}
+
+
+def test_each_number_of_a_slot_stands_under_its_name() -> None:
+    """Numbers go up in one table: a name, a row and a value that are out of step are a parameter
+    in another's place."""
+    state, staging = SlotState(3, 1, 8, torch.device("cpu")), Staging(torch.device("cpu"))
+    numbers = SamplingNumbers(0.75, 0.5, 9, 0.125, 1.25, 0.25, 0.375, seed=5, min_position=6)
+    one = Admission(1, 0, 2, 4, 3, numbers, (), ())
+    staging.begin()
+    state.stage(staging, (one,), ())
+    staging.upload()
+    state.write(staging, (one,))
+    told = {"last_token": 4, "num_computed": 3, "min_position": 6, "seeds": 5}
+    for field in ("temperature", "top_p", "top_k", "min_p", *NAMES):
+        told[NAMES.get(field, field)] = getattr(numbers, field)
+    assert len(told) == NUMBERS + 1, "a number of the slot is not asked for here"
+    assert {name: getattr(state, name)[2].item() for name in told} == told
 
 
 def prompt(first: int, tokens: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import json
 import marshal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from support.traffic import run_episode
 
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.scheduling.plan import StepPlan, StepResult
+from quire.engine.scheduling.plan import SamplingNumbers, StepPlan, StepResult
 from quire.engine.scheduling.request import Request
 
 Carry = Callable[[Any], Any]
@@ -32,6 +32,10 @@ SAMPLINGS = (
     replace(GREEDY, logprobs=0, temperature=1.1, seed=9),
     replace(GREEDY, logit_bias=((8, 2.5),), allowed_token_ids=(8, 9, 10), banned_token_ids=(9,)),
 )
+# Of these a slot is told in other words: seed, min_position and ending_ids.
+IN_OTHER_WORDS = {
+    *("seed", "max_tokens", "min_tokens", "stop_token_ids", "eos_token_ids", "ignore_eos")
+}
 # Blocks for about half of them at once: some are preempted, and admitted again with outputs.
 SETUP = Setup(
     max_num_seqs=6,
@@ -53,6 +57,17 @@ def requests() -> list[GenerationRequest]:
     resumed = replace(GREEDY, repetition_penalty=1.2)
     found.append(GenerationRequest(9, (4, 5, 6), resumed, resume_token_ids=(7, 8, 9)))
     return found
+
+
+def test_what_a_request_asks_for_reaches_its_slot() -> None:
+    """A parameter that is left out on the way would be accepted, and ignored."""
+    for name in {field.name for field in fields(SamplingParams)} - IN_OTHER_WORDS:
+        asked = [
+            getattr(one, name) for one in SAMPLINGS if getattr(one, name) != getattr(GREEDY, name)
+        ]
+        assert asked, f"{name}: give it to one of SAMPLINGS"
+        told = SamplingNumbers.of(replace(GREEDY, **{name: asked[0]}))
+        assert told != SamplingNumbers.of(GREEDY), f"{name}: SamplingNumbers.of leaves it out"
 
 
 class Recorder:

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from support.harness import Running
@@ -28,11 +29,11 @@ FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 PARALLEL = 20
 _METHOD_OF = {
     5: "Stats", 6: "Tokenize", 7: "Tokenize", 8: "Detokenize", 9: "Detokenize",
-    10: "GetModelInfo", 11: "FlushCache",
+    10: "GetModelInfo", 11: "FlushCache", 12: "Embed", 13: "Score",
 }  # fmt: skip
 MAX_COMPLETIONS = 3  # of one message, where the number is allowed at all: time is short
 
-Message = tuple[str, bytes]  # method, encoded request
+Encoded = tuple[str, bytes]  # method, request
 
 floats = st.floats(width=32) | st.sampled_from([0.0, 1.0, 0.5])
 counts = st.integers(0, 2**32 - 1) | st.integers(0, 70)
@@ -41,44 +42,48 @@ ids = st.lists(st.integers(0, 5000) | st.integers(0, 2**32 - 1), max_size=20)
 plain = st.lists(st.integers(0, 4095), min_size=1, max_size=20)
 
 
-def maybe(**fields: Any) -> Any:
-    """Some of these fields."""
+def maybe(kind: type[Message], *left_out: str, **fields: Any) -> Any:
+    """Some fields of such a message. left_out: those that are set otherwise."""
+    lacking = set(kind.DESCRIPTOR.fields_by_name) - {*fields, *left_out}
+    assert not lacking, f"{kind.__name__}: say here what may stand in {', '.join(sorted(lacking))}"
     return st.fixed_dictionaries({}, optional=fields)
 
 
+def some(kind: type[Message], **fields: Any) -> Any:
+    """Such messages, with some of their fields."""
+    return st.builds(lambda given: kind(**given), maybe(kind, **fields))
+
+
 sampling = maybe(
+    pb.SamplingParams,
     temperature=floats, top_p=floats, top_k=counts, min_p=floats, repetition_penalty=floats,
     presence_penalty=floats, frequency_penalty=floats, seed=st.integers(0, 2**64 - 1),
     n=counts, max_tokens=counts, min_tokens=counts, stop=st.lists(words, max_size=18),
     include_stop_str_in_output=st.booleans(), stop_token_ids=ids, ignore_eos=st.booleans(),
-    logprobs=counts,
+    logprobs=counts, logit_bias=st.dictionaries(counts, floats, max_size=3),
+    allowed_token_ids=ids, banned_token_ids=ids,
 )  # fmt: skip
 objects = st.dictionaries(words, words | st.booleans() | st.lists(words, max_size=2), max_size=2)
 json_texts = st.builds(json.dumps, objects) | words | st.sampled_from(["[" * 3000, '{"a": NaN}'])
-calls = st.lists(
-    st.builds(lambda f: pb.ToolCall(**f), maybe(id=words, name=words, arguments_json=json_texts)),
-    max_size=2,
-)
-message = st.builds(
-    lambda f: pb.ChatMessage(**f),
-    maybe(
-        role=words, content=words, name=words, tool_calls=calls, tool_call_id=words,
-        reasoning_content=words,
-    ),
+calls = st.lists(some(pb.ToolCall, id=words, name=words, arguments_json=json_texts), max_size=2)
+message = some(
+    pb.ChatMessage, role=words, content=words, name=words, tool_calls=calls, tool_call_id=words,
+    reasoning_content=words,
 )  # fmt: skip
-tools = st.lists(
-    st.builds(
-        lambda f: pb.Tool(**f), maybe(name=words, description=words, parameters_json=json_texts)
-    ),
-    max_size=2,
+tool = some(
+    pb.Tool, name=words, description=words, parameters_json=json_texts, strict=st.booleans()
 )
-chats = st.builds(
-    lambda f: pb.Chat(**f),
-    maybe(
-        messages=st.lists(message, max_size=4), tools=tools, add_generation_prompt=st.booleans(),
-        continue_final_message=st.booleans(), allow_special_tokens=st.booleans(),
-        chat_template_kwargs=json_texts,
-    ),
+choices = some(pb.ToolChoice, mode=st.integers(0, 5), name=words)
+chats = some(
+    pb.Chat, messages=st.lists(message, max_size=4), tools=st.lists(tool, max_size=2),
+    add_generation_prompt=st.booleans(), continue_final_message=st.booleans(),
+    allow_special_tokens=st.booleans(), chat_template_kwargs=json_texts, tool_choice=choices,
+    parallel_tool_calls=st.booleans(),
+)  # fmt: skip
+options = some(pb.Choice, options=st.lists(words, max_size=3))
+constraints = some(
+    pb.Constraint, json_schema=json_texts, json_object=st.booleans(), regex=words, grammar=words,
+    choice=options, from_first_token=st.booleans(),
 )  # fmt: skip
 
 
@@ -96,25 +101,50 @@ def _request(fields: dict[str, Any], prompt: Any, params: dict[str, Any]) -> pb.
 requests = st.builds(
     _request,
     maybe(
+        pb.GenerateRequest,
+        *("text", "token_ids", "chat", "sampling"),
         request_id=words, priority=st.integers(-(2**31), 2**31 - 1), cache_salt=words,
         model=st.sampled_from(["", "fake", "other"]), ids_only=st.booleans(), resume_token_ids=ids,
+        parse_output=st.booleans(), user=words, prompt_logprobs=counts, constraint=constraints,
     ),
     st.none() | words | ids | plain | chats,
     sampling,
 )  # fmt: skip
 
 
-def fuzzed(count: int, hypothesis_seed: int) -> list[Message]:
+texts = st.one_of(
+    st.builds(lambda text: pb.EmbedInput(text=text), words),
+    st.builds(lambda chosen: pb.EmbedInput(token_ids=pb.TokenIds(ids=chosen)), ids | plain),
+)
+of_all = {
+    **dict.fromkeys(("instruction", "request_id", "cache_salt", "user"), words),
+    "truncate": st.booleans(),
+    "priority": st.integers(-2000, 2000),
+    "model": st.sampled_from(["", "fake", "other"]),
+}
+read = st.tuples(
+    some(pb.EmbedRequest, inputs=st.lists(texts, max_size=4), dimensions=counts, **of_all),
+    some(pb.ScoreRequest, query=words, documents=st.lists(words, max_size=4),
+         allow_special_tokens=st.booleans(), **of_all),
+)  # fmt: skip
+
+
+def fuzzed(count: int, hypothesis_seed: int) -> list[Encoded]:
     """At least so many messages; the same for the same seed."""
-    made: list[Message] = []
+    made: list[Encoded] = []
     kinds = itertools.count()
 
     @seed(hypothesis_seed)
     @settings(
         max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(requests, st.binary(max_size=12), st.integers(0, 200))
-    def collect(request: pb.GenerateRequest, noise: bytes, at: int) -> None:
+    @given(requests, read, st.binary(max_size=12), st.integers(0, 200))
+    def collect(
+        request: pb.GenerateRequest,
+        read: tuple[pb.EmbedRequest, pb.ScoreRequest],
+        noise: bytes,
+        at: int,
+    ) -> None:
         kind = next(kinds) % 16  # in turn: what is drawn depends on constants in anybody's source
         if MAX_COMPLETIONS < request.sampling.n <= 64:
             request.sampling.n = MAX_COMPLETIONS
@@ -132,6 +162,8 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Message]:
                 raw = pb.TokenizeRequest(chat=request.chat).SerializeToString()
             case 8:
                 raw = pb.DetokenizeRequest(token_ids=request.token_ids.ids).SerializeToString()
+            case 12 | 13:
+                raw = read[kind - 12].SerializeToString()
         made.append((_METHOD_OF.get(kind, "Generate"), raw))
 
     collect()
@@ -151,7 +183,7 @@ class Fuzz:
             **{name: channel.unary_unary(f"{SERVICE}/{name}") for name in METHODS[1:]},
         }
 
-    async def send_all(self, messages: list[Message]) -> None:
+    async def send_all(self, messages: list[Encoded]) -> None:
         """PARALLEL at a time."""
         queue = iter(messages)
 

@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -98,6 +99,13 @@ QWEN2_SHAPES = _of(
 )
 
 
+_PAD = {"pad_token_id": 0}  # of Phi-3 it is beyond a small vocabulary
+PHI3_SHAPES = _of(
+    Phi3Config,
+    Shape("phi3, groups, bf16", 4, 2, 32, False, torch.bfloat16, seed=4, more=_PAD),
+    Shape("phi3, tied, window", 4, 4, 32, True, torch.float32, more=_PAD | {"sliding_window": 21}),
+    Shape("phi3, groups of 8", 8, 1, 16, False, torch.float32, more=_PAD),
+)
 RAW = {"norm_topk_prob": False}
 
 
@@ -186,6 +194,17 @@ GPT2_SHAPES = [
               activation_function="gelu_pytorch_tanh"),
     )
 ]  # fmt: skip
+
+# Of each family two shapes are compared in every run and the others in the long one; of Qwen3 all.
+OTHERS = (
+    LLAMA_SHAPES,
+    QWEN2_SHAPES,
+    PHI3_SHAPES,
+    MOE_SHAPES,
+    WINDOW_SHAPES,
+    TWO_KIND_SHAPES,
+    GPT2_SHAPES,
+)
 
 
 def _gpt2_config(shape: Shape) -> PreTrainedConfig:

@@ -19,6 +19,7 @@ from quire.engine.model.config import (
     GPT2,
     LLAMA,
     MISTRAL,
+    PHI3,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
@@ -99,6 +100,7 @@ FAMILIES = {  # one model each
     ),
     "llama": replace(model_config(architecture=LLAMA, tied=False), rope_scaling=LLAMA3),
     "mistral": replace(model_config(architecture=MISTRAL, tied=False), sliding_window=11),
+    "phi3": model_config(architecture=PHI3, tied=False),
     "fp8 cache": model_config(tied=False),
     "fp8 cache, mistral": replace(
         model_config(architecture=MISTRAL, tied=False), sliding_window=11

@@ -55,6 +55,12 @@ return [
 ]
 """
 
+_CHANCES = """
+found, order = (logits / temperature).softmax(0).sort(descending=True)
+before = found.cumsum(0) - found
+kept = found.masked_fill(before >= top_p, 0.0)
+return kept.new_zeros(len(kept)).index_put((order,), kept / kept.sum())
+"""
 _FIND = """
 found, parent = [], ROOT
 for begin in range(0, len(tokens) - block_size, block_size):
@@ -74,6 +80,13 @@ def _changed(body: str, old: str, new: str) -> str:
 
 FILLS: dict[int, tuple[WrongFill, ...]] = {
     1: (
+        WrongFill(
+            "heads over heads",
+            "group = q.shape[1] // k.shape[1]\n"
+            "k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)\n"
+            "return (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).softmax(-1) @ v",
+            "put heads first",
+        ),
         WrongFill(
             "sees the future",
             _changed(_ATTENTION, "scores.masked_fill(later, -math.inf)", "scores"),
@@ -369,6 +382,30 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "if not text:\n    return waiting\n"
             "return (waiting[0] if waiting else '') + text, finished",
             "you pass over an empty piece",
+        ),
+    ),
+    12: (
+        WrongFill("multiplies", _CHANCES.replace("/ temperature", "* temperature"), "multiply by"),
+        WrongFill(
+            "cuts before the temperature",
+            _CHANCES.replace(
+                "before = ", "found, order = logits.softmax(0).sort(descending=True)\nbefore = "
+            ).replace("kept = found", "kept = (logits / temperature).softmax(0)[order]"),
+            "before the temperature",
+        ),
+        WrongFill(
+            "leaves the crossing one out",
+            _CHANCES.replace("before >= top_p", "before + found > top_p"),
+            "the token that crosses",
+        ),
+        WrongFill("does not scale", _CHANCES.replace(" / kept.sum()", ""), "sums to less than 1"),
+        WrongFill("no cut", "return (logits / temperature).softmax(0)", "pass over top_p"),
+        WrongFill(
+            "divides chances",
+            _CHANCES.replace(
+                "(logits / temperature).softmax(0)", "(logits.softmax(0) / temperature)"
+            ).replace("before >= top_p", "before >= top_p / temperature"),
+            "divide the chances",
         ),
     ),
 }
