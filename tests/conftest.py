@@ -90,9 +90,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("TESTS_LONG"):
         later = pytest.mark.skip(reason="long: runs with make test-long")
         for item in items:
-            if "long" in item.keywords:
+            if item.get_closest_marker("long"):  # not `keywords`: folders' names are among them
                 item.add_marker(later)
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             item.add_marker(skip)

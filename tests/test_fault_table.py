@@ -4,6 +4,7 @@ import ast
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +12,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def tool(name: str) -> Any:
+    """A module of tools/."""
+    before = list(sys.path)
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path[:] = before
+
+
 @pytest.fixture(scope="module")
 def faults() -> Any:
     """All of them."""
-    tools = str(ROOT / "tools")
-    sys.path.insert(0, tools)
-    try:
-        return importlib.import_module("faults").FAULTS
-    finally:
-        sys.path.remove(tools)
+    return tool("faults").FAULTS
 
 
 def test_each_fits_in_exactly_one_place(faults: Any) -> None:
@@ -44,3 +50,31 @@ def test_each_has_a_name_of_its_own_and_tests_that_are_there(faults: Any) -> Non
         if name and name.split("[")[0].rpartition("::")[2] not in defined[file]
     ]
     assert not missing
+
+
+SUMMARY = "FAILED tests/test_it.py::test_it - AssertionError\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "caught"),
+    [
+        (1, SUMMARY, "tests/test_it.py::test_it"),
+        (-11, SUMMARY, "tests/test_it.py::test_it"),
+        (-11, "", ""),
+        (2, SUMMARY, ""),
+        (0, "1 passed", ""),
+    ],
+)
+def test_a_fault_is_caught_by_a_test_that_fails_though_its_process_crashes_then(
+    code: int, output: str, caught: str, tmp_path: Path
+) -> None:
+    """Threads of what a fault lets begin may still be at work when the interpreter ends."""
+    mutants = tool("mutants")
+    file = tmp_path / "it.py"
+    file.write_text("old")
+    copy = SimpleNamespace(
+        file=lambda name: tmp_path / name, run=lambda *_: SimpleNamespace(code=code, output=output)
+    )
+    verdict = mutants.judge(copy, mutants.Fault("it", "it.py", "old", "new", ("t",)), 1.0)
+    assert (verdict.good, verdict.why if caught else "") == (bool(caught), caught)
+    assert file.read_text() == "old"

@@ -142,3 +142,10 @@ def test_scripts_that_tests_import_have_names_of_their_own() -> None:
     folders = ("course", "tools/pocket", "tests/shared")
     names = [path.stem for folder in folders for path in (ROOT / folder).glob("*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_folders_that_tests_put_on_the_path_have_no_module_of_one_name() -> None:
+    """Whichever came first would be imported for both in one process."""
+    folders = [ROOT / name for name in ("benchmarks", "course", "tests/shared", "tools/pocket")]
+    names = [file.stem for folder in folders for file in folder.glob("*.py")]
+    assert sorted(names) == sorted(set(names))

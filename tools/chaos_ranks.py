@@ -30,8 +30,9 @@ sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
 import grpc  # noqa: E402
 import psutil  # noqa: E402
+from support.fork_server import FRESH  # noqa: E402
 from support.free_ports import free_ports  # noqa: E402
-from support.server_process import Process, long_request, process  # noqa: E402
+from support.server_process import Process, long_request, process, runs  # noqa: E402
 
 from quire.v1 import inference_pb2_grpc as pb_grpc  # noqa: E402
 
@@ -116,6 +117,7 @@ def served(
     local = args.ranks // args.nodes
     mine = ",".join(cards(args)[node * local :][:local])
     given = {"CUDA_VISIBLE_DEVICES": mine} if args.device == "cuda" else {}
+    given[FRESH] = "1"  # engines and ranks as a user's server starts them
     return process(*words, QUIRE_JOIN_SECRET="of this machine's chaos alone", **given)
 
 
@@ -158,8 +160,7 @@ def processes(first: Process, others: list[Process]) -> dict[str, psutil.Process
     below = [p for node in nodes for p in node.children(recursive=True)]
     below.sort(key=psutil.Process.create_time)
     engines, followers = (
-        [p for p in below if program in " ".join(p.cmdline())]
-        for program in ("engine_child", "rank_child")
+        [p for p in below if runs(p, program)] for program in ("engine_child", "rank_child")
     )
     ranks = {f"rank {number}": one for number, one in enumerate((*engines, *followers))}
     return {f"node {number}": one for number, one in enumerate(nodes)} | ranks

@@ -76,7 +76,7 @@ def judge(copy: Copy, fault: Fault, seconds: float) -> Verdict:
         path.write_text(sound, encoding="utf-8")
     if run.code is None:
         return Verdict(True, f"ran longer than {LIMIT:.0f} s", "by the limit alone")
-    if run.code == FAILED:
+    if run.code == FAILED or (run.code < 0 and _failed(run.output)):  # that may crash at its end
         how = "after all patience" if waited else ""
         return Verdict(True, _first_failure(run.output), how)
     if run.code == PASSED:
@@ -86,8 +86,13 @@ def judge(copy: Copy, fault: Fault, seconds: float) -> Verdict:
     )
 
 
+def _failed(output: str) -> list[str]:
+    """Of pytest's summary: a run that has it has had its tests, however its process ends."""
+    return [line for line in output.splitlines() if line.startswith("FAILED ")]
+
+
 def _first_failure(output: str) -> str:
-    failed = [line for line in output.splitlines() if line.startswith("FAILED ")]
+    failed = _failed(output)
     return failed[0].removeprefix("FAILED ").split(" - ")[0] if failed else "a test failed"
 
 

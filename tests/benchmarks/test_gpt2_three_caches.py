@@ -3,17 +3,11 @@
 from pathlib import Path
 
 import pytest
-
-BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
+from support.benchmark_code import gpt2_three_caches as bench
 
 
 @pytest.mark.long
-def test_every_way_gives_the_same_tokens_and_is_timed_in_every_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import gpt2_three_caches as bench
-
+def test_every_way_gives_the_same_tokens_and_is_timed_in_every_round(tmp_path: Path) -> None:
     bench.write_checkpoint(tmp_path, n_layer=1, n_embd=64, n_head=2, vocab_size=1024)
     asks = bench.requests(1024)
     assert len({tuple(ask.prompt[: bench.SHARED]) for ask in asks}) == 1

@@ -138,6 +138,11 @@ SENTENCES: list[tuple[str, str, Callable[[], Iterable[float]]]] = [
     ),
     (
         "docs/operations.md",
+        "after a SIGKILL of each in turn within {} and {} s",
+        lambda: of_lost_ranks("chaos-ranks-eight"),
+    ),
+    (
+        "docs/operations.md",
         "after each of five SIGKILLs within {} and {} s",
         lambda: of_lost_ranks("chaos-ranks-cuda"),
     ),

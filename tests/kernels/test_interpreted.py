@@ -30,7 +30,7 @@ def interpreted(request: pytest.FixtureRequest) -> "subprocess.CompletedProcess[
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     places = [place for wing in wings for place in WHERE[wing]]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *places, "-v", "-m", which, "-x"],
+        [sys.executable, "-m", "pytest", *places, "-v", "-m", which, "-x", "--disable-warnings"],
         env=os.environ | single | {"TRITON_INTERPRET": "1"},
         cwd=ROOT,
         capture_output=True,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import agent
 import pytest
+from answerers import Quire, Transformers
 from cells import Case, Cell, Maker
 from corpus import Message
 from draw import Draw
-from engines import Quire, Transformers
 from evaluate import SEED, STOP_FLOOR, Comparison, Evaluation, compare, repeats_thrice, wilson
 from rows import Encoder
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import agent
 import corpus
+from answerers import ENGINES, Engine, Transformers
 from cells import CONTEXT, Cell, Maker
 from corpus import Message
 from draw import Draw
-from engines import ENGINES, Engine, Transformers
 from rows import Encoder
 from stories import story_turn
 from tokenizers import Tokenizer
