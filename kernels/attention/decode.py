@@ -72,12 +72,15 @@ from quire.kernels.attention.decode_merge import (
     merge_long_splits,
     merge_splits,
     split_length,
+    store_heads,
     sum_of_weights,
 )
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
 from quire.kernels.attention.pairs import joined, merge_both, queries_in_fp16, weighted
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
+from quire.kernels.linear import fp8_quantize
 from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
+from quire.kernels.weight import Quantized
 
 _LOG2E = 1.4426950408889634
 
@@ -121,11 +124,11 @@ def _queries(
 
 
 @triton.jit(
-    do_not_specialize=["table_stride", "S", "most", "early"],
+    do_not_specialize=["stride", "table_stride", "S", "most", "early"],
     do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
 )
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, contexts_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, contexts_ptr, out_ptr, scales_ptr, stride,
     partial_ptr, stats_ptr, counters_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr,
     slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
@@ -144,7 +147,6 @@ def _decode_kernel(
     row = tl.program_id(1)
     sp = tl.program_id(2)
     rg = tl.arange(0, 16)
-    rd, inside = columns(D, DP)
     q_ptr += row.to(tl.int64) * q_stride
     # What the step was prepared with may be read before the kernel ahead has finished (see above).
     n = tl.load(contexts_ptr + row).to(tl.int32)
@@ -251,9 +253,7 @@ def _decode_kernel(
         index = first + rg
         if n <= split:
             total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
-            out = out_ptr + index[:, None] * D + rd[None, :]
-            ok = (rg < G)[:, None] & inside[None, :]
-            tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+            store_heads(out_ptr, scales_ptr, stride, index, rg < G, total, acc, HKV * G, D, DP)
         else:
             part = index * S + sp
             at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
@@ -265,7 +265,10 @@ def _decode_kernel(
                 counter = counters_ptr + row * HKV + h
                 count = tl.cdiv(n, split)
                 if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
-                    merge_long_splits(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                    merge_long_splits(
+                        partial_ptr, stats_ptr, out_ptr, scales_ptr, stride, first, count, S,
+                        G, HKV * G, D, DP,
+                    )  # fmt: skip
                     tl.store(counter, 0)
     if PDL:
         gdc_launch_dependents()
@@ -327,9 +330,11 @@ def rope_decode_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    narrow: bool = False,
     **launch: Unpack[Launch],
-) -> Tensor:
-    """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D].
+) -> Tensor | Quantized:
+    """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D]; with
+    narrow [R, Hq * D] as `fp8_quantize.quantize` has it, where a head is a group of it.
 
     The arguments are those of the twin in `reference`; slot_mapping is where the row's block table
     puts its last token. Otherwise as above.
@@ -338,10 +343,16 @@ def rope_decode_attention(
     rows, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
     if qkv.stride(1) != 1:
         qkv = qkv.contiguous()
-    if out is None:
-        out = torch.empty(rows, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
     caches = (k_cache, v_cache, block_tables, context_lens)
     rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
+    if narrow and dim == fp8_quantize.GROUP and qkv.dtype == torch.bfloat16:
+        made = fp8_quantize.new(qkv, q_heads * dim, by_group=True)
+        out = made.data.view(rows, q_heads, dim)
+        scales = made.scale, made.scale.stride(1)
+        _attend(qkv, caches, scale, max_context_len, rope, out, scales, **launch)
+        return made
+    if out is None:
+        out = torch.empty(rows, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
     return _attend(qkv, caches, scale, max_context_len, rope, out, **launch)
 
 
@@ -352,13 +363,15 @@ def _attend(
     max_context_len: int,
     rope: _Rope,
     out: Tensor,
+    scales: tuple[Tensor | None, int] = (None, 0),
     *,
     counters: Tensor | None = None,
     pdl: bool = False,
     window: int = 0,
     **asked: Any,
 ) -> Tensor:
-    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. asked: of `Launch`."""
+    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. scales: of
+    `store_heads`. asked: of `Launch`."""
     rows, q_heads, dim = out.shape
     k_cache, v_cache, block_tables, context_lens = caches
     _, kv_heads, block_size, _ = k_cache.shape
@@ -391,7 +404,7 @@ def _attend(
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
             source, k_cache, v_cache, *(whole or (None, None)), block_tables, context_lens, out,
-            partial, stats, counters, *rope,
+            *scales, partial, stats, counters, *rope,
             scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, launch.most,
             launch.early,
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=launch.stages,
@@ -402,7 +415,9 @@ def _attend(
             num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:
-        merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)
+        merge_splits(
+            context_lens, out, scales, partial, stats, splits, launch.most, **shape, **options
+        )
     return out
 
 

@@ -276,3 +276,23 @@ def test_gpu_what_is_asked_for_ahead_never_holds_the_newest_token(decode: Any, f
         for _ in range(20):
             graph.replay()
             assert same(out, wanted)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_narrow_is_what_quantizing_behind_it_gives(
+    decode: Any, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of contexts in one piece, and of several that are merged by a kernel or the last to come."""
+    from quire.kernels.attention import decode_launch as module
+    from quire.kernels.attention.decode import rope_decode_attention
+    from quire.kernels.linear.fp8_quantize import quantize
+
+    monkeypatch.setattr(module, "UNIT", 32)
+    monkeypatch.setattr(module, "LONG", 2)
+    step = decode([1, 33, 200], group=3, kv_heads=2, block_size=32, dim=128, dtype=BF16)
+    plain = rope_decode_attention(*step.fresh(), *step.rows, level=level, tile=16)
+    made = rope_decode_attention(*step.fresh(), *step.rows, level=level, tile=16, narrow=True)
+    wanted = quantize(plain.flatten(1), by_group=True)
+    assert torch.equal(made.data.float(), wanted.data.float())
+    assert torch.equal(made.scale, wanted.scale)
+    assert made.scale.stride() == wanted.scale.stride()
