@@ -90,12 +90,13 @@ def _queries(
     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps, newest,
     scale, G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr, PAIRS: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Wait for the kernel ahead and take the queries of a kv head, [16, DP], and the scale of their
-    scores, with PAIRS [16]. With ROPE they are normed and rotated, and the program of the newest
+    """Wait for the kernel ahead and take the queries of a kv head, [HEADS, DP], and the scale of
+    their scores, with PAIRS [HEADS]. With ROPE they are normed and rotated, and the program of the newest
     token writes it to the cache."""
     HALF: tl.constexpr = DP // 2
-    rg = tl.arange(0, 16)
+    rg = tl.arange(0, HEADS)
     rd, inside = columns(D, DP)
     if ROPE:  # what never changes may be read before
         wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
@@ -109,7 +110,7 @@ def _queries(
         k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
         y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
-        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
+        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [HEADS, DP])
         if newest:
             write_token(
                 k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h, HKV, D, HALF, BS
@@ -135,7 +136,7 @@ def _decode_kernel(
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, FIXED: tl.constexpr,
-    PDL: tl.constexpr, WINDOW: tl.constexpr, PAIRS: tl.constexpr,
+    PDL: tl.constexpr, WINDOW: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
@@ -146,7 +147,7 @@ def _decode_kernel(
     h = tl.program_id(0)
     row = tl.program_id(1)
     sp = tl.program_id(2)
-    rg = tl.arange(0, 16)
+    rg = tl.arange(0, HEADS)
     q_ptr += row.to(tl.int64) * q_stride
     # What the step was prepared with may be read before the kernel ahead has finished (see above).
     n = tl.load(contexts_ptr + row).to(tl.int32)
@@ -176,15 +177,15 @@ def _decode_kernel(
             wait = wait | (begin == end)  # or nothing would, where nothing of the split is seen
         scales = scale
         if AHEAD:
-            q = tl.zeros((16, DP), tl.float16 if PAIRS else q_ptr.dtype.element_ty)
+            q = tl.zeros((HEADS, DP), tl.float16 if PAIRS else q_ptr.dtype.element_ty)
             if PAIRS:
-                scales = tl.full((16,), scale, tl.float32)
+                scales = tl.full((HEADS,), scale, tl.float32)
         if not AHEAD or wait:
             q, scales = _queries(
                 q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps,
-                newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS,
+                newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
             )  # fmt: skip
-        m, total, acc = empty_sum(16, DP // 2 if PAIRS else DP)
+        m, total, acc = empty_sum(HEADS, DP // 2 if PAIRS else DP)
         odd = acc  # with PAIRS the odd columns' part, or nothing of use
         m_before, total_before, acc_before, odd_before = m, total, acc, odd  # all but the last unit
         # Where a maximum leaves no trace, all units may have the same one.
@@ -197,7 +198,7 @@ def _decode_kernel(
             if AHEAD and (t == begin) & (not wait):
                 q, scales = _queries(
                     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
-                    eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS,
+                    eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
                 )  # fmt: skip
             if LEVEL == 2:
                 begins = t == edge
@@ -218,7 +219,10 @@ def _decode_kernel(
             )  # fmt: skip
             if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
                 block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
-            s = tl.dot(q, k.T, input_precision=PRECISION)
+            if HEADS < 16:
+                s = tl.trans(tl.dot(k, tl.trans(q), input_precision=PRECISION))
+            else:
+                s = tl.dot(q, k.T, input_precision=PRECISION)
             if FIXED:
                 s = tl.where((t + tl.arange(0, TILE) < end)[None, :], s, -float("inf"))
             else:
@@ -411,7 +415,7 @@ def _attend(
             TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, FIXED=launch.fixed, WINDOW=window,
-            PAIRS=launch.pairs,
+            PAIRS=launch.pairs, HEADS=launch.heads,
             num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:

@@ -96,6 +96,7 @@ class Shape:
     fixed: bool
     long: int
     pairs: bool
+    heads: int = 16
 
     @property
     def merges(self) -> bool:
@@ -159,6 +160,7 @@ def choose(
         fixed=exact,
         long=long,
         pairs=pairs,
+        heads=8 if pairs and heads.q_heads <= 8 * heads.kv_heads else 16,
     )
 
 

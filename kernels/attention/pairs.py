@@ -48,8 +48,13 @@ def weighted(p, v, PAIRS: tl.constexpr, PRECISION: tl.constexpr):
         p = p.to(tl.float16)
         even = tl.inline_asm_elementwise(_EVEN, "=r,r", [v], tl.float16, is_pure=True, pack=2)
         odd = tl.inline_asm_elementwise(_ODD, "=r,r", [v], tl.float16, is_pure=True, pack=2)
-        acc = tl.dot(p, even)
-        acc_odd = tl.dot(p, odd)
+        if p.shape[0] < 16:
+            across = tl.trans(p)
+            acc = tl.trans(tl.dot(tl.trans(even), across))
+            acc_odd = tl.trans(tl.dot(tl.trans(odd), across))
+        else:
+            acc = tl.dot(p, even)
+            acc_odd = tl.dot(p, odd)
     else:
         acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         acc_odd = acc
