@@ -214,7 +214,7 @@ class TritonOps(ExpertTritonOps):
         return decode.rope_decode_attention(
             *(qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache),
             *(block_tables, context_lens, scale, max_context_len),
-            narrow=narrow,
+            narrow=narrow and qkv.shape[0] > 1,  # one row's product quantizes for itself
             counters=self.counters,
             exact=self.exact,
             pdl=self.pdl and qkv.shape[0] < decode_launch.ALONE,
