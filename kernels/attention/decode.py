@@ -5,9 +5,9 @@
     partial      [R, Hq, S, D'] fp32             stats            [R, Hq, S, 2] fp32 (maximum, sum)
 
 A context is cut at fixed token boundaries; one program takes one split of one row for one kv head,
-with the group's query heads packed in one tile (padded to 16 rows for the matrix units). A second
-kernel merges a row's splits; of the longest splits, which few contexts have more than one of, the
-last program to finish does.
+with the group's query heads packed in one tile (padded for the matrix units: to 16 rows, or to 8
+columns, `pairs.py`). A second kernel merges a row's splits; of the longest splits, which few
+contexts have more than one of, the last program to finish does.
 
 Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates,
 whichever split is launched, with however many warps, and whichever program comes last. Every split

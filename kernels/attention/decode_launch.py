@@ -81,7 +81,8 @@ class Heads:
 class Shape:
     """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
     a context into tiles; early: up to which what follows is launched early; fixed: tiles lie where
-    they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`)."""
+    they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`);
+    heads: of a kv head, padded for the matrix units."""
 
     level: int
     tile: int
@@ -96,7 +97,7 @@ class Shape:
     fixed: bool
     long: int
     pairs: bool
-    heads: int = 16
+    heads: int
 
     @property
     def merges(self) -> bool:
@@ -160,7 +161,7 @@ def choose(
         fixed=exact,
         long=long,
         pairs=pairs,
-        heads=8 if pairs and heads.q_heads <= 8 * heads.kv_heads else 16,
+        heads=8 if pairs and heads.q_heads <= 8 * heads.kv_heads else 16,  # `pairs.py` says why
     )
 
 

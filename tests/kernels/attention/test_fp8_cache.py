@@ -83,6 +83,7 @@ def queries(tokens: int, heads: int, dim: int, dtype: torch.dtype, device: Any) 
         (32, 2, 64, BF16, 2, False),
         (16, 2, 16, FP16, 1, False),
         pytest.param(16, 1, 16, FP32, 2, False, marks=pytest.mark.long),
+        (16, 9, 16, BF16, 2, False),
         (32, 2, 64, BF16, 2, True),
     ],
 )
