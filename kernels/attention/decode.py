@@ -309,13 +309,15 @@ def decode_attention(
     there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor.
     Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
     """
-    rows, q_heads, dim = q.shape
+    _, q_heads, dim = q.shape
     if q.stride(2) != 1 or q.stride(1) != dim:
         q = q.contiguous()
-    if out is None:
-        out = torch.empty(rows, q_heads, dim, dtype=q.dtype, device=q.device)
     caches = (k_cache, v_cache, block_tables, context_lens)
-    return _attend(q, caches, scale, max_context_len, _Rope(), out, window=window, **launch)
+    whole = _attend(
+        q, q_heads, caches, scale, max_context_len, _Rope(), out, window=window, **launch
+    )
+    assert isinstance(whole, Tensor)
+    return whole
 
 
 def rope_decode_attention(
@@ -338,47 +340,41 @@ def rope_decode_attention(
     **launch: Unpack[Launch],
 ) -> Tensor | Quantized:
     """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D]; with
-    narrow [R, Hq * D] as `fp8_quantize.quantize` has it, where a head is a group of it.
+    narrow, of many rows maybe [R, Hq * D] as `fp8_quantize.quantize` has it, where a head is a
+    group of it.
 
     The arguments are those of the twin in `reference`; slot_mapping is where the row's block table
     puts its last token. Otherwise as above.
     """
     _, kv_heads, _, dim = k_cache.shape
-    rows, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
+    q_heads = qkv.shape[1] // dim - 2 * kv_heads
     if qkv.stride(1) != 1:
         qkv = qkv.contiguous()
     caches = (k_cache, v_cache, block_tables, context_lens)
     rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
-    if narrow and dim == fp8_quantize.GROUP and qkv.dtype == torch.bfloat16:
-        made = fp8_quantize.new(qkv, q_heads * dim, by_group=True)
-        out = made.data.view(rows, q_heads, dim)
-        scales = made.scale, made.scale.stride(1)
-        _attend(qkv, caches, scale, max_context_len, rope, out, scales, **launch)
-        return made
-    if out is None:
-        out = torch.empty(rows, q_heads, dim, dtype=qkv.dtype, device=qkv.device)
-    return _attend(qkv, caches, scale, max_context_len, rope, out, **launch)
+    return _attend(
+        qkv, q_heads, caches, scale, max_context_len, rope, out, narrow=narrow, **launch
+    )
 
 
 def _attend(
     source: Tensor,
+    q_heads: int,
     caches: tuple[Tensor, Tensor, Tensor, Tensor],
     scale: float,
     max_context_len: int,
     rope: _Rope,
-    out: Tensor,
-    scales: tuple[Tensor | None, int] = (None, 0),
+    out: Tensor | None,
     *,
+    narrow: bool = False,
     counters: Tensor | None = None,
     pdl: bool = False,
     window: int = 0,
     **asked: Any,
-) -> Tensor:
-    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. scales: of
-    `store_heads`. asked: of `Launch`."""
-    rows, q_heads, dim = out.shape
+) -> Tensor | Quantized:
+    """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. asked: of `Launch`."""
     k_cache, v_cache, block_tables, context_lens = caches
-    _, kv_heads, block_size, _ = k_cache.shape
+    rows, (_, kv_heads, block_size, dim) = len(source), k_cache.shape
     check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
     check_cache(source.dtype, k_cache.dtype)
     device = source.device
@@ -390,6 +386,14 @@ def _attend(
         shared=shared_bytes(device),
         **asked,
     )
+    made = None
+    if narrow and launch.columns and dim == fp8_quantize.GROUP and source.dtype == torch.bfloat16:
+        made = fp8_quantize.new(source, q_heads * dim, by_group=True)
+        out = made.data.view(rows, q_heads, dim)
+    elif out is None:
+        out = torch.empty(rows, q_heads, dim, dtype=source.dtype, device=device)
+    scales = (None, 0) if made is None else (made.scale, made.scale.stride(1))
+    pdl = pdl and (rows < decode_launch.ALONE or made is not None)
     if window and launch.fixed:
         raise ValueError(f"window {window}: attention within a window has no exact kernel")
     splits, padded = launch.splits, triton.next_power_of_2(dim)
@@ -415,13 +419,11 @@ def _attend(
             TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, FIXED=launch.fixed, WINDOW=window,
-            PAIRS=launch.pairs, HEADS=launch.heads,
+            PAIRS=launch.pairs, HEADS=8 if launch.columns else 16,
             num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:
-        merge_splits(
-            context_lens, out, scales, partial, stats, splits, launch.most, **shape, **options
-        )
+        merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)
     return out
 
 

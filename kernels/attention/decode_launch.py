@@ -19,13 +19,15 @@ from quire.kernels.support import HOPPER_SHARED
 UNIT = 256  # tokens: the shortest split of level 1
 LONG = 8  # units
 MAX_SPLITS = 32  # partial results of a row at most
-ALONE = 128  # rows, from which a dependent launch loses
+ALONE = 128  # rows, from which a dependent launch loses, but of what is quantized
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
 _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
+# Of columns: up to as many programs of one warp as run at once, and of two warps in two turns.
+_ONE_WARP, _TWO_WARPS = 9 * 132, 2 * 6 * 132
 _DEEP = 4  # stages of theirs: three tiles on their way
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
@@ -82,7 +84,7 @@ class Shape:
     """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
     a context into tiles; early: up to which what follows is launched early; fixed: tiles lie where
     they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`);
-    heads: of a kv head, padded for the matrix units."""
+    columns: heads are columns of the matrix units, not rows."""
 
     level: int
     tile: int
@@ -97,7 +99,7 @@ class Shape:
     fixed: bool
     long: int
     pairs: bool
-    heads: int
+    columns: bool
 
     @property
     def merges(self) -> bool:
@@ -139,12 +141,15 @@ def choose(
     if ahead is None:
         on_their_way = (_DEEP - 1) * 2 * tile * padded * heads.dtype.itemsize  # bytes a program
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
+    pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
     # two warps take little more than half the instructions; few programs rather want four
-    warps = num_warps or (2 if tma and level == 2 and heads.dim <= 128 and not ahead else 4)
-    early = UNIT * LONG if ahead else 0
+    many = tma and level == 2 and heads.dim <= 128 and not ahead
+    columns = many and pairs and rows >= ALONE and heads.q_heads <= 8 * heads.kv_heads
+    one = columns and not _ONE_WARP < programs <= _TWO_WARPS
+    warps = num_warps or (1 if one else 2 if many else 4)
+    early = UNIT * LONG if ahead else max_context_len if columns else 0
     if level == 0:
         early = max_context_len if programs <= _EARLY_PROGRAMS else most
-    pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
     # what widens a narrow cache would spill
     bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead and not heads.narrow
     return Shape(
@@ -155,13 +160,13 @@ def choose(
         tma=tma,
         ahead=ahead,
         warps=warps,
-        stages=num_stages or (_DEEP if ahead else _STAGES[pairs]),
+        stages=num_stages or (_DEEP if ahead else 2 if one else _STAGES[pairs]),
         early=early,
         registers=_REGISTERS.get(warps) if bound else None,
         fixed=exact,
         long=long,
         pairs=pairs,
-        heads=8 if pairs and heads.q_heads <= 8 * heads.kv_heads else 16,  # `pairs.py` says why
+        columns=columns,
     )
 
 
@@ -177,7 +182,8 @@ def kernels(
     """Names of the kernels that a call of so many rows launches, equal where the kernels are."""
     shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared, exact=exact)
     chained = rows < ALONE
-    taken = (shape.level, shape.tma, shape.ahead, shape.warps, shape.stages, shape.registers)
+    warps = shape.warps, shape.stages, shape.registers, shape.columns
+    taken = (shape.level, shape.tma, shape.ahead, *warps)
     found: set[tuple[object, ...]] = {("sum", chained, *taken)}
     if shape.merges:
         found.add(("merge", chained, shape.level, *merge_shape(rows, heads.q_heads)))

@@ -196,9 +196,9 @@ def merge_long_splits(
         store_heads(out_ptr, scales_ptr, stride, heads, heads >= 0, total, acc, HQ, D, DP)
 
 
-@triton.jit(do_not_specialize=["stride", "S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
+@triton.jit(do_not_specialize=["S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
 def _merge_kernel(
-    contexts_ptr, out_ptr, scales_ptr, stride, partial_ptr, stats_ptr, S, most,
+    contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
     HQ: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
     UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
     AT_ONCE: tl.constexpr, PDL: tl.constexpr,
@@ -225,7 +225,7 @@ def _merge_kernel(
             total, acc = merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
         else:
             total, acc = merged(partial_ptr, stats_ptr, first, count, LONG, 1, HP, DP)
-        store_heads(out_ptr, scales_ptr, stride, heads, heads >= 0, total, acc, HQ, D, DP)
+        store_heads(out_ptr, None, 0, heads, heads >= 0, total, acc, HQ, D, DP)
 
 
 def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
@@ -239,18 +239,17 @@ def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:
 def merge_splits(
     context_lens: Tensor,
     out: Tensor,
-    scales: tuple[Tensor | None, int],
     partial: Tensor,
     stats: Tensor,
     splits: int,
     most: int,
     **launch: Any,
 ) -> None:
-    """Finish out [R, Hq, D] for the rows of several tiles or units each. scales: of `store_heads`;
-    launch: as of the kernel that summed them."""
+    """Finish out [R, Hq, D] for the rows of several tiles or units each. launch: as of the kernel
+    that summed them."""
     rows, q_heads, _ = out.shape
     heads, warps = merge_shape(rows, q_heads)
     _merge_kernel[(-(-q_heads // heads), rows)](
-        context_lens, out, *scales, partial, stats, splits, most, HQ=q_heads, HP=heads, AT_ONCE=AT_ONCE,
+        context_lens, out, partial, stats, splits, most, HQ=q_heads, HP=heads, AT_ONCE=AT_ONCE,
         num_warps=warps, **launch,
     )  # fmt: skip
