@@ -93,8 +93,8 @@ def _queries(
     HEADS: tl.constexpr,
 ):  # fmt: skip
     """Wait for the kernel ahead and take the queries of a kv head, [HEADS, DP], and the scale of
-    their scores, with PAIRS [HEADS]. With ROPE they are normed and rotated, and the program of the newest
-    token writes it to the cache."""
+    their scores, with PAIRS [HEADS]. With ROPE they are normed and rotated, and the program of the
+    newest token writes it to the cache."""
     HALF: tl.constexpr = DP // 2
     rg = tl.arange(0, HEADS)
     rd, inside = columns(D, DP)
@@ -352,9 +352,7 @@ def rope_decode_attention(
         qkv = qkv.contiguous()
     caches = (k_cache, v_cache, block_tables, context_lens)
     rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
-    return _attend(
-        qkv, q_heads, caches, scale, max_context_len, rope, out, narrow=narrow, **launch
-    )
+    return _attend(qkv, q_heads, caches, scale, max_context_len, rope, out, narrow=narrow, **launch)
 
 
 def _attend(
@@ -424,7 +422,7 @@ def _attend(
         )  # fmt: skip
     if rows and launch.merges:
         merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)
-    return out
+    return out if made is None else made
 
 
 def _workspace(heads: int, splits: int, padded: int, device: torch.device) -> tuple[Tensor, Tensor]:

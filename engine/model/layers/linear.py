@@ -104,9 +104,7 @@ class RowParallelLinear:
     def product(self) -> Product:
         return Product(self.module, self.weight, residual=self._world.size == 1)
 
-    def __call__(
-        self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float
-    ) -> Stream:
+    def __call__(self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float) -> Stream:
         """x: [T, this rank's inputs], for an FP8 weight maybe quantized; residual: [T, outputs],
         whose storage may be reused; then: the weight of the norm that comes next, [outputs]."""
         if self._world.size == 1:
