@@ -28,6 +28,7 @@ _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, 
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
 # Of columns: up to as many programs of one warp as run at once, and of two warps in two turns.
 _ONE_WARP, _TWO_WARPS = 9 * 132, 2 * 6 * 132
+_EIGHT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # which knows 8 columns
 _DEEP = 4  # stages of theirs: three tiles on their way
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
 _REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
@@ -144,7 +145,7 @@ def choose(
     pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
     # two warps take little more than half the instructions; few programs rather want four
     many = tma and level == 2 and heads.dim <= 128 and not ahead
-    columns = many and pairs and rows >= ALONE and heads.q_heads <= 8 * heads.kv_heads
+    columns = _EIGHT and many and pairs and rows >= ALONE and heads.q_heads <= 8 * heads.kv_heads
     one = columns and not _ONE_WARP < programs <= _TWO_WARPS
     warps = num_warps or (1 if one else 2 if many else 4)
     early = UNIT * LONG if ahead else max_context_len if columns else 0
