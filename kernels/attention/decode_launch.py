@@ -41,7 +41,8 @@ class Launch(TypedDict, total=False):
     counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for long
     splits, some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel
     of the chain must wait for its predecessor; what prepared the step, and wrote all but the rows'
-    newest tokens, stands before the whole chain). ahead: read the first tiles before waiting.
+    newest tokens, stands before the whole chain); of ALONE rows and more only where the result is
+    quantized. ahead: read the first tiles before waiting.
     level: a split is a tile, a unit or a long split (0 to 2). tile: tokens, a divisor of UNIT.
     tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
     exact: along the tree that prefill takes in exact mode, and without descriptors.
