@@ -63,6 +63,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels import fp8_groups
 from quire.kernels.attention import decode_launch
 from quire.kernels.attention.decode_launch import Heads, Launch
 from quire.kernels.attention.decode_merge import (
@@ -78,7 +79,6 @@ from quire.kernels.attention.decode_merge import (
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
 from quire.kernels.attention.pairs import joined, merge_both, queries_in_fp16, weighted
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
-from quire.kernels.linear import fp8_quantize
 from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
 from quire.kernels.weight import Quantized
 
@@ -385,8 +385,8 @@ def _attend(
         **asked,
     )
     made = None
-    if narrow and launch.columns and dim == fp8_quantize.GROUP and source.dtype == torch.bfloat16:
-        made = fp8_quantize.new(source, q_heads * dim, by_group=True)
+    if narrow and launch.columns and dim == fp8_groups.GROUP and source.dtype == torch.bfloat16:
+        made = fp8_groups.new(source, q_heads * dim, by_group=True)
         out = made.data.view(rows, q_heads, dim)
     elif out is None:
         out = torch.empty(rows, q_heads, dim, dtype=source.dtype, device=device)

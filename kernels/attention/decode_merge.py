@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from quire.kernels.linear.fp8_quantize import group_scales, quotient
+from quire.kernels.fp8_groups import group_scales, quotient
 
 AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _PROGRAMS = 512  # wanted of the merge, before one takes several heads

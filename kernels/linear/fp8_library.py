@@ -13,8 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quire.kernels import support
-from quire.kernels.linear import fp8_quantize
+from quire.kernels import fp8_groups, support
 from quire.kernels.reference import fp8
 from quire.kernels.weight import Quantized, Weight
 
@@ -50,7 +49,7 @@ def _is_right(device: torch.device) -> bool:
 
 def _by_group(data: Tensor, scale: Tensor) -> Quantized:
     """As the kernel would give it; none is launched, which no warm-up knows of."""
-    given = fp8_quantize.new(data, data.shape[1], by_group=True)
+    given = fp8_groups.new(data, data.shape[1], by_group=True)
     given.data.copy_(data)
     given.scale.copy_(scale)
     return given
