@@ -288,12 +288,12 @@ def test_narrow_is_what_quantizing_behind_it_gives(
     from quire.kernels.attention.decode import rope_decode_attention
     from quire.kernels.linear.fp8_quantize import quantize
 
-    monkeypatch.setattr(module, "UNIT", 32)
+    monkeypatch.setattr(module, "UNIT", 64)
     monkeypatch.setattr(module, "LONG", 2)
-    wide = decode([1, 33, 200], group=3, kv_heads=2, block_size=32, dim=128, dtype=BF16)
+    wide = decode([1, 65, 300], group=3, kv_heads=2, block_size=64, dim=128, dtype=BF16)
     caches = (cache.to(torch.float8_e4m3fn) for cache in (wide.k_cache, wide.v_cache))
     step = replace(wide, **dict(zip(("k_cache", "v_cache"), caches, strict=True)))
-    how = {"level": 2, "tile": 16, "ahead": False, "num_warps": warps}
+    how = {"level": 2, "ahead": False, "num_warps": warps}
     plain = rope_decode_attention(*step.fresh(), *step.rows, narrow=True, **how)
     assert isinstance(plain, Tensor)  # of few rows
     monkeypatch.setattr(module, "ALONE", 3)
