@@ -108,7 +108,9 @@ class Ops(Protocol):
         context_lens: Tensor,
         scale: float,
         max_context_len: int,
-    ) -> Tensor: ...
+        *,
+        narrow: bool = False,
+    ) -> Tensor | Quantized: ...
 
     def prefill_attention(
         self,

@@ -16,7 +16,6 @@ from quire.kernels import (
 )
 from quire.kernels.attention import (
     decode,
-    decode_launch,
     exact_prefill,
     kv_write,
     prefill,
@@ -198,7 +197,7 @@ class TritonOps(ExpertTritonOps):
             window=window,
             counters=self.counters,
             exact=self.exact,
-            pdl=self.pdl and q.shape[0] < decode_launch.ALONE,
+            pdl=self.pdl,
         )
 
     def rope_decode_attention(
@@ -216,13 +215,16 @@ class TritonOps(ExpertTritonOps):
         context_lens: Tensor,
         scale: float,
         max_context_len: int,
-    ) -> Tensor:
+        *,
+        narrow: bool = False,
+    ) -> Tensor | Quantized:
         return decode.rope_decode_attention(
             *(qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache),
             *(block_tables, context_lens, scale, max_context_len),
+            narrow=narrow,
             counters=self.counters,
             exact=self.exact,
-            pdl=self.pdl and qkv.shape[0] < decode_launch.ALONE,
+            pdl=self.pdl,
         )
 
     def prefill_attention(

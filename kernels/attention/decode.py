@@ -5,9 +5,9 @@
     partial      [R, Hq, S, D'] fp32             stats            [R, Hq, S, 2] fp32 (maximum, sum)
 
 A context is cut at fixed token boundaries; one program takes one split of one row for one kv head,
-with the group's query heads packed in one tile (padded to 16 rows for the matrix units). A second
-kernel merges a row's splits; of the longest splits, which few contexts have more than one of, the
-last program to finish does.
+with the group's query heads packed in one tile (padded for the matrix units: to 16 rows, or to 8
+columns, `pairs.py`). A second kernel merges a row's splits; of the longest splits, which few
+contexts have more than one of, the last program to finish does.
 
 Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates,
 whichever split is launched, with however many warps, and whichever program comes last. Every split
@@ -63,6 +63,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels import fp8_groups
 from quire.kernels.attention import decode_launch
 from quire.kernels.attention.decode_launch import Heads, Launch
 from quire.kernels.attention.decode_merge import (
@@ -72,6 +73,7 @@ from quire.kernels.attention.decode_merge import (
     merge_long_splits,
     merge_splits,
     split_length,
+    store_heads,
     sum_of_weights,
 )
 from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
@@ -79,6 +81,7 @@ from quire.kernels.attention.pairs import joined, merge_both, queries_in_fp16, w
 from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
 from quire.kernels.padding import new_rows
 from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
+from quire.kernels.weight import Quantized
 
 _LOG2E = 1.4426950408889634
 
@@ -88,12 +91,13 @@ def _queries(
     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps, newest,
     scale, G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr, PAIRS: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Wait for the kernel ahead and take the queries of a kv head, [16, DP], and the scale of their
-    scores, with PAIRS [16]. With ROPE they are normed and rotated, and the program of the newest
-    token writes it to the cache."""
+    """Wait for the kernel ahead and take the queries of a kv head, [HEADS, DP], and the scale of
+    their scores, with PAIRS [HEADS]. With ROPE they are normed and rotated, and the program of the
+    newest token writes it to the cache."""
     HALF: tl.constexpr = DP // 2
-    rg = tl.arange(0, 16)
+    rg = tl.arange(0, HEADS)
     rd, inside = columns(D, DP)
     if ROPE:  # what never changes may be read before
         wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
@@ -107,7 +111,7 @@ def _queries(
         k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
         v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
         y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
-        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [16, DP])
+        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [HEADS, DP])
         if newest:
             write_token(
                 k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h, HKV, D, HALF, BS
@@ -122,18 +126,18 @@ def _queries(
 
 
 @triton.jit(
-    do_not_specialize=["table_stride", "S", "most", "early"],
+    do_not_specialize=["stride", "table_stride", "S", "most", "early"],
     do_not_specialize_on_alignment=["tables_ptr", "contexts_ptr", "positions_ptr", "slots_ptr"],
 )
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, contexts_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, contexts_ptr, out_ptr, scales_ptr, stride,
     partial_ptr, stats_ptr, counters_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, positions_ptr,
     slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
     LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, FIXED: tl.constexpr,
-    PDL: tl.constexpr, WINDOW: tl.constexpr, PAIRS: tl.constexpr,
+    PDL: tl.constexpr, WINDOW: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """grid (HKV, R, S); q: [R, Hq, D], or with ROPE the qkv of the product: [R, Hq + 2 * HKV, D]
 
@@ -144,8 +148,7 @@ def _decode_kernel(
     h = tl.program_id(0)
     row = tl.program_id(1)
     sp = tl.program_id(2)
-    rg = tl.arange(0, 16)
-    rd, inside = columns(D, DP)
+    rg = tl.arange(0, HEADS)
     q_ptr += row.to(tl.int64) * q_stride
     # What the step was prepared with may be read before the kernel ahead has finished (see above).
     n = tl.load(contexts_ptr + row).to(tl.int32)
@@ -175,15 +178,15 @@ def _decode_kernel(
             wait = wait | (begin == end)  # or nothing would, where nothing of the split is seen
         scales = scale
         if AHEAD:
-            q = tl.zeros((16, DP), tl.float16 if PAIRS else q_ptr.dtype.element_ty)
+            q = tl.zeros((HEADS, DP), tl.float16 if PAIRS else q_ptr.dtype.element_ty)
             if PAIRS:
-                scales = tl.full((16,), scale, tl.float32)
+                scales = tl.full((HEADS,), scale, tl.float32)
         if not AHEAD or wait:
             q, scales = _queries(
                 q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps,
-                newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS,
+                newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
             )  # fmt: skip
-        m, total, acc = empty_sum(16, DP // 2 if PAIRS else DP)
+        m, total, acc = empty_sum(HEADS, DP // 2 if PAIRS else DP)
         odd = acc  # with PAIRS the odd columns' part, or nothing of use
         m_before, total_before, acc_before, odd_before = m, total, acc, odd  # all but the last unit
         # Where a maximum leaves no trace, all units may have the same one.
@@ -196,7 +199,7 @@ def _decode_kernel(
             if AHEAD and (t == begin) & (not wait):
                 q, scales = _queries(
                     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
-                    eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS,
+                    eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
                 )  # fmt: skip
             if LEVEL == 2:
                 begins = t == edge
@@ -217,7 +220,10 @@ def _decode_kernel(
             )  # fmt: skip
             if TILE <= BS:  # asked for a tile ahead, so that no copy waits for its address
                 block = tl.load(table + (t + TILE) // BS, mask=t + TILE < end, other=0)
-            s = tl.dot(q, k.T, input_precision=PRECISION)
+            if HEADS < 16:
+                s = tl.trans(tl.dot(k, tl.trans(q), input_precision=PRECISION))
+            else:
+                s = tl.dot(q, k.T, input_precision=PRECISION)
             if FIXED:
                 s = tl.where((t + tl.arange(0, TILE) < end)[None, :], s, -float("inf"))
             else:
@@ -252,9 +258,7 @@ def _decode_kernel(
         index = first + rg
         if n <= split:
             total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
-            out = out_ptr + index[:, None] * D + rd[None, :]
-            ok = (rg < G)[:, None] & inside[None, :]
-            tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
+            store_heads(out_ptr, scales_ptr, stride, index, rg < G, total, acc, HKV * G, D, DP)
         else:
             part = index * S + sp
             at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
@@ -266,7 +270,10 @@ def _decode_kernel(
                 counter = counters_ptr + row * HKV + h
                 count = tl.cdiv(n, split)
                 if tl.atomic_add(counter, 1, sem="acq_rel") == count - 1:
-                    merge_long_splits(partial_ptr, stats_ptr, out_ptr, first, count, S, G, D, DP)
+                    merge_long_splits(
+                        partial_ptr, stats_ptr, out_ptr, scales_ptr, stride, first, count, S,
+                        G, HKV * G, D, DP,
+                    )  # fmt: skip
                     tl.store(counter, 0)
     if PDL:
         gdc_launch_dependents()
@@ -303,13 +310,15 @@ def decode_attention(
     there will be. out: [R, Hq, D] contiguous, to be written instead of a new tensor.
     Raises ValueError for a head size, dtype, block size, group or tile that is not supported.
     """
-    rows, q_heads, dim = q.shape
+    _, q_heads, dim = q.shape
     if q.stride(2) != 1 or q.stride(1) != dim:
         q = q.contiguous()
-    if out is None:
-        out = new_rows(q, rows, q_heads, dim)
     caches = (k_cache, v_cache, block_tables, context_lens)
-    return _attend(q, caches, scale, max_context_len, _Rope(), out, window=window, **launch)
+    whole = _attend(
+        q, q_heads, caches, scale, max_context_len, _Rope(), out, window=window, **launch
+    )
+    assert isinstance(whole, Tensor)
+    return whole
 
 
 def rope_decode_attention(
@@ -328,41 +337,43 @@ def rope_decode_attention(
     max_context_len: int,
     *,
     out: Tensor | None = None,
+    narrow: bool = False,
     **launch: Unpack[Launch],
-) -> Tensor:
-    """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D].
+) -> Tensor | Quantized:
+    """qk_norm_rope_kv_write and decode_attention as one, for rows of one token. [R, Hq, D]; with
+    narrow, of many rows maybe [R, Hq * D] as `fp8_quantize.quantize` has it, where a head is a
+    group of it.
 
     The arguments are those of the twin in `reference`; slot_mapping is where the row's block table
     puts its last token. Otherwise as above.
     """
     _, kv_heads, _, dim = k_cache.shape
-    rows, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
+    q_heads = qkv.shape[1] // dim - 2 * kv_heads
     if qkv.stride(1) != 1:
         qkv = qkv.contiguous()
-    if out is None:
-        out = new_rows(qkv, rows, q_heads, dim)
     caches = (k_cache, v_cache, block_tables, context_lens)
     rope = _Rope(q_norm, k_norm, cos_sin, positions, slot_mapping, eps)
-    return _attend(qkv, caches, scale, max_context_len, rope, out, **launch)
+    return _attend(qkv, q_heads, caches, scale, max_context_len, rope, out, narrow=narrow, **launch)
 
 
 def _attend(
     source: Tensor,
+    q_heads: int,
     caches: tuple[Tensor, Tensor, Tensor, Tensor],
     scale: float,
     max_context_len: int,
     rope: _Rope,
-    out: Tensor,
+    out: Tensor | None,
     *,
+    narrow: bool = False,
     counters: Tensor | None = None,
     pdl: bool = False,
     window: int = 0,
     **asked: Any,
-) -> Tensor:
+) -> Tensor | Quantized:
     """source: [R, Hq, D], or [R, (Hq + 2 * Hkv) * D] with a rope. asked: of `Launch`."""
-    rows, q_heads, dim = out.shape
     k_cache, v_cache, block_tables, context_lens = caches
-    _, kv_heads, block_size, _ = k_cache.shape
+    rows, (_, kv_heads, block_size, dim) = len(source), k_cache.shape
     check_supported(dim, source.dtype, block_size, q_heads // kv_heads)
     check_cache(source.dtype, k_cache.dtype)
     device = source.device
@@ -374,6 +385,14 @@ def _attend(
         shared=shared_bytes(device),
         **asked,
     )
+    made = None
+    if narrow and launch.columns and dim == fp8_groups.GROUP and source.dtype == torch.bfloat16:
+        made = fp8_groups.new(source, q_heads * dim, by_group=True)
+        out = made.data.view(rows, q_heads, dim)
+    elif out is None:
+        out = new_rows(source, rows, q_heads, dim)
+    scales = (None, 0) if made is None else (made.scale, made.scale.stride(1))
+    pdl = pdl and (rows < decode_launch.ALONE or made is not None)
     if window and launch.fixed:
         raise ValueError(f"window {window}: attention within a window has no exact kernel")
     splits, padded = launch.splits, triton.next_power_of_2(dim)
@@ -392,19 +411,19 @@ def _attend(
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
             source, k_cache, v_cache, *(whole or (None, None)), block_tables, context_lens, out,
-            partial, stats, counters, *rope,
+            *scales, partial, stats, counters, *rope,
             scale * _LOG2E, source.stride(0), block_tables.stride(0), splits, launch.most,
             launch.early,
             G=q_heads // kv_heads, HKV=kv_heads, BS=block_size, STAGES=launch.stages,
             TMA=launch.tma, AHEAD=launch.ahead, FENCE=fence(device, launch.tma),
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, FIXED=launch.fixed, WINDOW=window,
-            PAIRS=launch.pairs,
+            PAIRS=launch.pairs, HEADS=8 if launch.columns else 16,
             num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:
         merge_splits(context_lens, out, partial, stats, splits, launch.most, **shape, **options)
-    return out
+    return out if made is None else made
 
 
 def _workspace(heads: int, splits: int, padded: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,16 @@ from quire.kernels.support import HOPPER_SHARED
 UNIT = 256  # tokens: the shortest split of level 1
 LONG = 8  # units
 MAX_SPLITS = 32  # partial results of a row at most
-ALONE = 128  # rows, from which a dependent launch loses
+ALONE = 128  # rows, from which a dependent launch loses, but of what is quantized
 _TILE_BYTES = 16_384  # of keys a step of the loop; small tiles and many programs win
 _TILE_PROGRAMS = 128  # rows * kv heads up to which a program takes a tile, of contexts up to
 _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer ones
 _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
+# Of columns: up to as many programs of one warp as run at once, and of two warps in two turns.
+_ONE_WARP, _TWO_WARPS = 9 * 132, 2 * 6 * 132
+_EIGHT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # which knows 8 columns
 _DEEP = 4  # stages of theirs: three tiles on their way
 _THREE_EACH = 396  # and up to which three; beyond, exact programs have two warps too
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
@@ -40,7 +43,8 @@ class Launch(TypedDict, total=False):
     counters: int32 zeros, and zeros again afterwards; if fewer than R * Hkv are there for long
     splits, some are made, which costs a kernel. pdl: dependent on the kernel before (every kernel
     of the chain must wait for its predecessor; what prepared the step, and wrote all but the rows'
-    newest tokens, stands before the whole chain). ahead: read the first tiles before waiting.
+    newest tokens, stands before the whole chain); of ALONE rows and more only where the result is
+    quantized. ahead: read the first tiles before waiting.
     level: a split is a tile, a unit or a long split (0 to 2). tile: tokens, a divisor of UNIT.
     tma: tiles come by descriptors, where they are whole (16 bits, within a block, not padded).
     exact: along the tree that prefill takes in exact mode, and without descriptors.
@@ -83,7 +87,8 @@ class Heads:
 class Shape:
     """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
     a context into tiles; early: up to which what follows is launched early; fixed: tiles lie where
-    they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`)."""
+    they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`);
+    columns: heads are columns of the matrix units, not rows."""
 
     level: int
     tile: int
@@ -98,6 +103,7 @@ class Shape:
     fixed: bool
     long: int
     pairs: bool
+    columns: bool
 
     @property
     def merges(self) -> bool:
@@ -139,16 +145,18 @@ def choose(
     if ahead is None:
         on_their_way = (_DEEP - 1) * 2 * tile * padded * heads.dtype.itemsize  # bytes a program
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared
-    crowded = level == 2 and not ahead
-    # two warps take little more than half the instructions; few programs rather want four
-    narrowed = tma or (exact and programs > _THREE_EACH and not heads.narrow)
-    warps = num_warps or (2 if crowded and narrowed and heads.dim <= 128 else 4)
-    early = UNIT * LONG if ahead else 0
-    if level == 0:
-        early = max_context_len if programs <= _EARLY_PROGRAMS else most
+    crowded = level == 2 and not ahead and heads.dim <= 128
     pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
+    # two warps take little more than half the instructions; few programs rather want four
+    many = crowded and (tma or (exact and programs > _THREE_EACH and not heads.narrow))
+    columns = _EIGHT and many and pairs and rows >= ALONE and heads.q_heads <= 8 * heads.kv_heads
+    one = columns and not _ONE_WARP < programs <= _TWO_WARPS
+    warps = num_warps or (1 if one else 2 if many else 4)
     if crowded and _three_each(programs, heads, tile, shared, tma=tma, exact=exact):
         num_stages = num_stages or 3
+    early = UNIT * LONG if ahead else max_context_len if columns else 0
+    if level == 0:
+        early = max_context_len if programs <= _EARLY_PROGRAMS else most
     # what widens a narrow cache would spill
     bound = padded <= 128 and heads.dtype.itemsize == 2 and not ahead and not heads.narrow
     return Shape(
@@ -159,12 +167,13 @@ def choose(
         tma=tma,
         ahead=ahead,
         warps=warps,
-        stages=num_stages or (_DEEP if ahead else _STAGES[pairs]),
+        stages=num_stages or (_DEEP if ahead else 2 if one else _STAGES[pairs]),
         early=early,
         registers=_REGISTERS.get(warps) if bound else None,
         fixed=exact,
         long=long,
         pairs=pairs,
+        columns=columns,
     )
 
 
@@ -191,7 +200,8 @@ def kernels(
     """Names of the kernels that a call of so many rows launches, equal where the kernels are."""
     shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared, exact=exact)
     chained = rows < ALONE
-    taken = (shape.level, shape.tma, shape.ahead, shape.warps, shape.stages, shape.registers)
+    warps = shape.warps, shape.stages, shape.registers, shape.columns
+    taken = (shape.level, shape.tma, shape.ahead, *warps)
     found: set[tuple[object, ...]] = {("sum", chained, *taken)}
     if shape.merges:
         found.add(("merge", chained, shape.level, *merge_shape(rows, heads.q_heads)))

@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.fp8_groups import group_scales, quotient
+
 AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 _PROGRAMS = 512  # wanted of the merge, before one takes several heads
 
@@ -163,16 +165,27 @@ def merged(
 
 
 @triton.jit
-def store_heads(out_ptr, heads, total, acc, D: tl.constexpr, DP: tl.constexpr):
+def store_heads(
+    out_ptr, scales_ptr, stride, heads, real, total, acc,
+    HQ: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """Results of heads, counted over all rows, where real. scales_ptr: None, or they are rounded to
+    bfloat16 and quantized, a group a head (D = 128), whose scales lie `stride` apart."""
     rd, inside = columns(D, DP)
-    y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + heads[:, None] * D + rd[None, :], y, mask=inside[None, :])
+    y = acc / total[:, None]
+    if scales_ptr is not None:
+        y = y.to(tl.bfloat16).to(tl.float32)
+        scale = group_scales(y)
+        y = quotient(y, scale)
+        tl.store(scales_ptr + heads // HQ + heads % HQ * stride, scale, mask=real)
+    at = out_ptr + heads[:, None] * D + rd[None, :]
+    tl.store(at, y.to(out_ptr.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
 
 @triton.jit
 def merge_long_splits(
-    partial_ptr, stats_ptr, out_ptr, index, count, S,
-    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    partial_ptr, stats_ptr, out_ptr, scales_ptr, stride, index, count, S,
+    G: tl.constexpr, HQ: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of each head of a row and kv head, of which `index` is the first."""
     HP: tl.constexpr = 1 if G == 1 else 2 if G == 2 else 4
@@ -180,7 +193,7 @@ def merge_long_splits(
         # Past the last head the last one again: it writes what is written there anyway.
         heads = index + tl.minimum(g + tl.arange(0, HP), G - 1)
         total, acc = merged(partial_ptr, stats_ptr, heads * S, count, 1, 1, HP, DP)
-        store_heads(out_ptr, heads, total, acc, D, DP)
+        store_heads(out_ptr, scales_ptr, stride, heads, heads >= 0, total, acc, HQ, D, DP)
 
 
 @triton.jit(do_not_specialize=["S", "most"], do_not_specialize_on_alignment=["contexts_ptr"])
@@ -212,7 +225,7 @@ def _merge_kernel(
             total, acc = merged(partial_ptr, stats_ptr, first, count, INNER, ONCE, HP, DP)
         else:
             total, acc = merged(partial_ptr, stats_ptr, first, count, LONG, 1, HP, DP)
-        store_heads(out_ptr, heads, total, acc, D, DP)
+        store_heads(out_ptr, None, 0, heads, heads >= 0, total, acc, HQ, D, DP)
 
 
 def merge_shape(rows: int, q_heads: int) -> tuple[int, int]:

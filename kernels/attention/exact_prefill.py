@@ -223,7 +223,7 @@ def _merge_kernel(
     if (token < stop) & (count > 1):
         heads = token.to(tl.int64) * tl.num_programs(0) + head + tl.zeros((1,), tl.int64)
         total, acc = merged(partial_ptr, stats_ptr, heads * S, count, 1, AT_ONCE, 1, DP)
-        store_heads(out_ptr, heads, total, acc, D, DP)
+        store_heads(out_ptr, None, 0, heads, heads >= 0, total, acc, 1, D, DP)
 
 
 def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:

@@ -5,6 +5,9 @@ most of them slow. A register of the matrix units holds two tokens of one column
 memory two columns of one token. So columns of even and of odd index are products apart, until all
 is summed and `joined`.
 
+Up to 8 heads are the columns of the instruction, and tokens its rows, of which no fewer than 16 can
+be: half of what 16 heads would take, in instructions and registers.
+
 Invariant: nothing overflows, and what is rounded is rounded less than in bfloat16. A query is taken
 by a power of two to where its largest number is in [2^14, 2^15), and its scores are taken back:
 down to 2^-28 of the largest no bit of a number is lost, and below no more than 2^-39 of it. A score
@@ -48,8 +51,13 @@ def weighted(p, v, PAIRS: tl.constexpr, PRECISION: tl.constexpr):
         p = p.to(tl.float16)
         even = tl.inline_asm_elementwise(_EVEN, "=r,r", [v], tl.float16, is_pure=True, pack=2)
         odd = tl.inline_asm_elementwise(_ODD, "=r,r", [v], tl.float16, is_pure=True, pack=2)
-        acc = tl.dot(p, even)
-        acc_odd = tl.dot(p, odd)
+        if p.shape[0] < 16:  # heads are columns
+            across = tl.trans(p)
+            acc = tl.trans(tl.dot(tl.trans(even), across))
+            acc_odd = tl.trans(tl.dot(tl.trans(odd), across))
+        else:
+            acc = tl.dot(p, even)
+            acc_odd = tl.dot(p, odd)
     else:
         acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         acc_odd = acc

@@ -144,7 +144,10 @@ class CpuOps:
         context_lens: Tensor,
         scale: float,
         max_context_len: int,
+        *,
+        narrow: bool = False,
     ) -> Tensor:
+        del narrow
         q = self.qk_norm_rope_kv_write(
             qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache
         )

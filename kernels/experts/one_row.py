@@ -18,8 +18,8 @@ from torch import Tensor
 
 from quire.kernels.experts.one_row_fp8 import down_fp8_kernel, gate_up_fp8_kernel
 from quire.kernels.experts.one_row_products import down_kernel, gate_up_kernel
+from quire.kernels.fp8_groups import GROUP
 from quire.kernels.linear import fp8_gemv, gemv
-from quire.kernels.linear.fp8_quantize import GROUP
 from quire.kernels.weight import Weight
 
 _WARPS = 132 * 16  # that a large card runs at once

@@ -20,7 +20,7 @@ from quire.kernels.experts import tiles as tiling
 from quire.kernels.experts.products import box, rows_of
 from quire.kernels.experts.sorting import Order
 from quire.kernels.experts.tiles import Tile
-from quire.kernels.linear.fp8_quantize import GROUP
+from quire.kernels.fp8_groups import GROUP
 from quire.kernels.weight import Quantized, Weight
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from quire.kernels import support
+from quire.kernels.fp8_groups import GROUP
 from quire.kernels.linear import check, fp8_linear, fp8_tuning
 from quire.kernels.linear.check import Around
-from quire.kernels.linear.fp8_quantize import GROUP
 from quire.kernels.linear.fp8_tuning import Fp8Tile, Fp8Variant
 from quire.kernels.weight import Weight
 

@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.fp8_groups import group_scales, quotient
 from quire.kernels.linear import product_options
-from quire.kernels.linear.fp8_quantize import group_scales, quotient
 from quire.kernels.weight import Weight
 
 _PIECE = 16  # columns of a thread: 16 bytes, one load

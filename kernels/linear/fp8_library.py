@@ -2,21 +2,25 @@
 
 Invariant: it is used where a small product of it has come out right on that very device, and
 nowhere else. Its order of sums is its own.
+
+It is given no room beside: with room it counts tiles there, and clears the count before a product,
+which costs more than counting gains (docs/performance-log.md, F20). The bits are the same.
 """
 
+import os
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from quire.kernels import support
-from quire.kernels.linear import fp8_quantize
+from quire.kernels import fp8_groups, support
 from quire.kernels.reference import fp8
 from quire.kernels.weight import Quantized, Weight
 
 STEP = 512  # columns: it takes the scales of a weight four blocks at a time
 DTYPE = torch.bfloat16  # of activations; it could give others, and is not asked for them
 _CUDA = (12, 9)
+os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "0")  # torch reads it when a product is asked for
 
 
 def available(device: torch.device) -> bool:
@@ -45,7 +49,7 @@ def _is_right(device: torch.device) -> bool:
 
 def _by_group(data: Tensor, scale: Tensor) -> Quantized:
     """As the kernel would give it; none is launched, which no warm-up knows of."""
-    given = fp8_quantize.new(data, data.shape[1], by_group=True)
+    given = fp8_groups.new(data, data.shape[1], by_group=True)
     given.data.copy_(data)
     given.scale.copy_(scale)
     return given

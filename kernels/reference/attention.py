@@ -176,8 +176,14 @@ def rope_decode_attention(
     context_lens: Tensor,
     scale: float,
     max_context_len: int,
+    *,
+    narrow: bool = False,
 ) -> Tensor:
-    """A step of one-token rows: qk_norm_rope_kv_write, then decode_attention. [R, Hq, D]."""
+    """A step of one-token rows: qk_norm_rope_kv_write, then decode_attention. [R, Hq, D].
+
+    narrow: the result goes to a product of an FP8 weight and nowhere else, so it may come as that
+    takes it (`Quantized`, [R, Hq * D]). Here it never does."""
+    del narrow
     q = qk_norm_rope_kv_write(
         qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache
     )

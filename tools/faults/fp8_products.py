@@ -10,14 +10,14 @@ PRODUCTS = "tests/kernels/linear/test_fp8_linear.py::test_"
 FAULTS = (
     Fault(
         "fp8 products: a group of zeros is divided by zero",
-        "kernels/linear/fp8_quantize.py",
+        "kernels/fp8_groups.py",
         "largest == 0.0",
         "largest < 0.0",
         INTERPRETED,
     ),
     Fault(
         "fp8 products: a quotient is a product with the reciprocal",
-        "kernels/linear/fp8_quantize.py",
+        "kernels/fp8_groups.py",
         "return tl.fma(tl.fma(-about, divisor[:, None], y), inverse[:, None], about)",
         "return about",
         INTERPRETED,

@@ -100,6 +100,10 @@ def hot_fp8_cache() -> Calls:
         for tokens in (128, 8192):
             yield f"fp8-cache prefill D128 G{group} {tokens}", _prefill(tokens, group, 128, 64)
         yield f"fp8-cache split D128 G{group}", _prefill(64, group, 128, 64, cached=4096)
+    for rows in (160, 256):  # two warps and one
+        for narrow in (False, True):
+            call = _rope_decode(rows, 4, 128, 64, narrow=narrow, pdl=True)
+            yield f"fp8-cache rope-decode {rows} rows, narrow {narrow}", call
     for level in (0, 2):
         call = _rope_decode(64, 4, 128, 64, level=level, exact=True, pdl=True)
         yield f"fp8-cache rope-decode exact {level}", call

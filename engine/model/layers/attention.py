@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.kernels.ops import Ops
+from quire.kernels.weight import Quantized
 
 
 def paged_attention(
@@ -23,21 +24,25 @@ def paged_attention(
     batch: ForwardBatch,
     scale: float,
     window: int = 0,
-) -> Tensor:
+    *,
+    narrow: bool = False,
+) -> Tensor | Quantized:
     """Norm of q and k, rotation, cache write and attention of a step's tokens.
 
     qkv: [T, (Hq + 2 * Hkv) * D]; q_norm, k_norm: [D], or None for models without these norms;
     rope: [positions, D]; caches: [num_blocks, Hkv, block_size, D] -> [T, Hq * D]. window: tokens
-    that each sees, itself among them (of models without these norms); 0: all.
+    that each sees, itself among them (of models without these norms); 0: all. narrow: the result
+    goes to a product of an FP8 weight alone, and may come as that takes it.
     """
     where = (rope, batch.positions, batch.slot_mapping, k_cache, v_cache)
     if q_norm is None or k_norm is None:
         q = ops.rope_kv_write(qkv, *where)
     elif batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
         rows = (batch.block_tables, batch.context_lens)
-        return ops.rope_decode_attention(
-            qkv, q_norm, k_norm, eps, *where, *rows, scale, batch.max_context_len
-        ).flatten(1)
+        attended = ops.rope_decode_attention(
+            qkv, q_norm, k_norm, eps, *where, *rows, scale, batch.max_context_len, narrow=narrow
+        )
+        return attended if isinstance(attended, Quantized) else attended.flatten(1)
     else:
         q = ops.qk_norm_rope_kv_write(qkv, q_norm, k_norm, eps, *where)
     return attend(ops, q, k_cache, v_cache, batch, scale, window)

@@ -16,6 +16,7 @@ from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.product import Product
+from quire.kernels.weight import Quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,9 @@ class RowParallelLinear:
     def product(self) -> Product:
         return Product(self.module, self.weight, residual=self._world.size == 1)
 
-    def __call__(self, x: Tensor, residual: Tensor, then: Tensor, eps: float) -> Stream:
-        """x: [T, this rank's inputs]; residual: [T, outputs], whose storage may be reused; then:
-        the weight of the norm that comes next, [outputs]."""
+    def __call__(self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float) -> Stream:
+        """x: [T, this rank's inputs], for an FP8 weight maybe quantized; residual: [T, outputs],
+        whose storage may be reused; then: the weight of the norm that comes next, [outputs]."""
         if self._world.size == 1:
             return Stream(self._linear(x, self._held, residual=residual))
         partial = self._linear(x, self._held)

@@ -1,5 +1,6 @@
 """Grouped-query attention of one layer: products, norms of heads, and the cache between them."""
 
+import torch
 from torch import Tensor
 
 from quire.engine.model.config import ModelConfig
@@ -48,6 +49,7 @@ class SelfAttention:
             parts = stored_as_one(f"{module}.qkv_proj", (q, kv, kv))
         self.qkv = ColumnParallelLinear(setting, parts, hidden, bias=spec.qkv_bias)
         self.o = RowParallelLinear(setting, f"{module}.o_proj", hidden, q_heads * dim, q_rows)
+        self._narrow = self.o.weight.data.dtype == torch.float8_e4m3fn
         self.q_norm = setting.new(dim) if spec.qk_norm else None
         self.k_norm = setting.new(dim) if spec.qk_norm else None
         self.placements: list[Placement] = list(self.qkv.placements)
@@ -81,5 +83,6 @@ class SelfAttention:
             batch,
             self._scale,
             self.window,
+            narrow=self._narrow,
         )
         return self.o(attended, stream.residual, then, self._eps)

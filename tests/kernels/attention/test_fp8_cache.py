@@ -83,6 +83,7 @@ def queries(tokens: int, heads: int, dim: int, dtype: torch.dtype, device: Any) 
         (32, 2, 64, BF16, 2, False),
         (16, 2, 16, FP16, 1, False),
         pytest.param(16, 1, 16, FP32, 2, False, marks=pytest.mark.long),
+        (16, 9, 16, BF16, 2, False),
         (32, 2, 64, BF16, 2, True),
     ],
 )
@@ -145,6 +146,25 @@ def test_what_lies_before_a_window_may_be_no_number(paged: Any) -> None:
     got = decode_attention(q, *rest, level=2, window=33)
     twin = reference.decode_attention(q.float(), *rest, window=33)
     torch.testing.assert_close(got.float(), twin, atol=5e-4, rtol=2.0**-8)
+
+
+def test_heads_are_columns_in_many_rows_alone() -> None:
+    """By one warp, but of a few more programs than run at once; what decides is in the name."""
+    pytest.importorskip("triton")
+    from quire.kernels.attention import decode_launch
+    from quire.kernels.attention.decode_launch import Heads, choose, kernels
+
+    if not decode_launch._EIGHT:
+        pytest.skip("heads are columns from Triton 3.6 on")
+    heads, wide = (Heads(32, 8, 128, BF16, 64, narrow) for narrow in (True, False))
+    shapes = {rows: choose(rows, heads, 4096) for rows in (127, 128, 160, 256)}
+    assert [shape.columns for shape in shapes.values()] == [False, True, True, True]
+    assert [shape.warps for shape in shapes.values()] == [2, 1, 2, 1]
+    assert not choose(256, wide, 4096).columns
+    assert not choose(256, Heads(72, 8, 128, BF16, 64, True), 4096).columns
+    assert not choose(256, heads, 4096, exact=True).columns
+    names = [kernels(rows, heads, 4096, hopper=True, shared=232_448) for rows in shapes]
+    assert names[1] == names[3] and names[1] != names[0] and names[1] != names[2]
 
 
 ROWS = [(0, 1), (64, 33), (15, 2), (90, 1)]  # cached, new

@@ -1,6 +1,6 @@
 """Norm, rotation, cache write and decode attention as one kernel: the bits of the two kernels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -276,3 +276,34 @@ def test_gpu_what_is_asked_for_ahead_never_holds_the_newest_token(decode: Any, f
         for _ in range(20):
             graph.replay()
             assert same(out, wanted)
+
+
+@pytest.mark.parametrize("warps", [1, 2])
+def test_narrow_is_what_quantizing_behind_it_gives(
+    decode: Any, warps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of contexts in one piece, and of several that the last to come merges; heads as columns have
+    the bits of heads as rows."""
+    from quire.kernels.attention import decode_launch as module
+    from quire.kernels.attention.decode import rope_decode_attention
+    from quire.kernels.linear.fp8_quantize import quantize
+
+    monkeypatch.setattr(module, "UNIT", 64)
+    monkeypatch.setattr(module, "LONG", 2)
+    wide = decode([1, 65, 300], group=3, kv_heads=2, block_size=64, dim=128, dtype=BF16)
+    caches = (cache.to(torch.float8_e4m3fn) for cache in (wide.k_cache, wide.v_cache))
+    step = replace(wide, **dict(zip(("k_cache", "v_cache"), caches, strict=True)))
+    how = {"level": 2, "ahead": False, "num_warps": warps}
+    plain = rope_decode_attention(*step.fresh(), *step.rows, narrow=True, **how)
+    assert isinstance(plain, Tensor)  # of few rows
+    monkeypatch.setattr(module, "ALONE", 3)
+    if not module._EIGHT:
+        pytest.skip("heads are columns from Triton 3.6 on")
+    columns = rope_decode_attention(*step.fresh(), *step.rows, **how)
+    near = 0.0 if columns.is_cuda else STEP[BF16]  # numpy adds up otherwise than the matrix units
+    torch.testing.assert_close(columns, plain, atol=near, rtol=near)
+    made = rope_decode_attention(*step.fresh(), *step.rows, narrow=True, **how)
+    wanted = quantize(columns.flatten(1), by_group=True)
+    assert torch.equal(made.data.float(), wanted.data.float())
+    assert torch.equal(made.scale, wanted.scale)
+    assert made.scale.stride() == wanted.scale.stride()
