@@ -26,6 +26,7 @@ _TILE_TOKENS = 65_536  # tokens over all rows and kv heads, and a unit of longer
 _UNIT_PROGRAMS = 192  # and up to which it takes a unit; beyond, a long split
 _EARLY_PROGRAMS = 32  # up to which the kernels that follow are launched early, whatever the context
 _TWO_EACH = 264  # up to which an H200 takes two a multiprocessor: deep pipelines, begun early
+_COLUMNS = 96  # rows, from which heads are columns over e4m3
 # Of columns: up to as many programs of one warp as run at once, and of two warps in two turns.
 _ONE_WARP, _TWO_WARPS = 9 * 132, 2 * 6 * 132
 _EIGHT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # which knows 8 columns
@@ -149,7 +150,7 @@ def choose(
     pairs = heads.narrow and heads.dtype.itemsize == 2 and not exact
     # two warps take little more than half the instructions; few programs rather want four
     many = crowded and (tma or (exact and programs > _THREE_EACH and not heads.narrow))
-    columns = _EIGHT and many and pairs and rows >= ALONE and heads.q_heads <= 8 * heads.kv_heads
+    columns = _EIGHT and many and pairs and rows >= _COLUMNS and heads.q_heads <= 8 * heads.kv_heads
     one = columns and not _ONE_WARP < programs <= _TWO_WARPS
     warps = num_warps or (1 if one else 2 if many else 4)
     if crowded and _three_each(programs, heads, tile, shared, tma=tma, exact=exact):

@@ -2,12 +2,8 @@
 
 Invariant: it is used where a small product of it has come out right on that very device, and
 nowhere else. Its order of sums is its own.
-
-It is given no room beside: with room it counts tiles there, and clears the count before a product,
-which costs more than counting gains (docs/performance-log.md, F20). The bits are the same.
 """
 
-import os
 from functools import cache
 
 import torch
@@ -20,7 +16,6 @@ from quire.kernels.weight import Quantized, Weight
 STEP = 512  # columns: it takes the scales of a weight four blocks at a time
 DTYPE = torch.bfloat16  # of activations; it could give others, and is not asked for them
 _CUDA = (12, 9)
-os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "0")  # torch reads it when a product is asked for
 
 
 def available(device: torch.device) -> bool:

@@ -157,14 +157,14 @@ def test_heads_are_columns_in_many_rows_alone() -> None:
     if not decode_launch._EIGHT:
         pytest.skip("heads are columns from Triton 3.6 on")
     heads, wide = (Heads(32, 8, 128, BF16, 64, narrow) for narrow in (True, False))
-    shapes = {rows: choose(rows, heads, 4096) for rows in (127, 128, 160, 256)}
+    shapes = {rows: choose(rows, heads, 4096) for rows in (95, 96, 160, 256)}
     assert [shape.columns for shape in shapes.values()] == [False, True, True, True]
     assert [shape.warps for shape in shapes.values()] == [2, 1, 2, 1]
     assert not choose(256, wide, 4096).columns
     assert not choose(256, Heads(72, 8, 128, BF16, 64, True), 4096).columns
     assert not choose(256, heads, 4096, exact=True).columns
     names = [kernels(rows, heads, 4096, hopper=True, shared=232_448) for rows in shapes]
-    assert names[1] == names[3] and names[1] != names[0] and names[1] != names[2]
+    assert len({*map(frozenset, names)}) == 4  # rows below 128 are chained
 
 
 ROWS = [(0, 1), (64, 33), (15, 2), (90, 1)]  # cached, new
