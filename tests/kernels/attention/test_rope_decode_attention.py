@@ -297,6 +297,7 @@ def test_narrow_is_what_quantizing_behind_it_gives(
     plain = rope_decode_attention(*step.fresh(), *step.rows, narrow=True, **how)
     assert isinstance(plain, Tensor)  # of few rows
     monkeypatch.setattr(module, "ALONE", 3)
+    monkeypatch.setattr(module, "_COLUMNS", 3)
     if not module._EIGHT:
         pytest.skip("heads are columns from Triton 3.6 on")
     columns = rope_decode_attention(*step.fresh(), *step.rows, **how)
