@@ -23,6 +23,8 @@ from support.fuzzing import Fuzz, fuzzed  # noqa: E402
 from support.harness import Running, serving  # noqa: E402
 from support.storm import OURS, Report, Sample, objects_of_calls, resident  # noqa: E402
 
+from quire.service.constraints.grammars import Grammars  # noqa: E402
+
 PORTION = 2000
 MAX_GROWTH = 1024  # bytes a message
 
@@ -43,7 +45,9 @@ def main() -> int:
 async def fuzz(messages: int, seed: int) -> int:
     """Portion by portion, each with the next seed."""
     memory, began = Report(), time.monotonic()
-    async with serving(engine={"num_blocks": 40}, max_waiting=10_000) as running:
+    async with serving(
+        engine={"num_blocks": 40}, max_waiting=10_000, matchers=Grammars(2)
+    ) as running:
         fuzz, before = Fuzz(running), objects_of_calls(OURS)
         while memory.calls < messages:
             count = min(PORTION, messages - memory.calls)

@@ -11,18 +11,22 @@ from support.harness import ask, generate, run, serving
 from support.patience import PATIENCE
 from support.storm import OURS, objects_of_calls
 
+from quire.service.constraints.grammars import Grammars
+
 
 def test_messages_that_make_no_sense_are_answered_as_such_and_leave_nothing() -> None:
     messages = fuzzed(600, 1)
     before = objects_of_calls(OURS)  # of other tests
 
     async def test() -> None:
-        async with serving(engine={"num_blocks": 40}, max_waiting=10_000) as running:
+        async with serving(
+            engine={"num_blocks": 40}, max_waiting=10_000, matchers=Grammars(2)
+        ) as running:
             fuzz = Fuzz(running)
             await fuzz.send_all(messages)
             assert not fuzz.wrong, "\n".join(fuzz.wrong[:5])
             for expected in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"):
-                assert fuzz.codes[f"Generate {expected}"] >= 5
+                assert fuzz.codes[f"Generate {expected}"] >= 5, fuzz.codes
             for method in ("Stats", "Tokenize", "Detokenize", "GetModelInfo"):
                 assert fuzz.codes[f"{method} OK"] >= 5
             for method in ("Tokenize", "Detokenize"):

@@ -18,6 +18,7 @@ from support.patience import PATIENCE, PATIENT
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.in_thread import ThreadLink
 from quire.engine.config import EngineConfig
+from quire.engine.scheduling.matching import Matchers
 from quire.service.app.server import Server
 from quire.service.models import pocket
 from quire.service.models.resolve import ResolvedModel
@@ -98,12 +99,13 @@ async def serving(
     tracer: Tracer | None = None,
     http: bool = False,
     tokenizer: Path | None = None,
+    matchers: Matchers | None = None,
     **service: Any,
 ) -> AsyncIterator[Running]:
     device = device or Device()
     chosen = settings(engine, **service)
     resolved = ResolvedModel("fake", "fake", tokenizer or pocket.directory())
-    builder = Builder(device, before)
+    builder = Builder(device, before, matchers)
     async_engine = AsyncEngine(ThreadLink(chosen.engine, builder))
     server = Server(chosen, resolved, async_engine, tracer)
     await server.open(2048)
