@@ -61,14 +61,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from quire.kernels import fp8_groups
 from quire.kernels.attention import decode_launch
 from quire.kernels.attention.decode_launch import Heads, Launch
 from quire.kernels.attention.decode_merge import (
     add_tile,
-    columns,
     empty_sum,
     merge_long_splits,
     merge_splits,
@@ -76,53 +75,14 @@ from quire.kernels.attention.decode_merge import (
     store_heads,
     sum_of_weights,
 )
-from quire.kernels.attention.kv_tiles import boxes, fence, load_tile, publish, write_token
-from quire.kernels.attention.pairs import joined, merge_both, queries_in_fp16, weighted
-from quire.kernels.attention.qk_norm_rope import load_halves, load_heads, norm_rope
+from quire.kernels.attention.decode_queries import take_queries
+from quire.kernels.attention.kv_tiles import boxes, fence, load_tile
+from quire.kernels.attention.pairs import joined, merge_both, weighted
 from quire.kernels.padding import new_rows
 from quire.kernels.support import before_hopper, check_cache, check_supported, shared_bytes
 from quire.kernels.weight import Quantized
 
 _LOG2E = 1.4426950408889634
-
-
-@triton.jit
-def _queries(
-    q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps, newest,
-    scale, G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
-    FENCE: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr, PAIRS: tl.constexpr,
-    HEADS: tl.constexpr,
-):  # fmt: skip
-    """Wait for the kernel ahead and take the queries of a kv head, [HEADS, DP], and the scale of
-    their scores, with PAIRS [HEADS]. With ROPE they are normed and rotated, and the program of the
-    newest token writes it to the cache."""
-    HALF: tl.constexpr = DP // 2
-    rg = tl.arange(0, HEADS)
-    rd, inside = columns(D, DP)
-    if ROPE:  # what never changes may be read before
-        wq1, wq2 = load_halves(q_norm_ptr, D, HALF)
-        wk1, wk2 = load_halves(k_norm_ptr, D, HALF)
-        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
-    if PDL:
-        gdc_wait()
-    if ROPE:  # asked for at once: their ways to memory overlap
-        x, exchanged = load_heads(q_ptr, h * G + rg, rg < G, D, HALF)
-        rk = tl.arange(0, 8)  # the key and seven empty rows: a row stays within a warp, and its sum
-        k, k_exchanged = load_heads(q_ptr + (HKV * G + h) * D, rk, rk == 0, D, HALF)
-        v = tl.load(q_ptr + (HKV * (G + 1) + h) * D + rd, mask=inside, other=0.0)
-        y = norm_rope(x, exchanged, wq1, wq2, cos, sin, eps, D)
-        q = tl.reshape(y.to(q_ptr.dtype.element_ty), [HEADS, DP])
-        if newest:
-            write_token(
-                k, k_exchanged, v, wk1, wk2, cos, sin, eps, k_ptr, v_ptr, slot, h, HKV, D, HALF, BS
-            )
-            publish(FENCE)
-    else:
-        at = (h * G + rg)[:, None] * D + rd[None, :]
-        q = tl.load(q_ptr + at, mask=(rg < G)[:, None] & inside[None, :], other=0.0)
-    if PAIRS:
-        q, scale = queries_in_fp16(q, scale)
-    return q, scale
 
 
 @triton.jit(
@@ -182,7 +142,7 @@ def _decode_kernel(
             if PAIRS:
                 scales = tl.full((HEADS,), scale, tl.float32)
         if not AHEAD or wait:
-            q, scales = _queries(
+            q, scales = take_queries(
                 q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h, eps,
                 newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
             )  # fmt: skip
@@ -197,7 +157,7 @@ def _decode_kernel(
         # One flat loop, so that the pipeline of loads never drains.
         for t in tl.range(begin, end, TILE, num_stages=STAGES):
             if AHEAD and (t == begin) & (not wait):
-                q, scales = _queries(
+                q, scales = take_queries(
                     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
                     eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
                 )  # fmt: skip
