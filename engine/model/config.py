@@ -200,7 +200,7 @@ class ModelConfig:
     ) -> str:
         """32 hex digits, equal where the same function is served: same shape, weights and dtypes.
 
-        weights: what names the weights, as made by weights.py or random_weights.py. cache_dtype: of
+        weights: what names the weights, as `engine/weights` makes it. cache_dtype: of
         keys and values; None: as dtype. End tokens and sampling defaults do not change the function
         and are left out.
         """

@@ -205,7 +205,7 @@ def _merge_kernel(
 ):  # fmt: skip
     """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
     row = tl.program_id(1)
-    n = tl.load(contexts_ptr + row).to(tl.int32)  # of this step already (see decode_attention.py)
+    n = tl.load(contexts_ptr + row).to(tl.int32)  # of this step already (see decode.py)
     _, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
     if PDL:
         gdc_launch_dependents()

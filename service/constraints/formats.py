@@ -17,7 +17,7 @@ _DAY = (
 )
 _TIME = (
     r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?"
-    r"([zZ]|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
+    r"(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
 )
 _PATTERNS = {"date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}[tT]{_TIME}$"}
 _WRITTEN = tuple(f'"{name}"' for name in _PATTERNS)

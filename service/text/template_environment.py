@@ -25,6 +25,13 @@ from quire.clients import large_json
 from quire.service.text.template_meter import VALUES, Meter, RenderLimits, listed
 
 
+def _given(args: Iterable[Any], named: Mapping[str, Any], name: str = "") -> list[Any]:
+    """All that a call is given, in its order; of `replace` by name, as `old` and `new` stand."""
+    order = ("old", "new", "count") if name == "replace" else ()
+    first = [named[key] for key in order if key in named]
+    return [*args, *first, *(value for key, value in named.items() if key not in order)]
+
+
 class _CountedCode(jinja2.compiler.CodeGenerator):
     """Compiles what is not a call, and makes or repeats something all the same, into one."""
 
@@ -121,7 +128,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         given = [*map(listed, args)] if name == "join" else args
         if isinstance(subject, VALUES):
-            self.meter.before_call(name, subject, [*given, *kwargs.values()])
+            self.meter.before_call(name, subject, _given(given, kwargs, name))
         else:  # macros, namespaces and loops: a number that they are given is no count of anything
             self.meter.step()
         return self.meter.new(super().call(context, obj, *given, **kwargs))
@@ -142,7 +149,11 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             before, subject, given = args[:first], args[first], args[first + 1 :]
             if name == "join":
                 subject = listed(subject)
-            self.meter.before_call(name, subject, [*given, *kwargs.values()])
+            if name == "format":  # the filter is `%`, the method of that name is not
+                self.meter.step()
+                self.meter.before_percent(str(subject), _given(given, kwargs))
+            else:
+                self.meter.before_call(name, subject, _given(given, kwargs, name))
             return self.meter.new(made(*before, subject, *given, **kwargs))
 
         return counted

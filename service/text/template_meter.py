@@ -9,9 +9,10 @@ sizes of its arguments; if it is not known to be linear, their product is taken.
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from string import Formatter
 from typing import Any
 
 from quire.service.text.workers import Wanted, check_wanted
@@ -25,7 +26,7 @@ _LOOK_EVERY = 16  # steps between two looks at the clock
 _LINEAR = frozenset(
     {
         *("attr", "count", "default", "d", "dictsort", "endswith", "find", "get", "groupby"),
-        *("index", "int", "items", "lstrip", "map", "max", "min", "partition", "reject"),
+        *("float", "index", "int", "items", "lstrip", "map", "max", "min", "partition", "reject"),
         *("rejectattr", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit"),
         *("rstrip", "select", "selectattr", "sort", "split", "splitlines", "startswith", "strip"),
         *("tojson", "trim", "truncate", "unique"),
@@ -38,8 +39,9 @@ _VIEWS = (type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items()))
 _HOLDERS = (list, tuple, dict, set, frozenset, *_VIEWS)
 VALUES = (int, float, *_TEXTS, *_HOLDERS)  # whose methods may repeat what they are given
 _NUMBER = re.compile(r"\d+")
-_NESTED_FIELD = re.compile(r"\{[^{}]*[:!][^{}]*\{")  # a width that is an argument
-_STARRED_FIELD = re.compile(r"%[-+ #0-9.*]*\*")  # the same, of `%`
+# A field of `%`: flags, width and precision; `*`: a width that is an argument.
+_PERCENT_FIELD = re.compile(r"%(?:\([^()]*\))?[-+ #0]*(\d+|\*)?(?:\.(\d+|\*))?")
+_NESTED_KEY = re.compile(r"%\([^()]*\(")  # whose end only Python finds
 
 
 class TooMuch(Exception):
@@ -131,7 +133,7 @@ class Meter(threading.local):
         if name in _LINEAR or not (given or name in _QUADRATIC):
             return
         if name in ("format", "format_map"):
-            self._before_format(str(subject), given)
+            self._before_braces(str(subject), given)
         elif name == "replace" and all(isinstance(text, str) for text in (subject, *given[:2])):
             self._fits(len(subject) + subject.count(given[0]) * len("".join(given[1:2])))
         else:
@@ -148,18 +150,35 @@ class Meter(threading.local):
             for one, times in ((left, right), (right, left)):
                 if isinstance(one, str | bytes | list | tuple) and isinstance(times, int):
                     self._fits(len(one) * times)
-        elif operator == "%" and isinstance(left, str):
-            self._before_format(left, [right])
+        elif operator == "%" and isinstance(left, str | bytes):
+            text = left if isinstance(left, str) else left.decode("latin-1")
+            self.before_percent(text, [right])
 
-    def _before_format(self, text: str, given: list[Any]) -> None:
-        """Each field may show what is longest, as wide as any number says."""
-        if _NESTED_FIELD.search(text):
-            raise self._too_long()
-        widths = sum(int(digits[:20]) for digits in _NUMBER.findall(text))
-        if _STARRED_FIELD.search(text):
+    def before_percent(self, text: str, given: list[Any]) -> None:
+        """Before values are put into the fields of `%`. Raises TooMuch."""
+        fields = _PERCENT_FIELD.findall(text)
+        numbers = [number for field in fields for number in field if number]
+        if _NESTED_KEY.search(text):
+            numbers += _NUMBER.findall(text)
+        widths = _sum_of(numbers)
+        if "*" in numbers:
             flat = chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in given)
             widths += sum(abs(one) for one in flat if isinstance(one, int))
-        fields = text.count("%") + text.count("{")
+        self._fits_filled(text, len(fields), widths, given)
+
+    def _before_braces(self, text: str, given: list[Any]) -> None:
+        """Before values are put into the fields of `str.format`."""
+        try:
+            specs = [spec for _, _, spec, _ in Formatter().parse(text) if spec is not None]
+        except ValueError:  # as `str.format` will say
+            return
+        if any("{" in spec for spec in specs):  # a width that is an argument
+            raise self._too_long()
+        widths = _sum_of(chain.from_iterable(map(_NUMBER.findall, specs)))
+        self._fits_filled(text, len(specs), widths, given)
+
+    def _fits_filled(self, text: str, fields: int, widths: int, given: list[Any]) -> None:
+        """Each field may show what is longest, as wide as any number says."""
         self._fits(len(text) + fields * (widths + sum(map(self.weight, given))))
 
     def _before_product(self, operator: str, left: int, right: int) -> None:
@@ -174,6 +193,11 @@ class Meter(threading.local):
 
     def _too_long(self) -> TooMuch:
         return TooMuch(f"renders to more than {self._limits.max_bytes} bytes")
+
+
+def _sum_of(numbers: Iterable[str]) -> int:
+    """Of those that are digits; of longer ones than any limit, their begin."""
+    return sum(int(digits[:20]) for digits in numbers if digits != "*")
 
 
 def listed(value: Any) -> Any:

@@ -26,11 +26,11 @@ def test_messages_that_make_no_sense_are_answered_as_such_and_leave_nothing() ->
             await fuzz.send_all(messages)
             assert not fuzz.wrong, "\n".join(fuzz.wrong[:5])
             for expected in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"):
-                assert fuzz.codes[f"Generate {expected}"] >= 5, fuzz.codes
+                assert fuzz.codes[f"Generate {expected}"]
             for method in ("Stats", "Tokenize", "Detokenize", "GetModelInfo"):
-                assert fuzz.codes[f"{method} OK"] >= 5
+                assert fuzz.codes[f"{method} OK"]
             for method in ("Tokenize", "Detokenize"):
-                assert fuzz.codes[f"{method} INVALID_ARGUMENT"] >= 5
+                assert fuzz.codes[f"{method} INVALID_ARGUMENT"]
             await running.idle()
             assert running.server.ledger.open == 0
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK

@@ -197,7 +197,8 @@ def test_a_day_is_one_of_the_calendar() -> None:
 
 TIMES = {  # whether each is written
     "00:00:00Z": True,
-    "23:59:59.125z": True,
+    "23:59:59.125Z": True,
+    "23:59:59.125z": False,  # `datetime.fromisoformat` refuses it
     "12:30:00-23:59": True,
     "11:19:60Z": False,
     "23:59:60Z": False,  # a leap second: no reader can tell whether there was one

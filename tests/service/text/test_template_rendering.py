@@ -239,6 +239,13 @@ MUCH = [  # each makes, or goes through, more than 16 million characters, digits
     "{{ '%20000000d' % 1 }}",
     "{{ '%*d' % (20000000, 1) }}",
     "{{ '%-.*f' % (20000000, 1) }}",
+    "{{ '%20000000d'.encode() % 1 }}",
+    "{{ '%.20000000f' % 1 }}",
+    "{{ '%(a)20000000s' % {'a': 1} }}",
+    "{{ '%(a(b))20000000s' % {'a(b)': 1} }}",
+    "{{ '{0!r:20000000}'.format(1) }}",
+    "{{ '{0[}]:{1}}'.format({'}': 'x'}, 20000000) }}",
+    "{{ ('a' * 5000) | replace(new='a' * 5000, old='a') }}",
     "{{ none | center(20000000) }}",
     "{{ '%20000000d' | format(1) }}",
     "{{ '{:20000000d}'.format(1) }}",
@@ -293,6 +300,9 @@ def test_and_at_a_call(source: str) -> None:
         "{% for i in [1, n] %}{{ loop.changed(n) }}{{ loop.cycle(n, i) }}{% endfor %}",
         "{% for i in [[n]] recursive %}{{ i if i is number else loop(i) }}{% endfor %}",
         "{{ '* %s of *%d*' % (n, n) }}{{ '** %s' | format(n) }}{{ '*{}'.format(n) }}",
+        "{{ '99999999999 %s' % n }}{{ '{0} of 99999999999'.format(n) }}{{ '1.5' | float(n) }}",
+        '{{ \'{"type": {"name": "%s"}}\' % n }}{{ \'{"a": {"b": "%s"}}\' | format(n) }}',
+        "{{ '%(a)s %%' % {'a': n} }}{{ '{:>3}{a[:]}'.format(n, a={':': n}) }}",
     ],
 )
 def test_a_large_number_is_repeated_by_what_repeats_alone(source: str) -> None:

@@ -138,10 +138,11 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Encoded]:
     @settings(
         max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(requests, read, st.binary(max_size=12), st.integers(0, 200))
+    @given(requests, read, plain, st.binary(max_size=12), st.integers(0, 200))
     def collect(
         request: pb.GenerateRequest,
         read: tuple[pb.EmbedRequest, pb.ScoreRequest],
+        fine: list[int],
         noise: bytes,
         at: int,
     ) -> None:
@@ -162,6 +163,11 @@ def fuzzed(count: int, hypothesis_seed: int) -> list[Encoded]:
                 raw = pb.TokenizeRequest(chat=request.chat).SerializeToString()
             case 8:
                 raw = pb.DetokenizeRequest(token_ids=request.token_ids.ids).SerializeToString()
+            case 14:  # one that is right, beside all those: of chance alone it may be none
+                sense = pb.GenerateRequest(
+                    token_ids=pb.TokenIds(ids=fine), sampling=pb.SamplingParams(max_tokens=3)
+                )
+                raw = sense.SerializeToString()
             case 12 | 13:
                 raw = read[kind - 12].SerializeToString()
         made.append((_METHOD_OF.get(kind, "Generate"), raw))
