@@ -160,8 +160,9 @@ def summary() -> str:
             found[row["workload"], row["model"]] = value
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
     for workload in ORDER:
-        cells = (found.get((workload, model), "") for model in COLUMNS)
-        lines.append("| " + " | ".join(((SHOWN | SHOWN_BESIDE)[workload], *cells)) + " |")
+        cells = [found.get((workload, model), "") for model in COLUMNS]
+        if any(cells):
+            lines.append("| " + " | ".join(((SHOWN | SHOWN_BESIDE)[workload], *cells)) + " |")
     return "\n".join(lines)
 
 
