@@ -59,6 +59,10 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return [[draw.randrange(VOCAB) for _ in range(length)] for _ in range(count)]
 
 
+class BelowFloorError(Exception):
+    """A workload whose measurement is at fault again and again."""
+
+
 class Workloads:
     """Each method gives one figure a run, after two warm-ups."""
 
@@ -81,7 +85,7 @@ class Workloads:
                 figures.append(figure)
             if len(figures) == self._runs:
                 return figures
-        raise SystemExit(f"offline: most figures lie below their floor of {floor:.4g}")
+        raise BelowFloorError(f"most figures lie below their floor of {floor:.4g}")
 
     def nano(self) -> list[float]:
         texts, lengths = nano_256()
@@ -166,6 +170,7 @@ class Report:
     def __init__(self, engine: str, card: Card, out: Path | None) -> None:
         self._engine, self.card, self._out = engine, card, out
         self._rows: list[Row] = []
+        self._missed: list[str] = []
 
     def note(
         self,
@@ -187,8 +192,14 @@ class Report:
         if self._out:
             write_results(self._out, self._rows, card=self.card.fields())
 
+    def miss(self, why: str) -> None:
+        """A workload has no figure, or a model lacks some."""
+        print(why, file=sys.stderr, flush=True)
+        self._missed.append(why)
+
     def show(self) -> None:
-        """One line a workload: value and share of the floor, model beside model."""
+        """One line a workload: value and share of the floor, model beside model. Ends the process
+        with 1 where any is missing."""
         models = list(dict.fromkeys(row["model"] for row in self._rows))
         names = list(dict.fromkeys((row["workload"], row["unit"]) for row in self._rows))
         found = {(row["workload"], row["model"]): row for row in self._rows}
@@ -197,6 +208,8 @@ class Report:
             for name, unit in names
         ]
         print_table(f"{self._engine} on {self.card.name}", ["workload", "unit", *models], lines)
+        if self._missed:
+            raise SystemExit("offline: no figure of " + "; ".join(self._missed))
 
 
 def _reached(row: Row | None) -> str:
@@ -231,7 +244,11 @@ def measure(
                     rows, prompt, new = DECODES[workload]
                     rows = largest_batch(rows, engine.rows_that_fit(prompt + new + 1))
                     floor = floors.decode_loop(rows, prompt, new) * 1e3
-                    figures = measured.decode(rows, prompt, new, floor)
+                    try:
+                        figures = measured.decode(rows, prompt, new, floor)
+                    except BelowFloorError as error:
+                        report.miss(f"{name} {workload}: {error}")
+                        continue
                     report.note(name, f"decode-b{rows}", figures, "ms", floor)
                 else:
                     figures, unit = measured.run(workload)
@@ -298,6 +315,8 @@ def apart(names: Sequence[str], options: Namespace) -> None:
             found = json.loads(out.read_text())
             report = report or Report(options.engine, Card(**found["card"]), options.out)
             report.take(found["rows"])
+            if failed:
+                report.miss(f"{name}: cut short, exit code {failed}")
     if report is None:
         raise SystemExit("offline: nothing was measured")
     report.show()

@@ -23,7 +23,7 @@ def test_figures_below_the_floor_are_taken_again(offline: ModuleType) -> None:
 
 
 def test_where_most_lie_below_it_there_is_no_result(offline: ModuleType) -> None:
-    with pytest.raises(SystemExit, match=r"floor of 2\.2"):
+    with pytest.raises(offline.BelowFloorError, match=r"floor of 2\.2"):
         offline.Workloads(None, runs=3)._repeat(lambda: 2.0, 2.2)
 
 
@@ -43,3 +43,14 @@ def test_a_rested_prompt_comes_after_hits(
     asked.clear()
     assert workloads.first_token(offline.RESTED) == [19_000.0]
     assert len(asked) == 3 * (1 + offline.HITS)
+
+
+def test_a_workload_without_a_figure_ends_no_other_and_is_told(
+    offline: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = offline.Report("quire", offline.Card("a card", 1.0, 1.0), None)
+    report.miss("0.6B decode-b64: most figures lie below their floor of 2.2")
+    report.note("0.6B", "decode-b256", [9.0], "ms", 8.0)
+    with pytest.raises(SystemExit, match=r"no figure of 0\.6B decode-b64"):
+        report.show()
+    assert "decode-b256" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from quire.engine.model.layers.linear import (
 )
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
+from quire.engine.model.layers.quantized import part_of
 from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
 from quire.engine.model.product import Product
@@ -36,6 +37,9 @@ class DenseMlp:
         if merged:
             parts = stored_as_one(f"{module}.gate_up_proj", [(intermediate, inner)] * 2)
         self.gate_up = ColumnParallelLinear(setting, parts, hidden)
+        half, gate_up = length(inner), self.gate_up.weight
+        if gate_up.data.dtype == torch.float8_e4m3fn:  # or up's scales are not where kernels look
+            part_of(gate_up, half, 2 * half, f"{module}.up_proj")
         self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
         weights = self.gate_up.weight, self.down.weight

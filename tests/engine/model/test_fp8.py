@@ -23,7 +23,7 @@ from transformers import (
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.base import CausalModel
-from quire.engine.model.config import QWEN3_MOE, Experts, Fp8, ModelConfig
+from quire.engine.model.config import LLAMA, PHI3, QWEN3_MOE, Experts, Fp8, ModelConfig
 from quire.engine.model.load_config import model_config
 from quire.engine.model.registry import build_model, check_operations
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
@@ -264,6 +264,17 @@ def test_rows_and_shares_that_cut_a_block_are_refused() -> None:
     tiny = dataclasses.replace(ModelConfig.named_shape("tiny"), fp8=Fp8(made_on_load=True))
     with pytest.raises(ConfigError, match=r"v_proj: begins at row 192 .* multiples of 128 rows"):
         build_model(tiny, reference, dtype=torch.float32, device=META)
+
+
+@pytest.mark.parametrize("architecture", [LLAMA, PHI3])
+def test_gates_that_end_within_a_block_are_refused(architecture: str) -> None:
+    """Stored apart or, as Phi's, in one matrix with the ups, whose scales begin behind theirs."""
+    config = dataclasses.replace(
+        ModelConfig.named_shape("bench"), architecture=architecture, intermediate_size=192,
+        hidden_size=256, fp8=Fp8(made_on_load=True), tie_word_embeddings=False,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"up_proj: begins at row 192 .* multiples of 128 rows"):
+        build_model(config, reference, dtype=torch.float32, device=META)
 
 
 def test_the_option_makes_fp8_of_what_is_not(wide: Path, narrow: Path) -> None:
