@@ -82,7 +82,7 @@ def run(
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     if norm_weight is not None and not _fuses_norm(variant):
-        room = padding.library_rows(len(x)) if apart and isinstance(variant, Library) else 0
+        room = apart and isinstance(variant, Library)
         x = norms.rms_norm(x, norm_weight, eps, room=room, ordered=apart, pdl=pdl)
         norm_weight = None
     if isinstance(variant, Library):

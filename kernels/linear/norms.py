@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.kernels.padding import new_rows
+
 _SILU_BLOCK = 1024  # elements of one row a program of silu_mul
 _SHARES_BLOCK = 1024  # and of add_shares
 PIECE = tl.constexpr(256)  # of a row, whose squares a warp adds
@@ -168,15 +170,15 @@ def rms_norm(
     weight: Tensor,
     eps: float,
     *,
-    room: int = 0,
+    room: bool = False,
     ordered: bool = False,
     pdl: bool = False,
 ) -> Tensor:
     """RMSNorm over the last axis. x: [..., H] contiguous; weight: [H]. Returns [..., H].
 
-    room: of [T, H], rows that the result's storage is to have room for. ordered: of 16 bits, with
-    the bits of a norm inside a product (see above)."""
-    out = torch.empty_like(x) if room <= len(x) else x.new_empty(room, *x.shape[1:])[: len(x)]
+    room: the result has room for the rows that pad the library's product of it (`padding.py`).
+    ordered: of 16 bits, with the bits of a norm inside a product (see above)."""
+    out = new_rows(x, *x.shape) if room else torch.empty_like(x)
     width = x.shape[-1]
     rows = x.numel() // width
     block = triton.next_power_of_2(width)

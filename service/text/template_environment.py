@@ -25,7 +25,7 @@ from quire.clients import large_json
 from quire.service.text.template_meter import VALUES, Meter, RenderLimits, listed
 
 
-def _given(args: Iterable[Any], named: Mapping[str, Any], name: str = "") -> list[Any]:
+def _given(name: str, args: Iterable[Any], named: Mapping[str, Any]) -> list[Any]:
     """All that a call is given, in its order; of `replace` by name, as `old` and `new` stand."""
     order = ("old", "new", "count") if name == "replace" else ()
     first = [named[key] for key in order if key in named]
@@ -128,7 +128,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         given = [*map(listed, args)] if name == "join" else args
         if isinstance(subject, VALUES):
-            self.meter.before_call(name, subject, _given(given, kwargs, name))
+            self.meter.before_call(name, subject, _given(name, given, kwargs))
         else:  # macros, namespaces and loops: a number that they are given is no count of anything
             self.meter.step()
         return self.meter.new(super().call(context, obj, *given, **kwargs))
@@ -149,11 +149,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             before, subject, given = args[:first], args[first], args[first + 1 :]
             if name == "join":
                 subject = listed(subject)
+            everything = _given(name, given, kwargs)
             if name == "format":  # the filter is `%`, the method of that name is not
                 self.meter.step()
-                self.meter.before_percent(str(subject), _given(given, kwargs))
+                self.meter.before_percent(str(subject), everything)
             else:
-                self.meter.before_call(name, subject, _given(given, kwargs, name))
+                self.meter.before_call(name, subject, everything)
             return self.meter.new(made(*before, subject, *given, **kwargs))
 
         return counted
