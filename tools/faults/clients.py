@@ -11,7 +11,7 @@ TEXT = ("tests/clients/test_text_stream.py",)
 FAULTS = (
     Fault(
         "clients: all servers are checked against the first one's name",
-        "clients/replicas/lines.py",
+        "clients/replicas/channels.py",
         "            join(address.host, address.port), api_key",
         '            f"127.0.0.1:{address.port}", api_key',
         SEVERAL,
