@@ -97,11 +97,11 @@ FAULTS = (
         ),
     ),
     Fault(
-        "ray: switches overrule the environment",
-        "service/ray/switches.py",
+        "ray: defaults overrule the environment",
+        "service/ray/ray_defaults.py",
         "os.environ.setdefault(name, value)",
         "os.environ[name] = value",
-        (f"{_TEST}what_the_environment_says_of_ray_s_switches_stands",),
+        (f"{_TEST}the_environment_overrules_ray_defaults",),
     ),
     Fault(
         "intervals: the end waits too",
