@@ -20,14 +20,14 @@ from quire.service.app import ports
 from quire.service.lifecycle import Lifecycle
 from quire.service.openai.app import make_app
 from quire.service.openai.bodies import Bodies
-from quire.service.openai.door import Door, Hosts
 from quire.service.openai.entry import Entry
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_server import HttpServer, tls_context
 from quire.service.openai.pages import Pages
+from quire.service.openai.request_guard import AllowedHosts, RequestGuard
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
-from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.call_guard import CallGuard
 from quire.service.rpc.reception import Entrance
 from quire.service.rpc.servicer import InferenceServicer
 from quire.service.security.credentials import Security
@@ -44,7 +44,7 @@ class Parts:
     servicer: InferenceServicer
     entrance: Entrance
     lifecycle: Lifecycle
-    doorman: Doorman
+    call_guard: CallGuard
     places: Places
     workers: PromptWorkers
     security: Security
@@ -84,11 +84,11 @@ async def open_face(
 def _app(service: ServiceConfig, parts: Parts) -> ASGIApp:
     authenticator = parts.entrance.authenticator
     guarded = authenticator.required or parts.security.mutual
-    hosts = Hosts(service.http_host, listed(service.http_names), guarded=guarded)
-    door = Door(hosts, authenticator, parts.doorman)
-    entry = Entry(door, Bodies(parts.places, parts.max_body), parts.workers)
+    hosts = AllowedHosts(service.http_host, listed(service.http_names), guarded=guarded)
+    guard = RequestGuard(hosts, authenticator, parts.call_guard)
+    entry = Entry(guard, Bodies(parts.places, parts.max_body), parts.workers)
     return make_app(
-        door,
+        guard,
         Generation(parts.servicer, entry, parts.model),
         Vectors(parts.servicer, entry, parts.model),
         Pages(parts.servicer, parts.lifecycle, parts.version, parts.collectors, parts.hangs),

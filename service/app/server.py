@@ -38,7 +38,7 @@ from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.answer_reading import family_of
-from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.call_guard import CallGuard
 from quire.service.rpc.pooled_requests import PooledReader
 from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.served_model import ServedModel
@@ -172,10 +172,10 @@ class Server:
     def _guards(self, max_message: int) -> list[grpc.aio.ServerInterceptor]:
         """What a call passes before its request is read."""
         authenticator = self._entrance.authenticator
-        self._doorman = doorman = Doorman(authenticator, self.ledger)
+        self._call_guard = call_guard = CallGuard(authenticator, self.ledger)
         self._places = Places(places_for(max_message))
         self._awaiting.append(self._places)
-        intake = Intake(self._places, doorman.check, doorman.on_refused, max_message)
+        intake = Intake(self._places, call_guard.check, call_guard.on_refused, max_message)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
     def _open_gateway(self, new_server: Callable[[], grpc.aio.Server]) -> None:
@@ -194,9 +194,9 @@ class Server:
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
-        places, doorman = Places(places_for(ports.PROBE_BYTES)), self._doorman
+        places, call_guard = Places(places_for(ports.PROBE_BYTES)), self._call_guard
         self._awaiting.append(places)
-        intake = Intake(places, doorman.check, doorman.on_refused, ports.PROBE_BYTES)
+        intake = Intake(places, call_guard.check, call_guard.on_refused, ports.PROBE_BYTES)
 
         def make(port: int) -> tuple[grpc.aio.Server, int]:
             server = grpc.aio.server(options=options, interceptors=[intake])
@@ -313,7 +313,7 @@ class Server:
             self._servicer,
             self._entrance,
             self._lifecycle,
-            self._doorman,
+            self._call_guard,
             self._places,
             self._workers,
             self._security,

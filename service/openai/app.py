@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.service.errors import Refusal
 from quire.service.openai import problems
-from quire.service.openai.door import Door
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_context import HttpContext
 from quire.service.openai.pages import Pages
+from quire.service.openai.request_guard import RequestGuard
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
 from quire.service.rpc.reception import fault
@@ -31,7 +31,7 @@ _OTHER = "/openai/"  # the name in logs of requests that generate nothing
 
 
 def make_app(
-    door: Door,
+    guard: RequestGuard,
     generation: Generation,
     vectors: Vectors,
     pages: Pages,
@@ -40,7 +40,7 @@ def make_app(
 ) -> ASGIApp:
     """origins: of web pages that may call."""
     app: ASGIApp = ExceptionMiddleware(
-        Router(_routes(door, generation, vectors, pages, tokens), redirect_slashes=False),
+        Router(_routes(guard, generation, vectors, pages, tokens), redirect_slashes=False),
         handlers={Refusal: _refused, HTTPException: _unknown},
     )
     if origins:
@@ -51,11 +51,11 @@ def make_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    return _Entry(app, door)
+    return _EntryMiddleware(app, guard)
 
 
 def _routes(
-    door: Door, generation: Generation, vectors: Vectors, pages: Pages, tokens: Tokens
+    guard: RequestGuard, generation: Generation, vectors: Vectors, pages: Pages, tokens: Tokens
 ) -> list[Route]:
     """What a call passes by itself, and what the key is asked for here."""
 
@@ -63,10 +63,10 @@ def _routes(
         async def answer(request: Request) -> Any:
             context = request.scope["context"]
             try:
-                await door.check_key(context)
+                await guard.check_key(context)
                 return await endpoint(request)
             except Refusal as refusal:
-                door.refused(context, refusal, _OTHER + name)
+                guard.refused(context, refusal, _OTHER + name)
                 raise
 
         return answer
@@ -89,12 +89,12 @@ def _routes(
     ]
 
 
-class _Entry:
+class _EntryMiddleware:
     """The first to see a request, and the last to see what became of it."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, guard: RequestGuard) -> None:
         self._app = app
-        self._door = door
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = HttpContext(scope)
@@ -105,9 +105,9 @@ class _Entry:
             await send(message)
 
         try:
-            self._door.check(context)
+            self._guard.check(context)
         except Refusal as refusal:
-            self._door.refused(context, refusal, _OTHER + "headers")
+            self._guard.refused(context, refusal, _OTHER + "headers")
             await problems.response(refusal)(scope, receive, send)
             return
         try:

@@ -15,7 +15,7 @@ from quire.clients.openai.faults import BadBody
 from quire.service.errors import Refusal
 from quire.service.openai import problems
 from quire.service.openai.bodies import Bodies, parse
-from quire.service.openai.door import Door
+from quire.service.openai.request_guard import RequestGuard
 from quire.service.rpc.reception import Malformed
 from quire.service.text.workers import PromptWorkers
 
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Entry:
     """Of one server."""
 
-    def __init__(self, door: Door, bodies: Bodies, workers: PromptWorkers) -> None:
-        self._door = door
+    def __init__(self, guard: RequestGuard, bodies: Bodies, workers: PromptWorkers) -> None:
+        self._guard = guard
         self._bodies = bodies
         self._workers = workers
 
@@ -38,10 +38,10 @@ class Entry:
         service, under which refusals are counted. Raises Refusal."""
         context = request.scope["context"]
         try:
-            await self._door.check_key(context)
+            await self._guard.check_key(context)
             body = await self._bodies.read(request, context.peer())
         except Refusal as refusal:
-            self._door.refused(context, refusal, method)
+            self._guard.refused(context, refusal, method)
             raise
 
         def work(_wanted: object = None) -> T:

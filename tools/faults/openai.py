@@ -26,10 +26,10 @@ FAULTS = (
     Fault(
         "openai: a body is read before its sender's key",
         "service/openai/entry.py",
-        "            await self._door.check_key(context)\n"
+        "            await self._guard.check_key(context)\n"
         "            body = await self._bodies.read(request, context.peer())\n",
         "            body = await self._bodies.read(request, context.peer())\n"
-        "            await self._door.check_key(context)\n",
+        "            await self._guard.check_key(context)\n",
         (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
     ),
     Fault(
@@ -41,7 +41,7 @@ FAULTS = (
     ),
     Fault(
         "openai: any host will do",
-        "service/openai/door.py",
+        "service/openai/request_guard.py",
         "            raise problems.foreign_host(host)\n",
         "            return\n",
         (HOSTILE + "a_foreign_host_gets_no_answer",),

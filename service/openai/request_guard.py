@@ -13,11 +13,11 @@ from quire.service.hosts import is_loopback
 from quire.service.openai import problems
 from quire.service.openai.connection import MAX_HEADER_BYTES
 from quire.service.openai.http_context import HttpContext
-from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.call_guard import CallGuard
 from quire.service.security.auth import Authenticator
 
 
-class Hosts:
+class AllowedHosts:
     """Names by which the server may be called."""
 
     def __init__(self, listening: str, names: Sequence[str], *, guarded: bool) -> None:
@@ -39,13 +39,15 @@ class Hosts:
             raise problems.foreign_host(host)
 
 
-class Door:
+class RequestGuard:
     """Of one server."""
 
-    def __init__(self, hosts: Hosts, authenticator: Authenticator, doorman: Doorman) -> None:
+    def __init__(
+        self, hosts: AllowedHosts, authenticator: Authenticator, call_guard: CallGuard
+    ) -> None:
         self._hosts = hosts
         self._authenticator = authenticator
-        self._doorman = doorman
+        self._call_guard = call_guard
 
     def check(self, context: HttpContext) -> None:
         """Whoever it is. Raises Refusal."""
@@ -62,7 +64,7 @@ class Door:
 
     def refused(self, context: HttpContext, refusal: Refusal, method: str) -> None:
         """The request ends before any call: count it as one of the method, and write its line."""
-        self._doorman.on_refused(method, cast(Any, context), refusal)
+        self._call_guard.on_refused(method, cast(Any, context), refusal)
 
 
 def _without_port(host: str) -> str:

@@ -15,7 +15,7 @@ from quire.service.telemetry.counters import Ledger
 RUN_BY_THE_ENGINE = ("Generate", "Embed", "Score")  # whose refusals are counted with theirs
 
 
-class Doorman:
+class CallGuard:
     """Of one server."""
 
     def __init__(self, authenticator: Authenticator, ledger: Ledger) -> None:
