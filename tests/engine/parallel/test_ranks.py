@@ -21,13 +21,13 @@ from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
 from quire.engine.parallel import follower
 from quire.engine.parallel import ranks as parallel_ranks
 from quire.engine.parallel.codec import encode, encode_masks
+from quire.engine.parallel.frame_channel import MAX_BYTES, FrameChannel, Kind, said, values_of
 from quire.engine.parallel.group_exchange import GroupExchange, over_gloo
 from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import MAX_BYTES, Kind, Line, said, values_of
-from quire.engine.parallel.member import LocalRank
 from quire.engine.parallel.process import Program
+from quire.engine.parallel.rank_handles import LocalRank
 from quire.engine.parallel.ranks import Ranks, ended_on_error
-from quire.engine.parallel.store import Board, BoardStore, LineStore
+from quire.engine.parallel.store import Board, BoardStore, ChannelStore
 from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.engine.startup import sizing
 from quire.engine.startup import start_ranks as start
@@ -38,12 +38,12 @@ EMPTY = StepPlan(1, (), (), (), (), 0, 0)
 _BEGIN = """
 import os, socket, sys, time
 from quire.engine import lifeline
-from quire.engine.parallel.line import Kind, Line, values_of
+from quire.engine.parallel.frame_channel import Kind, FrameChannel, values_of
 parent = socket.socket(fileno=int(sys.argv[1]))
 lifeline.hold_to(parent)
-line = Line(parent)
-say, hear = line.say, line.hear
-rank = line.expect(Kind.BUILD)["rank"]
+channel = FrameChannel(parent)
+say, hear = channel.send_json, channel.receive
+rank = channel.expect(Kind.BUILD)["rank"]
 """
 
 
@@ -94,7 +94,7 @@ def test_processes_started_ahead_become_the_first_ranks() -> None:
         ("sys.exit(7)", RankError, "ended by exit code 7"),
         ("parent.sendall(bytes(5))", RankError, "rank 2"),
         ("say(Kind.SET, key='k')", RankError, r"rank 2 \(.*\): SET was said without value"),
-        ("line.send(Kind.READY, b'[' * 200_000)", RankError, "a frame that is not JSON"),
+        ("channel.send(Kind.READY, b'[' * 200_000)", RankError, "a frame that is not JSON"),
     ],
 )
 def test_what_keeps_a_rank_from_starting_is_raised(
@@ -157,7 +157,7 @@ def test_ranks_take_the_least_number_of_blocks_of_all() -> None:
     ranks = started(
         "say(Kind.PROGRESS, stage='weights', share=rank / 4)\n"
         "say(Kind.SIZED, blocks=100 - rank, fingerprint='f')\n"
-        "say(Kind.READY, blocks=line.expect(Kind.BLOCKS)['blocks'])\n" + STAYS
+        "say(Kind.READY, blocks=channel.expect(Kind.BLOCKS)['blocks'])\n" + STAYS
     )
     progress, agree = start.leading(ranks, lambda stage, share: told.append((stage, share)))
     assert agree(200, "f") == 98
@@ -267,14 +267,14 @@ def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizing.resolve_device(config.replace(tensor_parallel_size=3), rank=2).index == 2
 
 
-# ---------------------------------------------------------------- the line
+# ---------------------------------------------------------------- the channel
 
 
 @pytest.fixture
-def lines() -> Iterator[tuple[Line, socket.socket]]:
+def channels() -> Iterator[tuple[FrameChannel, socket.socket]]:
     one, other = socket.socketpair()
     with one, other:
-        yield Line(one), other
+        yield FrameChannel(one), other
 
 
 @pytest.mark.parametrize(
@@ -290,20 +290,20 @@ def lines() -> Iterator[tuple[Line, socket.socket]]:
     ],
 )
 def test_what_is_no_frame_is_refused(
-    lines: tuple[Line, socket.socket], data: bytes, words: str
+    channels: tuple[FrameChannel, socket.socket], data: bytes, words: str
 ) -> None:
-    line, other = lines
+    channel, other = channels
     other.sendall(data)
     other.shutdown(socket.SHUT_WR)
     with pytest.raises(RankError, match=words):
-        line.expect(Kind.BUILD)
+        channel.expect(Kind.BUILD)
 
 
-def test_who_hears_nothing_is_noticed(lines: tuple[Line, socket.socket]) -> None:
-    line, other = lines
+def test_who_hears_nothing_is_noticed(channels: tuple[FrameChannel, socket.socket]) -> None:
+    channel, other = channels
     other.close()
     with pytest.raises(RankError, match="cannot be told"):
-        line.say(Kind.STOP)
+        channel.send_json(Kind.STOP)
 
 
 # ---------------------------------------------------------------- a follower
@@ -340,13 +340,15 @@ class Step:
         self.whose.waited.append(self.number)
 
 
-def follow(frames: list[tuple[Kind, bytes]], lines: tuple[Line, socket.socket]) -> Scripted:
-    line, other = lines
-    sender = Line(other)
+def follow(
+    frames: list[tuple[Kind, bytes]], channels: tuple[FrameChannel, socket.socket]
+) -> Scripted:
+    channel, other = channels
+    sender = FrameChannel(other)
     for kind, body in frames:
         sender.send(kind, body)
     scripted = Scripted()
-    follower.follow(scripted, line)
+    follower.follow(scripted, channel)
     return scripted
 
 
@@ -355,18 +357,18 @@ def plan(number: int, *masked: int) -> tuple[Kind, bytes]:
 
 
 def test_a_step_with_masked_rows_is_sampled_when_its_masks_have_come(
-    lines: tuple[Line, socket.socket],
+    channels: tuple[FrameChannel, socket.socket],
 ) -> None:
     masks = ((4, b"x"),)
     frames = [plan(1, 4), (Kind.MASKS, encode_masks(masks)), plan(2), (Kind.STOP, b"{}")]
-    scripted = follow(frames, lines)
+    scripted = follow(frames, channels)
     assert (scripted.executed, scripted.waited, scripted.masks) == ([1, 2], [1], [masks])
 
 
 def test_a_follower_executes_in_order_and_is_one_step_ahead_at_most(
-    lines: tuple[Line, socket.socket],
+    channels: tuple[FrameChannel, socket.socket],
 ) -> None:
-    scripted = follow([plan(1), plan(2), plan(3), (Kind.STOP, b"{}")], lines)
+    scripted = follow([plan(1), plan(2), plan(3), (Kind.STOP, b"{}")], channels)
     assert (scripted.executed, scripted.waited) == ([1, 2, 3], [1, 2])
 
 
@@ -379,10 +381,10 @@ def test_a_follower_executes_in_order_and_is_one_step_ahead_at_most(
     ],
 )
 def test_a_follower_takes_plans_alone(
-    frame: tuple[Kind, bytes], words: str, lines: tuple[Line, socket.socket]
+    frame: tuple[Kind, bytes], words: str, channels: tuple[FrameChannel, socket.socket]
 ) -> None:
     with pytest.raises(RankError, match=words):
-        follow([frame, (Kind.STOP, b"{}")], lines)
+        follow([frame, (Kind.STOP, b"{}")], channels)
 
 
 @pytest.mark.parametrize(
@@ -397,29 +399,29 @@ def test_why_a_follower_ends_is_said(
     error: Exception,
     code: int,
     said: Kind | None,
-    lines: tuple[Line, socket.socket],
+    channels: tuple[FrameChannel, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    line, other = lines
+    channel, other = channels
 
     def build(*_: Any) -> Any:
         raise error
 
     monkeypatch.setattr(follower, "build", build)
-    assert follower.serve(build, line) == code
+    assert follower.serve(build, channel) == code
     other.setblocking(False)
     if said is None:
         with pytest.raises(BlockingIOError):
             other.recv(1)
         return
-    values = Line(other).expect(said)
+    values = FrameChannel(other).expect(said)
     assert values.get("words", str(error)) == str(error)
 
 
-def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -> None:
+def test_a_follower_is_built_as_rank_0_says(channels: tuple[FrameChannel, socket.socket]) -> None:
     """Alone in its world here: it meets nobody but rank 0's board."""
-    line, other = lines
-    rank_0, made, before = Line(other), [], torch.get_num_threads()
+    channel, other = channels
+    rank_0, made, before = FrameChannel(other), [], torch.get_num_threads()
 
     def builder(config: EngineConfig, rank: int, meet: Any, progress: Any, agree: Any) -> Scripted:
         made.append(rank)
@@ -431,22 +433,22 @@ def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -
 
     def lead() -> list[dict[str, Any]]:
         asked = {"rank": 0, "threads": 1, "address": "127.0.0.1"}
-        rank_0.say(Kind.BUILD, config={"model": "m", "seed": 4}, **asked)
+        rank_0.send_json(Kind.BUILD, config={"model": "m", "seed": 4}, **asked)
         board: dict[str, str] = {}
-        while (heard := rank_0.hear())[0] is not Kind.SIZED:
+        while (heard := rank_0.receive())[0] is not Kind.SIZED:
             values = values_of(heard[1])
             if heard[0] is Kind.SET:
                 board[values["key"]] = values["value"]
             elif heard[0] is Kind.GET:
-                rank_0.say(Kind.VALUE, value=board[values["key"]])
+                rank_0.send_json(Kind.VALUE, value=board[values["key"]])
         assert values_of(heard[1]) == {"blocks": 70, "fingerprint": "print"}
-        rank_0.say(Kind.BLOCKS, blocks=60)
+        rank_0.send_json(Kind.BLOCKS, blocks=60)
         return [rank_0.expect(Kind.MEMORY), rank_0.expect(Kind.READY)]
 
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(lead)
         try:
-            follower.build(builder, line)
+            follower.build(builder, channel)
         finally:
             torch.set_num_threads(before)
         assert said.result(PATIENCE) == [{"allocated": 5, "peak": 6}, {}]
@@ -499,13 +501,13 @@ def test_an_exchange_whose_other_end_is_gone_is_fatal() -> None:
     assert LeadingRunner(ranks, ranks).is_fatal(ValueError("unlucky")) and told == [True]
 
 
-def test_a_line_is_a_store_too(lines: tuple[Line, socket.socket]) -> None:
-    line, other = lines
-    store, rank_0 = LineStore(line), Line(other)
+def test_a_channel_is_a_store_too(channels: tuple[FrameChannel, socket.socket]) -> None:
+    channel, other = channels
+    store, rank_0 = ChannelStore(channel), FrameChannel(other)
     store.set("k", b"\x00\xff")
     asked = rank_0.expect(Kind.SET)
     with ThreadPoolExecutor(1) as pool:
         got = pool.submit(store.get, "k")
         assert rank_0.expect(Kind.GET) == {"key": "k"}
-        rank_0.say(Kind.VALUE, value=asked["value"])
+        rank_0.send_json(Kind.VALUE, value=asked["value"])
         assert got.result(PATIENCE) == b"\x00\xff"

@@ -1,4 +1,4 @@
-"""The door of node 0: who is taken in, and what strangers change."""
+"""The listener of node 0: who is taken in, and what strangers change."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,9 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.model.load_config import model_config
-from quire.engine.parallel import door, handshake, joining, network
-from quire.engine.parallel.door import Door, Member
+from quire.engine.parallel import handshake, join_listener, joining, network
 from quire.engine.parallel.handshake import NO_RANK, Opening
+from quire.engine.parallel.join_listener import JoinedPeer, JoinListener
 from quire.engine.parallel.joining import Joining
 from quire.engine.parallel.node import places
 from quire.engine.parallel.secret import Secret, read_secret
@@ -51,8 +51,8 @@ class Waiting:
         listener = network.listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
         more: dict[str, Any] = {} if clock is None else {"clock": clock}
-        self.door = Door(listener, SECRET, TERMS, expected, **more)
-        self.members: Future[list[Member]] = pool.submit(self.door.gather, seconds, check)
+        self.listener = JoinListener(listener, SECRET, TERMS, expected, **more)
+        self.members: Future[list[JoinedPeer]] = pool.submit(self.listener.gather, seconds, check)
         pool.waiting.append(self)
 
     def come(
@@ -70,7 +70,7 @@ class Waiting:
     def end(self) -> None:
         """Where it has not ended: a test has failed."""
         if not self.members.done():
-            self.door._missing.clear()
+            self.listener._missing.clear()
             with contextlib.suppress(OSError):
                 socket.create_connection(self.address).close()  # it looks
 
@@ -142,7 +142,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
         assert mine.connection.getpeername() == theirs.getsockname()
         mine.connection.close()
     for name in ("silent", "cut off"):
-        assert strangers[name].recv(1) == b""  # the door is closed
+        assert strangers[name].recv(1) == b""  # the listener is closed
     with pytest.raises(OSError):
         socket.create_connection(waiting.address)
 
@@ -150,7 +150,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
 def test_many_silent_strangers_make_room(
     pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(join_listener, "MAX_PENDING", 3)
     waiting = Waiting(pool, TWO_NODES[:1])
     strangers = [stack.enter_context(waiting.knock()[0]) for _ in range(5)]
     stack.enter_context(waiting.come(1))  # at the first attempt
@@ -163,7 +163,7 @@ def test_a_silent_stranger_is_not_kept(pool: Pool, stack: ExitStack) -> None:
     now = [0.0]
     waiting = Waiting(pool, TWO_NODES[:1], 60, lambda: now[0])
     stranger = stack.enter_context(waiting.knock()[0])
-    now[0] = door.STRANGER_SECONDS
+    now[0] = join_listener.PENDING_SECONDS
     stack.enter_context(waiting.knock()[0])  # it looks at the clock
     assert stranger.recv(1) == b""
     stack.enter_context(waiting.come(1))
@@ -182,8 +182,8 @@ def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
     words = "nodes 1, 3 did not come within 60 s"
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
-    line = joining.Line(came)
-    assert line.expect(joining.Kind.REFUSED) == {"words": words}
+    channel = joining.FrameChannel(came)
+    assert channel.expect(joining.Kind.REFUSED) == {"words": words}
 
 
 def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
@@ -191,7 +191,7 @@ def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
     words = "node 1 has max_num_seqs = 9, and node 0 has 8: they must be equal"
     with pytest.raises(ConfigError) as refused:
         with waiting.come(1, terms={**TERMS, "max_num_seqs": "9"}) as connection:
-            joining.Line(connection).expect(joining.Kind.JOINED)
+            joining.FrameChannel(connection).expect(joining.Kind.JOINED)
     assert str(refused.value) == words
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
@@ -232,12 +232,12 @@ def test_what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again(
     """Both connections of a node end at once, and it is back before the second is looked at."""
     waiting = Waiting(pool, [*TWO_NODES, (2, NO_RANK)])
     first = waiting.come(1)
-    (gone,) = waiting.door._members.values()
+    (gone,) = waiting.listener._members.values()
     first.close()
-    while (1, NO_RANK) not in waiting.door._missing:
+    while (1, NO_RANK) not in waiting.listener._missing:
         waiting.knock()[0].close()  # it looks
     stack.enter_context(waiting.come(1))
-    waiting.door._left(gone)
+    waiting.listener._left(gone)
     stack.enter_context(waiting.come(1, 1))
     stack.enter_context(waiting.come(2))
     for member in waiting.members.result(PATIENCE):
@@ -247,7 +247,7 @@ def test_what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again(
 def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
     pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(join_listener, "LOOK_SECONDS", 0.01)
     lost: list[RankError] = []
 
     def check() -> None:
@@ -259,7 +259,7 @@ def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
     lost.append(RankError("rank 1 (process 7) ended by SIGKILL"))
     with pytest.raises(RankError, match="rank 1 "):
         waiting.members.result(PATIENCE)
-    told = joining.Line(came).expect(joining.Kind.REFUSED)
+    told = joining.FrameChannel(came).expect(joining.Kind.REFUSED)
     assert told == {"words": "rank 1 (process 7) ended by SIGKILL"}
 
 
@@ -366,14 +366,14 @@ def test_nodes_compare_programs_options_and_models() -> None:
         return terms_of(config, model_config(config), torch.device("cpu"))
 
     def differs(**options: Any) -> str | None:
-        return door.difference(of(), of(**options), 1)
+        return join_listener.difference(of(), of(**options), 1)
 
     own = {"node_rank": 1, "master_addr": "node0", "join_secret_file": "x", "join_seconds": 9.0}
     assert differs(**own) is None
     assert differs(seed=1) == "node 1 has seed = 1, and node 0 has 0: they must be equal"
     model = differs(model="random:0.6B")
     assert model and "another model than node 0: random:0.6B, not random:tiny" in model
-    older = door.difference(of(), {**of(), "Quire": "0.0.9"}, 2)
+    older = join_listener.difference(of(), {**of(), "Quire": "0.0.9"}, 2)
     assert older and older.startswith("node 2 has Quire = 0.0.9, and node 0 has ")
 
 
