@@ -133,12 +133,23 @@ def _pack_request(request: GenerationRequest) -> Message:
 
 def _unpack_request(packed: Message) -> GenerationRequest:
     key, prompt, sampling, n, priority, salt, resumed, client, constraint, user, *more = packed
-    pooled, judged = more
+    pooled, prompt_logprobs = more
     made = None if constraint is None else Constraint(*constraint)
     pooling = None if pooled is None else Pooling(pooled)
     params = SamplingParams(*sampling)
     return GenerationRequest(
-        key, prompt, params, n, priority, salt, resumed, client, made, user, pooling, judged
+        key,
+        prompt,
+        params,
+        n,
+        priority,
+        salt,
+        resumed,
+        client,
+        made,
+        user,
+        pooling,
+        prompt_logprobs,
     )
 
 

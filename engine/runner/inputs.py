@@ -114,7 +114,7 @@ def stage_mixed(
     ends = sampled if exact else every
     tokens = _token_ids(longer, shape.decode_rows, total)
     stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, ends, sampled)
-    if plan.judged:
+    if plan.prompt_logprobs:
         stage_judged(staging, plan, np.cumsum(lens, dtype=np.int64) - lens)
     if plan.pooled:
         left = np.cumsum(lens, dtype=np.int64) - 1 if exact else np.array(ends, np.int64)

@@ -313,7 +313,7 @@ class Runner:
 
     def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
         """None: exact sizes, eagerly, because the step is long."""
-        if self._graphs is None or plan.judged:  # what is kept holds each row's last token alone
+        if self._graphs is None or plan.prompt_logprobs:  # graphs keep each row's last token alone
             return None
         context = max(row.start + row.num_tokens for row in plan.rows)
         key = self._sizes.mixed(*MixedShape.of(plan), context)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.request import TokenLogprob
-from quire.engine.runner.compute_prompt_logprobs import JudgedNumbers
+from quire.engine.runner.compute_prompt_logprobs import PromptLogprobTensors
 from quire.engine.runner.logit_edits import Bias
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.slots import SlotState
@@ -57,13 +57,13 @@ class Needs(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """tokens: [L] int64, -1 where logits are NaN or infinite. logprobs: chosen [L], rank [L],
-    top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample. judged: of
-    prompts' own tokens. on_host: the tokens, on their way to the host already."""
+    top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample.
+    prompt_logprobs: of the prompts' tokens. on_host: the tokens, already being copied there."""
 
     tokens: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     pooled: PooledNumbers | None = None
-    judged: JudgedNumbers | None = None
+    prompt_logprobs: PromptLogprobTensors | None = None
     on_host: Tensor | None = None
 
 

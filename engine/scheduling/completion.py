@@ -91,7 +91,10 @@ class Completion:
         """
         _check_size(plan, result)
         pooled = {one.slot: told for one, told in zip(plan.pooled, result.pooled, strict=True)}
-        judged = {one.slot: told for one, told in zip(plan.judged, result.judged, strict=True)}
+        prompt_logprobs = {
+            one.slot: told
+            for one, told in zip(plan.prompt_logprobs, result.prompt_logprobs, strict=True)
+        }
         flight, roster = self._retire(plan), self._roster
         outputs, counters = roster.drain_outputs(), roster.counters
         counters.steps += 1
@@ -112,7 +115,7 @@ class Completion:
                 tokens = result.tokens[sampled]
                 logprob = result.logprobs[sampled] if result.logprobs else None
                 sampled += 1
-            read = judged.get(row.slot), pooled.get(row.slot)
+            read = prompt_logprobs.get(row.slot), pooled.get(row.slot)
             self._apply_whole(row, request, tokens, logprob, read, outputs)
         if self._awaited:
             self._match(outputs)
@@ -204,13 +207,13 @@ class Completion:
         read: tuple[bytes | None, bytes | None],
         outputs: list[Output],
     ) -> None:
-        """All that a row may come to. read: of its prompt, `judged` and `pooled` of StepResult."""
-        judged, pooled = read
+        """The general case of a row. read: `prompt_logprobs` and `pooled` of its prompt."""
+        prompt_logprobs, pooled = read
         request.in_flight -= 1
         said = len(outputs)
         try:
-            if judged is not None:
-                self._say_judged(row, request, judged, outputs)
+            if prompt_logprobs is not None:
+                self._emit_prompt_logprobs(row, request, prompt_logprobs, outputs)
             if pooled is not None:
                 self._apply_pooled(row, request, pooled, outputs)
             else:
@@ -267,7 +270,7 @@ class Completion:
         outputs.append(output)
         self._roster.end(request, FinishReason.STOP, output, said=True)
 
-    def _say_judged(
+    def _emit_prompt_logprobs(
         self, row: PlanRow, request: Request, told: bytes, outputs: list[Output]
     ) -> None:
         """More of the prompt's log-probabilities; what was said before a preemption is left out.
@@ -280,10 +283,10 @@ class Completion:
         top = request.spec.prompt_logprobs
         assert top is not None
         size = record(top).itemsize
-        said = request.num_prompt_tokens - 1 - request.unjudged
+        said = request.num_prompt_tokens - 1 - request.prompt_logprobs_left
         new = told[max(said - row.start, 0) * size :]
         if new:
-            request.unjudged -= len(new) // size
+            request.prompt_logprobs_left -= len(new) // size
             output = Output(request.key, request.index, prompt_logprobs=new)
             output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
             outputs.append(output)

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from quire.engine.scheduling.plan import Admission, BlockUpdate, Judged, PlanRow, Pooled, StepPlan
+from quire.engine.scheduling.plan import (
+    Admission,
+    BlockUpdate,
+    PlanRow,
+    Pooled,
+    PromptLogprobsRow,
+    StepPlan,
+)
 from quire.engine.scheduling.request import Request
 
 
@@ -20,7 +27,7 @@ class Draft:
     held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
     masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
     pooled: list[Pooled] = field(default_factory=list)
-    judged: list[Judged] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobsRow] = field(default_factory=list)
     window_updates: list[BlockUpdate] = field(default_factory=list)  # these: see two_pools
     window_copies: list[tuple[int, int]] = field(default_factory=list)
     window_held: list[int] = field(default_factory=list)
@@ -38,7 +45,7 @@ class Draft:
             num_tokens,
             tuple(self.masked),
             tuple(self.pooled),
-            tuple(self.judged),
+            tuple(self.prompt_logprobs),
             tuple(self.window_updates),
             tuple(self.window_copies),
         )
@@ -52,7 +59,7 @@ class Draft:
         self.planned[slot] = request
         self.decode_rows.append(request.plan_next())
 
-    def judge(self, request: Request, start: int, end: int) -> None:
+    def add_prompt_logprobs(self, request: Request, start: int, end: int) -> None:
         """Ask for the log-probabilities of the prompt's tokens that stand behind a row's own, which
         are those from `start` to before `end`."""
         count = min(end, request.num_prompt_tokens - 1) - start
@@ -60,4 +67,4 @@ class Draft:
             following = request.token_ids[end] if start + count == end else -1
             top = request.spec.prompt_logprobs
             assert top is not None
-            self.judged.append(Judged(request.slot, count, following, top))
+            self.prompt_logprobs.append(PromptLogprobsRow(request.slot, count, following, top))

@@ -157,10 +157,10 @@ class Pooled(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-class Judged(NamedTuple):
-    """Of the row of this slot, the log-probabilities of prompt tokens are wanted that stand behind
-    its first `count` tokens, and the best `top` at each place. `following`: the last of them, where
-    the row does not hold it itself, else -1."""
+class PromptLogprobsRow(NamedTuple):
+    """The log-probabilities wanted of the row of this slot: those of the prompt tokens that follow
+    its first `count` tokens, and of the best `top` at each position. `following`: the last of these
+    tokens, where the row itself does not hold it, else -1."""
 
     slot: int
     count: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
@@ -175,7 +175,7 @@ class StepPlan(NamedTuple):
     `masked`: slots of the rows that sample under a constraint, in the rows' order of being planned.
     Their masks come when the results of all plans before this one have been taken in.
     `pooled`: what is read of rows that do not sample, in the rows' order of being planned.
-    `judged`: whose own tokens' log-probabilities are wanted, in the same order.
+    `prompt_logprobs`: whose own tokens' log-probabilities are wanted, in the same order.
     `window_updates`, `window_copies`: of the cache of layers with a window, where others see all.
     """
 
@@ -188,7 +188,7 @@ class StepPlan(NamedTuple):
     num_tokens: int
     masked: tuple[int, ...] = ()
     pooled: tuple[Pooled, ...] = ()
-    judged: tuple[Judged, ...] = ()
+    prompt_logprobs: tuple[PromptLogprobsRow, ...] = ()
     window_updates: tuple[BlockUpdate, ...] = ()
     window_copies: tuple[tuple[int, int], ...] = ()
 
@@ -209,7 +209,7 @@ class StepPlan(NamedTuple):
             self.num_tokens,
             self.masked,
             tuple(tuple(one) for one in self.pooled),
-            tuple(tuple(one) for one in self.judged),
+            tuple(tuple(one) for one in self.prompt_logprobs),
             tuple(tuple(update) for update in self.window_updates),
             self.window_copies,
         )
@@ -218,7 +218,7 @@ class StepPlan(NamedTuple):
     def of(cls, plain: Plain) -> "StepPlan":
         """The plan that `plain` was made of; lists stand for tuples as well."""
         step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, *more = plain
-        masked, pooled, judged, window_updates, window_copies = more
+        masked, pooled, prompt_logprobs, window_updates, window_copies = more
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], packed(row[-1]))) for row in rows),
@@ -229,7 +229,7 @@ class StepPlan(NamedTuple):
             num_tokens,
             tuple(masked),
             tuple(Pooled(slot, tuple(ids)) for slot, ids in pooled),
-            tuple(Judged._make(one) for one in judged),
+            tuple(PromptLogprobsRow._make(one) for one in prompt_logprobs),
             tuple(BlockUpdate(*update) for update in window_updates),
             tuple((source, target) for source, target in window_copies),
         )
@@ -247,12 +247,12 @@ class StepResult(NamedTuple):
     """Tokens of the rows that sample, in plan order; a list each (of one token, today). A token of
     -1 says that the row's logits were not finite numbers.
 
-    `logprobs` stands beside them where some request of the step asked for any. `pooled`: of each of
-    the plan's, its numbers as bytes (float32, little-endian); `judged`: of each of the plan's, its
-    records (see engine.prompt_logprobs). Empty bytes: they were not finite.
+    `logprobs` is parallel to them where some request of the step asked for any. `pooled`: for each
+    of the plan's, its numbers as bytes (float32, little-endian); `prompt_logprobs`: for each of the
+    plan's, its records (see engine.prompt_logprobs). Empty bytes: they were not finite.
     """
 
     tokens: list[list[int]]
     logprobs: list[TokenLogprob | None] | None = None
     pooled: tuple[bytes, ...] = ()
-    judged: tuple[bytes, ...] = ()
+    prompt_logprobs: tuple[bytes, ...] = ()

@@ -62,7 +62,7 @@ class Request:
     num_registered_blocks: int = 0  # of block_table, known to the prefix cache
     window_table: list[int] = field(default_factory=list)  # of windowed layers beside others
     num_passed_blocks: int = 0  # which no window sees any more: 0 stands in their columns
-    unjudged: int = field(init=False)  # prompt tokens still to judge
+    prompt_logprobs_left: int = field(init=False)  # prompt tokens without one so far
     slot: int = -1
     epoch: int = 0  # raised by preemption: results planned under an older one are dropped
     in_flight: int = 0  # steps planned and not yet applied that hold this request, any epoch
@@ -84,8 +84,8 @@ class Request:
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         most = self.sampling.max_tokens if spec.pooling is None else 1  # which is never sampled
         self.max_total_tokens = self.num_prompt_tokens + most
-        judges = spec.prompt_logprobs is not None and self.index == 0
-        self.unjudged = self.num_prompt_tokens - 1 if judges else 0
+        wants_logprobs = spec.prompt_logprobs is not None and self.index == 0
+        self.prompt_logprobs_left = self.num_prompt_tokens - 1 if wants_logprobs else 0
 
     @property
     def num_tokens(self) -> int:

@@ -195,8 +195,8 @@ class Scheduler:
         draft.planned[slot] = request
         is_decode = samples and count == 1  # its token is the last one, which the slot holds
         tokens = b"" if is_decode else request.token_ids[start:end].tobytes()
-        if request.unjudged:
-            draft.judge(request, start, end)
+        if request.prompt_logprobs_left:
+            draft.add_prompt_logprobs(request, start, end)
         row = new_row(
             (request.key, request.index, request.epoch, slot, start, count, samples, tokens)
         )
@@ -273,7 +273,7 @@ class Scheduler:
         if not self.pool.has_room(fresh + reserve, shared):
             draft.starved = True
             return False
-        hits = fork is None and not request.unjudged
+        hits = fork is None and not request.prompt_logprobs_left
         if hits and (head := self._hold_head(request, shared, fresh, draft)) is not None:
             source, computed = head.block, computed + head.num_tokens
         if request.cached_tokens < 0:
@@ -302,7 +302,7 @@ class Scheduler:
     def _find_prefix(self, request: Request) -> list[int]:
         """Cached blocks of the request's prefix: whole ones, leaving a token to compute."""
         cache = self.pool.prefix_cache
-        if not cache.enabled or request.unjudged:  # what is judged has to be computed
+        if not cache.enabled or request.prompt_logprobs_left:  # their logits are needed
             return []
         known, hashes, salt = request.token_ids, request.block_hashes, request.spec.cache_salt
         limit = (len(known) - 1) // self.pool.block_size

@@ -177,7 +177,7 @@ class TwoPoolScheduler(Scheduler):
         if not self._fits(request, found, draft):
             draft.starved = True
             return False
-        if fork is None and not request.unjudged:
+        if fork is None and not request.prompt_logprobs_left:
             found = self._hold_heads(request, found, draft)
         fresh, windowed = self._fresh(request, found, draft)
         if request.cached_tokens < 0:

@@ -9,7 +9,7 @@ FAULTS = (
     Fault(
         "captured: a prompt that does not sample yet runs eagerly",
         "engine/runner/runner.py",
-        "        if self._graphs is None or plan.judged:",
+        "        if self._graphs is None or plan.prompt_logprobs:",
         "        if self._graphs is None or not all(row.samples for row in plan.rows):",
         (_RUNNER + "a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet",),
     ),

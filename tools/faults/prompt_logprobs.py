@@ -17,7 +17,7 @@ FAULTS = (
     Fault(
         "prompt: a cached prefix is not computed where it is to be judged",
         "engine/scheduling/scheduler.py",
-        "if not cache.enabled or request.unjudged:",
+        "if not cache.enabled or request.prompt_logprobs_left:",
         "if not cache.enabled:",
         (ENGINE + "what_is_cached_is_computed_for_it_and_shared_by_others",),
     ),
@@ -38,7 +38,7 @@ FAULTS = (
     Fault(
         "prompt: a kept step is taken for one with all hidden states",
         "engine/runner/runner.py",
-        "if self._graphs is None or plan.judged:",
+        "if self._graphs is None or plan.prompt_logprobs:",
         "if self._graphs is None:",
         (ENGINE + "a_prompts_tokens_have_what_they_had_when_they_were_sampled",),
     ),
