@@ -27,7 +27,7 @@ from quire.engine.loop.commands import (
     AskBlockMap,
     Finish,
     FlushCache,
-    Learn,
+    SetVocabulary,
     Submit,
     UnwatchBlocks,
     WatchBlocks,
@@ -183,9 +183,9 @@ class AsyncEngine:
         """Returns, with the error's id, when the engine has ended by a fault."""
         return await asyncio.shield(self._died)
 
-    async def beside(self, work: Awaitable[Result]) -> Result:
-        """What the work gives. Raises EngineDeadError as soon as the engine has died, whose end
-        waits for no thread at work."""
+    async def unless_dead(self, work: Awaitable[Result]) -> Result:
+        """The result of `work`. Raises EngineDeadError as soon as the engine has died: its end does
+        not wait for work on threads."""
         task = asyncio.ensure_future(work)
         first: set[asyncio.Future[Any]] = {task, self._died}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -249,9 +249,9 @@ class AsyncEngine:
             self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
 
-    def teach(self, vocabulary: Vocabulary) -> None:
-        """What constraints are compiled for: to be said before the first of them comes."""
-        self._link.send(Learn(vocabulary))
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """What constraints are compiled for; to be called before the first request with one."""
+        self._link.send(SetVocabulary(vocabulary))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of its outputs (resumed ones not counted): a stop string was

@@ -21,7 +21,7 @@ from quire.engine.loop.commands import (
     Command,
     Finish,
     FlushCache,
-    Learn,
+    SetVocabulary,
     Stop,
     Submit,
     UnwatchBlocks,
@@ -98,8 +98,8 @@ def pack_command(command: Command) -> Message:
             return "Finish", key, index, kept
         case Abort(key):
             return "Abort", key
-        case Learn(vocabulary):
-            return "Learn", dataclasses.astuple(vocabulary)
+        case SetVocabulary(vocabulary):
+            return "SetVocabulary", dataclasses.astuple(vocabulary)
     return (type(command).__name__,)
 
 
@@ -108,8 +108,8 @@ def unpack_command(packed: Message) -> Command:
     name, *values = packed
     if name == "Submit":
         return Submit(_unpack_request(values[0]))
-    if name == "Learn":
-        return Learn(Vocabulary(*values[0]))
+    if name == "SetVocabulary":
+        return SetVocabulary(Vocabulary(*values[0]))
     command: Command = _COMMANDS[name](*values)
     return command
 

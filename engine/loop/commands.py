@@ -39,7 +39,7 @@ class FlushCache:
 
 
 @dataclass(frozen=True, slots=True)
-class Learn:
+class SetVocabulary:
     """The vocabulary that constraints are compiled for. Comes before the first of them."""
 
     vocabulary: Vocabulary
@@ -61,5 +61,13 @@ class Stop:
 
 
 Command = (
-    Submit | Finish | Abort | AskBlockMap | FlushCache | Learn | WatchBlocks | UnwatchBlocks | Stop
+    Submit
+    | Finish
+    | Abort
+    | AskBlockMap
+    | FlushCache
+    | SetVocabulary
+    | WatchBlocks
+    | UnwatchBlocks
+    | Stop
 )

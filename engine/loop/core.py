@@ -83,7 +83,7 @@ class EngineCore:
         if matchers is not None:
             scheduler.completion.advance = matchers.advance
             if overlap:
-                matchers.work_beside(self.plan_beside)
+                matchers.set_concurrent_work(self.plan_concurrently)
         self.runner = runner
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # called once the next step is launched
@@ -126,8 +126,8 @@ class EngineCore:
             self.spare = None
             return False
 
-    def last_words(self) -> list[Output]:
-        """After a fault that ends the engine: what the turn had said before it came to that."""
+    def drain_after_fault(self) -> list[Output]:
+        """After a fault that ends the engine: the outputs that the turn had made before it."""
         said, self._said = self._said, []
         return said + self._stamp(self.scheduler.drain_outputs())
 
@@ -212,7 +212,7 @@ class EngineCore:
         self.step_times.ended(plan, launched)
         said += self._stamp(self.scheduler.apply(plan, result))
 
-    def plan_beside(self) -> Callable[[], object]:
+    def plan_concurrently(self) -> Callable[[], object]:
         """Have the next step planned by another thread while this one, in the midst of a step's
         results, waits for masks. If that cannot be, this one plans it later. Returns how to wait
         for it."""

@@ -23,7 +23,7 @@ from quire.engine.loop.commands import (
     Command,
     Finish,
     FlushCache,
-    Learn,
+    SetVocabulary,
     Stop,
     Submit,
     UnwatchBlocks,
@@ -121,13 +121,13 @@ class EngineLoop:
             while self._turn():
                 pass
         except BaseException:
-            self._keep_last_words()
+            self._hold_final_outputs()
             raise
         finally:
             self._publish_held()
             self._busy.end()
 
-    def obey(self, command: Command) -> list[Output]:
+    def handle(self, command: Command) -> list[Output]:
         """Do what is asked; what there is to say of it at once."""
         core = self._engine.core
         match command:
@@ -137,8 +137,8 @@ class EngineLoop:
                 core.scheduler.finish(key, index, kept)
             case Abort(key):
                 core.abort(key)
-            case Learn(vocabulary):
-                core.compiling.learn(vocabulary)
+            case SetVocabulary(vocabulary):
+                core.compiling.set_vocabulary(vocabulary)
             case AskBlockMap():
                 self._answers.append(None)
             case FlushCache():
@@ -157,7 +157,7 @@ class EngineLoop:
             return False
         self._said = outputs = []
         for command in commands:
-            outputs += self.obey(command)
+            outputs += self.handle(command)
         outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.has_requests
@@ -199,12 +199,12 @@ class EngineLoop:
         self._answers = []
         self._held = Batch(outputs, self._stats, core.step_times, answers, self._watch.take())
 
-    def _keep_last_words(self) -> None:
+    def _hold_final_outputs(self) -> None:
         """What the turn that ended the engine had said before: it is true, and ends who it ends.
 
         With the books as they were published last: a lost device is asked for nothing.
         """
-        outputs = self._said + self._engine.core.last_words()
+        outputs = self._said + self._engine.core.drain_after_fault()
         self._publish_held()
         if outputs:
             self._held = Batch(outputs, self._stats, self._engine.core.step_times)

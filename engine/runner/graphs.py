@@ -5,13 +5,13 @@ reaches from the head to the slots' new state, and serves all models' parts alik
 two graphs, so that logits are made while the host makes masks. Only the plainest steps of few rows
 are one graph from end to end: a second launch costs them most.
 
-Invariant: a graph reads the slots, the staging buffer, `row_slots`, masks and what the model's part
-leaves for its sampler (`model_output.Aside`), all at fixed addresses, and nothing else that the
-host writes. What it computes is a function of its key: padded numbers of rows and tokens, a bound
-of the context (which only limits the grid of attention and never changes a result) and what
-sampling needs. Padding belongs to the null slot. Graphs share one memory pool, so results are to be
-copied out, or used up by a sampler, before the next replay, in stream order. The current stream is
-the engine's own: the default stream cannot be captured.
+Invariant: a graph reads the slots, the staging buffer, `row_slots`, masks and the hand-over to the
+sampler (`model_output.SamplerInputs`), all at fixed addresses, and nothing else that the host
+writes. What it computes is a function of its key: padded numbers of rows and tokens, a bound of the
+context (which only limits the grid of attention and never changes a result) and what sampling
+needs. Padding belongs to the null slot. Graphs share one memory pool, so results must be copied
+out, or consumed by a sampler, before the next replay, in stream order. The current stream is the
+engine's own: the default stream cannot be captured.
 """
 
 import logging

@@ -36,7 +36,7 @@ from quire.engine.runner.graphs import (
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
 from quire.engine.runner.logit_edits import Bias, SlotEdits
-from quire.engine.runner.model_output import Aside, ModelOutput
+from quire.engine.runner.model_output import ModelOutput, SamplerInputs
 from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
@@ -86,7 +86,7 @@ class Runner:
         steps = self._results.steps
         self._bias_staging = Staging(self._device, steps=steps)  # the step's is still to be read
         width = model.config.hidden_size
-        self._aside = Aside(most_rows(null), width, model.dtype, self._device)
+        self._sampler_inputs = SamplerInputs(most_rows(null), width, model.dtype, self._device)
         self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
         self._sizes = GraphSizes(null, max_model_len, prompt_tokens)
         room, ahead = fixed_bytes(null, prompt_tokens), write_bytes(null)
@@ -285,15 +285,15 @@ class Runner:
 
     def _left(self, key: SamplerKey) -> ModelOutput:
         if key.prompts:
-            return self._aside.left_by_prompts(self._staging)
-        return self._aside.left(self._row_slots[: key.rows])
+            return self._sampler_inputs.left_by_prompts(self._staging)
+        return self._sampler_inputs.left(self._row_slots[: key.rows])
 
     def _step_of(self, key: Key) -> Callable[[], Done]:
         if isinstance(key, SamplerKey):
             return lambda: self._sample(self._left(key), key.needs)
         whole = key.needs
         if whole is None:
-            return lambda: self._aside.keep(self._model_of(key))
+            return lambda: self._sampler_inputs.keep(self._model_of(key))
         return lambda: self._sample(self._model_of(key), whole)
 
     def _model_of(self, key: GraphKey) -> ModelOutput:
@@ -328,7 +328,7 @@ class Runner:
     def _decode_model(self, row_slots: Tensor, max_context_len: int) -> ModelOutput:
         """The model's part of a step of one-token rows."""
         block_size = self._kv.block_size
-        context_lens = self._aside.context_lens(len(row_slots))
+        context_lens = self._sampler_inputs.context_lens(len(row_slots))
         inputs = decode_inputs(
             self._ops, self._state, block_size, row_slots, context_lens, max_context_len
         )
@@ -337,7 +337,7 @@ class Runner:
     def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> ModelOutput:
         """The model's part of a step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
-        lens = self._aside.context_lens(shape.decode_rows + shape.prefill_rows)
+        lens = self._sampler_inputs.context_lens(shape.decode_rows + shape.prefill_rows)
         inputs = mixed_inputs(
             self._ops, self._state, block_size, staging, shape, longest, max_context_len, lens
         )

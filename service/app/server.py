@@ -222,7 +222,7 @@ class Server:
         validator = Validator(model, self._workers)
         if not info.embeds_only:  # read at once: it holds the interpreter, and nobody is served yet
             reading = asyncio.to_thread(validator.constraints.vocabulary)
-            self._engine.teach(await self._engine.beside(reading))
+            self._engine.set_vocabulary(await self._engine.unless_dead(reading))
         self._servicer.serving = Serving(
             self._engine,
             model,

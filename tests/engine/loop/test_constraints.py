@@ -11,7 +11,7 @@ from support.small_engine import PaddedRunner, Setup, build_core, load_model, mo
 
 from quire.engine.client import wire
 from quire.engine.errors import ConstraintError, CorruptStateError, RequestError
-from quire.engine.loop.commands import Learn, Submit
+from quire.engine.loop.commands import SetVocabulary, Submit
 from quire.engine.loop.core import EngineCore
 from quire.engine.request import (
     Constraint,
@@ -24,7 +24,7 @@ from quire.engine.request import (
 from quire.engine.runner.graphs import GraphKey, SamplerKey
 from quire.engine.runner.logit_edits import SlotEdits
 from quire.engine.runner.masks import NO_MASK, MaskTable
-from quire.engine.scheduling.matching import Beside, Mask, Room, Step, constrained, one_by_one
+from quire.engine.scheduling.matching import BeginWork, Mask, Room, Step, constrained, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 
 MODEL = load_model(model_config(), seed=3)
@@ -66,10 +66,10 @@ class Cycles:
         self.open = threading.Event()
         self.open.set()
 
-    def learn(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         pass
 
-    def work_beside(self, begin: Beside) -> None:
+    def set_concurrent_work(self, begin: BeginWork) -> None:
         pass
 
     def write_to(self, room: Room) -> None:
@@ -88,7 +88,7 @@ class Cycles:
 class Slow(Cycles):
     """Its masks come when the work beside them is done."""
 
-    def work_beside(self, begin: Beside) -> None:
+    def set_concurrent_work(self, begin: BeginWork) -> None:
         self.begin = begin
 
     def advance(self, steps: Sequence[Step]) -> list[Mask | Exception]:
@@ -413,7 +413,7 @@ def test_one_mask_is_for_the_logits_of_one_row() -> None:
 def test_constraints_and_their_vocabulary_cross_to_another_process() -> None:
     commands = (
         Submit(replace(asked(1), constraint=Constraint("regex", "é+", "<a>", "</a>"))),
-        Learn(Vocabulary("{}", 10, (1, 2))),
+        SetVocabulary(Vocabulary("{}", 10, (1, 2))),
     )
     for command in commands:
         (message,) = wire.Frames().feed(wire.frame(wire.pack_command(command)))
