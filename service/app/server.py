@@ -38,9 +38,9 @@ from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.answer_reading import family_of
+from quire.service.rpc.call_admission import AccessControl, Serving
 from quire.service.rpc.call_guard import CallGuard
 from quire.service.rpc.pooled_requests import PooledReader
-from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.servicer import InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
@@ -99,11 +99,11 @@ class Server:
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._workers = PromptWorkers()
         self._admission = Admission(policy(settings), lambda: engine.stats().running)
-        self._entrance = self._new_entrance()
+        self._access = self._new_access()
         self.servicer = self._servicer = InferenceServicer(
             self._lifecycle,
             self.ledger,
-            self._entrance,
+            self._access,
             self._tracer,
             WriteWatch(settings.service.write_stall_seconds),
         )
@@ -118,9 +118,9 @@ class Server:
         self._http: HttpServer | None = None
         self.port = self.http_port = self.metrics_port = self.health_port = self.gateway_port = 0
 
-    def _new_entrance(self) -> Entrance:
+    def _new_access(self) -> AccessControl:
         settings = self._settings
-        return Entrance(
+        return AccessControl(
             self._security.authenticator,
             ClientLimits(limits(settings)),
             self._admission,
@@ -132,7 +132,7 @@ class Server:
     async def open(self, max_model_len: int) -> None:
         """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
-        authenticator = self._entrance.authenticator
+        authenticator = self._access.authenticator
         self.max_message = max_message = ports.max_message_bytes(max_model_len)
         self._connections = connections = ports.max_connections(
             ports.raise_descriptors(),
@@ -171,7 +171,7 @@ class Server:
 
     def _guards(self, max_message: int) -> list[grpc.aio.ServerInterceptor]:
         """What a call passes before its request is read."""
-        authenticator = self._entrance.authenticator
+        authenticator = self._access.authenticator
         self._call_guard = call_guard = CallGuard(authenticator, self.ledger)
         self._places = Places(places_for(max_message))
         self._awaiting.append(self._places)
@@ -311,7 +311,7 @@ class Server:
     def _parts(self) -> Parts:
         return Parts(
             self._servicer,
-            self._entrance,
+            self._access,
             self._lifecycle,
             self._call_guard,
             self._places,

@@ -19,11 +19,11 @@ from quire.service.errors import Refusal
 from quire.service.openai import problems
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_context import HttpContext
-from quire.service.openai.pages import Pages
+from quire.service.openai.info_endpoints import InfoEndpoints
 from quire.service.openai.request_guard import RequestGuard
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
-from quire.service.rpc.reception import fault
+from quire.service.rpc.call_admission import fault
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 _ANY = ("GET", "POST", "DELETE")
@@ -34,13 +34,13 @@ def make_app(
     guard: RequestGuard,
     generation: Generation,
     vectors: Vectors,
-    pages: Pages,
+    info: InfoEndpoints,
     tokens: Tokens,
     origins: Sequence[str],
 ) -> ASGIApp:
     """origins: of web pages that may call."""
     app: ASGIApp = ExceptionMiddleware(
-        Router(_routes(guard, generation, vectors, pages, tokens), redirect_slashes=False),
+        Router(_routes(guard, generation, vectors, info, tokens), redirect_slashes=False),
         handlers={Refusal: _refused, HTTPException: _unknown},
     )
     if origins:
@@ -55,7 +55,11 @@ def make_app(
 
 
 def _routes(
-    guard: RequestGuard, generation: Generation, vectors: Vectors, pages: Pages, tokens: Tokens
+    guard: RequestGuard,
+    generation: Generation,
+    vectors: Vectors,
+    info: InfoEndpoints,
+    tokens: Tokens,
 ) -> list[Route]:
     """What a call passes by itself, and what the key is asked for here."""
 
@@ -77,15 +81,15 @@ def _routes(
         Route("/v1/completions", generation.completions, methods=["POST"]),
         Route("/v1/embeddings", vectors.embeddings, methods=["POST"]),
         Route("/v1/rerank", vectors.rerank, methods=["POST"]),
-        Route("/v1/models", guarded(pages.models, "models"), methods=["GET"]),
-        Route("/v1/models/{name:path}", guarded(pages.model, "models"), methods=["GET"]),
+        Route("/v1/models", guarded(info.models, "models"), methods=["GET"]),
+        Route("/v1/models/{name:path}", guarded(info.model, "models"), methods=["GET"]),
         Route("/v1/responses", no_responses, methods=_ANY),
         Route("/v1/responses/{rest:path}", no_responses, methods=_ANY),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
-        Route("/health", pages.health, methods=["GET"]),
-        Route("/version", guarded(pages.version, "version"), methods=["GET"]),
-        Route("/metrics", guarded(pages.metrics, "metrics"), methods=["GET"]),
+        Route("/health", info.health, methods=["GET"]),
+        Route("/version", guarded(info.version, "version"), methods=["GET"]),
+        Route("/metrics", guarded(info.metrics, "metrics"), methods=["GET"]),
     ]
 
 

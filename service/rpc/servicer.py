@@ -28,17 +28,17 @@ from quire.service.constraints.sources import field_of
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.answers import Answers
-from quire.service.rpc.open_calls import OpenCalls, ended_code
-from quire.service.rpc.open_requests import OpenRequests
-from quire.service.rpc.pooled_calls import REQUEST_ID_KEY, PooledCalls
-from quire.service.rpc.reception import (
+from quire.service.rpc.call_admission import (
+    AccessControl,
     Call,
-    Entrance,
+    CallAdmission,
     Malformed,
-    Reception,
     Serving,
     fault,
 )
+from quire.service.rpc.open_calls import OpenCalls, ended_code
+from quire.service.rpc.open_requests import OpenRequests
+from quire.service.rpc.pooled_calls import REQUEST_ID_KEY, PooledCalls
 from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
@@ -69,20 +69,20 @@ class InferenceServicer:
         self,
         lifecycle: Lifecycle,
         ledger: Ledger,
-        entrance: Entrance,
+        access_control: AccessControl,
         tracer: Tracer,
         watch: WriteWatch,
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._entrance = entrance
-        self._reception = Reception(lifecycle, ledger, entrance)
+        self._access = access_control
+        self._call_admission = CallAdmission(lifecycle, ledger, access_control)
         self._tracer = tracer
         self._watch = watch
         self._open_calls = OpenCalls()
         self._open_requests = OpenRequests()
-        self.answers = Answers(lifecycle, entrance, self._open_calls, self._open_requests)
-        self._pooled = PooledCalls(lifecycle, ledger, entrance, self._open_calls, tracer)
+        self.answers = Answers(lifecycle, access_control, self._open_calls, self._open_requests)
+        self._pooled = PooledCalls(lifecycle, ledger, access_control, self._open_calls, tracer)
 
     @property
     def serving(self) -> Serving | None:
@@ -180,14 +180,14 @@ class InferenceServicer:
     ) -> tuple[Call, Serving]:
         """From here on the call is open, or it was refused."""
         try:
-            call, serving = await self._reception.accept(request, context, self.serving)
+            call, serving = await self._call_admission.accept(request, context, self.serving)
         except grpc.aio.BaseError:
             raise  # the client has gone
         except Exception as error:
             refusal = error if isinstance(error, Refusal) else fault(error)
             ending.code = refusal.code
             self._ledger.refuse(refusal.code, refusal.reason)
-            access.refused("Generate", context, self._entrance.authenticator, refusal)
+            access.refused("Generate", context, self._access.authenticator, refusal)
             await errors.abort(context, refusal)
         ending.call = call
         self._open_calls.begin()
@@ -283,13 +283,13 @@ class InferenceServicer:
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
         try:
             try:
-                caller = self._entrance.authenticator.caller(context)
+                caller = self._access.authenticator.caller(context)
                 if isinstance(request, Malformed):
                     raise request.refusal
                 response = await _asked(answer, request, caller)
             except Refusal as refusal:
                 code = refusal.code
-                access.refused(method, context, self._entrance.authenticator, refusal)
+                access.refused(method, context, self._access.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response

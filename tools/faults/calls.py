@@ -24,7 +24,7 @@ LETTING_IN = (
     ),
     Fault(
         "quire: a drain that begins while a prompt is read is not seen",
-        "service/rpc/reception.py",
+        "service/rpc/call_admission.py",
         "            self._lifecycle.check()  # it may have changed while a prompt was read\n",
         "",
         (HOLDS + "a_drain_that_begins_while_the_prompt_is_read_refuses_the_call",),
@@ -38,7 +38,7 @@ LETTING_IN = (
     ),
     Fault(
         "quire: the deadline is not looked at after a prompt was read",
-        "service/rpc/reception.py",
+        "service/rpc/call_admission.py",
         "    if remaining is not None and remaining <= 0:\n",
         "    if remaining is not None and remaining <= -86400:\n",
         (HOLDS + "a_passed_deadline_is_told_from_a_cancelled_call",),

@@ -25,7 +25,7 @@ FAULTS = (
     ),
     Fault(
         "openai: a body is read before its sender's key",
-        "service/openai/entry.py",
+        "service/openai/request_reader.py",
         "            await self._guard.check_key(context)\n"
         "            body = await self._bodies.read(request, context.peer())\n",
         "            body = await self._bodies.read(request, context.peer())\n"

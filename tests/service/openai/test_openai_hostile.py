@@ -14,9 +14,9 @@ from support.harness import PATIENCE, Running, generate, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
 from quire.service.openai import bodies
-from quire.service.openai.answer_room import Room
 from quire.service.openai.connection import HEADER_SECONDS
 from quire.service.openai.http_server import HttpServer
+from quire.service.openai.logprob_budget import LogprobBudget
 from quire.v1 import inference_pb2 as pb
 
 
@@ -363,7 +363,7 @@ def test_an_answer_that_is_being_written_at_the_end_is_written_whole() -> None:
 def test_an_answer_that_would_be_too_large_whole_is_refused_and_not_when_streamed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Room.__init__, "__defaults__", (100, 1 << 20))
+    monkeypatch.setattr(LogprobBudget.__init__, "__defaults__", (100, 1 << 20))
 
     async def test() -> None:
         async with serving(http=True) as running:

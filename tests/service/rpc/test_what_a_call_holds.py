@@ -20,8 +20,8 @@ from quire.engine.request import Output
 from quire.service import errors
 from quire.service.errors import Refusal, Violation
 from quire.service.lifecycle import Phase
+from quire.service.rpc.call_admission import check_deadline
 from quire.service.rpc.open_calls import ended_code
-from quire.service.rpc.reception import check_deadline
 from quire.service.rpc.responses import CallOutput
 from quire.service.rpc.write_watch import WriteWatch
 from quire.service.telemetry.counters import Ledger
@@ -378,7 +378,7 @@ def test_who_does_not_read_is_charged_for_what_was_sampled() -> None:
     async def test() -> None:
         options = {"rate_limit_tokens": 10.0, "rate_limit_burst_seconds": 1000.0}
         async with serving(**options) as running, narrow(running) as channel:
-            limits = running.server._servicer._entrance.limits
+            limits = running.server._servicer._access.limits
             limits._clock = Clock()
             call = await unread(running, channel)
             call.cancel()

@@ -9,7 +9,7 @@ from support.fake_engine import EOS, Device, spec_of
 from support.harness import Running, ask, first, generate, run, serving
 
 from quire.engine.scheduling.plan import PlanRow
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import decoder
 from quire.v1 import inference_pb2 as pb
 

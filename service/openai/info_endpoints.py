@@ -18,7 +18,7 @@ from quire.service.rpc.servicer import InferenceServicer
 _SCRAPES = 2  # at a time
 
 
-class Pages:
+class InfoEndpoints:
     """Answers them."""
 
     def __init__(

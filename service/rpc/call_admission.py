@@ -75,7 +75,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
+class AccessControl:
     """What a call has to pass: who it is from, what they may have, and who may wait."""
 
     authenticator: Authenticator
@@ -91,11 +91,14 @@ class Asked(Protocol):
     def priority(self) -> int: ...
 
 
-def first_look(
-    request: Asked | Malformed, context: Context, entrance: Entrance, lifecycle: Lifecycle
+def check_caller(
+    request: Asked | Malformed,
+    context: Context,
+    access_control: AccessControl,
+    lifecycle: Lifecycle,
 ) -> Caller:
     """Who calls. Raises Refusal where that alone, the server's state or the priority says no."""
-    caller = entrance.authenticator.caller(context)
+    caller = access_control.authenticator.caller(context)
     lifecycle.check()
     if isinstance(request, Malformed):
         raise request.refusal
@@ -104,21 +107,21 @@ def first_look(
     return caller
 
 
-class Reception:
+class CallAdmission:
     """Lets calls in, or raises the Refusal that each is to end with."""
 
-    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance) -> None:
+    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, access_control: AccessControl) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._entrance = entrance
+        self._access = access_control
 
     async def accept(
         self, request: pb.GenerateRequest | Malformed, context: Context, serving: Serving | None
     ) -> tuple[Call, Serving]:
         """serving: None while the model loads. What is returned was counted as accepted."""
-        caller = first_look(request, context, self._entrance, self._lifecycle)
+        caller = check_caller(request, context, self._access, self._lifecycle)
         assert serving is not None and not isinstance(request, Malformed)
-        permit = self._entrance.limits.enter(caller.client)
+        permit = self._access.limits.enter(caller.client)
         try:
             call = await self._let_in(request, context, serving, caller, permit)
         except BaseException:
@@ -134,7 +137,7 @@ class Reception:
         caller: Caller,
         permit: Permit,
     ) -> Call:
-        place = self._entrance.admission.enter(
+        place = self._access.admission.enter(
             caller.client,
             min(max(request.sampling.n, 1), MAX_N),
             request.priority,
@@ -148,7 +151,7 @@ class Reception:
             check_deadline(context)
             permit.take(_most_tokens(accepted.generation))
             place.read(len(accepted.generation.prompt_token_ids))
-            if self._entrance.log_prompts:
+            if self._access.log_prompts:
                 fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
                 log.info("request accepted", extra={"fields": fields})
             return self._open(accepted, place, permit, serving)

@@ -17,7 +17,7 @@ MAX_EACH = 1 << 17
 MAX_ALL = 1 << 20
 
 
-class Room:
+class LogprobBudget:
     """Of one server."""
 
     def __init__(self, each: int = MAX_EACH, together: int = MAX_ALL) -> None:
@@ -56,10 +56,10 @@ class Room:
 class Share:
     """What one answer holds."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: LogprobBudget) -> None:
+        self._budget = budget
         self.held = 0
 
     def take(self, entries: int) -> None:
         """So many more."""
-        self._room.take(self, entries)
+        self._budget.take(self, entries)

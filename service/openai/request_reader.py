@@ -16,14 +16,14 @@ from quire.service.errors import Refusal
 from quire.service.openai import problems
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.request_guard import RequestGuard
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.call_admission import Malformed
 from quire.service.text.workers import PromptWorkers
 
 INLINE_BYTES = 32 << 10
 T = TypeVar("T")
 
 
-class Entry:
+class RequestReader:
     """Of one server."""
 
     def __init__(self, guard: RequestGuard, bodies: Bodies, workers: PromptWorkers) -> None:
@@ -31,7 +31,7 @@ class Entry:
         self._bodies = bodies
         self._workers = workers
 
-    async def asked(
+    async def read(
         self, request: Request, method: str, read: Callable[[dict[str, Any]], T]
     ) -> T | Malformed:
         """What `read` makes of the body's object, or that nothing can be made of it. method: of the
