@@ -95,22 +95,22 @@ class EngineCore:
         self._masks: Masks | None = None  # of the newest plan, if its sampler is still to launch
         self._side_thread = SideThread()
         self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
-        self._said: list[Output] = []  # by the present turn
+        self._outputs: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
     def step(self) -> list[Output]:
         """One turn: launches at most one step, applies at most one. Raises only fatal errors."""
-        said: list[Output] = []
-        self._said = said
+        outputs: list[Output] = []
+        self._outputs = outputs
         try:
-            self._take_compiled(said)
-            self._turn(said)
+            self._take_compiled(outputs)
+            self._turn(outputs)
         except Exception as error:
             if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
                 raise
-            said += self._fail(error)
-        self._said = []
-        return said
+            outputs += self._fail(error)
+        self._outputs = []
+        return outputs
 
     def use_spare_time(self) -> bool:
         """While idle: do a piece of work that makes later steps faster. False: there is none.
@@ -128,8 +128,8 @@ class EngineCore:
 
     def drain_after_fault(self) -> list[Output]:
         """After a fault that ends the engine: the outputs that the turn had made before it."""
-        said, self._said = self._said, []
-        return said + self._stamp(self.scheduler.drain_outputs())
+        outputs, self._outputs = self._outputs, []
+        return outputs + self._stamp(self.scheduler.drain_outputs())
 
     def submit(self, request: GenerationRequest) -> list[Output]:
         """Queue a request, once its constraint is compiled. If it cannot be queued, returns the
@@ -149,11 +149,11 @@ class EngineCore:
         """Whether any request is unfinished or any step in flight."""
         return bool(self.compiling) or self.scheduler.has_requests
 
-    def _take_compiled(self, said: list[Output]) -> None:
+    def _take_compiled(self, outputs: list[Output]) -> None:
         if self.compiling and not self.scheduler.has_requests:
             self.compiling.wait(_COMPILE_LOOK)
         for request, compiled in self.compiling.ready():
-            said += self._enter(request, compiled)
+            outputs += self._enter(request, compiled)
 
     def _enter(self, request: GenerationRequest, compiled: Compiled | None) -> list[Output]:
         try:
@@ -169,25 +169,25 @@ class EngineCore:
             return self._stamp(ends)
         return []
 
-    def _plain_turn(self, said: list[Output]) -> None:
+    def _plain_turn(self, outputs: list[Output]) -> None:
         plan = self._plan()
-        said += self._stamp(self.scheduler.drain_outputs())
+        outputs += self._stamp(self.scheduler.drain_outputs())
         if plan is None:
             return
         launched = time.monotonic()
         pending = self.runner.execute(plan)
         if pending is None:
             pending = self.runner.sample(self.scheduler.masks(plan))
-        self._take_in(plan, launched, pending, said)
+        self._take_in(plan, launched, pending, outputs)
 
-    def _overlapped_turn(self, said: list[Output]) -> None:
+    def _overlapped_turn(self, outputs: list[Output]) -> None:
         plan = self._next_plan()
-        said += self._stamp(self.scheduler.drain_outputs())
+        outputs += self._stamp(self.scheduler.drain_outputs())
         self._launch_sampler()
         launched = time.monotonic()
         pending = None if plan is None else self.runner.execute(plan)
         if self._in_flight and (plan is None or len(self._in_flight) >= RUN_AHEAD):
-            self._take_in(*self._in_flight[0], said)
+            self._take_in(*self._in_flight[0], outputs)
             self._in_flight.popleft()
         if plan is not None:
             if pending is None:
@@ -201,7 +201,7 @@ class EngineCore:
             self._in_flight.append((plan, launched, self.runner.sample(masks)))
 
     def _take_in(
-        self, plan: StepPlan, launched: float, pending: Pending | None, said: list[Output]
+        self, plan: StepPlan, launched: float, pending: Pending | None, outputs: list[Output]
     ) -> None:
         """Wait for a step's result, and apply it."""
         if self.before_wait is not None:
@@ -210,7 +210,7 @@ class EngineCore:
         assert pending is not None
         result = pending.wait()
         self.step_times.ended(plan, launched)
-        said += self._stamp(self.scheduler.apply(plan, result))
+        outputs += self._stamp(self.scheduler.apply(plan, result))
 
     def plan_concurrently(self) -> Callable[[], object]:
         """Have another thread plan the next step while this one, in the middle of applying a step,

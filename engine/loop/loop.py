@@ -105,7 +105,7 @@ class EngineLoop:
         self._published_at = float("-inf")
         self._answers: list[Answer | None] = []  # not yet sent; None: the map at that time
         self._stats = EngineStats()  # as published last
-        self._said: list[Output] = []  # of the current turn's commands, before the core's
+        self._outputs: list[Output] = []  # of the current turn's commands, before the core's
         self._watch = KvWatch(engine.core.scheduler.known)
         engine.core.before_wait = self._publish_held
 
@@ -155,7 +155,7 @@ class EngineLoop:
         commands = self._take()
         if Stop() in commands:
             return False
-        self._said = outputs = []
+        self._outputs = outputs = []
         for command in commands:
             outputs += self.handle(command)
         outputs += self._engine.core.step()
@@ -164,7 +164,7 @@ class EngineLoop:
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
         if outputs or idle or overdue or self._answers:
             self._hold(outputs)
-        self._said = []
+        self._outputs = []
         if idle or len(outputs) <= AT_ONCE:
             self._publish_held()
         return True
@@ -205,7 +205,7 @@ class EngineLoop:
 
         With the statistics as published last: a lost device is not queried.
         """
-        outputs = self._said + self._engine.core.drain_after_fault()
+        outputs = self._outputs + self._engine.core.drain_after_fault()
         self._publish_held()
         if outputs:
             self._held = Batch(outputs, self._stats, self._engine.core.step_times)

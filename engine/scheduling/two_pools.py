@@ -68,8 +68,8 @@ class TwoPoolRoster(Roster):
         blocks = found.windowed
         request.num_passed_blocks = next((i for i, b in enumerate(blocks) if b), len(blocks))
 
-    def _remember_tail(self, request: Request) -> None:
-        super()._remember_tail(request)
+    def _register_tail(self, request: Request) -> None:
+        super()._register_tail(request)
         cache, applied = self.window_pool.prefix_cache, request.num_applied_tokens
         full, rest = divmod(applied, self.pool.block_size)
         if rest and cache.enabled:

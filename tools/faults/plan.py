@@ -107,7 +107,7 @@ FAULTS = (
     Fault(
         "after a fault: rows before the ruined one lose their ends",
         "engine/scheduling/completion.py",
-        "            self._roster.say(*outputs)  # of the rows before it: that stands\n",
+        "            self._roster.emit(*outputs)  # those of the rows before it are valid\n",
         "",
         AFTER_FAULT,
     ),
