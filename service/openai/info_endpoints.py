@@ -1,4 +1,4 @@
-"""What there is to read: the model, whether the server is ready, its version, its metrics."""
+"""The endpoints that only read: models, health, version, metrics."""
 
 import asyncio
 import time

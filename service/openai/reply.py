@@ -1,9 +1,9 @@
 """One generating request, from its acceptance to the last byte of its answer.
 
 Invariant: an answer that was begun ends with its last chunk and `[DONE]`, or with an error event;
-one that was not begun is a status. A client that leaves cancels the call at once, whatever is being
-waited for, and so frees what it holds. A call that is ended under a client that does not read
-closes the connection, since nothing can be told.
+one that was not begun is an HTTP status. A client that disconnects cancels the call at once,
+whatever is being awaited, and so frees what it holds. If a call is ended while its client does not
+read, the connection is closed, since nothing more can be sent.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Reply:
         chat: bool,
         budget: LogprobBudget,
     ) -> None:
-        """asked: Malformed where the body does not say it."""
+        """asked: Malformed where the body could not be read."""
         self._calls = Calls(servicer, context, asked)
         self._asked = Asked(()) if isinstance(asked, Malformed) else asked
         self._model = model
@@ -143,7 +143,7 @@ class DisconnectWatcher:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.gone = False
-        self.over = False  # the end is being written: what comes of it is no leaving
+        self.over = False  # the end is being written: a disconnect no longer matters
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

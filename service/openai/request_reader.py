@@ -1,9 +1,9 @@
-"""From a request's arrival to what it asks the servicer for.
+"""Reads an HTTP request into a request for the servicer.
 
-Invariant: the key is asked for before the body is read; what is refused before a call exists is
-counted and logged as gRPC's refusals are; a body that was read goes to the servicer, whatever is
-wrong with it, and is refused, counted and traced there. A large body is parsed on the prompts'
-threads, not on the event loop.
+Invariant: the key is checked before the body is read; a refusal before a call exists is counted and
+logged like gRPC's; a body that was read always goes to the servicer, and if it is wrong it is
+refused, counted and traced there. A large body is parsed on the prompt worker threads, not on the
+event loop.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ class RequestReader:
     async def read(
         self, request: Request, method: str, read: Callable[[dict[str, Any]], T]
     ) -> T | Malformed:
-        """What `read` makes of the body's object, or that nothing can be made of it. method: of the
-        service, under which refusals are counted. Raises Refusal."""
+        """What `read` makes of the body's object; Malformed if that is not possible. method: of the
+        service, for which refusals are counted. Raises Refusal."""
         context = request.scope["context"]
         try:
             await self._guard.check_key(context)

@@ -142,7 +142,7 @@ FAULTS = (
     Fault(
         "constraint: logits are made once masks have come",
         "engine/runner/runner.py",
-        "            self._graphs.begin(kept)  # while masks are made for it\n",
+        "            self._graphs.begin(kept)  # while its masks are being made\n",
         "            pass\n",
         (ENGINE + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
     ),
