@@ -84,6 +84,8 @@ FAULTS = (
         "engine/parallel/secret.py",
         "environment.pop(VARIABLE, None)",
         "environment.get(VARIABLE)",
-        (JOINING + "a_secret_comes_from_a_file_or_the_environment_which_it_leaves",),
+        (
+            "tests/engine/parallel/test_secret_and_terms.py::test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves",
+        ),
     ),
 )

@@ -4,7 +4,7 @@ from faults.fault import Fault
 
 ENGINE = "tests/engine/runner/test_prompt_logprobs.py::test_"
 SERVED = "tests/service/rpc/test_prompt_logprobs_served.py::test_"
-FAILOVER = "tests/clients/replicas/test_failover.py::test_"
+FAILOVER = "tests/clients/replicas/test_stream_failover.py::test_"
 
 FAULTS = (
     Fault(

@@ -140,7 +140,7 @@ FAULTS = (
         "if like is None or not serves(identity, like):",
         "if like is None:",
         (
-            "tests/clients/replicas/test_failover.py"
+            "tests/clients/replicas/test_stream_failover.py"
             "::test_a_replica_that_is_known_to_serve_another_thing_is_said_to",
         ),
     ),

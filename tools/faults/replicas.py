@@ -2,7 +2,10 @@
 
 from faults.fault import Fault
 
-FAILOVER = ("tests/clients/replicas/test_failover.py",)
+FAILOVER = (
+    "tests/clients/replicas/test_failover.py",
+    "tests/clients/replicas/test_stream_failover.py",
+)
 FLEET = ("tests/clients/replicas/test_fleet.py",)
 AFFINITY = ("tests/clients/replicas/test_affinity.py",)
 STREAMS = ("tests/clients/replicas/test_streams_go_on.py",)
