@@ -101,7 +101,7 @@ FAULTS = (
         "            self._wake_few_first()\n",
         "",
         (
-            "tests/engine/client/test_pacing.py"
+            "tests/engine/client/test_new_calls.py"
             "::test_some_first_words_do_not_wait_for_the_last_call_of_a_burst",
         ),
     ),

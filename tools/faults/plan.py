@@ -4,10 +4,13 @@ from faults.fault import Fault
 
 PLAN = ("tests/engine/scheduling/test_plan.py",)
 QUEUE = ("tests/engine/scheduling/test_waiting_queue.py",)
-AFTER_FAULT = ("tests/engine/loop/test_outputs_after_fault.py",)
+AFTER_FAULT = (
+    "tests/engine/loop/test_outputs_after_fault.py",
+    "tests/engine/loop/test_link_ends.py",
+)
 DEVICE_ERRORS = ("tests/engine/runner/test_device_errors.py",)
 POOL = ("tests/engine/scheduling/test_block_pool.py",)
-PACING = ("tests/engine/client/test_pacing.py",)
+PACING = ("tests/engine/client/test_pacing.py", "tests/engine/client/test_new_calls.py")
 
 FAULTS = (
     Fault(
