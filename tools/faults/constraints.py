@@ -10,6 +10,7 @@ THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
 TOGETHER = "tests/service/constraints/test_matcher_batch.py::test_"
 KEPT = "tests/engine/runner/test_runner.py::test_"
+RUNNER_GRAPHS = "tests/engine/runner/test_runner_graphs.py::test_"
 MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
@@ -152,7 +153,7 @@ FAULTS = (
         "engine/runner/graphs.py",
         "        begun, self._begun = self._begun == key, None\n",
         "        begun = self._begun == key\n",
-        (KEPT + "a_step_that_was_begun_goes_on_from_there_if_nothing_comes_between",),
+        (RUNNER_GRAPHS + "a_step_that_was_begun_goes_on_from_there_if_nothing_comes_between",),
     ),
     Fault(
         "constraint: masks are written while a sampler reads them",

@@ -33,7 +33,7 @@ FAULTS = (
         "        self._numbers.update((one.slot, one.sampling) for one in admitted)\n",
         "        for one in admitted:\n"
         "            self._numbers.setdefault(one.slot, one.sampling)\n",
-        ("tests/engine/runner/test_runner.py",),
+        ("tests/engine/runner/test_runner.py", "tests/engine/runner/test_runner_graphs.py"),
     ),
     Fault(
         "plan: siblings draw with one seed",
