@@ -59,7 +59,7 @@ FAULTS = (
     Fault(
         "prompt: a stream that broke tells it again",
         "clients/replicas/stream_failover.py",
-        "        new = min(max(self._told - self._judged, 0), count)\n",
+        "        new = min(max(self._told - self._prompt_logprobs_told, 0), count)\n",
         "        new = count\n",
         (FAILOVER + "a_prompts_log_probabilities_are_given_once_however_often_it_breaks",),
     ),

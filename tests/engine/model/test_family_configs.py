@@ -9,7 +9,8 @@ from support.hub_configs import LLAMA31, QWEN25, read
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import Fp8, ModelConfig
-from quire.engine.weights.random import weight_shapes
+from quire.engine.model.registry import build_model
+from quire.kernels import reference
 
 QWEN25_GENERATION = {
     "do_sample": True,
@@ -248,5 +249,6 @@ def test_other_architectures_are_refused_by_name(
 def test_parameters_are_those_of_the_published_checkpoint(name: str, parameters: int) -> None:
     config = ModelConfig.named_shape(name)
     assert config.num_parameters == parameters
-    shapes = weight_shapes(config)
+    model = build_model(config, reference, dtype=torch.bfloat16, device=torch.device("meta"))
+    shapes = {one.name: one.shape for one in model.placements()}
     assert config.num_parameters == sum(torch.Size(shape).numel() for shape in shapes.values())
