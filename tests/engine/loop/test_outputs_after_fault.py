@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from support.dying_engine import Built, Hands, Lost, batch, dies, end, run
+from support.dying_engine import Built, Lost, ScriptedLink, batch, dies, end, run
 from support.simulator import Shape, Simulator
 from support.toy_device import EOS, Oracle
 
@@ -24,14 +24,14 @@ PARAMS = SamplingParams(max_tokens=4)
 # ------------------------------------------------------------ the asyncio face
 
 
-Ending = Callable[[AsyncEngine, Hands], Any]
+Ending = Callable[[AsyncEngine, ScriptedLink], Any]
 
 
-async def is_given_up(engine: AsyncEngine, _link: Hands) -> None:
+async def is_given_up(engine: AsyncEngine, _link: ScriptedLink) -> None:
     engine.give_up()
 
 
-async def is_stopped(engine: AsyncEngine, _link: Hands) -> None:
+async def is_stopped(engine: AsyncEngine, _link: ScriptedLink) -> None:
     await engine.stop()
 
 
@@ -40,7 +40,7 @@ def test_finishes_that_were_delivered_are_heard_and_what_is_open_ends_with_the_e
     ending: Ending,
 ) -> None:
     async def test() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         requests = [GenerationRequest(engine.new_key(), (1,), PARAMS, n=2) for _ in range(64)]
@@ -72,7 +72,7 @@ def test_finishes_that_were_delivered_are_heard_and_what_is_open_ends_with_the_e
 
 def test_what_comes_while_its_reader_is_busy_is_heard_before_the_error() -> None:
     async def test() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         request = GenerationRequest(engine.new_key(), (1,), PARAMS, n=2)

@@ -35,7 +35,7 @@ def run(test: Any) -> Any:
 # ------------------------------------------------------------ the asyncio face
 
 
-class Hands:
+class ScriptedLink:
     """A Link whose engine is the test."""
 
     loop_share = 0.01  # the pacer is slow to wake anybody
@@ -57,7 +57,7 @@ class Hands:
     async def stop(self) -> None: ...
 
 
-async def dies(_engine: AsyncEngine, link: Hands) -> None:
+async def dies(_engine: AsyncEngine, link: ScriptedLink) -> None:
     link.died(EngineDeadError("x"))
 
 
