@@ -52,7 +52,7 @@ class PromptLogprobTensors:
         return tuple(told)
 
 
-def stage_judged(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]) -> None:
+def stage_prompt_logprobs(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]) -> None:
     """Put into the upload which places are looked at, and which tokens follow them.
 
     begins: of each row of the plan, where its tokens' hidden states begin: [R].
@@ -71,8 +71,8 @@ def stage_judged(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]
 def compute_prompt_logprobs(
     model: CausalModel, ops: Ops, hidden: Tensor, staging: Staging, plan: StepPlan, most: int
 ) -> PromptLogprobTensors:
-    """What `stage_judged` has put the places of. hidden: [T, H], of all tokens of the step. most:
-    places whose logits there may be at once."""
+    """Those at the positions uploaded by `stage_prompt_logprobs`. hidden: [T, H], of all tokens of
+    the step. most: positions whose logits may exist at once."""
     places, tokens = staging.get("prompt_logprobs_places"), staging.get("prompt_logprobs_tokens")
     found = []
     for begin in range(0, len(places), most):
