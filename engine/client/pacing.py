@@ -170,11 +170,11 @@ class Pacer:
 
 
 class NewCalls(Generic[_T]):
-    """Arriving calls. In a burst they go before everything else: before the outputs of streams,
-    whose pacer asks `coming`, and before their own acknowledgements.
+    """Calls as they come in. In a burst they go before all else: before the words of streams, whose
+    pacer asks `coming`, and before their own answers.
 
-    A call takes several turns of the loop to arrive, so a turn full of messages delays every call
-    behind it; and the engine can start with the first calls while others still arrive."""
+    A call takes several turns of the loop to come in, so a turn full of messages holds up every
+    call behind it; and the engine can begin with those that came while the others still come."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class NewCalls(Generic[_T]):
         answer: Callable[[list[_T]], None],
         wall: Callable[[], float] = time.monotonic,
     ) -> None:
-        """answer: acknowledges the streams, in order, once no call has come for a moment."""
+        """answer: tells the streams, in order, that they are known; none came for a moment."""
         self._call_later = call_later
         self._answer = answer
         self._wall = wall

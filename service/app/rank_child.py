@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from quire.engine import lifeline
 from quire.engine.client import stacks
 from quire.engine.loop import garbage
-from quire.engine.runner import early_init
+from quire.engine.runner import head_start
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
@@ -31,7 +31,7 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
     if sees_gpu(os.environ):
-        early_init.start_driver()
+        head_start.start_driver()
     with garbage.put_off_for_good():
         from quire.engine.parallel import follower  # seconds of imports
 

@@ -295,7 +295,7 @@ class CallOutput:
             peak_blocks=state.peak_blocks,
         )
         if finished.reason != pb.FINISH_REASON_STOP:
-            pass  # no match is reported
+            pass  # nothing is said to have matched
         elif match is not None:
             finished.stop_string = match.string
         elif stop_token_id is not None:
@@ -350,7 +350,7 @@ class CallOutput:
             state.reasoning_tokens += piece.reasoning_tokens
         for logprob in piece.logprobs or ():
             delta.logprobs.append(self._logprob(logprob))
-        state.delivered += len(piece.ids)  # only now: a delta that could not be built is not
+        state.delivered += len(piece.ids)  # only now: what cannot be told has not been delivered
         self._ledger.delivered += len(piece.ids)
         return pb.GenerateResponse(delta=delta)
 

@@ -20,7 +20,7 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RankError
 from quire.engine.model.config import QWEN2, ModelConfig
-from quire.engine.runner import compile_ahead, compile_process, early_init
+from quire.engine.runner import compile_ahead, compile_process, head_start
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compiled_cache import CompiledCache
@@ -329,14 +329,14 @@ def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
     offline.digest_compiler()
 
 
-def test_nothing_depends_on_early_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver(name: str) -> NoReturn:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    early_init._start_driver()
+    head_start._start_driver()
     monkeypatch.setitem(sys.modules, "quire.kernels.offline", None)  # as without Triton
-    early_init._digest_compiler()
+    head_start._digest_compiler()
 
 
 def test_a_worker_meets_layers_of_each_kind() -> None:
