@@ -171,7 +171,7 @@ SENDING = (
         "service/rpc/write_watch.py",
         "            if total <= self._max_unread:\n",
         "            if total >= 0:\n",
-        (ENDS + "what_waits_to_be_read_is_bounded_in_all",),
+        (HOLDS + "what_waits_to_be_read_is_bounded_in_all",),
     ),
     Fault(
         "quire: a refusal tells every fault, beyond the limit of trailers",

@@ -8,7 +8,6 @@ from support.paced_streams import Loop, Stream
 from quire.engine.client.pacing import (
     FIRST_AT_ONCE,
     FLOOD_PATIENCE,
-    LONGEST_QUIET,
     PATIENCE,
     QUIET,
     SLICE,
@@ -80,57 +79,6 @@ def test_a_burst_of_calls_goes_first_for_a_while_and_not_for_ever() -> None:
     assert not calls.coming()
     calls.add(0)
     assert calls.coming()
-
-
-def answered(arrivals: list[float]) -> list[list[tuple[float, int]]]:
-    """When each of the streams that come then was answered, and together with whom."""
-    loop, answers = Loop(cost=0.0), []
-    calls = NewCalls[int](
-        loop.call_later,
-        lambda streams: answers.append([(loop.now, stream) for stream in streams]),
-        lambda: loop.now,
-    )
-    for number, time in enumerate(arrivals):
-        loop.run_until(time)
-        calls.add(number)
-    loop.run_until(10)
-    return answers
-
-
-def test_a_lone_call_is_answered_after_a_moment() -> None:
-    ((first,), (second,)) = answered([1.0, 2.0])
-    assert first == (pytest.approx(1.0 + QUIET), 0)
-    assert second == (pytest.approx(2.0 + QUIET), 1)
-
-
-def test_a_burst_is_answered_after_its_last_call() -> None:
-    arrivals = [1.0 + i * QUIET / 3 for i in range(30)]
-    (together,) = answered(arrivals)
-    assert [stream for _, stream in together] == list(range(30))
-    assert arrivals[-1] + QUIET <= together[0][0] < arrivals[-1] + 2.1 * QUIET
-
-
-def test_a_call_that_has_ended_is_not_answered_nor_kept() -> None:
-    loop, answers = Loop(cost=0.0), list[list[int]]()
-    calls = NewCalls[int](loop.call_later, answers.append, lambda: loop.now)
-    calls.add(1)
-    calls.add(2)
-    calls.forget(1)
-    calls.forget(3)
-    loop.run_until(1)
-    calls.forget(2)
-    calls.add(4)
-    calls.forget(4)
-    calls.add(5)
-    loop.run_until(2)
-    assert answers == [[2], [5]]
-
-
-def test_a_burst_without_an_end_is_answered_in_time() -> None:
-    arrivals = [1.0 + i * QUIET / 3 for i in range(1000)]
-    for together in answered(arrivals):
-        for time, stream in together:
-            assert time - arrivals[stream] <= LONGEST_QUIET + 2 * QUIET
 
 
 def in_a_flood(rate: float, cost: float, seconds: float = 4.0, count: int = 400) -> list[Stream]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support.clock import Clock
 from support.fake_engine import VOCAB_SIZE
 from support.harness import Running, ask, generate, overdue, read, run, serving
 from support.held_calls import EXHAUSTED, until
@@ -17,6 +18,7 @@ from quire.service.errors import Refusal
 from quire.service.lifecycle import Phase
 from quire.service.rpc.call_admission import check_deadline
 from quire.service.rpc.open_calls import ended_code
+from quire.service.rpc.write_watch import WriteWatch
 from quire.v1 import inference_pb2 as pb
 
 
@@ -174,5 +176,44 @@ def test_what_a_chat_may_become_is_bounded_before_it_is_rendered() -> None:
             most = prompts._model.tokenizer.max_text_bytes(2048)
             assert template.limits.max_bytes == most
             assert not template.limits.wanted()  # the call has ended by now
+
+    run(test)
+
+
+class Deaf:
+    """A context whose client hears nothing."""
+
+    async def abort(self, *_status: Any) -> None:
+        raise grpc.aio.AbortError
+
+
+def test_what_waits_to_be_read_is_bounded_in_all() -> None:
+    async def test() -> None:
+        clock = Clock()
+        watch, ended = WriteWatch(0.0, max_unread=100, clock=clock), []
+
+        async def call(name: str, waits: int) -> None:
+            with watch.call(Deaf()) as writes:
+                writes.unread = lambda: waits
+                writes.begin()
+                try:
+                    await asyncio.sleep(PATIENCE)
+                except asyncio.CancelledError:
+                    ended.append(name)
+
+        sizes = {"small": 40, "large": 90, "larger": 120}
+        calls = [asyncio.ensure_future(call(name, waits)) for name, waits in sizes.items()]
+        await asyncio.sleep(0)
+        watch.look()
+        await asyncio.sleep(0)
+        assert not ended  # none has stalled yet
+        clock.now += 1.0
+        watch.look()
+        await asyncio.wait(calls[1:])
+        assert sorted(ended) == ["large", "larger"]
+        assert not calls[0].done()
+        calls[0].cancel()
+        await asyncio.wait(calls)
+        assert not len(watch)
 
     run(test)

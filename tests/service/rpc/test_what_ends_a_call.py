@@ -1,6 +1,5 @@
 """What ends a call, what it is sent, and how it is refused."""
 
-import asyncio
 import base64
 import urllib.parse
 from typing import Any
@@ -11,7 +10,6 @@ from support.clock import Clock
 from support.fake_engine import EOS, Device, logprob_of
 from support.harness import Running, ask, first, generate, read, run, serving
 from support.held_calls import EXHAUSTED, until
-from support.patience import PATIENCE
 from support.some_engine import INFO
 
 from quire.engine.request import Output
@@ -46,13 +44,6 @@ async def unread(running: Running, channel: grpc.aio.Channel) -> Any:
 
 
 # ------------------------------------------------------------ before it is let in
-
-
-class Deaf:
-    """A context whose client hears nothing."""
-
-    async def abort(self, *_status: Any) -> None:
-        raise grpc.aio.AbortError
 
 
 # ------------------------------------------------------------ what ends it
@@ -174,38 +165,6 @@ def test_a_write_that_stalls_ends_the_call_and_gives_back_all_it_held() -> None:
             ledger = running.server.ledger
             await until(lambda: ledger.rpcs["Generate", "RESOURCE_EXHAUSTED"] == 1)
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
-
-    run(test)
-
-
-def test_what_waits_to_be_read_is_bounded_in_all() -> None:
-    async def test() -> None:
-        clock = Clock()
-        watch, ended = WriteWatch(0.0, max_unread=100, clock=clock), []
-
-        async def call(name: str, waits: int) -> None:
-            with watch.call(Deaf()) as writes:
-                writes.unread = lambda: waits
-                writes.begin()
-                try:
-                    await asyncio.sleep(PATIENCE)
-                except asyncio.CancelledError:
-                    ended.append(name)
-
-        sizes = {"small": 40, "large": 90, "larger": 120}
-        calls = [asyncio.ensure_future(call(name, waits)) for name, waits in sizes.items()]
-        await asyncio.sleep(0)
-        watch.look()
-        await asyncio.sleep(0)
-        assert not ended  # none has stalled yet
-        clock.now += 1.0
-        watch.look()
-        await asyncio.wait(calls[1:])
-        assert sorted(ended) == ["large", "larger"]
-        assert not calls[0].done()
-        calls[0].cancel()
-        await asyncio.wait(calls)
-        assert not len(watch)
 
     run(test)
 
