@@ -1,4 +1,4 @@
-"""The command line as a process of its own: output, error lines, exit codes, Ctrl-C."""
+"""The command line as a process of its own: output, error lines, exit codes."""
 
 import io
 import json

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.admission_house import EXHAUSTED
 from support.clock import Clock
+from support.full_queue import EXHAUSTED
 
 from quire.service.admission.admission import Admission, Place, Policy
 from quire.service.admission.start_rate import StartRate

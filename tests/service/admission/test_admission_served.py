@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from support.admission_house import EXHAUSTED, fill
 from support.fake_engine import Device
+from support.full_queue import EXHAUSTED, fill
 from support.harness import ask, generate, read, run, serving
 
 

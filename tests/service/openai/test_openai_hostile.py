@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 from support.fake_engine import Device
-from support.harness import PATIENCE, run, serving
-from support.hostile_http import port
+from support.harness import PATIENCE, Running, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
 from quire.service.openai.connection import HEADER_SECONDS
 from quire.service.openai.http_server import HttpServer
+
+
+def port(running: Running) -> int:
+    return running.server.http_port
 
 
 async def until(holds: Any) -> None:

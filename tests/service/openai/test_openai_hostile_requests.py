@@ -4,13 +4,16 @@ import json
 from typing import Any
 
 import pytest
-from support.harness import generate, run, serving
-from support.hostile_http import port
+from support.harness import Running, generate, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
 from quire.service.openai import bodies
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.v1 import inference_pb2 as pb
+
+
+def port(running: Running) -> int:
+    return running.server.http_port
 
 
 @pytest.mark.parametrize(

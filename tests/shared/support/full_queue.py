@@ -1,4 +1,4 @@
-"""An admission whose engine, clock and queue the test decides."""
+"""A queue that is full, on a device that holds."""
 
 from typing import Any
 
@@ -8,9 +8,6 @@ from support.harness import Answer, Running, first, generate
 from quire.v1 import inference_pb2 as pb
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-# ------------------------------------------------------------ over the wire
 
 
 async def fill(running: Running, request: pb.GenerateRequest) -> tuple[list[Any], Answer]:
