@@ -30,7 +30,7 @@ def options_of_a_line() -> dict[str, Any]:
     return dict(options)
 
 
-def test_a_client_that_is_closed_has_no_line_and_opens_none() -> None:
+def test_a_client_that_is_closed_has_no_channel_and_opens_none() -> None:
     """What it opened then, nobody closed."""
     opened: list[ChannelOptions] = []
 
