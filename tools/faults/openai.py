@@ -7,6 +7,7 @@ HOSTILE = "tests/service/openai/test_openai_hostile.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 SHAPES = "tests/service/openai/test_openai_answers.py::test_"
+LINES = "tests/service/openai/test_request_lines.py::test_"
 
 FAULTS = (
     Fault(
@@ -52,6 +53,27 @@ FAULTS = (
         "            self.timeout_keep_alive_task.cancel()\n",
         "            pass\n",
         (HOSTILE + "nothing_is_kept_of_a_connection_that_is_reset",),
+    ),
+    Fault(
+        "openai: an empty line before a request is refused",
+        "service/openai/connection.py",
+        "        if self.conn.our_state is h11.IDLE and not self._is_begun():\n",
+        "        if False:\n",
+        (LINES + "empty_lines_before_a_request_are_passed_over",),
+    ),
+    Fault(
+        "openai: a target with a host is a path",
+        "service/openai/connection.py",
+        "    if target is None:\n",
+        "    if True:\n",
+        (LINES + "what_is_posted_to_a_target_with_a_host_is_read",),
+    ),
+    Fault(
+        "openai: beside a target with a host the header counts",
+        "service/openai/connection.py",
+        '        "headers": [(b"host", target["host"]), *others],\n',
+        "",
+        (LINES + "of_a_target_with_a_host_that_host_counts",),
     ),
     Fault(
         "openai: headers may take for ever",
