@@ -26,8 +26,8 @@ _NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$def
 
 
 def are_in(text: str) -> bool:
-    """Whether any of them may stand in a text."""
-    return any(name in text for name in _WRITTEN)
+    """Whether any of them may stand in a text of JSON, where a letter may be written as its code."""
+    return "\\u" in text or any(name in text for name in _WRITTEN)
 
 
 def exact(schema: Any) -> Any:

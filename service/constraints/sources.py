@@ -7,6 +7,7 @@ parser recurses along chains of rules, and its lexer's work grows with the text.
 import json
 import math
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +20,6 @@ from quire.service.constraints import formats
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
-MAX_OTHERS = 16  # that say %json, in a grammar, where no JSON follows
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
 MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
@@ -29,12 +29,17 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
-_TEMPERATURE = re.compile(r"^[ \t]*[?!]*\w+\[[^\]\n\"/]*\btemperature\b", re.MULTILINE)
+# A grammar's texts, special tokens, comments and regexes as llguidance reads them, in which nothing
+# is meant; or what is looked for.
+_LEXEME = re.compile(
+    r'"(?:\\.|[^"\\])*"?|<[^<>\s]+>|(?://|\#)[^\n]*|/(?:\\.|[^/\\])*/?'
+    r"|(?P<schema>%json\s*)|(?P<temperature>\btemperature\s*=)",
+    re.DOTALL,
+)
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
 # Of JSON: a bracket or a string. A string that is not closed reaches to the end: else the search
 # would begin anew at each quote in it.
 _PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_SCHEMA = re.compile(r"%json\s*")
 # One space between the parts of a document, or none: a weak model would go on with spaces.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
@@ -69,10 +74,9 @@ def grammar_of(constraint: Constraint) -> str:
         rules = len(_RULE.findall(text))
         if rules > MAX_RULES:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
-        if _TEMPERATURE.search(text):
-            raise ValueError("a rule's temperature is not supported: there is one for an answer")
         _check_lexemes(text.split("\n"))
-        _check_schemas_in(text)
+        for _, schema, _ in _schemas_in(text):
+            _check_work(schema)
         return LLMatcher.grammar_from_lark(with_exact_formats(text))
     raise ValueError("is not a kind of constraint")
 
@@ -173,40 +177,39 @@ def _without_point(value: float) -> int:
     return int("".join(map(str, digits)) + zeros)
 
 
-def _check_schemas_in(grammar: str) -> None:
-    """Those that stand in a grammar. What is no JSON llguidance refuses itself, but where a text or
-    a comment says %json: a few may, since to find out takes a time that grows with the grammar."""
-    at = others = 0
-    while (found := _SCHEMA.search(grammar, at)) is not None:
+def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
+    """Where each schema in it begins, what it says, and where it ends. Raises ValueError, for a
+    rule's temperature too."""
+    at = 0
+    while (found := _LEXEME.search(grammar, at)) is not None:
         at = found.end()
+        if found["temperature"]:
+            raise ValueError("a rule's temperature is not supported: there is one for an answer")
+        if not found["schema"]:
+            continue
+        began = at
         try:
             schema, at = _DECODER.raw_decode(grammar, at)
-        except (json.JSONDecodeError, RecursionError):
-            others += 1
-            if others > MAX_OTHERS:
-                raise ValueError(f"more than {MAX_OTHERS} %json without JSON") from None
-        else:
-            _check_work(schema)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"%json without JSON: {error}") from None
+        except RecursionError:
+            raise ValueError("a schema is too deep") from None
+        yield began, schema, at
 
 
 def with_exact_formats(grammar: str) -> str:
     """A grammar in Lark, whose schemas mean what `formats` says. Raises ValueError."""
     if not formats.are_in(grammar):
         return grammar
-    parts, written, at = [], 0, 0
-    while (found := _SCHEMA.search(grammar, at)) is not None:
-        at = found.end()
+    parts, written = [], 0
+    for began, schema, ended in _schemas_in(grammar):
         try:
-            schema, end = _DECODER.raw_decode(grammar, at)
             exact = formats.exact(schema)
-        except json.JSONDecodeError:
-            continue  # none, which llguidance says itself
         except RecursionError:
             raise ValueError("a schema is too deep") from None
         if exact != schema:
-            parts += [grammar[written:at], large_json.dumps(exact, ensure_ascii=False)]
-            written = end
-        at = end
+            parts += [grammar[written:began], large_json.dumps(exact, ensure_ascii=False)]
+            written = ended
     return "".join([*parts, grammar[written:]])
 
 

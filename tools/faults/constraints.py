@@ -296,11 +296,18 @@ FAULTS = (
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
-        "constraint: any number of %json without JSON is looked behind",
+        "constraint: what a grammar's texts say is taken for its schemas",
         "service/constraints/sources.py",
-        "            others += 1\n",
-        "            others += 0\n",
+        """    r'"(?:\\\\.|[^"\\\\])*"?|<""",
+        "    r'<",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: a format whose letters are written as codes is llguidance's",
+        "service/constraints/formats.py",
+        '"\\\\u" in text or ',
+        "",
+        ("tests/service/constraints/test_schema_suite.py::test_a_time_is_one_that_readers_take",),
     ),
     Fault(
         "constraint: a bound of numbers is one that no double is",

@@ -64,13 +64,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no schemas in a grammar": (
         {"grammar": "start: %json x\n" + "// %json x\n" * 16},
         "constraint.grammar",
-        "more than 16 %json without JSON",
+        "%json without JSON",
     ),
     "schema behind a text": (
         {"grammar": 'start: "%json [" "," %json {"type": "integer", "multipleOf": 1000003} "]"'},
         "constraint.grammar",
         "multipleOf: 1000003: at most 10000",
     ),
+    **{
+        f"schema behind {name}": (
+            {"grammar": f'start: {before} %json {{"minimum": -1e30, "maximum": -1e20}}'},
+            "constraint.grammar",
+            "minimum: -1e+30: must be between",
+        )
+        for name, before in {
+            "a text that ends as JSON's would begin": '"%json "',
+            "a regex that does": r'/\/%json "/',
+            "a regex of lines": '/\n%json "/',
+            "a special token": '<">',
+            "a comment": '// "\n |',
+            "another": '# /\n |',
+            "a schema": '%json "%json "',
+        }.items()
+    },
     "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
     "keyword": (
         {"json_schema": '{"type": "array", "uniqueItems": true}'},
@@ -134,6 +150,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.grammar",
         "temperature is not supported",
     ),
+    **{
+        f"a rule's temperature behind {name}": (
+            {"grammar": f"start: x{before}temperature = 0.7]: /a+/"},
+            "constraint.grammar",
+            "temperature is not supported",
+        )
+        for name, before in {
+            "a text": '\nx[stop="]", ',
+            "a regex": "\nx[stop=/]\"/, ",
+            "a space": "\nx [",
+            "a name with a dash": "-y\nx-y[",
+        }.items()
+    },
     "schema in a grammar": (
         {"grammar": 'start: "a" %json {"items": {"multipleOf": 99991}}'},
         "constraint.grammar",

@@ -219,10 +219,14 @@ def test_a_time_is_one_that_readers_take(large: bool, monkeypatch: pytest.Monkey
     texts["date-time"] |= {"2023-02-29T00:00:00Z": False, "2024-02-28 00:00:00Z": False}
     for name, told in texts.items():
         schema = {"$defs": {"const": {"type": "string", "format": name}}, "$ref": "#/$defs/const"}
+        plain = json.dumps(schema)
+        coded = plain.replace(name, "".join(f"\\u{ord(letter):04x}" for letter in name))
         for kind, text in (
-            ("json_schema", json.dumps(schema)),
-            ("grammar", f"start: one\none: %json {json.dumps(schema)}\n"),
-            ("calls", f"start: %json {json.dumps(schema)}"),
+            ("json_schema", plain),
+            ("json_schema", coded),
+            ("grammar", f"start: one\none: %json {plain}\n"),
+            ("grammar", f'start: one | "%json " %json {coded}\none: %json {coded}\n'),
+            ("calls", f"start: %json {plain}"),
         ):
             matcher = GRAMMARS.compile(Constraint(kind, text))
             for one, good in told.items():
