@@ -24,7 +24,8 @@ MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line 
 MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-MAX_BOUND = 2**53  # llguidance makes doubles of them, and recurses for ever at the end of an int64
+VALUES = ("const", "enum")
+MAX_NUMBER = 2**53  # of these: llguidance makes doubles of them, and recurses for ever at the end of an int64
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 _ANY_OBJECT = '{"type": "object"}'
@@ -77,6 +78,9 @@ def grammar_of(constraint: Constraint) -> str:
         _check_lexemes(text.split("\n"))
         for _, schema, _ in _schemas_in(text):
             _check_work(schema)
+            options = schema.get("x-guidance") if isinstance(schema, dict) else None
+            if isinstance(options, dict) and options.get("lenient"):
+                raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
         return LLMatcher.grammar_from_lark(with_exact_formats(text))
     raise ValueError("is not a kind of constraint")
 
@@ -127,31 +131,32 @@ _DECODER = json.JSONDecoder(object_pairs_hook=large_json.without_repeats, parse_
 
 
 def _check_work(schema: Any) -> None:
-    """What takes llguidance a time that grows faster than the text."""
+    """What takes llguidance a time that grows faster than the text, and numbers that it dies of."""
     patterns = 0
-    level: list[Any] = [schema]
+    level: list[tuple[str, Any]] = [("", schema)]  # behind the keyword that it is a value of
     while level:
-        inside: list[Any] = []
-        for item in level:
+        inside: list[tuple[str, Any]] = []
+        for value_of, item in level:
             if isinstance(item, dict):
                 found = item.get("patternProperties")
                 patterns += len(found) if isinstance(found, dict) else 0
                 _check_multiples(item)
-                _check_bounds(item)
-                inside.extend(item.values())
+                for name in BOUNDS:
+                    _check_number(name, item.get(name))
+                inside.extend((key if key in VALUES else value_of, item[key]) for key in item)
             elif isinstance(item, list):
-                inside.extend(item)
+                inside.extend((value_of, one) for one in item)
+            elif value_of:
+                _check_number(value_of, item)
         level = inside
     if patterns > MAX_PATTERNS:
         raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
 
 
-def _check_bounds(schema: dict[str, Any]) -> None:
-    """Within which each whole number is a double."""
-    for name in BOUNDS:
-        bound = schema.get(name)
-        if isinstance(bound, int | float) and not -MAX_BOUND <= bound <= MAX_BOUND:
-            raise ValueError(f"{name}: {bound}: must be between -{MAX_BOUND} and {MAX_BOUND}")
+def _check_number(name: str, value: Any) -> None:
+    """Where each whole number is a double."""
+    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        raise ValueError(f"{name}: {value}: must be between -{MAX_NUMBER} and {MAX_NUMBER}")
 
 
 def _check_multiples(schema: dict[str, Any]) -> None:

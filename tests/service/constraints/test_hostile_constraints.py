@@ -98,6 +98,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "not",
     ),
+    "lenient in a grammar": (
+        {"grammar": 'start: "a" %json {"x-guidance": {"lenient": true}, "not": {}}'},
+        "constraint.grammar",
+        "x-guidance.lenient: what cannot be honoured is refused",
+    ),
     "impossible": ({"json_schema": "false"}, "constraint.json_schema", "false"),
     "remote": (
         {"json_schema": '{"$ref": "http://example.com/x.json"}'},
@@ -133,6 +138,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"json_schema": '{"type": "integer", "minimum": -1e30, "maximum": -1e20}'},
         "constraint.json_schema",
         "minimum: -1e+30: must be between -9007199254740992 and 9007199254740992",
+    ),
+    **{
+        f"a value that llguidance dies of, or rounds: {schema}": (
+            {"json_schema": schema},
+            "constraint.json_schema",
+            f"{schema[2:].partition(chr(34))[0]}: {number}: must be between",
+        )
+        for schema, number in (
+            ('{"const": -9223372036854775808}', -(2**63)),
+            ('{"enum": ["a", -9223372036854775807, 1]}', 1 - 2**63),
+            ('{"const": {"a": [9007199254740993]}}', 2**53 + 1),
+            ('{"enum": [[{"b": -1e300}]]}', -1e300),
+        )
+    },
+    "a value behind a reference": (
+        {"json_schema": '{"properties": {"const": -9223372036854775808}, "$ref": "#/properties"}'},
+        "constraint.json_schema",
+        "const: -9223372036854775808: must be between",
     ),
     "a bound in a grammar": (
         {"grammar": 'start: %json {"items": {"exclusiveMaximum": 9007199254740993}}'},
