@@ -1,9 +1,10 @@
-"""Formats of days and times, which llguidance takes more loosely than RFC 3339 has them.
+"""What llguidance takes more loosely than it is meant: days, times, and bounds that are left out.
 
 Invariant: what is written for `date`, `time` and `date-time` is a day of the calendar and a time of
 that day. llguidance lets a 29 February into every year and a second of 60 into every minute, which
 readers of such texts refuse. Nor do most take what RFC 3339 has beyond that, and so it is not
-written: leap seconds, and the year 0000.
+written: leap seconds, and the year 0000. A whole number that a bound leaves out is not written:
+llguidance would write it where the other bound is less than one away, as 0 for 0 < x < 0.5.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,10 @@ _TIME = (
     r"(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
 )
 _PATTERNS = {"date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}[tT]{_TIME}$"}
-_WRITTEN = tuple(f'"{name}"' for name in _PATTERNS)
+_OPEN = {"exclusiveMinimum": ("minimum", max), "exclusiveMaximum": ("maximum", min)}
+_WRITTEN = tuple(f'"{name}"' for name in (*_PATTERNS, *_OPEN))
+_NEXT = 2.0**-48  # of a number, to the next; llguidance does not read every bit of a double
+_LEAST = 1e-20  # next to 0
 _VALUES = frozenset({"const", "enum", "default", "example", "examples"})
 _NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 
@@ -31,12 +35,20 @@ def are_in(text: str) -> bool:
 
 
 def exact(schema: Any) -> Any:
-    """The schema with patterns in the place of these formats."""
+    """The schema with patterns in the place of these formats, and bounds that are themselves in the
+    place of those that are left out, where one with a fraction might be near."""
+    return _exact(schema, opened=_has_fractions(schema))
+
+
+def _exact(schema: Any, *, opened: bool) -> Any:
     if isinstance(schema, list):
-        return [exact(one) for one in schema]
+        return [_exact(one, opened=opened) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {key: _inside(key, value) for key, value in schema.items()}
+    found = {key: _inside(key, value, opened) for key, value in schema.items()}
+    if opened:
+        for name in _OPEN:
+            _close(found, name)
     name = found.get("format")
     pattern = _PATTERNS.get(name) if isinstance(name, str) else None
     if pattern is None:
@@ -48,9 +60,42 @@ def exact(schema: Any) -> Any:
     return found | {"allOf": [*beside, {"pattern": pattern}]} if isinstance(beside, list) else found
 
 
-def _inside(key: str, value: Any) -> Any:
+def _inside(key: str, value: Any, opened: bool) -> Any:
     if key in _VALUES:
         return value
     if key in _NAMED and isinstance(value, Mapping):
-        return {name: exact(one) for name, one in value.items()}
-    return exact(value)
+        return {name: _exact(one, opened=opened) for name, one in value.items()}
+    return _exact(value, opened=opened)
+
+
+def _close(schema: dict[str, Any], left_out: str) -> None:
+    """Make a whole number that is left out (true beside a bound, in drafts before 6) a bound that is
+    next to it."""
+    name, closer = _OPEN[left_out]
+    side = closer(-1, 1)
+    beside = schema.get(name)
+    bound = beside if schema.get(left_out) is True else schema.get(left_out)
+    if not _is_number(bound) or bound != int(bound) or bound * side < 0:
+        return  # towards 0 it is left out
+    next_to = bound * (1 + _NEXT) or side * _LEAST
+    del schema[left_out]
+    schema[name] = closer(next_to, beside) if _is_number(beside) else next_to
+
+
+def _has_fractions(schema: Any) -> bool:
+    """Whether a bound in it is no whole number."""
+    level = [schema]
+    while level:
+        one = level.pop()
+        if isinstance(one, Mapping):
+            bounds = [one.get(name) for pair in _OPEN.items() for name in (pair[0], pair[1][0])]
+            if any(_is_number(bound) and bound != int(bound) for bound in bounds):
+                return True
+            level.extend(one.values())
+        elif isinstance(one, list):
+            level.extend(one)
+    return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -25,7 +25,9 @@ MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are t
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 VALUES = ("const", "enum")
-MAX_NUMBER = 2**53  # of these: llguidance makes doubles of them, and recurses for ever at the end of an int64
+MAX_NUMBER = (
+    2**53
+)  # of these: llguidance makes doubles of them, and recurses for ever at the end of an int64
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 _ANY_OBJECT = '{"type": "object"}'

@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
             "a regex of lines": '/\n%json "/',
             "a special token": '<">',
             "a comment": '// "\n |',
-            "another": '# /\n |',
+            "another": "# /\n |",
             "a schema": '%json "%json "',
         }.items()
     },
@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         )
         for name, before in {
             "a text": '\nx[stop="]", ',
-            "a regex": "\nx[stop=/]\"/, ",
+            "a regex": '\nx[stop=/]"/, ',
             "a space": "\nx [",
             "a name with a dash": "-y\nx-y[",
         }.items()

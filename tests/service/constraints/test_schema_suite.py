@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
 from quire.clients import large_json
@@ -256,6 +257,34 @@ def test_a_format_holds_beside_what_else_is_said_and_no_value_is_one() -> None:
         ("fixed", {}),
     ):
         assert not accepts(matcher, {**good, name: other}), (name, other)
+
+
+ENDS = (-12345, -100, -1.5, -1, -0.5, 0, 0.25, 0.5, 1, 1.5, 9, 9.5, 100, 100.5)
+
+
+def test_a_number_that_a_bound_leaves_out_is_not_written() -> None:
+    """However near the other bound is; what lies between them is."""
+    schemas: list[dict[str, Any]] = [
+        {low: a, high: b}
+        for a, b in combinations(ENDS, 2)
+        for low in ("minimum", "exclusiveMinimum")
+        for high in ("maximum", "exclusiveMaximum")
+    ]
+    texts = ["-0", *(json.dumps(one) for end in ENDS for one in (end, float(end)))]
+    for schema in schemas:
+        matcher = compiled({"type": "number", **schema})
+        for text in texts:
+            if written(matcher, text):
+                assert Draft202012Validator(schema).is_valid(float(text)), (schema, text)
+    for schema, text in (
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, "0.1"),
+        ({"exclusiveMinimum": 100, "maximum": 100.5}, "100.1"),
+        ({"exclusiveMaximum": 0, "minimum": -0.5}, "-0.25"),
+        ({"allOf": [{"exclusiveMinimum": 0}, {"maximum": 0.5}]}, "0.001"),
+        ({"exclusiveMinimum": True, "minimum": 0, "maximum": 0.5}, "0.5"),
+    ):
+        matcher = compiled({"type": "number", **schema})
+        assert written(matcher, text) and not written(matcher, "0"), schema
 
 
 def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
