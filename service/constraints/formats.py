@@ -30,7 +30,7 @@ _NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$def
 
 
 def are_in(text: str) -> bool:
-    """Whether any of them may stand in a text of JSON, where a letter may be written as its code."""
+    """Whether any of them may stand in a text of JSON, which may have codes in place of letters."""
     return "\\u" in text or any(name in text for name in _WRITTEN)
 
 
@@ -69,8 +69,7 @@ def _inside(key: str, value: Any, opened: bool) -> Any:
 
 
 def _close(schema: dict[str, Any], left_out: str) -> None:
-    """Make a whole number that is left out (true beside a bound, in drafts before 6) a bound that is
-    next to it."""
+    """Where a whole number is left out (before draft 6 by true beside a bound), take the next."""
     name, closer = _OPEN[left_out]
     side = closer(-1, 1)
     beside = schema.get(name)
