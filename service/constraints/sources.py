@@ -30,6 +30,9 @@ MAX_NUMBER = (
 )  # of these: llguidance makes doubles of them, and recurses for ever at the end of an int64
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
+# The last one counts. What is forced llguidance looks for, and without an end where it has none: in
+# a repetition whose lexeme takes all that its next one needs, as in /a+/ "a".
+_NO_FORCING = '%llguidance {"no_forcing": true}\n'
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 # A grammar's texts, special tokens, comments and regexes as llguidance reads them, in which nothing
@@ -83,7 +86,7 @@ def grammar_of(constraint: Constraint) -> str:
             options = schema.get("x-guidance") if isinstance(schema, dict) else None
             if isinstance(options, dict) and options.get("lenient"):
                 raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
-        return LLMatcher.grammar_from_lark(with_exact_formats(text))
+        return LLMatcher.grammar_from_lark(f"{with_exact_formats(text)}\n{_NO_FORCING}")
     raise ValueError("is not a kind of constraint")
 
 

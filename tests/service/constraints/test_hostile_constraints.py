@@ -8,6 +8,7 @@ import pytest
 from support.harness import ask, generate, run
 from support.pocket_server import pocket
 
+from quire.service.constraints.text_matcher import brief
 from quire.v1 import inference_pb2 as pb
 
 
@@ -220,6 +221,32 @@ def test_each_is_refused_by_its_field_and_its_reason_and_leaves_nothing() -> Non
             assert stats.requests.accepted == 0
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: /a+/ "a"+',
+        "start: /a+/{2,} // without an end",
+        '%llguidance {"no_forcing": false}\nstart: /a+/ "ab"',
+        'start: /a+/ "a"\n%llguidance {"no_forcing": false}',
+    ],
+)
+def test_a_grammar_that_forces_text_without_an_end_holds_nobody_up(grammar: str) -> None:
+    async def test() -> None:
+        async with pocket() as running:
+            request = ask([5, 6], max_tokens=6, constraint=pb.Constraint(grammar=grammar))
+            answer = await generate(running, request)
+            assert answer.code is grpc.StatusCode.OK, answer.details
+            assert set(answer.text()) == {"a"}
+
+    run(test)
+
+
+def test_a_fault_of_llguidance_is_told_without_where_in_it() -> None:
+    assert brief("panic: assertion failed: a == b\n<backtrace>\n  0: <unknown>") == (
+        "panic: assertion failed: a == b"
+    )
 
 
 @pytest.mark.parametrize("rules", [1500])
