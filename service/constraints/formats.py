@@ -1,14 +1,17 @@
-"""What llguidance takes more loosely than it is meant: days, times, and bounds that are left out.
+"""What llguidance takes more loosely than it is meant: days, times, bounds left out, and names.
 
 Invariant: what is written for `date`, `time` and `date-time` is a day of the calendar and a time of
 that day. llguidance lets a 29 February into every year and a second of 60 into every minute, which
 readers of such texts refuse. Nor do most take what RFC 3339 has beyond that, and so it is not
 written: leap seconds, and the year 0000. A whole number that a bound leaves out is not written:
-llguidance would write it where the other bound is less than one away, as 0 for 0 < x < 0.5.
+llguidance would write it where the other bound is less than one away, as 0 for 0 < x < 0.5. A name
+with codes of letters in it, which to a reader is a name of the schema's, is not written either.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from quire.clients import large_json
 
 _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _FOURTH = "(0[48]|[2468][048]|[13579][26])"  # of years, but for those of a whole century
@@ -22,7 +25,9 @@ _TIME = (
 )
 _PATTERNS = {"date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}[tT]{_TIME}$"}
 _OPEN = {"exclusiveMinimum": ("minimum", max), "exclusiveMaximum": ("maximum", min)}
-_WRITTEN = tuple(f'"{name}"' for name in (*_PATTERNS, *_OPEN))
+_OTHERS = ("properties", "patternProperties", "required")  # names that others are told apart from
+_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}  # without codes, of control characters alone
+_WRITTEN = tuple(f'"{name}"' for name in (*_PATTERNS, *_OPEN, *_OTHERS))
 _NEXT = 2.0**-48  # of a number, to the next; llguidance does not read every bit of a double
 _LEAST = 1e-20  # next to 0
 _VALUES = frozenset({"const", "enum", "default", "example", "examples"})
@@ -36,8 +41,14 @@ def are_in(text: str) -> bool:
 
 def exact(schema: Any) -> Any:
     """The schema with patterns in the place of these formats, and bounds that are themselves in the
-    place of those that are left out, where one with a fraction might be near."""
-    return _exact(schema, opened=_has_fractions(schema))
+    place of those that are left out, where one with a fraction might be near. Where an object may
+    have other names than the schema's, codes are allowed only if a text of the schema needs one."""
+    made = _exact(schema, opened=any(map(_has_fractions, _objects(schema))))
+    others = any(map(_has_others, _objects(schema)))
+    if not others or "\\u00" in large_json.dumps(schema, ensure_ascii=False):
+        return made
+    options = made.get("x-guidance", {})
+    return {**made, "x-guidance": {**_ESCAPES, **options}} if isinstance(options, dict) else made
 
 
 def _exact(schema: Any, *, opened: bool) -> Any:
@@ -81,19 +92,27 @@ def _close(schema: dict[str, Any], left_out: str) -> None:
     schema[name] = closer(next_to, beside) if _is_number(beside) else next_to
 
 
-def _has_fractions(schema: Any) -> bool:
-    """Whether a bound in it is no whole number."""
+def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """All that are in it."""
     level = [schema]
     while level:
         one = level.pop()
         if isinstance(one, Mapping):
-            bounds = [one.get(name) for pair in _OPEN.items() for name in (pair[0], pair[1][0])]
-            if any(_is_number(bound) and bound != int(bound) for bound in bounds):
-                return True
+            yield one
             level.extend(one.values())
         elif isinstance(one, list):
             level.extend(one)
-    return False
+
+
+def _has_fractions(schema: Mapping[str, Any]) -> bool:
+    """Whether a bound of it is no whole number."""
+    bounds = [schema.get(name) for pair in _OPEN.items() for name in (pair[0], pair[1][0])]
+    return any(_is_number(bound) and bound != int(bound) for bound in bounds)
+
+
+def _has_others(schema: Mapping[str, Any]) -> bool:
+    """Whether it names properties, and there may be more."""
+    return schema.get("additionalProperties") is not False and any(map(schema.get, _OTHERS))
 
 
 def _is_number(value: Any) -> bool:

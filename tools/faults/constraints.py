@@ -304,6 +304,20 @@ FAULTS = (
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
+        "constraint: what a grammar forces is looked for without an end",
+        "service/constraints/sources.py",
+        """{with_exact_formats(text)}\\n{_NO_FORCING}""",
+        """{with_exact_formats(text)}\\n""",
+        (HOSTILE + "a_grammar_that_forces_text_without_an_end_holds_nobody_up",),
+    ),
+    Fault(
+        "constraint: a name of the schema's is written in codes, with another's value",
+        "service/constraints/formats.py",
+        '{**made, "x-guidance": {**_ESCAPES, **options}}',
+        "made",
+        (SUITE + "a_name_of_the_schema_s_is_not_written_in_other_letters",),
+    ),
+    Fault(
         "constraint: a number that is left out is written where the other bound is near",
         "service/constraints/formats.py",
         "            _close(found, name)\n",

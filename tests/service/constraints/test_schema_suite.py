@@ -259,6 +259,26 @@ def test_a_format_holds_beside_what_else_is_said_and_no_value_is_one() -> None:
         assert not accepts(matcher, {**good, name: other}), (name, other)
 
 
+def test_a_name_of_the_schema_s_is_not_written_in_other_letters() -> None:
+    """Where an object may have other names, a code would hide what must be told apart."""
+    named: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for schema in (
+        named,
+        {**named, "additionalProperties": {"type": "string"}},
+        {"type": "object", "patternProperties": {"^a$": {"type": "integer"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": named}},
+    ):
+        text = json.dumps(schema)
+        for kind, written_as in (("json_schema", text), ("grammar", f"start: %json {text}")):
+            matcher = GRAMMARS.compile(Constraint(kind, written_as))
+            assert not written(matcher, r'{"\u0061": "x"}'), (kind, schema)
+            assert written(matcher, r'{"b\n": "x"}'), (kind, schema)
+    needed = compiled({**named, "required": ["b"], "properties": {"b": {"const": "\0"}}})
+    assert written(needed, r'{"b": "\u0000"}')
+    closed = compiled({**named, "properties": {"b": {}}, "additionalProperties": False})
+    assert written(closed, r'{"b": "\u0001"}')
+
+
 ENDS = (-12345, -100, -1.5, -1, -0.5, 0, 0.25, 0.5, 1, 1.5, 9, 9.5, 100, 100.5)
 
 
