@@ -8,6 +8,7 @@ llguidance would write it where the other bound is less than one away, as 0 for 
 with codes of letters in it, which to a reader is a name of the schema's, is not written either.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ _PATTERNS = {"date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}[t
 _OPEN = {"exclusiveMinimum": ("minimum", max), "exclusiveMaximum": ("maximum", min)}
 _OTHERS = ("properties", "patternProperties", "required")  # names that others are told apart from
 _ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}  # without codes, of control characters alone
+_CODED = re.compile(r"\\u00|\x7f")  # in JSON: what is written as a code
 _WRITTEN = tuple(f'"{name}"' for name in (*_PATTERNS, *_OPEN, *_OTHERS))
 _NEXT = 2.0**-48  # of a number, to the next; llguidance does not read every bit of a double
 _LEAST = 1e-20  # next to 0
@@ -45,7 +47,7 @@ def exact(schema: Any) -> Any:
     have other names than the schema's, codes are allowed only if a text of the schema needs one."""
     made = _exact(schema, opened=any(map(_has_fractions, _objects(schema))))
     others = any(map(_has_others, _objects(schema)))
-    if not others or "\\u00" in large_json.dumps(schema, ensure_ascii=False):
+    if not others or _CODED.search(large_json.dumps(schema, ensure_ascii=False)):
         return made
     options = made.get("x-guidance", {})
     return {**made, "x-guidance": {**_ESCAPES, **options}} if isinstance(options, dict) else made

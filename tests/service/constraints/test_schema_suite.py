@@ -273,8 +273,9 @@ def test_a_name_of_the_schema_s_is_not_written_in_other_letters() -> None:
             matcher = GRAMMARS.compile(Constraint(kind, written_as))
             assert not written(matcher, r'{"\u0061": "x"}'), (kind, schema)
             assert written(matcher, r'{"b\n": "x"}'), (kind, schema)
-    needed = compiled({**named, "required": ["b"], "properties": {"b": {"const": "\0"}}})
-    assert written(needed, r'{"b": "\u0000"}')
+    for letter, code in (("\0", r"\u0000"), ("\x7f", r"\u007f")):
+        needed = compiled({**named, "properties": {"b": {"const": letter}}})
+        assert written(needed, f'{{"b": "{code}"}}')
     closed = compiled({**named, "properties": {"b": {}}, "additionalProperties": False})
     assert written(closed, r'{"b": "\u0001"}')
 
