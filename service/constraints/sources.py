@@ -25,9 +25,7 @@ MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are t
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 VALUES = ("const", "enum")
-MAX_NUMBER = (
-    2**53
-)  # of these: llguidance makes doubles of them, and recurses for ever at the end of an int64
+MAX_NUMBER = 2**53  # of these: llguidance makes doubles of them, and dies near -2**63
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 # The last one counts. What is forced llguidance looks for, and without an end where it has none: in

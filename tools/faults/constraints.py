@@ -336,7 +336,7 @@ FAULTS = (
         "service/constraints/sources.py",
         "            elif value_of:\n",
         "            elif False:\n",
-        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+        (SUITE + "a_value_that_llguidance_would_round_is_refused",),
     ),
     Fault(
         "constraint: a bound of numbers is one that no double is",

@@ -259,6 +259,20 @@ def test_a_format_holds_beside_what_else_is_said_and_no_value_is_one() -> None:
         assert not accepts(matcher, {**good, name: other}), (name, other)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53 + 1},
+        {"enum": ["a", -(2**53) - 1]},
+        {"properties": {"a": {"const": {"b": [1e300]}}}},
+    ],
+)
+def test_a_value_that_llguidance_would_round_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="must be between -9007199254740992 and"):
+        compiled(schema)
+    assert accepts(compiled({"enum": [2**53, -(2**53)]}), -(2**53))
+
+
 def test_a_name_of_the_schema_s_is_not_written_in_other_letters() -> None:
     """Where an object may have other names, a code would hide what must be told apart."""
     named: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
