@@ -10,7 +10,7 @@ with codes of letters in it, which to a reader is a name of the schema's, is not
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from quire.clients import large_json
 
@@ -60,8 +60,8 @@ def _exact(schema: Any, *, opened: bool) -> Any:
         return schema
     found = {key: _inside(key, value, opened) for key, value in schema.items()}
     if opened:
-        for name in _OPEN:
-            _close(found, name)
+        for left_out in _OPEN:
+            _close(found, left_out)
     name = found.get("format")
     pattern = _PATTERNS.get(name) if isinstance(name, str) else None
     if pattern is None:
@@ -117,5 +117,5 @@ def _has_others(schema: Mapping[str, Any]) -> bool:
     return schema.get("additionalProperties") is not False and any(map(schema.get, _OTHERS))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -79,11 +79,9 @@ def grammar_of(constraint: Constraint) -> str:
         if rules > MAX_RULES:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
         _check_lexemes(text.split("\n"))
-        for _, schema, _ in _schemas_in(text):
-            _check_work(schema)
-            options = schema.get("x-guidance") if isinstance(schema, dict) else None
-            if isinstance(options, dict) and options.get("lenient"):
-                raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
+        for _, inside, _ in _schemas_in(text):
+            _check_work(inside)
+            _check_strict(inside)
         return LLMatcher.grammar_from_lark(f"{with_exact_formats(text)}\n{_NO_FORCING}")
     raise ValueError("is not a kind of constraint")
 
@@ -154,6 +152,13 @@ def _check_work(schema: Any) -> None:
         level = inside
     if patterns > MAX_PATTERNS:
         raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
+
+
+def _check_strict(schema: Any) -> None:
+    """A schema in a grammar is honoured whole, as any other."""
+    own = schema.get("x-guidance") if isinstance(schema, dict) else None
+    if isinstance(own, dict) and own.get("lenient"):
+        raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -320,7 +320,7 @@ FAULTS = (
     Fault(
         "constraint: a number that is left out is written where the other bound is near",
         "service/constraints/formats.py",
-        "            _close(found, name)\n",
+        "            _close(found, left_out)\n",
         "            pass\n",
         (SUITE + "a_number_that_a_bound_leaves_out_is_not_written",),
     ),
