@@ -6,6 +6,7 @@ RetryInfo beside the trailer `grpc-retry-pushback-ms` where asking again later m
 """
 
 import bisect
+import ctypes
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -156,8 +157,9 @@ def _sent(character: str) -> int:
 
 def show(value: object) -> str:
     """A client's value as an error repeats it: quoted, and cut where it is long."""
-    if isinstance(value, float):  # the contract's have seven digits: 1.1, not 1.100000023841858
-        return str(float(f"{value:.7g}"))
+    if isinstance(value, float):  # one of the contract's: 1.1, not 1.100000023841858
+        shorter = (float(f"{value:.{digits}g}") for digits in (7, 8, 9))
+        return str(next((one for one in shorter if ctypes.c_float(one).value == value), value))
     if not isinstance(value, str):
         return str(value)
     return repr(value if len(value) <= _MAX_SHOWN else value[:_MAX_SHOWN] + "…")

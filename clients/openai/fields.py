@@ -14,6 +14,7 @@ from quire.clients import large_json
 from quire.clients.openai.faults import MAX_FAULTS, Faults
 
 UINT32 = (1 << 32) - 1
+_FLOAT = (2 - 2**-23) * 2.0**127  # the largest of the contract's floats
 _NO_ID, _NO_TEXT = "must be a token id", "must be a string"
 
 
@@ -62,18 +63,19 @@ class Fields:
         return value
 
     def number(self, field: str) -> float | None:
-        """Any number."""
+        """Any number that the contract can hold."""
         value = self.value(field)
-        if value is None:
-            return None
+        return None if value is None else self.number_in(field, value)
+
+    def number_in(self, field: str, value: object) -> float | None:
+        """Of a value that was taken, or stands in an object; None: it is none, which is a fault."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fault(field, value, "must be a number")
-            return None
-        try:
+        elif not -_FLOAT <= value <= _FLOAT:
+            self.fault(field, value, f"is beyond the range of a float (±{_FLOAT:.7g})")
+        else:
             return float(value)
-        except OverflowError:
-            self.fault(field, value, "is beyond the range of a double")
-            return None
+        return None
 
     def whole(self, field: str, low: int = 0, high: int = UINT32) -> int | None:
         """A whole number in a range, its ends included."""

@@ -18,7 +18,6 @@ PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
 )
 USERS = ("safety_identifier", "user", "prompt_cache_key")  # the first that is given counts
 _INT32 = (1 << 31) - 1
-_BEYOND = 1e300  # the contract's float: told to be out of range in its words, whole numbers too
 _UINT64 = (1 << 64) - 1
 _NUMBERS = (
     "temperature",
@@ -88,13 +87,12 @@ def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
         body.fault("logit_bias", bias, "must be an object")
         return
     for token, value in bias.items():
-        good = isinstance(value, int | float) and not isinstance(value, bool)
         if not _names_an_id(token):
             body.fault("logit_bias", token, "must be a token id")
-        elif not good:
-            body.fault(f"logit_bias[{token}]", value, "must be a number")
-        else:
-            sampling.logit_bias[int(token)] = min(max(value, -_BEYOND), _BEYOND)
+            continue
+        number = body.number_in(f"logit_bias[{token}]", value)
+        if number is not None:
+            sampling.logit_bias[int(token)] = number
 
 
 def _names_an_id(token: str) -> bool:

@@ -82,8 +82,8 @@ def _start(must_call: bool, parallel: bool) -> str:
 
 
 def _text(text: str) -> str:
-    """As a literal of Lark."""
-    return json.dumps(text, ensure_ascii=False)
+    """As a literal of Lark, which has no place for DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def _json(schema: Schema) -> str:

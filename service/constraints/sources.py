@@ -7,6 +7,7 @@ parser recurses along chains of rules, and its lexer's work grows with the text.
 import json
 import math
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -19,22 +20,30 @@ from quire.service.constraints import formats
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
-MAX_OTHERS = 16  # that say %json, in a grammar, where no JSON follows
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
 MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
 MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-MAX_BOUND = 2**53  # llguidance makes doubles of them, and recurses for ever at the end of an int64
+VALUES = ("const", "enum")
+MAX_NUMBER = 2**53  # of these: llguidance makes doubles of them, and dies near -2**63
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
+# The last one counts. What is forced llguidance looks for, and without an end where it has none: in
+# a repetition whose lexeme takes all that its next one needs, as in /a+/ "a".
+_NO_FORCING = '%llguidance {"no_forcing": true}\n'
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
-_TEMPERATURE = re.compile(r"^[ \t]*[?!]*\w+\[[^\]\n\"/]*\btemperature\b", re.MULTILINE)
+# A grammar's texts, special tokens, comments and regexes as llguidance reads them, in which nothing
+# is meant; or what is looked for.
+_LEXEME = re.compile(
+    r'"(?:\\.|[^"\\])*"?|<[^<>\s]+>|(?://|\#)[^\n]*|/(?:\\.|[^/\\])*/?'
+    r"|(?P<schema>%json\s*)|(?P<temperature>\btemperature\s*=)",
+    re.DOTALL,
+)
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
 # Of JSON: a bracket or a string. A string that is not closed reaches to the end: else the search
 # would begin anew at each quote in it.
 _PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_SCHEMA = re.compile(r"%json\s*")
 # One space between the parts of a document, or none: a weak model would go on with spaces.
 _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
@@ -69,11 +78,11 @@ def grammar_of(constraint: Constraint) -> str:
         rules = len(_RULE.findall(text))
         if rules > MAX_RULES:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
-        if _TEMPERATURE.search(text):
-            raise ValueError("a rule's temperature is not supported: there is one for an answer")
         _check_lexemes(text.split("\n"))
-        _check_schemas_in(text)
-        return LLMatcher.grammar_from_lark(with_exact_formats(text))
+        for _, inside, _ in _schemas_in(text):
+            _check_work(inside)
+            _check_strict(inside)
+        return LLMatcher.grammar_from_lark(f"{with_exact_formats(text)}\n{_NO_FORCING}")
     raise ValueError("is not a kind of constraint")
 
 
@@ -123,31 +132,39 @@ _DECODER = json.JSONDecoder(object_pairs_hook=large_json.without_repeats, parse_
 
 
 def _check_work(schema: Any) -> None:
-    """What takes llguidance a time that grows faster than the text."""
+    """What takes llguidance a time that grows faster than the text, and numbers that it dies of."""
     patterns = 0
-    level: list[Any] = [schema]
+    level: list[tuple[str, Any]] = [("", schema)]  # behind the keyword that it is a value of
     while level:
-        inside: list[Any] = []
-        for item in level:
+        inside: list[tuple[str, Any]] = []
+        for value_of, item in level:
             if isinstance(item, dict):
                 found = item.get("patternProperties")
                 patterns += len(found) if isinstance(found, dict) else 0
                 _check_multiples(item)
-                _check_bounds(item)
-                inside.extend(item.values())
+                for name in BOUNDS:
+                    _check_number(name, item.get(name))
+                inside.extend((key if key in VALUES else value_of, item[key]) for key in item)
             elif isinstance(item, list):
-                inside.extend(item)
+                inside.extend((value_of, one) for one in item)
+            elif value_of:
+                _check_number(value_of, item)
         level = inside
     if patterns > MAX_PATTERNS:
         raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
 
 
-def _check_bounds(schema: dict[str, Any]) -> None:
-    """Within which each whole number is a double."""
-    for name in BOUNDS:
-        bound = schema.get(name)
-        if isinstance(bound, int | float) and not -MAX_BOUND <= bound <= MAX_BOUND:
-            raise ValueError(f"{name}: {bound}: must be between -{MAX_BOUND} and {MAX_BOUND}")
+def _check_strict(schema: Any) -> None:
+    """A schema in a grammar is honoured whole, as any other."""
+    own = schema.get("x-guidance") if isinstance(schema, dict) else None
+    if isinstance(own, dict) and own.get("lenient"):
+        raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Where each whole number is a double."""
+    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        raise ValueError(f"{name}: {value}: must be between -{MAX_NUMBER} and {MAX_NUMBER}")
 
 
 def _check_multiples(schema: dict[str, Any]) -> None:
@@ -173,40 +190,39 @@ def _without_point(value: float) -> int:
     return int("".join(map(str, digits)) + zeros)
 
 
-def _check_schemas_in(grammar: str) -> None:
-    """Those that stand in a grammar. What is no JSON llguidance refuses itself, but where a text or
-    a comment says %json: a few may, since to find out takes a time that grows with the grammar."""
-    at = others = 0
-    while (found := _SCHEMA.search(grammar, at)) is not None:
+def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
+    """Where each schema in it begins, what it says, and where it ends. Raises ValueError, for a
+    rule's temperature too."""
+    at = 0
+    while (found := _LEXEME.search(grammar, at)) is not None:
         at = found.end()
+        if found["temperature"]:
+            raise ValueError("a rule's temperature is not supported: there is one for an answer")
+        if not found["schema"]:
+            continue
+        began = at
         try:
             schema, at = _DECODER.raw_decode(grammar, at)
-        except (json.JSONDecodeError, RecursionError):
-            others += 1
-            if others > MAX_OTHERS:
-                raise ValueError(f"more than {MAX_OTHERS} %json without JSON") from None
-        else:
-            _check_work(schema)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"%json without JSON: {error}") from None
+        except RecursionError:
+            raise ValueError("a schema is too deep") from None
+        yield began, schema, at
 
 
 def with_exact_formats(grammar: str) -> str:
     """A grammar in Lark, whose schemas mean what `formats` says. Raises ValueError."""
     if not formats.are_in(grammar):
         return grammar
-    parts, written, at = [], 0, 0
-    while (found := _SCHEMA.search(grammar, at)) is not None:
-        at = found.end()
+    parts, written = [], 0
+    for began, schema, ended in _schemas_in(grammar):
         try:
-            schema, end = _DECODER.raw_decode(grammar, at)
             exact = formats.exact(schema)
-        except json.JSONDecodeError:
-            continue  # none, which llguidance says itself
         except RecursionError:
             raise ValueError("a schema is too deep") from None
         if exact != schema:
-            parts += [grammar[written:at], large_json.dumps(exact, ensure_ascii=False)]
-            written = end
-        at = end
+            parts += [grammar[written:began], large_json.dumps(exact, ensure_ascii=False)]
+            written = ended
     return "".join([*parts, grammar[written:]])
 
 

@@ -69,7 +69,12 @@ def reason(matcher: LLMatcher) -> str:
 
 
 def brief(words: str) -> str:
-    """llguidance's words, on one line, without a schema and marks of what it has left out."""
-    words = words.partition(_SCHEMA)[0][: 4 * REASON].replace("<non-verbose/>", "")
+    """llguidance's words, on one line, without a schema, marks of what it has left out, and where
+    in itself a fault of its own was."""
+    words = (
+        words.partition(_SCHEMA)[0]
+        .partition("<backtrace>")[0][: 4 * REASON]
+        .replace("<non-verbose/>", "")
+    )
     said = " ".join(words.split())
     return _WORDS.get(said, _PLACE.sub("", said))[:REASON]

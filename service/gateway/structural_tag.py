@@ -132,7 +132,9 @@ def _flag(value: Any, where: str) -> bool:
 def _quoted(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise _fault(where, "must be a text")
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", r"\u007f"
+    )  # Lark's texts hold none
 
 
 def _escaped_slashes(pattern: str) -> str:

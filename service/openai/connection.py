@@ -2,14 +2,16 @@
 
 Invariant: a client that has not sent its headers within HEADER_SECONDS is cut off, even if it is
 still sending them; so is one that does not read. Headers are bounded in size; there are at most
-`most` connections.
+`most` connections. Where a request names its host in its target, the header says the same.
 """
 
 import functools
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 from starlette.types import Receive, Scope, Send
@@ -22,6 +24,7 @@ log = logging.getLogger("quire.service")
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 75  # that a connection may rest between two requests
 MAX_HEADER_BYTES = 16 << 10
+_ABSOLUTE = re.compile(rb"(?i:https?)://(?P<host>[^/]*)(?P<path>.*)")
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -66,9 +69,22 @@ class Connection(H11Protocol):
 
     def handle_events(self) -> None:
         """See uvicorn; also called for a request that came before its turn."""
+        if self.conn.our_state is h11.IDLE and not self._is_begun():
+            return
         super().handle_events()
         if self._busy:
             self.since = None
+
+    def _is_begun(self) -> bool:
+        """Whether something of a request is here behind empty lines, which RFC 9112 (2.2) passes
+        over. h11 refuses them, and has no way to take back what it was given: another goes on."""
+        here, _ = self.conn.trailing_data
+        rest = here.lstrip(b"\r\n")
+        if len(rest) < len(here):
+            self.conn = h11.Connection(h11.SERVER, MAX_HEADER_BYTES)
+            if rest:  # else h11 would take it for the connection's end
+                self.conn.receive_data(rest)
+        return bool(rest)
 
     def on_response_complete(self) -> None:
         """The next request may come; what is here of it counts from now on."""
@@ -117,4 +133,20 @@ class Connection(H11Protocol):
 async def _with_connection(
     app: App, connection: Connection, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    await app({**scope, "connection": connection}, receive, send)
+    await app({**_origin_form(scope), "connection": connection}, receive, send)
+
+
+def _origin_form(scope: Scope) -> Scope:
+    """Of a request in absolute form, which proxies are sent: its target's host is what counts (RFC
+    9112, 3.2.2)."""
+    target = _ABSOLUTE.fullmatch(scope["raw_path"])
+    if target is None:
+        return scope
+    path = target["path"] or b"/"
+    others = [header for header in scope["headers"] if header[0] != b"host"]
+    return {
+        **scope,
+        "raw_path": path,
+        "path": unquote(path.decode("ascii")),
+        "headers": [(b"host", target["host"]), *others],
+    }

@@ -15,6 +15,7 @@ MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
 SERVED = "tests/service/constraints/test_constrained_answers.py::test_"
+SUITE = "tests/service/constraints/test_schema_suite.py::test_"
 
 FAULTS = (
     Fault(
@@ -298,17 +299,52 @@ FAULTS = (
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
-        "constraint: any number of %json without JSON is looked behind",
+        "constraint: what a grammar's texts say is taken for its schemas",
         "service/constraints/sources.py",
-        "            others += 1\n",
-        "            others += 0\n",
+        """    r'"(?:\\\\.|[^"\\\\])*"?|<""",
+        "    r'<",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: what a grammar forces is looked for without an end",
+        "service/constraints/sources.py",
+        """{with_exact_formats(text)}\\n{_NO_FORCING}""",
+        """{with_exact_formats(text)}\\n""",
+        (HOSTILE + "a_grammar_that_forces_text_without_an_end_holds_nobody_up",),
+    ),
+    Fault(
+        "constraint: a name of the schema's is written in codes, with another's value",
+        "service/constraints/formats.py",
+        '{**made, "x-guidance": {**_ESCAPES, **options}}',
+        "made",
+        (SUITE + "a_name_of_the_schema_s_is_not_written_in_other_letters",),
+    ),
+    Fault(
+        "constraint: a number that is left out is written where the other bound is near",
+        "service/constraints/formats.py",
+        "            _close(found, left_out)\n",
+        "            pass\n",
+        (SUITE + "a_number_that_a_bound_leaves_out_is_not_written",),
+    ),
+    Fault(
+        "constraint: a format whose letters are written as codes is llguidance's",
+        "service/constraints/formats.py",
+        '"\\\\u" in text or ',
+        "",
+        (SUITE + "a_time_is_one_that_readers_take",),
+    ),
+    Fault(
+        "constraint: a number of a value may be one that no double is",
+        "service/constraints/sources.py",
+        "            elif value_of:\n",
+        "            elif False:\n",
+        (SUITE + "a_value_that_llguidance_would_round_is_refused",),
     ),
     Fault(
         "constraint: a bound of numbers is one that no double is",
         "service/constraints/sources.py",
-        "MAX_BOUND = 2**53 ",
-        "MAX_BOUND = 2**60 ",
+        "MAX_NUMBER = 2**53 ",
+        "MAX_NUMBER = 2**60 ",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
@@ -324,8 +360,8 @@ FAULTS = (
         "    if formats.are_in(text) and (exact :=",
         "    if False and (exact :=",
         (
-            "tests/service/constraints/test_schema_suite.py::test_a_day_is_one_of_the_calendar",
-            "tests/service/constraints/test_schema_suite.py::test_a_time_is_one_that_readers_take",
+            SUITE + "a_day_is_one_of_the_calendar",
+            SUITE + "a_time_is_one_that_readers_take",
         ),
     ),
 )

@@ -9,6 +9,7 @@ HOSTILE_REQUESTS = "tests/service/openai/test_openai_hostile_requests.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 SHAPES = "tests/service/openai/test_openai_answers.py::test_"
+LINES = "tests/service/openai/test_request_lines.py::test_"
 
 FAULTS = (
     Fault(
@@ -56,11 +57,39 @@ FAULTS = (
         (HOSTILE + "nothing_is_kept_of_a_connection_that_is_reset",),
     ),
     Fault(
+        "openai: an empty line before a request is refused",
+        "service/openai/connection.py",
+        "        if self.conn.our_state is h11.IDLE and not self._is_begun():\n",
+        "        if False:\n",
+        (LINES + "empty_lines_before_a_request_are_passed_over",),
+    ),
+    Fault(
+        "openai: a target with a host is a path",
+        "service/openai/connection.py",
+        "    if target is None:\n",
+        "    if True:\n",
+        (LINES + "what_is_posted_to_a_target_with_a_host_is_read",),
+    ),
+    Fault(
+        "openai: beside a target with a host the header counts",
+        "service/openai/connection.py",
+        '        "headers": [(b"host", target["host"]), *others],\n',
+        "",
+        (LINES + "of_a_target_with_a_host_that_host_counts",),
+    ),
+    Fault(
         "openai: headers may take for ever",
         "service/openai/connection.py",
         "        if self.since is not None and now - self.since >= seconds:\n",
         "        if False:\n",
         (HOSTILE + "slow_headers_are_cut_off_and_slow_answers_are_not",),
+    ),
+    Fault(
+        "openai: a number that the contract cannot hold goes on as infinity",
+        "clients/openai/fields.py",
+        "        elif not -_FLOAT <= value <= _FLOAT:\n",
+        "        elif False:\n",
+        (FIELDS + "what_the_contract_cannot_hold_is_told_as_it_was_given",),
     ),
     Fault(
         "openai: a field that is not known is passed over",

@@ -116,6 +116,17 @@ def test_valid_calls_pass_and_are_read_as_such(syntax: Syntax, must_call: bool) 
 
 
 @pytest.mark.parametrize("syntax", Syntax)
+def test_a_word_that_lark_has_no_place_for_is_written(syntax: Syntax) -> None:
+    schema = {"properties": {"key": {"enum": ["\x7f", "tab\t"]}}}
+    grammar = tool_grammar(syntax, [CallableTool("press", schema, strict=True)], must_call=True)
+    for key in ("\x7f", "tab\t"):
+        call = write(syntax, "press", {"key": key})
+        if syntax is Syntax.HERMES:
+            call = call.replace("\x7f", r"\u007f")
+        assert accepts(grammar, call), call
+
+
+@pytest.mark.parametrize("syntax", Syntax)
 def test_tools_are_called_by_every_name_that_is_let_in(syntax: Syntax) -> None:
     names = ["a b", 'a"b\\c', "server.tool:1/2", "取天气", "x" * 254]
     assert all(is_name(name) for name in names)

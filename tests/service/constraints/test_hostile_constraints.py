@@ -8,6 +8,7 @@ import pytest
 from support.harness import ask, generate, run
 from support.pocket_server import pocket
 
+from quire.service.constraints.text_matcher import brief
 from quire.v1 import inference_pb2 as pb
 
 
@@ -64,13 +65,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no schemas in a grammar": (
         {"grammar": "start: %json x\n" + "// %json x\n" * 16},
         "constraint.grammar",
-        "more than 16 %json without JSON",
+        "%json without JSON",
     ),
     "schema behind a text": (
         {"grammar": 'start: "%json [" "," %json {"type": "integer", "multipleOf": 1000003} "]"'},
         "constraint.grammar",
         "multipleOf: 1000003: at most 10000",
     ),
+    **{
+        f"schema behind {name}": (
+            {"grammar": f'start: {before} %json {{"minimum": -1e30, "maximum": -1e20}}'},
+            "constraint.grammar",
+            "minimum: -1e+30: must be between",
+        )
+        for name, before in {
+            "a text that ends as JSON's would begin": '"%json "',
+            "a regex that does": r'/\/%json "/',
+            "a regex of lines": '/\n%json "/',
+            "a special token": '<">',
+            "a comment": '// "\n |',
+            "another": "# /\n |",
+            "a schema": '%json "%json "',
+        }.items()
+    },
     "schema kind": ({"json_schema": "[]"}, "constraint.json_schema", "must be a JSON object"),
     "keyword": (
         {"json_schema": '{"type": "array", "uniqueItems": true}'},
@@ -81,6 +98,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"json_schema": '{"x-guidance": {"lenient": true}, "not": {}}'},
         "constraint.json_schema",
         "not",
+    ),
+    "lenient in a grammar": (
+        {"grammar": 'start: "a" %json {"x-guidance": {"lenient": true}, "not": {}}'},
+        "constraint.grammar",
+        "x-guidance.lenient: what cannot be honoured is refused",
     ),
     "impossible": ({"json_schema": "false"}, "constraint.json_schema", "false"),
     "remote": (
@@ -118,6 +140,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "minimum: -1e+30: must be between -9007199254740992 and 9007199254740992",
     ),
+    **{
+        f"a value that llguidance dies of, or rounds: {schema}": (
+            {"json_schema": schema},
+            "constraint.json_schema",
+            f"{schema[2:].partition(chr(34))[0]}: {number}: must be between",
+        )
+        for schema, number in (
+            ('{"const": -9223372036854775808}', -(2**63)),
+            ('{"enum": ["a", -9223372036854775807, 1]}', 1 - 2**63),
+            ('{"const": {"a": [9007199254740993]}}', 2**53 + 1),
+            ('{"enum": [[{"b": -1e300}]]}', -1e300),
+        )
+    },
+    "a value behind a reference": (
+        {"json_schema": '{"properties": {"const": -9223372036854775808}, "$ref": "#/properties"}'},
+        "constraint.json_schema",
+        "const: -9223372036854775808: must be between",
+    ),
     "a bound in a grammar": (
         {"grammar": 'start: %json {"items": {"exclusiveMaximum": 9007199254740993}}'},
         "constraint.grammar",
@@ -134,6 +174,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.grammar",
         "temperature is not supported",
     ),
+    **{
+        f"a rule's temperature behind {name}": (
+            {"grammar": f"start: x{before}temperature = 0.7]: /a+/"},
+            "constraint.grammar",
+            "temperature is not supported",
+        )
+        for name, before in {
+            "a text": '\nx[stop="]", ',
+            "a regex": '\nx[stop=/]"/, ',
+            "a space": "\nx [",
+            "a name with a dash": "-y\nx-y[",
+        }.items()
+    },
     "schema in a grammar": (
         {"grammar": 'start: "a" %json {"items": {"multipleOf": 99991}}'},
         "constraint.grammar",
@@ -168,6 +221,32 @@ def test_each_is_refused_by_its_field_and_its_reason_and_leaves_nothing() -> Non
             assert stats.requests.accepted == 0
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: /a+/ "a"+',
+        "start: /a+/{2,} // without an end",
+        '%llguidance {"no_forcing": false}\nstart: /a+/ "ab"',
+        'start: /a+/ "a"\n%llguidance {"no_forcing": false}',
+    ],
+)
+def test_a_grammar_that_forces_text_without_an_end_holds_nobody_up(grammar: str) -> None:
+    async def test() -> None:
+        async with pocket() as running:
+            request = ask([5, 6], max_tokens=6, constraint=pb.Constraint(grammar=grammar))
+            answer = await generate(running, request)
+            assert answer.code is grpc.StatusCode.OK, answer.details
+            assert set(answer.text()) == {"a"}
+
+    run(test)
+
+
+def test_a_fault_of_llguidance_is_told_without_where_in_it() -> None:
+    assert brief("panic: assertion failed: a == b\n<backtrace>\n  0: <unknown>") == (
+        "panic: assertion failed: a == b"
+    )
 
 
 @pytest.mark.parametrize("rules", [1500])

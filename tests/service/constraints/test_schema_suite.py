@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
 from quire.clients import large_json
@@ -219,10 +220,14 @@ def test_a_time_is_one_that_readers_take(large: bool, monkeypatch: pytest.Monkey
     texts["date-time"] |= {"2023-02-29T00:00:00Z": False, "2024-02-28 00:00:00Z": False}
     for name, told in texts.items():
         schema = {"$defs": {"const": {"type": "string", "format": name}}, "$ref": "#/$defs/const"}
+        plain = json.dumps(schema)
+        coded = plain.replace(name, "".join(f"\\u{ord(letter):04x}" for letter in name))
         for kind, text in (
-            ("json_schema", json.dumps(schema)),
-            ("grammar", f"start: one\none: %json {json.dumps(schema)}\n"),
-            ("calls", f"start: %json {json.dumps(schema)}"),
+            ("json_schema", plain),
+            ("json_schema", coded),
+            ("grammar", f"start: one\none: %json {plain}\n"),
+            ("grammar", f'start: one | "%json " %json {coded}\none: %json {coded}\n'),
+            ("calls", f"start: %json {plain}"),
         ):
             matcher = GRAMMARS.compile(Constraint(kind, text))
             for one, good in told.items():
@@ -252,6 +257,69 @@ def test_a_format_holds_beside_what_else_is_said_and_no_value_is_one() -> None:
         ("fixed", {}),
     ):
         assert not accepts(matcher, {**good, name: other}), (name, other)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53 + 1},
+        {"enum": ["a", -(2**53) - 1]},
+        {"properties": {"a": {"const": {"b": [1e300]}}}},
+    ],
+)
+def test_a_value_that_llguidance_would_round_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="must be between -9007199254740992 and"):
+        compiled(schema)
+    assert accepts(compiled({"enum": [2**53, -(2**53)]}), -(2**53))
+
+
+def test_a_name_of_the_schema_s_is_not_written_in_other_letters() -> None:
+    """Where an object may have other names, a code would hide what must be told apart."""
+    named: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for schema in (
+        named,
+        {**named, "additionalProperties": {"type": "string"}},
+        {"type": "object", "patternProperties": {"^a$": {"type": "integer"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": named}},
+    ):
+        text = json.dumps(schema)
+        for kind, written_as in (("json_schema", text), ("grammar", f"start: %json {text}")):
+            matcher = GRAMMARS.compile(Constraint(kind, written_as))
+            assert not written(matcher, r'{"\u0061": "x"}'), (kind, schema)
+            assert written(matcher, r'{"b\n": "x"}'), (kind, schema)
+    for letter, code in (("\0", r"\u0000"), ("\x7f", r"\u007f")):
+        needed = compiled({**named, "properties": {"b": {"const": letter}}})
+        assert written(needed, f'{{"b": "{code}"}}')
+    closed = compiled({**named, "properties": {"b": {}}, "additionalProperties": False})
+    assert written(closed, r'{"b": "\u0001"}')
+
+
+ENDS = (-12345, -100, -1.5, -1, -0.5, 0, 0.25, 0.5, 1, 1.5, 9, 9.5, 100, 100.5)
+
+
+def test_a_number_that_a_bound_leaves_out_is_not_written() -> None:
+    """However near the other bound is; what lies between them is."""
+    schemas: list[dict[str, Any]] = [
+        {low: a, high: b}
+        for a, b in combinations(ENDS, 2)
+        for low in ("minimum", "exclusiveMinimum")
+        for high in ("maximum", "exclusiveMaximum")
+    ]
+    texts = ["-0", *(json.dumps(one) for end in ENDS for one in (end, float(end)))]
+    for schema in schemas:
+        matcher = compiled({"type": "number", **schema})
+        for text in texts:
+            if written(matcher, text):
+                assert Draft202012Validator(schema).is_valid(float(text)), (schema, text)
+    for schema, text in (
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, "0.1"),
+        ({"exclusiveMinimum": 100, "maximum": 100.5}, "100.1"),
+        ({"exclusiveMaximum": 0, "minimum": -0.5}, "-0.25"),
+        ({"allOf": [{"exclusiveMinimum": 0}, {"maximum": 0.5}]}, "0.001"),
+        ({"exclusiveMinimum": True, "minimum": 0, "maximum": 0.5}, "0.5"),
+    ):
+        matcher = compiled({"type": "number", **schema})
+        assert written(matcher, text) and not written(matcher, "0"), schema
 
 
 def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ TAGS = {
             "type": "sequence",
             "elements": [
                 {"type": "regex", "pattern": "a/b"},
-                {"type": "or", "elements": [{"type": "const_string", "value": 'say "x"\n'}]},
+                {"type": "or", "elements": [{"type": "const_string", "value": 'say "x"\n\x7f'}]},
             ],
         },
     ],
@@ -142,7 +142,7 @@ TAGS = {
     ("text", "takes"),
     [
         ("<f>12</f>", True),
-        ('<f>-3</f>,a/bsay "x"\n', True),
+        ('<f>-3</f>,a/bsay "x"\n\x7f', True),
         ("<f>x</f>", False),
         ("<f>12</f>,", False),
     ],

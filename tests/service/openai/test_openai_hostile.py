@@ -74,7 +74,8 @@ def test_nothing_is_kept_of_a_connection_that_is_reset() -> None:
     run(test)
 
 
-def test_slow_headers_are_cut_off_and_slow_answers_are_not() -> None:
+@pytest.mark.parametrize("begun", [b"GET / HT", b"\r\n"])
+def test_slow_headers_are_cut_off_and_slow_answers_are_not(begun: bytes) -> None:
     async def test() -> None:
         slow = Slow()
         number = await slow.open()
@@ -92,7 +93,7 @@ def test_slow_headers_are_cut_off_and_slow_answers_are_not() -> None:
         assert (await waiting.told()).status == 200
         await slow.pass_over(HEADER_SECONDS * 2)  # it rests, which it may
         assert (await waiting.ask(head("GET", "/"))).status == 200
-        waiting.writer.write(b"GET / HT")
+        waiting.writer.write(begun)
         await until(lambda: next(iter(slow.server._state.connections)).since is not None)
         await slow.pass_over(HEADER_SECONDS)
         assert await waiting.ended() == b""

@@ -1,0 +1,60 @@
+"""What RFC 9112 has a server take before a path: empty lines, and a target with its host."""
+
+import pytest
+from support.harness import run, serving
+from support.http1 import CHAT, HELLO, Peer, ask, head, posted
+
+PIECES = [[b"\r\n"], [b"\r", b"\n"], [b"\r\n\r\n\r", b"\n"], [b"\n"]]
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_empty_lines_before_a_request_are_passed_over(pieces: list[bytes]) -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            peer = await Peer.to(running.server.http_port)
+            for _ in range(2):  # the second is behind an answer
+                for piece in pieces:
+                    peer.writer.write(piece)
+                    await peer.writer.drain()
+                assert (await peer.ask(head("GET", "/health"))).status == 200
+            # Behind a body that ends with a line, as old clients end theirs, and before its turn.
+            line = b"".join(pieces)
+            peer.writer.write(posted(CHAT, HELLO) + line + head("GET", "/health") + line)
+            assert [(await peer.told()).status for _ in range(2)] == [200, 200]
+            assert (await peer.ask(head("GET", "/nowhere"))).status == 404
+            await peer.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://127.0.0.1:8000/v1/models", "127.0.0.1", 200),
+        ("HTTP://localhost/v1/models?limit=2", "evil.example", 200),
+        ("https://localhost/v1/models/fake", "127.0.0.1", 200),
+        ("http://localhost/v1/models/f%61ke", "127.0.0.1", 200),
+        ("http://localhost", "127.0.0.1", 404),
+        ("http://evil.example/v1/models", "127.0.0.1", 403),
+        ("http://localhost@evil.example/v1/models", "127.0.0.1", 403),
+        ("http://evil.example#@localhost/v1/models", "127.0.0.1", 403),
+        ("/http://localhost/v1/models", "127.0.0.1", 404),
+    ],
+)
+def test_of_a_target_with_a_host_that_host_counts(target: str, host: str, status: int) -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            port = running.server.http_port
+            assert (await ask(port, head("GET", target, host=host))).status == status
+
+    run(test)
+
+
+def test_what_is_posted_to_a_target_with_a_host_is_read() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            port = running.server.http_port
+            told = await ask(port, posted(f"http://127.0.0.1:{port}{CHAT}", HELLO))
+            assert told.status == 200 and told.json["choices"]
+
+    run(test)
