@@ -32,7 +32,7 @@ _ONE_WARP, _TWO_WARPS = 9 * 132, 2 * 6 * 132
 _EIGHT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # which knows 8 columns
 _DEEP = 4  # stages of theirs: three tiles on their way
 _THREE_EACH = 396  # and up to which three; beyond, exact programs have two warps too
-_EACH = (4, 5, 3)  # of two warps, that a multiprocessor may hold; what comes first is best
+_EACH = (4, 5, 3)  # beyond, how many of two warps a multiprocessor may hold; the first is best
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
 # Of a thread, by warps, for heads up to 128: four programs find a place, as a quarter of a
@@ -205,8 +205,10 @@ def _even(heads: Heads, shared: int) -> bool:
 
 def _held(programs: int) -> int:
     """How many programs a multiprocessor is to hold at once: so that the last turn of all of them
-    leaves the fewest places empty."""
-    return min(_EACH, key=lambda each: -(-programs // (each * HOPPER_MULTIPROCESSORS)) * each)
+    leaves the fewest places empty. Five at once in a single turn lose where contexts differ."""
+    single = programs <= 5 * HOPPER_MULTIPROCESSORS
+    among = [each for each in _EACH if not (single and each == 5)]
+    return min(among, key=lambda each: -(-programs // (each * HOPPER_MULTIPROCESSORS)) * each)
 
 
 def kernels(

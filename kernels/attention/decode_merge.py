@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from quire.kernels.fp8_groups import group_scales, quotient
 
 AT_ONCE = 8  # partial results on their way to a program of the merge, at least
+TOGETHER = tl.constexpr(2)  # units that are tiles, to a split of exact mode
 _PROGRAMS = 512  # wanted of the merge, before one takes several heads
 
 
@@ -43,14 +44,14 @@ def split_length(
 ):  # fmt: skip
     """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most.
     In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut; a short split
-    has UNIT tokens at least beyond `most`, though its units may be tiles."""
+    has several units beyond `most`, where they are tiles."""
     if LONG >= SPLITS:
         unit = exact_unit(n, TILE, UNIT, SPLITS)
     else:
         unit = least_multiple(n, UNIT, SPLITS)
     split = unit
     if LEVEL == 0:
-        split = tl.where(n <= most, TILE, tl.maximum(unit, UNIT))
+        split = tl.where(n <= most, TILE, tl.maximum(unit, TOGETHER * TILE))
     if LEVEL == 2:
         split = unit * LONG
     return unit, split
