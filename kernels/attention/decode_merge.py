@@ -51,7 +51,9 @@ def split_length(
         unit = least_multiple(n, UNIT, SPLITS)
     split = unit
     if LEVEL == 0:
-        split = tl.where(n <= most, TILE, tl.maximum(unit, TOGETHER * TILE))
+        if LONG >= SPLITS:
+            split = tl.maximum(unit, TOGETHER * TILE)
+        split = tl.where(n <= most, TILE, split)
     if LEVEL == 2:
         split = unit * LONG
     return unit, split
