@@ -34,7 +34,8 @@ of no sum depends on that (`pairs.py`).
 
 With `exact`, a row has the bits that `exact_prefill.py` gives it too, along the tree that stands
 there: tiles lie at multiples of TILE for every context, rows past its end are masked, which
-descriptors cannot do, a short split is a unit and a long one any context.
+descriptors cannot do, a short split is a unit, or several that are tiles and are left one by one,
+and a long one any context.
 
 Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
 slots, tables) before it waits for the kernel ahead, and where two programs fill a multiprocessor,
