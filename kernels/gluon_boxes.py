@@ -1,5 +1,8 @@
 """Descriptors (TMA) of what kernels in Gluon copy to and from shared memory."""
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
@@ -15,8 +18,14 @@ _TYPES = {
 def box(data: Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:
     """Of contiguous data as a matrix of `shape` [rows, columns], copied so many rows and columns at
     a time. dtypes: bfloat16, float16 and e4m3."""
-    layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[data.dtype])
-    return TensorDescriptor(data, shape, [shape[1], 1], block, layout)
+    return TensorDescriptor(data, shape, [shape[1], 1], block, _layout(*block, data.dtype))
+
+
+@cache
+def _layout(rows: int, columns: int, dtype: torch.dtype) -> Any:
+    """How a block lies in shared memory. Found once: it takes longer than the descriptor, and a
+    long prompt's steps, which nothing captures, wait for their launches."""
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], _TYPES[dtype])
 
 
 def cache_box(cache: Tensor, keys: int) -> TensorDescriptor:

@@ -88,6 +88,7 @@ def _by_rows(rows: int, split: int) -> Iterator[Skinny]:
         yield Skinny(32, 64, 128, swap=True, stages=3, warps=4, tiles=3)
     elif rows <= 64:
         yield Skinny(32, 64, 128, swap=True, stages=6, warps=4)
+        yield Skinny(32, 64, 128, swap=True, stages=5, warps=4)  # leaves room for what follows
         yield Skinny(64, 64, 64, swap=True, stages=8, warps=4)
         yield Skinny(64, 64, 128, swap=True, stages=3, warps=8, tiles=3)
         yield Skinny(64, 128, 64, swap=False, stages=4, warps=4)

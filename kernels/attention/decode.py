@@ -34,7 +34,8 @@ order of summation depends on that (`pairs.py`).
 
 With `exact`, a row has the same bits as in `exact_prefill.py`, along the tree described there:
 tiles are at multiples of TILE for every context, rows past its end are masked, which descriptors
-cannot do, a short split is a unit and a long one any context.
+cannot do, a short split is a unit, or several units that are tiles and are written one by one, and
+a long one any context.
 
 Launched as a programmatic dependent, a program reads the prepared inputs (contexts, positions,
 slots, tables) before it waits for the preceding kernel and, where two programs fill a
@@ -73,6 +74,7 @@ from quire.kernels.attention.decode_merge import (
     merge_splits,
     split_length,
     store_heads,
+    store_part,
     sum_of_weights,
 )
 from quire.kernels.attention.decode_queries import take_queries
@@ -149,6 +151,8 @@ def _decode_kernel(
         m, total, acc = empty_sum(HEADS, DP // 2 if PAIRS else DP)
         odd = acc  # with PAIRS the odd columns' part, or nothing of use
         m_before, total_before, acc_before, odd_before = m, total, acc, odd  # all but the last unit
+        first = (row * HKV + h).to(tl.int64) * G
+        APART: tl.constexpr = FIXED and LEVEL == 0  # each unit of a split is left for itself
         # Where a maximum leaves no trace, all units may have the same one.
         ALIKE: tl.constexpr = FIXED and q.dtype == tl.bfloat16
         edge = start + unit
@@ -161,6 +165,12 @@ def _decode_kernel(
                     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, position, slot, h,
                     eps, newest, scale, G, HKV, D, DP, BS, FENCE, ROPE, PDL, PAIRS, HEADS,
                 )  # fmt: skip
+            if APART and t == edge:
+                store_part(
+                    partial_ptr, stats_ptr, (first + rg) * S + t // unit - 1, rg < G, m, total, acc
+                )
+                m, total, acc = empty_sum(HEADS, DP)
+                edge += unit
             if LEVEL == 2:
                 begins = t == edge
                 if begins:
@@ -214,17 +224,13 @@ def _decode_kernel(
                     m_before, total_before, acc_before, odd_before, m, total, acc, odd, PAIRS
                 )
         acc = joined(acc, odd, PAIRS)
-        first = (row * HKV + h).to(tl.int64) * G
         index = first + rg
-        if n <= split:
+        if n <= (unit if APART else split):
             total = tl.where(n == 0, 1.0, total)  # an empty context gives zeros
             store_heads(out_ptr, scales_ptr, stride, index, rg < G, total, acc, HKV * G, D, DP)
         else:
-            part = index * S + sp
-            at = partial_ptr + part[:, None] * DP + tl.arange(0, DP)[None, :]
-            tl.store(at, acc, mask=(rg < G)[:, None])
-            tl.store(stats_ptr + part * 2, m, mask=rg < G)
-            tl.store(stats_ptr + part * 2 + 1, total, mask=rg < G)
+            part = index * S + (tl.cdiv(end, unit) - 1 if APART else sp)
+            store_part(partial_ptr, stats_ptr, part, rg < G, m, total, acc)
             if LEVEL == 2:
                 tl.debug_barrier()
                 counter = counters_ptr + row * HKV + h

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from quire.kernels.attention.decode_merge import merge_shape
-from quire.kernels.support import HOPPER_SHARED
+from quire.kernels.support import HOPPER_MULTIPROCESSORS, HOPPER_SHARED
 
 UNIT = 256  # tokens: the shortest split of level 1
 LONG = 8  # units
@@ -32,9 +32,12 @@ _ONE_WARP, _TWO_WARPS = 9 * 132, 2 * 6 * 132
 _EIGHT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # which knows 8 columns
 _DEEP = 4  # stages of theirs: three tiles on their way
 _THREE_EACH = 396  # and up to which three; beyond, exact programs have two warps too
+_EACH = (4, 5, 3)  # beyond, how many of two warps a multiprocessor may hold; the first is best
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
-_REGISTERS = {2: 200, 4: 128}  # of a thread, by warps, for heads up to 128: five or four of them
+# Of a thread, by warps, for heads up to 128: four programs find a place, as a quarter of a
+# multiprocessor has 16,384 for its warps. With fewer it has room for five of two warps.
+_REGISTERS, _FOR_FIVE = {2: 240, 4: 128}, 168
 
 
 class Launch(TypedDict, total=False):
@@ -153,7 +156,12 @@ def choose(
     columns = _EIGHT and many and pairs and rows >= _COLUMNS and heads.q_heads <= 8 * heads.kv_heads
     one = columns and not _ONE_WARP < programs <= _TWO_WARPS
     warps = num_warps or (1 if one else 2 if many else 4)
+    each = 4
     if crowded and _three_each(programs, heads, tile, shared, tma=tma, exact=exact):
+        each = 3
+    elif many and warps == 2 and programs > _THREE_EACH and _even(heads, shared):
+        each = _held(programs)
+    if each == 3:
         num_stages = num_stages or 3
     early = UNIT * LONG if ahead else max_context_len if columns else 0
     if level == 0:
@@ -170,7 +178,7 @@ def choose(
         warps=warps,
         stages=num_stages or (_DEEP if ahead else 2 if one else _STAGES[pairs]),
         early=early,
-        registers=_REGISTERS.get(warps) if bound else None,
+        registers=(_FOR_FIVE if each == 5 else _REGISTERS.get(warps)) if bound else None,
         fixed=exact,
         long=long,
         pairs=pairs,
@@ -187,6 +195,20 @@ def _three_each(
     tiles = 4 * tile * heads.padded * heads.dtype.itemsize  # bytes
     fit = 3 * tiles <= shared and not heads.narrow
     return (tma or exact) and fit and least < programs <= _THREE_EACH
+
+
+def _even(heads: Heads, shared: int) -> bool:
+    """Whether it was measured how many programs a multiprocessor holds: of whole heads of 128."""
+    whole = heads.dim == 128 and heads.dtype.itemsize == 2 and not heads.narrow
+    return whole and shared >= HOPPER_SHARED
+
+
+def _held(programs: int) -> int:
+    """How many programs a multiprocessor is to hold at once: so that the last turn of all of them
+    leaves the fewest places empty. Five at once in a single turn lose where contexts differ."""
+    single = programs <= 5 * HOPPER_MULTIPROCESSORS
+    among = [each for each in _EACH if not (single and each == 5)]
+    return min(among, key=lambda each: -(-programs // (each * HOPPER_MULTIPROCESSORS)) * each)
 
 
 def kernels(

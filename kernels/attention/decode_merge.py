@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from quire.kernels.fp8_groups import group_scales, quotient
 
 AT_ONCE = 8  # partial results on their way to a program of the merge, at least
+TOGETHER = tl.constexpr(2)  # units that are tiles, to a split of exact mode
 _PROGRAMS = 512  # wanted of the merge, before one takes several heads
 
 
@@ -42,14 +43,17 @@ def split_length(
     LEVEL: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most.
-    In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut."""
+    In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut; a short split
+    has several units beyond `most`, where they are tiles."""
     if LONG >= SPLITS:
         unit = exact_unit(n, TILE, UNIT, SPLITS)
     else:
         unit = least_multiple(n, UNIT, SPLITS)
     split = unit
     if LEVEL == 0:
-        split = tl.where(n <= most, TILE, unit)
+        if LONG >= SPLITS:
+            split = tl.maximum(unit, TOGETHER * TILE)
+        split = tl.where(n <= most, TILE, split)
     if LEVEL == 2:
         split = unit * LONG
     return unit, split
@@ -132,6 +136,15 @@ def merge(m, total, acc, m_new, total_new, acc_new):
 
 
 @triton.jit
+def store_part(partial_ptr, stats_ptr, part, real, m, total, acc):
+    """Leave a sum of several heads as their `part` [heads], where real."""
+    at = partial_ptr + part[:, None] * acc.shape[1] + tl.arange(0, acc.shape[1])[None, :]
+    tl.store(at, acc, mask=real[:, None])
+    tl.store(stats_ptr + part * 2, m, mask=real)
+    tl.store(stats_ptr + part * 2 + 1, total, mask=real)
+
+
+@triton.jit
 def _load_partial(partial_ptr, stats_ptr, part, ok, DP: tl.constexpr):
     """Partial results of several heads, [HP] each; where not ok, the empty sum."""
     at = stats_ptr + part * 2  # past the first cache: other programs have just written these
@@ -206,7 +219,9 @@ def _merge_kernel(
     """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
     row = tl.program_id(1)
     n = tl.load(contexts_ptr + row).to(tl.int32)  # of this step already (see decode.py)
-    _, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
+    unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
+    if LONG >= SPLITS:  # whatever a program took, it has left units
+        split = unit
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

@@ -204,6 +204,9 @@ def hot_exact() -> Calls:
 
 @cases(hot=False)
 def other_exact() -> Calls:
+    for exact in (False, True):  # five programs a multiprocessor
+        call = _rope_decode(160, 2, 128, 64, exact=exact, pdl=True)
+        yield f"rope-decode D128 G2 exact {exact}, 160 rows", call
     for group in (2, 4):  # with a second sum in its registers, some may spill
         yield f"prefill D128 G{group} exact 8192", _exact_prefill(8192, group, 128, 64)
     for dim in (64, 96, 256):

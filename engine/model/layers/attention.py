@@ -4,11 +4,11 @@ Invariant: keys and values of all tokens of the step are written before any is r
 sees itself and every row sees all that came before it.
 """
 
-import torch
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
 from quire.kernels.ops import Ops
+from quire.kernels.padding import new_rows
 from quire.kernels.weight import Quantized
 
 
@@ -67,7 +67,7 @@ def attend(
     if decode == 0:
         return _prefill(ops, q, k_cache, v_cache, batch, scale, window).flatten(1)
     # Two kernels write one result: decode rows come first.
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = new_rows(q, *q.shape)
     _decode(ops, q[:decode], k_cache, v_cache, batch, scale, window, out[:decode])
     _prefill(ops, q[decode:], k_cache, v_cache, batch, scale, window, out[decode:])
     return out.flatten(1)

@@ -72,6 +72,22 @@ def test_prefill_gives_the_bits_of_decode(
         assert torch.equal(prefilled(cache, q, contexts, split=split), wanted)
 
 
+@pytest.mark.parametrize(("first", "last"), [(60, 66), (254, 259), (1022, 1026)])
+def test_units_have_the_same_bits_if_one_program_takes_several(
+    paged: Any, monkeypatch: Any, first: int, last: int
+) -> None:
+    """Which of them a program takes hangs on the number of rows: each is left for itself."""
+    from quire.kernels.attention import decode_launch
+
+    contexts, dim = range(first, last + 1), 16
+    cache = paged([last], kv_heads=1, block_size=64, dim=dim, dtype=BF16)
+    q = queries(len(contexts), 2, dim, cache.k_cache)
+    wanted = decoded(cache, q, contexts, level=0)
+    for most in (0, 128, 256):
+        monkeypatch.setattr(decode_launch, "most_in_tiles", lambda *_, found=most: found)
+        assert torch.equal(decoded(cache, q, contexts, level=0), wanted)
+
+
 def test_chunks_give_the_bits_of_the_whole(paged: Any) -> None:
     contexts, dim = range(246, 271), 16
     cache = paged([270], kv_heads=1, block_size=16, dim=dim, dtype=BF16)
