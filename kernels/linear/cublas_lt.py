@@ -118,9 +118,7 @@ class CublasLt:
 
     def _set(self, description: ctypes.c_void_p, name: int, value: Any) -> None:
         size = ctypes.sizeof(value)
-        self._call(
-            "cublasLtMatmulDescSetAttribute", description, name, ctypes.byref(value), size
-        )
+        self._call("cublasLtMatmulDescSetAttribute", description, name, ctypes.byref(value), size)
 
     def _made(self, create: str, *of: int) -> ctypes.c_void_p:
         made = ctypes.c_void_p()

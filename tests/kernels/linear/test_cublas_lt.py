@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +72,13 @@ class Library:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     found, stream = Library(), SimpleNamespace(cuda_stream=77)
-    monkeypatch.setattr(cublas_lt.ctypes, "CDLL", lambda _name, mode: found)
+
+    def loaded(name: str, mode: int) -> Library:
+        assert (name, mode) == ("libcublasLt.so.12", os.RTLD_NOLOAD)
+        return found
+
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    monkeypatch.setattr(cublas_lt.ctypes, "CDLL", loaded)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
     monkeypatch.setattr(torch.cuda, "device", lambda _device: contextlib.nullcontext())
     return found
@@ -100,7 +107,8 @@ def test_a_result_is_as_long_as_the_librarys() -> None:
 def test_the_weight_is_transposed_and_each_has_its_own_scales(library: Library) -> None:
     (x, weight), out = operands(), torch.empty(ROWS, N, dtype=BF16)
     assert CublasLt(GPU).product(x, weight, out)
-    assert library.attributes == dict(zip((3, 31, 32, 17, 18), (1, 5, 4, *pointers(x, weight))))
+    blocks, groups = pointers(x, weight)
+    assert library.attributes == {3: 1, 31: 5, 32: 4, 17: blocks, 18: groups}
     layouts = [call[1:] for call in library.functions["cublasLtMatrixLayoutCreate"].calls]
     assert layouts == [(28, K, N, K), (28, K, ROWS, K), (14, N, ROWS, N)]
     (matmul,) = library.functions["cublasLtMatmul"].calls
@@ -141,19 +149,19 @@ def test_what_fails_while_it_is_launched_is_raised(library: Library) -> None:
         CublasLt(GPU).product(*operands(), torch.empty(ROWS, N))
 
 
-def absent(_name: str, mode: int) -> Library:
+def absent(_name: str, **_: int) -> Library:
     raise OSError("libcublasLt.so.12: cannot open shared object file")
 
 
-def lame(_name: str, mode: int) -> Library:
+def lame(_name: str, **_: int) -> Library:
     library = Library()
     library.functions["cublasLtCreate"] = Call(lambda *_: 1)
     return library
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("found", [absent, lame])
 def test_without_the_librarys_interface_products_are_torchs(
-    library: Library,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     found: Callable[..., Library],
