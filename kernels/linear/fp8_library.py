@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 STEP = 512  # columns: it takes the scales of a weight four blocks at a time
 DTYPE = torch.bfloat16  # of activations; it could give others, and is not asked for them
 _CUDA = (12, 9)
-_WITHOUT_ROOM = 512  # rows up to which it is faster without room beside
+_WITHOUT_ROOM = 1024  # rows up to which it is faster without room beside
 
 
 def available(device: torch.device) -> bool:
