@@ -4,18 +4,23 @@ Invariant: it is used where a small product of it has come out right on that ver
 nowhere else. Its order of sums is its own.
 """
 
+import logging
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from quire.kernels import fp8_groups, support
+from quire.kernels.linear.cublas_lt import CublasLt
 from quire.kernels.reference import fp8
 from quire.kernels.weight import Quantized, Weight
+
+log = logging.getLogger(__name__)
 
 STEP = 512  # columns: it takes the scales of a weight four blocks at a time
 DTYPE = torch.bfloat16  # of activations; it could give others, and is not asked for them
 _CUDA = (12, 9)
+_WITHOUT_ROOM = 1024  # rows up to which it is faster without room beside
 
 
 def available(device: torch.device) -> bool:
@@ -29,7 +34,11 @@ def available(device: torch.device) -> bool:
 @cache
 def _is_right(device: torch.device) -> bool:
     """Whether a product with a scale of its own for each block is the twin's."""
-    x = torch.arange(3 * STEP, device=device).view(3, -1).sin().bfloat16()
+    return all(_agrees(device, rows) for rows in (3, _WITHOUT_ROOM + 1))
+
+
+def _agrees(device: torch.device, rows: int) -> bool:
+    x = torch.arange(rows * STEP, device=device).view(rows, -1).sin().bfloat16()
     weight = torch.arange(256 * STEP, device=device).view(256, -1).cos()
     weight *= torch.arange(1, 5, device=device).repeat_interleave(128)
     weight[128:] *= 7
@@ -60,5 +69,19 @@ def product(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
     scale = x.scale.as_strided((room, groups), (1, room))
     if data.is_meta:  # where nothing is computed torch does not know of these scales
         return torch.empty(rows, weight.data.shape[0], dtype=dtype, device=data.device)
+    if room <= _WITHOUT_ROOM and dtype == DTYPE and (own := _own(data.device)) is not None:
+        out = data.new_empty(room, weight.data.shape[0], dtype=dtype)
+        if own.product(Quantized(data, scale), weight, out):
+            return out[:rows]
     transposed = weight.data.t(), scale, weight.scale.t()
     return torch._scaled_mm(data, *transposed, out_dtype=dtype)[:rows]
+
+
+@cache
+def _own(device: torch.device) -> CublasLt | None:
+    """What is given no room beside, if it can be had."""
+    try:
+        return CublasLt(device)
+    except (OSError, RuntimeError) as error:
+        log.warning("FP8 products of few rows are given room beside, and slower: %s", error)
+        return None
