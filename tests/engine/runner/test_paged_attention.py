@@ -77,7 +77,7 @@ def run(lens: tuple[int, ...]) -> tuple[Tensor, Recorder]:
     [
         ((1, 1, 1), ["rope_decode_attention"]),
         ((5, 2), ["qk_norm_rope_kv_write", "prefill_attention"]),
-        ((1, 1, 4), ["qk_norm_rope_kv_write", "decode_attention", "prefill_attention"]),
+        ((1, 1, 4), ["qk_norm_rope_kv_write", "rope_decode_attention", "prefill_attention"]),
     ],
 )
 def test_a_decode_step_is_one_kernel(lens: tuple[int, ...], kernels: list[str]) -> None:
