@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from triton import knobs
+from triton import __version__, knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -92,6 +92,13 @@ def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
 
 
 @contextmanager
+def nothing_launched() -> Iterator[None]:
+    """Launches do nothing, and compile nothing: what they would write stays as it was."""
+    with _launched_by(lambda _compiling: None):
+        yield
+
+
+@contextmanager
 def noted() -> Iterator[dict[str, Kernel]]:
     """Launches do nothing but note each kernel that is not compiled yet, by its name and what it is
     specialised to."""
@@ -132,15 +139,19 @@ def _launched_by(launch: Callable[[Compiling], Any]) -> Iterator[None]:
         JITFunction.run = original
 
 
-def digest_compiler() -> None:
-    """Let Triton find the digest of itself, which names each kernel in its cache: half a GiB, which
-    it reads at a process's first kernel otherwise. Once, and whoever asks meanwhile waits."""
+def digest_compiler(found: Callable[[], str] = str) -> None:
+    """Let Triton have the digest of itself, which names each kernel in its cache: half a GiB, which
+    it reads at a process's first kernel otherwise. Once, and whoever asks meanwhile waits.
+
+    found: gives the digest where another process has found it, or nothing."""
     from triton.runtime import cache
 
-    digest = getattr(cache, "triton_key", None)  # where its version has it there
-    if digest is not None:
+    if hasattr(cache, "triton_key"):  # where its version has it there
         with _digesting:
-            digest()
+            known = found()
+            if known.startswith(__version__):
+                cache.triton_key = lambda: known
+            cache.triton_key()
 
 
 def compile_launcher(compiled: Any) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.runner import compile_process
+from quire.engine.runner import compile_process, head_start
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
@@ -159,10 +159,8 @@ def _ready_to_launch() -> None:
     """What Triton does at a process's first launch otherwise, and needs no interpreter for."""
     from triton.runtime.driver import driver
 
-    from quire.kernels import offline
-
     _ = driver.active.utils  # built, in C, where it is not in the cache
-    offline.digest_compiler()
+    head_start.digest_compiler()
 
 
 def _cores() -> int:
