@@ -5,6 +5,7 @@ the launchers are called as they are, on meta tensors, whose addresses begin at 
 aligned as a device's are. A process that has come in here launches nothing any more.
 """
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +29,11 @@ Compiling = Callable[[], Any]  # gives the compiled kernel
 @dataclass(frozen=True)
 class Kernel:
     """One that is not compiled yet. compiling: gives it compiled. signature: the types of its
-    arguments, by which it is launched."""
+    arguments, by which it is launched. name: see `name_of`."""
 
     compiling: Compiling
     signature: tuple[Any, ...]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ class OfflineDriver:
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         return ty
+
+
+def name_of(key: str, fn: Any) -> str:
+    """A kernel by its function and what it is specialised to, as Triton tells its hooks: the same
+    in each process that launches it on a kind of card; short, so that it can be told at once."""
+    return f"{fn.name} {hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def compile_for(card: OfflineCard) -> None:
@@ -108,7 +116,8 @@ def noted() -> Iterator[dict[str, Kernel]]:
     def launch(compiling: Compiling) -> Any:
         def leave_out(*, key: str, fn: Any, **more: Any) -> bool:
             signature = tuple(more["compile"]["signature"].values())
-            found.setdefault(f"{fn.name} {key}", Kernel(compiling, signature))
+            name = name_of(key, fn)
+            found.setdefault(name, Kernel(compiling, signature, name))
             return True
 
         knobs.runtime.jit_cache_hook = leave_out

@@ -170,7 +170,8 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled]
         compiled = kernel.compiling()
         if leading[kernel.signature] is kernel:
             offline.compile_launcher(compiled)
-        tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, len(kernels)))
+        folder = Path(get_cache_manager(compiled.hash).cache_dir).name
+        tell(Compiled(folder, len(kernels), kernel.name))
 
 
 def main() -> int:

@@ -1,17 +1,17 @@
 """Puts one rank together: weights, slots, cache, runner, in the order memory demands.
 
 Weights first, then everything of fixed size, then a profile run of the largest step; what is left
-of the memory budget becomes the KV cache. Beside all that, on a GPU, other processes compile kernels
-(`runner/compile_ahead.py`), or beside the weights alone, where the largest step needs them
-(`sized_beside`). Then warm-up and capture.
+of the memory budget becomes the KV cache; then warm-up and capture. Beside that, on a GPU, other
+processes compile kernels (`runner/compile_ahead.py`): until one is launched, or, where that does not
+do, beside the weights alone (`sized_beside`).
 """
 
 import dataclasses
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,8 +62,9 @@ class _Basis:
 
     @property
     def sized_beside(self) -> bool:
-        """Whether the cache is sized while kernels are compiled, by a step that launches none: of
-        one rank, without experts, whom torch would look up by what no kernel has written."""
+        """Whether the cache is sized while kernels are compiled, by a step that launches none, and
+        warm-up waits for each kernel alone: of one rank, without experts, whom torch would look up
+        by what no kernel has written."""
         if self.ahead is None or self.exact or self.shape.experts is not None:
             return False
         return self.ahead.at_work and self.world.exchange is None
@@ -91,10 +92,9 @@ def build_rank(
     state = _new_slots(config, basis.shape, max_blocks, basis.device)
     kv = _new_cache(basis, model, state, agree)
     clock.mark("cache")
-    if basis.sized_beside:
-        _have_kernels(basis, model, progress, clock)
-    runner = _warm_runner(basis, model, kv, state, progress)
-    clock.mark("warm-up", ("captures", runner.captured_seconds))
+    with _kernels_beside(basis, progress) as waited:
+        runner = _warm_runner(basis, model, kv, state, progress)
+    clock.mark("warm-up", ("captures", runner.captured_seconds), *waited)
     clock.log()
     return Rank(model, basis.ops, runner, kv, basis.max_model_len)
 
@@ -144,6 +144,23 @@ def _have_kernels(basis: _Basis, model: Model, progress: Progress, clock: "_Time
     if basis.exact:
         exact_mode.verify(basis.config, model, basis.ops)
         clock.mark("bits compared")
+
+
+@contextmanager
+def _kernels_beside(basis: _Basis, progress: Progress) -> Iterator[list[tuple[str, float]]]:
+    """Within, launches wait for their kernels, where those are still compiled; what that took."""
+    waited: list[tuple[str, float]] = []
+    if not basis.sized_beside or basis.ahead is None:
+        yield waited
+        return
+
+    def compiled(share: float) -> None:
+        progress("kernels", share)
+
+    with basis.ahead.awaited(compiled):
+        yield waited
+    basis.ahead.wait(compiled)
+    waited.append(("kernels", basis.ahead.waited))
 
 
 def _wait_for_all(world: World, device: torch.device) -> None:

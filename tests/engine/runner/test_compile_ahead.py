@@ -45,7 +45,8 @@ for number in range({KERNELS}):
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
     print("noise of a library")
-    print(json.dumps({{"folder": folder.name, "kernels": {KERNELS}}}), flush=True)
+    word = {{"folder": folder.name, "kernels": {KERNELS}, "name": f"kernel {{number}}"}}
+    print(json.dumps(word), flush=True)
 sys.stdin.read()
 """
 
@@ -165,7 +166,7 @@ def test_a_user_without_a_home_starts_early_all_the_same(
 
 
 def test_a_word_is_read_or_is_none() -> None:
-    word = Compiled("FOLDER", 7)
+    word = Compiled("FOLDER", 7, "_kernel key")
     assert Compiled.read(word.written()) == word
     for line in ("", "{", "7", "[]", "{}", '{"folder": "a"}'):
         assert Compiled.read(line) is None
@@ -301,7 +302,7 @@ def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
     made = [SimpleNamespace(hash=digit * 64) for digit in "abcd"]
     signatures = [("*bf16",), ("*bf16", "i32"), ("*bf16",), ("*bf16", "i32")]
     kernels = [
-        offline.Kernel(lambda one=one: one, signature)  # type: ignore[misc]
+        offline.Kernel(lambda one=one: one, signature, one.hash)  # type: ignore[misc]
         for one, signature in zip(made, signatures, strict=True)
     ]
     built: list[object] = []

@@ -1,7 +1,8 @@
 """The cache is sized while kernels are compiled, where nothing that it takes depends on them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -23,8 +24,15 @@ class Ahead:
     def __init__(self, events: list[str], *, at_work: bool) -> None:
         self._events, self.at_work = events, at_work
 
+        self.waited = 0.0
+
+    @contextlib.contextmanager
+    def awaited(self, _progress: Callable[[float], None]) -> Iterator[None]:
+        self._events.append("each kernel")
+        yield
+
     def wait(self, _progress: Callable[[float], None]) -> int:
-        self._events.append("kernels")
+        self._events.append("all kernels")
         return 1
 
 
@@ -50,7 +58,9 @@ def events_of(monkeypatch: pytest.MonkeyPatch, *, at_work: bool) -> list[str]:
 def test_the_largest_step_launches_nothing_while_kernels_are_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert events_of(monkeypatch, at_work=True) == ["no launches", "kernels"]
+    assert events_of(monkeypatch, at_work=True) == [
+        *("no launches", "each kernel", "all kernels")
+    ]
     assert events_of(monkeypatch, at_work=False) == ["launches"]
 
 
