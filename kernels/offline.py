@@ -6,6 +6,7 @@ aligned as a device's are. A process that has come in here launches nothing any 
 """
 
 import hashlib
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,8 +165,16 @@ def digest_compiler(found: Callable[[], str] = str) -> None:
 
 
 def compile_launcher(compiled: Any) -> None:
-    """Build what launches kernels of a signature, where Triton's version builds that."""
+    """Build what launches kernels of a signature, where Triton's version builds that: it hands
+    arguments on, over which -O3, which Triton asks for, takes a compiler twice as long as -Og."""
     from triton.backends.nvidia import driver as nvidia
 
-    if hasattr(nvidia, "make_launcher"):
+    if not hasattr(nvidia, "make_launcher"):
+        return
+    build = nvidia.compile_module_from_src
+    if "ccflags" in inspect.signature(build).parameters:  # which come behind -O3
+        nvidia.compile_module_from_src = partial(build, ccflags=["-Og"])
+    try:
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
+    finally:
+        nvidia.compile_module_from_src = build
