@@ -49,14 +49,21 @@ SLOWEST = (  # to compile, of all kernels, by names
     "_hopper_tall_kernel",
     "_hopper_fp8_kernel",
     "_fp8_hopper_kernel",
+    "_whole_kernel",
     "_prefill_kernel",
     "_count_kernel",
     "_place_kernel",
     "_fp8_tile_kernel",
-    "_whole_kernel",
-    "_finish_kernel",
     "_merge_kernel",
+    "_finish_kernel",
+    "_gather_kernel",
+    "_narrow_kernel",
     "_stacked_kernel",
+    "_skinny_kernel",
+    "_qk_norm_rope_kernel",
+    "_best_of_slice",
+    "_side_kernel",
+    "_gemv_kernel",
 )
 
 
