@@ -156,12 +156,13 @@ def digest_compiler(found: Callable[[], str] = str) -> None:
     found: gives the digest where another process has found it, or nothing."""
     from triton.runtime import cache
 
-    if hasattr(cache, "triton_key"):  # where its version has it there
-        with _digesting:
-            known = found()
-            if known.startswith(__version__):
-                cache.triton_key = lambda: known
-            cache.triton_key()
+    with _digesting:
+        known = found()
+        if not hasattr(cache, "triton_key"):  # its version has it elsewhere
+            return
+        if known.startswith(__version__):
+            cache.triton_key = lambda: known
+        cache.triton_key()
 
 
 def compile_launcher(compiled: Any) -> None:
