@@ -9,7 +9,7 @@ PRODUCTS = "tests/kernels/linear/test_fp8_linear.py::test_"
 
 FAULTS = (
     Fault(
-        "fp8 products: rows of one token beside prompts leave quantized what is to be read as it is",
+        "fp8 products: rows of one token beside prompts leave their results quantized",
         "engine/model/layers/attention.py",
         "narrow=narrow and out is None,",
         "narrow=narrow,",

@@ -37,7 +37,8 @@ def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("answer", "taken"), [("print(version + 'abc', end='')", True), ("print('?')", False), ("", False)]
+    ("answer", "taken"),
+    [("print(version + 'abc', end='')", True), ("print('?')", False), ("", False)],
 )
 def test_a_digest_is_taken_from_the_process_that_has_found_it(
     answer: str, taken: bool, monkeypatch: pytest.MonkeyPatch
@@ -59,6 +60,6 @@ def test_the_process_finds_the_digest_that_triton_finds() -> None:
     assert head_start._found() == getattr(cache, "triton_key", str)()
 
 
-def test_a_process_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_started_is_done_without() -> None:
     head_start.start_digest(("/nowhere",))
     assert head_start._found() == ""

@@ -58,9 +58,8 @@ def events_of(monkeypatch: pytest.MonkeyPatch, *, at_work: bool) -> list[str]:
 def test_the_largest_step_launches_nothing_while_kernels_are_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert events_of(monkeypatch, at_work=True) == [
-        *("no launches", "each kernel", "all kernels")
-    ]
+    sized_beside = ["no launches", "each kernel", "all kernels"]
+    assert events_of(monkeypatch, at_work=True) == sized_beside
     assert events_of(monkeypatch, at_work=False) == ["launches"]
 
 
