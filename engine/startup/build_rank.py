@@ -2,8 +2,8 @@
 
 Weights first, then everything of fixed size, then a profile run of the largest step; what is left
 of the memory budget becomes the KV cache; then warm-up and capture. Beside that, on a GPU, other
-processes compile kernels (`runner/compile_ahead.py`): until one is launched, or, where that does not
-do, beside the weights alone (`sized_beside`).
+processes compile kernels (`runner/compile_ahead.py`): each until it is launched, or, where that
+does not do, all of them beside the weights alone (`sized_beside`).
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ FAULTS = (
     Fault(
         "first start: kernels half compiled count as all",
         "engine/runner/compile_ahead.py",
-        "        if done and len(done) == kernels:\n",
+        "        if done and done == self._kernels:\n",
         "        if done:\n",
         (AHEAD + "what_a_process_that_dies_has_not_done_is_said_and_not_waited_for",),
     ),
