@@ -82,15 +82,14 @@ def of_model(
     if ranks > 1:
         names.add(("exchange", all_reduce_norm.kind(step.tokens, ranks)))
     if step.decode_rows:
-        kind = "rope-decode" if qk_norm else "decode"
+        kind = "rope-decode" if qk_norm and not step.longer else "decode"
         size = (step.decode_rows, heads, step.max_context_len)
         decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared, exact=exact)
         names |= {(kind, *name) for name in decode}
     if not step.longer:
         return names
     if qk_norm:
-        shape = qk_norm_rope.launch_shape(sum(step.longer), heads.q_heads, heads.kv_heads)
-        names.add(("rope", *shape))
+        names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
     longer = (exact_prefill if exact else prefill_launch).kernels(
         sum(step.longer),
         len(step.longer),
