@@ -102,7 +102,7 @@ def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
 
 @contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Launches do nothing, and compile nothing: what they would write stays as it was."""
+    """For a while launches do and compile nothing: what they would write stays as it was."""
     with _launched_by(lambda _compiling: None):
         yield
 
