@@ -5,6 +5,8 @@ the launchers are called as they are, on meta tensors, whose addresses begin at 
 aligned as a device's are. A process that has come in here launches nothing any more.
 """
 
+import hashlib
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from triton import knobs
+from triton import __version__, knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -28,10 +30,11 @@ Compiling = Callable[[], Any]  # gives the compiled kernel
 @dataclass(frozen=True)
 class Kernel:
     """One that is not compiled yet. compiling: gives it compiled. signature: the types of its
-    arguments, by which it is launched."""
+    arguments, by which it is launched. name: see `name_of`."""
 
     compiling: Compiling
     signature: tuple[Any, ...]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class OfflineDriver:
         return ty
 
 
+def name_of(key: str, fn: Any) -> str:
+    """A kernel by its function and what it is specialised to, as Triton tells its hooks: the same
+    in each process that launches it on a kind of card; short, so that it can be told at once."""
+    return f"{fn.name} {hashlib.sha256(key.encode()).hexdigest()}"
+
+
 def compile_for(card: OfflineCard) -> None:
     """From now on this process compiles for one card, and takes its meta tensors to be on it."""
     driver.set_active(OfflineDriver(card.arch))
@@ -92,6 +101,13 @@ def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
 
 
 @contextmanager
+def nothing_launched() -> Iterator[None]:
+    """For a while launches do and compile nothing: what they would write stays as it was."""
+    with _launched_by(lambda _compiling: None):
+        yield
+
+
+@contextmanager
 def noted() -> Iterator[dict[str, Kernel]]:
     """Launches do nothing but note each kernel that is not compiled yet, by its name and what it is
     specialised to."""
@@ -101,7 +117,8 @@ def noted() -> Iterator[dict[str, Kernel]]:
     def launch(compiling: Compiling) -> Any:
         def leave_out(*, key: str, fn: Any, **more: Any) -> bool:
             signature = tuple(more["compile"]["signature"].values())
-            found.setdefault(f"{fn.name} {key}", Kernel(compiling, signature))
+            name = name_of(key, fn)
+            found.setdefault(name, Kernel(compiling, signature, name))
             return True
 
         knobs.runtime.jit_cache_hook = leave_out
@@ -132,20 +149,33 @@ def _launched_by(launch: Callable[[Compiling], Any]) -> Iterator[None]:
         JITFunction.run = original
 
 
-def digest_compiler() -> None:
-    """Let Triton find the digest of itself, which names each kernel in its cache: half a GiB, which
-    it reads at a process's first kernel otherwise. Once, and whoever asks meanwhile waits."""
+def digest_compiler(found: Callable[[], str] = str) -> None:
+    """Let Triton have the digest of itself, which names each kernel in its cache: half a GiB, which
+    it reads at a process's first kernel otherwise. Once, and whoever asks meanwhile waits.
+
+    found: gives the digest where another process has found it, or nothing."""
     from triton.runtime import cache
 
-    digest = getattr(cache, "triton_key", None)  # where its version has it there
-    if digest is not None:
-        with _digesting:
-            digest()
+    with _digesting:
+        known = found()
+        if not hasattr(cache, "triton_key"):  # its version has it elsewhere
+            return
+        if known.startswith(__version__):
+            cache.triton_key = lambda: known
+        cache.triton_key()
 
 
 def compile_launcher(compiled: Any) -> None:
-    """Build what launches kernels of a signature, where Triton's version builds that."""
+    """Build what launches kernels of a signature, where Triton's version builds that: it hands
+    arguments on, over which -O3, which Triton asks for, takes a compiler twice as long as -Og."""
     from triton.backends.nvidia import driver as nvidia
 
-    if hasattr(nvidia, "make_launcher"):
+    if not hasattr(nvidia, "make_launcher"):
+        return
+    build = nvidia.compile_module_from_src
+    if "ccflags" in inspect.signature(build).parameters:  # which come behind -O3
+        nvidia.compile_module_from_src = partial(build, ccflags=["-Og"])
+    try:
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
+    finally:
+        nvidia.compile_module_from_src = build

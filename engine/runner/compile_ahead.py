@@ -16,13 +16,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.runner import compile_process
+from quire.engine.runner import compile_process, head_start
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
@@ -32,9 +33,8 @@ log = logging.getLogger(__name__)
 
 MAX_PROCESSES = 16
 _LIMIT = 300.0  # seconds, after which the engine compiles the rest itself
-_ENDED = None  # what a reader says last
 
-Words = queue.SimpleQueue[Compiled | None]
+Words = queue.SimpleQueue[Compiled | None]  # None: the reader's last
 
 
 class CompileAhead:
@@ -48,6 +48,11 @@ class CompileAhead:
         self._cache = cache
         self._key = orders.key(versions)
         self._words: Words = queue.SimpleQueue()
+        self._done: dict[str, str] = {}  # names of kernels, by their folders
+        self._kernels = 1  # at least, until it is said
+        self._ended = False  # nothing more will be
+        self._until = time.monotonic() + _LIMIT
+        self.waited = 0.0  # seconds
         self._worker: Worker | None = None
         if not cache.is_whole(self._key):
             try:
@@ -77,29 +82,59 @@ class CompileAhead:
             word = Compiled.read(line)
             if word is not None:
                 self._words.put(word)
-        self._words.put(_ENDED)
+        self._words.put(None)
+
+    @contextlib.contextmanager
+    def awaited(self, progress: Callable[[float], None]) -> Iterator[None]:
+        """Within, a launch waits for its own kernel, and one that is not known for all of them."""
+        from triton import knobs
+
+        from quire.kernels.offline import name_of
+
+        def has_kernel(*, key: str, fn: Any, **_more: Any) -> bool:
+            self._take(name_of(key, fn), progress)
+            return False  # go on
+
+        before, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, has_kernel
+        try:
+            yield
+        finally:
+            knobs.runtime.jit_cache_hook = before
 
     def wait(self, progress: Callable[[float], None]) -> int:
         """Until all is compiled that these processes will compile; how many kernels that is."""
-        done: set[str] = set()
-        kernels, until = 1, time.monotonic() + _LIMIT  # at least, until it is said
-        while self._worker is not None and len(done) < kernels:
-            try:
-                word = self._words.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                log.warning("kernels are still being compiled after %g s: left", _LIMIT)
-                break
-            if word is _ENDED:
-                break
-            kernels = word.kernels
-            done.add(word.folder)
-            progress(len(done) / kernels)
+        self._take(None, progress)
         self.end()
-        if done and len(done) == kernels:
-            self._keep(done)
+        done = len(self._done)
+        if done and done == self._kernels:
+            self._keep(set(self._done))
         elif self._worker is not None:
-            log.warning("%d of %d kernels were compiled ahead", len(done), kernels)
-        return len(done)
+            log.warning("%d of %d kernels were compiled ahead", done, self._kernels)
+        return done
+
+    def _take(self, name: str | None, progress: Callable[[float], None]) -> None:
+        """Until a kernel is there, or, if it is not one of them, all are; or nothing comes."""
+        begin = time.monotonic()
+        while len(self._done) < self._kernels and name not in self._done.values():
+            word = self._next()
+            if word is None:
+                break
+            self._kernels = word.kernels
+            self._done[word.folder] = word.name
+            progress(len(self._done) / self._kernels)
+        self.waited += time.monotonic() - begin
+
+    def _next(self) -> Compiled | None:
+        """What is said next; None from when nothing is."""
+        if self._worker is None or self._ended:
+            return None
+        try:
+            word = self._words.get(timeout=max(self._until - time.monotonic(), 0))
+        except queue.Empty:
+            log.warning("kernels are still being compiled after %g s: left", _LIMIT)
+            word = None
+        self._ended = word is None
+        return word
 
     def _keep(self, folders: set[str]) -> None:
         try:
@@ -159,10 +194,8 @@ def _ready_to_launch() -> None:
     """What Triton does at a process's first launch otherwise, and needs no interpreter for."""
     from triton.runtime.driver import driver
 
-    from quire.kernels import offline
-
     _ = driver.active.utils  # built, in C, where it is not in the cache
-    offline.digest_compiler()
+    head_start.digest_compiler()
 
 
 def _cores() -> int:

@@ -49,10 +49,11 @@ class Orders:
 @dataclass(frozen=True)
 class Compiled:
     """A kernel that is there. folder: its place in Triton's cache, a name; kernels: how many there
-    are in all shares together."""
+    are in all shares together; name: as a launch asks for it (`offline.name_of`)."""
 
     folder: str
     kernels: int
+    name: str
 
     @classmethod
     def read(cls, line: str) -> Self | None:

@@ -27,7 +27,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.runner import exact_mode
+from quire.engine.runner import exact_mode, head_start
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -49,14 +49,21 @@ SLOWEST = (  # to compile, of all kernels, by names
     "_hopper_tall_kernel",
     "_hopper_fp8_kernel",
     "_fp8_hopper_kernel",
+    "_whole_kernel",
     "_prefill_kernel",
     "_count_kernel",
     "_place_kernel",
     "_fp8_tile_kernel",
-    "_whole_kernel",
-    "_finish_kernel",
     "_merge_kernel",
+    "_finish_kernel",
+    "_gather_kernel",
+    "_narrow_kernel",
     "_stacked_kernel",
+    "_skinny_kernel",
+    "_qk_norm_rope_kernel",
+    "_best_of_slice",
+    "_side_kernel",
+    "_gemv_kernel",
 )
 
 
@@ -170,12 +177,13 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled]
         compiled = kernel.compiling()
         if leading[kernel.signature] is kernel:
             offline.compile_launcher(compiled)
-        tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, len(kernels)))
+        folder = Path(get_cache_manager(compiled.hash).cache_dir).name
+        tell(Compiled(folder, len(kernels), kernel.name))
 
 
 def main() -> int:
     """Do what the line on standard input says."""
-    offline.digest_compiler()  # while that is awaited
+    head_start.digest_compiler()
     orders = Orders.read(sys.stdin.readline())
     return int(not compile_all(orders, _tell))
 

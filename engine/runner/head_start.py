@@ -1,4 +1,4 @@
-"""What launches need and torch does not, begun on a thread where nobody waits for it.
+"""What launches need and torch does not, begun where nobody waits for it.
 
 Invariant: nothing depends on it but time: what is missing is done where it is needed. Without heavy
 imports, so that it can be called before them.
@@ -6,7 +6,16 @@ imports, so that it can be called before them.
 
 import contextlib
 import ctypes
+import subprocess
+import sys
 import threading
+from collections.abc import Sequence
+
+from quire.engine import lifeline
+
+DIGEST = (sys.executable, "-P", "-m", "quire.engine.runner.digest_main")
+
+_digesting: list[subprocess.Popen[str]] = []  # at most one: its answer has not been taken
 
 
 def start_driver() -> None:
@@ -14,9 +23,37 @@ def start_driver() -> None:
     threading.Thread(target=_start_driver, name="quire-driver", daemon=True).start()
 
 
+def start_digest(program: Sequence[str] = DIGEST) -> None:
+    """Triton's digest of itself, by a process beside the imports, which a thread would hold up: it
+    asks for the interpreter a thousand times. Call it in a thread that lives as long."""
+    with contextlib.suppress(OSError), lifeline.signals_blocked():
+        _digesting.append(
+            subprocess.Popen(
+                program,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=lifeline.environment(),
+            )
+        )
+
+
 def digest_compiler() -> None:
-    """Behind the imports, which it would hold up: it asks for the interpreter a thousand times."""
+    """Have what was begun, or find it here, where Triton looks for it. Behind the imports."""
+    from quire.kernels import offline
+
+    offline.digest_compiler(_found)
+
+
+def digest_beside() -> None:
+    """As above, on a thread of its own."""
     threading.Thread(target=_digest_compiler, name="quire-digest", daemon=True).start()
+
+
+def _found() -> str:
+    """What the process has said; nothing where there is none."""
+    return _digesting.pop().communicate()[0] if _digesting else ""
 
 
 def _start_driver() -> None:
@@ -26,6 +63,4 @@ def _start_driver() -> None:
 
 def _digest_compiler() -> None:
     with contextlib.suppress(ImportError):  # a machine may have no Triton
-        from quire.kernels import offline
-
-        offline.digest_compiler()
+        digest_compiler()

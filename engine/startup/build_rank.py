@@ -1,15 +1,17 @@
 """Puts one rank together: weights, slots, cache, runner, in the order memory demands.
 
-Weights first, and beside them, on a GPU, kernels compiled by other processes
-(`runner/compile_ahead.py`); then everything of fixed size, then a profile run of the largest step;
-what is left of the memory budget becomes the KV cache; then warm-up and capture.
+Weights first, then everything of fixed size, then a profile run of the largest step; what is left
+of the memory budget becomes the KV cache; then warm-up and capture. Beside that, on a GPU, other
+processes compile kernels (`runner/compile_ahead.py`): each until it is launched, or, where that
+does not do, all of them beside the weights alone (`sized_beside`).
 """
 
 import dataclasses
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +60,15 @@ class _Basis:
     exact: bool
     ahead: CompileAhead | None
 
+    @property
+    def sized_beside(self) -> bool:
+        """Whether the cache is sized while kernels are compiled, by a step that launches none, and
+        warm-up waits for each kernel alone: of one rank, without experts, whom torch would look up
+        by what no kernel has written."""
+        if self.ahead is None or self.exact or self.shape.experts is not None:
+            return False
+        return self.ahead.at_work and self.world.exchange is None
+
 
 def build_rank(
     config: EngineConfig,
@@ -73,13 +84,17 @@ def build_rank(
     have memory for. pdl: see build_engine."""
     clock = _TimeLine()
     basis = _basis_of(config, rank, meet, pdl, clock)
-    model = _load_beside_compiling(basis, progress, clock)
+    model = _load(basis, progress)
+    clock.mark("weights")
+    if not basis.sized_beside:
+        _have_kernels(basis, model, progress, clock)
     max_blocks = -(-basis.max_model_len // config.block_size)
     state = _new_slots(config, basis.shape, max_blocks, basis.device)
     kv = _new_cache(basis, model, state, agree)
     clock.mark("cache")
-    runner = _warm_runner(basis, model, kv, state, progress)
-    clock.mark("warm-up", ("captures", runner.captured_seconds))
+    with _kernels_beside(basis, progress) as waited:
+        runner = _warm_runner(basis, model, kv, state, progress)
+    clock.mark("warm-up", ("captures", runner.captured_seconds), *waited)
     clock.log()
     return Rank(model, basis.ops, runner, kv, basis.max_model_len)
 
@@ -119,11 +134,9 @@ def _basis_of(
     return _Basis(config, world, shape, device, *types, max_model_len, ops, exact, ahead)
 
 
-def _load_beside_compiling(basis: _Basis, progress: Progress, clock: "_TimeLine") -> Model:
-    """The model, once the kernels are compiled too and, in exact mode, their bits compared."""
+def _have_kernels(basis: _Basis, model: Model, progress: Progress, clock: "_TimeLine") -> None:
+    """Until the kernels are compiled and, in exact mode, their bits compared."""
     world, ahead = basis.world, basis.ahead
-    model = _load(basis, progress)
-    clock.mark("weights")
     if ahead is not None and ahead.at_work:
         ahead.wait(lambda share: progress("kernels", share))
         clock.mark("kernels")
@@ -131,7 +144,23 @@ def _load_beside_compiling(basis: _Basis, progress: Progress, clock: "_TimeLine"
     if basis.exact:
         exact_mode.verify(basis.config, model, basis.ops)
         clock.mark("bits compared")
-    return model
+
+
+@contextmanager
+def _kernels_beside(basis: _Basis, progress: Progress) -> Iterator[list[tuple[str, float]]]:
+    """Within, launches wait for their kernels, where those are still compiled; what that took."""
+    waited: list[tuple[str, float]] = []
+    if not basis.sized_beside or basis.ahead is None:
+        yield waited
+        return
+
+    def compiled(share: float) -> None:
+        progress("kernels", share)
+
+    with basis.ahead.awaited(compiled):
+        yield waited
+    basis.ahead.wait(compiled)
+    waited.append(("kernels", basis.ahead.waited))
 
 
 def _wait_for_all(world: World, device: torch.device) -> None:
@@ -164,7 +193,9 @@ def _load(basis: _Basis, progress: Progress) -> Model:
 def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree") -> KVCache:
     """As many blocks as all ranks have memory for."""
     config, shape, device = basis.config, basis.shape, basis.device
-    num_blocks = _size_cache(config, shape, model, state, basis.cache_dtype, basis.max_model_len)
+    with _sized(basis):
+        sizes = basis.cache_dtype, basis.max_model_len
+        num_blocks = _size_cache(config, shape, model, state, *sizes)
     num_blocks = agree(num_blocks, model.served_fingerprint(basis.cache_dtype))
     plan = sizing.plan_of(config, shape, device, basis.dtype, num_blocks - 1)
     if basis.world.rank == 0:
@@ -173,6 +204,16 @@ def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree") ->
     with sizing.room_for("the KV cache", plan.kv_cache_bytes // basis.world.size, device, hint):
         blocks = num_blocks, plan.num_window_blocks + 1
         return allocate_cache(model, *blocks, config.block_size, basis.cache_dtype)
+
+
+def _sized(basis: _Basis) -> AbstractContextManager[None]:
+    """Within, the largest step is run, or only torch's part of it, which takes all of its memory,
+    while the rest is still compiled."""
+    if not basis.sized_beside:
+        return nullcontext()
+    from quire.kernels import offline  # needs triton
+
+    return offline.nothing_launched()
 
 
 def _warm_runner(

@@ -35,9 +35,10 @@ _THREE_EACH = 396  # and up to which three; beyond, exact programs have two warp
 _EACH = (4, 5, 3)  # beyond, how many of two warps a multiprocessor may hold; the first is best
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
-# Of a thread, by warps, for heads up to 128: four programs find a place, as a quarter of a
-# multiprocessor has 16,384 for its warps. With fewer it has room for five of two warps.
-_REGISTERS, _FOR_FIVE = {2: 240, 4: 128}, 168
+# Of a thread, for heads up to 128, by warps, and of two by how many programs find a place: a quarter
+# of a multiprocessor has 16,384 for its warps. Four by 240, so that few lie beside a product ahead.
+_REGISTERS = {4: 128}
+_OF_TWO_WARPS = {3: 224, 4: 240, 5: 168}
 
 
 class Launch(TypedDict, total=False):
@@ -178,7 +179,7 @@ def choose(
         warps=warps,
         stages=num_stages or (_DEEP if ahead else 2 if one else _STAGES[pairs]),
         early=early,
-        registers=(_FOR_FIVE if each == 5 else _REGISTERS.get(warps)) if bound else None,
+        registers=(_OF_TWO_WARPS[each] if warps == 2 else _REGISTERS.get(warps)) if bound else None,
         fixed=exact,
         long=long,
         pairs=pairs,

@@ -105,18 +105,18 @@ def _attend(
 
 
 @triton.jit(
-    do_not_specialize=["q_stride", "table_stride", "rows", "S"],
+    do_not_specialize=["q_stride", "table_stride", "rows", "S", "least", "most"],
     do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "contexts_ptr"],
 )
 def _exact_prefill_kernel(
     q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
-    partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S,
+    partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S, least, most,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
-    UNIT: tl.constexpr, SPLITS: tl.constexpr, SPLIT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr, SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, tiles, S): rows of LEAST to MOST new tokens; others belong to another launch.
+    """grid (HKV, tiles, S): rows of least to most new tokens; others belong to another launch.
 
     k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`).
     SPLIT: a program takes one unit of each query; else the whole context (S is 1).
@@ -136,7 +136,7 @@ def _exact_prefill_kernel(
     token = (tile - (start // QT + row)) * QT
     first = context - new + token  # the first query's position; the last one's:
     final = context - new + tl.minimum(token + QT, new) - 1
-    active = (token < new) & (new >= LEAST) & (new <= MOST)
+    active = (token < new) & (new >= least) & (new <= most)
     shortest = exact_unit(first + 1, BN, UNIT, SPLITS)
     longest = exact_unit(final + 1, BN, UNIT, SPLITS)
     begin = 0
@@ -323,8 +323,9 @@ def prefill_attention(
         _exact_prefill_kernel[(kv_heads, num_tiles(tokens, rows, group, shape), splits)](
             q, k_cache, v_cache, *(whole or (None, None)), block_tables, *where, partial, stats,
             scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
+            launch.least, launch.most,
             G=group, HKV=kv_heads, BS=block_size, BM=shape.queries, BN=shape.keys,
-            LEAST=launch.least, MOST=launch.most, SPLIT=bool(launch.split),
+            SPLIT=bool(launch.split),
             TMA=whole is not None, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=shape.num_warps, **common, **options,

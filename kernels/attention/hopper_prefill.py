@@ -142,24 +142,23 @@ def _sum(weights, acc, j, v_ring, v_full):
 
 @gluon.jit
 def _walk(
-    begin, stop, q, weights, acc, m, total, last, scale, rings, bars,
-    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
+    stop, whole, q, weights, acc, m, total, last, scale, rings, bars,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """For tiles [begin, stop): their product with the values, and the weights of the next one.
-    weights: of tile `begin`. MASKED: whether some query does not see all of the tiles after
-    these."""
+    """For tiles [0, stop): their product with the values, and the weights of the next one.
+    weights: of tile 0. whole: the tile from which on some query does not see all of the next."""
     k_ring, v_ring = rings
     k_full, k_empty, v_full, v_empty = bars
     STAGES: gl.constexpr = k_ring.shape[0]
     BN: gl.constexpr = k_ring.shape[1]
     rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
-    for j in range(begin, stop):
+    for j in range(stop):
         after = j + 1
         s = scores(q, after, k_ring, k_full, S_LAYOUT)
         acc = _sum(weights, acc, j, v_ring, v_full)
         s = warpgroup_mma_wait(1, deps=[s])
         mbarrier.arrive(k_empty.index(after % STAGES), count=1)
-        if MASKED:
+        if j >= whole:  # what the diagonal or the end cuts
             s = gl.where((after * BN + rn)[None, :] <= last[:, None], s, -float("inf"))
         weights, old, m, total = _weigh(s, m, total, scale, v_ring.dtype, O_LAYOUT)
         acc = warpgroup_mma_wait(0, deps=[acc])
@@ -238,15 +237,10 @@ def _attend(
         rn = gl.arange(0, BN, layout=gl.SliceLayout(0, S_LAYOUT))
         s = gl.where(rn[None, :] <= last[:, None], s, -float("inf"))
         weights, _old, m, total = _weigh(s, m, total, scale, DTYPE, O_LAYOUT)
-        # Tiles that every query sees whole, then those that the diagonal or the end cuts.
         whole = gl.maximum((prefix + gl.maximum(token, 0) + 1) // BN - 1, 0)
         weights, acc, m, total = _walk(
-            0, whole, q, weights, acc, m, total, last, scale, rings, bars, S_LAYOUT, O_LAYOUT, False
+            n - 1, whole, q, weights, acc, m, total, last, scale, rings, bars, S_LAYOUT, O_LAYOUT
         )
-        weights, acc, m, total = _walk(
-            whole, n - 1, q, weights, acc, m, total, last, scale, rings, bars, S_LAYOUT, O_LAYOUT,
-            True,
-        )  # fmt: skip
         final = n - 1
         if n * BN > context:  # all groups that come here write the same
             mbarrier.wait(v_full.index(final % STAGES), (final // STAGES) & 1)

@@ -152,19 +152,18 @@ def _attend(
 
 
 @triton.jit(
-    do_not_specialize=["q_stride", "table_stride", "rows", "S"],
+    do_not_specialize=["q_stride", "table_stride", "rows", "S", "least", "most"],
     do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "contexts_ptr"],
 )
 def _prefill_kernel(
     q_ptr, k_ptr, v_ptr, k_boxes, v_boxes, tables_ptr, starts_ptr, contexts_ptr, out_ptr,
-    partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S,
+    partial_ptr, stats_ptr, scale, q_stride, table_stride, rows, S, least, most,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
-    SPLIT: tl.constexpr, SPLITS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
     WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """grid (HKV, tiles, S): rows of LEAST to MOST new tokens; others belong to another launch.
+    """grid (HKV, tiles, S): rows of least to most new tokens; others belong to another launch.
 
     k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`).
     SPLIT: tokens a split at least; 0 where a program takes the whole context (S is 1).
@@ -184,7 +183,7 @@ def _prefill_kernel(
     prefix = context - new
     begin = 0
     end = prefix + tl.minimum(token + QT, new)
-    active = (token < new) & (new >= LEAST) & (new <= MOST)
+    active = (token < new) & (new >= least) & (new <= most)
     if SPLIT:
         sp = tl.program_id(2)
         split = least_multiple(context, SPLIT, SPLITS)
@@ -316,9 +315,10 @@ def prefill_attention(
             q, k_cache, v_cache, *(whole or (None, None)), block_tables, query_start_loc,
             context_lens, out, partial, stats,
             scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
+            launch.least, launch.most,
             G=group, HKV=kv_heads, D=dim, DP=padded, BS=block_size,
-            BM=shape.queries, BN=shape.keys, LEAST=launch.least, MOST=launch.most,
-            SPLIT=split, SPLITS=MAX_SPLITS, TMA=whole is not None, STAGES=shape.num_stages,
+            BM=shape.queries, BN=shape.keys, SPLIT=split, SPLITS=MAX_SPLITS,
+            TMA=whole is not None, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
             WINDOW=window, num_warps=shape.num_warps, **options,
         )  # fmt: skip

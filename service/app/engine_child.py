@@ -31,6 +31,7 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
     if sees_gpu(os.environ):
         compile_process.start_early()
         head_start.start_driver()
+        head_start.start_digest()
     from quire.engine.client import process_main  # numpy: beside what has begun
 
     process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
@@ -43,7 +44,7 @@ def _load(rank_program: Program) -> "Builder":
     from quire.service.constraints.matcher_batch import THREADS
 
     if sees_gpu(os.environ):
-        head_start.digest_compiler()
+        head_start.digest_beside()
     return partial(build_engine, matchers=Grammars(THREADS), rank_program=rank_program)
 
 

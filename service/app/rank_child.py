@@ -32,6 +32,7 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     stacks.answer_signals()
     if sees_gpu(os.environ):
         head_start.start_driver()
+        head_start.start_digest()
     with garbage.put_off_for_good():
         from quire.engine.parallel import follower  # seconds of imports
 

@@ -5,6 +5,8 @@ from faults.fault import Fault
 CACHE = "tests/engine/runner/test_compiled_cache.py::test_"
 SEALED = "tests/kernels/test_sealed.py::test_"
 AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
+HEAD = "tests/engine/runner/test_head_start.py::test_"
+BESIDE = "tests/engine/startup/test_sized_beside.py::test_"
 
 FAULTS = (
     Fault(
@@ -52,7 +54,7 @@ FAULTS = (
     Fault(
         "first start: kernels half compiled count as all",
         "engine/runner/compile_ahead.py",
-        "        if done and len(done) == kernels:\n",
+        "        if done and done == self._kernels:\n",
         "        if done:\n",
         (AHEAD + "what_a_process_that_dies_has_not_done_is_said_and_not_waited_for",),
     ),
@@ -70,6 +72,34 @@ FAULTS = (
         '        _ = getattr(function, "cache_key", None)\n',
         "",
         ("tests/kernels/test_steady_keys.py",),
+    ),
+    Fault(
+        "first start: a launch does not wait for its kernel, which is compiled twice",
+        "engine/runner/compile_ahead.py",
+        "            self._take(name_of(key, fn), progress)\n",
+        "",
+        (AHEAD + "a_launch_waits_for_its_own_kernel_and_one_that_is_not_known_for_all",),
+    ),
+    Fault(
+        "first start: the largest step launches kernels that are not compiled",
+        "engine/startup/build_rank.py",
+        "    return offline.nothing_launched()\n",
+        "    return nullcontext()\n",
+        (BESIDE + "the_largest_step_launches_nothing_while_kernels_are_compiled",),
+    ),
+    Fault(
+        "first start: experts are looked up by what no kernel has written",
+        "engine/startup/build_rank.py",
+        " or self.shape.experts is not None:",
+        ":",
+        (BESIDE + "it_launches_what_something_else_waits_for",),
+    ),
+    Fault(
+        "a start: whatever a process says is taken for Triton's digest",
+        "kernels/offline.py",
+        "if known.startswith(__version__):",
+        "if known:",
+        (HEAD + "a_digest_is_taken_from_the_process_that_has_found_it",),
     ),
     Fault(
         "first start: every process compiles everything",

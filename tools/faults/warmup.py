@@ -54,8 +54,8 @@ FAULTS = (
     Fault(
         "warm-up: attention of three groups a program has the name of one",
         "kernels/attention/prefill_launch.py",
-        '{("sum", launch) for launch in plan}',
-        '{("sum", launch.tiles, launch.least, launch.split) for launch in plan}',
+        "replace(one, least=1, most=_ANY)",
+        "one.tiles, one.split",
         (
             "tests/kernels/attention/test_prefill_choice.py"
             "::test_warm_up_tells_steps_of_one_group_and_of_three",

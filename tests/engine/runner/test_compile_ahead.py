@@ -1,7 +1,6 @@
 """Kernels compiled by several processes: each once, all of them, and none where they are there."""
 
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -20,7 +19,7 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import RankError
 from quire.engine.model.config import QWEN2, ModelConfig
-from quire.engine.runner import compile_ahead, compile_process, head_start
+from quire.engine.runner import compile_ahead, compile_process
 from quire.engine.runner.compile_ahead import CompileAhead
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.compiled_cache import CompiledCache
@@ -45,7 +44,8 @@ for number in range({KERNELS}):
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
     print("noise of a library")
-    print(json.dumps({{"folder": folder.name, "kernels": {KERNELS}}}), flush=True)
+    word = {{"folder": folder.name, "kernels": {KERNELS}, "name": f"kernel {{number}}"}}
+    print(json.dumps(word), flush=True)
 sys.stdin.read()
 """
 
@@ -85,6 +85,34 @@ def test_what_a_process_that_dies_has_not_done_is_said_and_not_waited_for(
         assert ahead(tmp_path, fault).wait(lambda _share: None) < KERNELS
     assert "were compiled ahead" in caplog.text
     assert ahead(tmp_path).at_work
+
+
+def test_a_launch_waits_for_its_own_kernel_and_one_that_is_not_known_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    from quire.kernels import offline
+
+    monkeypatch.setattr(offline, "name_of", lambda key, fn: f"{fn.name} {key}")
+    seen: list[float] = []
+    first, kernel = ahead(tmp_path), SimpleNamespace(name="kernel")
+    with first.awaited(seen.append):
+        assert not knobs.runtime.jit_cache_hook(key="2", fn=kernel, device=0), "it is launched"
+        assert len(seen) == 3
+        knobs.runtime.jit_cache_hook(key="0", fn=kernel)
+        assert len(seen) == 3
+        knobs.runtime.jit_cache_hook(key="another", fn=kernel)
+        assert len(seen) == KERNELS
+    assert knobs.runtime.jit_cache_hook is None and first.waited > 0
+    assert first.wait(seen.append) == KERNELS and not ahead(tmp_path).at_work
+
+
+def test_a_launch_does_not_wait_for_a_process_that_has_died(tmp_path: Path) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    first = ahead(tmp_path, "import os; os._exit(3)")
+    with first.awaited(lambda _share: None):
+        assert not knobs.runtime.jit_cache_hook(key="2", fn=SimpleNamespace(name="kernel"))
+    assert first.wait(lambda _share: None) == 0
 
 
 def test_one_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +193,7 @@ def test_a_user_without_a_home_starts_early_all_the_same(
 
 
 def test_a_word_is_read_or_is_none() -> None:
-    word = Compiled("FOLDER", 7)
+    word = Compiled("FOLDER", 7, "_kernel key")
     assert Compiled.read(word.written()) == word
     for line in ("", "{", "7", "[]", "{}", '{"folder": "a"}'):
         assert Compiled.read(line) is None
@@ -301,7 +329,7 @@ def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
     made = [SimpleNamespace(hash=digit * 64) for digit in "abcd"]
     signatures = [("*bf16",), ("*bf16", "i32"), ("*bf16",), ("*bf16", "i32")]
     kernels = [
-        offline.Kernel(lambda one=one: one, signature)  # type: ignore[misc]
+        offline.Kernel(lambda one=one: one, signature, one.hash)  # type: ignore[misc]
         for one, signature in zip(made, signatures, strict=True)
     ]
     built: list[object] = []
@@ -311,32 +339,6 @@ def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
     compile_worker.compile_some(kernels, compile_worker.numbers(len(kernels)), told.append)
     assert built == made[:2]
     assert len({word.folder for word in told}) == len(told) == 4
-
-
-def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache = pytest.importorskip("triton.runtime.cache")
-    from quire.kernels import offline
-
-    alone: list[bool] = []
-    monkeypatch.setattr(
-        cache, "triton_key", lambda: alone.append(offline._digesting.locked()), raising=False
-    )
-    offline.digest_compiler()
-    assert alone == [True]
-    monkeypatch.delattr(cache, "triton_key")
-    offline.digest_compiler()
-
-
-def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_driver(name: str) -> NoReturn:
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    head_start._start_driver()
-    monkeypatch.setitem(sys.modules, "quire.kernels.offline", None)  # as without Triton
-    head_start._digest_compiler()
 
 
 def test_a_worker_meets_layers_of_each_kind() -> None:

@@ -1,0 +1,65 @@
+"""What is begun before the imports, and that nothing depends on it."""
+
+import ctypes
+import sys
+from typing import NoReturn
+
+import pytest
+
+from quire.engine.runner import head_start
+
+
+def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = pytest.importorskip("triton.runtime.cache")
+    from quire.kernels import offline
+
+    monkeypatch.setattr(head_start, "_digesting", [])
+    alone: list[bool] = []
+    monkeypatch.setattr(
+        cache, "triton_key", lambda: alone.append(offline._digesting.locked()), raising=False
+    )
+    head_start.digest_compiler()
+    assert alone == [True]
+    monkeypatch.delattr(cache, "triton_key")
+    head_start.digest_compiler()
+
+
+def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(name: str) -> NoReturn:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", no_driver)
+    head_start._start_driver()
+    monkeypatch.setitem(sys.modules, "quire.kernels.offline", None)  # as without Triton
+    head_start._digest_compiler()
+
+
+@pytest.mark.parametrize(
+    ("answer", "taken"),
+    [("print(version + 'abc', end='')", True), ("print('?')", False), ("", False)],
+)
+def test_a_digest_is_taken_from_the_process_that_has_found_it(
+    answer: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no digest of this version is found here instead."""
+    cache = pytest.importorskip("triton.runtime.cache")
+    version = pytest.importorskip("triton").__version__
+    monkeypatch.setattr(cache, "triton_key", lambda: "found here", raising=False)
+    head_start.start_digest((sys.executable, "-c", f"version = {version!r}\n{answer}"))
+    head_start.digest_compiler()
+    assert cache.triton_key() == (version + "abc" if taken else "found here")
+    assert not head_start._digesting
+
+
+@pytest.mark.long
+def test_the_process_finds_the_digest_that_triton_finds() -> None:
+    cache = pytest.importorskip("triton.runtime.cache")
+    head_start.start_digest()
+    assert head_start._found() == getattr(cache, "triton_key", str)()
+
+
+def test_a_process_that_cannot_be_started_is_done_without() -> None:
+    head_start.start_digest(("/nowhere",))
+    assert head_start._found() == ""
