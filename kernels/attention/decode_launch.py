@@ -35,8 +35,8 @@ _THREE_EACH = 396  # and up to which three; beyond, exact programs have two warp
 _EACH = (4, 5, 3)  # beyond, how many of two warps a multiprocessor may hold; the first is best
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
-# Of a thread, for heads up to 128, by warps, and of two by how many programs find a place: a quarter
-# of a multiprocessor has 16,384 for its warps. Four by 240, so that few lie beside a product ahead.
+# Of a thread, for heads up to 128, by warps, and of two warps by how many programs a multiprocessor
+# is to hold: each quarter of it has 16,384. Four take 240, so that few lie beside a product ahead.
 _REGISTERS = {4: 128}
 _OF_TWO_WARPS = {3: 224, 4: 240, 5: 168}
 
