@@ -170,8 +170,7 @@ class Pacer:
 
 class NewCalls(Generic[_T]):
     """Calls as they come in. In a burst they go before all else: before the words of streams, whose
-    pacer asks `coming`, and before their own answers. The first is answered at once: it may be the
-    only one, and its answer is on its way while the engine is at its step.
+    pacer asks `coming`, and before their own answers.
 
     A call takes several turns of the loop to come in, so a turn full of messages holds up every
     call behind it; and the engine can begin with those that came while the others still come."""
@@ -182,8 +181,7 @@ class NewCalls(Generic[_T]):
         answer: Callable[[list[_T]], None],
         wall: Callable[[], float] = time.monotonic,
     ) -> None:
-        """answer: tells the streams, in order, that they are known; none came for a moment
-        before them, or behind them."""
+        """answer: tells the streams, in order, that they are known; none came for a moment."""
         self._call_later = call_later
         self._answer = answer
         self._wall = wall
@@ -203,9 +201,7 @@ class NewCalls(Generic[_T]):
         if not self._unanswered:
             self._unanswered_since = now
         self._unanswered[stream] = None
-        if gap >= QUIET:
-            self._call_later(0.0, self._tell)
-        elif not self._looking:
+        if not self._looking:
             self._looking = True
             self._call_later(QUIET, self._look)
 
@@ -226,9 +222,5 @@ class NewCalls(Generic[_T]):
             self._call_later(wait, self._look)
             return
         self._looking = False
-        self._tell()
-
-    def _tell(self) -> None:
         unanswered, self._unanswered = self._unanswered, {}
-        if unanswered:
-            self._answer(list(unanswered))
+        self._answer(list(unanswered))
