@@ -61,7 +61,7 @@ def grammars(vocab_size: int) -> Matchers:
     """What makes matchers, for the embedded model's tokenizer and so many logits a token."""
     made = Grammars(THREADS)
     text = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
-    made.learn(Vocabulary(text, vocab_size, (2,)))
+    made.set_vocabulary(Vocabulary(text, vocab_size, (2,)))
     return made
 
 
@@ -79,7 +79,7 @@ class Engines:
         self.matchers = grammars(vocab_size)
         if self._engine is not None:
             self._engine.core.scheduler.completion.advance = self.matchers.advance
-            self.matchers.work_beside(self._engine.core.plan_beside)
+            self.matchers.set_concurrent_work(self._engine.core.plan_concurrently)
             self.matchers.write_to(self._engine.runner.mask_room)
 
     def next(self) -> Any:

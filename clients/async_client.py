@@ -34,7 +34,7 @@ from quire.clients.prompts import (
 from quire.clients.replicas import unary_loop
 from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
 from quire.clients.replicas.call_failover import Attempt, CallFailover
-from quire.clients.replicas.lines import Lines
+from quire.clients.replicas.channels import ChannelPool
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.shared_state import SharedState, shared_state
 from quire.clients.replicas.stream_failover import Item, StreamFailover
@@ -239,7 +239,7 @@ class AsyncClient:
         self._timeout = seconds("timeout", timeout)
         self._replicas = shared_state(self.connection, replicas, self.retry)
         only = self.connection.aio_channels()[0] if self._replicas is None else None
-        self._lines: Lines[grpc.aio.Channel] = Lines(
+        self._channels: ChannelPool[grpc.aio.Channel] = ChannelPool(
             self.connection, Connection.aio_channel_with, only
         )
         self._closing: set[asyncio.Task[None]] = set()
@@ -338,7 +338,7 @@ class AsyncClient:
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
             try:
-                return await method(self._lines.only)(
+                return await method(self._channels.only)(
                     request, timeout=tries.begin(), metadata=metadata
                 )
             except grpc.RpcError as raw:
@@ -356,7 +356,7 @@ class AsyncClient:
         try:
             while True:
                 attempt = failover.begin()
-                call = method(self._lines.to(attempt.address))
+                call = method(self._channels.to(attempt.address))
                 try:
                     answer = await call(request, timeout=attempt.seconds, metadata=metadata)
                 except grpc.RpcError as raw:
@@ -373,21 +373,21 @@ class AsyncClient:
 
     def _open(self, request: pb.GenerateRequest, timeout: float | None) -> Any:
         metadata = self.connection.metadata
-        return self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
+        return self._channels.only.stub.Generate(request, timeout=timeout, metadata=metadata)
 
     def _open_attempt(self, attempt: Attempt, request: pb.GenerateRequest) -> Any:
         """A call at the replica that was chosen."""
         assert self._replicas is not None
-        for channel in self._lines.drop(self._replicas.fleet.take_gone()):
+        for channel in self._channels.drop(self._replicas.fleet.take_gone()):
             task = asyncio.ensure_future(channel.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        stub, metadata = self._lines.to(attempt.address).stub, self.connection.metadata
+        stub, metadata = self._channels.to(attempt.address).stub, self.connection.metadata
         return stub.Generate(request, timeout=attempt.seconds, metadata=metadata)
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""
-        for channel in self._lines.close():
+        for channel in self._channels.close():
             await channel.close()
 
     async def __aenter__(self) -> Self:

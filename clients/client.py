@@ -33,7 +33,7 @@ from quire.clients.prompts import (
 )
 from quire.clients.replicas import unary_loop
 from quire.clients.replicas.call_failover import Attempt
-from quire.clients.replicas.lines import Line, Lines
+from quire.clients.replicas.channels import ChannelPool, ReplicaChannel
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.shared_state import shared_state
 from quire.clients.replicas.stream_failover import StreamFailover
@@ -188,7 +188,9 @@ class Client:
         self._timeout = seconds("timeout", timeout)
         self._replicas = shared_state(self.connection, replicas, self.retry)
         only = self.connection.channels()[0] if self._replicas is None else None
-        self._lines: Lines[grpc.Channel] = Lines(self.connection, Connection.channel_with, only)
+        self._channels: ChannelPool[grpc.Channel] = ChannelPool(
+            self.connection, Connection.channel_with, only
+        )
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -284,14 +286,16 @@ class Client:
         metadata = self.connection.metadata
         if self._replicas is not None:
 
-            def send(line: Line[grpc.Channel], attempt: Attempt) -> Any:
-                return method(line)(request, timeout=attempt.seconds, metadata=metadata)
+            def send(replica: ReplicaChannel[grpc.Channel], attempt: Attempt) -> Any:
+                return method(replica)(request, timeout=attempt.seconds, metadata=metadata)
 
-            return unary_loop.ask(self._replicas, self._lines, self._seconds(timeout), send)
+            return unary_loop.ask(self._replicas, self._channels, self._seconds(timeout), send)
         tries = Tries(self.retry, self._seconds(timeout))
         while True:
             try:
-                return method(self._lines.only)(request, timeout=tries.begin(), metadata=metadata)
+                return method(self._channels.only)(
+                    request, timeout=tries.begin(), metadata=metadata
+                )
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
             wait = tries.wait_after(error)
@@ -305,20 +309,20 @@ class Client:
     def _open(self, request: pb.GenerateRequest, timeout: float | None) -> _Call:
         metadata = self.connection.metadata
         return cast(
-            _Call, self._lines.only.stub.Generate(request, timeout=timeout, metadata=metadata)
+            _Call, self._channels.only.stub.Generate(request, timeout=timeout, metadata=metadata)
         )
 
     def _open_attempt(self, attempt: Attempt, request: pb.GenerateRequest) -> _Call:
         """A call at the replica that was chosen."""
         assert self._replicas is not None
-        for channel in self._lines.drop(self._replicas.fleet.take_gone()):
+        for channel in self._channels.drop(self._replicas.fleet.take_gone()):
             channel.close()
-        stub, metadata = self._lines.to(attempt.address).stub, self.connection.metadata
+        stub, metadata = self._channels.to(attempt.address).stub, self.connection.metadata
         return cast(_Call, stub.Generate(request, timeout=attempt.seconds, metadata=metadata))
 
     def close(self) -> None:
         """Ends every call of this client and its connections."""
-        for channel in self._lines.close():
+        for channel in self._channels.close():
             channel.close()
 
     def __enter__(self) -> Self:

@@ -169,7 +169,7 @@ def from_proto(response: pb.GenerateResponse) -> Event | None:
     if kind == "finished":
         return _finished(response.finished)
     if kind == "prompt_logprobs":
-        return _judged(response.prompt_logprobs)
+        return _prompt_logprobs(response.prompt_logprobs)
     return None
 
 
@@ -190,7 +190,7 @@ def _logprob(m: pb.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(m.token_id, m.bytes, m.logprob, m.rank, top)
 
 
-def _judged(m: pb.PromptLogprobs) -> PromptLogprobs:
+def _prompt_logprobs(m: pb.PromptLogprobs) -> PromptLogprobs:
     first = m.first_token_id if m.HasField("first_token_id") else None
     return PromptLogprobs(tuple(_logprob(t) for t in m.logprobs), first)
 

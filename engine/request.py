@@ -1,8 +1,8 @@
-"""What is asked of the engine, and what it answers. Read this first.
+"""Requests to the engine and its outputs. Read this first.
 
 A GenerationRequest goes in; for each of its n indices Outputs come back, the last one with its
-FinishReason. All of it is plain data and may cross threads and processes. How one index is kept
-while it runs: `scheduling.request`.
+FinishReason. All of it is plain data and may cross threads and processes. For the state of one
+running index see `scheduling.request`.
 """
 
 import enum
@@ -22,12 +22,12 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen and when generation ends; complete, nothing is left to a default.
+    """How tokens are chosen and when generation ends. Every value is explicit.
 
-    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep all. `seed` is 64 bits wide.
-    `logprobs` None: none; k: the chosen token's and the best k. EOS and stop ids are honoured from
-    `min_tokens` outputs on; EOS not at all with ignore_eos. `logit_bias`: (id, what is added to its
-    logit). Of `allowed_token_ids` (empty: all) less `banned_token_ids` the tokens are chosen.
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep all tokens. `seed` has 64 bits.
+    `logprobs` None: none; k: the chosen token's and the best k. EOS and stop ids are honoured once
+    `min_tokens` outputs exist; EOS never with ignore_eos. `logit_bias`: (id, value added to its
+    logit). Tokens are chosen from `allowed_token_ids` (empty: all) minus `banned_token_ids`.
     """
 
     temperature: float = 0.0
@@ -50,15 +50,15 @@ class SamplingParams:
 
     @property
     def ending_ids(self) -> frozenset[int]:
-        """Ids that end the request once min_tokens have come."""
+        """Ids that end the request once there are min_tokens outputs."""
         eos = () if self.ignore_eos else self.eos_token_ids
         return frozenset(self.stop_token_ids).union(eos)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What matchers are made for: a tokenizer as text (the engine does not read it), how many ids
-    the model has, and which of them end an output."""
+    """What matchers are built for: a serialized tokenizer (opaque to the engine), the number of ids
+    of the model, and those that end an output."""
 
     tokenizer: str
     size: int
@@ -67,11 +67,11 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an output must look like. The engine passes it on to whatever makes matchers of it.
+    """The form an output must have. The engine passes it on to the builder of matchers.
 
     `kind`: json_schema, json_object, regex, grammar or choice (whose text is a JSON list). With
-    `closes` it begins behind thoughts, which end in that text; with `opens` as well there are
-    thoughts only if the output begins with that one, without they are open already.
+    `closes` it applies after the thoughts, which end with that text. With `opens` as well, there
+    are thoughts only if the output begins with that text; without, they are already open.
     """
 
     kind: str
@@ -82,22 +82,21 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """What is wanted of a prompt's last token where nothing is to be generated: its hidden state
-    behind the final norm or, with `token_ids`, the logits of those ids."""
+    """What to return for a prompt's last token instead of generating: its hidden state after the
+    final norm or, with `token_ids`, the logits of those ids."""
 
     token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What the service submits. `key` is the submitter's own and unique among live requests.
+    """What the service submits. `key` is chosen by the submitter and unique among live requests.
 
-    `resume_token_ids` (n = 1) are outputs that the client already holds: they count for positions,
-    max and min tokens and penalties, and are not sent again. `client` names whose share it uses,
-    `user` for whom of its own. With `pooling` (n = 1) the prompt is computed, nothing is sampled,
-    and the only thing said is Output.pooled. `prompt_logprobs`: the log-probabilities of the
-    prompt's tokens from the second on are said, each with the best so many; nothing is resumed
-    then.
+    `resume_token_ids` (n = 1) are outputs that the client already has: they count for positions,
+    max and min tokens and penalties, and are not sent again. `client` is whose fair share is used,
+    `user` one of that client's own users. With `pooling` (n = 1) the prompt is computed, nothing is
+    sampled, and the only output is Output.pooled. `prompt_logprobs`: output the log-probabilities
+    of the prompt's tokens from the second on, each with that many of the best; excludes resuming.
     """
 
     key: int
@@ -126,17 +125,17 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class Output:
-    """What one step (or the queue) has to say of one index. Plain data; crosses threads.
+    """The output of one step (or of the queue) for one index. Plain data; crosses threads.
 
-    `started` marks the first time this index was scheduled; `cached_tokens` are its prefix hit.
+    `started` marks the first time this index was scheduled; `cached_tokens` is its prefix hit.
     `finish` is set once, in the last output of the index. `stop_token_id`: the EOS or stop id that
-    ended it (it is the last of token_ids). `pooled`: float32, little-endian, where that was asked
-    for. `prompt_logprobs`: of the prompt's next tokens (see engine.prompt_logprobs), by index 0
-    alone and before its first token.
+    ended it (the last of token_ids). `pooled`: float32, little-endian, where requested.
+    `prompt_logprobs`: those of the prompt's next tokens (see engine.prompt_logprobs), for index 0
+    only and before its first token.
 
-    Times are time.monotonic(): of scheduling for `started`, else of the end of the step. `time` is
-    that of the last thing said; `started_at` and `first_token_at` those of `started` and of the
-    first of token_ids, whatever was joined to them since.
+    Times are time.monotonic(): of scheduling for `started`, else of the end of the step. `time`
+    belongs to the latest part; `started_at` and `first_token_at` to `started` and to the first of
+    token_ids, whatever was joined since.
     """
 
     key: int
@@ -153,16 +152,16 @@ class Output:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     error_id: str | None = None
-    dead_end: str | None = None  # why nothing may follow under the constraint; ended with ERROR
+    dead_end: str | None = None  # why no token is possible under the constraint; ended with ERROR
     pooled: bytes | None = None
     prompt_logprobs: bytes = b""
 
     def stamp(self, now: float) -> None:
-        """All that it says, it says now."""
+        """Set all times to `now`."""
         self.time = self.first_token_at = self.started_at = now
 
     def join(self, later: "Output") -> None:
-        """Put a later output of the same index behind this one."""
+        """Append a later output of the same index to this one."""
         if later.started:
             self.started, self.started_at = True, later.started_at
         if not self.token_ids:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +16,11 @@ class Weight(NamedTuple):
 
     data: Tensor
     scale: Tensor | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the numbers are e4m3, with a scale for each block."""
+        return self.data.dtype == torch.float8_e4m3fn
 
     def of(self, expert: int) -> "Weight":
         """One expert's matrix."""

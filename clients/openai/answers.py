@@ -12,8 +12,8 @@ from quire.clients.openai.asked import Asked
 from quire.clients.openai.shapes import (
     FINISH,
     Head,
-    JudgedPrompt,
     Offsets,
+    PromptWithLogprobs,
     Tally,
     chat_logprobs,
     reasoning,
@@ -51,7 +51,7 @@ class Answer:
         self._asked = asked
         self._tally = Tally()
         self._choices: dict[int, _Choice] = {}
-        self._prompts = [JudgedPrompt() for _ in asked.requests]
+        self._prompts = [PromptWithLogprobs() for _ in asked.requests]
 
     def take(self, message: pb.GenerateResponse) -> None:
         """The next event."""
@@ -73,7 +73,7 @@ class Answer:
         shape = self._chat_choice if self._chat else self._text_choice
         choices = [shape(index, choice) for index, choice in sorted(self._choices.items())]
         told = self._head.object(choices) | {"usage": self._tally.usage()}
-        if self._chat and self._asked.judged:
+        if self._chat and self._asked.prompt_logprobs:
             told["prompt_logprobs"] = self._prompts[0].by_id()
         return told
 
@@ -109,15 +109,15 @@ class Answer:
             logprobs = Offsets().logprobs(choice.logprobs, prompt if asked.echo else None)
         before = ""
         if asked.echo:
-            judged = asked.requests[place].HasField("prompt_logprobs")
-            before = prompt.text if judged else asked.requests[place].text
+            prompt_logprobs = asked.requests[place].HasField("prompt_logprobs")
+            before = prompt.text if prompt_logprobs else asked.requests[place].text
         told = {
             "index": index,
             "text": before + "".join(choice.texts),
             "logprobs": logprobs,
             "finish_reason": choice.finish,
         }
-        return told | ({"prompt_logprobs": prompt.by_id()} if asked.judged else {})
+        return told | ({"prompt_logprobs": prompt.by_id()} if asked.prompt_logprobs else {})
 
 
 def _calls(choice: _Choice) -> list[dict[str, Any]]:

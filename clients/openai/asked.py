@@ -19,9 +19,9 @@ class StreamUsage(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """requests: one a prompt, alike but for it. given: contract's fields under the body's names.
-    logprobs: the client wants them written. echo: the prompt before each choice. judged: the
-    prompt's log-probabilities, by their own name."""
+    """requests: one per prompt, otherwise equal. given: fields of the contract by their names in
+    the body. logprobs: include them in the answer. echo: the prompt before each choice.
+    prompt_logprobs: include those of the prompt."""
 
     requests: tuple[pb.GenerateRequest, ...]
     given: Mapping[str, str] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Asked:
     usage: StreamUsage = StreamUsage.NONE
     logprobs: bool = False
     echo: bool = False
-    judged: bool = False
+    prompt_logprobs: bool = False
 
     @property
     def prompts(self) -> int:
@@ -94,7 +94,7 @@ def read_streaming(body: Fields) -> tuple[bool, StreamUsage]:
     return stream, StreamUsage.EACH if each else StreamUsage.LAST
 
 
-def check_judged(body: Fields, request: pb.GenerateRequest, *, stream: bool) -> bool:
+def check_prompt_logprobs(body: Fields, request: pb.GenerateRequest, *, stream: bool) -> bool:
     """Whether the prompt's log-probabilities are asked for by their own name; whole answers alone
     have a place for them."""
     if not request.HasField("prompt_logprobs"):

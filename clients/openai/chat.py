@@ -3,7 +3,7 @@
 from typing import Any
 
 from quire.clients.openai import constraints, sampling
-from quire.clients.openai.asked import Asked, check_judged, read_streaming
+from quire.clients.openai.asked import Asked, check_prompt_logprobs, read_streaming
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
 from quire.clients.openai.tools import read_calls, read_tools
@@ -41,14 +41,14 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     if parse_output is not None:
         request.parse_output = parse_output
     stream, usage = read_streaming(body)
-    judged = check_judged(body, request, stream=stream)
+    prompt_logprobs = check_prompt_logprobs(body, request, stream=stream)
     if body.has("modalities"):
         body.only("modalities", ["text"])
     body.end(_HINTS)
     faults.raise_if_any()
     given["sampling.logprobs"] = "top_logprobs"
     logprobs = request.sampling.HasField("logprobs")
-    return Asked((request,), given, stream, usage, logprobs, judged=judged)
+    return Asked((request,), given, stream, usage, logprobs, prompt_logprobs=prompt_logprobs)
 
 
 def read_conversation(body: Fields, chat: pb.Chat) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from quire.clients.openai import constraints, sampling
-from quire.clients.openai.asked import Asked, check_judged, read_streaming
+from quire.clients.openai.asked import Asked, check_prompt_logprobs, read_streaming
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
@@ -32,13 +32,13 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     if top is not None:
         request.sampling.logprobs = top
     stream, usage = read_streaming(body)
-    judged = check_judged(body, request, stream=stream)
+    prompt_logprobs = check_prompt_logprobs(body, request, stream=stream)
     echo = body.flag("echo") or False
     if echo and most == 0:
         body.fault("max_tokens", 0, "must be at least 1, with echo too: leave out the last token")
     if echo and stream:
         body.fault("echo", True, "goes with stream = false alone")
-    elif echo and judged and top not in (None, request.prompt_logprobs):
+    elif echo and prompt_logprobs and top not in (None, request.prompt_logprobs):
         told = f"differs from logprobs = {top}, which with echo is of the prompt's tokens too"
         body.fault(_JUDGED, request.prompt_logprobs, told)
     elif echo and top is not None:
@@ -53,7 +53,9 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
         if echo and prompt.WhichOneof("prompt") == "token_ids" and not prompt.HasField(_JUDGED):
             prompt.prompt_logprobs = 0  # which come with the tokens' text
     asked = tuple(prompts)
-    return Asked(asked, given, stream, usage, top is not None, echo=echo, judged=judged)
+    return Asked(
+        asked, given, stream, usage, top is not None, echo=echo, prompt_logprobs=prompt_logprobs
+    )
 
 
 def _prompts(body: Fields) -> list[pb.GenerateRequest]:

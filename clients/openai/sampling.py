@@ -38,9 +38,9 @@ def read(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
         number = body.number(name)
         if number is not None:
             setattr(sampling, name, number)
-    judged = body.whole("prompt_logprobs")
-    if judged is not None:
-        request.prompt_logprobs = judged
+    prompt_logprobs = body.whole("prompt_logprobs")
+    if prompt_logprobs is not None:
+        request.prompt_logprobs = prompt_logprobs
     for name in ("n", "min_tokens"):
         count = body.whole(name)
         if count is not None:

@@ -96,7 +96,7 @@ def _token(one: "pb.TokenLogprob | pb.TopLogprob") -> dict[str, Any]:
     return {"token": raw.decode("utf-8", "replace"), "logprob": one.logprob, "bytes": list(raw)}
 
 
-class JudgedPrompt:
+class PromptWithLogprobs:
     """A prompt's own tokens, gathered."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class Offsets:
         self._at = 0
 
     def logprobs(
-        self, tokens: Iterable[pb.TokenLogprob], prompt: JudgedPrompt | None = None
+        self, tokens: Iterable[pb.TokenLogprob], prompt: PromptWithLogprobs | None = None
     ) -> dict[str, Any]:
         """Of the next tokens. prompt: stands before them."""
         told: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Several replicas behind one client: where a call goes, and how a stream that breaks goes on.
+"""Several replicas behind one client: routing of calls, and resuming of broken streams.
 
-Who chooses (`affinity`, `fleet`), what an end means (`faults`), and what follows it
-(`call_failover`, and `stream_failover` for streams) know no gRPC channel and read no clock of their
-own; `lines` and the loops do the talking. `quire.clients.client` and `async_client` come in here
-where there are several addresses, and never for a single one.
+Routing (`affinity`, `fleet`), the meaning of an end (`faults`), and failover (`call_failover`, and
+`stream_failover` for streams) know no gRPC channel and read no clock of their own; `channels` and
+the loops do the I/O. Used by `quire.clients.client` and `async_client` where there are several
+addresses, and never for a single one.
 """

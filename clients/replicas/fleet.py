@@ -59,7 +59,7 @@ class Fleet:
         self._names: list[str] = []  # of all of them, in the order of turns
         self._aside: set[str] = set()  # who rests, or did, and who leaves
         self._calls = 0  # open at all of them
-        self._gone: list[str] = []  # whose lines may be closed
+        self._gone: list[str] = []  # whose channels may be closed
         self._memory = Memory()
         self._turn = 0
         self._warned: set[tuple[str, ...]] = set()

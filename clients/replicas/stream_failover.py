@@ -52,7 +52,7 @@ class StreamFailover:
         self._ids: list[int] = []  # received, and given to the caller
         self._before = 0  # of those, from earlier attempts
         self._finished = 0  # indices
-        self._judged = 0  # of the prompt's tokens, those that the caller was told of
+        self._prompt_logprobs_told = 0  # of the prompt's tokens, those that the caller was told of
         self._told = 0  # of those, how many this attempt has sent so far
         self._held: list[pb.GenerateResponse] = []
         self._received = False  # anything, in this attempt
@@ -90,7 +90,7 @@ class StreamFailover:
         if kind == "finished":
             return self._on_finished(message)
         if kind == "prompt_logprobs":
-            return self._on_judged(message)
+            return self._on_prompt_logprobs(message)
         if kind == "delta" and message.delta.closing:
             self._held.append(message)
             return []
@@ -117,13 +117,13 @@ class StreamFailover:
         pause = self._shared.clock() - then
         return [Resumed(name, left, fault, len(self._ids), self._failover.breaks, pause)]
 
-    def _on_judged(self, message: pb.GenerateResponse) -> list[Item]:
+    def _on_prompt_logprobs(self, message: pb.GenerateResponse) -> list[Item]:
         """What an earlier attempt has told already is left out."""
         told = message.prompt_logprobs
         count = len(told.logprobs) + told.HasField("first_token_id")
         self._told += count
-        new = min(max(self._told - self._judged, 0), count)
-        self._judged += new
+        new = min(max(self._told - self._prompt_logprobs_told, 0), count)
+        self._prompt_logprobs_told += new
         if new < count and told.HasField("first_token_id"):
             told.ClearField("first_token_id")
             told.ClearField("first_token_bytes")

@@ -8,17 +8,17 @@ import grpc
 
 from quire.clients.errors import from_rpc_error
 from quire.clients.replicas.call_failover import Attempt, CallFailover
-from quire.clients.replicas.lines import Line, Lines
+from quire.clients.replicas.channels import ChannelPool, ReplicaChannel
 from quire.clients.replicas.shared_state import SharedState
 
-Method = Callable[[Line[Any]], Any]
+Method = Callable[[ReplicaChannel[Any]], Any]
 
 
 def ask(
     shared: SharedState,
-    lines: Lines[grpc.Channel],
+    channels: ChannelPool[grpc.Channel],
     timeout: float | None,
-    send: Callable[[Line[grpc.Channel], Attempt], Any],
+    send: Callable[[ReplicaChannel[grpc.Channel], Attempt], Any],
 ) -> Any:
     """One answer, of whichever replica gives it. Raises CallError."""
     failover = CallFailover(shared, timeout)
@@ -26,7 +26,7 @@ def ask(
         while True:
             attempt = failover.begin()
             try:
-                answer = send(lines.to(attempt.address), attempt)
+                answer = send(channels.to(attempt.address), attempt)
             except grpc.RpcError as raw:
                 error = from_rpc_error(raw)
             else:

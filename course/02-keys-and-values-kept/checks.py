@@ -21,6 +21,10 @@ UNMASKED = (
     "your new tokens see the ones behind them: with one new token that does not show, but a "
     "prompt comes all at once"
 )
+UNSCALED = (
+    "your scores are not divided by the square root of D: that belongs to them as in exercise 1, "
+    "wherever the keys lie"
+)
 NOT_KEPT = (
     "what you give back to keep does not hold old and new keys and values, in the order of the "
     "text: the next token would not find them"
@@ -53,6 +57,7 @@ def check(exercise: ModuleType) -> None:
             (_look(q, all_k, all_v, 1), MASK_FROM_ZERO),
             (_look(q, all_k, all_v, None), UNMASKED),
             (_look(q, k, v, 1), NOTHING_PAST),
+            (attention(q * math.sqrt(q.shape[2]), all_k, all_v), UNSCALED),
         ]
         judge(got[0], attention(q, all_k, all_v), suspects, case)
         for kept, right in zip(got[1:], (all_k, all_v), strict=True):

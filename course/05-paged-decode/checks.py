@@ -22,6 +22,10 @@ WITHOUT_ITSELF = (
 ZERO_SCORES = (
     "you set scores behind the context to 0: exp(0) is 1, so they still weigh; -inf weighs nothing"
 )
+UNSCALED = (
+    "your scores are not divided by the square root of D: that belongs to them as in exercise 1, "
+    "wherever the keys lie"
+)
 BLOCKS_OF_ONE = "you take the numbers of blocks for slots: block b begins at slot b * block_size"
 
 
@@ -57,6 +61,7 @@ def check(exercise: ModuleType) -> None:
             # Where all blocks are full the next is right: so it is told from the one behind it.
             (_attend(q, *store, slots, -(-context // size) * size), WHOLE_BLOCKS),
             (_attend(q, *store, slots, everything), PADDING),
+            (_attend(q * math.sqrt(q.shape[2]), *store, slots, context), UNSCALED),
         ]
         got = attempt(exercise.attend, q.clone(), *store, table.clone(), context.clone(), size)
         judge(got, _attend(q, *store, slots, context), suspects, case)

@@ -91,7 +91,9 @@ assert torch.allclose(same, right, atol=1e-5)
 # %%
 figures = lab.figures("05-paged-decode")
 for rows, (weights, kept) in figures["step_bytes"].items():
-    print(f"{rows:>3} rows: {weights / 2**20:5.1f} MiB of weights, {kept / 2**20:5.1f} MiB of keys")
+    print(
+        f"{rows:>3} rows: {weights / 2**20:5.1f} MiB of weights, {kept / 2**20:5.1f} of the cache"
+    )
 
 # %% [markdown]
 # And what padding reads for nothing: four rows of the same length, and four of very different ones.

@@ -20,7 +20,8 @@ def attend(
     Returns what the new tokens found, [new, H, D], and all keys and all values to keep from now on,
     [past + new, H, D] each.
 
-    New token i is token past + i of the text, and sees the tokens up to itself.
+    New token i is token past + i of the text, and sees the tokens up to itself. Scores are divided
+    by the square root of D, as in exercise 1.
     """
     # ---- your code begins ----
     k, v = torch.cat((past_k, k)), torch.cat((past_v, v))

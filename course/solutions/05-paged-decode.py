@@ -20,7 +20,8 @@ def attend(
     tables: [R, W] int64      each row's blocks, filled up with 0 to the longest table
     contexts: [R] int64       how many tokens each row may see, its new one included
 
-    Returns [R, H, D]. Block b holds slots b * block_size to b * block_size + block_size - 1.
+    Returns [R, H, D]. Scores are divided by the square root of D, as in exercise 1. Block b holds
+    slots b * block_size to b * block_size + block_size - 1.
     """
     # ---- your code begins ----
     slots = (tables[:, :, None] * block_size + torch.arange(block_size)).flatten(1)

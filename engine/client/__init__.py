@@ -1,5 +1,5 @@
-"""Between an engine and whoever asks: handles on the asyncio side, links to a thread or a process.
+"""The client side of an engine: asyncio handles, and links to a thread or a process.
 
-Here live AsyncEngine, the pacer, and both kinds of link with their frames. The service comes in
-through `async_engine`. Nothing here plans, touches a device, or knows text.
+Contains AsyncEngine, the pacer, and both kinds of link with their frames. The service's entry point
+is `async_engine`. Nothing here plans, touches a device, or knows text.
 """

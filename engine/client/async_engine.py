@@ -1,13 +1,13 @@
-"""The asyncio face of an engine, wherever it runs.
+"""The asyncio interface of an engine, wherever it runs.
 
-Invariant: what crosses the link is plain data: commands inward, batches outward, one call a step
-however many streams there are. On this side each stream joins what has come until its reader takes
-it, so a slow reader gets larger updates, never a longer queue; and the pacer wakes readers only as
-fast as the loop can afford, so many streams do the same. A reader that wants few updates names the
-interval between them: what comes within it is joined, but for the first words and for an end.
+Invariant: only plain data crosses the link: commands in, batches out, one call per step however
+many streams there are. On this side each stream joins its outputs until its reader takes them, so a
+slow reader gets larger updates, never a longer queue; and the pacer wakes readers only as fast as
+the event loop can afford, with the same effect for many streams. A reader that wants few updates
+sets the interval between them: outputs within it are joined, except for the first tokens and ends.
 
 `generate` is an async generator whose `finally` always aborts: the normal end, a cancelled call and
-an error are one path, and a stale abort is nothing.
+an error are one path, and a stale abort has no effect.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from quire.engine.loop.commands import (
     AskBlockMap,
     Finish,
     FlushCache,
-    Learn,
+    SetVocabulary,
     Submit,
     UnwatchBlocks,
     WatchBlocks,
@@ -44,13 +44,13 @@ _SAME = 1e-3  # of an interval: a timer that is early by less is on time
 
 
 def next_tick(now: float, interval: float) -> float:
-    """The next multiple of the interval. All streams keep to the same ones, so that what carries
-    their words on is woken once for all of them: that is most of what a message costs."""
+    """The next multiple of the interval. All streams use the same multiples, so that the sending
+    side wakes up once for all of them, which is most of the cost of a message."""
     return (math.floor(now / interval + _SAME) + 1) * interval
 
 
 class _Stream:
-    """Loop side of one request: what has come and was not yet taken."""
+    """The event loop's side of one request: outputs received and not yet taken."""
 
     __slots__ = (
         "_next_at",
@@ -68,15 +68,15 @@ class _Stream:
 
     def __init__(self, n: int, interval: float) -> None:
         self.interval = interval
-        self._next_at = 0.0  # when words may follow the last ones: see next_tick
-        self.timer: asyncio.TimerHandle | None = None  # for then, if anything has come
+        self._next_at = 0.0  # when the next update may follow the last: see next_tick
+        self.timer: asyncio.TimerHandle | None = None  # for that time, if there is anything
         self.open_indices = set(range(n))
         self.error: EngineDeadError | None = None
         self._pending: dict[int, Output] = {}
         self._queued = False  # the pacer will wake it
         self._ready = False  # woken, and not yet taken from
-        self.is_new = True  # no token was taken yet
-        self.is_silent = True  # nothing was taken yet
+        self.is_new = True  # no token has been taken yet
+        self.is_silent = True  # nothing has been taken yet
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, output: Output) -> None:
@@ -88,30 +88,30 @@ class _Stream:
 
     @property
     def unread(self) -> int:
-        """Tokens that have come and were not taken."""
+        """Tokens received and not taken."""
         return sum(len(output.token_ids) for output in self._pending.values())
 
     def wait(self, now: float) -> float:
-        """Seconds in which more may join what has come; 0: it is to go now."""
+        """Seconds during which more may be joined to what is pending; 0: deliver it now."""
         ends = any(output.finish is not None for output in self._pending.values())
         return 0.0 if self.is_new or ends else self._next_at - now
 
     def queue(self) -> bool:
-        """Whether the pacer is to be told: there is news, and nobody on the way to take it."""
+        """Whether to tell the pacer: there is something new, and no reader is about to take it."""
         if self._queued or self._ready:
             return False
         self._queued = True
         return True
 
     def wake(self) -> None:
-        """What has come may be taken."""
+        """Let the reader take what is pending."""
         self._queued = False
         self._ready = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def take(self) -> list[Output]:
-        """All that has come, at least one output unless the stream was ended from outside."""
+        """All pending outputs; at least one unless the stream was ended from outside."""
         if not self._ready:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -127,13 +127,13 @@ class _Stream:
         return taken
 
     def close(self) -> None:
-        """Nobody takes any more."""
+        """Nobody reads any more."""
         if self.timer is not None:
             self.timer.cancel()
 
 
 class AsyncEngine:
-    """One engine behind one link. All methods are to be called on one event loop."""
+    """One engine behind one link. All methods must be called on one event loop."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -146,12 +146,12 @@ class AsyncEngine:
         self._asked: deque[asyncio.Future[Any]] = deque()  # in the order of their commands
         self._dead: EngineDeadError | None = None
         self._hub = KvHub(lambda: link.send(WatchBlocks()), lambda: link.send(UnwatchBlocks()))
-        self.abandoned = False  # given up: it may be in its step for ever
+        self.abandoned = False  # given up: its step may never end
 
     # ------------------------------------------------------------ life
 
     async def start(self, progress: Callable[[str, float], None] | None = None) -> None:
-        """Load, size and warm up, at the link's other end.
+        """Load, size and warm up the engine at the other end of the link.
 
         progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
         """
@@ -171,7 +171,7 @@ class AsyncEngine:
             self._end_streams(EngineDeadError("stopped"))
 
     def give_up(self) -> str:
-        """The engine is in a step that does not end: from here on it counts as dead, and nobody
+        """Give up an engine whose step does not end: from now on it counts as dead, and nobody
         waits for it. Open generate() calls get EngineDeadError. Returns the error's id."""
         error = EngineDeadError(secrets.token_hex(4))
         self.abandoned = True
@@ -180,12 +180,12 @@ class AsyncEngine:
         return error.error_id
 
     async def wait_dead(self) -> str:
-        """Returns, with the error's id, when the engine has ended by a fault."""
+        """Wait until the engine has died; returns the error's id."""
         return await asyncio.shield(self._died)
 
-    async def beside(self, work: Awaitable[Result]) -> Result:
-        """What the work gives. Raises EngineDeadError as soon as the engine has died, whose end
-        waits for no thread at work."""
+    async def unless_dead(self, work: Awaitable[Result]) -> Result:
+        """The result of `work`. Raises EngineDeadError as soon as the engine has died: its end does
+        not wait for work on threads."""
         task = asyncio.ensure_future(work)
         first: set[asyncio.Future[Any]] = {task, self._died}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -196,7 +196,7 @@ class AsyncEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine is; known once start() has returned."""
+        """The engine's properties; available once start() has returned."""
         if self._info is None:
             raise RuntimeError("the engine has not been started")
         return self._info
@@ -204,7 +204,7 @@ class AsyncEngine:
     # ------------------------------------------------------------ requests
 
     def new_key(self) -> int:
-        """A key that no other request has."""
+        """A unique key for a request."""
         return next(self._keys)
 
     def check(self, request: GenerationRequest) -> None:
@@ -215,14 +215,14 @@ class AsyncEngine:
     async def generate(
         self, request: GenerationRequest, interval: float = 0.0
     ) -> AsyncGenerator[list[Output], None]:
-        """Submit a request and yield what comes, joined to at most one output an index.
+        """Submit a request and yield its outputs, joined to at most one per index.
 
-        interval: seconds between two items; first words and ends wait for none.
+        interval: seconds between two items; first tokens and ends do not wait.
 
-        The first item comes once the request was handed over and the loop has time to say so; it is
-        empty if nothing has come by then. Ends when each index has had its `finish` or was ended by
-        finish(). Raises RequestError before anything is submitted. If the engine ends under it, all
-        that it has said is yielded first; then EngineDeadError, if some index is still open.
+        The first item comes once the request has been handed over and the loop has time to report
+        it; it is empty if there is no output by then. Ends when each index has had its `finish` or
+        was ended by finish(). Raises RequestError before anything is submitted. If the engine dies
+        meanwhile, its outputs are yielded first; then raises EngineDeadError if an index is open.
         """
         self.check(request)
         if self._dead is not None:
@@ -235,7 +235,7 @@ class AsyncEngine:
             while stream.open_indices:
                 is_first = stream.is_silent
                 outputs = await stream.take()
-                error = stream.error  # as of now: what comes before a later one is taken first
+                error = stream.error  # as of now: outputs before a later error are yielded first
                 for output in outputs:
                     if output.finish is not None:
                         stream.open_indices.discard(output.index)
@@ -249,40 +249,40 @@ class AsyncEngine:
             self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
 
-    def teach(self, vocabulary: Vocabulary) -> None:
-        """What constraints are compiled for: to be said before the first of them comes."""
-        self._link.send(Learn(vocabulary))
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """What constraints are compiled for; to be called before the first request with one."""
+        self._link.send(SetVocabulary(vocabulary))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of its outputs (resumed ones not counted): a stop string was
-        found. Stale and repeated calls are nothing."""
+        found. Stale or repeated calls have no effect."""
         stream = self._streams.get(key)
         if stream is not None and index in stream.open_indices:
             stream.open_indices.discard(index)
             stream.wake()
             self._link.send(Finish(key, index, kept))
 
-    # ------------------------------------------------------------ sight
+    # ------------------------------------------------------------ state
 
     def unread(self, key: int) -> int:
-        """Tokens of a request that have come and that its reader has not taken."""
+        """Tokens of a request that its reader has not taken yet."""
         stream = self._streams.get(key)
         return 0 if stream is None else stream.unread
 
     def stats(self) -> EngineStats:
-        """The latest snapshot that has come."""
+        """The latest snapshot received."""
         return self._stats
 
     def step_times(self) -> StepTimes | None:
-        """How long steps have taken so far; None before the engine is ready."""
+        """Durations of the steps so far; None before the engine is ready."""
         return self._step_times
 
     def busy_since(self) -> float | None:
-        """Since when the engine has been at its present step (time.monotonic); None: idle."""
+        """When the engine began its current step (time.monotonic); None: idle."""
         return self._link.busy_since()
 
     def stack(self) -> str:
-        """Where the engine stands now; empty where it writes that to standard error itself."""
+        """The engine's current stack; empty where it writes that to standard error itself."""
         return self._link.stack()
 
     async def block_map(self) -> bytes:
@@ -291,18 +291,18 @@ class AsyncEngine:
         return states
 
     async def flush_cache(self) -> int:
-        """Forget the cached blocks that no request holds; how many there were."""
+        """Forget the cached blocks that no request holds; returns how many there were."""
         blocks: int = await self._ask(FlushCache())
         return blocks
 
     def watch_blocks(self, start: int = 0) -> AsyncGenerator[KvEvents, None]:
-        """What happens to the cached blocks: see KvHub.watch. Raises EngineDeadError."""
+        """Events of the cached blocks: see KvHub.watch. Raises EngineDeadError."""
         if self._dead is not None:
             raise self._dead
         return self._hub.watch(start)
 
     async def _ask(self, question: AskBlockMap | FlushCache) -> Any:
-        """The engine answers in the order in which it is asked."""
+        """Ask the engine, which answers in the order in which it is asked."""
         if self._dead is not None:
             raise self._dead
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -310,7 +310,7 @@ class AsyncEngine:
         self._link.send(question)
         return await answer
 
-    # ------------------------------------------------------------ what the engine says
+    # ------------------------------------------------------------ from the engine
 
     def _deliver(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
@@ -322,7 +322,7 @@ class AsyncEngine:
                     self._wake_when_there_is_time(stream)
             for answer in batch.answers:
                 asked = self._asked.popleft()
-                if not asked.done():  # else its caller has gone
+                if not asked.done():  # otherwise its caller has gone
                     asked.set_result(answer)
             if batch.blocks:
                 self._hub.deliver(batch.blocks)
@@ -330,14 +330,14 @@ class AsyncEngine:
         self._pacer.run()
 
     def _answer(self, streams: list[_Stream]) -> None:
-        """They have been handed over; those that nothing has come for yet hear of that."""
+        """These requests have been handed over; wake those that have no output yet."""
         for stream in streams:
             if stream.is_silent:
                 self._wake_when_there_is_time(stream)
         self._pacer.run()
 
     def _wake_when_there_is_time(self, stream: _Stream) -> None:
-        """The pacer's run() is to follow."""
+        """The caller must then call the pacer's run()."""
         loop = asyncio.get_running_loop()
         wait = stream.wait(loop.time()) if stream.interval else 0.0
         if wait > 0:
@@ -347,7 +347,7 @@ class AsyncEngine:
             self._pacer.add(stream, first=stream.is_new)
 
     def _on_time(self, stream: _Stream) -> None:
-        """The interval is over; what has come may have ended the stream before."""
+        """The interval is over. The stream may have ended before."""
         stream.timer = None
         if stream.unread:
             self._wake_when_there_is_time(stream)

@@ -1,21 +1,21 @@
-"""Which streams are woken when: the event loop's share of a core is kept below a bound.
+"""Decides when streams are woken, so that the event loop stays below its share of a core.
 
-Where the loop and the engine's thread share one interpreter, what the loop burns on many small
-messages the engine's host work waits for; and where they do not, the loop itself has but one core.
-The pacer keeps a bucket of the loop's CPU time: it fills with wall time at its share of a core, and
-is drained by whatever the loop's thread really used. While there is credit, streams with news are
-woken, a few in each turn of the loop, so that new calls get their turns too; with none left they
-wait for it to fill, and what comes meanwhile is merged. So a lone stream gets each token at once,
-and a thousand get one larger delta where there is time for it. The first words of a few streams
-wait for no credit: what their calls cost on their way in has used it up.
+Where the loop and the engine's thread share one interpreter, CPU time spent on many small messages
+delays the engine's host work; where they do not, the loop itself has only one core. The pacer is a
+token bucket of CPU time: it fills with wall time at the loop's share of a core, and is drained by
+the CPU time that the loop's thread really used. While there is credit, streams with outputs are
+woken, a few per turn of the loop, so that new calls get their turns too; without credit they wait,
+and outputs are merged meanwhile. So a lone stream gets each token at once, and a thousand get one
+larger delta when there is time for it. The first tokens of a few streams need no credit: it has
+been used up by the arrival of their calls.
 
-Calls that are still coming in (`NewCalls`) go before the words of many streams, but for some first
-ones: in a burst of calls half of them would else wait for the last to come in.
+Calls that are still arriving (`NewCalls`) go before the outputs of many streams, except for some
+first tokens: in a burst of calls half of them would otherwise wait for the last to arrive.
 
-Invariant: a stream that was added is woken once, in the order of adding, but that those with first
-words get three places in four; and within `PATIENCE`, or `FLOOD_PATIENCE` where new calls have kept
-words back in that time. No credit, no flood and no other work of the loop puts that off by more
-than the one turn of the loop that is under way when the time is up.
+Invariant: an added stream is woken once, in the order of adding, except that those with their first
+tokens get three places in four; and within `PATIENCE`, or `FLOOD_PATIENCE` if new calls have held
+outputs back in that time. Missing credit, floods and other work of the loop delay that by at most
+the one turn of the loop that is running when the time is up.
 """
 
 import math
@@ -29,27 +29,27 @@ THREAD_SHARE = 0.25  # where the engine's thread is in the same interpreter
 PROCESS_SHARE = 0.4  # where it has a process of its own: the rest is for new calls
 BURST = 0.004  # seconds of CPU time that can be saved up
 LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
-PATIENCE = 0.25  # seconds in which all that wait are woken, whatever the loop uses
-FLOOD_PATIENCE = 4 * PATIENCE  # seconds of the same where new calls have gone first
+PATIENCE = 0.25  # seconds within which all waiting streams are woken, whatever the loop uses
+FLOOD_PATIENCE = 4 * PATIENCE  # the same where new calls have gone first
 QUIET = 0.002  # seconds without a new call after which no more are expected
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
-FIRST_AT_ONCE = 64  # first words that wait for no credit: so many cost the engine little
+FIRST_AT_ONCE = 64  # first tokens that need no credit: so many cost the engine little
 
 _LEAST_PAUSE = 0.0005
-_SLICES = 4  # between two looks at the clocks, which cost a call into the kernel
+_SLICES = 4  # between two readings of the clocks, which cost a system call
 
 _T = TypeVar("_T")
 
 
 class Wakeable(Protocol):
-    """A stream whose reader may be told to take what has come."""
+    """A stream whose reader can be woken."""
 
     def wake(self) -> None: ...
 
 
 class Pacer:
-    """Wakes streams on the loop whose call_later it is given. Touched on that loop alone."""
+    """Wakes streams on the loop whose call_later it is given. Used on that loop only."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class Pacer:
         wall: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        """share: of one core. calls_come: whether new calls do, which go first. wall and cpu:
-        seconds; cpu is what the calling thread has used."""
+        """share: of one core. calls_come: whether new calls are arriving, which go first. wall and
+        cpu: seconds; cpu is the calling thread's CPU time."""
         self._call_later = call_later
         self._share = share
         self._calls_come = calls_come
@@ -81,14 +81,14 @@ class Pacer:
         return len(self._first) + len(self._later)
 
     def add(self, stream: Wakeable, *, first: bool) -> None:
-        """The stream has news; first: its first words. `run` is to follow."""
+        """The stream has outputs; first: its first tokens. The caller must then call `run`."""
         if not self:
             self._paid_at = self._wall()
         (self._first if first else self._later).append((self._wall(), stream))
         self._longest = max(self._longest, len(self))
 
     def run(self) -> None:
-        """Wake whom there is credit for, unless a turn that will do so is scheduled."""
+        """Wake as many as there is credit for, unless a turn that will do so is scheduled."""
         if not self._scheduled and (self._first or self._later):
             self._turn()
 
@@ -119,7 +119,7 @@ class Pacer:
             self._longest = 0
 
     def _after_pause(self) -> None:
-        """What a pause owes, even if the loop was busy with other things all along."""
+        """Wake those whose time has come after a pause, even if the loop was busy throughout."""
         self._unsettled = 0
         self._settle()
         if self._credit <= 0:
@@ -128,25 +128,26 @@ class Pacer:
         self._turn()
 
     def _must_hold(self, now: float) -> bool:
-        """New calls go before the words of many streams, until one has waited for `PATIENCE`."""
+        """Whether new calls go before many streams; until one of those has waited `PATIENCE`."""
         if len(self) <= SLICE or not self._calls_come():
             return False
         return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
 
     def _wake_few_first(self) -> None:
-        """While new calls go first: they cost several times what a few first words do."""
+        """While new calls go first: each costs several times as much as a few first tokens."""
         if len(self._first) <= FIRST_AT_ONCE:
             for _ in range(min(SLICE, len(self._first))):
                 self._first.popleft()[1].wake()
 
     def _owed(self, now: float) -> int:
-        """How many must be woken now so that the longest queue there was takes `PATIENCE`."""
+        """How many must be woken now so that the longest queue drains within `PATIENCE`."""
         owed = math.ceil(self._longest * (now - self._paid_at) / PATIENCE)
         self._paid_at = now
         return owed
 
     def _wake_overdue(self, now: float) -> None:
-        """Whoever's time would be up before the next turn, if that takes as long as the last."""
+        """Wake streams whose time would be up before the next turn, if that is as long as the
+        last."""
         in_flood = now - self._held_at < FLOOD_PATIENCE
         patience = FLOOD_PATIENCE if in_flood else PATIENCE
         ahead = min(now - self._turn_at, patience / 2) + LONGEST_PAUSE
@@ -191,7 +192,7 @@ class NewCalls(Generic[_T]):
         self._burst_since = self._last_at = wall() - 2 * PATIENCE  # calm until now
 
     def add(self, stream: _T) -> None:
-        """A new call has come."""
+        """A new call has arrived."""
         now = self._wall()
         gap = now - self._last_at
         if gap >= QUIET:  # calm is given back twice over; all is, at the latest, after PATIENCE
@@ -210,8 +211,8 @@ class NewCalls(Generic[_T]):
         self._unanswered.pop(stream, None)
 
     def coming(self) -> bool:
-        """Whether more are likely to follow in this moment; not for longer than `PATIENCE`, which
-        a burst has again after as much calm, short pauses in it counting double."""
+        """Whether more calls are likely right now; for at most `PATIENCE`, which is restored to
+        bursts after as much calm, where short pauses count double."""
         now = self._wall()
         return now - self._last_at < QUIET and now - self._burst_since < PATIENCE
 

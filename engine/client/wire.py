@@ -21,7 +21,7 @@ from quire.engine.loop.commands import (
     Command,
     Finish,
     FlushCache,
-    Learn,
+    SetVocabulary,
     Stop,
     Submit,
     UnwatchBlocks,
@@ -98,8 +98,8 @@ def pack_command(command: Command) -> Message:
             return "Finish", key, index, kept
         case Abort(key):
             return "Abort", key
-        case Learn(vocabulary):
-            return "Learn", dataclasses.astuple(vocabulary)
+        case SetVocabulary(vocabulary):
+            return "SetVocabulary", dataclasses.astuple(vocabulary)
     return (type(command).__name__,)
 
 
@@ -108,8 +108,8 @@ def unpack_command(packed: Message) -> Command:
     name, *values = packed
     if name == "Submit":
         return Submit(_unpack_request(values[0]))
-    if name == "Learn":
-        return Learn(Vocabulary(*values[0]))
+    if name == "SetVocabulary":
+        return SetVocabulary(Vocabulary(*values[0]))
     command: Command = _COMMANDS[name](*values)
     return command
 
@@ -133,12 +133,23 @@ def _pack_request(request: GenerationRequest) -> Message:
 
 def _unpack_request(packed: Message) -> GenerationRequest:
     key, prompt, sampling, n, priority, salt, resumed, client, constraint, user, *more = packed
-    pooled, judged = more
+    pooled, prompt_logprobs = more
     made = None if constraint is None else Constraint(*constraint)
     pooling = None if pooled is None else Pooling(pooled)
     params = SamplingParams(*sampling)
     return GenerationRequest(
-        key, prompt, params, n, priority, salt, resumed, client, made, user, pooling, judged
+        key,
+        prompt,
+        params,
+        n,
+        priority,
+        salt,
+        resumed,
+        client,
+        made,
+        user,
+        pooling,
+        prompt_logprobs,
     )
 
 

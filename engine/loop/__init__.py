@@ -1,6 +1,6 @@
-"""The engine's own loop: commands in, a turn of plan and run, outputs and statistics out.
+"""The engine's loop: commands in, a turn of plan, run and apply, outputs and statistics out.
 
-Here live the core, the loop around it, and what a turn is told and tells. `client` comes in with
-commands, `startup` with an engine that is ready. Nothing here knows who asked, or what a token
-means.
+Contains the core, the loop around it, and a turn's commands and batches. Used by `client`, which
+sends commands, and by `startup`, which builds the engine. Nothing here knows who sent a request, or
+what a token means.
 """

@@ -1,4 +1,4 @@
-"""What can be asked of an engine that is at work. Plain data; crosses threads and processes."""
+"""The commands of a running engine. Plain data; crosses threads and processes."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """End one index after `kept` of its outputs. Stale and repeated ones are nothing."""
+    """End one index after `kept` of its outputs. Stale or repeated ones have no effect."""
 
     key: int
     index: int
@@ -23,43 +23,51 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """End all indices of a request. Stale and repeated ones are nothing."""
+    """End all indices of a request. Stale or repeated ones have no effect."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class AskBlockMap:
-    """A map of the cache's blocks is published next."""
+    """Publish a map of the cache's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlushCache:
-    """Forget the cached blocks that nobody holds; how many there were is published next."""
+    """Forget the cached blocks that no request holds, and publish how many there were."""
 
 
 @dataclass(frozen=True, slots=True)
-class Learn:
-    """The vocabulary that constraints are compiled for. Comes before the first of them."""
+class SetVocabulary:
+    """Set the vocabulary that constraints are compiled for. Sent before the first of them."""
 
     vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class WatchBlocks:
-    """All cached blocks are published next, and from then on what changes. May be repeated."""
+    """Publish all cached blocks, and from then on every change. May be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnwatchBlocks:
-    """Nobody wants to hear of the cached blocks any more."""
+    """Stop publishing changes of cached blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the loop; what is unfinished stays so."""
+    """End the loop; unfinished requests stay unfinished."""
 
 
 Command = (
-    Submit | Finish | Abort | AskBlockMap | FlushCache | Learn | WatchBlocks | UnwatchBlocks | Stop
+    Submit
+    | Finish
+    | Abort
+    | AskBlockMap
+    | FlushCache
+    | SetVocabulary
+    | WatchBlocks
+    | UnwatchBlocks
+    | Stop
 )

@@ -28,10 +28,10 @@ class Compiling:
         """Whether any request is held."""
         return bool(self._held)
 
-    def learn(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """What matchers are to be made for."""
         if self._matchers is not None:
-            self._matchers.learn(vocabulary)
+            self._matchers.set_vocabulary(vocabulary)
 
     def hold(self, request: GenerationRequest) -> None:
         """Begin to compile a request's constraint."""

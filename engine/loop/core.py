@@ -1,17 +1,17 @@
-"""The loop: plan, run, apply. Twice, side by side: plain, and overlapped.
+"""The engine's loop: plan, run, apply. In two variants, side by side: plain and overlapped.
 
-The overlapped loop plans and launches step N + 1 before it looks at the result of step N, so the
-device never waits for the host. What makes that right lies elsewhere: a placeholder stands for each
-token still on its way (scheduler), and the device feeds itself its own last token (slots).
+The overlapped loop plans and launches step N + 1 before it reads the result of step N, so the
+device never waits for the host. Two things elsewhere make that correct: the scheduler keeps a
+placeholder for each token still in flight, and the device reads its own last token from the slots.
 
-What a row under a constraint may draw depends on the token before. So of a step with such rows the
-model alone is launched ahead. While it is at work the loop looks at step N and plans step N + 2,
-and then launches the sampler: the device goes from that to the next model without a gap. Where many
-masks are made by threads, one more thread plans step N + 2 meanwhile.
+What a constrained row may draw depends on the token before. So for a step with such rows only the
+model is launched ahead. While it runs, the loop applies step N, plans step N + 2, and then launches
+the sampler, so that the device continues with the next model without a gap. Where threads compute
+many masks, another thread plans step N + 2 meanwhile.
 
-A fault in one request ends that request; a step that fails ends the requests of every step in
-flight; either way the engine goes on. A fault of the device itself (`Runner.is_fatal`), or one that
-leaves the scheduler's books in doubt, ends the engine.
+An error in one request ends that request; a step that fails ends the requests of all steps in
+flight; in both cases the engine goes on. A device fault (`Runner.is_fatal`), or an error that may
+have corrupted the scheduler's state, ends the engine.
 """
 
 import logging
@@ -33,15 +33,15 @@ from quire.engine.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-_COMPILE_LOOK = 0.005  # seconds; an engine that has nothing else to do looks for commands as often
+_COMPILE_LOOK = 0.005  # seconds between looks for commands while only constraints are compiled
 RUN_AHEAD = 1  # steps launched beyond the one whose result is awaited; masks allow no more
 
 
 class Pending(Protocol):
-    """A result on its way."""
+    """The pending result of a step."""
 
     def wait(self) -> StepResult:
-        """The result, once the device has come so far."""
+        """Wait for the device, then return the result."""
         ...
 
 
@@ -49,16 +49,16 @@ class StepRunner(Protocol):
     """What the loop needs of a runner."""
 
     def execute(self, plan: StepPlan) -> Pending | None:
-        """Launch a step. None, if ids are left out of some row: the model alone was launched, and
-        `sample` comes next."""
+        """Launch a step. None if some row needs a mask: then only the model was launched, and
+        `sample` must follow."""
         ...
 
     def sample(self, masks: Masks) -> Pending:
-        """Launch what `execute` has left: the sampler, under these masks."""
+        """Launch what `execute` has left out: the sampler, with these masks."""
         ...
 
     def reset(self) -> None:
-        """After a failed step: nothing on the device is taken for granted."""
+        """After a failed step: assume nothing about the state of the device."""
         ...
 
     def is_fatal(self, error: Exception) -> bool:
@@ -77,44 +77,44 @@ class EngineCore:
         overlap: bool,
         matchers: Matchers | None = None,
     ) -> None:
-        """matchers: of constraints; None: a request with one ends with ERROR."""
+        """matchers: for constraints; None: a request with a constraint ends with ERROR."""
         self.compiling = Compiling(matchers)
         self.scheduler = scheduler
         if matchers is not None:
             scheduler.completion.advance = matchers.advance
             if overlap:
-                matchers.work_beside(self.plan_beside)
+                matchers.set_concurrent_work(self.plan_concurrently)
         self.runner = runner
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # called once the next step is launched
         self.spare: Callable[[], bool] | None = (
-            None  # some work that has time; False: there is none
+            None  # does a piece of work that is not urgent; False: there is none
         )
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
-        self._masks: Masks | None = None  # of the newest plan, if its sampler is to be launched
+        self._masks: Masks | None = None  # of the newest plan, if its sampler is still to launch
         self._side_thread = SideThread()
         self._planned: Future[StepPlan | None] | None = None  # the next step, while masks are made
-        self._said: list[Output] = []  # by the present turn
+        self._outputs: list[Output] = []  # by the present turn
         self._turn = self._overlapped_turn if overlap else self._plain_turn
 
     def step(self) -> list[Output]:
-        """One turn: launches one step at most, applies one at most. Raises only what is fatal."""
-        said: list[Output] = []
-        self._said = said
+        """One turn: launches at most one step, applies at most one. Raises only fatal errors."""
+        outputs: list[Output] = []
+        self._outputs = outputs
         try:
-            self._take_compiled(said)
-            self._turn(said)
+            self._take_compiled(outputs)
+            self._turn(outputs)
         except Exception as error:
             if isinstance(error, CorruptStateError) or self.runner.is_fatal(error):
                 raise
-            said += self._fail(error)
-        self._said = []
-        return said
+            outputs += self._fail(error)
+        self._outputs = []
+        return outputs
 
     def use_spare_time(self) -> bool:
-        """Without requests: a bit of work that makes later steps faster. False: there is none.
-        Raises only what is fatal; anything else ends such work for good."""
+        """While idle: do a piece of work that makes later steps faster. False: there is none.
+        Raises only fatal errors; after any other, no more such work is done."""
         if self.spare is None:
             return False
         try:
@@ -126,21 +126,21 @@ class EngineCore:
             self.spare = None
             return False
 
-    def last_words(self) -> list[Output]:
-        """After a fault that ends the engine: what the turn had said before it came to that."""
-        said, self._said = self._said, []
-        return said + self._stamp(self.scheduler.drain_outputs())
+    def drain_after_fault(self) -> list[Output]:
+        """After a fault that ends the engine: the outputs that the turn had made before it."""
+        outputs, self._outputs = self._outputs, []
+        return outputs + self._stamp(self.scheduler.drain_outputs())
 
     def submit(self, request: GenerationRequest) -> list[Output]:
-        """Queue a request, once its constraint is compiled. One that cannot be queued ends at once:
-        that is what is returned."""
+        """Queue a request, once its constraint is compiled. If it cannot be queued, returns the
+        outputs that end it."""
         if request.constraint is not None:
             self.compiling.hold(request)
             return []
         return self._enter(request, None)
 
     def abort(self, key: int) -> None:
-        """End all indices of a request. Stale or repeated calls are nothing."""
+        """End all indices of a request. Stale or repeated calls have no effect."""
         self.compiling.drop(key)
         self.scheduler.abort(key)
 
@@ -149,11 +149,11 @@ class EngineCore:
         """Whether any request is unfinished or any step in flight."""
         return bool(self.compiling) or self.scheduler.has_requests
 
-    def _take_compiled(self, said: list[Output]) -> None:
+    def _take_compiled(self, outputs: list[Output]) -> None:
         if self.compiling and not self.scheduler.has_requests:
             self.compiling.wait(_COMPILE_LOOK)
         for request, compiled in self.compiling.ready():
-            said += self._enter(request, compiled)
+            outputs += self._enter(request, compiled)
 
     def _enter(self, request: GenerationRequest, compiled: Compiled | None) -> list[Output]:
         try:
@@ -169,25 +169,25 @@ class EngineCore:
             return self._stamp(ends)
         return []
 
-    def _plain_turn(self, said: list[Output]) -> None:
+    def _plain_turn(self, outputs: list[Output]) -> None:
         plan = self._plan()
-        said += self._stamp(self.scheduler.drain_outputs())
+        outputs += self._stamp(self.scheduler.drain_outputs())
         if plan is None:
             return
         launched = time.monotonic()
         pending = self.runner.execute(plan)
         if pending is None:
             pending = self.runner.sample(self.scheduler.masks(plan))
-        self._take_in(plan, launched, pending, said)
+        self._take_in(plan, launched, pending, outputs)
 
-    def _overlapped_turn(self, said: list[Output]) -> None:
+    def _overlapped_turn(self, outputs: list[Output]) -> None:
         plan = self._next_plan()
-        said += self._stamp(self.scheduler.drain_outputs())
+        outputs += self._stamp(self.scheduler.drain_outputs())
         self._launch_sampler()
         launched = time.monotonic()
         pending = None if plan is None else self.runner.execute(plan)
         if self._in_flight and (plan is None or len(self._in_flight) >= RUN_AHEAD):
-            self._take_in(*self._in_flight[0], said)
+            self._take_in(*self._in_flight[0], outputs)
             self._in_flight.popleft()
         if plan is not None:
             if pending is None:
@@ -201,7 +201,7 @@ class EngineCore:
             self._in_flight.append((plan, launched, self.runner.sample(masks)))
 
     def _take_in(
-        self, plan: StepPlan, launched: float, pending: Pending | None, said: list[Output]
+        self, plan: StepPlan, launched: float, pending: Pending | None, outputs: list[Output]
     ) -> None:
         """Wait for a step's result, and apply it."""
         if self.before_wait is not None:
@@ -210,12 +210,12 @@ class EngineCore:
         assert pending is not None
         result = pending.wait()
         self.step_times.ended(plan, launched)
-        said += self._stamp(self.scheduler.apply(plan, result))
+        outputs += self._stamp(self.scheduler.apply(plan, result))
 
-    def plan_beside(self) -> Callable[[], object]:
-        """Have the next step planned by another thread while this one, in the midst of a step's
-        results, waits for masks. If that cannot be, this one plans it later. Returns how to wait
-        for it."""
+    def plan_concurrently(self) -> Callable[[], object]:
+        """Have another thread plan the next step while this one, in the middle of applying a step,
+        waits for masks. If that is not possible, this one plans it later. Returns a function that
+        waits for it."""
         return self._side_thread.begin(self._plan_ahead)
 
     def _plan_ahead(self) -> None:
@@ -232,16 +232,16 @@ class EngineCore:
     def _plan(self) -> StepPlan | None:
         try:
             return self.scheduler.schedule()
-        except Exception as error:  # blocks and slots may have been given out for no plan
+        except Exception as error:  # blocks and slots may have been allocated without a plan
             raise CorruptStateError(f"planning failed: {error}") from error
 
     def _fail(self, error: Exception) -> list[Output]:
         if not self.scheduler.num_in_flight:
-            raise error  # no request can answer for it
+            raise error  # there is no request to blame
         error_id = secrets.token_hex(4)
         log.error("a step failed (%s)", error_id, exc_info=error)
         if self._planned is not None:
-            self._planned.result()  # a fault of planning ends the engine, whatever came of it
+            self._planned.result()  # an error in planning ends the engine in any case
         self._in_flight.clear()
         self._masks = self._planned = None
         self.runner.reset()

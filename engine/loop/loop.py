@@ -1,10 +1,10 @@
-"""The loop that owns an engine: take commands, run a turn of the core, publish what it says.
+"""The loop that owns an engine: take commands, run a turn of the core, publish its outputs.
 
-Invariant: the engine is touched by the thread that runs this loop, and by no other. What crosses is
-plain data: commands inward, batches outward. Who is on the other side, another thread or another
-process, the loop does not know; neither side may ever make it wait but for commands when idle.
+Invariant: only the thread that runs this loop touches the engine. What crosses is plain data:
+commands in, batches out. The loop does not know whether the other side is another thread or another
+process, and never waits for it, except for commands while idle.
 
-Every turn that leaves the engine idle publishes, so whoever has sent a command hears of its effect.
+Every turn that leaves the engine idle publishes, so the sender of a command sees its effect.
 """
 
 import logging
@@ -23,7 +23,7 @@ from quire.engine.loop.commands import (
     Command,
     Finish,
     FlushCache,
-    Learn,
+    SetVocabulary,
     Stop,
     Submit,
     UnwatchBlocks,
@@ -39,10 +39,10 @@ from quire.engine.scheduling.kv_events import KvEvents
 
 log = logging.getLogger(__name__)
 
-# More outputs than this in a step are handed over only when the next one has been launched and the
-# loop waits for the device: work on them would delay that launch.
+# More outputs than this in a step are published only after the next step has been launched, while
+# the loop waits for the device: handling them earlier would delay that launch.
 AT_ONCE = 16
-STATS_SECONDS = 0.05  # statistics are published as often, if there is nothing else to say
+STATS_SECONDS = 0.05  # how often statistics are published when there is nothing else to publish
 
 Progress = Callable[[str, float], None]
 
@@ -56,7 +56,7 @@ class BuiltEngine(Protocol):
     def stats(self) -> EngineStats: ...
 
     def stop(self) -> None:
-        """The end is meant."""
+        """A regular stop is coming."""
 
 
 Builder = Callable[[EngineConfig, Progress], BuiltEngine]
@@ -66,7 +66,7 @@ class Inbox(Protocol):
     """Where commands come from."""
 
     def take(self, *, wait: bool) -> Sequence[Command]:
-        """What has come since the last call, in order; wait: at least one."""
+        """Commands received since the last call, in order; wait: block until there is one."""
         ...
 
 
@@ -75,9 +75,9 @@ Answer = bytes | int
 
 @dataclass(slots=True)
 class Batch:
-    """What one turn of the engine has to say. answers: of each question that it obeyed, in their
-    order: of AskBlockMap the map, of FlushCache the number of blocks that were forgotten. blocks:
-    what happened to the cached ones, while that is watched."""
+    """The outcome of one turn of the engine. answers: one for each AskBlockMap (the map) and
+    FlushCache (the number of blocks forgotten), in order. blocks: events of cached blocks, while
+    they are watched."""
 
     outputs: list[Output]
     stats: EngineStats
@@ -87,7 +87,7 @@ class Batch:
 
 
 class EngineLoop:
-    """Drives one engine for one other side."""
+    """Drives one engine on behalf of one client side."""
 
     def __init__(
         self,
@@ -103,32 +103,32 @@ class EngineLoop:
         self._busy = busy
         self._held: Batch | None = None  # until the engine waits for the device
         self._published_at = float("-inf")
-        self._answers: list[Answer | None] = []  # not yet told; None: the map as it will be then
+        self._answers: list[Answer | None] = []  # not yet sent; None: the map at that time
         self._stats = EngineStats()  # as published last
-        self._said: list[Output] = []  # by the present turn, before the core's
+        self._outputs: list[Output] = []  # of the current turn's commands, before the core's
         self._watch = KvWatch(engine.core.scheduler.known)
         engine.core.before_wait = self._publish_held
 
     def announce(self) -> None:
-        """Publish the statistics as they are before anything was asked."""
+        """Publish the statistics as they are before the first command."""
         self._hold([])
         self._publish_held()
 
     def run(self) -> None:
-        """Returns when Stop was taken. Raises what ended the engine; all that was said before it
-        has been published by then."""
+        """Returns after Stop. Raises the error that ended the engine; all outputs made before it
+        have been published by then."""
         try:
             while self._turn():
                 pass
         except BaseException:
-            self._keep_last_words()
+            self._hold_final_outputs()
             raise
         finally:
             self._publish_held()
             self._busy.end()
 
-    def obey(self, command: Command) -> list[Output]:
-        """Do what is asked; what there is to say of it at once."""
+    def handle(self, command: Command) -> list[Output]:
+        """Carry out a command; returns the outputs that follow from it at once."""
         core = self._engine.core
         match command:
             case Submit(request):
@@ -137,8 +137,8 @@ class EngineLoop:
                 core.scheduler.finish(key, index, kept)
             case Abort(key):
                 core.abort(key)
-            case Learn(vocabulary):
-                core.compiling.learn(vocabulary)
+            case SetVocabulary(vocabulary):
+                core.compiling.set_vocabulary(vocabulary)
             case AskBlockMap():
                 self._answers.append(None)
             case FlushCache():
@@ -151,20 +151,20 @@ class EngineLoop:
         return []
 
     def _turn(self) -> bool:
-        """Take commands, run one turn of the core, publish. False: stop."""
+        """Take commands, run one turn of the core, publish. Returns False to stop."""
         commands = self._take()
         if Stop() in commands:
             return False
-        self._said = outputs = []
+        self._outputs = outputs = []
         for command in commands:
-            outputs += self.obey(command)
+            outputs += self.handle(command)
         outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.has_requests
         overdue = time.monotonic() - self._published_at >= STATS_SECONDS
         if outputs or idle or overdue or self._answers:
             self._hold(outputs)
-        self._said = []
+        self._outputs = []
         if idle or len(outputs) <= AT_ONCE:
             self._publish_held()
         return True
@@ -181,10 +181,10 @@ class EngineLoop:
         return commands
 
     def _take_between(self) -> Sequence[Command]:
-        """Use the time until there is a command, as far as there is use for it."""
+        """Do work in spare time until there is a command or no such work is left."""
         commands = self._inbox.take(wait=False)
         while not commands:
-            self._busy.begin()  # a bit of work may hang as a step may
+            self._busy.begin()  # such work may hang as a step may
             if not self._engine.core.use_spare_time():
                 break
             commands = self._inbox.take(wait=False)
@@ -199,12 +199,13 @@ class EngineLoop:
         self._answers = []
         self._held = Batch(outputs, self._stats, core.step_times, answers, self._watch.take())
 
-    def _keep_last_words(self) -> None:
-        """What the turn that ended the engine had said before: it is true, and ends who it ends.
+    def _hold_final_outputs(self) -> None:
+        """Hold the outputs that the failed turn had made before the fault: they are valid, and may
+        finish requests.
 
-        With the books as they were published last: a lost device is asked for nothing.
+        With the statistics as published last: a lost device is not queried.
         """
-        outputs = self._said + self._engine.core.last_words()
+        outputs = self._outputs + self._engine.core.drain_after_fault()
         self._publish_held()
         if outputs:
             self._held = Batch(outputs, self._stats, self._engine.core.step_times)
@@ -217,7 +218,7 @@ class EngineLoop:
 
 
 def report_death(error: BaseException) -> EngineDeadError:
-    """Log what ended an engine, under an id; returns what its callers are to get."""
+    """Log the error that ended an engine, under an id; returns the error for its callers."""
     error_id = secrets.token_hex(4)
     trace = "".join(traceback.format_exception(error))
     log.critical("the engine has ended by a fault (%s): %s", error_id, trace)

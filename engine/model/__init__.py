@@ -1,5 +1,5 @@
-"""What a model is and computes: configurations, architectures, and the layers they are made of.
+"""Models: configurations, architectures, and the layers they are made of.
 
-Here live Hugging Face's files as plain values, the registry, one file an architecture. Weights and
-runner come in. Nothing here reads a weight file, plans, or reads back from the device.
+Contains Hugging Face's files as plain values, the registry, and one file per architecture. Used by
+`weights` and `runner`. Nothing here reads a weight file, plans, or reads back from the device.
 """

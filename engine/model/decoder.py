@@ -1,8 +1,8 @@
-"""A pre-norm decoder with RMSNorm, grouped-query attention and SwiGLU, as its spec says in detail.
+"""A pre-norm decoder with RMSNorm, grouped-query attention and SwiGLU; its spec has the details.
 
-Invariant: `forward` only enqueues work: it reads nothing back from the device, and all it touches
-beside its arguments has a fixed address, so that a step can be captured. One layer is four products
-with what stands around them fused in, and attention, with the write of keys and values before it:
+Invariant: `forward` only enqueues work: it reads nothing back from the device, and everything it
+uses besides its arguments has a fixed address, so that a step can be captured. One layer is four
+products with the neighbouring operations fused in, and attention, preceded by the cache write:
 
     residual -> norm, qkv, biases -> q/k norm, rotation, cache write, attention -> o, + residual
              -> norm, gate and up, silu * -> down, + residual
@@ -58,7 +58,7 @@ class DecoderLayer:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What its kernels follow from: its window, the shapes and forms of all of its weights."""
+        """What determines its kernels: its window, and the shapes and formats of its weights."""
         weights = tuple((type(p.target), p.shape, p.nbytes) for p in self.placements)
         return self.attention.window, weights
 

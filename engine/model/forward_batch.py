@@ -1,8 +1,9 @@
 """One step's inputs on the device, passed to every layer; never global.
 
-Invariant: rows of one token each come first (`num_decode_rows` of them), so that each attention
-kernel gets a contiguous part. A row's tokens are contiguous, and row order is that of the plan.
-Padding rows of a captured graph belong to the null slot: their keys and values go to block 0.
+Invariant: decode rows (one token each, `num_decode_rows` of them) come first, so that each
+attention kernel gets a contiguous part. A row's tokens are contiguous, and rows are in the plan's
+order. Padding rows of a captured graph belong to the null slot: their keys and values go to block
+0.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +20,11 @@ class ForwardBatch:
     """T tokens of R rows, of which L sample a token.
 
     token_ids: [T] int32; positions: [T] int32; slot_mapping: [T] int64 (block * block_size +
-    offset); context_lens: [R] int32, the new tokens included; block_tables: [R, M] int32.
-    prefill_start_loc: [R - num_decode_rows + 1] int32, where each of the longer rows begins,
-    counted from the first of them. logits_rows: [L] int64, tokens whose hidden state is sampled
-    from, or None for all. Host ints bound what the kernels' grids must cover. windowed: the same
-    step as layers with a window take it where others see all: tables and slots in their own cache.
+    offset); context_lens: [R] int32, including the new tokens; block_tables: [R, M] int32.
+    prefill_start_loc: [R - num_decode_rows + 1] int32, offset of each longer row from the first of
+    them. logits_rows: [L] int64, tokens whose hidden states give logits, or None for all. Host ints
+    bound the kernels' grids. windowed: the same step for sliding-window layers where others see
+    everything, with the tables and slots of their own cache.
     """
 
     token_ids: Tensor
@@ -46,7 +47,8 @@ class ForwardBatch:
 @dataclass(frozen=True, slots=True)
 class KVCache:
     """Keys and values of all layers. k, v: [layers, num_blocks, kv_heads, block_size, head_dim].
-    window: of the layers with a window where others see all, which are then the only ones here."""
+    window: the cache of the sliding-window layers, where others see everything; then k and v here
+    are those of the others only."""
 
     k: Tensor
     v: Tensor
@@ -61,8 +63,9 @@ class KVCache:
         block_size: int,
         new: Callable[[tuple[int, ...]], Tensor],
     ) -> "KVCache":
-        """Of a model, of `new` tensors of a size. blocks: of the layers that see all, or all layers
-        that there are; of those with a window where others see all, else not looked at."""
+        """The cache of a model. new: makes a tensor of a size. blocks: numbers of blocks for layers
+        that see everything (or for all layers), and for sliding-window layers where there are
+        both."""
         windowed, count = model.window_layers, model.num_layers
         block = kv_heads, block_size, model.head_dim
         k, v = (new((count - windowed, blocks[0], *block)) for _ in range(2))
@@ -82,8 +85,8 @@ class KVCache:
     def by_layer(
         self, batch: ForwardBatch, full_layers: tuple[int, ...]
     ) -> Iterator[tuple[ForwardBatch, Tensor, Tensor]]:
-        """Of each layer in turn, its side of the batch, and its keys and values. full_layers: those
-        that see all where others have a window."""
+        """For each layer in turn its batch inputs, keys and values. full_layers: those that see
+        everything, where others have a window."""
         full = zip(repeat(batch), self.k.unbind(), self.v.unbind(), strict=False)
         if self.window is None:
             return full

@@ -1,7 +1,7 @@
-"""Several ranks that share one model: their processes, what they are told, what they exchange.
+"""Several ranks that share one model: their processes, their messages, and collectives.
 
-Here live the plan's codec, the exchange of tensors, both ends of the line between rank 0, which
-schedules, and the others, which replay its plans, and how other nodes come in. The builder
-comes in. Nothing here decides what runs, and nothing that crosses is ever code: fixed layouts, JSON
-while starting, no pickle.
+Contains the plan's codec, the exchange of tensors, both ends of the channel between rank 0, which
+schedules, and the others, which replay its plans, and the joining of other nodes. Used by
+`startup`. Nothing here decides what runs, and no code is ever sent: fixed layouts, JSON at the
+start, no pickle.
 """

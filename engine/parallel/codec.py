@@ -5,7 +5,7 @@
     admissions: key, index, slot, last token, computed tokens; sampling; five lists of ids, a bias
     updates, copies and masked slots: int32 each
     pooled:     slot and how many ids; the ids
-    judged:     slot, how many tokens, the one that follows, how many of the best
+    prompt_logprobs: slot, how many tokens, the one that follows, how many of the best
     updates and copies once more, of layers with a window: int32 each
 
 Masks: magic, and how many follow; of each slot, length, bytes.
@@ -25,11 +25,11 @@ from quire.engine.errors import RankError
 from quire.engine.scheduling.plan import (
     Admission,
     BlockUpdate,
-    Judged,
     Mask,
     Masks,
     PlanRow,
     Pooled,
+    PromptLogprobsRow,
     SamplingNumbers,
     StepPlan,
 )
@@ -44,7 +44,7 @@ _COUNTS = struct.Struct("<6i")
 _UPDATE = struct.Struct("<3i")
 _COPY = struct.Struct("<2i")
 _POOLED = struct.Struct("<2i")
-_JUDGED = struct.Struct("<4i")
+_PROMPT_LOGPROBS = struct.Struct("<4i")
 _MASKS = struct.Struct("<4si")
 _MASK = struct.Struct("<2i")
 
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 def encode(plan: StepPlan) -> bytes:
     """Raises RankError for a plan of more than MAX_BYTES, or with a number beyond its field."""
-    more = plan.pooled, plan.judged, plan.window_updates, plan.window_copies
+    more = plan.pooled, plan.prompt_logprobs, plan.window_updates, plan.window_copies
     counts = (plan.rows, plan.admitted, plan.block_updates, plan.copies, plan.masked, *more)
     sizes = (plan.num_decode_rows, plan.num_tokens, *map(len, counts))
     try:
@@ -67,7 +67,7 @@ def encode(plan: StepPlan) -> bytes:
         parts.append(_ids(plan.masked))
         for slot, ids in plan.pooled:
             parts += [_POOLED.pack(slot, len(ids)), _ids(ids)]
-        parts += [_JUDGED.pack(*one) for one in plan.judged]
+        parts += [_PROMPT_LOGPROBS.pack(*one) for one in plan.prompt_logprobs]
         parts += [_UPDATE.pack(*update) for update in plan.window_updates]
         parts += [_COPY.pack(*copy) for copy in plan.window_copies]
     except (struct.error, OverflowError) as error:
@@ -157,7 +157,9 @@ def _read(reader: "_Reader") -> StepPlan:
         num_tokens,
         reader.ids(counts[4]),
         tuple(_read_pooled(reader) for _ in reader.times(counts[5])),
-        tuple(Judged._make(reader.take(_JUDGED)) for _ in reader.times(counts[6])),
+        tuple(
+            PromptLogprobsRow._make(reader.take(_PROMPT_LOGPROBS)) for _ in reader.times(counts[6])
+        ),
         tuple(BlockUpdate(*reader.take(_UPDATE)) for _ in reader.times(counts[7])),
         tuple(_read_copy(reader) for _ in reader.times(counts[8])),
     )

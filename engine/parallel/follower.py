@@ -3,8 +3,8 @@
 It builds its share of the model as rank 0 says, then executes whatever plan comes. Its own results
 are looked at by nobody: they are equal to rank 0's.
 
-Invariant: it ends when its line does, whatever it is at (see lifeline); what keeps it from being
-built is said over the line, in one line of words.
+Invariant: it ends when its channel closes, whatever it is doing (see lifeline); what keeps it from
+being built is reported over the channel in one line of text.
 """
 
 import logging
@@ -22,9 +22,9 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError, RankError
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel.codec import decode, decode_masks
-from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.frame_channel import FrameChannel, Kind
 from quire.engine.parallel.rendezvous import exchange_of
-from quire.engine.parallel.store import LineStore
+from quire.engine.parallel.store import ChannelStore
 from quire.engine.scheduling.plan import Masks, StepPlan
 
 log = logging.getLogger(__name__)
@@ -66,33 +66,33 @@ def run(
 ) -> NoReturn:
     """Logs are set up already. parent: the socket to rank 0, which this process is held to. model:
     where this node has the model; None: where rank 0 has it."""
-    code = serve(load_builder(), Line(parent), model)
+    code = serve(load_builder(), FrameChannel(parent), model)
     flush_logs()
     os._exit(code)  # without the interpreter's end, which a group's threads may hold up
 
 
-def serve(builder: Builder, line: Line, model: str | None = None) -> int:
+def serve(builder: Builder, channel: FrameChannel, model: str | None = None) -> int:
     """Build and follow; the exit code. What ended it has been said and logged."""
     try:
-        follower = build(builder, line, model)
-        follow(follower, line)
+        follower = build(builder, channel, model)
+        follow(follower, channel)
     except QuireError as error:
         if isinstance(error, RankError):
             log.error("%s", error)
             return EXIT_DEAD
-        _say(line, Kind.REFUSED, error=type(error).__name__, words=str(error))
+        _say(channel, Kind.REFUSED, error=type(error).__name__, words=str(error))
         return EXIT_REFUSED
     except Exception as error:
         error_id = secrets.token_hex(4)
         log.critical("a rank has ended by a fault (%s)", error_id, exc_info=error)
-        _say(line, Kind.DIED, error_id=error_id)
+        _say(channel, Kind.DIED, error_id=error_id)
         return EXIT_DEAD
     return EXIT_OK
 
 
-def build(builder: Builder, line: Line, model: str | None = None) -> Follower:
+def build(builder: Builder, channel: FrameChannel, model: str | None = None) -> Follower:
     """This rank, as rank 0 asks for it, which meets the others when it is to."""
-    asked = line.expect(Kind.BUILD)
+    asked = channel.expect(Kind.BUILD)
     config = EngineConfig(**asked["config"])
     if model is not None:
         config = config.replace(model=model)
@@ -100,39 +100,39 @@ def build(builder: Builder, line: Line, model: str | None = None) -> Follower:
     rank = asked["rank"]
 
     def meet() -> World:
-        exchange = exchange_of(config, LineStore(line), rank, asked["address"])
+        exchange = exchange_of(config, ChannelStore(channel), rank, asked["address"])
         return World(rank, config.tensor_parallel_size, exchange)
 
     def progress(stage: str, share: float) -> None:
-        line.say(Kind.PROGRESS, stage=stage, share=float(share))
+        channel.send_json(Kind.PROGRESS, stage=stage, share=float(share))
 
     def agree(blocks: int, fingerprint: str) -> int:
-        line.say(Kind.SIZED, blocks=blocks, fingerprint=fingerprint)
-        return int(line.expect(Kind.BLOCKS)["blocks"])
+        channel.send_json(Kind.SIZED, blocks=blocks, fingerprint=fingerprint)
+        return int(channel.expect(Kind.BLOCKS)["blocks"])
 
     follower = builder(config, rank, meet, progress, agree)
-    _say_memory(follower, line)
-    line.say(Kind.READY)
+    _say_memory(follower, channel)
+    channel.send_json(Kind.READY)
     return follower
 
 
-def follow(follower: Follower, line: Line) -> None:
-    """Execute what comes until STOP. Raises RankError at the line's end."""
+def follow(follower: Follower, channel: FrameChannel) -> None:
+    """Execute plans until STOP. Raises RankError when the channel is closed."""
     waiting: deque[Pending] = deque()
     said_at = time.monotonic()
     while True:
-        kind, body = line.hear()
+        kind, body = channel.receive()
         if kind is Kind.STOP:
             return
         pending = follower.execute(decode(_due(Kind.PLAN, kind, body)))
         if pending is None:
-            pending = follower.sample(decode_masks(_due(Kind.MASKS, *line.hear())))
+            pending = follower.sample(decode_masks(_due(Kind.MASKS, *channel.receive())))
         waiting.append(pending)
         if len(waiting) > _AHEAD:
             waiting.popleft().wait()
         if time.monotonic() - said_at >= _MEMORY_SECONDS:
             said_at = time.monotonic()
-            _say_memory(follower, line)
+            _say_memory(follower, channel)
 
 
 def _due(due: Kind, kind: Kind, body: bytes) -> bytes:
@@ -142,13 +142,13 @@ def _due(due: Kind, kind: Kind, body: bytes) -> bytes:
     return body
 
 
-def _say_memory(follower: Follower, line: Line) -> None:
+def _say_memory(follower: Follower, channel: FrameChannel) -> None:
     allocated, peak = follower.memory()
-    _say(line, Kind.MEMORY, allocated=allocated, peak=peak)
+    _say(channel, Kind.MEMORY, allocated=allocated, peak=peak)
 
 
-def _say(line: Line, kind: Kind, **values: Any) -> None:
+def _say(channel: FrameChannel, kind: Kind, **values: Any) -> None:
     try:
-        line.say(kind, **values)
+        channel.send_json(kind, **values)
     except RankError as error:
         log.error("%s", error)

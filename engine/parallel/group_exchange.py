@@ -1,9 +1,9 @@
 """The exchange of tensors, by a process group of torch.
 
-Over gloo: each rank listens on one interface, on a port that the kernel chooses: the loopback one,
-or where the nodes reach one another. Where, the others hear over their line to rank 0 (`store`), so
-there is no file, no name and no fixed port.
-A group of another backend, with the same gather, takes gloo's place.
+Over gloo: each rank listens on one interface (loopback, or the one over which the nodes reach one
+another), on a port that the kernel chooses. The others learn the address over their channel to rank
+0 (`store`), so there is no file, no name and no fixed port.
+A group of another backend, with the same gather, can take gloo's place.
 
 Invariant: what is gathered are bytes, so any dtype goes and no bit changes. The group's own time
 limit lies beyond any bound of the watchdog: a rank that is stopped for a while is waited for.

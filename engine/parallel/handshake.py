@@ -5,9 +5,9 @@
              (-1: the node itself), the length of its terms, its proof; then the terms
     ANSWER   of node 0: whether the proof is one, and its own
 
-Both proofs cover all that was said before. What follows are frames (see line).
+Both proofs cover all that was sent before. What follows are frames (see frame_channel).
 
-Invariant: nothing of a stranger is interpreted but these numbers, within MAX_TERMS, before its
+Invariant: nothing that a peer sends is interpreted but these numbers, within MAX_TERMS, before its
 proof has been checked.
 """
 

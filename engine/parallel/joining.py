@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.parallel import handshake
+from quire.engine.parallel.frame_channel import FrameChannel, Kind, values_of
 from quire.engine.parallel.handshake import Opening
-from quire.engine.parallel.line import Kind, Line, values_of
 from quire.engine.parallel.network import kept_alive
 from quire.engine.parallel.secret import Secret
 
@@ -78,7 +78,7 @@ class Joining:
         if not handshake.is_node_0(self._secret, answer, greeting, data):
             raise ConfigError(f"{self._where}: whoever listens there does not have the secret")
         try:
-            kind, body = Line(connection).hear()
+            kind, body = FrameChannel(connection).receive()
         except RankError as error:
             raise ConnectionError(str(error)) from error
         if kind is Kind.REFUSED:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from quire.engine.errors import RankError
 from quire.engine.parallel.codec import encode, encode_masks
-from quire.engine.parallel.line import Kind
+from quire.engine.parallel.frame_channel import Kind
 from quire.engine.parallel.ranks import Ranks
 from quire.engine.runner.results import PendingResult
 from quire.engine.scheduling.plan import Masks, StepPlan

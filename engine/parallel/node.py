@@ -1,10 +1,10 @@
-"""A node that follows: it comes to node 0, starts its ranks, and ends when they do.
+"""A following node: it joins node 0, starts its ranks, and ends when they do.
 
-Each rank has a line of its own to rank 0, and executes what comes over it (see follower). The
-node's own line tells it why all end: because that is meant, because something keeps the ranks from
-starting, or, where the line just ends, because node 0 is gone.
+Each rank has its own channel to rank 0, and executes the plans sent over it (see follower). The
+node's own channel tells it why everything ends: a regular stop, something that keeps the ranks from
+starting, or, where the channel just closes, the loss of node 0.
 
-Invariant: none of its ranks is left behind, a stopped one neither.
+Invariant: none of its ranks is left behind, not even a stopped one.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from functools import partial
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
 from quire.engine.parallel import process
+from quire.engine.parallel.frame_channel import FrameChannel, Kind, values_of
 from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.joining import Joining
-from quire.engine.parallel.line import Kind, Line, values_of
 from quire.engine.parallel.secret import Secret
 from quire.engine.parallel.terms import Terms, pack
 
@@ -73,7 +73,7 @@ def follow(
         log.info(
             "node %d has joined; its ranks: %s", config.node_rank, ", ".join(map(str, own[1:]))
         )
-        return _watch(Line(connections[NO_RANK]), processes)
+        return _watch(FrameChannel(connections[NO_RANK]), processes)
 
 
 def _kill(processes: _Processes) -> None:
@@ -83,10 +83,10 @@ def _kill(processes: _Processes) -> None:
         one.wait()
 
 
-def _watch(line: Line, processes: _Processes) -> int:
+def _watch(channel: FrameChannel, processes: _Processes) -> int:
     """Returns when all is over. Raises ConfigError where that is because of the start."""
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-    _start_thread("node-0", lambda: _hear(line, events))
+    _start_thread("node-0", lambda: _receive(channel, events))
     for rank, one in processes.items():
         _start_thread(f"rank-{rank}", partial(_wait_for, rank, one, events))
     seconds: float | None = None
@@ -104,17 +104,17 @@ def _watch(line: Line, processes: _Processes) -> int:
             return EXIT_OK
         if isinstance(value, int):
             seconds = GRACE
-            _tell(line, kind, process.how_it_ended(value))
+            _tell(channel, kind, process.how_it_ended(value))
         elif kind is Kind.REFUSED:
             raise ConfigError(str(values_of(value)["words"]))
 
 
-def _hear(line: Line, events: "queue.SimpleQueue[_Event]") -> None:
+def _receive(channel: FrameChannel, events: "queue.SimpleQueue[_Event]") -> None:
     try:
         while True:
-            kind, body = line.hear()
+            kind, body = channel.receive()
             if kind is Kind.ASKED:
-                line.say(Kind.ALIVE)
+                channel.send_json(Kind.ALIVE)
             else:
                 events.put((kind, body))
     except RankError:
@@ -127,10 +127,10 @@ def _wait_for(
     events.put((rank, one.wait()))
 
 
-def _tell(line: Line, rank: int, how: str) -> None:
+def _tell(channel: FrameChannel, rank: int, how: str) -> None:
     log.info("rank %d %s", rank, how)
     with contextlib.suppress(RankError):
-        line.say(Kind.ENDED, rank=rank, how=how)
+        channel.send_json(Kind.ENDED, rank=rank, how=how)
 
 
 def _start_thread(name: str, run: Callable[[], None]) -> None:

@@ -1,10 +1,9 @@
-"""Rank 0's view of the other ranks: where they run, and what they say.
+"""Rank 0's handles of all other ranks: where they run, and what they report.
 
-Those of this node are processes of ours at the end of a private socket; those of others came in by
-the door. Until all are ready, the first thing that goes wrong with any of them is raised by
-whatever rank 0 waits for next (`check`, `wait_for`). Later, or where rank 0 does not come to
-that, a lost rank takes all others with it, and rank 0's process too: what it computes would have no
-sums.
+Ranks of this node are child processes at the end of a private socket; ranks of other nodes joined
+over the listener (join_listener). Until all are ready, the first error of any of them is raised by
+whatever rank 0 waits for next (`check`, `wait_for`). Later, or where rank 0 does not get that far,
+a lost rank ends all others and rank 0's process too: without it no sum can be completed.
 
 Invariant: however this process ends, none of them is left behind (see lifeline, and node).
 """
@@ -20,12 +19,12 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
-from quire.engine.parallel.door import Member
+from quire.engine.parallel.frame_channel import Kind, said
 from quire.engine.parallel.group_exchange import LOOPBACK
 from quire.engine.parallel.handshake import NO_RANK
-from quire.engine.parallel.line import Kind, said
-from quire.engine.parallel.member import GRACE, DistantRank, LocalRank, Node, Rank
+from quire.engine.parallel.join_listener import JoinedPeer
 from quire.engine.parallel.process import Program
+from quire.engine.parallel.rank_handles import GRACE, LocalRank, Node, Rank, RemoteRank
 from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
@@ -54,9 +53,9 @@ class Ranks:
         on_loss: Callable[[], None] = leave,
         here: int | None = None,
     ) -> None:
-        """program: of the ranks of this node. on_loss: called on a thread of its own when a rank
-        is lost and nobody ends them. here: ranks of this node, this one too; the others are to be
-        taken in. None: all."""
+        """program: starts the ranks of this node. on_loss: called on its own thread when a rank is
+        lost and nobody is ending them. here: number of ranks on this node, this one included; the
+        others are to be taken in. None: all."""
         self.size = size
         self.address = LOOPBACK  # where this node's ranks listen for the others
         self.board = Board()
@@ -71,7 +70,7 @@ class Ranks:
         for number in range(1, size if here is None else here):
             self._add(LocalRank(number, program))
 
-    def take_in(self, members: Sequence[Member]) -> None:
+    def take_in(self, members: Sequence[JoinedPeer]) -> None:
         """The ranks of other nodes, and those nodes."""
         own = [member for member in members if member.rank == NO_RANK]
         self._nodes = {member.node: Node(member) for member in own}
@@ -80,7 +79,7 @@ class Ranks:
             self._start(self._listen_to_node, node, f"node-{node.number}")
         others = [member for member in members if member.rank != NO_RANK]
         for member in sorted(others, key=lambda member: member.rank):
-            self._add(DistantRank(member, self._nodes[member.node]))
+            self._add(RemoteRank(member, self._nodes[member.node]))
 
     def _add(self, rank: Rank) -> None:
         self._ranks.append(rank)
@@ -97,7 +96,7 @@ class Ranks:
         """What they are to build, each on so many threads of the CPU."""
         for rank in self._ranks:
             with contextlib.suppress(RankError):  # the thread that listens to it tells of its end
-                rank.line.say(
+                rank.channel.send_json(
                     Kind.BUILD,
                     config=config,
                     rank=rank.number,
@@ -105,27 +104,28 @@ class Ranks:
                     address=rank.address or self.address,
                 )
 
-    def say(self, kind: Kind, **values: Any) -> None:
+    def send_json(self, kind: Kind, **values: Any) -> None:
         """The same to each."""
         self.check()
         for rank in self._ranks:
-            rank.line.say(kind, **values)
+            rank.channel.send_json(kind, **values)
 
     def send(self, kind: Kind, body: bytes) -> None:
         """The same, of bytes that are made once. Raises RankError where one is lost."""
         self.check()
         for rank in self._ranks:
-            rank.line.send(kind, body)
+            rank.channel.send(kind, body)
 
     # ------------------------------------------------------------ from them
 
     def check(self) -> None:
-        """Raises what has gone wrong with any of them."""
+        """Raises the first error of any of them."""
         if self._fault is not None:
             raise self._fault
 
     def wait_for(self, kind: Kind) -> list[dict[str, Any]]:
-        """What each has said of this kind, by rank, once all have. Raises what went wrong first."""
+        """Each rank's message of this kind, by rank, once all have sent one. Raises the first
+        error."""
         with self._changed:
             while not all(kind in rank.said for rank in self._ranks):
                 self.check()
@@ -134,7 +134,7 @@ class Ranks:
             return [rank.said[kind] for rank in self._ranks]
 
     def least_share(self) -> float:
-        """How far the slowest is with its weights; 1 if none has said anything of them."""
+        """How far the slowest is with its weights; 1 if none has reported any progress."""
         shares = [rank.said[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.said]
         return min((float(one["share"]) for one in shares), default=1.0)
 
@@ -193,7 +193,7 @@ class Ranks:
         self._ending = True
         for rank in self._ranks:
             with contextlib.suppress(RankError):
-                rank.line.say(Kind.STOP)
+                rank.channel.send_json(Kind.STOP)
         for node in self._nodes.values():
             node.tell(Kind.STOP)
 
@@ -211,13 +211,13 @@ class Ranks:
             rank.wait()
 
     def _listen_to_node(self, node: Node) -> None:
-        """A thread's life: what a node says of its processes, until its line ends, or it no longer
-        answers: then its process is stopped, or hangs."""
+        """Runs on a thread: a node's reports about its processes, until its channel closes or it no
+        longer answers (its process is stopped, or hangs)."""
         asked, how = 0, ""
         try:
             while not how:
-                if node.line.is_readable(ASK_SECONDS):
-                    asked, (kind, body) = 0, node.line.hear()
+                if node.channel.is_readable(ASK_SECONDS):
+                    asked, (kind, body) = 0, node.channel.receive()
                     values = said(kind, body)
                     if kind is Kind.ENDED:
                         node.note(values["rank"], values["how"])
@@ -225,17 +225,17 @@ class Ranks:
                     how = f"does not answer: {asked} times in {asked * ASK_SECONDS:g} s"
                 else:
                     asked += 1
-                    node.line.say(Kind.ASKED)
+                    node.channel.send_json(Kind.ASKED)
         except RankError:
             how = "is gone"
         node.leave()
         self._without(f"node {node.number} at {node.address} {how}")
 
     def _listen(self, rank: Rank) -> None:
-        """A thread's life: take in what one rank says, until its line ends."""
+        """Runs on a thread: take in what one rank sends, until its channel closes."""
         try:
             while True:
-                kind, body = rank.line.hear()
+                kind, body = rank.channel.receive()
                 try:
                     values = said(kind, body)
                 except RankError as error:
@@ -250,7 +250,7 @@ class Ranks:
             rank.came = True
             self.board.put(values["key"], values["value"])
         elif kind is Kind.GET:
-            rank.line.say(Kind.VALUE, value=self.board.get(values["key"]))
+            rank.channel.send_json(Kind.VALUE, value=self.board.get(values["key"]))
         elif kind is Kind.REFUSED:
             error = _REFUSALS.get(values["error"], QuireError)
             self._fail(error(f"rank {rank.number}: {values['words']}"))
@@ -268,8 +268,8 @@ class Ranks:
         self._without(f"rank {rank.number} ({rank.where}) {how}")
 
     def _without(self, words: str) -> None:
-        """Someone is lost: all others go too. Before all were ready rank 0 has a while to end by
-        itself what it builds; in an exchange, which nobody completes any more, it cannot."""
+        """A rank or node is lost: end all others too. Before all were ready, rank 0 has a while to
+        abort its own build; inside an exchange, which can never complete, it cannot."""
         if self._ending:
             return
         if not self._fail(RankError(words)):
@@ -287,7 +287,7 @@ class Ranks:
         self._on_loss()
 
     def _fail(self, error: QuireError) -> bool:
-        """Note what went wrong first; whether all were ready before."""
+        """Record the first error; returns whether all were ready before."""
         self.board.close(str(error))
         with self._changed:
             self._fault = self._fault or error

@@ -4,7 +4,7 @@ A proof is an HMAC-SHA256 over what was said on one connection, both sides' fres
 among it: so one that was overheard is worth nothing on any other connection, nor as the other
 side's own (each side's begins with its name).
 
-Invariant: the secret itself never goes over a line, into a log or an error, nor to a process that
+Invariant: the secret itself never goes over a socket, into a log or an error, nor to a process that
 is started later.
 """
 

@@ -1,7 +1,7 @@
 """Where the ranks of a process group tell one another how they are reached.
 
-Invariant: it lives in rank 0's memory; the others come to it over their line. Nothing is listened
-on for it, and nothing is left of it. Only what a group needs to come together is offered.
+Invariant: it lives in rank 0's memory; the others reach it over their channel. It opens no port and
+leaves nothing behind. It offers only what a process group needs to be formed.
 """
 
 import threading
@@ -11,7 +11,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from quire.engine.errors import RankError
-from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.frame_channel import FrameChannel, Kind
 
 
 class Board:
@@ -90,17 +90,17 @@ class BoardStore(_Store):
         return self._board.get(key)
 
 
-class LineStore(_Store):
-    """Another rank's: while the group comes together, nothing else comes over its line."""
+class ChannelStore(_Store):
+    """Another rank's: while the group comes together, nothing else comes over its channel."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, channel: FrameChannel) -> None:
         super().__init__()
-        self._line = line
+        self._channel = channel
 
     def put(self, key: str, value: str) -> None:
-        self._line.say(Kind.SET, key=key, value=value)
+        self._channel.send_json(Kind.SET, key=key, value=value)
 
     def fetch(self, key: str) -> str:
-        self._line.say(Kind.GET, key=key)
-        value: Any = self._line.expect(Kind.VALUE)["value"]
+        self._channel.send_json(Kind.GET, key=key)
+        value: Any = self._channel.expect(Kind.VALUE)["value"]
         return str(value)

@@ -16,26 +16,26 @@ from torch import Tensor
 from quire.engine.model.base import CausalModel
 from quire.engine.prompt_logprobs import packed
 from quire.engine.runner.staging import Staging
-from quire.engine.scheduling.plan import Judged, StepPlan
+from quire.engine.scheduling.plan import PromptLogprobsRow, StepPlan
 from quire.kernels.ops import Ops
 
 MAX_TOP = 20  # of the best, at each place
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedNumbers:
-    """Of a step's judged tokens, row behind row in the order of `asked`. chosen: [J] fp32, rank:
+class PromptLogprobTensors:
+    """Of a step's prompt tokens, row behind row in the order of `asked`. chosen: [J] fp32, rank:
     [J] int64, ids: [J, 20] int64, values: [J, 20] fp32."""
 
-    asked: tuple[Judged, ...]
+    asked: tuple[PromptLogprobsRow, ...]
     chosen: Tensor
     rank: Tensor
     ids: Tensor
     values: Tensor
 
-    def on_host(self, copy: Callable[[Tensor], Tensor]) -> "JudgedNumbers":
+    def on_host(self, copy: Callable[[Tensor], Tensor]) -> "PromptLogprobTensors":
         """The same, on its way to the host."""
-        return JudgedNumbers(self.asked, *map(copy, self._numbers))
+        return PromptLogprobTensors(self.asked, *map(copy, self._numbers))
 
     @property
     def _numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -52,31 +52,31 @@ class JudgedNumbers:
         return tuple(told)
 
 
-def stage_judged(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]) -> None:
+def stage_prompt_logprobs(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]) -> None:
     """Put into the upload which places are looked at, and which tokens follow them.
 
     begins: of each row of the plan, where its tokens' hidden states begin: [R].
     """
     rows = {row.slot: (at, row) for at, row in enumerate(plan.rows)}
     places, tokens = [], []
-    for one in plan.judged:
+    for one in plan.prompt_logprobs:
         at, row = rows[one.slot]
         places.append(np.arange(one.count, dtype=np.int64) + begins[at])
         following = [] if one.following < 0 else [one.following]
         tokens.append(np.array([*row.token_ids[1 : one.count + 1], *following], np.int64))
-    staging.put("judged_places", np.concatenate(places))
-    staging.put("judged_tokens", np.concatenate(tokens))
+    staging.put("prompt_logprobs_places", np.concatenate(places))
+    staging.put("prompt_logprobs_tokens", np.concatenate(tokens))
 
 
-def judge(
+def compute_prompt_logprobs(
     model: CausalModel, ops: Ops, hidden: Tensor, staging: Staging, plan: StepPlan, most: int
-) -> JudgedNumbers:
-    """What `stage_judged` has put the places of. hidden: [T, H], of all tokens of the step. most:
-    places whose logits there may be at once."""
-    places, tokens = staging.get("judged_places"), staging.get("judged_tokens")
+) -> PromptLogprobTensors:
+    """Those at the positions uploaded by `stage_prompt_logprobs`. hidden: [T, H], of all tokens of
+    the step. most: positions whose logits may exist at once."""
+    places, tokens = staging.get("prompt_logprobs_places"), staging.get("prompt_logprobs_tokens")
     found = []
     for begin in range(0, len(places), most):
         part = slice(begin, begin + most)
         logits = model.logits(hidden, places[part])
         found.append(ops.logprobs(logits, tokens[part], min(MAX_TOP, logits.shape[1])))
-    return JudgedNumbers(plan.judged, *map(torch.cat, zip(*found, strict=True)))
+    return PromptLogprobTensors(plan.prompt_logprobs, *map(torch.cat, zip(*found, strict=True)))

@@ -136,7 +136,7 @@ def _keeps(one: Product, around: "Around", dtype: torch.dtype, products: "ExactP
     """Whether the product has one order of sums, without what of the library has another."""
     from quire.kernels.linear import check, fp8_check
 
-    if one.weight.scale is not None:
+    if one.weight.is_fp8:
         return fp8_check.differs(one.weight.data, around, dtype) is None
     for found in check.check(one.weight.data, around, products):
         if not found.kept:
@@ -157,7 +157,7 @@ def _refusal(shape: ModelConfig, products: list[Product], dtype: torch.dtype) ->
     for one in products:
         if dtype not in _TYPES:
             return f"{one.module}: {dtype} has no exact kernel (bfloat16 and float16 have)"
-        if one.weight.data.dtype not in (dtype, torch.float8_e4m3fn):
+        if not one.weight.is_fp8 and one.weight.data.dtype != dtype:
             return f"{one.module}: {one.weight.data.dtype} weights have no exact kernel"
     return None
 

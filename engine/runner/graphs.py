@@ -1,17 +1,17 @@
 """Captured steps: the model is one CUDA graph, the sampler another.
 
-The model's part of a step reaches from embedding to hidden states. A sampler, of so many rows,
-reaches from the head to the slots' new state, and serves all models' parts alike. Under masks it is
-two graphs, so that logits are made while the host makes masks. Only the plainest steps of few rows
-are one graph from end to end: a second launch costs them most.
+The model's part of a step goes from the embedding to hidden states. A sampler, for a number of
+rows, goes from the LM head to the slots' new state, and serves the model graphs of all shapes. With
+masks it is two graphs, so that logits are computed while the host makes the masks. Only plain steps
+of few rows are one graph from end to end: they would suffer most from a second launch.
 
-Invariant: a graph reads the slots, the staging buffer, `row_slots`, masks and what the model's part
-leaves for its sampler (`model_output.Aside`), all at fixed addresses, and nothing else that the
-host writes. What it computes is a function of its key: padded numbers of rows and tokens, a bound
-of the context (which only limits the grid of attention and never changes a result) and what
-sampling needs. Padding belongs to the null slot. Graphs share one memory pool, so results are to be
-copied out, or used up by a sampler, before the next replay, in stream order. The current stream is
-the engine's own: the default stream cannot be captured.
+Invariant: a graph reads the slots, the staging buffer, `row_slots`, masks and the hand-over to the
+sampler (`model_output.SamplerInputs`), all at fixed addresses, and nothing else that the host
+writes. What it computes is a function of its key: padded numbers of rows and tokens, a bound of the
+context (which only limits the grid of attention and never changes a result) and what sampling
+needs. Padding belongs to the null slot. Graphs share one memory pool, so results must be copied
+out, or consumed by a sampler, before the next replay, in stream order. The current stream is the
+engine's own: the default stream cannot be captured.
 """
 
 import logging
@@ -29,11 +29,11 @@ from quire.engine.runner.sampler import Needs, Sampled
 
 log = logging.getLogger(__name__)
 
-Done = Sampled | ModelOutput  # what a step leaves, by its key
+Done = Sampled | ModelOutput  # what a step returns, depending on its key
 
 _FIRST_CONTEXT_BOUND = 4096
 MAX_GRAPHS = 512
-# Prompt tokens of a step worth capturing: launches of a longer one take less time than its work.
+# Numbers of prompt tokens worth capturing: a longer step's launches take less time than its work.
 PROMPT_TOKENS: tuple[int, ...] = (
     *(16, 32, 64),
     *range(128, 1024, 128),
@@ -41,20 +41,20 @@ PROMPT_TOKENS: tuple[int, ...] = (
     *range(4096, 8193, 512),
 )
 FIRST_PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)  # captured before all others
-_MANY_TOKENS = 64  # beyond, rows are padded coarsely: they cost little beside so many tokens
-_BURST_ROWS = (0, 1, 4, 16, 64)  # of one token, beside the prompts of a burst
+_MANY_TOKENS = 64  # above, rows are padded coarsely: they cost little beside so many tokens
+_BURST_ROWS = (0, 1, 4, 16, 64)  # decode rows beside the prompts of a burst
 _BURST_PROMPTS = ((1, 65, 1024), (2, 65, 1024), (8, 513, 4096), (32, 2049, 8192))
-"""Prompts that come together, at least, and from how many tokens up to how many such steps are
-captured in spare time: calls of some 70 tokens, and most of a few hundred."""
+"""(least number of prompts that come together, least and most tokens) of the steps captured in
+spare time: for calls of some 70 tokens, and most of a few hundred."""
 _KINDS = (Needs(), Needs(draws=True), Needs(draws=True, filters=True))  # what most rows need
-_MAX_SAMPLED = 256  # padded rows up to which a sampler behind prompts is kept
+_MAX_SAMPLED = 256  # padded rows up to which a sampler after prompts is captured
 FUSED_ROWS = 8  # rows up to which a plain step is one graph with its sampler
-FUSED_TOKENS = 128  # and prompt tokens: behind more the sampler is launched before the model ends
+FUSED_TOKENS = 128  # and prompt tokens: with more, the sampler is launched before the model ends
 
 
 class GraphKey(NamedTuple):
-    """Padded sizes: rows of one token, longer rows and their tokens (0 in a pure decode step).
-    needs: what the sampler does; None: the model's part alone."""
+    """Padded sizes: decode rows, longer rows and their tokens (0 in a pure decode step). needs:
+    what the sampler does; None: only the model's part."""
 
     decode_rows: int
     prefill_rows: int
@@ -72,8 +72,8 @@ class GraphKey(NamedTuple):
 
 
 class SamplerKey(NamedTuple):
-    """The sampler behind the model's part of a step. rows: padded. prompts: the step has longer
-    rows; which rows sample is in the upload."""
+    """The sampler that follows the model's part of a step. rows: padded. prompts: the step has
+    longer rows; which rows sample is in the upload."""
 
     rows: int
     needs: Needs
@@ -86,8 +86,8 @@ class SamplerKey(NamedTuple):
 
 
 class WriteKey(NamedTuple):
-    """What a step that admits one request writes ahead of its rows, and its upload: padded numbers
-    of table entries, and of copied blocks. turn: of the host buffer that it lies in."""
+    """The upload and state writes of a step that admits one request: padded numbers of table
+    entries and of copied blocks. turn: which of the host buffers it uses."""
 
     updates: int
     copies: int
@@ -102,7 +102,7 @@ Key = GraphKey | SamplerKey
 
 
 def fused(rows: int, needs: Needs, prompt_tokens: int = 0) -> bool:
-    """Whether model and sampler of so many rows, all of which sample, are captured as one."""
+    """Whether model and sampler are captured as one graph; all rows must sample."""
     plain = needs in (Needs(), Needs(draws=True))
     return plain and rows <= FUSED_ROWS and prompt_tokens <= FUSED_TOKENS
 
@@ -114,7 +114,7 @@ def captured_sizes(max_num_seqs: int) -> list[int]:
 
 
 def context_bounds(max_model_len: int) -> list[int]:
-    """Bounds of the context length, the last one covering max_model_len."""
+    """Bounds of the context length; the last one covers max_model_len."""
     bounds = [min(_FIRST_CONTEXT_BOUND, max_model_len)]
     while bounds[-1] < max_model_len:
         bounds.append(min(bounds[-1] * 4, max_model_len))
@@ -122,7 +122,7 @@ def context_bounds(max_model_len: int) -> list[int]:
 
 
 class GraphSizes:
-    """Which key a step falls under. prompt_tokens: those that are captured, of `prompt_sizes`."""
+    """Maps steps to keys. prompt_tokens: the sizes that are captured, from `prompt_sizes`."""
 
     def __init__(self, max_num_seqs: int, max_model_len: int, prompt_tokens: Sequence[int]) -> None:
         self.decode_rows = captured_sizes(max_num_seqs)
@@ -150,8 +150,8 @@ class GraphSizes:
         return keys
 
     def burst_keys(self) -> list[Key]:
-        """Steps of calls that come together: some prompts, beside the rows of those before. They
-        are about as short as their launches, and seldom alike twice within a burst."""
+        """Steps of a burst of calls: some prompts beside the decode rows of earlier ones. They
+        take about as long as their launches, and one shape seldom recurs within a burst."""
         bound, most = self.context_bounds[0], self.decode_rows[-1]
         keys = [
             self.mixed(min(decode, most - prompts), prompts, tokens, bound)
@@ -166,7 +166,7 @@ class GraphSizes:
         return [*samplers, *models]
 
     def decode(self, rows: int, max_context_len: int, needs: Needs | None) -> GraphKey:
-        """The key of a step of one-token rows alone."""
+        """The key of a step of decode rows only."""
         return GraphKey(_cover(self.decode_rows, rows), 0, 0, self._bound(max_context_len), needs)
 
     def mixed(
@@ -175,7 +175,7 @@ class GraphSizes:
         """The key of the model's part of a step with longer rows; None if it is too long to be
         worth a graph.
 
-        There is always room for one more row, which takes the padding tokens.
+        It always has room for one more row, which takes the padding tokens.
         """
         if not self.prompt_tokens or tokens > self.prompt_tokens[-1]:
             return None
@@ -192,8 +192,8 @@ class GraphSizes:
         )
 
     def sampler(self, key: GraphKey, needs: Needs, sampling_rows: int) -> SamplerKey | None:
-        """The key of the sampler behind a step with longer rows; None: it runs eagerly, as nothing
-        samples, or single ids are preferred or left out, or the rows are too many to be kept."""
+        """The key of the sampler after a step with longer rows; None: it runs eagerly, because no
+        row samples, or there are masks or biases, or too many rows to capture."""
         if not sampling_rows or needs.edits or key.rows > self.most_sampled:
             return None
         return SamplerKey(key.rows, needs, True)
@@ -203,8 +203,8 @@ class GraphSizes:
 
 
 def prompt_sizes(max_model_len: int, max_tokens: int) -> list[int]:
-    """Numbers of prompt tokens that may be captured: padding fits into a request of its own, and
-    all but the last are less than the most tokens of a step."""
+    """Numbers of prompt tokens that may be captured: the padding fits into one request, and all
+    but the last are less than the most tokens of a step."""
     found = []
     for last, size in pairwise((0, *PROMPT_TOKENS)):
         if size - last > max_model_len or last >= max_tokens:
@@ -214,19 +214,19 @@ def prompt_sizes(max_model_len: int, max_tokens: int) -> list[int]:
 
 
 def most_rows(max_num_seqs: int) -> int:
-    """Rows of a captured step at most: see GraphSizes.mixed."""
+    """The most rows of a captured step: see GraphSizes.mixed."""
     return max_num_seqs + 4 * min(max_num_seqs, PROMPT_TOKENS[-1])
 
 
 def fixed_bytes(max_num_seqs: int, prompt_tokens: Sequence[int]) -> int:
-    """Room for what a captured step with prompts reads of its upload (see stage_mixed): at most 4
+    """Size of what a captured step with prompts reads from its upload (see stage_mixed): at most 4
     bytes a token and 32 a row."""
     tokens = max_num_seqs + max(prompt_tokens, default=0)
     return max(1 << 16, 4 * tokens + 40 * most_rows(max_num_seqs))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the device, once all that was enqueued is done; 0 of a CPU."""
+    """Free device memory once all enqueued work is done; 0 for a CPU."""
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize(device)
@@ -246,14 +246,14 @@ def _cover(sizes: list[int], wanted: int) -> int:
 
 
 class _Captured(NamedTuple):
-    """graphs: one for each part of the step, in order."""
+    """graphs: one for each part of the step, in order. done: its outputs."""
 
     graphs: tuple[torch.cuda.CUDAGraph, ...]
     done: Done
 
 
 class StepGraphs:
-    """The graphs captured so far. At most MAX_GRAPHS; the longest unused one goes first."""
+    """The graphs captured so far: at most MAX_GRAPHS, the least recently used is evicted."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Key | WriteKey, _Captured | None] = OrderedDict()
@@ -261,19 +261,19 @@ class StepGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __contains__(self, key: Key | WriteKey) -> bool:
-        """Whether it was captured, or its capture has failed."""
+        """Whether it was captured, or its capture failed."""
         return key in self._graphs
 
     def begin(self, key: Key) -> None:
-        """Run the first part of a step that is captured in two. The rest comes with its replay, if
-        that is the next one of all."""
+        """Run the first part of a step that is captured in two. Its replay runs the rest, if it is
+        the next replay of all."""
         captured = self._graphs.get(key)
         if captured is not None and len(captured.graphs) > 1:
             captured.graphs[0].replay()
             self._begun = key
 
     def replay(self, key: Key | WriteKey) -> Done | None:
-        """Run a captured step; None if there is none and it must run eagerly."""
+        """Run a captured step; None if it is not captured and must run eagerly."""
         begun, self._begun = self._begun == key, None
         captured = self._graphs.get(key)
         if captured is None:
@@ -284,12 +284,11 @@ class StepGraphs:
         return captured.done
 
     def capture(self, key: Key | WriteKey, *parts: Callable[[], Done], ran: bool = True) -> None:
-        """Record a step, whose kernels are compiled, without running it.
+        """Capture a step, whose kernels are compiled, without running it.
 
-        parts: one after another; of two, `begin` may replay the first ahead, which leaves the
-        second what it takes. ran: the step has run before. If it has not, a failure may only mean
-        that a library wants its first call outside of a graph: nothing is kept, and the step can be
-        captured after it has run.
+        parts: in order; `begin` may replay the first of two ahead of the second. ran: the step has
+        run before. If it has not, a failure may only mean that a library needs its first call
+        outside of a graph: nothing is kept, and the step can be captured after it has run.
         """
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
@@ -297,7 +296,7 @@ class StepGraphs:
             graphs, done = zip(*[self._record(part) for part in parts], strict=True)
             self._graphs[key] = _Captured(graphs, done[-1])
         except Exception as error:
-            # torch leaves the pool of a broken capture unusable; what is captured keeps its own.
+            # After a failed capture torch's pool is unusable; captured graphs keep the old one.
             self._pool = torch.cuda.graph_pool_handle()
             if not ran:
                 return

@@ -1,7 +1,7 @@
-"""A step's inputs: what the host uploads, and the ForwardBatch the device makes of it.
+"""A step's inputs: what the host uploads, and the ForwardBatch that the device makes from it.
 
-Invariant: token ids, positions, slot mappings and context lengths are made on the device from the
-slots; the host sends which slots take part and the prompt tokens that the device has not seen.
+Invariant: token ids, positions, slot mappings and context lengths are computed on the device from
+the slots; the host sends which slots take part and the prompt tokens that the device has not seen.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
-from quire.engine.runner.compute_prompt_logprobs import stage_judged
+from quire.engine.runner.compute_prompt_logprobs import stage_prompt_logprobs
 from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
@@ -42,8 +42,8 @@ def decode_inputs(
     context_lens: Tensor,
     max_context_len: int,
 ) -> StepInputs:
-    """Rows of one token each. row_slots: [R] int32, perhaps padded with the null slot;
-    context_lens: [R] int32, to be written."""
+    """The inputs of a pure decode step. row_slots: [R] int32, perhaps padded with the null slot;
+    context_lens: [R] int32, an output."""
     rows, device = row_slots.shape[0], row_slots.device
     blocks = state.block_tables.shape[1]
     token_ids, positions = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
@@ -70,7 +70,8 @@ def decode_inputs(
 
 
 class MixedShape(NamedTuple):
-    """Rows of one token, longer rows, and the longer rows' tokens; exact, or padded for a graph."""
+    """Numbers of decode rows, longer rows, and the longer rows' tokens; exact, or padded for a
+    graph."""
 
     decode_rows: int
     prefill_rows: int
@@ -93,12 +94,12 @@ def stage_mixed(
     """Put a mixed step's rows into the upload: which slots, how long, and the prompt tokens.
 
     Padding rows belong to the null slot; the last of them takes the padding tokens. In a padded
-    step the sizes of all arrays follow from `shape` alone, and the sizes of those that its sampler
-    reads from the number of rows: so a graph finds them where they were captured.
+    step the sizes of all arrays follow from `shape` alone, and those that its sampler reads from
+    the number of rows alone: so a graph finds them at the addresses that it captured.
 
-    logits_rows: each row's last token; of an exact step only of rows that sample. sampled_rows:
-    which rows sample; of a padded step the last row stands behind them. all_sample: all rows do,
-    padding too.
+    logits_rows: each row's last token; in an exact step only for rows that sample. sampled_rows:
+    which rows sample; in a padded step followed by copies of the last row. all_sample: all rows
+    sample, padding included.
     """
     decode, longer = plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]
     row_slots = [row.slot for row in decode] + [null_slot] * (shape.decode_rows - len(decode))
@@ -114,16 +115,16 @@ def stage_mixed(
     ends = sampled if exact else every
     tokens = _token_ids(longer, shape.decode_rows, total)
     stage_rows(staging, shape.decode_rows, row_slots, lens, tokens, ends, sampled)
-    if plan.judged:
-        stage_judged(staging, plan, np.cumsum(lens, dtype=np.int64) - lens)
+    if plan.prompt_logprobs:
+        stage_prompt_logprobs(staging, plan, np.cumsum(lens, dtype=np.int64) - lens)
     if plan.pooled:
         left = np.cumsum(lens, dtype=np.int64) - 1 if exact else np.array(ends, np.int64)
         stage_pooled(staging, plan, shape.decode_rows, left)
 
 
 def _token_ids(longer: Sequence[PlanRow], decode_rows: int, total: int) -> bytes:
-    """Of a mixed step, packed: -1, for the slot's own last token, in each decode row; then those of
-    the longer rows, and zeros."""
+    """The packed tokens of a mixed step: -1 for each decode row, meaning the slot's own last token;
+    then those of the longer rows, and zeros."""
     known = b"\xff" * 4 * decode_rows + b"".join([row.packed for row in longer])
     return known.ljust(4 * total, b"\0")
 
@@ -151,7 +152,7 @@ def stage_rows(
 
 
 def _sampled_rows(plan: StepPlan, shape: MixedShape) -> list[int]:
-    """Those of the plan that sample, where they stand in a step of this shape."""
+    """Indices of the rows that sample, in a step of this shape."""
     decode, padding = plan.num_decode_rows, shape.decode_rows - plan.num_decode_rows
     rows = [index for index, row in enumerate(plan.rows) if row.samples]
     return [index if index < decode else index + padding for index in rows]
@@ -167,8 +168,8 @@ def mixed_inputs(
     max_context_len: int,
     context_lens: Tensor,
 ) -> StepInputs:
-    """Rows of any length, from the upload that stage_mixed prepared. context_lens: [R] int32, to be
-    written."""
+    """The inputs of a step with rows of any length, from the upload prepared by stage_mixed.
+    context_lens: [R] int32, an output."""
     device = state.seeds.device
     rows, tokens = len(context_lens), shape.decode_rows + shape.prefill_tokens
     token_ids = staging.get("token_ids").clone()  # filled in place, and staged only once
@@ -200,8 +201,8 @@ def mixed_inputs(
 
 
 def _with_window(batch: ForwardBatch, prepare: Callable[..., None]) -> ForwardBatch:
-    """The same step with the side of layers that have a window. prepare: fills it from their
-    tables; what is equal on both sides is written once more."""
+    """The same step with its inputs for sliding-window layers added. prepare: computes them from
+    those layers' tables; what both have in common is simply written again."""
     slots, tables = torch.empty_like(batch.slot_mapping), torch.empty_like(batch.block_tables)
     prepare(batch.token_ids, batch.positions, slots, batch.context_lens, tables)
     return replace(batch, windowed=replace(batch, slot_mapping=slots, block_tables=tables))

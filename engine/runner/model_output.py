@@ -41,13 +41,15 @@ class ModelOutput:
         )
 
     def sampling(self, rows: Tensor) -> "ModelOutput":
-        """The same, kept aside, of which these rows sample. rows: [L] int64."""
+        """The same output, already copied to the buffers, of which these rows sample. rows: [L]
+        int64."""
         return replace(self, logits_rows=rows, sampled_rows=rows)
 
 
-class Aside:
-    """Where the model's part of a step leaves what its sampler takes, whichever graph has made it:
-    each graph's own would be kept as long as the graph, and would have a sampler of its own."""
+class SamplerInputs:
+    """Fixed buffers through which the model's part of a step, whichever graph it is, hands its
+    outputs to the sampler. With buffers of its own, each graph would need its own sampler graph and
+    keep its outputs alive."""
 
     def __init__(
         self, most_rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device
@@ -63,19 +65,19 @@ class Aside:
         return kept[:rows] if rows <= len(kept) else kept.new_empty(rows)
 
     def keep(self, forwarded: ModelOutput) -> ModelOutput:
-        """The same, with the hidden states of each row's last token, and no others, here."""
+        """The same output with only the hidden states of each row's last token, copied here."""
         hidden, rows = forwarded.hidden, forwarded.logits_rows
         chosen = hidden if rows is None else hidden[rows]
         room = self._hidden[: len(chosen)].copy_(chosen)
         return replace(forwarded, hidden=room, logits_rows=None)
 
     def left(self, row_slots: Tensor) -> ModelOutput:
-        """What the last step of so many one-token rows has left. row_slots: [R] int32."""
+        """The inputs left by the last step, of one-token rows only. row_slots: [R] int32."""
         rows = len(row_slots)
         lens = self.context_lens(rows)
         return ModelOutput(self._hidden[:rows], None, row_slots, lens, None, None)
 
     def left_by_prompts(self, staging: Staging) -> ModelOutput:
-        """What the last step with longer rows has left, whose upload this is."""
+        """The inputs left by the last step with longer rows, whose upload this is."""
         left = self.left(staging.get("row_slots")).sampling(staging.get("sampled_rows"))
         return replace(left, query_lens=staging.get("query_lens"))

@@ -65,21 +65,21 @@ def stage_pooled(
     shift = decode_rows - plan.num_decode_rows
     place = {row.slot: at for at, row in enumerate(plan.rows)}
     where = [(one, ends[place[one.slot] + shift]) for one in plan.pooled]
-    judged = [(one.token_ids, end) for one, end in where if one.token_ids]
-    wanted = [(at, i) for at, (ids, _) in enumerate(judged) for i in ids]
+    scored = [(one.token_ids, end) for one, end in where if one.token_ids]
+    wanted = [(at, i) for at, (ids, _) in enumerate(scored) for i in ids]
     states = [end for one, end in where if not one.token_ids]
     staging.put("pooled_states", np.array(states, np.int64))
-    staging.put("pooled_judged", np.array([end for _, end in judged], np.int64))
+    staging.put("pooled_scored", np.array([end for _, end in scored], np.int64))
     staging.put("pooled_logits", np.array(wanted, np.int64).reshape(-1, 2).T)
 
 
 def pool(model: CausalModel, hidden: Tensor, staging: Staging, plan: StepPlan) -> PooledNumbers:
     """What `stage_pooled` has put the places of. hidden: as the model has left it."""
-    rows, judged, wanted = (
-        staging.get(f"pooled_{name}") for name in ("states", "judged", "logits")
+    rows, scored, wanted = (
+        staging.get(f"pooled_{name}") for name in ("states", "scored", "logits")
     )
     logits = torch.empty(0, dtype=torch.float32, device=hidden.device)
-    if judged.numel():
+    if scored.numel():
         rows_of, ids = wanted
-        logits = model.logits(hidden, judged)[rows_of, ids]
+        logits = model.logits(hidden, scored)[rows_of, ids]
     return PooledNumbers(plan.pooled, model.states(hidden[rows]), logits)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from quire.engine.model.base import CausalModel
-from quire.engine.runner.compute_prompt_logprobs import judge
+from quire.engine.runner.compute_prompt_logprobs import compute_prompt_logprobs
 from quire.engine.runner.pooling import pool
 from quire.engine.runner.sampler import Sampled
 from quire.engine.runner.staging import Staging
@@ -26,6 +26,9 @@ def read(
     hidden: as the model has left it."""
     if plan.pooled:
         sampled = replace(sampled, pooled=pool(model, hidden, staging, plan))
-    if plan.judged:
-        sampled = replace(sampled, judged=judge(model, ops, hidden, staging, plan, most))
+    if plan.prompt_logprobs:
+        sampled = replace(
+            sampled,
+            prompt_logprobs=compute_prompt_logprobs(model, ops, hidden, staging, plan, most),
+        )
     return sampled

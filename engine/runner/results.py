@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quire.engine.runner.compute_prompt_logprobs import JudgedNumbers
+from quire.engine.runner.compute_prompt_logprobs import PromptLogprobTensors
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.sampler import Sampled, to_logprobs
 from quire.engine.runner.staging import Steps
@@ -30,12 +30,12 @@ class PendingResult:
         logprobs: tuple[Tensor, ...] | None,
         done: Done,
         pooled: PooledNumbers | None = None,
-        judged: JudgedNumbers | None = None,
+        prompt_logprobs: PromptLogprobTensors | None = None,
     ) -> None:
         """wanted: of each row that samples, how many logprobs; not looked at without logprobs."""
         self._wanted = wanted
         self._pooled = pooled
-        self._judged = judged
+        self._prompt_logprobs = prompt_logprobs
         self._tokens = tokens
         self._logprobs = logprobs
         self._done = done
@@ -53,12 +53,14 @@ class PendingResult:
         """The tokens, and all else."""
         tokens = [[token] for token in self.fetch()]
         pooled = () if self._pooled is None else self._pooled.packed()
-        judged = () if self._judged is None else self._judged.packed()
+        prompt_logprobs = () if self._prompt_logprobs is None else self._prompt_logprobs.packed()
         if self._logprobs is None:
-            return StepResult(tokens, None, pooled, judged)
+            return StepResult(tokens, None, pooled, prompt_logprobs)
         chosen, rank, top_ids, top_values = self._logprobs
         values = (chosen, rank, top_ids, top_values)
-        return StepResult(tokens, to_logprobs(tokens, self._wanted, values), pooled, judged)
+        return StepResult(
+            tokens, to_logprobs(tokens, self._wanted, values), pooled, prompt_logprobs
+        )
 
 
 class Results:
@@ -93,7 +95,7 @@ class Results:
         if sampled.logprobs is not None:
             logprobs = tuple(value[:count] for value in sampled.logprobs)
         if self._on_host:
-            told = sampled.pooled, sampled.judged
+            told = sampled.pooled, sampled.prompt_logprobs
             return PendingResult(wanted, tokens, logprobs, self._check, *told)
         self._turn = (self._turn + 1) % RESULT_RING
         if kept is None:
@@ -101,9 +103,11 @@ class Results:
         if logprobs is not None:
             logprobs = tuple(_to_host(value) for value in logprobs)
         pooled = None if sampled.pooled is None else sampled.pooled.on_host(_to_host)
-        judged = None if sampled.judged is None else sampled.judged.on_host(_to_host)
+        prompt_logprobs = (
+            None if sampled.prompt_logprobs is None else sampled.prompt_logprobs.on_host(_to_host)
+        )
         event, steps = self._kept_event, self.steps
-        if kept is None or event is None or logprobs or pooled or judged:
+        if kept is None or event is None or logprobs or pooled or prompt_logprobs:
             event = self._events[self._turn]
             event.record()
         steps.asked = asked = steps.asked + 1
@@ -113,7 +117,7 @@ class Results:
             steps.come = max(steps.come, asked)
             self._check()
 
-        return PendingResult(wanted, tokens, logprobs, done, pooled, judged)
+        return PendingResult(wanted, tokens, logprobs, done, pooled, prompt_logprobs)
 
 
 def _to_host(value: Tensor) -> Tensor:

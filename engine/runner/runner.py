@@ -1,13 +1,13 @@
 """One rank's device work: from a StepPlan to sampled tokens, without waiting for the device.
 
-Invariant: `execute` only enqueues; the host learns the tokens from the PendingResult, by a copy
-into a pinned buffer that is not written again before it has been read. Plans are executed in the
-order they were made, on one stream, so whatever a later plan overwrites was read before.
+Invariant: `execute` only enqueues; the host gets the tokens from the PendingResult, by a copy into
+a pinned buffer that is not written again before it has been read. Plans are executed in order on
+one stream, so whatever a later plan overwrites has been read before.
 
-A step that is captured is launched in two parts, model and sampler, but for the plainest of few
-rows (`graphs.fused`). Where single ids are preferred the sampler runs eagerly, and behind prompts
-where they are left out too, or nothing is kept yet. What a constraint leaves out comes with
-`sample`, when the host has made the masks; no masks are written before the last ones were read.
+A captured step is launched in two parts, model and sampler, except for plain steps of few rows
+(`graphs.fused`). With a logit bias the sampler runs eagerly; after prompts also with masks, or
+where it is not captured yet. The masks of constraints come with `sample`, once the host has made
+them; new masks are not written before the previous ones have been read.
 """
 
 import time
@@ -36,7 +36,7 @@ from quire.engine.runner.graphs import (
 )
 from quire.engine.runner.inputs import MixedShape, decode_inputs, mixed_inputs, stage_mixed
 from quire.engine.runner.logit_edits import Bias, SlotEdits
-from quire.engine.runner.model_output import Aside, ModelOutput
+from quire.engine.runner.model_output import ModelOutput, SamplerInputs
 from quire.engine.runner.prompt_outputs import read
 from quire.engine.runner.results import PendingResult, Results
 from quire.engine.runner.sampler import Needs, Sampled, Sampler
@@ -71,23 +71,25 @@ class Runner:
         use_graphs: bool,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """prompt_tokens: numbers of them whose steps are captured. check: called when a step has
-        ended, before its results are taken; it may raise."""
+        """prompt_tokens: sizes (in prompt tokens) whose steps are captured. check: called when a
+        step has ended, before its results are used; it may raise."""
         self.counters = RunnerCounters()
-        self.captured_bytes = 0  # that capture took of the device while warming up
+        self.captured_bytes = 0  # device memory that captures took during warm-up
         self.captured_seconds = 0.0
         self._model, self._ops, self._kv, self._state = model, ops, kv, state
         self._device, null = state.seeds.device, state.null_slot
-        self.mask_room = state.masks.room  # where the next step's masks are to be made
+        self.mask_room = state.masks.room  # where the next step's masks are written
         self._sampler = Sampler(ops, state, model.head)
         self._read = partial(read, model, ops, null)
         self._edits = SlotEdits(state.prompt_mask.shape[1])
         self._results = Results(self._device, null, check)
         steps = self._results.steps
-        self._bias_staging = Staging(self._device, steps=steps)  # the step's is still to be read
+        self._bias_staging = Staging(
+            self._device, steps=steps
+        )  # the step's own is still to be read
         width = model.config.hidden_size
-        self._aside = Aside(most_rows(null), width, model.dtype, self._device)
-        self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` is to do
+        self._sampler_inputs = SamplerInputs(most_rows(null), width, model.dtype, self._device)
+        self._open: Callable[[Masks], PendingResult] | None = None  # what `sample` will launch
         self._sizes = GraphSizes(null, max_model_len, prompt_tokens)
         room, ahead = fixed_bytes(null, prompt_tokens), write_bytes(null)
         self._staging = Staging(self._device, capacity=room, ahead=ahead, steps=steps)
@@ -96,16 +98,16 @@ class Runner:
         self._slot_sampling = SlotSampling()
         self._graphs = StepGraphs() if use_graphs else None
         self._uncaptured = Uncaptured()
-        self._warm = False  # whatever can be launched is compiled
-        self._layers: Sequence[int] | None = None  # that run; None: all
+        self._warm = False  # everything that can be launched is compiled
+        self._layers: Sequence[int] | None = None  # layers that run; None: all
 
     @torch.inference_mode()
     def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
-        """Run `steps`, by one layer of each kind, which compiles whatever can be launched; then
-        capture what every deployment needs. All on null rows, so that no slot moves.
+        """Run `steps` with one layer of each kind, which compiles everything that can be launched;
+        then capture what every deployment needs. All on null rows, so that no slot changes.
 
         The largest are captured first: smaller graphs then fit into the memory that they took.
-        Everything else is captured in spare time, or when it is wanted: see Uncaptured.
+        Everything else is captured in spare time, or on demand: see Uncaptured.
         """
         keys = [] if self._graphs is None else self._sizes.first_keys()
         total = max(len(steps) + len(keys), 1)
@@ -128,7 +130,8 @@ class Runner:
 
     @torch.inference_mode()
     def use_spare_time(self) -> bool:
-        """Capture one step that is likely to come; none is in flight. False: there is none."""
+        """Capture one step that is likely to come; called with no step in flight. False: there is
+        none left."""
         if self._graphs is None or not self._warm:
             return False
         key = self._uncaptured.next(self._graphs)
@@ -150,7 +153,7 @@ class Runner:
         self._sample(model, step.needs)
 
     def _capture_null(self, key: Key, *, run: bool = True) -> None:
-        """Capture what a key names on null rows: unseen, or else, with `run`, once it has run."""
+        """Capture a key's step on null rows: without running it, or else, with `run`, after it."""
         if of_prompts(key):
             self._staging.begin()
             whole = isinstance(key, GraphKey) and key.needs is not None
@@ -164,21 +167,21 @@ class Runner:
             self._graphs.capture(key, *self._parts_of(key))
 
     def reset(self) -> None:
-        """After a failed step: take nothing on the device for granted."""
+        """After a failed step: assume nothing about the state of the device."""
         self._writer.reset()
         self._slot_sampling.reset()
         self._open = None
 
     @staticmethod
     def is_fatal(error: Exception) -> bool:
-        """Whether the device is lost. Out of memory is not; other device errors stick."""
+        """Whether the device is lost. Out of memory is not fatal; other device errors are."""
         return is_device_lost(error)
 
     # ------------------------------------------------------------ a step
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingResult | None:
-        """Enqueue one step. None if ids are left out of some row: `sample` is to come."""
+        """Enqueue one step. None if some row needs a mask: `sample` must follow."""
         try:
             return self._execute(plan)
         finally:
@@ -201,7 +204,7 @@ class Runner:
         if isinstance(done, Sampled):
             return self._collect(plan, done)
         kept = None
-        if key is not None:  # who samples is in the upload, and in no graph of the model's part
+        if key is not None:  # which rows sample is in the upload, and in no graph of the model
             count = sum([row.samples for row in plan.rows])
             done = done.sampling(self._staging.get("sampled_rows")[:count])
             kept = self._sizes.sampler(key, needs, count)
@@ -218,13 +221,13 @@ class Runner:
             return self._collect(plan, done)
         kept = None if needs.bias else SamplerKey(len(done.row_slots), needs)
         if needs.masks and kept is not None and self._graphs is not None:
-            self._graphs.begin(kept)  # while masks are made for it
+            self._graphs.begin(kept)  # while its masks are being made
         self._open = partial(self._sample_behind, plan, done, needs, kept)
         return None if needs.masks else self.sample(())
 
     @torch.inference_mode()
     def sample(self, masks: Masks) -> PendingResult:
-        """Enqueue the sampler of the step whose model was enqueued last, under these masks."""
+        """Enqueue the sampler of the step whose model was enqueued last, with these masks."""
         launch, self._open = self._open, None
         assert launch is not None
         return launch(masks)
@@ -232,7 +235,7 @@ class Runner:
     def _sample_behind(
         self, plan: StepPlan, done: ModelOutput, needs: Needs, key: SamplerKey | None, masks: Masks
     ) -> PendingResult:
-        """key: of the sampler that may be kept; None: it runs eagerly."""
+        """key: of the sampler to replay or capture; None: it runs eagerly."""
         if needs.masks:
             self._state.masks.put(self._edits.masks(plan, masks))
         bias = self._edits.bias(self._bias_staging, plan) if needs.bias else None
@@ -244,7 +247,7 @@ class Runner:
         return pending
 
     def _run(self, key: Key) -> Done:
-        """What a key names, replayed or eagerly. Captured unseen once everything is compiled."""
+        """Run a key's step, replayed or eagerly. Captured without a run once all is compiled."""
         graphs, step = self._graphs, self._step_of(key)
         new = graphs is not None and key not in graphs
         at_once = new and self._uncaptured.at_once(key, compiled=self._warm)
@@ -264,14 +267,14 @@ class Runner:
         return done
 
     def _run_exact(self, plan: StepPlan, shape: MixedShape) -> ModelOutput:
-        """A step that is too long to be kept, or none is."""
+        """Run a step that is not captured, at its exact sizes."""
         self.counters.eager_steps += 1
         context = max(row.start + row.num_tokens for row in plan.rows)
         longest = max(row.num_tokens for row in plan.rows)
         return self._mixed_model(shape, longest, context)
 
     def _parts_of(self, key: Key) -> tuple[Callable[[], Done], ...]:
-        """The same step as it is captured: what a sampler does before it reads masks is a part."""
+        """The step as it is captured: what a sampler does before it reads masks is its own part."""
         if not isinstance(key, SamplerKey) or not key.needs.masks:
             return (self._step_of(key),)
         made: list[ModelOutput] = []
@@ -285,15 +288,15 @@ class Runner:
 
     def _left(self, key: SamplerKey) -> ModelOutput:
         if key.prompts:
-            return self._aside.left_by_prompts(self._staging)
-        return self._aside.left(self._row_slots[: key.rows])
+            return self._sampler_inputs.left_by_prompts(self._staging)
+        return self._sampler_inputs.left(self._row_slots[: key.rows])
 
     def _step_of(self, key: Key) -> Callable[[], Done]:
         if isinstance(key, SamplerKey):
             return lambda: self._sample(self._left(key), key.needs)
         whole = key.needs
         if whole is None:
-            return lambda: self._aside.keep(self._model_of(key))
+            return lambda: self._sampler_inputs.keep(self._model_of(key))
         return lambda: self._sample(self._model_of(key), whole)
 
     def _model_of(self, key: GraphKey) -> ModelOutput:
@@ -312,14 +315,14 @@ class Runner:
         return key._replace(needs=needs) if fused(key.decode_rows, needs) else key
 
     def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
-        """None: exact sizes, eagerly, because the step is long."""
-        if self._graphs is None or plan.judged:  # what is kept holds each row's last token alone
+        """None: the step runs eagerly at its exact sizes, because it is long."""
+        if self._graphs is None or plan.prompt_logprobs:  # graphs keep each row's last token alone
             return None
         context = max(row.start + row.num_tokens for row in plan.rows)
         key = self._sizes.mixed(*MixedShape.of(plan), context)
         if key is None or not fused(key.rows, needs, key.prefill_tokens):
             return key
-        in_front = key.decode_rows == plan.num_decode_rows  # the real rows, and padding behind
+        in_front = key.decode_rows == plan.num_decode_rows  # real rows first, then the padding
         whole = in_front and all(row.samples for row in plan.rows)
         return key._replace(needs=needs) if whole else key
 
@@ -328,7 +331,7 @@ class Runner:
     def _decode_model(self, row_slots: Tensor, max_context_len: int) -> ModelOutput:
         """The model's part of a step of one-token rows."""
         block_size = self._kv.block_size
-        context_lens = self._aside.context_lens(len(row_slots))
+        context_lens = self._sampler_inputs.context_lens(len(row_slots))
         inputs = decode_inputs(
             self._ops, self._state, block_size, row_slots, context_lens, max_context_len
         )
@@ -337,16 +340,16 @@ class Runner:
     def _mixed_model(self, shape: MixedShape, longest: int, max_context_len: int) -> ModelOutput:
         """The model's part of a step of rows of any length, from the upload."""
         block_size, staging = self._kv.block_size, self._staging
-        lens = self._aside.context_lens(shape.decode_rows + shape.prefill_rows)
+        lens = self._sampler_inputs.context_lens(shape.decode_rows + shape.prefill_rows)
         inputs = mixed_inputs(
             self._ops, self._state, block_size, staging, shape, longest, max_context_len, lens
         )
         return ModelOutput.of(self._model.forward(inputs.batch, self._kv, self._layers), inputs)
 
     def _sample(self, done: ModelOutput, needs: Needs, bias: Bias | None = None) -> Sampled:
-        """What comes behind the model: logits, tokens, and slots that have moved on."""
+        """The part after the model: compute logits, sample tokens, advance the slots."""
         rows = done.sampled_rows
-        if rows is not None and not rows.numel():  # no row has come to its end
+        if rows is not None and not rows.numel():  # no row samples
             sampled = Sampled(torch.empty(0, dtype=torch.int64, device=self._device))
         else:
             logits = done.logits
@@ -370,8 +373,8 @@ class Runner:
     # ------------------------------------------------------------ results
 
     def _collect(self, plan: StepPlan, sampled: Sampled) -> PendingResult:
-        """Start the copies to the host: of a padded step the real rows are the first."""
+        """Start the copies to the host: in a padded step the real rows come first."""
         count = sum(row.samples for row in plan.rows)
-        # Taken down now: the slots may be others' by the time the result has come.
+        # Recorded now: the slots may belong to other requests when the result arrives.
         wanted = [] if sampled.logprobs is None else self._slot_sampling.logprobs_of(plan)
         return self._results.collect(sampled, count, wanted)

@@ -1,8 +1,8 @@
-"""From logits to tokens, on the device, by what the rows of a step need.
+"""From logits to tokens, on the device, with only the operations that the step's rows need.
 
-Invariant: a row's token depends on its own logits, parameters, seed and position alone, whatever
-its batch mates ask for: every operation is neutral for a row that did not ask for it. So `Needs`
-chooses how much work is done, never what a row gets.
+Invariant: a row's token depends only on its own logits, parameters, seed and position, whatever the
+other rows need: every operation is neutral for a row that did not ask for it. So `Needs` determines
+how much work is done, never what a row gets.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.request import TokenLogprob
-from quire.engine.runner.compute_prompt_logprobs import JudgedNumbers
+from quire.engine.runner.compute_prompt_logprobs import PromptLogprobTensors
 from quire.engine.runner.logit_edits import Bias
 from quire.engine.runner.pooling import PooledNumbers
 from quire.engine.runner.slots import SlotState
@@ -23,27 +23,27 @@ MAX_LOGPROBS = 20
 
 
 class Needs(NamedTuple):
-    """What a step must do after its logits: one captured variant for each value."""
+    """The operations that a step needs after its logits; one captured variant for each value."""
 
     draws: bool = False  # some row has a temperature
     filters: bool = False  # top-k, top-p or min-p
     adjusts: bool = False  # penalties or min_tokens
     logprobs: bool = False
-    masks: bool = False  # ids left out
-    bias: bool = False  # on single ids: such a sampler is not captured
+    masks: bool = False  # some ids are excluded
+    bias: bool = False  # logit biases: such a sampler is not captured
 
     @property
     def best_alone(self) -> bool:
-        """Whether nothing is asked of any logit but the best."""
+        """Whether only the best logit is needed."""
         return not (self.filters or self.adjusts or self.logprobs or self.edits)
 
     @property
     def edits(self) -> bool:
-        """Whether single ids are preferred or left out."""
+        """Whether there are masks or biases."""
         return self.masks or self.bias
 
     def including(self, params: SamplingNumbers) -> "Needs":
-        """These and what one more row needs."""
+        """These needs plus those of one more row."""
         return Needs(
             self.draws or params.temperature > 0,
             self.filters or params.has_filters,
@@ -57,21 +57,21 @@ class Needs(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """tokens: [L] int64, -1 where logits are NaN or infinite. logprobs: chosen [L], rank [L],
-    top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample. judged: of
-    prompts' own tokens. on_host: the tokens, on their way to the host already."""
+    top ids [L, 20], top values [L, 20]. pooled: of the step's rows that do not sample.
+    prompt_logprobs: of the prompts' tokens. on_host: the tokens, already being copied there."""
 
     tokens: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     pooled: PooledNumbers | None = None
-    judged: JudgedNumbers | None = None
+    prompt_logprobs: PromptLogprobTensors | None = None
     on_host: Tensor | None = None
 
 
 class Sampler:
-    """Samples with the parameters that the slots hold."""
+    """Samples with the parameters in the slots."""
 
     def __init__(self, ops: Ops, state: SlotState, head: VocabTable | None = None) -> None:
-        """head: what the logits come from, if several ranks may share it."""
+        """head: the LM head, if it may be split over ranks."""
         self._ops = ops
         self._state = state
         self._head = head if head is not None and head.parted else None
@@ -84,9 +84,8 @@ class Sampler:
         needs: Needs,
         bias: Bias | None = None,
     ) -> Sampled:
-        """logits: [L, V] fp32, of this rank's part of the vocabulary where the best alone is asked
-        for; may be changed. slots: [L]; positions: [L], of the new tokens.
-        bias: where `needs` says that there is one."""
+        """logits: [L, V] fp32, of this rank's part of the vocabulary where only the best is needed;
+        may be modified. slots: [L]; positions: [L], of the new tokens. bias: only if needs.bias."""
         ops, state = self._ops, self._state
         noise = (slots, positions, state.temperature, state.seeds) if needs.draws else None
         if self._head is not None and needs.best_alone:
@@ -131,9 +130,9 @@ def to_logprobs(
     wanted: list[int | None],
     values: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> list[TokenLogprob | None]:
-    """Host side: what each row asked for, from the host copies of Sampled.logprobs.
+    """Host side: the log-probabilities that each row asked for, from copies of Sampled.logprobs.
 
-    wanted: of each row how many of the best, None for none at all.
+    wanted: for each row how many of the best; None for none at all.
     """
     chosen, rank, top_ids, top_values = (t.tolist() for t in values)
     out: list[TokenLogprob | None] = []

@@ -1,9 +1,9 @@
-"""Persistent slots: what the device knows of each running request between steps.
+"""Persistent slots: the device's state of each running request between steps.
 
-Invariant: a slot belongs to one running request from admission until it leaves; the host writes it
-at admission and when its block table grows, the device advances it after each step. The last slot
-is the null slot: padding rows of a captured graph point at it, its block table is the null block
-throughout, and it never advances.
+Invariant: a slot belongs to one running request from admission until it is vacated; the host writes
+it at admission and when its block table grows, and the device advances it after each step. The last
+slot is the null slot: padding rows of a captured graph point at it, its block table only has the
+null block, and it never advances.
 """
 
 import struct
@@ -18,24 +18,24 @@ from quire.engine.runner.masks import MaskTable
 from quire.engine.runner.staging import Staging
 from quire.engine.scheduling.plan import Admission, BlockUpdate
 
-# Between these a row's logits over its temperature are finite and apart. Below, the best is taken:
-# nothing else could be drawn; above, logits no longer count.
+# Between these, logits divided by the temperature are finite and distinct. Below, the best is taken
+# (nothing else could be drawn); above, logits make no difference.
 _LEAST_TEMPERATURE, _MAX_TEMPERATURE = 1e-10, 1e30
 _LEAST_REPETITION, _MAX_REPETITION = 1e-10, 1e10  # a logit times or over it is finite
 _MAX_PENALTY = 1e20
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("last_token", "num_computed", "top_k", "min_position")
-NUMBERS = len(_FLOATS) + len(_INTS)  # of 4 bytes each, that a slot takes at admission
+NUMBERS = len(_FLOATS) + len(_INTS)  # of 4 bytes each, written at admission
 
 
 class SlotState:
     """Per-slot tensors, [S] each with S = max_num_seqs + 1.
 
     temperature, top_p, min_p, repetition, presence, frequency: float32. last_token, num_computed,
-    top_k, min_position: int32. seeds: int64. block_tables: [S, M] int32; window_tables: the same of
-    layers with a window where others see all, else None. stop_ids: [S, 128] int32,
-    -1 where unused. prompt_mask: [S, V] bool and output_counts: [S, V] int32, kept up only for
-    requests with penalties. masks: of the rows of one step, not of slots.
+    top_k, min_position: int32. seeds: int64. block_tables: [S, M] int32; window_tables: the same
+    for sliding-window layers where other layers see everything, else None. stop_ids: [S, 128]
+    int32, -1 where unused. prompt_mask: [S, V] bool and output_counts: [S, V] int32, maintained
+    only for requests with penalties. masks: of the rows of one step, not of slots.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class SlotState:
         updates: tuple[BlockUpdate, ...],
         most: int = 0,
     ) -> None:
-        """Put what changed into the step's upload. most: of the table's entries, if more than there
-        are; the others are the null slot's first, as it is."""
+        """Put what changed into the step's upload. most: pad the table updates to this number;
+        padding rewrites the null slot's first entry with its own value."""
         if admitted:
             staging.put_ints("slots", [one.slot for one in admitted], "q")
             staging.put_ints("seeds", [one.sampling.seed for one in admitted], "q")
@@ -93,7 +93,7 @@ class SlotState:
             staging.put_ints("table_block", [block for _, _, block in updates] + [0] * left)
 
     def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
-        """Few requests have any, and few slots have had any."""
+        """Ending ids, which few requests have and few slots have had."""
         stops = [one for one in admitted if one.sampling.ending_ids or one.slot in self._stopping]
         if stops:
             staging.put_ints("stop_slots", [one.slot for one in stops], "q")
@@ -101,12 +101,12 @@ class SlotState:
             self._stopping.update(one.slot for one in stops)
 
     def writes_more(self, one: Admission) -> bool:
-        """Than its numbers, its seed and its blocks."""
+        """Whether it writes more than its numbers, its seed and its blocks."""
         sampling = one.sampling
         return bool(sampling.ending_ids) or one.slot in self._stopping or sampling.has_penalties
 
     def stage_window(self, staging: Staging, updates: tuple[BlockUpdate, ...]) -> None:
-        """The same of the tables of layers with a window."""
+        """The same for the tables of sliding-window layers."""
         width = self.block_tables.shape[1]
         where = [slot * width + column for slot, column, _ in updates]
         staging.put_ints("window_index", where, "q")
@@ -145,7 +145,7 @@ def _by_number(code: str, rows: Iterable[tuple[float, ...]]) -> bytes:
 
 
 def _floats(one: Admission) -> tuple[float, ...]:
-    """As the device takes them: where fp32 would overflow, what the limit says."""
+    """As the device needs them, clamped where fp32 would overflow."""
     s = one.sampling
     cold = s.temperature < _LEAST_TEMPERATURE
     return (

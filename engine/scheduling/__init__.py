@@ -1,6 +1,6 @@
-"""Who runs next, on which cache blocks. No torch, no clock, no randomness.
+"""Which requests run next, on which cache blocks. No torch, no clock, no randomness.
 
-Here live the requests under way, the waiting queue, the block pool with its prefix cache, the plan,
-and the taking in of results. The loop comes in through `scheduler.Scheduler`; a runner knows `plan`
-alone. Nothing here touches a device or knows text.
+Contains the unfinished requests, the waiting queue, the block pool with its prefix cache, the plan,
+and the application of results. The loop's entry point is `scheduler.Scheduler`; a runner only knows
+`plan`. Nothing here touches a device or knows text.
 """

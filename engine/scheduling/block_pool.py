@@ -1,10 +1,9 @@
-"""Who holds which cache block: ids, reference counts, the free list.
+"""Ownership of cache blocks: ids, reference counts, the free list.
 
 Invariant: a block is free or referenced, never both; its reference count is the number of block
-tables that hold it. Block 0, the null block, belongs to nobody: padding is written there. A block
-whose content may still be hit (`prefix_cache`) and that nobody refers to is a free block with a
-memory: it counts as free and may be taken at any time, oldest first; only then is it
-forgotten.
+tables that hold it. Block 0, the null block, belongs to nobody: padding is written there. An
+unreferenced block whose content may still be hit (`prefix_cache`) counts as free and may be
+allocated at any time, oldest first; only then is its content forgotten.
 """
 
 from collections import Counter, OrderedDict
@@ -14,13 +13,13 @@ from itertools import chain
 from quire.engine.scheduling.prefix_cache import PrefixCache
 
 NULL_BLOCK = 0
-FREE, CACHED, IN_USE, SHARED = range(4)  # what a byte of the block map says
+FREE, CACHED, IN_USE, SHARED = range(4)  # values of the bytes of the block map
 
 
 class BlockPool:
     """Blocks 1 to num_blocks - 1, of block_size tokens each.
 
-    `num_blocks` is the one number that the cache tensor is made from, the null block included.
+    `num_blocks` sizes the cache tensor, and includes the null block.
     """
 
     def __init__(
@@ -52,11 +51,11 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody refers to, cached ones included."""
+        """Unreferenced blocks, cached ones included."""
         return len(self._free)
 
     def blocks_needed(self, num_tokens: int) -> int:
-        """Blocks that num_tokens tokens fill, the last one perhaps in part."""
+        """Blocks for num_tokens tokens, the last one perhaps partly filled."""
         return -(-num_tokens // self.block_size)
 
     def block_map(self) -> bytes:
@@ -70,12 +69,12 @@ class BlockPool:
         return sum(1 for block in blocks if block and self._ref_counts[block] == 0)
 
     def has_room(self, count: int, shared: Sequence[int]) -> bool:
-        """Whether so many blocks can be taken once these are shared."""
+        """Whether `count` blocks can be allocated once `shared` are taken."""
         left = len(self._free) - count
         return len(shared) <= left or self.num_free_among(shared) <= left
 
     def allocate(self, count: int) -> list[int]:
-        """Take count blocks, longest free first. Raises ValueError if there are fewer."""
+        """Allocate count blocks, longest free first. Raises ValueError if there are fewer."""
         if count > len(self._free):
             raise ValueError(f"{count} blocks asked for, {len(self._free)} free")
         taken = []
@@ -91,8 +90,8 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more table holds each of these blocks, cached or in use. The null block stands where
-        a table holds none."""
+        """Add a reference to each of these blocks, cached or in use. The null block is skipped: it
+        marks columns without a block."""
         for block in blocks:
             if block == NULL_BLOCK:
                 continue
@@ -106,9 +105,10 @@ class BlockPool:
             self._states[block] = SHARED if refs else IN_USE
 
     def release(self, table: Sequence[int]) -> None:
-        """One table less holds these blocks. Last first, so that tails are taken again first."""
+        """Drop a reference to each of these blocks. Last first, so that the ends of prefixes are
+        reused first."""
         for block in reversed(table):
-            if block == NULL_BLOCK:  # given back before: no window holds it any more
+            if block == NULL_BLOCK:  # released before, when the window had passed it
                 continue
             refs = self._ref_counts[block] - 1
             if refs < 0:
@@ -122,13 +122,13 @@ class BlockPool:
                 if block in self._known:
                     self.num_cached += 1
                     self._states[block] = CACHED
-                else:  # nothing to remember: taken first
+                else:  # no cached content: reused first
                     self._free.move_to_end(block, last=False)
                     self._states[block] = FREE
 
     def forget_free(self) -> int:
-        """Forget the content of every cached block that nobody holds; how many there were. Blocks
-        in use stay known: their holders read them, and others may still share them."""
+        """Forget the content of every unreferenced cached block; returns how many there were.
+        Blocks in use stay known: their holders read them, and others may still share them."""
         cached = [block for block in self._free if block in self.prefix_cache]
         for block in cached:
             self.prefix_cache.forget(block)
@@ -151,8 +151,8 @@ class BlockPool:
     # ------------------------------------------------------------ integrity
 
     def check(self, tables: Iterable[Sequence[int]], *, gaps: bool = False) -> None:
-        """Raise AssertionError unless the invariant holds; `tables` are all that exist. gaps: the
-        null block stands in them where a block has passed out of a window."""
+        """Raise AssertionError unless the invariant holds. tables: all block tables. gaps: they
+        have the null block in place of blocks that a window has passed."""
         held = Counter(chain.from_iterable(tables))
         assert gaps or NULL_BLOCK not in held, "a table holds the null block"
         del held[NULL_BLOCK]

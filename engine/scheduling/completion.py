@@ -1,9 +1,9 @@
-"""Results taken in: placeholders become tokens, ends are found, full blocks become known.
+"""Applies results: placeholders become tokens, ends are found, full blocks become known.
 
-Invariant: results come once a plan and in the plans' order. A row's result counts for the request
-of its key and index while that one lives and its epoch is the row's; anything else is dropped and
-counted as discarded. A full block is registered in the prefix cache only here, when the step that
-filled it has been applied.
+Invariant: there is one result per plan, and they come in order. A row's result counts for the
+request of its key and index while that request is alive and still has the row's epoch; anything
+else is dropped and counted as discarded. A full block is registered in the prefix cache only here,
+when the step that filled it has been applied.
 """
 
 import logging
@@ -27,14 +27,14 @@ _RUNNING = Status.RUNNING
 
 
 class Flight(NamedTuple):
-    """A plan on its way, and the live request of each of its rows, in order."""
+    """A plan in flight, and the live request of each of its rows, in order."""
 
     plan: StepPlan
     requests: tuple[Request, ...]
 
 
-# A row under a constraint: its token has come (the last number says how many there are), and its
-# next mask is to be made.
+# A constrained row whose token has come (the last number is the count of outputs) and whose next
+# mask is still to be made.
 _Awaited = tuple[Request, Constrained, Output, int]
 
 
@@ -42,20 +42,20 @@ class Completion:
     """Takes in the results of the plans in flight."""
 
     def __init__(self, roster: Roster, window: int | None = None) -> None:
-        """window: tokens that each token sees, itself among them; None: all before it."""
+        """window: tokens that each token sees, including itself; None: all before it."""
         self.in_flight: deque[Flight] = deque()
-        self.advance: Advance = one_by_one  # takes a step's tokens in, in the constraints' matchers
+        self.advance: Advance = one_by_one  # feeds a step's tokens to the constraints' matchers
         self._awaited: list[_Awaited] = []
         self._roster = roster
         self._block_size = roster.pool.block_size
         self._window = window
 
     def launched(self, plan: StepPlan, requests: Sequence[Request]) -> None:
-        """A plan goes on its way; requests: whose rows it holds, in order."""
+        """A plan was launched. requests: one for each of its rows, in order."""
         self.in_flight.append(Flight(plan, tuple(requests)))
 
     def hash_ahead(self) -> None:
-        """Hash the blocks that the oldest plan in flight fills, before its result has come."""
+        """Hash the blocks that the oldest plan in flight fills, while waiting for its result."""
         (plan, requests), cache = self.in_flight[0], self._roster.pool.prefix_cache
         first = plan.num_decode_rows if cache.enabled else len(requests)
         for row, request in zip(plan.rows[first:], requests[first:], strict=True):
@@ -64,9 +64,9 @@ class Completion:
             cache.extend_hashes(hashes, salt, request.token_ids, full)
 
     def masks(self, plan: StepPlan) -> Masks:
-        """What each masked row of the oldest plan in flight may draw: all tokens before are known.
+        """The mask of each masked row of the oldest plan in flight: all tokens before are known.
 
-        A request that has ended since it was planned is left out: what is drawn for it is dropped.
+        A request that has ended since it was planned has none: its token is dropped.
         """
         flight = self.in_flight[0]
         if flight.plan is not plan:
@@ -83,15 +83,18 @@ class Completion:
         )
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
-        """Take in the result of the oldest plan in flight; returns what there is to say.
+        """Apply the result of the oldest plan in flight; returns the outputs.
 
-        Raises ValueError, before anything has changed, if the result does not fit the plan. What
-        goes wrong with one row's result ends that request alone, with ERROR; CorruptStateError if
-        that can not be done.
+        Raises ValueError, before anything has changed, if the result does not fit the plan. An
+        error with one row's result ends only that request, with ERROR; raises CorruptStateError if
+        that is not possible.
         """
         _check_size(plan, result)
         pooled = {one.slot: told for one, told in zip(plan.pooled, result.pooled, strict=True)}
-        judged = {one.slot: told for one, told in zip(plan.judged, result.judged, strict=True)}
+        prompt_logprobs = {
+            one.slot: told
+            for one, told in zip(plan.prompt_logprobs, result.prompt_logprobs, strict=True)
+        }
         flight, roster = self._retire(plan), self._roster
         outputs, counters = roster.drain_outputs(), roster.counters
         counters.steps += 1
@@ -101,7 +104,7 @@ class Completion:
         for at, (row, request) in enumerate(zip(plan.rows, flight.requests, strict=True)):
             try:
                 done = at < simple and self._apply_next(row, request, result.tokens[at], outputs)
-            except Exception:  # nothing was done: below it fails once more, for this row alone
+            except Exception:  # nothing was changed: it fails again below, for this row alone
                 done = False
             if done:
                 sampled += 1
@@ -112,7 +115,7 @@ class Completion:
                 tokens = result.tokens[sampled]
                 logprob = result.logprobs[sampled] if result.logprobs else None
                 sampled += 1
-            read = judged.get(row.slot), pooled.get(row.slot)
+            read = prompt_logprobs.get(row.slot), pooled.get(row.slot)
             self._apply_whole(row, request, tokens, logprob, read, outputs)
         if self._awaited:
             self._match(outputs)
@@ -120,7 +123,7 @@ class Completion:
         return outputs
 
     def _match(self, outputs: list[Output]) -> None:
-        """Take this step's tokens in where there are constraints, all rows' at once."""
+        """Feed this step's tokens to the constraints' matchers, all rows at once."""
         awaited, self._awaited = self._awaited, []
         steps = [(one.matcher, output.token_ids[-1]) for _, one, output, _ in awaited]
         masks: Sequence[Mask | Exception]
@@ -135,15 +138,15 @@ class Completion:
                         raise RuntimeError("a token was drawn that its mask leaves out") from mask
                     raise mask
                 if not constrained.prepare(count, mask):
-                    self._roster.end(request, FinishReason.STOP, output, said=True)
+                    self._roster.end(request, FinishReason.STOP, output, handed_out=True)
                 elif count >= request.sampling.max_tokens:
-                    self._roster.end(request, FinishReason.LENGTH, output, said=True)
+                    self._roster.end(request, FinishReason.LENGTH, output, handed_out=True)
             except Exception as error:
                 outputs[:] = [other for other in outputs if other is not output]
                 self._fail_row(request, error, 1, outputs)
 
     def fail(self, error_id: str) -> None:
-        """A step failed: all requests in flight end with it; none of their blocks is known."""
+        """A step failed: end all requests in flight; none of their new blocks becomes known."""
         flights = tuple(self.in_flight)
         self.in_flight.clear()
         self._roster.counters.failed_steps += len(flights)
@@ -167,8 +170,8 @@ class Completion:
     def _apply_next(
         self, row: PlanRow, request: Request, tokens: Sequence[int], outputs: list[Output]
     ) -> bool:
-        """What `_apply_row` does to most decode rows, of which one token becomes known and nothing
-        else. False: there is more to it, and nothing has been done."""
+        """The fast path of `_apply_row` for most decode rows, where a token becomes known and
+        nothing else happens. False: it is not such a row, and nothing has been changed."""
         (token,) = tokens
         known, prompt, end = request.token_ids, request.num_prompt_tokens, row.start + 1
         count = len(known) + 1 - prompt
@@ -182,7 +185,7 @@ class Completion:
             or count >= request.sampling.max_tokens
         ):
             return False
-        known.append(token)  # first of all: what is no token is told by it
+        known.append(token)  # comes first: it raises for what is no token
         self._roster.counters.generated += 1
         request.in_flight -= 1
         request.num_applied_tokens = end
@@ -204,13 +207,13 @@ class Completion:
         read: tuple[bytes | None, bytes | None],
         outputs: list[Output],
     ) -> None:
-        """All that a row may come to. read: of its prompt, `judged` and `pooled` of StepResult."""
-        judged, pooled = read
+        """The general case of a row. read: `prompt_logprobs` and `pooled` of its prompt."""
+        prompt_logprobs, pooled = read
         request.in_flight -= 1
         said = len(outputs)
         try:
-            if judged is not None:
-                self._say_judged(row, request, judged, outputs)
+            if prompt_logprobs is not None:
+                self._emit_prompt_logprobs(row, request, prompt_logprobs, outputs)
             if pooled is not None:
                 self._apply_pooled(row, request, pooled, outputs)
             else:
@@ -239,7 +242,7 @@ class Completion:
             counters.discarded += len(tokens)
         else:
             for token in tokens:
-                if token < 0:  # before their blocks are known to others
+                if token < 0:  # checked before their blocks become known
                     counters.not_a_number += 1
                     raise NotANumberError("the model's logits are not finite numbers")
             request.num_applied_tokens = end
@@ -254,9 +257,9 @@ class Completion:
     def _apply_pooled(
         self, row: PlanRow, request: Request, pooled: bytes, outputs: list[Output]
     ) -> None:
-        """The last row of a request of which something is read. pooled: see StepResult."""
+        """The last row of a request with a pooled output. pooled: see StepResult."""
         lives = row.epoch == request.epoch and request.status is not Status.FINISHED
-        if lives and not pooled:  # before its blocks are known to others
+        if lives and not pooled:  # checked before its blocks become known
             self._roster.counters.not_a_number += 1
             raise NotANumberError("what was to be read of the prompt is no finite number")
         self._apply_row(row, request, (), None, outputs)
@@ -265,13 +268,13 @@ class Completion:
         output = Output(request.key, request.index, pooled=pooled)
         output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
         outputs.append(output)
-        self._roster.end(request, FinishReason.STOP, output, said=True)
+        self._roster.end(request, FinishReason.STOP, output, handed_out=True)
 
-    def _say_judged(
+    def _emit_prompt_logprobs(
         self, row: PlanRow, request: Request, told: bytes, outputs: list[Output]
     ) -> None:
-        """More of the prompt's log-probabilities; what was said before a preemption is left out.
-        told: see StepResult."""
+        """Output more of the prompt's log-probabilities, without those already output before a
+        preemption. told: see StepResult."""
         if row.epoch != request.epoch or request.status is Status.FINISHED:
             return
         if not told:
@@ -280,10 +283,10 @@ class Completion:
         top = request.spec.prompt_logprobs
         assert top is not None
         size = record(top).itemsize
-        said = request.num_prompt_tokens - 1 - request.unjudged
+        said = request.num_prompt_tokens - 1 - request.prompt_logprobs_left
         new = told[max(said - row.start, 0) * size :]
         if new:
-            request.unjudged -= len(new) // size
+            request.prompt_logprobs_left -= len(new) // size
             output = Output(request.key, request.index, prompt_logprobs=new)
             output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
             outputs.append(output)
@@ -295,8 +298,8 @@ class Completion:
         logprob: TokenLogprob | None,
         outputs: list[Output],
     ) -> None:
-        """Fill placeholders with sampled tokens; end the request where one of them does. A row
-        under a constraint has one token, of its one mask, and is ended behind all rows."""
+        """Fill placeholders with sampled tokens; end the request where one of them does. A
+        constrained row has one token, for its one mask, and is ended after all rows."""
         params, known = request.sampling, request.token_ids
         for token in tokens:
             request.num_placeholders -= 1
@@ -311,12 +314,12 @@ class Completion:
             count = len(known) - request.num_prompt_tokens
             if count >= params.min_tokens and token in request.ending_ids:
                 stop = FinishReason.STOP
-                self._roster.end(request, stop, output, stop_token_id=token, said=True)
+                self._roster.end(request, stop, output, stop_token_id=token, handed_out=True)
                 return
             if request.constrained is not None:
                 self._awaited.append((request, request.constrained, output, count))
             elif count >= params.max_tokens:
-                self._roster.end(request, FinishReason.LENGTH, output, said=True)
+                self._roster.end(request, FinishReason.LENGTH, output, handed_out=True)
                 return
 
     def _register_full_blocks(self, request: Request) -> None:
@@ -330,8 +333,8 @@ class Completion:
         request.num_registered_blocks = full
 
     def _give_back_passed(self, request: Request, first: int) -> None:
-        """Blocks before token `first`, which no token to come sees. Steps in flight read no more
-        of them than that; whoever gets them writes behind those steps, in stream order."""
+        """Release the blocks before token `first`, which no later token sees. Steps in flight do
+        not read them either; their next owner writes after those steps, in stream order."""
         passed = max(first, 0) // self._block_size
         begin = request.num_passed_blocks
         if passed > begin:
@@ -341,20 +344,20 @@ class Completion:
             request.num_passed_blocks = passed
 
     def _windowed(self, request: Request) -> tuple[BlockPool, list[int]]:
-        """The pool and the request's table of layers with a window."""
+        """The pool and the request's block table of the sliding-window layers."""
         return self._roster.pool, request.block_table
 
     def _fail_row(
         self, request: Request, error: Exception, tokens: int, outputs: list[Output]
     ) -> None:
-        """End one request by a fault that is its alone, for which so many tokens were drawn.
-        Raises CorruptStateError if it is half-way through its end."""
+        """End one request by an error that is its alone, for which so many tokens were drawn.
+        Raises CorruptStateError if the request has half ended already."""
         if request.status is Status.FINISHED:
-            self._roster.say(*outputs)  # of the rows before it: that stands
+            self._roster.emit(*outputs)  # those of the rows before it are valid
             raise CorruptStateError(str(error)) from error
         self._roster.counters.discarded += tokens
         output = Output(request.key, request.index)
-        if isinstance(error, ConstraintError):  # what was asked for cannot be, as it turned out
+        if isinstance(error, ConstraintError):  # the constraint turned out to be unsatisfiable
             output.dead_end = str(error)
         else:
             output.error_id = secrets.token_hex(4)
@@ -364,7 +367,7 @@ class Completion:
 
 def _check_size(plan: StepPlan, result: StepResult) -> None:
     """Raises ValueError unless each row that samples has its tokens."""
-    samples = decode = plan.num_decode_rows  # they come first, and all of them sample
+    samples = decode = plan.num_decode_rows  # decode rows come first, and all of them sample
     if decode < len(plan.rows):
         samples += sum([row.samples for row in plan.rows[decode:]])
     if len(result.tokens) != samples:

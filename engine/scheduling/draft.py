@@ -1,14 +1,21 @@
-"""A plan in the making: what a step is to hold so far."""
+"""A plan under construction."""
 
 from dataclasses import dataclass, field
 
-from quire.engine.scheduling.plan import Admission, BlockUpdate, Judged, PlanRow, Pooled, StepPlan
+from quire.engine.scheduling.plan import (
+    Admission,
+    BlockUpdate,
+    PlanRow,
+    Pooled,
+    PromptLogprobsRow,
+    StepPlan,
+)
 from quire.engine.scheduling.request import Request
 
 
 @dataclass(slots=True)
 class Draft:
-    """A plan in the making."""
+    """The contents of the step so far."""
 
     budget: int
     decode_rows: list[PlanRow] = field(default_factory=list)
@@ -17,17 +24,17 @@ class Draft:
     admitted: list[Admission] = field(default_factory=list)
     block_updates: list[BlockUpdate] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)  # copied from, so not to be given to anybody
+    held: list[int] = field(default_factory=list)  # sources of copies, not to be reallocated
     masked: list[int] = field(default_factory=list)  # slots of rows that sample under a constraint
     pooled: list[Pooled] = field(default_factory=list)
-    judged: list[Judged] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobsRow] = field(default_factory=list)
     window_updates: list[BlockUpdate] = field(default_factory=list)  # these: see two_pools
     window_copies: list[tuple[int, int]] = field(default_factory=list)
     window_held: list[int] = field(default_factory=list)
     starved: bool = False  # blocks ran out: nobody new is admitted in this step
 
     def plan(self, step_id: int, rows: tuple[PlanRow, ...], num_tokens: int) -> StepPlan:
-        """As it is to be run. rows: the drafted ones."""
+        """The finished plan. rows: the drafted ones, in order."""
         return StepPlan(
             step_id,
             rows,
@@ -38,13 +45,13 @@ class Draft:
             num_tokens,
             tuple(self.masked),
             tuple(self.pooled),
-            tuple(self.judged),
+            tuple(self.prompt_logprobs),
             tuple(self.window_updates),
             tuple(self.window_copies),
         )
 
     def add_next(self, request: Request) -> None:
-        """Add the row of one token that most rows are: see Request.plan_next."""
+        """Add a decode row, the most common kind: see Request.plan_next."""
         slot = request.slot
         if request.constrained is not None:
             self.masked.append(slot)
@@ -52,12 +59,12 @@ class Draft:
         self.planned[slot] = request
         self.decode_rows.append(request.plan_next())
 
-    def judge(self, request: Request, start: int, end: int) -> None:
-        """Ask for the log-probabilities of the prompt's tokens that stand behind a row's own, which
-        are those from `start` to before `end`."""
+    def add_prompt_logprobs(self, request: Request, start: int, end: int) -> None:
+        """Request the log-probabilities of the prompt tokens that follow a row's own tokens, which
+        are `start` to `end` - 1."""
         count = min(end, request.num_prompt_tokens - 1) - start
         if count > 0:
             following = request.token_ids[end] if start + count == end else -1
             top = request.spec.prompt_logprobs
             assert top is not None
-            self.judged.append(Judged(request.slot, count, following, top))
+            self.prompt_logprobs.append(PromptLogprobsRow(request.slot, count, following, top))

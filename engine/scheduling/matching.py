@@ -42,7 +42,7 @@ Places = tuple[memoryview, list[memoryview]]  # a buffer, and its equal parts, o
 Room = Callable[[int], Places]  # for so many masks
 Step = tuple[Matcher, int]  # a matcher, and the token that it takes
 Advance = Callable[[Sequence[Step]], Sequence[Mask | Exception]]
-Beside = Callable[[], Callable[[], object]]  # begins work of another thread's, tells how to wait
+BeginWork = Callable[[], Callable[[], object]]  # starts work on another thread; returns its wait
 
 
 def one_by_one(steps: Sequence[Step]) -> list[Mask | Exception]:
@@ -66,7 +66,7 @@ def parted(buffer: memoryview, count: int) -> Places:
 class Matchers(Protocol):
     """Makes matchers. Any thread may call."""
 
-    def learn(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """What matchers are to be made for; called before the first is asked for."""
         ...
 
@@ -74,7 +74,7 @@ class Matchers(Protocol):
         """Where `advance` is to write its masks."""
         ...
 
-    def work_beside(self, begin: Beside) -> None:
+    def set_concurrent_work(self, begin: BeginWork) -> None:
         """What `advance` may begin, once at most, while it waits for many masks; it waits for that
         as well."""
         ...

@@ -1,13 +1,13 @@
-"""What the scheduler tells a runner, and what it hears back. Frozen numbers, and nothing alive.
+"""What the scheduler sends to a runner, and what it gets back: immutable numbers, no live objects.
 
-A StepPlan is complete: a runner that has executed all plans before it can execute it without asking
-anybody anything, but for the masks of rows under a constraint: they depend on tokens that may still
-be on their way, so they come behind it, as `Masks`, when the model is at work already.
-So a plan can be written down, sent to another process, and replayed there.
-Decode rows (one token each) come first, the longest context first of all.
+A StepPlan is complete: a runner that has executed all earlier plans can execute it without further
+questions. The one exception are the masks of constrained rows: they depend on tokens that may still
+be in flight, so they follow as `Masks` while the model already runs.
+So a plan can be recorded, sent to another process, and replayed there.
+Decode rows (one token each) come first, in order of falling context length.
 
 Invariant: `StepPlan.of(plan.plain())` equals `plan`, whatever carries the plain form in between:
-it is made of numbers, booleans, None, tuples and, in their place, lists alone.
+it consists of numbers, booleans, None and tuples (or lists in their place) only.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ from quire.engine.scheduling.token_bytes import packed, unpacked
 
 Plain = tuple[Any, ...]
 
-# (slot, mask) of masked rows, in whole words of 4 bytes. Bit i % 8 of byte i // 8 says whether id i
-# may be drawn; what the slot allows and bans besides is in it already. Rows of requests that have
+# (slot, mask) of masked rows, padded to words of 4 bytes. Bit i % 8 of byte i // 8 says whether id
+# i may be drawn; the slot's allowed and banned ids are already included. Rows of requests that have
 # ended since have none.
 Mask = bytes | bytearray | memoryview
 Masks = tuple[tuple[int, Mask], ...]
 
 
 class SamplingNumbers(NamedTuple):
-    """How the tokens of one slot are drawn, as the device takes it.
+    """How the tokens of one slot are drawn, as the device needs it.
 
-    `seed`: signed 64 bits, already told apart from its siblings'. Before position `min_position` no
+    `seed`: signed 64 bits, already distinct from its siblings'. Before position `min_position` no
     token of `ending_ids` (sorted) is drawn. `logprobs`: how many of the best; None: none at all.
-    `logit_bias`: (id, what is added). `allowed_ids` (empty: all) less `banned_ids` may be drawn.
+    `logit_bias`: (id, added value). `allowed_ids` (empty: all) minus `banned_ids` may be drawn.
     """
 
     temperature: float = 0.0
@@ -58,7 +58,7 @@ class SamplingNumbers(NamedTuple):
         min_position: int = 0,
         ending_ids: tuple[int, ...] = (),
     ) -> "SamplingNumbers":
-        """What a request asks for; the rest depends on its index and its prompt."""
+        """From a request's parameters; the keyword arguments depend on its index and prompt."""
         return cls(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -78,7 +78,7 @@ class SamplingNumbers(NamedTuple):
 
     @property
     def has_mask(self) -> bool:
-        """Whether ids are left out, whatever has come."""
+        """Whether some ids are excluded at every position."""
         return bool(self.allowed_ids or self.banned_ids)
 
     @property
@@ -88,7 +88,7 @@ class SamplingNumbers(NamedTuple):
 
     @property
     def has_penalties(self) -> bool:
-        """Whether what was said before changes what is drawn."""
+        """Whether earlier tokens change the logits."""
         return (
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
@@ -97,10 +97,10 @@ class SamplingNumbers(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """What a slot takes before anything runs: its request begins there, perhaps once more.
+    """What is written into a slot before the step runs: its request starts there, or restarts.
 
-    `num_computed` tokens stand in the cache already; `last_token` is the last one known. Prompt and
-    outputs are given where penalties count them, and empty elsewhere.
+    `num_computed` tokens are in the cache already; `last_token` is the last known one. Prompt and
+    outputs are given where penalties need them, and empty otherwise.
     """
 
     key: int
@@ -116,10 +116,10 @@ class Admission(NamedTuple):
 class PlanRow(NamedTuple):
     """One slot's part of a step: tokens start .. start + num_tokens - 1 are computed.
 
-    `samples`: the row's last token is the last one there is, so a new one is drawn after it.
-    `packed`: the row's tokens, as `token_bytes` has them; none in a decode row, whose token the
-    slot holds. Key and index say whose row it is; its result counts only while that request's epoch
-    is still this one.
+    `samples`: the row ends with the request's last token, so a new one is sampled after it.
+    `packed`: the row's tokens, packed by `token_bytes`; empty in a decode row, whose token the slot
+    holds. `key` and `index` identify the request; the result is used only if its epoch has not
+    changed since.
     """
 
     key: int
@@ -137,7 +137,7 @@ class PlanRow(NamedTuple):
         return unpacked(self.packed)
 
 
-# PlanRow of a tuple of all its fields: half the time of a call, and there is one a row and step.
+# A PlanRow from a tuple of all its fields: half the time of a regular call, once per row and step.
 new_row: Callable[[tuple[Any, ...]], PlanRow] = partial(tuple.__new__, PlanRow)
 
 
@@ -150,17 +150,17 @@ class BlockUpdate(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """Of the row of this slot, which comes to the end of its prompt, the last token's hidden state
-    is wanted; with token_ids the logits of those ids instead."""
+    """The output wanted of the row of this slot, which reaches the end of its prompt: the last
+    token's hidden state, or with token_ids the logits of those ids."""
 
     slot: int
     token_ids: tuple[int, ...]
 
 
-class Judged(NamedTuple):
-    """Of the row of this slot, the log-probabilities of prompt tokens are wanted that stand behind
-    its first `count` tokens, and the best `top` at each place. `following`: the last of them, where
-    the row does not hold it itself, else -1."""
+class PromptLogprobsRow(NamedTuple):
+    """The log-probabilities wanted of the row of this slot: those of the prompt tokens that follow
+    its first `count` tokens, and of the best `top` at each position. `following`: the last of these
+    tokens, where the row itself does not hold it, else -1."""
 
     slot: int
     count: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
@@ -169,14 +169,15 @@ class Judged(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """One step. `admitted` slots take their parameters before anything runs, block tables are
-    updated, `copies` (source block, target block) are made next, then the rows are computed.
+    """One step. First the parameters of `admitted` slots are written and block tables updated, then
+    `copies` (source block, target block) are made, then the rows are computed.
 
-    `masked`: slots of the rows that sample under a constraint, in the rows' order of being planned.
-    Their masks come when the results of all plans before this one have been taken in.
-    `pooled`: what is read of rows that do not sample, in the rows' order of being planned.
-    `judged`: whose own tokens' log-probabilities are wanted, in the same order.
-    `window_updates`, `window_copies`: of the cache of layers with a window, where others see all.
+    `masked`: slots of rows that sample under a constraint, in the order in which they were planned.
+    Their masks follow once the results of all earlier plans have been applied.
+    `pooled`: outputs of rows that do not sample, in the order in which they were planned.
+    `prompt_logprobs`: rows whose prompt log-probabilities are wanted, in the same order.
+    `window_updates`, `window_copies`: the same for the cache of sliding-window layers, where other
+    layers see everything.
     """
 
     step_id: int
@@ -188,13 +189,13 @@ class StepPlan(NamedTuple):
     num_tokens: int
     masked: tuple[int, ...] = ()
     pooled: tuple[Pooled, ...] = ()
-    judged: tuple[Judged, ...] = ()
+    prompt_logprobs: tuple[PromptLogprobsRow, ...] = ()
     window_updates: tuple[BlockUpdate, ...] = ()
     window_copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_mixed(self) -> bool:
-        """Holds prompt tokens and decode rows together."""
+        """Whether it has both prompt tokens and decode rows."""
         return 0 < self.num_decode_rows < len(self.rows)
 
     def plain(self) -> Plain:
@@ -209,16 +210,16 @@ class StepPlan(NamedTuple):
             self.num_tokens,
             self.masked,
             tuple(tuple(one) for one in self.pooled),
-            tuple(tuple(one) for one in self.judged),
+            tuple(tuple(one) for one in self.prompt_logprobs),
             tuple(tuple(update) for update in self.window_updates),
             self.window_copies,
         )
 
     @classmethod
     def of(cls, plain: Plain) -> "StepPlan":
-        """The plan that `plain` was made of; lists stand for tuples as well."""
+        """The plan that `plain` was made from; lists are accepted in place of tuples."""
         step_id, rows, admitted, updates, copies, num_decode_rows, num_tokens, *more = plain
-        masked, pooled, judged, window_updates, window_copies = more
+        masked, pooled, prompt_logprobs, window_updates, window_copies = more
         return cls(
             step_id,
             tuple(PlanRow._make((*row[:-1], packed(row[-1]))) for row in rows),
@@ -229,7 +230,7 @@ class StepPlan(NamedTuple):
             num_tokens,
             tuple(masked),
             tuple(Pooled(slot, tuple(ids)) for slot, ids in pooled),
-            tuple(Judged._make(one) for one in judged),
+            tuple(PromptLogprobsRow._make(one) for one in prompt_logprobs),
             tuple(BlockUpdate(*update) for update in window_updates),
             tuple((source, target) for source, target in window_copies),
         )
@@ -244,15 +245,15 @@ def _admission(plain: Plain) -> Admission:
 
 
 class StepResult(NamedTuple):
-    """Tokens of the rows that sample, in plan order; a list each (of one token, today). A token of
-    -1 says that the row's logits were not finite numbers.
+    """Tokens of the rows that sample, in plan order; a list each (today of one token). A token of
+    -1 means that the row's logits were not finite.
 
-    `logprobs` stands beside them where some request of the step asked for any. `pooled`: of each of
-    the plan's, its numbers as bytes (float32, little-endian); `judged`: of each of the plan's, its
-    records (see engine.prompt_logprobs). Empty bytes: they were not finite.
+    `logprobs` is parallel to them where some request of the step asked for any. `pooled`: for each
+    of the plan's, its numbers as bytes (float32, little-endian); `prompt_logprobs`: for each of the
+    plan's, its records (see engine.prompt_logprobs). Empty bytes: they were not finite.
     """
 
     tokens: list[list[int]]
     logprobs: list[TokenLogprob | None] | None = None
     pooled: tuple[bytes, ...] = ()
-    judged: tuple[bytes, ...] = ()
+    prompt_logprobs: tuple[bytes, ...] = ()

@@ -1,14 +1,14 @@
-"""Which block holds which prefix: hashes of full blocks, and the tokens behind them.
+"""The prefix cache's index: hashes of full blocks, and the tokens in them.
 
-Invariant: what is known of a block has been computed by steps that were applied. A hash names full
-blocks only; a block has one hash at most, a hash may name several blocks. The last block of a
-request that has ended, full in part, is a *tail*: known by the prefix before it and by the tokens
-that are valid in it, without a hash. Full blocks are shared; of a block that is equal in part the
-beginning can only be copied (`match_head`): what stands behind it, or will, is another's.
+Invariant: everything indexed has been computed by steps that were applied. Only full blocks have a
+hash; a block has at most one hash, a hash may name several blocks. The last, partly filled block of
+a request that has ended is a *tail*: it is indexed by the prefix before it and its valid tokens,
+without a hash. Full blocks are shared; from a block that matches only in part the beginning is
+copied (`match_head`), because the rest of it belongs to another request.
 
 Hashes are chained 128-bit xxh3: the root is H(seed, salt), a block's is H(parent, its tokens), so a
-hash stands for a whole prefix. The seed is random per process unless fixed, and the tokens are
-compared on a hit, so that nobody can plant or guess a prefix of somebody else.
+hash identifies a whole prefix. The seed is random per process unless fixed, and tokens are compared
+on a hit, so that nobody can plant or guess somebody else's prefix.
 """
 
 import secrets
@@ -26,20 +26,20 @@ _TOKEN_BYTES = 4
 
 
 class Head(NamedTuple):
-    """A block whose first `num_tokens` tokens are the wanted ones."""
+    """A block whose first `num_tokens` tokens match."""
 
     block: int
     num_tokens: int
 
 
 class PrefixCache:
-    """The index from prefixes to blocks. Whether a block is free or held, the pool knows."""
+    """The index from prefixes to blocks. The pool knows whether a block is free or held."""
 
     def __init__(self, block_size: int, enabled: bool = True, seed: int | None = None) -> None:
         self.block_size = block_size
         self.enabled = enabled
-        self.log: KvLog | None = None  # of whoever watches
-        self.duplicates = 0  # blocks registered under a hash that named another one already
+        self.log: KvLog | None = None  # while somebody watches
+        self.duplicates = 0  # blocks registered under a hash that already named another one
         self._seed = (
             secrets.token_bytes(16) if seed is None else struct.pack("<Q", seed % (1 << 64))
         )
@@ -48,12 +48,12 @@ class PrefixCache:
         self._parent_of: dict[int, bytes] = {}
         self._salt_of: dict[int, bytes] = {}  # of full blocks
         self._blocks_of: dict[bytes, dict[int, None]] = {}
-        # Of each parent, what follows it, in the order of the tokens: neighbours are most alike.
+        # The blocks that follow each parent, sorted by tokens: neighbours are the most alike.
         self._children: dict[bytes, list[tuple[bytes, int]]] = {}
 
     @property
     def known_blocks(self) -> KeysView[int]:
-        """Those whose content can be hit, as they are at any time."""
+        """Blocks whose content can be hit; a live view."""
         return self._tokens_of.keys()
 
     def __contains__(self, block: int) -> bool:
@@ -89,14 +89,14 @@ class PrefixCache:
     def hash_known(
         self, hashes: list[bytes], salt: bytes, token_ids: Sequence[int], num_blocks: int
     ) -> None:
-        """The same, but of the first block alone where nobody has that one: what comes behind it is
-        not needed before the step that computes it is launched."""
+        """The same, but only for the first block if that one is not cached: the other hashes are
+        not needed before the step that computes them is launched."""
         self.extend_hashes(hashes, salt, token_ids, min(num_blocks, 1))
         if num_blocks and hashes[0] in self._blocks_of:
             self.extend_hashes(hashes, salt, token_ids, num_blocks)
 
     def _pack(self, token_ids: Sequence[int], first: int, end: int) -> list[bytes]:
-        """The tokens of blocks first to end - 1, packed at once: a call a block takes longer."""
+        """The tokens of blocks first to end - 1, packed at once, which is faster than per block."""
         whole = packed(token_ids[first * self.block_size : end * self.block_size])
         width = self.block_size * _TOKEN_BYTES
         return [whole[begin : begin + width] for begin in range(0, len(whole), width)]
@@ -109,8 +109,8 @@ class PrefixCache:
     def match(
         self, hashes: Sequence[bytes], token_ids: Sequence[int], reach: int | None = None
     ) -> list[int]:
-        """Cached blocks of the longest known prefix; none is taken. At most len(hashes) blocks.
-        reach: how many tokens before it a token sees; None: all."""
+        """Cached blocks of the longest known prefix, at most len(hashes); no reference is taken.
+        reach: how many tokens before itself a token sees; None: all."""
         found: list[int] = []
         if reach is not None and self.enabled:
             return self._match_window(hashes, token_ids, reach)
@@ -121,15 +121,15 @@ class PrefixCache:
             found.append(next(iter(blocks)))
         known = b"".join([self._tokens_of[block] for block in found])
         wanted = packed(token_ids[: len(found) * self.block_size])
-        if known != wanted:  # two prefixes of one hash
+        if known != wanted:  # a hash collision
             del found[_num_equal(known, wanted) // self.block_size :]
         return found
 
     def _match_window(
         self, hashes: Sequence[bytes], token_ids: Sequence[int], reach: int
     ) -> list[int]:
-        """The longest prefix of which the blocks are cached that its last `reach` tokens lie in. 0
-        stands for those before."""
+        """The longest prefix whose last `reach` tokens lie in cached blocks. The blocks before
+        those are given as 0."""
         needed = -(-reach // self.block_size)
         found: list[int] = []
         best, run = 0, 0
@@ -147,13 +147,13 @@ class PrefixCache:
     def match_head(
         self, hashes: Sequence[bytes], salt: bytes, token_ids: Sequence[int], index: int
     ) -> Head | None:
-        """The block, full or a tail, that has the most first tokens in common with block `index`
-        of token_ids behind the same prefix; None if no block has any. It is not taken. The last of
-        token_ids does not count: it is left to compute.
+        """The block, full or a tail, that follows the same prefix and shares the most leading
+        tokens with block `index` of token_ids; None if no block shares any. No reference is taken.
+        The last of token_ids does not count: it is left to compute.
 
-        hashes: of token_ids, `index` or more. Blocks that follow one prefix stand in the order of
-        their tokens, so the most alike is a neighbour of the place where the wanted ones would be:
-        the one below it if both are equally so.
+        hashes: at least `index` of those of token_ids. Blocks that follow one prefix are sorted by
+        their tokens, so the best match is a neighbour of the insertion point: the one before it if
+        both match equally.
         """
         if not self.enabled:
             return None
@@ -176,10 +176,9 @@ class PrefixCache:
         token_ids: Sequence[int],
         first: int,
     ) -> None:
-        """Make full, computed blocks known under their prefixes' hashes, while some table holds
-        them.
+        """Index full, computed blocks under their prefixes' hashes, while some table holds them.
 
-        `first` is the first one's place in token_ids and in their hashes; the others follow it.
+        first: index of the first of them in token_ids' blocks and hashes; the others follow.
         """
         if not self.enabled:
             return
@@ -209,11 +208,11 @@ class PrefixCache:
         token_ids: Sequence[int],
         num_tokens: int,
     ) -> None:
-        """Make known a block that is not full: it holds the last of the first num_tokens tokens,
-        all computed. It is known while some table holds it.
+        """Index a block that is not full, while some table holds it: it has the last of the first
+        num_tokens tokens, all computed.
 
-        hashes: of the full blocks before it. Nothing is done if another block behind the same
-        prefix begins with the same tokens: that one serves as well.
+        hashes: of the full blocks before it. Does nothing if another block after the same prefix
+        begins with the same tokens.
         """
         if not self.enabled or block in self._tokens_of:
             return
@@ -235,7 +234,7 @@ class PrefixCache:
             insort(children, (tokens, block))
 
     def forget(self, block: int) -> None:
-        """The one place where a block leaves the index. KeyError if it is not known."""
+        """Remove a block from the index; the only place that does. KeyError if it is not there."""
         tokens, parent = self._tokens_of.pop(block), self._parent_of.pop(block)
         children = self._children[parent]
         del children[bisect_left(children, (tokens, block))]
@@ -253,7 +252,7 @@ class PrefixCache:
             del self._blocks_of[block_hash]
 
     def snapshot(self) -> tuple[KvEvent, ...]:
-        """One STORED a full block, parents before their children."""
+        """One STORED event per full block, parents before their children."""
         roots: dict[bytes, bytes] = {}
         stored = []
         for block, block_hash in self._hash_of.items():
@@ -287,7 +286,7 @@ class PrefixCache:
 
 
 def _num_equal(one: bytes, other: bytes) -> int:
-    """How many packed tokens two blocks have in common from their beginning on."""
+    """How many leading packed tokens two blocks have in common."""
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:
         return shorter // _TOKEN_BYTES

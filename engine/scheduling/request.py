@@ -1,6 +1,6 @@
-"""One index of a request on its way, as the scheduler keeps it.
+"""The scheduler's state of one index of a request.
 
-Its life is one number chasing another: `num_computed_tokens` (tokens whose keys and values stand in
+Its life is one number chasing another: `num_computed_tokens` (tokens whose keys and values are in
 the cache) chases `num_tokens` (prompt, outputs, and a placeholder for each token that a step in
 flight will sample). There is no prefill phase and no decode phase.
 
@@ -10,8 +10,8 @@ flight will sample). There is no prefill phase and no decode phase.
     num_applied      computed by steps whose results have been applied, or copied by them; only
                      what lies below it is ever known to the prefix cache
 
-A request with n > 1 becomes n `Request`s of one key, told apart by their index. The engine's thread
-alone touches them; a runner gets numbers taken from them (`admission_row`) and nothing else.
+A request with n > 1 becomes n `Request`s with one key and different indices. Only the engine's
+thread touches them; a runner gets numbers taken from them (`admission_row`) and nothing else.
 """
 
 import enum
@@ -36,14 +36,14 @@ class Status(enum.Enum):
 
 @dataclass(slots=True, eq=False, repr=False)
 class Request:
-    """One index of a submitted request, as the scheduler keeps it."""
+    """The state of one index of a submitted request."""
 
     spec: GenerationRequest
     index: int
     arrival: int
     constrained: Constrained | None = None
 
-    # What the spec says, at hand.
+    # Derived from the spec.
     plain: bool = field(init=False)  # neither under a constraint nor pooled
     key: int = field(init=False)
     sampling: SamplingParams = field(init=False)
@@ -62,7 +62,7 @@ class Request:
     num_registered_blocks: int = 0  # of block_table, known to the prefix cache
     window_table: list[int] = field(default_factory=list)  # of windowed layers beside others
     num_passed_blocks: int = 0  # which no window sees any more: 0 stands in their columns
-    unjudged: int = field(init=False)  # prompt tokens still to judge
+    prompt_logprobs_left: int = field(init=False)  # prompt tokens without one so far
     slot: int = -1
     epoch: int = 0  # raised by preemption: results planned under an older one are dropped
     in_flight: int = 0  # steps planned and not yet applied that hold this request, any epoch
@@ -84,8 +84,8 @@ class Request:
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         most = self.sampling.max_tokens if spec.pooling is None else 1  # which is never sampled
         self.max_total_tokens = self.num_prompt_tokens + most
-        judges = spec.prompt_logprobs is not None and self.index == 0
-        self.unjudged = self.num_prompt_tokens - 1 if judges else 0
+        wants_logprobs = spec.prompt_logprobs is not None and self.index == 0
+        self.prompt_logprobs_left = self.num_prompt_tokens - 1 if wants_logprobs else 0
 
     @property
     def num_tokens(self) -> int:
@@ -104,13 +104,13 @@ class Request:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may be planned: the last one of all is sampled, never computed."""
+        """Tokens that may be planned: the very last one is sampled, but never computed."""
         known = len(self.token_ids) + self.num_placeholders
         target = known if known < self.max_total_tokens else self.max_total_tokens - 1
         return target - self.num_computed_tokens
 
     def plan_next(self) -> PlanRow:
-        """The row of its one token that is not computed, behind the prompt: one is sampled."""
+        """The decode row of its one uncomputed token, which follows the prompt."""
         start = self.num_computed_tokens
         self.num_computed_tokens = start + 1
         self.num_placeholders += 1
@@ -119,7 +119,7 @@ class Request:
 
     @property
     def num_held_blocks(self) -> int:
-        """Of both tables, those that were not given back."""
+        """Blocks of both tables that have not been released."""
         return len(self.block_table) + len(self.window_table) - self.num_passed_blocks
 
     def holds_window(self, window: int, block_size: int) -> bool:
@@ -129,7 +129,7 @@ class Request:
         return all((self.window_table or self.block_table)[first : last // block_size + 1])
 
     def admission_row(self) -> Admission:
-        """What the slot must know of this request, which has just got it."""
+        """What to write into the slot that this request has just been given."""
         known, prompt = self.token_ids, self.num_prompt_tokens
         sampling = self._sampling_numbers()
         counted = tuple(known) if sampling.has_penalties else ()

@@ -1,9 +1,9 @@
-"""Which requests there are, and where each stands: waiting, running in a slot, or ended.
+"""The state of all requests: waiting, running in a slot, or ended.
 
-Invariant: a request changes its place here and nowhere else. It waits, or it runs and holds a slot
-and the blocks of its table, or it has ended, exactly once. A request that has ended keeps its slot
-and blocks until no step in flight holds it. What there is to say of a change is kept for
-`drain_outputs`, unless the caller says it.
+Invariant: a request changes state only here. It waits, or runs and holds a slot and the blocks of
+its table, or has ended, which happens exactly once. A request that has ended keeps its slot and
+blocks until no step in flight includes it. The outputs of state changes are kept for
+`drain_outputs`, unless the caller hands them out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class SchedulerCounters:
 
 
 class Roster:
-    """Requests under way, over one BlockPool."""
+    """All unfinished requests, over one BlockPool."""
 
     def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
         self.pool = pool
@@ -52,12 +52,12 @@ class Roster:
     # ------------------------------------------------------------ coming
 
     def enter(self, spec: GenerationRequest, constrained: Sequence[Constrained] = ()) -> Request:
-        """All indices of a request begin to wait; returns the first. On a fault none does."""
+        """Queue all indices of a request; returns the first. On an error none is queued."""
         matched: Sequence[Constrained | None] = constrained or [None] * spec.n
         leader, *followers = siblings = [
             self._arrive(spec, index, one) for index, one in enumerate(matched)
         ]
-        # What can fail has been done: from here on there is state.
+        # Everything that can fail has been done; state changes from here on.
         self.by_key[spec.key] = siblings
         for _ in siblings:
             self.waiting.enter(spec.client, spec.user)
@@ -76,8 +76,8 @@ class Roster:
     # ------------------------------------------------------------ running
 
     def admit(self, request: Request, shared: Sequence[int], computed: int) -> None:
-        """Give the head of the queue a slot. shared: blocks at the head of its table. computed:
-        tokens that stand in the cache when its first step begins, in those blocks or copied by that
+        """Give the head of the queue a slot. shared: cached blocks for the start of its table.
+        computed: tokens in the cache when its first step begins, in those blocks or copied by that
         step."""
         self.pool.share(shared)
         self.waiting.take(request)
@@ -102,7 +102,7 @@ class Roster:
         self.running.insert(position, request)
 
     def preempt(self, request: Request) -> None:
-        """Back to the queue, with nothing; whatever was planned of it no longer counts."""
+        """Put it back into the queue without blocks; results already planned no longer count."""
         request.epoch += 1
         request.preemptions += 1
         self.counters.preemptions += 1
@@ -123,11 +123,11 @@ class Roster:
         output: Output | None,
         *,
         stop_token_id: int | None = None,
-        said: bool = False,
+        handed_out: bool = False,
     ) -> None:
-        """The one terminal transition. Blocks stay until no step in flight holds the request.
+        """The only terminal transition. Blocks stay until no step in flight includes the request.
 
-        output: what tells of it; None: nothing does. said: the caller hands it out.
+        output: reports the end; None: nothing does. handed_out: by the caller.
         """
         was, request.status = request.status, Status.FINISHED
         if was is Status.RUNNING:
@@ -137,7 +137,7 @@ class Roster:
         self.waiting.release(request)
         self.waiting.leave(request.spec.client, request.spec.user)
         if reason is not FinishReason.ERROR:
-            self._remember_tail(request)
+            self._register_tail(request)
         siblings = self.by_key[request.key]
         siblings.remove(request)
         if not siblings:
@@ -146,14 +146,14 @@ class Roster:
         if output is not None:
             output.finish = reason
             output.stop_token_id = stop_token_id
-            if not said:
+            if not handed_out:
                 output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
                 self._outputs.append(output)
 
-    def _remember_tail(self, request: Request) -> None:
-        """What applied steps have computed of the last block can be copied by others from now on.
+    def _register_tail(self, request: Request) -> None:
+        """Index the last, partly filled block: what applied steps have computed can be copied.
 
-        A step in flight may still write behind it, and never again what is valid now.
+        A step in flight may still write after that part, but never into it.
         """
         cache, applied = self.pool.prefix_cache, request.num_applied_tokens
         full, rest = divmod(applied, self.pool.block_size)
@@ -164,7 +164,7 @@ class Roster:
         cache.register_tail(request.block_table[full], hashes, salt, known, applied)
 
     def release_if_idle(self, request: Request) -> None:
-        """Slot and blocks of a request that has ended, once no step in flight holds it."""
+        """Release slot and blocks of an ended request once no step in flight includes it."""
         if request.in_flight == 0:
             self._vacate(request)
 
@@ -176,14 +176,14 @@ class Roster:
             self.free_slots.append(request.slot)
             request.slot = -1
 
-    # ------------------------------------------------------------ words and sight
+    # ------------------------------------------------------------ outputs and views
 
-    def say(self, *outputs: Output) -> None:
+    def emit(self, *outputs: Output) -> None:
         """Keep them for `drain_outputs`."""
         self._outputs.extend(outputs)
 
     def drain_outputs(self) -> list[Output]:
-        """What was kept since the last call."""
+        """The outputs kept since the last call."""
         outputs, self._outputs = self._outputs, []
         return outputs
 

@@ -1,20 +1,21 @@
-"""What runs next. `schedule` makes a plan, `apply` takes its result in; nothing else changes state.
+"""Decides what runs next. `schedule` makes a plan, `apply` takes in its result; besides submissions
+and ends, nothing else changes state.
 
 Invariants
 - `schedule` advances num_computed_tokens and adds a placeholder for each token to be sampled;
-  `apply`, called once a plan and in the plans' order, fills it. Between the two a request is in
-  flight, and neither its blocks nor its slot go to anybody else unless it was preempted: what a
-  step in flight still writes for a preempted request is overwritten in stream order before it can
-  be read, and its result is dropped, because preemption raises the epoch.
-- A row under a constraint is planned as any other, its last token known or not: what it may draw is
-  told by `masks`, once the results of all plans before its own have been applied.
-- A plan holds numbers; which live request is behind a row is known here alone.
-- Nothing is planned past max_tokens; only EOS and stops are noticed late, and what was sampled past
-  them is discarded.
-- No clock, no randomness, no order of a set enters a decision: equal submissions and results give
-  equal plans.
-- A request is refused at submission if it could never fit alone, so a lone request always
-  finishes. Of those that run, the first admitted of the highest priority is never preempted, and
+  `apply`, called once per plan and in order, fills it. In between the request is in flight, and its
+  blocks and slot go to nobody else unless it is preempted: whatever a step in flight still writes
+  for a preempted request is overwritten in stream order before it can be read, and its result is
+  dropped because preemption raises the epoch.
+- A constrained row is planned like any other, whether its last token is known or not; what it may
+  draw comes from `masks`, once the results of all earlier plans have been applied.
+- A plan holds only numbers; the live request behind each row is known only here.
+- Nothing is planned past max_tokens; only EOS and stops are noticed late, and tokens sampled past
+  them are discarded.
+- No decision depends on a clock, randomness or the order of a set: equal submissions and results
+  give equal plans.
+- A request that could never fit alone is refused at submission, so a lone request always finishes.
+  Among running requests, the first admitted of the highest priority is never preempted, and
   whenever it has to wait for a block another one advances: traffic always drains.
 """
 
@@ -45,12 +46,12 @@ from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.roster import Roster
 
 _RUNNING = Status.RUNNING
-# Of a tuple of all fields: half the time of a call, and there is one a block.
+# A BlockUpdate from a tuple of all its fields: half the time of a regular call, once per block.
 _new_update: Callable[[tuple[int, ...]], BlockUpdate] = partial(tuple.__new__, BlockUpdate)
 
 
 class Scheduler:
-    """Plans steps over one BlockPool. Touched by the engine's thread, or one that it waits for."""
+    """Plans steps over one BlockPool. Used by the engine's thread, or by one that it waits for."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Scheduler:
         window: int | None = None,
         **options: Unpack[SchedulerOptions],
     ) -> None:
-        """window: tokens that each token sees, itself among them; None: all before it."""
+        """window: tokens that each token sees, including itself; None: all before it."""
         self.pool = pool
         self.max_num_seqs = options["max_num_seqs"]
         self.max_num_batched_tokens = options["max_num_batched_tokens"]
@@ -82,12 +83,13 @@ class Scheduler:
     def submit(self, spec: GenerationRequest, constrained: Sequence[Constrained] = ()) -> None:
         """Queue all indices of a request, or raise RequestError (see check) and keep no state.
 
-        constrained: of each index, where it is; masks are made here. Raises ConstraintError.
+        constrained: the matcher state of each index, if constrained; the first masks are made here.
+        Raises ConstraintError.
         """
         self.check(spec)
         goes_on = [one.prepare(len(spec.resume_token_ids)) for one in constrained]
         leader = self.roster.enter(spec, constrained)
-        if not all(goes_on):  # as in apply, that comes before max_tokens
+        if not all(goes_on):  # checked before max_tokens, as in apply
             for request in tuple(self.roster.by_key[spec.key]):
                 output = Output(request.key, request.index, started=True)
                 self.roster.end(request, FinishReason.STOP, output)
@@ -95,7 +97,7 @@ class Scheduler:
             self._finish_if_resumed_complete(leader)
 
     def _finish_if_resumed_complete(self, request: Request) -> None:
-        """The client may already hold all there is to say."""
+        """The client may already have the complete output."""
         last = request.token_ids[-1]
         params = request.sampling
         output = Output(request.key, request.index, started=True)
@@ -105,7 +107,7 @@ class Scheduler:
             self.roster.end(request, FinishReason.LENGTH, output)
 
     def abort(self, key: int) -> None:
-        """End all indices of a request. Stale or repeated calls are nothing."""
+        """End all indices of a request. Stale or repeated calls have no effect."""
         for request in tuple(self.roster.by_key.get(key, ())):
             self.counters.aborted_in_flight += request.in_flight > 0
             self.roster.end(request, FinishReason.CANCELLED, Output(key, request.index))
@@ -113,7 +115,7 @@ class Scheduler:
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of the outputs handed out: the caller found a stop string.
 
-        Stale or repeated calls are nothing, but for the count of what was handed out and dropped.
+        Stale or repeated calls have no effect.
         """
         for request in tuple(self.roster.by_key.get(key, ())):
             if request.index == index:
@@ -131,7 +133,7 @@ class Scheduler:
             self._plan_running(draft, decode=True)
             self._plan_running(draft, decode=False)
             self._admit(draft)
-        # Attention takes rows in this order: a long one begun last would run on alone.
+        # Attention takes rows in this order: a long one started last would run on alone.
         if len(draft.decode_rows) > 1:
             draft.decode_rows.sort(key=attrgetter("start"), reverse=True)
         self._release_held(draft)
@@ -145,12 +147,12 @@ class Scheduler:
         return plan
 
     def _release_held(self, draft: Draft) -> None:
-        """Steps that come write after this one has copied."""
+        """Release the sources of copies: later steps write only after this one has copied."""
         if draft.held:
             self.pool.release(draft.held)
 
     def _plan_two_phase(self, draft: Draft) -> None:
-        """Prompt tokens first and alone; decode rows only in steps that hold none."""
+        """Prompt tokens first, on their own; decode rows only in steps without prompt tokens."""
         self._plan_running(draft, decode=False)
         self._admit(draft)
         if not draft.planned:
@@ -193,10 +195,10 @@ class Scheduler:
         draft.budget -= count
         slot = request.slot
         draft.planned[slot] = request
-        is_decode = samples and count == 1  # its token is the last one, which the slot holds
+        is_decode = samples and count == 1  # the slot holds its token, the last one
         tokens = b"" if is_decode else request.token_ids[start:end].tobytes()
-        if request.unjudged:
-            draft.judge(request, start, end)
+        if request.prompt_logprobs_left:
+            draft.add_prompt_logprobs(request, start, end)
         row = new_row(
             (request.key, request.index, request.epoch, slot, start, count, samples, tokens)
         )
@@ -204,14 +206,14 @@ class Scheduler:
 
     @staticmethod
     def _pooled(request: Request, draft: Draft) -> bool:
-        """Whether something is read of the request's last token, and nothing sampled after it."""
+        """Whether the request wants an output of its last token instead of a sampled one."""
         pooling = request.spec.pooling
         if pooling is not None:
             draft.pooled.append(Pooled(request.slot, pooling.token_ids))
         return pooling is not None
 
     def _secure_blocks(self, request: Request, count: int, draft: Draft) -> bool:
-        """Give the request blocks for `count` more tokens, preempting others if it must."""
+        """Give the request blocks for `count` more tokens, preempting others if necessary."""
         end, table = request.num_computed_tokens + count, request.block_table
         if end <= len(table) * self.pool.block_size:
             return True
@@ -222,7 +224,7 @@ class Scheduler:
         return True
 
     def _make_room(self, request: Request, enough: Callable[[], bool], draft: Draft) -> bool:
-        """Preempt others until there is enough; False if it does not come to that."""
+        """Preempt others until there is enough room; False if that cannot be reached."""
         while not enough():
             draft.starved = True
             victim = self._victim(request, draft)
@@ -234,9 +236,10 @@ class Scheduler:
         return True
 
     def _victim(self, request: Request, draft: Draft) -> Request | None:
-        """Lowest priority, last admitted, never one planned in this step.
+        """The victim: lowest priority, last admitted, never one planned in this step.
 
-        None: only `request` itself is left, and others go on; it waits rather than lose its work.
+        None: only `request` itself is left while others advance; it waits instead of losing its
+        work.
         """
         candidates = [r for r in self.roster.running if r.slot not in draft.planned]
         if candidates == [request]:
@@ -259,7 +262,7 @@ class Scheduler:
                 return
 
     def _admit_one(self, request: Request, draft: Draft) -> bool:
-        """Give a waiting request its slot, its known prefix and blocks for all it has."""
+        """Give a waiting request its slot, its cached prefix and blocks for all its tokens."""
         fork, source = self._fork_source(request), None
         if fork is None:
             shared = self._find_prefix(request)
@@ -273,7 +276,7 @@ class Scheduler:
         if not self.pool.has_room(fresh + reserve, shared):
             draft.starved = True
             return False
-        hits = fork is None and not request.unjudged
+        hits = fork is None and not request.prompt_logprobs_left
         if hits and (head := self._hold_head(request, shared, fresh, draft)) is not None:
             source, computed = head.block, computed + head.num_tokens
         if request.cached_tokens < 0:
@@ -290,7 +293,7 @@ class Scheduler:
     def _fork_source(self, request: Request) -> Request | None:
         """The running sibling whose prompt is computed, if this request never ran itself.
 
-        A leader that was preempted and runs again may be at its prompt still, or again.
+        A leader that was preempted and runs again may still be computing its prompt.
         """
         leader = request.leader
         if leader is None or leader.status is not Status.RUNNING:
@@ -300,9 +303,9 @@ class Scheduler:
         return leader if leader.num_applied_tokens >= leader.num_prompt_tokens else None
 
     def _find_prefix(self, request: Request) -> list[int]:
-        """Cached blocks of the request's prefix: whole ones, leaving a token to compute."""
+        """Cached whole blocks of the request's prefix, leaving at least one token to compute."""
         cache = self.pool.prefix_cache
-        if not cache.enabled or request.unjudged:  # what is judged has to be computed
+        if not cache.enabled or request.prompt_logprobs_left:  # their logits are needed
             return []
         known, hashes, salt = request.token_ids, request.block_hashes, request.spec.cache_salt
         limit = (len(known) - 1) // self.pool.block_size
@@ -313,8 +316,8 @@ class Scheduler:
     def _hold_head(
         self, request: Request, shared: Sequence[int], fresh: int, draft: Draft
     ) -> Head | None:
-        """A block to copy what follows the request's shared blocks from, leaving a token to
-        compute. It is held until the plan is made; None if the blocks do not suffice for that."""
+        """A block from which to copy the tokens that follow the shared blocks, leaving at least one
+        token to compute. It is held until the plan is made; None if there is no block to spare."""
         cache, known = self.pool.prefix_cache, request.token_ids
         salt = request.spec.cache_salt
         head = cache.match_head(request.block_hashes, salt, known, len(shared))
@@ -329,7 +332,7 @@ class Scheduler:
         return head
 
     def _start(self, request: Request, computed: int, fork: Request | None) -> None:
-        """Counts and words of the first time a request is scheduled."""
+        """Counters and the `started` output of a request that is scheduled for the first time."""
         if fork is None:
             request.cached_tokens = min(computed, request.num_prompt_tokens)
             self.counters.prefix_queried += request.num_prompt_tokens
@@ -339,12 +342,12 @@ class Scheduler:
         self.counters.prompt_tokens += request.num_prompt_tokens
         output = Output(request.key, request.index, started=True)
         output.cached_tokens = request.cached_tokens
-        self.roster.say(output)
+        self.roster.emit(output)
 
     # ------------------------------------------------------------ results
 
     def masks(self, plan: StepPlan) -> Masks:
-        """What the masked rows of the newest plan may draw: see `Completion.masks`."""
+        """The masks of the newest plan: see `Completion.masks`."""
         return self.completion.masks(plan)
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Output]:
@@ -352,24 +355,24 @@ class Scheduler:
         return self.completion.apply(plan, result)
 
     def fail(self, error_id: str) -> list[Output]:
-        """A step failed: all requests in flight end with it; none of their blocks is known."""
+        """A step failed: end all requests in flight; none of their new blocks becomes known."""
         self.completion.fail(error_id)
         return self.drain_outputs()
 
     def drain_outputs(self) -> list[Output]:
-        """What was said since the last call, outside of apply."""
+        """Outputs made since the last call, outside of apply."""
         return self.roster.drain_outputs()
 
     # ------------------------------------------------------------ sight
 
     @property
     def pools(self) -> tuple[BlockPool, ...]:
-        """All that blocks are taken from."""
+        """All block pools."""
         return (self.pool,)
 
     @property
     def known(self) -> Known:
-        """What can be hit, to be watched."""
+        """The index of cached blocks, for watching."""
         return self.pool.prefix_cache
 
     def knows(self, key: int) -> bool:

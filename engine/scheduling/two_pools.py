@@ -68,8 +68,8 @@ class TwoPoolRoster(Roster):
         blocks = found.windowed
         request.num_passed_blocks = next((i for i, b in enumerate(blocks) if b), len(blocks))
 
-    def _remember_tail(self, request: Request) -> None:
-        super()._remember_tail(request)
+    def _register_tail(self, request: Request) -> None:
+        super()._register_tail(request)
         cache, applied = self.window_pool.prefix_cache, request.num_applied_tokens
         full, rest = divmod(applied, self.pool.block_size)
         if rest and cache.enabled:
@@ -177,7 +177,7 @@ class TwoPoolScheduler(Scheduler):
         if not self._fits(request, found, draft):
             draft.starved = True
             return False
-        if fork is None and not request.unjudged:
+        if fork is None and not request.prompt_logprobs_left:
             found = self._hold_heads(request, found, draft)
         fresh, windowed = self._fresh(request, found, draft)
         if request.cached_tokens < 0:

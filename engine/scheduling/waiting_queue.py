@@ -1,16 +1,16 @@
-"""Requests that wait for a slot, and who goes next.
+"""Requests waiting for a slot, and which one is next.
 
-Rank: priority, then the client that has been served the fewest tokens (`shares`), then arrival. Of
-one client goes the request that is first among its own (`client_queue`). A request that resumes a
-broken output stands before the client's others, as a reader waits in mid-sentence; and its client
-counts as served HEAD_START tokens less. That is all that anybody gains by saying so: shares stay
-fair. Every AGEING-th admission goes to the longest waiting request whatever its rank, and lifts it
-to the highest waiting priority, so nothing starves for ever.
+Order: priority, then the client that has been served the fewest tokens (`shares`), then arrival.
+Within a client, `client_queue` decides. A request that resumes a broken output comes before the
+client's others, because a reader waits in mid-sentence, and its client counts as served HEAD_START
+tokens less. Claiming to resume gains no more than that: shares stay fair. Every AGEING-th admission
+goes to the longest waiting request whatever its rank, and raises it to the highest waiting
+priority, so nothing starves.
 
 Invariant: `len` counts exactly the waiting requests, held ones included. Entries of requests that
 no longer wait are dropped lazily; a heap never holds many more dead entries than live ones, and
-none when nobody waits. An admission costs a time logarithmic in the number of clients and requests
-that wait: one heap holds the first request of each client. A client's rank there only rises, as it
+none when nobody waits. An admission takes time logarithmic in the number of waiting clients and
+requests: one heap holds the first request of each client. A client's rank there only rises, as it
 is served. Where it would fall (a `push`, or a request of another user that becomes its first) the
 client is offered again.
 """
@@ -48,7 +48,7 @@ class WaitingQueue:
         self.shares.enter(client, user)
 
     def leave(self, client: str, user: str = "") -> None:
-        """One less; who has none is forgotten."""
+        """One less; a client without any is forgotten."""
         self.shares.leave(client, user)
         if client not in self.shares:
             self._ranked.pop(client, None)
@@ -77,13 +77,13 @@ class WaitingQueue:
                 self._insert(follower)
 
     def head(self) -> Request | None:
-        """Who goes next, left where it is; None if nobody can."""
+        """The next request, not removed; None if there is none."""
         if self._admissions % AGEING == AGEING - 1:
             return self._first_arrived()
         return self._first_ranked()
 
     def take(self, request: Request) -> None:
-        """The head is admitted (its status says so from now on)."""
+        """Admit the head; sets its status."""
         if self._admissions % AGEING == AGEING - 1:
             ranked = self._first_ranked()
             if ranked is not None:
@@ -93,7 +93,7 @@ class WaitingQueue:
         self._left(request)
 
     def forget(self, request: Request) -> None:
-        """A waiting request has ended (its status says so already)."""
+        """A waiting request has ended; its status is set already."""
         assert request.status is not Status.WAITING
         self._left(request)
 
@@ -110,14 +110,14 @@ class WaitingQueue:
         return self._ranked[client]
 
     def _left(self, request: Request) -> None:
-        """It waits no more; another of its client's may come before its place."""
+        """It no longer waits; another of its client's may now be first."""
         self._live -= 1
         if self._rank(request.spec.client) is not None:
             self._clients.offer(request.spec.client)
         self._trim()
 
     def _rank(self, client: str) -> tuple[int, int, int] | None:
-        """Of the client's first waiting request; None if none waits."""
+        """The rank of the client's first waiting request; None if none waits."""
         queue = self._ranked.get(client)
         first = None if queue is None else queue.first()
         if first is None:
@@ -142,7 +142,7 @@ class WaitingQueue:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Forget entries of requests that no longer wait, and doubles of preempted ones."""
+        """Drop entries of requests that no longer wait, and duplicates of preempted ones."""
         waiting = {entry[-1]: entry for entry in self._oldest if entry[-1].status is Status.WAITING}
         self._oldest = list(waiting.values())
         heapq.heapify(self._oldest)

@@ -1,6 +1,6 @@
-"""How an engine comes to be: how much fits into memory, ranks built and warmed up.
+"""Building an engine: how much fits into memory, ranks built and warmed up.
 
-Here live sizing and its advice, what builds one rank or several, and what an engine tells of itself
-once it stands. `client` and the programs of processes come in, each once. Nothing here runs a step
-that a request waits for.
+Contains sizing and its advice, the building of one rank or several, and what an engine reports
+about itself once it is built. Used by `client` and by the programs of processes, once each. Nothing
+here runs a step that a request waits for.
 """

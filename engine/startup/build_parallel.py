@@ -7,8 +7,8 @@ from functools import partial
 
 from quire.engine.config import EngineConfig
 from quire.engine.loop.loop import Progress
+from quire.engine.parallel.frame_channel import Kind
 from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import Kind
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import ended_on_error
 from quire.engine.scheduling.matching import Matchers

@@ -16,8 +16,8 @@ from quire.engine.loop.loop import Progress
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import model_config
 from quire.engine.parallel import node
-from quire.engine.parallel.door import Door
-from quire.engine.parallel.line import Kind
+from quire.engine.parallel.frame_channel import Kind
+from quire.engine.parallel.join_listener import JoinListener
 from quire.engine.parallel.network import listen
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
@@ -41,12 +41,12 @@ def start_ranks(config: EngineConfig, program: Program | None) -> Ranks:
             "(engine_process = on)"
         )
     terms = agreed_terms(config)
-    door = _door(config, terms) if config.nnodes > 1 else None
+    listener = _join_listener(config, terms) if config.nnodes > 1 else None
     threads = max(1, torch.get_num_threads() // config.ranks_per_node)
     ranks = Ranks(program, size, here=config.ranks_per_node)
     with ended_on_error(ranks):
-        if door is not None:
-            ranks.take_in(door.gather(config.join_seconds, ranks.check))
+        if listener is not None:
+            ranks.take_in(listener.gather(config.join_seconds, ranks.check))
         ranks.build(dataclasses.asdict(config), threads)
     torch.set_num_threads(threads)
     return ranks
@@ -73,11 +73,11 @@ def agreed_terms(config: EngineConfig) -> Terms:
     return terms_of(config, shape, device)
 
 
-def _door(config: EngineConfig, terms: Terms) -> Door:
+def _join_listener(config: EngineConfig, terms: Terms) -> JoinListener:
     assert config.master_addr is not None and config.master_port is not None
     secret = read_secret(config.join_secret_file, os.environ)
     listener = listen(config.master_addr, config.master_port)
-    return Door(listener, secret, terms, node.places(config))
+    return JoinListener(listener, secret, terms, node.places(config))
 
 
 def meet(config: EngineConfig, ranks: Ranks) -> World:
@@ -102,7 +102,7 @@ def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:
                     f"{its['fingerprint']}, not {fingerprint}"
                 )
         least = min(blocks, *(int(its["blocks"]) for its in said))
-        ranks.say(Kind.BLOCKS, blocks=least)
+        ranks.send_json(Kind.BLOCKS, blocks=least)
         return least
 
     return told, agree

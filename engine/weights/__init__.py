@@ -1,5 +1,5 @@
-"""Bytes of a checkpoint, or seeded noise, into a model's parameters.
+"""Fills a model's parameters, from a checkpoint's bytes or seeded noise.
 
-Here live the safetensors reader, the loader and random weights. `startup.build_rank` comes in.
+Contains the safetensors reader, the loader and random weights. Used by `startup.build_rank`.
 Nothing here maps a file into memory, unpickles, or knows what a layer computes.
 """

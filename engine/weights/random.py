@@ -135,11 +135,6 @@ def _write_shards(
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
 
 
-def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint of this model."""
-    return {one.name: one.shape for one in _outline(config, torch.bfloat16).placements()}
-
-
 def _outline(config: ModelConfig, dtype: torch.dtype) -> CausalModel:
     """A model whose parameters take no memory."""
     from quire.engine.model.registry import build_model

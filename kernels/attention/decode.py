@@ -1,17 +1,17 @@
-"""Paged decode attention in Triton: one query token a row against the row's whole context.
+"""Paged decode attention in Triton: one query token per row against the row's whole context.
 
     q            [R, Hq, D]                      k_cache, v_cache [blocks, Hkv, block_size, D]
     block_tables [R, M] int32                    context_lens     [R]
     partial      [R, Hq, S, D'] fp32             stats            [R, Hq, S, 2] fp32 (maximum, sum)
 
-A context is cut at fixed token boundaries; one program takes one split of one row for one kv head,
-with the group's query heads packed in one tile (padded for the matrix units: to 16 rows, or to 8
-columns, `pairs.py`). A second kernel merges a row's splits; of the longest splits, which few
-contexts have more than one of, the last program to finish does.
+A context is split at fixed token boundaries; one program takes one split of one row for one kv
+head, with the group's query heads packed in one tile (padded for the matrix units: to 16 rows, or
+to 8 columns, `pairs.py`). A second kernel merges a row's splits; for the longest splits, of which
+few contexts have more than one, the last program to finish does.
 
-Invariant: a row's result is a function of the row alone, bit for bit, whatever its batch mates,
-whichever split is launched, with however many warps, and whichever program comes last. Every split
-sums along one tree:
+Invariant: a row's result is a function of the row alone, bit for bit, whatever the other rows, the
+split that is launched, the number of warps, and the program that finishes last. Every split sums
+along one tree:
 
     tile   TILE tokens, with a maximum of their own
     unit   UNIT tokens, its tiles merged in index order; a multiple of UNIT for contexts beyond
@@ -19,35 +19,35 @@ sums along one tree:
     long   LONG units, merged in index order; a context is its long splits, merged in index order
 
 A split is a tile (level 0; a unit where a context is long), a unit (1) or long (2). Short ones fill
-the device for few rows; a long one leaves most contexts in one piece, so that nothing is written
-twice and nothing merged. The levels agree because a merge with the empty sum is exact (of finite
-values), wherever it happens. Between launches every counter is zero: the last to arrive puts it
-back.
+the device when there are few rows; with long ones most contexts are one split, so that nothing is
+written twice and nothing merged. The levels agree because a merge with the empty sum is exact (for
+finite values), wherever it happens. Between launches every counter is zero: the last program to
+arrive resets it.
 
-Tokens past a context are never read, so the cache may hold anything there: a tile that the context
-cuts lies lower, so that both end with the same token. Tiles come through descriptors (TMA) where
-the device has them; where programs are many, and power is what bounds the step, two warps then do
-what four would.
+Tokens past a context are never read, so the cache may hold anything there: a tile that would cross
+the end of the context is shifted down to end with it. Tiles are loaded through descriptors (TMA)
+where the device has them; where there are many programs, and power bounds the step, two warps are
+then used instead of four.
 
-Over a cache of e4m3 products are in fp16, those of values for even and odd columns apart; the order
-of no sum depends on that (`pairs.py`).
+Over a cache of e4m3 products are in fp16, those of values separately for even and odd columns; no
+order of summation depends on that (`pairs.py`).
 
-With `exact`, a row has the bits that `exact_prefill.py` gives it too, along the tree that stands
-there: tiles lie at multiples of TILE for every context, rows past its end are masked, which
-descriptors cannot do, a short split is a unit and a long one any context.
+With `exact`, a row has the same bits as in `exact_prefill.py`, along the tree described there:
+tiles are at multiples of TILE for every context, rows past its end are masked, which descriptors
+cannot do, a short split is a unit and a long one any context.
 
-Launched as a dependent, a program reads what the step was prepared with (contexts, positions,
-slots, tables) before it waits for the kernel ahead, and where two programs fill a multiprocessor,
-the first tiles too, unless one of them is to hold the newest token. It may: no program starts
-before an ordinary launch ahead of it has, which waits for all before itself, and between what
-prepares a step and the layers stands one, the look-up of the embeddings. All but a row's newest
-token is of earlier steps.
+Launched as a programmatic dependent, a program reads the prepared inputs (contexts, positions,
+slots, tables) before it waits for the preceding kernel and, where two programs fill a
+multiprocessor, the first tiles too, unless one of them will hold the newest token. That is safe: no
+program starts before a preceding ordinary launch has, which waits for everything before it, and
+between the preparation of a step and its layers there is one, the embedding look-up. Everything but
+a row's newest token is from earlier steps.
 
 The split is the slowest index of the grid: the short last splits start last and fill the gaps.
 
 `rope_decode_attention` takes the product's qkv instead of q: each program norms and rotates its own
 query heads, and the one whose split holds a row's last token writes that token's key and value
-before it reads them. No other program reads that token. It gives the bits of the two kernels.
+before it reads them. No other program reads that token. It gives the same bits as the two kernels.
 
 Sources: Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al., 2023); online softmax (Milakov
 and Gimelshein, 2018).

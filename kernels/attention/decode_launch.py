@@ -1,9 +1,9 @@
-"""How decode attention is launched: which split, how many, by how many warps.
+"""Launch parameters of decode attention: which split, how many, how many warps.
 
 Invariant: everything here is a function of numbers that the host knows before a step runs (rows,
-heads, dtype, a bound of the context, what the card has room for), so that it can be told ahead
-which kernels a configuration can ever launch (`engine/runner/warmup.py` does). No result depends
-on it, but for the length of a tile.
+heads, dtype, a bound of the context, the card's resources), so that the kernels that a
+configuration can ever launch are known in advance (see `engine/runner/warmup.py`). No result
+depends on it, except on the length of a tile.
 """
 
 from dataclasses import dataclass

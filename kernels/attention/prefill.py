@@ -6,34 +6,34 @@
 
 One program takes BLOCK_M query rows of one kv head: consecutive tokens of one request, each with
 all the query heads of the group (tile row i is token i // G, head i % G), so that a group reads
-its keys once. Two loops: tiles of keys that every query of the tile sees whole, without masks;
-then those that the diagonal or the end of the context cuts.
+its keys once. There are two loops: key tiles that every query of the tile sees in full, without
+masks; then those that are cut by the diagonal or the end of the context.
 
-Tiles are found on the device: tile i belongs to the last row whose first tile, bounded by
-query_start_loc // tokens a tile + row, is not after i. So the grid depends on T and R alone, and
-the host reads nothing. The last tiles of a row see most and start first.
+Tiles are assigned on the device: tile i belongs to the last row whose first tile, bounded by
+query_start_loc // tokens per tile + row, is not after i. So the grid depends on T and R alone, and
+the host reads nothing. The last tiles of a row see the most keys and start first.
 
-Rows of few tokens (decode rows that ride in a mixed step) go to a second launch with tiles of 16
-rows, for a padded tile would waste most of its work.
+Rows of few tokens (decode rows in a mixed step) go to a second launch with tiles of 16 rows, since
+a padded tile would waste most of its work.
 
 Few tiles over long contexts (a prompt whose prefix is cached) would leave most of the device idle:
-then the context is split over programs too. Each writes what its split gives
+then the context is split over programs too. Each writes the result of its split
 
     partial [T, Hq, S, D'] fp32        stats [T, Hq, S, 2] fp32 (maximum, sum of weights)
 
-and a second kernel merges a query's splits in index order. Splits are cut at multiples of SPLIT
-tokens, or of the least multiple of it that cuts the row's context into MAX_SPLITS. A query that
-sees one split alone is finished by its first program, and the programs of splits that no query
-sees leave at once, so that a captured graph may bound the contexts from far above.
+and a second kernel merges a query's splits in index order. Splits end at multiples of SPLIT tokens,
+or of the least multiple of it that divides the row's context into MAX_SPLITS. A query that sees
+only one split is finished by its first program, and the programs of splits that no query sees exit
+at once, so that a captured graph may use a loose bound of the contexts.
 
 Invariant: a query's result depends on its own context, on the height of its tile, and on whether
-the step is split, which follows from the numbers of tokens, rows and heads; never on what the batch
-mates hold, nor on max_context_len. Tiles of keys are cut at fixed multiples (a function of head
-size and dtype) and summed in order, but short rows take lower tiles and a split step sums split by
+the step is split, which follows from the numbers of tokens, rows and heads; never on the contents
+of other rows, nor on max_context_len. Key tiles start at fixed multiples (a function of head size
+and dtype) and are summed in order, but short rows use lower tiles and a split step sums split by
 split: a chunk of a few tokens may differ from the whole in the last bits. Contexts of one split
 give the same bits either way.
 
-On sm_90 whole contexts are taken by hopper_prefill.py, bit for bit (`prefill_launch.for_hopper`).
+On sm_90 hopper_prefill.py handles whole contexts, bit for bit (`prefill_launch.for_hopper`).
 
 Sources: FlashAttention-2 (Dao, 2023); Flash-Decoding (Dao et al., 2023); paged KV (Kwon et al.,
 2023).

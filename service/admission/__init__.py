@@ -1,4 +1,4 @@
-"""Who may wait, how long, and how much one client may have.
+"""Queue admission: which calls may wait, how long, and how much one client may have.
 
-`rpc` comes in. Nothing here knows gRPC, text or tensors.
+Used by `rpc`. Nothing here knows text or tensors.
 """

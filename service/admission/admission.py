@@ -1,27 +1,27 @@
-"""Who may wait: as few as the clients' deadlines and a short queue allow.
+"""Admission to the queue: bounded by the clients' deadlines and kept short.
 
-A call is let in if there is room by number and by prompt tokens, and if it can be expected to start
-in time: before its deadline, and within `max_queue_seconds`. A queue that is there for a moment is
-a burst and good. One that stands longer than `queue_burst_seconds` only makes everybody wait, it
-serves no one more: from then on a call gets in only if it can start within `queue_target_seconds`,
+A call is admitted if there is room by number and by prompt tokens, and if it can be expected to
+start in time: before its deadline, and within `max_queue_seconds`. A short-lived queue is a burst,
+which is fine. A standing queue, longer than `queue_burst_seconds`, only adds latency without
+serving more: from then on a call is admitted only if it can start within `queue_target_seconds`,
 until nothing had to be refused for as long (controlled delay: Nichols & Jacobson, 2012; for servers
-Maurer, 2015). So a server under three times its load answers those it lets in as fast as at rest.
+Maurer, 2015). So a server at three times its capacity answers admitted calls as fast as when idle.
 
-A call that resumes a broken stream goes before fresh ones of its priority, as in the engine:
-somebody has read the beginning. A full queue, and one that stands, still takes some of them: half
-as many as may wait at all.
+A call that resumes a broken stream goes before new ones of its priority, as in the engine: somebody
+has read the beginning. A full or standing queue still admits some of them: half as many as may wait
+at all.
 
-Clients share. The engine serves first whom it has served least; so a call waits behind higher
-priorities, and behind as many calls of each other client as its own client has waiting. A client
-that holds less than its share of the machine is let in whatever the others have piled up.
+Clients share. The engine serves first the client that it has served least; so a call waits behind
+higher priorities, and behind as many calls of each other client as its own client has waiting. A
+client that holds less than its share of the machine is admitted whatever the others have queued.
 
-A place is taken before anything is done for a call; its prompt's tokens are added once they are
-known. Open calls are bounded too, at as many as may run and wait: a call that the engine has served
+A place is taken before any work is done for a call; its prompt's tokens are added once they are
+known. Open calls are bounded too, to as many as may run and wait: a call that the engine has served
 stays open until its client has read it.
 
-Invariant: each index let in is counted as waiting until it has started, then as held until its call
+Invariant: each admitted index counts as waiting until it has started, then as held until its call
 ends; all counts return to zero. Own code rather than gRPC's limits, which would also count Stats
-and health checks. Runs on the event loop alone; the clock and the engine's numbers are handed in.
+and health checks. Runs only on the event loop; the clock and the engine's numbers are passed in.
 """
 
 import time
@@ -39,12 +39,12 @@ from quire.service.errors import (
 )
 
 _MIN_RETRY, _MAX_RETRY = 0.1, 30.0
-_SHED_RETRY = 1.0  # seconds, at least, while a standing queue is cut
-_STALLED = 0.5  # seconds: who has waited so long waits for memory, whatever slots are free
+_SHED_RETRY = 1.0  # seconds, at least, while a standing queue is reduced
+_STALLED = 0.5  # seconds: a call that waited this long waits for memory, even if slots are free
 
 
 def _level(priority: int, resumes: bool) -> int:
-    """Who goes first: priorities, and within one what goes on before what begins."""
+    """The order: by priority, and within one, resumed calls before new ones."""
     return 2 * priority + resumes
 
 
@@ -61,7 +61,7 @@ class Policy:
 
 
 class Place:
-    """A call's place: given up index by index as they start, and whole at its end."""
+    """A call's place: released index by index as they start, and wholly at its end."""
 
     __slots__ = (
         "_admission",
@@ -87,8 +87,8 @@ class Place:
         self._left = n
 
     def read(self, tokens: int) -> None:
-        """The prompt has so many tokens: from here on the call waits for the engine alone. Raises
-        Refusal if too many wait."""
+        """The prompt has so many tokens: from now on the call only waits for the engine. Raises
+        Refusal if too many tokens wait."""
         self._admission._read(self, tokens)
 
     def started(self) -> None:
@@ -98,7 +98,7 @@ class Place:
             self._admission._started(self)
 
     def leave(self) -> None:
-        """The call has ended. Repeated calls are nothing."""
+        """The call has ended. Repeated calls have no effect."""
         if self.n:
             left, self._left = self._left, 0
             n, self.n = self.n, 0
@@ -106,7 +106,7 @@ class Place:
 
 
 class Admission:
-    """The queue's doorkeeper."""
+    """Decides which calls may enter the queue."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Admission:
         running: Callable[[], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """running: completions that the engine runs now, as it says itself."""
+        """running: number of completions that the engine reports as running."""
         self.policy = policy
         self._engine_running = running
         self._clock = clock

@@ -1,16 +1,16 @@
-"""How requests come in: the bytes that callers may have on their way before anybody knows them.
+"""Reading of request bodies: bounds the bytes in flight of callers that are not yet known.
 
-gRPC gives a call to the server when its headers are there, and takes in as much of its body as the
-server asks for. Here it is asked for in turn: a body is read once the call has one of `places`, so
-at most places × the largest message is in memory of callers who have shown nothing yet. A call
-without its key is refused before its body is read.
+gRPC hands a call to the server when its headers have arrived, and reads as much of its body as the
+server asks for. Bodies are read in turn: once the call has one of `places`, so callers that have
+proved nothing yet hold at most places × the largest message in memory. A call without its key is
+refused before its body is read.
 
-Invariant: a place is held for BODY_SECONDS at most, and, while others wait, given up after
-GRACE_SECONDS to those who wait. Connections take turns, those that were slow before behind the
-others; where too many calls wait, the connection that has the most of them loses its last. So
-bodies that never end cost their senders' own connections their turns, and others a second.
+Invariant: a place is held for at most BODY_SECONDS and, while others wait, given to them after
+GRACE_SECONDS. Connections take turns, those that were slow before come after the others; if too
+many calls wait, the connection that has the most of them loses its last. So bodies that never end
+cost their senders' own connections their turns, and others a second.
 
-Calls that send several requests (reflection's) are few, and short.
+Calls that send several requests (reflection) are limited to a few, and to a short time.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from quire.service.errors import Refusal
 
 BODY_SECONDS = 30.0
 GRACE_SECONDS = 1.0
-MAX_BODY_BYTES = 64 << 20  # of all bodies on their way
+MAX_BODY_BYTES = 64 << 20  # of all bodies being read
 MAX_WAITING = 8192  # calls that wait for a place
 MAX_STREAMING = 16  # calls that send several requests
 STREAMING_SECONDS = 60.0
@@ -51,7 +51,7 @@ def places_for(max_message: int) -> int:
 
 
 class Reading:
-    """A body that has a place, or will have it once it is entered; a context."""
+    """A body that has a place, or gets it on entering: a context manager."""
 
     __slots__ = ("_key", "_places", "connection", "given_up", "limit", "since")
 
@@ -61,7 +61,7 @@ class Reading:
         self.limit: asyncio.Timeout | None = None  # of whoever waits for the body in their own task
 
     async def __aenter__(self) -> "Reading":
-        """Waits for the place. Raises Refusal if too many do, or at the end."""
+        """Waits for the place. Raises Refusal if too many wait, or at shutdown."""
         loop = asyncio.get_running_loop()
         await self._places._take(self.connection, loop)
         self.since = loop.time()
@@ -73,7 +73,7 @@ class Reading:
         self._places._end(self, self._key)
 
     def give_up(self) -> None:
-        """It is waited for no longer."""
+        """Stop waiting for it."""
         if not self.given_up.done():
             self.given_up.set_result(None)
             if self.limit is not None and not self.limit.expired():
@@ -81,7 +81,7 @@ class Reading:
 
 
 class Places:
-    """Who reads, and who waits for it. Of one event loop, whose clock it keeps."""
+    """Which bodies are being read, and which wait for it. Used on one event loop, by its clock."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -107,7 +107,7 @@ class Places:
         return len(self._reading)
 
     def place(self, connection: str) -> Reading:
-        """A place for one body, as a context that waits for it: see Reading."""
+        """A place for one body: a context manager that waits for it, see Reading."""
         return Reading(self, connection)
 
     async def _take(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -127,7 +127,7 @@ class Places:
         return key
 
     def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give up the bodies whose time is over, and look again when the next one's is."""
+        """Give up the bodies whose time is over, and check again when the next one's is."""
         self._overdue = None
         for reading in self._reading.values():
             left = reading.since + BODY_SECONDS - loop.time()
@@ -144,7 +144,7 @@ class Places:
         self._leave()
 
     async def _turn(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for a place that has become free. Raises Refusal."""
+        """Wait for a free place. Raises Refusal."""
         if self._live >= MAX_WAITING:
             self._make_room(connection)
         turn: asyncio.Future[None] = loop.create_future()
@@ -170,8 +170,8 @@ class Places:
                 self._turns.pop(connection, None)
 
     def _make_room(self, connection: str) -> None:
-        """Whoever has the most calls waiting loses the last of them. Raises Refusal if that is who
-        comes now."""
+        """The connection with the most waiting calls loses its last one. Raises Refusal if that is
+        the new call's own connection."""
         most = max(self._turns, key=lambda name: len(self._turns[name]))
         refusal = errors.too_many_calls(MAX_WAITING, _RETRY_SECONDS)
         if len(self._turns[most]) <= len(self._turns.get(connection, ())) + 1:
@@ -182,8 +182,7 @@ class Places:
         last.set_exception(refusal)
 
     def late(self, connection: str) -> Refusal:
-        """Why a body is not waited for any longer. One that was slow waits behind others from now
-        on."""
+        """Why a body is no longer awaited. A slow connection comes after others from now on."""
         if self._closed:
             return errors.shutting_down()
         self._slow[connection] = self._slow.pop(connection, 0) + 1
@@ -192,7 +191,7 @@ class Places:
         return errors.slow_request(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """The server leaves: whoever has yet to say what they want is told so."""
+        """The server shuts down: refuse all calls whose bodies are not read."""
         self._closed = True
         for reading in self._reading.values():
             reading.give_up()
@@ -201,7 +200,7 @@ class Places:
                 turn.set_exception(errors.shutting_down())
 
     def _leave(self) -> None:
-        """The place goes to the next who waits."""
+        """Give the place to the next waiting call."""
         while self._waiting:
             _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():
@@ -210,7 +209,7 @@ class Places:
         self._free += 1
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take places from those who have had them for long, as long as somebody waits."""
+        """While calls wait, take places from those that have held them too long."""
         if self._timer is not None:
             return
         live = self._live
@@ -226,8 +225,8 @@ class Places:
 
 
 class Intake(grpc.aio.ServerInterceptor):
-    """Reads the one request of each call that has one, in turn. Whatever the method, bytes that are
-    not its message end the call with a status of ours."""
+    """Reads the request of each call with a single one, in turn. For any method, bytes that do not
+    parse as its message end the call with a status of ours."""
 
     def __init__(
         self, places: Places, check: Check, on_refused: OnRefused, max_message: int
@@ -245,7 +244,7 @@ class Intake(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """A handler of the same answers, which reads the request by itself."""
+        """A handler with the same answers, which reads the request itself."""
         found = await continuation(handler_call_details)
         if found is None:
             return found

@@ -1,5 +1,5 @@
-"""What a model's answer says: its thoughts, its text, and its calls of tools.
+"""Parses a model's answer into thoughts, text, and tool calls.
 
-`rpc` and `app` come in. Text goes in and events come out; nothing here knows tokens, gRPC or the
+Used by `rpc` and `app`. Text goes in and events come out; nothing here knows tokens, gRPC or the
 engine.
 """

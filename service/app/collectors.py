@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.stats import EngineStats
 from quire.service.admission.admission import Admission
-from quire.service.rpc.reception import Serving
+from quire.service.rpc.call_admission import Serving
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics import Build, QuireCollector, Sources
 from quire.service.telemetry.protection_metrics import ProtectionCollector

@@ -25,7 +25,7 @@ def gateway_listener(
     """Not started yet. tokenizer: the directory of its files. new_server: with the guards of the
     main port. Raises ConfigError where the protos' package or the port is not to be had."""
     assert service.gateway_port is not None
-    authenticator = parts.entrance.authenticator
+    authenticator = parts.access_control.authenticator
     face = GatewayServicer(
         parts.servicer, parts.lifecycle, ledger, authenticator, tokenizer, parts.version
     )

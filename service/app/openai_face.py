@@ -20,15 +20,15 @@ from quire.service.app import ports
 from quire.service.lifecycle import Lifecycle
 from quire.service.openai.app import make_app
 from quire.service.openai.bodies import Bodies
-from quire.service.openai.door import Door, Hosts
-from quire.service.openai.entry import Entry
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_server import HttpServer, tls_context
-from quire.service.openai.pages import Pages
+from quire.service.openai.info_endpoints import InfoEndpoints
+from quire.service.openai.request_guard import AllowedHosts, RequestGuard
+from quire.service.openai.request_reader import RequestReader
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
-from quire.service.rpc.doorman import Doorman
-from quire.service.rpc.reception import Entrance
+from quire.service.rpc.call_admission import AccessControl
+from quire.service.rpc.call_guard import CallGuard
 from quire.service.rpc.servicer import InferenceServicer
 from quire.service.security.credentials import Security
 from quire.service.settings import ServiceConfig, listed
@@ -42,9 +42,9 @@ class Parts:
     """What the face shares with gRPC. max_body: bytes. connections: at most so many."""
 
     servicer: InferenceServicer
-    entrance: Entrance
+    access_control: AccessControl
     lifecycle: Lifecycle
-    doorman: Doorman
+    call_guard: CallGuard
     places: Places
     workers: PromptWorkers
     security: Security
@@ -82,17 +82,19 @@ async def open_face(
 
 
 def _app(service: ServiceConfig, parts: Parts) -> ASGIApp:
-    authenticator = parts.entrance.authenticator
+    authenticator = parts.access_control.authenticator
     guarded = authenticator.required or parts.security.mutual
-    hosts = Hosts(service.http_host, listed(service.http_names), guarded=guarded)
-    door = Door(hosts, authenticator, parts.doorman)
-    entry = Entry(door, Bodies(parts.places, parts.max_body), parts.workers)
+    hosts = AllowedHosts(service.http_host, listed(service.http_names), guarded=guarded)
+    guard = RequestGuard(hosts, authenticator, parts.call_guard)
+    reader = RequestReader(guard, Bodies(parts.places, parts.max_body), parts.workers)
     return make_app(
-        door,
-        Generation(parts.servicer, entry, parts.model),
-        Vectors(parts.servicer, entry, parts.model),
-        Pages(parts.servicer, parts.lifecycle, parts.version, parts.collectors, parts.hangs),
-        Tokens(parts.servicer, entry, parts.model),
+        guard,
+        Generation(parts.servicer, reader, parts.model),
+        Vectors(parts.servicer, reader, parts.model),
+        InfoEndpoints(
+            parts.servicer, parts.lifecycle, parts.version, parts.collectors, parts.hangs
+        ),
+        Tokens(parts.servicer, reader, parts.model),
         listed(service.cors_origin),
     )
 

@@ -1,9 +1,9 @@
-"""The server's life: open the port, load, serve, drain, stop.
+"""The server's life cycle: open the port, load, serve, drain, stop.
 
 Invariant: the port is open and NOT_SERVING before the model is loaded; SERVING only after warm-up.
-The end has an order: NOT_SERVING first, then no new calls, then the streams get `drain_seconds`,
-then the engine stops (which ends what is left), then the port closes. A dead engine ends the
-process with another exit code than 0.
+Shutdown has an order: NOT_SERVING first, then no new calls, then streams get `drain_seconds`, then
+the engine stops (which ends remaining calls), then the port closes. A dead engine ends the process
+with a non-zero exit code.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.models.resolve import ResolvedModel
 from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.answer_reading import family_of
-from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.call_admission import AccessControl, Serving
+from quire.service.rpc.call_guard import CallGuard
 from quire.service.rpc.pooled_requests import PooledReader
-from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.served_model import ServedModel
 from quire.service.rpc.servicer import InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
@@ -63,10 +63,10 @@ log = logging.getLogger("quire.service")
 
 ProgressReport = Callable[[str, float], None]
 
-# What comes after the drain takes END_SECONDS at most, in the order of these bounds.
+# Everything after the drain takes at most END_SECONDS, in the order of these bounds.
 END_SECONDS = 5.0
 _ENGINE_STOP = 1.5  # seconds that the engine gets to end its step
-_WRITES = 2.5  # seconds that calls which have ended get to be written
+_WRITES = 2.5  # seconds to write out the ends of calls
 _REST = 0.5  # seconds that metrics and traces get to end
 
 
@@ -99,18 +99,18 @@ class Server:
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._workers = PromptWorkers()
         self._admission = Admission(policy(settings), lambda: engine.stats().running)
-        self._entrance = self._new_entrance()
+        self._access = self._new_access()
         self.servicer = self._servicer = InferenceServicer(
             self._lifecycle,
             self.ledger,
-            self._entrance,
+            self._access,
             self._tracer,
             WriteWatch(settings.service.write_stall_seconds),
         )
         self._listeners: list[Listener] = []
         self._awaiting: list[Places] = []  # where requests are read
         self._keeper: Keeper | None = None
-        # One each: where the disk of one hangs, changes of the others are seen.
+        # One each: if the disk of one hangs, changes of the others are still seen.
         self._watchers = [Watcher(files) for files in self._security.watched]
         self._metrics: MetricsServer | None = None
         self._watchdog = Watchdog.of(settings.service, engine.busy_since)
@@ -118,21 +118,22 @@ class Server:
         self._http: HttpServer | None = None
         self.port = self.http_port = self.metrics_port = self.health_port = self.gateway_port = 0
 
-    def _new_entrance(self) -> Entrance:
+    def _new_access(self) -> AccessControl:
         settings = self._settings
-        return Entrance(
+        return AccessControl(
             self._security.authenticator,
             ClientLimits(limits(settings)),
             self._admission,
             settings.service.log_prompts,
         )
 
-    # ------------------------------------------------------------ beginning
+    # ------------------------------------------------------------ start
 
     async def open(self, max_model_len: int) -> None:
-        """Open the ports: alive, and not ready. Raises ConfigError if one is in use."""
+        """Open the ports: the server is alive but not ready. Raises ConfigError if one is in
+        use."""
         service = self._settings.service
-        authenticator = self._entrance.authenticator
+        authenticator = self._access.authenticator
         self.max_message = max_message = ports.max_message_bytes(max_model_len)
         self._connections = connections = ports.max_connections(
             ports.raise_descriptors(),
@@ -170,12 +171,12 @@ class Server:
             )
 
     def _guards(self, max_message: int) -> list[grpc.aio.ServerInterceptor]:
-        """What a call passes before its request is read."""
-        authenticator = self._entrance.authenticator
-        self._doorman = doorman = Doorman(authenticator, self.ledger)
+        """Interceptors that a call passes before its request is read."""
+        authenticator = self._access.authenticator
+        self._call_guard = call_guard = CallGuard(authenticator, self.ledger)
         self._places = Places(places_for(max_message))
         self._awaiting.append(self._places)
-        intake = Intake(self._places, doorman.check, doorman.on_refused, max_message)
+        intake = Intake(self._places, call_guard.check, call_guard.on_refused, max_message)
         return [Guard(authenticator), intake] if authenticator.required else [intake]
 
     def _open_gateway(self, new_server: Callable[[], grpc.aio.Server]) -> None:
@@ -187,16 +188,16 @@ class Server:
             self.gateway_port = port.port
 
     def _open_health(self) -> None:
-        """A port for probes that speak no TLS: it answers nothing but health."""
+        """Open a port for probes without TLS; it only answers health checks."""
         service = self._settings.service
         if service.health_port is None:
             return
         if not self._health.available:
             raise ConfigError("health_port: needs the package grpcio-health-checking")
         options = ports.channel_options(ports.PROBE_BYTES, ports.PROBES, service)
-        places, doorman = Places(places_for(ports.PROBE_BYTES)), self._doorman
+        places, call_guard = Places(places_for(ports.PROBE_BYTES)), self._call_guard
         self._awaiting.append(places)
-        intake = Intake(places, doorman.check, doorman.on_refused, ports.PROBE_BYTES)
+        intake = Intake(places, call_guard.check, call_guard.on_refused, ports.PROBE_BYTES)
 
         def make(port: int) -> tuple[grpc.aio.Server, int]:
             server = grpc.aio.server(options=options, interceptors=[intake])
@@ -209,7 +210,7 @@ class Server:
     async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
         """Load the tokenizer and the template, then the model, then serve. Raises QuireError.
 
-        In this order: what is wrong with small files is said before weights are read for minutes.
+        In this order: errors in small files are reported before weights are read for minutes.
         """
         tokenizer, chat = await asyncio.to_thread(
             _text_side, self._resolved.tokenizer_directory, vocab_size
@@ -220,9 +221,9 @@ class Server:
         model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         validator = Validator(model, self._workers)
-        if not info.embeds_only:  # read at once: it holds the interpreter, and nobody is served yet
+        if not info.embeds_only:  # now: it holds the interpreter, and nobody is being served yet
             reading = asyncio.to_thread(validator.constraints.vocabulary)
-            self._engine.teach(await self._engine.beside(reading))
+            self._engine.set_vocabulary(await self._engine.unless_dead(reading))
         self._servicer.serving = Serving(
             self._engine,
             model,
@@ -237,7 +238,7 @@ class Server:
             self._watching = asyncio.create_task(self._watchdog.watch(self._on_watchdog))
 
     async def _on_watchdog(self, verdict: Verdict) -> None:
-        """A step has taken too long, or has ended after all, or is given up."""
+        """A step takes too long, has ended after all, or is given up."""
         hung = verdict is not Verdict.RECOVERED
         if verdict is Verdict.HUNG:
             await self._log_stack()
@@ -249,7 +250,8 @@ class Server:
         self._health.set_ready(not hung and self._lifecycle.phase is Phase.READY)
 
     async def _log_stack(self) -> None:
-        """A process writes its own beside the log, piece by piece: into the midst of no line."""
+        """Log the engine's stack. An engine process writes its own to the same stream, in pieces
+        that never split a log line."""
         log.critical("a step hangs; the engine stands here:")
         await asyncio.to_thread(logs.flush)
         if stack := self._engine.stack():
@@ -257,7 +259,7 @@ class Server:
 
     @property
     def engine_abandoned(self) -> bool:
-        """Whether the engine may be in its step for ever: nobody must wait for it."""
+        """Whether the engine's step may never end: nobody must wait for it."""
         return self._engine.abandoned
 
     @property
@@ -301,8 +303,8 @@ class Server:
         return self._watchdog is not None and self._watchdog.hung
 
     async def open_http(self, sockets: "Sequence[socket.socket] | None" = None) -> None:
-        """Open the OpenAI API too; after `open`. sockets: that listen already, else by the options,
-        and a port that is not to be had is one line of the log."""
+        """Open the OpenAI API too; after `open`. sockets: already listening; default: by the
+        options, where a port that is in use is only logged."""
         if sockets is None and not self._settings.service.http_port:
             return
         self._http = await open_face(self._settings.service, self._parts(), sockets)
@@ -311,9 +313,9 @@ class Server:
     def _parts(self) -> Parts:
         return Parts(
             self._servicer,
-            self._entrance,
+            self._access,
             self._lifecycle,
-            self._doorman,
+            self._call_guard,
             self._places,
             self._workers,
             self._security,
@@ -326,14 +328,14 @@ class Server:
         )
 
     def read_again(self) -> None:
-        """Look at the files that may change now, without waiting for the next look."""
+        """Check the watched files now, without waiting for the next poll."""
         for watcher in self._watchers:
             watcher.look_now()
 
     # ------------------------------------------------------------ end
 
     async def wait_dead(self) -> None:
-        """Returns when the engine has died, having told the probes."""
+        """Returns when the engine has died and probes report it."""
         error_id = await self._engine.wait_dead()
         self._lifecycle.error_id = error_id
         self._lifecycle.advance(Phase.DEAD)
@@ -341,7 +343,7 @@ class Server:
         self._health.set_ready(False)
 
     async def drain(self) -> None:
-        """Refuse new calls and let the open ones end, for `drain_seconds` at most."""
+        """Refuse new calls and let open ones end, for at most `drain_seconds`."""
         self._lifecycle.advance(Phase.DRAINING)
         self._health.set_ready(False)
         seconds = self._settings.service.drain_seconds
@@ -353,10 +355,10 @@ class Server:
             log.warning("drain time is over", extra={"fields": {"open": self.ledger.open}})
 
     async def stop(self, *, leaving: bool = False) -> None:
-        """Stop the engine, which ends what is open, then close the ports: within END_SECONDS.
+        """Stop the engine, which ends open calls, then close the ports: within END_SECONDS.
 
-        leaving: the process ends next, and its connections with it: a client that has not read its
-        end sees UNAVAILABLE. Without, such calls are cancelled here.
+        leaving: the process exits next, and its connections with it: a client that has not read
+        its end sees UNAVAILABLE. Otherwise such calls are cancelled here.
         """
         if self._watching is not None:
             self._watching.cancel()
@@ -380,7 +382,7 @@ class Server:
         await asyncio.wait({rest}, timeout=_REST)
 
     def _rest(self) -> "list[Coroutine[Any, Any, None]]":
-        """What serves nobody but its readers: its end is waited for a moment only."""
+        """Metrics and traces, whose end is awaited only briefly."""
         stops = [self._tracer.close]
         if self._metrics is not None:
             stops.append(self._metrics.stop)

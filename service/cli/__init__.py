@@ -1,4 +1,4 @@
-"""`quire serve` and its sisters: commands, flags, the dry run, progress on a terminal.
+"""`quire serve` and the server's other commands: flags, the dry run, progress on a terminal.
 
-The entry point comes in. Everything below may be used here; nothing below may use this.
+Loaded by the entry point. It may import everything below; nothing below may import it.
 """

@@ -1,5 +1,5 @@
-"""What an output must look like: schemas, grammars and choices, as masks of allowed ids.
+"""Constraints on outputs: schemas, grammars and choices, as masks of allowed ids.
 
-`rpc` and `app` come in; the engine is given what makes its matchers. This is the one place that
-knows llguidance. Nothing here knows gRPC, a prompt, or which steps there are.
+Used by `rpc` and `app`; the engine is given the builder of its matchers. This is the only place
+that knows llguidance. Nothing here knows gRPC, a prompt, or the engine's steps.
 """

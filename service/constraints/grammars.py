@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from quire.clients import large_json
 from quire.engine.errors import RequestError
 from quire.engine.request import Constraint, Vocabulary
-from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step
+from quire.engine.scheduling.matching import BeginWork, Mask, Matcher, Room, Step
 from quire.service.constraints.deep_threads import DeepThreads, TooSlow
 from quire.service.constraints.matcher_batch import MatcherBatch
 from quire.service.constraints.sources import check_schema, field_of, grammar_of, with_exact_formats
@@ -63,7 +63,7 @@ class Grammars:
         self._threads = DeepThreads()
         self._batch = MatcherBatch()
 
-    def learn(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """See Matchers. What is wrong with the vocabulary is told where a matcher is asked for."""
         with self._lock:
             self._vocabulary = vocabulary
@@ -86,9 +86,9 @@ class Grammars:
         """See Matchers."""
         self._batch.room = room
 
-    def work_beside(self, begin: Beside) -> None:
+    def set_concurrent_work(self, begin: BeginWork) -> None:
         """See Matchers."""
-        self._batch.beside = begin
+        self._batch.begin_work = begin
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""

@@ -14,7 +14,15 @@ from typing import cast
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from quire.engine.scheduling.matching import Beside, Mask, Matcher, Room, Step, one_by_one, parted
+from quire.engine.scheduling.matching import (
+    BeginWork,
+    Mask,
+    Matcher,
+    Room,
+    Step,
+    one_by_one,
+    parted,
+)
 from quire.service.constraints.text_matcher import TextMatcher
 from quire.service.constraints.thoughts import AfterThoughts
 
@@ -33,7 +41,7 @@ class MatcherBatch:
         self._matchers: list[Matcher] = []  # that were asked together last, all of them of text
         self._texts: _Texts = []  # the same, in order
         self.room: Room | None = None  # see Matchers.write_to
-        self.beside: Beside = lambda: lambda: None  # see Matchers.work_beside
+        self.begin_work: BeginWork = lambda: lambda: None  # see Matchers.set_concurrent_work
 
     def advance(self, steps: Sequence[Step]) -> Sequence[Mask | Exception]:
         """See Matchers."""
@@ -77,7 +85,7 @@ class MatcherBatch:
             self._executor = LLExecutor(num_threads=THREADS)
         masks = [(backend, row) for row, (backend, _) in enumerate(asked)]
         took = self._executor.consume_token_par(asked)
-        wait = self.beside()
+        wait = self.begin_work()
         try:
             self._executor.unsafe_compute_mask_ptr(masks, room, size, len(masks))  # still awake
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 from quire.service.gateway.open_calls import OpenCalls
 from quire.service.gateway.protos import Protos
 from quire.service.lifecycle import Lifecycle, Phase
-from quire.service.rpc.reception import Serving
+from quire.service.rpc.call_admission import Serving
 from quire.service.rpc.servicer import InferenceServicer
 from quire.service.security.auth import Caller
 

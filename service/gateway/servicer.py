@@ -24,7 +24,7 @@ from quire.service.gateway.kv_stream import KvStream
 from quire.service.gateway.open_calls import OpenCall, OpenCalls
 from quire.service.gateway.protos import SERVICE, Protos
 from quire.service.lifecycle import Lifecycle
-from quire.service.rpc.reception import Malformed, fault
+from quire.service.rpc.call_admission import Malformed, fault
 from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.servicer import Answer, InferenceServicer, decoder
 from quire.service.security.auth import Authenticator, Caller

@@ -1,4 +1,4 @@
 """What `--model` means, and the model that ships with Quire.
 
-`cli` and `app` come in. Nothing here loads a weight.
+Used by `cli` and `app`. Nothing here loads a weight.
 """

@@ -17,13 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.service.errors import Refusal
 from quire.service.openai import problems
-from quire.service.openai.door import Door
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_context import HttpContext
-from quire.service.openai.pages import Pages
+from quire.service.openai.info_endpoints import InfoEndpoints
+from quire.service.openai.request_guard import RequestGuard
 from quire.service.openai.tokens import Tokens
 from quire.service.openai.vectors import Vectors
-from quire.service.rpc.reception import fault
+from quire.service.rpc.call_admission import fault
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 _ANY = ("GET", "POST", "DELETE")
@@ -31,16 +31,16 @@ _OTHER = "/openai/"  # the name in logs of requests that generate nothing
 
 
 def make_app(
-    door: Door,
+    guard: RequestGuard,
     generation: Generation,
     vectors: Vectors,
-    pages: Pages,
+    info: InfoEndpoints,
     tokens: Tokens,
     origins: Sequence[str],
 ) -> ASGIApp:
     """origins: of web pages that may call."""
     app: ASGIApp = ExceptionMiddleware(
-        Router(_routes(door, generation, vectors, pages, tokens), redirect_slashes=False),
+        Router(_routes(guard, generation, vectors, info, tokens), redirect_slashes=False),
         handlers={Refusal: _refused, HTTPException: _unknown},
     )
     if origins:
@@ -51,11 +51,15 @@ def make_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    return _Entry(app, door)
+    return _EntryMiddleware(app, guard)
 
 
 def _routes(
-    door: Door, generation: Generation, vectors: Vectors, pages: Pages, tokens: Tokens
+    guard: RequestGuard,
+    generation: Generation,
+    vectors: Vectors,
+    info: InfoEndpoints,
+    tokens: Tokens,
 ) -> list[Route]:
     """What a call passes by itself, and what the key is asked for here."""
 
@@ -63,10 +67,10 @@ def _routes(
         async def answer(request: Request) -> Any:
             context = request.scope["context"]
             try:
-                await door.check_key(context)
+                await guard.check_key(context)
                 return await endpoint(request)
             except Refusal as refusal:
-                door.refused(context, refusal, _OTHER + name)
+                guard.refused(context, refusal, _OTHER + name)
                 raise
 
         return answer
@@ -77,24 +81,24 @@ def _routes(
         Route("/v1/completions", generation.completions, methods=["POST"]),
         Route("/v1/embeddings", vectors.embeddings, methods=["POST"]),
         Route("/v1/rerank", vectors.rerank, methods=["POST"]),
-        Route("/v1/models", guarded(pages.models, "models"), methods=["GET"]),
-        Route("/v1/models/{name:path}", guarded(pages.model, "models"), methods=["GET"]),
+        Route("/v1/models", guarded(info.models, "models"), methods=["GET"]),
+        Route("/v1/models/{name:path}", guarded(info.model, "models"), methods=["GET"]),
         Route("/v1/responses", no_responses, methods=_ANY),
         Route("/v1/responses/{rest:path}", no_responses, methods=_ANY),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
-        Route("/health", pages.health, methods=["GET"]),
-        Route("/version", guarded(pages.version, "version"), methods=["GET"]),
-        Route("/metrics", guarded(pages.metrics, "metrics"), methods=["GET"]),
+        Route("/health", info.health, methods=["GET"]),
+        Route("/version", guarded(info.version, "version"), methods=["GET"]),
+        Route("/metrics", guarded(info.metrics, "metrics"), methods=["GET"]),
     ]
 
 
-class _Entry:
+class _EntryMiddleware:
     """The first to see a request, and the last to see what became of it."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, guard: RequestGuard) -> None:
         self._app = app
-        self._door = door
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = HttpContext(scope)
@@ -105,9 +109,9 @@ class _Entry:
             await send(message)
 
         try:
-            self._door.check(context)
+            self._guard.check(context)
         except Refusal as refusal:
-            self._door.refused(context, refusal, _OTHER + "headers")
+            self._guard.refused(context, refusal, _OTHER + "headers")
             await problems.response(refusal)(scope, receive, send)
             return
         try:

@@ -15,7 +15,7 @@ from quire.clients.openai.asked import Asked
 from quire.service.errors import Refusal
 from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import translated
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.v1 import inference_pb2 as pb
 

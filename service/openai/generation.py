@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
-from quire.service.openai.answer_room import Room
-from quire.service.openai.entry import Entry
+from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
+from quire.service.openai.request_reader import RequestReader
 from quire.service.rpc.servicer import InferenceServicer
 
 GENERATE = "/quire.v1.InferenceService/Generate"
@@ -19,12 +19,12 @@ Read = Callable[[dict[str, Any], str], Asked]
 class Generation:
     """Answers both."""
 
-    def __init__(self, servicer: InferenceServicer, entry: Entry, model: str) -> None:
+    def __init__(self, servicer: InferenceServicer, reader: RequestReader, model: str) -> None:
         """model: the name that answers carry."""
         self._servicer = servicer
-        self._entry = entry
+        self._reader = reader
         self._model = model
-        self._room = Room()
+        self._budget = LogprobBudget()
 
     async def chat(self, request: Request) -> Any:
         """POST /v1/chat/completions."""
@@ -37,7 +37,7 @@ class Generation:
     async def _reply(self, request: Request, read: Read, *, is_chat: bool) -> Any:
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
-        asked = await self._entry.asked(request, GENERATE, lambda values: read(values, name))
+        asked = await self._reader.read(request, GENERATE, lambda values: read(values, name))
         return Reply(
-            self._servicer, context, asked, model=self._model, chat=is_chat, room=self._room
+            self._servicer, context, asked, model=self._model, chat=is_chat, budget=self._budget
         )

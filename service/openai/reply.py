@@ -1,9 +1,9 @@
 """One generating request, from its acceptance to the last byte of its answer.
 
 Invariant: an answer that was begun ends with its last chunk and `[DONE]`, or with an error event;
-one that was not begun is a status. A client that leaves cancels the call at once, whatever is being
-waited for, and so frees what it holds. A call that is ended under a client that does not read
-closes the connection, since nothing can be told.
+one that was not begun is an HTTP status. A client that disconnects cancels the call at once,
+whatever is being awaited, and so frees what it holds. If a call is ended while its client does not
+read, the connection is closed, since nothing more can be sent.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from starlette.types import Receive, Scope, Send
 from quire.clients.openai.answers import Answer
 from quire.clients.openai.asked import Asked
 from quire.service.errors import Refusal
-from quire.service.openai.answer_room import Room
 from quire.service.openai.calls import Calls
 from quire.service.openai.chunks import DONE, Chunks, event
 from quire.service.openai.http_context import HttpContext
+from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.problems import problem
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.v1 import inference_pb2 as pb
 
@@ -43,34 +43,34 @@ class Reply:
         *,
         model: str,
         chat: bool,
-        room: Room,
+        budget: LogprobBudget,
     ) -> None:
-        """asked: Malformed where the body does not say it."""
+        """asked: Malformed where the body could not be read."""
         self._calls = Calls(servicer, context, asked)
         self._asked = Asked(()) if isinstance(asked, Malformed) else asked
         self._model = model
         self._chat = chat
-        self._room = room
+        self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
-        leaving = Leaving(receive)
+        disconnect = DisconnectWatcher(receive)
         try:
-            async with leaving.watched():
-                await self._answer(send, leaving)
+            async with disconnect.watched():
+                await self._answer(send, disconnect)
         except asyncio.CancelledError:
-            if not leaving.gone:
+            if not disconnect.gone:
                 scope["connection"].abort()
 
-    async def _answer(self, send: Send, leaving: "Leaving") -> None:
+    async def _answer(self, send: Send, disconnect: "DisconnectWatcher") -> None:
         if self._asked.stream:
-            await self._stream(send, leaving)
+            await self._stream(send, disconnect)
         else:
-            await self._whole(send, leaving)
+            await self._whole(send, disconnect)
 
-    async def _whole(self, send: Send, leaving: "Leaving") -> None:
+    async def _whole(self, send: Send, disconnect: "DisconnectWatcher") -> None:
         answer = Answer(self._model, self._asked, chat=self._chat)
-        with self._room.share() as share:
+        with self._budget.share() as share:
 
             async def take(message: pb.GenerateResponse) -> None:
                 share.take(_entries(message))
@@ -79,16 +79,16 @@ class Reply:
             try:
                 await self._calls.run(take)
             except Refusal as refusal:
-                await self._refuse(refusal, send, leaving)
+                await self._refuse(refusal, send, disconnect)
                 return
             if share.held < _MANY:
                 body = answer.encoded()
             else:
                 body = await asyncio.to_thread(answer.encoded)
-        leaving.over = True
+        disconnect.over = True
         await send_whole(send, 200, [_JSON, *self._named()], body)
 
-    async def _stream(self, send: Send, leaving: "Leaving") -> None:
+    async def _stream(self, send: Send, disconnect: "DisconnectWatcher") -> None:
         asked, begun = self._asked, False
         chunks = Chunks(
             self._model,
@@ -113,17 +113,17 @@ class Reply:
             last = b"".join(map(event, chunks.last())) + DONE
         except Refusal as refusal:
             if not begun:
-                await self._refuse(refusal, send, leaving)
+                await self._refuse(refusal, send, disconnect)
                 return
             error = problem(refusal).error
             last = event({"error": dict(error)})
-        leaving.over = True
+        disconnect.over = True
         await _send_part(send, last, more=False)
 
-    async def _refuse(self, refusal: Refusal, send: Send, leaving: "Leaving") -> None:
+    async def _refuse(self, refusal: Refusal, send: Send, disconnect: "DisconnectWatcher") -> None:
         told = problem(refusal)
         headers = [_JSON, *((k.encode(), v.encode()) for k, v in told.headers.items())]
-        leaving.over = True
+        disconnect.over = True
         await send_whole(send, told.status, [*headers, *self._named()], told.body)
 
     def _named(self) -> Headers:
@@ -137,13 +137,13 @@ def _entries(message: pb.GenerateResponse) -> int:
     return sum(1 + len(one.top) for one in chain(*told))
 
 
-class Leaving:
+class DisconnectWatcher:
     """Notices that the client has gone, and cancels the task that answers it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.gone = False
-        self.over = False  # the end is being written: what comes of it is no leaving
+        self.over = False  # the end is being written: a disconnect no longer matters
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -10,9 +10,9 @@ from quire.clients.openai.field_names import Names
 from quire.clients.openai.tokens import read_detokenize, read_tokenize
 from quire.service import errors
 from quire.service.errors import Refusal
-from quire.service.openai.entry import Entry
 from quire.service.openai.problems import translated
-from quire.service.rpc.reception import Malformed
+from quire.service.openai.request_reader import RequestReader
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 
 _SERVICE = "/quire.v1.InferenceService/"
@@ -23,10 +23,10 @@ T = TypeVar("T")
 class Tokens:
     """Answers both."""
 
-    def __init__(self, servicer: InferenceServicer, entry: Entry, model: str) -> None:
+    def __init__(self, servicer: InferenceServicer, reader: RequestReader, model: str) -> None:
         """model: the served one's name."""
         self._servicer = servicer
-        self._entry = entry
+        self._reader = reader
         self._model = model
 
     async def tokenize(self, request: Request) -> JSONResponse:
@@ -48,7 +48,7 @@ class Tokens:
                 raise errors.unknown_model(model, self._model)
             return asked
 
-        asked = await self._entry.asked(request, _SERVICE + method, checked)
+        asked = await self._reader.read(request, _SERVICE + method, checked)
         try:
             call = getattr(self._servicer, method)
             return await call(asked, cast(Any, request.scope["context"]))

@@ -20,11 +20,11 @@ from quire.clients.openai.vectors import (
     read_rerank,
 )
 from quire.service.errors import Refusal
-from quire.service.openai.entry import Entry
 from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import problem, translated
-from quire.service.openai.reply import Leaving, send_whole
-from quire.service.rpc.reception import Malformed
+from quire.service.openai.reply import DisconnectWatcher, send_whole
+from quire.service.openai.request_reader import RequestReader
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 
 _SERVICE = "/quire.v1.InferenceService/"
@@ -36,10 +36,10 @@ Asked = TypeVar("Asked", EmbeddingsAsked, RerankAsked)
 class Vectors:
     """Answers both."""
 
-    def __init__(self, servicer: InferenceServicer, entry: Entry, model: str) -> None:
+    def __init__(self, servicer: InferenceServicer, reader: RequestReader, model: str) -> None:
         """model: the name that answers carry."""
         self._servicer = servicer
-        self._entry = entry
+        self._reader = reader
         self._model = model
 
     async def embeddings(self, request: Request) -> Any:
@@ -55,7 +55,7 @@ class Vectors:
     ) -> Any:
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
-        asked = await self._entry.asked(request, _SERVICE + method, lambda body: read(body, name))
+        asked = await self._reader.read(request, _SERVICE + method, lambda body: read(body, name))
         call = getattr(self._servicer, method)
 
         async def answer() -> bytes:
@@ -89,14 +89,14 @@ class _Whole:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
-        leaving = Leaving(receive)
+        disconnect = DisconnectWatcher(receive)
         try:
-            async with leaving.watched():
+            async with disconnect.watched():
                 status, headers, body = await self._told()
-                leaving.over = True
+                disconnect.over = True
                 await send_whole(send, status, headers, body)
         except asyncio.CancelledError:
-            if not leaving.gone:
+            if not disconnect.gone:
                 scope["connection"].abort()
 
     async def _told(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

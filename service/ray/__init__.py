@@ -1,9 +1,9 @@
-"""Replicas under Ray Serve: an engine a replica, and an ingress that routes, resumes and answers.
+"""Replicas under Ray Serve: an engine per replica, and an ingress that routes, resumes and answers.
 
-`serve run quire.service.ray:app` or `quire ray`. Only the command line comes in here, and Ray's own
-workers; Ray is optional, and imported when an application is built. What a replica runs is `app`'s
-server, whole; how a prompt finds its replica, and how a broken stream goes on, is the clients' own
-(`clients/replicas`). Nothing here listens beyond this machine.
+`serve run quire.service.ray:app` or `quire ray`. Only used by the command line and Ray's own
+workers; Ray is optional, and imported when an application is built. A replica runs `app`'s whole
+server; routing of prompts and resuming of broken streams are the clients' (`clients/replicas`).
+Nothing here listens beyond this machine.
 """
 
 from typing import Any

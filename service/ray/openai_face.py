@@ -19,13 +19,13 @@ from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
-from quire.service.openai.answer_room import Room
 from quire.service.openai.bodies import Bodies, parse
-from quire.service.openai.door import Hosts
 from quire.service.openai.generation import Read
+from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
+from quire.service.openai.request_guard import AllowedHosts
 from quire.service.ray.application_plan import Plan
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.call_admission import Malformed
 from quire.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:  # needs ray
@@ -88,9 +88,9 @@ class OpenAIFace:
     def __init__(self, streams: "Streams", plan: Plan) -> None:
         self._streams = streams
         self._servicer = cast(Any, _Servicer(streams))
-        self._hosts = Hosts("127.0.0.1", plan.names, guarded=False)
+        self._hosts = AllowedHosts("127.0.0.1", plan.names, guarded=False)
         self._bodies = Bodies(Places(places_for(MAX_BODY)), MAX_BODY)
-        self._room = Room()
+        self._budget = LogprobBudget()
         self._keyed = plan.settings().service.api_keys is not None
         self._created = int(time.time())
         self._card: cards.Card | None = None
@@ -125,7 +125,7 @@ class OpenAIFace:
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
         reply = Reply(
-            self._servicer, cast(Any, context), asked, model=name, chat=is_chat, room=self._room
+            self._servicer, cast(Any, context), asked, model=name, chat=is_chat, budget=self._budget
         )
         return _Answer(reply)
 

@@ -21,7 +21,7 @@ from quire.service.models.resolve import resolve
 from quire.service.ray.application_plan import Plan
 from quire.service.ray.call_ends import End, Pairs, end_of
 from quire.service.ray.ray_context import RayContext
-from quire.service.rpc.reception import Malformed
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import decoder
 from quire.service.settings import Settings
 from quire.v1 import inference_pb2 as pb

@@ -14,8 +14,8 @@ from quire.service.ray import loopback
 from quire.service.ray.application_plan import Plan
 from quire.service.ray.dropped import cancel_dropped
 from quire.service.ray.loopback import HERE
+from quire.service.ray.ray_defaults import set_ray_defaults
 from quire.service.ray.replica import EngineReplica
-from quire.service.ray.switches import set_switches
 
 NAME = "quire"
 _ADD = "quire.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
@@ -27,7 +27,7 @@ def start(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> None:
     if "ray" in sys.modules:
         raise ConfigError("ray has been imported already: it would listen on all addresses")
     loopback.keep_here()
-    set_switches()
+    set_ray_defaults()
     try:
         import ray
         from ray import serve

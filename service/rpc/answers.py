@@ -9,9 +9,9 @@ import logging
 import time
 
 from quire.service.lifecycle import Lifecycle, Phase
+from quire.service.rpc.call_admission import AccessControl, Serving
 from quire.service.rpc.open_calls import OpenCalls
 from quire.service.rpc.open_requests import OpenRequests
-from quire.service.rpc.reception import Entrance, Serving
 from quire.service.rpc.text_calls import TextCalls
 from quire.service.security.auth import Caller
 from quire.v1 import inference_pb2 as pb
@@ -25,14 +25,14 @@ class Answers:
     def __init__(
         self,
         lifecycle: Lifecycle,
-        entrance: Entrance,
+        access_control: AccessControl,
         open_calls: OpenCalls,
         open_requests: OpenRequests,
     ) -> None:
         self._lifecycle = lifecycle
         self._open_calls = open_calls
         self._open_requests = open_requests
-        self._text = TextCalls(entrance.limits, entrance.admission.policy.max_waiting)
+        self._text = TextCalls(access_control.limits, access_control.admission.policy.max_waiting)
         self.serving: Serving | None = None
 
     async def stats(self, request: pb.StatsRequest, caller: Caller) -> pb.StatsResponse:

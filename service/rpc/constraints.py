@@ -94,7 +94,7 @@ class Compiler:
             if self._vocabulary is None:
                 tokenizer, vocab_size, eos = self._parts
                 self._vocabulary = Vocabulary(tokenizer.backend.to_str(), vocab_size, eos)
-                self._grammars.learn(self._vocabulary)
+                self._grammars.set_vocabulary(self._vocabulary)
             return self._vocabulary
 
     def schema_fault(self, schema: Mapping[str, Any]) -> str:

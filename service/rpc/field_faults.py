@@ -154,7 +154,7 @@ def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) 
         faults.ids("resume_token_ids", ids, info.vocab_size)
 
 
-def check_judged(request: pb.GenerateRequest, faults: Faults) -> None:
+def check_prompt_logprobs(request: pb.GenerateRequest, faults: Faults) -> None:
     """What shows of log-probabilities of a prompt before it is read."""
     if not request.HasField("prompt_logprobs"):
         return
@@ -164,7 +164,7 @@ def check_judged(request: pb.GenerateRequest, faults: Faults) -> None:
         faults.add("prompt_logprobs", request.prompt_logprobs, words)
 
 
-def judged_of(request: pb.GenerateRequest, prompt_tokens: int) -> int | None:
+def prompt_logprobs_of(request: pb.GenerateRequest, prompt_tokens: int) -> int | None:
     """How many of the best at each place of a prompt; None: none at all. Raises Refusal where
     there would be too many."""
     if not request.HasField("prompt_logprobs"):

@@ -6,7 +6,7 @@ told, and nothing of any text.
 
 from itertools import islice
 
-from quire.service.rpc.reception import Call
+from quire.service.rpc.call_admission import Call
 from quire.v1 import inference_pb2 as pb
 
 MAX_LISTED = 256

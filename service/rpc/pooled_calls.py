@@ -25,16 +25,16 @@ from quire.service.admission.rate_limits import Permit
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc import vectors
-from quire.service.rpc.open_calls import OpenCalls, ended_code
-from quire.service.rpc.pooled_requests import PooledCall, Request, Sender
-from quire.service.rpc.reception import (
-    Entrance,
+from quire.service.rpc.call_admission import (
+    AccessControl,
     Malformed,
     Serving,
+    check_caller,
     check_deadline,
     fault,
-    first_look,
 )
+from quire.service.rpc.open_calls import OpenCalls, ended_code
+from quire.service.rpc.pooled_requests import PooledCall, Request, Sender
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
 from quire.service.telemetry.counters import Ledger
@@ -74,13 +74,13 @@ class PooledCalls:
         self,
         lifecycle: Lifecycle,
         ledger: Ledger,
-        entrance: Entrance,
+        access_control: AccessControl,
         open_calls: OpenCalls,
         tracer: Tracer,
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._entrance = entrance
+        self._access = access_control
         self._open_calls = open_calls
         self._tracer = tracer
 
@@ -132,7 +132,7 @@ class PooledCalls:
                 code = refusal.code
                 if call is None:
                     self._ledger.refuse(code, refusal.reason)
-                    access.refused(method, context, self._entrance.authenticator, refusal)
+                    access.refused(method, context, self._access.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response
@@ -155,9 +155,9 @@ class PooledCalls:
         self, request: Request | Malformed, context: Context, serving: Serving | None
     ) -> tuple[_Open, Serving]:
         """What is returned was counted as accepted."""
-        caller = first_look(request, context, self._entrance, self._lifecycle)
+        caller = check_caller(request, context, self._access, self._lifecycle)
         assert serving is not None and not isinstance(request, Malformed)
-        permit = self._entrance.limits.enter(caller.client)
+        permit = self._access.limits.enter(caller.client)
         try:
             return await self._let_in(request, context, serving, caller, permit), serving
         except BaseException:
@@ -167,7 +167,7 @@ class PooledCalls:
     async def _let_in(
         self, request: Request, context: Context, serving: Serving, caller: Caller, permit: Permit
     ) -> _Open:
-        admission = self._entrance.admission
+        admission = self._access.admission
         texts = len(request.inputs if isinstance(request, pb.EmbedRequest) else request.documents)
         at_once = min(max(texts, 1), admission.policy.slots)
         remaining = context.time_remaining()
@@ -185,7 +185,7 @@ class PooledCalls:
         except BaseException:
             place.leave()
             raise
-        if self._entrance.log_prompts:
+        if self._access.log_prompts:
             fields = {"request_id": call.request_id, "prompt": _shown(request)}
             log.info("request accepted", extra={"fields": fields})
         self._ledger.accept(len(call.requests))
@@ -219,7 +219,7 @@ class PooledCalls:
     async def _all(self, call: _Open, engine: AsyncEngine) -> None:
         """All texts, as many at once as there are slots."""
         rest = iter(enumerate(call.call.requests))
-        width = min(len(call.call.requests), self._entrance.admission.policy.slots)
+        width = min(len(call.call.requests), self._access.admission.policy.slots)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(width):

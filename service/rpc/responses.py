@@ -1,8 +1,8 @@
-"""One call's output side: what the engine says, as messages of the contract.
+"""One call's output side: turns the engine's outputs into messages of the contract.
 
 Invariant: `started` comes first and once; each index has one `finished` and nothing after it; the
 ids in an index's deltas are exactly those that its usage counts. Every index that the call opened
-is entered in the ledger once, by a `finished` or by `abandon`.
+is counted in the ledger once, by a `finished` or by `abandon`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,15 +26,15 @@ _REASONS = {
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
 }
-_WHOLE = (FinishReason.STOP, FinishReason.LENGTH)  # ends that nobody cut short
+_WHOLE = (FinishReason.STOP, FinishReason.LENGTH)  # regular ends
 
 
 @dataclass(slots=True)
 class IndexState:
-    """One index as far as it has come. Times are time.monotonic()."""
+    """The state of one index. Times are time.monotonic()."""
 
     text: TextStream | AnswerStream | None  # None: ids only
-    tokens: int = 0  # that have come from the engine, whatever becomes of them
+    tokens: int = 0  # received from the engine, delivered or not
     taken: int = 0  # outputs received from the engine, resumed ones not counted
     delivered: int = 0
     reasoning_tokens: int = 0  # of those
@@ -48,7 +48,7 @@ class IndexState:
 
 
 def _reason(reason: FinishReason, state: IndexState) -> "pb.FinishReason":
-    """As the contract has it: a model that stops behind calls waits for their answers."""
+    """The contract's reason: a model that stops after tool calls waits for their results."""
     called = isinstance(state.text, AnswerStream) and state.text.called
     if reason is FinishReason.STOP and called:
         return pb.FINISH_REASON_TOOL_CALLS
@@ -57,7 +57,7 @@ def _reason(reason: FinishReason, state: IndexState) -> "pb.FinishReason":
 
 @dataclass(slots=True)
 class CallRecord:
-    """What the log says of a call when it has ended."""
+    """A call's record for the log, once it has ended."""
 
     reasons: list[str] = field(default_factory=list)
     delivered: int = 0
@@ -92,10 +92,10 @@ class CallOutput:
         self._end_index = end_index
         self._on_start = on_started
         self._started = False
-        self._judged = 0  # tokens of the prompt whose log-probabilities have come
+        self._prompt_logprobs_sent = 0  # prompt tokens whose log-probabilities have been sent
         self.error_id: str | None = None  # of the last failed step
         self.dead_end: str | None = None  # why an index could not go on
-        self.sampled = 0  # tokens that the engine has said, told to the client or not
+        self.sampled = 0  # tokens received from the engine, sent to the client or not
         resumed = accepted.resumed
         self._replayed = None if resumed is None else resumed.match
         self._indices = [
@@ -120,24 +120,24 @@ class CallOutput:
         return self._replayed is not None
 
     def complete(self) -> Iterator[pb.GenerateResponse]:
-        """The answer to a call that was already complete."""
+        """The answer to a call that is already complete."""
         yield self._start(self._indices[0])
         yield from self._finish(0, FinishReason.STOP, match=self._replayed)
 
-    # ------------------------------------------------------------ what the engine says
+    # ------------------------------------------------------------ from the engine
 
     def take(self, outputs: Iterable[Output]) -> Iterator[pb.GenerateResponse]:
-        """Messages for what has come: one delta an index, and more only where one would be too
-        large. Each is made when it is asked for, so that much is not made at once."""
+        """Messages for new outputs: one delta per index, and more only where one would be too
+        large. They are made lazily, so that not all of a large output is built at once."""
         for output in outputs:
             self.sampled += len(output.token_ids)
             state = self._indices[output.index]
             if state.finish is not None:
-                continue  # it was ended by a stop string, which the engine has not seen yet
+                continue  # a stop string ended it, which the engine does not know yet
             if output.started:
                 yield from self._on_started(state, output)
             if output.prompt_logprobs:
-                yield from self._on_judged(output.prompt_logprobs)
+                yield from self._on_prompt_logprobs(output.prompt_logprobs)
             state.preemptions = output.preemptions
             state.peak_blocks = output.peak_blocks
             if output.token_ids:
@@ -158,12 +158,15 @@ class CallOutput:
                 told.first_token_bytes = self._bytes(first)
                 yield pb.GenerateResponse(prompt_logprobs=told)
 
-    def _on_judged(self, told: bytes) -> Iterator[pb.GenerateResponse]:
+    def _on_prompt_logprobs(self, told: bytes) -> Iterator[pb.GenerateResponse]:
         """More of the prompt's log-probabilities, in messages as large as deltas."""
         top, prompt = self._request.prompt_logprobs, self._request.prompt_token_ids
         assert top is not None
-        begin, self._judged = self._judged, self._judged + len(told) // record(top).itemsize
-        rest = unpacked(told, top, prompt[1 + begin : 1 + self._judged])
+        begin, self._prompt_logprobs_sent = (
+            self._prompt_logprobs_sent,
+            self._prompt_logprobs_sent + len(told) // record(top).itemsize,
+        )
+        rest = unpacked(told, top, prompt[1 + begin : 1 + self._prompt_logprobs_sent])
         most = self._options.delta_tokens
         while some := [self._logprob(one) for one in islice(rest, most)]:
             yield pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(logprobs=some))
@@ -216,7 +219,7 @@ class CallOutput:
                 self.error_id = output.error_id or self.error_id
                 self.dead_end = output.dead_end or self.dead_end
                 if not self._started:
-                    self._close(state, FinishReason.ERROR)  # a status alone will say it
+                    self._close(state, FinishReason.ERROR)  # only a status will report it
                     return
             yield from self._finish(index, output.finish, stop_token_id=output.stop_token_id)
 
@@ -239,9 +242,9 @@ class CallOutput:
     # ------------------------------------------------------------ ends
 
     def end(self, reason: FinishReason, *, flush: bool = True) -> Iterator[pb.GenerateResponse]:
-        """End what is still open, from this side: the engine or the server is going away.
+        """End all open indices from this side: the engine or the server is going away.
 
-        flush: what was held back is sent; not so where it may be what this call failed of.
+        flush: send text that was held back; not where that text may be what made the call fail.
         """
         for index, state in enumerate(self._indices):
             if state.finish is not None:
@@ -254,7 +257,7 @@ class CallOutput:
             yield from self._finish(index, reason)
 
     def abandon(self) -> None:
-        """Nobody listens any more: what is open counts as cancelled."""
+        """The client is gone: count open indices as cancelled."""
         for state in self._indices:
             if state.finish is None:
                 self._close(state, FinishReason.CANCELLED)
@@ -330,8 +333,8 @@ class CallOutput:
         *,
         closing: bool = False,
     ) -> Iterator[pb.GenerateResponse]:
-        """None, and one that is empty, are no delta. closing: it is what was held back until now,
-        because the index ends."""
+        """None, or an empty piece, makes no delta. closing: the piece was held back until now and
+        is sent because the index ends."""
         if piece is None or (isinstance(piece, Piece) and not (piece.ids or piece.texts)):
             return
         for part in piece.parts(self._options.delta_tokens):

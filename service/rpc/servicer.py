@@ -1,8 +1,8 @@
 """quire.v1.InferenceService: Generate, and the calls that are answered once.
 
-Invariant: a call is refused before it is accepted, or accepted and then counted to its end,
+Invariant: a call is either refused before it is accepted, or accepted and counted to its end,
 whatever that end is: `finally` closes the engine's stream (which aborts it), gives up its place in
-the queue and enters what is open as cancelled. A fault in one call ends that call alone.
+the queue and counts open indices as cancelled. An error in one call ends only that call.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from quire.service.constraints.sources import field_of
 from quire.service.errors import Refusal
 from quire.service.lifecycle import Lifecycle, Phase
 from quire.service.rpc.answers import Answers
-from quire.service.rpc.open_calls import OpenCalls, ended_code
-from quire.service.rpc.open_requests import OpenRequests
-from quire.service.rpc.pooled_calls import REQUEST_ID_KEY, PooledCalls
-from quire.service.rpc.reception import (
+from quire.service.rpc.call_admission import (
+    AccessControl,
     Call,
-    Entrance,
+    CallAdmission,
     Malformed,
-    Reception,
     Serving,
     fault,
 )
+from quire.service.rpc.open_calls import OpenCalls, ended_code
+from quire.service.rpc.open_requests import OpenRequests
+from quire.service.rpc.pooled_calls import REQUEST_ID_KEY, PooledCalls
 from quire.service.rpc.write_watch import Writes, WriteWatch
 from quire.service.security.auth import Caller
 from quire.service.telemetry import access
@@ -55,7 +55,7 @@ Answer = Callable[[Any, Caller], Awaitable[Any]]
 
 @dataclass(slots=True)
 class _Ending:
-    """What a call's end is counted by."""
+    """How a call has ended, for its counters."""
 
     code: grpc.StatusCode = grpc.StatusCode.CANCELLED  # unless the end is reached
     call: Call | None = None  # once it is accepted
@@ -68,24 +68,24 @@ class InferenceServicer:
         self,
         lifecycle: Lifecycle,
         ledger: Ledger,
-        entrance: Entrance,
+        access_control: AccessControl,
         tracer: Tracer,
         watch: WriteWatch,
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._entrance = entrance
-        self._reception = Reception(lifecycle, ledger, entrance)
+        self._access = access_control
+        self._call_admission = CallAdmission(lifecycle, ledger, access_control)
         self._tracer = tracer
         self._watch = watch
         self._open_calls = OpenCalls()
         self._open_requests = OpenRequests()
-        self.answers = Answers(lifecycle, entrance, self._open_calls, self._open_requests)
-        self._pooled = PooledCalls(lifecycle, ledger, entrance, self._open_calls, tracer)
+        self.answers = Answers(lifecycle, access_control, self._open_calls, self._open_requests)
+        self._pooled = PooledCalls(lifecycle, ledger, access_control, self._open_calls, tracer)
 
     @property
     def serving(self) -> Serving | None:
-        """What there is once the model is loaded."""
+        """Set once the model is loaded."""
         return self.answers.serving
 
     @serving.setter
@@ -155,8 +155,8 @@ class InferenceServicer:
 
     @staticmethod
     async def _acknowledge(call: Call, context: Context) -> None:
-        """Say that the call was accepted. After the engine has been told: where many calls
-        come at once, the engine begins while their clients are answered."""
+        """Tell the client that the call was accepted. Done after the request went to the engine:
+        when many calls come at once, the engine starts while their clients are answered."""
         call.acknowledged = True
         await context.send_initial_metadata(((REQUEST_ID_KEY, call.accepted.request_id),))
 
@@ -167,16 +167,16 @@ class InferenceServicer:
         writes: Writes,
         ending: _Ending,
     ) -> tuple[Call, Serving]:
-        """From here on the call is open, or it was refused."""
+        """Accept the call, which is then open, or refuse it."""
         try:
-            call, serving = await self._reception.accept(request, context, self.serving)
+            call, serving = await self._call_admission.accept(request, context, self.serving)
         except grpc.aio.BaseError:
             raise  # the client has gone
         except Exception as error:
             refusal = error if isinstance(error, Refusal) else fault(error)
             ending.code = refusal.code
             self._ledger.refuse(refusal.code, refusal.reason)
-            access.refused("Generate", context, self._entrance.authenticator, refusal)
+            access.refused("Generate", context, self._access.authenticator, refusal)
             await errors.abort(context, refusal)
         ending.call = call
         self._open_calls.begin()
@@ -187,7 +187,7 @@ class InferenceServicer:
         return call, serving
 
     def _close(self, call: Call, unread: int) -> None:
-        """The one end of an accepted call. unread: tokens that nobody took from the engine."""
+        """The single end of an accepted call. unread: tokens that nobody took from the engine."""
         self._open_calls.end()
         self._open_requests.remove(call)
         call.place.leave()
@@ -228,7 +228,7 @@ class InferenceServicer:
     def _broken(
         self, call: Call, error: Exception
     ) -> tuple[Refusal, Iterable[pb.GenerateResponse]]:
-        """How a call ends that an error has cut, and its last messages."""
+        """The refusal and the last messages of a call that an error has cut off."""
         if not isinstance(error, EngineDeadError):
             return fault(error), call.output.end(FinishReason.ERROR, flush=False)
         draining = self._lifecycle.phase is Phase.DRAINING
@@ -268,17 +268,17 @@ class InferenceServicer:
         return await self._pooled.score(request, context, self.serving)
 
     async def answer_once(self, method: str, request: Any, context: Context, answer: Answer) -> Any:
-        """Ask `answer`, and count and log how it ended."""
+        """Call `answer`, and count and log how it ended."""
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
         try:
             try:
-                caller = self._entrance.authenticator.caller(context)
+                caller = self._access.authenticator.caller(context)
                 if isinstance(request, Malformed):
                     raise request.refusal
                 response = await _asked(answer, request, caller)
             except Refusal as refusal:
                 code = refusal.code
-                access.refused(method, context, self._entrance.authenticator, refusal)
+                access.refused(method, context, self._access.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response
@@ -287,7 +287,7 @@ class InferenceServicer:
 
 
 async def _asked(answer: Answer, request: Any, caller: Caller) -> Any:
-    """Every fault as a Refusal."""
+    """Turn every error into a Refusal."""
     try:
         return await answer(request, caller)
     except Refusal:
@@ -299,7 +299,7 @@ async def _asked(answer: Answer, request: Any, caller: Caller) -> Any:
 
 
 def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
-    """What a trace says of an accepted call that began then (time.monotonic)."""
+    """Times and attributes for the trace of an accepted call. began: time.monotonic()."""
     record, waited = call.output.record(), call.accepted_at - began
     times = Times(
         queued=waited,
@@ -318,7 +318,7 @@ def _told(call: Call, began: float) -> tuple[Times, dict[str, str | int]]:
 
 def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
     """The service's methods. Messages that cannot be decoded reach the servicer as Malformed, so
-    that they too are answered with a status of the contract."""
+    that they are answered with a status of the contract too."""
     methods = {
         "Generate": grpc.unary_stream_rpc_method_handler(
             servicer.Generate,
@@ -337,7 +337,7 @@ def handler(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
 
 
 def _single(answer: Callable[[Any, Context], Awaitable[Any]], request: Any) -> Any:
-    """A method that is asked once, by a message of this kind, and answers once."""
+    """A unary method with this type of request."""
     return grpc.unary_unary_rpc_method_handler(
         answer,
         request_deserializer=decoder(request.FromString),
@@ -346,14 +346,14 @@ def _single(answer: Callable[[Any, Context], Awaitable[Any]], request: Any) -> A
 
 
 def decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Reads a message; Malformed stands for one that cannot be read."""
+    """Parses a message; returns Malformed for one that cannot be parsed."""
 
     def decode(raw: bytes) -> Any:
         try:
             message = parse(raw)
         except Exception:
             return Malformed()
-        message.DiscardUnknownFields()  # or they are held as long as the call
+        message.DiscardUnknownFields()  # otherwise they are kept as long as the call
         return message
 
     return decode

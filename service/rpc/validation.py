@@ -22,11 +22,11 @@ from quire.service.rpc.field_faults import (
     Faults,
     check_allowed,
     check_call,
-    check_judged,
+    check_prompt_logprobs,
     check_resume,
     check_sampling,
     check_stops,
-    judged_of,
+    prompt_logprobs_of,
 )
 from quire.service.rpc.prompts import Prompts
 from quire.service.rpc.salt import effective_salt
@@ -162,7 +162,7 @@ class Validator:
             client=client,
             constraint=self._constraint(request, thinking),
             user=request.user,
-            prompt_logprobs=judged_of(request, len(prompt)),
+            prompt_logprobs=prompt_logprobs_of(request, len(prompt)),
         )
         self.constraints.check(generation)
         stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
@@ -207,7 +207,7 @@ class Validator:
     def _check_fields(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         faults, vocab_size = Faults(), self._model.info.vocab_size
         check_call(request, faults)
-        check_judged(request, faults)
+        check_prompt_logprobs(request, faults)
         check_sampling(given, faults, vocab_size)
         check_stops(given, self._silent, faults)
         check_resume(request, faults, self._model.info)

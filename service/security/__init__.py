@@ -1,4 +1,4 @@
 """Keys, certificates, and files that change while the server runs.
 
-`app` and `rpc` come in. Nothing here logs a secret.
+Used by `app` and `rpc`. Nothing here logs a secret.
 """

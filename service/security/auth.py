@@ -172,7 +172,7 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 class Guard(grpc.aio.ServerInterceptor):
     """Asks every call but health checks for its key, before its message is read, and so for
     reflection and methods that do not exist too. The refusal of our own methods is left to who
-    stands behind (rpc's doorman), which counts it; the key was searched for by then."""
+    stands behind (rpc/call_guard.py), which counts it; the key was searched for by then."""
 
     def __init__(
         self,

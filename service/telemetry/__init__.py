@@ -1,5 +1,5 @@
-"""What can be watched: counters, metrics, logs, traces.
+"""Observability: counters, metrics, logs, traces.
 
-`rpc` and `app` come in. Nothing here slows a call: counting is an addition, the rest is made at the
-scrape or when a call has ended.
+Used by `rpc` and `app`. Nothing here slows a call: counting is an addition, everything else is
+computed at the scrape or when a call has ended.
 """

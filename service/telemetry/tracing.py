@@ -32,7 +32,6 @@ log = logging.getLogger("quire.service")
 
 SpanOf = tuple[str, Mapping[str, str | int]]  # a span's name, and what its protocol tells
 SERVICE = "quire.v1.InferenceService"
-SPAN = f"{SERVICE}/Generate"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _LAST_EXPORT = 2.0  # seconds that the last spans get to be sent when the server ends
 _FAULTS = ("INTERNAL", "UNAVAILABLE", "UNKNOWN")

@@ -1,4 +1,4 @@
 """Between text and token ids: templates, tokenizer, detokenizer, stop strings.
 
-`rpc` comes in. Nothing here knows gRPC, the engine's state or a client.
+Used by `rpc`. Nothing here knows gRPC, the engine's state or a client.
 """

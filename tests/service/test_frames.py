@@ -13,7 +13,7 @@ import pytest
 from support import http1
 from support.harness import Running, ask, generate, run, serving
 
-from quire.service.openai.entry import INLINE_BYTES
+from quire.service.openai.request_reader import INLINE_BYTES
 from quire.service.text.workers import PromptWorkers
 from quire.v1 import inference_pb2 as pb
 

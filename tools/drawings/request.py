@@ -27,7 +27,13 @@ def draw() -> Canvas:
 
 
 SERVICE = (
-    (40, "1  let in", "who calls, what it may have,", "could it start in time", "rpc/reception.py"),
+    (
+        40,
+        "1  let in",
+        "who calls, what it may have,",
+        "could it start in time",
+        "rpc/call_admission.py",
+    ),
     (
         250,
         "2  checked, rendered",

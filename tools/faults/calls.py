@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 HOLDS = "tests/service/rpc/test_what_a_call_holds.py::test_"
+ENDS = "tests/service/rpc/test_what_ends_a_call.py::test_"
 WORKERS = "tests/service/text/test_prompt_workers.py::test_"
 LINEAR = "tests/service/text/test_linear_text.py::test_"
 
@@ -24,7 +25,7 @@ LETTING_IN = (
     ),
     Fault(
         "quire: a drain that begins while a prompt is read is not seen",
-        "service/rpc/reception.py",
+        "service/rpc/call_admission.py",
         "            self._lifecycle.check()  # it may have changed while a prompt was read\n",
         "",
         (HOLDS + "a_drain_that_begins_while_the_prompt_is_read_refuses_the_call",),
@@ -38,7 +39,7 @@ LETTING_IN = (
     ),
     Fault(
         "quire: the deadline is not looked at after a prompt was read",
-        "service/rpc/reception.py",
+        "service/rpc/call_admission.py",
         "    if remaining is not None and remaining <= 0:\n",
         "    if remaining is not None and remaining <= -86400:\n",
         (HOLDS + "a_passed_deadline_is_told_from_a_cancelled_call",),
@@ -48,14 +49,14 @@ LETTING_IN = (
         "service/admission/admission.py",
         "        if self._open < most or (self._open < 2",
         "        if self.waiting + self._running() < most or (self._open < 2",
-        (HOLDS + "calls_that_are_served_and_not_read_take_places",),
+        (ENDS + "calls_that_are_served_and_not_read_take_places",),
     ),
     Fault(
         "quire: what was delivered is charged, not what was sampled",
         "service/rpc/servicer.py",
         "prompt_tokens + resumed + call.output.sampled + unread)",
         "prompt_tokens + resumed + record.delivered)",
-        (HOLDS + "who_does_not_read_is_charged_for_what_was_sampled",),
+        (ENDS + "who_does_not_read_is_charged_for_what_was_sampled",),
     ),
 )
 
@@ -132,21 +133,21 @@ TEXT = (
         "service/rpc/responses.py",
         "self._end_index(index, state.taken)",
         "self._end_index(index, state.taken + 1)",
-        (HOLDS + "the_engine_hears_how_many_tokens_a_stop_string_keeps",),
+        (ENDS + "the_engine_hears_how_many_tokens_a_stop_string_keeps",),
     ),
     Fault(
         "quire: a special token as stop string never matches",
         "service/rpc/validation.py",
         '        values["stop_token_ids"] = (*ids, *stop_tokens)\n',
         '        values["stop_token_ids"] = ids\n',
-        (HOLDS + "a_special_token_as_stop_string_matches_as_its_id",),
+        (ENDS + "a_special_token_as_stop_string_matches_as_its_id",),
     ),
     Fault(
         "quire: a stop string that holds a special token is taken and never matches",
         "service/rpc/field_faults.py",
         "        if inside is not None:\n",
         "        if inside is not None and stop == inside:\n",
-        (HOLDS + "a_stop_string_that_could_never_match_is_refused_with_the_way_out",),
+        (ENDS + "a_stop_string_that_could_never_match_is_refused_with_the_way_out",),
     ),
 )
 
@@ -156,14 +157,14 @@ SENDING = (
         "service/rpc/responses.py",
         "        for part in piece.parts(self._options.delta_tokens):\n",
         "        for part in piece.parts(1 << 40):\n",
-        (HOLDS + "no_message_is_larger_than_a_mebibyte_whatever_has_come",),
+        (ENDS + "no_message_is_larger_than_a_mebibyte_whatever_has_come",),
     ),
     Fault(
         "quire: a write may stall for ever",
         "service/rpc/write_watch.py",
         "if self._seconds and writes.stalled(now, self._seconds):",
         "if self._seconds and writes.stalled(now, 1e9):",
-        (HOLDS + "a_write_that_stalls_ends_the_call_and_gives_back_all_it_held",),
+        (ENDS + "a_write_that_stalls_ends_the_call_and_gives_back_all_it_held",),
     ),
     Fault(
         "quire: what waits for its readers is bounded by nothing",
@@ -177,14 +178,14 @@ SENDING = (
         "service/errors.py",
         "        if told == _MAX_VIOLATIONS or room < 0:\n",
         "        if told == _MAX_VIOLATIONS:\n",
-        (HOLDS + "a_refusal_fits_the_limit_of_trailers_however_many_faults_it_tells",),
+        (ENDS + "a_refusal_fits_the_limit_of_trailers_however_many_faults_it_tells",),
     ),
     Fault(
         "quire: a message is measured before it is written as %XX",
         "service/errors.py",
         "    return 1 if plain else 3 * len(",
         "    return 1 if plain else len(",
-        (HOLDS + "a_refusal_fits_the_limit_of_trailers_however_many_faults_it_tells",),
+        (ENDS + "a_refusal_fits_the_limit_of_trailers_however_many_faults_it_tells",),
     ),
 )
 

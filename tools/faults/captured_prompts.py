@@ -3,22 +3,23 @@
 from faults.fault import Fault
 
 _RUNNER = "tests/engine/runner/test_runner.py::test_"
+RUNNER_GRAPHS = "tests/engine/runner/test_runner_graphs.py::test_"
 _KEYS = "tests/engine/runner/test_graph_keys.py::test_"
 
 FAULTS = (
     Fault(
         "captured: a prompt that does not sample yet runs eagerly",
         "engine/runner/runner.py",
-        "        if self._graphs is None or plan.judged:",
+        "        if self._graphs is None or plan.prompt_logprobs:",
         "        if self._graphs is None or not all(row.samples for row in plan.rows):",
-        (_RUNNER + "a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet",),
+        (RUNNER_GRAPHS + "a_prompt_in_chunks_is_replayed_though_it_does_not_sample_yet",),
     ),
     Fault(
         "captured: what sampling needs multiplies the models",
         "engine/runner/graphs.py",
         "return plain and rows <= FUSED_ROWS and",
         "return not needs.edits and",
-        (_RUNNER + "one_model_serves_every_sampler_and_one_sampler_every_context",),
+        (RUNNER_GRAPHS + "one_model_serves_every_sampler_and_one_sampler_every_context",),
     ),
     Fault(
         "captured: rows beside long prompts are padded as finely as beside short ones",
@@ -76,14 +77,14 @@ FAULTS = (
         "engine/runner/runner.py",
         "            graphs.capture(key, *self._parts_of(key), ran=False)\n",
         "            graphs.capture(key, *self._parts_of(key))\n",
-        (_RUNNER + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
+        (RUNNER_GRAPHS + "what_is_compiled_is_captured_unseen_and_run_first_where_that_fails",),
     ),
     Fault(
         "captured: padding stands among the rows of a whole step",
         "engine/runner/runner.py",
         "whole = in_front and all(",
         "whole = all(",
-        (_RUNNER + "padding_among_the_rows_keeps_a_short_step_apart",),
+        (RUNNER_GRAPHS + "padding_among_the_rows_keeps_a_short_step_apart",),
     ),
     Fault(
         "pacing: few first words wait for what their calls have cost",
@@ -101,7 +102,7 @@ FAULTS = (
         "            self._wake_few_first()\n",
         "",
         (
-            "tests/engine/client/test_pacing.py"
+            "tests/engine/client/test_new_calls.py"
             "::test_some_first_words_do_not_wait_for_the_last_call_of_a_burst",
         ),
     ),
@@ -120,7 +121,7 @@ FAULTS = (
         "engine/runner/inputs.py",
         "        sampled = sampled + every[-1:] * (len(every) - len(sampled))\n",
         "        sampled = every\n",
-        (_RUNNER + "a_sampler_behind_prompts_is_kept_though_some_rows_do_not_sample",),
+        (RUNNER_GRAPHS + "a_sampler_behind_prompts_is_kept_though_some_rows_do_not_sample",),
     ),
     Fault(
         "captured: null rows run more tokens in spare time than their table has room for",
@@ -137,7 +138,7 @@ FAULTS = (
         "engine/runner/slots.py",
         " or one.slot in self._stopping]",
         "]",
-        (_RUNNER + "slots_forget_the_ending_ids_of_requests_before",),
+        (RUNNER_GRAPHS + "slots_forget_the_ending_ids_of_requests_before",),
     ),
     Fault(
         "warm-up: every layer runs",

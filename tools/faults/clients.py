@@ -6,12 +6,13 @@ SEVERAL = ("tests/clients/test_several_servers.py",)
 ARGUMENTS = ("tests/clients/test_arguments.py",)
 RETRY = ("tests/clients/test_retry.py",)
 SETTINGS = "tests/clients/test_cli.py::test_"
+CLI_FAILURES = "tests/clients/test_cli_failures.py::test_"
 TEXT = ("tests/clients/test_text_stream.py",)
 
 FAULTS = (
     Fault(
         "clients: all servers are checked against the first one's name",
-        "clients/replicas/lines.py",
+        "clients/replicas/channels.py",
         "            join(address.host, address.port), api_key",
         '            f"127.0.0.1:{address.port}", api_key',
         SEVERAL,
@@ -98,7 +99,7 @@ FAULTS = (
         "clients/commands/common.py",
         '    return " ".join(addresses).replace(",", " ").split() or [""]',
         "    return addresses",
-        (SETTINGS + "several_servers_stand_in_one_variable",),
+        (CLI_FAILURES + "several_servers_stand_in_one_variable",),
     ),
     Fault(
         "clients: the front door loads the clients at once",

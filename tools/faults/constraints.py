@@ -3,12 +3,14 @@
 from faults.fault import Fault
 
 ENGINE = "tests/engine/loop/test_constraints.py::test_"
+STEPS = "tests/engine/loop/test_constraint_steps.py::test_"
 HELPER = "tests/engine/loop/test_side_thread.py::test_"
 EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
 TOGETHER = "tests/service/constraints/test_matcher_batch.py::test_"
 KEPT = "tests/engine/runner/test_runner.py::test_"
+RUNNER_GRAPHS = "tests/engine/runner/test_runner_graphs.py::test_"
 MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
@@ -38,7 +40,7 @@ FAULTS = (
         "            if request.constrained is not None and request.num_placeholders:\n"
         "                continue\n"
         "            remaining = request.remaining\n            if remaining <= 0",
-        (ENGINE + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
+        (STEPS + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
     ),
     Fault(
         "constraint: a mask falls on another row beside one that does not sample yet",
@@ -116,14 +118,14 @@ FAULTS = (
         "engine/loop/core.py",
         "        self._masks = self._planned = None\n",
         "        self._masks = None\n",
-        (ENGINE + "a_step_that_fails_takes_the_next_one_along",),
+        (STEPS + "a_step_that_fails_takes_the_next_one_along",),
     ),
     Fault(
         "constraint: a fault of planning beside masks is forgotten with the step that it broke",
         "engine/loop/core.py",
         "            self._planned.result()  #",
         "            pass  #",
-        (ENGINE + "a_fault_of_planning_beside_masks_is_not_forgiven_with_the_step_that_it_breaks",),
+        (STEPS + "a_fault_of_planning_beside_masks_is_not_forgiven_with_the_step_that_it_breaks",),
     ),
     Fault(
         "constraint: a token that its mask leaves out is told as the caller's fault",
@@ -142,16 +144,16 @@ FAULTS = (
     Fault(
         "constraint: logits are made once masks have come",
         "engine/runner/runner.py",
-        "            self._graphs.begin(kept)  # while masks are made for it\n",
+        "            self._graphs.begin(kept)  # while its masks are being made\n",
         "            pass\n",
-        (ENGINE + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
+        (STEPS + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
     ),
     Fault(
         "constraint: what was begun is still so when others have run",
         "engine/runner/graphs.py",
         "        begun, self._begun = self._begun == key, None\n",
         "        begun = self._begun == key\n",
-        (KEPT + "a_step_that_was_begun_goes_on_from_there_if_nothing_comes_between",),
+        (RUNNER_GRAPHS + "a_step_that_was_begun_goes_on_from_there_if_nothing_comes_between",),
     ),
     Fault(
         "constraint: masks are written while a sampler reads them",
@@ -208,7 +210,7 @@ FAULTS = (
         "        if self.compiling and not self.scheduler.has_requests:\n"
         "            self.compiling.wait(_COMPILE_LOOK)\n",
         "        if self.compiling:\n            self.compiling.wait(30.0)\n",
-        (ENGINE + "nobody_waits_for_a_constraint_that_is_being_compiled",),
+        (STEPS + "nobody_waits_for_a_constraint_that_is_being_compiled",),
     ),
     Fault(
         "constraint: an output ends in its thoughts",
@@ -251,14 +253,14 @@ FAULTS = (
         "engine/loop/core.py",
         "                self._masks = self.scheduler.masks(plan)\n",
         "                pending = self.runner.sample(self.scheduler.masks(plan))\n",
-        (ENGINE + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
+        (STEPS + "a_constrained_row_is_in_every_step_and_masks_come_while_the_model_is_at_work",),
     ),
     Fault(
         "constraint: a sampler under masks is not captured",
         "engine/runner/runner.py",
         "        kept = None if needs.bias else SamplerKey(len(done.row_slots), needs)\n",
         "        kept = None if needs.edits else SamplerKey(len(done.row_slots), needs)\n",
-        (ENGINE + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
+        (STEPS + "the_model_of_masked_steps_is_kept_as_other_steps_are",),
     ),
     Fault(
         "edits: a row keeps the mask of the step before",

@@ -65,4 +65,31 @@ FAULTS = (
         "一个词元要 6,441 字节",
         ("tests/course/test_chinese.py::test_numbers_in_the_prose_are_those_of_the_english_page",),
     ),
+    Fault(
+        "quire: the course's Chinese text says another percentage than the English one",
+        "course/11-many-cards-many-replicas/README.zh.md",
+        "也有 66% 换了地方",
+        "也有 60% 换了地方",
+        ("tests/course/test_chinese.py::test_numbers_in_the_prose_are_those_of_the_english_page",),
+    ),
+    Fault(
+        "quire: the course's Chinese text leads to the English answers",
+        "course/07-prefixes/README.zh.md",
+        "(../solutions/answers.zh.md)",
+        "(../solutions/answers.md)",
+        (
+            "tests/course/test_chinese.py"
+            "::test_pages_lead_to_one_another_and_to_the_chinese_page_where_there_is_one",
+        ),
+    ),
+    Fault(
+        "quire: the course's Chinese table calls a chapter by another name",
+        "course/README.zh.md",
+        "[找回前缀]",
+        "[前缀缓存]",
+        (
+            "tests/course/test_chinese.py"
+            "::test_the_course_names_its_chapters_as_they_name_themselves",
+        ),
+    ),
 )

@@ -59,7 +59,7 @@ FAULTS = (
     Fault(
         "embeddings: all texts of a call enter the queue at once",
         "service/rpc/pooled_calls.py",
-        "        width = min(len(call.call.requests), self._entrance.admission.policy.slots)\n",
+        "        width = min(len(call.call.requests), self._access.admission.policy.slots)\n",
         "        width = len(call.call.requests)\n",
         (_CALLS + "a_call_of_many_texts_stands_in_nobodys_way",),
     ),

@@ -67,7 +67,7 @@ FAULTS = (
         "            loop.announce()\n",
         "            loop.announce()\n"
         "            put, self.send = self.send, lambda c: (  # type: ignore\n"
-        "                loop.obey if type(c).__name__ == 'Finish' else put\n"
+        "                loop.handle if type(c).__name__ == 'Finish' else put\n"
         "            )(c)\n",
         regression("sglang_omni_2077_two_threads_touched_the_tables"),
     ),

@@ -2,7 +2,8 @@
 
 from faults.fault import Fault
 
-LAST_WORDS = "tests/engine/loop/test_last_words.py::test_"
+AFTER_FAULT = "tests/engine/loop/test_outputs_after_fault.py::test_"
+LINK_ENDS = "tests/engine/loop/test_link_ends.py::test_"
 LOGS = "tests/service/telemetry/test_logs.py::test_"
 
 FAULTS = (
@@ -21,14 +22,14 @@ FAULTS = (
         "engine/client/in_thread.py",
         "        with contextlib.suppress(RuntimeError):  # the loop is closed\n",
         "        if not self._loop.is_closed():\n",
-        (LAST_WORDS + "what_a_thread_says_to_a_loop_that_closes_just_now_is_dropped",),
+        (LINK_ENDS + "what_a_thread_says_to_a_loop_that_closes_just_now_is_dropped",),
     ),
     Fault(
         "quire: how the engine's process has ended is lost with the server",
         "engine/client/in_process.py",
         "            await asyncio.wait({self._telling})\n",
         "            pass\n",
-        (LAST_WORDS + "how_a_process_has_ended_is_told_before_the_stop",),
+        (LINK_ENDS + "how_a_process_has_ended_is_told_before_the_stop",),
     ),
     Fault(
         "quire: a process that stood still while it flushed has no last words",

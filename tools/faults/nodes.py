@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-DOOR = "tests/engine/parallel/test_door.py::test_"
+JOINING = "tests/engine/parallel/test_join_listener.py::test_"
 NODES = "tests/engine/parallel/test_nodes.py::test_"
 
 FAULTS = (
@@ -28,41 +28,41 @@ FAULTS = (
         "engine/parallel/handshake.py",
         "    return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))\n",
         "    return _HELLO.pack(_MAGIC, bytes(_NONCE_BYTES))\n",
-        (DOOR + "strangers_change_nothing",),
+        (JOINING + "strangers_change_nothing",),
     ),
     Fault(
         "nodes: whoever speaks as a node does is taken for one",
         "engine/parallel/handshake.py",
         '        raise RankError("it does not have the secret")\n',
         "        pass\n",
-        (DOOR + "strangers_change_nothing",),
+        (JOINING + "strangers_change_nothing",),
     ),
     Fault(
         "nodes: node 0 is believed without a proof",
         "engine/parallel/joining.py",
         "        if not handshake.is_node_0(self._secret, answer, greeting, data):\n",
         "        if False:\n",
-        (DOOR + "a_node_goes_with_nobody_who_has_not_the_secret",),
+        (JOINING + "a_node_goes_with_nobody_who_has_not_the_secret",),
     ),
     Fault(
         "nodes: silent strangers take all places",
-        "engine/parallel/door.py",
-        '            self._drop(self._strangers[0], "there are too many")\n',
+        "engine/parallel/join_listener.py",
+        '            self._drop(self._pending[0], "there are too many")\n',
         "            connection.close()\n            return\n",
-        (DOOR + "many_silent_strangers_make_room",),
+        (JOINING + "many_silent_strangers_make_room",),
     ),
     Fault(
         "nodes: what they are to have in common is not looked at",
-        "engine/parallel/door.py",
+        "engine/parallel/join_listener.py",
         "        words = difference(self._terms, terms, heard.node)\n",
         "        words = None\n",
-        (DOOR + "a_node_with_other_terms_is_refused_on_both_sides",),
+        (JOINING + "a_node_with_other_terms_is_refused_on_both_sides",),
     ),
     Fault(
         "nodes: what keeps the ranks from starting is said on node 0 alone",
         "engine/parallel/ranks.py",
         "            node.tell(Kind.REFUSED, words=words)\n",
-        "            node.line.end()\n",
+        "            node.channel.end()\n",
         (NODES + "what_keeps_a_rank_from_starting_is_said_on_every_node",),
     ),
     Fault(
@@ -76,7 +76,7 @@ FAULTS = (
         "nodes: an end that is meant is none to the other nodes",
         "engine/parallel/ranks.py",
         "            node.tell(Kind.STOP)\n",
-        "            node.line.end()\n",
+        "            node.channel.end()\n",
         (NODES + "ranks_of_all_nodes_are_built_and_stopped",),
     ),
     Fault(
@@ -84,6 +84,8 @@ FAULTS = (
         "engine/parallel/secret.py",
         "environment.pop(VARIABLE, None)",
         "environment.get(VARIABLE)",
-        (DOOR + "a_secret_comes_from_a_file_or_the_environment_which_it_leaves",),
+        (
+            "tests/engine/parallel/test_secret_and_terms.py::test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves",
+        ),
     ),
 )

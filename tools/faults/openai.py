@@ -3,7 +3,9 @@
 from faults.fault import Fault
 
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
+CLIENT_ENDS = "tests/service/openai/test_openai_client_ends.py::test_"
 HOSTILE = "tests/service/openai/test_openai_hostile.py::test_"
+HOSTILE_REQUESTS = "tests/service/openai/test_openai_hostile_requests.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 SHAPES = "tests/service/openai/test_openai_answers.py::test_"
@@ -14,7 +16,7 @@ FAULTS = (
         "service/openai/reply.py",
         "            task.cancel()\n",
         "            pass\n",
-        (CLIENT + "a_client_that_leaves_frees_its_blocks",),
+        (CLIENT_ENDS + "a_client_that_leaves_frees_its_blocks",),
     ),
     Fault(
         "openai: a call that nobody reads keeps its connection",
@@ -25,11 +27,11 @@ FAULTS = (
     ),
     Fault(
         "openai: a body is read before its sender's key",
-        "service/openai/entry.py",
-        "            await self._door.check_key(context)\n"
+        "service/openai/request_reader.py",
+        "            await self._guard.check_key(context)\n"
         "            body = await self._bodies.read(request, context.peer())\n",
         "            body = await self._bodies.read(request, context.peer())\n"
-        "            await self._door.check_key(context)\n",
+        "            await self._guard.check_key(context)\n",
         (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
     ),
     Fault(
@@ -37,14 +39,14 @@ FAULTS = (
         "service/openai/bodies.py",
         "read_object(body.decode(), BODY_DEPTH)",
         "read_object(body.decode())",
-        (HOSTILE + "what_is_nested_too_deep_is_refused_by_its_fields_name",),
+        (HOSTILE_REQUESTS + "what_is_nested_too_deep_is_refused_by_its_fields_name",),
     ),
     Fault(
         "openai: any host will do",
-        "service/openai/door.py",
+        "service/openai/request_guard.py",
         "            raise problems.foreign_host(host)\n",
         "            return\n",
-        (HOSTILE + "a_foreign_host_gets_no_answer",),
+        (HOSTILE_REQUESTS + "a_foreign_host_gets_no_answer",),
     ),
     Fault(
         "openai: a connection that was reset is kept",

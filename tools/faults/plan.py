@@ -4,10 +4,13 @@ from faults.fault import Fault
 
 PLAN = ("tests/engine/scheduling/test_plan.py",)
 QUEUE = ("tests/engine/scheduling/test_waiting_queue.py",)
-LAST_WORDS = ("tests/engine/loop/test_last_words.py",)
+AFTER_FAULT = (
+    "tests/engine/loop/test_outputs_after_fault.py",
+    "tests/engine/loop/test_link_ends.py",
+)
 DEVICE_ERRORS = ("tests/engine/runner/test_device_errors.py",)
 POOL = ("tests/engine/scheduling/test_block_pool.py",)
-PACING = ("tests/engine/client/test_pacing.py",)
+PACING = ("tests/engine/client/test_pacing.py", "tests/engine/client/test_new_calls.py")
 
 FAULTS = (
     Fault(
@@ -30,7 +33,7 @@ FAULTS = (
         "        self._numbers.update((one.slot, one.sampling) for one in admitted)\n",
         "        for one in admitted:\n"
         "            self._numbers.setdefault(one.slot, one.sampling)\n",
-        ("tests/engine/runner/test_runner.py",),
+        ("tests/engine/runner/test_runner.py", "tests/engine/runner/test_runner_graphs.py"),
     ),
     Fault(
         "plan: siblings draw with one seed",
@@ -76,54 +79,54 @@ FAULTS = (
         QUEUE,
     ),
     Fault(
-        "last words: the error comes before what was delivered",
+        "after a fault: the error comes before what was delivered",
         "engine/client/async_engine.py",
         "                error = stream.error  # as of now",
         "                error = stream.error\n                if error is not None:\n"
         "                    raise error\n                # as of now",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
-        "last words: a stream that has ended hears of the engine's end",
+        "after a fault: a stream that has ended hears of the engine's end",
         "engine/client/async_engine.py",
         "                if error is not None and stream.open_indices:\n",
         "                if error is not None:\n",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
-        "last words: what the last turn said is dropped",
+        "after a fault: what the last turn said is dropped",
         "engine/loop/loop.py",
-        "            self._keep_last_words()\n            raise\n",
+        "            self._hold_final_outputs()\n            raise\n",
         "            raise\n",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
-        "last words: a lost device is asked for its memory",
+        "after a fault: a lost device is asked for its memory",
         "engine/loop/loop.py",
         "Batch(outputs, self._stats, self._engine.core.step_times)",
         "Batch(outputs, self._engine.stats(), self._engine.core.step_times)",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
-        "last words: rows before the ruined one lose their ends",
+        "after a fault: rows before the ruined one lose their ends",
         "engine/scheduling/completion.py",
-        "            self._roster.say(*outputs)  # of the rows before it: that stands\n",
+        "            self._roster.emit(*outputs)  # those of the rows before it are valid\n",
         "",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
-        "last words: a thread that is given up is not listened to",
+        "after a fault: a thread that is given up is not listened to",
         "engine/client/in_thread.py",
         "        self._abandoned = True\n        self._deliver()\n",
         "        self._abandoned = True\n",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
-        "last words: a process that is given up is not listened to",
+        "after a fault: a process that is given up is not listened to",
         "engine/client/in_process.py",
         "        while self._reading and self._read():\n            pass\n",
         "",
-        LAST_WORDS,
+        AFTER_FAULT,
     ),
     Fault(
         "device: Triton's words are not known",

@@ -4,7 +4,7 @@ from faults.fault import Fault
 
 ENGINE = "tests/engine/runner/test_prompt_logprobs.py::test_"
 SERVED = "tests/service/rpc/test_prompt_logprobs_served.py::test_"
-FAILOVER = "tests/clients/replicas/test_failover.py::test_"
+FAILOVER = "tests/clients/replicas/test_stream_failover.py::test_"
 
 FAULTS = (
     Fault(
@@ -17,7 +17,7 @@ FAULTS = (
     Fault(
         "prompt: a cached prefix is not computed where it is to be judged",
         "engine/scheduling/scheduler.py",
-        "if not cache.enabled or request.unjudged:",
+        "if not cache.enabled or request.prompt_logprobs_left:",
         "if not cache.enabled:",
         (ENGINE + "what_is_cached_is_computed_for_it_and_shared_by_others",),
     ),
@@ -38,7 +38,7 @@ FAULTS = (
     Fault(
         "prompt: a kept step is taken for one with all hidden states",
         "engine/runner/runner.py",
-        "if self._graphs is None or plan.judged:",
+        "if self._graphs is None or plan.prompt_logprobs:",
         "if self._graphs is None:",
         (ENGINE + "a_prompts_tokens_have_what_they_had_when_they_were_sampled",),
     ),
@@ -59,7 +59,7 @@ FAULTS = (
     Fault(
         "prompt: a stream that broke tells it again",
         "clients/replicas/stream_failover.py",
-        "        new = min(max(self._told - self._judged, 0), count)\n",
+        "        new = min(max(self._told - self._prompt_logprobs_told, 0), count)\n",
         "        new = count\n",
         (FAILOVER + "a_prompts_log_probabilities_are_given_once_however_often_it_breaks",),
     ),

@@ -5,6 +5,7 @@ from faults.fault import Fault
 SHARDS = ("tests/engine/model/test_shards.py",)
 CODEC = ("tests/engine/parallel/test_codec.py",)
 TESTS = "tests/engine/parallel/test_ranks.py::test_"
+FOLLOWER = "tests/engine/parallel/test_follower.py::test_"
 
 FAULTS = (
     Fault(
@@ -89,14 +90,16 @@ FAULTS = (
         "engine/parallel/follower.py",
         "        if len(waiting) > _AHEAD:\n            waiting.popleft().wait()\n",
         "",
-        (TESTS + "a_follower_executes_in_order_and_is_one_step_ahead_at_most",),
+        (FOLLOWER + "a_follower_executes_in_order_and_is_one_step_ahead_at_most",),
     ),
     Fault(
         "ranks: a failed step leaves them at different places, and the engine goes on",
         "engine/parallel/leader.py",
         "            self._ranks.wait_told()\n        return True\n",
         "            self._ranks.wait_told()\n        return False\n",
-        (TESTS + "an_exchange_whose_other_end_is_gone_is_fatal",),
+        (
+            "tests/engine/parallel/test_group_exchange.py::test_an_exchange_whose_other_end_is_gone_is_fatal",
+        ),
     ),
     Fault(
         "ranks: what stands behind a plan is not looked at",

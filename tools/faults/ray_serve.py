@@ -97,11 +97,11 @@ FAULTS = (
         ),
     ),
     Fault(
-        "ray: switches overrule the environment",
-        "service/ray/switches.py",
+        "ray: defaults overrule the environment",
+        "service/ray/ray_defaults.py",
         "os.environ.setdefault(name, value)",
         "os.environ[name] = value",
-        (f"{_TEST}what_the_environment_says_of_ray_s_switches_stands",),
+        (f"{_TEST}the_environment_overrules_ray_defaults",),
     ),
     Fault(
         "intervals: the end waits too",
@@ -140,7 +140,7 @@ FAULTS = (
         "if like is None or not serves(identity, like):",
         "if like is None:",
         (
-            "tests/clients/replicas/test_failover.py"
+            "tests/clients/replicas/test_stream_failover.py"
             "::test_a_replica_that_is_known_to_serve_another_thing_is_said_to",
         ),
     ),

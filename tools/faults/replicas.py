@@ -2,7 +2,10 @@
 
 from faults.fault import Fault
 
-FAILOVER = ("tests/clients/replicas/test_failover.py",)
+FAILOVER = (
+    "tests/clients/replicas/test_failover.py",
+    "tests/clients/replicas/test_stream_failover.py",
+)
 FLEET = ("tests/clients/replicas/test_fleet.py",)
 AFFINITY = ("tests/clients/replicas/test_affinity.py",)
 STREAMS = ("tests/clients/replicas/test_streams_go_on.py",)
@@ -80,7 +83,7 @@ FAULTS = (
     ),
     Fault(
         "replicas: health is not watched",
-        "clients/replicas/lines.py",
+        "clients/replicas/channels.py",
         '    "healthCheckConfig": {"serviceName": ""},\n',
         "",
         STREAMS,
@@ -108,17 +111,17 @@ FAULTS = (
     ),
     Fault(
         "replicas: keepalive waits a minute for another ping's answer",
-        "clients/replicas/lines.py",
+        "clients/replicas/channels.py",
         '    "grpc.http2.ping_timeout_ms": 20_000,\n',
         "",
-        ("tests/clients/replicas/test_lines.py",),
+        ("tests/clients/replicas/test_channels.py",),
     ),
     Fault(
         "replicas: a connection is given up after 0.2 s",
-        "clients/replicas/lines.py",
+        "clients/replicas/channels.py",
         '"grpc.min_reconnect_backoff_ms": 2_000',
         '"grpc.min_reconnect_backoff_ms": 200',
-        ("tests/clients/replicas/test_lines.py",),
+        ("tests/clients/replicas/test_channels.py",),
     ),
     Fault(
         "replicas: a closed client's streams go on elsewhere",
@@ -129,16 +132,16 @@ FAULTS = (
     ),
     Fault(
         "replicas: a closed client opens connections",
-        "clients/replicas/lines.py",
-        "if line is None and not self._closed:",
-        "if line is None:",
-        ("tests/clients/replicas/test_lines.py",),
+        "clients/replicas/channels.py",
+        "if replica is None and not self._closed:",
+        "if replica is None:",
+        ("tests/clients/replicas/test_channels.py",),
     ),
     Fault(
         "replicas: what is opened while a client is closed is used",
-        "clients/replicas/lines.py",
-        "if self._closed or line is None:",
-        "if line is None:",
-        ("tests/clients/replicas/test_lines.py",),
+        "clients/replicas/channels.py",
+        "if self._closed or replica is None:",
+        "if replica is None:",
+        ("tests/clients/replicas/test_channels.py",),
     ),
 )

@@ -2,7 +2,10 @@
 
 from faults.fault import Fault, regression
 
-SCHEDULER = "tests/engine/scheduling/test_scheduler.py"
+SCHEDULER = (
+    "tests/engine/scheduling/test_scheduler.py",
+    "tests/engine/scheduling/test_preemption_and_ends.py",
+)
 PROPERTIES = "tests/engine/scheduling/test_scheduler_properties.py::test_"
 
 FAULTS = (
@@ -60,7 +63,7 @@ FAULTS = (
         "engine/scheduling/limits.py",
         "        if total > self.max_model_len:\n",
         "        if total > 10 * self.max_model_len:\n",
-        (SCHEDULER,),
+        SCHEDULER,
     ),
     Fault(
         "gllm: jitter in admission",
@@ -81,27 +84,27 @@ FAULTS = (
         "engine/scheduling/scheduler.py",
         "return leader if leader.num_applied_tokens >= leader.num_prompt_tokens else None",
         "return leader",
-        (SCHEDULER,),
+        SCHEDULER,
     ),
     Fault(
         "quire: siblings write into the leader's block",
         "engine/scheduling/scheduler.py",
         "            shared = fork.block_table[: computed // self.pool.block_size]\n",
         "            shared = fork.block_table[: computed // self.pool.block_size + 1]\n",
-        (SCHEDULER,),
+        SCHEDULER,
     ),
     Fault(
         "quire: steps are planned past max_tokens",
         "engine/scheduling/request.py",
         "target = known if known < self.max_total_tokens else self.max_total_tokens - 1",
         "target = known",
-        (SCHEDULER,),
+        SCHEDULER,
     ),
     Fault(
         "quire: an ending id ends before min_tokens",
         "engine/scheduling/completion.py",
         "if count >= params.min_tokens and token in request.ending_ids:",
         "if token in request.ending_ids:",
-        (SCHEDULER,),
+        SCHEDULER,
     ),
 )

@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-DOOR = "tests/engine/parallel/test_door.py::test_"
+JOINING = "tests/engine/parallel/test_join_listener.py::test_"
 NODES = "tests/engine/parallel/test_nodes.py::test_"
 RANKS = "tests/engine/parallel/test_ranks.py::test_"
 SETTINGS = "tests/service/test_settings.py::test_"
@@ -10,17 +10,17 @@ SETTINGS = "tests/service/test_settings.py::test_"
 FAULTS = (
     Fault(
         "nodes: what is heard late of a connection drops the node that has come again",
-        "engine/parallel/door.py",
+        "engine/parallel/join_listener.py",
         "        if self._members.get((member.node, member.rank)) is not member:\n",
         "        if member.node < 0:\n",
-        (DOOR + "what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again",),
+        (JOINING + "what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again",),
     ),
     Fault(
         "nodes: a rank of node 0 that is lost meanwhile is not looked at",
-        "engine/parallel/door.py",
+        "engine/parallel/join_listener.py",
         "                check()\n",
         "",
-        (DOOR + "a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait",),
+        (JOINING + "a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait",),
     ),
     Fault(
         "nodes: one whose process is stopped is not noticed",
@@ -31,14 +31,14 @@ FAULTS = (
     ),
     Fault(
         "ranks: a frame that lacks a part ends the thread that listens",
-        "engine/parallel/line.py",
+        "engine/parallel/frame_channel.py",
         "        if not isinstance(values.get(name), types):\n",
         "        if not isinstance(values.get(name), object):\n",
         (RANKS + "what_is_said_to_rank_0_is_looked_at_whole",),
     ),
     Fault(
         "ranks: a frame too deep ends the thread that listens",
-        "engine/parallel/line.py",
+        "engine/parallel/frame_channel.py",
         "    except (ValueError, RecursionError) as error:\n",
         "    except ValueError as error:\n",
         (RANKS + "what_is_said_to_rank_0_is_looked_at_whole",),

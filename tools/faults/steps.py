@@ -15,7 +15,7 @@ SHORT = (
     "tests/engine/scheduling/test_scheduler_properties.py"
     "::test_rows_that_only_go_on_are_as_if_nothing_were_known_of_them",
 )
-PACING = ("tests/engine/client/test_pacing.py",)
+PACING = ("tests/engine/client/test_pacing.py", "tests/engine/client/test_new_calls.py")
 
 OVERLAP = (
     Fault(

@@ -22,7 +22,7 @@ FAULTS = (
         "surface: a flush whose caller has gone is answered to the next",
         "engine/client/async_engine.py",
         "                asked = self._asked.popleft()\n"
-        "                if not asked.done():  # else its caller has gone\n",
+        "                if not asked.done():  # otherwise its caller has gone\n",
         "                asked = self._asked.popleft()\n"
         "                while asked.done() and self._asked:\n"
         "                    asked = self._asked.popleft()\n"

@@ -50,7 +50,7 @@ FAULTS = (
         "_FULL if layer < first else _SLIDING",
         "_FULL if layer <= first else _SLIDING",
         (
-            "tests/engine/model/test_family_configs.py::test_windows_are_read_as_transformers_reads_them",
+            "tests/engine/model/test_window_configs.py::test_windows_are_read_as_transformers_reads_them",
         ),
     ),
     Fault(

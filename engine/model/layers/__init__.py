@@ -1,5 +1,5 @@
-"""What models are made of: embedding, attention, MLP, their products, each rank's share of them.
+"""Layers: embedding, attention, MLP, their products, and each rank's share of them.
 
-A file an idea; `decoder` and `gpt2` come in. A layer says what fills its weights (`placement`) and
-asks `forms` what they are held as. Nothing here knows an architecture or reads a file.
+Used by `decoder` and `gpt2`. A layer says what fills its weights (`placement`) and asks
+`weight_formats` how they are stored. Nothing here knows an architecture or reads a file.
 """

@@ -6,10 +6,10 @@ Invariant: rows beyond the vocabulary are zero and their logits never leave this
 import torch
 from torch import Tensor
 
-from quire.engine.model.layers.forms import table_form
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.weight_formats import table_format
 from quire.kernels.ops import Ops
 
 
@@ -21,12 +21,12 @@ class VocabTable:
         self._vocab_size = vocab_size
         self.module = module
         self.ids, rows = setting.world.split_vocab(vocab_size)
-        form = table_form(setting)
-        table, mine = form.new(rows, hidden_size), length(self.ids)
-        self.weight = form.held(table)
+        fmt = table_format(setting)
+        table, mine = fmt.new(rows, hidden_size), length(self.ids)
+        self.weight = fmt.operand(table)
         self.weight[mine:] = 0
-        filled, shape = form.part(table, 0, mine, module), (vocab_size, hidden_size)
-        self.placements = form.placements(module, shape, filled, self.ids, slice(0, hidden_size))
+        filled, shape = fmt.part(table, 0, mine, module), (vocab_size, hidden_size)
+        self.placements = fmt.placements(module, shape, filled, self.ids, slice(0, hidden_size))
 
     def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> Stream:
         """[T] int32 -> [T, hidden]; then: the weight of the norm that comes next. An ordinary

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.weight import Quantized
 
@@ -51,19 +51,19 @@ class ColumnParallelLinear:
     def __init__(
         self, setting: Setting, parts: Sequence[Part], inputs: int, *, bias: bool = False
     ) -> None:
-        form = form_of(setting, [part.module for part in parts])
+        fmt = weight_format(setting, [part.module for part in parts])
         self.module = parts[0].module
         rows = sum(length(part.rows) for part in parts)
-        self.weight = form.new(rows, inputs)
+        self.weight = fmt.new(rows, inputs)
         self.bias = setting.new(rows) if bias else None
-        self._linear, self._held = form.linear(), form.held(self.weight)
+        self._linear, self._operand = fmt.linear(), fmt.operand(self.weight)
         self.placements: list[Placement] = []
         begin = 0
         for part in parts:
             end = begin + length(part.rows)
             shape, cols = (part.outputs, inputs), slice(0, inputs)
-            held = form.part(self.weight, begin, end, part.module)
-            self.placements += form.placements(part.module, shape, held, part.rows, cols)
+            held = fmt.part(self.weight, begin, end, part.module)
+            self.placements += fmt.placements(part.module, shape, held, part.rows, cols)
             if self.bias is not None:
                 name, target = part.module + ".bias", self.bias[begin:end]
                 self.placements.append(Placement(name, shape[:1], target, part.rows, slice(0, 1)))
@@ -76,15 +76,15 @@ class ColumnParallelLinear:
         """stream: [T, inputs], normed first where it is not -> [T, rows]; with silu, gate and up:
         [T, rows / 2]. A layer with biases has no silu. after: silu, and narrow of `linear_fp8`."""
         if stream.normed is None:
-            x, held = stream.residual, self._held
+            x, held = stream.residual, self._operand
             y = self._linear(x, held, norm_weight=norm_weight, eps=eps, **after)
         else:
-            y = self._linear(stream.normed, self._held, **after)
+            y = self._linear(stream.normed, self._operand, **after)
         return y if self.bias is None else y.add_(self.bias)
 
     def unbiased(self, x: Tensor) -> Tensor:
         """x: [T, inputs], normed -> [T, rows], to which the bias is still to be added."""
-        return self._linear(x, self._held)
+        return self._linear(x, self._operand)
 
 
 class RowParallelLinear:
@@ -103,13 +103,13 @@ class RowParallelLinear:
         *,
         bias: bool = False,
     ) -> None:
-        form = form_of(setting, [module])
+        fmt = weight_format(setting, [module])
         self._ops, self._world = setting.ops, setting.world
         self.module = module
-        self.weight = form.new(outputs, length(cols))
-        self._linear, self._held = form.linear(), form.held(self.weight)
+        self.weight = fmt.new(outputs, length(cols))
+        self._linear, self._operand = fmt.linear(), fmt.operand(self.weight)
         shape, rows = (outputs, inputs), slice(0, outputs)
-        self.placements = form.placements(module, shape, self.weight, rows, cols)
+        self.placements = fmt.placements(module, shape, self.weight, rows, cols)
         self.bias = setting.new(outputs) if bias else None
         if self.bias is not None:
             self.placements.append(whole(f"{module}.bias", self.bias))
@@ -121,12 +121,12 @@ class RowParallelLinear:
         """x: [T, this rank's inputs], for an FP8 weight maybe quantized; residual: [T, outputs],
         whose storage may be reused; then: the weight of the norm that comes next, [outputs]."""
         if self._world.size == 1:
-            return Stream(self._linear(x, self._held, residual=residual))
-        partial = self._linear(x, self._held)
+            return Stream(self._linear(x, self._operand, residual=residual))
+        partial = self._linear(x, self._operand)
         return residual_norm(self._ops, self._world, partial, residual, then, eps)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """As above, of models whose norms are made apart: [T, outputs], without the bias."""
         if self._world.size == 1:
-            return self._linear(x, self._held, residual=residual)
-        return self._world.add_partials(self._linear(x, self._held), residual)
+            return self._linear(x, self._operand, residual=residual)
+        return self._world.add_partials(self._linear(x, self._operand), residual)

@@ -3,11 +3,9 @@
 Invariant: both kinds norm the residual first and give it back with what they made added to it.
 """
 
-import torch
 from torch import Tensor
 
 from quire.engine.model.config import Experts
-from quire.engine.model.layers.forms import form_of
 from quire.engine.model.layers.linear import (
     ColumnParallelLinear,
     Part,
@@ -16,9 +14,10 @@ from quire.engine.model.layers.linear import (
 )
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
-from quire.engine.model.layers.quantized import part_of
+from quire.engine.model.layers.quantized import check_begins_block
 from quire.engine.model.layers.residual import Stream, residual_norm
 from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.ops import ExpertOps, has_expert_row, has_experts
 
@@ -37,13 +36,11 @@ class DenseMlp:
         if merged:
             parts = stored_as_one(f"{module}.gate_up_proj", [(intermediate, inner)] * 2)
         self.gate_up = ColumnParallelLinear(setting, parts, hidden)
-        half, gate_up = length(inner), self.gate_up.weight
-        if gate_up.data.dtype == torch.float8_e4m3fn:  # or up's scales are not where kernels look
-            part_of(gate_up, half, 2 * half, f"{module}.up_proj")
+        if self.gate_up.weight.is_fp8:  # kernels look for up's scales in blocks of their own
+            check_begins_block(length(inner), f"{module}.up_proj")
         self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
-        weights = self.gate_up.weight, self.down.weight
-        both = all(weight.data.dtype == torch.float8_e4m3fn for weight in weights)
+        both = self.gate_up.weight.is_fp8 and self.down.weight.is_fp8
         self._after = {"silu": True, "narrow": True} if both else {"silu": True}
 
     def products(self) -> list[Product]:
@@ -70,22 +67,22 @@ class ExpertsMlp:
         inner = setting.world.split(width, "moe_intermediate_size")
         held = length(inner)
         modules = [f"{module}.experts.{index}" for index in range(count)]
-        form = form_of(setting, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
+        fmt = weight_format(setting, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
         self.router = setting.new(count, hidden)
-        self.gate_up = form.new(count, 2 * held, hidden)
-        self.down = form.new(count, hidden, held)
-        self._mix = form.mix_experts()
-        self._held = form.held(self.gate_up), form.held(self.down)
+        self.gate_up = fmt.new(count, 2 * held, hidden)
+        self.down = fmt.new(count, hidden, held)
+        self._mix = fmt.mix_experts()
+        self._operand = fmt.operand(self.gate_up), fmt.operand(self.down)
         self._module = f"{module}.experts"
         self.placements = [whole(f"{module}.gate.weight", self.router)]
         for index, one in enumerate(modules):
             pair, every = self.gate_up.of(index), slice(0, hidden)
             for name, begin in (("gate_proj", 0), ("up_proj", held)):
-                part = form.part(pair, begin, begin + held, f"{one}.{name}")
+                part = fmt.part(pair, begin, begin + held, f"{one}.{name}")
                 shape = (width, hidden)
-                self.placements += form.placements(f"{one}.{name}", shape, part, inner, every)
+                self.placements += fmt.placements(f"{one}.{name}", shape, part, inner, every)
             shape, down = (hidden, width), self.down.of(index)
-            self.placements += form.placements(f"{one}.down_proj", shape, down, every, inner)
+            self.placements += fmt.placements(f"{one}.down_proj", shape, down, every, inner)
 
     def products(self) -> list[Product]:
         return [Product(self._module, self.gate_up), Product(self._module, self.down)]
@@ -105,7 +102,7 @@ class ExpertsMlp:
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
         )
         if self._world.size == 1:
-            mixed = self._mix(x, *self._held, chosen, weights, residual=stream.residual)
+            mixed = self._mix(x, *self._operand, chosen, weights, residual=stream.residual)
             return Stream(mixed)
-        mixed = self._mix(x, *self._held, chosen, weights)
+        mixed = self._mix(x, *self._operand, chosen, weights)
         return residual_norm(ops, self._world, mixed, stream.residual, then, eps)

@@ -50,14 +50,19 @@ def new_fp8(*shape: int, device: torch.device) -> Weight:
     return Weight(data, torch.empty(blocks, dtype=torch.float32, device=device))
 
 
-def part_of(weight: Weight, begin: int, end: int, module: str) -> Weight:
-    """Rows of a merged weight, a matrix of its own. Raises ConfigError where it begins within a
-    block."""
+def check_begins_block(begin: int, module: str) -> None:
+    """Raises ConfigError where a matrix begins within a block of a merged weight."""
     if begin % BLOCK:
         raise ConfigError(
             f"{module}: begins at row {begin} of a merged FP8 weight: the matrices before it must "
             f"have multiples of {BLOCK} rows"
         )
+
+
+def part_of(weight: Weight, begin: int, end: int, module: str) -> Weight:
+    """Rows begin to end - 1 of a merged weight: one of its matrices. Raises ConfigError where it
+    begins within a block."""
+    check_begins_block(begin, module)
     assert weight.scale is not None
     scale = weight.scale[begin // BLOCK : -(-end // BLOCK)]
     return Weight(weight.data[begin:end], scale)

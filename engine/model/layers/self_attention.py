@@ -1,6 +1,5 @@
 """Grouped-query attention of one layer: products, norms of heads, and the cache between them."""
 
-import torch
 from torch import Tensor
 
 from quire.engine.model.config import ModelConfig
@@ -49,7 +48,7 @@ class SelfAttention:
             parts = stored_as_one(f"{module}.qkv_proj", (q, kv, kv))
         self.qkv = ColumnParallelLinear(setting, parts, hidden, bias=spec.qkv_bias)
         self.o = RowParallelLinear(setting, f"{module}.o_proj", hidden, q_heads * dim, q_rows)
-        self._narrow = self.o.weight.data.dtype == torch.float8_e4m3fn
+        self._narrow = self.o.weight.is_fp8
         self.q_norm = setting.new(dim) if spec.qk_norm else None
         self.k_norm = setting.new(dim) if spec.qk_norm else None
         self.placements: list[Placement] = list(self.qkv.placements)

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from support.hands import Hands
 from support.patience import PATIENCE
+from support.scripted_link import ScriptedLink
 
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.commands import Abort, AskBlockMap, FlushCache, Submit
@@ -12,7 +12,7 @@ from quire.engine.request import GenerationRequest, Output, SamplingParams
 
 def test_the_first_item_says_that_the_engine_has_been_told_and_waits_for_nothing_else() -> None:
     async def test() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         request = GenerationRequest(engine.new_key(), (5, 6), SamplingParams(max_tokens=4))
@@ -30,7 +30,7 @@ def test_the_first_item_says_that_the_engine_has_been_told_and_waits_for_nothing
 
 def test_answers_go_to_those_who_asked_in_their_order_whatever_they_asked() -> None:
     async def test() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         calls = (engine.block_map, engine.flush_cache, engine.block_map, engine.flush_cache)

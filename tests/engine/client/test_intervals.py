@@ -4,22 +4,22 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import pairwise
 
-from support.hands import Hands
 from support.patience import PATIENCE
+from support.scripted_link import ScriptedLink
 
 from quire.engine.client.async_engine import AsyncEngine, next_tick
 from quire.engine.request import FinishReason, GenerationRequest, Output, SamplingParams
 
 NEVER = 1e9  # seconds: no clock has run for so long
 Stream = AsyncGenerator[list[Output], None]
-Test = Callable[[Hands, Stream, int], Awaitable[None]]
+Test = Callable[[ScriptedLink, Stream, int], Awaitable[None]]
 
 
 def over_a_link(interval: float, test: Test) -> None:
     """Runs the test with a call that has been handed over, and its key."""
 
     async def run() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         request = GenerationRequest(engine.new_key(), (5, 6), SamplingParams(max_tokens=9))
@@ -36,7 +36,7 @@ def ids_of(outputs: list[Output]) -> list[int]:
 
 
 def test_first_words_and_the_end_wait_for_nothing_and_all_between_is_joined() -> None:
-    async def test(link: Hands, stream: Stream, key: int) -> None:
+    async def test(link: ScriptedLink, stream: Stream, key: int) -> None:
         link.say([Output(key, 0, token_ids=[7], started=True)])
         assert ids_of(await anext(stream)) == [7]
         rest = asyncio.ensure_future(anext(stream))
@@ -53,7 +53,7 @@ def test_first_words_and_the_end_wait_for_nothing_and_all_between_is_joined() ->
 
 
 def test_what_waits_goes_when_the_interval_is_over_though_nothing_follows() -> None:
-    async def test(link: Hands, stream: Stream, key: int) -> None:
+    async def test(link: ScriptedLink, stream: Stream, key: int) -> None:
         said = [7, 8, 9, 10]
         link.say([Output(key, 0, token_ids=said[:1], started=True)])
         assert ids_of(await anext(stream)) == said[:1]
@@ -65,7 +65,7 @@ def test_what_waits_goes_when_the_interval_is_over_though_nothing_follows() -> N
 
 
 def test_a_stream_that_ends_takes_its_timer_along() -> None:
-    async def test(link: Hands, stream: Stream, key: int) -> None:
+    async def test(link: ScriptedLink, stream: Stream, key: int) -> None:
         link.say([Output(key, 0, token_ids=[7], started=True)])
         await anext(stream)
         link.say([Output(key, 0, token_ids=[8])])

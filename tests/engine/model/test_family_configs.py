@@ -1,50 +1,17 @@
 """Configurations of each family beside Qwen3: as the Hub has them, and what of them is refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.hub_configs import LLAMA31, QWEN25, read
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import Fp8, ModelConfig
-from quire.engine.weights.random import weight_shapes
+from quire.engine.model.registry import build_model
+from quire.kernels import reference
 
-
-def read(
-    path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None
-) -> ModelConfig:
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "generation_config.json").write_text(json.dumps(generation or {}))
-    return ModelConfig.from_directory(path)
-
-
-# As the Hub has them, but for what has no say in what is computed.
-QWEN25: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "hidden_act": "silu",
-    "hidden_size": 896,
-    "initializer_range": 0.02,
-    "intermediate_size": 4864,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 21,
-    "num_attention_heads": 14,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
 QWEN25_GENERATION = {
     "do_sample": True,
     "eos_token_id": [151645, 151643],
@@ -53,6 +20,8 @@ QWEN25_GENERATION = {
     "top_k": 20,
     "top_p": 0.8,
 }
+
+
 MOE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
@@ -88,6 +57,8 @@ MOE: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+
+
 MOE_GENERATION = {
     "do_sample": True,
     "eos_token_id": [151645, 151643],
@@ -95,37 +66,8 @@ MOE_GENERATION = {
     "top_k": 20,
     "top_p": 0.95,
 }
-LLAMA31: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 8.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
+
+
 LLAMA31_GENERATION = {
     "do_sample": True,
     "eos_token_id": [128001, 128008, 128009],
@@ -162,6 +104,8 @@ def test_which_layers_have_experts(tmp_path: Path) -> None:
 
 
 LLAMA3_ROPE = LLAMA31["rope_scaling"]
+
+
 REFUSED_OF_OTHERS: list[tuple[dict[str, Any], str]] = [
     (
         QWEN25 | {"use_sliding_window": True, "layer_types": ["full_attention"] * 3},
@@ -209,7 +153,11 @@ def test_refusals_of_other_families(config: dict[str, Any], words: str, tmp_path
 
 
 QUANTIZED = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
+
+
 QUANTIZED |= {"weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}  # type: ignore[dict-item]
+
+
 FORMATS: list[tuple[dict[str, Any], str]] = [
     ({"quant_method": "awq", "bits": 4}, '.quant_method = "awq": AWQ is not supported; supported'),
     ({"quant_method": "gptq"}, '.quant_method = "gptq": GPTQ is not supported; supported: float32'),
@@ -301,103 +249,6 @@ def test_other_architectures_are_refused_by_name(
 def test_parameters_are_those_of_the_published_checkpoint(name: str, parameters: int) -> None:
     config = ModelConfig.named_shape(name)
     assert config.num_parameters == parameters
-    shapes = weight_shapes(config)
+    model = build_model(config, reference, dtype=torch.bfloat16, device=torch.device("meta"))
+    shapes = {one.name: one.shape for one in model.placements()}
     assert config.num_parameters == sum(torch.Size(shape).numel() for shape in shapes.values())
-
-
-MISTRAL: dict[str, Any] = {
-    "architectures": ["MistralForCausalLM"],
-    "model_type": "mistral",
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 32768,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 32000,
-}
-
-
-PHI4: dict[str, Any] = {
-    "architectures": ["Phi3ForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 100257,
-    "embd_pdrop": 0.0,
-    "eos_token_id": 100265,
-    "hidden_act": "silu",
-    "hidden_size": 5120,
-    "initializer_range": 0.02,
-    "intermediate_size": 17920,
-    "max_position_embeddings": 16384,
-    "model_type": "phi3",
-    "num_attention_heads": 40,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 10,
-    "original_max_position_embeddings": 16384,
-    "pad_token_id": 100349,
-    "resid_pdrop": 0.0,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 250000,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 100352,
-}
-
-
-def test_phi4_is_its_named_shape_and_its_kin_are_refused_where_they_differ(tmp_path: Path) -> None:
-    assert read(tmp_path, PHI4) == ModelConfig.named_shape("phi4")
-    assert read(tmp_path, PHI4 | {"sliding_window": 2047}).sliding_window == 2047
-    long = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] * 64}
-    for more, words in (
-        ({"rope_scaling": long}, "rope_scaling.short_factor|rope_scaling.type"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "is not supported for Phi3ForCausalLM"),
-        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor = 0.75"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            read(tmp_path, PHI4 | more)
-
-
-def test_windows_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
-    """Of Mistral null is none, and silence 4096; of Qwen2 the first layers see all."""
-    silent = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
-    windows = {"use_sliding_window": True, "sliding_window": 96}
-    told = [
-        (MISTRAL | {"sliding_window": 32}, 32),
-        (MISTRAL | {"sliding_window": None}, None),
-        (silent, 4096),
-        (QWEN25 | windows | {"max_window_layers": 0}, 96),
-        (QWEN25 | windows | {"max_window_layers": 24}, None),
-        (QWEN25 | {"sliding_window": 96}, None),
-        (LLAMA31 | {"sliding_window": 96}, None),
-    ]
-    for config, window in told:
-        assert read(tmp_path, config).sliding_window == window
-        assert read(tmp_path, config).full_layers == ()
-    two_kinds = read(tmp_path, QWEN25 | windows | {"max_window_layers": 3})
-    assert (two_kinds.sliding_window, two_kinds.full_layers) == (96, (0, 1, 2))
-    types = ["sliding_attention", "full_attention", "sliding_attention"] * 8
-    listed = read(tmp_path, QWEN25 | windows | {"max_window_layers": 3, "layer_types": types})
-    assert (listed.sliding_window, listed.full_layers) == (96, tuple(range(1, 24, 3)))
-    assert (listed.window_of(0), listed.window_of(1), listed.window_layers) == (96, None, 16)
-    prints = {one.fingerprint("w", torch.float32) for one in (two_kinds, listed)}
-    prints.add(
-        read(tmp_path, QWEN25 | windows | {"max_window_layers": 0}).fingerprint("w", torch.float32)
-    )
-    assert len(prints) == 3
-    unknown = QWEN25 | windows | {"layer_types": ["linear_attention"] * 24}
-    with pytest.raises(ConfigError, match='supported: "full_attention" or "sliding_attention" in'):
-        read(tmp_path, unknown)
-    several = MISTRAL | {"layer_types": ["sliding_attention", "full_attention"] * 16}
-    with pytest.raises(ConfigError, match=r'layer_types = .*supported: "sliding_attention"'):
-        read(tmp_path, several)

@@ -11,7 +11,7 @@ from quire.engine.errors import RankError
 from quire.engine.loop.core import EngineCore
 from quire.engine.parallel.codec import decode, decode_masks, encode, encode_masks
 from quire.engine.request import GenerationRequest, SamplingParams
-from quire.engine.scheduling.plan import BlockUpdate, Judged, Pooled, StepPlan
+from quire.engine.scheduling.plan import BlockUpdate, Pooled, PromptLogprobsRow, StepPlan
 
 GREEDY = SamplingParams(max_tokens=12)
 SAMPLINGS = (
@@ -55,7 +55,7 @@ def masked() -> StepPlan:
     return plans()[0]._replace(
         masked=(0, 3, 7),
         pooled=(Pooled(5, ()), Pooled(2, (9, 300))),
-        judged=(Judged(4, 12, 300, 20), Judged(1, 1, -1, 0)),
+        prompt_logprobs=(PromptLogprobsRow(4, 12, 300, 20), PromptLogprobsRow(1, 1, -1, 0)),
     )
 
 

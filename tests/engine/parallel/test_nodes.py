@@ -16,8 +16,8 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, RankError
 from quire.engine.parallel import follower, network, node, ranks
-from quire.engine.parallel.door import Door
-from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.frame_channel import FrameChannel, Kind
+from quire.engine.parallel.join_listener import JoinListener
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import Secret
@@ -29,12 +29,12 @@ TERMS: Terms = {"Quire": "1"}
 _BEGIN = """
 import os, socket, sys, time
 from quire.engine import lifeline
-from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.frame_channel import Kind, FrameChannel
 parent = socket.socket(fileno=int(sys.argv[1]))
 lifeline.hold_to(parent)
-line = Line(parent)
-say, hear = line.say, line.hear
-asked = line.expect(Kind.BUILD)
+channel = FrameChannel(parent)
+say, hear = channel.send_json, channel.receive
+asked = channel.expect(Kind.BUILD)
 rank = asked["rank"]
 """
 READY = "say(Kind.READY, pid=os.getpid(), address=asked['address'])\n"
@@ -54,7 +54,9 @@ class Cluster:
             node.follow, both.replace(node_rank=1), TERMS, SECRET, program
         )
         self.ranks = Ranks(Program(program), 4, self.lost.set, here=2)
-        self.ranks.take_in(Door(listener, SECRET, TERMS, node.places(both)).gather(PATIENCE))
+        self.ranks.take_in(
+            JoinListener(listener, SECRET, TERMS, node.places(both)).gather(PATIENCE)
+        )
         self.ranks.build({}, 1)
 
     def ready(self) -> list[psutil.Process]:
@@ -104,7 +106,7 @@ def test_a_rank_that_is_lost_takes_all_nodes_along(pool: ThreadPoolExecutor, who
 def end_of_node_0(cluster: Cluster) -> None:
     """What the end of its process does to its sockets."""
     for one in cluster.ranks._nodes.values():
-        one.line.end()
+        one.channel.end()
 
 
 def test_a_node_that_is_gone_takes_all_along(pool: ThreadPoolExecutor) -> None:
@@ -124,25 +126,25 @@ def test_a_node_that_does_not_answer_takes_all_along(
     """As one whose process is stopped, while its ranks' are not."""
     asked, answers = queue.SimpleQueue[None](), threading.Event()
     answers.set()
-    say, is_readable = Line.say, Line.is_readable
+    say, is_readable = FrameChannel.send_json, FrameChannel.is_readable
     silent = [False]
 
-    def watched(line: Line, kind: Kind, **values: Any) -> None:
+    def watched(channel: FrameChannel, kind: Kind, **values: Any) -> None:
         if kind is Kind.ASKED:
             asked.put(None)
         if kind is not Kind.ALIVE or answers.is_set():
-            say(line, kind, **values)
+            say(channel, kind, **values)
 
-    def in_turn(line: Line, _seconds: float) -> bool:
+    def in_turn(channel: FrameChannel, _seconds: float) -> bool:
         """Silence, and then the answer to what was asked, as long as there are answers."""
         silent[0] = not silent[0]
         while answers.is_set() and not silent[0]:
-            if is_readable(line, 0.01):
+            if is_readable(channel, 0.01):
                 return True
         return False
 
-    monkeypatch.setattr(Line, "say", watched)
-    monkeypatch.setattr(Line, "is_readable", in_turn)
+    monkeypatch.setattr(FrameChannel, "send_json", watched)
+    monkeypatch.setattr(FrameChannel, "is_readable", in_turn)
     cluster = Cluster(pool, READY + STAYS)
     processes = cluster.ready()
     try:
@@ -186,7 +188,7 @@ def test_a_node_has_the_model_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -
     heard: list[EngineConfig] = []
 
     class Heard:
-        """A line that says what to build."""
+        """A channel that says what to build."""
 
         @staticmethod
         def expect(_kind: Kind) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def test_a_node_has_the_model_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -
         raise ModelError("enough")
 
     monkeypatch.setattr(follower, "exchange_of", lambda *_: None)
-    line: Any = Heard()
+    channel: Any = Heard()
     with pytest.raises(ModelError):
-        follower.build(builder, line, "/here")
+        follower.build(builder, channel, "/here")
     assert [(config.model, config.seed) for config in heard] == [("/here", 3)]

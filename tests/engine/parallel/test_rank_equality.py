@@ -34,8 +34,8 @@ from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.model.layers.parallel import World
 from quire.engine.parallel import process
 from quire.engine.parallel.follower import follow
+from quire.engine.parallel.frame_channel import Kind
 from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import Kind
 from quire.engine.parallel.process import Program
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.scheduling.matching import Constrained, constrained
@@ -117,14 +117,14 @@ class Mouth:
 
 @dataclass
 class Ear:
-    """A follower's line."""
+    """A follower's channel."""
 
     frames: "queue.Queue[tuple[Kind, bytes]]"
 
-    def hear(self) -> tuple[Kind, bytes]:
+    def receive(self) -> tuple[Kind, bytes]:
         return self.frames.get(timeout=PATIENCE)
 
-    def say(self, kind: Kind, **values: Any) -> None:
+    def send_json(self, kind: Kind, **values: Any) -> None:
         """Nobody listens."""
 
 

@@ -2,13 +2,9 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,32 +14,26 @@ from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
-from quire.engine.parallel import follower
 from quire.engine.parallel import ranks as parallel_ranks
-from quire.engine.parallel.codec import encode, encode_masks
-from quire.engine.parallel.group_exchange import GroupExchange, over_gloo
+from quire.engine.parallel.frame_channel import Kind, said
 from quire.engine.parallel.leader import LeadingRunner
-from quire.engine.parallel.line import MAX_BYTES, Kind, Line, said, values_of
-from quire.engine.parallel.member import LocalRank
 from quire.engine.parallel.process import Program
+from quire.engine.parallel.rank_handles import LocalRank
 from quire.engine.parallel.ranks import Ranks, ended_on_error
-from quire.engine.parallel.store import Board, BoardStore, LineStore
-from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.engine.startup import sizing
 from quire.engine.startup import start_ranks as start
 from quire.engine.startup.build_engine import build_engine
 
-EMPTY = StepPlan(1, (), (), (), (), 0, 0)
 # A rank that needs no torch: `say(kind, **values)`, `hear()`, `rank`, the number that it was given.
 _BEGIN = """
 import os, socket, sys, time
 from quire.engine import lifeline
-from quire.engine.parallel.line import Kind, Line, values_of
+from quire.engine.parallel.frame_channel import Kind, FrameChannel, values_of
 parent = socket.socket(fileno=int(sys.argv[1]))
 lifeline.hold_to(parent)
-line = Line(parent)
-say, hear = line.say, line.hear
-rank = line.expect(Kind.BUILD)["rank"]
+channel = FrameChannel(parent)
+say, hear = channel.send_json, channel.receive
+rank = channel.expect(Kind.BUILD)["rank"]
 """
 
 
@@ -94,7 +84,7 @@ def test_processes_started_ahead_become_the_first_ranks() -> None:
         ("sys.exit(7)", RankError, "ended by exit code 7"),
         ("parent.sendall(bytes(5))", RankError, "rank 2"),
         ("say(Kind.SET, key='k')", RankError, r"rank 2 \(.*\): SET was said without value"),
-        ("line.send(Kind.READY, b'[' * 200_000)", RankError, "a frame that is not JSON"),
+        ("channel.send(Kind.READY, b'[' * 200_000)", RankError, "a frame that is not JSON"),
     ],
 )
 def test_what_keeps_a_rank_from_starting_is_raised(
@@ -157,7 +147,7 @@ def test_ranks_take_the_least_number_of_blocks_of_all() -> None:
     ranks = started(
         "say(Kind.PROGRESS, stage='weights', share=rank / 4)\n"
         "say(Kind.SIZED, blocks=100 - rank, fingerprint='f')\n"
-        "say(Kind.READY, blocks=line.expect(Kind.BLOCKS)['blocks'])\n" + STAYS
+        "say(Kind.READY, blocks=channel.expect(Kind.BLOCKS)['blocks'])\n" + STAYS
     )
     progress, agree = start.leading(ranks, lambda stage, share: told.append((stage, share)))
     assert agree(200, "f") == 98
@@ -265,247 +255,3 @@ def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="tensor_parallel_size = 4: at most 3 ranks a node"):
         build_engine(config, lambda _stage, _share: None, rank_program=Program(["none"]))
     assert sizing.resolve_device(config.replace(tensor_parallel_size=3), rank=2).index == 2
-
-
-# ---------------------------------------------------------------- the line
-
-
-@pytest.fixture
-def lines() -> Iterator[tuple[Line, socket.socket]]:
-    one, other = socket.socketpair()
-    with one, other:
-        yield Line(one), other
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "the line has ended"),
-        (b"\x04\x09\x00\x00\x00abc", "the line has ended"),
-        (b"\x63\x00\x00\x00\x00", "no known kind: 99"),
-        (b"\x04" + (MAX_BYTES + 1).to_bytes(4, "little"), "at most"),
-        (b"\x05\x02\x00\x00\x00{}", "STOP was said where BUILD was due"),
-        (b"\x01\x02\x00\x00\x00[]", "not a JSON object"),
-        (b"\x01\x02\x00\x00\x00{{", "not JSON"),
-    ],
-)
-def test_what_is_no_frame_is_refused(
-    lines: tuple[Line, socket.socket], data: bytes, words: str
-) -> None:
-    line, other = lines
-    other.sendall(data)
-    other.shutdown(socket.SHUT_WR)
-    with pytest.raises(RankError, match=words):
-        line.expect(Kind.BUILD)
-
-
-def test_who_hears_nothing_is_noticed(lines: tuple[Line, socket.socket]) -> None:
-    line, other = lines
-    other.close()
-    with pytest.raises(RankError, match="cannot be told"):
-        line.say(Kind.STOP)
-
-
-# ---------------------------------------------------------------- a follower
-
-
-@dataclass
-class Scripted:
-    """A follower whose steps are noted."""
-
-    executed: list[int] = field(default_factory=list)
-    waited: list[int] = field(default_factory=list)
-    masks: list[Masks] = field(default_factory=list)
-
-    def execute(self, plan: StepPlan) -> "Step | None":
-        if plan.step_id == 13:
-            raise ValueError("unlucky")
-        self.executed.append(plan.step_id)
-        return None if plan.masked else Step(plan.step_id, self)
-
-    def sample(self, masks: Masks) -> "Step":
-        self.masks.append(masks)
-        return Step(self.executed[-1], self)
-
-    def memory(self) -> tuple[int, int]:
-        return 5, 6
-
-
-@dataclass
-class Step:
-    number: int
-    whose: Scripted
-
-    def wait(self) -> None:
-        self.whose.waited.append(self.number)
-
-
-def follow(frames: list[tuple[Kind, bytes]], lines: tuple[Line, socket.socket]) -> Scripted:
-    line, other = lines
-    sender = Line(other)
-    for kind, body in frames:
-        sender.send(kind, body)
-    scripted = Scripted()
-    follower.follow(scripted, line)
-    return scripted
-
-
-def plan(number: int, *masked: int) -> tuple[Kind, bytes]:
-    return Kind.PLAN, encode(EMPTY._replace(step_id=number, masked=masked))
-
-
-def test_a_step_with_masked_rows_is_sampled_when_its_masks_have_come(
-    lines: tuple[Line, socket.socket],
-) -> None:
-    masks = ((4, b"x"),)
-    frames = [plan(1, 4), (Kind.MASKS, encode_masks(masks)), plan(2), (Kind.STOP, b"{}")]
-    scripted = follow(frames, lines)
-    assert (scripted.executed, scripted.waited, scripted.masks) == ([1, 2], [1], [masks])
-
-
-def test_a_follower_executes_in_order_and_is_one_step_ahead_at_most(
-    lines: tuple[Line, socket.socket],
-) -> None:
-    scripted = follow([plan(1), plan(2), plan(3), (Kind.STOP, b"{}")], lines)
-    assert (scripted.executed, scripted.waited) == ([1, 2, 3], [1, 2])
-
-
-@pytest.mark.parametrize(
-    ("frame", "words"),
-    [
-        ((Kind.BLOCKS, b"{}"), "BLOCKS was said where PLAN was due"),
-        ((Kind.PLAN, b"x"), "no plan"),
-        (plan(1, 4), "STOP was said where MASKS was due"),
-    ],
-)
-def test_a_follower_takes_plans_alone(
-    frame: tuple[Kind, bytes], words: str, lines: tuple[Line, socket.socket]
-) -> None:
-    with pytest.raises(RankError, match=words):
-        follow([frame, (Kind.STOP, b"{}")], lines)
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (ModelError("x is missing"), follower.EXIT_REFUSED, Kind.REFUSED),
-        (RankError("gone"), follower.EXIT_DEAD, None),
-        (ValueError("unlucky"), follower.EXIT_DEAD, Kind.DIED),
-    ],
-)
-def test_why_a_follower_ends_is_said(
-    error: Exception,
-    code: int,
-    said: Kind | None,
-    lines: tuple[Line, socket.socket],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    line, other = lines
-
-    def build(*_: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(follower, "build", build)
-    assert follower.serve(build, line) == code
-    other.setblocking(False)
-    if said is None:
-        with pytest.raises(BlockingIOError):
-            other.recv(1)
-        return
-    values = Line(other).expect(said)
-    assert values.get("words", str(error)) == str(error)
-
-
-def test_a_follower_is_built_as_rank_0_says(lines: tuple[Line, socket.socket]) -> None:
-    """Alone in its world here: it meets nobody but rank 0's board."""
-    line, other = lines
-    rank_0, made, before = Line(other), [], torch.get_num_threads()
-
-    def builder(config: EngineConfig, rank: int, meet: Any, progress: Any, agree: Any) -> Scripted:
-        made.append(rank)
-        world = meet()
-        made.append((config, world.rank, world.size, torch.get_num_threads()))
-        progress("weights", 0.5)
-        made.append(agree(70, "print"))
-        return Scripted()
-
-    def lead() -> list[dict[str, Any]]:
-        asked = {"rank": 0, "threads": 1, "address": "127.0.0.1"}
-        rank_0.say(Kind.BUILD, config={"model": "m", "seed": 4}, **asked)
-        board: dict[str, str] = {}
-        while (heard := rank_0.hear())[0] is not Kind.SIZED:
-            values = values_of(heard[1])
-            if heard[0] is Kind.SET:
-                board[values["key"]] = values["value"]
-            elif heard[0] is Kind.GET:
-                rank_0.say(Kind.VALUE, value=board[values["key"]])
-        assert values_of(heard[1]) == {"blocks": 70, "fingerprint": "print"}
-        rank_0.say(Kind.BLOCKS, blocks=60)
-        return [rank_0.expect(Kind.MEMORY), rank_0.expect(Kind.READY)]
-
-    with ThreadPoolExecutor(1) as pool:
-        said = pool.submit(lead)
-        try:
-            follower.build(builder, line)
-        finally:
-            torch.set_num_threads(before)
-        assert said.result(PATIENCE) == [{"allocated": 5, "peak": 6}, {}]
-    assert made == [0, (EngineConfig(model="m", seed=4), 0, 1, 1), 60]
-
-
-# ---------------------------------------------------------------- the exchange
-
-
-def together(size: int, run: Any) -> list[Any]:
-    """Of each rank, on a thread, what `run` returns of its exchange."""
-    board = Board()
-
-    def one(rank: int) -> Any:
-        return run(rank, over_gloo(BoardStore(board), rank, size))
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(one, range(size)))
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_what_is_gathered_stands_in_rank_order_whatever_it_is(size: int) -> None:
-    dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
-
-    def run(rank: int, exchange: GroupExchange) -> list[torch.Tensor]:
-        wide = [torch.full((3, 4), rank + 1).to(dtype).t() for dtype in dtypes]
-        return [exchange.gather(x) for x in (*wide, torch.tensor([float(rank)]).log())]
-
-    first, *others = together(size, run)
-    for mine, dtype in zip(first, dtypes, strict=False):
-        expected = torch.stack([torch.full((4, 3), rank + 1).to(dtype) for rank in range(size)])
-        assert mine.dtype is dtype and mine.equal(expected)
-    assert first[-1][:2].tolist() == [[float("-inf")], [0.0]]
-    for other in others:
-        assert all(map(torch.equal, first, other))
-
-
-def test_an_exchange_whose_other_end_is_gone_is_fatal() -> None:
-    class Broken:
-        def _allgather_base(self, *_: object) -> None:
-            raise RuntimeError("Connection closed by peer\nC++ trace")
-
-    exchange = GroupExchange(Broken(), 2, BoardStore(Board()))  # type: ignore[arg-type]
-    with pytest.raises(RankError) as raised:
-        exchange.gather(torch.ones(1))
-    assert str(raised.value) == "the ranks do not exchange any more: Connection closed by peer"
-    told: list[bool] = []
-    ranks: Any = SimpleNamespace(wait_told=lambda: told.append(True))
-    assert LeadingRunner(ranks, ranks).is_fatal(raised.value) and told == [True]
-    assert LeadingRunner(ranks, ranks).is_fatal(ValueError("unlucky")) and told == [True]
-
-
-def test_a_line_is_a_store_too(lines: tuple[Line, socket.socket]) -> None:
-    line, other = lines
-    store, rank_0 = LineStore(line), Line(other)
-    store.set("k", b"\x00\xff")
-    asked = rank_0.expect(Kind.SET)
-    with ThreadPoolExecutor(1) as pool:
-        got = pool.submit(store.get, "k")
-        assert rank_0.expect(Kind.GET) == {"key": "k"}
-        rank_0.say(Kind.VALUE, value=asked["value"])
-        assert got.result(PATIENCE) == b"\x00\xff"

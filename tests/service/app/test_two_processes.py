@@ -244,7 +244,7 @@ def test_an_engine_of_this_process_is_collected_once_nobody_has_it() -> None:
     """An engine knows its matchers, and they know whom they work beside."""
     link = placement.on_a_thread(EngineConfig(model="random:tiny", device="cpu"))
     matchers = link._builder.keywords["matchers"]  # type: ignore[attr-defined]
-    matchers.work_beside(partial(id, matchers))
+    matchers.set_concurrent_work(partial(id, matchers))
     known = weakref.ref(matchers)
     del link, matchers
     gc.collect()

@@ -77,7 +77,7 @@ def test_what_ends_in_the_moment_in_which_it_is_given_up_has_its_result(
 def test_grammars_are_kept_by_the_memory_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Grammars()
     text = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
-    made.learn(Vocabulary(text, 4096, (2,)))
+    made.set_vocabulary(Vocabulary(text, 4096, (2,)))
     monkeypatch.setattr(grammars, "MAX_KEPT_BYTES", 100 * 256)
     for i in range(3):
         made.compile(Constraint("json_schema", json.dumps({"title": f"{i:0>28}"})))  # 40 characters
@@ -95,7 +95,7 @@ def test_a_text_that_was_too_slow_is_refused_at_once_when_it_comes_again(
 ) -> None:
     made, end = Grammars(), threading.Event()
     text = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
-    made.learn(Vocabulary(text, 4096, (2,)))
+    made.set_vocabulary(Vocabulary(text, 4096, (2,)))
     made._threads = DeepThreads(seconds=0.01)
     tries = []
 

@@ -38,7 +38,7 @@ CONSTRAINTS = (
 @pytest.fixture(scope="module")
 def grammars() -> Grammars:
     made = Grammars()
-    made.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    made.set_vocabulary(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
     return made
 
 
@@ -128,7 +128,7 @@ def test_what_is_begun_beside_many_masks_is_waited_for(
     many = [grammars.compile(CONSTRAINTS[i % 2]) for i in range(matcher_batch.FEW)]
     steps = [(one.copy(), drawn(bytes(one.mask()), random.Random(1))) for one in many]
     asked = matcher_batch.MatcherBatch()
-    asked.beside = begin
+    asked.begin_work = begin
     asked.advance([(one, steps[at][1]) for at, one in enumerate(many[1:], 1)])
     assert not said, "few are made at once"
     with pytest.raises(OSError, match="afterwards") if fails else contextlib.nullcontext():
@@ -142,7 +142,7 @@ def test_a_limit_that_is_reached_ends_one_of_many(
     monkeypatch.setitem(LIMITS, "step_max_items", 12)
     heavy = "start: a*\na: b | c\nb: /[a-z]+/ d?\nc: /[a-y]+/ d?\nd: /[0-9]+/ a?"
     weak = Grammars()
-    weak.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    weak.set_vocabulary(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
     doomed = weak.compile(Constraint("grammar", heavy))
     twin = doomed.copy()
     monkeypatch.undo()
@@ -162,7 +162,7 @@ def test_a_lexer_that_outputs_have_used_up_is_no_others(monkeypatch: pytest.Monk
     """Copies of one grammar share it, with its limits: the next output gets one of its own."""
     monkeypatch.setitem(LIMITS, "max_lexer_states", 1000)
     shared = Grammars()
-    shared.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    shared.set_vocabulary(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
     many = Constraint("regex", "(0|1)*1(0|1){14}")  # remembers 15 digits: 32768 states
     ids = [TOKENIZER.token_to_id(digit) for digit in "01"]
     chance = random.Random(3)
@@ -193,7 +193,7 @@ def test_a_long_output_that_is_resumed_may_cost_what_it_cost_token_by_token(
 def test_outputs_under_one_grammar_are_parted_among_lexers() -> None:
     """So that masks are made at once; a few outputs in turn share what one of them has learnt."""
     parted = Grammars(3)
-    parted.learn(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
+    parted.set_vocabulary(Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,)))
     made = [parted.compile(CONSTRAINTS[0]) for _ in range(5 * SHARING)]
     lexers = [one.lexer for one in made if isinstance(one, TextMatcher)]
     assert len(lexers) == len(made) and len(set(lexers)) == 3

@@ -29,7 +29,7 @@ SUITE = os.environ.get("TESTS_JSON_SCHEMA_SUITE", "")
 FILE = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
 TOKENIZER = Tokenizer.from_str(FILE)
 GRAMMARS = Grammars()
-GRAMMARS.learn(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
+GRAMMARS.set_vocabulary(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
 
 ORDER = "an object's keys are written in the order in which the schema names them"
 FORM = "a number is written in one form: as the schema writes it, and an integer without a point"
@@ -276,7 +276,7 @@ def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.Monke
     assert once[:5] == [True, True, False, False, False]
     monkeypatch.setattr(large_json, "LARGE", 0)
     monkeypatch.setattr(sys.modules[__name__], "GRAMMARS", Grammars())
-    GRAMMARS.learn(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
+    GRAMMARS.set_vocabulary(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
     assert told() == once
 
 

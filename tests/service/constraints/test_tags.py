@@ -22,7 +22,7 @@ OPENS = TOKENIZER.token_to_id("<tool_call>")
 @pytest.fixture(scope="module")
 def grammars() -> Grammars:
     made = Grammars()
-    made.learn(Vocabulary(TOKENIZER.to_str(), 4096, (2,)))
+    made.set_vocabulary(Vocabulary(TOKENIZER.to_str(), 4096, (2,)))
     return made
 
 

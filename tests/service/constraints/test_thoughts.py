@@ -22,7 +22,7 @@ TOKENIZER = Tokenizer.from_file(str(Path(pocket.directory()) / "tokenizer.json")
 @pytest.fixture(scope="module")
 def grammars() -> Grammars:
     made = Grammars()
-    made.learn(Vocabulary(TOKENIZER.to_str(), 4096, (EOS,)))
+    made.set_vocabulary(Vocabulary(TOKENIZER.to_str(), 4096, (EOS,)))
     return made
 
 
@@ -106,7 +106,7 @@ def test_from_the_first_token_thoughts_are_under_it_too() -> None:
 
 def test_equal_texts_are_compiled_once_and_what_is_kept_is_bounded() -> None:
     made = Grammars()
-    made.learn(Vocabulary(TOKENIZER.to_str(), 4096, (EOS,)))
+    made.set_vocabulary(Vocabulary(TOKENIZER.to_str(), 4096, (EOS,)))
     first = made.compile(Constraint("regex", "[ab]+"))
     say(first, "ab")
     assert not made.compile(Constraint("regex", "[ab]+")).may_end()  # it begins anew

@@ -9,8 +9,8 @@ import pytest
 from quire.clients.openai.answers import Answer
 from quire.clients.openai.asked import Asked, StreamUsage
 from quire.service.errors import Refusal
-from quire.service.openai.answer_room import Room
 from quire.service.openai.chunks import Chunks, event
+from quire.service.openai.logprob_budget import LogprobBudget
 from quire.v1 import inference_pb2 as pb
 
 STARTED = pb.Started(request_id="r", model_fingerprint="f", prompt_tokens=7, cached_tokens=4)
@@ -119,19 +119,19 @@ def test_the_offsets_of_a_completion_count_characters_not_bytes() -> None:
 
 
 def test_what_answers_gather_is_bounded_each_and_together() -> None:
-    room = Room(each=10, together=15)
-    with room.share() as first:
+    budget = LogprobBudget(each=10, together=15)
+    with budget.share() as first:
         first.take(10)
         with pytest.raises(Refusal, match="stream = true") as caught:
             first.take(1)
         assert caught.value.violations[0].field == "logprobs"
-    assert room.held == 0
-    with room.share() as first, room.share() as second:
+    assert budget.held == 0
+    with budget.share() as first, budget.share() as second:
         first.take(10)
         with pytest.raises(Refusal) as caught:
             second.take(6)
         assert caught.value.retry_after
-    assert room.held == 0
+    assert budget.held == 0
 
 
 @pytest.mark.parametrize("chat", [False, True])

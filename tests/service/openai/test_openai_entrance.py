@@ -14,7 +14,7 @@ from support.http1 import CHAT, HELLO, Peer, Told, ask, head, posted
 
 from quire.engine.errors import ConfigError
 from quire.service.app import ports
-from quire.service.openai.door import Hosts
+from quire.service.openai.request_guard import AllowedHosts
 from quire.service.security.auth import make_entry
 from quire.service.settings import ServiceConfig
 
@@ -172,7 +172,7 @@ def test_beyond_this_machine_it_asks_for_tls_as_grpc_does() -> None:
 def test_which_hosts_are_known(listening: str, guarded: bool, host: str, known: bool) -> None:
     from quire.service.errors import Refusal
 
-    hosts = Hosts(listening, (), guarded=guarded)
+    hosts = AllowedHosts(listening, (), guarded=guarded)
     if known:
         hosts.check(host)
     else:

@@ -10,7 +10,7 @@ from quire.clients.replicas.affinity import Memory, keys_of, score, seed_of
 from quire.engine.errors import ConfigError
 from quire.service.ray.application_plan import Plan
 from quire.service.ray.ranking import ranked
-from quire.service.ray.switches import SWITCHES, set_switches
+from quire.service.ray.ray_defaults import RAY_DEFAULTS, set_ray_defaults
 from quire.v1 import inference_pb2 as pb
 
 
@@ -55,16 +55,16 @@ def test_messages_have_an_interval_and_one_place_to_say_so(tmp_path: Path) -> No
         Plan(config=str(file))
 
 
-def test_what_the_environment_says_of_ray_s_switches_stands(
+def test_the_environment_overrules_ray_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own, *others = SWITCHES
-    for name in SWITCHES:
+    own, *others = RAY_DEFAULTS
+    for name in RAY_DEFAULTS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(own, "as it was")
-    set_switches()
+    set_ray_defaults()
     assert os.environ[own] == "as it was"
-    assert all(os.environ[name] == SWITCHES[name] for name in others)
+    assert all(os.environ[name] == RAY_DEFAULTS[name] for name in others)
     for name in others:  # what was not there before is not put back by itself
         monkeypatch.delenv(name)
 

@@ -22,7 +22,7 @@ from quire.engine.prompt_logprobs import packed
 from quire.engine.request import GenerationRequest, TokenLogprob
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Matchers
-from quire.engine.scheduling.plan import Judged, Masks, PlanRow, StepPlan, StepResult
+from quire.engine.scheduling.plan import Masks, PlanRow, PromptLogprobsRow, StepPlan, StepResult
 from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 4096
@@ -65,7 +65,7 @@ def logprob_of(token_id: int, top: int) -> TokenLogprob:
     return TokenLogprob(token_id, -0.5, 1, best)
 
 
-def judged_of(one: Judged, rows: Sequence[PlanRow]) -> bytes:
+def prompt_logprobs_of(one: PromptLogprobsRow, rows: Sequence[PlanRow]) -> bytes:
     """What a prompt's own tokens had: of each, what `logprob_of` says."""
     (row,) = (row for row in rows if row.slot == one.slot)
     following = [] if one.following < 0 else [one.following]
@@ -153,8 +153,10 @@ class Pending:
             ]
         keys = {row.slot: row.key for row in self._plan.rows}
         asked_of = [spec_of(device.scheduler, keys[one.slot]) for one in self._plan.pooled]
-        judged = tuple(judged_of(one, self._plan.rows) for one in self._plan.judged)
-        return StepResult(tokens, logprobs, tuple(map(pooled_of, asked_of)), judged)
+        prompt_logprobs = tuple(
+            prompt_logprobs_of(one, self._plan.rows) for one in self._plan.prompt_logprobs
+        )
+        return StepResult(tokens, logprobs, tuple(map(pooled_of, asked_of)), prompt_logprobs)
 
     def _chosen(self, row: PlanRow, wanted: int) -> int:
         """What is wanted if the row's mask has it, else the first id that it has."""

@@ -42,7 +42,7 @@ OURS = {
     "quire.engine.scheduling.plan": {"StepPlan"},
     "quire.engine.scheduling.request": {"Request"},
     "quire.engine.client.async_engine": {"_Stream"},
-    "quire.service.rpc.reception": {"Call"},
+    "quire.service.rpc.call_admission": {"Call"},
     "quire.service.rpc.responses": {"CallOutput", "IndexState"},
     "quire.service.text.text_stream": {"TextStream"},
     "quire.service.rpc.validation": {"Accepted"},

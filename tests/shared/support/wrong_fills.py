@@ -144,6 +144,11 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             _changed(_ATTEND, "weights, v), k, v", "weights, v), k[-new:], v[-new:]"),
             "what you give back to keep",
         ),
+        WrongFill(
+            "forgets the root",
+            _changed(_ATTEND, " / math.sqrt(q.shape[2])", ""),
+            "not divided by the square root",
+        ),
     ),
     3: (
         WrongFill(
@@ -230,6 +235,11 @@ FILLS: dict[int, tuple[WrongFill, ...]] = {
             "takes blocks for slots",
             _changed(_PAGED, " * block_size + torch", " + torch"),
             "block b begins at slot",
+        ),
+        WrongFill(
+            "forgets the root",
+            _changed(_PAGED, " / math.sqrt(q.shape[2])", ""),
+            "not divided by the square root",
         ),
     ),
     6: (

@@ -1,4 +1,4 @@
-"""What there is to read: the model, whether the server is ready, its version, its metrics."""
+"""The endpoints that only read: models, health, version, metrics."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from quire.service.rpc.servicer import InferenceServicer
 _SCRAPES = 2  # at a time
 
 
-class Pages:
+class InfoEndpoints:
     """Answers them."""
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What a request is asked before its body is read: its size, its host, its key.
+"""Checks of an HTTP request before its body is read: header size, host, key.
 
-Invariant: a caller without a key costs no more than their headers, over HTTP as over gRPC; a page
-of the web that was led here by a name of its own gets no answer.
+Invariant: a caller without a key costs no more than its headers, over HTTP as over gRPC; a web page
+that reaches this server under a name of its own (DNS rebinding) gets no answer.
 """
 
 import ipaddress
@@ -13,16 +13,16 @@ from quire.service.hosts import is_loopback
 from quire.service.openai import problems
 from quire.service.openai.connection import MAX_HEADER_BYTES
 from quire.service.openai.http_context import HttpContext
-from quire.service.rpc.doorman import Doorman
+from quire.service.rpc.call_guard import CallGuard
 from quire.service.security.auth import Authenticator
 
 
-class Hosts:
-    """Names by which the server may be called."""
+class AllowedHosts:
+    """The host names under which the server may be called."""
 
     def __init__(self, listening: str, names: Sequence[str], *, guarded: bool) -> None:
-        """listening: the address. guarded: every caller proves who they are, which no page of the
-        web can do by its visitor's browser alone."""
+        """listening: the address. guarded: every caller authenticates, which a web page cannot do
+        through its visitor's browser alone."""
         self._here = is_loopback(listening)
         self._names = {name.strip("[]").lower() for name in names}
         self._any = "*" in names or (guarded and not self._here)
@@ -39,16 +39,18 @@ class Hosts:
             raise problems.foreign_host(host)
 
 
-class Door:
+class RequestGuard:
     """Of one server."""
 
-    def __init__(self, hosts: Hosts, authenticator: Authenticator, doorman: Doorman) -> None:
+    def __init__(
+        self, hosts: AllowedHosts, authenticator: Authenticator, call_guard: CallGuard
+    ) -> None:
         self._hosts = hosts
         self._authenticator = authenticator
-        self._doorman = doorman
+        self._call_guard = call_guard
 
     def check(self, context: HttpContext) -> None:
-        """Whoever it is. Raises Refusal."""
+        """Check header size and host. Raises Refusal."""
         metadata = context.invocation_metadata()
         size = sum(len(name) + len(value) for name, value in metadata)
         if size > MAX_HEADER_BYTES:
@@ -56,13 +58,13 @@ class Door:
         self._hosts.check(context.headers.get("host", ""))
 
     async def check_key(self, context: HttpContext) -> None:
-        """Where keys are asked for. Raises Refusal."""
+        """Check the key, where keys are required. Raises Refusal."""
         if self._authenticator.required:
             await self._authenticator.check(context.invocation_metadata())
 
     def refused(self, context: HttpContext, refusal: Refusal, method: str) -> None:
-        """The request ends before any call: count it as one of the method, and write its line."""
-        self._doorman.on_refused(method, cast(Any, context), refusal)
+        """The request ends before any call: count it for the method, and log it."""
+        self._call_guard.on_refused(method, cast(Any, context), refusal)
 
 
 def _without_port(host: str) -> str:

@@ -1,9 +1,9 @@
-"""From a request's arrival to what it asks the servicer for.
+"""Reads an HTTP request into a request for the servicer.
 
-Invariant: the key is asked for before the body is read; what is refused before a call exists is
-counted and logged as gRPC's refusals are; a body that was read goes to the servicer, whatever is
-wrong with it, and is refused, counted and traced there. A large body is parsed on the prompts'
-threads, not on the event loop.
+Invariant: the key is checked before the body is read; a refusal before a call exists is counted and
+logged like gRPC's; a body that was read always goes to the servicer, and if it is wrong it is
+refused, counted and traced there. A large body is parsed on the prompt worker threads, not on the
+event loop.
 """
 
 from collections.abc import Callable
@@ -15,33 +15,33 @@ from quire.clients.openai.faults import BadBody
 from quire.service.errors import Refusal
 from quire.service.openai import problems
 from quire.service.openai.bodies import Bodies, parse
-from quire.service.openai.door import Door
-from quire.service.rpc.reception import Malformed
+from quire.service.openai.request_guard import RequestGuard
+from quire.service.rpc.call_admission import Malformed
 from quire.service.text.workers import PromptWorkers
 
 INLINE_BYTES = 32 << 10
 T = TypeVar("T")
 
 
-class Entry:
+class RequestReader:
     """Of one server."""
 
-    def __init__(self, door: Door, bodies: Bodies, workers: PromptWorkers) -> None:
-        self._door = door
+    def __init__(self, guard: RequestGuard, bodies: Bodies, workers: PromptWorkers) -> None:
+        self._guard = guard
         self._bodies = bodies
         self._workers = workers
 
-    async def asked(
+    async def read(
         self, request: Request, method: str, read: Callable[[dict[str, Any]], T]
     ) -> T | Malformed:
-        """What `read` makes of the body's object, or that nothing can be made of it. method: of the
-        service, under which refusals are counted. Raises Refusal."""
+        """What `read` makes of the body's object; Malformed if that is not possible. method: of the
+        service, for which refusals are counted. Raises Refusal."""
         context = request.scope["context"]
         try:
-            await self._door.check_key(context)
+            await self._guard.check_key(context)
             body = await self._bodies.read(request, context.peer())
         except Refusal as refusal:
-            self._door.refused(context, refusal, method)
+            self._guard.refused(context, refusal, method)
             raise
 
         def work(_wanted: object = None) -> T:

@@ -1,7 +1,6 @@
-"""The door of node 0: who is taken in, and what strangers change."""
+"""The listener of node 0: who is taken in, and what strangers change."""
 
 import contextlib
-import dataclasses
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -10,22 +9,22 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import torch
 from support.patience import PATIENCE
 
-from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, RankError
-from quire.engine.model.load_config import model_config
-from quire.engine.parallel import door, handshake, joining, network
-from quire.engine.parallel.door import Door, Member
+from quire.engine.parallel import handshake, join_listener, joining, network
 from quire.engine.parallel.handshake import NO_RANK, Opening
+from quire.engine.parallel.join_listener import JoinedPeer, JoinListener
 from quire.engine.parallel.joining import Joining
-from quire.engine.parallel.node import places
-from quire.engine.parallel.secret import Secret, read_secret
-from quire.engine.parallel.terms import Terms, pack, terms_of
+from quire.engine.parallel.secret import Secret
+from quire.engine.parallel.terms import Terms, pack
 
 SECRET = Secret(b"what the nodes have in common")
+
+
 TERMS: Terms = {"Quire": "1", "torch": "2", "max_num_seqs": "8"}
+
+
 TWO_NODES = [(1, NO_RANK), (1, 1)]
 
 
@@ -51,8 +50,8 @@ class Waiting:
         listener = network.listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
         more: dict[str, Any] = {} if clock is None else {"clock": clock}
-        self.door = Door(listener, SECRET, TERMS, expected, **more)
-        self.members: Future[list[Member]] = pool.submit(self.door.gather, seconds, check)
+        self.listener = JoinListener(listener, SECRET, TERMS, expected, **more)
+        self.members: Future[list[JoinedPeer]] = pool.submit(self.listener.gather, seconds, check)
         pool.waiting.append(self)
 
     def come(
@@ -70,7 +69,7 @@ class Waiting:
     def end(self) -> None:
         """Where it has not ended: a test has failed."""
         if not self.members.done():
-            self.door._missing.clear()
+            self.listener._missing.clear()
             with contextlib.suppress(OSError):
                 socket.create_connection(self.address).close()  # it looks
 
@@ -142,7 +141,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
         assert mine.connection.getpeername() == theirs.getsockname()
         mine.connection.close()
     for name in ("silent", "cut off"):
-        assert strangers[name].recv(1) == b""  # the door is closed
+        assert strangers[name].recv(1) == b""  # the listener is closed
     with pytest.raises(OSError):
         socket.create_connection(waiting.address)
 
@@ -150,7 +149,7 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
 def test_many_silent_strangers_make_room(
     pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(join_listener, "MAX_PENDING", 3)
     waiting = Waiting(pool, TWO_NODES[:1])
     strangers = [stack.enter_context(waiting.knock()[0]) for _ in range(5)]
     stack.enter_context(waiting.come(1))  # at the first attempt
@@ -163,7 +162,7 @@ def test_a_silent_stranger_is_not_kept(pool: Pool, stack: ExitStack) -> None:
     now = [0.0]
     waiting = Waiting(pool, TWO_NODES[:1], 60, lambda: now[0])
     stranger = stack.enter_context(waiting.knock()[0])
-    now[0] = door.STRANGER_SECONDS
+    now[0] = join_listener.PENDING_SECONDS
     stack.enter_context(waiting.knock()[0])  # it looks at the clock
     assert stranger.recv(1) == b""
     stack.enter_context(waiting.come(1))
@@ -182,8 +181,8 @@ def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
     words = "nodes 1, 3 did not come within 60 s"
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
-    line = joining.Line(came)
-    assert line.expect(joining.Kind.REFUSED) == {"words": words}
+    channel = joining.FrameChannel(came)
+    assert channel.expect(joining.Kind.REFUSED) == {"words": words}
 
 
 def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
@@ -191,7 +190,7 @@ def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
     words = "node 1 has max_num_seqs = 9, and node 0 has 8: they must be equal"
     with pytest.raises(ConfigError) as refused:
         with waiting.come(1, terms={**TERMS, "max_num_seqs": "9"}) as connection:
-            joining.Line(connection).expect(joining.Kind.JOINED)
+            joining.FrameChannel(connection).expect(joining.Kind.JOINED)
     assert str(refused.value) == words
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
@@ -232,12 +231,12 @@ def test_what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again(
     """Both connections of a node end at once, and it is back before the second is looked at."""
     waiting = Waiting(pool, [*TWO_NODES, (2, NO_RANK)])
     first = waiting.come(1)
-    (gone,) = waiting.door._members.values()
+    (gone,) = waiting.listener._members.values()
     first.close()
-    while (1, NO_RANK) not in waiting.door._missing:
+    while (1, NO_RANK) not in waiting.listener._missing:
         waiting.knock()[0].close()  # it looks
     stack.enter_context(waiting.come(1))
-    waiting.door._left(gone)
+    waiting.listener._left(gone)
     stack.enter_context(waiting.come(1, 1))
     stack.enter_context(waiting.come(2))
     for member in waiting.members.result(PATIENCE):
@@ -247,7 +246,7 @@ def test_what_is_heard_late_of_one_that_has_gone_is_not_of_who_came_again(
 def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
     pool: Pool, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(join_listener, "LOOK_SECONDS", 0.01)
     lost: list[RankError] = []
 
     def check() -> None:
@@ -259,7 +258,7 @@ def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
     lost.append(RankError("rank 1 (process 7) ended by SIGKILL"))
     with pytest.raises(RankError, match="rank 1 "):
         waiting.members.result(PATIENCE)
-    told = joining.Line(came).expect(joining.Kind.REFUSED)
+    told = joining.FrameChannel(came).expect(joining.Kind.REFUSED)
     assert told == {"words": "rank 1 (process 7) ended by SIGKILL"}
 
 
@@ -335,79 +334,3 @@ def test_sockets_between_nodes_notice_a_machine_that_vanishes() -> None:
 def test_node_0_listens_on_one_interface_of_its_own(address: str) -> None:
     with pytest.raises(ConfigError, match=rf"master_addr = {address}, master_port = 0"):
         network.listen(address, 0)
-
-
-# ---------------------------------------------------------------- secrets and terms
-
-
-def test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves(tmp_path: Any) -> None:
-    file = tmp_path / "secret"
-    file.write_text("sixteen bytes or more\n")
-    environment = {"QUIRE_JOIN_SECRET": " sixteen bytes or more", "HOME": "/"}
-    one = read_secret(None, environment)
-    assert environment == {"HOME": "/"}
-    other = read_secret(str(file), environment)
-    assert one.proves(other.proof("node", b"x"), "node", b"x")
-    assert not one.proves(other.proof("node", b"x"), "node 0", b"x")
-    with pytest.raises(ConfigError, match="need a secret in common: join_secret_file or QUIRE_"):
-        read_secret(None, environment)
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_secret(str(tmp_path / "none"), environment)
-    with pytest.raises(ConfigError) as refused:
-        read_secret(None, {"QUIRE_JOIN_SECRET": "swordfish"})
-    assert str(refused.value) == "QUIRE_JOIN_SECRET: a secret of 9 bytes; it must have 16 to 4096"
-
-
-def test_nodes_compare_programs_options_and_models() -> None:
-    def of(**options: Any) -> Terms:
-        values = {"model": "random:tiny", "device": "cpu", "tensor_parallel_size": 2, **options}
-        nodes = {"nnodes": 2, "master_addr": "10.0.0.1", "master_port": 29500}
-        config = EngineConfig(**{**nodes, **values})
-        return terms_of(config, model_config(config), torch.device("cpu"))
-
-    def differs(**options: Any) -> str | None:
-        return door.difference(of(), of(**options), 1)
-
-    own = {"node_rank": 1, "master_addr": "node0", "join_secret_file": "x", "join_seconds": 9.0}
-    assert differs(**own) is None
-    assert differs(seed=1) == "node 1 has seed = 1, and node 0 has 0: they must be equal"
-    model = differs(model="random:0.6B")
-    assert model and "another model than node 0: random:0.6B, not random:tiny" in model
-    older = door.difference(of(), {**of(), "Quire": "0.0.9"}, 2)
-    assert older and older.startswith("node 2 has Quire = 0.0.9, and node 0 has ")
-
-
-def test_options_of_several_nodes_go_together() -> None:
-    two = EngineConfig(
-        tensor_parallel_size=4, nnodes=2, node_rank=1, master_addr="a", master_port=1
-    )
-    assert places(two) == [(1, NO_RANK), (1, 2), (1, 3)]
-    for change, words in [
-        ({"nnodes": 3}, "nnodes = 3: must divide tensor_parallel_size = 4"),
-        ({"nnodes": 0}, "nnodes = 0: must be at least 1"),
-        ({"node_rank": 2}, "node_rank = 2: must be at most 1"),
-        ({"node_rank": -1}, "node_rank = -1: must be at least 0"),
-        ({"master_addr": None}, "nnodes = 2: needs master_addr"),
-        ({"master_port": None}, "nnodes = 2: needs master_port"),
-        ({"master_port": 65_536}, "master_port = 65536: must be at most 65535"),
-        ({"join_seconds": 0.0}, "join_seconds = 0.0: must be above 0"),
-        ({"nnodes": 1, "node_rank": 0}, "master_addr = a: needs nnodes above 1"),
-    ]:
-        with pytest.raises(ConfigError, match=words):
-            dataclasses.replace(two, **change)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("host", "words"),
-    [
-        ("", "master_addr is no address"),
-        ("a..b", "master_addr is no address"),
-        ("x" * 80, "master_addr is no address"),
-        ("0.0.0.0", "master_addr = 0.0.0.0: must be the address of one interface"),
-        ("::", "master_addr = ::: must be the address of one interface"),
-    ],
-)
-def test_what_is_no_place_to_meet_is_told_before_anything_starts(host: str, words: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        EngineConfig(tensor_parallel_size=2, nnodes=2, master_addr=host, master_port=5)
-    assert str(refused.value).startswith(words)

@@ -15,7 +15,7 @@ from quire.engine.request import Output
 INFO = dataclasses.replace(SOME_ENGINE, max_model_len=16)
 
 
-class Hands:
+class ScriptedLink:
     """A Link: keeps what is sent, and says what the test has it say."""
 
     loop_share = 0.5

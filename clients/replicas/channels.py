@@ -1,4 +1,4 @@
-"""A connection a replica, made when it is first needed.
+"""One channel per replica, opened when it is first needed.
 
 Invariant: each replica has a channel of its own, which watches its health (grpc.health.v1): where
 it says NOT_SERVING, as a server that loads or drains does, new calls fail here, without being sent,
@@ -36,7 +36,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class Line(Generic[Channel]):
+class ReplicaChannel(Generic[Channel]):
     """A channel, and the stubs over it."""
 
     def __init__(self, channel: Channel) -> None:
@@ -51,7 +51,7 @@ class Line(Generic[Channel]):
         return health_pb2_grpc.HealthStub(self.channel)
 
 
-class Lines(Generic[Channel]):
+class ChannelPool(Generic[Channel]):
     """Of one client. open_channel: makes a channel of a connection to one address. only: the
     channel of a client that has no replicas to choose from."""
 
@@ -63,26 +63,28 @@ class Lines(Generic[Channel]):
     ) -> None:
         self._connection = connection
         self._open_channel = open_channel
-        self._lines: dict[str, Line[Channel]] = {} if only is None else {_ONLY: Line(only)}
+        self._channels: dict[str, ReplicaChannel[Channel]] = (
+            {} if only is None else {_ONLY: ReplicaChannel(only)}
+        )
         self._closed = False
 
     @property
-    def only(self) -> Line[Channel]:
-        """The line to the one server. Raises Cancelled after `close`."""
-        return self._unless_closed(self._lines.get(_ONLY))
+    def only(self) -> ReplicaChannel[Channel]:
+        """The channel to the one server. Raises Cancelled after `close`."""
+        return self._unless_closed(self._channels.get(_ONLY))
 
-    def to(self, address: Address) -> Line[Channel]:
-        """The line to a replica. Racing callers may each make one, of which one is kept. Raises
+    def to(self, address: Address) -> ReplicaChannel[Channel]:
+        """The channel to a replica. Racing callers may each make one, of which one is kept. Raises
         Cancelled after `close`."""
-        line = self._lines.get(address.name)
-        if line is None and not self._closed:
-            line = self._lines.setdefault(address.name, Line(self._open(address)))
-        return self._unless_closed(line)
+        replica = self._channels.get(address.name)
+        if replica is None and not self._closed:
+            replica = self._channels.setdefault(address.name, ReplicaChannel(self._open(address)))
+        return self._unless_closed(replica)
 
-    def _unless_closed(self, line: Line[Channel] | None) -> Line[Channel]:
-        if self._closed or line is None:
+    def _unless_closed(self, replica: ReplicaChannel[Channel] | None) -> ReplicaChannel[Channel]:
+        if self._closed or replica is None:
             raise call_error(grpc.StatusCode.CANCELLED, "this client is closed", None)
-        return line
+        return replica
 
     def _open(self, address: Address) -> Channel:
         tls = self._connection.tls
@@ -95,11 +97,11 @@ class Lines(Generic[Channel]):
         return self._open_channel(one, [*options, *_OPTIONS.items()])
 
     def drop(self, names: Iterable[str]) -> list[Channel]:
-        """Forget lines; returns their channels, for closing."""
-        lines = [self._lines.pop(name, None) for name in names]
-        return [line.channel for line in lines if line is not None]
+        """Forget replicas; returns their channels, for closing."""
+        channels = [self._channels.pop(name, None) for name in names]
+        return [replica.channel for replica in channels if replica is not None]
 
     def close(self) -> list[Channel]:
         """The same of all; there will be no others."""
         self._closed = True
-        return self.drop(list(self._lines))
+        return self.drop(list(self._channels))

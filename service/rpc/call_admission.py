@@ -1,9 +1,9 @@
-"""How a call is let in.
+"""Admission of a call.
 
-Invariant: what a call takes is taken in this order, and given back on every way out: its client's
-permit, a place in the queue, then the work on its prompt, then the tokens it may make. Nothing that
-grows with a prompt happens before the place is taken. After each stage the call is asked whether it
-is still to be answered: its deadline, and the server's own state.
+Invariant: resources are taken in this order, and given back on every exit: its client's permit, a
+place in the queue, then the work on its prompt, then its token budget. Nothing whose cost grows
+with the prompt happens before the place is taken. After each stage the call's deadline and the
+server's own state are checked again.
 """
 
 import logging
@@ -35,7 +35,7 @@ from quire.v1 import inference_pb2 as pb
 log = logging.getLogger("quire.service")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_FIELDS = {  # what the engine calls a field, and where the contract has it
+_FIELDS = {  # the engine's name of a field, and its path in the contract
     "max_tokens": "sampling.max_tokens",
     "stop_token_ids": "sampling.stop_token_ids",
 }
@@ -45,13 +45,13 @@ class Malformed:
     """Stands for a message that could not be read."""
 
     def __init__(self, refusal: Refusal | None = None) -> None:
-        """refusal: what is wrong with it. Default: its bytes could not be decoded."""
+        """refusal: why it is refused. Default: its bytes could not be decoded."""
         self.refusal = refusal or errors.malformed()
 
 
 @dataclass(slots=True)
 class Serving:
-    """What there is once the model is loaded."""
+    """What exists once the model is loaded."""
 
     engine: AsyncEngine
     model: ServedModel
@@ -75,8 +75,8 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
-    """What a call has to pass: who it is from, what they may have, and who may wait."""
+class AccessControl:
+    """What a call must pass: authentication, its client's limits, and admission to the queue."""
 
     authenticator: Authenticator
     limits: ClientLimits
@@ -91,34 +91,38 @@ class Asked(Protocol):
     def priority(self) -> int: ...
 
 
-def first_look(
-    request: Asked | Malformed, context: Context, entrance: Entrance, lifecycle: Lifecycle
+def check_caller(
+    request: Asked | Malformed,
+    context: Context,
+    access_control: AccessControl,
+    lifecycle: Lifecycle,
 ) -> Caller:
-    """Who calls. Raises Refusal where that alone, the server's state or the priority says no."""
-    caller = entrance.authenticator.caller(context)
+    """Authenticate the caller. Raises Refusal for the caller, the server's state or the
+    priority."""
+    caller = access_control.authenticator.caller(context)
     lifecycle.check()
     if isinstance(request, Malformed):
         raise request.refusal
-    if abs(request.priority) <= MAX_PRIORITY:  # else it is refused with the other fields
+    if abs(request.priority) <= MAX_PRIORITY:  # otherwise it is refused with the other fields
         check_priority(request.priority, caller.max_priority)
     return caller
 
 
-class Reception:
-    """Lets calls in, or raises the Refusal that each is to end with."""
+class CallAdmission:
+    """Admits calls, or raises the Refusal with which a call ends."""
 
-    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, entrance: Entrance) -> None:
+    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, access_control: AccessControl) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._entrance = entrance
+        self._access = access_control
 
     async def accept(
         self, request: pb.GenerateRequest | Malformed, context: Context, serving: Serving | None
     ) -> tuple[Call, Serving]:
-        """serving: None while the model loads. What is returned was counted as accepted."""
-        caller = first_look(request, context, self._entrance, self._lifecycle)
+        """serving: None while the model loads. The returned call has been counted as accepted."""
+        caller = check_caller(request, context, self._access, self._lifecycle)
         assert serving is not None and not isinstance(request, Malformed)
-        permit = self._entrance.limits.enter(caller.client)
+        permit = self._access.limits.enter(caller.client)
         try:
             call = await self._let_in(request, context, serving, caller, permit)
         except BaseException:
@@ -134,7 +138,7 @@ class Reception:
         caller: Caller,
         permit: Permit,
     ) -> Call:
-        place = self._entrance.admission.enter(
+        place = self._access.admission.enter(
             caller.client,
             min(max(request.sampling.n, 1), MAX_N),
             request.priority,
@@ -148,7 +152,7 @@ class Reception:
             check_deadline(context)
             permit.take(_most_tokens(accepted.generation))
             place.read(len(accepted.generation.prompt_token_ids))
-            if self._entrance.log_prompts:
+            if self._access.log_prompts:
                 fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
                 log.info("request accepted", extra={"fields": fields})
             return self._open(accepted, place, permit, serving)
@@ -173,7 +177,7 @@ class Reception:
         return accepted
 
     def _open(self, accepted: Accepted, place: Place, permit: Permit, serving: Serving) -> Call:
-        """From here on the call is accepted, and its end will be counted."""
+        """The call is now accepted, and its end will be counted."""
         now, key = time.monotonic(), accepted.generation.key
 
         def end_index(index: int, kept: int) -> None:
@@ -196,21 +200,21 @@ class Reception:
 
 
 def fault(error: Exception) -> Refusal:
-    """A fault of ours: its cause goes to the log, its id to the client."""
+    """An internal error: its cause goes to the log, its id to the client."""
     error_id = secrets.token_hex(4)
     log.error("a call failed (%s)", error_id, exc_info=error)
     return errors.internal(error_id)
 
 
 def check_deadline(context: Context) -> None:
-    """Raise Refusal for a call that nobody waits for any more."""
+    """Raise Refusal for a call whose deadline has passed."""
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
         raise errors.deadline_passed()
 
 
 def _most_tokens(request: GenerationRequest) -> int:
-    """Prompt and all the outputs that it may make; resumed ones count among them."""
+    """Its prompt and the most outputs that it may make, resumed ones included."""
     return len(request.prompt_token_ids) + request.n * request.sampling.max_tokens
 
 

@@ -1,7 +1,7 @@
-"""Rank 0's view of one rank: the line to it, and where it runs.
+"""Rank 0's handle of another rank: the channel to it, and where it runs.
 
-Invariant: a rank of this node is a process of ours, which is killed and waited for; one of another
-node is that node's, and ends when its line does.
+Invariant: a rank of this node is a child process, which is killed and waited for; a rank of another
+node is that node's child, and ends when its channel closes.
 """
 
 import contextlib
@@ -11,19 +11,19 @@ from typing import Any
 
 from quire.engine.errors import RankError
 from quire.engine.parallel import process
-from quire.engine.parallel.door import Member
-from quire.engine.parallel.line import Kind, Line
+from quire.engine.parallel.frame_channel import FrameChannel, Kind
+from quire.engine.parallel.join_listener import JoinedPeer
 
 GRACE = 2.0  # seconds in which it is to be known how a rank has ended
 
 
 class Rank:
-    """One other rank. said: the last of each kind that it has said. address: where it listens for
-    the others; none: where rank 0 does."""
+    """Another rank. said: the last message of each kind that it has sent. address: where it listens
+    for the others; None: where rank 0 does."""
 
-    def __init__(self, number: int, line: Line, address: str | None = None) -> None:
+    def __init__(self, number: int, channel: FrameChannel, address: str | None = None) -> None:
         self.number = number
-        self.line = line
+        self.channel = channel
         self.address = address
         self.said: dict[Kind, dict[str, Any]] = {}
         self.came = False
@@ -34,7 +34,7 @@ class Rank:
         raise NotImplementedError
 
     def how_it_ended(self) -> str:
-        """In words, once its line has."""
+        """In words, once its channel has closed."""
         raise NotImplementedError
 
     def kill(self) -> None:
@@ -42,7 +42,7 @@ class Rank:
         raise NotImplementedError
 
     def wait(self) -> None:
-        """Until nothing of it is left on this node."""
+        """Wait until nothing of it is left on this node."""
 
 
 class LocalRank(Rank):
@@ -50,7 +50,7 @@ class LocalRank(Rank):
 
     def __init__(self, number: int, program: process.Program) -> None:
         self.process, connection = program.start()
-        super().__init__(number, Line(connection))
+        super().__init__(number, FrameChannel(connection))
 
     @property
     def where(self) -> str:
@@ -70,28 +70,28 @@ class LocalRank(Rank):
 
 
 class Node:
-    """Another node, which tells how its processes have ended."""
+    """Another node, which reports how its processes have ended."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: JoinedPeer) -> None:
         self.number, self.address = member.node, member.address
-        self.line = Line(member.connection)
+        self.channel = FrameChannel(member.connection)
         self._changed = threading.Condition()
         self._ended: dict[int, str] = {}
         self._gone = False
 
     def tell(self, kind: Kind, **values: str) -> None:
-        """Whether it is there or not."""
+        """Send it a message; one that is gone is no error."""
         with contextlib.suppress(RankError):
-            self.line.say(kind, **values)
+            self.channel.send_json(kind, **values)
 
     def note(self, rank: int, how: str) -> None:
-        """What it has said of one."""
+        """It has reported how a rank ended."""
         with self._changed:
             self._ended[rank] = how
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """It says nothing any more."""
+        """It sends nothing any more."""
         with self._changed:
             self._gone = True
             self._changed.notify_all()
@@ -103,11 +103,11 @@ class Node:
             return self._ended.get(rank, "is gone" if self._gone else "closed its line")
 
 
-class DistantRank(Rank):
+class RemoteRank(Rank):
     """A process of another node."""
 
-    def __init__(self, member: Member, node: Node) -> None:
-        super().__init__(member.rank, Line(member.connection), member.address)
+    def __init__(self, member: JoinedPeer, node: Node) -> None:
+        super().__init__(member.rank, FrameChannel(member.connection), member.address)
         self._node = node
 
     @property
@@ -118,5 +118,5 @@ class DistantRank(Rank):
         return self._node.how_it_ended(self.number)
 
     def kill(self) -> None:
-        """It leaves when its line has ended, and its node kills it when rank 0 has."""
-        self.line.end()
+        """It ends when its channel is shut down, and its node kills it when rank 0 is gone."""
+        self.channel.end()

@@ -1,9 +1,9 @@
-"""What answers that are sent whole may gather in memory until they are.
+"""Bounds the memory of answers that are collected and sent whole.
 
-Text is small beside the log-probabilities that may come with it, so those are what is counted: an
-entry is a token or one of the best others. A stream holds none of it.
+Text is small compared with the log-probabilities that may come with it, so those are counted: an
+entry is a token or one of its best alternatives. Streams hold none.
 
-Invariant: `held` is the sum over open shares; a share that is closed holds nothing.
+Invariant: `held` is the sum over open shares; a closed share holds nothing.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ MAX_EACH = 1 << 17
 MAX_ALL = 1 << 20
 
 
-class Room:
+class LogprobBudget:
     """Of one server."""
 
     def __init__(self, each: int = MAX_EACH, together: int = MAX_ALL) -> None:
@@ -27,7 +27,7 @@ class Room:
 
     @contextlib.contextmanager
     def share(self) -> Iterator["Share"]:
-        """Of one answer."""
+        """The share of one answer."""
         share = Share(self)
         try:
             yield share
@@ -35,7 +35,7 @@ class Room:
             self.held -= share.held
 
     def take(self, share: "Share", entries: int) -> None:
-        """Raises Refusal where it is too much, for one answer or for all."""
+        """Raises Refusal where that is too much, for one answer or for all."""
         share.held += entries
         self.held += entries
         if share.held > self._each:
@@ -56,10 +56,10 @@ class Room:
 class Share:
     """What one answer holds."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: LogprobBudget) -> None:
+        self._budget = budget
         self.held = 0
 
     def take(self, entries: int) -> None:
         """So many more."""
-        self._room.take(self, entries)
+        self._budget.take(self, entries)

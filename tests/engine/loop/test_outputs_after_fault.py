@@ -1,87 +1,37 @@
 """When an engine dies: first all that it had said, then the error, for what is still open."""
 
 import asyncio
-import dataclasses
-import socket
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from support.patience import PATIENCE
+from support.dying_engine import Built, Lost, ScriptedLink, batch, dies, end, run
 from support.simulator import Shape, Simulator
-from support.some_engine import INFO as SOME_ENGINE
 from support.toy_device import EOS, Oracle
 
-from quire.engine.client import wire
 from quire.engine.client.async_engine import AsyncEngine
-from quire.engine.client.in_process import ProcessLink
-from quire.engine.client.in_thread import ThreadLink
-from quire.engine.client.link import Receiver
-from quire.engine.config import EngineConfig
 from quire.engine.errors import CorruptStateError, EngineDeadError
 from quire.engine.loop.commands import Command, Submit
 from quire.engine.loop.core import EngineCore
 from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, EngineLoop
-from quire.engine.loop.stats import EngineInfo, EngineStats
-from quire.engine.loop.step_times import StepTimes
 from quire.engine.request import FinishReason, GenerationRequest, Output, SamplingParams
 from quire.engine.scheduling.plan import StepPlan, StepResult
 
-INFO = dataclasses.replace(SOME_ENGINE, max_model_len=16)
 PARAMS = SamplingParams(max_tokens=4)
-
-
-def end(key: int, index: int = 0) -> Output:
-    return Output(key, index, token_ids=[5], finish=FinishReason.LENGTH)
-
-
-def batch(*outputs: Output) -> Batch:
-    return Batch(list(outputs), EngineStats(running=1), StepTimes())
-
-
-def run(test: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(test, PATIENCE))
 
 
 # ------------------------------------------------------------ the asyncio face
 
 
-class Hands:
-    """A Link whose engine is the test."""
-
-    loop_share = 0.01  # the pacer is slow to wake anybody
-
-    async def start(self, receiver: Receiver) -> EngineInfo:
-        self.deliver, self.died = receiver.deliver, receiver.died
-        return INFO
-
-    def send(self, command: Command) -> None: ...
-
-    def busy_since(self) -> float | None:
-        return None
-
-    def stack(self) -> str:
-        return ""
-
-    def give_up(self) -> None: ...
-
-    async def stop(self) -> None: ...
+Ending = Callable[[AsyncEngine, ScriptedLink], Any]
 
 
-Ending = Callable[[AsyncEngine, Hands], Any]
-
-
-async def dies(_engine: AsyncEngine, link: Hands) -> None:
-    link.died(EngineDeadError("x"))
-
-
-async def is_given_up(engine: AsyncEngine, _link: Hands) -> None:
+async def is_given_up(engine: AsyncEngine, _link: ScriptedLink) -> None:
     engine.give_up()
 
 
-async def is_stopped(engine: AsyncEngine, _link: Hands) -> None:
+async def is_stopped(engine: AsyncEngine, _link: ScriptedLink) -> None:
     await engine.stop()
 
 
@@ -90,7 +40,7 @@ def test_finishes_that_were_delivered_are_heard_and_what_is_open_ends_with_the_e
     ending: Ending,
 ) -> None:
     async def test() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         requests = [GenerationRequest(engine.new_key(), (1,), PARAMS, n=2) for _ in range(64)]
@@ -122,7 +72,7 @@ def test_finishes_that_were_delivered_are_heard_and_what_is_open_ends_with_the_e
 
 def test_what_comes_while_its_reader_is_busy_is_heard_before_the_error() -> None:
     async def test() -> None:
-        link = Hands()
+        link = ScriptedLink()
         engine = AsyncEngine(link)
         await engine.start()
         request = GenerationRequest(engine.new_key(), (1,), PARAMS, n=2)
@@ -140,10 +90,6 @@ def test_what_comes_while_its_reader_is_busy_is_heard_before_the_error() -> None
 
 
 # ------------------------------------------------------------ the loop and the core
-
-
-class Lost(Exception):
-    """What no engine survives."""
 
 
 class Runner:
@@ -170,26 +116,6 @@ class Runner:
 
     def is_fatal(self, error: Exception) -> bool:
         return isinstance(error, Lost)
-
-
-class Built:
-    """A BuiltEngine. `asked`: how often its statistics were."""
-
-    info = INFO
-
-    def __init__(self, core: EngineCore) -> None:
-        self.core = core
-        self.asked = 0
-        self.lost = False
-
-    def stats(self) -> EngineStats:
-        if self.lost:
-            raise Lost("a lost device is asked")
-        self.asked += 1
-        return EngineStats(steps_total=self.asked)
-
-    def stop(self) -> None:
-        """Nobody else is to be told."""
 
 
 class Inbox:
@@ -274,135 +200,3 @@ def test_rows_before_the_one_that_ruins_the_books_keep_their_ends() -> None:
         scheduler.apply(plan, StepResult([[3], [EOS], [3]]))
     said = scheduler.drain_outputs()
     assert [(o.key, o.finish) for o in said] == [(1, FinishReason.LENGTH)]
-
-
-# ------------------------------------------------------------ both links
-
-
-class Heard:
-    """A Receiver's side, in order."""
-
-    def __init__(self) -> None:
-        self.words: list[Any] = []
-        self.receiver = Receiver(
-            lambda batches: self.words.extend(o.key for b in batches for o in b.outputs),
-            lambda error: self.words.append(error.error_id),
-            lambda _stage, _share: None,
-        )
-
-
-def test_a_thread_that_is_given_up_has_delivered_what_it_had_published() -> None:
-    async def test() -> None:
-        heard = Heard()
-
-        def build(_config: EngineConfig, _progress: Any) -> Any:
-            simulator = Simulator(Shape())
-            return Built(EngineCore(simulator.scheduler, simulator.device, overlap=False))  # type: ignore[arg-type]
-
-        link = ThreadLink(EngineConfig(), build)
-        await link.start(heard.receiver)
-        published = threading.Thread(target=lambda: link._publish(batch(end(7))))
-        published.start()
-        published.join(PATIENCE)
-        assert heard.words == [], "the event loop has had no turn since"
-        link.give_up()
-        assert heard.words == [7]
-        await asyncio.sleep(0)
-        assert heard.words == [7], "and not twice"
-        link._abandoned = False
-        await link.stop()
-
-    run(test())
-
-
-class Closing:
-    """An event loop that is closed by another thread after each look at it."""
-
-    def is_closed(self) -> bool:
-        return False
-
-    def call_soon_threadsafe(self, *_: Any) -> None:
-        raise RuntimeError("Event loop is closed")
-
-
-def test_what_a_thread_says_to_a_loop_that_closes_just_now_is_dropped() -> None:
-    link: Any = ThreadLink(EngineConfig())
-    link._loop, link._receiver = Closing(), Heard().receiver
-    link._publish(batch(end(7)))
-
-
-class Child:
-    """A child process's parent side, whose other end the test holds."""
-
-    pid = 0
-
-    def __init__(self) -> None:
-        self.socket, self.theirs = socket.socketpair()
-        self.busy = Heartbeat()
-
-    def kill(self) -> None:
-        self.theirs.close()
-
-    def wait(self) -> int:
-        return 1
-
-
-async def started(child: Child) -> tuple[Heard, ProcessLink]:
-    """A link to it, which has told what its engine is."""
-    heard = Heard()
-    link = ProcessLink(EngineConfig(), child)  # type: ignore[arg-type]
-    starting = asyncio.ensure_future(link.start(heard.receiver))
-    await asyncio.sleep(0)
-    child.theirs.sendall(wire.frame(wire.pack_info(INFO)))
-    await starting
-    return heard, link
-
-
-def test_how_a_process_has_ended_is_told_before_the_stop(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    waits = [threading.Event(), threading.Event()]
-
-    class Slow(Child):
-        """Who waits for it first is told last."""
-
-        def wait(self) -> int:
-            if waits[0].is_set():
-                waits[1].set()
-            else:
-                waits[0].set()
-                assert waits[1].wait(PATIENCE)
-            return -9
-
-    async def test() -> None:
-        child = Slow()
-        _, link = await started(child)
-        child.theirs.close()
-        assert await asyncio.to_thread(waits[0].wait, PATIENCE)
-        await link.stop()
-        assert "the engine's process has ended by SIGKILL" in caplog.text
-
-    run(test())
-
-
-@pytest.mark.parametrize("ending", ("dies", "is killed", "is given up"))
-def test_a_process_s_words_all_come_before_its_end(ending: str) -> None:
-    async def test() -> None:
-        child = Child()
-        heard, link = await started(child)
-        for key in range(64):
-            child.theirs.sendall(wire.frame(wire.pack_batch(batch(end(key)))))
-        if ending == "is given up":
-            link.give_up()
-            assert heard.words == list(range(64)), "told at once; the error is the caller's"
-        else:
-            if ending == "dies":
-                child.theirs.sendall(wire.frame((wire.DIED, "id")))
-            child.theirs.close()
-            while len(heard.words) < 65:
-                await asyncio.sleep(0.001)
-            assert heard.words[:64] == list(range(64))
-            assert isinstance(heard.words[64], str)
-        await link.stop()
-
-    run(test())

@@ -1,6 +1,6 @@
-"""What is asked of a call to our own service before its request is read, and counted if refused.
+"""Checks a call to our own service before its request is read, and counts its refusal.
 
-Invariant: a caller without a key costs no more than their headers.
+Invariant: a caller without a key costs no more than its headers.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from quire.service.telemetry.counters import Ledger
 RUN_BY_THE_ENGINE = ("Generate", "Embed", "Score")  # whose refusals are counted with theirs
 
 
-class Doorman:
+class CallGuard:
     """Of one server."""
 
     def __init__(self, authenticator: Authenticator, ledger: Ledger) -> None:
@@ -23,8 +23,8 @@ class Doorman:
         self._ledger = ledger
 
     def check(self, method: str, metadata: Any) -> Refusal | None:
-        """Why the call is refused whatever it asks; None: it may be read. Other services' callers
-        were asked already."""
+        """Why the call is refused regardless of its request; None: read it. Callers of other
+        services have been checked already."""
         if self._authenticator.required and method.startswith(OWN_SERVICES):
             try:
                 self._authenticator.key_name(metadata)
@@ -35,7 +35,7 @@ class Doorman:
     def on_refused(
         self, method: str, context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal
     ) -> None:
-        """The call ends before any servicer hears of it."""
+        """The call ends before it reaches a servicer."""
         name = method.rpartition("/")[2]
         if method.startswith(OWN_SERVICES):
             self._ledger.rpc(name, refusal.code)

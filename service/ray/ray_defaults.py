@@ -1,4 +1,4 @@
-"""Ray Serve's own switches, as streams of many short messages want them.
+"""Defaults for Ray Serve's environment variables that suit streams of many short messages.
 
 By itself Ray carries each message of a stream between two of its processes by way of its object
 store, and between two threads at either end. With these it carries them over gRPC, on the loop
@@ -9,7 +9,7 @@ Invariant: what the caller's environment says of one of them stands.
 
 import os
 
-SWITCHES = {
+RAY_DEFAULTS = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -20,7 +20,7 @@ SWITCHES = {
 }
 
 
-def set_switches() -> None:
+def set_ray_defaults() -> None:
     """Before Ray is imported, which reads them then; its workers inherit them."""
-    for name, value in SWITCHES.items():
+    for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,6 @@
-"""What the weights of a product are held as: in the model's dtype, FP8, or int8 rows.
+"""How the weights of a product are stored: in the model's dtype, FP8, or int8 rows.
 
-Invariant: a layer asks its form for parameters, for what fills them and for the operation that
+Invariant: a layer asks its format for parameters, for what fills them and for the operation that
 takes them, and never looks into a weight itself.
 """
 
@@ -19,8 +19,8 @@ from quire.kernels.weight import Weight
 Operation = Callable[..., Tensor]
 
 
-class Form(Protocol):
-    """How weights are held."""
+class WeightFormat(Protocol):
+    """How weights are stored."""
 
     def new(self, *shape: int) -> Weight:
         """An unfilled parameter: [N, K], or [E, N, K]."""
@@ -36,7 +36,7 @@ class Form(Protocol):
         """What of a checkpoint fills a parameter."""
         ...
 
-    def held(self, weight: Weight) -> Any:
+    def operand(self, weight: Weight) -> Any:
         """What the operations are given for a weight."""
         ...
 
@@ -49,7 +49,7 @@ class Form(Protocol):
         ...
 
 
-class Wide:
+class ModelDtypeFormat:
     """In the model's dtype."""
 
     def __init__(self, setting: Setting) -> None:
@@ -70,7 +70,7 @@ class Wide:
             return [Placement(name, shape[::-1], target.t(), cols, rows)]
         return [Placement(name, shape, target, rows, cols)]
 
-    def held(self, weight: Weight) -> Tensor:
+    def operand(self, weight: Weight) -> Tensor:
         return weight.data
 
     def linear(self) -> Operation:
@@ -82,7 +82,7 @@ class Wide:
         return ops.mix_experts
 
 
-class Narrow:
+class Fp8Format:
     """FP8. made: whether a checkpoint stores them wide."""
 
     def __init__(self, setting: Setting, *, made: bool) -> None:
@@ -103,7 +103,7 @@ class Narrow:
     ) -> list[Placement]:
         return fp8_placements(module, shape, held, rows, cols, made=self._made)
 
-    def held(self, weight: Weight) -> Weight:
+    def operand(self, weight: Weight) -> Weight:
         return weight
 
     def linear(self) -> Operation:
@@ -115,7 +115,7 @@ class Narrow:
         return ops.mix_experts_fp8
 
 
-class Rows:
+class Int8Format:
     """Int8 with a scale a row, made while a checkpoint is read."""
 
     def __init__(self, setting: Setting) -> None:
@@ -134,9 +134,9 @@ class Rows:
     def placements(
         self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
     ) -> list[Placement]:
-        return [Placement(f"{module}.weight", shape, self.held(held), rows, cols)]
+        return [Placement(f"{module}.weight", shape, self.operand(held), rows, cols)]
 
-    def held(self, weight: Weight) -> RowScaled:
+    def operand(self, weight: Weight) -> RowScaled:
         assert weight.scale is not None
         return RowScaled(weight.data, weight.scale, self._setting.dtype)
 
@@ -147,14 +147,14 @@ class Rows:
         raise AssertionError("the registry refuses experts of int8")
 
 
-def table_form(setting: Setting) -> Form:
-    """The form of a vocabulary table, which is never FP8."""
-    return Rows(setting) if setting.int8 else Wide(setting)
+def table_format(setting: Setting) -> WeightFormat:
+    """The format of a vocabulary table, which is never FP8."""
+    return Int8Format(setting) if setting.int8 else ModelDtypeFormat(setting)
 
 
-def form_of(setting: Setting, modules: list[str]) -> Form:
-    """The form of the weights of one product, which these modules are merged into."""
+def weight_format(setting: Setting, modules: list[str]) -> WeightFormat:
+    """The format of the weights of one product, which these modules are merged into."""
     if setting.int8:
-        return Rows(setting)
+        return Int8Format(setting)
     fp8 = setting.fp8_of(modules)
-    return Wide(setting) if fp8 is None else Narrow(setting, made=fp8.made_on_load)
+    return ModelDtypeFormat(setting) if fp8 is None else Fp8Format(setting, made=fp8.made_on_load)

@@ -1,9 +1,9 @@
-"""The line between rank 0 and another: frames over a stream socket.
+"""The channel between rank 0 and another rank: frames over a stream socket.
 
-A frame is a kind (one byte), a length (four bytes, little-endian) and so many bytes: a plan or its
-masks by their codec, or a JSON object: what is said while starting, and about memory.
+A frame is a kind (one byte), a length (four bytes, little-endian) and a body of that length: an
+encoded plan or its masks, or a JSON object (messages of the start, and about memory).
 
-Invariant: whatever comes, no more than MAX_BYTES are taken in for one frame, and a frame is whole
+Invariant: whatever arrives, at most MAX_BYTES are read for one frame, and a frame is received whole
 or RankError is raised.
 """
 
@@ -24,8 +24,8 @@ _CHUNK = 1 << 20
 
 
 class Kind(IntEnum):
-    """What a frame says. Of rank 0: BUILD, VALUE, BLOCKS, PLAN, MASKS, STOP, JOINED; to a node also
-    REFUSED, STOP. Of the others: the rest."""
+    """Rank 0 sends BUILD, VALUE, BLOCKS, PLAN, MASKS, STOP, JOINED, and to a node also REFUSED and
+    STOP. The other ranks and nodes send the rest."""
 
     BUILD = 1  # {config, rank, threads, address}
     VALUE = 2  # {value}: of a key that was asked for
@@ -47,7 +47,7 @@ class Kind(IntEnum):
     ALIVE = 18  # {}: of a node
 
 
-# What the others say to rank 0, and what must be in it.
+# What the others send to rank 0, with the fields that it must have.
 _SAID: dict[Kind, dict[str, type | tuple[type, ...]]] = {
     Kind.SET: {"key": str, "value": str},
     Kind.GET: {"key": str},
@@ -62,31 +62,31 @@ _SAID: dict[Kind, dict[str, type | tuple[type, ...]]] = {
 }
 
 
-class Line:
-    """One end. Several threads may say something; one hears."""
+class FrameChannel:
+    """One end. Several threads may send; one receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._saying = threading.Lock()
+        self._sending = threading.Lock()
 
     def fileno(self) -> int:
         """Of the socket."""
         return self._socket.fileno()
 
-    def say(self, kind: Kind, **values: Any) -> None:
-        """A JSON object. Raises RankError if nobody hears."""
+    def send_json(self, kind: Kind, **values: Any) -> None:
+        """Send a JSON object. Raises RankError if the other end is gone."""
         self.send(kind, json.dumps(values).encode())
 
     def send(self, kind: Kind, body: bytes) -> None:
-        """A frame. Raises RankError if nobody hears."""
+        """Send a frame. Raises RankError if the other end is gone."""
         try:
-            with self._saying:
+            with self._sending:
                 self._socket.sendall(_HEAD.pack(kind, len(body)) + body)
         except OSError as error:
             raise RankError(f"a rank cannot be told any more: {error}") from error
 
-    def hear(self) -> tuple[Kind, bytes]:
-        """The next frame. Raises RankError at the line's end, and for what is no frame."""
+    def receive(self) -> tuple[Kind, bytes]:
+        """The next frame. Raises RankError when the channel is closed, and for what is no frame."""
         kind, length = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_BYTES:
             raise RankError(f"a frame of {length} bytes: at most {MAX_BYTES}")
@@ -97,21 +97,21 @@ class Line:
 
     def expect(self, kind: Kind) -> dict[str, Any]:
         """The next frame's object, which must be of this kind."""
-        heard, body = self.hear()
+        heard, body = self.receive()
         if heard is not kind:
             raise RankError(f"{heard.name} was said where {kind.name} was due")
         return values_of(body)
 
     def is_readable(self, seconds: float) -> bool:
-        """Whether something comes within so many seconds, the line's end too."""
+        """Whether data, or the end of the channel, arrives within so many seconds."""
         return bool(select.select([self._socket], [], [], seconds)[0])
 
     def close(self) -> None:
-        """The other end hears of it."""
+        """Close this end; the other end notices."""
         self._socket.close()
 
     def end(self) -> None:
-        """The other end hears of it, and so does whoever hears this one."""
+        """Shut the connection down; the other end and a thread that receives here notice it."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -140,7 +140,8 @@ def values_of(body: bytes) -> dict[str, Any]:
 
 
 def said(kind: Kind, body: bytes) -> dict[str, Any]:
-    """What another says to rank 0: an object with all that its kind has. Raises RankError."""
+    """The JSON object of a frame sent to rank 0, with the fields of its kind checked. Raises
+    RankError."""
     if kind not in _SAID:
         raise RankError(f"{kind.name} is not for it to say")
     values = values_of(body)

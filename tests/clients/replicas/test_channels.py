@@ -7,7 +7,7 @@ import pytest
 from quire.clients.connection import ChannelOptions, Connection
 from quire.clients.errors import Cancelled
 from quire.clients.replicas.addresses import Address
-from quire.clients.replicas.lines import Lines
+from quire.clients.replicas.channels import ChannelPool
 
 ADDRESS = Address("a.example:1", "a.example", 1)
 
@@ -24,26 +24,26 @@ def options_of_a_line() -> dict[str, Any]:
         opened.append(options)
         return Channel()
 
-    Lines(Connection("a.example:1"), open_channel).to(ADDRESS)
+    ChannelPool(Connection("a.example:1"), open_channel).to(ADDRESS)
     (options,) = opened
     assert len(dict(options)) == len(options)
     return dict(options)
 
 
-def test_a_client_that_is_closed_has_no_line_and_opens_none() -> None:
+def test_a_client_that_is_closed_has_no_channel_and_opens_none() -> None:
     """What it opened then, nobody closed."""
     opened: list[ChannelOptions] = []
 
     def open_channel(_connection: Connection, options: ChannelOptions) -> Channel:
         opened.append(options)
-        lines.close()  # as another thread may, while this one opens a channel
+        channels.close()  # as another thread may, while this one opens a channel
         return Channel()
 
-    lines = Lines(Connection("a.example:1"), open_channel)
+    channels = ChannelPool(Connection("a.example:1"), open_channel)
     for _ in range(2):
         with pytest.raises(Cancelled, match="this client is closed"):
-            lines.to(ADDRESS)
-        lines.close()
+            channels.to(ADDRESS)
+        channels.close()
     assert len(opened) == 1
 
 
