@@ -9,8 +9,8 @@ and outputs are merged meanwhile. So a lone stream gets each token at once, and 
 larger delta when there is time for it. The first tokens of a few streams need no credit: it has
 been used up by the arrival of their calls.
 
-Calls that are still arriving (`NewCalls`) go before the outputs of many streams, except for some
-first tokens: in a burst of calls half of them would otherwise wait for the last to arrive.
+Calls that are still arriving (`NewCalls`) go before outputs, except for some first tokens: in a
+burst of calls half of them would otherwise wait for the last to arrive.
 
 Invariant: an added stream is woken once, in the order of adding, except that those with their first
 tokens get three places in four; and within `PATIENCE`, or `FLOOD_PATIENCE` if new calls have held
@@ -98,8 +98,9 @@ class Pacer:
         if self._must_hold(now):
             self._held_at = self._paid_at = self._turn_at = now
             self._wake_few_first()
-            self._scheduled = True
-            self._call_later(QUIET, self._turn)
+            self._scheduled = bool(self)
+            if self._scheduled:
+                self._call_later(QUIET, self._turn)
             return
         self._scheduled = False
         self._wake_overdue(now)
@@ -128,8 +129,8 @@ class Pacer:
         self._turn()
 
     def _must_hold(self, now: float) -> bool:
-        """Whether new calls go before many streams; until one of those has waited `PATIENCE`."""
-        if len(self) <= SLICE or not self._calls_come():
+        """Whether new calls go before streams; until one of those has waited `PATIENCE`."""
+        if not self or not self._calls_come():
             return False
         return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
 
@@ -170,8 +171,8 @@ class Pacer:
 
 
 class NewCalls(Generic[_T]):
-    """Calls as they come in. In a burst they go before all else: before the words of streams, whose
-    pacer asks `coming`, and before their own answers.
+    """Calls as they come in. In a burst, which two make that come together, they go before all
+    else: before the words of streams, whose pacer asks `coming`, and before their own answers.
 
     A call takes several turns of the loop to come in, so a turn full of messages holds up every
     call behind it; and the engine can begin with those that came while the others still come."""
@@ -190,12 +191,14 @@ class NewCalls(Generic[_T]):
         self._unanswered_since = 0.0
         self._looking = False
         self._burst_since = self._last_at = wall() - 2 * PATIENCE  # calm until now
+        self._follows = False  # the last call came together with one before it
 
     def add(self, stream: _T) -> None:
         """A new call has arrived."""
         now = self._wall()
         gap = now - self._last_at
-        if gap >= QUIET:  # calm is given back twice over; all is, at the latest, after PATIENCE
+        self._follows = gap < QUIET
+        if not self._follows:  # calm is given back twice over; all is, at the latest, after PATIENCE
             self._burst_since = max(self._burst_since, self._last_at - PATIENCE) + 2 * gap
             self._burst_since = min(self._burst_since, now)
         self._last_at = now
@@ -214,7 +217,8 @@ class NewCalls(Generic[_T]):
         """Whether more calls are likely right now; for at most `PATIENCE`, which is restored to
         bursts after as much calm, where short pauses count double."""
         now = self._wall()
-        return now - self._last_at < QUIET and now - self._burst_since < PATIENCE
+        lately = now - self._last_at < QUIET
+        return self._follows and lately and now - self._burst_since < PATIENCE
 
     def _look(self) -> None:
         due = min(self._last_at + QUIET, self._unanswered_since + LONGEST_QUIET)
