@@ -32,6 +32,7 @@ LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds within which all waiting streams are woken, whatever the loop uses
 FLOOD_PATIENCE = 4 * PATIENCE  # the same where new calls have gone first
 QUIET = 0.002  # seconds without a new call after which no more are expected
+TOGETHER = 0.01  # seconds between two calls that may be a burst's: one may hold up the next
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 FIRST_AT_ONCE = 64  # first tokens that need no credit: so many cost the engine little
@@ -98,9 +99,8 @@ class Pacer:
         if self._must_hold(now):
             self._held_at = self._paid_at = self._turn_at = now
             self._wake_few_first()
-            self._scheduled = bool(self)
-            if self._scheduled:
-                self._call_later(QUIET, self._turn)
+            self._scheduled = True
+            self._call_later(QUIET, self._turn)
             return
         self._scheduled = False
         self._wake_overdue(now)
@@ -197,8 +197,8 @@ class NewCalls(Generic[_T]):
         """A new call has arrived."""
         now = self._wall()
         gap = now - self._last_at
-        self._follows = gap < QUIET
-        if not self._follows:  # calm is given back twice over; all is, at the latest, after PATIENCE
+        self._follows = gap < TOGETHER
+        if gap >= QUIET:  # calm is given back twice over; all is, at the latest, after PATIENCE
             self._burst_since = max(self._burst_since, self._last_at - PATIENCE) + 2 * gap
             self._burst_since = min(self._burst_since, now)
         self._last_at = now

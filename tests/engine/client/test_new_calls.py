@@ -12,6 +12,7 @@ from quire.engine.client.pacing import (
     QUIET,
     SLICE,
     THREAD_SHARE,
+    TOGETHER,
     NewCalls,
     Pacer,
 )
@@ -32,22 +33,11 @@ def test_new_calls_go_before_the_words_of_streams(count: int) -> None:
     assert all(stream.messages == [1] for stream in streams)
 
 
-def test_few_first_words_go_at_once_while_calls_come_and_leave_nothing_behind() -> None:
-    """Were a turn left for later, what comes next would wait for it though nothing else does."""
-    loop = Loop(cost=0.00001)
-    loop.calls_come = True
-    for _ in range(2):
-        stream = Stream(loop)
-        stream.push(first=True)
-        loop.pacer.run()
-        assert stream.messages == [1]
-
-
 def test_a_lone_call_goes_before_nobody() -> None:
     loop = Loop(cost=0.0)
     calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)
     for number in range(10):
-        loop.run_until(1.0 + number * QUIET)
+        loop.run_until(1.0 + number * TOGETHER)
         calls.add(number)
         assert not calls.coming()
 
@@ -96,7 +86,6 @@ def test_a_burst_of_calls_goes_first_for_a_while_and_not_for_ever() -> None:
     loop.run_until(loop.now + 2 * QUIET)
     assert not calls.coming()
     calls.add(0)
-    calls.add(1)
     assert calls.coming()
 
 
