@@ -33,9 +33,7 @@ class Writes:
 
     __slots__ = ("_clock", "_context", "_open", "_task", "ended", "since", "unread")
 
-    def __init__(
-        self, context: Context, clock: Callable[[], float], open_: "set[Writes]"
-    ) -> None:
+    def __init__(self, context: Context, clock: Callable[[], float], open_: "set[Writes]") -> None:
         """open_: where it is as long as its block is not left."""
         self._context = context
         self._clock = clock
