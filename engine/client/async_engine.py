@@ -319,7 +319,8 @@ class AsyncEngine:
                 stream = self._streams.get(output.key)
                 if stream is not None:
                     stream.push(output)
-                    self._wake_when_there_is_time(stream)
+                    if output.token_ids or not self._joins_later(stream, output):
+                        self._wake_when_there_is_time(stream)
             for answer in batch.answers:
                 asked = self._asked.popleft()
                 if not asked.done():  # otherwise its caller has gone
@@ -328,6 +329,11 @@ class AsyncEngine:
                 self._hub.deliver(batch.blocks)
         self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
         self._pacer.run()
+
+    def _joins_later(self, stream: _Stream, output: Output) -> bool:
+        """Whether a mere start waits for the first tokens, or for the call's answer: in a burst of
+        calls it does, as waking its reader twice would delay the calls behind it."""
+        return stream.is_silent and output.finish is None and self._new_calls.coming()
 
     def _answer(self, streams: list[_Stream]) -> None:
         """These requests have been handed over; wake those that have no output yet."""

@@ -9,8 +9,8 @@ and outputs are merged meanwhile. So a lone stream gets each token at once, and 
 larger delta when there is time for it. The first tokens of a few streams need no credit: it has
 been used up by the arrival of their calls.
 
-Calls that are still arriving (`NewCalls`) go before the outputs of many streams, except for some
-first tokens: in a burst of calls half of them would otherwise wait for the last to arrive.
+Calls that are still arriving (`NewCalls`) go before outputs, except for some first tokens: in a
+burst of calls half of them would otherwise wait for the last to arrive.
 
 Invariant: an added stream is woken once, in the order of adding, except that those with their first
 tokens get three places in four; and within `PATIENCE`, or `FLOOD_PATIENCE` if new calls have held
@@ -32,6 +32,7 @@ LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds within which all waiting streams are woken, whatever the loop uses
 FLOOD_PATIENCE = 4 * PATIENCE  # the same where new calls have gone first
 QUIET = 0.002  # seconds without a new call after which no more are expected
+TOGETHER = 0.01  # seconds between two calls that may be a burst's: one may hold up the next
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 FIRST_AT_ONCE = 64  # first tokens that need no credit: so many cost the engine little
@@ -128,8 +129,8 @@ class Pacer:
         self._turn()
 
     def _must_hold(self, now: float) -> bool:
-        """Whether new calls go before many streams; until one of those has waited `PATIENCE`."""
-        if len(self) <= SLICE or not self._calls_come():
+        """Whether new calls go before streams; until one of those has waited `PATIENCE`."""
+        if not self or not self._calls_come():
             return False
         return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
 
@@ -170,8 +171,8 @@ class Pacer:
 
 
 class NewCalls(Generic[_T]):
-    """Calls as they come in. In a burst they go before all else: before the words of streams, whose
-    pacer asks `coming`, and before their own answers.
+    """Calls as they come in. In a burst, which two make that come together, they go before all
+    else: before the words of streams, whose pacer asks `coming`, and before their own answers.
 
     A call takes several turns of the loop to come in, so a turn full of messages holds up every
     call behind it; and the engine can begin with those that came while the others still come."""
@@ -190,11 +191,13 @@ class NewCalls(Generic[_T]):
         self._unanswered_since = 0.0
         self._looking = False
         self._burst_since = self._last_at = wall() - 2 * PATIENCE  # calm until now
+        self._follows = False  # the last call came together with one before it
 
     def add(self, stream: _T) -> None:
         """A new call has arrived."""
         now = self._wall()
         gap = now - self._last_at
+        self._follows = gap < TOGETHER
         if gap >= QUIET:  # calm is given back twice over; all is, at the latest, after PATIENCE
             self._burst_since = max(self._burst_since, self._last_at - PATIENCE) + 2 * gap
             self._burst_since = min(self._burst_since, now)
@@ -214,7 +217,8 @@ class NewCalls(Generic[_T]):
         """Whether more calls are likely right now; for at most `PATIENCE`, which is restored to
         bursts after as much calm, where short pauses count double."""
         now = self._wall()
-        return now - self._last_at < QUIET and now - self._burst_since < PATIENCE
+        lately = now - self._last_at < QUIET
+        return self._follows and lately and now - self._burst_since < PATIENCE
 
     def _look(self) -> None:
         due = min(self._last_at + QUIET, self._unanswered_since + LONGEST_QUIET)

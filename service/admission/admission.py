@@ -146,7 +146,8 @@ class Admission:
         from outputs that its client holds. Raises Refusal."""
         now = self._clock()
         level = _level(priority, resumes)
-        at_once = self._at_once(now)
+        free = self._look(now)
+        at_once = self.waiting < min(free, self.policy.max_waiting)
         if not at_once:
             self._check_room(client, n, level, now)
         self._check_open(client, n, level, now)
@@ -158,20 +159,18 @@ class Admission:
         self.waiting += n
         self._open += n
         self._held[client] += n
-        self._queues.setdefault(level, Counter())[client] += n
+        if level not in self._queues:
+            self._queues[level] = Counter()
+        self._queues[level][client] += n
         if tokens is not None:
             self._line_up(place, tokens)
-        self._look(now)
+        self._note(free, now)
         return place
 
     def _line_up(self, place: Place, tokens: int) -> None:
         place.tokens = tokens
         self.waiting_tokens += tokens
         self._in_line[place] = None
-
-    def _at_once(self, now: float) -> bool:
-        """Whether there is a place, and a slot free for whoever takes it."""
-        return self.waiting < min(self._look(now), self.policy.max_waiting)
 
     def _check_room(self, client: str, n: int, level: int, now: float) -> None:
         """Beyond max_waiting only a client with less than its share of the places may wait, and
@@ -283,11 +282,14 @@ class Admission:
     def _look(self, now: float) -> int:
         """Note whether the queue is short, after every change of it. Returns the slots free."""
         free = self._free(now)
+        self._note(free, now)
+        return free
+
+    def _note(self, free: int, now: float) -> None:
         queued = self.waiting > free
         self._rate.queue(queued, now)
         if not queued:
             self._short_at = now
-        return free
 
     def _retry(self, seconds: float) -> float:
         """Seconds after which asking again makes sense."""

@@ -8,7 +8,7 @@ for more, so a slow reader gets larger messages, never a longer queue.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from quire.clients.openai.asked import Asked
@@ -19,7 +19,6 @@ from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 from quire.v1 import inference_pb2 as pb
 
-Messages = AsyncGenerator[pb.GenerateResponse, None]
 Take = Callable[[pb.GenerateResponse], Awaitable[None]]
 
 
@@ -71,7 +70,7 @@ class Calls:
             raise translated(refusal, asked.names(place)) from None
 
     async def _run(self, request: pb.GenerateRequest | Malformed, take: Take) -> None:
-        messages = cast(Messages, self._servicer.Generate(request, cast(Any, self._context)))
+        messages = self._servicer.Generate(request, cast(Any, self._context))
         async with contextlib.aclosing(messages):
             async for message in messages:
                 await take(message)

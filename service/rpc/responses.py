@@ -174,14 +174,14 @@ class CallOutput:
     def _start(self, state: IndexState) -> pb.GenerateResponse:
         self._started = True
         return pb.GenerateResponse(
-            started=pb.Started(
-                request_id=self._request_id,
-                seed=self._request.sampling.seed,
-                model_fingerprint=self._info.fingerprint,
-                numerics=self._info.numerics,
-                prompt_tokens=len(self._request.prompt_token_ids),
-                cached_tokens=state.cached_tokens,
-            )
+            started={
+                "request_id": self._request_id,
+                "seed": self._request.sampling.seed,
+                "model_fingerprint": self._info.fingerprint,
+                "numerics": self._info.numerics,
+                "prompt_tokens": len(self._request.prompt_token_ids),
+                "cached_tokens": state.cached_tokens,
+            }
         )
 
     def _on_times(self, state: IndexState, output: Output) -> None:
@@ -280,20 +280,23 @@ class CallOutput:
     ) -> Iterator[pb.GenerateResponse]:
         state = self._indices[index]
         self._close(state, reason)
-        finished = pb.Finished(
-            index=index,
-            reason=_reason(reason, state),
-            usage=pb.Usage(
-                prompt_tokens=len(self._request.prompt_token_ids),
-                completion_tokens=state.delivered,
-                cached_tokens=state.cached_tokens,
-                reasoning_tokens=state.reasoning_tokens,
-                resumed_reasoning_tokens=self._resumed_thoughts(state),
-            ),
-            timings=self._timings(state),
-            preemptions=state.preemptions,
-            peak_blocks=state.peak_blocks,
+        response = pb.GenerateResponse(
+            finished={
+                "index": index,
+                "reason": _reason(reason, state),
+                "usage": {
+                    "prompt_tokens": len(self._request.prompt_token_ids),
+                    "completion_tokens": state.delivered,
+                    "cached_tokens": state.cached_tokens,
+                    "reasoning_tokens": state.reasoning_tokens,
+                    "resumed_reasoning_tokens": self._resumed_thoughts(state),
+                },
+                "timings": self._timings(state),
+                "preemptions": state.preemptions,
+                "peak_blocks": state.peak_blocks,
+            }
         )
+        finished = response.finished
         if finished.reason != pb.FINISH_REASON_STOP:
             pass  # nothing is said to have matched
         elif match is not None:
@@ -304,7 +307,7 @@ class CallOutput:
                 finished.stop_token_id = stop_token_id
             else:
                 finished.stop_string = string
-        yield pb.GenerateResponse(finished=finished)
+        yield response
 
     @staticmethod
     def _resumed_thoughts(state: IndexState) -> int:
@@ -335,24 +338,24 @@ class CallOutput:
         if piece is None or (isinstance(piece, Piece) and not (piece.ids or piece.texts)):
             return
         for part in piece.parts(self._options.delta_tokens):
-            message = self._delta(state, part, index)
-            message.delta.closing = closing
-            yield message
+            yield self._delta(state, part, index, closing=closing)
 
     def _delta(
-        self, state: IndexState, piece: Piece | AnswerPiece, index: int
+        self, state: IndexState, piece: Piece | AnswerPiece, index: int, *, closing: bool
     ) -> pb.GenerateResponse:
-        delta = pb.Delta(index=index, text=piece.text, token_ids=piece.ids)
+        told = {"index": index, "text": piece.text, "token_ids": piece.ids, "closing": closing}
+        response = pb.GenerateResponse(delta=told)
         if isinstance(piece, AnswerPiece):
+            delta = response.delta
             delta.reasoning = piece.reasoning
             for number, call_id, name, arguments in piece.calls:
                 delta.tool_calls.add(index=number, id=call_id, name=name, arguments_json=arguments)
             state.reasoning_tokens += piece.reasoning_tokens
         for logprob in piece.logprobs or ():
-            delta.logprobs.append(self._logprob(logprob))
+            response.delta.logprobs.append(self._logprob(logprob))
         state.delivered += len(piece.ids)  # only now: what cannot be told has not been delivered
         self._ledger.delivered += len(piece.ids)
-        return pb.GenerateResponse(delta=delta)
+        return response
 
     def _logprob(self, one: TokenLogprob) -> pb.TokenLogprob:
         return pb.TokenLogprob(

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -101,26 +100,16 @@ class InferenceServicer:
 
     async def Generate(
         self, request: pb.GenerateRequest | Malformed, context: Context
-    ) -> AsyncIterator[pb.GenerateResponse]:
-        """Streams one request's tokens."""
-        with self._watch.call(context) as writes:
-            async with contextlib.aclosing(self._answers(request, context, writes)) as answers:
-                async for message in answers:
-                    writes.begin()
-                    yield message
-                    writes.end()
-
-    async def _answers(
-        self, request: pb.GenerateRequest | Malformed, context: Context, writes: Writes
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        with self._ended(context, writes) as ending:
+        """Streams one request's tokens."""
+        with self._watch.call(context) as writes, self._ended(context, writes) as ending:
             call, serving = await self._accept(request, context, writes, ending)
             stream: AsyncGenerator[Any, None] | None = None
             failure: Refusal | None = None
             try:
                 if call.output.already_complete:
                     await self._acknowledge(call, context)
-                    for message in call.output.complete():
+                    for message in writes.each(call.output.complete()):
                         yield message
                 else:
                     stream = serving.engine.generate(
@@ -129,14 +118,14 @@ class InferenceServicer:
                     async for outputs in stream:
                         if not call.acknowledged:
                             await self._acknowledge(call, context)
-                        for message in call.output.take(outputs):
+                        for message in writes.each(call.output.take(outputs)):
                             yield message
                     failure = self._failed_step(call)
             except grpc.aio.BaseError:
                 raise  # the client has gone
             except Exception as error:
                 failure, last = self._broken(call, error)
-                for message in last:
+                for message in writes.each(last):
                     yield message
             finally:
                 unread = serving.engine.unread(call.accepted.generation.key)

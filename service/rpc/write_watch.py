@@ -12,9 +12,8 @@ waits for that. The clock is handed in.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 
@@ -25,29 +24,39 @@ log = logging.getLogger("quire.service")
 LOOK_SECONDS = 1.0
 MAX_UNREAD = 1 << 21  # entries: a token, or one candidate of its log-probabilities
 Context = grpc.aio.ServicerContext[Any, Any]
+_T = TypeVar("_T")
 _STALLED_SECONDS = 1.0  # a write that takes longer is the client's doing
 
 
 class Writes:
     """One call's."""
 
-    __slots__ = ("_clock", "_context", "_task", "ended", "since", "unread")
+    __slots__ = ("_clock", "_context", "_open", "_task", "ended", "since", "unread")
 
-    def __init__(self, context: Context, clock: Callable[[], float]) -> None:
+    def __init__(self, context: Context, clock: Callable[[], float], open_: "set[Writes]") -> None:
+        """open_: where it is as long as its block is not left."""
         self._context = context
         self._clock = clock
+        self._open = open_
         self._task = asyncio.current_task()
         self.since: float | None = None  # when the present write began
         self.unread: Callable[[], int] = lambda: 0  # entries that wait behind it
         self.ended = False
 
-    def begin(self) -> None:
-        """A message is handed over."""
-        self.since = self._clock()
+    def __enter__(self) -> "Writes":
+        self._open.add(self)
+        return self
 
-    def end(self) -> None:
-        """It has been passed on."""
-        self.since = None
+    def __exit__(self, *_: object) -> None:
+        self._open.discard(self)
+
+    def each(self, messages: Iterable[_T]) -> Iterator[_T]:
+        """The same, of which each is handed over and has been passed on when the next is asked
+        for."""
+        for message in messages:
+            self.since = self._clock()
+            yield message
+            self.since = None
 
     def stalled(self, now: float, seconds: float) -> bool:
         """Whether the present write takes so long."""
@@ -87,16 +96,10 @@ class WriteWatch:
         """Calls that are watched."""
         return len(self._open)
 
-    @contextmanager
-    def call(self, context: Context) -> Iterator[Writes]:
-        """The writes of the call that is this task's."""
-        writes = Writes(context, self._clock)
-        self._open.add(writes)
+    def call(self, context: Context) -> Writes:
+        """The writes of the call that is this task's, as a context."""
         self._schedule()
-        try:
-            yield writes
-        finally:
-            self._open.discard(writes)
+        return Writes(context, self._clock, self._open)
 
     def look(self) -> None:
         """End what has stalled for too long, and what is too much."""

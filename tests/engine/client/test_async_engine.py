@@ -28,6 +28,32 @@ def test_the_first_item_says_that_the_engine_has_been_told_and_waits_for_nothing
     asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
+def test_in_a_burst_of_calls_a_start_goes_with_the_first_words_or_with_the_answer() -> None:
+    async def test() -> None:
+        link = ScriptedLink()
+        engine = AsyncEngine(link)
+        await engine.start()
+        engine._new_calls.coming = lambda: True  # type: ignore[method-assign]
+        engine._new_calls._call_later = lambda _wait, _look: None  # the test answers
+        params = SamplingParams(max_tokens=4)
+        requests = [GenerationRequest(engine.new_key(), (5, 6), params) for _ in range(2)]
+        streams = [engine.generate(request) for request in requests]
+        items = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.sleep(0)
+        link.say([Output(request.key, 0, started=True) for request in requests])
+        link.say([Output(requests[0].key, 0, token_ids=[7])])
+        ((words,), waits) = await items[0], items[1]
+        assert (words.started, words.token_ids, waits.done()) == (True, [7], False)
+        engine._new_calls._last_at = engine._new_calls._unanswered_since = float("-inf")
+        engine._new_calls._look()
+        (start,) = await waits
+        assert (start.started, start.token_ids) == (True, [])
+        for stream in streams:
+            await stream.aclose()
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE))
+
+
 def test_answers_go_to_those_who_asked_in_their_order_whatever_they_asked() -> None:
     async def test() -> None:
         link = ScriptedLink()

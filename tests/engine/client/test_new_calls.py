@@ -12,27 +12,34 @@ from quire.engine.client.pacing import (
     QUIET,
     SLICE,
     THREAD_SHARE,
+    TOGETHER,
     NewCalls,
     Pacer,
 )
 
 
-def test_new_calls_go_before_the_words_of_many_streams_but_not_of_few() -> None:
+@pytest.mark.parametrize("count", (1, SLICE, 40))
+def test_new_calls_go_before_the_words_of_streams(count: int) -> None:
     loop = Loop(cost=0.00001)
-    many, few = [Stream(loop) for _ in range(40)], [Stream(loop) for _ in range(SLICE)]
+    streams = [Stream(loop) for _ in range(count)]
     loop.calls_come = True
-    for stream in few:
-        stream.push()
-    loop.pacer.run()
-    assert all(stream.messages == [1] for stream in few)
-    for stream in many:
+    for stream in streams:
         stream.push()
     loop.pacer.run()
     loop.run_until(0.1)
-    assert not any(stream.messages for stream in many)
+    assert not any(stream.messages for stream in streams)
     loop.calls_come = False
     loop.run_until(0.1 + 2 * QUIET)
-    assert all(stream.messages == [1] for stream in many)
+    assert all(stream.messages == [1] for stream in streams)
+
+
+def test_a_lone_call_goes_before_nobody() -> None:
+    loop = Loop(cost=0.0)
+    calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)
+    for number in range(10):
+        loop.run_until(1.0 + number * TOGETHER)
+        calls.add(number)
+        assert not calls.coming()
 
 
 @pytest.mark.parametrize("count", (FIRST_AT_ONCE, FIRST_AT_ONCE + 1))
@@ -72,8 +79,9 @@ def test_a_burst_of_calls_goes_first_for_a_while_and_not_for_ever() -> None:
     for number in range(1000):
         loop.run_until(1.0 + number * QUIET / 2)
         calls.add(number)
-        first.setdefault(calls.coming(), loop.now)
-    assert first[True] == 1.0
+        if number:  # alone it is no burst yet
+            first.setdefault(calls.coming(), loop.now)
+    assert first[True] == 1.0 + QUIET / 2
     assert first[False] == pytest.approx(1.0 + PATIENCE, abs=QUIET)
     loop.run_until(loop.now + 2 * QUIET)
     assert not calls.coming()
@@ -187,6 +195,7 @@ def test_a_long_burst_goes_first_again_only_after_as_much_calm() -> None:
     assert held < 0.35 * 20_000
     loop.run_until(loop.now + PATIENCE)
     begin = loop.now
+    calls.add(0)
     while loop.now < begin + 0.9 * PATIENCE:
         calls.add(0)
         assert calls.coming()

@@ -195,7 +195,7 @@ def test_what_waits_to_be_read_is_bounded_in_all() -> None:
         async def call(name: str, waits: int) -> None:
             with watch.call(Deaf()) as writes:
                 writes.unread = lambda: waits
-                writes.begin()
+                next(writes.each(["a message"]))
                 try:
                     await asyncio.sleep(PATIENCE)
                 except asyncio.CancelledError:
