@@ -155,6 +155,7 @@ def choose(
     # two warps take little more than half the instructions; few programs rather want four
     many = crowded and (tma or (exact and programs > _THREE_EACH and not heads.narrow))
     columns = _EIGHT and many and pairs and rows >= _COLUMNS and heads.q_heads <= 8 * heads.kv_heads
+    columns = columns and heads.dim == 128  # heads of 64, of one warp, had other numbers on a card
     one = columns and not _ONE_WARP < programs <= _TWO_WARPS
     warps = num_warps or (1 if one else 2 if many else 4)
     each = 4

@@ -1,9 +1,10 @@
 """cuBLASLt by its C interface: FP8 products of scaled blocks that are given no room beside.
 
-Invariant: the numbers are those of torch's own call, which gives the library room and can leave it
-out for all products of a process alone. With room it deals out tiles by a count, which it clears
-before each product; without, tiles are dealt out beforehand. Its matrices are columns: D [N, T] is
-A [K, N], the weight, transposed, times B [K, T], the activations.
+Invariant: the numbers are those of torch's own call from 128 rows on (of fewer, with room, it may
+split K). That call gives the library room and can leave it out for all products of a process alone.
+With room it deals out tiles by a count, which it clears before each product; without, tiles are
+dealt out beforehand. Its matrices are columns: D [N, T] is A [K, N], the weight, transposed, times
+B [K, T], the activations.
 """
 
 import ctypes

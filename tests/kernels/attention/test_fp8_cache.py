@@ -163,6 +163,8 @@ def test_heads_are_columns_in_many_rows_alone() -> None:
     assert not choose(256, wide, 4096).columns
     assert not choose(256, Heads(72, 8, 128, BF16, 64, True), 4096).columns
     assert not choose(256, heads, 4096, exact=True).columns
+    of_64 = Heads(32, 8, 64, BF16, 64, narrow=True)  # which had other numbers on a card
+    assert not choose(256, of_64, 4096).columns
     names = [kernels(rows, heads, 4096, hopper=True, shared=232_448) for rows in shapes]
     assert len({*map(frozenset, names)}) == 4  # rows below 128 are chained
 

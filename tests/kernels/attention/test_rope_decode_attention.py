@@ -278,19 +278,19 @@ def test_gpu_what_is_asked_for_ahead_never_holds_the_newest_token(decode: Any, f
             assert same(out, wanted)
 
 
-@pytest.mark.parametrize(("warps", "dim"), [(1, 128), (2, 128), (1, 64), (2, 64)])
+@pytest.mark.parametrize("warps", [1, 2])
 def test_narrow_is_what_quantizing_behind_it_gives(
-    decode: Any, warps: int, dim: int, monkeypatch: pytest.MonkeyPatch
+    decode: Any, warps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of contexts in one piece, and of several that the last to come merges; heads as columns have
-    the bits of heads as rows. A head that is no group of its own is not quantized there."""
+    the bits of heads as rows."""
     from quire.kernels.attention import decode_launch as module
     from quire.kernels.attention.decode import rope_decode_attention
     from quire.kernels.linear.fp8_quantize import quantize
 
     monkeypatch.setattr(module, "UNIT", 64)
     monkeypatch.setattr(module, "LONG", 2)
-    wide = decode([1, 65, 300], group=3, kv_heads=2, block_size=64, dim=dim, dtype=BF16)
+    wide = decode([1, 65, 300], group=3, kv_heads=2, block_size=64, dim=128, dtype=BF16)
     caches = (cache.to(torch.float8_e4m3fn) for cache in (wide.k_cache, wide.v_cache))
     step = replace(wide, **dict(zip(("k_cache", "v_cache"), caches, strict=True)))
     how = {"level": 2, "ahead": False, "num_warps": warps}
@@ -304,9 +304,6 @@ def test_narrow_is_what_quantizing_behind_it_gives(
     near = 0.0 if columns.is_cuda else STEP[BF16]  # numpy adds up otherwise than the matrix units
     torch.testing.assert_close(columns, plain, atol=near, rtol=near)
     made = rope_decode_attention(*step.fresh(), *step.rows, narrow=True, **how)
-    if dim < 128:
-        assert torch.equal(made, columns)
-        return
     wanted = quantize(columns.flatten(1), by_group=True)
     assert torch.equal(made.data.float(), wanted.data.float())
     assert torch.equal(made.scale, wanted.scale)

@@ -215,7 +215,7 @@ def padded(rows: int) -> tuple[Quantized, Weight]:
 
 @pytest.mark.triton
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [16, 128, 160, 192, 240, 256, 512])
+@pytest.mark.parametrize("rows", [128, 160, 192, 240, 256, 512])  # of fewer, given room, K is split
 @pytest.mark.parametrize(("n", "k"), [(6144, 4096), (24576, 4096), (4096, 12288), (384, 1024)])
 def test_without_room_the_bits_are_those_with_it(n: int, k: int, rows: int) -> None:
     from quire.kernels import reference
