@@ -105,8 +105,8 @@ FAULTS = (
     Fault(
         "replicas: what was held back until the end does not say so",
         "service/rpc/responses.py",
-        "            message.delta.closing = closing\n",
-        "",
+        '"token_ids": piece.ids, "closing": closing}',
+        '"token_ids": piece.ids}',
         ("tests/service/answers/test_answers_served.py",),
     ),
     Fault(

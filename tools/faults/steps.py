@@ -104,8 +104,8 @@ UNDER_LOAD = (
     Fault(
         "quire: new calls keep words back for as long as they come",
         "engine/client/pacing.py",
-        "return now - self._last_at < QUIET and now - self._burst_since < PATIENCE",
-        "return now - self._last_at < QUIET",
+        "return self._follows and lately and now - self._burst_since < PATIENCE",
+        "return self._follows and lately",
         PACING,
     ),
     Fault(
