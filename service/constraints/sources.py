@@ -31,13 +31,14 @@ CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checke
 # The last one counts. What is forced llguidance looks for, and without an end where it has none: in
 # a repetition whose lexeme takes all that its next one needs, as in /a+/ "a".
 _NO_FORCING = '%llguidance {"no_forcing": true}\n'
+_OPTIONS = ("no_forcing", "allow_initial_skip", "ignore_once")  # that a grammar may have
 _ANY_OBJECT = '{"type": "object"}'
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 # A grammar's texts, special tokens, comments and regexes as llguidance reads them, in which nothing
-# is meant; or what is looked for.
+# is meant; or what is looked for. (What separates in ASCII is a space to Python alone.)
 _LEXEME = re.compile(
-    r'"(?:\\.|[^"\\])*"?|<[^<>\s]+>|(?://|\#)[^\n]*|/(?:\\.|[^/\\])*/?'
-    r"|(?P<schema>%json\s*)|(?P<temperature>\btemperature\s*=)",
+    r'"(?:\\.|[^"\\])*"?|<(?:[^<>\s]|[\x1c-\x1f])+>|(?://|\#)[^\n]*|/(?:\\.|[^/\\])*/?'
+    r"|(?P<json>%(?:json|llguidance))\s*|(?P<temperature>\btemperature\s*=)",
     re.DOTALL,
 )
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
@@ -121,6 +122,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
     if schema is False:
         raise ValueError("is false, which nothing satisfies")
     _check_work(schema)
+    _check_strict(schema)
     return schema
 
 
@@ -155,10 +157,11 @@ def _check_work(schema: Any) -> None:
 
 
 def _check_strict(schema: Any) -> None:
-    """A schema in a grammar is honoured whole, as any other."""
+    """A schema is honoured whole."""
     own = schema.get("x-guidance") if isinstance(schema, dict) else None
-    if isinstance(own, dict) and own.get("lenient"):
-        raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
+    for name in ("lenient", "coerce_one_of"):
+        if isinstance(own, dict) and own.get(name):
+            raise ValueError(f"x-guidance.{name}: what cannot be honoured is refused")
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -198,16 +201,27 @@ def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
         at = found.end()
         if found["temperature"]:
             raise ValueError("a rule's temperature is not supported: there is one for an answer")
-        if not found["schema"]:
+        if not found["json"]:
             continue
         began = at
         try:
-            schema, at = _DECODER.raw_decode(grammar, at)
+            value, at = _DECODER.raw_decode(grammar, at)
         except json.JSONDecodeError as error:
-            raise ValueError(f"%json without JSON: {error}") from None
+            raise ValueError(f"{found['json']} without JSON: {error}") from None
         except RecursionError:
             raise ValueError("a schema is too deep") from None
-        yield began, schema, at
+        if found["json"] == "%json":
+            yield began, value, at
+        else:
+            _check_options(value)
+
+
+def _check_options(options: Any) -> None:
+    """What stands behind %llguidance, which passes over what it does not know."""
+    for name in options if isinstance(options, dict) else ():
+        if name not in _OPTIONS:
+            known = ", ".join(_OPTIONS)
+            raise ValueError(f"%llguidance: {name[:80]!r} is not supported; {known} are")
 
 
 def with_exact_formats(grammar: str) -> str:

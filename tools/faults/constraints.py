@@ -348,6 +348,20 @@ FAULTS = (
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
+        "constraint: a special token ends where Python sees a space",
+        "service/constraints/sources.py",
+        r"<(?:[^<>\s]|[\x1c-\x1f])+>",
+        r"<[^<>\s]+>",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: options of a grammar that nobody knows are passed over",
+        "service/constraints/sources.py",
+        "            _check_options(value)\n",
+        "            pass\n",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
         "constraint: a grammar of JSON goes past all that is checked",
         "service/constraints/sources.py",
         'text.lstrip().startswith("{")',
