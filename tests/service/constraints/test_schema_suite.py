@@ -355,6 +355,27 @@ def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.Monke
     assert told() == once
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "the( )answer"),
+        ("choice", '["the answer"]'),
+        ("json_schema", '{"const": "the answer"}'),
+        ("grammar", 'start: "the" " answer"'),
+    ],
+)
+def test_what_is_forced_is_not_looked_for(kind: str, text: str) -> None:
+    """It is looked for to its end, at each token anew: half a second each in a{100000}. Where it
+    is, its one canonical token alone may come."""
+    matcher = GRAMMARS.compile(Constraint(kind, text))
+    if kind == "json_schema":
+        matcher.accept(TOKENIZER.token_to_id('"'))
+    mask = matcher.mask()
+    may = {i for i in range(8 * len(mask)) if mask[i >> 3] >> (i & 7) & 1}
+    assert may == {TOKENIZER.token_to_id(begun) for begun in ("t", "th", "the")} - {None}
+    assert len(may) > 1
+
+
 def test_as_many_choices_as_are_let_in_are_told_apart() -> None:
     options = [f"choice {i * 7919 % 100_003} é" for i in range(10_000)] + ["choice 1", "choice"]
     matcher = GRAMMARS.compile(Constraint("choice", json.dumps(options)))
