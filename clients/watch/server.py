@@ -157,17 +157,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _name(self) -> str | None:
         """What is asked for, behind the token; None: it was refused."""
-        if self.headers.get("Host", "") not in self._server.hosts:
+        host, path = self._target()
+        if host not in self._server.hosts:
             told = "open the address that quire watch has printed, as it stands"
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, told)
             return None
-        token, slash, name = self.path.removeprefix("/").partition("/")
+        token, slash, name = path.removeprefix("/").partition("/")
         known = hmac.compare_digest(token.encode(), self._server.token.encode())
         if not (known and slash):
             told = "open the address that quire watch has printed: its token is missing or old"
             self._refuse(HTTPStatus.NOT_FOUND, told)
             return None
         return name
+
+    def _target(self) -> tuple[str, str]:
+        """The host that is meant, and the path: in absolute form both are the target's (RFC 9112,
+        3.2.2)."""
+        if self.path[:7].lower() != "http://":
+            return self.headers.get("Host", ""), self.path
+        host, slash, path = self.path[7:].partition("/")
+        return host, slash + path
 
     # ------------------------------------------------------------ a prompt
 

@@ -28,16 +28,18 @@ VALUES = ("const", "enum")
 MAX_NUMBER = 2**53  # of these: llguidance makes doubles of them, and dies near -2**63
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
-# The last one counts. What is forced llguidance looks for, and without an end where it has none: in
-# a repetition whose lexeme takes all that its next one needs, as in /a+/ "a".
+# The last one counts. What is forced llguidance looks for to its end, anew for each token: half a
+# second each in a{100000}, and for ever in a repetition whose lexeme takes all that its next one
+# needs, as in /a+/ "a".
 _NO_FORCING = '%llguidance {"no_forcing": true}\n'
-_ANY_OBJECT = '{"type": "object"}'
+_OPTIONS = ("no_forcing", "allow_initial_skip", "ignore_once")  # that a grammar may have
+_ANY_OBJECT = {"type": "object"}
 _RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 # A grammar's texts, special tokens, comments and regexes as llguidance reads them, in which nothing
-# is meant; or what is looked for.
+# is meant; or what is looked for. (What separates in ASCII is a space to Python alone.)
 _LEXEME = re.compile(
-    r'"(?:\\.|[^"\\])*"?|<[^<>\s]+>|(?://|\#)[^\n]*|/(?:\\.|[^/\\])*/?'
-    r"|(?P<schema>%json\s*)|(?P<temperature>\btemperature\s*=)",
+    r'"(?:\\.|[^"\\])*"?|<(?:[^<>\s]|[\x1c-\x1f])+>|(?://|\#)[^\n]*|/(?:\\.|[^/\\])*/?'
+    r"|(?P<json>%(?:json|llguidance))\s*|(?P<temperature>\btemperature\s*=)",
     re.DOTALL,
 )
 _BRACKET = re.compile(r"[\[\]()]")  # of a regex
@@ -57,19 +59,20 @@ def grammar_of(constraint: Constraint) -> str:
     if kind == "json_schema":
         return _of_schema(text, check_schema(text))
     if kind == "json_object":
-        return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)
+        return _lark_of(_ANY_OBJECT)
     if kind == "regex":
         _check_lexemes([text])
         if (len(text) - len(text.rstrip("\\"))) % 2:  # which llguidance would leave out
             raise ValueError("ends with a backslash that escapes nothing")
         _check_depth(_BRACKET.findall(text), "([", ")]")
-        return LLMatcher.grammar_from_regex(text)
+        made = json.loads(LLMatcher.grammar_from_regex(text))["grammars"][0]["lark_grammar"]
+        return f"{made}\n{_NO_FORCING}"
     if kind == "choice":
         texts = json.loads(text)
         _check_lexemes(texts)
         options = " | ".join(json.dumps(option) for option in texts)
         # One lexeme of all: as rules, each were an item of the parser's first row.
-        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {options}")
+        return f"start: CHOICE\nCHOICE: {options}\n{_NO_FORCING}"
     if kind == CALLS:
         return LLMatcher.grammar_from_lark(with_exact_formats(text))
     if kind == "grammar":
@@ -92,18 +95,20 @@ def field_of(kind: str) -> str:
 
 
 def _of_schema(text: str, schema: dict[str, Any] | bool) -> str:
-    """schema: what the text says. One that is large stands in Lark, which llguidance reads beside
-    other threads: while it reads a grammar that is JSON, no other can run."""
-    if formats.are_in(text) and (exact := formats.exact(schema)) != schema:
-        schema, text = exact, large_json.dumps(exact, ensure_ascii=False)
-    if schema is True or len(text) <= large_json.LARGE:
-        whole = "{}" if schema is True else text
-        return LLMatcher.grammar_from_json_schema(whole, overrides=_JSON)
-    assert isinstance(schema, dict)
+    """schema: what the text says."""
+    if formats.are_in(text):
+        schema = formats.exact(schema)
+    return _lark_of({} if schema is True else schema)
+
+
+def _lark_of(schema: Any) -> str:
+    """In Lark, which llguidance reads beside other threads: while it reads a grammar that is JSON,
+    no other can run."""
     options = schema.get("x-guidance", {})
     if isinstance(options, dict):
         options = options | _JSON
-    return "start: %json " + large_json.dumps({**schema, "x-guidance": options})
+    made = large_json.dumps({**schema, "x-guidance": options})
+    return f"start: %json {made}\n{_NO_FORCING}"
 
 
 def check_schema(text: str) -> dict[str, Any] | bool:
@@ -121,6 +126,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
     if schema is False:
         raise ValueError("is false, which nothing satisfies")
     _check_work(schema)
+    _check_strict(schema)
     return schema
 
 
@@ -155,10 +161,11 @@ def _check_work(schema: Any) -> None:
 
 
 def _check_strict(schema: Any) -> None:
-    """A schema in a grammar is honoured whole, as any other."""
+    """A schema is honoured whole."""
     own = schema.get("x-guidance") if isinstance(schema, dict) else None
-    if isinstance(own, dict) and own.get("lenient"):
-        raise ValueError("x-guidance.lenient: what cannot be honoured is refused")
+    for name in ("lenient", "coerce_one_of"):
+        if isinstance(own, dict) and own.get(name):
+            raise ValueError(f"x-guidance.{name}: what cannot be honoured is refused")
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -198,16 +205,27 @@ def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
         at = found.end()
         if found["temperature"]:
             raise ValueError("a rule's temperature is not supported: there is one for an answer")
-        if not found["schema"]:
+        if not found["json"]:
             continue
         began = at
         try:
-            schema, at = _DECODER.raw_decode(grammar, at)
+            value, at = _DECODER.raw_decode(grammar, at)
         except json.JSONDecodeError as error:
-            raise ValueError(f"%json without JSON: {error}") from None
+            raise ValueError(f"{found['json']} without JSON: {error}") from None
         except RecursionError:
             raise ValueError("a schema is too deep") from None
-        yield began, schema, at
+        if found["json"] == "%json":
+            yield began, value, at
+        else:
+            _check_options(value)
+
+
+def _check_options(options: Any) -> None:
+    """What stands behind %llguidance, which passes over what it does not know."""
+    for name in options if isinstance(options, dict) else ():
+        if name not in _OPTIONS:
+            known = ", ".join(_OPTIONS)
+            raise ValueError(f"%llguidance: {name[:80]!r} is not supported; {known} are")
 
 
 def with_exact_formats(grammar: str) -> str:

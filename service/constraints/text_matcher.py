@@ -13,7 +13,10 @@ from quire.service.constraints.thoughts import Tokens
 REFUEL = 16  # tokens taken in a row: what they may cost is renewed by a mask
 REASON = 500  # characters of llguidance's reason that are repeated
 _SCHEMA = "\n   1 | start: %json {"  # as llguidance shows it on, the whole of it
-_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_PLACE = re.compile(
+    r"^at \d+\(\d+\): (failed to compile JSON schema: )?"
+    r"|\. Enable 'coerce_one_of' option to approximate oneOf with anyOf"  # which is refused
+)
 _WORDS = {"NoExtensionBias": "nothing that ends satisfies it"}
 
 
@@ -69,8 +72,8 @@ def reason(matcher: LLMatcher) -> str:
 
 
 def brief(words: str) -> str:
-    """llguidance's words, on one line, without a schema, marks of what it has left out, and where
-    in itself a fault of its own was."""
+    """llguidance's words, on one line, without a schema, marks of what it has left out, advice that
+    is none here, and where in itself a fault of its own was."""
     words = (
         words.partition(_SCHEMA)[0]
         .partition("<backtrace>")[0][: 4 * REASON]

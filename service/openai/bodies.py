@@ -15,6 +15,7 @@ from quire.service.admission.intake import BODY_SECONDS, Places, Reading
 from quire.service.openai import problems
 
 _JSON = "application/json"
+_CHARSETS = ("utf-8", "utf8")
 
 
 class Bodies:
@@ -60,10 +61,15 @@ class Bodies:
 
 
 def _check_type(content_type: str) -> None:
-    kind, _, rest = content_type.partition(";")
-    charset = rest.strip().lower().replace('"', "")
-    if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
+    """Parameters as RFC 9110 has them (5.6.6); of JSON's none means anything (RFC 8259), but for a
+    charset that it is not in."""
+    kind, *parameters = content_type.lower().split(";")
+    if kind.strip() != _JSON:
         raise problems.not_json(content_type)
+    for parameter in parameters:
+        name, _, value = parameter.strip().partition("=")
+        if name == "charset" and value.strip('"') not in _CHARSETS:
+            raise problems.not_utf8(content_type)
 
 
 def _check_encoding(told: str) -> None:

@@ -133,6 +133,11 @@ class Connection(H11Protocol):
 async def _with_connection(
     app: App, connection: Connection, scope: Scope, receive: Receive, send: Send
 ) -> None:
+    names = {name for name, _ in scope["headers"]}
+    if {b"transfer-encoding", b"content-length"} <= names:
+        # A proxy may have seen the body's end elsewhere: nothing behind it is a request (RFC 9112,
+        # 6.1). The list is what uvicorn looks at when it answers.
+        scope["headers"].append((b"connection", b"close"))
     await app({**_origin_form(scope), "connection": connection}, receive, send)
 
 

@@ -139,6 +139,15 @@ def not_json(content_type: str) -> Refusal:
     )
 
 
+def not_utf8(content_type: str) -> Refusal:
+    """Of a body that may be JSON."""
+    return Refusal(
+        _Code.INVALID_ARGUMENT,
+        f"content-type: {show(content_type)}: the charset must be utf-8",
+        reason="CONTENT_TYPE",
+    )
+
+
 def compressed(encoding: str) -> Refusal:
     """Of a body."""
     return Refusal(

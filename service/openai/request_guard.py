@@ -5,6 +5,7 @@ that reaches this server under a name of its own (DNS rebinding) gets no answer.
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from quire.service.openai.connection import MAX_HEADER_BYTES
 from quire.service.openai.http_context import HttpContext
 from quire.service.rpc.call_guard import CallGuard
 from quire.service.security.auth import Authenticator
+
+_HOST = re.compile(r"(\[(?P<address>[^\]]*)\]|(?P<name>[^:@\[\]]*))(:[0-9]*)?")
 
 
 class AllowedHosts:
@@ -68,9 +71,9 @@ class RequestGuard:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """Empty where it is no host: what stands before an @ in a target's is none."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else found["address"] or found["name"] or ""
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

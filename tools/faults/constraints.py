@@ -348,6 +348,29 @@ FAULTS = (
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
     Fault(
+        "constraint: what a regex forces is looked for to its end at each token",
+        "service/constraints/sources.py",
+        """{made}\\n{_NO_FORCING}"
+    if kind""",
+        """{made}\\n"
+    if kind""",
+        (SUITE + "what_is_forced_is_not_looked_for",),
+    ),
+    Fault(
+        "constraint: a special token ends where Python sees a space",
+        "service/constraints/sources.py",
+        r"<(?:[^<>\s]|[\x1c-\x1f])+>",
+        r"<[^<>\s]+>",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: options of a grammar that nobody knows are passed over",
+        "service/constraints/sources.py",
+        "            _check_options(value)\n",
+        "            pass\n",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
         "constraint: a grammar of JSON goes past all that is checked",
         "service/constraints/sources.py",
         'text.lstrip().startswith("{")',
@@ -357,8 +380,8 @@ FAULTS = (
     Fault(
         "constraint: days and times are what llguidance takes for them",
         "service/constraints/sources.py",
-        "    if formats.are_in(text) and (exact :=",
-        "    if False and (exact :=",
+        "    if formats.are_in(text):\n",
+        "    if False:\n",
         (
             SUITE + "a_day_is_one_of_the_calendar",
             SUITE + "a_time_is_one_that_readers_take",

@@ -119,6 +119,26 @@ def test_localhost_is_its_name_too(page: WatchServer) -> None:
     assert asked(page, Host=f"localhost:{page.server_port}").status == 200
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://127.0.0.1:{port}/{token}/state", "evil.example", 200),
+        ("HTTP://localhost:{port}/{token}/", "localhost:{port}", 200),
+        ("http://evil.example/{token}/state", "127.0.0.1:{port}", 421),
+        ("http://127.0.0.1:{port}@evil.example/{token}/", "127.0.0.1:{port}", 421),
+        ("http://127.0.0.1:{port}", "127.0.0.1:{port}", 404),
+    ],
+)
+def test_of_a_target_with_a_host_that_host_counts(
+    page: WatchServer, target: str, host: str, status: int
+) -> None:
+    here = {"port": page.server_port, "token": page.token}
+    connection = http.client.HTTPConnection("127.0.0.1", page.server_port, timeout=PATIENCE)
+    connection.request("GET", target.format(**here), headers={"Host": host.format(**here)})
+    assert connection.getresponse().status == status
+    connection.close()
+
+
 @pytest.mark.parametrize("token", ["", "x", "é"])
 def test_without_the_token_nothing_is_there(page: WatchServer, server: Any, token: str) -> None:
     for path in ("", "watch.js", "state"):

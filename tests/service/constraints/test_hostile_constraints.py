@@ -83,6 +83,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
             "a regex that does": r'/\/%json "/',
             "a regex of lines": '/\n%json "/',
             "a special token": '<">',
+            "a special token with what only to Python is a space": '<\x1c\x1f"> |',
             "a comment": '// "\n |',
             "another": "# /\n |",
             "a schema": '%json "%json "',
@@ -97,13 +98,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "lenient": (
         {"json_schema": '{"x-guidance": {"lenient": true}, "not": {}}'},
         "constraint.json_schema",
-        "not",
+        "x-guidance.lenient: what cannot be honoured is refused",
     ),
     "lenient in a grammar": (
         {"grammar": 'start: "a" %json {"x-guidance": {"lenient": true}, "not": {}}'},
         "constraint.grammar",
         "x-guidance.lenient: what cannot be honoured is refused",
     ),
+    **{
+        f"oneOf as anyOf in a {kind}": (
+            {kind: before + '{"x-guidance": {"coerce_one_of": true}, "oneOf": [{}, {}]}'},
+            f"constraint.{kind}",
+            "x-guidance.coerce_one_of: what cannot be honoured is refused",
+        )
+        for kind, before in (("json_schema", ""), ("grammar", "start: %json"))
+    },
+    **{
+        f"{name} of a grammar": (
+            {"grammar": f'start: %lark {{\n%llguidance {{"{name}": true}}\nstart: "a"\n}}'},
+            "constraint.grammar",
+            f"%llguidance: '{name}' is not supported",
+        )
+        for name in ("no_such_option", "allow_invalid_utf8")
+    },
+    "no options": ({"grammar": "%llguidance x"}, "constraint.grammar", "%llguidance without JSON"),
     "impossible": ({"json_schema": "false"}, "constraint.json_schema", "false"),
     "remote": (
         {"json_schema": '{"$ref": "http://example.com/x.json"}'},
@@ -230,6 +248,7 @@ def test_each_is_refused_by_its_field_and_its_reason_and_leaves_nothing() -> Non
         "start: /a+/{2,} // without an end",
         '%llguidance {"no_forcing": false}\nstart: /a+/ "ab"',
         'start: /a+/ "a"\n%llguidance {"no_forcing": false}',
+        'start: %lark {\n%llguidance {"no_forcing": false}\nstart: /a+/ "a"\n}',
     ],
 )
 def test_a_grammar_that_forces_text_without_an_end_holds_nobody_up(grammar: str) -> None:

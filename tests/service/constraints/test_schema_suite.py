@@ -327,10 +327,16 @@ def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.Monke
     small: dict[str, Any] = {
         "properties": {"a": {"enum": ["é", 1]}, "b": {"items": {"type": "integer"}}},
         "required": ["a"],
-        "x-guidance": {"item_separator": "; ", "lenient": True},
+        "x-guidance": {"item_separator": "; ", "lenient": False},
     }
     texts = ['{"a": "é"; "b": [1; 2]}', '{"a": 1}', '{"a": 2}', '{"a": 1, "b": [1]}', '{"b": []}']
-    unsupported = ({"uniqueItems": True}, {"type": "x"}, {"anyOf": []}, {"pattern": "(a"})
+    unsupported: tuple[dict[str, Any], ...] = (
+        {"uniqueItems": True},
+        {"type": "x"},
+        {"anyOf": []},
+        {"pattern": "(a"},
+        {"oneOf": [{}, {}]},
+    )
 
     def told() -> list[Any]:
         words = []
@@ -342,10 +348,32 @@ def test_a_large_schema_is_what_it_is_when_it_is_small(monkeypatch: pytest.Monke
 
     once = told()
     assert once[:5] == [True, True, False, False, False]
+    assert once[-1].endswith("oneOf constraints are not supported")  # no advice that is refused
     monkeypatch.setattr(large_json, "LARGE", 0)
     monkeypatch.setattr(sys.modules[__name__], "GRAMMARS", Grammars())
     GRAMMARS.set_vocabulary(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
     assert told() == once
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "the( )answer"),
+        ("choice", '["the answer"]'),
+        ("json_schema", '{"const": "the answer"}'),
+        ("grammar", 'start: "the" " answer"'),
+    ],
+)
+def test_what_is_forced_is_not_looked_for(kind: str, text: str) -> None:
+    """It is looked for to its end, at each token anew: half a second each in a{100000}. Where it
+    is, its one canonical token alone may come."""
+    matcher = GRAMMARS.compile(Constraint(kind, text))
+    if kind == "json_schema":
+        matcher.accept(TOKENIZER.token_to_id('"'))
+    mask = matcher.mask()
+    may = {i for i in range(8 * len(mask)) if mask[i >> 3] >> (i & 7) & 1}
+    assert may == {TOKENIZER.token_to_id(begun) for begun in ("t", "th", "the")} - {None}
+    assert len(may) > 1
 
 
 def test_as_many_choices_as_are_let_in_are_told_apart() -> None:

@@ -38,6 +38,11 @@ def test_empty_lines_before_a_request_are_passed_over(pieces: list[bytes]) -> No
         ("http://evil.example/v1/models", "127.0.0.1", 403),
         ("http://localhost@evil.example/v1/models", "127.0.0.1", 403),
         ("http://evil.example#@localhost/v1/models", "127.0.0.1", 403),
+        ("http://localhost:1@evil.example/v1/models", "127.0.0.1", 403),
+        ("http://[::1]@evil.example/v1/models", "127.0.0.1", 403),
+        ("http://[::1]:8000/v1/models", "evil.example", 200),
+        ("/v1/models", "localhost:1@evil.example", 403),
+        ("/v1/models", "[::1].evil.example", 403),
         ("/http://localhost/v1/models", "127.0.0.1", 404),
     ],
 )
@@ -56,5 +61,19 @@ def test_what_is_posted_to_a_target_with_a_host_is_read() -> None:
             port = running.server.http_port
             told = await ask(port, posted(f"http://127.0.0.1:{port}{CHAT}", HELLO))
             assert told.status == 200 and told.json["choices"]
+
+    run(test)
+
+
+def test_behind_a_body_with_two_ends_nothing_is_a_request() -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            peer = await Peer.to(running.server.http_port)
+            fields = {"content_type": "application/json", "transfer_encoding": "chunked"}
+            chunked = head("POST", CHAT, content_length="4", **fields) + b"2\r\n{}\r\n0\r\n\r\n"
+            peer.writer.write(chunked + head("GET", "/health"))
+            told = await peer.told()
+            assert told.status == 400 and told.headers["connection"] == "close"
+            assert await peer.ended() == b""
 
     run(test)
