@@ -101,7 +101,7 @@ class ResultFile:
         if custom_id not in known:
             raise OptionError(f"{where}: {show(custom_id)} is not among the requests: whose is it?")
         if custom_id in self.done:
-            raise OptionError(f"{where}: {show(custom_id)} was there before")
+            raise OptionError(f"{where}: {show(custom_id)} is there twice")
         self.done.add(custom_id)
         self.errors += _is_error(result)
 

@@ -35,21 +35,21 @@ def batch(
         Path, typer.Option("--input", "-i", help="JSON lines: custom_id, method, url, body.")
     ],
     results: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the answers go, or some already are.")
+        Path, typer.Option("--output", "-o", help="Results; an existing file is resumed.")
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- SERVE_OPTIONS]", help="For the server of --model."),
+        typer.Argument(metavar="[-- SERVE_OPTIONS]", help="Options of `quire serve`."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"Without a server: what to run (default: {DEFAULT_MODEL})."),
+        typer.Option(help=f"Model to run without --address (default: {DEFAULT_MODEL})."),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", help="Requests at a time.", min=1, max=4096)
+        int, typer.Option("--concurrency", "-c", help="Concurrent requests.", min=1, max=4096)
     ] = 64,
     away: Annotated[
-        float, typer.Option(help="Wait so many seconds for a server that is away.", min=0)
+        float, typer.Option(help="How long to wait for an unreachable server, in seconds.", min=0)
     ] = 60.0,
     address: common.AddressOrNone = None,
     api_key: common.ApiKey = None,
@@ -60,7 +60,7 @@ def batch(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = None,
 ) -> None:
-    """Answer a file of requests; begun again, it goes on.
+    """Answer a file of requests; run it again to resume.
 
     With --address a server answers. Without, this starts one of its own for the file, on a free
     port of this machine's loopback, with the model of --model and the options behind `--`.

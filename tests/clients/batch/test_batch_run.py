@@ -261,7 +261,7 @@ def test_mistakes_are_one_line_before_anything_is_asked(server: Any, files: File
     files.ask(line("a", "say a"), line("a", "say b"))
     same = ("-i", str(files.requests), "-o", str(files.requests))
     for more, words in (
-        ((), "line 2: custom_id 'a': was there before"),
+        ((), "line 2: custom_id 'a': given twice"),
         (("-i", str(files.requests.with_name("none"))), "No such file"),
         (same, "--output: is the file of --input"),
         (("--model", "pocket"), "no --address"),
