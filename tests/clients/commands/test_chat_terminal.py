@@ -83,7 +83,7 @@ def test_a_line_in_between_makes_the_next_ctrl_c_the_first_again(server: Any) ->
         for _ in range(2):
             session.prompt()
             session.interrupt()
-            session.wait_for("once more")
+            session.wait_for("again, or")
             session.prompt()
             session.write("say one\n")
             session.wait_for("one\r\n")
@@ -97,19 +97,19 @@ def test_ctrl_c_drops_the_line_that_is_being_typed(server: Any) -> None:
     with TerminalSession("chat", "-a", server.address) as session:
         session.prompt()
         session.interrupt()
-        session.wait_for("once more")
+        session.wait_for("again, or")
         session.prompt()
         session.write("say wrong")
         session.wait_for("say wrong")
         session.interrupt()
-        session.wait_for("once more")
+        session.wait_for("again, or")
         session.prompt()
         session.write("say right\n")
         session.wait_for("right\r\n")
         session.prompt()
         assert asked(server) == ["say right"]
         session.interrupt()
-        session.wait_for("once more")
+        session.wait_for("again, or")
         session.prompt()
         session.write("\x04")
         assert session.exit_code() == 0
