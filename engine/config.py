@@ -168,7 +168,7 @@ class EngineConfig:
 
     def _check_int8(self) -> None:
         if self.device == "cuda":
-            raise ConfigError("quantization = int8: only on the CPU, device = cuda is asked for")
+            raise ConfigError("quantization = int8: only on the CPU, not with device = cuda")
         if self.tensor_parallel_size > 1:
             raise ConfigError(
                 "quantization = int8: only with tensor_parallel_size = 1, "
@@ -187,7 +187,7 @@ def _check_host(name: str, host: str) -> None:
     except UnicodeError:
         host = ""
     if not host.strip():
-        raise ConfigError(f"{name} is no address and no host's name: give node 0's address")
+        raise ConfigError(f"{name} is neither an address nor a host name: give node 0's address")
     with contextlib.suppress(ValueError):  # a name
         if ipaddress.ip_address(host).is_unspecified:
             raise ConfigError(f"{name} = {host}: must be the address of one interface, not of all")

@@ -182,7 +182,7 @@ class ServiceConfig:
         name = self.served_model_name
         if name is not None and not (name.isprintable() and 0 < len(name) <= _MAX_NAME):
             raise ConfigError(
-                f"served_model_name = {name!r}: 1 to {_MAX_NAME} characters that can be shown"
+                f"served_model_name = {name!r}: must be 1 to {_MAX_NAME} printable characters"
             )
 
     def _check_limits(self) -> None:

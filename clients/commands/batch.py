@@ -67,10 +67,10 @@ def batch(
     """
     if address and (model is not None or words):
         raise OptionError(
-            "--model, and options behind --, are for a server of its own: no --address"
+            "--model and options after -- start a server, and do not go with --address"
         )
     if requests.resolve() == results.resolve():
-        raise OptionError("--output: is the file of --input")
+        raise OptionError("--output: is the same file as --input")
     asked = RequestFile(requests)
     told = ResultFile(results, asked)
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)

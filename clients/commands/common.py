@@ -198,7 +198,7 @@ def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     """Raises OptionError for a setting of ours that nobody would read."""
     for name in sorted(environment):
         if name.startswith(ENV_PREFIX) and name not in VARIABLES:
-            raise OptionError(f"{name}: no such setting; there are {', '.join(VARIABLES)}")
+            raise OptionError(f"{name}: no such variable; known are {', '.join(VARIABLES)}")
 
 
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:

@@ -135,7 +135,7 @@ def loadtest(
     unread_options.check(common.given(context), workload, plan.arrivals, as_json=as_json)
     limits = parse_limits(goodput or [])
     if arrivals not in (None, TRACED) and not rate:
-        raise OptionError("arrivals: a closed loop has none; they go with --rate")
+        raise OptionError("arrivals: only with --rate; a closed loop has no arrivals")
     steps = list(steps_of(plan, concurrency or [], rate or []))
     if report is not None:
         from quire.clients.loadtest.report import check

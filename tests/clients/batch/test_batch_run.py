@@ -263,7 +263,7 @@ def test_mistakes_are_one_line_before_anything_is_asked(server: Any, files: File
     for more, words in (
         ((), "line 2: custom_id 'a': given twice"),
         (("-i", str(files.requests.with_name("none"))), "No such file"),
-        (same, "--output: is the file of --input"),
+        (same, "--output: is the same file as --input"),
         (("--model", "pocket"), "no --address"),
         (("--", "--device", "cpu"), "no --address"),
     ):
