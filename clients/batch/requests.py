@@ -88,7 +88,7 @@ class RequestFile:
                 except ValueError:
                     line = None
                 if line is None or line.custom_id != custom_id:
-                    raise OptionError(f"{self.path}: changed while it was read")
+                    raise OptionError(f"{self.path}: has changed while it was read")
                 yield line
 
     def _index(self, file: Any) -> None:

@@ -99,7 +99,7 @@ class ResultFile:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise OptionError(f"{where}: {_FOREIGN}") from None
         if custom_id not in known:
-            raise OptionError(f"{where}: {show(custom_id)} is not in the file of requests")
+            raise OptionError(f"{where}: {show(custom_id)} is not among the requests")
         if custom_id in self.done:
             raise OptionError(f"{where}: {show(custom_id)} is there twice")
         self.done.add(custom_id)

@@ -67,7 +67,7 @@ def batch(
     """
     if address and (model is not None or words):
         raise OptionError(
-            "--model and options after -- start a server, and do not go with --address"
+            "--model and options after -- are for a server that this starts: no --address"
         )
     if requests.resolve() == results.resolve():
         raise OptionError("--output: is the same file as --input")
@@ -123,7 +123,7 @@ def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
     finally:
         left = len(asked) - len(told.done)
         if left:
-            tell(f"{left} of {len(asked)} requests are left: the same command goes on with them")
+            tell(f"{left} of {len(asked)} requests are left: run the command again to go on")
 
 
 @contextlib.contextmanager
@@ -162,4 +162,5 @@ def _tell_beginning(asked: RequestFile, told: ResultFile) -> None:
 
 def _tell_end(told: ResultFile) -> None:
     bad = f", {told.errors} of them errors" if told.errors else ""
-    tell(f"{told.path}: {len(told.done)} results{bad}")
+    plural = "" if len(told.done) == 1 else "s"
+    tell(f"{told.path}: {len(told.done)} result{plural}{bad}")

@@ -59,7 +59,7 @@ def health(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = 5.0,
 ) -> None:
-    """Ask for the server's health; exit code 0 if it is SERVING, else 1."""
+    """Ask for the server's health; exit 0 if SERVING, else 1."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.connected(address, api_key, secure, timeout) as client:
         answer = _ask_health(client, service)

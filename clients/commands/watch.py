@@ -50,7 +50,7 @@ def watch(
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.connected(address, api_key, secure, timeout) as client:
         with _page(client, port, interval) as server:
-            print(f"watching {client.connection} at {server.url} (Ctrl-C leaves)", flush=True)
+            print(f"watching {client.connection} at {server.url} (Ctrl-C to leave)", flush=True)
             if open_browser and not webbrowser.open(server.url):
                 warn("no browser could be started: open the address yourself")
             server.serve_forever()

@@ -93,7 +93,7 @@ def serve(values: dict[str, Any]) -> int:
 
 
 def ray(values: dict[str, Any]) -> int:
-    """Serve a model by several replicas on this machine, under Ray Serve.
+    """Serve a model by several local replicas, under Ray Serve.
 
     Each replica has its own engine. Needs the extra `ray`.
     """

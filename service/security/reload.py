@@ -123,7 +123,7 @@ class WatchedFiles(Generic[T]):
         self._said = words
         unexpected = not isinstance(error, ConfigError)
         log.error(
-            "%s: the change is not applied, the old state stays in force: %s",
+            "%s: the change is not applied, the old stays in force: %s",
             self._name,
             words if unexpected else error,
             exc_info=error if unexpected else None,

@@ -158,7 +158,10 @@ def test_a_sweep_with_a_report(server: Any, tmp_path: Path) -> None:
         ),
         (["--turns", "4"], "turns: has no effect without --workload chat"),
         (["--workload", "chat", "--prefix-share", "0.5"], "prefix-share: has no effect"),
-        (["--workload", "trace", "--trace", "x", "--output-tokens", "64"], "output-tokens: nobody"),
+        (
+            ["--workload", "trace", "--trace", "x", "--output-tokens", "64"],
+            "output-tokens: has no effect",
+        ),
         (["--rate", "1", "--burstiness", "1"], "burstiness: has no effect without --arrivals"),
         (["--detailed"], "detailed: has no effect without --json"),
         (["--turns", "0"], "turns"),

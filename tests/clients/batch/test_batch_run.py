@@ -253,7 +253,7 @@ def test_ctrl_c_says_what_is_left(server: Any, files: Files) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert errors == "1 of 1 requests are left: the same command goes on with them\n"
+    assert errors == "1 of 1 requests are left: run the command again to go on\n"
     assert server.seen.cancelled.wait(PATIENCE)
 
 
