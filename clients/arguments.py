@@ -30,7 +30,7 @@ def text(where: str, value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise OptionError(
-            f"{where}: {show(value)} holds half of a surrogate pair, which is no character"
+            f"{where}: {show(value)} holds half of a surrogate pair, which is not a character"
         ) from None
     return str(value)
 
@@ -136,7 +136,7 @@ def parts(where: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:
     given = {key: part for key, part in value.items() if part is not None}
     for key in given:
         if key not in names:
-            raise OptionError(f"{where}: unknown key {show(key)}; it may hold {', '.join(names)}")
+            raise OptionError(f"{where}: unknown key {show(key)}; it may have {', '.join(names)}")
     return given
 
 

@@ -67,7 +67,7 @@ def _read(name: str, path: str | Path | None, held: bytes) -> bytes | None:
     except OSError as error:
         raise OptionError(f"tls.{name}: cannot read {show(str(path))}: {error.strerror}") from None
     except ValueError:  # a zero byte, or half of a surrogate pair
-        raise OptionError(f"tls.{name}: {show(str(path))} is no path") from None
+        raise OptionError(f"tls.{name}: {show(str(path))} is not a path") from None
     if held + b"-----" not in content:
         raise OptionError(f"tls.{name}: {show(str(path))} holds no {held.decode()} in PEM")
     return content
@@ -99,7 +99,9 @@ def check_host(where: str, host: str) -> None:
             return
     labels = host.removesuffix(".").split(".")
     if not set(host) <= _IN_HOSTS or not all(0 < len(label) < 64 for label in labels):
-        raise OptionError(f"{where}: {show(host)} is no host; names in other scripts as xn--…")
+        raise OptionError(
+            f"{where}: {show(host)} is not a host name; write names in other scripts as xn--…"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -21,7 +21,7 @@ def write_object(where: str, value: Any) -> str:
     try:
         written = json.dumps(_plain(where, value), ensure_ascii=False, allow_nan=False)
     except RecursionError:
-        raise OptionError(f"{where}: nested too deep, or holds itself") from None
+        raise OptionError(f"{where}: nested too deeply, or contains itself") from None
     except (TypeError, ValueError) as error:
         raise OptionError(f"{where}: not JSON: {error}") from None
     return text(where, written)
@@ -35,7 +35,7 @@ def _plain(where: str, value: Any) -> Any:
         return [_plain(f"{where}[{i}]", item) for i, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float):
         return value
-    raise OptionError(f"{where}: {kind(value)} is nothing that JSON can hold")
+    raise OptionError(f"{where}: {kind(value)} cannot be written as JSON")
 
 
 def _at(where: str, key: Any) -> str:

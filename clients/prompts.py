@@ -208,4 +208,4 @@ def _set_chat(message: pb.Chat, options: dict[str, Any]) -> None:
 def refuse_ids_only(request: pb.GenerateRequest) -> None:
     """Raises OptionError where a text is wanted and none will be made."""
     if request.ids_only:
-        raise OptionError("ids_only: no text is made; take the token ids of the events")
+        raise OptionError("ids_only: there is no text; use the events' token ids")

@@ -88,7 +88,7 @@ def _check(value: dict[str, Any], most: int) -> None:
 
 def _check_characters(text: str) -> None:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise BadJson("holds half of a surrogate pair, which is no character")
+        raise BadJson("holds half of a surrogate pair, which is not a character")
 
 
 def _too_deep(most: int) -> BadJson:

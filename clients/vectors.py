@@ -71,7 +71,7 @@ def embeddings_of(response: pb.EmbedResponse) -> list[list[float]]:
 def _set(request: Any, options: EmbedOptions | ScoreOptions) -> None:
     for name, value in options.items():
         if name not in request.DESCRIPTOR.fields_by_name or name in ("inputs", "query"):
-            raise OptionError(f"{name}: is no option of this call")
+            raise OptionError(f"{name}: is not an option of this call")
         if value is None:
             continue
         if name in _FLAGS:

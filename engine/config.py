@@ -37,55 +37,57 @@ class EngineConfig:
 
     model: str = _option("pocket", "directory, Hub id, `pocket`, or random:SHAPE (random:0.6B)")
     revision: str | None = _option(None, "revision of a Hub id")
-    max_num_seqs: int = _option(256, "requests in one step, at most")
-    max_num_batched_tokens: int = _option(8192, "tokens in one step, at most")
+    max_num_seqs: int = _option(256, "most requests in one step")
+    max_num_batched_tokens: int = _option(8192, "most tokens in one step")
     max_model_len: int | None = _option(
-        None, "tokens of a request, prompt and output, at most; default: the model's own"
+        None, "most tokens of a request, prompt and output together; default: the model's own"
     )
-    block_size: int = _option(64, "tokens a cache block holds: 16, 32, 64, 128 or 256")
-    num_blocks: int | None = _option(None, "cache blocks; default: from free memory")
+    block_size: int = _option(64, "tokens per cache block: 16, 32, 64, 128 or 256")
+    num_blocks: int | None = _option(
+        None, "number of cache blocks; default: what free memory allows"
+    )
     gpu_memory_utilization: float = _option(0.9, "share of GPU memory to use")
-    cpu_kv_gib: float = _option(1.0, "GiB of cache on the CPU")
+    cpu_kv_gib: float = _option(1.0, "GiB of KV cache on the CPU")
     tensor_parallel_size: int = _option(
-        1, "processes that share the model, over all nodes, each with a GPU of its own, if any"
+        1, "processes that share the model, over all nodes, each with its own GPU (if any)"
     )
-    nnodes: int = _option(1, "machines that share the model, each with as many of its ranks")
-    node_rank: int = _option(0, "which of these machines this one is; node 0 serves")
+    nnodes: int = _option(1, "machines that share the model, with the same number of ranks each")
+    node_rank: int = _option(0, "index of this machine among them; node 0 serves")
     master_addr: str | None = _option(
-        None, "node 0's address in the network of the nodes; it listens there until all have come"
+        None, "node 0's address in the nodes' network; it listens there until all have joined"
     )
-    master_port: int | None = _option(None, "node 0's port there")
+    master_port: int | None = _option(None, "port of node 0 at that address")
     join_secret_file: str | None = _option(
-        None, "file with the secret that nodes prove to have; default: QUIRE_JOIN_SECRET holds it"
+        None, "file with the secret that all nodes share; default: the value of QUIRE_JOIN_SECRET"
     )
-    join_seconds: float = _option(300.0, "seconds in which all nodes are to come")
-    enforce_eager: bool = _option(False, "never use captured graphs")
-    enable_prefix_caching: bool = _option(True, "reuse blocks of equal prefixes")
+    join_seconds: float = _option(300.0, "how long to wait for all nodes to join, in seconds")
+    enforce_eager: bool = _option(False, "do not use CUDA graphs")
+    enable_prefix_caching: bool = _option(True, "reuse cached blocks of prompts that begin alike")
     prefix_cache_seed: int | None = _option(
         None,
-        "hash seed of the prefix cache, equal on replicas; default: random",
+        "hash seed of the prefix cache; give all replicas the same; default: random",
     )
-    overlap: bool = _option(True, "plan the next step while one runs")
-    two_phase: bool = _option(False, "steps hold prefill or decode rows, never both")
+    overlap: bool = _option(True, "plan the next step while the current one runs")
+    two_phase: bool = _option(False, "run prefill and decode rows in separate steps")
     dtype: str = _option(
         "auto",
-        "of weights and activations: auto (16 bits, float32 for small models on a CPU), float32, "
-        "bfloat16 or float16",
+        "type of weights and activations: auto (16 bits; float32 for small models on a CPU), "
+        "float32, bfloat16 or float16",
     )
     kv_cache_dtype: str = _option(
         "auto",
-        "auto: as dtype, float32 on the CPU; fp8: e4m3 without a scale, half of a 16-bit cache's "
-        "bytes (GPUs from compute capability 8.9, and the CPU)",
+        "type of the KV cache: auto (as dtype; float32 on a CPU) or fp8 (e4m3 without a scale, "
+        "half the size of 16 bits; on GPUs of compute capability 8.9 or newer, and on a CPU)",
     )
     quantization: str = _option(
         "auto",
-        "auto: weights as they are stored; fp8: made FP8 while they are loaded; int8: the same as "
-        "int8 with a scale a row, CPU only",
+        "auto: keep weights as stored; fp8: convert them to FP8 while loading; int8: convert them "
+        "to int8 with one scale per row (CPU only)",
     )
     exact: str = _option(
         "auto",
-        "on: a token's bits do not depend on what is computed beside it (GPUs, no int8 weights); "
-        "auto: where that costs 3% at most; off",
+        "on: results are the same, bit for bit, under any load (GPUs, no int8 weights); auto: on "
+        "where that costs at most 3%; off",
     )
     device: str = _option("auto", "auto, cpu or cuda")
     seed: int = _option(0, "seed of random weights")
@@ -166,7 +168,7 @@ class EngineConfig:
 
     def _check_int8(self) -> None:
         if self.device == "cuda":
-            raise ConfigError("quantization = int8: only on the CPU, device = cuda is asked for")
+            raise ConfigError("quantization = int8: only on the CPU, not with device = cuda")
         if self.tensor_parallel_size > 1:
             raise ConfigError(
                 "quantization = int8: only with tensor_parallel_size = 1, "
@@ -185,7 +187,7 @@ def _check_host(name: str, host: str) -> None:
     except UnicodeError:
         host = ""
     if not host.strip():
-        raise ConfigError(f"{name} is no address and no host's name: give node 0's address")
+        raise ConfigError(f"{name} is neither an address nor a host name: give node 0's address")
     with contextlib.suppress(ValueError):  # a name
         if ipaddress.ip_address(host).is_unspecified:
             raise ConfigError(f"{name} = {host}: must be the address of one interface, not of all")

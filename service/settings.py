@@ -52,14 +52,15 @@ class ServiceConfig:
     http_host: str = _option("127.0.0.1", "address of the OpenAI API over HTTP")
     http_port: int = _option(8000, "port of the OpenAI API over HTTP; 0 turns it off")
     http_names: str | None = _option(
-        None, "host names by which the OpenAI API may be called, between commas; * is any"
+        None, "host names by which the OpenAI API may be called, separated by commas; *: any"
     )
     cors_origin: str | None = _option(
-        None, "origins of web pages that may call the OpenAI API, between commas; default: none"
+        None,
+        "origins of web pages that may call the OpenAI API, separated by commas; default: none",
     )
     health_host: str = _option("127.0.0.1", "address of the plaintext health checks")
     health_port: int | None = _option(
-        None, "port that answers health checks alone, without TLS; default: none"
+        None, "port for health checks only, without TLS; default: none"
     )
     gateway_host: str = _option("127.0.0.1", "address of vLLM's engine service, for gateways")
     gateway_port: int | None = _option(None, "port of vLLM's engine service; default: none")
@@ -67,67 +68,71 @@ class ServiceConfig:
     tls_cert: str | None = _option(None, "PEM file of the certificate; read again when it changes")
     tls_key: str | None = _option(None, "PEM file of the certificate's key, without a passphrase")
     tls_client_ca: str | None = _option(
-        None, "PEM file: clients need a certificate signed by one of these"
+        None, "PEM file of authorities; clients need a certificate signed by one of them"
     )
     api_keys: str | None = _option(
         None, "file of hashed API keys (quire hash-key); calls need one of them"
     )
     max_priority: int = _option(
-        0, "highest priority of calls where no keys are asked for; a key's line has its own"
+        0, "highest priority a call may have without API keys; each key's line has its own limit"
     )
     output_parser: str = _option(
         "auto",
-        "how thoughts and calls of tools are read out of answers: auto (by the chat template), "
+        "how reasoning and tool calls are parsed from answers: auto (by the chat template), "
         "none, hermes, or qwen3-coder",
     )
-    served_model_name: str | None = _option(None, "the name clients may ask for; default: model")
-    max_waiting: int = _option(1024, "completions waiting, at most; more are refused")
+    served_model_name: str | None = _option(
+        None, "the model's name for clients; default: the value of model"
+    )
+    max_waiting: int = _option(1024, "most completions that may wait; further ones are refused")
     max_waiting_tokens: int | None = _option(
-        None, "prompt tokens waiting together, at most; default: no limit"
+        None, "most prompt tokens that may wait in total; default: no limit"
     )
     max_queue_seconds: float = _option(
-        60.0, "a call that would start later than this is refused at once"
+        60.0, "refuse a call at once if it would wait longer than this"
     )
     queue_burst_seconds: float = _option(
-        5.0, "a queue that stands for longer is cut to queue_target_seconds"
+        5.0, "once a queue has stood for this long, admit only what starts in queue_target_seconds"
     )
     queue_target_seconds: float = _option(
-        0.02, "while a queue stands, a call that would start later is refused"
+        0.02, "longest wait of a call that is admitted while a queue stands"
     )
     rate_limit_requests: float | None = _option(
-        None, "calls a second of one client; default: no limit"
+        None, "calls per second for one client; default: no limit"
     )
     rate_limit_tokens: float | None = _option(
-        None, "tokens a second of one client, prompt and output; default: no limit"
+        None, "prompt and output tokens per second for one client; default: no limit"
     )
     rate_limit_burst_seconds: float = _option(
-        10.0, "a client may save up its rates for so many seconds"
+        10.0, "how many seconds of unused rate a client may save up"
     )
     max_streams_per_client: int | None = _option(
-        None, "calls that one client may have open; default: no limit"
+        None, "most open calls of one client; default: no limit"
     )
-    drain_seconds: float = _option(30.0, "seconds that streams get to end after SIGTERM")
+    drain_seconds: float = _option(30.0, "how long streams may go on after SIGTERM, in seconds")
     keepalive_seconds: float = _option(
         30.0,
-        "seconds after which a silent client is pinged, and cut off without an answer; 0: never",
+        "ping a client after this many seconds of silence, and cut it off if it does not "
+        "answer; 0: never",
     )
     write_stall_seconds: float = _option(
-        60.0, "a call whose client reads nothing for so many seconds is ended; 0: never"
+        60.0, "end a call whose client reads nothing for this many seconds; 0: never"
     )
     message_interval_seconds: float = _option(
-        0.0, "a stream's tokens within so many seconds are one message; the first comes at once"
+        0.0,
+        "send a stream's tokens at these intervals, joined; the first goes at once; 0: every token",
     )
     watchdog_seconds: float = _option(
-        120.0, "seconds after which a step counts as hung: liveness NOT_SERVING; 0: never"
+        120.0, "seconds after which a step counts as hung and liveness is NOT_SERVING; 0: never"
     )
     watchdog_exit_seconds: float = _option(
-        120.0, "seconds more after which a hung step ends the process; 0: never"
+        120.0, "further seconds after which a hung step ends the process; 0: never"
     )
     engine_process: str = _option(
-        "auto", "engine in a process of its own: on, off, or auto (on with a GPU)"
+        "auto", "run the engine in its own process: on, off, or auto (on with a GPU)"
     )
     otlp_endpoint: str | None = _option(
-        None, "collector of OpenTelemetry traces (http://HOST:4317); default: OTEL_* variables"
+        None, "OpenTelemetry collector for traces (http://HOST:4317); default: the OTEL_* variables"
     )
     reflection: bool = _option(True, "answer gRPC reflection")
     log_format: str = _option("text", "text or json")
@@ -177,7 +182,7 @@ class ServiceConfig:
         name = self.served_model_name
         if name is not None and not (name.isprintable() and 0 < len(name) <= _MAX_NAME):
             raise ConfigError(
-                f"served_model_name = {name!r}: 1 to {_MAX_NAME} characters that can be shown"
+                f"served_model_name = {name!r}: must be 1 to {_MAX_NAME} printable characters"
             )
 
     def _check_limits(self) -> None:

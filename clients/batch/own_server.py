@@ -68,7 +68,7 @@ def _address(process: "subprocess.Popen[str]") -> str:
         return address
     if process.wait() == EXIT_USAGE:
         raise OptionError("the server does not start: see above")
-    raise ClientError(f"the server has ended before it served (exit code {process.returncode})")
+    raise ClientError(f"the server ended before it was serving (exit code {process.returncode})")
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -98,7 +98,7 @@ class RequestFile:
                 try:
                     custom_id = _parsed(raw).custom_id
                     if custom_id in self._places:
-                        raise ValueError(f"custom_id {show(custom_id)}: was there before")
+                        raise ValueError(f"custom_id {show(custom_id)}: given twice")
                 except ValueError as error:
                     raise OptionError(f"{self.path}, line {number}: {error}") from None
                 self._places[custom_id] = place

@@ -99,9 +99,9 @@ class ResultFile:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise OptionError(f"{where}: {_FOREIGN}") from None
         if custom_id not in known:
-            raise OptionError(f"{where}: {show(custom_id)} is not among the requests: whose is it?")
+            raise OptionError(f"{where}: {show(custom_id)} is not among the requests")
         if custom_id in self.done:
-            raise OptionError(f"{where}: {show(custom_id)} was there before")
+            raise OptionError(f"{where}: {show(custom_id)} is there twice")
         self.done.add(custom_id)
         self.errors += _is_error(result)
 

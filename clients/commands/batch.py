@@ -35,21 +35,21 @@ def batch(
         Path, typer.Option("--input", "-i", help="JSON lines: custom_id, method, url, body.")
     ],
     results: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the answers go, or some already are.")
+        Path, typer.Option("--output", "-o", help="Results; an existing file is resumed.")
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- SERVE_OPTIONS]", help="For the server of --model."),
+        typer.Argument(metavar="[-- SERVE_OPTIONS]", help="Options of `quire serve`."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"Without a server: what to run (default: {DEFAULT_MODEL})."),
+        typer.Option(help=f"Model to run without --address (default: {DEFAULT_MODEL})."),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", help="Requests at a time.", min=1, max=4096)
+        int, typer.Option("--concurrency", "-c", help="Concurrent requests.", min=1, max=4096)
     ] = 64,
     away: Annotated[
-        float, typer.Option(help="Wait so many seconds for a server that is away.", min=0)
+        float, typer.Option(help="How long to wait for an unreachable server, in seconds.", min=0)
     ] = 60.0,
     address: common.AddressOrNone = None,
     api_key: common.ApiKey = None,
@@ -60,17 +60,17 @@ def batch(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = None,
 ) -> None:
-    """Answer a file of requests; begun again, it goes on.
+    """Answer a file of requests; run it again to resume.
 
     With --address a server answers. Without, this starts one of its own for the file, on a free
     port of this machine's loopback, with the model of --model and the options behind `--`.
     """
     if address and (model is not None or words):
         raise OptionError(
-            "--model, and options behind --, are for a server of its own: no --address"
+            "--model and options after -- are for a server that this starts: no --address"
         )
     if requests.resolve() == results.resolve():
-        raise OptionError("--output: is the file of --input")
+        raise OptionError("--output: is the same file as --input")
     asked = RequestFile(requests)
     told = ResultFile(results, asked)
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
@@ -123,7 +123,7 @@ def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
     finally:
         left = len(asked) - len(told.done)
         if left:
-            tell(f"{left} of {len(asked)} requests are left: the same command goes on with them")
+            tell(f"{left} of {len(asked)} requests are left: run the command again to go on")
 
 
 @contextlib.contextmanager
@@ -162,4 +162,5 @@ def _tell_beginning(asked: RequestFile, told: ResultFile) -> None:
 
 def _tell_end(told: ResultFile) -> None:
     bad = f", {told.errors} of them errors" if told.errors else ""
-    tell(f"{told.path}: {len(told.done)} results{bad}")
+    plural = "" if len(told.done) == 1 else "s"
+    tell(f"{told.path}: {len(told.done)} result{plural}{bad}")

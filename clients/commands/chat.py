@@ -28,11 +28,11 @@ from quire.clients.events import Delta, Finished, ToolCallDelta, joined_calls
 from quire.clients.prompts import Message, Options
 
 _HELP = """\
-/help    shows this
-/reset   forgets the conversation
-/exit    leaves, as /quit and Ctrl-D do
-Ctrl-C   stops an answer (its turn is not kept); once more leaves"""
-_AGAIN = "Ctrl-C once more, or Ctrl-D, leaves"
+/help    show this
+/reset   forget the conversation
+/exit    leave, like /quit and Ctrl-D
+Ctrl-C   stop an answer (its turn is not kept); press it again to leave"""
+_AGAIN = "press Ctrl-C again, or Ctrl-D, to leave"
 
 
 @common.one_line_errors
@@ -40,7 +40,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     thinking: Annotated[
         bool | None,
-        typer.Option("--thinking/--no-thinking", help="enable_thinking for the template."),
+        typer.Option("--thinking/--no-thinking", help="Set the chat template's enable_thinking."),
     ] = None,
     allow_special_tokens: sampling.AllowSpecialTokens = False,
     temperature: sampling.Temperature = None,
@@ -130,7 +130,7 @@ class Conversation:
         elif words == "/reset":
             self._history = list(self._opening)
         elif words.startswith("/"):
-            warn(f"unknown command {words}; /help lists those that there are")
+            warn(f"unknown command {words}; /help lists the commands")
         elif words:
             self._turn(words)
         return True

@@ -64,19 +64,19 @@ def _address(default: str) -> Any:
         "-a",
         envvar="QUIRE_CLIENT_ADDRESS",
         callback=_each,
-        help="HOST:PORT; several times, or a list with commas, for several servers."
+        help="HOST:PORT of the server; for several, repeat it or separate them by commas."
         f" (default: {default})",
         rich_help_panel=SERVER,
     )
 
 
 Address = Annotated[list[str] | None, _address(DEFAULT_ADDRESS)]
-AddressOrNone = Annotated[list[str] | None, _address("none; a server of its own")]
+AddressOrNone = Annotated[list[str] | None, _address("none: starts its own server")]
 Routing = Annotated[
     str | None,
     typer.Option(
-        help=f"How one of several servers is chosen: {PREFIX} (the one that has a prompt's"
-        f" beginning, default) or {ROUND_ROBIN}.",
+        help=f"How to choose among several servers: {PREFIX} (one that has the prompt's"
+        f" beginning cached; the default) or {ROUND_ROBIN}.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -84,7 +84,8 @@ ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar="QUIRE_CLIENT_API_KEY",
-        help="Sent over TLS or to loopback only. Better in the environment than on the line.",
+        help="API key; sent only over TLS or to loopback. The environment is safer than the"
+        " command line.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -97,7 +98,7 @@ RootFile = Annotated[
     typer.Option(
         "--tls-ca",
         envvar="QUIRE_CLIENT_TLS_CA",
-        help="PEM file of authorities; means --tls.",
+        help="PEM file of trusted authorities; implies --tls.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -121,7 +122,7 @@ ServerName = Annotated[
     typer.Option(
         "--tls-server-name",
         envvar="QUIRE_CLIENT_TLS_SERVER_NAME",
-        help="Name on the certificate.",
+        help="Name to expect on the server's certificate.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -197,7 +198,7 @@ def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     """Raises OptionError for a setting of ours that nobody would read."""
     for name in sorted(environment):
         if name.startswith(ENV_PREFIX) and name not in VARIABLES:
-            raise OptionError(f"{name}: no such setting; there are {', '.join(VARIABLES)}")
+            raise OptionError(f"{name}: no such variable; known are {', '.join(VARIABLES)}")
 
 
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:

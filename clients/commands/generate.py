@@ -29,16 +29,22 @@ _ID_DIGITS = 10
 @common.one_line_errors
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads standard input.")],
-    ids: Annotated[bool, typer.Option("--ids", help="The prompt is token ids: `1 2 3`.")] = False,
-    ids_only: Annotated[bool, typer.Option("--ids-only", help="Print ids, no text.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Plain text, not a user's message.")] = False,
-    system: Annotated[str | None, typer.Option(help="A system message before it.")] = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Read the prompt as token ids: `1 2 3`.")
+    ] = False,
+    ids_only: Annotated[
+        bool, typer.Option("--ids-only", help="Print ids instead of text.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Send plain text, not a chat.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
     allow_special_tokens: sampling.AllowSpecialTokens = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
-    request_id: Annotated[str | None, typer.Option(help="A name for logs.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher runs first.")] = None,
-    cache_salt: Annotated[str | None, typer.Option(help="Separates prefix caches.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model wanted.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event.")] = False,
+    request_id: Annotated[str | None, typer.Option(help="Name of the request in logs.")] = None,
+    priority: Annotated[int | None, typer.Option(help="The higher runs first.")] = None,
+    cache_salt: Annotated[
+        str | None, typer.Option(help="Share cached prefixes only with the same salt.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Refuse if another model is served.")] = None,
     temperature: sampling.Temperature = None,
     top_p: sampling.TopP = None,
     top_k: sampling.TopK = None,
@@ -60,11 +66,13 @@ def generate(
     allowed_token_ids: sampling.AllowedTokenIds = None,
     banned_token_ids: sampling.BannedTokenIds = None,
     json_schema: Annotated[
-        str | None, typer.Option(help="JSON that this schema takes: its text, or @FILE.")
+        str | None, typer.Option(help="Answer in JSON valid for this schema: its text, or @FILE.")
     ] = None,
-    regex: Annotated[str | None, typer.Option(help="Text that this matches as a whole.")] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Answer in text that matches this as a whole.")
+    ] = None,
     choice: Annotated[
-        list[str] | None, typer.Option(help="One of these texts; give it several times.")
+        list[str] | None, typer.Option(help="Answer with one of these texts; repeat for each.")
     ] = None,
     address: common.Address = None,
     routing: common.Routing = None,

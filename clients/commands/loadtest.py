@@ -37,52 +37,59 @@ def loadtest(
     workload: Annotated[str, _option(f"One of {', '.join(WORKLOADS)}.", _WORK)] = "random",
     requests: Annotated[
         int | None,
-        _option("Sessions to send (random, chat: 100 unless said; trace: its first).", _WORK),
+        _option("Sessions to send (random, chat: default 100; trace: its first ones).", _WORK),
     ] = None,
     prompt_tokens: Annotated[str, _option("Length or LOW:HIGH (random, chat).", _WORK)] = "128",
     output_tokens: Annotated[str, _option("Length or LOW:HIGH.", _WORK)] = "64",
-    prefix_share: Annotated[float, _option("Share common to all prompts (random).", _WORK)] = 0.0,
-    groups: Annotated[int, _option("Groups (shared-prefix).", _WORK)] = 8,
-    prompts_per_group: Annotated[int, _option("Prompts in each (shared-prefix).", _WORK)] = 16,
+    prefix_share: Annotated[
+        float, _option("Share of each prompt that all have in common (random).", _WORK)
+    ] = 0.0,
+    groups: Annotated[int, _option("Number of groups (shared-prefix).", _WORK)] = 8,
+    prompts_per_group: Annotated[int, _option("Prompts per group (shared-prefix).", _WORK)] = 16,
     prefix_tokens: Annotated[str, _option("Length of each prefix (shared-prefix).", _WORK)] = "256",
-    question_tokens: Annotated[str, _option("What follows it (shared-prefix).", _WORK)] = "32",
-    turns: Annotated[int, _option("Turns of a session (chat).", _WORK)] = 4,
+    question_tokens: Annotated[
+        str, _option("Length of what follows it (shared-prefix).", _WORK)
+    ] = "32",
+    turns: Annotated[int, _option("Turns per session (chat).", _WORK)] = 4,
     trace: Annotated[
         Path | None, _option("JSONL: text, messages or token_count; max_tokens; time.", _WORK)
     ] = None,
-    temperature: Annotated[float, _option("0 is greedy.", _WORK)] = 0.0,
-    ignore_eos: Annotated[bool, _option("Make every output its full length.", _WORK)] = True,
-    ids_only: Annotated[bool, _option("Ask for ids, no text.", _WORK, "--ids-only")] = False,
+    temperature: Annotated[float, _option("0: greedy.", _WORK)] = 0.0,
+    ignore_eos: Annotated[bool, _option("Make every output as long as asked.", _WORK)] = True,
+    ids_only: Annotated[bool, _option("Ask for ids instead of text.", _WORK, "--ids-only")] = False,
     reuse_cache: Annotated[
-        bool, _option("Let runs find each other's prefixes in the cache.", _WORK, "--reuse-cache")
+        bool,
+        _option("Let later runs hit prefixes that earlier ones cached.", _WORK, "--reuse-cache"),
     ] = False,
-    seed: Annotated[int, _option("Of lengths, ids and arrivals.", _WORK)] = 0,
+    seed: Annotated[int, _option("Seed of lengths, ids and arrivals.", _WORK)] = 0,
     concurrency: Annotated[
         list[int] | None,
         _option(
-            "Closed loop of so many (8 unless said); several: a run each. With --rate: a cap.",
+            "Closed loop: sessions at once (default 8); repeat for more runs. With --rate: a cap.",
             _WHEN,
         ),
     ] = None,
     rate: Annotated[
         list[float] | None,
-        _option("Open loop: sessions a second; several times: a run each.", _WHEN),
+        _option("Open loop: sessions per second; repeat for more runs.", _WHEN),
     ] = None,
     arrivals: Annotated[
         str | None,
-        _option("With --rate: constant, poisson (unless said) or gamma; or trace's times.", _WHEN),
+        _option(
+            "With --rate: constant, poisson (default) or gamma. A trace has its own times.", _WHEN
+        ),
     ] = None,
-    burstiness: Annotated[float, _option("Shape of gamma; below 1 is bursty.", _WHEN)] = 1.0,
-    speed: Annotated[float, _option("Replay a trace's times so much faster.", _WHEN)] = 1.0,
-    warmup: Annotated[int, _option("First sessions, not measured.", _WHEN)] = 0,
+    burstiness: Annotated[float, _option("Shape of gamma; below 1: bursty.", _WHEN)] = 1.0,
+    speed: Annotated[float, _option("Replay a trace this many times as fast.", _WHEN)] = 1.0,
+    warmup: Annotated[int, _option("First sessions to leave out of the figures.", _WHEN)] = 0,
     processes: Annotated[int, _option("Client processes.", _WHEN)] = 1,
     goodput: Annotated[
         list[str] | None,
-        typer.Option(help="Limit in ms, as ttft:500, tpot:50, itl:80 or e2el:5000; several."),
+        typer.Option(help="Limit in ms: ttft:500, tpot:50, itl:80 or e2el:5000; may be repeated."),
     ] = None,
     as_json: common.AsJson = False,
     detailed: Annotated[
-        bool, typer.Option("--detailed", help="Each request's figures in the JSON.")
+        bool, typer.Option("--detailed", help="Include each request's figures in the JSON.")
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     address: common.Address = None,
@@ -95,7 +102,7 @@ def loadtest(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = None,
 ) -> None:
-    """Put load on a server and say what it made of it."""
+    """Put load on a server, and report its throughput and latencies."""
     from quire.clients.loadtest import unread_options
     from quire.clients.loadtest.summary import parse_limits
     from quire.clients.loadtest.workload import Span
@@ -128,7 +135,7 @@ def loadtest(
     unread_options.check(common.given(context), workload, plan.arrivals, as_json=as_json)
     limits = parse_limits(goodput or [])
     if arrivals not in (None, TRACED) and not rate:
-        raise OptionError("arrivals: a closed loop has none; they go with --rate")
+        raise OptionError("arrivals: only with --rate; a closed loop has no arrivals")
     steps = list(steps_of(plan, concurrency or [], rate or []))
     if report is not None:
         from quire.clients.loadtest.report import check

@@ -12,7 +12,7 @@ from quire.clients import digits
 from quire.clients.arguments import show
 from quire.clients.errors import OptionError
 
-_PANEL = "Sampling (what is left out follows the model)"
+_PANEL = "Sampling (defaults: what the model recommends)"
 
 
 def _option(text: str, *names: str) -> typer.models.OptionInfo:
@@ -20,37 +20,58 @@ def _option(text: str, *names: str) -> typer.models.OptionInfo:
     return option
 
 
-Temperature = Annotated[float | None, _option("0 is greedy.", "--temperature", "-t")]
-TopP = Annotated[float | None, _option("Smallest set whose probabilities add up to this.")]
-TopK = Annotated[int | None, _option("The k most probable; 0 keeps all.")]
-MinP = Annotated[float | None, _option("At least this share of the best one's probability.")]
-RepetitionPenalty = Annotated[float | None, _option("Weakens tokens seen; 1 is none.")]
-PresencePenalty = Annotated[float | None, _option("Taken from logits of tokens already said.")]
-FrequencyPenalty = Annotated[float | None, _option("The same, once for each time said.")]
-Seed = Annotated[int | None, _option("Same seed, same tokens.")]
-N = Annotated[int | None, _option("Completions of the prompt.", "-n", "--n")]
-MaxTokens = Annotated[int | None, _option("At most so many tokens.", "--max-tokens", "-m")]
-MinTokens = Annotated[int | None, _option("No end before this many.")]
-Stop = Annotated[list[str] | None, _option("A string that ends it; several times for several.")]
+Temperature = Annotated[float | None, _option("0: greedy.", "--temperature", "-t")]
+TopP = Annotated[
+    float | None, _option("Keep the smallest set of tokens with this much probability.")
+]
+TopK = Annotated[int | None, _option("Keep the k most probable tokens; 0: all.")]
+MinP = Annotated[
+    float | None, _option("Keep tokens with this share of the best one's probability.")
+]
+RepetitionPenalty = Annotated[float | None, _option("Makes repeated tokens less likely; 1: off.")]
+PresencePenalty = Annotated[
+    float | None, _option("Subtracted from the logits of tokens already generated.")
+]
+FrequencyPenalty = Annotated[float | None, _option("The same, once per occurrence.")]
+Seed = Annotated[int | None, _option("The same seed gives the same tokens.")]
+N = Annotated[int | None, _option("How many completions to generate.", "-n", "--n")]
+MaxTokens = Annotated[
+    int | None, _option("Generate at most this many tokens.", "--max-tokens", "-m")
+]
+MinTokens = Annotated[int | None, _option("Do not end before this many tokens.")]
+Stop = Annotated[list[str] | None, _option("A string that ends the answer; may be repeated.")]
 IncludeStop = Annotated[
-    bool, _option("Keep the stop string.", "--include-stop-str-in-output", "--include-stop")
+    bool,
+    _option(
+        "Keep the stop string in the answer.", "--include-stop-str-in-output", "--include-stop"
+    ),
 ]
-StopTokenIds = Annotated[list[int] | None, _option("A token id that ends it.", "--stop-token-id")]
+StopTokenIds = Annotated[
+    list[int] | None,
+    _option("A token id that ends the answer; may be repeated.", "--stop-token-id"),
+]
 LogitBias = Annotated[
-    list[str] | None, _option("ID=NUMBER, added to that token's logit.", "--logit-bias")
+    list[str] | None,
+    _option("ID=NUMBER: added to this token's logit; may be repeated.", "--logit-bias"),
 ]
-AllowedTokenIds = Annotated[list[int] | None, _option("No others.", "--allowed-token-id")]
-BannedTokenIds = Annotated[list[int] | None, _option("Never this one.", "--banned-token-id")]
-IgnoreEos = Annotated[bool, _option("Go on past the end of text.", "--ignore-eos")]
-Logprobs = Annotated[int | None, _option("Log-probabilities, and of this many others (--json).")]
+AllowedTokenIds = Annotated[
+    list[int] | None, _option("Allow only these token ids; may be repeated.", "--allowed-token-id")
+]
+BannedTokenIds = Annotated[
+    list[int] | None, _option("Never generate this token id; may be repeated.", "--banned-token-id")
+]
+IgnoreEos = Annotated[bool, _option("Do not stop at the end-of-text token.", "--ignore-eos")]
+Logprobs = Annotated[
+    int | None, _option("Log-probabilities, with this many alternatives (--json).")
+]
 PromptLogprobs = Annotated[
-    int | None, _option("The same of the prompt's own tokens (--json).", "--prompt-logprobs")
+    int | None, _option("The same for the prompt's own tokens (--json).", "--prompt-logprobs")
 ]
 
 AllowSpecialTokens = Annotated[
     bool,
     typer.Option(
-        "--allow-special-tokens", help="Take special tokens written in a message as such."
+        "--allow-special-tokens", help="Read special tokens in a message as special tokens."
     ),
 ]
 
@@ -63,8 +84,8 @@ def read_bias(given: list[str] | None) -> dict[int, float] | None:
         try:
             token_id, value = digits.read(int, before), digits.read(float, number)
         except ValueError:
-            raise OptionError(f"--logit-bias {show(word)}: is not ID=NUMBER") from None
+            raise OptionError(f"--logit-bias {show(word)}: must be ID=NUMBER") from None
         if token_id in bias:
-            raise OptionError(f"--logit-bias {show(word)}: was there before")
+            raise OptionError(f"--logit-bias {show(word)}: given twice")
         bias[token_id] = value
     return bias or None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Watch = Annotated[
     float | None,
-    typer.Option(help="Again every so many seconds, until Ctrl-C.", min=0.05, max=86400),
+    typer.Option(help="Repeat every so many seconds, until Ctrl-C.", min=0.05, max=86400),
 ]
 
 
@@ -48,7 +48,7 @@ def stats(
 @common.one_line_errors
 def health(
     service: Annotated[
-        str, typer.Argument(help="Empty or quire.v1.InferenceService: readiness; or liveness.")
+        str, typer.Argument(help="Nothing or quire.v1.InferenceService for readiness, or liveness.")
     ] = "",
     address: common.Address = None,
     api_key: common.ApiKey = None,
@@ -59,7 +59,7 @@ def health(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = 5.0,
 ) -> None:
-    """Ask the health service; exit 0 if it says SERVING, 1 if not."""
+    """Ask for the server's health; exit 0 if SERVING, else 1."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.connected(address, api_key, secure, timeout) as client:
         answer = _ask_health(client, service)

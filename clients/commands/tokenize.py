@@ -14,7 +14,9 @@ from quire.clients.commands.terminal import note, say
 @common.one_line_errors
 def tokenize(
     text: Annotated[str, typer.Argument(help="The text; `-` reads standard input.")],
-    chat: Annotated[bool, typer.Option("--chat", help="As a user's message.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Tokenize it as a chat with one user message.")
+    ] = False,
     allow_special_tokens: sampling.AllowSpecialTokens = False,
     as_json: common.AsJson = False,
     address: common.Address = None,

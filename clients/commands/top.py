@@ -34,7 +34,7 @@ _NAME_WIDTH = 18
 _BARS_LEAVE = 61
 """Columns of a line of latencies beside its bars: the name, three bounds, mean, count, gaps."""
 _UNITS = "kMGTP"
-_LEAVE = "q leaves"
+_LEAVE = "press q to leave"
 _FIXED_LINES = 17
 """Lines of the view beside the map's cells: three frames, the load, the latencies, the legend; one
 more where several ranks share the model."""
@@ -45,10 +45,11 @@ _STATES = (("free", "·", "grey42"), ("cached", "▪", "cyan"), ("in use", "■"
 @common.one_line_errors
 def top(
     interval: Annotated[
-        float, typer.Option(help="Seconds between views.", min=0.1, max=86400)
+        float, typer.Option(help="Seconds between updates.", min=0.1, max=86400)
     ] = 1.0,
     count: Annotated[
-        int | None, typer.Option(help="Stop after so many views (default: at q or Ctrl-C).", min=1)
+        int | None,
+        typer.Option(help="Stop after this many updates (default: at q or Ctrl-C).", min=1),
     ] = None,
     address: common.Address = None,
     api_key: common.ApiKey = None,
@@ -59,7 +60,7 @@ def top(
     tls_server_name: common.ServerName = None,
     timeout: common.Timeout = 10.0,
 ) -> None:
-    """Watch throughput, latencies, streams and the cache. q leaves."""
+    """Watch throughput, latencies, streams and the cache. Leave with q."""
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.connected(address, api_key, secure, timeout) as client:
         _watch(client, interval, count)

@@ -22,10 +22,10 @@ from quire.clients.watch.source import PATIENCE, Source
 @common.one_line_errors
 def watch(
     port: Annotated[
-        int, typer.Option(help="The page's port on loopback; 0: a free one.", min=0, max=65535)
+        int, typer.Option(help="Port of the page on loopback; 0: a free one.", min=0, max=65535)
     ] = 0,
     interval: Annotated[
-        float, typer.Option(help="Seconds between two looks.", min=0.5, max=60.0)
+        float, typer.Option(help="Seconds between updates.", min=0.5, max=60.0)
     ] = 1.0,
     open_browser: Annotated[
         bool, typer.Option("--open", help="Also open the page in a browser.")
@@ -41,16 +41,16 @@ def watch(
 ) -> None:
     """Watch the server on a page in your browser.
 
-    The page's address holds a token: who has it sees what your key may see, and can send prompts
-    with it. Counters, requests and the block map ask an operator's key, where the server has keys.
-    Ctrl-C leaves.
+    The page's address holds a token: whoever has it sees what your key may see, and can send
+    prompts with it. Counters, requests and the block map need an operator's key, if the server has
+    keys. Leave with Ctrl-C.
     """
     if address is not None and len(address) > 1:
         raise OptionError("--address: a page shows one server; name one, or start a second page")
     secure = common.make_tls(tls, tls_ca, tls_cert, tls_key, tls_server_name)
     with common.connected(address, api_key, secure, timeout) as client:
         with _page(client, port, interval) as server:
-            print(f"watching {client.connection} at {server.url} (Ctrl-C leaves)", flush=True)
+            print(f"watching {client.connection} at {server.url} (Ctrl-C to leave)", flush=True)
             if open_browser and not webbrowser.open(server.url):
                 warn("no browser could be started: open the address yourself")
             server.serve_forever()

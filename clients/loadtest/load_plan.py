@@ -60,7 +60,7 @@ class Plan:
         if self.workload not in WORKLOADS:
             raise OptionError(f"workload: {self.workload!r}; one of {', '.join(WORKLOADS)}")
         if (self.workload == "trace") != (self.trace is not None):
-            raise OptionError("trace: the file goes with --workload trace, and that with a file")
+            raise OptionError("trace: --trace FILE and --workload trace go together")
         if self.arrivals == TRACED and self.trace is None:
             raise OptionError("arrivals: trace's times need --workload trace")
         if self.requests is not None and self.workload == "shared-prefix":
@@ -94,7 +94,9 @@ class Plan:
 
         sessions = list(self._sessions())
         if len(sessions) <= self.warmup:
-            raise OptionError(f"warmup: {self.warmup} of {len(sessions)} sessions leaves none")
+            raise OptionError(
+                f"warmup: {self.warmup} of {len(sessions)} sessions leaves none to measure"
+            )
         check_fits(sessions, max_model_len)
         return sessions
 
@@ -132,7 +134,7 @@ def steps_of(plan: Plan, concurrency: Sequence[int], rates: Sequence[float]) -> 
         yield from (Step(None, c) for c in concurrency or [8])
         return
     if len(concurrency) > 1:
-        raise OptionError("concurrency: with --rate it is a cap, and there is but one")
+        raise OptionError("concurrency: with --rate it is a cap; give only one")
     if plan.arrivals == TRACED and rates:
         raise OptionError("rate: the trace's times set it; use --speed")
     cap = concurrency[0] if concurrency else None

@@ -25,6 +25,6 @@ def check(given: Collection[str], workload: str, arrivals: str, *, as_json: bool
     for option, (other, readers) in _READERS.items():
         if option in given and chosen[other] not in readers:
             wanted = " or ".join(f"--{other} {reader}" for reader in readers)
-            raise OptionError(f"{option.replace('_', '-')}: nobody reads it without {wanted}")
+            raise OptionError(f"{option.replace('_', '-')}: has no effect without {wanted}")
     if "detailed" in given and not as_json:
-        raise OptionError("detailed: nobody reads it without --json")
+        raise OptionError("detailed: has no effect without --json")

@@ -35,7 +35,7 @@ class ReplicaPolicy:
     def __post_init__(self) -> None:
         if self.routing not in (PREFIX, ROUND_ROBIN):
             raise OptionError(
-                f"replicas.routing: {show(self.routing)}; there are {PREFIX} and {ROUND_ROBIN}"
+                f"replicas.routing: {show(self.routing)}; must be {PREFIX} or {ROUND_ROBIN}"
             )
         integer("replicas.resumes", self.resumes, 0, MAX_RESUMES)
         flag("replicas.tell_resumed", self.tell_resumed)

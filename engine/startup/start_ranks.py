@@ -37,8 +37,7 @@ def start_ranks(config: EngineConfig, program: Program | None) -> Ranks:
     size = config.tensor_parallel_size
     if program is None:
         raise ConfigError(
-            f"tensor_parallel_size = {size}: the engine needs a process of its own "
-            "(engine_process = on)"
+            f"tensor_parallel_size = {size}: the engine needs its own process (engine_process = on)"
         )
     terms = agreed_terms(config)
     listener = _join_listener(config, terms) if config.nnodes > 1 else None

@@ -54,7 +54,7 @@ class Closing:
         ended, quiet = self._ended_calls(), 0
         while quiet < 2:
             if self._clock() >= self._until:
-                log.warning("calls come to the end: their connections are cut")
+                log.warning("calls have not ended: their connections are cut")
                 return False
             await asyncio.sleep(_QUIET)
             before, ended = ended, self._ended_calls()

@@ -163,7 +163,8 @@ class Server:
             watcher.start()
         if authenticator.required and credentials is None and not is_loopback(service.host):
             log.warning(
-                "API keys come over %s in clear: anyone on the way can read them", service.host
+                "API keys come over %s without TLS: anyone on the network path can read them",
+                service.host,
             )
         if not (authenticator.required or self._security.mutual or is_loopback(service.host)):
             log.warning(

@@ -41,7 +41,10 @@ def register(app: typer.Typer) -> None:
         config_flag(),
         extra_flag("print_config", bool, False, "Print the settings in force, and exit."),
         extra_flag(
-            "dry_run", bool, False, "Print what it would take; exit with 1 if it would not start."
+            "dry_run",
+            bool,
+            False,
+            "Print what the model would need, and exit; exit code 1 if it would not start.",
         ),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
@@ -54,14 +57,17 @@ def register(app: typer.Typer) -> None:
 
 
 def hash_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; logs and limits know it by this.")],
+    name: Annotated[
+        str, typer.Argument(help="Client that gets the key; its name in logs and limits.")
+    ],
     stdin: Annotated[
-        bool, typer.Option("--stdin", help="Take the key from standard input; else make one.")
+        bool,
+        typer.Option("--stdin", help="Read the key from standard input instead of making one."),
     ] = False,
 ) -> int:
-    """Print a line for the file of API keys.
+    """Make an API key and print its line for the key file.
 
-    A key that is made is shown once, on standard error.
+    The new key is shown once, on standard error.
     """
 
     def run() -> int:
@@ -70,7 +76,7 @@ def hash_key(
         key = sys.stdin.readline().rstrip("\r\n") if stdin else new_key()
         entry = make_entry(name, key)
         if not stdin:
-            print(f"the key, shown this once: {key}", file=sys.stderr)
+            print(f"the key, shown only once: {key}", file=sys.stderr)
         print(entry)
         return 0
 
@@ -80,16 +86,16 @@ def hash_key(
 def serve(values: dict[str, Any]) -> int:
     """Serve a model over gRPC and OpenAI's HTTP API.
 
-    Each option is taken from its flag, else from the environment, else from the TOML file of
-    --config, else it is the default.
+    An option's value comes from its flag, else from the environment, else from the TOML file given
+    by --config, else it is the default.
     """
     return _explained(lambda: _serve(_one_model(values)))
 
 
 def ray(values: dict[str, Any]) -> int:
-    """Serve a model by several replicas here, under Ray Serve.
+    """Serve a model by several local replicas, under Ray Serve.
 
-    Each replica has an engine of its own. Needs the extra `ray`.
+    Each replica has its own engine. Needs the extra `ray`.
     """
 
     def run() -> int:

@@ -31,12 +31,12 @@ def _option(default: Any, text: str) -> Any:
 class Plan:
     """Options of `quire ray`; values are checked, ConfigError names the one that cannot be."""
 
-    model: str = _option("pocket", "the model, as of quire serve")
+    model: str = _option("pocket", "the model, as for quire serve")
     config: str = _option("", "TOML file with the options of each replica's server")
-    replicas: int = _option(2, "replicas at the start, and at least; each has an engine of its own")
-    max_replicas: int = _option(0, "replicas at most; 0: as many as replicas, and no scaling")
+    replicas: int = _option(2, "replicas at the start, and the fewest; each has its own engine")
+    max_replicas: int = _option(0, "most replicas; 0: always as many as replicas")
     target_ongoing: float = _option(
-        32.0, "calls of a replica, queued and running, around which it is scaled"
+        32.0, "calls per replica, queued and running, that scaling aims at"
     )
     cpus: float = _option(1.0, "CPUs of each replica")
     gpus: float = _option(0.0, "GPUs of each replica")
@@ -44,8 +44,8 @@ class Plan:
     http_port: int = _option(8000, "port of the OpenAI API, on this machine")
     message_interval: float = _option(
         0.08,
-        "a stream's tokens within so many seconds are one message; the first comes at once; 0: a "
-        "message a step",
+        "send a stream's tokens at these intervals (seconds), joined; the first goes at once; 0: "
+        "every step",
     )
     http_names: str = _option("", "host names by which the OpenAI API may be called; * is any")
 

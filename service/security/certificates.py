@@ -104,7 +104,7 @@ def _check_key(cert: str, key: str, leaf: x509.Certificate, key_pem: bytes) -> N
         raise ConfigError(f"{both}: not a certificate and its key in PEM") from error
     if _spki(own) != _spki(leaf.public_key()):
         raise ConfigError(
-            f"{both}: the key is not the certificate's (the first one's, where there are several)"
+            f"{both}: the key does not belong to the certificate (the first of several)"
         )
 
 

@@ -243,9 +243,9 @@ def make_entry(name: str, key: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name {name!r}: 1 to 64 of A-Z a-z 0-9 . _ -")
     if not MIN_KEY <= len(key) <= MAX_KEY:
-        raise ConfigError(f"the key has {len(key)} characters: {MIN_KEY} to {MAX_KEY} are needed")
+        raise ConfigError(f"the key has {len(key)} characters: {MIN_KEY} to {MAX_KEY} are required")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError("the key: printable ASCII without spaces, as a header carries it")
+        raise ConfigError("the key: must be printable ASCII without spaces")
     free = _bucket(key.encode()) + secrets.token_bytes(_SALT_BYTES - _BUCKET - _MARK)
     salt = free + _mark(free)
     return f"{name} sha256:{salt.hex()}:{_digest(salt, key.encode()).hex()}"

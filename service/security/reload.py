@@ -123,7 +123,7 @@ class WatchedFiles(Generic[T]):
         self._said = words
         unexpected = not isinstance(error, ConfigError)
         log.error(
-            "%s: the change is not taken over, the old stays in force: %s",
+            "%s: the change is not applied, the old stays in force: %s",
             self._name,
             words if unexpected else error,
             exc_info=error if unexpected else None,
@@ -262,4 +262,6 @@ class Watcher:
             return
         self._said.add(words)
         with contextlib.suppress(Exception):  # a log that cannot be written ends nothing either
-            log.error("a look at files failed, and will be repeated: %s", words, exc_info=error)
+            log.error(
+                "checking files for changes failed, and will be repeated: %s", words, exc_info=error
+            )

@@ -294,7 +294,7 @@ def test_every_setting_may_stand_in_the_environment(server: Any) -> None:
 def test_a_setting_that_nobody_reads_is_refused(server: Any, command: list[str], name: str) -> None:
     done = quire(*command, "-a", server.address, **{name: "x"})
     line = one_line(done, 2)
-    assert f"{name}: no such setting" in line and "QUIRE_CLIENT_TIMEOUT" in line
+    assert f"{name}: no such variable" in line and "QUIRE_CLIENT_TIMEOUT" in line
 
 
 def test_a_service_that_is_not_there_is_named(server: Any) -> None:

@@ -156,11 +156,14 @@ def test_a_sweep_with_a_report(server: Any, tmp_path: Path) -> None:
             for name in ("burstiness", "speed", "rate")
             for value in ("-1", "1e308", "1e-308", "inf")
         ),
-        (["--turns", "4"], "turns: nobody reads it without --workload chat"),
-        (["--workload", "chat", "--prefix-share", "0.5"], "prefix-share: nobody reads it"),
-        (["--workload", "trace", "--trace", "x", "--output-tokens", "64"], "output-tokens: nobody"),
-        (["--rate", "1", "--burstiness", "1"], "burstiness: nobody reads it without --arrivals"),
-        (["--detailed"], "detailed: nobody reads it without --json"),
+        (["--turns", "4"], "turns: has no effect without --workload chat"),
+        (["--workload", "chat", "--prefix-share", "0.5"], "prefix-share: has no effect"),
+        (
+            ["--workload", "trace", "--trace", "x", "--output-tokens", "64"],
+            "output-tokens: has no effect",
+        ),
+        (["--rate", "1", "--burstiness", "1"], "burstiness: has no effect without --arrivals"),
+        (["--detailed"], "detailed: has no effect without --json"),
         (["--turns", "0"], "turns"),
         (["--groups", "-1"], "groups"),
         (["--prompts-per-group", "0"], "prompts-per-group"),

@@ -78,11 +78,11 @@ def test_a_flush_goes_with_the_key(server: Any, mode: str) -> None:
         ("embed", ("one text",), {}, "texts: a list of texts or lists of token ids"),
         ("embed", (["a", 5],), {}, r"texts\[1\]: a list of token ids"),
         ("embed", ([[1, -2]],), {}, r"texts\[0\]\[1\]: -2"),
-        ("embed", (["a"],), {"inputs": []}, "inputs: is no option"),
+        ("embed", (["a"],), {"inputs": []}, "inputs: is not an option"),
         ("embed", (["a"],), {"dimensions": 1.5}, "dimensions: a whole number"),
         ("score", ("a", "b"), {}, "documents: a list of texts"),
         ("score", ("a", ["b"]), {"truncate": 1}, "truncate: True or False"),
-        ("score", ("a", ["b"]), {"dimensions": 1}, "dimensions: is no option"),
+        ("score", ("a", ["b"]), {"dimensions": 1}, "dimensions: is not an option"),
     ],
 )
 def test_what_cannot_be_sent_is_named_before_it_is(

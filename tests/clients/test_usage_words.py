@@ -90,4 +90,4 @@ def test_batch_does_not_claim_an_address_that_it_does_not_use(
         pages[command] = " ".join(capsys.readouterr().out.split())
     assert "(default: 127.0.0.1:50051)" in pages["generate"]
     assert "50051" not in pages["batch"]
-    assert "(default: none; a server of its own)" in pages["batch"]
+    assert "(default: none: starts its own server)" in pages["batch"]

@@ -86,7 +86,7 @@ def test_a_gpu_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         ({"device": "tpu"}, "device = 'tpu': supported: auto, cpu, cuda"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size = 0: must be at least 1"),
         ({"tensor_parallel_size": 65}, "tensor_parallel_size = 65: must be at most 64"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size = 2: the engine needs a process"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size = 2: the engine needs its own process"),
         ({"dtype": "float16"}, "dtype = float16: not supported on the CPU (float32, bfloat16)"),
         ({"max_model_len": 5000}, "max_model_len = 5000: the model has 4096 positions"),
         ({"max_num_batched_tokens": 1}, "max_num_batched_tokens = 1: must be at least 2"),

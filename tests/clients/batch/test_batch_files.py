@@ -50,7 +50,7 @@ def test_requests_are_found_again_wherever_they_stand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ((line("a"), line("b"), line("a")), "line 3: custom_id 'a': was there before"),
+        ((line("a"), line("b"), line("a")), "line 3: custom_id 'a': given twice"),
         ((line("a"), "{nonsense"), "line 2: is not JSON"),
         ((line("a"), '{"custom_id": "b", "body": NaN}'), "line 2: is not JSON: NaN"),
         ((line("a"), f'{{"a": {"1" * 5000}}}'), "line 2: holds a whole number of 5000 digits"),
@@ -179,7 +179,7 @@ def test_errors_are_counted_over_all_runs(tmp_path: Path) -> None:
         ('{"id": 3', "line 1: is no result"),
         ('{"custom_id": "a"}\n', "line 1: is no result"),
         (json.dumps(result("z")) + "\n", "line 1: 'z' is not among the requests"),
-        (2 * (json.dumps(result("a")) + "\n"), "line 2: 'a' was there before"),
+        (2 * (json.dumps(result("a")) + "\n"), "line 2: 'a' is there twice"),
     ],
 )
 def test_another_file_is_left_as_it_is(tmp_path: Path, text: str, words: str) -> None:

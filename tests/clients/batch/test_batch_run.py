@@ -253,7 +253,7 @@ def test_ctrl_c_says_what_is_left(server: Any, files: Files) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert errors == "1 of 1 requests are left: the same command goes on with them\n"
+    assert errors == "1 of 1 requests are left: run the command again to go on\n"
     assert server.seen.cancelled.wait(PATIENCE)
 
 
@@ -261,9 +261,9 @@ def test_mistakes_are_one_line_before_anything_is_asked(server: Any, files: File
     files.ask(line("a", "say a"), line("a", "say b"))
     same = ("-i", str(files.requests), "-o", str(files.requests))
     for more, words in (
-        ((), "line 2: custom_id 'a': was there before"),
+        ((), "line 2: custom_id 'a': given twice"),
         (("-i", str(files.requests.with_name("none"))), "No such file"),
-        (same, "--output: is the file of --input"),
+        (same, "--output: is the same file as --input"),
         (("--model", "pocket"), "no --address"),
         (("--", "--device", "cpu"), "no --address"),
     ):

@@ -22,11 +22,11 @@ def test_it_says_who_answers_and_what_can_be_typed(server: Any) -> None:
         assert f"fake on cpu, at {server.address}" in opening
         assert "/help" in opening
         session.write("/help\n")
-        page = session.wait_for("once more leaves")
+        page = session.wait_for("again to leave")
         assert all(word in page for word in ("/help", "/reset", "/exit", "Ctrl-C", "Ctrl-D"))
         session.prompt()
         session.write("/nonsense\n")
-        assert "unknown command /nonsense" in session.wait_for("/help lists those")
+        assert "unknown command /nonsense" in session.wait_for("/help lists the")
         session.prompt()
         session.write("/exit\n")
         assert session.exit_code() == 0
@@ -71,7 +71,7 @@ def test_two_ctrl_c_at_an_empty_prompt_leave(server: Any) -> None:
     with TerminalSession("chat", "-a", server.address) as session:
         session.prompt()
         session.interrupt()
-        session.wait_for("Ctrl-C once more, or Ctrl-D, leaves")
+        session.wait_for("Ctrl-C again, or Ctrl-D, to leave")
         session.prompt()
         session.interrupt()
         assert session.exit_code() == 130
@@ -83,7 +83,7 @@ def test_a_line_in_between_makes_the_next_ctrl_c_the_first_again(server: Any) ->
         for _ in range(2):
             session.prompt()
             session.interrupt()
-            session.wait_for("once more")
+            session.wait_for("again, or")
             session.prompt()
             session.write("say one\n")
             session.wait_for("one\r\n")
@@ -97,19 +97,19 @@ def test_ctrl_c_drops_the_line_that_is_being_typed(server: Any) -> None:
     with TerminalSession("chat", "-a", server.address) as session:
         session.prompt()
         session.interrupt()
-        session.wait_for("once more")
+        session.wait_for("again, or")
         session.prompt()
         session.write("say wrong")
         session.wait_for("say wrong")
         session.interrupt()
-        session.wait_for("once more")
+        session.wait_for("again, or")
         session.prompt()
         session.write("say right\n")
         session.wait_for("right\r\n")
         session.prompt()
         assert asked(server) == ["say right"]
         session.interrupt()
-        session.wait_for("once more")
+        session.wait_for("again, or")
         session.prompt()
         session.write("\x04")
         assert session.exit_code() == 0

@@ -50,7 +50,7 @@ def frame(width: int, height: int, view: View) -> list[str]:
     with open("/dev/null", "w") as nowhere:  # noqa: PTH123
         console = Console(width=width, height=height, file=nowhere)
         with console.capture() as capture:
-            console.print(view.render(console, "q leaves"))
+            console.print(view.render(console, "press q to leave"))
     return capture.get().splitlines()
 
 
@@ -70,7 +70,7 @@ def test_a_busy_server_fits_and_nothing_is_cut(width: int, height: int, blocks: 
         "prefill tokens/s", "1,234,567", "4,096 running, 65.5k waiting, 987.7G finished",
         "50.0 % of 987.7G tokens found, 987.7G evictions", "987,654,321,012",
         "234.6M: RESOURCE_EXHAUSTED 123.5M", "p50", "p90", "p99", "mean", "count", "first token",
-        "between tokens", "≤ 250 ms", "> 60.00 s", "in use", "shared", "q leaves",
+        "between tokens", "≤ 250 ms", "> 60.00 s", "in use", "shared", "press q to leave",
     ):  # fmt: skip
         assert words in whole, words
 
@@ -104,7 +104,7 @@ def test_a_models_name_is_no_markup() -> None:
 @pytest.mark.parametrize("key", ["q", "\x04", "xQ"])
 def test_a_key_leaves_at_once_and_the_terminal_is_as_before(server: Any, key: str) -> None:
     with TerminalSession("top", "--interval", "3600", "-a", server.address) as session:
-        session.wait_for("q leaves")
+        session.wait_for("press q to leave")
         assert session.settings() != session.before
         session.write(key)
         assert session.exit_code() == 0
@@ -118,7 +118,7 @@ def test_a_signal_ends_it_and_the_terminal_is_as_before(
     server: Any, sent: signal.Signals, code: int
 ) -> None:
     with TerminalSession("top", "--interval", "3600", "-a", server.address) as session:
-        session.wait_for("q leaves")
+        session.wait_for("press q to leave")
         session.process.send_signal(sent)
         assert session.exit_code() == code
         assert session.settings() == session.before

@@ -141,7 +141,7 @@ def test_what_has_no_int8_rows_is_refused_by_name(shape: str, words: str) -> Non
 
 
 def test_a_gpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="quantization = int8: only on the CPU, device = cuda"):
+    with pytest.raises(ConfigError, match="int8: only on the CPU, not with device = cuda"):
         EngineConfig(quantization="int8", device="cuda")
     with pytest.raises(ConfigError, match="quantization = 'int4': supported: auto, fp8, int8"):
         EngineConfig(quantization="int4")

@@ -55,7 +55,7 @@ def test_sigusr1_writes_stacks_and_sighup_reads_files_again_and_neither_ends(
         keys.write_text("no such line\n")
         for process_ in (server.process, *psutil.Process(server.process.pid).children()):
             process_.send_signal(signal.SIGHUP)  # as a terminal does that is closed
-        server.wait_for("the change is not taken over")
+        server.wait_for("the change is not applied")
         server.process.send_signal(signal.SIGTERM)
         assert server.end() == 0
 

@@ -150,7 +150,7 @@ def test_a_chain_in_order_is_taken_and_another_order_is_not(tmp_path: Path) -> N
     for order, words in (
         ((leaf, top, between), "out of order"),
         ((leaf, top), "out of order"),
-        ((between, leaf, top), "not the certificate's"),
+        ((between, leaf, top), "does not belong to the certificate"),
     ):
         with pytest.raises(ConfigError, match=words):
             read(write(tmp_path, pem(*order), private(key)))
@@ -176,7 +176,7 @@ def test_keys_that_are_locked_or_anothers(tmp_path: Path) -> None:
     cert = pem(certificate(key))
     with pytest.raises(ConfigError, match="encrypted"):
         read(write(tmp_path, cert, private(key, BestAvailableEncryption(b"word"))))
-    with pytest.raises(ConfigError, match="not the certificate's"):
+    with pytest.raises(ConfigError, match="does not belong to the certificate"):
         read(write(tmp_path, cert, private(other)))
 
 

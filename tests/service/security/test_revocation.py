@@ -245,7 +245,7 @@ def test_a_callers_fault_ends_no_watching(caplog: pytest.LogCaptureFixture) -> N
     watcher.stop()
     watcher._thread.join(PATIENCE)
     assert not watcher._thread.is_alive()
-    assert caplog.text.count("a look at files failed") == 1
+    assert caplog.text.count("checking files for changes failed") == 1
 
 
 def test_files_are_read_while_every_thread_of_the_pool_is_taken() -> None:

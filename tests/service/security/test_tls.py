@@ -102,7 +102,7 @@ def test_far_dates_and_old_versions_are_read_too(made: Path, tmp_path: Path) -> 
     ("cert", "key", "words"),
     [
         ("old.crt", "one.key", "has expired on"),
-        ("one.crt", "two.key", "not the certificate's"),
+        ("one.crt", "two.key", "does not belong to the certificate"),
         ("one.crt", "locked.key", "encrypted"),
         ("none.pem", "one.key", "PEM"),
         ("one.crt", "none.pem", "PEM"),
@@ -207,7 +207,7 @@ def test_new_files_serve_new_connections_and_bad_ones_do_not(
                 assert (await read(stub.Generate(ask([300])))).code is OK
                 shutil.copy(made / "two.crt", files.cert)  # its key is not there yet
                 assert refresh(running) == [False]
-                assert "the key is not the certificate's" in caplog.text
+                assert "the key does not belong to the certificate" in caplog.text
                 assert await code(running, made / "one.crt") is OK
                 shutil.copy(made / "two.key", files.key)
                 assert refresh(running) == [True]
