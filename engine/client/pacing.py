@@ -214,8 +214,8 @@ class NewCalls(Generic[_T]):
         self._unanswered.pop(stream, None)
 
     def coming(self) -> bool:
-        """Whether more calls are likely right now; for at most `PATIENCE`, which calm restores twice
-        as fast: calls that never end hold up the rest of the time, or at most half of it."""
+        """Whether more calls are likely right now; for at most `PATIENCE`, which the time that
+        calls do not hold up restores twice as fast: so, of a flood, at most half is held up."""
         now = self._wall()
         lately = now - self._last_at < QUIET
         return self._follows and lately and now - self._burst_since < PATIENCE

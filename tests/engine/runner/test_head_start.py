@@ -40,7 +40,12 @@ def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("answer", "taken"),
-    [("print(version + 'abc', end='')", True), ("print('?')", False), (NO_TEXT, False), ("", False)],
+    [
+        ("print(version + 'abc', end='')", True),
+        ("print('?')", False),
+        (NO_TEXT, False),
+        ("", False),
+    ],
 )
 def test_a_digest_is_taken_from_the_process_that_has_found_it(
     answer: str, taken: bool, monkeypatch: pytest.MonkeyPatch
