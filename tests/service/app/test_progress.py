@@ -37,6 +37,4 @@ def test_a_line_is_left_by_a_stage_that_is_whole_and_rewritten_by_any_other() ->
     progress("weights", 0.5)
     progress("kernels", 2.0)
     progress("graphs", 0.0)
-    assert terminal.getvalue() == (
-        "\rweights  50%\x1b[K\rkernels 100%\x1b[K\n\rgraphs   0%\x1b[K"
-    )
+    assert terminal.getvalue() == ("\rweights  50%\x1b[K\rkernels 100%\x1b[K\n\rgraphs   0%\x1b[K")
