@@ -198,9 +198,9 @@ class NewCalls(Generic[_T]):
         now = self._wall()
         gap = now - self._last_at
         self._follows = gap < TOGETHER
-        if gap >= QUIET:  # calm is given back twice over; all is, at the latest, after PATIENCE
-            self._burst_since = max(self._burst_since, self._last_at - PATIENCE) + 2 * gap
-            self._burst_since = min(self._burst_since, now)
+        if gap >= QUIET:  # calm is given back twice over, but not the moment that was held up
+            self._burst_since = max(self._burst_since, self._last_at - PATIENCE)
+            self._burst_since = min(self._burst_since + 2 * (gap - QUIET), now)
         self._last_at = now
         if not self._unanswered:
             self._unanswered_since = now
@@ -214,8 +214,8 @@ class NewCalls(Generic[_T]):
         self._unanswered.pop(stream, None)
 
     def coming(self) -> bool:
-        """Whether more calls are likely right now; for at most `PATIENCE`, which is restored to
-        bursts after as much calm, where short pauses count double."""
+        """Whether more calls are likely right now; for at most `PATIENCE`, which the time that
+        calls do not hold up restores twice as fast: so, of a flood, at most half is held up."""
         now = self._wall()
         lately = now - self._last_at < QUIET
         return self._follows and lately and now - self._burst_since < PATIENCE

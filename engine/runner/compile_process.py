@@ -31,6 +31,7 @@ def start(program: Sequence[str] = WORKER) -> Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            errors="replace",  # what libraries print may be no text
             env=lifeline.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
         )
 

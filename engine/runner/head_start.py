@@ -34,6 +34,7 @@ def start_digest(program: Sequence[str] = DIGEST) -> None:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                errors="replace",  # what libraries print may be no text
                 env=lifeline.environment(),
             )
         )

@@ -1,7 +1,8 @@
 """How far loading has come, on standard error.
 
-Invariant: on a terminal one line that is rewritten; elsewhere at most five lines a stage. Never on
-standard output, which belongs to `serving MODEL on HOST:PORT`.
+Invariant: on a terminal one line that is rewritten, and left as it is only by a stage that is
+whole; elsewhere at most five lines a stage, though two may be told in turn (kernels are compiled
+while graphs are captured). Never on standard output, which belongs to `serving MODEL on HOST:PORT`.
 """
 
 import contextlib
@@ -17,18 +18,19 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._rewrites = self._stream.isatty()
-        self._stage = ""
-        self._shown = -1
+        self._steps = 100 if self._rewrites else _LINES_A_STAGE
+        self._shown: dict[str, int] = {}  # steps, by stages
+        self._stage = ""  # the line's
 
     def __call__(self, stage: str, share: float) -> None:
-        if stage != self._stage:
+        reached = int(max(0.0, min(share, 1.0)) * self._steps)
+        if reached <= self._shown.get(stage, -1):
+            return
+        if stage != self._stage and self._shown.get(self._stage) == self._steps:
             self.close()
-            self._stage, self._shown = stage, -1
-        steps = 100 if self._rewrites else _LINES_A_STAGE
-        reached = int(max(0.0, min(share, 1.0)) * steps)
-        if reached > self._shown:
-            self._shown = reached
-            self._write(f"{stage} {100 * reached // steps:3d}%")
+        self._stage = stage
+        self._shown[stage] = reached
+        self._write(f"{stage} {100 * reached // self._steps:3d}%")
 
     def _write(self, line: str) -> None:
         self._say(f"\r{line}\x1b[K" if self._rewrites else line + "\n")
@@ -40,6 +42,6 @@ class Progress:
 
     def close(self) -> None:
         """Leave the line as it is and begin another."""
-        if self._rewrites and self._shown >= 0:
+        if self._rewrites and self._stage:
             self._say("\n")
-            self._shown = -1
+            self._stage = ""

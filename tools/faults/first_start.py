@@ -162,4 +162,14 @@ FAULTS = (
         "            pass\n\n",
         (AHEAD + "a_process_that_was_started_in_vain_is_ended",),
     ),
+    Fault(
+        "first start: two stages in turn write a line for each step of either",
+        "service/app/progress.py",
+        "        if reached <= self._shown.get(stage, -1):\n",
+        "        if stage == self._stage and reached <= self._shown.get(stage, -1):\n",
+        (
+            "tests/service/app/test_progress.py"
+            "::test_stages_in_turn_write_no_more_than_one_after_another",
+        ),
+    ),
 )

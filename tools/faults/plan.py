@@ -180,9 +180,16 @@ FAULTS = (
     Fault(
         "pacing: every short pause begins a new burst",
         "engine/client/pacing.py",
-        "max(self._burst_since, self._last_at - PATIENCE) + 2 * gap",
-        "now",
+        "max(self._burst_since, self._last_at - PATIENCE)\n",
+        "now\n",
         PACING,
+    ),
+    Fault(
+        "pacing: the moment that a call holds up counts as calm after it",
+        "engine/client/pacing.py",
+        "2 * (gap - QUIET)",
+        "2 * gap",
+        (PACING[1] + "::test_calls_that_come_evenly_and_for_ever_do_not_hold_up_a_lone_stream",),
     ),
     Fault(
         "plan: a parameter is left out on its way to the slot",

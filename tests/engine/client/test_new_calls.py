@@ -83,10 +83,31 @@ def test_a_burst_of_calls_goes_first_for_a_while_and_not_for_ever() -> None:
             first.setdefault(calls.coming(), loop.now)
     assert first[True] == 1.0 + QUIET / 2
     assert first[False] == pytest.approx(1.0 + PATIENCE, abs=QUIET)
-    loop.run_until(loop.now + 2 * QUIET)
+    loop.run_until(loop.now + 3 * QUIET)
     assert not calls.coming()
     calls.add(0)
     assert calls.coming()
+
+
+@pytest.mark.parametrize("gap", (0.6, 0.9, 1.05, 1.15, 1.5, 2.5, 4.0))
+def test_calls_that_come_evenly_and_for_ever_do_not_hold_up_a_lone_stream(gap: float) -> None:
+    """gap: between two calls, of QUIET. Pauses just above it are no calm that a burst follows."""
+    loop = Loop(cost=0.0)
+    calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)
+    loop.pacer = Pacer(loop.call_later, THREAD_SHARE, calls.coming, lambda: loop.now, lambda: 0.0)
+
+    def call() -> None:
+        calls.add(0)
+        loop.call_later(gap * QUIET, call)
+
+    call()
+    loop.run_until(2 * PATIENCE)  # the beginning is a burst
+    stream, last = Stream(loop), loop.now
+    while loop.now < last + PATIENCE:
+        stream.push()
+        loop.pacer.run()
+        loop.run_until(loop.now + 0.01)
+    assert stream.longest_wait < 3 * QUIET
 
 
 def in_a_flood(rate: float, cost: float, seconds: float = 4.0, count: int = 400) -> list[Stream]:

@@ -43,7 +43,8 @@ for number in range({KERNELS}):
     folder = pathlib.Path(orders["cache"], f"K{{number}}")
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
-    print("noise of a library")
+    print("noise of a library", flush=True)
+    os.write(1, b"that is no text: \\xff\\n")
     word = {{"folder": folder.name, "kernels": {KERNELS}, "name": f"kernel {{number}}"}}
     print(json.dumps(word), flush=True)
 sys.stdin.read()

@@ -8,6 +8,8 @@ import pytest
 
 from quire.engine.runner import head_start
 
+NO_TEXT = r"import os; os.write(1, b'\xff')"
+
 
 def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
     monkeypatch: pytest.MonkeyPatch,
@@ -38,7 +40,12 @@ def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("answer", "taken"),
-    [("print(version + 'abc', end='')", True), ("print('?')", False), ("", False)],
+    [
+        ("print(version + 'abc', end='')", True),
+        ("print('?')", False),
+        (NO_TEXT, False),
+        ("", False),
+    ],
 )
 def test_a_digest_is_taken_from_the_process_that_has_found_it(
     answer: str, taken: bool, monkeypatch: pytest.MonkeyPatch
