@@ -146,7 +146,7 @@ def choose(
     if exact:  # where a unit is longer than a tile, no split cuts it
         most = min(most, tile * MAX_SPLITS // 2)
     tma = (hopper if tma is None else tma) and heads.boxed(tile) and not exact
-    long = MAX_SPLITS if exact else LONG
+    long = MAX_SPLITS if exact else min(LONG, MAX_SPLITS - 1)  # by which kernels know exact mode
     if ahead is None:
         on_their_way = (_DEEP - 1) * 2 * tile * padded * heads.dtype.itemsize  # bytes a program
         ahead = level == 2 and programs <= _TWO_EACH and 2 * on_their_way <= shared

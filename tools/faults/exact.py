@@ -180,6 +180,13 @@ FAULTS = (
         _ATTENTION,
     ),
     Fault(
+        "exact: long splits of the fast mode pass for exact mode's",
+        "kernels/attention/decode_launch.py",
+        "min(LONG, MAX_SPLITS - 1)  #",
+        "LONG  #",
+        _ATTENTION,
+    ),
+    Fault(
         "exact: a token past the end of a context counts",
         "kernels/attention/decode.py",
         "(t + tl.arange(0, TILE) < end)",

@@ -192,7 +192,6 @@ def test_contexts_beyond_the_last_split_take_longer_splits(
 
     monkeypatch.setattr(module, "UNIT", 128)
     monkeypatch.setattr(module, "MAX_SPLITS", 2)
-    monkeypatch.setattr(module, "LONG", 1)  # as many as MAX_SPLITS are exact mode's
     check(
         paged, [128, 256, 257, 600], group=2, kv_heads=1, block_size=64, dim=64, dtype=FP32,
         level=level,

@@ -308,3 +308,35 @@ def test_narrow_is_what_quantizing_behind_it_gives(
     assert torch.equal(made.data.float(), wanted.data.float())
     assert torch.equal(made.scale, wanted.scale)
     assert made.scale.stride() == wanted.scale.stride()
+
+
+@pytest.mark.parametrize("warps", [1, 2])
+@pytest.mark.parametrize(
+    "contexts",
+    [
+        pytest.param((1, 64, 65, 129), id="few"),
+        pytest.param(range(1, 321), marks=pytest.mark.gpu, id="all"),
+    ],
+)
+def test_heads_as_columns_have_the_bits_of_rows_at_every_length(
+    decode: Any, warps: int, contexts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context's last tile may come while the others are summed, and be almost empty. Both are
+    held against the twin too, which tells which of them is wrong."""
+    from quire.kernels.attention import decode_launch as module
+    from quire.kernels.attention.decode import rope_decode_attention
+
+    if not module._EIGHT:
+        pytest.skip("heads are columns from Triton 3.6 on")
+    wide = decode([*contexts], group=3, kv_heads=2, block_size=64, dim=128, dtype=BF16)
+    caches = (cache.to(torch.float8_e4m3fn) for cache in (wide.k_cache, wide.v_cache))
+    step = replace(wide, **dict(zip(("k_cache", "v_cache"), caches, strict=True)))
+    twin = reference.rope_decode_attention(*step.fresh(), *step.rows)
+    found = []
+    for least in (1 << 30, 1):  # heads as rows, as columns
+        monkeypatch.setattr(module, "_COLUMNS", least)
+        how = {"level": 2, "ahead": False, "num_warps": warps}
+        found.append(rope_decode_attention(*step.fresh(), *step.rows, **how))
+        torch.testing.assert_close(found[-1], twin, atol=STEP[BF16], rtol=STEP[BF16])
+    if twin.is_cuda:  # numpy adds up otherwise than the matrix units
+        assert torch.equal(*found)
