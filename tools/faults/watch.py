@@ -10,8 +10,8 @@ FAULTS = (
     Fault(
         "watch: a foreign name leads to the page",
         "clients/watch/server.py",
-        '        if self.headers.get("Host", "") not in self._server.hosts:\n',
-        '        if not self.headers.get("Host", "localhost"):\n',
+        "        if host not in self._server.hosts:\n",
+        "        if not host:\n",
         (SERVER + "no_other_name_leads_to_it",),
     ),
     Fault(

@@ -76,9 +76,9 @@ def test_options_of_several_nodes_go_together() -> None:
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("", "master_addr is no address"),
-        ("a..b", "master_addr is no address"),
-        ("x" * 80, "master_addr is no address"),
+        ("", "master_addr is neither an address nor a host name"),
+        ("a..b", "master_addr is neither an address nor a host name"),
+        ("x" * 80, "master_addr is neither an address nor a host name"),
         ("0.0.0.0", "master_addr = 0.0.0.0: must be the address of one interface"),
         ("::", "master_addr = ::: must be the address of one interface"),
     ],
