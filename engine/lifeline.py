@@ -11,9 +11,10 @@ import ctypes
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
 EXIT_ORPHANED = 3
@@ -42,6 +43,23 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_telling(
+    program: Sequence[str], *, stdin: int, **variables: str
+) -> "subprocess.Popen[str]":
+    """A process whose standard output is text for us alone. stdin: of subprocess; variables: of its
+    environment. Call it in a thread that lives as long. Raises OSError."""
+    with signals_blocked():
+        return subprocess.Popen(
+            program,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",  # what libraries print may be no text
+            env=environment(**variables),
+        )
 
 
 def hold_to(parent: Held) -> None:

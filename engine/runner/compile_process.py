@@ -24,16 +24,8 @@ _early: list[Worker] = []  # at most one: not asked to do anything yet
 
 def start(program: Sequence[str] = WORKER) -> Worker:
     """One that waits for its orders. Call it in a thread that lives as long."""
-    with lifeline.signals_blocked():
-        return subprocess.Popen(
-            program,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            errors="replace",  # what libraries print may be no text
-            env=lifeline.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
-        )
+    without_card = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return lifeline.start_telling(program, stdin=subprocess.PIPE, **without_card)
 
 
 def start_early(folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:

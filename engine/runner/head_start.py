@@ -26,18 +26,8 @@ def start_driver() -> None:
 def start_digest(program: Sequence[str] = DIGEST) -> None:
     """Triton's digest of itself, by a process beside the imports, which a thread would hold up: it
     asks for the interpreter a thousand times. Call it in a thread that lives as long."""
-    with contextlib.suppress(OSError), lifeline.signals_blocked():
-        _digesting.append(
-            subprocess.Popen(
-                program,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                errors="replace",  # what libraries print may be no text
-                env=lifeline.environment(),
-            )
-        )
+    with contextlib.suppress(OSError):
+        _digesting.append(lifeline.start_telling(program, stdin=subprocess.DEVNULL))
 
 
 def digest_compiler() -> None:

@@ -83,8 +83,7 @@ class Scheduler:
     def submit(self, spec: GenerationRequest, constrained: Sequence[Constrained] = ()) -> None:
         """Queue all indices of a request, or raise RequestError (see check) and keep no state.
 
-        constrained: the matcher state of each index, if constrained; the first masks are made here.
-        Raises ConstraintError.
+        constrained: each index's matcher state; first masks are made here. Raises ConstraintError.
         """
         self.check(spec)
         goes_on = [one.prepare(len(spec.resume_token_ids)) for one in constrained]
@@ -238,8 +237,7 @@ class Scheduler:
     def _victim(self, request: Request, draft: Draft) -> Request | None:
         """The victim: lowest priority, last admitted, never one planned in this step.
 
-        None: only `request` itself is left while others advance; it waits instead of losing its
-        work.
+        None: only `request` is left while others advance; it waits instead of losing its work.
         """
         candidates = [r for r in self.roster.running if r.slot not in draft.planned]
         if candidates == [request]:

@@ -35,10 +35,10 @@ _THREE_EACH = 396  # and up to which three; beyond, exact programs have two warp
 _EACH = (4, 5, 3)  # beyond, how many of two warps a multiprocessor may hold; the first is best
 _BY_BOXES = 352  # up to which four each are better, where tiles come by descriptors
 _STAGES = {False: 2, True: 3}  # of the others, by `pairs`, whose tiles have half the bytes
-# Of a thread, for heads up to 128, by warps, and of two warps by how many programs a multiprocessor
-# is to hold: each quarter of it has 16,384. Four take 240, so that few lie beside a product ahead.
-_REGISTERS = {4: 128}
+# Registers of a thread, for heads up to 128: of two warps by how many programs a multiprocessor is
+# to hold: each quarter of it has 16,384. Four take 240, so that few lie beside a product ahead.
 _OF_TWO_WARPS = {3: 224, 4: 240, 5: 168}
+_OF_FOUR_WARPS = 128
 
 
 class Launch(TypedDict, total=False):
@@ -180,7 +180,7 @@ def choose(
         warps=warps,
         stages=num_stages or (_DEEP if ahead else 2 if one else _STAGES[pairs]),
         early=early,
-        registers=(_OF_TWO_WARPS[each] if warps == 2 else _REGISTERS.get(warps)) if bound else None,
+        registers={2: _OF_TWO_WARPS[each], 4: _OF_FOUR_WARPS}.get(warps) if bound else None,
         fixed=exact,
         long=long,
         pairs=pairs,

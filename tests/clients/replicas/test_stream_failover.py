@@ -21,6 +21,13 @@ def started(seed: int = 7, fingerprint: str = "f", **more: object) -> pb.Generat
     return pb.GenerateResponse(started=event)
 
 
+def closing_delta(index: int, token_id: int) -> pb.GenerateResponse:
+    """What a server says at its end, or an index's."""
+    message = delta(index, token_id)
+    message.delta.closing = True
+    return message
+
+
 def feed(stream: StreamFailover, messages: Iterable[pb.GenerateResponse]) -> list[Item]:
     return [item for message in messages for item in stream.take(message)]
 
@@ -80,8 +87,7 @@ def test_a_prompts_log_probabilities_are_given_once_however_often_it_breaks() ->
 def test_what_a_server_says_at_its_end_is_dropped_where_the_stream_goes_on() -> None:
     stream = World().stream()
     stream.begin()
-    last = delta(0, 2)
-    last.delta.closing = True
+    last = closing_delta(0, 2)
     cut = finished(0, 2, pb.FINISH_REASON_CANCELLED, 0)
     items = feed(stream, [started(), delta(0, 1), last, cut])
     assert len(items) == 2
@@ -93,8 +99,7 @@ def test_what_a_server_says_at_its_end_is_dropped_where_the_stream_goes_on() -> 
 def test_what_a_server_says_at_its_end_is_given_where_it_does_not() -> None:
     stream = World(resumes=0).stream()
     stream.begin()
-    last = delta(0, 2)
-    last.delta.closing = True
+    last = closing_delta(0, 2)
     cut = finished(0, 2, pb.FINISH_REASON_CANCELLED, 0)
     feed(stream, [started(), last, cut])
     broke = error(message="shutting down", reason="DRAINING")
@@ -105,8 +110,7 @@ def test_what_a_server_says_at_its_end_is_given_where_it_does_not() -> None:
 def test_an_index_that_ends_gives_what_it_held_back() -> None:
     stream = World().stream()
     stream.begin()
-    last = delta(0, 2)
-    last.delta.closing = True
+    last = closing_delta(0, 2)
     end = finished(0, 2, pb.FINISH_REASON_LENGTH, 0)
     assert feed(stream, [started(), last, end])[1:] == [last, end]
 
