@@ -83,8 +83,7 @@ def grammar_of(constraint: Constraint) -> str:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
         _check_lexemes(text.split("\n"))
         for _, inside, _ in _schemas_in(text):
-            _check_work(inside)
-            _check_strict(inside)
+            _check_content(inside)
         return LLMatcher.grammar_from_lark(f"{with_exact_formats(text)}\n{_NO_FORCING}")
     raise ValueError("is not a kind of constraint")
 
@@ -125,8 +124,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
         raise ValueError("must be a JSON object, true or false")
     if schema is False:
         raise ValueError("is false, which nothing satisfies")
-    _check_work(schema)
-    _check_strict(schema)
+    _check_content(schema)
     return schema
 
 
@@ -135,6 +133,12 @@ def _no_number(name: str) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=large_json.without_repeats, parse_constant=_no_number)
+
+
+def _check_content(schema: Any) -> None:
+    """Of a schema, by itself or in a grammar. Raises ValueError."""
+    _check_work(schema)
+    _check_strict(schema)
 
 
 def _check_work(schema: Any) -> None:
