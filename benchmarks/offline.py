@@ -41,6 +41,7 @@ from common import Row, print_table, result_row, write_results
 from engines import ENGINES, Ask, OfflineEngine, timed
 from floors import DECODES as DECODE_LOOPS
 from floors import ELEMENT, OTHER_SHAPES, SHAPES, Floors, largest_batch, nano_256, workloads
+from serving_vocabulary import save_tokenizer
 from starts import GOALS, bare, middle, starts
 
 from quire.engine.model.config import ModelConfig
@@ -232,7 +233,9 @@ def measure(
             model = str(random_directory(name, Path(scratch)))
         chosen = [w for w in options.workloads if w not in STARTS]
         if len(chosen) < len(options.workloads) and options.engine == "quire":
-            directory = directory or random_directory(name, Path(scratch))
+            if not directory:
+                directory = random_directory(name, Path(scratch))
+                save_tokenizer(directory, shape.vocab_size)  # which takes a server a while to read
             measure_starts(name, directory, report, options)
         if chosen:
             begin = time.perf_counter()

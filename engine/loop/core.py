@@ -87,9 +87,8 @@ class EngineCore:
         self.runner = runner
         self.step_times = StepTimes()
         self.before_wait: Callable[[], None] | None = None  # called once the next step is launched
-        self.spare: Callable[[], bool] | None = (
-            None  # does a piece of work that is not urgent; False: there is none
-        )
+        # Each does a piece of work that is not urgent; False: it has none. In the order of need.
+        self.spare: list[Callable[[], bool]] = []
         # Each plan, when it was launched, and its result: None until its sampler is launched.
         self._in_flight: deque[tuple[StepPlan, float, Pending | None]] = deque()
         self._masks: Masks | None = None  # of the newest plan, if its sampler is still to launch
@@ -115,15 +114,13 @@ class EngineCore:
     def use_spare_time(self) -> bool:
         """While idle: do a piece of work that makes later steps faster. False: there is none.
         Raises only fatal errors; after any other, no more such work is done."""
-        if self.spare is None:
-            return False
         try:
-            return self.spare()
+            return any(work() for work in self.spare)
         except Exception as error:
             if self.runner.is_fatal(error):
                 raise
             log.warning("work in spare time failed, and is given up: %s", error)
-            self.spare = None
+            self.spare.clear()
             return False
 
     def drain_after_fault(self) -> list[Output]:

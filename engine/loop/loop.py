@@ -172,7 +172,7 @@ class EngineLoop:
     def _take(self) -> Sequence[Command]:
         idle = not self._engine.core.has_requests
         if idle:
-            if self._engine.core.spare is not None and (commands := self._take_between()):
+            if self._engine.core.spare and (commands := self._take_between()):
                 self._busy.begin()
                 return commands
             self._busy.end()

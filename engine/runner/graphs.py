@@ -132,7 +132,7 @@ class GraphSizes:
         self._few_powers = _powers(4, max_num_seqs)
         self.most_sampled = min(2 * max_num_seqs, _MAX_SAMPLED)
 
-    def first_keys(self) -> list[Key]:
+    def common_keys(self) -> list[Key]:
         """What every deployment needs, the largest first."""
         bound = self.context_bounds[0]
         first = [tokens for tokens in FIRST_PROMPTS if tokens in self.prompt_tokens]
@@ -148,6 +148,19 @@ class GraphSizes:
             keys.append(self.decode(rows, bound, None))
             keys += [SamplerKey(rows, needs) for needs in _KINDS if needs not in whole]
         return keys
+
+    def first_keys(self) -> list[Key]:
+        """Those of the common ones that are captured before anything is served: the largest, into
+        whose memory all others fit, and those of few tokens, which suffer most from launches."""
+        common = self.common_keys()
+        most_tokens = max(_prompt_tokens(key) for key in common)
+        tokens = *range(1, FUSED_TOKENS + 1), most_tokens
+        rows = *range(FUSED_ROWS + 1), self.decode_rows[-1]
+        return [
+            key
+            for key in common
+            if (_prompt_tokens(key) in tokens if _prompt_tokens(key) else key.rows in rows)
+        ]
 
     def burst_keys(self) -> list[Key]:
         """Steps of a burst of calls: some prompts beside the decode rows of earlier ones. They
@@ -239,6 +252,11 @@ def _powers(base: int, most: int) -> list[int]:
     while powers[-1] * base < most:
         powers.append(powers[-1] * base)
     return sorted({*powers, most})
+
+
+def _prompt_tokens(key: Key) -> int:
+    """Of the model's part of a step; a sampler has none."""
+    return key.prefill_tokens if isinstance(key, GraphKey) else 0
 
 
 def _cover(sizes: list[int], wanted: int) -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from quire.engine import lifeline
 
@@ -18,9 +19,11 @@ DIGEST = (sys.executable, "-P", "-m", "quire.engine.runner.digest_main")
 _digesting: list[subprocess.Popen[str]] = []  # at most one: its answer has not been taken
 
 
-def start_driver() -> None:
-    """Beside the imports: of a third of a second nothing needs the interpreter."""
-    threading.Thread(target=_start_driver, name="quire-driver", daemon=True).start()
+def start_driver(device: int | None = None) -> None:
+    """Beside the imports: of a third of a second nothing needs the interpreter. device: the one
+    that this process will use, if that is known."""
+    start = partial(_start_driver, device)
+    threading.Thread(target=start, name="quire-driver", daemon=True).start()
 
 
 def start_digest(program: Sequence[str] = DIGEST) -> None:
@@ -47,9 +50,12 @@ def _found() -> str:
     return _digesting.pop().communicate()[0] if _digesting else ""
 
 
-def _start_driver() -> None:
+def _start_driver(device: int | None) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libcuda.so.1").cuInit(0)
+        driver = ctypes.CDLL("libcuda.so.1")
+        driver.cuInit(0)
+        if device is not None:  # its context, which torch will find
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), device)
 
 
 def _digest_compiler() -> None:

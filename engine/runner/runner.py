@@ -102,14 +102,23 @@ class Runner:
         self._layers: Sequence[int] | None = None  # layers that run; None: all
 
     @torch.inference_mode()
-    def warm_up(self, steps: Sequence[WarmStep], progress: Callable[[float], None]) -> None:
+    def warm_up(
+        self,
+        steps: Sequence[WarmStep],
+        progress: Callable[[float], None],
+        *,
+        spare_time: bool = False,
+    ) -> None:
         """Run `steps` with one layer of each kind, which compiles everything that can be launched;
         then capture what every deployment needs. All on null rows, so that no slot changes.
 
         The largest are captured first: smaller graphs then fit into the memory that they took.
-        Everything else is captured in spare time, or on demand: see Uncaptured.
+        Everything else is captured in spare time, or on demand: see Uncaptured. spare_time: there
+        will be such time, so that most is captured then.
         """
-        keys = [] if self._graphs is None else self._sizes.first_keys()
+        sizes = self._sizes
+        keys = sizes.first_keys() if spare_time else sizes.common_keys()
+        keys = [] if self._graphs is None else keys
         total = max(len(steps) + len(keys), 1)
         self._layers = self._model.distinct_layers()
         for done, step in enumerate(steps):
@@ -126,7 +135,7 @@ class Runner:
             progress((done + 1) / total)
         self.captured_bytes = max(free - free_bytes(self._device), 0)
         self.captured_seconds = time.monotonic() - begin
-        self._uncaptured.expect(self._sizes.burst_keys())
+        self._uncaptured.expect([*sizes.common_keys(), *sizes.burst_keys()])
 
     @torch.inference_mode()
     def use_spare_time(self) -> bool:
@@ -137,7 +146,8 @@ class Runner:
         key = self._uncaptured.next(self._graphs)
         if key is not None:
             self._capture_null(key, run=False)
-            if key.shape.prefill_tokens <= self._sizes.context_bounds[-1]:  # null rows hold them
+            fits = key.shape.prefill_tokens <= self._sizes.context_bounds[-1]
+            if of_prompts(key) and fits:  # others' rows may be those of requests
                 self._graphs.replay(key)  # the first replay takes 0.5 ms longer
         return key is not None
 

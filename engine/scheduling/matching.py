@@ -70,6 +70,10 @@ class Matchers(Protocol):
         """What matchers are to be made for; called before the first is asked for."""
         ...
 
+    def get_ready(self) -> bool:
+        """Do what would otherwise take the first matcher long. False: there is nothing to do."""
+        ...
+
     def write_to(self, room: Room) -> None:
         """Where `advance` is to write its masks."""
         ...

@@ -106,7 +106,9 @@ def engine_over(
     if matchers is not None:
         matchers.write_to(rank.runner.mask_room)
     if ranks is None:  # others would have to do the same at the same time
-        core.spare = rank.runner.use_spare_time
+        core.spare.append(rank.runner.use_spare_time)
+    if matchers is not None:
+        core.spare.append(matchers.get_ready)
     info = _info(config, rank, scheduler.pool.num_usable)
     return Engine(core, info, rank.runner, rank.model.device, ranks)
 

@@ -1,9 +1,10 @@
 """Puts one rank together: weights, slots, cache, runner, in the order memory demands.
 
-Weights first, then everything of fixed size, then a profile run of the largest step; what is left
-of the memory budget becomes the KV cache; then warm-up and capture. Beside that, on a GPU, other
-processes compile kernels (`runner/compile_ahead.py`): each until it is launched, or, where that
-does not do, all of them beside the weights alone (`sized_beside`).
+Room for the weights first, then everything of fixed size, then a profile run of the largest step;
+what is left of the memory budget becomes the KV cache; then warm-up and capture. On a GPU threads
+load the weights beside all of that (`loaded_beside`), and on a first start other processes compile
+kernels (`runner/compile_ahead.py`): each until it is launched, or, where that does not do, all of
+them beside the weights alone (`sized_beside`).
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.startup import fit, sizing
 from quire.engine.startup.kv_cache import allocate_cache
 from quire.engine.startup.rank import Rank
-from quire.engine.weights.loader import check_checkpoint, load_checkpoint
+from quire.engine.weights.loader import check_checkpoint, loading
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import Ops
 from quire.kernels.support import before_hopper, shared_bytes
@@ -69,6 +70,15 @@ class _Basis:
             return False
         return self.ahead.at_work and self.world.exchange is None
 
+    @property
+    def loaded_beside(self) -> bool:
+        """Whether the weights are loaded while everything else is prepared, whose results nobody
+        uses then: from files to a GPU, by one rank. Not in exact mode, which compares results, and
+        not with experts, which are chosen by them."""
+        if self.exact or self.shape.experts is not None or self.world.exchange is not None:
+            return False
+        return self.device.type == "cuda" and not self.config.model.startswith(RANDOM_PREFIX)
+
 
 def build_rank(
     config: EngineConfig,
@@ -84,17 +94,23 @@ def build_rank(
     have memory for. pdl: see build_engine."""
     clock = _TimeLine()
     basis = _basis_of(config, rank, meet, pdl, clock)
-    model = _load(basis, progress)
-    clock.mark("weights")
-    if not basis.sized_beside:
-        _have_kernels(basis, model, progress, clock)
-    max_blocks = -(-basis.max_model_len // config.block_size)
-    state = _new_slots(config, basis.shape, max_blocks, basis.device)
-    kv = _new_cache(basis, model, state, agree)
-    clock.mark("cache")
-    with _kernels_beside(basis, progress) as waited:
-        runner = _warm_runner(basis, model, kv, state, progress)
-    clock.mark("warm-up", ("captures", runner.captured_seconds), *waited)
+    model = _new_model(basis)
+    with _loading(basis, model) as load:
+        if not basis.loaded_beside:
+            load(partial(progress, "weights"))
+        clock.mark("weights")
+        if not basis.sized_beside:
+            _have_kernels(basis, model, progress, clock)
+        max_blocks = -(-basis.max_model_len // config.block_size)
+        state = _new_slots(config, basis.shape, max_blocks, basis.device)
+        kv = _new_cache(basis, model, state, agree)
+        clock.mark("cache")
+        with _kernels_beside(basis, progress) as waited:
+            runner = _warm_runner(basis, model, kv, state, progress)
+        clock.mark("warm-up", ("captures", runner.captured_seconds), *waited)
+        if basis.loaded_beside:
+            load(partial(progress, "weights"))
+            clock.mark("rest of the weights")
     clock.log()
     return Rank(model, basis.ops, runner, kv, basis.max_model_len)
 
@@ -170,8 +186,8 @@ def _wait_for_all(world: World, device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _load(basis: _Basis, progress: Progress) -> Model:
-    """A rank's share of the model, with its weights."""
+def _new_model(basis: _Basis) -> Model:
+    """A rank's share of the model; zeros where steps are run before the weights are there."""
     config, shape, world, dtype = basis.config, basis.shape, basis.world, basis.dtype
     build = partial(build_model, shape, basis.ops, dtype=dtype, world=world, int8=config.int8)
     if not config.model.startswith(RANDOM_PREFIX):  # before memory is taken for the weights
@@ -181,13 +197,23 @@ def _load(basis: _Basis, progress: Progress) -> Model:
     hint = "take a smaller model or dtype, or free memory on the device"
     with sizing.room_for("the weights", nbytes, basis.device, hint):
         model = build(device=basis.device)
-    if config.model.startswith(RANDOM_PREFIX):
-        fill_random(model, config.seed)
-    else:
-        load_checkpoint(
-            model, Path(config.model), lambda done, total: progress("weights", done / max(total, 1))
-        )
+    if basis.loaded_beside:
+        for placement in model.placements():
+            assert isinstance(placement.target, torch.Tensor)  # others are a CPU's
+            placement.target.zero_()
+        torch.cuda.synchronize(basis.device)  # other streams write them next
     return model
+
+
+@contextmanager
+def _loading(basis: _Basis, model: Model) -> Iterator[Callable[[Callable[[float], None]], None]]:
+    """Within, threads load the weights from files; what it gives waits until they are there, and
+    reports the share that is."""
+    if basis.config.model.startswith(RANDOM_PREFIX):
+        yield lambda _report: fill_random(model, basis.config.seed)
+        return
+    with loading(model, Path(basis.config.model)) as wait:
+        yield lambda report: wait(lambda done, total: report(done / max(total, 1)))
 
 
 def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree") -> KVCache:
@@ -196,7 +222,8 @@ def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree") ->
     with _sized(basis):
         sizes = basis.cache_dtype, basis.max_model_len
         num_blocks = _size_cache(config, shape, model, state, *sizes)
-    num_blocks = agree(num_blocks, model.served_fingerprint(basis.cache_dtype))
+    if basis.world.exchange is not None:
+        num_blocks = agree(num_blocks, model.served_fingerprint(basis.cache_dtype))
     plan = sizing.plan_of(config, shape, device, basis.dtype, num_blocks - 1)
     if basis.world.rank == 0:
         fit.warn_if_short(config, plan)
@@ -233,7 +260,8 @@ def _warm_runner(
         check=basis.world.check,
     )
     steps = _warm_steps(config, model, basis.exact)
-    runner.warm_up(steps, lambda share: progress("graphs", share))
+    alone = basis.world.exchange is None  # others would have to use spare time together
+    runner.warm_up(steps, partial(progress, "graphs"), spare_time=alone)
     if use_graphs:
         sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
     return runner

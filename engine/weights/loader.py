@@ -1,16 +1,17 @@
 """From a checkpoint into a model's parameters, one piece of one tensor at a time.
 
-Invariant: when `load` returns, every parameter holds what the checkpoint says, cast to the model's
-dtype, every number is finite, and every tensor of the checkpoint has been used. Host memory: a few
-buffers of fixed size. On a GPU several threads read into pinned buffers; a buffer belongs to its
-copy until the copy's event, and is not written before.
+Invariant: when `load_checkpoint`, or the wait that `loading` gives, returns, every parameter holds
+what the checkpoint says, cast to the model's dtype, every number is finite, and every tensor of the
+checkpoint has been used. Host memory: a few buffers of fixed size. On a GPU several threads read
+into pinned buffers; a buffer belongs to its copy until the copy's event, and is not written before.
 """
 
 import itertools
 import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,12 +99,29 @@ def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no
     Raises ModelError: a file or weight that is missing, unexpected, misshapen or corrupt, or a
     number that is not finite.
     """
+    with loading(model, directory) as wait:
+        wait(progress)
+
+
+@contextmanager
+def loading(model: CausalModel, directory: Path) -> Iterator[Callable[[Progress], None]]:
+    """Within, threads fill the parameters as `load_checkpoint` does; what it gives waits until they
+    are full. Who leaves earlier ends the threads.
+
+    The caller may use the parameters meanwhile, and must have written them before: on a GPU the
+    threads copy on streams of their own.
+    """
     with Checkpoint.open(directory) as checkpoint:
         jobs = _jobs(directory, checkpoint, model)
-        _run(jobs, checkpoint, model.device, progress)
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()  # what casts have taken is the cache's to have
-        model.weights_digest = checkpoint.digest()
+        with _working(jobs, checkpoint, model.device) as until_done:
+
+            def wait(progress: Progress) -> None:
+                until_done(progress)
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()  # what casts have taken is the cache's to have
+                model.weights_digest = checkpoint.digest()
+
+            yield wait
 
 
 def check_checkpoint(model: CausalModel, directory: Path) -> None:
@@ -195,12 +213,13 @@ def _check_tied(
 # ---------------------------------------------------------------- the work
 
 
-def _run(
-    jobs: list[_Job], checkpoint: Checkpoint, device: torch.device, progress: Progress
-) -> None:
-    """Do all jobs on a few threads; the first error of any ends all."""
-    total, done = sum(job.nbytes for job in jobs), 0
-    size = max((job.nbytes for job in jobs), default=0)
+@contextmanager
+def _working(
+    jobs: list[_Job], checkpoint: Checkpoint, device: torch.device
+) -> Iterator[Callable[[Progress], None]]:
+    """Within, a few threads do all jobs; what it gives waits for them, and raises the first error
+    of any, which ends all."""
+    total, size = sum(job.nbytes for job in jobs), max((job.nbytes for job in jobs), default=0)
     count = min(GPU_THREADS if device.type == "cuda" else 1, len(jobs))
     reports: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
     shared = _Shared(iter(jobs))
@@ -212,21 +231,30 @@ def _run(
     ]
     for thread in threads:
         thread.start()
-    try:
+
+    def until_done(progress: Progress) -> None:
+        done = 0
         while done < total:
-            report = reports.get()
-            if isinstance(report, BaseException):
-                raise report
-            done += report
+            done += _bytes(reports.get())
             progress(done, total)
+        for thread in threads:
+            thread.join()
+        while not reports.empty():  # a copy may fail after the last report
+            _bytes(reports.get())
+
+    try:
+        yield until_done
     finally:
         shared.stop()
         for thread in threads:
             thread.join()
-    while not reports.empty():  # a copy may fail after the last report
-        report = reports.get()
-        if isinstance(report, BaseException):
-            raise report
+
+
+def _bytes(report: int | BaseException) -> int:
+    """Of a thread's report; raises its error."""
+    if isinstance(report, BaseException):
+        raise report
+    return report
 
 
 class _Shared:
@@ -278,11 +306,13 @@ class _CpuLane:
 
 
 class _GpuLane:
-    """Reads into pinned buffers in turn; copies and casts on a stream of its own."""
+    """Reads into pinned buffers in turn; copies and casts on a stream of its own, as all work of
+    its thread does: to enter and leave a stream for each piece takes torch longer than a copy."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        torch.cuda.set_stream(self._stream)  # this thread's from here on
         buffers = [(_Buffer(nbytes, pinned=True), torch.cuda.Event()) for _ in range(_BUFFERS)]
         self._turns = itertools.cycle(buffers)
         self._sums: list[tuple[_Job, Tensor]] = []  # on the device until all is there
@@ -292,21 +322,19 @@ class _GpuLane:
         copied.synchronize()
         staged = buffer.read(job, checkpoint)
         placement = job.placement
-        with torch.cuda.stream(self._stream):
-            if staged.dtype != placement.target.dtype:
-                staged = staged.to(self._device, non_blocking=True)
-            placement.put_taken(job.first, staged)
-            copied.record(self._stream)
-            self._sums.append((job, job.sum()))
+        if staged.dtype != placement.target.dtype:
+            staged = staged.to(self._device, non_blocking=True)
+        placement.put_taken(job.first, staged)
+        copied.record(self._stream)
+        self._sums.append((job, job.sum()))
 
     def finish(self) -> None:
         self._stream.synchronize()
         if not self._sums:
             return
-        with torch.cuda.stream(self._stream):
-            totals = torch.stack([total for _, total in self._sums]).tolist()
-            for (job, _), total in zip(self._sums, totals, strict=True):
-                job.check_sum(total)
+        totals = torch.stack([total for _, total in self._sums]).tolist()
+        for (job, _), total in zip(self._sums, totals, strict=True):
+            job.check_sum(total)
 
 
 class _Buffer:

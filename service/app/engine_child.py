@@ -1,9 +1,10 @@
 """The program of the engine's process; `quire serve` starts it, and nobody else can.
 
-    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL RANKS SOCKET MARK
+    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL DEVICE RANKS SOCKET MARK
 
-RANKS: how many other ranks this machine is to have, which get ready beside this one. SOCKET and
-MARK are inherited file descriptors (quire.engine.client.process_main.run).
+DEVICE: as in EngineConfig. RANKS: how many other ranks this machine is to have, which get ready
+beside this one. SOCKET and MARK are inherited file descriptors
+(quire.engine.client.process_main.run).
 """
 
 import os
@@ -23,27 +24,30 @@ if TYPE_CHECKING:
 _MAX_AHEAD = 7  # of eight: more have not been found on one machine, and may be a mistake
 
 
-def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str) -> NoReturn:
+def main(
+    log_format: str, log_level: str, device: str, ranks: str, connection: str, mark: str
+) -> NoReturn:
     """Logs as the server's own; then the engine, until its end."""
     logs.set_up(log_format, log_level)
     rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
     program = Program(rank, ahead=min(int(ranks), _MAX_AHEAD))
-    if sees_gpu(os.environ):
+    gpu = device != "cpu" and sees_gpu(os.environ)
+    if gpu:
         compile_process.start_early()
-        head_start.start_driver()
+        head_start.start_driver(0)
         head_start.start_digest()
     from quire.engine.client import process_main  # numpy: beside what has begun
 
-    process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
+    process_main.run(partial(_load, program, gpu), int(connection), int(mark), logs.flush)
 
 
 @garbage.put_off_for_good()
-def _load(rank_program: Program) -> "Builder":
+def _load(rank_program: Program, gpu: bool) -> "Builder":
     from quire.engine.startup.build_engine import build_engine  # seconds of imports
     from quire.service.constraints.grammars import Grammars
     from quire.service.constraints.matcher_batch import THREADS
 
-    if sees_gpu(os.environ):
+    if gpu:
         head_start.digest_beside()
     return partial(build_engine, matchers=Grammars(THREADS), rank_program=rank_program)
 

@@ -88,4 +88,4 @@ def program(settings: Settings) -> list[str]:
     others = settings.engine.ranks_per_node - 1
     # -P: the working directory holds no modules of ours.
     command = [sys.executable, "-P", "-m", "quire.service.app.engine_child"]
-    return [*command, service.log_format, service.log_level, str(others)]
+    return [*command, service.log_format, service.log_level, settings.engine.device, str(others)]

@@ -67,7 +67,8 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
     await server.open(resolve_max_model_len(engine_config, shape))
     await server.open_http()
     progress = Progress(logs.terminal())
-    loading = asyncio.create_task(server.load(shape.vocab_size, progress))
+    ends = None if shape.embeds_only else shape.eos_token_ids
+    loading = asyncio.create_task(server.load(shape.vocab_size, progress, eos_token_ids=ends))
     asked = asyncio.create_task(stop_asked.wait())
     await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
     progress.close()

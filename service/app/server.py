@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ from quire.service.openai.http_server import HttpServer
 from quire.service.rpc.answer_reading import family_of
 from quire.service.rpc.call_admission import AccessControl, Serving
 from quire.service.rpc.call_guard import CallGuard
+from quire.service.rpc.constraints import Compiler
 from quire.service.rpc.pooled_requests import PooledReader
-from quire.service.rpc.served_model import ServedModel
+from quire.service.rpc.served_model import ServedModel, ends_of
 from quire.service.rpc.servicer import InferenceServicer, handler
 from quire.service.rpc.stats import StatsReporter
 from quire.service.rpc.validation import Validator
@@ -208,23 +209,40 @@ class Server:
         self._listeners.append(Listener(service.health_host, service.health_port, make))
         self.health_port = self._listeners[-1].port
 
-    async def load(self, vocab_size: int, progress: ProgressReport | None = None) -> None:
+    async def load(
+        self,
+        vocab_size: int,
+        progress: ProgressReport | None = None,
+        *,
+        eos_token_ids: Collection[int] | None = None,
+    ) -> None:
         """Load the tokenizer and the template, then the model, then serve. Raises QuireError.
 
         In this order: errors in small files are reported before weights are read for minutes.
+        eos_token_ids: the model's, where its constraints' compiler is to be made beside the engine,
+        which takes a second or two of a large vocabulary.
         """
         tokenizer, chat = await asyncio.to_thread(
             _text_side, self._resolved.tokenizer_directory, vocab_size
         )
-        await self._engine.start(progress)
+        compiler = reading = None
+        if eos_token_ids is not None:
+            compiler = Compiler(tokenizer, vocab_size, ends_of(tokenizer, eos_token_ids))
+            reading = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))
+        try:
+            await self._engine.start(progress)
+        except BaseException:
+            if reading is not None:
+                reading.cancel()
+            raise
         info = self._engine.info
         family = family_of(self._settings.service.output_parser, chat)
         model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
-        validator = Validator(model, self._workers)
+        validator = Validator(model, self._workers, compiler)
         if not info.embeds_only:  # now: it holds the interpreter, and nobody is being served yet
-            reading = asyncio.to_thread(validator.constraints.vocabulary)
-            self._engine.set_vocabulary(await self._engine.unless_dead(reading))
+            read = reading or asyncio.to_thread(validator.constraints.vocabulary)
+            self._engine.set_vocabulary(await self._engine.unless_dead(read))
         self._servicer.serving = Serving(
             self._engine,
             model,

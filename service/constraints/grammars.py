@@ -56,6 +56,7 @@ class Grammars:
         self._lexers = lexers
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
+        self._unread = False  # nobody has tried to
         self._tokens: _Tokens | None = None
         self._kept: OrderedDict[Key, _Kept] = OrderedDict()
         self._kept_bytes = 0
@@ -64,11 +65,19 @@ class Grammars:
         self._batch = MatcherBatch()
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """See Matchers. What is wrong with the vocabulary is told where a matcher is asked for."""
+        """See Matchers."""
         with self._lock:
-            self._vocabulary = vocabulary
-        with contextlib.suppress(Exception):  # the library raises bare ones
-            self._known_tokens()
+            self._vocabulary, self._unread = vocabulary, True
+
+    def get_ready(self) -> bool:
+        """See Matchers. A second or two of a large vocabulary, in which the library holds the
+        interpreter. What is wrong with it is told where a matcher is asked for."""
+        with self._lock:
+            unread, self._unread = self._unread, False
+        if unread:
+            with contextlib.suppress(Exception):  # the library raises bare ones
+                self._known_tokens()
+        return unread
 
     def compile(self, constraint: Constraint) -> Matcher:
         """See Matchers."""

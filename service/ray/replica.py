@@ -49,7 +49,8 @@ class EngineReplica:
         self._held = contextlib.ExitStack()
         self._server = Server(settings, resolved, self._engine(settings, config))
         await self._server.open(resolve_max_model_len(config, shape))
-        await self._server.load(shape.vocab_size)
+        ends = None if shape.embeds_only else shape.eos_token_ids
+        await self._server.load(shape.vocab_size, eos_token_ids=ends)
         self._died = asyncio.ensure_future(self._server.wait_dead())
 
     def _engine(self, settings: Settings, config: EngineConfig) -> AsyncEngine:

@@ -83,7 +83,7 @@ class Compiler:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: tuple[int, ...]):
-        self._parts = (tokenizer, vocab_size, eos_token_ids)
+        self.parts = (tokenizer, vocab_size, eos_token_ids)
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._grammars = Grammars()
@@ -92,9 +92,10 @@ class Compiler:
         """What constraints are compiled for. Slow the first time: not for the event loop."""
         with self._lock:
             if self._vocabulary is None:
-                tokenizer, vocab_size, eos = self._parts
+                tokenizer, vocab_size, eos = self.parts
                 self._vocabulary = Vocabulary(tokenizer.backend.to_str(), vocab_size, eos)
                 self._grammars.set_vocabulary(self._vocabulary)
+                self._grammars.get_ready()
             return self._vocabulary
 
     def schema_fault(self, schema: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What is served, as every call is told of it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from quire.engine.loop.stats import EngineInfo
@@ -22,9 +23,14 @@ class ServedModel:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The union of the tokenizer's and the model's."""
-        return tuple(sorted({*self.tokenizer.eos_token_ids, *self.info.eos_token_ids}))
+        return ends_of(self.tokenizer, self.info.eos_token_ids)
 
     @property
     def cache_tokens(self) -> int:
         """Tokens of one request that the cache can hold; its last needs no place."""
         return self.info.num_blocks * self.info.block_size + 1
+
+
+def ends_of(tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> tuple[int, ...]:
+    """Ids that end an output: the tokenizer's and the model's, in order."""
+    return tuple(sorted({*tokenizer.eos_token_ids, *eos_token_ids}))

@@ -90,22 +90,19 @@ class Validator:
     does all that grows with the prompt on the workers' threads.
     """
 
-    def __init__(self, model: ServedModel, workers: PromptWorkers) -> None:
+    def __init__(
+        self, model: ServedModel, workers: PromptWorkers, compiler: Compiler | None = None
+    ) -> None:
+        """compiler: of this model's constraints; None: a new one, whose first use takes long."""
         self._model = model
         self.workers = workers
         self._defaults = _defaults(model)
         self.prompts = Prompts(model)
         tokenizer = model.tokenizer
-        self.constraints = Compiler(tokenizer, model.info.vocab_size, model.eos_token_ids)
-        self._longest_piece = tokenizer.longest_piece
-        # Special tokens by the text that stands for them in a prompt; in an output they make none.
-        self._silent = {
-            piece.decode("utf-8", "replace"): i
-            for i, (piece, text) in enumerate(
-                zip(tokenizer.pieces, tokenizer.text_pieces, strict=True)
-            )
-            if piece and not text
-        }
+        parts = tokenizer, model.info.vocab_size, model.eos_token_ids
+        self.constraints = Compiler(*parts) if compiler is None else compiler
+        assert self.constraints.parts == parts
+        self._longest_piece, self._silent = tokenizer.longest_piece, tokenizer.silent_tokens
 
     def check(self, request: pb.GenerateRequest) -> None:
         """Raise Refusal for every fault that shows without the prompt being read."""

@@ -50,11 +50,8 @@ class Tokenizer:
     added_tokens: tuple[str, ...]  # those that are not special
     template_tokens: Mapping[str, str]  # bos_token, eos_token, … as templates know them
     size: int  # one more than the highest id
-
-    @property
-    def longest_piece(self) -> int:
-        """Bytes of the longest token."""
-        return max(len(piece) for piece in self.pieces)
+    longest_piece: int  # bytes of the longest token
+    silent_tokens: Mapping[str, int]  # those that are text in a prompt, and none in an output
 
     def max_text_bytes(self, tokens: int) -> int:
         """No text of more bytes can be tokenized into so few tokens."""
@@ -96,10 +93,12 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
     pieces = _pieces(backend, vocab_size)
     tokens = {name: token.content for name, token in files.named.items()}
     eos_id = backend.token_to_id(tokens.get("eos_token", ""))
+    text_pieces = [b"" if i in special else piece for i, piece in enumerate(pieces)]
+    both = enumerate(zip(pieces, text_pieces, strict=True))
     return Tokenizer(
         backend=backend,
         pieces=pieces,
-        text_pieces=[b"" if i in special else piece for i, piece in enumerate(pieces)],
+        text_pieces=text_pieces,
         special_tokens=tuple(special.values()),
         eos_token_ids=() if eos_id is None else (eos_id,),
         chat_templates=files.templates,
@@ -107,6 +106,8 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
         added_tokens=tuple(token.content for i, token in added.items() if i not in special),
         template_tokens=tokens,
         size=size,
+        longest_piece=max(map(len, pieces)),
+        silent_tokens={p.decode("utf-8", "replace"): i for i, (p, text) in both if p and not text},
     )
 
 

@@ -25,7 +25,16 @@ from quire.engine.errors import CapacityError, EngineDeadError, RequestError
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
 
-PROGRAM = [sys.executable, "-P", "-m", "quire.service.app.engine_child", "text", "warning", "0"]
+PROGRAM = [
+    sys.executable,
+    "-P",
+    "-m",
+    "quire.service.app.engine_child",
+    "text",
+    "warning",
+    "auto",
+    "0",
+]
 CONFIG = EngineConfig(model="random:tiny", num_blocks=64, block_size=16, device="cpu")
 
 

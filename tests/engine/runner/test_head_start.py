@@ -33,9 +33,30 @@ def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    head_start._start_driver()
+    head_start._start_driver(0)
     monkeypatch.setitem(sys.modules, "quire.kernels.offline", None)  # as without Triton
     head_start._digest_compiler()
+
+
+@pytest.mark.parametrize(("device", "retained"), [(None, []), (0, [0]), (3, [3])])
+def test_the_context_of_the_device_that_will_be_used_is_made(
+    device: int | None, retained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+
+    class Driver:
+        def cuInit(self, flags: int) -> int:
+            calls.append(("init", flags))
+            return 0
+
+        def cuDevicePrimaryCtxRetain(self, context: object, index: int) -> int:
+            del context
+            calls.append(("retain", index))
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Driver())
+    head_start._start_driver(device)
+    assert calls == [("init", 0), *(("retain", index) for index in retained)]
 
 
 @pytest.mark.parametrize(

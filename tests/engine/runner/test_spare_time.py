@@ -131,8 +131,45 @@ def test_what_is_captured_in_spare_time_is_replayed_once_if_null_rows_hold_its_t
     assert kept.order == [*kept.replayed, too_long]
 
 
-def test_rows_of_one_token_are_never_captured_in_spare_time() -> None:
+def test_rows_of_one_token_are_captured_in_spare_time_and_never_run() -> None:
     """Their slots are not in the upload: on the device they may be those of requests."""
+    kept = Kept()
+    _, runner = compiled(kept)
+    rows = (GraphKey(4, 0, 0, 96), SamplerKey(4, Needs()))
+    runner._uncaptured.expect(rows)
+    while runner.use_spare_time():
+        pass
+    assert kept.order == list(rows) and not kept.replayed
+
+
+@pytest.mark.parametrize("most", (1, 2, 64, 256))
+def test_a_start_captures_the_largest_steps_and_those_of_few_tokens(most: int) -> None:
+    sizes = GraphSizes(most, 4096, PROMPT_TOKENS)
+    first, common = sizes.first_keys(), sizes.common_keys()
+    assert [key for key in common if key in first] == first
+    models = {(key.decode_rows, key.prefill_tokens) for key in first if isinstance(key, GraphKey)}
+    few = {(rows, 0) for rows in (1, 2, 4, 8) if rows <= most}
+    assert models == few | {(most, 0)} | {(0, tokens) for tokens in (16, 32, 64, 128, 4096)}
+    samplers = {key.rows for key in first if isinstance(key, SamplerKey)}
+    assert samplers == {rows for rows, _ in few} | {most}
+
+
+@pytest.mark.parametrize("spare_time", (True, False))
+def test_what_a_start_leaves_out_is_captured_in_spare_time(spare_time: bool) -> None:
+    kept = Kept()
+    _, runner = compiled(kept)
+    longest = runner._sizes.context_bounds[-1]
+    runner._sizes = sizes = GraphSizes(SETUP.max_num_seqs, longest, (16, 32, 64))
+    first = sizes.first_keys() if spare_time else sizes.common_keys()
+    runner.warm_up((), lambda _share: None, spare_time=spare_time)
+    assert kept.order == first
+    while runner.use_spare_time():
+        pass
+    assert kept.order[: len(first)] == first and set(kept.order) >= set(sizes.common_keys())
+    assert len(kept.order) == len(set(kept.order))
+
+
+def test_rows_of_one_token_that_were_met_are_captured_at_once_not_later() -> None:
     kept = Kept()
     core, runner = compiled(kept)
     runner._warm = False  # nothing is captured at once
@@ -160,7 +197,7 @@ def test_what_a_burst_needs_is_few_graphs_for_many_of_its_steps(most: int) -> No
     keys = sizes.burst_keys()
     models = [key for key in keys if isinstance(key, GraphKey)]
     assert len(keys) == len(set(keys)) and len(models) <= 250
-    assert len(keys) + len(sizes.first_keys()) <= MAX_GRAPHS
+    assert len(keys) + len(sizes.common_keys()) <= MAX_GRAPHS
     for rows in range(min(most, 64)):
         for prompts in range(1, min(64, most - rows + 1)):
             for each in (65, 80, 128, 129):
@@ -222,7 +259,7 @@ def test_spare_time_ends_where_a_command_comes_and_where_nothing_is_left() -> No
         story.append("spare")
         return bool(left) and left.pop()
 
-    core.spare = spare
+    core.spare = [spare]
     one = replace(PARAMS, max_tokens=1)
     live(core, story, (), [Submit(GenerationRequest(1, PROMPT, one))], *[()] * 9, [Stop()])
     # A command between two bits of work goes first; where nothing is left the loop waits.
@@ -238,9 +275,11 @@ def test_work_in_spare_time_that_fails_is_given_up_and_the_engine_lives() -> Non
         calls.append(1)
         raise ValueError("no room")
 
-    core.spare = spare
+    core.spare = [spare]
     assert not core.use_spare_time() and not core.use_spare_time() and len(calls) == 1
-    core.spare = spare
+    core.spare = [lambda: bool(calls.append(2)), lambda: not calls.append(3)]
+    assert core.use_spare_time() and calls == [1, 2, 3], "each, until one had something to do"
+    core.spare = [spare]
     runner.is_fatal = lambda _error: True
     with pytest.raises(ValueError, match="no room"):
         core.use_spare_time()

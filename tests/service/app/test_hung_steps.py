@@ -113,7 +113,9 @@ def test_a_step_that_hangs_for_good_ends_every_stream_and_the_engine() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("ends", [None, (EOS,)])
 def test_an_engine_that_dies_before_all_is_read_ends_the_start(
+    ends: tuple[int, ...] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reading, read_at_last = asyncio.Event(), threading.Event()
@@ -127,7 +129,7 @@ def test_an_engine_that_dies_before_all_is_read_ends_the_start(
 
         monkeypatch.setattr(Compiler, "vocabulary", vocabulary)
         async with serving(load=False) as running:
-            loading = asyncio.create_task(running.server.load(VOCAB_SIZE))
+            loading = asyncio.create_task(running.server.load(VOCAB_SIZE, eos_token_ids=ends))
             await reading.wait()
             running.engine.give_up()
             with pytest.raises(EngineDeadError):

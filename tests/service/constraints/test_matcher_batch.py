@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from quire.engine.errors import ConstraintError
 from quire.engine.request import Constraint, Vocabulary
 from quire.engine.scheduling.matching import Mask, Matcher, one_by_one
+from quire.service.constraints import grammars as grammar_module
 from quire.service.constraints import matcher_batch
 from quire.service.constraints.grammars import LIMITS, SHARING, Grammars
 from quire.service.constraints.text_matcher import TextMatcher
@@ -200,3 +201,29 @@ def test_outputs_under_one_grammar_are_parted_among_lexers() -> None:
     assert all(len(set(lexers[at : at + SHARING])) == 1 for at in range(0, len(made), SHARING))
     assert lexers[0] is lexers[3 * SHARING] and made[0].copy().lexer is lexers[0]
     assert made[0].mask() == made[SHARING].mask() == made[-1].mask()
+
+
+def test_a_vocabulary_is_read_once_when_there_is_time_or_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[Vocabulary] = []
+    tokens = grammar_module._Tokens
+
+    def read(vocabulary: Vocabulary) -> Any:
+        reads.append(vocabulary)
+        return tokens(vocabulary)
+
+    monkeypatch.setattr(grammar_module, "_Tokens", read)
+    vocabulary = Vocabulary(TOKENIZER.to_str(), SIZE, (EOS,))
+    idle, asked = Grammars(), Grammars()
+    for made in (idle, asked):
+        assert not made.get_ready()
+        made.set_vocabulary(vocabulary)
+    assert not reads
+    assert idle.get_ready() and not idle.get_ready()
+    assert reads == [vocabulary]
+    for made in (idle, asked):
+        made.compile(CONSTRAINTS[1])
+    assert reads == [vocabulary] * 2
+    asked.get_ready()
+    assert not asked.get_ready() and reads == [vocabulary] * 2

@@ -64,6 +64,9 @@ class Cycles:
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         pass
 
+    def get_ready(self) -> bool:
+        return False
+
     def set_concurrent_work(self, begin: BeginWork) -> None:
         pass
 
