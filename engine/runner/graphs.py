@@ -150,17 +150,18 @@ class GraphSizes:
         return keys
 
     def first_keys(self) -> list[Key]:
-        """Those of the common ones that are captured before anything is served: the largest, into
-        whose memory all others fit, and those of few tokens, which suffer most from launches."""
-        common = self.common_keys()
-        most_tokens = max(_prompt_tokens(key) for key in common)
+        """Those that are captured before anything is served: the largest, into whose memory all
+        others fit, and those of few tokens, which suffer most from launches; model and sampler by
+        themselves, which are fewer."""
+        models = [key for key in self.common_keys() if isinstance(key, GraphKey) and not key.needs]
+        most_tokens = max(key.prefill_tokens for key in models)
         tokens = *range(1, FUSED_TOKENS + 1), most_tokens
-        rows = *range(FUSED_ROWS + 1), self.decode_rows[-1]
-        return [
-            key
-            for key in common
-            if (_prompt_tokens(key) in tokens if _prompt_tokens(key) else key.rows in rows)
-        ]
+        rows = *range(1, FUSED_ROWS + 1), self.decode_rows[-1]
+        first: list[Key] = [key for key in models if key.prefill_tokens in tokens]
+        for key in models:
+            if key.decode_rows in rows:
+                first += [key, *(SamplerKey(key.rows, needs) for needs in _KINDS)]
+        return first
 
     def burst_keys(self) -> list[Key]:
         """Steps of a burst of calls: some prompts beside the decode rows of earlier ones. They
@@ -252,11 +253,6 @@ def _powers(base: int, most: int) -> list[int]:
     while powers[-1] * base < most:
         powers.append(powers[-1] * base)
     return sorted({*powers, most})
-
-
-def _prompt_tokens(key: Key) -> int:
-    """Of the model's part of a step; a sampler has none."""
-    return key.prefill_tokens if isinstance(key, GraphKey) else 0
 
 
 def _cover(sizes: list[int], wanted: int) -> int:

@@ -322,7 +322,7 @@ class Runner:
         if self._graphs is None:
             return GraphKey(rows, 0, 0, bound, None if needs.edits else needs)
         key = self._sizes.decode(rows, bound, None)
-        return key._replace(needs=needs) if fused(key.decode_rows, needs) else key
+        return self._whole(key, needs) if fused(key.decode_rows, needs) else key
 
     def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
         """None: the step runs eagerly at its exact sizes, because it is long."""
@@ -334,7 +334,16 @@ class Runner:
             return key
         in_front = key.decode_rows == plan.num_decode_rows  # real rows first, then the padding
         whole = in_front and all(row.samples for row in plan.rows)
-        return key._replace(needs=needs) if whole else key
+        return self._whole(key, needs) if whole else key
+
+    def _whole(self, key: GraphKey, needs: Needs) -> GraphKey:
+        """The key of a step as one graph; while that is still to be captured in spare time, of its
+        model's part, where that is captured."""
+        whole = key._replace(needs=needs)
+        graphs = self._graphs
+        if graphs is None or whole in graphs or not self._uncaptured.expects(whole):
+            return whole
+        return key if key in graphs else whole
 
     # ------------------------------------------------------------ what runs on the device
 

@@ -16,6 +16,7 @@ class Uncaptured:
     def __init__(self) -> None:
         self._met: set[Key] = set()
         self._later: deque[Key] = deque()
+        self._expected: set[Key] = set()  # of those
 
     def at_once(self, key: Key, *, compiled: bool) -> bool:
         """Whether a step is to be captured now that it is wanted. compiled: all its kernels are."""
@@ -30,12 +31,19 @@ class Uncaptured:
 
     def expect(self, keys: Iterable[Key]) -> None:
         """These are likely to be wanted."""
-        self._later.extend(keys)
+        found = list(keys)
+        self._later.extend(found)
+        self._expected.update(found)
+
+    def expects(self, key: Key) -> bool:
+        """Whether it is likely to be wanted, and still to be captured in spare time."""
+        return key in self._expected
 
     def next(self, captured: StepGraphs) -> Key | None:
         """What to capture in spare time; None: nothing."""
         while self._later:
             key = self._later.popleft()
+            self._expected.discard(key)
             if key not in captured:
                 return key
         return None

@@ -320,7 +320,8 @@ def _profile(
     device: torch.device,
     max_model_len: int,
 ) -> int:
-    """Most bytes that torch has taken in the largest step, over a cache of the null block alone."""
+    """Most bytes that torch has taken in the largest step, over a cache of the null block alone. Of
+    each kind of layer two run: the others take what these have left."""
     kv = allocate_cache(model, 1, 1, config.block_size, dtype)
     batch = _largest_step(config, device, max_model_len)
     if kv.window is not None:
@@ -333,7 +334,8 @@ def _profile(
         f"{config.max_num_seqs} (these are the bytes of the logits alone)"
     )
     with sizing.room_for("the largest step", logits_bytes, device, hint):
-        logits = model.logits(model.forward(batch, kv), batch.logits_rows)
+        layers = [layer for layer in model.distinct_layers() for _ in range(2)]
+        logits = model.logits(model.forward(batch, kv, layers), batch.logits_rows)
         logits.clone().sort(dim=-1)
         torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_reserved(device)

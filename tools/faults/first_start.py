@@ -6,6 +6,8 @@ CACHE = "tests/engine/runner/test_compiled_cache.py::test_"
 SEALED = "tests/kernels/test_sealed.py::test_"
 AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
 HEAD = "tests/engine/runner/test_head_start.py::test_"
+LOADED = "tests/engine/startup/test_loaded_beside.py::test_"
+SPARE = "tests/engine/runner/test_spare_time.py::test_"
 BESIDE = "tests/engine/startup/test_sized_beside.py::test_"
 
 FAULTS = (
@@ -50,6 +52,41 @@ FAULTS = (
         "        return SealedFolder(folder)\n    except OSError as",
         "        return SealedFolder(folder)\n    except ValueError as",
         (SEALED + "a_folder_that_cannot_be_written_is_replaced_and_said",),
+    ),
+    Fault(
+        "a start: weights that are loaded beside everything else are not waited for",
+        "engine/startup/build_rank.py",
+        '        if basis.loaded_beside:\n            load(partial(progress, "weights"))\n',
+        "        if basis.loaded_beside:\n",
+        (LOADED + "the_rest_is_prepared_on_zeros_while_the_weights_come",),
+    ),
+    Fault(
+        "a start: weights that nobody has written yet are computed with",
+        "engine/startup/build_rank.py",
+        "            placement.target.zero_()\n",
+        "",
+        (LOADED + "the_rest_is_prepared_on_zeros_while_the_weights_come",),
+    ),
+    Fault(
+        "a start: a graph of one-token rows is run in spare time, on the slots of requests",
+        "engine/runner/runner.py",
+        "            if of_prompts(key) and fits:",
+        "            if fits:",
+        (SPARE + "rows_of_one_token_are_captured_in_spare_time_and_never_run",),
+    ),
+    Fault(
+        "a start: few rows stay two graphs where they could be one",
+        "engine/runner/runner.py",
+        "if graphs is None or whole in graphs or not self._uncaptured.expects(whole):",
+        "if graphs is None:",
+        ("tests/engine/runner/test_runner_graphs.py", SPARE + "few_rows_are_two_graphs_until_they_are_captured_as_one"),
+    ),
+    Fault(
+        "a start: the vocabulary of constraints is read when the engine is ready",
+        "service/app/server.py",
+        "            reading = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
+        "",
+        ("tests/service/app/test_vocabulary_beside.py",),
     ),
     Fault(
         "first start: kernels half compiled count as all",

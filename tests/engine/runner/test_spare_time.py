@@ -15,6 +15,7 @@ from quire.engine.loop.loop import Batch, EngineLoop
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import (
+    _KINDS,
     MAX_GRAPHS,
     PROMPT_TOKENS,
     Done,
@@ -145,13 +146,34 @@ def test_rows_of_one_token_are_captured_in_spare_time_and_never_run() -> None:
 @pytest.mark.parametrize("most", (1, 2, 64, 256))
 def test_a_start_captures_the_largest_steps_and_those_of_few_tokens(most: int) -> None:
     sizes = GraphSizes(most, 4096, PROMPT_TOKENS)
-    first, common = sizes.first_keys(), sizes.common_keys()
-    assert [key for key in common if key in first] == first
-    models = {(key.decode_rows, key.prefill_tokens) for key in first if isinstance(key, GraphKey)}
-    few = {(rows, 0) for rows in (1, 2, 4, 8) if rows <= most}
-    assert models == few | {(most, 0)} | {(0, tokens) for tokens in (16, 32, 64, 128, 4096)}
-    samplers = {key.rows for key in first if isinstance(key, SamplerKey)}
-    assert samplers == {rows for rows, _ in few} | {most}
+    first = sizes.first_keys()
+    assert len(first) == len(set(first))
+    models = [key for key in first if isinstance(key, GraphKey)]
+    assert set(models) <= set(sizes.common_keys()) and not any(key.needs for key in models)
+    rows = {key.decode_rows for key in models if not key.prefill_tokens}
+    assert rows == {rows for rows in (1, 2, 4, 8) if rows <= most} | {most}
+    assert {key.prefill_tokens for key in models} == {0, 16, 32, 64, 128, 4096}
+    samplers = {(key.rows, key.needs) for key in first if isinstance(key, SamplerKey)}
+    assert samplers == {(count, needs) for count in rows for needs in _KINDS}
+
+
+def test_few_rows_are_two_graphs_until_they_are_captured_as_one() -> None:
+    kept = Kept()
+    core, runner = compiled(kept)
+    sizes = runner._sizes = GraphSizes(SETUP.max_num_seqs, 128, (16, 32, 64))
+    expected = tokens(build_core(*MODEL, SETUP))
+    runner.warm_up((), lambda _share: None, spare_time=True)
+    runner._warm = True
+    kept.replayed.clear()
+    assert tokens(core) == expected
+    one = sizes.decode(1, 1, None)
+    assert kept.replayed[-2:] == [one, SamplerKey(1, Needs())]
+    while runner.use_spare_time():
+        pass
+    kept.replayed.clear()
+    core.scheduler.pool.forget_free()
+    assert tokens(core) == expected
+    assert kept.replayed[-1] == one._replace(needs=Needs())
 
 
 @pytest.mark.parametrize("spare_time", (True, False))
@@ -163,6 +185,10 @@ def test_what_a_start_leaves_out_is_captured_in_spare_time(spare_time: bool) -> 
     first = sizes.first_keys() if spare_time else sizes.common_keys()
     runner.warm_up((), lambda _share: None, spare_time=spare_time)
     assert kept.order == first
+    whole = sizes.decode(1, 1, Needs())
+    assert runner._whole(sizes.decode(1, 1, None), Needs()) == (
+        whole._replace(needs=None) if spare_time else whole
+    )
     while runner.use_spare_time():
         pass
     assert kept.order[: len(first)] == first and set(kept.order) >= set(sizes.common_keys())
