@@ -49,6 +49,8 @@ from quire.engine.runner.warmup import WarmStep, stage_null
 from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.kernels.ops import Ops
 
+_REPLAYED = 512  # prompt tokens up to which a graph is run once in spare time: more take longer
+
 
 @dataclass(slots=True)
 class RunnerCounters:
@@ -146,7 +148,7 @@ class Runner:
         key = self._uncaptured.next(self._graphs)
         if key is not None:
             self._capture_null(key, run=False)
-            fits = key.shape.prefill_tokens <= self._sizes.context_bounds[-1]
+            fits = key.shape.prefill_tokens <= min(self._sizes.context_bounds[-1], _REPLAYED)
             if of_prompts(key) and fits:  # others' rows may be those of requests
                 self._graphs.replay(key)  # the first replay takes 0.5 ms longer
         return key is not None

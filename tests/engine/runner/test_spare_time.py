@@ -14,6 +14,7 @@ from quire.engine.loop.heartbeat import Heartbeat
 from quire.engine.loop.loop import Batch, EngineLoop
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import GenerationRequest, SamplingParams
+from quire.engine.runner import runner as runner_module
 from quire.engine.runner.graphs import (
     _KINDS,
     MAX_GRAPHS,
@@ -119,12 +120,18 @@ def test_in_spare_time_nothing_is_run_where_its_capture_fails() -> None:
     assert tokens(core) == expected and len(kept.prompts) == 1
 
 
-def test_what_is_captured_in_spare_time_is_replayed_once_if_null_rows_hold_its_tokens() -> None:
-    """A graph's first replay takes half a millisecond longer: no request has to wait for that."""
+@pytest.mark.parametrize("most", [32, 512])
+def test_what_is_captured_in_spare_time_is_replayed_once_if_null_rows_hold_its_tokens(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph's first replay takes half a millisecond longer: no request has to wait for that, nor
+    for many tokens of null rows."""
     kept = Kept()
     _, runner = compiled(kept)
     longest = runner._sizes.context_bounds[-1]
-    fits, too_long = (GraphKey(0, 2, tokens, longest) for tokens in (longest, longest + 16))
+    monkeypatch.setattr(runner_module, "_REPLAYED", most)
+    sizes = (most, most + 16) if most < longest else (longest, longest + 16)
+    fits, too_long = (GraphKey(0, 2, tokens, longest) for tokens in sizes)
     runner._uncaptured.expect((fits, SamplerKey(3, Needs(), True), too_long))
     while runner.use_spare_time():
         pass
