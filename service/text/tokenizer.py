@@ -82,19 +82,21 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
     files = tokenizer_files.read(directory)
     backend.add_tokens(files.tokens())
     backend.encode_special_tokens = files.split_special_tokens
-    size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values(), default=-1) + 1
     if size > vocab_size:
         raise ModelError(
             f"{directory / 'tokenizer.json'}: holds, with the files beside it, ids up to "
             f"{size - 1}, but the model's vocab_size is {vocab_size}"
         )
     added = backend.get_added_tokens_decoder()
-    special = {i: token.content for i, token in added.items() if token.special}
-    pieces = _pieces(backend, vocab_size)
+    special = {i: token.content for i, token in sorted(added.items()) if token.special}
+    pieces = _pieces(backend, vocabulary, vocab_size)
+    text_pieces = pieces.copy()
+    for i in special:
+        text_pieces[i] = b""
     tokens = {name: token.content for name, token in files.named.items()}
     eos_id = backend.token_to_id(tokens.get("eos_token", ""))
-    text_pieces = [b"" if i in special else piece for i, piece in enumerate(pieces)]
-    both = enumerate(zip(pieces, text_pieces, strict=True))
     return Tokenizer(
         backend=backend,
         pieces=pieces,
@@ -107,7 +109,7 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
         template_tokens=tokens,
         size=size,
         longest_piece=max(map(len, pieces)),
-        silent_tokens={p.decode("utf-8", "replace"): i for i, (p, text) in both if p and not text},
+        silent_tokens={pieces[i].decode("utf-8", "replace"): i for i in special if pieces[i]},
     )
 
 
@@ -157,10 +159,11 @@ def byte_alphabet() -> dict[str, int]:
 
 def _of_byte_level() -> Callable[[str], bytes]:
     """A token with a character outside the alphabet stands for its own UTF-8."""
+    alphabet = frozenset(byte_alphabet())
     table = {ord(c): chr(b) for c, b in byte_alphabet().items()}
 
     def bytes_of(token: str) -> bytes:
-        if all(ord(c) in table for c in token):
+        if alphabet.issuperset(token):
             return token.translate(table).encode("latin-1")
         return token.encode()
 
@@ -173,11 +176,11 @@ def _of_sentencepiece(token: str) -> bytes:
     return token.replace(_SPACE, " ").encode()
 
 
-def _pieces(backend: Backend, vocab_size: int) -> list[bytes]:
+def _pieces(backend: Backend, vocabulary: Mapping[str, int], vocab_size: int) -> list[bytes]:
     """Bytes of each id."""
     bytes_of = _bytes_of(backend)
     assert bytes_of is not None
     pieces = [b""] * vocab_size
-    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+    for token, token_id in vocabulary.items():
         pieces[token_id] = bytes_of(token)
     return pieces
