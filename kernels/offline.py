@@ -22,6 +22,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
+from quire.kernels.cards import OfflineCard
 
 _digesting = threading.Lock()
 Compiling = Callable[[], Any]  # gives the compiled kernel
@@ -35,20 +36,6 @@ class Kernel:
     compiling: Compiling
     signature: tuple[Any, ...]
     name: str
-
-
-@dataclass(frozen=True)
-class OfflineCard:
-    """A GPU that is only compiled for. arch: 90 is sm_90. shared: bytes of shared memory that a
-    program may have. name: as its driver gives it, by which tables of kernels are chosen."""
-
-    arch: int
-    shared: int
-    name: str = support.HOME_CARD
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        return self.arch // 10, self.arch % 10
 
 
 class OfflineDriver:

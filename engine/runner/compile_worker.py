@@ -25,7 +25,7 @@ from quire.engine import lifeline
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.load_config import model_config, resolve_max_model_len
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
 from quire.engine.runner import exact_mode, head_start
 from quire.engine.runner.compile_orders import Compiled, Orders
@@ -33,6 +33,7 @@ from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
+from quire.kernels.cards import OfflineCard
 from quire.kernels.launches import Card
 from quire.kernels.linear import all_reduce_norm
 from quire.kernels.offline import Kernel
@@ -87,7 +88,7 @@ class _Outline:
 def launches_of(orders: Orders) -> Launches:
     """A call that launches whatever an engine of these orders can, on meta tensors."""
     config = orders.config
-    model_shape = model_config(config)
+    model_shape = orders.shape
     few_layers = one_of_each_kind(model_shape)  # the others launch the same
     meta, dtype = torch.device("meta"), getattr(torch, orders.dtype)
     ops = TritonOps.on(meta, pdl=orders.pdl, exact=orders.exact)
@@ -144,7 +145,7 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     if orders.cache:
         knobs.cache.dir = orders.cache
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
-    offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
+    offline.compile_for(OfflineCard(orders.arch, orders.shared, orders.card))
     kernels = kernels_of(launches_of(orders))
     in_order = [kernels[name] for name in slowest_first(kernels)]
     work = partial(compile_some, in_order, numbers(len(in_order)), tell)
