@@ -46,7 +46,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def start_telling(
-    program: Sequence[str], *, stdin: int, **variables: str
+    program: Sequence[str], *, stdin: int, stderr: int = subprocess.DEVNULL, **variables: str
 ) -> "subprocess.Popen[str]":
     """A process whose standard output is text for us alone. stdin: of subprocess; variables: of its
     environment. Call it in a thread that lives as long. Raises OSError."""
@@ -55,7 +55,7 @@ def start_telling(
             program,
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             text=True,
             errors="replace",  # what libraries print may be no text
             env=environment(**variables),

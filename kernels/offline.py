@@ -5,8 +5,14 @@ the launchers are called as they are, on meta tensors, whose addresses begin at 
 aligned as a device's are. A process that has come in here launches nothing any more.
 """
 
+import contextlib
 import hashlib
 import inspect
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +31,7 @@ from quire.kernels import support
 from quire.kernels.cards import OfflineCard
 
 _digesting = threading.Lock()
+_DRIVER_FOLDER = "TRITON_LIBCUDA_PATH"
 Compiling = Callable[[], Any]  # gives the compiled kernel
 
 
@@ -164,5 +171,49 @@ def compile_launcher(compiled: Any) -> None:
         nvidia.compile_module_from_src = partial(build, ccflags=["-Og"])
     try:
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
+    except ImportError:
+        pass  # it is kept, but cannot be loaded without NVIDIA's driver
     finally:
         nvidia.compile_module_from_src = build
+
+
+def build_driver_module() -> None:
+    """What Triton asks the driver with, for a process with a GPU to find. Raises RuntimeError
+    where there is no C compiler, and CalledProcessError where that fails."""
+    from triton.backends.nvidia import driver as nvidia
+
+    with contextlib.suppress(ImportError):  # as above
+        nvidia.CudaUtils()
+
+
+@contextmanager
+def linkable() -> Iterator[None]:
+    """Within, this process and those that it starts can build what Triton links with NVIDIA's
+    driver, where there is none: with an empty library of that name. Raises as
+    `build_driver_module`."""
+    from triton.backends.nvidia import driver as nvidia
+
+    try:
+        nvidia.libcuda_dirs()
+    except (AssertionError, OSError, subprocess.SubprocessError):
+        pass
+    else:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="quire-link-") as folder:
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            raise RuntimeError("no C compiler is found")
+        library = f"{folder}/libcuda.so.1"
+        subprocess.check_call([compiler, "-shared", "-x", "c", os.devnull, "-o", library])
+        os.environ[_DRIVER_FOLDER] = folder
+        log = logging.getLogger("triton.runtime.build")
+        before = log.level
+        log.setLevel(logging.ERROR)  # each time that it cannot be loaded
+        try:
+            yield
+        finally:
+            log.setLevel(before)
+            del os.environ[_DRIVER_FOLDER]
+            nvidia.libcuda_dirs.cache_clear()
+            nvidia.library_dirs.cache_clear()

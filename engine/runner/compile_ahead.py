@@ -177,6 +177,9 @@ def begin(
         return None
     from triton import knobs
 
+    from quire.kernels import movable_cache
+
+    movable_cache.use()
     cache = writable_cache(Path(knobs.cache.dir))
     knobs.cache.dir = str(cache.folder)
     threading.Thread(target=_ready_to_launch, name="quire-triton", daemon=True).start()
