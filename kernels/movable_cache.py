@@ -1,7 +1,7 @@
 """Triton's cache in whatever folder it stands now.
 
-Invariant: a kernel's files are those beside its list of them. Triton itself takes that list's paths,
-which are of the folder where the kernel was compiled: elsewhere it finds none, and compiles again.
+Invariant: a kernel's files are those beside its list of them. Triton itself takes that list's
+paths, which are of the folder where it was compiled: elsewhere it finds none, and compiles again.
 """
 
 import json

@@ -29,11 +29,11 @@ def deciding(config: EngineConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Orders:
-    """What is to be compiled. options: an EngineConfig's (`deciding`). dtype: of weights and activations
-    ("bfloat16"), and of the cache, if the options say no other. arch: 90 is sm_90; shared: bytes of
-    shared memory of a program; card: its name, or nothing (`measured_card`). pdl: whether kernels are launched as dependents.
-    cache: the folder where Triton keeps them. processes: how many share the work. exact: whether in
-    exact mode."""
+    """What is to be compiled. options: an EngineConfig's (`deciding`). dtype: of weights and
+    activations ("bfloat16"), and of the cache, if the options say no other. arch: 90 is sm_90;
+    shared: bytes of shared memory of a program; card: its name, or nothing (`measured_card`). pdl:
+    whether kernels are launched as dependents. cache: the folder where Triton keeps them.
+    processes: how many share the work. exact: whether in exact mode."""
 
     options: dict[str, Any]
     dtype: str

@@ -65,14 +65,15 @@ def compile_for_card(
 
     cache = CompiledCache(_prepared(Path(knobs.cache.dir) if folder is None else folder))
     orders = dataclasses.replace(orders, cache=str(cache.folder), processes=jobs)
-    key = orders.key(versions())
+    known = versions()
+    key = orders.key(known)
     new = not cache.is_whole(key)
     if new:
         before, knobs.cache.dir = knobs.cache.dir, str(cache.folder)
         try:
             with offline.linkable(), tempfile.TemporaryFile("w+") as said:
                 offline.build_driver_module()
-                _compile(orders, cache, said, progress)
+                _compile(orders, cache, known, said, progress)
         except (RuntimeError, subprocess.CalledProcessError) as error:
             raise CompileError(f"Triton needs a C compiler (gcc, clang or CC): {error}") from error
         finally:
@@ -122,16 +123,20 @@ def _prepared(folder: Path) -> Path:
 
 
 def _compile(
-    orders: Orders, cache: CompiledCache, said: IO[str], progress: Callable[[float], None]
+    orders: Orders,
+    cache: CompiledCache,
+    known: str,
+    said: IO[str],
+    progress: Callable[[float], None],
 ) -> None:
     """Raises CompileError unless all are there. said: what the process says goes there."""
     worker = compile_process.start(stderr=said.fileno())
-    ahead = CompileAhead(orders, cache, versions(), worker, _LIMIT)
+    ahead = CompileAhead(orders, cache, known, worker, _LIMIT)
     try:
         ahead.wait(progress)
     finally:
         ahead.end()
-    if not cache.is_whole(orders.key(versions())):
+    if not cache.is_whole(orders.key(known)):
         said.seek(0)
         reason = next((line for line in reversed(said.read().splitlines()) if line.strip()), "")
         raise CompileError(f"not all kernels could be compiled{reason and ': '}{reason}")
