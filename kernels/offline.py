@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -189,7 +191,7 @@ def build_driver_module() -> None:
 @contextmanager
 def linkable() -> Iterator[None]:
     """Within, this process and those that it starts can build what Triton links with NVIDIA's
-    driver, where there is none: with an empty library of that name. Raises as
+    driver, where there is none: with a library of its name and functions that do nothing. Raises as
     `build_driver_module`."""
     from triton.backends.nvidia import driver as nvidia
 
@@ -204,8 +206,17 @@ def linkable() -> Iterator[None]:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
             raise RuntimeError("no C compiler is found")
-        library = f"{folder}/libcuda.so.1"
-        subprocess.check_call([compiler, "-shared", "-x", "c", os.devnull, "-o", library])
+        sources = (
+            path.read_text() for path in map(Path(nvidia.__file__).with_suffix, (".c", ".py"))
+        )
+        functions = {name for text in sources for name in re.findall(r"\bcu[A-Z]\w+", text)}
+        named = "-Wl,-soname,libcuda.so.1", "-o", f"{folder}/libcuda.so.1"
+        subprocess.run(
+            [compiler, "-shared", *named, "-x", "c", "-"],
+            input="".join(f"void {name}(void) {{}}\n" for name in sorted(functions)),
+            text=True,
+            check=True,
+        )  # a linker leaves out a library of which nothing is used
         os.environ[_DRIVER_FOLDER] = folder
         log = logging.getLogger("triton.runtime.build")
         before = log.level

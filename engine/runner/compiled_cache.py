@@ -49,10 +49,10 @@ class CompiledCache:
 
     def take_from(self, other: "CompiledCache") -> None:
         """Have what another folder has for engines, and what Triton has built in C there."""
-        lists = list(other.folder.glob(LISTS))
-        names = {name for path in lists for name in self._read(path)[1]}
-        names |= {path.parent.name for path in other.folder.glob("*/*.so") if lists}
         with contextlib.suppress(OSError):  # what is not there is made anew
+            lists = list(other.folder.glob(LISTS))
+            names = {name for path in lists for name in self._read(path)[1]}
+            names |= {path.parent.name for path in other.folder.glob("*/*.so") if lists}
             for name in names:
                 shutil.copytree(other.folder / name, self.folder / name, dirs_exist_ok=True)
             for path in lists:
