@@ -34,6 +34,7 @@ from quire.kernels.cards import OfflineCard
 
 _digesting = threading.Lock()
 _DRIVER_FOLDER = "TRITON_LIBCUDA_PATH"
+_FUNCTION = re.compile(r"\bcu[A-Z]\w+")  # of the driver
 Compiling = Callable[[], Any]  # gives the compiled kernel
 
 
@@ -206,10 +207,8 @@ def linkable() -> Iterator[None]:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
             raise RuntimeError("no C compiler is found")
-        sources = (
-            path.read_text() for path in map(Path(nvidia.__file__).with_suffix, (".c", ".py"))
-        )
-        functions = {name for text in sources for name in re.findall(r"\bcu[A-Z]\w+", text)}
+        sources = map(Path(nvidia.__file__).with_suffix, (".c", ".py"))
+        functions = {name for file in sources for name in _FUNCTION.findall(file.read_text())}
         named = "-Wl,-soname,libcuda.so.1", "-o", f"{folder}/libcuda.so.1"
         subprocess.run(
             [compiler, "-shared", *named, "-x", "c", "-"],

@@ -5,15 +5,14 @@ finds all of its kernels; what it would refuse is refused here, in the same word
 """
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -57,28 +56,24 @@ def compile_for_card(
     jobs: processes that compile. progress: gets the share that is done. Raises ConfigError for what
     no engine would start with, and CompileError."""
     begin = time.monotonic()
-    orders = orders_for(config, card_named(gpu))
+    card = card_named(gpu)
     _refuse_without_triton()
+    orders = orders_for(config, card)
     from triton import knobs
-
-    from quire.kernels import offline  # needs triton
 
     cache = CompiledCache(_prepared(Path(knobs.cache.dir) if folder is None else folder))
     orders = dataclasses.replace(orders, cache=str(cache.folder), processes=jobs)
     known = versions()
-    key = orders.key(known)
-    new = not cache.is_whole(key)
+    new = not cache.is_whole(orders.key(known))
     if new:
         before, knobs.cache.dir = knobs.cache.dir, str(cache.folder)
         try:
-            with offline.linkable(), tempfile.TemporaryFile("w+") as said:
-                offline.build_driver_module()
-                _compile(orders, cache, known, said, progress)
-        except (RuntimeError, subprocess.CalledProcessError) as error:
-            raise CompileError(f"Triton needs a C compiler (gcc, clang or CC): {error}") from error
+            with _linkable():
+                _compile(orders, cache, known, progress)
         finally:
             knobs.cache.dir = before
-    return Outcome(cache.count(key), new, time.monotonic() - begin, cache.folder)
+    kernels = cache.count(orders.key(known))
+    return Outcome(kernels, new, time.monotonic() - begin, cache.folder)
 
 
 def card_named(gpu: str) -> OfflineCard:
@@ -108,8 +103,12 @@ def orders_for(config: EngineConfig, card: OfflineCard) -> Orders:
 
 
 def _refuse_without_triton() -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise ConfigError("kernels are compiled by Triton, which is not installed here")
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"kernels are compiled by Triton, which cannot be imported here: {error}"
+        ) from error
     if os.environ.get("TRITON_INTERPRET"):
         raise ConfigError("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
 
@@ -122,21 +121,33 @@ def _prepared(folder: Path) -> Path:
     return folder.resolve()
 
 
+@contextmanager
+def _linkable() -> Iterator[None]:
+    """Within, what Triton builds in C can be built; what it asks the driver with is already."""
+    from quire.kernels import offline  # needs triton
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(offline.linkable())
+            offline.build_driver_module()
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            raise ConfigError(f"Triton needs a C compiler (gcc, clang or CC): {error}") from error
+        yield
+
+
 def _compile(
-    orders: Orders,
-    cache: CompiledCache,
-    known: str,
-    said: IO[str],
-    progress: Callable[[float], None],
+    orders: Orders, cache: CompiledCache, known: str, progress: Callable[[float], None]
 ) -> None:
-    """Raises CompileError unless all are there. said: what the process says goes there."""
-    worker = compile_process.start(stderr=said.fileno())
-    ahead = CompileAhead(orders, cache, known, worker, _LIMIT)
-    try:
-        ahead.wait(progress)
-    finally:
-        ahead.end()
-    if not cache.is_whole(orders.key(known)):
+    """Raises CompileError unless all are there. known: the versions."""
+    with tempfile.TemporaryFile("w+") as said:
+        worker = compile_process.start(stderr=said.fileno())
+        ahead = CompileAhead(orders, cache, known, worker, _LIMIT)
+        try:
+            ahead.wait(progress)
+        finally:
+            ahead.end()
+        if cache.is_whole(orders.key(known)):
+            return
         said.seek(0)
         reason = next((line for line in reversed(said.read().splitlines()) if line.strip()), "")
-        raise CompileError(f"not all kernels could be compiled{reason and ': '}{reason}")
+    raise CompileError(f"not all kernels could be compiled{reason and ': '}{reason}")

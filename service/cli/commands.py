@@ -94,7 +94,7 @@ def serve(values: dict[str, Any]) -> int:
 
 
 def compile_(values: dict[str, Any]) -> int:
-    """Compile a server's kernels ahead, for a GPU that need not be here.
+    """Compile a server's kernels for a GPU that need not be here.
 
     A server with the same options on that card finds them all: it starts for the first time as it
     does later, from an image or a volume. Options are read as by `quire serve`, so its --config
