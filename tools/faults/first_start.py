@@ -55,7 +55,7 @@ FAULTS = (
         (SEALED + "a_folder_that_cannot_be_written_is_replaced_and_said",),
     ),
     Fault(
-        "compiled for a card: a folder that has been moved is whole, and Triton finds nothing in it",
+        "compiled for a card: a moved folder is whole, and Triton finds nothing in it",
         "kernels/movable_cache.py",
         "for name in names if (path := self.get_file(name)) is not None}",
         "for name, path in names.items() if Path(path).exists()}",
@@ -97,7 +97,7 @@ FAULTS = (
         (FOR_CARD + "a_server_of_another_version_compiles_for_itself",),
     ),
     Fault(
-        "compiled for a card: kernels in a folder that cannot be written are compiled at each start",
+        "compiled for a card: a folder that cannot be written is of no use",
         "engine/runner/compiled_cache.py",
         "        cache.take_from(CompiledCache(folder))\n",
         "        pass\n",
