@@ -30,7 +30,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
-from quire.kernels.cards import OfflineCard
+from quire.kernels.cards import OfflineCard as OfflineCard
 
 _digesting = threading.Lock()
 _DRIVER_FOLDER = "TRITON_LIBCUDA_PATH"

@@ -33,7 +33,6 @@ from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
-from quire.kernels.cards import OfflineCard
 from quire.kernels.launches import Card
 from quire.kernels.linear import all_reduce_norm
 from quire.kernels.offline import Kernel
@@ -145,7 +144,7 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     if orders.cache:
         knobs.cache.dir = orders.cache
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
-    offline.compile_for(OfflineCard(orders.arch, orders.shared, orders.card))
+    offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     kernels = kernels_of(launches_of(orders))
     in_order = [kernels[name] for name in slowest_first(kernels)]
     work = partial(compile_some, in_order, numbers(len(in_order)), tell)
