@@ -225,24 +225,23 @@ class Server:
         tokenizer, chat = await asyncio.to_thread(
             _text_side, self._resolved.tokenizer_directory, vocab_size
         )
-        compiler = reading = None
+        compiler = beside = None
         if eos_token_ids is not None:
             compiler = Compiler(tokenizer, vocab_size, ends_of(tokenizer, eos_token_ids))
-            reading = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))
+            beside = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))
         try:
             await self._engine.start(progress)
-        except BaseException:
-            if reading is not None:
-                reading.cancel()
-            raise
+        finally:
+            if beside is not None:
+                beside.cancel()  # the thread goes on: who asks next waits for it
         info = self._engine.info
         family = family_of(self._settings.service.output_parser, chat)
         model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         validator = Validator(model, self._workers, compiler)
         if not info.embeds_only:  # now: it holds the interpreter, and nobody is being served yet
-            read = reading or asyncio.to_thread(validator.constraints.vocabulary)
-            self._engine.set_vocabulary(await self._engine.unless_dead(read))
+            reading = asyncio.to_thread(validator.constraints.vocabulary)
+            self._engine.set_vocabulary(await self._engine.unless_dead(reading))
         self._servicer.serving = Serving(
             self._engine,
             model,

@@ -93,15 +93,17 @@ class Validator:
     def __init__(
         self, model: ServedModel, workers: PromptWorkers, compiler: Compiler | None = None
     ) -> None:
-        """compiler: of this model's constraints; None: a new one, whose first use takes long."""
+        """compiler: of constraints. None, or one of another model: a new one, whose first use takes
+        long."""
         self._model = model
         self.workers = workers
         self._defaults = _defaults(model)
         self.prompts = Prompts(model)
         tokenizer = model.tokenizer
         parts = tokenizer, model.info.vocab_size, model.eos_token_ids
-        self.constraints = Compiler(*parts) if compiler is None else compiler
-        assert self.constraints.parts == parts
+        if compiler is None or compiler.parts != parts:
+            compiler = Compiler(*parts)
+        self.constraints = compiler
         self._longest_piece, self._silent = tokenizer.longest_piece, tokenizer.silent_tokens
 
     def check(self, request: pb.GenerateRequest) -> None:

@@ -84,7 +84,7 @@ FAULTS = (
     Fault(
         "a start: the vocabulary of constraints is read when the engine is ready",
         "service/app/server.py",
-        "            reading = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
+        "            beside = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
         "",
         ("tests/service/app/test_vocabulary_beside.py",),
     ),
