@@ -172,9 +172,8 @@ def _prefill_kernel(
     h = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     if PDL:
-        if SPLIT:
-            if S > 1:  # few programs: the merge may wait beside them
-                gdc_launch_dependents()
+        if SPLIT and S > 1:  # few programs: the merge may wait beside them
+            gdc_launch_dependents()
         gdc_wait()
     row = find_row(starts_ptr, tile, rows, QT)
     start = tl.load(starts_ptr + row).to(tl.int32)

@@ -70,9 +70,8 @@ def _side_kernel(
     k = tl.arange(0, BLOCK_K)[None, None, :]
     row = tl.minimum(n, N - 1).to(tl.int64)[None, :, None] * K  # what is past N is never stored
     at_w = w_ptr + row + begin + k
-    if PDL:
-        if early:
-            gdc_launch_dependents()
+    if PDL and early > 0:
+        gdc_launch_dependents()
     held = ()
     for step in tl.static_range(HELD):
         held = held + (tl.load(at_w + step * BLOCK_K),)  # noqa: RUF005 (what Triton reads)

@@ -78,9 +78,8 @@ def _stacked_kernel(
     """grid (ceil(N / BLOCK_N),)."""
     COLUMNS: tl.constexpr = BLOCK_M * SPLIT
     at_n = tl.program_id(0) * BLOCK_N
-    if PDL:
-        if early:
-            gdc_launch_dependents()
+    if PDL and early > 0:
+        gdc_launch_dependents()
     norm = 0.0
     if NORM:
         at = tl.arange(0, K)

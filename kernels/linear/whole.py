@@ -48,9 +48,8 @@ def _whole_kernel(
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     rows = _weight_rows(w_ptr, tile, COLUMNS, K, BLOCK_N, SILU)
-    if PDL:
-        if early:
-            gdc_launch_dependents()
+    if PDL and early > 0:
+        gdc_launch_dependents()
     held = ()
     norm = ()
     for start in tl.static_range(0, K, BLOCK_K):
