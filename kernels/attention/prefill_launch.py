@@ -72,6 +72,12 @@ class PrefillLaunch:
     split: int = 0
     groups: int = 1
 
+    @property
+    def constant(self) -> int:
+        """The split that prefill.py's kernel is compiled for: that of rows of few tokens takes
+        whole contexts too, as one split."""
+        return self.split or (SPLIT if self.tiles.queries == _SHORT_ROWS else 0)
+
 
 def plan_launches(
     tokens: int,
@@ -136,10 +142,14 @@ def kernels(
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
     plan = plan_launches(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
-    return kernels_of(plan)
+    return kernels_of(plan, [launch.constant for launch in plan])
 
 
-def kernels_of(plan: Sequence[PrefillLaunch]) -> set[tuple[object, ...]]:
-    """Their names, whatever rows they take, and the merge's where there is one."""
-    names: set[tuple[object, ...]] = {("sum", replace(one, least=1, most=_ANY)) for one in plan}
+def kernels_of(plan: Sequence[PrefillLaunch], splits: Sequence[int]) -> set[tuple[object, ...]]:
+    """Their names, whatever rows they take, and the merge's where there is one. splits: that each
+    is compiled for."""
+    names: set[tuple[object, ...]] = {
+        ("sum", replace(one, least=1, most=_ANY, split=split))
+        for one, split in zip(plan, splits, strict=True)
+    }
     return names | {("merge",) for launch in plan if launch.split}

@@ -153,8 +153,8 @@ FAULTS = (
     Fault(
         "attention: the two results of a mixed step are joined by a copy",
         "engine/model/layers/attention.py",
-        "    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, window, out[:decode])\n",
-        "    out[:decode] = _decode(ops, q[:decode], k_cache, v_cache, batch, scale, window)\n",
+        "        fused(out=out[:decode])\n",
+        "        out[:decode] = fused()\n",
         (
             "tests/engine/runner/test_paged_attention.py"
             "::test_both_kernels_of_a_mixed_step_write_into_its_result",

@@ -142,7 +142,21 @@ FAULTS = (
         "first start: every process compiles everything",
         "engine/runner/compile_worker.py",
         "[_fork(work) for",
-        "[_fork(partial(compile_some, in_order, numbers(len(in_order)), tell)) for",
+        "[_fork(partial(compile_some, in_order, numbers(0, len(in_order)), tell)) for",
+        (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
+    ),
+    Fault(
+        "first start: the longest kernel is begun when all are known",
+        "engine/runner/compile_worker.py",
+        "in first.items() if name.split()[0] in LONGEST]",
+        "in first.items() if name in LONGEST]",
+        (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
+    ),
+    Fault(
+        "first start: a kernel that is begun before the others is compiled once more",
+        "engine/runner/compile_worker.py",
+        "numbers(len(longest), len(in_order))",
+        "numbers(0, len(in_order))",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
     ),
     Fault(

@@ -17,6 +17,16 @@ FAULTS = (
         _RUN,
     ),
     Fault(
+        "warm-up: what many rows attend by beside prompts passes for what is quantized alone",
+        "kernels/attention/decode_launch.py",
+        "alone or not shape.columns, *taken",
+        "True, *taken",
+        (
+            "tests/engine/runner/test_warmup.py"
+            "::test_many_rows_beside_prompts_are_warm_where_alone_they_come_quantized",
+        ),
+    ),
+    Fault(
         "warm-up: short contexts are left out",
         "engine/runner/warmup.py",
         "            yield WarmStep(0, longer, max(longer))\n",
