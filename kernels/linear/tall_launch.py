@@ -4,6 +4,8 @@ Invariant: as in `tuning.py`, a pure function of sizes that the host knows, so t
 what steps will; and of what is told here the bits do not depend.
 """
 
+from functools import cache
+
 from torch import Tensor
 
 from quire.kernels.support import HOPPER_MULTIPROCESSORS, has_gluon
@@ -48,10 +50,11 @@ def groups_for(n: int, k: int, rows: int, *, silu: bool) -> int | None:
     return groups if used >= _USED else None
 
 
-def kernels(rows: int) -> set[tuple[object, ...]]:
+@cache
+def kernels(rows: int) -> frozenset[tuple[object, ...]]:
     """Names of the kernels that take the library's place at so many rows."""
     found = (groups_for(*shape, rows, silu=True) for shape in _WINS)
-    return {("tall", groups) for groups in found if groups is not None}
+    return frozenset(("tall", groups) for groups in found if groups is not None)
 
 
 def _rounds(rows: int, columns: int, groups: int) -> int:

@@ -337,6 +337,7 @@ def _listed(n: int, k: int, bucket: int, card: str) -> Variant | None:
     return None
 
 
+@cache
 def row_class(rows: int) -> int:
     """A number that two counts of rows share if every weight takes one kernel for both."""
     if rows <= _EXACT_ROWS:  # each a kernel of its own
