@@ -97,7 +97,7 @@ def _decode_kernel(
     slots_ptr, eps, scale, q_stride, table_stride, S, most, early,
     G: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BS: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
-    IN_LONG: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
+    LEVEL: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr, FENCE: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, FIXED: tl.constexpr,
     PDL: tl.constexpr, WINDOW: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -105,8 +105,7 @@ def _decode_kernel(
 
     k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`). AHEAD: the first
     tiles are asked for before the wait. FENCE: of `kv_tiles.publish`. FIXED: tiles lie where they
-    lie for every query (see above). IN_LONG: splits are long ones; or else tiles of contexts of up
-    to `most`, and units of others. WINDOW: tokens that are seen; 0: all, as with FIXED.
+    lie for every query (see above). WINDOW: tokens that are seen; 0: all, as with FIXED.
     """
     h = tl.program_id(0)
     row = tl.program_id(1)
@@ -119,7 +118,7 @@ def _decode_kernel(
     block = tl.load(table)  # of the first split, whatever the context
     position = tl.load(positions_ptr + row).to(tl.int64) if ROPE else 0
     slot = tl.load(slots_ptr + row).to(tl.int64) if ROPE else 0
-    unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, IN_LONG)
+    unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
     start = sp * split
     begin = start
     if WINDOW:  # what lies before is not read; splits that lie there whole give the empty sum
@@ -153,7 +152,7 @@ def _decode_kernel(
         odd = acc  # with PAIRS the odd columns' part, or nothing of use
         m_before, total_before, acc_before, odd_before = m, total, acc, odd  # all but the last unit
         first = (row * HKV + h).to(tl.int64) * G
-        APART: tl.constexpr = FIXED and not IN_LONG  # each unit of a split is left for itself
+        APART: tl.constexpr = FIXED and LEVEL == 0  # each unit of a split is left for itself
         # Where a maximum leaves no trace, all units may have the same one.
         ALIKE: tl.constexpr = FIXED and q.dtype == tl.bfloat16
         edge = start + unit
@@ -172,7 +171,7 @@ def _decode_kernel(
                 )
                 m, total, acc = empty_sum(HEADS, DP)
                 edge += unit
-            if IN_LONG:
+            if LEVEL == 2:
                 begins = t == edge
                 if begins:
                     if ALIKE:
@@ -206,7 +205,7 @@ def _decode_kernel(
             if FIXED:
                 top = m
                 m, total, acc = add_tile(m, total, acc, s, v, scales, PRECISION)
-                if ALIKE and IN_LONG:
+                if ALIKE and LEVEL == 2:
                     old = tl.exp2(top - m)
                     total_before, acc_before = total_before * old, acc_before * old[:, None]
             else:
@@ -217,7 +216,7 @@ def _decode_kernel(
                 m, total, acc, odd = merge_both(
                     m, total, acc, odd, m_t, sum_of_weights(p), acc_t, odd_t, PAIRS
                 )
-        if IN_LONG:
+        if LEVEL == 2:
             if ALIKE:
                 total, acc = total_before + total, acc_before + acc
             else:
@@ -232,7 +231,7 @@ def _decode_kernel(
         else:
             part = index * S + (tl.cdiv(end, unit) - 1 if APART else sp)
             store_part(partial_ptr, stats_ptr, part, rg < G, m, total, acc)
-            if IN_LONG:
+            if LEVEL == 2:
                 tl.debug_barrier()
                 counter = counters_ptr + row * HKV + h
                 count = tl.cdiv(n, split)
@@ -373,7 +372,8 @@ def _attend(
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     shape = {
         "D": dim, "DP": padded, "TILE": launch.tile, "UNIT": decode_launch.UNIT,
-        "LONG": launch.long, "SPLITS": decode_launch.MAX_SPLITS, "PDL": pdl,
+        "LONG": launch.long, "SPLITS": decode_launch.MAX_SPLITS, "LEVEL": launch.level,
+        "PDL": pdl,
     }  # fmt: skip
     if rows:
         _decode_kernel[(kv_heads, rows, splits)](
@@ -386,7 +386,6 @@ def _attend(
             PRECISION="ieee" if source.dtype == torch.float32 else "tf32",
             ROPE=rope.q_norm is not None, FIXED=launch.fixed, WINDOW=window,
             PAIRS=launch.pairs, HEADS=8 if launch.columns else 16,
-            IN_LONG=launch.level == 2,
             num_warps=launch.warps, maxnreg=launch.registers, **shape, **options,
         )  # fmt: skip
     if rows and launch.merges:

@@ -90,10 +90,10 @@ class Heads:
 
 @dataclass(frozen=True)
 class Shape:
-    """One launch. splits: partial results a row has room for; most: tokens up to which a context is
-    cut into tiles, of which level 1 has none; early: up to which what follows is launched early;
-    fixed: tiles lie where they do for every query; long: units of a long split; pairs: of a cache
-    of e4m3 (`pairs.py`); columns: heads are columns of the matrix units, not rows."""
+    """One launch. splits: partial results a row has room for; most: tokens up to which level 0 cuts
+    a context into tiles; early: up to which what follows is launched early; fixed: tiles lie where
+    they do for every query; long: units of a long split; pairs: of a cache of e4m3 (`pairs.py`);
+    columns: heads are columns of the matrix units, not rows."""
 
     level: int
     tile: int
@@ -142,7 +142,7 @@ def choose(
         level = split_level(programs)
         if exact and level == 1:  # a unit may be a tile there
             level = 2
-    most = most_in_tiles(programs, tile) if level == 0 else -1
+    most = most_in_tiles(programs, tile)
     if exact:  # where a unit is longer than a tile, no split cuts it
         most = min(most, tile * MAX_SPLITS // 2)
     tma = (hopper if tma is None else tma) and heads.boxed(tile) and not exact
@@ -228,11 +228,10 @@ def kernels(
     shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared, exact=exact)
     chained = rows < ALONE
     warps = shape.warps, shape.stages, shape.registers, shape.columns
-    # Units alone are made by the kernel that makes tiles, and merged by its merge.
-    taken = (shape.level == 2, shape.tma, shape.ahead, *warps)
+    taken = (shape.level, shape.tma, shape.ahead, *warps)
     found: set[tuple[object, ...]] = {("sum", chained, alone or not shape.columns, *taken)}
     if shape.merges:
-        found.add(("merge", chained, *merge_shape(rows, heads.q_heads)))
+        found.add(("merge", chained, shape.level, *merge_shape(rows, heads.q_heads)))
     return found
 
 

@@ -21,7 +21,7 @@ from quire.kernels.fp8_groups import group_scales, quotient
 
 AT_ONCE = 8  # partial results on their way to a program of the merge, at least
 TOGETHER = tl.constexpr(2)  # units that are tiles, to a split of exact mode
-_PROGRAMS = 768  # wanted of the merge, before one takes several heads
+_PROGRAMS = 512  # wanted of the merge, before one takes several heads
 
 
 @triton.jit
@@ -40,22 +40,22 @@ def exact_unit(n, TILE: tl.constexpr, UNIT: tl.constexpr, SPLITS: tl.constexpr):
 def split_length(
     n, most,
     TILE: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr,
-    IN_LONG: tl.constexpr,
+    LEVEL: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of a unit and of a split, for a context of n: long, or a tile of contexts <= most.
+    """Tokens of a unit and of a split, for a context of n. Tiles are splits of contexts <= most.
     In exact mode any context is one long split (LONG >= SPLITS), and no unit is cut; a short split
     has several units beyond `most`, where they are tiles."""
     if LONG >= SPLITS:
         unit = exact_unit(n, TILE, UNIT, SPLITS)
     else:
         unit = least_multiple(n, UNIT, SPLITS)
-    if IN_LONG:
-        split = unit * LONG
-    else:
-        split = unit
+    split = unit
+    if LEVEL == 0:
         if LONG >= SPLITS:
             split = tl.maximum(unit, TOGETHER * TILE)
         split = tl.where(n <= most, TILE, split)
+    if LEVEL == 2:
+        split = unit * LONG
     return unit, split
 
 
@@ -213,13 +213,13 @@ def merge_long_splits(
 def _merge_kernel(
     contexts_ptr, out_ptr, partial_ptr, stats_ptr, S, most,
     HQ: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
-    UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
-    PDL: tl.constexpr,
+    UNIT: tl.constexpr, LONG: tl.constexpr, SPLITS: tl.constexpr, LEVEL: tl.constexpr,
+    AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """grid (HQ / HP, R): merge the tiles or units of HP heads of one row; often there are none."""
     row = tl.program_id(1)
     n = tl.load(contexts_ptr + row).to(tl.int32)  # of this step already (see decode.py)
-    unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, False)
+    unit, split = split_length(n, most, TILE, UNIT, LONG, SPLITS, LEVEL)
     if LONG >= SPLITS:  # whatever a program took, it has left units
         split = unit
     if PDL:
@@ -233,7 +233,7 @@ def _merge_kernel(
         first = heads * S
         if LONG >= SPLITS:  # any context is one long split: its units in order
             total, acc = merged(partial_ptr, stats_ptr, first, count, 1, AT_ONCE, HP, DP)
-        elif n <= most:
+        elif LEVEL == 0 and split == TILE:
             # One long split at most: its units are all there is to merge, whether it is one or not.
             INNER: tl.constexpr = UNIT // TILE
             ONCE: tl.constexpr = (AT_ONCE + INNER - 1) // INNER

@@ -267,7 +267,7 @@ def kernels(
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
     plan = _plan(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
-    return prefill_launch.kernels_of(plan, [launch.split for launch in plan])
+    return prefill_launch.kernels_of(plan)
 
 
 def prefill_attention(

@@ -166,13 +166,13 @@ def _prefill_kernel(
     """grid (HKV, tiles, S): rows of least to most new tokens; others belong to another launch.
 
     k_boxes, v_boxes: where TMA, descriptors of the caches (`kv_tiles.boxes`).
-    SPLIT: tokens a split at least, of S > 1; 0 where a program takes the whole context.
+    SPLIT: tokens a split at least; 0 where a program takes the whole context (S is 1).
     """
     QT: tl.constexpr = BM // G  # tokens a tile
     h = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     if PDL:
-        if SPLIT and S > 1:  # few programs: the merge may wait beside them
+        if SPLIT:  # few programs: the merge may wait beside them
             gdc_launch_dependents()
         gdc_wait()
     row = find_row(starts_ptr, tile, rows, QT)
@@ -186,7 +186,7 @@ def _prefill_kernel(
     active = (token < new) & (new >= least) & (new <= most)
     if SPLIT:
         sp = tl.program_id(2)
-        split = tl.where(S > 1, least_multiple(context, SPLIT, SPLITS), context)
+        split = least_multiple(context, SPLIT, SPLITS)
         begin = sp * split
         active = active & (begin < end)
         end = tl.minimum(end, begin + split)
@@ -242,7 +242,7 @@ def _prefill_kernel(
             ok = ok & (seen & (last < split))[:, None]
         out = out_ptr + where * (HKV * G * D) + inside
         tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=ok)
-    if PDL:
+    if PDL and not SPLIT:
         gdc_launch_dependents()
 
 
@@ -317,8 +317,7 @@ def prefill_attention(
             scale * _LOG2E, q.stride(0), block_tables.stride(0), rows, splits,
             launch.least, launch.most,
             G=group, HKV=kv_heads, D=dim, DP=padded, BS=block_size,
-            BM=shape.queries, BN=shape.keys, SPLIT=0 if window else launch.constant,
-            SPLITS=MAX_SPLITS,
+            BM=shape.queries, BN=shape.keys, SPLIT=split, SPLITS=MAX_SPLITS,
             TMA=whole is not None, STAGES=shape.num_stages,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PDL=pdl,
             WINDOW=window, num_warps=shape.num_warps, **options,

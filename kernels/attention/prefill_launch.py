@@ -74,12 +74,6 @@ class PrefillLaunch:
     split: int = 0
     groups: int = 1
 
-    @property
-    def constant(self) -> int:
-        """The split that prefill.py's kernel is compiled for: that of rows of few tokens takes
-        whole contexts too, as one split."""
-        return self.split or (SPLIT if self.tiles.queries == _SHORT_ROWS else 0)
-
 
 def plan_launches(
     tokens: int,
@@ -144,13 +138,10 @@ def kernels(
     program may have (`support.shared_bytes`)."""
     tiles, group = choose_tiles(heads.dim, heads.dtype, shared), heads.q_heads // heads.kv_heads
     plan = plan_launches(tokens, rows, heads.kv_heads, group, longest, max_context_len, tiles, None)
-    return kernels_of(plan, [launch.constant for launch in plan])
+    return kernels_of(plan)
 
 
-def kernels_of(plan: Sequence[PrefillLaunch], splits: Sequence[int]) -> set[tuple[object, ...]]:
-    """Their names, whatever rows they take, and the merge's where there is one. splits: that each
-    is compiled for."""
-    names: set[tuple[object, ...]] = {
-        ("sum", one.tiles, one.groups, split) for one, split in zip(plan, splits, strict=True)
-    }
+def kernels_of(plan: Sequence[PrefillLaunch]) -> set[tuple[object, ...]]:
+    """Their names, whatever rows they take, and the merge's where there is one."""
+    names: set[tuple[object, ...]] = {("sum", one.tiles, one.groups, one.split) for one in plan}
     return names | {("merge",) for launch in plan if launch.split}

@@ -41,7 +41,7 @@ def _sum_in_order(parts, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLIT: tl.co
     return total
 
 
-@triton.jit(do_not_specialize=["M", "early"])
+@triton.jit(do_not_specialize=["M"])
 def _side_kernel(
     x_ptr,  # [M, K]
     w_ptr,  # [N, K]
@@ -51,7 +51,6 @@ def _side_kernel(
     N,
     K,
     K_SHARE,
-    early,  # whether what follows is launched before weights are loaded
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -61,6 +60,7 @@ def _side_kernel(
     RESIDUAL: tl.constexpr,
     APART: tl.constexpr,
     PREFETCH: tl.constexpr,
+    EARLY: tl.constexpr,  # what follows is launched before weights are loaded
     PDL: tl.constexpr,
 ):
     """grid (ceil(N / BLOCK_N),)."""
@@ -70,13 +70,14 @@ def _side_kernel(
     k = tl.arange(0, BLOCK_K)[None, None, :]
     row = tl.minimum(n, N - 1).to(tl.int64)[None, :, None] * K  # what is past N is never stored
     at_w = w_ptr + row + begin + k
-    if PDL and early > 0:
+    if PDL and EARLY:
         gdc_launch_dependents()
     held = ()
     for step in tl.static_range(HELD):
         held = held + (tl.load(at_w + step * BLOCK_K),)  # noqa: RUF005 (what Triton reads)
     if PDL:
-        gdc_launch_dependents()  # once more is as good as once
+        if not EARLY:
+            gdc_launch_dependents()
         if PREFETCH:
             LINE: tl.constexpr = 128 * 8 // w_ptr.dtype.element_ty.primitive_bitwidth
             line = tl.arange(0, BLOCK_K // LINE)[None, None, :] * LINE
@@ -146,7 +147,6 @@ def side(
         columns,
         width,
         width // split,
-        int(early),
         BLOCK_M=8 if rows <= SIDE_ROWS // 2 else SIDE_ROWS,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
@@ -156,6 +156,7 @@ def side(
         RESIDUAL=residual is not None,
         APART=apart,
         PREFETCH=prefetch and pdl,
+        EARLY=early,
         PDL=pdl,
         num_warps=split,
         launch_pdl=pdl,

@@ -51,7 +51,7 @@ def _rows_of_x(
     return x
 
 
-@triton.jit(do_not_specialize=["M", "early"])
+@triton.jit(do_not_specialize=["M"])
 def _stacked_kernel(
     x_ptr,  # [M, K]
     first_box,  # a descriptor of [N, SPLIT, K / SPLIT], or [N, K]: the first FIRST of each share
@@ -62,7 +62,6 @@ def _stacked_kernel(
     M,
     N,
     eps,
-    early,  # whether what follows is launched before weights are loaded
     K: tl.constexpr,
     FIRST: tl.constexpr,
     REST: tl.constexpr,
@@ -73,12 +72,13 @@ def _stacked_kernel(
     ALONE: tl.constexpr,  # one row and one share
     RESIDUAL: tl.constexpr,
     APART: tl.constexpr,
+    EARLY: tl.constexpr,  # what follows is launched before weights are loaded
     PDL: tl.constexpr,
 ):
     """grid (ceil(N / BLOCK_N),)."""
     COLUMNS: tl.constexpr = BLOCK_M * SPLIT
     at_n = tl.program_id(0) * BLOCK_N
-    if PDL and early > 0:
+    if PDL and EARLY:
         gdc_launch_dependents()
     norm = 0.0
     if NORM:
@@ -90,7 +90,8 @@ def _stacked_kernel(
     if REST:
         w_rest = _stack(rest_box, at_n, FIRST, BLOCK_N, REST, SPLIT)
     if PDL:
-        gdc_launch_dependents()  # once more is as good as once
+        if not EARLY:
+            gdc_launch_dependents()
         gdc_wait()
     if ALONE:
         x = tl.load(x_ptr + tl.arange(0, K))
@@ -180,7 +181,6 @@ def stacked(
         rows,
         columns,
         eps,
-        int(early),
         K=width,
         FIRST=first,
         REST=rest,
@@ -191,6 +191,7 @@ def stacked(
         ALONE=rows == split == 1,
         RESIDUAL=residual is not None,
         APART=apart,
+        EARLY=early,
         PDL=pdl,
         num_warps=4,
         launch_pdl=pdl,

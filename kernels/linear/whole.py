@@ -21,7 +21,7 @@ from quire.kernels.linear.skinny import _epilogue, _weight_rows
 from quire.kernels.linear.tuning import SIDE_ROWS
 
 
-@triton.jit(do_not_specialize=["M", "early"])
+@triton.jit(do_not_specialize=["M"])
 def _whole_kernel(
     x_ptr,  # [M, K]
     w_ptr,  # [COLUMNS, K]; with SILU [2 * COLUMNS, K]
@@ -31,7 +31,6 @@ def _whole_kernel(
     M,
     COLUMNS,
     eps,
-    early,  # whether what follows is launched before weights are loaded
     K: tl.constexpr,
     PIECES: tl.constexpr,  # of BLOCK_K in K, rounded up to a power of two
     BLOCK_M: tl.constexpr,
@@ -41,6 +40,7 @@ def _whole_kernel(
     RESIDUAL: tl.constexpr,
     SILU: tl.constexpr,
     APART: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """grid (ceil(weight rows / BLOCK_N),)."""
@@ -48,7 +48,7 @@ def _whole_kernel(
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     rows = _weight_rows(w_ptr, tile, COLUMNS, K, BLOCK_N, SILU)
-    if PDL and early > 0:
+    if PDL and EARLY:
         gdc_launch_dependents()
     held = ()
     norm = ()
@@ -59,7 +59,8 @@ def _whole_kernel(
             at = norm_ptr + (m * 0)[:, None] + (start + k)[None, :]
             norm = norm + (tl.load(at).to(tl.float32),)  # noqa: RUF005
     if PDL:
-        gdc_launch_dependents()  # once more is as good as once
+        if not EARLY:
+            gdc_launch_dependents()
         gdc_wait()
     in_m = (m < M)[:, None]
     at_x = x_ptr + m.to(tl.int64)[:, None] * K
@@ -116,7 +117,6 @@ def whole(
         rows,
         out.shape[1],
         eps,
-        int(early),
         K=width,
         PIECES=triton.next_power_of_2(stages),
         BLOCK_M=8 if rows <= SIDE_ROWS // 2 else SIDE_ROWS,
@@ -126,6 +126,7 @@ def whole(
         RESIDUAL=residual is not None,
         SILU=silu,
         APART=apart,
+        EARLY=early,
         PDL=pdl,
         num_warps=warps,
         launch_pdl=pdl,

@@ -79,7 +79,10 @@ FAULTS = (
         "engine/runner/runner.py",
         "if graphs is None or whole in graphs or not self._uncaptured.expects(whole):",
         "if graphs is None:",
-        ("tests/engine/runner/test_runner_graphs.py", SPARE + "few_rows_are_two_graphs_until_they_are_captured_as_one"),
+        (
+            "tests/engine/runner/test_runner_graphs.py",
+            SPARE + "few_rows_are_two_graphs_until_they_are_captured_as_one",
+        ),
     ),
     Fault(
         "a start: the vocabulary of constraints is read when the engine is ready",

@@ -56,8 +56,8 @@ OVERLAP = (
     Fault(
         "vllm-10903: block tables are a column too narrow",
         "engine/startup/build_rank.py",
-        "max_blocks = -(-basis.max_model_len // config.block_size)\n    state",
-        "max_blocks = basis.max_model_len // config.block_size\n    state",
+        "max_blocks = -(-basis.max_model_len // config.block_size)\n",
+        "max_blocks = basis.max_model_len // config.block_size\n",
         regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
     ),
     Fault(

@@ -64,7 +64,7 @@ FAULTS = (
     Fault(
         "warm-up: attention of three groups a program has the name of one",
         "kernels/attention/prefill_launch.py",
-        "replace(one, least=1, most=_ANY)",
+        "one.tiles, one.groups, one.split",
         "one.tiles, one.split",
         (
             "tests/kernels/attention/test_prefill_choice.py"

@@ -1,12 +1,9 @@
 """How decode attention is launched follows from what a multiprocessor holds."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from quire.kernels.attention.decode_launch import Heads, Shape, choose, kernels
-from quire.kernels.support import HOPPER_SHARED
+from quire.kernels.attention.decode_launch import Heads, Shape, choose
 
 HEADS = Heads(q_heads=16, kv_heads=8, dim=128, dtype=torch.bfloat16, block_size=64)
 
@@ -56,15 +53,3 @@ def test_where_it_was_not_measured_a_multiprocessor_holds_four() -> None:
 def test_what_was_asked_for_is_launched() -> None:
     asked = choose(48, HEADS, 4096, exact=True, num_stages=2, num_warps=2)
     assert (asked.stages, asked.warps, asked.registers) == (2, 2, 224)
-
-
-@pytest.mark.parametrize("q_heads", [16, 32])
-def test_units_are_made_and_merged_by_the_kernels_of_tiles(q_heads: int) -> None:
-    heads = replace(HEADS, q_heads=q_heads)
-    tiles, units = (choose(rows, heads, 4096) for rows in (16, 24))
-    assert (tiles.level, units.level) == (0, 1)
-    assert tiles.most > units.most  # of which no context has so few tokens
-    assert units.most < 0
-    card = {"alone": True, "hopper": True, "shared": HOPPER_SHARED}
-    few, more = (kernels(rows, heads, 4096, **card) for rows in (16, 24))  # type: ignore[arg-type]
-    assert few == more and len(few) == 2

@@ -119,16 +119,5 @@ def test_warm_up_tells_steps_of_one_group_and_of_three() -> None:
         launches.of_model(launches.StepSize(0, (tokens,), 4096), heads, launches.Card())
         for tokens in (2048, 3000)
     )
-    one, three = (("prefill", "sum", replace(WHOLE, groups=groups)) for groups in (1, GROUPS))
+    one, three = (("prefill", "sum", WHOLE.tiles, groups, WHOLE.split) for groups in (1, GROUPS))
     assert one in few - many and three in many - few
-
-
-def test_rows_of_few_tokens_have_one_kernel_whether_contexts_are_split_or_not() -> None:
-    heads = Heads(32, 8, 128, BF16, 64)
-    alone, many = (
-        launches.of_model(launches.StepSize(0, (2,) * rows, 4096), heads, launches.Card())
-        for rows in (1, 200)
-    )
-    of_few = {name for name in alone if name[:2] == ("prefill", "sum")}
-    assert of_few == {name for name in many if name[:2] == ("prefill", "sum")}
-    assert ("prefill", "merge") in alone - many
