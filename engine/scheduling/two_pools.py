@@ -25,8 +25,8 @@ from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.paired_cache import PairedCache
 from quire.engine.scheduling.plan import BlockUpdate
 from quire.engine.scheduling.request import Request
-from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.scheduler_state import SchedulerState
 
 
 def steady_window_blocks(window: int, block_size: int) -> int:
@@ -54,8 +54,8 @@ class Found(NamedTuple):
     sources: tuple[int, int] | None = None
 
 
-class TwoPoolRoster(Roster):
-    """A roster whose running requests hold blocks of two pools."""
+class TwoPoolState(SchedulerState):
+    """The state of requests that hold blocks of two pools."""
 
     def __init__(self, pool: BlockPool, window_pool: BlockPool, max_num_seqs: int) -> None:
         super().__init__(pool, max_num_seqs)
@@ -87,9 +87,9 @@ class TwoPoolRoster(Roster):
 class TwoPoolCompletion(Completion):
     """Makes full blocks known in both caches, and gives back those of one."""
 
-    def __init__(self, roster: TwoPoolRoster, window: int) -> None:
-        super().__init__(roster, window)
-        self._window_pool = roster.window_pool
+    def __init__(self, state: TwoPoolState, window: int) -> None:
+        super().__init__(state, window)
+        self._window_pool = state.window_pool
 
     def _register_full_blocks(self, request: Request) -> None:
         first = request.num_registered_blocks
@@ -123,11 +123,11 @@ class TwoPoolScheduler(Scheduler):
         self.window_pool = window_pool
         self._reach = window
         self._steady = steady_window_blocks(window, pool.block_size)
-        self._both = TwoPoolRoster(pool, window_pool, self.max_num_seqs)
-        self.roster = self._both
+        self._both = TwoPoolState(pool, window_pool, self.max_num_seqs)
+        self.state = self._both
         self.completion = TwoPoolCompletion(self._both, window)
-        self.counters = self.roster.counters
-        self._shares = self.roster.waiting.shares
+        self.counters = self.state.counters
+        self._shares = self.state.waiting.shares
         self._known = PairedCache(pool.prefix_cache, window_pool.prefix_cache)
 
     @property
@@ -255,5 +255,5 @@ class TwoPoolScheduler(Scheduler):
         )
 
     def _has_room(self, pool: BlockPool, shared: Sequence[int], fresh: int) -> bool:
-        reserve = min(len(self.roster.running), pool.num_usable // 64)
+        reserve = min(len(self.state.running), pool.num_usable // 64)
         return pool.has_room(fresh + reserve, shared)

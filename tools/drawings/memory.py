@@ -53,7 +53,7 @@ def draw() -> Canvas:
             "Why blocks outlive their request",
             "Step 3 was launched before R's end was seen, and still",
             "writes for it. Its blocks and slot go to nobody before",
-            "step 3 has been applied: Completion, Roster.",
+            "step 3 has been applied: Completion, SchedulerState.",
         ],
         "blue",
     )

@@ -64,7 +64,7 @@ def test_equal_submissions_and_results_give_equal_plans() -> None:
 
 def plan_by_rows(self: Scheduler, draft: Draft, *, decode: bool) -> None:
     """Scheduler._plan_running without a way of its own for rows that only go on."""
-    for request in tuple(self.roster.running):
+    for request in tuple(self.state.running):
         remaining = request.remaining
         if draft.budget == 0 or request.status is not Status.RUNNING:
             continue

@@ -284,16 +284,16 @@ class Simulator:
         for request in requests:
             assert request.in_flight == expected_in_flight.get(id(request), 0)
             self._check_request(request, placeholders.get(id(request), 0))
-        slots = [r.slot for r in requests if r.slot >= 0] + self.scheduler.roster.free_slots
+        slots = [r.slot for r in requests if r.slot >= 0] + self.scheduler.state.free_slots
         assert sorted(slots) == list(range(self.shape.max_num_seqs)), "a slot is lost or doubled"
         waiting = sum(r.status is Status.WAITING for r in requests)
         assert self.scheduler.num_waiting == waiting
         assert self.scheduler.num_running == sum(r.status is Status.RUNNING for r in requests)
-        assert len(self.scheduler.roster.waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
+        assert len(self.scheduler.state.waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
         clients = {r.spec.client for r in requests}
         for heap in (
-            self.scheduler.roster.waiting._clients,
-            self.scheduler.roster.waiting.shares._clients._least,
+            self.scheduler.state.waiting._clients,
+            self.scheduler.state.waiting.shares._clients._least,
         ):
             assert len(heap) <= 3 * len(clients) + 65, "clients are hoarded"
 
@@ -388,7 +388,7 @@ class Simulator:
         counters = self.scheduler.counters
         kept = sum(len(r.tokens) - r.dropped for r in self.records.values())
         assert counters.generated - counters.discarded == kept, "tokens are miscounted"
-        queue = self.scheduler.roster.waiting
+        queue = self.scheduler.state.waiting
         assert not queue.shares.served and not queue._ranked, "a client is remembered for nothing"
 
     def total(self) -> Tally:

@@ -35,7 +35,7 @@ class SchedulerCounters:
     not_a_number: int = 0  # requests ended because their logits were not finite numbers
 
 
-class Roster:
+class SchedulerState:
     """All unfinished requests, over one BlockPool."""
 
     def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
