@@ -4,7 +4,7 @@ Invariant: everything indexed has been computed by steps that were applied. Only
 hash; a block has at most one hash, a hash may name several blocks. The last, partly filled block of
 a request that has ended is a *tail*: it is indexed by the prefix before it and its valid tokens,
 without a hash. Full blocks are shared; from a block that matches only in part the beginning is
-copied (`match_head`), because the rest of it belongs to another request.
+copied (`match_partial`), because the rest of it belongs to another request.
 
 Hashes are chained 128-bit xxh3: the root is H(seed, salt), a block's is H(parent, its tokens), so a
 hash identifies a whole prefix. The seed is random per process unless fixed, and tokens are compared
@@ -25,7 +25,7 @@ from quire.engine.scheduling.token_bytes import packed
 _TOKEN_BYTES = 4
 
 
-class Head(NamedTuple):
+class PartialMatch(NamedTuple):
     """A block whose first `num_tokens` tokens match."""
 
     block: int
@@ -144,9 +144,9 @@ class PrefixCache:
         first = max(best - needed, 0)
         return [*[0] * first, *found[first:best]]
 
-    def match_head(
+    def match_partial(
         self, hashes: Sequence[bytes], salt: bytes, token_ids: Sequence[int], index: int
-    ) -> Head | None:
+    ) -> PartialMatch | None:
         """The block, full or a tail, that follows the same prefix and shares the most leading
         tokens with block `index` of token_ids; None if no block shares any. No reference is taken.
         The last of token_ids does not count: it is left to compute.
@@ -161,11 +161,11 @@ class PrefixCache:
         begin, last = index * self.block_size, len(token_ids) - 1
         wanted = packed(token_ids[begin : min(begin + self.block_size, last)])
         place = bisect_left(children, (wanted, 0))
-        best = Head(0, 0)
+        best = PartialMatch(0, 0)
         for tokens, block in children[max(place - 1, 0) : place + 1]:
             equal = _num_equal(tokens, wanted)
             if equal > best.num_tokens:
-                best = Head(block, equal)
+                best = PartialMatch(block, equal)
         return best if best.num_tokens else None
 
     def register(

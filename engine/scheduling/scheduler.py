@@ -41,7 +41,7 @@ from quire.engine.scheduling.plan import (
     StepResult,
     new_row,
 )
-from quire.engine.scheduling.prefix_cache import Head
+from quire.engine.scheduling.prefix_cache import PartialMatch
 from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.scheduler_state import SchedulerState
 
@@ -275,8 +275,8 @@ class Scheduler:
             draft.starved = True
             return False
         hits = fork is None and not request.prompt_logprobs_left
-        if hits and (head := self._hold_head(request, shared, fresh, draft)) is not None:
-            source, computed = head.block, computed + head.num_tokens
+        if hits and (match := self._hold_partial(request, shared, fresh, draft)) is not None:
+            source, computed = match.block, computed + match.num_tokens
         if request.cached_tokens < 0:
             self._start(request, computed, fork)
         self.state.admit(request, shared, computed)
@@ -311,23 +311,23 @@ class Scheduler:
         (cache.hash_known if reach is None else cache.extend_hashes)(hashes, salt, known, limit)
         return cache.match(hashes[:limit], known, reach)
 
-    def _hold_head(
+    def _hold_partial(
         self, request: Request, shared: Sequence[int], fresh: int, draft: Draft
-    ) -> Head | None:
+    ) -> PartialMatch | None:
         """A block from which to copy the tokens that follow the shared blocks, leaving at least one
         token to compute. It is held until the plan is made; None if there is no block to spare."""
         cache, known = self.pool.prefix_cache, request.token_ids
         salt = request.spec.cache_salt
-        head = cache.match_head(request.block_hashes, salt, known, len(shared))
-        if head is None:
+        match = cache.match_partial(request.block_hashes, salt, known, len(shared))
+        if match is None:
             return None
-        held = [head.block]
+        held = [match.block]
         if not self.pool.has_room(fresh, (*shared, *held)):
             return None
         self.pool.share(held)
         draft.held += held
-        self.counters.head_copies += 1
-        return head
+        self.counters.partial_copies += 1
+        return match
 
     def _start(self, request: Request, computed: int, fork: Request | None) -> None:
         """Counters and the `started` output of a request that is scheduled for the first time."""

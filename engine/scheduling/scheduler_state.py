@@ -24,7 +24,7 @@ class SchedulerCounters:
     prefill_computed: int = 0
     prefix_queried: int = 0
     prefix_hit: int = 0
-    head_copies: int = 0  # admissions that copied the beginning of a block
+    partial_copies: int = 0  # admissions that copied the beginning of a block
     preemptions: int = 0
     generated: int = 0
     discarded: int = 0

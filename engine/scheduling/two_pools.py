@@ -178,7 +178,7 @@ class TwoPoolScheduler(Scheduler):
             draft.starved = True
             return False
         if fork is None and not request.prompt_logprobs_left:
-            found = self._hold_heads(request, found, draft)
+            found = self._hold_partials(request, found, draft)
         fresh, windowed = self._fresh(request, found, draft)
         if request.cached_tokens < 0:
             self._start(request, found.computed, fork)
@@ -217,24 +217,24 @@ class TwoPoolScheduler(Scheduler):
         columns = len(windowed)
         return Found(full[:columns], windowed, columns * self.pool.block_size)
 
-    def _hold_heads(self, request: Request, found: Found, draft: Draft) -> Found:
+    def _hold_partials(self, request: Request, found: Found, draft: Draft) -> Found:
         """The same with a block of each pool to copy what follows from, held until the plan is
         made; unchanged where there are none, or the blocks do not suffice for that."""
         where = request.block_hashes, request.spec.cache_salt, request.token_ids, len(found.full)
-        head = self.pool.prefix_cache.match_head(*where)
-        other = self.window_pool.prefix_cache.match_head(*where)
-        if head is None or other is None:
+        match = self.pool.prefix_cache.match_partial(*where)
+        other = self.window_pool.prefix_cache.match_partial(*where)
+        if match is None or other is None:
             return found
-        more = min(head.num_tokens, other.num_tokens)
-        sources = head.block, other.block
+        more = min(match.num_tokens, other.num_tokens)
+        sources = match.block, other.block
         grown = found._replace(computed=found.computed + more, sources=sources)
         if not self._fits(request, grown, draft):
             return found
         self.pool.share(sources[:1])
         self.window_pool.share(sources[1:])
-        draft.held.append(head.block)
+        draft.held.append(match.block)
         draft.window_held.append(other.block)
-        self.counters.head_copies += 1
+        self.counters.partial_copies += 1
         return grown
 
     def _fresh(self, request: Request, found: Found, draft: Draft) -> tuple[int, int]:

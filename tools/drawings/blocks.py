@@ -70,7 +70,7 @@ def _rules(canvas: Canvas) -> None:
             "Of one block more the equal first tokens are copied.",
             "At least one token is left: it tells what comes next.",
             "Tokens are compared too, not hashes alone.",
-            "scheduling/prefix_cache.py: match, match_head",
+            "scheduling/prefix_cache.py: match, match_partial",
         ],
         "blue",
     )

@@ -31,8 +31,8 @@ FAULTS = (
     Fault(
         "hits: more counts as copied than is equal",
         _CACHE,
-        "                best = Head(block, equal)\n",
-        "                best = Head(block, len(wanted) // _TOKEN_BYTES)\n",
+        "                best = PartialMatch(block, equal)\n",
+        "                best = PartialMatch(block, len(wanted) // _TOKEN_BYTES)\n",
         _LONGEST,
     ),
     Fault(

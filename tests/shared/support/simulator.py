@@ -63,7 +63,7 @@ class Tally:
     evictions: int = 0
     aborts_in_flight: int = 0
     duplicates: int = 0
-    heads: int = 0  # hits that copied the beginning of a block
+    partial_copies: int = 0  # hits that copied the beginning of a block
     forks: int = 0
     resumed: int = 0
     failures: int = 0
@@ -217,9 +217,9 @@ class Simulator:
         if plan is not None:
             self._check_plan(plan)
             self._check_copies(plan)
-            heads = self.scheduler.counters.head_copies
-            self.tally.forks += len(plan.copies) - (heads - self.tally.heads)
-            self.tally.heads = heads
+            copies = self.scheduler.counters.partial_copies
+            self.tally.forks += len(plan.copies) - (copies - self.tally.partial_copies)
+            self.tally.partial_copies = copies
             if self.log is not None:
                 self.log.append(_signature(plan))
         return plan
