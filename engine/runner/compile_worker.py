@@ -27,7 +27,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.runner import exact_mode, head_start
+from quire.engine.runner import early_start, exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -183,7 +183,7 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled]
 
 def main() -> int:
     """Do what the line on standard input says."""
-    head_start.digest_compiler()
+    early_start.digest_compiler()
     orders = Orders.read(sys.stdin.readline())
     return int(not compile_all(orders, _tell))
 

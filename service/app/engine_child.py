@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from quire.engine.loop import garbage
 from quire.engine.parallel.process import Program
-from quire.engine.runner import compile_process, head_start
+from quire.engine.runner import compile_process, early_start
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
@@ -30,8 +30,8 @@ def main(log_format: str, log_level: str, ranks: str, connection: str, mark: str
     program = Program(rank, ahead=min(int(ranks), _MAX_AHEAD))
     if sees_gpu(os.environ):
         compile_process.start_early()
-        head_start.start_driver()
-        head_start.start_digest()
+        early_start.start_driver()
+        early_start.start_digest()
     from quire.engine.client import process_main  # numpy: beside what has begun
 
     process_main.run(partial(_load, program), int(connection), int(mark), logs.flush)
@@ -44,7 +44,7 @@ def _load(rank_program: Program) -> "Builder":
     from quire.service.constraints.matcher_batch import THREADS
 
     if sees_gpu(os.environ):
-        head_start.digest_beside()
+        early_start.digest_beside()
     return partial(build_engine, matchers=Grammars(THREADS), rank_program=rank_program)
 
 

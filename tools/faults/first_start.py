@@ -5,7 +5,7 @@ from faults.fault import Fault
 CACHE = "tests/engine/runner/test_compiled_cache.py::test_"
 SEALED = "tests/kernels/test_sealed.py::test_"
 AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
-HEAD = "tests/engine/runner/test_head_start.py::test_"
+HEAD = "tests/engine/runner/test_early_start.py::test_"
 BESIDE = "tests/engine/startup/test_sized_beside.py::test_"
 
 FAULTS = (
