@@ -21,8 +21,8 @@ from quire.engine.model.config import (
 from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.gpt2 import Gpt2
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Ops, has_experts, has_fp8, has_fp8_experts
 from quire.kernels.support import (
     BLOCK_SIZES,
@@ -34,7 +34,7 @@ from quire.kernels.support import (
 
 Model = CausalModel
 
-_MODELS: dict[str, Callable[[Setting, ModelConfig], CausalModel]] = {
+_MODELS: dict[str, Callable[[BuildContext, ModelConfig], CausalModel]] = {
     QWEN3: partial(Decoder, spec=qwen3.ATTENTION),
     QWEN3_MOE: partial(Decoder, spec=qwen3_moe.ATTENTION),
     QWEN2: partial(Decoder, spec=qwen2.ATTENTION),
@@ -67,8 +67,8 @@ def build_model(
     _check_kernels(config, dtype, device)
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
-        setting = Setting(ops, world or World(), dtype, device, config.fp8, int8)
-        model = _MODELS[config.architecture](setting, config)
+        context = BuildContext(ops, world or World(), dtype, device, config.fp8, int8)
+        model = _MODELS[config.architecture](context, config)
     model.int8 = int8
     if config.fp8 is not None:
         check_skipped(config.fp8.skipped, (placement.name for placement in model.placements()))

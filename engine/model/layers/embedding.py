@@ -6,9 +6,9 @@ Invariant: rows beyond the vocabulary are zero and their logits never leave this
 import torch
 from torch import Tensor
 
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.residual import Stream, residual_norm
-from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.weight_formats import table_format
 from quire.kernels.ops import Ops
 
@@ -16,12 +16,14 @@ from quire.kernels.ops import Ops
 class VocabTable:
     """A [vocabulary, hidden] matrix, this rank's ids of it. Serves as embedding, head, or both."""
 
-    def __init__(self, setting: Setting, module: str, vocab_size: int, hidden_size: int) -> None:
-        self._ops, self._world = setting.ops, setting.world
+    def __init__(
+        self, context: BuildContext, module: str, vocab_size: int, hidden_size: int
+    ) -> None:
+        self._ops, self._world = context.ops, context.world
         self._vocab_size = vocab_size
         self.module = module
-        self.ids, rows = setting.world.split_vocab(vocab_size)
-        fmt = table_format(setting)
+        self.ids, rows = context.world.split_vocab(vocab_size)
+        fmt = table_format(context)
         table, mine = fmt.new(rows, hidden_size), length(self.ids)
         self.weight = fmt.operand(table)
         self.weight[mine:] = 0

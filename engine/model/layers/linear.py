@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.residual import Stream, residual_norm
-from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.weight import Quantized
@@ -49,13 +49,13 @@ class ColumnParallelLinear:
     """
 
     def __init__(
-        self, setting: Setting, parts: Sequence[Part], inputs: int, *, bias: bool = False
+        self, context: BuildContext, parts: Sequence[Part], inputs: int, *, bias: bool = False
     ) -> None:
-        fmt = weight_format(setting, [part.module for part in parts])
+        fmt = weight_format(context, [part.module for part in parts])
         self.module = parts[0].module
         rows = sum(length(part.rows) for part in parts)
         self.weight = fmt.new(rows, inputs)
-        self.bias = setting.new(rows) if bias else None
+        self.bias = context.new(rows) if bias else None
         self._linear, self._operand = fmt.linear(), fmt.operand(self.weight)
         self.placements: list[Placement] = []
         begin = 0
@@ -95,7 +95,7 @@ class RowParallelLinear:
 
     def __init__(
         self,
-        setting: Setting,
+        context: BuildContext,
         module: str,
         outputs: int,
         inputs: int,
@@ -103,14 +103,14 @@ class RowParallelLinear:
         *,
         bias: bool = False,
     ) -> None:
-        fmt = weight_format(setting, [module])
-        self._ops, self._world = setting.ops, setting.world
+        fmt = weight_format(context, [module])
+        self._ops, self._world = context.ops, context.world
         self.module = module
         self.weight = fmt.new(outputs, length(cols))
         self._linear, self._operand = fmt.linear(), fmt.operand(self.weight)
         shape, rows = (outputs, inputs), slice(0, outputs)
         self.placements = fmt.placements(module, shape, self.weight, rows, cols)
-        self.bias = setting.new(outputs) if bias else None
+        self.bias = context.new(outputs) if bias else None
         if self.bias is not None:
             self.placements.append(whole(f"{module}.bias", self.bias))
 

@@ -6,6 +6,7 @@ Invariant: both kinds norm the residual first and give it back with what they ma
 from torch import Tensor
 
 from quire.engine.model.config import Experts
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.linear import (
     ColumnParallelLinear,
     Part,
@@ -16,7 +17,6 @@ from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.quantized import check_begins_block
 from quire.engine.model.layers.residual import Stream, residual_norm
-from quire.engine.model.layers.setting import Setting
 from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.ops import ExpertOps, has_expert_row, has_experts
@@ -29,16 +29,22 @@ class DenseMlp:
     one matrix, gate_up_proj."""
 
     def __init__(
-        self, setting: Setting, module: str, hidden: int, intermediate: int, *, merged: bool = False
+        self,
+        context: BuildContext,
+        module: str,
+        hidden: int,
+        intermediate: int,
+        *,
+        merged: bool = False,
     ) -> None:
-        inner = setting.world.split(intermediate, "intermediate_size")
+        inner = context.world.split(intermediate, "intermediate_size")
         parts = [Part(f"{module}.{name}_proj", intermediate, inner) for name in ("gate", "up")]
         if merged:
             parts = stored_as_one(f"{module}.gate_up_proj", [(intermediate, inner)] * 2)
-        self.gate_up = ColumnParallelLinear(setting, parts, hidden)
+        self.gate_up = ColumnParallelLinear(context, parts, hidden)
         if self.gate_up.weight.is_fp8:  # kernels look for up's scales in blocks of their own
             check_begins_block(length(inner), f"{module}.up_proj")
-        self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
+        self.down = RowParallelLinear(context, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
         both = self.gate_up.weight.is_fp8 and self.down.weight.is_fp8
         self._after = {"silu": True, "narrow": True} if both else {"silu": True}
@@ -57,18 +63,18 @@ class ExpertsMlp:
     """A router and its experts, of which each token takes a few. Each rank holds a part of every
     expert's width; the router is whole on each."""
 
-    def __init__(self, setting: Setting, module: str, hidden: int, experts: Experts) -> None:
-        ops = setting.ops
+    def __init__(self, context: BuildContext, module: str, hidden: int, experts: Experts) -> None:
+        ops = context.ops
         assert has_experts(ops)  # the registry refuses a device without them
         self._ops: ExpertOps = ops
-        self._world = setting.world
+        self._world = context.world
         self._experts = experts
         width, count = experts.intermediate_size, experts.count
-        inner = setting.world.split(width, "moe_intermediate_size")
+        inner = context.world.split(width, "moe_intermediate_size")
         held = length(inner)
         modules = [f"{module}.experts.{index}" for index in range(count)]
-        fmt = weight_format(setting, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
-        self.router = setting.new(count, hidden)
+        fmt = weight_format(context, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
+        self.router = context.new(count, hidden)
         self.gate_up = fmt.new(count, 2 * held, hidden)
         self.down = fmt.new(count, hidden, held)
         self._mix = fmt.mix_experts()

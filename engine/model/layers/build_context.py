@@ -1,4 +1,4 @@
-"""What all layers of a model are built with."""
+"""What every layer of a model is built with: operations, ranks, dtype, device, format."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from quire.kernels.ops import Ops
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """Who computes, among whom a layer is shared, and what its parameters are kept in.
+class BuildContext:
+    """The operations, the ranks that share a layer, and how its parameters are stored.
 
     transposed: a checkpoint holds the products' matrices as [inputs, outputs].
     """
