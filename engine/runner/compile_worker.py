@@ -35,8 +35,8 @@ from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
 from quire.kernels.linear import all_reduce_norm
+from quire.kernels.meta_shapes import MetaShapes
 from quire.kernels.offline import Kernel
-from quire.kernels.outlines import Outlines
 from quire.kernels.support import NARROW
 from quire.kernels.triton_ops import TritonOps
 
@@ -134,7 +134,7 @@ def one_of_each_kind(shape: ModelConfig) -> ModelConfig:
 
 def kernels_of(launches: Launches) -> dict[str, Kernel]:
     """Each kernel that is not compiled yet, by its name and what it is specialised to."""
-    with offline.noted() as kernels, Outlines():
+    with offline.noted() as kernels, MetaShapes():
         launches()
     return kernels
 

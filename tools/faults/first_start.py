@@ -111,7 +111,7 @@ FAULTS = (
     Fault(
         "first start: what there is to compile is found with torch's compiler",
         "engine/runner/compile_worker.py",
-        "with offline.noted() as kernels, Outlines():",
+        "with offline.noted() as kernels, MetaShapes():",
         "with offline.noted() as kernels:",
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),
@@ -124,10 +124,10 @@ FAULTS = (
     ),
     Fault(
         "first start: a shape is found that torch does not find",
-        "kernels/outlines.py",
+        "kernels/meta_shapes.py",
         "and all(size in (1, most) for size, most in sizes)",
         "",
-        ("tests/kernels/test_outlines.py::test_what_is_not_as_simple_is_left_to_torch",),
+        ("tests/kernels/test_meta_shapes.py::test_what_is_not_as_simple_is_left_to_torch",),
     ),
     Fault(
         "first start: forks outlive the engine",
