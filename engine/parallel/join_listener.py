@@ -19,8 +19,8 @@ from quire.engine.parallel import handshake
 from quire.engine.parallel.frame_channel import FrameChannel, Kind
 from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.network import host_of, kept_alive
+from quire.engine.parallel.node_config import NodeConfig, difference, unpack
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms, difference, unpack
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class _PendingPeer:
         """Whether the whole opening has arrived. Raises RankError for what is no opening."""
         if len(self.data) < handshake.OPENING_BYTES:
             return False
-        return len(self.data) >= handshake.OPENING_BYTES + handshake.terms_length(self.data)
+        return len(self.data) >= handshake.OPENING_BYTES + handshake.config_length(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,15 @@ class JoinListener:
         self,
         listener: socket.socket,
         secret: Secret,
-        terms: Terms,
+        node_config: NodeConfig,
         places: Iterable[tuple[int, int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """listener: non-blocking; closed by this class. places: (node, rank) of each expected
-        connection. terms: this node's, which theirs must equal."""
+        connection. node_config: this node's, which theirs must equal."""
         self._listener = listener
         self._secret = secret
-        self._terms = terms
+        self._node_config = node_config
         self._clock = clock
         self._missing = set(places)
         self._members: dict[tuple[int, int], JoinedPeer] = {}
@@ -161,11 +161,11 @@ class JoinListener:
     def _verify(self, peer: _PendingPeer) -> None:
         """Handle a whole opening. Raises RankError for a peer without the secret, and ConfigError
         for a node that is incompatible with this one."""
-        length = handshake.OPENING_BYTES + handshake.terms_length(peer.data)
+        length = handshake.OPENING_BYTES + handshake.config_length(peer.data)
         if len(peer.data) > length:
             raise RankError("it goes on without being asked")
         heard = handshake.opened(self._secret, peer.greeting, peer.data)
-        terms = unpack(heard.terms)
+        node_config = unpack(heard.node_config)
         connection, channel = peer.connection, FrameChannel(peer.connection)
         with contextlib.suppress(OSError):  # a lost peer is noticed later
             connection.sendall(handshake.accepted(self._secret, peer.greeting, peer.data))
@@ -179,7 +179,7 @@ class JoinListener:
         member = JoinedPeer(heard.node, heard.rank, connection, peer.address)
         self._members[heard.node, heard.rank] = member
         self._missing.remove((heard.node, heard.rank))
-        words = difference(self._terms, terms, heard.node)
+        words = difference(self._node_config, node_config, heard.node)
         if words is not None:
             raise ConfigError(words)
         _tell(channel, Kind.JOINED, "")

@@ -70,7 +70,7 @@ class Joining:
         if not handshake.is_hello(greeting):
             raise ConfigError(f"{self._where}: what listens there is no node 0 of Quire's")
         head = handshake.said_of(said)
-        data = handshake.signed(self._secret, greeting, head, said.terms)
+        data = handshake.signed(self._secret, greeting, head, said.node_config)
         connection.sendall(data)
         answer = _exactly(connection, handshake.ANSWER_BYTES)
         if not handshake.is_accepted(answer):

@@ -22,8 +22,8 @@ from quire.engine.parallel import process
 from quire.engine.parallel.frame_channel import FrameChannel, Kind, values_of
 from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.joining import Joining
+from quire.engine.parallel.node_config import NodeConfig, pack
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms, pack
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def places(config: EngineConfig) -> list[tuple[int, int]]:
 
 def follow(
     config: EngineConfig,
-    terms: Terms,
+    node_config: NodeConfig,
     secret: Secret,
     program: Sequence[str],
     on_joined: Callable[[], None] = lambda: None,
@@ -63,7 +63,7 @@ def follow(
     with contextlib.ExitStack() as open_ones:
         connections: dict[int, socket.socket] = {}
         for rank in own:
-            opening = Opening(config.node_rank, rank, pack(terms))
+            opening = Opening(config.node_rank, rank, pack(node_config))
             connections[rank] = open_ones.enter_context(joining.connect(opening))
         on_joined()
         open_ones.callback(_kill, processes)

@@ -119,7 +119,7 @@ def _one_model(values: dict[str, Any]) -> dict[str, Any]:
 def _settings(values: dict[str, Any]) -> Settings:
     config: Path | None = values.get("config")
     flags = given(values)
-    return read_settings(torchrun.terms(os.environ) | flags, os.environ, config)
+    return read_settings(torchrun.options(os.environ) | flags, os.environ, config)
 
 
 def _serve(values: dict[str, Any]) -> int:

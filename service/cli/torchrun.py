@@ -24,7 +24,7 @@ _OPTIONS = {
 _NUMBERS = ("nnodes", "node_rank", "master_port")
 
 
-def terms(environment: Mapping[str, str]) -> dict[str, Any]:
+def options(environment: Mapping[str, str]) -> dict[str, Any]:
     """Options by name, but for those that a QUIRE_ variable sets. Raises ConfigError."""
     if _MARK not in environment or environment.get(_NODES, "1") == "1":
         return {}

@@ -54,7 +54,7 @@ FAULTS = (
     Fault(
         "nodes: what they are to have in common is not looked at",
         "engine/parallel/join_listener.py",
-        "        words = difference(self._terms, terms, heard.node)\n",
+        "        words = difference(self._node_config, node_config, heard.node)\n",
         "        words = None\n",
         (JOINING + "a_node_with_other_terms_is_refused_on_both_sides",),
     ),
@@ -85,7 +85,7 @@ FAULTS = (
         "environment.pop(VARIABLE, None)",
         "environment.get(VARIABLE)",
         (
-            "tests/engine/parallel/test_secret_and_terms.py::test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves",
+            "tests/engine/parallel/test_secret_and_node_config.py::test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves",
         ),
     ),
 )

@@ -18,13 +18,13 @@ from quire.engine.errors import ConfigError, ModelError, RankError
 from quire.engine.parallel import follower, network, node, ranks
 from quire.engine.parallel.frame_channel import FrameChannel, Kind
 from quire.engine.parallel.join_listener import JoinListener
+from quire.engine.parallel.node_config import NodeConfig
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms
 
 SECRET = Secret(b"what the nodes have in common")
-TERMS: Terms = {"Quire": "1"}
+NODE_CONFIG: NodeConfig = {"Quire": "1"}
 # Ranks 0 and 1 here, 2 and 3 there. They need no torch: `say(kind, **values)`, `hear()`, `asked`.
 _BEGIN = """
 import os, socket, sys, time
@@ -51,11 +51,11 @@ class Cluster:
         program = [sys.executable, "-P", "-c", _BEGIN + body]
         self.lost = threading.Event()
         self.node: Future[int] = pool.submit(
-            node.follow, both.replace(node_rank=1), TERMS, SECRET, program
+            node.follow, both.replace(node_rank=1), NODE_CONFIG, SECRET, program
         )
         self.ranks = Ranks(Program(program), 4, self.lost.set, here=2)
         self.ranks.take_in(
-            JoinListener(listener, SECRET, TERMS, node.places(both)).gather(PATIENCE)
+            JoinListener(listener, SECRET, NODE_CONFIG, node.places(both)).gather(PATIENCE)
         )
         self.ranks.build({}, 1)
 
