@@ -99,7 +99,7 @@ def build(builder: Builder, channel: FrameChannel, model: str | None = None) -> 
     torch.set_num_threads(asked["threads"])
     rank = asked["rank"]
 
-    def meet() -> World:
+    def rendezvous() -> World:
         exchange = exchange_of(config, ChannelStore(channel), rank, asked["address"])
         return World(rank, config.tensor_parallel_size, exchange)
 
@@ -110,7 +110,7 @@ def build(builder: Builder, channel: FrameChannel, model: str | None = None) -> 
         channel.send_json(Kind.SIZED, blocks=blocks, fingerprint=fingerprint)
         return int(channel.expect(Kind.BLOCKS)["blocks"])
 
-    follower = builder(config, rank, meet, progress, agree)
+    follower = builder(config, rank, rendezvous, progress, agree)
     _say_memory(follower, channel)
     channel.send_json(Kind.READY)
     return follower

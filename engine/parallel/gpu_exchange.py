@@ -64,7 +64,7 @@ def over_nccl(
             log.warning("the ranks exchange over NCCL alone, which is slower: %s", reason)
         return DeviceExchange(communicator, None)
     inbox: symmetric.Inbox | None = None
-    with symmetric.meeting_place(store, rank, size) as place:
+    with symmetric.rendezvous_store(store, rank, size) as place:
         # Nobody asks for the place any more: what comes may hold rank 0's interpreter.
         communicator.gather(torch.zeros(1, device=device)).sum().item()
         try:

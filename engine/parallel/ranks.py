@@ -29,7 +29,7 @@ from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
 
-MEETING_SECONDS = 300.0  # for all ranks to meet
+RENDEZVOUS_SECONDS = 300.0  # for all ranks to meet
 ASK_SECONDS = 5.0  # a node that says nothing for so long is asked whether it is there
 MAX_ASKED = 6  # times in a row without an answer; none is counted while this process is stopped
 NOTICE_SECONDS = 20.0  # for rank 0 to notice by itself, while it is built, that another is lost
@@ -138,7 +138,7 @@ class Ranks:
         shares = [rank.said[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.said]
         return min((float(one["share"]) for one in shares), default=1.0)
 
-    def meet(self, make: Callable[[Store], Any], seconds: float = MEETING_SECONDS) -> Any:
+    def rendezvous(self, make: Callable[[Store], Any], seconds: float = RENDEZVOUS_SECONDS) -> Any:
         """What `make` returns, which waits for all of them at a store. Raises what has gone wrong,
         and RankError for ranks that do not come within `seconds`."""
         results: list[Any] = []
@@ -153,7 +153,7 @@ class Ranks:
             with self._changed:
                 self._changed.notify_all()
 
-        threading.Thread(target=run, name="quire-meeting", daemon=True).start()
+        threading.Thread(target=run, name="quire-rendezvous", daemon=True).start()
         with self._changed:
             while not results:
                 self.check()
@@ -164,7 +164,7 @@ class Ranks:
         return results[0]
 
     def _missing(self) -> str:
-        """Who has not come to the meeting; where all have, all: they do not find one another."""
+        """Who has not come to the rendezvous; if all have, all of them: they cannot reach one another."""
         numbers = [rank.number for rank in self._ranks if not rank.came]
         return "rank " + ", ".join(map(str, numbers or range(self.size)))
 

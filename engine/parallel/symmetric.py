@@ -37,7 +37,7 @@ _LIMIT = timedelta(seconds=60)  # of one rank's waiting for another that has fai
 
 
 @contextlib.contextmanager
-def meeting_place(store: Store, rank: int, size: int) -> Iterator[Store]:
+def rendezvous_store(store: Store, rank: int, size: int) -> Iterator[Store]:
     """A store in a file. All ranks must have met when rank 0 leaves. store: any, for the place."""
     if rank == 0:
         folder = tempfile.mkdtemp(prefix="quire-")  # its owner's alone

@@ -79,10 +79,12 @@ def _join_listener(config: EngineConfig, node_config: NodeConfig) -> JoinListene
     return JoinListener(listener, secret, node_config, node.places(config))
 
 
-def meet(config: EngineConfig, ranks: Ranks) -> World:
-    """Rank 0's place, once it can exchange with the others."""
+def rendezvous(config: EngineConfig, ranks: Ranks) -> World:
+    """Rank 0's World, once all ranks can exchange tensors."""
     address = ranks.address
-    return World(0, ranks.size, ranks.meet(lambda store: exchange_of(config, store, 0, address)))
+    return World(
+        0, ranks.size, ranks.rendezvous(lambda store: exchange_of(config, store, 0, address))
+    )
 
 
 def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:

@@ -125,7 +125,7 @@ def test_who_is_lost_before_the_ranks_meet_ends_the_meeting(
     loss = Loss()
     ranks = started("sys.exit(3)", on_loss=loss)
     with pytest.raises(RankError, match="ended by exit code 3"):
-        ranks.meet(lambda store: store.get("never"))
+        ranks.rendezvous(lambda store: store.get("never"))
     assert loss.told.wait(PATIENCE)
     assert "ended by exit code 3: without it nothing can be computed" in caplog.text
     ranks.end()
@@ -138,7 +138,7 @@ def test_who_does_not_come_to_the_meeting_is_named() -> None:
     )
     assert [ranks.board.get(key) for key in ("r1", "r3")] == ["00", "00"]
     with pytest.raises(RankError, match="rank 2 did not come within 0 s"):
-        ranks.meet(lambda store: store.get("never"), seconds=0)
+        ranks.rendezvous(lambda store: store.get("never"), seconds=0)
     ranks.end()
 
 
