@@ -80,7 +80,7 @@ def serve(builder: Builder, channel: FrameChannel, model: str | None = None) -> 
         if isinstance(error, RankError):
             log.error("%s", error)
             return EXIT_DEAD
-        _say(channel, Kind.REFUSED, error=type(error).__name__, words=str(error))
+        _say(channel, Kind.REFUSED, error=type(error).__name__, message=str(error))
         return EXIT_REFUSED
     except Exception as error:
         error_id = secrets.token_hex(4)

@@ -38,10 +38,10 @@ class Kind(IntEnum):
     SIZED = 9  # {blocks, fingerprint}: weights are there, and so many blocks fit
     READY = 10  # {}
     MEMORY = 11  # {allocated, peak}, bytes
-    REFUSED = 12  # {error, words}: it cannot be built
+    REFUSED = 12  # {error, message}: it cannot be built
     DIED = 13  # {error_id}
     MASKS = 14  # of the step before, if its plan has masked rows
-    JOINED = 15  # {words}: a connection of another node is one of the ranks' from here on
+    JOINED = 15  # {message}: a connection of another node is one of the ranks' from here on
     ENDED = 16  # {rank, how}: of a node, one of its processes
     ASKED = 17  # {}: to a node that has been silent, which then says
     ALIVE = 18  # {}: of a node
@@ -55,7 +55,7 @@ _SAID: dict[Kind, dict[str, type | tuple[type, ...]]] = {
     Kind.SIZED: {"blocks": int, "fingerprint": str},
     Kind.READY: {},
     Kind.MEMORY: {"allocated": int, "peak": int},
-    Kind.REFUSED: {"error": str, "words": str},
+    Kind.REFUSED: {"error": str, "message": str},
     Kind.DIED: {"error_id": str},
     Kind.ENDED: {"rank": int, "how": str},
     Kind.ALIVE: {},

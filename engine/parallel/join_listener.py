@@ -170,18 +170,18 @@ class JoinListener:
         with contextlib.suppress(OSError):  # a lost peer is noticed later
             connection.sendall(handshake.accepted(self._secret, peer.greeting, peer.data))
         self._forget(peer)
-        words = self._misplaced(heard)
-        if words is not None:
-            log.warning("%s: %s", peer.address, words)
-            _tell(channel, Kind.REFUSED, words)
+        message = self._misplaced(heard)
+        if message is not None:
+            log.warning("%s: %s", peer.address, message)
+            _tell(channel, Kind.REFUSED, message)
             connection.close()
             return
         member = JoinedPeer(heard.node, heard.rank, connection, peer.address)
         self._members[heard.node, heard.rank] = member
         self._missing.remove((heard.node, heard.rank))
-        words = difference(self._node_config, node_config, heard.node)
-        if words is not None:
-            raise ConfigError(words)
+        message = difference(self._node_config, node_config, heard.node)
+        if message is not None:
+            raise ConfigError(message)
         _tell(channel, Kind.JOINED, "")
         self._selector.register(connection, selectors.EVENT_READ, member)
         if heard.rank == NO_RANK:
@@ -220,10 +220,10 @@ class JoinListener:
         self._pending.remove(peer)
         self._selector.unregister(peer.connection)
 
-    def _refuse_all(self, words: str) -> None:
+    def _refuse_all(self, message: str) -> None:
         for (_, rank), member in self._members.items():
             if rank == NO_RANK:
-                _tell(FrameChannel(member.connection), Kind.REFUSED, words)
+                _tell(FrameChannel(member.connection), Kind.REFUSED, message)
             member.connection.close()
 
     def _close(self) -> None:
@@ -234,7 +234,7 @@ class JoinListener:
         self._listener.close()
 
 
-def _tell(channel: FrameChannel, kind: Kind, words: str) -> None:
+def _tell(channel: FrameChannel, kind: Kind, message: str) -> None:
     """Few bytes, which an empty socket buffer takes at once. A lost peer is noticed later."""
     with contextlib.suppress(RankError):
-        channel.send_json(kind, words=words)
+        channel.send_json(kind, message=message)

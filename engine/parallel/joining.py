@@ -82,7 +82,7 @@ class Joining:
         except RankError as error:
             raise ConnectionError(str(error)) from error
         if kind is Kind.REFUSED:
-            raise ConfigError(str(values_of(body)["words"]))
+            raise ConfigError(str(values_of(body)["message"]))
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

@@ -106,7 +106,7 @@ def _watch(channel: FrameChannel, processes: _Processes) -> int:
             seconds = GRACE
             _tell(channel, kind, process.how_it_ended(value))
         elif kind is Kind.REFUSED:
-            raise ConfigError(str(values_of(value)["words"]))
+            raise ConfigError(str(values_of(value)["message"]))
 
 
 def _receive(channel: FrameChannel, events: "queue.SimpleQueue[_Event]") -> None:

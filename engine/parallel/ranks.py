@@ -197,14 +197,14 @@ class Ranks:
         for node in self._nodes.values():
             node.tell(Kind.STOP)
 
-    def end(self, words: str = "node 0 ends") -> None:
+    def end(self, message: str = "node 0 ends") -> None:
         """Kill them, and leave nothing of them behind. words: why, for other nodes."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         self.board.close("the ranks end")
         for node in self._nodes.values():
-            node.tell(Kind.REFUSED, words=words)
+            node.tell(Kind.REFUSED, message=message)
         for rank in self._ranks:
             rank.kill()
         for rank in self._ranks:
@@ -253,7 +253,7 @@ class Ranks:
             rank.channel.send_json(Kind.VALUE, value=self.board.get(values["key"]))
         elif kind is Kind.REFUSED:
             error = _REFUSALS.get(values["error"], QuireError)
-            self._fail(error(f"rank {rank.number}: {values['words']}"))
+            self._fail(error(f"rank {rank.number}: {values['message']}"))
         else:
             with self._changed:
                 rank.said[kind] = values
@@ -267,12 +267,12 @@ class Ranks:
             how = f"died by a fault ({died['error_id']})"
         self._without(f"rank {rank.number} ({rank.where}) {how}")
 
-    def _without(self, words: str) -> None:
+    def _without(self, message: str) -> None:
         """A rank or node is lost: end all others too. Before all were ready, rank 0 has a while to
         abort its own build; inside an exchange, which can never complete, it cannot."""
         if self._ending:
             return
-        if not self._fail(RankError(words)):
+        if not self._fail(RankError(message)):
             with self._changed:
                 self._changed.wait_for(lambda: self._ending, NOTICE_SECONDS)
         if self._ending:

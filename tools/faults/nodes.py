@@ -54,14 +54,14 @@ FAULTS = (
     Fault(
         "nodes: what they are to have in common is not looked at",
         "engine/parallel/join_listener.py",
-        "        words = difference(self._node_config, node_config, heard.node)\n",
-        "        words = None\n",
+        "        message = difference(self._node_config, node_config, heard.node)\n",
+        "        message = None\n",
         (JOINING + "a_node_with_other_terms_is_refused_on_both_sides",),
     ),
     Fault(
         "nodes: what keeps the ranks from starting is said on node 0 alone",
         "engine/parallel/ranks.py",
-        "            node.tell(Kind.REFUSED, words=words)\n",
+        "            node.tell(Kind.REFUSED, message=message)\n",
         "            node.channel.end()\n",
         (NODES + "what_keeps_a_rank_from_starting_is_said_on_every_node",),
     ),

@@ -195,7 +195,7 @@ def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
     channel = joining.FrameChannel(came)
-    assert channel.expect(joining.Kind.REFUSED) == {"words": words}
+    assert channel.expect(joining.Kind.REFUSED) == {"message": words}
 
 
 def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
@@ -272,7 +272,7 @@ def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
     with pytest.raises(RankError, match="rank 1 "):
         waiting.members.result(PATIENCE)
     told = joining.FrameChannel(came).expect(joining.Kind.REFUSED)
-    assert told == {"words": "rank 1 (process 7) ended by SIGKILL"}
+    assert told == {"message": "rank 1 (process 7) ended by SIGKILL"}
 
 
 # ---------------------------------------------------------------- the other side

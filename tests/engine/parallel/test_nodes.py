@@ -162,7 +162,7 @@ def test_a_node_that_does_not_answer_takes_all_along(
 
 
 def test_what_keeps_a_rank_from_starting_is_said_on_every_node(pool: ThreadPoolExecutor) -> None:
-    says = "say(Kind.REFUSED, error='ModelError', words='x is missing')\n"
+    says = "say(Kind.REFUSED, error='ModelError', message='x is missing')\n"
     cluster = Cluster(pool, f"if rank == 3:\n    {says}" + STAYS)
     with pytest.raises(ModelError, match="rank 3: x is missing"):
         with ended_on_error(cluster.ranks):

@@ -77,8 +77,12 @@ def test_processes_started_ahead_become_the_first_ranks() -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "words"),
     [
-        ("say(Kind.REFUSED, error='ModelError', words='x is missing')", ModelError, "rank 2: x is"),
-        ("say(Kind.REFUSED, error='exec', words='y')", QuireError, "rank 2: y"),
+        (
+            "say(Kind.REFUSED, error='ModelError', message='x is missing')",
+            ModelError,
+            "rank 2: x is",
+        ),
+        ("say(Kind.REFUSED, error='exec', message='y')", QuireError, "rank 2: y"),
         ("os.kill(os.getpid(), 9)", RankError, r"rank 2 \(process \d+\) ended by SIGKILL"),
         ("say(Kind.DIED, error_id='ab')", RankError, r"rank 2 \(.*\) died by a fault \(ab\)"),
         ("sys.exit(7)", RankError, "ended by exit code 7"),
