@@ -164,7 +164,7 @@ class Ranks:
         return results[0]
 
     def _missing(self) -> str:
-        """Who has not come to the rendezvous; if all have, all of them: they cannot reach one another."""
+        """The ranks that have not come; if all have, all of them: they cannot reach one another."""
         numbers = [rank.number for rank in self._ranks if not rank.came]
         return "rank " + ", ".join(map(str, numbers or range(self.size)))
 
@@ -198,7 +198,7 @@ class Ranks:
             node.tell(Kind.STOP)
 
     def end(self, message: str = "node 0 ends") -> None:
-        """Kill them, and leave nothing of them behind. words: why, for other nodes."""
+        """Kill them, and leave nothing of them behind. message: why, for other nodes."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()

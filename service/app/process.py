@@ -20,7 +20,7 @@ from quire.engine.loop import garbage
 from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.service import malloc_memory
 from quire.service.app.event_loop import new_event_loop
-from quire.service.app.openai_face import lines_to_paste
+from quire.service.app.openai_frontend import lines_to_paste
 from quire.service.app.placement import LinkMaker
 from quire.service.app.progress import Progress
 from quire.service.app.server import END_SECONDS, Server

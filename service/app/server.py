@@ -27,10 +27,10 @@ from quire.service.app import ports
 from quire.service.app.admission_bounds import limits, policy
 from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
-from quire.service.app.gateway_face import gateway_listener
+from quire.service.app.gateway_frontend import gateway_listener
 from quire.service.app.health import Health
 from quire.service.app.listener import Keeper, Listener
-from quire.service.app.openai_face import Parts, open_face
+from quire.service.app.openai_frontend import Parts, open_frontend
 from quire.service.app.reflection import add_reflection
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.hosts import is_loopback
@@ -308,7 +308,7 @@ class Server:
         options, where a port that is in use is only logged."""
         if sockets is None and not self._settings.service.http_port:
             return
-        self._http = await open_face(self._settings.service, self._parts(), sockets)
+        self._http = await open_frontend(self._settings.service, self._parts(), sockets)
         self.http_port = 0 if self._http is None else self._http.port
 
     def _parts(self) -> Parts:

@@ -1,7 +1,7 @@
 """One HTTP request in place of a gRPC context: who calls, with which headers.
 
 Invariant: clients are known by the names that they have over gRPC (their key, their certificate,
-their address), so limits, shares and logs see one client, whichever face it uses.
+their address), so limits, shares and logs see one client, whichever API it uses.
 """
 
 import ssl

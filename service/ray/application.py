@@ -36,10 +36,10 @@ def application(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> Any:
     else:
         options["num_replicas"] = plan.replicas
     engines = serve.deployment(kind, **options).bind(plan)
-    face = serve.deployment(
+    ingress = serve.deployment(
         Ingress,
         name="ingress",
         max_ongoing_requests=_MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
     )
-    return face.bind(plan, engines)
+    return ingress.bind(plan, engines)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from quire.service.errors import Refusal, clip
 from quire.service.ray.application_plan import Plan
-from quire.service.ray.openai_face import OpenAIFace
+from quire.service.ray.openai_frontend import OpenAIFrontend
 from quire.service.ray.streams import Streams
 from quire.v1 import inference_pb2 as pb
 
@@ -27,7 +27,7 @@ class Ingress:
     def __init__(self, plan: Plan, engines: Any) -> None:
         """engines: the handle of their deployment."""
         self._streams = Streams(engines)
-        self._openai = OpenAIFace(self._streams, plan)
+        self._openai = OpenAIFrontend(self._streams, plan)
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: Any

@@ -1,6 +1,6 @@
 """The contract's Constraint, checked and as the engine takes it.
 
-Invariant: a function of the message alone: whoever makes one (a face, a tool's schema) gets the
+Invariant: a function of the message alone: whoever makes one (an API, a tool's schema) gets the
 same words of refusal.
 """
 

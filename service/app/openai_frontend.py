@@ -39,7 +39,7 @@ log = logging.getLogger("quire.service")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the face shares with gRPC. max_body: bytes. connections: at most so many."""
+    """What the HTTP API shares with gRPC. max_body: bytes. connections: at most so many."""
 
     servicer: InferenceServicer
     access_control: AccessControl
@@ -56,7 +56,7 @@ class Parts:
     connections: int
 
 
-async def open_face(
+async def open_frontend(
     service: ServiceConfig, parts: Parts, sockets: Sequence[socket.socket] | None = None
 ) -> HttpServer | None:
     """sockets: that listen already; default: by the options. None: the port is not to be had."""

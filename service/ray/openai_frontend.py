@@ -82,7 +82,7 @@ class _Answer(Response):
         await self._reply(scope, receive, send)
 
 
-class OpenAIFace:
+class OpenAIFrontend:
     """Of one ingress."""
 
     def __init__(self, streams: "Streams", plan: Plan) -> None:

@@ -8,7 +8,7 @@ import grpc
 from quire.service.app import ports
 from quire.service.app.health import Health
 from quire.service.app.listener import Listener
-from quire.service.app.openai_face import Parts
+from quire.service.app.openai_frontend import Parts
 from quire.service.gateway.servicer import GatewayServicer, handler
 from quire.service.settings import ServiceConfig
 from quire.service.telemetry.counters import Ledger
@@ -26,14 +26,14 @@ def gateway_listener(
     main port. Raises ConfigError where the protos' package or the port is not to be had."""
     assert service.gateway_port is not None
     authenticator = parts.access_control.authenticator
-    face = GatewayServicer(
+    servicer = GatewayServicer(
         parts.servicer, parts.lifecycle, ledger, authenticator, tokenizer, parts.version
     )
     credentials = parts.security.credentials()
 
     def make(port: int) -> tuple[grpc.aio.Server, int]:
         server = new_server()
-        server.add_generic_rpc_handlers((handler(face),))
+        server.add_generic_rpc_handlers((handler(servicer),))
         health.add_to(server)
         host = service.gateway_host
         return server, ports.bind(server, host, port, credentials, "gateway_")
