@@ -13,8 +13,8 @@ from typing import Any
 from quire.clients.arguments import refuse_what_is_no_file, show, text
 from quire.clients.errors import OptionError
 from quire.clients.openai import chat, completions
-from quire.clients.openai.asked import Asked
 from quire.clients.openai.faults import Faults
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.clients.strict_json import BODY_DEPTH, read_object
 
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -31,10 +31,10 @@ class Line:
 
     @property
     def url(self) -> str:
-        """What it asks for; of a line that `asked` takes, CHATS or COMPLETIONS."""
+        """What it asks for; of a line that `parsed` takes, CHATS or COMPLETIONS."""
         return str(self.fields.get("url"))
 
-    def asked(self) -> Asked:
+    def parsed(self) -> ParsedBody:
         """What its body asks for. Raises BadBody."""
         faults = Faults()
         for name, value in self.fields.items():
@@ -49,11 +49,11 @@ class Line:
             faults.add("body", body, "must be an object")
             body = {}
         faults.raise_if_any()
-        asked = _READ[self.url](body)
-        if asked.stream:
+        parsed = _READ[self.url](body)
+        if parsed.stream:
             faults.add("stream", True, "an answer to a file is whole")
         faults.raise_if_any()
-        return asked
+        return parsed
 
 
 class RequestFile:

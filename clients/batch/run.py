@@ -25,10 +25,10 @@ from quire.clients.errors import (
     Unavailable,
 )
 from quire.clients.openai.answers import Answer
-from quire.clients.openai.asked import Asked
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
 from quire.clients.openai.field_names import Names
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.v1 import inference_pb2 as pb
 
 _PASSING = (Overloaded, Unavailable, Cancelled)
@@ -96,25 +96,25 @@ class Run:
     async def _result(self, line: Line) -> Result:
         name = secrets.token_hex(12)
         try:
-            asked = line.asked()
+            parsed = line.parsed()
         except BadBody as bad:
             error = error_of(400, str(bad), "INVALID_FIELD", bad.faults[0].field)
             return _answered(name, line, 400, {"error": error})
-        asked.name(name)
+        parsed.name(name)
         try:
-            return _answered(name, line, 200, await self._answer(name, line, asked))
+            return _answered(name, line, 200, await self._answer(name, line, parsed))
         except DeadlineExceeded as error:
             return _failed(name, line, "deadline_exceeded", error.message)
         except _Refused as refused:
             return _answered(name, line, *refused_body(refused.error, refused.names))
 
-    async def _answer(self, name: str, line: Line, asked: Asked) -> dict[str, Any]:
+    async def _answer(self, name: str, line: Line, parsed: ParsedBody) -> dict[str, Any]:
         """The answer's body; asks again for as long as what was in the way may pass. Of several
         prompts one is asked for after the other: the file's other lines fill the server."""
-        answer = Answer(self._model, asked, chat=line.url == CHATS)
-        for place, request in enumerate(asked.requests):
-            for message in await self._messages(request, asked.names(place)):
-                asked.place(message, place, name)
+        answer = Answer(self._model, parsed, chat=line.url == CHATS)
+        for place, request in enumerate(parsed.requests):
+            for message in await self._messages(request, parsed.names(place)):
+                parsed.place(message, place, name)
                 answer.take(message)
         return answer.whole()
 

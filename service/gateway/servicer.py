@@ -172,7 +172,7 @@ def _wanted(request: Any) -> Any:
     if isinstance(request, Malformed):
         return request
     try:
-        return request_mapping.asked(request)
+        return request_mapping.to_generate_request(request)
     except Refusal as refusal:
         return Malformed(refusal)
     except Exception as error:

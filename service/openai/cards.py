@@ -25,8 +25,8 @@ def listing(model: Card) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [model]})
 
 
-def named(model: Card, asked: str) -> JSONResponse:
+def named(model: Card, name: str) -> JSONResponse:
     """The model of a name. Raises Refusal for another one's."""
-    if asked != model["id"]:
-        raise errors.unknown_model(asked, str(model["id"]))
+    if name != model["id"]:
+        raise errors.unknown_model(name, str(model["id"]))
     return JSONResponse(model)

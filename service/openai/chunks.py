@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from quire.clients.openai.asked import StreamUsage
+from quire.clients.openai.parsed_body import StreamUsage
 from quire.clients.openai.shapes import (
     FINISH,
     Head,

@@ -28,7 +28,7 @@ class HttpContext(OtherContext):
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         )
         self.headers = dict(self._metadata)
-        self._asked = {name: str(scope[name]) for name in ("method", "path", "scheme")}
+        self._request_line = {name: str(scope[name]) for name in ("method", "path", "scheme")}
         self.status = 0  # once an answer was begun
         self.request_id = ""  # once the call was accepted
 
@@ -64,14 +64,14 @@ class HttpContext(OtherContext):
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
         """As OpenTelemetry names an HTTP server's; of an answer not begun the status to come."""
-        method, path = self._asked["method"], self._asked["path"]
+        method, path = self._request_line["method"], self._request_line["path"]
         status = self.status or (200 if code is grpc.StatusCode.OK else status_of(code.name, ""))
         told: dict[str, str | int] = {
             "http.request.method": method,
             "http.route": path,
             "http.response.status_code": status,
             "url.path": path,
-            "url.scheme": self._asked["scheme"],
+            "url.scheme": self._request_line["scheme"],
             "network.protocol.name": "http",
         }
         return f"{method} {path}", told

@@ -84,7 +84,7 @@ class AccessControl:
     log_prompts: bool = False
 
 
-class Asked(Protocol):
+class WorkRequest(Protocol):
     """A message that asks for work."""
 
     @property
@@ -92,7 +92,7 @@ class Asked(Protocol):
 
 
 def check_caller(
-    request: Asked | Malformed,
+    request: WorkRequest | Malformed,
     context: Context,
     access_control: AccessControl,
     lifecycle: Lifecycle,

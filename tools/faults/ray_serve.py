@@ -41,7 +41,7 @@ FAULTS = (
     Fault(
         "ray: any name is the served model's",
         "service/openai/cards.py",
-        '    if asked != model["id"]:\n',
+        '    if name != model["id"]:\n',
         "    if False:\n",
         (f"{_SHOWN}models_are_told_as_a_server_tells_them",),
     ),

@@ -1,4 +1,4 @@
-"""What one body asks for: a call, or one a prompt."""
+"""An OpenAI body, parsed: one `GenerateRequest` per prompt, and how to answer."""
 
 import enum
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class StreamUsage(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedBody:
     """requests: one per prompt, otherwise equal. given: fields of the contract by their names in
     the body. logprobs: include them in the answer. echo: the prompt before each choice.
     prompt_logprobs: include those of the prompt."""
