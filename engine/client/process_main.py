@@ -97,7 +97,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:
-                lifeline.leave_orphaned()
+                lifeline.exit_orphaned()
             del self._unsent[:sent]
 
     def _pack_late(self) -> None:
@@ -115,7 +115,7 @@ class Channel:
             except OSError:
                 size = 0
             if not size:
-                lifeline.leave_orphaned()
+                lifeline.exit_orphaned()
             self._messages += self._frames.feed(self._buffer[:size])
 
     def _wait(self) -> None:
@@ -151,7 +151,7 @@ def run(
     for descriptor in (connection, mark):  # or compilers that are run here would hold them open
         os.set_inheritable(descriptor, False)
     parent = socket.socket(fileno=connection)
-    lifeline.hold_to(parent)
+    lifeline.end_with_parent(parent)
     stacks.answer_signals()
     builder = load_builder()
     channel = Channel(parent)

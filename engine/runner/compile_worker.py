@@ -150,7 +150,7 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     work = partial(compile_some, in_order, numbers(len(in_order)), tell)
     gc.freeze()  # so that no fork copies what it only looks through
     forked = [_fork(work) for _ in range(orders.processes)]
-    lifeline.hold_to(sys.stdin)
+    lifeline.end_with_parent(sys.stdin)
     ends = [os.waitpid(process, 0)[1] for process in forked]
     return not any(ends)
 
@@ -199,7 +199,7 @@ def _fork(work: Callable[[], None]) -> int:
     if process:
         return process
     try:
-        lifeline.hold_to(sys.stdin)
+        lifeline.end_with_parent(sys.stdin)
         work()
         os._exit(0)
     finally:

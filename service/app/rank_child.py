@@ -27,7 +27,9 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     *models, connection = rest
     os.set_inheritable(int(connection), False)
     parent = socket.socket(fileno=int(connection))
-    lifeline.hold_to(parent)  # before what takes seconds: rank 0 may have been refused by then
+    lifeline.end_with_parent(
+        parent
+    )  # before what takes seconds: rank 0 may have been refused by then
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
     if sees_gpu(os.environ):

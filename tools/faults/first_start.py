@@ -132,7 +132,7 @@ FAULTS = (
     Fault(
         "first start: forks outlive the engine",
         "engine/runner/compile_worker.py",
-        "        lifeline.hold_to(sys.stdin)\n        work",
+        "        lifeline.end_with_parent(sys.stdin)\n        work",
         "        work",
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),

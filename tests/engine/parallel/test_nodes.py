@@ -31,7 +31,7 @@ import os, socket, sys, time
 from quire.engine import lifeline
 from quire.engine.parallel.frame_channel import Kind, FrameChannel
 parent = socket.socket(fileno=int(sys.argv[1]))
-lifeline.hold_to(parent)
+lifeline.end_with_parent(parent)
 channel = FrameChannel(parent)
 say, hear = channel.send_json, channel.receive
 asked = channel.expect(Kind.BUILD)
