@@ -19,7 +19,7 @@ from quire.clients.batch.requests import RequestFile
 from quire.clients.batch.results import ResultFile
 from quire.clients.batch.run import Plan, Run
 from quire.clients.commands import common
-from quire.clients.commands.terminal import tell
+from quire.clients.commands.terminal import report
 from quire.clients.connection import TLS, Connection
 from quire.clients.errors import ClientError, OptionError
 
@@ -123,7 +123,7 @@ def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
     finally:
         left = len(asked) - len(told.done)
         if left:
-            tell(f"{left} of {len(asked)} requests are left: run the command again to go on")
+            report(f"{left} of {len(asked)} requests are left: run the command again to go on")
 
 
 @contextlib.contextmanager
@@ -155,12 +155,12 @@ def _advancing(bar: "Progress", done: int, total: int) -> Callable[[], None]:
 
 def _tell_beginning(asked: RequestFile, told: ResultFile) -> None:
     if told.cut:
-        tell(f"{told.path}: its last line was cut short, and is asked for again")
+        report(f"{told.path}: its last line was cut short, and is asked for again")
     if told.done:
-        tell(f"{len(told.done)} of {len(asked)} requests have their result already")
+        report(f"{len(told.done)} of {len(asked)} requests have their result already")
 
 
 def _tell_end(told: ResultFile) -> None:
     bad = f", {told.errors} of them errors" if told.errors else ""
     plural = "" if len(told.done) == 1 else "s"
-    tell(f"{told.path}: {len(told.done)} result{plural}{bad}")
+    report(f"{told.path}: {len(told.done)} result{plural}{bad}")

@@ -22,7 +22,7 @@ from quire.clients.commands import common, sampling
 from quire.clients.commands.generate import summary
 from quire.clients.commands.line_input import read_line
 from quire.clients.commands.option_names import named
-from quire.clients.commands.terminal import note, say, tell, think, warn
+from quire.clients.commands.terminal import note, report, say, think, warn
 from quire.clients.errors import CallError, InvalidRequest, Overloaded
 from quire.clients.events import Delta, Finished, ToolCallDelta, joined_calls
 from quire.clients.prompts import Message, Options
@@ -126,7 +126,7 @@ class Conversation:
         if words in ("/exit", "/quit"):
             return False
         if words == "/help":
-            tell(_HELP)
+            report(_HELP)
         elif words == "/reset":
             self._history = list(self._opening)
         elif words.startswith("/"):
@@ -187,7 +187,7 @@ class Conversation:
                 elif isinstance(event, Finished):
                     say("\n")
                     for call in joined_calls(calls):
-                        tell(f"calls {call.name} {call.arguments}")
+                        report(f"calls {call.name} {call.arguments}")
                     note(summary(event))
         return "".join(parts)
 

@@ -44,7 +44,7 @@ def note(text: str) -> None:
         print(f"\033[2m{printable(text)}\033[0m", file=sys.stderr, flush=True)
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     """Lines that were asked for and are not the model's: on standard error, watched or not."""
     print(printable(text), file=sys.stderr, flush=True)
 
