@@ -201,8 +201,8 @@ class Fleet:
             if lost:
                 one.identity = None
 
-    def tell(self, name: str, identity: Identity) -> None:
-        """What it serves. Logs, once, which replicas serve different things."""
+    def set_identity(self, name: str, identity: Identity) -> None:
+        """Note what a replica serves. Logs, once, which replicas serve different things."""
         with self._lock:
             one = self._replicas.get(name)
             if one is None or one.identity == identity:

@@ -102,7 +102,7 @@ class StreamFailover:
         started, name = message.started, self._attempt.address.name
         identity = Identity(started.model_fingerprint, started.numerics)
         self._shared.fleet.up(name)
-        self._shared.fleet.tell(name, identity)
+        self._shared.fleet.set_identity(name, identity)
         if self._started is None:
             self._started = started
             exact = self._shared.policy.exact

@@ -79,7 +79,7 @@ class Node:
         self._ended: dict[int, str] = {}
         self._gone = False
 
-    def tell(self, kind: Kind, **values: str) -> None:
+    def send(self, kind: Kind, **values: str) -> None:
         """Send it a message; one that is gone is no error."""
         with contextlib.suppress(RankError):
             self.channel.send_json(kind, **values)

@@ -195,7 +195,7 @@ class Ranks:
             with contextlib.suppress(RankError):
                 rank.channel.send_json(Kind.STOP)
         for node in self._nodes.values():
-            node.tell(Kind.STOP)
+            node.send(Kind.STOP)
 
     def end(self, message: str = "node 0 ends") -> None:
         """Kill them, and leave nothing of them behind. message: why, for other nodes."""
@@ -204,7 +204,7 @@ class Ranks:
             self._changed.notify_all()
         self.board.close("the ranks end")
         for node in self._nodes.values():
-            node.tell(Kind.REFUSED, message=message)
+            node.send(Kind.REFUSED, message=message)
         for rank in self._ranks:
             rank.kill()
         for rank in self._ranks:

@@ -61,7 +61,7 @@ FAULTS = (
     Fault(
         "nodes: what keeps the ranks from starting is said on node 0 alone",
         "engine/parallel/ranks.py",
-        "            node.tell(Kind.REFUSED, message=message)\n",
+        "            node.send(Kind.REFUSED, message=message)\n",
         "            node.channel.end()\n",
         (NODES + "what_keeps_a_rank_from_starting_is_said_on_every_node",),
     ),
@@ -75,7 +75,7 @@ FAULTS = (
     Fault(
         "nodes: an end that is meant is none to the other nodes",
         "engine/parallel/ranks.py",
-        "            node.tell(Kind.STOP)\n",
+        "            node.send(Kind.STOP)\n",
         "            node.channel.end()\n",
         (NODES + "ranks_of_all_nodes_are_built_and_stopped",),
     ),
