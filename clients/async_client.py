@@ -38,7 +38,7 @@ from quire.clients.replicas.channels import ChannelPool
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.shared_state import SharedState, shared_state
 from quire.clients.replicas.stream_failover import Item, StreamFailover
-from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.retry import RetryPolicy, RetryState, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
     ScoreOptions,
@@ -82,7 +82,7 @@ class _Messages:
     """The iterator of one `async for`. Its end, by any way, cancels the call."""
 
     def __init__(
-        self, client: "AsyncClient", request: pb.GenerateRequest, stream: _Stream, tries: Tries
+        self, client: "AsyncClient", request: pb.GenerateRequest, stream: _Stream, tries: RetryState
     ) -> None:
         self._client = client
         self._request = request
@@ -191,7 +191,7 @@ class AsyncGeneration:
         if client._replicas is not None:
             failover = StreamFailover(client._replicas, self._request, self._timeout)
             return StreamIterator(failover, client._open_attempt, self._stream)
-        tries = Tries(client.retry, self._timeout)
+        tries = RetryState(client.retry, self._timeout)
         return _Messages(client, self._request, self._stream, tries)
 
     async def completions(self) -> list[Completion]:
@@ -335,7 +335,7 @@ class AsyncClient:
         if self._replicas is not None:
             return await self._ask(self._replicas, method, request, self._seconds(timeout))
         metadata = self.connection.metadata
-        tries = Tries(self.retry, self._seconds(timeout))
+        tries = RetryState(self.retry, self._seconds(timeout))
         while True:
             try:
                 return await method(self._channels.only)(

@@ -38,7 +38,7 @@ from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.shared_state import shared_state
 from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.replicas.stream_loop import read_stream
-from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.retry import RetryPolicy, RetryState, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
     ScoreOptions,
@@ -79,7 +79,7 @@ class Generation:
             return self._read_on(
                 StreamFailover(self._client._replicas, self._request, self._timeout)
             )
-        return self._events(Tries(self._client.retry, self._timeout))
+        return self._events(RetryState(self._client.retry, self._timeout))
 
     @property
     def closed(self) -> bool:
@@ -102,7 +102,7 @@ class Generation:
         finally:
             self.close()
 
-    def _events(self, tries: Tries) -> Iterator[Event]:
+    def _events(self, tries: RetryState) -> Iterator[Event]:
         received = False
         try:
             while True:
@@ -290,7 +290,7 @@ class Client:
                 return method(replica)(request, timeout=attempt.seconds, metadata=metadata)
 
             return unary_loop.ask(self._replicas, self._channels, self._seconds(timeout), send)
-        tries = Tries(self.retry, self._seconds(timeout))
+        tries = RetryState(self.retry, self._seconds(timeout))
         while True:
             try:
                 return method(self._channels.only)(

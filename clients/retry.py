@@ -47,7 +47,7 @@ def as_policy(value: RetryPolicy | None) -> RetryPolicy:
     return value or RetryPolicy()
 
 
-class Tries:
+class RetryState:
     """The tries of one call: counts them, and keeps its deadline (timeout: seconds or None)."""
 
     def __init__(

@@ -17,7 +17,7 @@ from quire.clients.replicas.faults import Kind, kind_of, told
 from quire.clients.replicas.fleet import Identity, serves
 from quire.clients.replicas.policy import MAX_RESUMES
 from quire.clients.replicas.shared_state import SharedState
-from quire.clients.retry import Tries
+from quire.clients.retry import RetryState
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class CallFailover:
         self.breaks = 0
         self.faults: dict[str, str] = {}
         self._keys = keys
-        self._tries = Tries(shared.retry, timeout, shared.clock, shared.uniform)
+        self._tries = RetryState(shared.retry, timeout, shared.clock, shared.uniform)
         self._tried: set[str] = set()  # in this round
         self._never: set[str] = set()  # serve something else
         self._at: Address | None = None
