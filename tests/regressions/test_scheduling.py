@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from support.harness import ask, generate, run, serving
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.small_engine import Setup, build_core, load_model, model_config
 from support.small_engine import run as run_core
 from support.toy_device import ToyDevice

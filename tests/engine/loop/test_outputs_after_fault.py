@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from support.dying_engine import Built, Lost, ScriptedLink, batch, dies, end, run
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import EOS, Oracle
 
 from quire.engine.client.async_engine import AsyncEngine

@@ -10,7 +10,8 @@ from itertools import takewhile
 from random import Random
 
 import pytest
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import Oracle
 
 from quire.engine.loop.core import EngineCore

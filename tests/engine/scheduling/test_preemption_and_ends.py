@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from support.scheduler_cases import PROMPT, build, last_plan, spec, stopping_spec
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import Oracle
 
 from quire.engine.request import FinishReason

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from support.simulator import Record, Shape, Simulator, Tally
+from support.simulation import Record, Shape, Tally
+from support.simulator import Simulator
 from support.toy_device import EOS
 
 from quire.engine.errors import RequestError
