@@ -177,9 +177,9 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         *counters,
         (
             "memory",
-            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)}"
+            f"weights {size(memory.weights_bytes)}, KV cache {size(memory.kv_cache_bytes)}"
             f"{f' ({cache.dtype})' if cache.dtype else ''}"
-            f"{f', {_peak(response)}' if told else ''} of {size(memory.total_bytes)}",
+            f"{f', {_peak(response)}' if told else ''}, total {size(memory.total_bytes)}",
         ),
         *([("ranks", ranks(memory))] if memory.ranks else []),
     ]
@@ -226,7 +226,7 @@ def _cache_counters(cache: pb.CacheStats) -> list[tuple[str, str]]:
         ),
         (
             "prefix cache",
-            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens found"
+            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens cached"
             f" ({share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)}),"
             f" {cache.evictions:,} evictions",
         ),
@@ -235,10 +235,11 @@ def _cache_counters(cache: pb.CacheStats) -> list[tuple[str, str]]:
 
 
 def _peak(response: pb.StatsResponse) -> str:
-    """On a CPU what is known is the whole process's, of the cache what was written so far."""
+    """The most memory used. On a CPU it is the whole process's, with as much of the cache as has
+    been written so far."""
     peak = size(response.memory.peak_bytes)
     if response.model.device == "cpu":
-        return f"the process at most {peak} (cache as it fills)"
+        return f"process peak {peak} (cache counted as it fills)"
     return f"peak {peak}"
 
 

@@ -187,7 +187,7 @@ def _facts(now: pb.StatsResponse, width: int) -> list[tuple[str, str]]:
         (
             "prefix cache",
             f"{share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)} of"
-            f" {short(cache.prefix_tokens_queried)} tokens found,"
+            f" {short(cache.prefix_tokens_queried)} tokens cached,"
             f" {short(cache.evictions)} evictions",
         ),
         ("preemptions", f"{cache.preemptions:,}"),
