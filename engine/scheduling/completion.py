@@ -350,8 +350,8 @@ class Completion:
     def _fail_row(
         self, request: Request, error: Exception, tokens: int, outputs: list[Output]
     ) -> None:
-        """End one request by an error that is its alone, for which so many tokens were drawn.
-        Raises CorruptStateError if the request has half ended already."""
+        """End one request with an error of its own, for which `tokens` were sampled in vain. Raises
+        CorruptStateError if the request has half ended already."""
         if request.status is Status.FINISHED:
             self._state.emit(*outputs)  # those of the rows before it are valid
             raise CorruptStateError(str(error)) from error

@@ -65,7 +65,7 @@ class PrefixCache:
         return tuple(self._tokens_of)
 
     def hashes(self) -> Iterable[bytes]:
-        """Of all full blocks that can be hit, one each."""
+        """The hashes of all full blocks that can be hit, each once."""
         return self._hash_of.values()
 
     # ------------------------------------------------------------ hashes
@@ -89,8 +89,8 @@ class PrefixCache:
     def hash_known(
         self, hashes: list[bytes], salt: bytes, token_ids: Sequence[int], num_blocks: int
     ) -> None:
-        """The same, but only for the first block if that one is not cached: the other hashes are
-        not needed before the step that computes them is launched."""
+        """Like extend_hashes, but hashes only the first block if that one is not cached: the other
+        hashes are not needed before the step that computes them is launched."""
         self.extend_hashes(hashes, salt, token_ids, min(num_blocks, 1))
         if num_blocks and hashes[0] in self._blocks_of:
             self.extend_hashes(hashes, salt, token_ids, num_blocks)
@@ -265,7 +265,7 @@ class PrefixCache:
     # ------------------------------------------------------------ integrity
 
     def count_among(self, free: Container[int]) -> int:
-        """How many blocks that can be hit are among these."""
+        """How many of these blocks can be hit."""
         return sum(1 for block in self._tokens_of if block in free)
 
     def check(self) -> None:

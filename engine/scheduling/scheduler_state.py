@@ -102,7 +102,7 @@ class SchedulerState:
         self.running.insert(position, request)
 
     def preempt(self, request: Request) -> None:
-        """Put it back into the queue without blocks; results already planned no longer count."""
+        """Return it to the queue without blocks; results already planned no longer count."""
         request.epoch += 1
         request.preemptions += 1
         self.counters.preemptions += 1

@@ -38,15 +38,15 @@ def steady_window_blocks(window: int, block_size: int) -> int:
 def least_window_blocks(window: int, block_size: int, step_tokens: int, num_blocks: int) -> int:
     """Blocks that the window's pool must have for a lone request to finish.
 
-    They hold what a step of so many tokens sees, and two more: one for a hit that begins within a
-    block, and one for a window that does. Never more than num_blocks, the number where all is seen.
+    They hold what a step of step_tokens tokens sees, and two more: one for a hit that begins within
+    a block, and one for a window that does. Never more than num_blocks, which full attention needs.
     """
     return min((window + step_tokens - 3) // block_size + 3, num_blocks)
 
 
 class Found(NamedTuple):
-    """What stands in the cache for a request: the heads of its tables, how many tokens that is, and
-    which block of each pool to copy the next column from."""
+    """The cached prefix of a request: the first blocks of both tables, its length in tokens, and
+    the blocks from which to copy the next column."""
 
     full: Sequence[int]
     windowed: Sequence[int]
@@ -85,7 +85,7 @@ class TwoPoolState(SchedulerState):
 
 
 class TwoPoolCompletion(Completion):
-    """Makes full blocks known in both caches, and gives back those of one."""
+    """Registers full blocks in both caches, and releases those that the window has passed."""
 
     def __init__(self, state: TwoPoolState, window: int) -> None:
         super().__init__(state, window)
@@ -210,7 +210,7 @@ class TwoPoolScheduler(Scheduler):
         return Found(full[:column], windowed[:column], computed, sources)
 
     def _find(self, request: Request) -> Found:
-        """What both caches know of a prefix, leaving a token to compute."""
+        """The prefix known to both caches, leaving a token to compute."""
         full = self._find_prefix(request)
         hashes, cache = request.block_hashes[: len(full)], self.window_pool.prefix_cache
         windowed = cache.match(hashes, request.token_ids, self._reach - 1)
@@ -218,8 +218,8 @@ class TwoPoolScheduler(Scheduler):
         return Found(full[:columns], windowed, columns * self.pool.block_size)
 
     def _hold_partials(self, request: Request, found: Found, draft: Draft) -> Found:
-        """The same with a block of each pool to copy what follows from, held until the plan is
-        made; unchanged where there are none, or the blocks do not suffice for that."""
+        """The same plus a block of each pool from which to copy the tokens that follow, held until
+        the plan is made; unchanged if there are none, or no blocks to spare."""
         where = request.block_hashes, request.spec.cache_salt, request.token_ids, len(found.full)
         match = self.pool.prefix_cache.match_partial(*where)
         other = self.window_pool.prefix_cache.match_partial(*where)
@@ -244,7 +244,8 @@ class TwoPoolScheduler(Scheduler):
         return needed(request.num_tokens) - columns, needed(end) - columns
 
     def _fits(self, request: Request, found: Found, draft: Draft) -> bool:
-        """Whether both pools have room, in the window's also for what the request comes to hold."""
+        """Whether both pools have room; in the window's pool, also for the blocks that the request
+        will hold later."""
         fresh, windowed = self._fresh(request, found, draft)
         shared = sum(block != NULL_BLOCK for block in found.windowed)
         steady = min(self.pool.blocks_needed(request.num_tokens), self._steady)
