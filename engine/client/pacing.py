@@ -147,7 +147,7 @@ class Pacer:
         return owed
 
     def _wake_overdue(self, now: float) -> None:
-        """Wake streams that would be overdue by the next turn, if it takes as long as the last one."""
+        """Wake streams that would be overdue by the next turn, if it takes as long as the last."""
         in_flood = now - self._held_at < FLOOD_PATIENCE
         patience = FLOOD_PATIENCE if in_flood else PATIENCE
         ahead = min(now - self._turn_at, patience / 2) + LONGEST_PAUSE

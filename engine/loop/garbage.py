@@ -1,4 +1,4 @@
-"""Garbage collection that does not stall steps: objects made at start-up are never scanned again."""
+"""Garbage collection that does not stall steps: start-up's objects are never scanned again."""
 
 import contextlib
 import gc

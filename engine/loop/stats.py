@@ -79,7 +79,7 @@ def snapshot(
     memory: tuple[int, int] = (0, 0),
     rank_memory: tuple[tuple[int, int], ...] = (),
 ) -> EngineStats:
-    """The scheduler's and pools' gauges and counters. memory: bytes allocated now, and at the peak."""
+    """The gauges and counters of scheduler and pools. memory: bytes allocated, and at the peak."""
     pool, counters = scheduler.pool, scheduler.counters
     stats = EngineStats(
         running=scheduler.num_running,

@@ -1,10 +1,10 @@
-"""A rank that follows: its process from the first word to the last.
+"""A following rank: its process from start to end.
 
-It builds its share of the model as rank 0 says, then executes whatever plan comes. Its own results
-are looked at by nobody: they are equal to rank 0's.
+It builds its share of the model as rank 0 says, then executes the plans it is sent. Nobody reads
+its own results: they equal rank 0's.
 
-Invariant: it ends when its channel closes, whatever it is doing (see lifeline); what keeps it from
-being built is reported over the channel in one line of text.
+Invariant: it ends when its channel closes, whatever it is doing (see lifeline). An error that keeps
+it from being built is reported over the channel in one line of text.
 """
 
 import logging

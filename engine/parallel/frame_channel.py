@@ -70,7 +70,7 @@ class FrameChannel:
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """The socket's file descriptor."""
         return self._socket.fileno()
 
     def send_json(self, kind: Kind, **values: Any) -> None:
@@ -86,7 +86,7 @@ class FrameChannel:
             raise RankError(f"a rank cannot be told any more: {error}") from error
 
     def receive(self) -> tuple[Kind, bytes]:
-        """The next frame. Raises RankError when the channel is closed, and for what is no frame."""
+        """The next frame. Raises RankError if the channel is closed or the bytes are no frame."""
         kind, length = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_BYTES:
             raise RankError(f"a frame of {length} bytes: at most {MAX_BYTES}")
@@ -103,7 +103,7 @@ class FrameChannel:
         return values_of(body)
 
     def is_readable(self, seconds: float) -> bool:
-        """Whether data, or the end of the channel, arrives within so many seconds."""
+        """Whether data, or the end of the channel, arrives within this many seconds."""
         return bool(select.select([self._socket], [], [], seconds)[0])
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ _NODE, _NODE_0 = "node", "node 0"
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a node says of one connection. rank: NO_RANK for its own."""
+    """What a node sends first on a connection. rank: NO_RANK for the node's own connection."""
 
     node: int
     rank: int
@@ -41,7 +41,7 @@ class Opening:
 
 
 def hello() -> bytes:
-    """Other ones for each connection."""
+    """Node 0's greeting, different for each connection."""
     return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))
 
 
@@ -57,12 +57,12 @@ def signed(secret: Secret, greeting: bytes, said: bytes, node_config: bytes) -> 
 
 
 def is_hello(greeting: bytes) -> bool:
-    """Whether so many bytes are a greeting of node 0's."""
+    """Whether these bytes are a greeting of node 0."""
     return bool(_HELLO.unpack(greeting)[0] == _MAGIC)
 
 
 def config_length(head: bytes) -> int:
-    """How many bytes follow the first OPENING_BYTES. Raises RankError for no opening."""
+    """How many bytes follow the first OPENING_BYTES. Raises RankError if they are no opening."""
     magic, _, _, _, length = _SAID.unpack_from(head)
     if magic != _MAGIC:
         raise RankError("it does not speak as a node does")
@@ -82,20 +82,20 @@ def opened(secret: Secret, greeting: bytes, data: bytes) -> Opening:
 
 
 def accepted(secret: Secret, greeting: bytes, data: bytes) -> bytes:
-    """Node 0's answer to an opening whose proof is one."""
+    """Node 0's answer to an opening with a valid proof."""
     return _ANSWER.pack(True, secret.proof(_NODE_0, greeting, data))
 
 
 def rejected() -> bytes:
-    """Its answer to any other."""
+    """Node 0's answer to any other opening."""
     return _ANSWER.pack(False, bytes(PROOF_BYTES))
 
 
 def is_accepted(answer: bytes) -> bool:
-    """Whether node 0, or whoever speaks for it, says that the secret is the same."""
+    """Whether the answer says that the secret is the same. It may come from anybody."""
     return bool(_ANSWER.unpack(answer)[0])
 
 
 def is_node_0(secret: Secret, answer: bytes, greeting: bytes, data: bytes) -> bool:
-    """Whether an answer is of someone who has the secret."""
+    """Whether the answer comes from someone who has the secret."""
     return secret.proves(_ANSWER.unpack(answer)[1], _NODE_0, greeting, data)

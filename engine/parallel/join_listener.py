@@ -1,9 +1,9 @@
-"""Node 0 listens here for the other nodes: one port, open until all have joined.
+"""Node 0's listener for the other nodes: one port, open until all have joined.
 
-Invariant: a peer that does not prove that it has the secret changes nothing. Peers without it may
-be silent, send anything, or replay what they overheard: nobody waits for them, at most an opening's
-bytes are read of each, and the oldest makes room when there are too many. So they cannot keep a
-node from joining either.
+Invariant: a peer that does not prove that it has the secret changes nothing. Such peers may be
+silent, send anything, or replay what they overheard: nothing waits for them, at most one opening is
+read from each, and the oldest is dropped when there are too many. So they cannot keep a node from
+joining either.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class _PendingPeer:
     data: bytes = b""
 
     def whole(self) -> bool:
-        """Whether the whole opening has arrived. Raises RankError for what is no opening."""
+        """Whether the whole opening has arrived. Raises RankError if it is no opening."""
         if len(self.data) < handshake.OPENING_BYTES:
             return False
         return len(self.data) >= handshake.OPENING_BYTES + handshake.config_length(self.data)
@@ -83,12 +83,9 @@ class JoinListener:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def gather(self, seconds: float, check: Callable[[], None] = lambda: None) -> list[JoinedPeer]:
-        """Returns once all nodes have joined, and tells them so.
-
-        check: called about every second; an exception it raises ends the wait. Raises ConfigError
-        for a node that does not join in time, or that is incompatible with this one; nodes that
-        have joined are told of it too.
-        """
+        """Returns once all nodes have joined, and tells them so. check: called about every second;
+        an exception from it ends the wait. Raises ConfigError for a node that does not join in
+        time, or that is incompatible with this one; nodes that have joined are told."""
         until = self._clock() + seconds
         try:
             while self._missing:

@@ -1,7 +1,7 @@
-"""How a node comes to node 0: a connection, and proofs of both sides.
+"""How a node joins node 0: it connects, and both sides prove that they have the secret.
 
-Invariant: what is returned leads to someone who has the secret and takes this node in. Whoever else
-listens there learns no more than a proof, which is worth nothing elsewhere.
+Invariant: the connection that is returned leads to someone who has the secret and accepts this
+node. Anybody else who listens there learns only a proof that is valid nowhere else.
 """
 
 import socket
@@ -86,7 +86,7 @@ class Joining:
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
-    """So many bytes. Raises OSError, for an end too."""
+    """Receive exactly this many bytes. Raises OSError, also if the connection ends."""
     data = b""
     while len(data) < count:
         more = connection.recv(count - len(data))

@@ -16,7 +16,7 @@ _LISTENING = 64  # connections that the kernel keeps until they are taken
 
 
 def kept_alive(connection: socket.socket) -> socket.socket:
-    """The same, once its kernel watches over the other side, and holds nothing back."""
+    """The same socket with TCP keepalive, and without delaying small writes."""
     options = [
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -36,7 +36,7 @@ def kept_alive(connection: socket.socket) -> socket.socket:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A socket of one interface's address that does not block. Raises ConfigError."""
+    """A non-blocking socket that listens on the address of one interface. Raises ConfigError."""
     where = f"master_addr = {address}, master_port = {port}"
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(

@@ -1,8 +1,8 @@
 """A following node: it joins node 0, starts its ranks, and ends when they do.
 
 Each rank has its own channel to rank 0, and executes the plans sent over it (see follower). The
-node's own channel tells it why everything ends: a regular stop, something that keeps the ranks from
-starting, or, where the channel just closes, the loss of node 0.
+node's own channel says why everything ends: a regular stop, an error that keeps the ranks from
+starting, or, if the channel just closes, the loss of node 0.
 
 Invariant: none of its ranks is left behind, not even a stopped one.
 """
@@ -51,11 +51,9 @@ def follow(
     program: Sequence[str],
     on_joined: Callable[[], None] = lambda: None,
 ) -> int:
-    """Until the end; an exit code. Raises ConfigError for what keeps the ranks from starting. To be
-    called by a thread that lives as long as they do.
-
-    program: a rank's command line, to which the number of a descriptor is added. on_joined: called
-    once node 0 has taken all of this node in."""
+    """Run until the end; returns the exit code. Raises ConfigError if the ranks cannot start. Call
+    it on a thread that outlives them. program: a rank's command line, to which the number of a
+    descriptor is appended. on_joined: called once node 0 has accepted the whole node."""
     assert config.master_addr is not None and config.master_port is not None
     joining = Joining(config.master_addr, config.master_port, secret, config.join_seconds)
     own = [rank for node, rank in places(config) if node == config.node_rank]

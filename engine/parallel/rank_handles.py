@@ -30,11 +30,11 @@ class Rank:
 
     @property
     def where(self) -> str:
-        """In words."""
+        """Where it runs, as text."""
         raise NotImplementedError
 
     def how_it_ended(self) -> str:
-        """In words, once its channel has closed."""
+        """How it ended, as text. Call it once its channel has closed."""
         raise NotImplementedError
 
     def kill(self) -> None:

@@ -54,8 +54,8 @@ class Ranks:
         here: int | None = None,
     ) -> None:
         """program: starts the ranks of this node. on_loss: called on its own thread when a rank is
-        lost and nobody is ending them. here: number of ranks on this node, this one included; the
-        others are to be taken in. None: all."""
+        lost that was not being ended. here: number of ranks on this node, this one included (None:
+        all); the others join."""
         self.size = size
         self.address = LOOPBACK  # where this node's ranks listen for the others
         self.board = Board()
@@ -93,7 +93,7 @@ class Ranks:
     # ------------------------------------------------------------ to all
 
     def build(self, config: dict[str, Any], threads: int) -> None:
-        """What they are to build, each on so many threads of the CPU."""
+        """Tell the ranks what to build, each with this many CPU threads."""
         for rank in self._ranks:
             with contextlib.suppress(RankError):  # the thread that listens to it tells of its end
                 rank.channel.send_json(
@@ -105,13 +105,13 @@ class Ranks:
                 )
 
     def send_json(self, kind: Kind, **values: Any) -> None:
-        """The same to each."""
+        """Send the same message to every rank."""
         self.check()
         for rank in self._ranks:
             rank.channel.send_json(kind, **values)
 
     def send(self, kind: Kind, body: bytes) -> None:
-        """The same, of bytes that are made once. Raises RankError where one is lost."""
+        """Send the same bytes to every rank. Raises RankError if one is lost."""
         self.check()
         for rank in self._ranks:
             rank.channel.send(kind, body)
@@ -119,7 +119,7 @@ class Ranks:
     # ------------------------------------------------------------ from them
 
     def check(self) -> None:
-        """Raises the first error of any of them."""
+        """Raise the first error of any rank."""
         if self._fault is not None:
             raise self._fault
 
@@ -134,13 +134,13 @@ class Ranks:
             return [rank.said[kind] for rank in self._ranks]
 
     def least_share(self) -> float:
-        """How far the slowest is with its weights; 1 if none has reported any progress."""
+        """How far the slowest rank is with its weights; 1 if none has reported any progress."""
         shares = [rank.said[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.said]
         return min((float(one["share"]) for one in shares), default=1.0)
 
     def rendezvous(self, make: Callable[[Store], Any], seconds: float = RENDEZVOUS_SECONDS) -> Any:
-        """What `make` returns, which waits for all of them at a store. Raises what has gone wrong,
-        and RankError for ranks that do not come within `seconds`."""
+        """Run `make`, which waits at a store for all ranks, and return its result. Raises the first
+        error, and RankError for ranks that do not arrive within `seconds`."""
         results: list[Any] = []
         until = time.monotonic() + seconds
 
@@ -169,8 +169,8 @@ class Ranks:
         return "rank " + ", ".join(map(str, numbers or range(self.size)))
 
     def wait_told(self) -> None:
-        """Returns once the log has who was lost, or that takes too long: of one that is lost the
-        exchange often hears first, and this process ends by it."""
+        """Wait, for a limited time, until the log names the lost rank. The exchange often fails
+        before the loss is noticed, and that ends this process."""
         with self._changed:
             self._changed.wait_for(lambda: self._told, 2 * GRACE)
 
@@ -182,7 +182,7 @@ class Ranks:
 
     @property
     def memory(self) -> list[tuple[int, int]]:
-        """Of each, by rank: bytes allocated, and at the peak, as it has said last."""
+        """For each rank, the bytes allocated and at the peak that it reported last."""
         said = [rank.said.get(Kind.MEMORY, {}) for rank in self._ranks]
         return [(one.get("allocated", 0), one.get("peak", 0)) for one in said]
 
@@ -198,7 +198,7 @@ class Ranks:
             node.send(Kind.STOP)
 
     def end(self, message: str = "node 0 ends") -> None:
-        """Kill them, and leave nothing of them behind. message: why, for other nodes."""
+        """Kill the ranks and release their resources. message: the reason, sent to other nodes."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()

@@ -65,8 +65,8 @@ def follow_node_0(
 
 
 def common_config(config: EngineConfig) -> NodeConfig:
-    """What all nodes must have in common. Raises ConfigError for a model that so many ranks cannot
-    share, on each node alike."""
+    """What all nodes must have in common. Raises ConfigError, on every node alike, if this many
+    ranks cannot share the model."""
     shape, device = model_config(config), sizing.resolve_device(config)
     sizing.weight_bytes(config, shape, sizing.resolve_dtype(config, shape, device))
     return node_config_of(config, shape, device)
@@ -88,7 +88,7 @@ def rendezvous(config: EngineConfig, ranks: Ranks) -> World:
 
 
 def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:
-    """What building rank 0 is to call: for its progress, and for the number of blocks."""
+    """The callbacks with which rank 0 is built: for its progress, and for the number of blocks."""
 
     def told(stage: str, share: float) -> None:
         ranks.check()
