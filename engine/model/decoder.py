@@ -75,8 +75,8 @@ class DecoderLayer:
         v_cache: Tensor,
         rope: Tensor,
     ) -> Stream:
-        """stream: [T, H]; then: [H], the norm behind this layer; caches: [num_blocks, Hkv,
-        block_size, D] -> [T, H]."""
+        """stream: [T, H]; then: [H], the norm weight that follows this layer; caches: [num_blocks,
+        Hkv, block_size, D] -> [T, H]."""
         norms = self.input_norm, self.post_norm
         stream = self.attention(stream, *norms, batch, k_cache, v_cache, rope)
         return self.mlp(stream, self.post_norm, then, self._eps)

@@ -76,7 +76,8 @@ def build_model(
 
 
 def check_operations(config: ModelConfig, ops: Ops) -> None:
-    """Refuse a model of which a device's kernels lack an operation. Raises ConfigError."""
+    """Refuse a model that needs an operation which the device's kernels lack. Raises
+    ConfigError."""
     if config.experts is not None and not has_experts(ops):
         raise ConfigError(
             f"architecture {config.architecture}: this device has no kernels for mixtures of "
@@ -96,8 +97,8 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
 
 
 def _check_formats(config: ModelConfig, *, int8: bool) -> None:
-    """Refuse what is quantized already, and matrices that are not rows of one, or are stored by
-    columns."""
+    """Refuse a format that the model cannot have: FP8 or int8 for matrices stored transposed, int8
+    for FP8 weights or for experts."""
     kind = "fp8" if config.fp8 is not None else "int8" if int8 else None
     if config.architecture == GPT2 and kind is not None:
         raise ConfigError(

@@ -39,8 +39,8 @@ _TYPES = (torch.bfloat16, torch.float16)
 def is_wanted(
     config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> bool:
-    """Whether the engine is to be exact, as far as it can be told before kernels are launched.
-    Raises ConfigError where `exact = on` cannot be."""
+    """Whether the engine is to be exact, as far as that is known before kernels are launched.
+    Raises ConfigError if `exact = on` is impossible."""
     if config.exact == "off":
         return False
     if device.type != "cuda":
@@ -90,8 +90,8 @@ def products_of(
 
 
 def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
-    """Compare the bits of all launches of Triton's operations; afterwards `ops` is exact, or with
-    `exact = auto` it is not any more. Raises ConfigError where `on` cannot be."""
+    """Compare the bits of all launches of Triton's operations. Afterwards `ops` is exact; with
+    `exact = auto` it may have been switched off. Raises ConfigError if `on` is impossible."""
     ops = cast("TritonOps", ops)
     assert ops.products is not None
     module = _differing(config, model, ops.products)
@@ -103,7 +103,7 @@ def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
 
 
 def _differing(config: EngineConfig, model: CausalModel, products: "ExactProducts") -> str | None:
-    """A weight's name whose launches differ, and which nothing can take the place of; or None."""
+    """The name of a weight whose launches differ and for which there is no replacement; or None."""
     from quire.kernels.linear.check import Around
 
     tokens = max(config.max_num_batched_tokens, config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
@@ -123,7 +123,7 @@ def _differing(config: EngineConfig, model: CausalModel, products: "ExactProduct
 
 
 def _mixes(gate_up: Weight, down: Weight, tokens: int, model: CausalModel) -> bool:
-    """Whether a layer of experts makes the same of a row beside any others."""
+    """Whether a layer of experts gives a row the same bits beside any other rows."""
     from quire.kernels.experts import check
 
     experts = model.config.experts

@@ -32,8 +32,8 @@ class BuildContext:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def fp8_of(self, modules: list[str]) -> Fp8 | None:
-        """How the weights of one product are FP8, or None where they are not. Raises ConfigError
-        where some are and others are not."""
+        """The FP8 format of one product's weights, or None if they are not FP8. Raises ConfigError
+        if some are and others are not."""
         if self.fp8 is None:
             return None
         skipped = [module for module in modules if is_skipped(module, self.fp8.skipped)]

@@ -31,15 +31,17 @@ class VocabTable:
         self.placements = fmt.placements(module, shape, filled, self.ids, slice(0, hidden_size))
 
     def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> Stream:
-        """[T] int32 -> [T, hidden]; then: the weight of the norm that comes next. An ordinary
-        launch, on which decode attention relies: it reads what stands before it (contexts, tables,
-        older tokens) without waiting for more."""
+        """[T] int32 -> [T, hidden]. then: the weight of the norm that follows.
+
+        An ordinary launch, not a dependent one. Decode attention relies on that: it reads what
+        earlier launches have written (contexts, tables, older tokens) without waiting again.
+        """
         if self._world.size == 1:  # of a few rows far faster on a device than F.embedding
             return Stream(self.weight[token_ids])
         return residual_norm(self._ops, self._world, self.embed_part(token_ids), None, then, eps)
 
     def rows(self, token_ids: Tensor) -> Tensor:
-        """[T] int32 -> [T, hidden], of models whose norms are made apart; as `embed` launched."""
+        """[T] int32 -> [T, hidden], for models whose norms are separate; launched as in `embed`."""
         if self._world.size == 1:
             rows: Tensor = self.weight[token_ids]
             return rows
@@ -59,8 +61,8 @@ class VocabTable:
     def logits(
         self, ops: Ops, hidden: Tensor, norm_weight: Tensor | None, eps: float, part: bool = False
     ) -> Tensor:
-        """[L, hidden], normed first where there is a weight for it -> [L, vocabulary] fp32, or of
-        this rank's part of the vocabulary, behind which padding is -inf."""
+        """[L, hidden], normed first if a weight is given -> [L, vocabulary] fp32, or this rank's
+        part of the vocabulary, followed by padding of -inf."""
         logits = ops.linear(
             hidden, self.weight, norm_weight=norm_weight, eps=eps, out_dtype=torch.float32
         )

@@ -29,8 +29,8 @@ class Part:
 
 
 def stored_as_one(module: str, matrices: Sequence[tuple[int, slice]]) -> list[Part]:
-    """The parts of one stored matrix that holds several, one under another. matrices: of each, its
-    outputs and this rank's of them. A rank that has all of them takes it at once."""
+    """The parts of one stored matrix that holds several, one below another. matrices: for each, all
+    its outputs and this rank's part of them. A rank that has all of them reads it in one go."""
     total = sum(outputs for outputs, _ in matrices)
     if sum(length(rows) for _, rows in matrices) == total:
         return [Part(module, total, slice(0, total))]
@@ -88,10 +88,9 @@ class ColumnParallelLinear:
 
 
 class RowParallelLinear:
-    """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual.
-
-    bias: [outputs] or None; it is added once, behind the sum, by the operation that follows.
-    """
+    """A matrix over this rank's part of the inputs; results are summed over the ranks, and the
+    residual is added. bias: [outputs] or None; added once, after the sum, by the operation that
+    follows."""
 
     def __init__(
         self,
@@ -118,15 +117,15 @@ class RowParallelLinear:
         return Product(self.module, self.weight, residual=self._world.size == 1)
 
     def __call__(self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float) -> Stream:
-        """x: [T, this rank's inputs], for an FP8 weight maybe quantized; residual: [T, outputs],
-        whose storage may be reused; then: the weight of the norm that comes next, [outputs]."""
+        """x: [T, this rank's inputs], perhaps quantized for an FP8 weight; residual: [T, outputs],
+        whose storage may be reused; then: the weight of the norm that follows, [outputs]."""
         if self._world.size == 1:
             return Stream(self._linear(x, self._operand, residual=residual))
         partial = self._linear(x, self._operand)
         return residual_norm(self._ops, self._world, partial, residual, then, eps)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """As above, of models whose norms are made apart: [T, outputs], without the bias."""
+        """The same for models whose norms are separate: [T, outputs], without the bias."""
         if self._world.size == 1:
             return self._linear(x, self._operand, residual=residual)
         return self._world.add_partials(self._linear(x, self._operand), residual)

@@ -1,6 +1,6 @@
-"""What stands behind attention in a layer: SwiGLU (Shazeer, 2020), once or by experts.
+"""The MLP of a layer: SwiGLU (Shazeer, 2020), dense or as a mixture of experts.
 
-Invariant: both kinds norm the residual first and give it back with what they made added to it.
+Invariant: both kinds norm the residual first, and return it with their result added.
 """
 
 from torch import Tensor
@@ -60,8 +60,8 @@ class DenseMlp:
 
 
 class ExpertsMlp:
-    """A router and its experts, of which each token takes a few. Each rank holds a part of every
-    expert's width; the router is whole on each."""
+    """A router and its experts; each token uses a few of them. Each rank holds a part of every
+    expert's width; the router is whole on every rank."""
 
     def __init__(self, context: BuildContext, module: str, hidden: int, experts: Experts) -> None:
         ops = context.ops

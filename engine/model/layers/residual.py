@@ -1,8 +1,8 @@
-"""What runs through a decoder from layer to layer: the residual, and sometimes its norm as well.
+"""The residual stream of a decoder: the residual, and sometimes its norm as well.
 
-Invariant: `residual_norm` is the one operation between a product that is shared out by rows and
-what follows. Where ranks add up, the norm is made with the sum, which saves a kernel; where there
-is one rank, the next product norms for itself.
+Invariant: `residual_norm` is the one operation between a row-parallel product and what follows.
+With several ranks the norm is computed together with the sum, which saves a kernel; with one rank
+the next product computes its own norm.
 """
 
 from dataclasses import dataclass

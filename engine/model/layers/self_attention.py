@@ -1,4 +1,4 @@
-"""Grouped-query attention of one layer: products, norms of heads, and the cache between them."""
+"""Grouped-query attention of one layer: products, norms of heads, and the cache."""
 
 from torch import Tensor
 

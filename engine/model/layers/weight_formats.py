@@ -1,7 +1,7 @@
 """How the weights of a product are stored: in the model's dtype, FP8, or int8 rows.
 
-Invariant: a layer asks its format for parameters, for what fills them and for the operation that
-takes them, and never looks into a weight itself.
+Invariant: a layer asks its format for parameters, for their placements and for the operation that
+uses them, and never looks into a weight itself.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Operation = Callable[..., Tensor]
 
 
 class WeightFormat(Protocol):
-    """How weights are stored."""
+    """A way to store the weights of a product."""
 
     def new(self, *shape: int) -> Weight:
         """An unfilled parameter: [N, K], or [E, N, K]."""
@@ -33,11 +33,11 @@ class WeightFormat(Protocol):
     def placements(
         self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
     ) -> list[Placement]:
-        """What of a checkpoint fills a parameter."""
+        """The placements that fill a parameter from a checkpoint."""
         ...
 
     def operand(self, weight: Weight) -> Any:
-        """What the operations are given for a weight."""
+        """The form of a weight that the operations take."""
         ...
 
     def linear(self) -> Operation:
@@ -50,7 +50,7 @@ class WeightFormat(Protocol):
 
 
 class ModelDtypeFormat:
-    """In the model's dtype."""
+    """Weights in the model's dtype."""
 
     def __init__(self, context: BuildContext) -> None:
         self._context = context
@@ -153,7 +153,7 @@ def table_format(context: BuildContext) -> WeightFormat:
 
 
 def weight_format(context: BuildContext, modules: list[str]) -> WeightFormat:
-    """The format of the weights of one product, which these modules are merged into."""
+    """The format of the weights of one product, into which these modules are merged."""
     if context.int8:
         return Int8Format(context)
     fp8 = context.fp8_of(modules)
