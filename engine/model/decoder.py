@@ -22,7 +22,7 @@ from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.model.layers.mlp import DenseMlp, ExpertsMlp
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
-from quire.engine.model.layers.residual import Stream
+from quire.engine.model.layers.residual import ResidualStream
 from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.product import Product
@@ -68,13 +68,13 @@ class DecoderLayer:
 
     def __call__(
         self,
-        stream: Stream,
+        stream: ResidualStream,
         then: Tensor,
         batch: ForwardBatch,
         k_cache: Tensor,
         v_cache: Tensor,
         rope: Tensor,
-    ) -> Stream:
+    ) -> ResidualStream:
         """stream: [T, H]; then: [H], the norm weight that follows this layer; caches: [num_blocks,
         Hkv, block_size, D] -> [T, H]."""
         norms = self.input_norm, self.post_norm

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import length
-from quire.engine.model.layers.residual import Stream, residual_norm
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.model.layers.weight_formats import table_format
 from quire.kernels.ops import Ops
 
@@ -30,14 +30,14 @@ class VocabTable:
         filled, shape = fmt.part(table, 0, mine, module), (vocab_size, hidden_size)
         self.placements = fmt.placements(module, shape, filled, self.ids, slice(0, hidden_size))
 
-    def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> Stream:
+    def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> ResidualStream:
         """[T] int32 -> [T, hidden]. then: the weight of the norm that follows.
 
         An ordinary launch, not a dependent one. Decode attention relies on that: it reads what
         earlier launches have written (contexts, tables, older tokens) without waiting again.
         """
         if self._world.size == 1:  # of a few rows far faster on a device than F.embedding
-            return Stream(self.weight[token_ids])
+            return ResidualStream(self.weight[token_ids])
         return residual_norm(self._ops, self._world, self.embed_part(token_ids), None, then, eps)
 
     def rows(self, token_ids: Tensor) -> Tensor:

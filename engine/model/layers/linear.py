@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
-from quire.engine.model.layers.residual import Stream, residual_norm
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.weight import Quantized
@@ -72,7 +72,9 @@ class ColumnParallelLinear:
     def product(self, *, norm: bool = True, silu: bool = False) -> Product:
         return Product(self.module, self.weight, norm=norm, silu=silu)
 
-    def __call__(self, stream: Stream, norm_weight: Tensor, eps: float, **after: bool) -> Tensor:
+    def __call__(
+        self, stream: ResidualStream, norm_weight: Tensor, eps: float, **after: bool
+    ) -> Tensor:
         """stream: [T, inputs], normed first where it is not -> [T, rows]; with silu, gate and up:
         [T, rows / 2]. A layer with biases has no silu. after: silu, and narrow of `linear_fp8`."""
         if stream.normed is None:
@@ -116,11 +118,13 @@ class RowParallelLinear:
     def product(self) -> Product:
         return Product(self.module, self.weight, residual=self._world.size == 1)
 
-    def __call__(self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float) -> Stream:
+    def __call__(
+        self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float
+    ) -> ResidualStream:
         """x: [T, this rank's inputs], perhaps quantized for an FP8 weight; residual: [T, outputs],
         whose storage may be reused; then: the weight of the norm that follows, [outputs]."""
         if self._world.size == 1:
-            return Stream(self._linear(x, self._operand, residual=residual))
+            return ResidualStream(self._linear(x, self._operand, residual=residual))
         partial = self._linear(x, self._operand)
         return residual_norm(self._ops, self._world, partial, residual, then, eps)
 

@@ -16,7 +16,7 @@ from quire.engine.model.layers.linear import (
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.quantized import check_begins_block
-from quire.engine.model.layers.residual import Stream, residual_norm
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.ops import ExpertOps, has_expert_row, has_experts
@@ -52,7 +52,9 @@ class DenseMlp:
     def products(self) -> list[Product]:
         return [self.gate_up.product(silu=True), self.down.product()]
 
-    def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
+    def __call__(
+        self, stream: ResidualStream, norm: Tensor, then: Tensor, eps: float
+    ) -> ResidualStream:
         """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
         what comes next -> [T, H]."""
         inner = self.gate_up(stream, norm, eps, **self._after)
@@ -93,7 +95,9 @@ class ExpertsMlp:
     def products(self) -> list[Product]:
         return [Product(self._module, self.gate_up), Product(self._module, self.down)]
 
-    def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
+    def __call__(
+        self, stream: ResidualStream, norm: Tensor, then: Tensor, eps: float
+    ) -> ResidualStream:
         """As of DenseMlp."""
         ops, experts = self._ops, self._experts
         if self._world.size == 1 and has_expert_row(ops):
@@ -102,13 +106,13 @@ class ExpertsMlp:
                 experts.per_token, renormalise=experts.norm_topk_prob,
             )  # fmt: skip
             if mixed is not None:
-                return Stream(mixed)
+                return ResidualStream(mixed)
         x = stream.norm(ops, norm, eps)
         chosen, weights = ops.route(
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
         )
         if self._world.size == 1:
             mixed = self._mix(x, *self._operand, chosen, weights, residual=stream.residual)
-            return Stream(mixed)
+            return ResidualStream(mixed)
         mixed = self._mix(x, *self._operand, chosen, weights)
         return residual_norm(ops, self._world, mixed, stream.residual, then, eps)

@@ -14,7 +14,7 @@ from quire.kernels.ops import Ops, has_exchange
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ResidualStream:
     """residual: [T, H]; normed: its RMSNorm by the norm that comes next, or None: not made yet."""
 
     residual: Tensor
@@ -27,7 +27,7 @@ class Stream:
 
 def residual_norm(
     ops: Ops, world: World, partial: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> Stream:
+) -> ResidualStream:
     """The residual plus all ranks' partials, summed in rank order and rounded once, and its norm.
 
     partial: [T, H], this rank's; residual: [T, H], whose storage may be reused, None: zeros;
@@ -37,6 +37,6 @@ def residual_norm(
     if exchange is not None and has_mail(exchange) and has_exchange(ops):
         mail = exchange.mail_for(partial)
         if mail is not None:
-            return Stream(*ops.residual_norm(partial, residual, weight, eps, mail))
+            return ResidualStream(*ops.residual_norm(partial, residual, weight, eps, mail))
     whole = world.sum(partial) if residual is None else world.add_partials(partial, residual)
-    return Stream(whole, ops.rms_norm(whole, weight, eps))
+    return ResidualStream(whole, ops.rms_norm(whole, weight, eps))

@@ -14,7 +14,7 @@ from quire.engine.model.layers.linear import (
 )
 from quire.engine.model.layers.parallel import scale_slice
 from quire.engine.model.layers.placement import Placement, whole
-from quire.engine.model.layers.residual import Stream
+from quire.engine.model.layers.residual import ResidualStream
 from quire.engine.model.spec import AttentionSpec
 
 
@@ -59,14 +59,14 @@ class SelfAttention:
 
     def __call__(
         self,
-        stream: Stream,
+        stream: ResidualStream,
         norm: Tensor,
         then: Tensor,
         batch: ForwardBatch,
         k_cache: Tensor,
         v_cache: Tensor,
         rope: Tensor,
-    ) -> Stream:
+    ) -> ResidualStream:
         """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
         what comes next; caches: [num_blocks, Hkv, block_size, D]; rope: [positions, D] -> the
         residual with what attention made, [T, H]."""
