@@ -22,8 +22,9 @@ def gateway_listener(
     tokenizer: Path,
     new_server: Callable[[], grpc.aio.Server],
 ) -> Listener:
-    """Not started yet. tokenizer: the directory of its files. new_server: with the guards of the
-    main port. Raises ConfigError where the protos' package or the port is not to be had."""
+    """The gateway's port, not started yet. tokenizer: the directory of its files. new_server:
+    creates a gRPC server with the guards of the main port. Raises ConfigError if the package with
+    the protos is missing or the port cannot be opened."""
     assert service.gateway_port is not None
     authenticator = parts.access_control.authenticator
     servicer = GatewayServicer(

@@ -79,7 +79,7 @@ def quire_version() -> str:
 
 
 class Server:
-    """One engine behind one port."""
+    """One engine behind gRPC's port, and the other ports beside it."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ class Server:
 
     @property
     def engine_abandoned(self) -> bool:
-        """Whether the engine's step may never end: nobody must wait for it."""
+        """Whether the engine's step may never end, so that nothing may wait for it."""
         return self._engine.abandoned
 
     @property
@@ -383,7 +383,7 @@ class Server:
         await asyncio.wait({rest}, timeout=_REST)
 
     def _rest(self) -> "list[Coroutine[Any, Any, None]]":
-        """Metrics and traces, whose end is awaited only briefly."""
+        """End metrics and traces; this is awaited only briefly."""
         stops = [self._tracer.close]
         if self._metrics is not None:
             stops.append(self._metrics.stop)

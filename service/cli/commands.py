@@ -107,7 +107,7 @@ def ray(values: dict[str, Any]) -> int:
 
 
 def _one_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The positional model as the option that it stands for. Raises ConfigError for two models."""
+    """The positional model as the option `model`. Raises ConfigError if two models are given."""
     positional = values.pop("model_argument")
     if positional is None:
         return values

@@ -1,7 +1,7 @@
-"""What torchrun tells the processes that it starts, as options of `quire serve`.
+"""torchrun's environment variables as options of `quire serve`.
 
-torchrun is to start one process a node (`--nproc-per-node 1`), which starts the ranks of its node
-by itself: those end together, however they end, and torchrun does not know of them.
+torchrun must start one process per node (`--nproc-per-node 1`). That process starts the ranks of
+its node itself: they end together, however they end, and torchrun does not know of them.
 
 Invariant: outside torchrun, and under it on one node, nothing is taken from the environment.
 """
