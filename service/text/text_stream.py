@@ -51,10 +51,8 @@ class Piece:
 
 
 class TextStream:
-    """Holds back what is not certain. Counts outputs, resumed ones included, for min_tokens.
-
-    Places are counted from the stream's beginning: ids in outputs, text in characters.
-    """
+    """Holds back text that is not certain. Counts outputs, resumed ones included, for min_tokens.
+    Positions are counted from the stream's beginning: ids in outputs, text in characters."""
 
     def __init__(
         self,
