@@ -1,8 +1,8 @@
 """vllm.grpc.engine.VllmEngine: the foreign contract's calls, answered by our own servicer.
 
 Invariant: Generate is one call of our servicer, with its admission, limits, drain, counts and log;
-what is refused is refused there, and told in the foreign contract's names. A subscriber holds up
-no drain, and is bounded in what waits for it.
+refusals are made there, and reported with the foreign contract's field names. A subscriber does not
+delay a drain, and its queue is bounded.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class GatewayServicer:
             yield chunk
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """What happens to the cached blocks, until the caller leaves. For operators."""
+        """Events of the cached blocks, until the caller leaves. For operators."""
         code = grpc.StatusCode.CANCELLED
         try:
             try:

@@ -27,7 +27,7 @@ class Bodies:
         self._most = most
 
     async def read(self, request: Request, connection: str) -> bytes:
-        """connection: whose turn it takes. Raises Refusal."""
+        """Read a request's body. connection: whose turn it takes. Raises Refusal."""
         _check_type(request.headers.get("content-type", ""))
         _check_encoding(request.headers.get("content-encoding", ""))
         self._check_length(request.headers.get("content-length", "0"))

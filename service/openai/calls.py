@@ -1,8 +1,8 @@
-"""The calls of one request: one, or one a prompt.
+"""The calls of one HTTP request: one, or one per prompt.
 
-Invariant: each passes all that a call has to pass and is counted as one; the first that fails ends
-the others. Events are taken one at a time, and a call whose event waits to be taken is not asked
-for more, so a slow reader gets larger messages, never a longer queue.
+Invariant: each passes all checks of a call and is counted as one; the first that fails ends the
+others. Events are taken one at a time, and a call whose event waits is not asked for more, so a
+slow reader gets larger messages, never a longer queue.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Take = Callable[[pb.GenerateResponse], Awaitable[None]]
 
 
 class Calls:
-    """Of one request."""
+    """The calls of one request."""
 
     def __init__(
         self, servicer: InferenceServicer, context: HttpContext, parsed: ParsedBody | Malformed
@@ -77,8 +77,8 @@ class Calls:
 
 
 async def _together(calls: list[Any]) -> None:
-    """Raises what the first to fail raises, when all have ended. Each is a task, which is what
-    the servicer cancels of a call whose client does not read."""
+    """Run all; when all have ended, raise the error of the first that failed. Each is a task, which
+    the servicer cancels if the client does not read."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""What /v1/models and /v1/models/NAME tell of the served model."""
+"""The served model as /v1/models and /v1/models/NAME describe it."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ Certificate = Mapping[str, tuple[bytes, ...]]
 
 
 class HttpContext(OtherContext):
-    """What the servicer asks of a call's context."""
+    """An HTTP request in place of a gRPC context, as far as the servicer uses one."""
 
     def __init__(self, scope: Scope) -> None:
         self._client: tuple[str, int] | None = scope.get("client")

@@ -1,8 +1,8 @@
-"""The port: connections in the server's own event loop, TLS by the files in force, the end.
+"""The HTTP port: connections in the server's own event loop, TLS, and shutdown.
 
-Invariant: every handshake uses the certificate and the clients' authorities of the moment; what is
-slow to say what it wants is cut off; `stop` waits for answers that are being written, and for
-nothing else, and not for long.
+Invariant: every handshake uses the certificate and the clients' authorities in force; clients that
+are slow to send a request are disconnected; `stop` waits only for answers that are being written,
+and not for long.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ class HttpServer:
         return self._state.connections
 
     async def stop(self) -> None:
-        """Close the port, write what is nearly written, and close the connections."""
+        """Close the port, finish answers that are nearly written, and close the connections."""
         for server in self._servers:
             server.close()
         if self._looking is not None:

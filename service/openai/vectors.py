@@ -1,7 +1,7 @@
-"""/v1/embeddings and /v1/rerank: the calls Embed and Score, as OpenAI's, Jina's and Cohere's
-clients ask for them.
+"""/v1/embeddings and /v1/rerank: Embed and Score in the form that OpenAI's, Jina's and Cohere's
+clients use.
 
-Invariant: a client that leaves cancels the call, whose texts leave the engine with it.
+Invariant: a client that disconnects cancels the call, whose texts then leave the engine.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class Vectors:
 
 
 class _Whole:
-    """An ASGI application that answers one request with what `answer` gives."""
+    """An ASGI application that answers one request with what `answer` returns."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The application as Ray Serve takes it: engines behind an ingress."""
+"""The application for Ray Serve: engines behind an ingress."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _MAX_ONGOING = 1 << 20  # calls: whether one may wait is the replica's own affai
 
 
 def application(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> Any:
-    """Engines behind an ingress. kind: of the replicas."""
+    """The engines behind an ingress. kind: the replicas' class."""
     router = RequestRouterConfig(request_router_class=PrefixRouter)
     most = plan.max_replicas or plan.replicas
     options: dict[str, Any] = {

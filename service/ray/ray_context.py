@@ -17,7 +17,7 @@ _FORWARDED = ("authorization", "traceparent", "tracestate")
 
 
 class RayContext(OtherContext):
-    """What the servicer asks of a call's context."""
+    """A call's context, as far as the servicer uses one."""
 
     def __init__(self, method: str, metadata: Pairs) -> None:
         """metadata: the caller's, all of it."""

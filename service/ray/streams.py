@@ -33,7 +33,7 @@ _GONE = (RayError, RayServeException, grpc.aio.AioRpcError)  # the last of Ray's
 
 
 class _Everywhere:
-    """In place of a lookup of names: Ray knows where its replicas are."""
+    """Takes the place of a name look-up: Ray knows where its replicas are."""
 
     def refresh(self, update: Any) -> None:
         """Nothing changes."""
@@ -43,7 +43,7 @@ class _Everywhere:
 
 
 class Streams:
-    """Of one ingress."""
+    """The streams of one ingress."""
 
     def __init__(self, engines: Any) -> None:
         """engines: the handle of their deployment."""
