@@ -1,9 +1,9 @@
-"""Loads a checkpoint into a model's parameters, one piece of one tensor at a time.
+"""From a checkpoint into a model's parameters, one piece of one tensor at a time.
 
-Invariant: when `load_checkpoint` returns, every parameter holds what the checkpoint says, cast to
-the model's dtype, every number is finite, and every tensor of the checkpoint has been used. Host
-memory: a few buffers of fixed size. On a GPU several threads read into pinned buffers; a buffer
-belongs to its copy until the copy's event, and is not written before.
+Invariant: when `load` returns, every parameter holds what the checkpoint says, cast to the model's
+dtype, every number is finite, and every tensor of the checkpoint has been used. Host memory: a few
+buffers of fixed size. On a GPU several threads read into pinned buffers; a buffer belongs to its
+copy until the copy's event, and is not written before.
 """
 
 import itertools
@@ -53,8 +53,8 @@ class _Job:
         return (self.last - self.first) * self.row_bytes
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """(offset in the tensor, bytes) of the parts to read, in order: this rank's columns of each
-        row, or all rows at once."""
+        """(offset in the tensor, bytes) of what is taken, one behind the other: this rank's columns
+        of each row, or all rows at once."""
         stored, placement = self.stored, self.placement
         if placement.takes_whole_rows:
             yield self.first * stored.row_bytes, self.nbytes
@@ -72,13 +72,13 @@ class _Job:
         return part.scale if isinstance(part, RowScaled) else part
 
     def sum(self) -> Tensor:
-        """The float32 sum of what was loaded: [] on its device."""
+        """The float32 sum of what was filled: [] on its device."""
         filled = self.filled
         return filled.float().sum() if filled.itemsize == 1 else filled.sum(dtype=torch.float32)
 
     def check_sum(self, total: float) -> None:
-        """Refuse numbers that are not finite. total: the float32 sum of what was loaded, which is
-        finite only if all numbers are; if it is not, they are checked one by one."""
+        """Refuse numbers that are not finite. total: the float32 sum of what was filled, which
+        is finite only if all are; if it is not, they are looked at one by one."""
         if math.isfinite(total):
             return
         bad = int((~torch.isfinite(self.filled.float())).sum())
@@ -107,12 +107,11 @@ def load_checkpoint(model: CausalModel, directory: Path, progress: Progress = no
 
 
 def check_checkpoint(model: CausalModel, directory: Path) -> None:
-    """Check that a checkpoint holds the model's weights, from its files' headers and its scales
-    alone.
+    """Whether a checkpoint holds the model's weights, by its files' headers and its scales alone.
 
-    model: may be on the meta device, so that this can be done before memory is allocated. Raises
-    ModelError, as `load_checkpoint` would, for a file or weight that is missing, unexpected,
-    misshapen or of another format than the configuration's, and for an invalid scale.
+    model: may stand on the meta device, so that it is known before any memory is taken. Raises
+    ModelError, as `load_checkpoint` would for a file or weight that is missing, unexpected,
+    misshapen or of another format than the configuration's, and for a scale that is no scale.
     """
     with Checkpoint.open(directory) as checkpoint:
         _agreed(directory, checkpoint, model)
@@ -253,7 +252,7 @@ def _work(
     buffer_bytes: int,
     reports: "queue.SimpleQueue[int | BaseException]",
 ) -> None:
-    """A thread's main: take jobs until there are none; report bytes done, or the error."""
+    """A thread's life: take jobs until none is left; report bytes, or the error."""
     try:
         lane = _GpuLane(buffer_bytes, device) if device.type == "cuda" else _CpuLane(buffer_bytes)
         while (job := shared.take()) is not None:
@@ -318,7 +317,7 @@ class _Buffer:
         self._view = memoryview(self._bytes.numpy().data)
 
     def read(self, job: _Job, checkpoint: Checkpoint) -> Tensor:
-        """The taken part of the job's rows: [m, k] or [m], in the stored dtype."""
+        """What is taken of the job's rows: [m, k] or [m], in the stored dtype."""
         done = 0
         for start, nbytes in job.pieces():
             checkpoint.read(job.stored, start, self._view[done : done + nbytes])

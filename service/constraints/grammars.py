@@ -52,7 +52,7 @@ class Grammars:
     """Implements `Matchers`."""
 
     def __init__(self, lexers: int = 1) -> None:
-        """lexers: the most for one grammar."""
+        """lexers: of one grammar, at most."""
         self._lexers = lexers
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
@@ -64,7 +64,7 @@ class Grammars:
         self._batch = MatcherBatch()
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """See Matchers. A fault in the vocabulary is reported when a matcher is requested."""
+        """See Matchers. What is wrong with the vocabulary is told where a matcher is asked for."""
         with self._lock:
             self._vocabulary = vocabulary
         with contextlib.suppress(Exception):  # the library raises bare ones
@@ -133,7 +133,7 @@ class Grammars:
             return self._tokens
 
     def _copy(self, key: Key) -> TextMatcher | None:
-        """A copy of a cached grammar; None: it must be compiled, perhaps again."""
+        """Of what is kept; None: it is to be compiled, perhaps again."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
@@ -192,7 +192,7 @@ class _Kept:
 
 
 def _spent(matcher: TextMatcher) -> bool:
-    """Whether a lexer has reached its limits in any output: then it is useless for all of them."""
+    """Whether a lexer has come to its limits, in whatever output: it stays so for all of them."""
     matcher.backend.compute_bitmask()
     return matcher.backend.is_error()
 

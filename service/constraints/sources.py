@@ -1,4 +1,4 @@
-"""Turns a constraint's text into a grammar that llguidance reads.
+"""A constraint's text becomes a grammar that llguidance reads.
 
 Invariant: what is too large, too deep or unreadable is refused here, before llguidance sees it: its
 parser recurses along chains of rules, and its lexer's work grows with the text.
@@ -51,7 +51,7 @@ _JSON: Any = {"lenient": False, "whitespace_pattern": " "}
 
 
 def grammar_of(constraint: Constraint) -> str:
-    """The grammar that llguidance compiles. Raises ValueError, saying what is wrong with it."""
+    """What llguidance compiles. Raises ValueError, saying what is wrong with it."""
     kind, text = constraint.kind, constraint.text
     size = len(text.encode())
     if size > MAX_BYTES:
@@ -89,7 +89,7 @@ def grammar_of(constraint: Constraint) -> str:
 
 
 def field_of(kind: str) -> str:
-    """The field that a refusal names."""
+    """What a refusal names."""
     return "chat.tools" if kind == CALLS else f"constraint.{kind}"
 
 
@@ -101,8 +101,8 @@ def _of_schema(text: str, schema: dict[str, Any] | bool) -> str:
 
 
 def _lark_of(schema: Any) -> str:
-    """The grammar as Lark, which llguidance parses without holding the interpreter's lock; while it
-    parses a grammar that is JSON, no other thread can run."""
+    """In Lark, which llguidance reads beside other threads: while it reads a grammar that is JSON,
+    no other can run."""
     options = schema.get("x-guidance", {})
     if isinstance(options, dict):
         options = options | _JSON
@@ -111,7 +111,7 @@ def _lark_of(schema: Any) -> str:
 
 
 def check_schema(text: str) -> dict[str, Any] | bool:
-    """A schema as JSON. Raises ValueError if llguidance should not see it."""
+    """A schema as JSON. Raises ValueError for what llguidance is better not shown."""
     parts = [found[0] for found in _PART.finditer(text)]  # one by one: others are let in between
     _check_lexemes([part for part in parts if part[0] == '"'])
     _check_depth(parts, "[{", "]}")
@@ -136,13 +136,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=large_json.without_repeats, parse_
 
 
 def _check_content(schema: Any) -> None:
-    """Check a schema, alone or in a grammar. Raises ValueError."""
+    """Of a schema, by itself or in a grammar. Raises ValueError."""
     _check_work(schema)
     _check_strict(schema)
 
 
 def _check_work(schema: Any) -> None:
-    """Refuse what makes llguidance's work grow faster than the text, and numbers that crash it."""
+    """What takes llguidance a time that grows faster than the text, and numbers that it dies of."""
     patterns = 0
     level: list[tuple[str, Any]] = [("", schema)]  # behind the keyword that it is a value of
     while level:
@@ -173,7 +173,7 @@ def _check_strict(schema: Any) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Numbers must be in the range in which every whole number is a double."""
+    """Where each whole number is a double."""
     if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
         raise ValueError(f"{name}: {value}: must be between -{MAX_NUMBER} and {MAX_NUMBER}")
 
@@ -202,8 +202,8 @@ def _without_point(value: float) -> int:
 
 
 def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
-    """For each schema in a grammar, where it begins, its text, and where it ends. Raises
-    ValueError, also for a rule's temperature."""
+    """Where each schema in it begins, what it says, and where it ends. Raises ValueError, for a
+    rule's temperature too."""
     at = 0
     while (found := _LEXEME.search(grammar, at)) is not None:
         at = found.end()
@@ -225,7 +225,7 @@ def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
 
 
 def _check_options(options: Any) -> None:
-    """Check the options after %llguidance: it ignores unknown ones."""
+    """What stands behind %llguidance, which passes over what it does not know."""
     for name in options if isinstance(options, dict) else ():
         if name not in _OPTIONS:
             known = ", ".join(_OPTIONS)
@@ -233,7 +233,7 @@ def _check_options(options: Any) -> None:
 
 
 def with_exact_formats(grammar: str) -> str:
-    """A Lark grammar whose schemas mean what `formats` says. Raises ValueError."""
+    """A grammar in Lark, whose schemas mean what `formats` says. Raises ValueError."""
     if not formats.are_in(grammar):
         return grammar
     parts, written = [], 0
