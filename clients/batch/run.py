@@ -1,8 +1,8 @@
-"""Asks a server for every line that has no result yet, so many at a time.
+"""Sends every request that has no result yet, several at a time.
 
-Invariant: a line gets its result when it is certain: an answer, or an error that asking again would
-not mend. What may pass (no room, a server that is away, a stream that broke) is asked again; if it
-does not pass, the run ends and the line has no result, so that the next run asks for it.
+Invariant: a line gets its result when that is certain: an answer, or an error that retrying would
+not change. Temporary problems (no room, a server that is away, a stream that broke) are retried; if
+they last, the run ends and the line has no result, so that the next run sends it again.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """concurrency: lines asked at a time. away_seconds: how long a server may be away.
-    again_seconds: after which one that was away, or full, is asked again."""
+    """concurrency: requests in flight. away_seconds: how long a server may be away. again_seconds:
+    the pause before a request is retried that met a server that was away or full."""
 
     concurrency: int = 64
     away_seconds: float = 60.0
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Run:
-    """Of one file, against one server."""
+    """The run over one file, against one server."""
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ class Run:
             return _answered(name, line, *refused_body(refused.error, refused.names))
 
     async def _answer(self, name: str, line: Line, parsed: ParsedBody) -> dict[str, Any]:
-        """The answer's body; asks again for as long as what was in the way may pass. Of several
-        prompts one is asked for after the other: the file's other lines fill the server."""
+        """The answer's body; retries while the problem may be temporary. Several prompts are sent
+        one after another: the file's other lines fill the server."""
         answer = Answer(self._model, parsed, chat=line.url == CHATS)
         for place, request in enumerate(parsed.requests):
             for message in await self._messages(request, parsed.names(place)):
@@ -156,7 +156,7 @@ class _Refused(Exception):
 
 
 def refused_body(error: CallError, names: Names) -> tuple[int, Result]:
-    """An HTTP status, and the body, for what the server has said of one request."""
+    """The HTTP status and body for a refusal of one request."""
     details = error.details
     reason = details.reason or error.code.name
     faults = names.faults((one.field, one.description) for one in details.violations)
@@ -168,7 +168,7 @@ def refused_body(error: CallError, names: Names) -> tuple[int, Result]:
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What ended a run: one of the errors that all workers may have met."""
+    """The error that ended a run: one of those that all workers may have met."""
     error = several.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 

@@ -96,7 +96,8 @@ class _Job:
     plan: Plan
 
     def answer_rest(self, address: list[str] | None, serve: list[str]) -> None:
-        """What has no result yet. address: None: by a server of its own, `quire serve` so."""
+        """Send the requests that have no result yet. address: None: start a server with these
+        arguments."""
         if len(self.told.done) == len(self.asked):
             return
         server = contextlib.nullcontext(address) if address else own_server(serve)
@@ -104,7 +105,7 @@ class _Job:
             self.run(at)
 
     def run(self, address: str | list[str]) -> None:
-        """In an event loop of its own."""
+        """Run it in an event loop of its own."""
         with common.errors_at(Connection(address, api_key=self.api_key, tls=self.tls)):
             asyncio.run(self._run(address))
 
@@ -117,7 +118,7 @@ class _Job:
 
 @contextlib.contextmanager
 def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
-    """Says how far a run has come that ends before its end."""
+    """Reports how far a run has come that ends early."""
     try:
         yield
     finally:
@@ -128,7 +129,7 @@ def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(done: int, total: int) -> Iterator[Callable[[], None]]:
-    """A bar where somebody watches. Gives what to call for each result."""
+    """A progress bar on a terminal. Yields a function to call for each result."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -95,7 +95,8 @@ class Conversation:
         self._answering = False
 
     def run(self) -> None:
-        """Until the end of input or /exit. Raises KeyboardInterrupt if Ctrl-C is to leave."""
+        """Runs until the end of input or /exit. Raises KeyboardInterrupt if Ctrl-C should end the
+        program."""
         if self._interactive:
             with suppress(ImportError):  # line editing for input(), where the system has it
                 import readline  # noqa: F401
@@ -109,7 +110,7 @@ class Conversation:
                     raise
 
     def _greet(self) -> None:
-        """Says who is there; and now, not after the first turn, that nobody is."""
+        """Say which model answers, or that no server does, before the first turn."""
         model = self._client.stats().model
         where = f" on {model.device}" if model.device else ""
         note(f"{model.name or 'a model without a name'}{where}, at {self._client.connection}")
@@ -145,7 +146,7 @@ class Conversation:
             return None
 
     def _leaves(self) -> bool:
-        """What Ctrl-C means: False where it has stopped an answer or dropped a line."""
+        """Whether Ctrl-C ends the program: False if it has stopped an answer or dropped a line."""
         say("\n")
         if self._answering:
             note(f"stopped: this turn is not kept. {_AGAIN}")
@@ -194,10 +195,10 @@ class Conversation:
 
 @contextmanager
 def stopping(generation: Generation) -> Iterator[None]:
-    """Inside it Ctrl-C cancels the generation, and is raised once the loop over it has ended.
+    """Within it Ctrl-C cancels the generation, and is raised once the loop over it has ended.
 
-    An exception in the middle of opening the call would leave it open, held by nobody; a generation
-    that was closed meanwhile cancels its call as soon as it holds it.
+    An exception in the middle of opening the call would leave the call open with no owner; a
+    generation that was closed meanwhile cancels its call as soon as it has it.
     """
     pressed = False
 
@@ -224,7 +225,7 @@ def stopping(generation: Generation) -> Iterator[None]:
 
 
 def _typed() -> str:
-    """What stands on the line that is being edited; empty where no line editor says."""
+    """The text of the line being edited; empty if no line editor is in use."""
     with suppress(ImportError):
         import readline
 

@@ -106,8 +106,8 @@ def _watch_table(client: Client, seconds: float) -> None:
 
 
 def as_dict(response: pb.StatsResponse) -> dict[str, object]:
-    """The message with the contract's names; 64-bit numbers are numbers, zeros that were counted
-    are there."""
+    """The message with the contract's names: 64-bit integers as numbers, and zeros included if they
+    were counted."""
     from google.protobuf.json_format import MessageToDict
 
     found = MessageToDict(
@@ -152,7 +152,7 @@ def _title(response: pb.StatsResponse) -> str:
 
 
 def tells_counters(response: pb.StatsResponse) -> bool:
-    """Whether the server has told what it does, too, as it does to operators."""
+    """Whether the server has included its counters, as it does for operators."""
     return response.HasField("requests")
 
 
@@ -244,7 +244,7 @@ def _peak(response: pb.StatsResponse) -> str:
 
 
 def ranks(memory: pb.DeviceMemory) -> str:
-    """What each of the processes that share the model holds, from rank 0 on."""
+    """The memory of each of the processes that share the model, from rank 0 on."""
     held = ", ".join(size(rank.allocated_bytes) for rank in memory.ranks)
     return f"{len(memory.ranks)}: {held}"
 

@@ -1,7 +1,7 @@
-"""Answers that are sent whole: the contract's events gathered into one object.
+"""Whole answers: the contract's events gathered into one object.
 
-Invariant: what is gathered is exactly what the events say, choice by choice, behind the prompt
-where that is to be repeated; nothing is made here.
+Invariant: an answer contains exactly what the events say, choice by choice, after the prompt if
+that is to be repeated; nothing is added.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The fields of one JSON object of a request, each taken once and with its type.
 
-Invariant: a field is taken, or passed over by name, or its presence is a fault: none is ignored.
-`null` is as good as absent, whatever the name, as OpenAI's clients mean it. All faults of a body
-are told together.
+Invariant: a field is taken, or skipped by name, or its presence is a fault: none is ignored. `null`
+counts as absent for any field, as OpenAI's clients mean it. All faults of a body are reported
+together.
 """
 
 import json
@@ -126,12 +126,12 @@ class Fields:
         return self._typed(field, list, "a list") or []
 
     def nested(self, field: str) -> "Fields | None":
-        """An object, whose fields are to be taken too."""
+        """An object whose fields must be taken too."""
         value = self._typed(field, dict, "an object")
         return None if value is None else Fields(value, self._faults, self.name(field))
 
     def item(self, field: str, value: object) -> "Fields | None":
-        """An object that stands in a list; field: with its index."""
+        """An object in a list; field: with its index."""
         if isinstance(value, dict):
             return Fields(value, self._faults, self.name(field))
         self.fault(field, value, "must be an object")
@@ -156,7 +156,8 @@ class Fields:
             self._rest.pop(name, None)
 
     def end(self, hints: Iterable[tuple[str, str]] = ()) -> None:
-        """What is left, and not null, is not known. hints: of some names, what to use instead."""
+        """Report the fields that were not taken and are not null. hints: for some names, what to
+        use instead."""
         instead = dict(hints)
         unknown = ((name, value) for name, value in self._rest.items() if value is not None)
         for name, value in islice(unknown, MAX_FAULTS):

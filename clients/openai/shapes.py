@@ -19,7 +19,7 @@ FINISH = {
 
 @dataclass(slots=True)
 class Head:
-    """What every object of an answer repeats. kind: its `object`; prefix: of its id."""
+    """The fields that every object of an answer repeats. kind: its `object`; prefix: of its id."""
 
     kind: str
     prefix: str
@@ -133,7 +133,7 @@ def _by_id(one: pb.TokenLogprob) -> dict[str, Any]:
 
 
 class Offsets:
-    """Of a completion: its log-probabilities, each with its place in the text (characters)."""
+    """The log-probabilities of a completion, each with its offset in the text (characters)."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -37,7 +37,7 @@ class PromptKeys:
 
 
 def keys_of(request: pb.GenerateRequest) -> PromptKeys:
-    """Of a request whose prompt is in any of its three forms."""
+    """The keys of a request, whose prompt may have any of its three forms."""
     begins = hashlib.blake2b(digest_size=8)
     for part in (request.model, request.cache_salt):
         begins.update(part.encode("utf-8", "surrogatepass") + b"\0")
@@ -82,12 +82,12 @@ def _chain(parts: Iterable[bytes], begins: "hashlib.blake2b") -> Iterator[bytes]
 
 
 def seed_of(name: str) -> int:
-    """64 bits that stand for a replica in `score`."""
+    """64 bits that identify a replica in `score`."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def score(root: int, seed: int) -> int:
-    """How much a prompt wants a replica: the highest wins. A mixer's last steps (splitmix64)."""
+    """A prompt's score for a replica: the highest wins. A mixer's last steps (splitmix64)."""
     x = (root ^ seed) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
