@@ -1,6 +1,6 @@
-"""Calls of the compiled attention of one-token rows, and of what writes the cache before it.
+"""Calls the compiled attention of one-token rows, and the compiled write to the cache before it.
 
-Invariant: what a row gets depends on its own numbers and its context alone, bit for bit. Keys and
+Invariant: a row's result depends on its own numbers and its context alone, bit for bit. Keys and
 values are float32, as they always are on a CPU.
 """
 
@@ -27,7 +27,7 @@ _ATTEND = (
 
 
 class Attention:
-    """Attention of one-token rows, of a library."""
+    """Attention of one-token rows by a compiled library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._write: Any = library.quire_write

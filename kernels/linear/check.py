@@ -1,12 +1,12 @@
-"""Whether the launches that exact mode would choose have one weight's bits, asked of the card.
+"""Checks on the card that all launches which exact mode may choose for a weight give the same bits.
 
 Invariant: after `check` every launch that can be chosen for the weight has been compared with one
-tile of all rows, with everything that stands around the product, and every row of it: ours at the
-least, the middle and the most rows of a bucket, the library at every number of rows that it is ever
-asked for. What differs of the library's is dropped, and compared is what takes its place: the
-library with residuals apart, then a tile.
+tile that takes all rows, with everything that is fused with the product, in every row: our kernels
+at the least, the middle and the most rows of a bucket, the library at every number of rows that it
+is ever called with. Library launches that differ are dropped, and their replacement is compared:
+the library with the residual added separately, then a tile.
 
-On meta tensors nothing is compared: what is launched is then what may be launched on a card.
+On meta tensors nothing is compared; the launches are those that may happen on a card.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ from quire.kernels.padding import BEYOND, library_rows
 
 @dataclass(frozen=True)
 class Around:
-    """What stands around a product. most: rows that it can have."""
+    """What is fused with a product. most: the most rows that it can have."""
 
     most: int
     norm: bool = False
@@ -36,8 +36,8 @@ class Around:
 
 @dataclass(frozen=True)
 class Difference:
-    """A launch whose bits are others. rows: the least at which they are; kept: whether another
-    launch took its place."""
+    """A launch with different bits. rows: the least number at which they differ; kept: whether
+    another launch replaces it."""
 
     bucket: int
     rows: int
@@ -46,9 +46,9 @@ class Difference:
 
 
 def check(weight: Tensor, around: Around, products: ExactProducts) -> list[Difference]:
-    """Compare what `products` chooses for a weight [N, K], of which the sizes, the type and the
-    device count; drop what differs. A difference that is not kept means that the weight has no
-    exact kernel here."""
+    """Compare everything that `products` may choose for a weight [N, K], of which only the sizes,
+    the type and the device matter; drop what differs. A difference that is not kept means that the
+    weight has no exact kernel here."""
     n, k = weight.shape
     shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
     bits = Bits(weight, around, exact.order_of(n, k, card).split)
@@ -136,7 +136,7 @@ class Bits:
             self._cases.append((x, before, wanted))
 
     def tile(self, bucket: int) -> Any:
-        """The tile for so many rows."""
+        """The tile for this many rows."""
         shared = support.shared_bytes(self._device)
         return exact.tile(*self._size, bucket, self._split, shared)
 

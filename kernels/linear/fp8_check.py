@@ -1,7 +1,7 @@
-"""Whether exact mode's launches for an FP8 weight have one order of sums, asked of the card.
+"""Checks on the card that exact mode's launches for an FP8 weight have one order of sums.
 
-Invariant: what is compared is what `fp8_tuning.exact` chooses, at the least, the middle and the
-most rows of a bucket, with the tile of most rows. There is nothing to take a launch's place.
+Invariant: what `fp8_tuning.exact` chooses is compared, at the least, the middle and the most rows
+of a bucket, with the tile of most rows. There is no replacement for a launch that differs.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from quire.kernels.weight import Weight
 
 
 def differs(weight: Tensor, around: Around, dtype: torch.dtype) -> int | None:
-    """The number of rows at which a row's bits are others than those of all rows, if there is one.
-    weight: [N, K], of which sizes and device count; dtype: of activations."""
+    """The number of rows at which a row's bits differ from those with all rows, or None. weight:
+    [N, K], of which only the sizes and the device matter; dtype: of activations."""
     bits = Fp8Bits(weight, around, dtype)
     for _bucket, rows in check.samples(around.most):
         at = bits.differ_at(bits.tile(rows[-1]), rows)

@@ -1,11 +1,10 @@
-"""Which kernel computes a product: a table by weight shape and rows, and a rule beside it.
+"""Which kernel computes a product: a table by weight shape and rows, and a rule for the rest.
 
 Invariant: every (shape, rows) has an answer that runs. The tables (`tables/`, each written by
-tools/tune_linear.py on the card that it names) hold what was measured: a shape that the card's own
-table lacks is looked up in another's, and one that is a rank's share of a measured one takes what
-was found for the whole. The rule stands in for what nobody measured, and for what
-a smaller card has no room for. The choice is a pure function of the shape, the rows, the dtype, the
-card's name and its shared memory.
+tools/tune_linear.py on the card that it names) hold measurements. A shape that the card's own table
+lacks is looked up in another card's; a rank's share of a measured shape takes the result for the
+whole. The rule covers what was not measured, and what does not fit a smaller card. The choice is a
+pure function of the shape, the rows, the dtype, the card's name and its shared memory.
 """
 
 import hashlib

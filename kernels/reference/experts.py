@@ -1,4 +1,6 @@
-"""Mixtures of experts in plain PyTorch: who takes which experts, and what they make of it."""
+"""Mixtures of experts in plain PyTorch: which experts a token uses, and the sum of their
+results.
+"""
 
 from collections.abc import Callable
 
