@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Annotated, cast
 
 if sys.argv[1:2] == ["serve"]:
-    # What asks a server for something ends none that is not ready to hear it. What is imported
-    # from here on takes a second or two; the server's own handlers come after.
+    # Signals that ask a running server for something must not end one that is still starting:
+    # the imports from here on take a second or two, and the server's own handlers come after.
     for _name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, _name):
             signal.signal(getattr(signal, _name), signal.SIG_IGN)
@@ -174,7 +174,7 @@ def _explain_output(error: OSError) -> int:
     return 1
 
 
-_WANTED = {  # by what the library that judges values calls the fault
+_WANTED = {  # by the name of the fault in the library that checks values
     "int_parsing_size": "a smaller whole number",
     "bool_parsing": "true or false",
 }

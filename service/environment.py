@@ -16,7 +16,7 @@ from quire.engine.lifeline import SECRET_VARIABLE  # no option: it is shown nowh
 ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
-# Of a Service named quire, or quire-…; names of its ports stand behind SERVICE_PORT.
+# Of a Service named quire, or quire-…; names of its ports follow SERVICE_PORT.
 _LINK_NAME = re.compile(
     r"QUIRE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )

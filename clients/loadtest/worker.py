@@ -67,7 +67,7 @@ class Worker:
         connection = Connection(job.address, api_key=job.api_key, tls=tls)
         self._job = job
         self._metadata = connection.metadata
-        self._client: AsyncClient | None = None  # where somebody has to choose a server
+        self._client: AsyncClient | None = None  # if a server must be chosen for each call
         self._channels = []
         if job.routing is not None or len(job.address) > 1:
             policy = ReplicaPolicy(routing=job.routing or PREFIX)

@@ -22,7 +22,7 @@ from quire.v1 import inference_pb2 as pb
 
 PIECE_IDS = 16
 PIECE_BYTES = 64
-MAX_PIECES = 512  # a prompt is told from others by its first 8,192 tokens
+MAX_PIECES = 512  # prompts are distinguished by their first 8,192 tokens
 ROOT_PIECES = 16
 REMEMBERED, REMEMBERED_EACH = 16_384, 32  # prompts: at least, and of each replica
 _MASK = (1 << 64) - 1

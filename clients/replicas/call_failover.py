@@ -1,4 +1,4 @@
-"""One call's way through a fleet: whom it is given to, and what follows when that ends badly.
+"""One call to a fleet: which replica gets it, and what follows when that fails.
 
 Invariant: the deadline holds over all of it. A round asks each replica that is awake once; between
 rounds it waits as the retry policy says. Rounds are bounded by `retry.attempts`, breaks by

@@ -60,7 +60,7 @@ class StreamFailover:
         self._broke_at: tuple[str, str, float] | None = None  # address, fault, time
 
     def begin(self) -> tuple[Attempt, pb.GenerateRequest]:
-        """Whom to ask next, and what. Raises CallError."""
+        """The replica to call next, and the request for it. Raises CallError."""
         self._received, self._held, self._told = False, [], 0
         self._before = len(self._ids)
         self._attempt = self._failover.begin()

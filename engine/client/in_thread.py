@@ -116,7 +116,7 @@ class ThreadLink:
     def _publish(self, batch: Batch) -> None:
         """One call into the event loop a batch; none while it has not answered the last."""
         with self._lock:
-            if batch.blocks and self._undelivered:  # bounded, however long nobody takes them
+            if batch.blocks and self._undelivered:  # bounded, even if they are not taken
                 last = self._undelivered[-1]
                 batch.blocks, last.blocks = kv_events.joined(last.blocks, batch.blocks), ()
             self._undelivered.append(batch)

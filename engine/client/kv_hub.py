@@ -92,7 +92,7 @@ class KvHub:
         asked = False
         for batch in batches:
             if not self._watchers:
-                return  # the loop had not heard yet that nobody watches
+                return  # the loop did not know yet that there are no watchers
             if batch.kind == SNAPSHOT:
                 self._take_snapshot(batch)
             elif self._follows(batch):

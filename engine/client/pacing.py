@@ -35,7 +35,7 @@ QUIET = 0.002  # seconds without a new call after which no more are expected
 TOGETHER = 0.01  # seconds between two calls that may be a burst's: one may hold up the next
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
-FIRST_AT_ONCE = 64  # first tokens that need no credit: so many cost the engine little
+FIRST_AT_ONCE = 64  # first tokens that need no credit: this many cost the engine little
 
 _LEAST_PAUSE = 0.0005
 _SLICES = 4  # between two readings of the clocks, which cost a system call
@@ -71,7 +71,7 @@ class Pacer:
         self._credit = BURST
         self._wall_seen, self._cpu_seen = wall(), cpu()
         self._scheduled = False
-        self.unbounded = False  # the engine is idle: nobody else wants the time
+        self.unbounded = False  # the engine is idle: nothing else needs the time
         self._longest = 0  # the queue, since it was last empty
         self._paid_at = self._turn_at = self._wall_seen  # no words are owed from before
         self._held_at = float("-inf")  # when new calls last went first

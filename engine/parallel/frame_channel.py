@@ -35,7 +35,7 @@ class Kind(IntEnum):
     SET = 6  # {key, value}
     GET = 7  # {key}
     PROGRESS = 8  # {stage, share}
-    SIZED = 9  # {blocks, fingerprint}: weights are there, and so many blocks fit
+    SIZED = 9  # {blocks, fingerprint}: weights are loaded, and this many blocks fit
     READY = 10  # {}
     MEMORY = 11  # {allocated, peak}, bytes
     REFUSED = 12  # {error, message}: it cannot be built

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_PENDING = 64  # connections that have proved nothing yet
 PENDING_SECONDS = 10.0  # until one of them is closed
-LOOK_SECONDS = 1.0  # at most, between two checks of what else may end the wait
+LOOK_SECONDS = 1.0  # at most, between two calls of `check`
 _MAX_WARNINGS = 8
 _CHUNK = 4096
 

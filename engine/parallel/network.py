@@ -26,7 +26,7 @@ def kept_alive(connection: socket.socket) -> socket.socket:
         ("TCP_KEEPIDLE", _IDLE_SECONDS),
         ("TCP_KEEPINTVL", _BETWEEN_SECONDS),
         ("TCP_KEEPCNT", probes),
-        ("TCP_USER_TIMEOUT", ALIVE_SECONDS * 1000),  # of what was sent and not taken in
+        ("TCP_USER_TIMEOUT", ALIVE_SECONDS * 1000),  # of unacknowledged data
     ):
         if hasattr(socket, name):  # Linux has all of them
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))

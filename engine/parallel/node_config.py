@@ -16,7 +16,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import RankError
 from quire.engine.model.config import ModelConfig
 
-# Each node's own affair: where its files are, who it is, by what name it reaches node 0.
+# Options that may differ: where a node's files are, its number, its name for node 0.
 OWN = frozenset({"model", "node_rank", "master_addr", "join_secret_file", "join_seconds"})
 _MODEL, _SHAPE = "model", "the model's configuration"
 

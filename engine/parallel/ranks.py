@@ -86,9 +86,9 @@ class Ranks:
         self._start(self._listen, rank, f"rank-{rank.number}")
 
     @staticmethod
-    def _start(run: Callable[[Any], None], whom: Rank | Node, name: str) -> None:
+    def _start(run: Callable[[Any], None], peer: Rank | Node, name: str) -> None:
         name = f"quire-{name}"
-        threading.Thread(target=run, args=(whom,), name=name, daemon=True).start()
+        threading.Thread(target=run, args=(peer,), name=name, daemon=True).start()
 
     # ------------------------------------------------------------ to all
 

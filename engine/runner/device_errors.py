@@ -14,7 +14,7 @@ import torch
 # torch: "CUDA error: ..." (with cuBLAS behind it), "CUDA driver error: ...", "cuDNN error: ...".
 # Triton: "Triton Error [CUDA]: ...". NCCL and NVSHMEM: "Cuda failure ...". The driver's, the
 # runtime's and the libraries' own names: CUDA_ERROR_X, cudaErrorX, CUBLAS_STATUS_X. NVML: "GPU is
-# lost". The device's own words come last, for whoever passes them on without saying whose they are.
+# lost". The device's own messages come last: some callers pass them on without their origin.
 _LOST = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS(Lt)?|cuSPARSE(Lt)?|cuSOLVER|NVSHMEM|NVML)"
     r"( \w+){0,2} (error|failure)\b"

@@ -38,7 +38,7 @@ class PrefixCache:
     def __init__(self, block_size: int, enabled: bool = True, seed: int | None = None) -> None:
         self.block_size = block_size
         self.enabled = enabled
-        self.log: KvLog | None = None  # while somebody watches
+        self.log: KvLog | None = None  # set while there are watchers
         self.duplicates = 0  # blocks registered under a hash that already named another one
         self._seed = (
             secrets.token_bytes(16) if seed is None else struct.pack("<Q", seed % (1 << 64))

@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels.cpu.products import address, parallel, threads
 
 _KINDS = {torch.bfloat16: 0, torch.float32: 2}
-_DIMENSIONS = 16  # heads are multiples of so many
+_DIMENSIONS = 16  # head_dim is a multiple of this
 _MAX_DIM, _MAX_GROUP = 256, 16
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 _WRITE = (

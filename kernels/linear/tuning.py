@@ -25,7 +25,7 @@ SIDE_ROWS = 16  # that side.py, stacked.py and whole.py take
 STACK = 64  # rows of a matrix instruction: weight rows times shares of stacked.py
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
-_RANKS = (2, 4, 8)  # of which each may have a share of a product
+_RANKS = (2, 4, 8)  # degrees of tensor parallelism whose shares are looked up
 TABLES = Path(__file__).with_name("tables")
 HOME = HOME_CARD  # the card whose table is asked first where there is no card
 

@@ -127,7 +127,7 @@ class Admission:
         now = clock()
         self._rate = StartRate(now)
         self._short_at = now  # when the queue was last short
-        self._refused_at = float("-inf")  # when it last was too long for somebody
+        self._refused_at = float("-inf")  # when a call was last refused because it was too long
 
     # ------------------------------------------------------------ in
 

@@ -14,7 +14,7 @@ from quire.service.openai.http_server import HttpServer
 
 log = logging.getLogger("quire.service")
 
-_STALL = 1.0  # seconds: if no end was written for so long, nobody reads
+_STALL = 1.0  # seconds without an end being written: nobody reads
 _LOOK = 0.1  # seconds between looks at what was written
 _QUIET = 0.05  # seconds without a call, twice in a row: then no call is left unseen
 _GRACE = 60.0  # seconds that gRPC gives calls: long, as we are to cut them off first

@@ -124,7 +124,7 @@ def _settings(values: dict[str, Any]) -> Settings:
 
 def _serve(values: dict[str, Any]) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # until there is somebody to answer them
+        signal.signal(number, signal.SIG_IGN)  # until there is a handler
     settings = _settings(values)
     if values["print_config"]:
         print(settings.to_toml(), end="")
@@ -153,6 +153,6 @@ def _explained(run: Callable[[], int]) -> int:
     try:
         return run()
     except QuireError as error:
-        with contextlib.suppress(OSError):  # nobody may be there to read it
+        with contextlib.suppress(OSError):  # the reader may be gone
             print(f"quire: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

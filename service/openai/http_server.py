@@ -28,7 +28,7 @@ from quire.service.security.tls import TLSMaterial
 HANDSHAKE_SECONDS = 10.0
 STOP_SECONDS = 1.0  # that answers get to be written at the end
 LOOK_SECONDS = 1.0
-_AFTER_THE_CALL = 5.0  # a call that nobody reads is ended first, and accounted for
+_AFTER_THE_CALL = 5.0  # beyond the call's own limit, so that the call is ended first, and counted
 Clock = Callable[[], float]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from quire.engine.errors import ConfigError
 from quire.service.settings import Settings, listed, read_settings
 
-_OWN = {  # of a replica's server, which stands behind Ray's proxies
+_OWN = {  # set for a replica's server, which is behind Ray's proxies
     "port": 0,
     "http_port": 0,
     "host": "127.0.0.1",

@@ -21,7 +21,7 @@ from quire.service.text.workers import PromptWorkers, Wanted, check_wanted
 from quire.v1 import inference_pb2 as pb
 
 MAX_TEXTS = 2048
-MAX_REPEATED = 8 << 20  # bytes of what stands before each text, in all of a call's prompts
+MAX_REPEATED = 8 << 20  # bytes, in all of a call's prompts, of the text before each document
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "

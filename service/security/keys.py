@@ -56,7 +56,7 @@ class KeyEntry:
         return hmac.compare_digest(_digest(self.salt, key), self.digest)
 
 
-_NOBODY = KeyEntry("", bytes(_SALT_BYTES), bytes(32))  # compared with where there is nobody
+_NOBODY = KeyEntry("", bytes(_SALT_BYTES), bytes(32))  # compared with if no key matches
 
 
 class KeyRing:

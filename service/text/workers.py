@@ -115,7 +115,7 @@ class PromptWorkers:
         self._changed = threading.Condition()
         self._small, self._large = _Lane(), _Lane()
         self._closed = False
-        self._open: set[_Job] = set()  # those that somebody waits for
+        self._open: set[_Job] = set()  # jobs whose call is still open
         self.waiting = 0  # jobs
         self.waiting_bytes = 0
 
