@@ -1,7 +1,7 @@
-"""Starts slow things that launches need, but not torch, while torch is still being imported.
+"""What launches need and torch does not, begun where nobody waits for it.
 
-Invariant: only time depends on it: whatever is missing is done later, where it is needed. It has no
-heavy imports, so it can be called before them.
+Invariant: nothing depends on it but time: what is missing is done where it is needed. Without heavy
+imports, so that it can be called before them.
 """
 
 import contextlib
@@ -19,34 +19,31 @@ _digesting: list[subprocess.Popen[str]] = []  # at most one: its answer has not 
 
 
 def start_driver() -> None:
-    """Start the CUDA driver on a thread, beside the imports: it takes a third of a second and does
-    not need the interpreter."""
+    """Beside the imports: of a third of a second nothing needs the interpreter."""
     threading.Thread(target=_start_driver, name="quire-driver", daemon=True).start()
 
 
 def start_digest(program: Sequence[str] = DIGEST) -> None:
-    """Compute Triton's digest of itself in another process, beside the imports. A thread would be
-    slowed down by them: it needs the interpreter a thousand times. Call it in a thread that
-    outlives the process."""
+    """Triton's digest of itself, by a process beside the imports, which a thread would hold up: it
+    asks for the interpreter a thousand times. Call it in a thread that lives as long."""
     with contextlib.suppress(OSError):
         _digesting.append(lifeline.start_captured(program, stdin=subprocess.DEVNULL))
 
 
 def digest_compiler() -> None:
-    """Put that digest where Triton looks for it; computed here if the process has no result. Call
-    it after the imports."""
+    """Have what was begun, or find it here, where Triton looks for it. Behind the imports."""
     from quire.kernels import offline
 
     offline.digest_compiler(_found)
 
 
 def digest_beside() -> None:
-    """The same on a thread of its own."""
+    """As above, on a thread of its own."""
     threading.Thread(target=_digest_compiler, name="quire-digest", daemon=True).start()
 
 
 def _found() -> str:
-    """The process's answer; empty if there is none."""
+    """What the process has said; nothing where there is none."""
     return _digesting.pop().communicate()[0] if _digesting else ""
 
 
