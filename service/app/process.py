@@ -88,7 +88,7 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
         code = await _run(server, stop_asked)
     finally:
         guarded.cancel()
-        await asyncio.wait({guarded})  # from here on the event loop gives no signs of life
+        await asyncio.wait({guarded})  # from here on the loop gives no sign of life
     return code or _EXIT_DEAD if server.engine_abandoned else code
 
 
