@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 
-class Budget:
+class RetryBudget:
     """Begins full."""
 
     def __init__(

@@ -8,7 +8,7 @@ import pytest
 from quire.clients.replicas import fleet as fleet_module
 from quire.clients.replicas.addresses import Address, Lookup
 from quire.clients.replicas.affinity import REMEMBERED, REMEMBERED_EACH, PromptKeys
-from quire.clients.replicas.budget import Budget
+from quire.clients.replicas.budget import RetryBudget
 from quire.clients.replicas.fleet import BALANCE, FIRST_REST, LONGEST_REST, Fleet, Identity
 
 
@@ -257,7 +257,7 @@ def test_literal_addresses_are_never_looked_up() -> None:
 
 def test_asking_again_is_paid_for() -> None:
     now = [0.0]
-    budget = Budget(3, 0.5, 2.0, clock=lambda: now[0])
+    budget = RetryBudget(3, 0.5, 2.0, clock=lambda: now[0])
     assert [budget.take() for _ in range(4)] == [True, True, True, False]
     budget.call_began()
     assert not budget.take()
