@@ -156,7 +156,7 @@ class ClientLimits:
         self._sweep_at = max(_SWEEP, 2 * len(self._accounts))
 
 
-class Pace:
+class Throttle:
     """Limits how often each client gets answers that are as cheap as a refusal would be.
 
     Answers are immediate until the client's burst is used up, then they wait their turn. So a

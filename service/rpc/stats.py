@@ -15,7 +15,7 @@ import grpc
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason
-from quire.service.admission.rate_limits import Pace, TokenBucket
+from quire.service.admission.rate_limits import Throttle, TokenBucket
 from quire.service.errors import Refusal
 from quire.service.rpc.served_model import ServedModel
 from quire.service.telemetry.counters import Ledger
@@ -52,14 +52,14 @@ class StatsReporter:
         self._ready_at = clock()
         self._maps = TokenBucket(MAPS_A_SECOND, MAPS_AT_ONCE, self._ready_at)
         self._flushes = TokenBucket(FLUSHES_A_SECOND, FLUSHES_AT_ONCE, self._ready_at)
-        self._pace = Pace(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MAX_PATIENCE, clock)
+        self._throttle = Throttle(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MAX_PATIENCE, clock)
 
     async def turn(self, client: str) -> None:
         """Wait until this client may be answered: polling must not take the event loop from clients
         that generate. Raises Refusal if too many of its calls wait already."""
-        wait, has_one = self._pace.turn(client)
+        wait, has_one = self._throttle.turn(client)
         if not has_one:
-            raise _too_often(f"Stats: at most {self._pace.rate:g} a second of one client", wait)
+            raise _too_often(f"Stats: at most {self._throttle.rate:g} a second of one client", wait)
         if wait > 0:
             await asyncio.sleep(wait)
 
