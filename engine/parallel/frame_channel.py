@@ -139,7 +139,7 @@ def values_of(body: bytes) -> dict[str, Any]:
     return values
 
 
-def said(kind: Kind, body: bytes) -> dict[str, Any]:
+def checked_values(kind: Kind, body: bytes) -> dict[str, Any]:
     """The JSON object of a frame sent to rank 0, with the fields of its kind checked. Raises
     RankError."""
     if kind not in _SAID:

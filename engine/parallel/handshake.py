@@ -45,7 +45,7 @@ def hello() -> bytes:
     return _HELLO.pack(_MAGIC, secrets.token_bytes(_NONCE_BYTES))
 
 
-def said_of(opening: Opening) -> bytes:
+def unsigned(opening: Opening) -> bytes:
     """An opening without its proof and configuration, with random bytes of its own."""
     nonce = secrets.token_bytes(_NONCE_BYTES)
     return _SAID.pack(_MAGIC, nonce, opening.node, opening.rank, len(opening.node_config))

@@ -69,7 +69,7 @@ class Joining:
         greeting = _exactly(connection, handshake.HELLO_BYTES)
         if not handshake.is_hello(greeting):
             raise ConfigError(f"{self._where}: what listens there is no node 0 of Quire's")
-        head = handshake.said_of(said)
+        head = handshake.unsigned(said)
         data = handshake.signed(self._secret, greeting, head, said.node_config)
         connection.sendall(data)
         answer = _exactly(connection, handshake.ANSWER_BYTES)

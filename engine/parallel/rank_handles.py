@@ -25,7 +25,7 @@ class Rank:
         self.number = number
         self.channel = channel
         self.address = address
-        self.said: dict[Kind, dict[str, Any]] = {}
+        self.received: dict[Kind, dict[str, Any]] = {}
         self.came = False
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
-from quire.engine.parallel.frame_channel import Kind, said
+from quire.engine.parallel.frame_channel import Kind, checked_values
 from quire.engine.parallel.group_exchange import LOOPBACK
 from quire.engine.parallel.handshake import NO_RANK
 from quire.engine.parallel.join_listener import JoinedPeer
@@ -127,15 +127,17 @@ class Ranks:
         """Each rank's message of this kind, by rank, once all have sent one. Raises the first
         error."""
         with self._changed:
-            while not all(kind in rank.said for rank in self._ranks):
+            while not all(kind in rank.received for rank in self._ranks):
                 self.check()
                 self._changed.wait()
             self.check()
-            return [rank.said[kind] for rank in self._ranks]
+            return [rank.received[kind] for rank in self._ranks]
 
     def least_share(self) -> float:
         """How far the slowest rank is with its weights; 1 if none has reported any progress."""
-        shares = [rank.said[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.said]
+        shares = [
+            rank.received[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.received
+        ]
         return min((float(one["share"]) for one in shares), default=1.0)
 
     def rendezvous(self, make: Callable[[Store], Any], seconds: float = RENDEZVOUS_SECONDS) -> Any:
@@ -183,7 +185,7 @@ class Ranks:
     @property
     def memory(self) -> list[tuple[int, int]]:
         """For each rank, the bytes allocated and at the peak that it reported last."""
-        said = [rank.said.get(Kind.MEMORY, {}) for rank in self._ranks]
+        said = [rank.received.get(Kind.MEMORY, {}) for rank in self._ranks]
         return [(one.get("allocated", 0), one.get("peak", 0)) for one in said]
 
     # ------------------------------------------------------------ the end
@@ -218,7 +220,7 @@ class Ranks:
             while not how:
                 if node.channel.is_readable(ASK_SECONDS):
                     asked, (kind, body) = 0, node.channel.receive()
-                    values = said(kind, body)
+                    values = checked_values(kind, body)
                     if kind is Kind.ENDED:
                         node.note(values["rank"], values["how"])
                 elif asked == MAX_ASKED:
@@ -237,7 +239,7 @@ class Ranks:
             while True:
                 kind, body = rank.channel.receive()
                 try:
-                    values = said(kind, body)
+                    values = checked_values(kind, body)
                 except RankError as error:
                     rank.kill()
                     return self._without(f"rank {rank.number} ({rank.where}): {error}")
@@ -256,13 +258,13 @@ class Ranks:
             self._fail(error(f"rank {rank.number}: {values['message']}"))
         else:
             with self._changed:
-                rank.said[kind] = values
+                rank.received[kind] = values
                 self._changed.notify_all()
 
     def _lost(self, rank: Rank) -> None:
         if self._ending:
             return
-        how, died = rank.how_it_ended(), rank.said.get(Kind.DIED)
+        how, died = rank.how_it_ended(), rank.received.get(Kind.DIED)
         if died is not None:
             how = f"died by a fault ({died['error_id']})"
         self._without(f"rank {rank.number} ({rank.where}) {how}")

@@ -36,7 +36,7 @@ class KvStream:
         self._salt = salt
         self._ids = itertools.count(1)
 
-    def told(self, batch: KvEvents) -> Iterator[Any]:
+    def messages(self, batch: KvEvents) -> Iterator[Any]:
         """The messages of one batch."""
         if batch.kind == SNAPSHOT:
             yield from self._snapshot(batch)

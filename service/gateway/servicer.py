@@ -161,7 +161,7 @@ class GatewayServicer:
             watching = serving.engine.watch_blocks(request.start_sequence_number)
             async with contextlib.aclosing(watching) as batches:
                 async for batch in batches:
-                    for message in stream.told(batch):
+                    for message in stream.messages(batch):
                         yield message
         finally:
             self._subscribers -= 1

@@ -96,7 +96,7 @@ def opened_by(
     greeting: bytes, secret: Secret = SECRET, node_config: bytes = pack(NODE_CONFIG)
 ) -> bytes:
     said = Opening(1, NO_RANK, node_config)
-    return handshake.signed(secret, greeting, handshake.said_of(said), said.node_config)
+    return handshake.signed(secret, greeting, handshake.unsigned(said), said.node_config)
 
 
 def of_length(greeting: bytes, length: int) -> bytes:

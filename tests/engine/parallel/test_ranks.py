@@ -15,7 +15,7 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
 from quire.engine.parallel import ranks as parallel_ranks
-from quire.engine.parallel.frame_channel import Kind, said
+from quire.engine.parallel.frame_channel import Kind, checked_values
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.rank_handles import LocalRank
@@ -117,8 +117,8 @@ def test_what_keeps_a_rank_from_starting_is_raised(
 )
 def test_what_is_said_to_rank_0_is_looked_at_whole(kind: Kind, body: bytes, words: str) -> None:
     with pytest.raises(RankError, match=words):
-        said(kind, body)
-    assert said(Kind.READY, b'{"pid": 7}') == {"pid": 7}
+        checked_values(kind, body)
+    assert checked_values(Kind.READY, b'{"pid": 7}') == {"pid": 7}
 
 
 def test_who_is_lost_before_the_ranks_meet_ends_the_meeting(
