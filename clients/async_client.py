@@ -222,7 +222,7 @@ class AsyncGeneration:
 
 
 class AsyncClient:
-    """As Client, for asyncio. Belongs to the event loop it was made in: make it inside one."""
+    """Like Client, for asyncio. It belongs to the event loop in which it is created."""
 
     def __init__(
         self,

@@ -84,8 +84,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Of the prompt's next tokens, from its second on; all of them come before any delta of
-    index 0. first_token_id: the prompt's first, in the first of these events."""
+    """Log-probabilities of the prompt's next tokens, from its second on; all of them come before
+    any delta of index 0. first_token_id: the prompt's first token, in the first of these events."""
 
     logprobs: tuple[TokenLogprob, ...]
     first_token_id: int | None = None

@@ -78,8 +78,8 @@ def _bounds(hint: Any) -> tuple[float | None, float | None]:
 
 
 def _judge(param: Any, kind: type, least: float | None, most: float | None) -> None:
-    """What is no number does not come to the library that would read it otherwise, nor what is out
-    of bounds, of which typer's versions tell in words of their own."""
+    """Check numbers before they reach the library: it would read other forms of them, and its
+    versions report values out of bounds in different words."""
     process = param.process_value
 
     def judged(ctx: Any, value: Any) -> Any:

@@ -24,13 +24,13 @@ class CallOptions(TypedDict, total=False):
 
 
 class EmbedOptions(CallOptions, total=False):
-    """Of embed."""
+    """The keywords of `embed`."""
 
     dimensions: int
 
 
 class ScoreOptions(CallOptions, total=False):
-    """Of score."""
+    """The keywords of `score`."""
 
     allow_special_tokens: bool
 

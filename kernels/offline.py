@@ -102,7 +102,7 @@ def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
 
 @contextmanager
 def nothing_launched() -> Iterator[None]:
-    """For a while launches do and compile nothing: what they would write stays as it was."""
+    """Within it launches do nothing and compile nothing: what they would write stays unchanged."""
     with _launched_by(lambda _compiling: None):
         yield
 

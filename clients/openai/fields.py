@@ -37,7 +37,7 @@ class Fields:
         self._where = where
 
     def name(self, field: str) -> str:
-        """As a fault calls it."""
+        """A field's name in a fault."""
         return f"{self._where}.{field}" if self._where else field
 
     def has(self, field: str) -> bool:
@@ -68,7 +68,8 @@ class Fields:
         return None if value is None else self.number_in(field, value)
 
     def number_in(self, field: str, value: object) -> float | None:
-        """Of a value that was taken, or stands in an object; None: it is none, which is a fault."""
+        """The number in a value that was taken, or is in an object; None: it is not a number, which
+        is a fault."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fault(field, value, "must be a number")
         elif not -_FLOAT <= value <= _FLOAT:
@@ -103,7 +104,8 @@ class Fields:
         return self._each(field, self.items(field), _is_text, _NO_TEXT)
 
     def text_or_ids(self, field: str, value: object) -> str | list[int] | None:
-        """Of a value that was taken, or stands in a list; None: neither, which is a fault."""
+        """The text or ids in a value that was taken, or is in a list; None: neither, which is a
+        fault."""
         if isinstance(value, str):
             return value
         if isinstance(value, list):

@@ -34,7 +34,7 @@ class Head:
         self.fingerprint = started.model_fingerprint
 
     def object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """With these choices."""
+        """The object with these choices."""
         return {
             "id": self.id,
             "object": self.kind,
@@ -73,7 +73,7 @@ class Tally:
         return told
 
     def usage(self) -> dict[str, Any]:
-        """As OpenAI's clients read it."""
+        """The usage object that OpenAI's clients read."""
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._made,
@@ -84,7 +84,7 @@ class Tally:
 
 
 def chat_logprobs(tokens: Iterable[pb.TokenLogprob]) -> dict[str, Any]:
-    """Of a chat: each token with its bytes and the best others."""
+    """A chat's log-probabilities: each token with its bytes and the best others."""
     content = [
         {**_token(one), "top_logprobs": [_token(other) for other in one.top]} for one in tokens
     ]
@@ -115,7 +115,7 @@ class PromptWithLogprobs:
         return b"".join(pieces).decode("utf-8", "replace")
 
     def by_id(self) -> list[dict[str, Any] | None]:
-        """As vLLM has it: at each place what was looked at, by ids; nothing at the first."""
+        """vLLM's form: the candidates at each position, by id; None at the first position."""
         return [None, *map(_by_id, self.logprobs)]
 
 
@@ -142,7 +142,7 @@ class Offsets:
     def logprobs(
         self, tokens: Iterable[pb.TokenLogprob], prompt: PromptWithLogprobs | None = None
     ) -> dict[str, Any]:
-        """Of the next tokens. prompt: stands before them."""
+        """The log-probabilities of the next tokens. prompt: the text before them."""
         told: dict[str, Any] = {
             "tokens": [],
             "token_logprobs": [],

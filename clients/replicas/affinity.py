@@ -95,14 +95,14 @@ def score(root: int, seed: int) -> int:
 
 
 class Memory:
-    """Where prompts went lately. Not thread-safe: its fleet's lock guards it."""
+    """Which replica recent prompts went to. Not thread-safe: its fleet's lock guards it."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self._size = size
         self._replicas: OrderedDict[bytes, str] = OrderedDict()
 
     def make_room(self, replicas: int) -> None:
-        """For a fleet of so many: it never forgets for that."""
+        """Make room for a fleet of this many replicas. It never shrinks."""
         self._size = max(self._size, REMEMBERED_EACH * replicas)
 
     def note(self, keys: PromptKeys, replica: str) -> None:
@@ -114,7 +114,7 @@ class Memory:
             self._replicas.popitem(last=False)
 
     def recall(self, keys: PromptKeys) -> str | None:
-        """Where the longest remembered beginning of the prompt went."""
+        """The replica that got the longest remembered beginning of the prompt."""
         for prefix in reversed(keys.prefixes):
             replica = self._replicas.get(prefix)
             if replica is not None:

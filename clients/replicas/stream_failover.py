@@ -39,7 +39,8 @@ class Ending:
 
 
 class StreamFailover:
-    """Of one call. `begin`, `take` for each message, `ended`; and again while that says wait."""
+    """The failover of one call. Call `begin`, `take` for each message, then `ended`; and again if
+    that says to wait."""
 
     def __init__(
         self, shared: SharedState, request: pb.GenerateRequest, timeout: float | None

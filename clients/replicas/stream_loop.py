@@ -13,7 +13,7 @@ from quire.v1 import inference_pb2 as pb
 
 
 class Holder(Protocol):
-    """Who can cancel the call of the moment from outside."""
+    """Lets other threads cancel the current call."""
 
     def hold(self, call: Any) -> None:
         """This is the call now; cancels it if the stream was closed meanwhile."""

@@ -86,7 +86,7 @@ class WatchServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return f"http://{LOOPBACK}:{self.server_port}/{self.token}/"
 
     @cached_property
@@ -97,7 +97,7 @@ class WatchServer(ThreadingHTTPServer):
         return frozenset((*(f"{name}:{self.server_port}" for name in names), *bare))
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread, if there is room for one more."""
+        """Serve it in a thread, if there is room for one more."""
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._generate()
 
     def _name(self) -> str | None:
-        """What is asked for, behind the token; None: it was refused."""
+        """The requested file, after the token; None: it was refused."""
         host, path = self._target()
         if host not in self._server.hosts:
             told = "open the address that quire watch has printed, as it stands"

@@ -84,7 +84,7 @@ class Gpt2Layer:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """As of DecoderLayer."""
+        """See DecoderLayer."""
         return tuple((p.shape, p.nbytes) for p in self.placements)
 
     def products(self) -> list[Product]:

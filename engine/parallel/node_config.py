@@ -54,7 +54,7 @@ def difference(first: NodeConfig, other: NodeConfig, node: int) -> str | None:
 
 
 def pack(node_config: NodeConfig) -> bytes:
-    """As JSON."""
+    """The configuration as JSON."""
     return json.dumps(node_config).encode()
 
 

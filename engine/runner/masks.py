@@ -115,7 +115,7 @@ class _Room:
         self._unheld = self._references()
 
     def _references(self) -> int:
-        """To all masks in it."""
+        """The number of references to all masks in it."""
         return sum(map(sys.getrefcount, self._masks))
 
     def is_free(self) -> bool:

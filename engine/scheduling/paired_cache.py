@@ -19,7 +19,7 @@ class PairedCache:
 
     @property
     def log(self) -> KvLog | None:
-        """Of whoever watches."""
+        """The log of the watchers."""
         return self._log
 
     @log.setter

@@ -60,7 +60,7 @@ class Attention:
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> Tensor:
-        """As `qk_norm_rope_kv_write`, or without norms as `rope_kv_write`."""
+        """Like `qk_norm_rope_kv_write`, or without norms like `rope_kv_write`."""
         _, kv_heads, block_size, dim = k_cache.shape
         qkv, positions, slots = qkv.contiguous(), positions.long(), slot_mapping.long()
         tokens, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
@@ -85,7 +85,7 @@ class Attention:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """As `decode_attention`."""
+        """Like `decode_attention`."""
         rows, q_heads, dim = q.shape
         _, kv_heads, block_size, _ = k_cache.shape
         q, tables, contexts = q.contiguous(), block_tables.int(), context_lens.int()

@@ -29,7 +29,7 @@ def differs(weight: Tensor, around: Around, dtype: torch.dtype) -> int | None:
 
 
 class Fp8Bits(check.Bits):
-    """As `Bits`, of an FP8 weight whose scales are the same backwards, too."""
+    """Like `Bits`, for an FP8 weight whose scales are also the same backwards."""
 
     def __init__(self, weight: Tensor, around: Around, dtype: torch.dtype) -> None:
         super().__init__(torch.empty_like(weight, dtype=dtype), around, split=1)

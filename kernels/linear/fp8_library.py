@@ -52,7 +52,8 @@ def _agrees(device: torch.device, rows: int) -> bool:
 
 
 def _by_group(data: Tensor, scale: Tensor) -> Quantized:
-    """As the kernel would give it; none is launched, which no warm-up knows of."""
+    """The result as the kernel would give it, without launching one, which no warm-up would know
+    of."""
     given = fp8_groups.new(data, data.shape[1], by_group=True)
     given.data.copy_(data)
     given.scale.copy_(scale)

@@ -101,7 +101,8 @@ def run(
 
 
 def _dtype(x: Tensor | Quantized) -> torch.dtype:
-    """Of activations: what is quantized already is what followed the library."""
+    """The dtype of the activations. Quantized ones come from a library product, and have its
+    dtype."""
     return x.dtype if isinstance(x, Tensor) else fp8_library.DTYPE
 
 

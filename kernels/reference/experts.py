@@ -61,7 +61,7 @@ def mix_experts_fp8(
     *,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """As `mix_experts`, with FP8 weights."""
+    """Like `mix_experts`, with FP8 weights."""
 
     def make(expert: int, rows: Tensor) -> Tensor:
         return linear_fp8(linear_fp8(rows, gate_up.of(expert), silu=True), down.of(expert))

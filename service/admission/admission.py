@@ -193,7 +193,8 @@ class Admission:
         return level % 2 == 1 and resumed + n <= self.policy.max_waiting // 2
 
     def _check_open(self, client: str, n: int, level: int, now: float) -> None:
-        """As _check_room, of all that is open, whether it waits, runs, or waits to be read."""
+        """Like _check_room, for everything that is open, whether it waits, runs, or waits to be
+        read."""
         most = self.policy.slots + self.policy.max_waiting
         if self._open < most or (self._open < 2 * most and self._reserved(n, level)):
             return

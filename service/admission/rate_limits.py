@@ -193,7 +193,7 @@ class Throttle:
         return wait, True
 
     def _forget_full(self, now: float) -> None:
-        """As ClientLimits does: now and then."""
+        """Called now and then, as in ClientLimits."""
         if len(self._buckets) < self._sweep_at:
             return
         self._buckets = {k: b for k, b in self._buckets.items() if b.level(now) < b.burst}

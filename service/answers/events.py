@@ -25,7 +25,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        """As the contract shows it."""
+        """The family's name in the contract."""
         return "think" if self.syntax is None else self.syntax.value
 
 

@@ -106,7 +106,7 @@ class OutputParser:
         return most is None or self._steps.calls < most
 
     def _call(self) -> Generator[Wanted, str, None]:
-        """Behind `<tool_call>`, which is held with the line breaks before it."""
+        """Parse what follows `<tool_call>`, which is held with the line breaks before it."""
         steps = self._steps
         opening, before = steps.held, steps.calls
         if self._reading.syntax is Syntax.HERMES:

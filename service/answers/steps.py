@@ -40,7 +40,7 @@ class Steps:
         return not self._held and self.kept is None
 
     def events(self) -> list[Event]:
-        """Those that have not been asked for."""
+        """The events that have not been taken yet."""
         events, self._events = self._events, []
         return events
 
@@ -60,7 +60,7 @@ class Steps:
             self._events.append(Event(kind, text, self.calls - 1 if of_call else -1))
 
     def say(self, kind: Kind) -> Sink:
-        """Where pieces of this kind go."""
+        """A sink for pieces of this kind."""
         return lambda text: self.emit(kind, text)
 
     def begin_call(self, name: str) -> None:

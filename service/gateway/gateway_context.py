@@ -45,7 +45,7 @@ class GatewayContext(OtherContext):
         await self._context.send_initial_metadata(metadata)
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
-        """As OpenTelemetry names a gRPC server's."""
+        """Named as OpenTelemetry names a gRPC server's."""
         told: dict[str, str | int] = {
             "rpc.system": "grpc",
             "rpc.service": SERVICE,

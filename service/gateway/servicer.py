@@ -168,7 +168,7 @@ class GatewayServicer:
 
 
 def _wanted(request: Any) -> Any:
-    """Of our own contract; Malformed, where it cannot be."""
+    """The request in our own contract; Malformed if that is impossible."""
     if isinstance(request, Malformed):
         return request
     try:

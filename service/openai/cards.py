@@ -10,7 +10,7 @@ Card = Mapping[str, object]
 
 
 def card(name: str, created: int, max_model_len: int) -> Card:
-    """As OpenAI's clients read it. created: Unix time, in seconds."""
+    """The model object that OpenAI's clients read. created: Unix time, in seconds."""
     return {
         "id": name,
         "object": "model",

@@ -28,7 +28,8 @@ Chunk = dict[str, Any]
 
 
 def event(value: Chunk) -> bytes:
-    """As it is sent. In ASCII: some readers take other scripts' line ends for ends of lines."""
+    """A chunk as bytes. In ASCII: some readers take other scripts' line separators for line
+    ends."""
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -63,7 +63,8 @@ class HttpContext(OtherContext):
         return None
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
-        """As OpenTelemetry names an HTTP server's; of an answer not begun the status to come."""
+        """Named as OpenTelemetry names an HTTP server's. If the answer has not begun, with the
+        status to come."""
         method, path = self._request_line["method"], self._request_line["path"]
         status = self.status or (200 if code is grpc.StatusCode.OK else status_of(code.name, ""))
         told: dict[str, str | int] = {

@@ -14,7 +14,7 @@ End: TypeAlias = tuple[str, str, tuple[tuple[str, str | bytes], ...]]
 
 
 def end_of(refusal: Refusal) -> End:
-    """As the replica's server would have sent it."""
+    """A refusal as the replica's server would have sent it."""
     return refusal.code.name, clip(refusal.message), refusal.trailers()
 
 

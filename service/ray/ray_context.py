@@ -44,5 +44,5 @@ class RayContext(OtherContext):
         """The call was accepted, as `started` says too."""
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
-        """As of a call that came over gRPC."""
+        """As for a call over gRPC."""
         return grpc_span(code, self._method)

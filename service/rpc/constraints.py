@@ -52,7 +52,7 @@ def _check_choice(choice: pb.Choice, faults: Faults) -> None:
 
 
 def read_constraint(constraint: pb.Constraint, thinking: Thinking = Thinking.NONE) -> Constraint:
-    """As the engine takes it. thinking: where the output begins."""
+    """The engine's Constraint. thinking: where the output begins."""
     kind = constraint.WhichOneof("kind")
     assert kind is not None  # as check_constraint has seen
     if kind == "choice":

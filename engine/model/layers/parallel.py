@@ -73,7 +73,7 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def split_kv_heads(self, heads: int, what: str) -> slice:
-        """As `split`; where there are fewer heads than ranks, neighbours hold the same head."""
+        """Like `split`; with fewer heads than ranks, neighbours hold the same head."""
         if heads >= self.size:
             return self.split(heads, what)
         if self.size % heads:
