@@ -20,7 +20,7 @@ from support.simulation import Tally  # noqa: E402
 from support.traffic import run_steps  # noqa: E402
 
 PORTION = 20_000
-WANTED = ("preemptions", "hits", "heads", "evictions", "aborts_in_flight", "duplicates")
+WANTED = ("preemptions", "hits", "partial_copies", "evictions", "aborts_in_flight", "duplicates")
 
 
 def main() -> int:

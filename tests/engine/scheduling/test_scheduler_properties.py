@@ -38,7 +38,14 @@ def test_random_traffic_neither_leaks_nor_hangs_nor_corrupts() -> None:
     tally, episodes = run_steps(STEPS)
     print(f"{episodes} episodes: {tally}")
     assert tally.steps >= STEPS
-    for name in ("preemptions", "hits", "heads", "evictions", "aborts_in_flight", "duplicates"):
+    for name in (
+        "preemptions",
+        "hits",
+        "partial_copies",
+        "evictions",
+        "aborts_in_flight",
+        "duplicates",
+    ):
         assert getattr(tally, name) >= 100, f"too few {name}: {tally}"
     for name in ("forks", "resumed", "finishes", "stale_epochs", "discarded", "refused"):
         assert getattr(tally, name) >= 50, f"too few {name}: {tally}"
@@ -51,7 +58,13 @@ def test_random_traffic_over_windows_reads_only_its_own(steps: int) -> None:
     tally, _ = run_steps(steps, shape_of=windowed_shape)
     assert tally.hits >= steps // 100
     if steps == STEPS:
-        for name in ("preemptions", "heads", "evictions", "aborts_in_flight", "duplicates"):
+        for name in (
+            "preemptions",
+            "partial_copies",
+            "evictions",
+            "aborts_in_flight",
+            "duplicates",
+        ):
             assert getattr(tally, name) >= 100, f"too few {name}: {tally}"
 
 
