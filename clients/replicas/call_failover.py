@@ -29,7 +29,7 @@ class Attempt:
 
 
 class CallFailover:
-    """How one call goes on. `begin` and one of `ended`, `failed` and `leave` alternate."""
+    """The failover of one call. `begin` alternates with one of `ended`, `failed` and `leave`."""
 
     def __init__(
         self, shared: SharedState, timeout: float | None, keys: PromptKeys | None = None
@@ -81,7 +81,7 @@ class CallFailover:
         self.leave()
 
     def failed(self, error: CallError, *, received: bool) -> float:
-        """Seconds until `begin` may be called again. Raises what the call is to end with. received:
+        """Seconds until `begin` may be called again. Raises the error that ends the call. received:
         whether anything has come from this replica."""
         kind = kind_of(error, received)
         name = self._note(error, kind)
@@ -124,8 +124,8 @@ class CallFailover:
             ) from error
 
     def _wait(self, error: CallError, kind: Kind) -> float:
-        """To the next replica at once, but for a break: many calls break together, and must not
-        come together. Where there is none, as the retry policy says."""
+        """Go to the next replica at once, but pause after a break: many calls break together, and
+        must not all retry together. If there is no other replica, wait as the retry policy says."""
         if self.shared.fleet.has_other(self._tried | self._never, self.like):
             if kind is not Kind.BROKEN:
                 return 0.0
@@ -151,7 +151,7 @@ class CallFailover:
         return NoReplica(message, faults)
 
     def _different(self) -> CallError:
-        """Nobody is left that serves what this call began with."""
+        """The error if no replica is left that serves what this call began with."""
         faults = {**self.shared.fleet.faults(), **self._others(), **self.faults}
         return NoReplica(f"{self._nobody()}: {self._listed(faults)}", faults)
 
@@ -161,7 +161,7 @@ class CallFailover:
         return f"{broke}no replica is left{began}"
 
     def _others(self) -> dict[str, str]:
-        """What replicas serve that are known to serve another thing than this call began with."""
+        """What replicas serve that are known to differ from what this call began with."""
         told, like = {}, self.like
         for name, identity in self.shared.fleet.identities().items():
             if like is None or not serves(identity, like):

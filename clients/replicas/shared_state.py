@@ -29,7 +29,7 @@ class SharedState:
 def shared_state(
     connection: Connection, policy: ReplicaPolicy | None, retry: RetryPolicy
 ) -> SharedState | None:
-    """None: one address, and nothing said of replicas, so that nobody has to choose."""
+    """None: there is one address, and no replica policy, so there is nothing to choose."""
     if len(connection.hosts) == 1 and policy is None:
         return None
     chosen = as_replica_policy(policy)

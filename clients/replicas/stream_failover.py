@@ -68,7 +68,7 @@ class StreamFailover:
         return self._attempt, self._request if self._started is None else self._rest()
 
     def _rest(self) -> pb.GenerateRequest:
-        """The same request from where it broke."""
+        """The same request, continued from where it broke."""
         assert self._started is not None
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
@@ -80,7 +80,7 @@ class StreamFailover:
         return request
 
     def take(self, message: pb.GenerateResponse) -> list[Item]:
-        """What the caller gets of a message. Raises Differs."""
+        """What the caller gets for a message. Raises Differs."""
         self._received = True
         kind = message.WhichOneof("event")
         if kind == "started":
@@ -119,7 +119,7 @@ class StreamFailover:
         return [Resumed(name, left, fault, len(self._ids), self._failover.breaks, pause)]
 
     def _on_prompt_logprobs(self, message: pb.GenerateResponse) -> list[Item]:
-        """What an earlier attempt has told already is left out."""
+        """Leave out what an earlier attempt has delivered."""
         told = message.prompt_logprobs
         count = len(told.logprobs) + told.HasField("first_token_id")
         self._told += count

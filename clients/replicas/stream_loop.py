@@ -20,7 +20,7 @@ class Holder(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether nobody wants any more of the stream."""
+        """Whether the stream is no longer wanted."""
 
 
 def read_stream(

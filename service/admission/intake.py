@@ -183,7 +183,8 @@ class Places:
         last.set_exception(refusal)
 
     def late(self, connection: str) -> Refusal:
-        """Why a body is no longer awaited. A slow connection comes after others from now on."""
+        """The refusal for a body that took too long. A slow connection is served after others from
+        now on."""
         if self._closed:
             return errors.shutting_down()
         self._slow[connection] = self._slow.pop(connection, 0) + 1
@@ -192,7 +193,7 @@ class Places:
         return errors.slow_request(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """The server shuts down: refuse all calls whose bodies are not read."""
+        """The server shuts down: refuse all calls whose bodies have not been read."""
         self._closed = True
         for reading in self._reading.values():
             reading.give_up()

@@ -54,8 +54,8 @@ def find_markers(
     added: Iterable[str],
     step: Callable[[], None],
 ) -> Markers:
-    """rendered: probes' texts. tokens: named ones; special and added: the vocabulary's. step: told
-    of each tag and word that is looked at."""
+    """The template's markers. rendered: the probes' texts. tokens: named ones; special and added:
+    the vocabulary's. step: called for each tag and word that is examined."""
     literals = "\0".join([*_literals(tree), *(_WORD.sub("\0", text) for text in rendered)])
     control = (*special, *tokens.values())
     found: dict[str, set[str]] = {ANYWHERE: {token for token in control if token.strip()}}
