@@ -70,8 +70,8 @@ class Writer:
         self._rows = []
 
     def begin(self, plan: StepPlan, rows: Sequence[int] | None = None, padded: int = 0) -> None:
-        """Start a step's upload. rows: slots of a step of one-token rows, to be padded to `padded`. What
-        the plan writes comes before everything else if such writes are captured."""
+        """Start a step's upload. rows: slots of a step of one-token rows, to be padded to `padded`.
+        What the plan writes comes before everything else if such writes are captured."""
         self._staging.begin()
         self._changed = False
         if rows is not None:
