@@ -134,7 +134,7 @@ def _backend(directory: Path) -> Backend:
 
 
 def _bytes_of(backend: Backend) -> Callable[[str], bytes] | None:
-    """A function from a token of the vocabulary to its bytes; None for an unknown kind."""
+    """What turns a token of the vocabulary into bytes; None for a kind that is not known."""
     if backend.decoder is None:
         return None
     decoder = json.loads(backend.decoder.__getstate__())
@@ -145,8 +145,8 @@ def _bytes_of(backend: Backend) -> Callable[[str], bytes] | None:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level vocabularies use for bytes (from GPT-2): printable bytes are
-    themselves, the others are characters from U+0100 on."""
+    """The characters that byte-level vocabularies write bytes as (from GPT-2): printable bytes
+    stand for themselves, the others for characters from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in set(plain)]
     alphabet = {chr(b): b for b in plain}
@@ -155,7 +155,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def _of_byte_level() -> Callable[[str], bytes]:
-    """A token that contains a character outside the alphabet stands for its own UTF-8."""
+    """A token with a character outside the alphabet stands for its own UTF-8."""
     table = {ord(c): chr(b) for c, b in byte_alphabet().items()}
 
     def bytes_of(token: str) -> bytes:
