@@ -1,4 +1,4 @@
-"""What is wrong with a body, collected so that all of it is told together."""
+"""The faults of a body, collected so that all of them are reported together."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class BadBody(ValueError):
 
 
 class Faults:
-    """Of one body. Of very many the first are told."""
+    """The faults of one body. If there are very many, the first are reported."""
 
     def __init__(self) -> None:
         self.found: list[Fault] = []

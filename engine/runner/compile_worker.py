@@ -29,7 +29,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.runner import exact_mode, head_start
+from quire.engine.runner import early_start, exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -37,8 +37,8 @@ from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
 from quire.kernels.linear import all_reduce_norm
+from quire.kernels.meta_shapes import MetaShapes
 from quire.kernels.offline import Kernel
-from quire.kernels.outlines import Outlines
 from quire.kernels.support import NARROW
 from quire.kernels.triton_ops import TritonOps
 
@@ -144,7 +144,7 @@ def one_of_each_kind(shape: ModelConfig) -> ModelConfig:
 
 def kernels_of(launches: Callable[[], None]) -> dict[str, Kernel]:
     """Each kernel that is not compiled yet, by its name and what it is specialised to."""
-    with offline.noted() as kernels, Outlines():
+    with offline.noted() as kernels, MetaShapes():
         launches()
     return kernels
 
@@ -168,7 +168,7 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     work = partial(compile_some, in_order, numbers(len(longest), len(in_order)), tell)
     gc.freeze()
     forked += [_fork(work) for _ in range(orders.processes)]
-    lifeline.hold_to(sys.stdin)
+    lifeline.end_with_parent(sys.stdin)
     ends = [os.waitpid(process, 0)[1] for process in forked]
     return not any(ends)
 
@@ -218,7 +218,7 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled]
 
 def main() -> int:
     """Do what the line on standard input says."""
-    head_start.digest_compiler()
+    early_start.digest_compiler()
     orders = Orders.read(sys.stdin.readline())
     return int(not compile_all(orders, _tell))
 
@@ -234,7 +234,7 @@ def _fork(work: Callable[[], None]) -> int:
     if process:
         return process
     try:
-        lifeline.hold_to(sys.stdin)
+        lifeline.end_with_parent(sys.stdin)
         work()
         os._exit(0)
     finally:

@@ -1,7 +1,8 @@
-"""Which products of many rows the kernel of sm_90 (hopper_tall.py) computes, in tiles how high.
+"""Which products of many rows the sm_90 kernel (hopper_tall.py) computes, and the height of its
+tiles.
 
 Invariant: as in `tuning.py`, a pure function of sizes that the host knows, so that warm-up launches
-what steps will; and of what is told here the bits do not depend.
+what steps will. The bits do not depend on this choice.
 """
 
 from functools import cache

@@ -60,7 +60,7 @@ def rope_kv_write(
     k_cache: Tensor,
     v_cache: Tensor,
 ) -> Tensor:
-    """As qk_norm_rope_kv_write, of models whose q and k have no norm. Returns q: [T, Hq, D]."""
+    """Like qk_norm_rope_kv_write, for models whose q and k have no norm. Returns q: [T, Hq, D]."""
     heads = qkv.view(qkv.shape[0], -1, k_cache.shape[-1])
     kv_heads = k_cache.shape[1]
     first, second = heads[:, :-kv_heads].float().chunk(2, dim=-1)

@@ -35,7 +35,7 @@ class TokenBucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What it holds at a time; below zero is debt."""
+        """What the bucket holds at a time; below zero it is in debt."""
         self._level = min(self.burst, self._level + (now - self._at) * self.rate)
         self._at = now
         return self._level
@@ -51,7 +51,8 @@ class TokenBucket:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of each client: per second, with bursts worth so many seconds; None: no limit."""
+    """The limits of each client: per second, with bursts worth this many seconds; None: no
+    limit."""
 
     requests: float | None = None
     tokens: float | None = None
@@ -104,7 +105,8 @@ class Permit:
         self._taken = tokens
 
     def end(self, used: int) -> None:
-        """The call is over, and used so many tokens; the rest of those that it took go back."""
+        """The call is over and has used this many tokens; the rest of what it was charged is
+        returned."""
         if self._ended or self._account is None:
             return
         self._ended = True
@@ -147,20 +149,20 @@ class ClientLimits:
         return Permit(account, self._clock)
 
     def _forget_idle(self, now: float) -> None:
-        """Now and then, so that each client is looked at a bounded number of times."""
+        """Called now and then, checking a bounded number of clients each time."""
         if len(self._accounts) < self._sweep_at:
             return
         self._accounts = {k: a for k, a in self._accounts.items() if not a.idle(now)}
         self._sweep_at = max(_SWEEP, 2 * len(self._accounts))
 
 
-class Pace:
-    """How often each client gets answers that cost no more than a refusal would.
+class Throttle:
+    """Limits how often each client gets answers that are as cheap as a refusal would be.
 
-    At once until its burst is used up, then in its turn. So a client that asks again as soon as it
-    is answered is slowed down to the rate; a refusal would only be followed by its next call.
-
-    rate: a second. patience: seconds; who would have to wait for longer is refused.
+    Answers are immediate until the client's burst is used up, then they wait their turn. So a
+    client that asks again as soon as it is answered is slowed down to the rate; a refusal would
+    only be followed by its next call. rate: per second. patience: in seconds; a call that would
+    have to wait longer is refused.
     """
 
     def __init__(
@@ -191,7 +193,7 @@ class Pace:
         return wait, True
 
     def _forget_full(self, now: float) -> None:
-        """As ClientLimits does: now and then."""
+        """Called now and then, as in ClientLimits."""
         if len(self._buckets) < self._sweep_at:
             return
         self._buckets = {k: b for k, b in self._buckets.items() if b.level(now) < b.burst}

@@ -82,7 +82,7 @@ def _start(must_call: bool, parallel: bool) -> str:
 
 
 def _text(text: str) -> str:
-    """As a literal of Lark, which has no place for DEL as it is."""
+    """A literal in Lark, which cannot contain DEL as it is."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
@@ -92,7 +92,7 @@ def _json(schema: Schema) -> str:
 
 
 def _spaced(schema: Schema) -> Schema:
-    """As it stands in a grammar: with the spaces that templates write."""
+    """JSON as the grammar has it: with the spaces that templates write."""
     return {**schema, "x-guidance": _SPACING}
 
 
@@ -134,7 +134,7 @@ def _xml(i: int, tool: CallableTool, held: bool, fault: Fault) -> str:
 
 
 def _parameters(i: int, schema: Schema, fault: Fault) -> Iterator[tuple[str, str]]:
-    """Of each parameter how it stands in the call's rule, and its own rules."""
+    """For each parameter, its place in the call's rule, and its own rules."""
     unknown = sorted(schema.keys() - _OF_OBJECT)
     if unknown or schema.get("type", "object") != "object":
         raise CannotHonour(i, f"{(*unknown, 'type')[0]} is not supported for calls in XML")

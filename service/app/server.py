@@ -27,10 +27,10 @@ from quire.service.app import ports
 from quire.service.app.admission_bounds import limits, policy
 from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
-from quire.service.app.gateway_face import gateway_listener
+from quire.service.app.gateway_frontend import gateway_listener
 from quire.service.app.health import Health
 from quire.service.app.listener import Keeper, Listener
-from quire.service.app.openai_face import Parts, open_face
+from quire.service.app.openai_frontend import Parts, open_frontend
 from quire.service.app.reflection import add_reflection
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.hosts import is_loopback
@@ -80,7 +80,7 @@ def quire_version() -> str:
 
 
 class Server:
-    """One engine behind one port."""
+    """One engine behind gRPC's port, and the other ports beside it."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class Server:
 
     @property
     def engine_abandoned(self) -> bool:
-        """Whether the engine's step may never end: nobody must wait for it."""
+        """Whether the engine's step may never end, so that nothing may wait for it."""
         return self._engine.abandoned
 
     @property
@@ -325,7 +325,7 @@ class Server:
         options, where a port that is in use is only logged."""
         if sockets is None and not self._settings.service.http_port:
             return
-        self._http = await open_face(self._settings.service, self._parts(), sockets)
+        self._http = await open_frontend(self._settings.service, self._parts(), sockets)
         self.http_port = 0 if self._http is None else self._http.port
 
     def _parts(self) -> Parts:
@@ -400,7 +400,7 @@ class Server:
         await asyncio.wait({rest}, timeout=_REST)
 
     def _rest(self) -> "list[Coroutine[Any, Any, None]]":
-        """Metrics and traces, whose end is awaited only briefly."""
+        """End metrics and traces; this is awaited only briefly."""
         stops = [self._tracer.close]
         if self._metrics is not None:
             stops.append(self._metrics.stop)

@@ -37,7 +37,7 @@ _NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$def
 
 
 def are_in(text: str) -> bool:
-    """Whether any of them may stand in a text of JSON, which may have codes in place of letters."""
+    """Whether any of them occurs in a JSON text, which may have escapes in place of letters."""
     return "\\u" in text or any(name in text for name in _WRITTEN)
 
 
@@ -82,7 +82,8 @@ def _inside(key: str, value: Any, opened: bool) -> Any:
 
 
 def _close(schema: dict[str, Any], left_out: str) -> None:
-    """Where a whole number is left out (before draft 6 by true beside a bound), take the next."""
+    """Where a bound excludes a whole number (before draft 6, by true beside the bound), use the
+    next one."""
     name, closer = _OPEN[left_out]
     side = closer(-1, 1)
     beside = schema.get(name)

@@ -30,7 +30,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Connection(H11Protocol):
-    """`since`: when what is awaited began to be awaited; None while a request is answered, or
+    """`since`: when the server began to wait for the client; None while a request is answered, or
     before the next one has begun."""
 
     def __init__(self, config: Config, state: ServerState, most: int, clock: Any) -> None:
@@ -59,8 +59,8 @@ class Connection(H11Protocol):
             self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
-        """As much as came; a request's headers may be whole now. A body that nobody has asked for
-        stays with the network."""
+        """Take what has arrived; a request's headers may be complete now. A body that is not being
+        read is left to the network's buffers."""
         if self.since is None and not self._busy:
             self.since = self._clock()
         super().data_received(data)
@@ -76,8 +76,8 @@ class Connection(H11Protocol):
             self.since = None
 
     def _is_begun(self) -> bool:
-        """Whether something of a request is here behind empty lines, which RFC 9112 (2.2) passes
-        over. h11 refuses them, and has no way to take back what it was given: another goes on."""
+        """Whether a request has begun after empty lines, which RFC 9112 (2.2) says to skip. h11
+        refuses them and cannot take input back, so a new h11 connection continues."""
         here, _ = self.conn.trailing_data
         rest = here.lstrip(b"\r\n")
         if len(rest) < len(here):
@@ -87,14 +87,14 @@ class Connection(H11Protocol):
         return bool(rest)
 
     def on_response_complete(self) -> None:
-        """The next request may come; what is here of it counts from now on."""
+        """The next request may begin; what has already arrived of it counts from now on."""
         rest = bool(self.conn.trailing_data[0])
         self.since = self._clock() if rest else None
         super().on_response_complete()
 
     def cut_off_if_slow(self, now: float, seconds: float, stall: float) -> None:
-        """Whoever has been awaited for so long, or has read nothing for `stall` seconds (0: any
-        time) of what was written."""
+        """Close the connection of a client that has kept the server waiting for this long, or has
+        read nothing for `stall` seconds (0: any time) of what was written."""
         unread = self.transport.get_write_buffer_size()
         before, since = self._unread
         if not unread or unread != before:
@@ -113,7 +113,8 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP: an error of OpenAI's shape, if an answer has not begun."""
+        """Answer input that is no HTTP with an error of OpenAI's shape, if an answer has not
+        begun."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self._busy:
             self.transport.abort()
             return
@@ -142,8 +143,8 @@ async def _with_connection(
 
 
 def _origin_form(scope: Scope) -> Scope:
-    """Of a request in absolute form, which proxies are sent: its target's host is what counts (RFC
-    9112, 3.2.2)."""
+    """A request in absolute form, as sent to proxies, in origin form: the host of its target is the
+    one that counts (RFC 9112, 3.2.2)."""
     target = _ABSOLUTE.fullmatch(scope["raw_path"])
     if target is None:
         return scope

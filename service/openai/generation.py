@@ -6,14 +6,14 @@ from typing import Any
 from starlette.requests import Request
 
 from quire.clients.openai import chat, completions
-from quire.clients.openai.asked import Asked
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_reader import RequestReader
 from quire.service.rpc.servicer import InferenceServicer
 
 GENERATE = "/quire.v1.InferenceService/Generate"
-Read = Callable[[dict[str, Any], str], Asked]
+Read = Callable[[dict[str, Any], str], ParsedBody]
 
 
 class Generation:
@@ -37,7 +37,7 @@ class Generation:
     async def _reply(self, request: Request, read: Read, *, is_chat: bool) -> Any:
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
-        asked = await self._reader.read(request, GENERATE, lambda values: read(values, name))
+        parsed = await self._reader.read(request, GENERATE, lambda values: read(values, name))
         return Reply(
-            self._servicer, context, asked, model=self._model, chat=is_chat, budget=self._budget
+            self._servicer, context, parsed, model=self._model, chat=is_chat, budget=self._budget
         )

@@ -138,7 +138,7 @@ class InferenceServicer:
 
     @contextlib.contextmanager
     def _ended(self, context: Context, writes: Writes) -> Iterator[_Ending]:
-        """Count and trace a call by its end."""
+        """Count and trace a call that has ended."""
         ending, began, began_ns = _Ending(), time.monotonic(), time.time_ns()
         try:
             yield ending
@@ -187,7 +187,7 @@ class InferenceServicer:
         return call, serving
 
     def _close(self, call: Call, unread: int) -> None:
-        """The single end of an accepted call. unread: tokens that nobody took from the engine."""
+        """The single end of an accepted call. unread: tokens that the reader did not take."""
         self._open_calls.end()
         self._open_requests.remove(call)
         call.place.leave()

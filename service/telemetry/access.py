@@ -37,7 +37,7 @@ def refused(
 
 
 def _client(context: "grpc.aio.ServicerContext[Any, Any]", authenticator: Authenticator) -> str:
-    """Who called; whoever could not say so is known by their address."""
+    """The caller's name, or the address of one without a name."""
     try:
         return authenticator.caller(context).client
     except Refusal:

@@ -108,7 +108,7 @@ FAULTS = (
     ),
     Fault(
         "openai: choices of several prompts are counted from nought for each",
-        "clients/openai/asked.py",
+        "clients/openai/parsed_body.py",
         "                message.delta.index += place * self.each\n",
         "                pass\n",
         (CLIENT + "several_prompts_are_one_answer_whole_and_streamed",),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from quire.clients.openai import chat, completions, sampling
-from quire.clients.openai.asked import Asked
 from quire.clients.openai.faults import BadBody
 from quire.clients.openai.field_names import Names
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.v1 import inference_pb2 as pb
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -21,7 +21,7 @@ TOOL: dict[str, Any] = {
 }
 
 
-def asked(**fields: Any) -> Asked:
+def asked(**fields: Any) -> ParsedBody:
     return chat.read({"messages": HELLO, **fields})
 
 

@@ -1,4 +1,4 @@
-"""Finite numbers at the end of what JSON and floats hold: refused by name, in both faces."""
+"""Finite numbers at the end of what JSON and floats hold: refused by name, in both APIs."""
 
 from typing import Any
 
