@@ -44,10 +44,8 @@ def paged_attention(
     norms, decode = (q_norm, k_norm, eps, rope), batch.num_decode_rows
     first = (batch.positions[:decode], batch.slot_mapping[:decode], *caches)
     contexts = (batch.block_tables[:decode], batch.context_lens[:decode])
-    fused = partial(  # rows of one token: all of it is one kernel
-        *(ops.rope_decode_attention, qkv[:decode], *norms, *first, *contexts, scale),
-        batch.max_context_len,
-    )
+    rows = (qkv[:decode], *norms, *first, *contexts, scale, batch.max_context_len)
+    fused = partial(ops.rope_decode_attention, *rows)  # of one token: all of it is one kernel
     if decode == batch.num_rows:
         attended = fused(narrow=narrow)
         return attended if isinstance(attended, Quantized) else attended.flatten(1)
