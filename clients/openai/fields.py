@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from quire.clients import large_json
+from quire.clients.arguments import no_zero
 from quire.clients.openai.faults import MAX_FAULTS, Faults
 
 UINT32 = (1 << 32) - 1
@@ -74,7 +75,7 @@ class Fields:
         elif not -_FLOAT <= value <= _FLOAT:
             self.fault(field, value, f"is beyond the range of a float (±{_FLOAT:.7g})")
         else:
-            return float(value)
+            return no_zero(float(value))
         return None
 
     def whole(self, field: str, low: int = 0, high: int = UINT32) -> int | None:

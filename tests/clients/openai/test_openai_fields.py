@@ -153,6 +153,14 @@ def test_what_the_contract_cannot_hold_is_told_as_it_was_given(value: float) -> 
         assert words.startswith(str(value)[:40]) and "the range of a float" in words
 
 
+@pytest.mark.parametrize("value", [1e-300, -1e-300, 2.0**-150, -5e-324])
+def test_what_is_next_to_zero_is_not_told_as_zero(value: float) -> None:
+    read = request(logit_bias={"17": value}, temperature=value).sampling
+    for told in (read.logit_bias[17], read.temperature):
+        assert told and (told < 0) == (value < 0)
+    assert request(temperature=-0.0).sampling.temperature == 0
+
+
 def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     assert faults(wit=1, temprature=0.5, max_tokens="7", n=1.5) == {
         "wit": "1: is not a field of this request",
