@@ -101,7 +101,7 @@ def _lark_of(schema: Any) -> str:
     options = schema.get("x-guidance", {})
     if isinstance(options, dict):
         spaces = {} if _OF_SPACES & options.keys() else _SPACES
-        options = {"lenient": False, **spaces, **options}
+        options = {**spaces, **options}
     made = large_json.dumps({**schema, "x-guidance": options})
     return f"start: %json {made}\n{_NO_FORCING}"
 

@@ -222,8 +222,8 @@ FAULTS = (
     ),
     Fault(
         "constraint: a schema asks for leniency and gets it",
-        "service/constraints/sources.py",
-        '"lenient": False, ',
+        "service/constraints/schema_checks.py",
+        "    _check_strict(schema)\n",
         "",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
