@@ -7,9 +7,11 @@ from starlette.requests import Request
 
 from quire.clients.openai import chat, completions
 from quire.clients.openai.asked import Asked
+from quire.service.errors import invalid_field
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_reader import RequestReader
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 
 GENERATE = "/quire.v1.InferenceService/Generate"
@@ -38,6 +40,12 @@ class Generation:
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
         asked = await self._reader.read(request, GENERATE, lambda values: read(values, name))
+        if isinstance(asked, Asked) and asked.prompts > 1:
+            n, max_tokens = asked.each, asked.requests[0].sampling.max_tokens
+            most, limit = self._servicer.access.most_at_once(n, max_tokens)
+            if asked.prompts > most:
+                told = f"{asked.prompts} prompts with n = {n}: at most {most} at once: {limit}"
+                asked = Malformed(invalid_field("prompt", told))
         return Reply(
             self._servicer, context, asked, model=self._model, chat=is_chat, budget=self._budget
         )
