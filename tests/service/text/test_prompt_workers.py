@@ -189,7 +189,7 @@ def test_a_library_that_panics_ends_its_call_and_no_other() -> None:
             raise Panic("index out of bounds")
 
         for _ in range(4):
-            with pytest.raises(RuntimeError, match="Panic.*index out of bounds"):
+            with pytest.raises(RuntimeError, match=r"Panic.*index out of bounds"):
                 await workers.run(panics)
         assert await workers.run(lambda _: "next") == "next"
         workers.close()
