@@ -6,6 +6,8 @@ CLIENT = "tests/service/openai/test_openai_client.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 
+LINES = "tests/service/openai/test_request_lines.py::test_"
+
 FAULTS = (
     Fault(
         "openai bodies: a bias may be of what can be no id",
@@ -65,5 +67,19 @@ FAULTS = (
             "tests/service/openai/test_several_prompts.py"
             "::test_more_prompts_than_can_ever_begin_together_are_not_asked_for_again",
         ),
+    ),
+    Fault(
+        "openai: a body in chunks of one byte holds up everybody",
+        "service/openai/connection.py",
+        "self._chunks > MANY_CHUNKS",
+        "False and self._chunks > MANY_CHUNKS",
+        (LINES + "a_body_comes_in_as_many_chunks_as_its_bytes_need",),
+    ),
+    Fault(
+        "openai: as many headers are read as come at once",
+        "service/openai/connection.py",
+        "range(0, len(data), MAX_HEADER_BYTES)",
+        "range(0, len(data), 1 << 30)",
+        (LINES + "headers_that_come_all_at_once_are_read_as_far_as_they_may_go",),
     ),
 )
