@@ -5,7 +5,6 @@ from faults.fault import Fault
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
-
 LINES = "tests/service/openai/test_request_lines.py::test_"
 
 FAULTS = (
@@ -81,5 +80,12 @@ FAULTS = (
         "range(0, len(data), MAX_HEADER_BYTES)",
         "range(0, len(data), 1 << 30)",
         (LINES + "headers_that_come_all_at_once_are_read_as_far_as_they_may_go",),
+    ),
+    Fault(
+        "openai bodies: of nothing but faults all are looked for",
+        "clients/openai/faults.py",
+        "        if len(self.found) >= MAX_FAULTS:\n",
+        "        if False:\n",
+        (FIELDS + "of_very_many_faults_no_more_are_looked_for_than_are_told",),
     ),
 )
