@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from quire.clients.errors import OptionError
+from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 MAX_SECONDS = 1e9  # about 32 years; gRPC's clock cannot hold much more
-MAX_FLOAT32 = 3.4028234663852886e38
-_LEAST_FLOAT32 = 2.0**-149
 _MAX_BYTES = 256 << 20  # of a file that is read whole
 _MAX_SHOWN = 80  # characters of a value that an error repeats
 
@@ -102,11 +101,6 @@ def float32(where: str, value: Any) -> float:
     if abs(real) > MAX_FLOAT32:
         raise OptionError(f"{where}: {show(value)} is beyond single precision")
     return no_zero(real)
-
-
-def no_zero(value: float) -> float:
-    """For single precision, in which what is next to 0 would become 0 otherwise."""
-    return math.copysign(max(abs(value), _LEAST_FLOAT32), value) if value else value
 
 
 def flag(where: str, value: Any) -> bool:

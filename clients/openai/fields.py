@@ -11,11 +11,10 @@ from itertools import islice
 from typing import Any
 
 from quire.clients import large_json
-from quire.clients.arguments import no_zero
 from quire.clients.openai.faults import MAX_FAULTS, Faults
+from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 UINT32 = (1 << 32) - 1
-_FLOAT = (2 - 2**-23) * 2.0**127  # the largest of the contract's floats
 _NO_ID, _NO_TEXT = "must be a token id", "must be a string"
 
 
@@ -72,8 +71,8 @@ class Fields:
         """Of a value that was taken, or stands in an object; None: it is none, which is a fault."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fault(field, value, "must be a number")
-        elif not -_FLOAT <= value <= _FLOAT:
-            self.fault(field, value, f"is beyond the range of a float (±{_FLOAT:.7g})")
+        elif not -MAX_FLOAT32 <= value <= MAX_FLOAT32:
+            self.fault(field, value, f"is beyond the range of a float (±{MAX_FLOAT32:.7g})")
         else:
             return no_zero(float(value))
         return None

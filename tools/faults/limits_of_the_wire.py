@@ -29,8 +29,8 @@ FAULTS = (
     ),
     Fault(
         "client: a number next to zero is sent as zero",
-        "clients/arguments.py",
-        "math.copysign(max(abs(value), _LEAST_FLOAT32), value) if value else value",
+        "clients/single_precision.py",
+        "math.copysign(max(abs(value), _LEAST), value) if value else value",
         "value",
         (
             "tests/clients/test_arguments.py::test_a_number_next_to_zero_is_not_sent_as_zero",
