@@ -4,6 +4,7 @@ from faults.fault import Fault
 
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
 HOSTILE = "tests/service/constraints/test_hostile_constraints.py::test_"
+CHECKS = "tests/service/constraints/test_schema_checks.py::test_"
 SUITE = "tests/service/constraints/test_schema_suite.py::test_"
 
 FAULTS = (
@@ -54,7 +55,7 @@ FAULTS = (
         "service/constraints/schema_checks.py",
         "_NAMES if key in NAMED else _SCHEMA",
         "_SCHEMA",
-        (SUITE + "a_property_may_be_called_as_a_keyword_is_and_a_value_holds_no_schema",),
+        (CHECKS + "a_property_may_be_called_as_a_keyword_is_and_a_value_holds_no_schema",),
     ),
     Fault(
         "constraint: a reference leads to a value, which nobody has looked at",
@@ -68,14 +69,14 @@ FAULTS = (
         "service/constraints/schema_checks.py",
         "_as_read(value) != value",
         "False",
-        (SUITE + "each_number_that_is_let_in_is_written_to_its_last_bit",),
+        (CHECKS + "each_number_that_is_let_in_is_written_to_its_last_bit",),
     ),
     Fault(
         "constraint: spaces that a schema asks for are passed over",
         "service/constraints/sources.py",
         "{} if _OF_SPACES & options.keys() else _SPACES",
         "_SPACES",
-        (SUITE + "spaces_are_those_that_a_schema_asks_for",),
+        (CHECKS + "spaces_are_those_that_a_schema_asks_for",),
     ),
     Fault(
         "constraint: the spaces that a strict tool asks for are passed over",
