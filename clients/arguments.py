@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from quire.clients.errors import OptionError
+from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 MAX_SECONDS = 1e9  # about 32 years; gRPC's clock cannot hold much more
-MAX_FLOAT32 = 3.4028234663852886e38
 _MAX_BYTES = 256 << 20  # of a file that is read whole
 _MAX_SHOWN = 80  # characters of a value that an error repeats
 
@@ -101,7 +101,7 @@ def float32(where: str, value: Any) -> float:
     real = number(where, value)
     if abs(real) > MAX_FLOAT32:
         raise OptionError(f"{where}: {show(value)} is beyond single precision")
-    return real
+    return no_zero(real)
 
 
 def flag(where: str, value: Any) -> bool:

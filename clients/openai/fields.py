@@ -12,9 +12,9 @@ from typing import Any
 
 from quire.clients import large_json
 from quire.clients.openai.faults import MAX_FAULTS, Faults
+from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 UINT32 = (1 << 32) - 1
-_FLOAT = (2 - 2**-23) * 2.0**127  # the largest of the contract's floats
 _NO_ID, _NO_TEXT = "must be a token id", "must be a string"
 
 
@@ -72,10 +72,10 @@ class Fields:
         is a fault."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fault(field, value, "must be a number")
-        elif not -_FLOAT <= value <= _FLOAT:
-            self.fault(field, value, f"is beyond the range of a float (±{_FLOAT:.7g})")
+        elif not -MAX_FLOAT32 <= value <= MAX_FLOAT32:
+            self.fault(field, value, f"is beyond the range of a float (±{MAX_FLOAT32:.7g})")
         else:
-            return float(value)
+            return no_zero(float(value))
         return None
 
     def whole(self, field: str, low: int = 0, high: int = UINT32) -> int | None:

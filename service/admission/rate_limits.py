@@ -12,7 +12,7 @@ those that it did not make. So a call larger than the burst is not refused for e
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from quire.service.errors import invalid_field, rate_limited, too_many_streams
@@ -78,7 +78,11 @@ class _Account:
 
 
 def _bucket(rate: float | None, seconds: float, now: float) -> TokenBucket | None:
-    return None if rate is None else TokenBucket(rate, max(1.0, rate * seconds), now)
+    return None if rate is None else TokenBucket(rate, _burst(rate, seconds), now)
+
+
+def _burst(rate: float, seconds: float) -> float:
+    return max(1.0, rate * seconds)
 
 
 class Permit:
@@ -147,6 +151,19 @@ class ClientLimits:
             account.requests.take(1, now)
         account.streams += 1
         return Permit(account, self._clock)
+
+    def most_at_once(self, tokens: int) -> Iterator[tuple[int, str]]:
+        """Calls of so many tokens or more that a client may begin together, by each limit, which
+        is named."""
+        limits, seconds = self._limits, f"rate_limit_burst_seconds = {self._limits.burst_seconds:g}"
+        if limits.streams is not None:
+            yield limits.streams, f"max_streams_per_client = {limits.streams}"
+        if limits.requests is not None:
+            most = _burst(limits.requests, limits.burst_seconds)
+            yield int(most), f"rate_limit_requests = {limits.requests:g}, {seconds}"
+        if limits.tokens is not None:
+            most = math.ceil(_burst(limits.tokens, limits.burst_seconds) / tokens)
+            yield most, f"rate_limit_tokens = {limits.tokens:g}, {seconds}"
 
     def _forget_idle(self, now: float) -> None:
         """Called now and then, checking a bounded number of clients each time."""

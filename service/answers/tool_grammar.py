@@ -91,6 +91,12 @@ def _json(schema: Schema) -> str:
     return "%json " + large_json.dumps(_spaced(schema), ensure_ascii=False)
 
 
+def _fault_of(schema: Schema, fault: Fault) -> str:
+    if "x-guidance" in schema:
+        return "x-guidance is not supported for calls, whose spaces are those of templates"
+    return fault(_spaced(schema))
+
+
 def _spaced(schema: Schema) -> Schema:
     """JSON as the grammar has it: with the spaces that templates write."""
     return {**schema, "x-guidance": _SPACING}
@@ -105,7 +111,7 @@ def _hermes(i: int, tool: CallableTool, held: bool, fault: Fault) -> str:
         if tool.strict:
             raise CannotHonour(i, "arguments are an object: type must be object")
         schema = dict(_ANY_OBJECT)
-    why = fault(_spaced(schema)) if held else ""
+    why = _fault_of(schema, fault) if held else ""
     if why and tool.strict:
         raise CannotHonour(i, why)
     head = f'\n{{"name": {_text(tool.name)}, "arguments": '
@@ -165,7 +171,7 @@ def _parameter(rule: str, name: str, schema: Schema, fault: Fault) -> str:
     described, types = schema["properties"][name], allowed_types(schema, name)
     if "string" not in types:
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        why = fault(_spaced({**described, **shared}))
+        why = _fault_of({**described, **shared}, fault)
         if why:
             raise ValueError(f": {why}")
         return f"{rule}: {head} {_json({**described, **shared})} {_text(end)}"

@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -55,9 +54,7 @@ from quire.service.telemetry import logs
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics_server import MetricsServer
 from quire.service.telemetry.tracing import Tracer, make_tracer
-from quire.service.text import tokenizer as tokenizers
-from quire.service.text.chat_template import ChatTemplate
-from quire.service.text.tokenizer import Tokenizer
+from quire.service.text.text_side import read_text_side
 from quire.service.text.workers import PromptWorkers
 
 log = logging.getLogger("quire.service")
@@ -223,7 +220,7 @@ class Server:
         which takes a second or two of a large vocabulary.
         """
         tokenizer, chat = await asyncio.to_thread(
-            _text_side, self._resolved.tokenizer_directory, vocab_size
+            read_text_side, self._resolved.tokenizer_directory, vocab_size
         )
         compiler = beside = None
         if eos_token_ids is not None:
@@ -405,8 +402,3 @@ class Server:
         if self._metrics is not None:
             stops.append(self._metrics.stop)
         return [asyncio.to_thread(stop) for stop in stops]
-
-
-def _text_side(directory: Path, vocab_size: int) -> tuple[Tokenizer, ChatTemplate | None]:
-    tokenizer = tokenizers.load(directory, vocab_size)
-    return tokenizer, ChatTemplate.of(tokenizer)

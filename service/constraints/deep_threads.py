@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from quire.service import malloc_memory
+from quire.service.panics import as_exception
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def _settle(done: "Future[T]", work: Callable[[], T]) -> None:
     try:
         done.set_result(work())
     except BaseException as error:
-        done.set_exception(error)
+        done.set_exception(as_exception(error))
     finally:
         del done, work  # as above
     malloc_memory.give_back()

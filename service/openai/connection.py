@@ -1,8 +1,10 @@
 """One connection: uvicorn's, with bounds before a request is known.
 
 Invariant: a client that has not sent its headers within HEADER_SECONDS is cut off, even if it is
-still sending them; so is one that does not read. Headers are bounded in size; there are at most
-`most` connections. Where a request names its host in its target, the header says the same.
+still sending them; so is one that does not read, and one whose body comes in tiny chunks: to read
+each takes the event loop as long as a large one. Headers are bounded in size, however many come at
+once; there are at most `most` connections. Where a request names its host in its target, the header
+says the same.
 """
 
 import functools
@@ -24,9 +26,31 @@ log = logging.getLogger("quire.service")
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 75  # that a connection may rest between two requests
 MAX_HEADER_BYTES = 16 << 10
+MANY_CHUNKS, CHUNK_BYTES = 1024, 128  # of a body: so many, and one more for so many bytes
 _ABSOLUTE = re.compile(rb"(?i:https?)://(?P<host>[^/]*)(?P<path>.*)")
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _Http(h11.Connection):
+    """What a client says. Counts the chunks of a body, where it comes in chunks."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+        self._chunks = self._bytes = 0
+
+    def next_event(self) -> Any:
+        """See h11."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._bytes += len(event.data)
+            if self._chunks > MANY_CHUNKS + self._bytes // CHUNK_BYTES:
+                told = f"{self._chunks} chunks for {self._bytes} bytes of a body"
+                raise h11.RemoteProtocolError(told)
+        elif isinstance(event, h11.EndOfMessage):
+            self._chunks = self._bytes = 0
+        return event
 
 
 class Connection(H11Protocol):
@@ -36,6 +60,7 @@ class Connection(H11Protocol):
     def __init__(self, config: Config, state: ServerState, most: int, clock: Any) -> None:
         """clock: seconds, of any beginning."""
         super().__init__(config, state, {}, _loop=None)
+        self.conn = _Http()
         self.app = functools.partial(_with_connection, self.app, self)
         self._most = most
         self._clock = clock
@@ -60,10 +85,14 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has arrived; a request's headers may be complete now. A body that is not being
-        read is left to the network's buffers."""
+        read is left to the network's buffers. h11 gets at most as many bytes at once as headers may
+        have: it would parse all that is there before it checks their size."""
         if self.since is None and not self._busy:
             self.since = self._clock()
-        super().data_received(data)
+        for start in range(0, len(data), MAX_HEADER_BYTES):
+            super().data_received(data[start : start + MAX_HEADER_BYTES])
+            if self.transport.is_closing():
+                return
         if self._busy and self.cycle.more_body:
             self.flow.pause_reading()
 
@@ -81,7 +110,7 @@ class Connection(H11Protocol):
         here, _ = self.conn.trailing_data
         rest = here.lstrip(b"\r\n")
         if len(rest) < len(here):
-            self.conn = h11.Connection(h11.SERVER, MAX_HEADER_BYTES)
+            self.conn = _Http()
             if rest:  # else h11 would take it for the connection's end
                 self.conn.receive_data(rest)
         return bool(rest)

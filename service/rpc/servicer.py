@@ -74,7 +74,7 @@ class InferenceServicer:
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._access = access_control
+        self.access = access_control
         self._call_admission = CallAdmission(lifecycle, ledger, access_control)
         self._tracer = tracer
         self._watch = watch
@@ -176,7 +176,7 @@ class InferenceServicer:
             refusal = error if isinstance(error, Refusal) else fault(error)
             ending.code = refusal.code
             self._ledger.refuse(refusal.code, refusal.reason)
-            access.refused("Generate", context, self._access.authenticator, refusal)
+            access.refused("Generate", context, self.access.authenticator, refusal)
             await errors.abort(context, refusal)
         ending.call = call
         self._open_calls.begin()
@@ -272,13 +272,13 @@ class InferenceServicer:
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
         try:
             try:
-                caller = self._access.authenticator.caller(context)
+                caller = self.access.authenticator.caller(context)
                 if isinstance(request, Malformed):
                     raise request.refusal
                 response = await _asked(answer, request, caller)
             except Refusal as refusal:
                 code = refusal.code
-                access.refused(method, context, self._access.authenticator, refusal)
+                access.refused(method, context, self.access.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response

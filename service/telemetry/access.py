@@ -30,7 +30,7 @@ def refused(
                 "client": _client(context, authenticator),
                 "code": refusal.code.name,
                 "reason": refusal.reason,
-                "message": refusal.message,
+                "details": refusal.message,
             }
         },
     )

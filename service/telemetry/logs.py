@@ -71,8 +71,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
+        entry = {**entry, **getattr(record, "fields", {}), **entry}  # those stay what they are
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return escaped(json.dumps(entry, ensure_ascii=False, default=str))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from quire.service import malloc_memory
 from quire.service.errors import Refusal, prompts_waiting, shutting_down
+from quire.service.panics import as_exception
 
 T = TypeVar("T")
 Wanted = Callable[[], bool]
@@ -52,10 +53,8 @@ class _Job:
         """On a thread."""
         try:
             result = self.work(lambda: self.wanted)
-        except StopIteration as ended:  # which no future can hold
-            self._tell(None, RuntimeError(repr(ended)))
         except BaseException as error:  # it holds this frame, so no name here may hold it
-            self._tell(None, error)
+            self._tell(None, as_exception(error))
         else:
             self._tell(result, None)
 
