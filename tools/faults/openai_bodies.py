@@ -60,7 +60,7 @@ FAULTS = (
     Fault(
         "openai: prompts that can never begin together are told to ask again",
         "service/openai/generation.py",
-        "asked.prompts > most",
+        "parsed.prompts > most",
         "False",
         (
             "tests/service/openai/test_several_prompts.py"
