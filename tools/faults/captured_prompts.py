@@ -153,8 +153,8 @@ FAULTS = (
     Fault(
         "attention: the two results of a mixed step are joined by a copy",
         "engine/model/layers/attention.py",
-        "        fused(out=out[:decode])\n",
-        "        out[:decode] = fused()\n",
+        "        ops.rope_decode_attention(*ones, out=out[:decode])\n",
+        "        out[:decode] = ops.rope_decode_attention(*ones)\n",
         (
             "tests/engine/runner/test_paged_attention.py"
             "::test_both_kernels_of_a_mixed_step_write_into_its_result",

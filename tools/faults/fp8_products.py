@@ -11,8 +11,8 @@ FAULTS = (
     Fault(
         "fp8 products: rows of one token beside prompts leave their results quantized",
         "engine/model/layers/attention.py",
-        "fused(out=out[:decode])",
-        "fused(out=out[:decode], narrow=narrow)",
+        "*ones, out=out[:decode])",
+        "*ones, out=out[:decode], narrow=narrow)",
         (
             "tests/engine/runner/test_paged_attention.py"
             "::test_what_is_written_beside_prompts_is_not_narrow",

@@ -2,6 +2,10 @@
 
 from faults.fault import Fault
 
+_MANY = (
+    "tests/engine/runner/test_warmup.py"
+    "::test_many_rows_beside_prompts_are_warm_where_alone_they_come_quantized",
+)
 _RUN = ("tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm",)
 _CLASSES = (
     "tests/engine/runner/test_warmup.py"
@@ -14,17 +18,14 @@ FAULTS = (
         "engine/runner/warmup.py",
         "        yield WarmStep(rows, (1,), longest)\n",
         "        yield WarmStep(1, (1,), longest)\n",
-        _RUN,
+        _MANY,
     ),
     Fault(
         "warm-up: what many rows attend by beside prompts passes for what is quantized alone",
         "kernels/attention/decode_launch.py",
         "alone or not shape.columns, *taken",
         "True, *taken",
-        (
-            "tests/engine/runner/test_warmup.py"
-            "::test_many_rows_beside_prompts_are_warm_where_alone_they_come_quantized",
-        ),
+        _MANY,
     ),
     Fault(
         "warm-up: short contexts are left out",

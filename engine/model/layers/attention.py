@@ -5,8 +5,6 @@ sees itself and every row sees all that came before it; but for the token of a r
 only that row sees: the kernel that reads it may be the one that writes it.
 """
 
-from functools import partial
-
 from torch import Tensor
 
 from quire.engine.model.forward_batch import ForwardBatch
@@ -44,16 +42,15 @@ def paged_attention(
     norms, decode = (q_norm, k_norm, eps, rope), batch.num_decode_rows
     first = (batch.positions[:decode], batch.slot_mapping[:decode], *caches)
     contexts = (batch.block_tables[:decode], batch.context_lens[:decode])
-    rows = (qkv[:decode], *norms, *first, *contexts, scale, batch.max_context_len)
-    fused = partial(ops.rope_decode_attention, *rows)  # of one token: all of it is one kernel
-    if decode == batch.num_rows:
-        attended = fused(narrow=narrow)
+    ones = (qkv[:decode], *norms, *first, *contexts, scale, batch.max_context_len)
+    if decode == batch.num_rows:  # one token each: all of it is one kernel
+        attended = ops.rope_decode_attention(*ones, narrow=narrow)
         return attended if isinstance(attended, Quantized) else attended.flatten(1)
     longer = (batch.positions[decode:], batch.slot_mapping[decode:], *caches)
     q = ops.qk_norm_rope_kv_write(qkv[decode:], *norms, *longer)
     out = new_rows(q, len(qkv), *q.shape[1:])
     if decode:
-        fused(out=out[:decode])
+        ops.rope_decode_attention(*ones, out=out[:decode])
     _prefill(ops, q, *caches, batch, scale, window, out[decode:])
     return out.flatten(1)
 
